@@ -414,7 +414,11 @@ def test_a_required_speedup_is_told_by_the_exit_code(
 ) -> None:
     plan = _timed_plan(*ci95)
     plan.write(tmp_path / "out" / "plan.json")
-    for name in ("cli.plan._planned", "cli.export.print_models", "pipeline.road.write_models"):
+    for name in (
+        "choose.budgets.making.make_plan",
+        "cli.export.print_models",
+        "pipeline.road.write_models",
+    ):
         monkeypatch.setattr(f"exporter.{name}", lambda *_: plan)
     graph = tmp_path / "g.onnx"
     graph.touch()
@@ -432,7 +436,7 @@ def test_a_required_speedup_is_told_by_the_exit_code(
     def fail(*_: object) -> None:
         raise PlanError("no such plan.")
 
-    for name in ("cli.plan._planned", "pipeline.road.write_models"):
+    for name in ("choose.budgets.making.make_plan", "pipeline.road.write_models"):
         monkeypatch.setattr(f"exporter.{name}", fail)
     assert run([*call, "--require-speedup"]) == 2, "1 says that there is a plan"
     assert run(call) == 2

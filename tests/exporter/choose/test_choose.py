@@ -230,7 +230,7 @@ def test_the_command_searches(
         asked.append(source)
         return loaded
 
-    monkeypatch.setattr("exporter.cli.plan.load_model", load)
+    monkeypatch.setattr("exporter.choose.budgets.making.load_model", load)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent / "unused"))
     scores = _written(report, tmp_path, "the-model")
     call = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--drop-attn", "1"]

@@ -214,8 +214,8 @@ def test_a_confirmation_runs_on_the_number_of_its_report(
     report = ComparisonReport.read(tmp_path / "out" / "report.json")
     assert report.environment.threads == 2
     monkeypatch.setattr(exporter.compare.threads, "choose_threads", refuse)
+    from exporter.cli.check import remeasuring
     from exporter.cli.console import ConsoleProgress
-    from exporter.cli.remeasure import remeasuring
 
     assert remeasuring(report, ConsoleProgress())().environment.threads == 2
 

@@ -266,7 +266,7 @@ def again(monkeypatch: pytest.MonkeyPatch) -> list[ComparisonReport]:
         assert tuple(more.get("references", ())) == ("torch:ref",)
         return left.pop(0)
 
-    monkeypatch.setattr("exporter.cli.remeasure.compare", compare)
+    monkeypatch.setattr("exporter.compare.session.compare", compare)
     return left
 
 
@@ -292,7 +292,7 @@ def test_the_models_in_float_are_timed_again_beside_the_quantised_ones(
         asked.append(more["floats"])
         return gate_report([FAST])
 
-    monkeypatch.setattr("exporter.cli.remeasure.compare", compare)
+    monkeypatch.setattr("exporter.compare.session.compare", compare)
     floats = {name: gate_arm(name) for name in ("whole", "short")}
     arms = gate_report().arms.model_copy(update={"references": floats})
     corners = [

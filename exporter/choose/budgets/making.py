@@ -1,0 +1,190 @@
+"""From a request to a plan's file: where it may be written, and with what its planner works."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.request import PlanRequest
+from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.weighing import sizes
+from exporter.choose.selection.meters import MakeMeter
+from exporter.errors import ModelSourceError, UsageError
+from exporter.files import refuse_overwriting, sha256_file
+from exporter.heal.plan_file import files_of, refuse_places, write_healed_plan
+from exporter.models.loading.model_source import load_model
+from exporter.models.loading.transformers_calls import hub_off
+from exporter.printable import counted
+from exporter.progress import Progress
+from exporter.report.files import write_front
+from exporter.score.cluster.loading import ModelAddress
+from exporter.score.cluster.meter import cluster_meter
+from exporter.score.cluster.pool import open_pool
+from graph_passes.files.locations import real
+from graph_passes.files.placing import working
+
+
+def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan | None:
+    """Makes the plan and the curve that are asked for, and writes them.
+
+    Returns:
+        The plan; None where only the curve is asked for.
+
+    Raises:
+        UsageError: What is asked for can't be told, or would be written over an input.
+        DepthcutError: Of the stage that failed.
+    """
+    report = ImportanceReport.read(request.importance).of_metric(request.metric)
+    _refuse_places(request, report)
+    if request.curve is None:
+        request.budget.refuse_empty()
+    weighs = request.settings.for_budget(request.budget).weighs_replacements
+    keeps = request.curve is not None or not request.budget.only_counts or weighs
+    made = None
+    with working(request.output, forget=not keeps) as kept, ExitStack() as workers:
+        planner = _planner(request, report, Workplace(kept), workers, progress)
+        if request.wants_plan:
+            made = _write_plan(request, report, planner, progress)
+        if request.curve is not None:
+            curve = planner.curve()
+            page = write_front(curve, request.curve)
+            found = counted(len(curve.front), "plan")
+            progress.say(f"plan: a front of {found}: {request.curve} and {page}")
+        if keeps and kept.exists():
+            progress.say(f"plan: what was fitted and timed is kept for the next call: {kept}")
+    return made
+
+
+def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
+    """Refuses what would be written over an input, or beside a model's weights.
+
+    Raises:
+        UsageError: With what would happen.
+    """
+    text, model = request.settings.calibration, request.model
+    inputs = [request.importance, *map(Path, filter(None, (text, model)))]
+    inputs += [request.onnx] if request.onnx is not None else []
+    for written in filter(None, (request.output, request.curve, request.costs)):
+        refuse_overwriting(written, inputs)
+    if request.settings.heal is None and request.budget.only_counts and request.curve is None:
+        return  # a bare plan is one file
+    inputs += [request.costs] if request.costs is not None else []
+    folder = Path(model or report.model.source)
+    read = [path for path in inputs if model is None or path != Path(model)]
+    refuse_places(request.output, read, folder)
+    if request.curve is not None:
+        _refuse_curve(request.curve, request.output, [*read, folder])
+
+
+def _refuse_curve(curve: Path, output: Path, inputs: list[Path]) -> None:
+    page = curve.with_suffix(".html")
+    if curve == page:
+        raise UsageError(
+            f"{curve} is to hold the curve's numbers; the page stands beside them as .html.",
+            "Write --curve front.json.",
+        )
+    for written in (curve, page):
+        refuse_overwriting(written, inputs)
+        if real(written) in {real(each) for each in files_of(output)}:
+            raise UsageError(
+                f"{written} is to hold the curve, and the plan's files too.",
+                "Give --curve another name.",
+            )
+
+
+def _write_plan(
+    request: PlanRequest, report: ImportanceReport, planner: Planner, progress: Progress
+) -> PruningPlan:
+    found = planner.plan()
+    told = {} if request.metric is None else {"metric": report.metric}
+    noted = found.plan.model_copy(update={"budget": {**found.plan.budget, **told}})
+    # Takes along what an earlier plan had beside it.
+    made = write_healed_plan(request.output, noted, found.branch_replacements, report=found.healing)
+    if words := found.words():
+        progress.say(f"plan: {words}")
+    return made
+
+
+def _planner(
+    request: PlanRequest,
+    report: ImportanceReport,
+    work: Workplace,
+    workers: ExitStack,
+    progress: Progress,
+) -> Planner:
+    stopwatch = None
+    if request.onnx is not None and request.budget.at is not None:
+        stopwatch = OnnxStopwatch(
+            request.onnx,
+            request.budget.at,
+            request.costs or work.costs,
+            work.scratch,
+            provider=request.run.provider,
+            threads=request.run.threads,
+            may_replace=request.costs is None,  # a file that was named is nobody's memory
+            variants=Effort(seconds=request.time_budget_s),
+            candidates=Effort(seconds=2 * request.time_budget_s),
+            progress=progress,
+        )
+    known = request.costs if stopwatch is None else None
+    return Planner(
+        report,
+        lambda: _model(request, report.model.source, progress),
+        request.budget,
+        request.settings,
+        work=work,
+        make_meter=_spread_meters(request, workers, progress),
+        sizes=None if request.onnx is None else sizes(request.onnx),
+        stopwatch=stopwatch,
+        costs=None if known is None else CostTable.read(known),
+        importance_sha256=sha256_file(request.importance),
+        progress=progress,
+    )
+
+
+def _model(request: PlanRequest, source: str, progress: Progress) -> Any:
+    """Loads the model; only the user can ask the network for the one that the scores name."""
+    if request.model is not None:
+        with progress.task(f"load {request.model}"):
+            return load_model(request.model, **vars(request.load))
+    try:
+        with progress.task(f"load {source}"), hub_off():
+            return load_model(source, **vars(request.load))
+    except ModelSourceError as error:
+        if Path(source).exists():
+            raise
+        raise ModelSourceError(
+            f"The model {source}, which {request.importance} names, is not on this machine.",
+            "Name it with --model if it shall be fetched.",
+        ) from error
+
+
+def _spread_meters(
+    request: PlanRequest, workers: ExitStack, progress: Progress
+) -> MakeMeter | None:
+    """What measures a search's candidates on a cluster; None where no cluster is asked for."""
+    cluster = request.cluster
+    if cluster is None:
+        return None
+
+    def make(loaded: Any, text: Any, batch_size: int, positions: int) -> Any:
+        pool = workers.enter_context(
+            open_pool(cluster.address, workers=cluster.workers, progress=progress)
+        )
+        meter = cluster_meter(
+            pool,
+            ModelAddress.of(loaded, vars(request.load)),
+            text,
+            num_layers=loaded.ref.num_layers,
+            batch_size=batch_size,
+            positions=positions,
+        )
+        return workers.enter_context(meter)
+
+    return make

@@ -1,0 +1,139 @@
+"""What `depthcut plan` is asked to do. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.choose.budgets.budget import REACHING, Budget
+from exporter.choose.budgets.settings import PlanSettings, settled_heal
+from exporter.compare.options import SPEED, RunOptions
+from exporter.models.loading.options import LOADING, SourceOptions
+from exporter.option_types import Duration, InputFile, OnnxFile, OutputPath
+from exporter.options import (
+    Options,
+    Rule,
+    argument,
+    dataclass,
+    excludes,
+    is_given,
+    option,
+    part,
+)
+from exporter.score.cluster.options import ClusterOptions
+from exporter.score.options import SCORING, MetricName
+
+
+def _timed(name: str) -> Rule:
+    return Rule(
+        (name, "onnx", "budget.at"),
+        lambda told: is_given(told, name) and not (told.onnx and told.budget.at),
+        "{0} is for times that are measured on the exported graph.",
+        "Name it with {1} and the request with {2}, or leave this away.",
+    )
+
+
+def _idle(name: str) -> Rule:
+    return Rule(
+        (name,),
+        lambda told: is_given(told, name) and told.goes_by_scores,
+        "{0} is for searches by damage, and for budgets that are more than numbers.",
+        "Say what to reach, such as --target-speedup 1.25 or --parameters 10%.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest(Options):
+    """What `depthcut plan` is asked to do."""
+
+    importance: InputFile = argument("IMPORTANCE")
+    output: OutputPath = option(Path("plan.json"), "The plan.", "-o", "--output")
+    budget: Budget = part(Budget())
+    settings: PlanSettings = part(
+        PlanSettings(), config_only=("seconds",), rare=("batch_size", "protect", "check_text")
+    )
+    curve: OutputPath | None = option(
+        None,
+        "Write the whole front of what plans gain and cost, and a page with the plot beside it.",
+        metavar="FILE.json",
+        section=REACHING,
+    )
+    onnx: OnnxFile | None = option(
+        None,
+        "The exported graph: requests are timed on it, and sizes read from it.",
+        metavar="GRAPH",
+        section=SPEED,
+    )
+    costs: OutputPath | None = option(
+        None,
+        "Measured costs of sublayers: kept here, and used again for the same graph, request and "
+        "machine. Without --onnx they foretell, and nothing is measured.",
+        metavar="FILE",
+        section=SPEED,
+    )
+    run: RunOptions = part(RunOptions(), rare=("provider", "threads"))
+    time_budget_s: Duration = option(
+        60.0,
+        "Seconds that the rounds of a sublayer's cost may take; those of a candidate twice as "
+        "much.",
+        "--time-budget",
+        section=SPEED,
+        rare=True,
+    )
+    metric: MetricName | None = option(
+        None,
+        "Which of IMPORTANCE's metrics decides.",
+        metavar="NAME",
+        usual="its first",
+        section=SCORING,
+    )
+    model: str | None = option(
+        None,
+        "The model, for searches that run it.",
+        metavar="MODEL",
+        usual="as IMPORTANCE",
+        section=LOADING,
+    )
+    load: SourceOptions = part(SourceOptions(), without=("dtype",))
+    cluster: ClusterOptions | None = part(switch="address")
+
+    rules = (
+        *map(_timed, ("run.provider", "run.threads", "time_budget_s")),
+        *map(_idle, ("budget.at", "budget.kinds", "onnx", "costs")),
+        Rule(
+            ("settings.allow_all",),
+            lambda told: told.settings.allow_all and not told.budget.only_counts,
+            "{0} is for plans of so many sublayers; one for another budget always leaves one.",
+            "Leave it away, or plan numbers alone; depthcut heal {0} puts replacements in.",
+        ),
+        excludes("cluster", "curve", "a front is made in one process"),
+        Rule(
+            ("cluster",),
+            lambda told: told.cluster is not None and not told.spreads,
+            "{0} spreads searches for numbers by damage; other plans are made in one process.",
+            "Take --search greedy or evolution and no --heal, or leave {0} away.",
+        ),
+    )
+
+    @classmethod
+    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Budgets that are more than numbers put in what helps, where nothing is said."""
+        return settled_heal(told)
+
+    @property
+    def wants_plan(self) -> bool:
+        """Whether a plan is asked for, and not the front alone."""
+        return bool(self.budget.counts or not self.budget.only_counts)
+
+    @property
+    def goes_by_scores(self) -> bool:
+        """Whether nothing is measured."""
+        by_damage = self.settings.search.by_damage
+        return self.budget.only_counts and not by_damage and self.curve is None
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the search can be spread over a cluster."""
+        damage = self.settings.search.by_damage and self.settings.heal is None
+        return self.budget.only_counts and damage
