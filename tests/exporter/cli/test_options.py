@@ -293,12 +293,14 @@ def test_an_option_means_the_same_in_every_command() -> None:
 def test_a_share_above_one_is_read_again_as_it_was_meant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["plan", "i.json", "--parameters", "20%", "--max-perplexity-increase", "200%"]
+    given = tmp_path / "i.json"
+    given.write_text("{}")
+    asked = ["plan", str(given), "--parameters", "20%", "--max-perplexity-increase", "200%"]
     assert command_line.run([*asked, "--show-config"]) == 0
     shown = capsys.readouterr().out
     path = _config(tmp_path, shown)
-    assert command_line.run(["plan", "i.json", "--config", path, "--show-config"]) == 0
+    assert command_line.run(["plan", str(given), "--config", path, "--show-config"]) == 0
     assert capsys.readouterr().out == shown
     assert "max_perplexity_increase: 200%\n" in shown
     ambiguous = _config(tmp_path, shown.replace("200%", "2.0"))
-    assert command_line.run(["plan", "i.json", "--config", ambiguous, "--show-config"]) == 2
+    assert command_line.run(["plan", str(given), "--config", ambiguous, "--show-config"]) == 2
