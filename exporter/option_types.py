@@ -49,15 +49,15 @@ def bare_type(hint: Any) -> Any:
     return hint
 
 
-def marks_of(hint: Any) -> Iterator[Any]:
-    """The marks of a type, and of its type beside None."""
+def _writings(hint: Any) -> Iterator[Written]:
+    """The marks of a type, and of its type beside None, that say how it is written."""
     if get_origin(hint) is Annotated:
         inner, *marks = get_args(hint)
-        yield from marks
-        yield from marks_of(inner)
+        yield from (mark for mark in marks if isinstance(mark, Written))
+        yield from _writings(inner)
     elif get_origin(hint) in (Union, types.UnionType):
         for each in get_args(hint):
-            yield from marks_of(each)
+            yield from _writings(each)
 
 
 def frozen(value: Any, hint: Any) -> Any:
@@ -87,8 +87,6 @@ _MISTAKES = {
     "less_than": "it is below {lt}",
     "literal_error": "it is one of {expected}",
 }
-
-
 _ABOUT_KEYS = ("missing", "extra_forbidden")
 
 
@@ -101,9 +99,14 @@ def mistake(found: ErrorDetails) -> str:
     return told + words.format(**found.get("ctx", {})).rstrip(".")
 
 
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
+_adapter = functools.cache(TypeAdapter[Any])
+
+
+def _validated(hint: Any, value: Any, *, strict: bool = False) -> Any:
+    try:
+        return _adapter(hint).validate_python(value, strict=strict)
+    except ValidationError as error:
+        raise ValueError(mistake(error.errors(include_url=False)[0])) from None
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,7 @@ class OptionType:
     @property
     def written(self) -> Written:
         """How its values are written."""
-        found = [mark for mark in marks_of(self.type) if isinstance(mark, Written)]
-        return found[0] if found else Written()
+        return next(_writings(self.type), Written())
 
     @property
     def width(self) -> int:
@@ -141,15 +143,14 @@ class OptionType:
     @property
     def place(self) -> str | None:
         """What has to be at the path that it is; see :class:`Written`."""
-        marks = (mark for mark in marks_of(self.item) if isinstance(mark, Written))
-        return next((mark.path for mark in marks if mark.path is not None), None)
+        return next((one.path for one in _writings(self.item) if one.path is not None), None)
 
     @property
     def choices(self) -> tuple[Any, ...]:
         """The values that there are; empty: no such list."""
-        own = [mark.choices for mark in marks_of(self.item) if isinstance(mark, Written)]
         literal = bare_type(self.item)
-        return own[0] if own else get_args(literal) if get_origin(literal) is Literal else ()
+        known = get_args(literal) if get_origin(literal) is Literal else ()
+        return next((one.choices for one in _writings(self.item)), known)
 
     @property
     def is_flag(self) -> bool:
@@ -173,13 +174,7 @@ class OptionType:
         Raises:
             ValueError: It is none; with what is expected.
         """
-        adapter = _adapter(self.type)
-        try:
-            return adapter.validate_python(
-                self.from_yaml(value) if strict else value, strict=strict
-            )
-        except ValidationError as error:
-            raise ValueError(mistake(error.errors(include_url=False)[0])) from None
+        return _validated(self.type, self.from_yaml(value) if strict else value, strict=strict)
 
     def read_item(self, text: str) -> Any:
         """One value as text.
@@ -187,10 +182,7 @@ class OptionType:
         Raises:
             ValueError: It is none; with what is expected.
         """
-        try:
-            return _adapter(self.item).validate_python(text)
-        except ValidationError as error:
-            raise ValueError(mistake(error.errors(include_url=False)[0])) from None
+        return _validated(self.item, text)
 
 
 def _split(value: Any) -> Any:
