@@ -58,7 +58,9 @@ class StoreEntry(BaseModel):
         value: What is to be known of it; JSON.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants"
+    )
 
     key: str
     files: dict[Annotated[str, AfterValidator(_checked)], str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from exporter.artifacts import PerplexityPair
+from exporter.artifacts.ledger import StageLedger
 from exporter.artifacts.store import Store
 from exporter.errors import UnsafeInputError, UsageError
 
@@ -47,6 +50,22 @@ def test_a_value_that_was_kept_again_takes_the_place_of_the_first(path: Path) ->
     store.keep("a", 1)
     store.keep("a", 2)
     assert store.find("a") == Store(path, ABOUT).find("a") == 2
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_comes_back_as_it_was(path: Path, value: float) -> None:
+    Store(path, ABOUT).keep("a", {"kl": [value]})
+    assert repr(Store(path, ABOUT).find("a")) == repr({"kl": [value]})
+    root = path.parent
+    (root / "work").mkdir()
+    StageLedger(root).record("scored", {}, [], {"kl": value})
+    assert repr(StageLedger(root).notes("scored")) == repr({"kl": value})
+
+
+def test_an_infinite_perplexity_is_not_measured_again(path: Path) -> None:
+    kind, measured = TypeAdapter(PerplexityPair), PerplexityPair(baseline=2.0, candidate=math.inf)
+    assert Store(path, ABOUT).once("perplexity", kind, lambda: measured) == measured
+    assert Store(path, ABOUT).once("perplexity", kind, pytest.fail) == measured
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
