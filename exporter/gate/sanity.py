@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,8 +119,10 @@ def _perplexity_told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
     if pair is None or not min(pair.baseline, pair.candidate) > 0:
         return
     if accuracy.log_perplexity_increase is not None:
-        found = math.log(pair.candidate / pair.baseline)
-        told = accuracy.log_perplexity_increase.value
+        # A perplexity above the largest number is infinite; the increase still has its value then.
+        most = math.log(sys.float_info.max) - math.log(pair.baseline)
+        found = min(math.log(pair.candidate) - math.log(pair.baseline), most)
+        told = min(accuracy.log_perplexity_increase.value, most)
         yield "log_perplexity_increase.value", told, found, "perplexity"
     if losses is None or not sum(losses.tokens):
         return

@@ -9,6 +9,7 @@ machine.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from exporter.artifacts import Check, CheckVerdict, Quantity, Scale
@@ -121,7 +122,8 @@ def _floor(found: CheckedValue) -> float:
 
 
 def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+    """What over- or underflowed counts as the last number: distances from it stay finite."""
+    return math.log(min(max(value, sys.float_info.min), sys.float_info.max))
 
 
 def overall(verdicts: list[CheckVerdict]) -> CheckVerdict:

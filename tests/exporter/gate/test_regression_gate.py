@@ -263,6 +263,25 @@ def test_a_collapsed_candidate_regressed_and_a_collapsed_original_is_refused() -
         check(gate_report(accuracy=gate_accuracy(perplexity=pair)), limits)
 
 
+@pytest.mark.parametrize("loss", [711.0, 800.0])
+@pytest.mark.parametrize("reach", [0.1, 30.0])
+def test_a_perplexity_beyond_all_numbers_regressed_by_its_interval(
+    loss: float, reach: float
+) -> None:
+    increase = loss - math.log(16)
+    told = Interval(value=increase, ci95=(increase - reach, increase + reach))
+    losses = SampleLosses(tokens=[4096], baseline=[4096 * math.log(16)], candidate=[4096 * loss])
+    accuracy = gate_accuracy(math.inf, log_perplexity_increase=told, sample_losses=losses)
+    limits = Limits(max_perplexity_increase=0.5)
+    collapsed = gate_report(accuracy=accuracy)
+    assert check(collapsed, limits).verdict == "regressed"
+    assert against(collapsed, gate_report(), limits).verdict == "regressed"
+    assert against(gate_report(), collapsed, limits).verdict == "improved"
+    small = gate_report(accuracy=gate_accuracy(math.inf, log_perplexity_increase=narrow(0.1)))
+    with pytest.raises(RegressionError, match=r"\$\.accuracy\.log_perplexity_increase\.value"):
+        check(small, limits)
+
+
 def task(candidate: float, low: float, high: float) -> Task:
     difference = Interval(value=candidate - 0.6, ci95=(low, high))
     return Task(
