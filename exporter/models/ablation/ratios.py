@@ -52,7 +52,7 @@ class RatioSums:
         self._dn += (sums * weights).sum(axis=-1)
         self._n += float(weights.sum())
         self._nn += float((weights * weights).sum())
-        self._samples += len(weights)
+        self._samples += np.count_nonzero(weights)
 
     @property
     def total_weight(self) -> float:
@@ -68,7 +68,7 @@ class RatioSums:
 
     @property
     def std_errors(self) -> Floats | None:
-        """``shape``; None with fewer than two samples."""
+        """``shape``; None with fewer than two samples that count."""
         if self._samples < 2:
             return None
         means, factor = self.means, self._samples / (self._samples - 1)
