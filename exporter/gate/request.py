@@ -131,10 +131,10 @@ def _history(request: CheckRequest, report: ComparisonReport) -> History:
     entries, mine = read_history(request.history), series(key_of(report))
     now = entry_of(report, _first(report), commit=request.commit)
     runs = entries if _holds(entries, now) else [*entries, now]
-    least = request.limits.max_slowdown or AGAINST_BASELINE.max_slowdown or 0.0
+    limits = AGAINST_BASELINE if request.limits.max_slowdown is None else request.limits
     return History(
         spreads=session_spreads(entries, mine, report.arms.candidate.sha256),
-        drift=drifts(runs, mine, least=least),
+        drift=drifts(runs, mine, least=limits.max_slowdown or 0.0),
     )
 
 

@@ -209,6 +209,19 @@ def test_checking_a_report_twice_is_one_run(tmp_path: Path) -> None:
     assert len(read_history(path)) == 2
 
 
+@pytest.mark.parametrize(("limit", "told"), [(0.0, 1), (0.03, 0)])
+def test_a_limit_of_no_slowdown_is_one_for_drift_too(
+    tmp_path: Path, limit: float, told: int
+) -> None:
+    path = tmp_path / "history.jsonl"
+    for number in range(12):
+        row = gate_row(candidate_ms=80 + number / 10)
+        report = gate_report([row]).write(tmp_path / "report.json")
+        request = CheckRequest(report=report, limits=Limits(max_slowdown=limit), history=path)
+        found = run_check(request)[0].drift
+    assert len(found) == told
+
+
 def test_a_report_that_is_checked_twice_is_one_point_of_a_trend(tmp_path: Path) -> None:
     path, found = tmp_path / "history.jsonl", []
     for number in [*range(12), 11]:
