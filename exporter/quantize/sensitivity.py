@@ -207,7 +207,12 @@ class _Damage:
     @property
     def growth(self) -> float:
         """The larger of two estimates: a thousand tokens alone tell a ratio to a percent or so."""
-        return max(self.perplexity_ratio, math.exp(self.kl_divergence))
+        return max(self.perplexity_ratio, _exp(self.kl_divergence))
+
+
+def _exp(nats: float) -> float:
+    with np.errstate(over="ignore"):  # infinite above 709 nats
+        return float(np.exp(nats))
 
 
 class _Trials:
@@ -299,7 +304,7 @@ class _TrialText:
                 divergences.append(divergence(one, other))
                 rises.append(other.losses - one.losses)
         rise = np.concatenate(rises).mean()
-        return _Damage(float(np.concatenate(divergences).mean()), float(np.exp(rise)))
+        return _Damage(float(np.concatenate(divergences).mean()), _exp(rise))
 
 
 def _are_finite(logits: Floats) -> bool:

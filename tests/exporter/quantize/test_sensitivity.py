@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,12 @@ def test_where_no_subset_is_enough_all_get_8_and_the_growth_is_measured(
     assert set(both.bits_by_node.values()) == {8}
     assert 1 < both.growth < one.growth
     assert both.growth - 1 == pytest.approx(float(grown) / 100, abs=6e-4)
+
+
+@pytest.mark.parametrize(("kl", "growth"), [(0.0, 1.5), (1.0, math.e), (800.0, math.inf)])
+def test_the_larger_estimate_of_a_growth_counts_be_it_infinite(kl: float, growth: float) -> None:
+    damage = sensitivity._Damage(kl_divergence=kl, perplexity_ratio=1.5)
+    assert damage.growth == pytest.approx(growth)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
