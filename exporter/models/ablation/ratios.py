@@ -52,7 +52,7 @@ class RatioSums:
         self._dn += (sums * weights).sum(axis=-1)
         self._n += float(weights.sum())
         self._nn += float((weights * weights).sum())
-        self._samples += np.count_nonzero(weights)
+        self._samples += int(np.count_nonzero(weights))
 
     @property
     def total_weight(self) -> float:
