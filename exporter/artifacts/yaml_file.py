@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from exporter.errors import UsageError, first_line
 from graph_passes.files.reading import read_text
 
 _Key = int | str
+_UNREADABLE = (ValueError, AttributeError, OverflowError, LookupError)  # PyYAML lets them through
+_MOST_VALUES = 10_000  # aliases counted as often as they stand for something
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def parse_yaml(text: str, path: Path, error: type[UsageError] = UsageError) -> Y
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _count(root, {}) > _MOST_VALUES:
+            raise error(f"{path} holds more than {_MOST_VALUES} values, or one that holds itself.")
         for key in _repeated_keys(root, set()):
             raise error(
                 f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice.",
@@ -90,13 +95,26 @@ def _data(root: Any, path: Path, error: type[UsageError]) -> Any:
     loader = yaml.SafeLoader("")
     try:
         return None if root is None else loader.construct_document(root)
-    except (ValueError, AttributeError, OverflowError) as found:  # PyYAML lets them through
+    except _UNREADABLE as found:
         raise error(
             f"{path}, line {_unreadable(root)}: this is no number or date: {first_line(found)}.",
             "Put it in quotes, if it is a name.",
         ) from found
     finally:
         loader.dispose()
+
+
+def _count(node: Any, known: dict[int, float]) -> float:
+    """How many values there are with every alias written out; infinite where one holds itself."""
+    if node is None or isinstance(node.value, str):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # what is met again before it is counted
+        parts = itertools.chain.from_iterable(
+            each if isinstance(each, tuple) else (each,) for each in node.value
+        )
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _unreadable(node: Any) -> int:
@@ -108,7 +126,7 @@ def _unreadable(node: Any) -> int:
         return next((line for part in parts if (line := _unreadable(part))), 0)
     try:
         yaml.SafeLoader("").construct_document(node)
-    except (ValueError, AttributeError, OverflowError):
+    except _UNREADABLE:
         return int(node.start_mark.line) + 1
     return 0
 
@@ -134,6 +152,6 @@ def _inner(node: Any, key: _Key) -> tuple[Any, Any] | None:
     values = [] if node is None or isinstance(node.value, str) else node.value
     if isinstance(key, int):
         items = [item for item in values if not isinstance(item, tuple)]
-        return (items[key], items[key].start_mark) if key < len(items) else None
+        return (items[key], items[key].start_mark) if 0 <= key < len(items) else None
     pairs = (item for item in values if isinstance(item, tuple) and item[0].value == key)
     return next(((value, name.start_mark) for name, value in pairs), None)

@@ -33,11 +33,13 @@ def _words(leaf: Leaf, value: Any) -> list[str]:
 
 
 def words_of(told: Options, keys: Collection[str]) -> list[str]:
-    """The words of a command line that say what an object says, of some keys, but for defaults."""
+    """The words of a command line that say what an object says of some keys."""
     values, arguments, options = values_of(told), list[str](), list[str]()
     for leaf in leaves(type(told)):
         look, value = leaf.look, values[leaf.key]
-        if leaf.key in keys and value != leaf.default and not look.config_only:
+        # There are no words for a list of nothing, nor for a file's null.
+        unsaid = value == () or (value is None and leaf.written.none is None)
+        if leaf.key in keys and not look.config_only and not unsaid:
             (arguments if look.argument else options).extend(_words(leaf, value))
     if any(word.startswith("-") for word in arguments):
         return [*options, "--", *arguments]

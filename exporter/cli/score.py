@@ -15,7 +15,7 @@ from exporter.cli.score_series import score_series
 from exporter.cli.study_results import print_study
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting
-from exporter.options import is_given
+from exporter.options import running_command
 from exporter.report.words import significant
 from graph_passes.files.placing import working
 
@@ -68,7 +68,8 @@ def _compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) ->
     from exporter.choose.studies.series import STABILITY
 
     files = [_existing(name) for name in call.models]
-    metrics = call.score.metrics if is_given(call, "score.metrics") else ()
+    # Cosine, the default, may be asked for as well.
+    metrics = call.score.metrics if "--metric" in (running_command.get() or ()) else ()
     if len(metrics) > 1:
         raise UsageError("A series is ranked by one metric.", "Give --metric once.")
     models = {ImportanceReport.read(file).model.sha256 for file in files}

@@ -42,6 +42,7 @@ from exporter.options import (
     option,
     part,
     required,
+    running_command,
     values_of,
 )
 
@@ -159,11 +160,44 @@ def test_a_mistake_in_a_file_is_told_with_its_place(
     assert bake == []
 
 
-@pytest.mark.parametrize("text", ["- a", "a: [", "a: 1\na: 2", "3", "degrees: !!python/name:os.x"])
+_ALIASES = "".join(f", &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("- a", "a: [", "a: 1\na: 2", "3", "degrees: !!python/name:os.x"),
+        *("-1: x", "degrees: !!bool maybe", 'degrees: !!int ""', "degrees: 2020-13-99"),
+        "slices: &a [*a]",
+        f"slices: [&a0 [1]{_ALIASES}]",
+    ],
+)
 def test_what_is_no_mapping_of_options_is_refused(
-    bake: list[Bread], tmp_path: Path, text: str
+    bake: list[Bread], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
-    assert command_line.run(["bake", "rye", "-o", "x", "--config", _config(tmp_path, text)]) == 2
+    path = _config(tmp_path, text)
+    assert command_line.run(["bake", "rye", "-o", "x", "--config", path]) == 2
+    told = capsys.readouterr().err
+    assert path in told
+    assert "Unexpected" not in told
+
+
+def test_the_recorded_command_says_defaults_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = []
+
+    def run(call: Bread, progress: ConsoleProgress) -> None:
+        """Bake a bread."""
+        recorded.append(running_command.get() or ())
+
+    command = SchemaCommand("bake", Bread, run, json=True)
+    monkeypatch.setitem(command_line.cli.commands, "bake", command)
+    path = _config(tmp_path, "degrees: 210\nseed: 3")
+    words = ["bake", "rye", "-o", "x", "--degrees", "180", "--config", path]
+    assert command_line.run(words) == 0
+    again = command.read(list(recorded[0][2:]))
+    assert (again.baking.degrees, again.baking.seed) == (180, 3)
 
 
 def test_what_is_shown_runs_the_same(

@@ -186,7 +186,9 @@ def test_scoring_and_comparing_are_two_calls(call: list[str], tmp_path: Path) ->
     assert command_line.run(["score", *(word.format(path) for word in call)]) == 2
 
 
-@pytest.mark.parametrize(("files", "more"), [(2, ["--metric", "kl"]), (3, [])])
+@pytest.mark.parametrize(
+    ("files", "more"), [(2, ["--metric", "kl"]), (2, ["--metric", "cosine"]), (3, [])]
+)
 def test_a_metric_or_a_third_file_makes_a_series(
     tmp_path: Path, files: int, more: list[str]
 ) -> None:
