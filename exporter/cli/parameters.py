@@ -38,7 +38,7 @@ def words_of(told: Options, keys: Collection[str]) -> list[str]:
     for leaf in leaves(type(told)):
         look, value = leaf.look, values[leaf.key]
         # There are no words for a list of nothing, nor for a file's null.
-        unsaid = value == () or (value is None and leaf.written.none is None)
+        unsaid = value == () == leaf.default or (value is None and leaf.written.none is None)
         if leaf.key in keys and not look.config_only and not unsaid:
             (arguments if look.argument else options).extend(_words(leaf, value))
     if any(word.startswith("-") for word in arguments):
