@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.store import Store
-from exporter.files import sha256_bytes
 from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -74,10 +73,9 @@ class FitStore:
         self, path: Path | None, loaded: LoadedModel, text: CalibrationText, **made_from: Any
     ) -> None:
         about = {
-            "model": loaded.ref.sha256,
-            "dtype": str(loaded.model.dtype),
+            **loaded.identity(),
             "text": text.ref.model_dump(mode="json"),
-            "ids": sha256_bytes(text.input_ids.astype("<i8").tobytes() + text.mask.tobytes()),
+            "ids": text.ids_sha256,
         }
         self._store = None if path is None else Store(path, {**about, **made_from})
         self._found: dict[SublayerRef, Fit] = {}

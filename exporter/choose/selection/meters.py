@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from exporter.artifacts.store import Store
-from exporter.files import sha256_bytes
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,
@@ -79,12 +78,7 @@ def searched_meter(
         kept: Keeps what was measured of branches that are left out.
         make: Makes what measures.
     """
-    about = {
-        "model": loaded.ref.sha256,
-        "dtype": str(loaded.model.dtype),
-        "ids": sha256_bytes(text.input_ids.astype("<i8").tobytes()),
-        "positions": POSITIONS,
-    }
+    about = {**loaded.identity(), "ids": text.ids_sha256, "positions": POSITIONS}
     return RememberingMeter(make(loaded, text, batch_size, POSITIONS), kept, about)
 
 

@@ -218,12 +218,7 @@ def _damages(
     Way by way, so that a call that is cut short leaves some.
     """
     measuring = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
-    about = {
-        "model": loaded.ref.sha256,
-        "dtype": str(loaded.model.dtype),
-        "text": text.ref.model_dump(),
-        "by": "depths",
-    }
+    about = {**loaded.identity(), "text": text.ref.model_dump(), "by": "depths"}
     meter = RememberingMeter(measuring, None if kept is None else kept / "damages.jsonl", about)
     found: dict[Place, Damage] = {}
     for way in options.ways:

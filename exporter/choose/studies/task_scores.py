@@ -76,12 +76,7 @@ def _known(store: Store, cut: BranchReplacements) -> list[TaskResult]:
 def _about(loaded: LoadedModel, choice: TaskChoice) -> dict[str, object]:
     files = choice.local()
     told = choice.names if files is None else [(task.name, task.sha256) for task in files]
-    return {
-        "model": loaded.ref.sha256,
-        "dtype": str(loaded.model.dtype),
-        "of": list(map(list, told)),
-        "limit": choice.limit,
-    }
+    return {**loaded.identity(), "of": list(map(list, told)), "limit": choice.limit}
 
 
 def _score(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import ModelRef
+from exporter.artifacts import ModelRef, library_versions
 from exporter.errors import (
     ModelSourceError,
     UnknownArchitectureError,
@@ -77,6 +77,14 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase | None
     ref: ModelRef
     path: Path
+
+    def identity(self) -> dict[str, Any]:
+        """What every result of it depends on, for keys of what is kept between calls; JSON."""
+        return {
+            "model": self.ref.sha256,
+            "dtype": str(self.model.dtype),
+            "versions": library_versions(),
+        }
 
 
 def load_model(

@@ -43,6 +43,11 @@ class CalibrationText:
     input_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
 
+    @property
+    def ids_sha256(self) -> str:
+        """Of the tokens, and of which of them are padding."""
+        return sha256_bytes(self.input_ids.astype("<i8").tobytes() + self.mask.tobytes())
+
     def rows(self, chosen: slice) -> CalibrationText:
         """Some of the samples."""
         ids, mask = self.input_ids[chosen], self.mask[chosen]

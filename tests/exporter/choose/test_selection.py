@@ -6,8 +6,10 @@ import itertools
 import math
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from exporter.artifacts.store import Store
 from exporter.choose.selection.by_scores import iterative
 from exporter.choose.selection.evolution import evolve
 from exporter.choose.selection.greedy import greedy
-from exporter.choose.selection.meters import RememberingMeter
+from exporter.choose.selection.meters import RememberingMeter, searched_meter
 from exporter.choose.selection.options import (
     Option,
     cut_of_options,
@@ -34,6 +36,8 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
 )
 from exporter.models.ablation.damage import Damage
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Quiet
 
 LAYERS = 3
@@ -320,6 +324,37 @@ def test_what_was_measured_of_another_model_is_measured_again(tmp_path: Path) ->
         other = FakeMeter(5)
         RememberingMeter(other, journal, {"model": "b"}).measure_many({}, [])
         assert other.measured == measured
+
+
+@pytest.mark.parametrize("changed", ["depthcut", "transformers", "mask"])
+def test_what_was_measured_under_other_versions_or_padding_is_measured_again(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: Any = LoadedModel(
+        cast("Any", SimpleNamespace(dtype="float32")),
+        None,
+        cast("Any", SimpleNamespace(sha256="m")),
+        tmp_path,
+    )
+    ids, mask = np.zeros((2, 4), dtype=np.int64), np.ones((2, 4), dtype=np.bool_)
+    meter = FakeMeter(4)
+
+    def measure() -> int:
+        text = CalibrationText(cast("Any", None), ids, mask)
+        searched_meter(loaded, text, kept=tmp_path / "kept", make=lambda *_: meter).measure_many(
+            {}, []
+        )
+        return len(meter.measured)
+
+    assert (measure(), measure()) == (1, 1)
+    if changed == "mask":
+        mask[1, 3] = False
+    else:
+        installed = metadata.version
+        monkeypatch.setattr(
+            metadata, "version", lambda name: "9" if name == changed else installed(name)
+        )
+    assert measure() == 2
 
 
 @pytest.mark.parametrize("value", [5, [], {}, {"x": [1]}, {"kl_sums": "many"}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,12 @@ def test_interrupted_tasks_go_on(
     assert again == task_scores.compared_tasks(loaded, choice, cuts, kept=kept)
     assert len(calls) == 5
     assert again["again"] == again[0]
+    installed = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "9" if name == "depthcut" else installed(name)
+    )
+    task_scores.compared_tasks(loaded, choice, {0: cuts[0]}, kept=kept)
+    assert len(calls) == 7  # of other versions; whole and first
     other = TaskChoice(("words",), task_data, limit=2)
     few = task_scores.compared_tasks(loaded, other, {0: cuts[0]}, kept=kept)
     assert few[0][0].items == 2

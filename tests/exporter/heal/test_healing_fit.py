@@ -19,7 +19,10 @@ torch = pytest.importorskip("torch")
 
 from exporter.heal.activations import held_out_tokens, observing  # noqa: E402
 from exporter.heal.fit import fit_branches  # noqa: E402
-from exporter.models import ablation  # noqa: E402
+from exporter.models.ablation.branch_replacements import (  # noqa: E402
+    BranchReplacement,
+    branches_replaced,
+)
 
 _WIDTH = 32
 
@@ -86,9 +89,7 @@ def test_a_linear_branch_is_recovered(family: str) -> None:
     generator = torch.Generator().manual_seed(1)
     weight, bias = torch.randn(_WIDTH, _WIDTH, generator=generator) * 0.1, torch.ones(_WIDTH)
     name: Any = (1, "mlp")
-    with ablation.branches_replaced(
-        loaded.model, {name: ablation.BranchReplacement(bias, (weight,))}
-    ):
+    with branches_replaced(loaded.model, {name: BranchReplacement(bias, (weight,))}):
         found = fit_branches(loaded, _text(40, 20), [name])[name]
     # The ridge that is chosen is the smallest, and still holds small directions of x down a little.
     # Behind a LayerNorm the sum of x is always 0, and what W does with it can't be known.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from exporter.errors import HealingError, PlanError
 from exporter.models.anatomy.architectures import sublayers
 from exporter.models.anatomy.residual_stream import run_backbone
 from exporter.models.texts.calibration import CalibrationText
+from graph_passes.types import SublayerRef
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 from exporter.heal.activations import observing  # noqa: E402
 from exporter.heal.fit import fit_branches  # noqa: E402
+from exporter.heal.fits import FitStore  # noqa: E402
 from exporter.heal.sequential import fit_sequential  # noqa: E402
-from exporter.models import ablation  # noqa: E402
+from exporter.models.ablation.branch_replacements import (  # noqa: E402
+    NOTHING,
+    branches_replaced,
+)
 
 _FAMILIES = ["llama", "granite", "gemma2", "bloom", "opt", "gptj", "gpt_neox", "bert"]
 
@@ -40,7 +46,7 @@ def _heard(loaded: Any, text: Any, name: Any, cut: Any) -> tuple[Any, Any]:
     kept: list[Any] = []
     shape = text.input_ids.shape
     with (
-        ablation.branches_replaced(loaded.model, cut),
+        branches_replaced(loaded.model, cut),
         observing([part], shape, lambda _p, x, y: kept.extend((x, y))),
     ):
         ids, mask = torch.from_numpy(text.input_ids), torch.from_numpy(text.mask)
@@ -71,6 +77,20 @@ def test_one_deletion_as_the_independent_fit(family: str, compensation: float) -
         torch.testing.assert_close(found[name].maps[0], alone.maps[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[name].bias, alone.bias, rtol=1e-4, atol=1e-5)
     assert hook_count(loaded.model) == 0
+
+
+def test_fits_of_other_versions_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, text, name = tiny_loaded("llama"), _text(), SublayerRef(0, "mlp")
+    kept = tmp_path / "fits.jsonl"
+    FitStore(kept, loaded, text).keep(name, fit_branches(loaded, text, [name])[name])
+    assert list(FitStore(kept, loaded, text).find([name])) == [name]
+    installed = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "9" if name == "depthcut" else installed(name)
+    )
+    assert not FitStore(kept, loaded, text).find([name])
 
 
 @pytest.mark.parametrize("family", _FAMILIES)
@@ -121,7 +141,7 @@ def _sums(loaded: Any, text: Any, layer: int, cut: Any) -> dict[str, Any]:
 
     states: list[Any] = []
     with (
-        ablation.branches_replaced(loaded.model, cut),
+        branches_replaced(loaded.model, cut),
         tapped([layer_modules(loaded.model)[layer]], states.append),
     ):
         ids, mask = torch.from_numpy(text.input_ids), torch.from_numpy(text.mask)
@@ -134,8 +154,8 @@ def test_bias_and_none_are_among_the_choices() -> None:
     loaded, text = tiny_loaded("llama"), _text()
     choices: Any = {(0, "mlp"): "none", (1, "attention"): "bias", (2, "mlp"): "linear"}
     found = fit_sequential(loaded, text, choices, compensation=0.0, rank=3)
-    assert found[0, "mlp"] is ablation.NOTHING
-    _, y = _heard(loaded, text, (1, "attention"), {(0, "mlp"): ablation.NOTHING})
+    assert found[0, "mlp"] is NOTHING
+    _, y = _heard(loaded, text, (1, "attention"), {(0, "mlp"): NOTHING})
     np.testing.assert_allclose(found[1, "attention"].bias.numpy(), y.mean(0), atol=1e-6)  # float32
     assert found[1, "attention"].maps == ()
     assert [tuple(each.shape) for each in found[2, "mlp"].maps] == [(3, 32), (32, 3)]

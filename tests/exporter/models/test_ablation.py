@@ -9,7 +9,12 @@ import pytest
 from tiny_families import hook_count, tiny_model
 
 from exporter.errors import PlanError, ScoringError
-from exporter.models import ablation
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    branches_replaced,
+)
+from exporter.models.ablation.meter import DamageMeter
 from exporter.models.anatomy.architectures import sublayers
 from exporter.models.anatomy.families import FAMILIES
 from exporter.models.anatomy.residual_stream import first_tensor
@@ -28,10 +33,10 @@ def _branch_replacements() -> dict[str, Any]:
     left = torch.randn(_HIDDEN, 4, generator=generator) * 0.3
     right = torch.randn(4, _HIDDEN, generator=generator) * 0.3
     return {
-        "none": ablation.NOTHING,
-        "bias": ablation.BranchReplacement(bias),
-        "linear": ablation.BranchReplacement(bias, (left @ right,)),
-        "factors": ablation.BranchReplacement(bias, (right, left)),
+        "none": NOTHING,
+        "bias": BranchReplacement(bias),
+        "linear": BranchReplacement(bias, (left @ right,)),
+        "factors": BranchReplacement(bias, (right, left)),
     }
 
 
@@ -40,7 +45,7 @@ def _kl(model: Any, cut: Any) -> float:
     ids = torch.tensor(_IDS)
     with torch.no_grad():
         whole = model(ids).logits.log_softmax(-1)
-        with ablation.branches_replaced(model, cut):
+        with branches_replaced(model, cut):
             other = model(ids).logits.log_softmax(-1)
     return float((whole.exp() * (whole - other)).sum(-1)[:, :-1].mean())
 
@@ -55,7 +60,7 @@ def _generating() -> list[str]:
 @pytest.mark.parametrize("model_type", _generating())
 def test_from_the_changed_layer_on_as_from_the_first(model_type: str) -> None:
     model, kinds = tiny_model(model_type), _branch_replacements()
-    meter = ablation.DamageMeter(model, _IDS, _ALL, batch_size=2)
+    meter = DamageMeter(model, _IDS, _ALL, batch_size=2)
     first: Any = {(0, "attention"): kinds["bias"]}
     extensions: list[Any] = [
         {(1, "attention"): kinds["none"]},
@@ -75,7 +80,7 @@ def test_from_the_changed_layer_on_as_from_the_first(model_type: str) -> None:
 
 def test_a_sublayer_that_comes_back_counts_as_changed() -> None:
     model, kinds = tiny_model("llama"), _branch_replacements()
-    meter = ablation.DamageMeter(model, _IDS, _ALL)
+    meter = DamageMeter(model, _IDS, _ALL)
     both = {(0, "attention"): kinds["none"], (1, "mlp"): kinds["none"]}
     swapped = {(1, "mlp"): kinds["none"]}
     # float32 rounding.
@@ -83,7 +88,7 @@ def test_a_sublayer_that_comes_back_counts_as_changed() -> None:
 
 
 def test_nothing_cut_costs_nothing() -> None:
-    damage = ablation.DamageMeter(tiny_model("llama"), _IDS, _ALL).measure({})
+    damage = DamageMeter(tiny_model("llama"), _IDS, _ALL).measure({})
     assert damage.kl == pytest.approx(0, abs=1e-6)  # float32 rounding
     assert damage.log_perplexity_increase == pytest.approx(0, abs=1e-6)
     assert damage.top1_agreement == 1.0
@@ -92,7 +97,7 @@ def test_nothing_cut_costs_nothing() -> None:
 
 def test_two_factors_are_their_product() -> None:
     model, kinds = tiny_model("llama"), _branch_replacements()
-    meter = ablation.DamageMeter(model, _IDS, _ALL)
+    meter = DamageMeter(model, _IDS, _ALL)
     product, factors = (meter.measure({(1, "mlp"): kinds[name]}) for name in ("linear", "factors"))
     assert factors.kl == pytest.approx(product.kl, rel=1e-4)  # float32 products in another order
 
@@ -119,8 +124,8 @@ def test_the_branches_own_map_changes_nothing(model_type: str) -> None:
     few = _HIDDEN - 8
     weight = torch.linalg.lstsq(read[:few], gave[:few] * part.multiplier).solution
     name: Any = (part.layer, part.kind)
-    cut = {name: ablation.BranchReplacement(None, (weight.T.float(),))}
-    with ablation.branches_replaced(model, cut), torch.no_grad():
+    cut = {name: BranchReplacement(None, (weight.T.float(),))}
+    with branches_replaced(model, cut), torch.no_grad():
         other: list[Any] = []
         hook = part.contribution.register_forward_hook(
             lambda _m, _i, output: other.append(first_tensor(output))
@@ -137,30 +142,28 @@ def test_padding_is_left_out() -> None:
     model = tiny_model("llama")
     mask = _ALL.copy()
     mask[0, 8:] = False
-    cut = {(1, "attention"): ablation.NOTHING}
-    damage = ablation.DamageMeter(model, _IDS, mask).measure(cut)
+    cut = {(1, "attention"): NOTHING}
+    damage = DamageMeter(model, _IDS, mask).measure(cut)
     assert damage.positions.tolist() == [7, 11, 11]
-    alone = ablation.DamageMeter(model, _IDS[:1, :8], _ALL[:1, :8]).measure(cut)
+    alone = DamageMeter(model, _IDS[:1, :8], _ALL[:1, :8]).measure(cut)
     assert damage.kl_sums[0] == pytest.approx(alone.kl_sums[0], rel=1e-4)  # other attention kernel
 
 
 def test_every_other_position() -> None:
-    model, cut = tiny_model("llama"), {(1, "attention"): ablation.NOTHING}
-    meter = ablation.DamageMeter(model, _IDS, _ALL, positions=2)
+    model, cut = tiny_model("llama"), {(1, "attention"): NOTHING}
+    meter = DamageMeter(model, _IDS, _ALL, positions=2)
     found = meter.measure(cut)
     assert found.positions.tolist() == [6, 6, 6]
     with torch.no_grad():
         whole = model(torch.tensor(_IDS)).logits.log_softmax(-1)
-        with ablation.branches_replaced(model, cut):
+        with branches_replaced(model, cut):
             other = model(torch.tensor(_IDS)).logits.log_softmax(-1)
     expected = (whole.exp() * (whole - other)).sum(-1)[:, :-1:2].mean()
     assert found.kl == pytest.approx(float(expected), abs=1e-6)  # float32 rounding
 
 
 def test_standard_errors_are_those_of_samples() -> None:
-    damage = ablation.DamageMeter(tiny_model("llama"), _IDS, _ALL).measure(
-        {(1, "attention"): ablation.NOTHING}
-    )
+    damage = DamageMeter(tiny_model("llama"), _IDS, _ALL).measure({(1, "attention"): NOTHING})
     means = damage.kl_sums / damage.positions
     assert damage.kl_std_error == pytest.approx(means.std(ddof=1) / np.sqrt(3), rel=1e-9)
 
@@ -169,43 +172,43 @@ def test_a_layer_that_is_not_there() -> None:
     model = tiny_model("llama")
     with (
         pytest.raises(PlanError, match="no layer 9"),
-        ablation.branches_replaced(model, {(9, "mlp"): ablation.NOTHING}),
+        branches_replaced(model, {(9, "mlp"): NOTHING}),
     ):
         pass
 
 
 def test_logits_that_are_not_finite() -> None:
     model, nan = tiny_model("llama"), torch.full((_HIDDEN,), float("nan"))
-    meter = ablation.DamageMeter(model, _IDS, _ALL)
+    meter = DamageMeter(model, _IDS, _ALL)
     with pytest.raises(ScoringError, match="sample 0 with mlp 1 cut"):
-        meter.measure({(1, "mlp"): ablation.BranchReplacement(nan)})
+        meter.measure({(1, "mlp"): BranchReplacement(nan)})
 
 
 def test_a_model_without_a_language_head() -> None:
     with pytest.raises(ScoringError, match="predicts no next token"):
-        ablation.DamageMeter(tiny_model("vit"), _IDS, _ALL)
+        DamageMeter(tiny_model("vit"), _IDS, _ALL)
 
 
 def test_samples_of_one_token() -> None:
     with pytest.raises(ScoringError, match="no token with a next one"):
-        ablation.DamageMeter(tiny_model("llama"), _IDS[:, :1], _ALL[:, :1])
+        DamageMeter(tiny_model("llama"), _IDS[:, :1], _ALL[:, :1])
 
 
 def test_a_whole_model_that_is_not_finite_is_not_blamed_on_the_cut() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    meter = ablation.DamageMeter(model, _IDS, _ALL)
+    meter = DamageMeter(model, _IDS, _ALL)
     with pytest.raises(ScoringError, match="sample 0 with nothing cut"):
-        meter.measure({(1, "mlp"): ablation.NOTHING})
+        meter.measure({(1, "mlp"): NOTHING})
 
 
 def test_tokens_that_a_model_rules_out_cost_nothing() -> None:
-    cut = {(1, "mlp"): ablation.NOTHING}
+    cut = {(1, "mlp"): NOTHING}
     model = tiny_model("llama")
-    shorter = ablation.DamageMeter(_without_last_token(model, drop=True), _IDS, _ALL).measure(cut)
+    shorter = DamageMeter(_without_last_token(model, drop=True), _IDS, _ALL).measure(cut)
     model = tiny_model("llama")
-    masked = ablation.DamageMeter(_without_last_token(model, drop=False), _IDS, _ALL).measure(cut)
+    masked = DamageMeter(_without_last_token(model, drop=False), _IDS, _ALL).measure(cut)
     assert masked.kl == pytest.approx(shorter.kl, rel=1e-4)  # float32 sums in another order
     assert masked.log_perplexity_increase == pytest.approx(
         shorter.log_perplexity_increase, rel=1e-4
