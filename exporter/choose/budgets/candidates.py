@@ -239,14 +239,16 @@ class QualityCheck:
         floors = self.floors
         found = []
         most = _end(damage.nll_sums - damage.baseline_nll_sums, damage.positions, 1)
-        if most > floors.log_perplexity_increase:
+        if math.isnan(most):
+            found.append("the perplexity is not a number")
+        elif most > floors.log_perplexity_increase:
             found.append(
                 f"the perplexity rises by {percent(damage.log_perplexity_increase)}, "
                 f"95 % interval up to {percent(most)} "
                 f"(allowed: {(floors.perplexity_increase or 0):.1%})"
             )
         least = _end(damage.agreements, damage.positions, 0)
-        if floors.top1_agreement is not None and least < floors.top1_agreement:
+        if floors.top1_agreement is not None and not least >= floors.top1_agreement:
             found.append(
                 f"{damage.top1_agreement:.1%} of the likeliest tokens stay the same, "
                 f"95 % interval down to {least:.1%} (at least: {floors.top1_agreement:.1%})"

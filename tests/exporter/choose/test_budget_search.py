@@ -106,6 +106,8 @@ def _damage(rises: list[float], agreements: list[float]) -> Damage:
         ([0.03] * 4, [1.0, 0.86, 0.97, 0.97], 1),  # 0.95 ± 0.098
         ([0.00, 0.06, 0.01, 0.05], [1.0, 0.86, 0.97, 0.97], 2),
         ([0.06] * 4, [0.85] * 4, 2),
+        ([0.00, math.nan, 0.00, 0.00], [0.95] * 4, 1),
+        ([0.00] * 4, [0.95, math.nan, 0.95, 0.95], 1),
     ],
 )
 def test_a_floor_is_kept_where_all_of_the_interval_keeps_it(
