@@ -103,6 +103,13 @@ def prune_file(
     files = PruneFiles.choose(source, model, target, plan, options)
     setting = choose(model, options.verify_limit_bytes) if options.verify == "oracle" else None
     hashes = SourceHashes(source, files.data if options.weights == "compact" else ())
+    pruned, passed = _pruned(model, plan, options)
+    progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
+    cut = _Cut(files, plan, model, pruned, passed, setting, hashes, engine_check, progress)
+    return _publish(cut, unfinished)
+
+
+def _pruned(model: ir.Model, plan: LoadedPlan, options: CutOptions) -> tuple[ir.Model, PassReport]:
     pruned, passed = graph_passes.prune_graph(
         model,
         plan.deletions,
@@ -111,10 +118,8 @@ def prune_file(
         keep_debug=options.keep_debug,
         allow_all=options.allow_all,
     )
-    progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
     _recount_form(pruned)
-    cut = _Cut(files, plan, model, pruned, passed, setting, hashes, engine_check, progress)
-    return _publish(cut, unfinished)
+    return pruned, passed
 
 
 @dataclass(frozen=True)
