@@ -195,8 +195,8 @@ class Planner(PlanInputs):
         low, high = found.speedup.ci95
         if found.miss(target) > TOLERANCE:
             self._progress.say(
-                f"plan: warning: no candidate came within {TOLERANCE:.0%} of a speedup of "
-                f"{target:g}; the one that is taken measures {found.speedup.ratio:.3f}"
+                f"plan: warning: the candidate that is taken is not within {TOLERANCE:.0%} of a "
+                f"speedup of {target:g}: it measures {found.speedup.ratio:.3f}"
             )
         elif not found.is_shown(target):
             self._progress.say(

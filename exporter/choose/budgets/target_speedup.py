@@ -48,6 +48,10 @@ class TimedCandidate:
         """Whether it is as fast as was asked for, up to the tolerance."""
         return self.speedup.ratio >= target * (1 - TOLERANCE)
 
+    def surely_reaches(self, target: float) -> bool:
+        """Whether all of the interval is as fast, as :func:`speedup_verdict` asks."""
+        return self.speedup.ci95[0] >= target * (1 - TOLERANCE)
+
     def is_shown(self, target: float) -> bool:
         """Whether all of the interval, not only its middle, is near the target."""
         return all(abs(end / target - 1) <= TOLERANCE for end in self.speedup.ci95)
@@ -65,8 +69,8 @@ def reach_speedup(
     """Chooses, measures and corrects until the measured speedup is near the target.
 
     What costs foretell is wrong by some factor: a candidate shows by which, and the next goal is
-    larger or smaller by it. The slowest candidate that reaches the target comes back; where none
-    does, the nearest.
+    larger or smaller by it. The slowest candidate that reaches the target comes back, one whose
+    whole interval reaches it if there is one; where none does, the nearest.
 
     Args:
         target: How many times as fast a request is to be.
@@ -98,8 +102,12 @@ def reach_speedup(
 
 
 def _best(tried: list[TimedCandidate], target: float) -> TimedCandidate:
-    """The slowest that reaches the target: faster than that costs answers for nothing."""
-    reaching = [each for each in tried if each.reaches(target)]
+    """The slowest that reaches the target: faster than that costs answers for nothing.
+
+    Those come first whose whole interval reaches it.
+    """
+    reaching = [each for each in tried if each.surely_reaches(target)]
+    reaching = reaching or [each for each in tried if each.reaches(target)]
     if reaching:
         return min(reaching, key=lambda each: each.speedup.ratio)
     return min(tried, key=lambda each: each.miss(target))

@@ -70,6 +70,27 @@ def test_a_candidate_that_reaches_the_target_is_taken_before_a_nearer_one(
     assert found.reaches(1.2) is (taken != 10)
 
 
+@pytest.mark.parametrize(("spread", "taken"), [(0.02, 17), (0.08, 35)])
+def test_a_candidate_whose_whole_interval_reaches_the_target_is_taken_first(
+    spread: float, taken: int
+) -> None:
+    """As ``--require-speedup`` asks, though the ratio alone reaches it in a slower candidate."""
+    counts = iter((17, 35))
+
+    def measure(candidate: PlanCandidate) -> Speedup:
+        ratio = 1.25 if len(candidate.options) == 17 else 1.4
+        return Speedup(ratio=ratio, ci95=(ratio * (1 - spread), ratio * (1 + spread)))
+
+    found = reach_speedup(
+        1.2,
+        _goal_ms(1.2),
+        lambda _: PlanCandidate(tuple(OPTIONS[: next(counts)])),
+        measure,
+        rounds=2,
+    )
+    assert len(found.candidate.options) == taken
+
+
 def test_a_smaller_goal_that_nothing_holds_does_not_lose_the_plan_that_reached_the_target() -> None:
     machine = Machine(1.0)
 
