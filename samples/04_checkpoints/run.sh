@@ -20,6 +20,7 @@ depthcut score --compare "$out/training/checkpoint-$((steps / 2))/importance.jso
     "$out/training/checkpoint-$steps/importance.json" -o "$out/end.json"
 
 echo "== The last one, pruned at several depths"
+echo "eval_sequence_length: 64" > "$out/depths.yaml"
 depthcut depths "$out/run/checkpoint-$steps" \
     --importance "$out/training/checkpoint-$steps/importance.json" -n 1,2,3,4 \
-    -o "$out/depths.json" --eval-tokens 8192 --sequence-length 64 "$@"
+    -o "$out/depths.json" --eval-tokens 8192 --config "$out/depths.yaml" "$@"
