@@ -81,10 +81,10 @@ _MISTAKES = {
     "string_type": "a text is expected here",
     "path_type": "a path is expected here",
     "is_instance_of": "a path is expected here",
-    "greater_than_equal": "it begins at {ge}",
-    "greater_than": "it is above {gt}",
-    "less_than_equal": "it is at most {le}",
-    "less_than": "it is below {lt}",
+    "greater_than_equal": "{ge} is the least",
+    "greater_than": "it has to be above {gt}",
+    "less_than_equal": "{le} is the most",
+    "less_than": "it has to be below {lt}",
     "literal_error": "it is one of {expected}",
 }
 _ABOUT_KEYS = ("missing", "extra_forbidden")

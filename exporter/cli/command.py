@@ -84,6 +84,17 @@ class SchemaCommand(click.Command, Generic[_S]):
         super().__init__(name, params=shown, help=run.__doc__, add_help_option=True)
         self._general = _general(json=json)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does it; an option that is a key alone is told as one."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            key = error.option_name.lstrip("-").replace("-", "_")
+            if key not in self.leaves:
+                raise
+            told = f"{error.option_name} is no option of {self.name}, but a key of --config files: "
+            raise click.UsageError(f"{told}{key}: …", ctx) from None
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its own options, and those of every command."""
         *own, help_option = super().get_params(ctx)

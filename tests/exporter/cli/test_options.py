@@ -129,12 +129,12 @@ def test_the_command_line_wins_over_the_file(bake: list[Bread], tmp_path: Path) 
         ("flour: rye\nzzz: 3", 2, "zzz", "time"),
         ("degrees: '3'", 1, "degrees", "a whole number"),
         ("degrees: true", 1, "degrees", "a number"),
-        ("degrees: 0", 1, "degrees", "begins at 1"),
+        ("degrees: 0", 1, "degrees", "1 is the least"),
         ("\nfan: 3", 2, "fan", "true or false"),
         ("glaze: oil", 1, "glaze", "'egg' or 'milk'"),
         ("slices: [1, x]", 1, "slices", "a whole number"),
         ("salt: 3", 1, "salt", "3%"),
-        ("rolls: [[8, 1]]", 1, "rolls", "begins at 2"),
+        ("rolls: [[8, 1]]", 1, "rolls", "2 is the least"),
         ("recipe: gone.txt", 1, "recipe", "not exist"),
         ("water: 3", 1, "water", "--slices"),
         ("salt: 0.6", 1, "salt", "Take less"),
@@ -180,6 +180,17 @@ def test_what_is_no_mapping_of_options_is_refused(
     told = capsys.readouterr().err
     assert path in told
     assert "Unexpected" not in told
+
+
+def test_an_option_that_is_a_key_alone_is_told_as_one(
+    bake: list[Bread], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(["bake", "rye", "-o", "x", "--seed", "3"]) == 2
+    told = capsys.readouterr().err
+    assert "--config" in told
+    assert "seed: " in told
+    assert command_line.run(["bake", "rye", "-o", "x", "--seeed", "3"]) == 2
+    assert "--config" not in capsys.readouterr().err
 
 
 def test_the_recorded_command_says_defaults_that_were_asked_for(
