@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from exporter.artifacts.ledger import locked
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison
 from exporter.compare.options import CompareOptions
+from exporter.errors import UsageError
 from exporter.option_types import Arm, OutputPath
 from exporter.options import Options, argument, dataclass, option, part, required
 
@@ -53,6 +56,7 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
     from exporter.compare.session import compare as compare_models
     from exporter.report.files import write_reports
 
+    _refuse_inputs(call)
     with locked(call.output):  # A folder that can't be made fails now, not after the measurement.
         report = compare_models(
             call.baseline,
@@ -67,3 +71,14 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
         write_reports(report, call.output)
         forget(call.output)
     print_comparison(report, call.output, progress.as_json)
+
+
+def _refuse_inputs(call: CompareCall) -> None:
+    """Keeps reports out of a model's folder."""
+    for arm in (call.baseline, call.candidate, *call.references, *(call.floats or ())):
+        path = Path(arm.partition(":")[2] or arm)
+        if path.exists() and call.output.exists() and call.output.samefile(path):
+            raise UsageError(
+                f"{call.output} is one of the models; inputs are never changed.",
+                "Name another folder for the report.",
+            )

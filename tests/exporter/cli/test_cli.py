@@ -368,3 +368,14 @@ def test_a_folder_stands_for_its_onnx_file(
         save_model(tiny_model(TinySpec(layers=3)), tmp_path / name)
     assert command_line.run(["inspect", str(tmp_path)]) == (0 if "sites" in told else 2)
     assert told in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("kind", ["", "torch:"])
+def test_a_report_is_kept_out_of_a_models_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    (tmp_path / "m").mkdir()
+    model = str(tmp_path / "m")
+    assert command_line.run(["compare", f"{kind}{model}", f"{kind}{model}", "-o", model]) == 2
+    assert model in capsys.readouterr().err
+    assert not list((tmp_path / "m").iterdir())
