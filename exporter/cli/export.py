@@ -26,7 +26,7 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
     importance.json, plan.json, baseline/, candidate/, prune.json and the report; what options add
-    to it stands in exporter/README.md. What is still valid from an earlier run is reused.
+    to it stands in the README, under Export. What is still valid from an earlier run is reused.
     """
     from exporter.pipeline.road import export_model, write_models
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.choose.budgets.budget import REACHING, Budget
-from exporter.choose.budgets.settings import PlanSettings, settled_heal
+from exporter.choose.budgets.settings import PlanSettings, idle_rule, settled_heal
 from exporter.compare.options import SPEED, RunOptions
 from exporter.models.loading.options import LOADING, SourceOptions
 from exporter.option_types import Duration, InputFile, OnnxFile, OutputPath
@@ -31,15 +31,6 @@ def _timed(name: str) -> Rule:
         lambda told: is_given(told, name) and not (told.onnx and told.budget.at),
         "{0} is for times that are measured on the exported graph.",
         "Name it with {1} and the request with {2}, or leave this away.",
-    )
-
-
-def _idle(name: str) -> Rule:
-    return Rule(
-        (name,),
-        lambda told: is_given(told, name) and told.goes_by_scores,
-        "{0} is for searches by damage, and for budgets that are more than numbers.",
-        "Say what to reach, such as --target-speedup 1.25 or --parameters 10%.",
     )
 
 
@@ -100,7 +91,10 @@ class PlanRequest(Options):
 
     rules = (
         *map(_timed, ("run.provider", "run.threads", "time_budget_s")),
-        *map(_idle, ("budget.at", "budget.kinds", "onnx", "costs")),
+        *(
+            idle_rule(name, lambda told: told.goes_by_scores)
+            for name in ("budget.at", "budget.kinds", "onnx", "costs")
+        ),
         Rule(
             ("settings.allow_all",),
             lambda told: told.settings.allow_all and not told.budget.only_counts,

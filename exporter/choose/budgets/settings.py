@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -123,16 +123,23 @@ def idle_rules(budget: str, search: str) -> tuple[Rule, ...]:
         budget: Where a class has its budget.
         search: Likewise.
     """
+    names = (f"{budget}.at", f"{budget}.kinds")
+    return tuple(idle_rule(name, lambda told: _by_scores(told, budget, search)) for name in names)
 
-    def idle(name: str) -> Rule:
-        return Rule(
-            (f"{budget}.{name}",),
-            lambda told: is_given(told, f"{budget}.{name}") and _by_scores(told, budget, search),
-            "{0} is for searches by damage, and for budgets that are more than numbers.",
-            "Say what to reach, such as --target-speedup 1.25 or --parameters 10%.",
-        )
 
-    return idle("at"), idle("kinds")
+def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
+    """Refuses an option that a choice by scores alone has no use for.
+
+    Args:
+        name: Of the option.
+        by_scores: Whether that is how an object chooses.
+    """
+    return Rule(
+        (name,),
+        lambda told: is_given(told, name) and by_scores(told),
+        "{0} is for searches by damage, and for budgets that are more than numbers.",
+        "Say what to reach, such as --target-speedup 1.25 or --parameters 10%.",
+    )
 
 
 def _by_scores(told: Any, budget: str, search: str) -> bool:
