@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.choose.budgets.budget import REACHING, Budget
 from exporter.choose.budgets.settings import PlanSettings, idle_rule, settled_heal
+from exporter.choose.selection.search_options import OF_SEARCHES
 from exporter.compare.options import SPEED, RunOptions
 from exporter.models.loading.options import LOADING, SourceOptions
 from exporter.option_types import Duration, InputFile, OnnxFile, OutputPath
@@ -93,7 +94,10 @@ class PlanRequest(Options):
         *map(_timed, ("run.provider", "run.threads", "time_budget_s")),
         *(
             idle_rule(name, lambda told: told.goes_by_scores)
-            for name in ("budget.at", "budget.kinds", "onnx", "costs")
+            for name in (
+                *("budget.at", "budget.kinds", "onnx", "costs"),
+                *(f"settings.search.{each}" for each in OF_SEARCHES),
+            )
         ),
         Rule(
             ("settings.allow_all",),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
-from exporter.choose.selection.search_options import DROPPING, SearchOptions
+from exporter.choose.selection.search_options import DROPPING, OF_SEARCHES, SearchOptions
 from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
 from exporter.option_types import Count
@@ -123,7 +123,7 @@ def idle_rules(budget: str, search: str) -> tuple[Rule, ...]:
         budget: Where a class has its budget.
         search: Likewise.
     """
-    names = (f"{budget}.at", f"{budget}.kinds")
+    names = (f"{budget}.at", f"{budget}.kinds", *(f"{search}.{name}" for name in OF_SEARCHES))
     return tuple(idle_rule(name, lambda told: _by_scores(told, budget, search)) for name in names)
 
 

@@ -10,6 +10,8 @@ from exporter.options import Options, dataclass, option
 
 DROPPING = "What to drop"
 Search = Literal["one-shot", "iterative", "greedy", "evolution"]
+OF_SEARCHES = ("objective", "shortlist", "tokens", "seconds", "seed")
+"""The fields that only searches by damage heed."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from exporter.artifacts import (
     Score,
 )
 from exporter.choose.budgets.budget import Budget, Floors, Memory
+from exporter.choose.budgets.request import PlanRequest
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.units import (
     Bytes,
@@ -43,6 +44,7 @@ from exporter.choose.selection.search_options import SearchOptions
 from exporter.cli import run
 from exporter.errors import DepthcutError, OptionError, PlanError, UsageError
 from exporter.heal.options import HealOptions
+from exporter.options import build, values_of
 
 AT = RequestShape(batch=1, prompt=8, new=4)
 ROOM = Memory(10**6, 64)
@@ -440,3 +442,13 @@ def test_a_required_speedup_is_told_by_the_exit_code(
         monkeypatch.setattr(f"exporter.{name}", fail)
     assert run([*call, "--require-speedup"]) == 2, "1 says that there is a plan"
     assert run(call) == 2
+
+
+@pytest.mark.parametrize("name", ["objective", "shortlist", "search_tokens", "search_seed"])
+def test_what_only_searches_heed_is_refused_where_nothing_is_searched(name: str) -> None:
+    said = {"objective": "perplexity"}.get(name, 7)
+    asked = {"importance": Path("i.json"), "drop_mlp": 1, name: said}
+    with pytest.raises(OptionError) as refused:
+        build(PlanRequest, asked)
+    assert refused.value.keys[0] == name
+    assert values_of(build(PlanRequest, {**asked, "search": "greedy"}))[name] == said
