@@ -200,7 +200,7 @@ def test_folders_that_someone_else_made_are_left_alone(exported: Path) -> None:
 
 @pytest.fixture
 def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.optional.require", lambda *_, **__: None)
+    monkeypatch.setattr("exporter.pipeline.refusals.require", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("with_torch")
