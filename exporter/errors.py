@@ -71,8 +71,10 @@ class OptionError(UsageError):
         keys: The options, as keys of a configuration file.
     """
 
-    def __init__(self, message: str, hint: str = "", keys: Sequence[str] = ()) -> None:
-        super().__init__(message, hint)
+    def __init__(
+        self, message: str, hint: str = "", keys: Sequence[str] = (), *, code: str = ""
+    ) -> None:
+        super().__init__(message, hint, code=code)
         self.keys = tuple(keys)
 
 

@@ -12,12 +12,15 @@ class DepthcutError(Exception):
     Attributes:
         message: What went wrong and where, in one line.
         hint: What to do about it, in one line; empty when the message says it.
+        code: What went wrong as a short name, such as ``rank-out-of-range``, that stays when the
+            sentence is edited; empty where the class alone tells it.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
