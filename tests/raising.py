@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TypeVar
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 
+from exporter.cli import cli
 from exporter.errors import DepthcutError
 
 E = TypeVar("E", bound=DepthcutError)
@@ -24,6 +27,37 @@ def raises(kind: type[E], code: str = "", *named: object) -> Iterator[pytest.Exc
     """
     with pytest.raises(kind) as caught:
         yield caught
-    assert caught.value.code == code
+    _hold(caught.value, code, named)
+
+
+@contextlib.contextmanager
+def ends_in(kind: type[DepthcutError], code: str = "", *named: object) -> Iterator[None]:
+    """As :func:`raises`, for a command line in this process, which prints its error."""
+    ended: list[DepthcutError] = []
+    run = cli.main
+
+    def main(*args: Any, **asked: Any) -> Any:
+        try:
+            return run(*args, **asked)
+        except DepthcutError as error:
+            ended.append(error)
+            raise
+
+    with mock.patch.object(cli, "main", main):
+        yield
+    (error,) = ended
+    assert isinstance(error, kind)
+    _hold(error, code, named)
+
+
+def _hold(error: DepthcutError, code: str, named: Iterable[object]) -> None:
+    assert error.code == code
     for each in named:
-        assert str(each) in str(caught.value)
+        assert tells(str(error), each), f"{each!r} is not named: {error}"
+
+
+def tells(text: str, field: object) -> bool:
+    """Whether a text names a field; a number as a whole number, not within another."""
+    if isinstance(field, int | float):
+        return re.search(rf"(?<![\w.]){re.escape(str(field))}(?!\w|\.\d)", text) is not None
+    return str(field) in text

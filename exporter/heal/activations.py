@@ -73,6 +73,7 @@ def check_finite(
                 f"The activations of the {part.kind} of layer {part.layer} are not finite in "
                 f"sample {sample}.",
                 "Load the model in float32, or check its weights.",
+                code="not-finite",
             )
 
 
@@ -92,7 +93,11 @@ def held_out_tokens(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
         HealingError: When the share is none, or the text too short to be parted so.
     """
     if not 0 < share < 1:
-        raise HealingError(f"A share of {share} can't be held out.", "Give one such as 0.2.")
+        raise HealingError(
+            f"A share of {share} can't be held out.",
+            "Give one such as 0.2.",
+            code="share-out-of-range",
+        )
     numbers = np.arange(1, len(mask) + 1)
     chosen = np.floor(numbers * share) > np.floor((numbers - 1) * share)
     if len(mask) >= _FEWEST_SAMPLES and 0 < chosen.sum() < len(mask):
@@ -104,5 +109,6 @@ def held_out_tokens(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
         raise HealingError(
             f"{int(mask.sum())} tokens are too few to fit a replacement and to judge it on others.",
             "Give more calibration text.",
+            code="too-few-tokens",
         )
     return found

@@ -128,7 +128,9 @@ def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
     width = loaded.model.config.get_text_config().hidden_size
     if rank is not None and not 1 <= rank <= width:
         raise HealingError(
-            f"There is no map of rank {rank} here.", f"Ask for a rank from 1 to {width}."
+            f"There is no map of rank {rank} here.",
+            f"Ask for a rank from 1 to {width}.",
+            code="rank-out-of-range",
         )
 
 

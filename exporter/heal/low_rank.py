@@ -41,7 +41,9 @@ def factors(
     most = min(found.weight.shape)
     if not 1 <= rank <= most:
         raise HealingError(
-            f"There is no map of rank {rank} here.", f"Ask for a rank from 1 to {most}."
+            f"There is no map of rank {rank} here.",
+            f"Ask for a rank from 1 to {most}.",
+            code="rank-out-of-range",
         )
     xx, _ = regularised(sums, ridge)
     _, vectors = torch.linalg.eigh(found.weight @ xx @ found.weight.T)

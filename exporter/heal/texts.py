@@ -131,6 +131,7 @@ def _refuse_same(texts: Sequence[CalibrationText]) -> None:
             raise HealingError(
                 f"{named[text.ref.sha256]} and {text.ref.source} are the same text.",
                 "Name each text once.",
+                code="text-named-twice",
             )
         named[text.ref.sha256] = text.ref.source
 
@@ -215,6 +216,7 @@ def _parted(
             f"{text.ref.source} gives one sample of {text.ref.sequence_length} tokens; one is "
             "needed to fit on, and one to judge by.",
             "Give a longer text, or ask for a shorter --sequence-length.",
+            code="too-few-samples",
         )
     held = more if found == wanted + more else max(1, found // 5)
     return text.rows(slice(0, found - held)), text.rows(slice(found - held, None))

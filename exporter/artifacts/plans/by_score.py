@@ -158,6 +158,7 @@ def validate_plan(
                 f"{where}The plan drops {deletion.kind} {deletion.layer}, but {model} has only "
                 f"layers 0 to {num_layers - 1}.",
                 "Take that layer out of the plan, or make a plan for this model: depthcut plan.",
+                code="no-such-layer",
             )
         if deletion.kind not in kinds:
             raise PlanError(
@@ -251,7 +252,7 @@ def _layer_range(part: str, text: str) -> range:
 
 def _check_not_empty(deletions: Sequence[PlannedDeletion], where: str = "") -> None:
     if not deletions:
-        raise PlanError(f"{where}The plan drops nothing.", _DROP_HINT)
+        raise PlanError(f"{where}The plan drops nothing.", _DROP_HINT, code="drops-nothing")
 
 
 def _check_once(deletions: Iterable[PlannedDeletion], where: str = "") -> None:

@@ -124,7 +124,10 @@ def named_sublayers(
     for deletion in deletions:
         layer, kind = deletion if isinstance(deletion, tuple) else (deletion.layer, deletion.kind)
         if not 0 <= layer < layers:
-            raise PlanError(f"There is no layer {layer}: the model has layers 0 to {layers - 1}.")
+            raise PlanError(
+                f"There is no layer {layer}: the model has layers 0 to {layers - 1}.",
+                code="no-such-layer",
+            )
         if kind not in _PARTS:
             raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")
         names.update(SublayerRef(layer, part) for part in _PARTS[kind])

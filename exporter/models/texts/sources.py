@@ -104,7 +104,7 @@ def refuse_same_text(
     """
     for other in others:
         if judged.sha256 == other.sha256 or judged.source == other.source:
-            raise error(f"{judged.source} is {what}.", hint)
+            raise error(f"{judged.source} is {what}.", hint, code="text-not-held-out")
 
 
 def _source(label: str, documents: Iterable[str]) -> TextSource:
@@ -123,7 +123,9 @@ def _read_file(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise TextSourceError(f"The text file {path} does not exist.", SPEC_HINT) from None
+        raise TextSourceError(
+            f"The text file {path} does not exist.", SPEC_HINT, code="no-such-file"
+        ) from None
     except UnicodeDecodeError as error:
         raise TextSourceError(
             f"{path} is not UTF-8 text: byte {error.start} can't be decoded.",

@@ -15,9 +15,17 @@ from tiny_lm import WORDS, write_tokenizer
 
 import exporter.cli as command_line
 from exporter.artifacts import HealingReport, PruningPlan
-from exporter.errors import HealingError, PlanError, TextSourceError, UsageError
+from exporter.errors import (
+    HealingError,
+    OptionError,
+    PlanError,
+    TextSourceError,
+    UnknownArchitectureError,
+    UsageError,
+)
 from exporter.heal.options import HealOptions
 from graph_passes.files import placing
+from tests.raising import ends_in, raises, tells
 
 pytestmark = pytest.mark.torch
 
@@ -142,7 +150,7 @@ def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) 
 
 def test_domains_that_share_nothing_are_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
     apart = healed(loaded, texts, kind="bias").report.healing
-    assert any("The domains disagree" in warning for warning in apart.warnings)
+    assert len(apart.warnings) == 1
     again = write_text(Path(texts[0]).with_name("again.txt"), FIRST, seed=7)
     alike = healed(loaded, (texts[0], again), kind="linear").report.healing
     assert alike.warnings == []
@@ -197,9 +205,8 @@ def test_a_rank_that_is_none_costs_no_pass(
     loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_: pytest.fail("read"))
-    with pytest.raises(HealingError, match="no map of rank 33") as caught:
+    with raises(HealingError, "rank-out-of-range", 33, 32):
         healed(loaded, texts, rank=33)
-    assert "from 1 to 32" in caught.value.hint
 
 
 def test_a_rank_gives_two_factors(loaded: Any, texts: tuple[str, str]) -> None:
@@ -252,11 +259,12 @@ def test_the_command_writes_plan_numbers_and_report(
     assert report.made_from["plan"] == sha256_file(plan)
     told = "".join(capfd.readouterr())
     assert "perplexity" in told
-    assert "taken back" in told
-    assert "3 replaced (3 bias)" in told.lower()
-    assert told.count("The domains disagree") == 1
+    assert tells(told, 3)
+    assert "bias" in told
+    (warning,) = report.healing.warnings
+    assert told.count(warning) == 1
     assert run(*command(checkpoint, plan, output, texts), "--heal", "bias", "--quiet") == 0
-    assert capfd.readouterr().out.count("Warning: The domains disagree") == 1
+    assert capfd.readouterr().out.count(warning) == 1
     assert (output.parent / "healed.safetensors").stat().st_mode & 0o077 == (
         output.stat().st_mode & 0o077
     )
@@ -339,10 +347,9 @@ def test_a_checkpoint_that_fails_takes_no_plan_with_it(
     output, folder = tmp_path / "healed.json", tmp_path / "hf"
     monkeypatch.setattr(pruned_structure, "_lonely_norms", lambda m, *_: [m.model.norm])
     arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
-    assert run(*arguments) == 2
-    told = capfd.readouterr()
-    assert "3 replaced" in told.out
-    assert "does not compute what it should" in told.err
+    with ends_in(UnknownArchitectureError, "computes-otherwise"):
+        assert run(*arguments) == 2
+    assert tells(capfd.readouterr().out, 3)
     assert output.exists()
     assert not folder.exists()
 
@@ -421,7 +428,7 @@ def test_a_plan_of_another_model_is_healed_with_a_warning(
         lines: list[str] = []
         plan = PruningPlan(deletions=PLAN[:1], made_from={"model": meant})
         found = heal(loaded, plan, options, progress=Heard())
-        assert any("another model" in line for line in lines) is warned
+        assert any(meant[:8] in line for line in lines) is warned
         assert found.plan.made_from["model"] == loaded.ref.sha256
 
 
@@ -458,7 +465,7 @@ def test_what_an_earlier_plan_had_beside_it_goes_with_it(
 
     with monkeypatch.context() as patch:
         patch.setattr("graph_passes.files.steps.sync_names", fail)
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(OSError, match="Errno 5"):
             write_healed_plan(output, bare, {})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     write_healed_plan(output, bare, {})
@@ -512,7 +519,7 @@ def test_places_that_would_do_harm_are_refused_before_any_work(
 
 
 def test_a_plan_of_another_depth_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
-    with pytest.raises(PlanError, match=r"drops mlp 7, but .* has only layers 0 to 2"):
+    with raises(PlanError, "no-such-layer", "mlp 7"):
         healed(loaded, texts, plan=planned(("mlp", 7, "none")))
 
 
@@ -520,8 +527,8 @@ def test_a_plan_without_deletions_is_refused(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = PruningPlan(deletions=[]).write(tmp_path / "plan.json")
-    assert run(*command(checkpoint, plan, tmp_path / "healed.json", texts)) == 2
-    assert "The plan drops nothing" in "".join(capfd.readouterr())
+    with ends_in(PlanError, "drops-nothing", "plan.json"):
+        assert run(*command(checkpoint, plan, tmp_path / "healed.json", texts)) == 2
     assert not (tmp_path / "healed.json").exists()
 
 
@@ -536,7 +543,7 @@ def test_a_quantised_model_is_refused(
     (folder / "config.json").write_text(json.dumps(config))
     plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
     assert run(*command(folder, plan, tmp_path / "healed.json", texts)) == 2
-    assert "weights quantized with gptq" in "".join(capfd.readouterr())
+    assert "gptq" in "".join(capfd.readouterr())
 
 
 def test_activations_that_are_not_finite_are_refused(
@@ -546,30 +553,30 @@ def test_activations_that_are_not_finite_are_refused(
 
     broken = load_model(str(checkpoint))
     broken.model.model.layers[1].self_attn.o_proj.weight[0, 0] = float("nan")
-    with pytest.raises(HealingError, match=r"attention of layer 1 are not finite in sample 0"):
+    with raises(HealingError, "not-finite", "attention", 1, 0):
         healed(broken, texts)
 
 
 def test_a_text_of_one_sample_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
     short = write_text(Path(texts[0]).with_name("short.txt"), WORDS, count=20)
-    with pytest.raises(HealingError, match="gives one sample of 16 tokens; one is needed to fit"):
+    with raises(HealingError, "too-few-samples", "short.txt", 16):
         healed(loaded, (short, texts[1]))
 
 
 def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -> None:
-    with pytest.raises(UsageError, match="--check-text"):
+    with raises(OptionError, "", "--check-text"):
         healed(loaded, (texts[0], texts[0]))
     copy = Path(texts[0]).with_name("copy.txt")
     copy.write_bytes(Path(texts[0]).read_bytes())
-    with pytest.raises(HealingError, match="is what is fitted on, and no other domain"):
+    with raises(HealingError, "text-not-held-out", "copy.txt", "--check-text"):
         healed(loaded, (texts[0], str(copy)))
     both = {"calibration": (texts[0], str(copy)), "check_text": texts[1]}
-    with pytest.raises(HealingError, match=r"first\.txt and .*copy\.txt are the same text"):
+    with raises(HealingError, "text-named-twice", "first.txt", "copy.txt"):
         healed(loaded, texts, **both)
     both["calibration"] = (str(copy), f"{copy.parent}/./{copy.name}")
-    with pytest.raises(HealingError, match="are the same text"):
+    with raises(HealingError, "text-named-twice", "copy.txt"):
         healed(loaded, texts, **both)
-    with pytest.raises(TextSourceError, match="does not exist"):
+    with raises(TextSourceError, "no-such-file", "none.txt"):
         healed(loaded, (texts[0], str(copy.with_name("none.txt"))))
 
 

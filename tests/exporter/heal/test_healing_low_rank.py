@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from exporter.heal import low_rank  # noqa: E402
 from exporter.heal.ridge import explained, solve  # noqa: E402
 from exporter.heal.statistics import Sums  # noqa: E402
+from tests.raising import raises  # noqa: E402
 
 _TOKENS, _IN, _OUT = 300, 12, 9
 
@@ -81,5 +82,5 @@ def test_no_other_map_of_that_rank_is_nearer(rank: int) -> None:
 @pytest.mark.parametrize("rank", [0, _OUT + 1])
 def test_ranks_that_do_not_exist(rank: int) -> None:
     sums = _sums(*_data())
-    with pytest.raises(HealingError, match=f"rank from 1 to {_OUT}"):
+    with raises(HealingError, "rank-out-of-range", rank, _OUT):
         low_rank.factors(solve(sums, 0.0), sums, 0.0, rank)
