@@ -8,6 +8,7 @@ from pydantic import Field
 
 from exporter.artifacts.base import Artifact, Record
 from exporter.errors import ArtifactError
+from exporter.printable import counted
 from graph_passes.types import DeletionKind, Replacement, SublayerRef, sublayer_kinds
 
 
@@ -22,13 +23,24 @@ class ModelRef(Record):
 
 
 class CalibrationRef(Record):
-    """Which text the scores rest on. ``tokens`` counts real tokens, padding left out."""
+    """Which text something rests on, or which items of a task.
+
+    ``tokens`` counts real tokens, padding left out. ``sha256`` is of the whole source,
+    ``ids_sha256`` of the tokens and the padding of just these samples; None where they are not
+    known. Items have no length in common: their ``sequence_length`` is that of the longest.
+    """
 
     source: str
     samples: int
     sequence_length: int
     tokens: int
     sha256: str
+    ids_sha256: str | None = None
+    unit: Literal["sample", "item"] = "sample"
+
+    def describe(self) -> str:
+        """In words: ``15 samples of valid.txt (7,680 tokens)``."""
+        return f"{counted(self.samples, self.unit)} of {self.source} ({self.tokens:,} tokens)"
 
 
 class Score(Record):
@@ -113,7 +125,32 @@ FiguresFrom = Literal["unseen", "checked", "searched"]
 decided whether floors hold or which replacements are kept; the very one that was searched on."""
 
 
-class PruningPlan(Artifact):
+class PlanParts(Record):
+    """What a plan rests on, by what that was for; several of one role were a mixture.
+
+    ``chosen_on`` decided what goes, by scores or a search; ``fitted_on`` is what replacements or
+    weights were fitted to; ``stopped_on`` decided when to stop and what was kept, such as floors of
+    quality and the state of a training; on ``judged_on`` the finished plan's figures were measured.
+    """
+
+    chosen_on: list[CalibrationRef] = Field(default_factory=list)
+    fitted_on: list[CalibrationRef] = Field(default_factory=list)
+    stopped_on: list[CalibrationRef] = Field(default_factory=list)
+    judged_on: list[CalibrationRef] = Field(default_factory=list)
+
+    @property
+    def roles(self) -> dict[str, list[CalibrationRef]]:
+        """Those that there are, by their role: ``chosen``, ``fitted``, ``stopped``, ``judged``."""
+        found = {
+            "chosen": self.chosen_on,
+            "fitted": self.fitted_on,
+            "stopped": self.stopped_on,
+            "judged": self.judged_on,
+        }
+        return {role: refs for role, refs in found.items() if refs}
+
+
+class PruningPlan(PlanParts, Artifact):
     """plan.json; ``deletions`` stand in the order in which they were chosen."""
 
     kind: Literal["pruning_plan"] = "pruning_plan"

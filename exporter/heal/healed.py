@@ -145,6 +145,7 @@ def _healed_plan(
         deletions=healed_deletions(plan.deletions, found),
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
+        chosen_on=plan.chosen_on,
         predicted=_predicted(healing.texts),
         predicted_on=figures_from if healing.texts else None,
         made_from={**plan.made_from, **parents},

@@ -252,7 +252,7 @@ def _scored(
     else:
         found = _scores_in_memory(scored, metrics)
     found |= order_scores(scored, of_kind(metrics, OrderMetric))
-    return report_of(loaded.ref, scored.text.ref, metrics, found)
+    return report_of(loaded.ref, scored.text.part, metrics, found)
 
 
 def _scores_in_memory(scored: ScoredModel, metrics: Sequence[Metric]) -> dict[str, list[Score]]:

@@ -212,11 +212,15 @@ class PlanInputs:
     def _searched_meter(self, text: CalibrationText) -> RememberingMeter:
         return searched_meter(
             self.loaded,
-            text.first_tokens(self.settings.search.tokens),
+            self._measured_on(text),
             self.settings.batch_size,
             kept=self._work.journal,
             make=self._make_meter,
         )
+
+    def _measured_on(self, text: CalibrationText) -> CalibrationText:
+        """As much of a text as each candidate is measured on."""
+        return text.first_tokens(self.settings.search.tokens)
 
     @property
     def _kind(self) -> HealKind | None:

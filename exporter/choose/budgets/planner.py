@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
+from exporter.artifacts import CalibrationRef, ParetoCurve, PruningPlan, Speedup
 from exporter.artifacts.plans.by_score import check_counts, validate_plan
 from exporter.artifacts.plans.origin import parents_of
 from exporter.choose.budgets.candidates import PlanCandidate, percent
@@ -87,11 +87,16 @@ class Planner(PlanInputs):
             allow_all=self._allow_all,
             progress=self._progress,
         )
-        plan = self._plan_of(PlanCandidate(tuple(options)))
+        chosen_on = {"chosen_on": [self.text.part]}
+        plan = self._plan_of(PlanCandidate(tuple(options))).model_copy(update=chosen_on)
         if not predicts_tokens(self.loaded.model):
             return Outcome(plan)
         damage = self._searched_meter(self.text).measure_many(cut_of_options(options), [])[0]
-        told = {"predicted": damage_figures(damage), "predicted_on": "searched"}
+        told = {
+            "predicted": damage_figures(damage),
+            "predicted_on": "searched",
+            "judged_on": [self._measured_on(self.text).part],
+        }
         return Outcome(plan.model_copy(update=told), damage=damage)
 
     def _by_damage(self) -> Outcome:
@@ -267,9 +272,20 @@ class Planner(PlanInputs):
         told = {
             "predicted": figures | elsewhere(healing),
             "predicted_on": self.texts.figures_from,
+            **self._parts(),
         }
         plan = self._plan_of(candidate).model_copy(update=told)
         return Outcome(plan, branch_replacements, damage, speedup, healing)
+
+    def _parts(self) -> dict[str, list[CalibrationRef]]:
+        """What decided, as far as anything did: a plan without fits and floors needs no check."""
+        texts, fits = self.texts, self.settings.heal is not None
+        return {
+            "chosen_on": [self._measured_on(texts.searched).part],
+            "fitted_on": [texts.searched.part] if fits else [],
+            "stopped_on": [texts.checked.part] if fits or self.budget.floors else [],
+            "judged_on": [texts.reported.part],
+        }
 
     def _plan_of(self, candidate: PlanCandidate) -> PruningPlan:
         digest = self.importance_sha256

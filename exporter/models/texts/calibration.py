@@ -48,6 +48,11 @@ class CalibrationText:
         """Of the tokens, and of which of them are padding."""
         return sha256_bytes(self.input_ids.astype("<i8").tobytes() + self.mask.tobytes())
 
+    @property
+    def part(self) -> CalibrationRef:
+        """What is said of just these samples, by which they are known again."""
+        return self.ref.model_copy(update={"ids_sha256": self.ids_sha256})
+
     def rows(self, chosen: slice) -> CalibrationText:
         """Some of the samples."""
         ids, mask = self.input_ids[chosen], self.mask[chosen]

@@ -126,7 +126,7 @@ class _Scoring:
             cuts = [(job, result) for job, result in results if isinstance(job, CutJob)]
             _, *damages = joined_damages(*zip(*cuts, strict=True))
             found |= scores_of_damages(self._of_answers, self._units, damages)
-        return report_of(self._model, self._setup.text.ref, self._metrics, found)
+        return report_of(self._model, self._setup.text.part, self._metrics, found)
 
     def _jobs(self, workers: int) -> list[ScoringJob]:
         """Long pieces first: a short one at the end keeps fewer workers waiting."""

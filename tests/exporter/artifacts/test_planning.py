@@ -46,6 +46,14 @@ def _report(
     )
 
 
+def test_the_lowest_scores_are_chosen_on_their_text() -> None:
+    report = _report()
+    assert plan_drop(report, attention=1).roles == {"chosen": [report.calibration]}
+    none = report.calibration.model_copy(update={"samples": 0})
+    without_text = report.model_copy(update={"calibration": none})
+    assert plan_drop(without_text, attention=1).roles == {}
+
+
 def _chosen(plan: PruningPlan) -> list[tuple[str, int]]:
     return [(deletion.kind, deletion.layer) for deletion in plan.deletions]
 
@@ -200,7 +208,8 @@ def test_bad_plan_files(tmp_path: Path) -> None:
     PruningPlan(deletions=[]).write(path)
     with pytest.raises(PlanError, match=r"plan\.json: The plan drops nothing"):
         read_plan(path)
-    path.write_text(path.read_text().replace("[]", '[{"layer": -1, "kind": "mlp"}]', 1))
+    broken = '"deletions": [{"layer": -1, "kind": "mlp"}]'
+    path.write_text(path.read_text().replace('"deletions": []', broken))
     with pytest.raises(ArtifactError, match=r"\$\.deletions\[0\]\.layer"):
         read_plan(path)
 

@@ -255,6 +255,19 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
     assert reported
     assert not steered & reported
     assert found.plan.predicted_on == "unseen"
+    texts = made.texts
+    told = {role: [ref.ids_sha256 for ref in refs] for role, refs in found.plan.roles.items()}
+    assert told == {
+        "chosen": [texts.searched.ids_sha256],
+        "fitted": [texts.searched.ids_sha256],
+        "stopped": [texts.checked.ids_sha256],
+        "judged": [texts.reported.ids_sha256],
+    }
+
+
+def test_a_plan_without_fits_and_floors_was_stopped_by_nothing(planner: Any) -> None:
+    found = planner(Budget(parameters=0.1), heal="none").plan()
+    assert list(found.plan.roles) == ["chosen", "judged"]
 
 
 @pytest.mark.parametrize(
@@ -456,6 +469,7 @@ def _short(made: Any, report: Any, samples: int) -> Any:
 def test_one_sample_serves_all_ends_and_the_plan_says_so(planner: Any, report: Any) -> None:
     found = _short(planner(Budget(attention=1), heal="none"), report, 1).plan()
     assert found.plan.predicted_on == "searched"
+    assert found.plan.judged_on == found.plan.chosen_on
     assert "text of the search" in found.words()
 
 
