@@ -73,6 +73,7 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
             raise UsageError(
                 f"{output} is an input, or belongs to one; inputs are never changed.",
                 "Write the result under another name.",
+                code="overwrites-input",
             )
 
 

@@ -203,6 +203,7 @@ def _check_swept(place: Mapping[ir.Node, int], sites: Sequence[FoundSite]) -> No
                 f"{site.ref} would still be computed: {reader.op_type} {reader.name!r} reads the "
                 f"shape of {value.name!r}, and no input that stays is known to have the same.",
                 "Declare the shapes in the graph, or leave it out of the plan.",
+                code="still-computed",
             )
 
 

@@ -38,6 +38,7 @@ def drop_inputs(graph: ir.Graph, inputs: Collection[ir.Value]) -> None:
                 f"{reader.op_type} {reader.name!r} still needs {value.name!r}, and no input that "
                 "stays has the same length.",
                 "Keep the attention that it belongs to, or another one of the same cache length.",
+                code="cache-still-read",
             )
     gone = set(inputs)
     kept = [value for value in graph.inputs if value not in gone]
@@ -222,5 +223,6 @@ def _layer_number(value: ir.Value) -> int:
         raise SurgeryError(
             f"The cache {value.name!r} can't be renumbered: its name holds {len(found)} numbers.",
             "Leave the numbers as they are.",
+            code="cache-not-numbered",
         )
     return int(found[0])

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -46,6 +47,14 @@ _STACKS = frozenset({"Concat", "ScatterND", "ScatterElements"})
 _SEVERAL = "several residual streams meet here; only a single stream can be cut"
 
 
+class Obstacle(NamedTuple):
+    """Where and why a sublayer can't be cut; ``code`` is a short name for the reason."""
+
+    node: ir.Node
+    reason: str
+    code: str
+
+
 @dataclass(frozen=True, eq=False)
 class FoundSite:
     """A sublayer with the graph's own objects in hand; valid until the graph changes.
@@ -58,7 +67,7 @@ class FoundSite:
         dying: The nodes that nothing needs once it is gone.
         caches: The graph inputs of its KV cache.
         outputs: The graph outputs that only it feeds.
-        obstacle: The node and the reason why it can't be cut; None where it can.
+        obstacle: Why it can't be cut; None where it can.
         branch_input: What all of its work is computed from, or why no value is that.
     """
 
@@ -69,7 +78,7 @@ class FoundSite:
     dying: frozenset[ir.Node]
     caches: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
-    obstacle: tuple[ir.Node, str] | None
+    obstacle: Obstacle | None
     branch_input: ir.Value | str
 
     @property
@@ -80,8 +89,8 @@ class FoundSite:
     def describe(self) -> ResidualSite | Refusal:
         """The site in plain data."""
         if self.obstacle is not None:
-            node, reason = self.obstacle
-            return Refusal(self.layer, self.kind, node.name or "", reason)
+            node, reason, code = self.obstacle
+            return Refusal(self.layer, self.kind, node.name or "", reason, code)
         return ResidualSite(
             layer=self.layer,
             kind=self.kind,
@@ -145,7 +154,7 @@ def locate(model: ir.Model) -> Findings:
     index = GraphIndex(model.graph)
     found = streams(index)
     if not found:
-        return Findings((), (_refuse(index, "no data path leads from an input to it"),))
+        return Findings((), (_refuse(index, "no data path leads from an input to it", "no-path"),))
     refusal = _stream_refusal(found)
     if refusal is not None:
         return Findings((), (refusal,))
@@ -153,13 +162,13 @@ def locate(model: ir.Model) -> Findings:
     linear = [r for r in recorded_replacements(model).values() if r.kind == "linear"]
     groups = groups_of(found[0], missing, len(linear))
     if groups is None:
-        return Findings((), (_refuse(index, _LOST_LINEAR),))
+        return Findings((), (_refuse(index, _LOST_LINEAR, "lost-linear"),))
     refusal = label_refusal(found[0], groups, missing)
     if refusal is not None:
         return Findings((), (refusal,))
     sites = _without_shared_outputs(_sites(found[0], groups, missing))
     if not missing and not any(_mixes_a_sequence(found[0], site) for site in sites):
-        return Findings((), (_refuse(index, _NO_ATTENTION),))
+        return Findings((), (_refuse(index, _NO_ATTENTION, "no-attention"),))
     return Findings(tuple(sites), ())
 
 
@@ -181,25 +190,27 @@ def _stream_refusal(found: Sequence[Stream]) -> Refusal | None:
                 f"one stream begins at {stream.source.name!r} and another at "
                 f"{other.source.name!r}; only a graph of a single model can be cut"
             )
-            return Refusal(None, None, stranger.name or "", reason)
+            return Refusal(None, None, stranger.name or "", reason, "several-models")
     if (meeting := stream.meeting_point()) is not None:
-        return Refusal(None, None, meeting.name or "", _SEVERAL)
+        return Refusal(None, None, meeting.name or "", _SEVERAL, "several-streams")
     hidden = [(_last(stream, span), span) for span in stream.hidden_work()]
     for node, span in hidden:
         if node.op_type in _STACKS or chained_attentions(stream.index, span) > 1:
-            return Refusal(None, None, node.name or "", _SEVERAL)
-    return Refusal(None, None, hidden[0][0].name or "", _HIDDEN) if hidden else None
+            return Refusal(None, None, node.name or "", _SEVERAL, "several-streams")
+    if not hidden:
+        return None
+    return Refusal(None, None, hidden[0][0].name or "", _HIDDEN, "hidden-sublayer")
 
 
 def _last(stream: Stream, nodes: Set[ir.Node]) -> ir.Node:
     return max(nodes, key=stream.index.position.__getitem__)
 
 
-def _refuse(index: GraphIndex, reason: str) -> Refusal:
+def _refuse(index: GraphIndex, reason: str, code: str) -> Refusal:
     output = index.graph.outputs[0]
     producer = output.producer()
     name = producer.name if producer is not None else output.name
-    return Refusal(None, None, name or "", reason)
+    return Refusal(None, None, name or "", reason, code)
 
 
 def _sites(
@@ -238,9 +249,9 @@ def _site(
 
 def _obstacle(
     stream: Stream, tree: AddTree, kind: SublayerKind, leaves: Sequence[Leaf]
-) -> tuple[ir.Node, str] | None:
+) -> Obstacle | None:
     if len({leaf.value for leaf in leaves}) < len(leaves):
-        return tree.add, "the branch joins the sum twice"
+        return Obstacle(tree.add, "the branch joins the sum twice", "joined-twice")
     # An MLP may add in parts that share their work; two attentions that do can't be told apart.
     together = frozenset[ir.Node]()
     if kind == "mlp":
@@ -248,23 +259,25 @@ def _obstacle(
     for leaf in leaves:
         reader = stream.foreign_reader(tree, leaf, together)
         if reader is not None:
-            return reader, (
-                f"what the branch computes is read elsewhere, by {reader.op_type} {reader.name!r}"
-            )
+            what = f"{reader.op_type} {reader.name!r}"
+            reason = f"what the branch computes is read elsewhere, by {what}"
+            return Obstacle(reader, reason, "read-elsewhere")
         inner = stream.inner_sum(leaf.nodes)
         if inner is not None:
-            return inner, "the branch holds a residual sum of its own"
+            return Obstacle(inner, "the branch holds a residual sum of its own", "inner-sum")
         end = leaf.value.producer()
         if end is not None and leaf.value.is_graph_output() and _joins_branches(stream, end):
-            return end, f"the graph output {leaf.value.name!r} is the sum of several branches"
+            reason = f"the graph output {leaf.value.name!r} is the sum of several branches"
+            return Obstacle(end, reason, "sum-of-branches")
     total = tree.add.outputs[0]
-    reason = broadcast_reason(tree.skip, total, stream.index.declared)
+    broadcast = broadcast_reason(tree.skip, total, stream.index.declared)
     if (tree.skip.shape is None or total.shape is None) and stream.may_have_shrunk(tree):
         reason = (
             f"it can't be told whether the skip {tree.skip.name!r} only broadcasts to the "
             "sum's shape; neither shape is declared"
         )
-    return (tree.add, reason) if reason else None
+        return Obstacle(tree.add, reason, "unknown-shape")
+    return Obstacle(tree.add, broadcast, "broadcast-skip") if broadcast else None
 
 
 def _joins_branches(stream: Stream, node: ir.Node) -> bool:
@@ -296,13 +309,13 @@ def _shown_keys(
 
 def _output_obstacle(
     stream: Stream, leaves: Sequence[Leaf], outputs: Collection[ir.Value]
-) -> tuple[ir.Node, str] | None:
+) -> Obstacle | None:
     mixed = stream.mixed_output(leaves, outputs)
     node = None if mixed is None else mixed.producer()
-    return None if mixed is None or node is None else (node, _shared_reason(mixed))
+    return None if mixed is None or node is None else _shared_output(node, mixed)
 
 
-def _published_keys(stream: Stream, dying: Set[ir.Node]) -> tuple[ir.Node, str] | None:
+def _published_keys(stream: Stream, dying: Set[ir.Node]) -> Obstacle | None:
     """Keys or values from beside the stream that stay, since they are made to be public."""
     index = stream.index
     for node in sorted(dying, key=index.position.__getitem__):
@@ -314,15 +327,17 @@ def _published_keys(stream: Stream, dying: Set[ir.Node]) -> tuple[ir.Node, str] 
             if producer is None or producer in dying or value not in index.varying or needed:
                 continue
             if alive or value.is_graph_output():
-                return producer, (
+                reason = (
                     f"its keys or values {value.name!r} come from beside the stream and stay, "
                     "since a graph output is made of them"
                 )
+                return Obstacle(producer, reason, "public-keys")
     return None
 
 
-def _shared_reason(output: ir.Value) -> str:
-    return f"the graph output {output.name!r} also holds what other sublayers compute"
+def _shared_output(node: ir.Node, output: ir.Value) -> Obstacle:
+    reason = f"the graph output {output.name!r} also holds what other sublayers compute"
+    return Obstacle(node, reason, "shared-output")
 
 
 def _without_shared_outputs(sites: list[FoundSite]) -> list[FoundSite]:
@@ -333,6 +348,6 @@ def _without_shared_outputs(sites: list[FoundSite]) -> list[FoundSite]:
         shared = [value for value in site.outputs if claims[value] > 1]
         if shared and site.obstacle is None:
             node = shared[0].producer() or site.tree.add
-            site = replace(site, obstacle=(node, _shared_reason(shared[0])))
+            site = replace(site, obstacle=_shared_output(node, shared[0]))
         checked.append(site)
     return checked

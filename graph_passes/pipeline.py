@@ -57,7 +57,7 @@ def prune_graph(
     refusal = graph_refusal(model)
     if refusal is not None:
         where = f"At node {refusal.node!r}: " if refusal.node else ""
-        raise SurgeryError(f"{where}{refusal.reason}.")
+        raise SurgeryError(f"{where}{refusal.reason}.", code=refusal.code)
     pruned = model.clone()
     result = DeleteSublayersPass(
         deletions, replacements=replacements, renumber_kv=renumber_kv, allow_all=allow_all

@@ -95,6 +95,7 @@ def fit(
         raise SurgeryError(
             f"There are numbers to replace {ref} by, but it is not to be replaced.",
             "Name the replacement in the deletion, or leave its numbers out.",
+            code="unasked-numbers",
         )
     return {
         site.ref: _fit_one(site, kinds[site.ref], given.get(site.ref))
@@ -110,6 +111,7 @@ def _fit_one(
         raise SurgeryError(
             f"{site.ref} can't be replaced by {kind!r}.",
             f"What can take its place: {', '.join(get_args(Replacement))}.",
+            code="unknown-replacement",
         )
     if given is None or (kind == "linear" and not given.maps):
         lacking = "numbers are" if given is None else "weight is"
@@ -117,16 +119,19 @@ def _fit_one(
             f"{site.ref} is to be replaced ({kind}), but no {lacking} given for it.",
             "Give the bias [hidden], and for linear the weight [hidden, hidden] or its two factors "
             "[rank, hidden] and [hidden, rank] too.",
+            code="numbers-missing",
         )
     if kind == "bias" and given.maps:
         raise SurgeryError(
             f"{site.ref} is to be replaced by a bias, but a weight is given for it too.",
             "Ask for the replacement linear, or leave the weight out.",
+            code="unasked-weight",
         )
     if kind == "linear" and isinstance(site.branch_input, str):
         raise SurgeryError(
             f"{site.ref} can't be replaced by a linear map: {site.branch_input}.",
             "Replace it by a bias, or by nothing.",
+            code="unknown-branch-input",
         )
     dtype, hidden = _stream_form(site)
     bias = _checked("bias", site.ref, given.bias, (hidden,), dtype)
@@ -160,7 +165,9 @@ def _turned_maps(
         sizes = [(hidden, hidden)]
     elif given.weight is not None:
         raise SurgeryError(
-            f"For {ref} there is a weight and its two factors as well.", "Give one of both."
+            f"For {ref} there is a weight and its two factors as well.",
+            "Give one of both.",
+            code="weight-given-twice",
         )
     else:
         rank = _rank(given.factors[0])
@@ -196,20 +203,24 @@ def _checked(
     what = f"The {part} for {ref}"
     tensor = ir.tensor(numbers) if isinstance(numbers, np.ndarray) else numbers
     if tensor.dtype not in FLOATS:
-        raise SurgeryError(f"{what} is of type {tensor.dtype.name}; it must be floating.")
+        raise SurgeryError(
+            f"{what} is of type {tensor.dtype.name}; it must be floating.", code="wrong-dtype"
+        )
     if tuple(tensor.shape.numpy()) != shape:
         raise SurgeryError(
             f"{what} has the shape {list(tensor.shape.numpy())}; "
-            f"the residual stream asks for {list(shape)}."
+            f"the residual stream asks for {list(shape)}.",
+            code="wrong-shape",
         )
     array = array_of(tensor)
     rounded = _rounded(array, dtype)
     # Of the rounded ones: in float16 a number that is too large becomes infinite.
     if not np.isfinite(rounded).all():
-        reason = "holds NaN or infinity"
+        reason, code = "holds NaN or infinity", "not-finite"
         if np.isfinite(array).all():
             reason = f"holds numbers too large for {dtype.name}, the residual stream's dtype"
-        raise SurgeryError(f"{what} {reason}.", "Fit it again.")
+            code = "too-large"
+        raise SurgeryError(f"{what} {reason}.", "Fit it again.", code=code)
     return rounded
 
 

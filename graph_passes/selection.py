@@ -34,22 +34,31 @@ def select(
             sublayer would be left where one must be.
     """
     if not deletions:
-        raise SurgeryError("Nothing to delete.", "Name at least one sublayer.")
+        raise SurgeryError(
+            "Nothing to delete.", "Name at least one sublayer.", code="nothing-to-delete"
+        )
     chosen = {site.ref for deletion in deletions for site in _matches(findings, deletion)}
     missing = [d for d in deletions if not _matches(findings, d) and not _is_gone(d, already)]
     if missing:
-        raise SurgeryError(f"The graph has no {_names(missing)}.", f"Found: {summary(findings)}")
+        raise SurgeryError(
+            f"The graph has no {_names(missing)}.",
+            f"Found: {summary(findings)}",
+            code="sublayer-missing",
+        )
     sites = [site for site in findings.sites if site.ref in chosen]
     for site in sites:
         if site.obstacle is not None:
             raise SurgeryError(
-                f"{site.ref} can't be cut at node {site.obstacle[0].name!r}: {site.obstacle[1]}.",
+                f"{site.ref} can't be cut at node {site.obstacle.node.name!r}: "
+                f"{site.obstacle.reason}.",
                 "Leave it out of the plan.",
+                code=site.obstacle.code,
             )
     if sites and len(sites) == len(findings.sites) and not allow_all:
         raise SurgeryError(
             "Deleting every sublayer of the graph would leave no model.",
             "Keep at least one; --allow-empty deletes them all the same.",
+            code="nothing-left",
         )
     return sites
 
@@ -109,6 +118,7 @@ def replacements_of(
             raise SurgeryError(
                 f"{site.ref} is to be replaced in two ways: {' and '.join(sorted(kinds))}.",
                 "Name one of them, for the sublayer or for its block.",
+                code="two-replacements",
             )
         found[site.ref] = kinds.pop()
     return found
@@ -143,6 +153,7 @@ def check_recorded(
                 f"{held[0]} can't be cut: the bias that took the place of {ref} in an earlier cut "
                 "was added to its own.",
                 _FROM_THE_ORIGINAL,
+                code="bias-folded",
             )
 
 
@@ -157,9 +168,11 @@ def _check_same(
             f"{ref} was cut out of this graph earlier with the replacement {done.kind!r}; "
             f"now {asked!r} is asked for.",
             _FROM_THE_ORIGINAL,
+            code="other-replacement",
         )
     if given is not None and done.digest and digest_of(given) != done.digest:
         raise SurgeryError(
             f"{ref} was replaced in this graph earlier, by other numbers than those given now.",
             _FROM_THE_ORIGINAL,
+            code="other-numbers",
         )

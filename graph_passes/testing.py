@@ -46,7 +46,10 @@ def masked_model(
     for deletion in deletions:
         meant = [site.ref for site in sites if deletion.names(site.ref)]
         if not meant and not any(deletion.names(ref) for ref in gone):
-            raise SurgeryError(f"The graph has no {deletion.kind} {deletion.layer} to mask.")
+            raise SurgeryError(
+                f"The graph has no {deletion.kind} {deletion.layer} to mask.",
+                code="sublayer-missing",
+            )
         wanted.update(dict.fromkeys(meant, deletion.replacement))
     chosen = [site for site in sites if site.ref in wanted]
     added = [
@@ -98,7 +101,9 @@ class _Addition:
         given: ReplacementTensors | None,
     ) -> None:
         if given is None or (kind == "linear" and not given.maps):
-            raise SurgeryError(f"There are no numbers to replace {site.ref} by.")
+            raise SurgeryError(
+                f"There are no numbers to replace {site.ref} by.", code="numbers-missing"
+            )
         self._graph = graph
         self._joint = next(node for node in graph if node.name == site.residual_add)
         self._bias = self._constant(site, given.bias)

@@ -83,13 +83,15 @@ class ResidualSite:
 class Refusal:
     """A sublayer, or a whole graph, that can't be cut safely, and why.
 
-    ``layer`` and ``kind`` are None where not even that could be told.
+    ``layer`` and ``kind`` are None where not even that could be told. ``code`` is a short name
+    for the reason, such as ``shared-output``, that stays when the sentence is edited.
     """
 
     layer: int | None
     kind: SublayerKind | None
     node: str
     reason: str
+    code: str
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
                 f"{path}: $.schema_version is {head.schema_version}; "
                 f"this depthcut reads up to {SCHEMA_VERSION}.",
                 "Update depthcut.",
+                code="newer-schema",
             )
         return cls.model_validate_json(text)
     except ValidationError as error:

@@ -96,7 +96,9 @@ class ComparedArm:
         try:
             return TypeAdapter(list[PlannedDeletion]).validate_python(parse_json(text, where))
         except (ValueError, ValidationError) as error:
-            raise ComparisonError(f"{where} is not a list of deletions.") from error
+            raise ComparisonError(
+                f"{where} is not a list of deletions.", code="broken-plan-record"
+            ) from error
 
     def record(self) -> Arm:
         """What the report says of it."""
@@ -236,6 +238,7 @@ def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractS
         raise ComparisonError(
             f"The {name} has an input {foreign[0]!r} that the baseline doesn't have.",
             "Compare a model with its own pruned form.",
+            code="other-inputs",
         )
     results = [_results(runner) for runner in (baseline, other)]
     if results[0] != results[1]:
@@ -243,6 +246,7 @@ def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractS
             f"The baseline and the {name} have other outputs: {sorted(results[0])} and "
             f"{sorted(results[1])}.",
             "Compare a model with its own pruned form.",
+            code="other-outputs",
         )
 
 

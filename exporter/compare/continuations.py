@@ -112,6 +112,7 @@ def _long_context(pair: Pair, texts: TextSource, length: int) -> LongContext:
             f"A context of {length} tokens and its answer don't fit the model's {longest} "
             "positions.",
             "Ask for a shorter --long-context.",
+            code="context-too-long",
         )
     tokens = tokenize(
         texts,

@@ -90,6 +90,7 @@ def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None
             f"{baseline.name} and {candidate.name} were built in different ways: their "
             f"{' and '.join(different)} differ.",
             "Build both with the same options of depthcut build.",
+            code="built-differently",
         )
 
 
@@ -118,6 +119,7 @@ def open_engine_reference(path: Path, options: CompareOptions, *, threads: int) 
         raise ComparisonError(
             f"The reference {path} can't be timed here: {problem}.",
             "Leave it out; of the two that are compared, engines are described without a GPU too.",
+            code="engine-not-runnable",
         )
     builds = find_builds(path)
     return _arm(builds, _onnx_of(builds[0], None), problem, options, threads)
@@ -175,6 +177,7 @@ def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
             raise ComparisonError(
                 f"{build.name} was not built from {onnx}: their hashes differ.",
                 "Name the ONNX file that was given to depthcut build, or build the engine again.",
+                code="not-built-from",
             )
         return onnx
     folder = build.paths[0].absolute().parent

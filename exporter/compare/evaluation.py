@@ -73,6 +73,7 @@ def tokenize(
             f"A sample of {sequence_length} tokens has no room for text: {tokenizer_path} opens "
             f"each with {len(opening)} of its own.",
             "Evaluate on more tokens (--eval-tokens).",
+            code="no-room-for-text",
         )
     width = sequence_length - len(opening)
     packed = pack_tokens(
@@ -86,6 +87,7 @@ def tokenize(
         raise ComparisonError(
             f"The evaluation text {texts.source} has fewer than {sequence_length} tokens.",
             "Name a longer text, or ask for fewer tokens.",
+            code="text-too-short",
         )
     windows = _windows(packed.ravel(), width, stride)
     overlap = sequence_length - stride if stride else 0
@@ -146,5 +148,6 @@ def _windows(stream: NDArray[np.int64], width: int, stride: int | None) -> NDArr
         raise ComparisonError(
             f"A stride of {stride} leaves no overlap between samples of {width} tokens.",
             "Give a smaller --stride, or none.",
+            code="stride-too-long",
         )
     return np.lib.stride_tricks.sliding_window_view(stream, width)[::stride]

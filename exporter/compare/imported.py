@@ -68,7 +68,7 @@ def _files(path: Path) -> list[Path]:
     folder, pattern = (path, "*.json") if path.is_dir() else (path.parent, path.name)
     found = sorted(file for file in folder.glob(pattern) if file.is_file())
     if not found:
-        raise ComparisonError(f"There is no file of times at {path}.")
+        raise ComparisonError(f"There is no file of times at {path}.", code="file-missing")
     return found
 
 
@@ -79,6 +79,7 @@ def _refuse_unlike(first: Sequence[ImportedTimes], second: Sequence[ImportedTime
             f"The times were taken by different tools ({', '.join(tools)}), which time different "
             "things.",
             "Compare two files of one tool.",
+            code="different-tools",
         )
     if len(first) != len(second):
         raise ComparisonError(
@@ -178,21 +179,27 @@ def read_times(path: Path) -> ImportedTimes:
     except OSError as error:
         raise ComparisonError(f"{path} can't be read: {error.strerror}.") from error
     except ValueError as error:
-        raise ComparisonError(f"{path} is no JSON: {first_line(error)}.") from error
+        raise ComparisonError(
+            f"{path} is no JSON: {first_line(error)}.", code="not-json"
+        ) from error
     try:
         tool, clock, samples = _trtexec(content) or _polygraphy(content)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ComparisonError(
             f"{path} is neither trtexec's exported times nor polygraphy's run results.",
             "Write it with trtexec --exportTimes=FILE, or polygraphy run --save-results FILE.",
+            code="unknown-format",
         ) from error
     if len(samples) < 2:
         raise ComparisonError(
             f"{path} holds {len(samples)} times after the warm-up; an interval needs 2 at least.",
             "Let the tool run longer.",
+            code="too-few-times",
         )
     if not all(math.isfinite(each) and each > 0 for each in samples):
-        raise ComparisonError(f"{path} holds a time that is no positive number.")
+        raise ComparisonError(
+            f"{path} holds a time that is no positive number.", code="time-not-positive"
+        )
     return ImportedTimes(tool, clock, samples, sha256_file(path))
 
 
@@ -216,6 +223,7 @@ def _polygraphy(content: Any) -> _Found:
         raise ComparisonError(
             f"These are polygraphy's results of {len(runners)} runners ({names}); an arm is one.",
             "Save the results of each runner in a file of its own.",
+            code="several-runners",
         )
     name, iterations = runners[0]
     samples = tuple(float(each["runtime"]) * 1000 for each in iterations)

@@ -73,6 +73,7 @@ def same_kind(baseline: Path | str, candidate: Path | str) -> tuple[ArmName, Arm
             f"{first} and {second} are of different kinds: how much faster one is would tell "
             "nothing of what was cut.",
             "Compare two of a kind, and name the third as a --reference.",
+            code="different-kinds",
         )
     return first, second
 
@@ -107,7 +108,10 @@ def open_pair(
     """
     names = same_kind(baseline, candidate)
     if onnx is not None and names[0].kind != "engine":
-        raise UsageError("--onnx names what engines were built from; these arms are none.")
+        raise UsageError(
+            "--onnx names what engines were built from; these arms are none.",
+            code="onnx-without-engine",
+        )
     if names[0].kind == "engine":
         first_path, second_path = (name.path for name in names)
         return open_engine_pair(first_path, second_path, options, threads=threads, onnx=onnx)
@@ -188,6 +192,7 @@ def _open(
         raise ComparisonError(
             f"{name} can't be a reference: it was not timed in the same rounds.",
             "Compare it with another times: arm.",
+            code="untimed-reference",
         )
     if name.is_torch:
         return open_torch_arm(
@@ -208,6 +213,7 @@ def _refuse_other_vocabulary(baseline: ComparedArm, arm: ComparedArm, title: str
             f"The {title} knows {theirs} tokens, the baseline {ours}: they are of "
             "different models.",
             "Give the model that the baseline was exported from.",
+            code="other-vocabulary",
         )
 
 
@@ -215,7 +221,7 @@ def _titles(names: Sequence[ArmName]) -> list[str]:
     """What the report calls each: the end of its path, or all of it where that isn't its alone."""
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise UsageError(f"The reference {twice} is given twice.")
+        raise UsageError(f"The reference {twice} is given twice.", code="named-twice")
     ends = [f"{name.prefix}{name.path.name}" for name in names]
     return [
         end if (*ends, *_TAKEN).count(end) == 1 else _whole(name)

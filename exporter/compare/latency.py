@@ -148,6 +148,7 @@ def shapes_of(pair: Pair) -> list[Shape]:
         raise ComparisonError(
             f"{pair.baseline.folder.onnx} has no KV cache, so there is no decode step to time.",
             "Give input lengths with --prefill.",
+            code="no-kv-cache",
         )
     return _within_reach(pair, found)
 
@@ -171,6 +172,7 @@ def generations_of(pair: Pair) -> list[GenerationCell]:
         raise ComparisonError(
             f"{pair.baseline.folder.onnx} has no KV cache, so it can't generate.",
             "Leave --generate out.",
+            code="no-kv-cache",
         )
     return _within_reach(pair, cells)
 
@@ -193,5 +195,6 @@ def _within_reach(pair: Pair, cells: list[_R]) -> list[_R]:
         raise ComparisonError(
             f"The model ends at {longest} positions: no shape is left to time.",
             "Ask for shorter prompts and caches.",
+            code="no-shape-left",
         )
     return fitting

@@ -94,6 +94,7 @@ def _refuse_quantized(name: str, arm: ComparedArm) -> None:
         raise ComparisonError(
             f"The {name} {arm.folder.onnx} is quantised ({record.scheme}).",
             "Name what it was quantised from.",
+            code="baseline-quantized",
         )
 
 
@@ -102,6 +103,7 @@ def _refuse_same_file(name: str, quantized: ComparedArm, original: ComparedArm) 
         raise ComparisonError(
             f"The {name} {quantized.folder.onnx} and its float form are the same file.",
             "Name the quantised models first, and what they were quantised from behind --float.",
+            code="same-file",
         )
 
 
@@ -111,6 +113,7 @@ def _refuse_other_plan(name: str, quantized: ComparedArm, original: ComparedArm)
             f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} lack "
             "other sublayers, as both note of themselves.",
             "Name what it was quantised from.",
+            code="other-sublayers",
         )
 
 
@@ -125,4 +128,5 @@ def _refuse_unlike(baseline: ComparedArm, candidate: ComparedArm) -> None:
                 f"The baseline and the candidate are quantised otherwise: {field} is {first} and "
                 f"{second}.",
                 "Quantise both alike, or leave --float out.",
+                code="quantized-differently",
             )

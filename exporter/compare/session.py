@@ -85,7 +85,7 @@ def compare(
     names = same_kind(baseline, candidate)
     if names[0].kind == "times":
         if references or floats:
-            raise ComparisonError("Times that were taken elsewhere have no reference beside them.")
+            raise ComparisonError("Imported times have no reference.", code="untimed-reference")
         return compare_times(*(name.path for name in names))
     options = options or CompareOptions()
     texts = evaluation_text(options, calibration)

@@ -35,6 +35,7 @@ def check_questions(pair: Pair) -> None:
         raise ComparisonError(
             f"{runner.backend} would compile the model anew for each length of a question.",
             "Ask PyTorch without compilation (torch:DIR); the answers are the same.",
+            code="recompiles",
         )
     TaskChoice.of(quality).refuse_missing()
 

@@ -60,6 +60,7 @@ def _branch_replacement(
             f"{ref} is to be replaced ({deletion.replacement}), but there are no such numbers for "
             "it.",
             "Make the plan and its file of replacements again: depthcut heal.",
+            code="numbers-missing",
         )
     where = "" if replacements is None else f"{replacements.path}: "
     key = f"{ref.kind}.{ref.layer}"
@@ -85,6 +86,7 @@ def _check_widths(what: str, given: ReplacementTensors, hidden: int) -> None:
                 f"{what}.{name} has the shape {list(shape)}; this model "
                 f"takes {list(wanted[name])}.",
                 "The plan is for another model: plan and heal this one.",
+                code="wrong-shape",
             )
 
 
@@ -104,5 +106,9 @@ def _tensor(what: str, numbers: Numbers, model: Any) -> torch.Tensor:
     tensor = torch.from_numpy(wide).to(device=device, dtype=model.dtype)
     if not bool(tensor.isfinite().all()):
         dtype = str(model.dtype).removeprefix("torch.")
-        raise PlanError(f"{what} holds numbers that are not finite in {dtype}.", "Fit it again.")
+        raise PlanError(
+            f"{what} holds numbers that are not finite in {dtype}.",
+            "Fit it again.",
+            code="not-finite",
+        )
     return tensor

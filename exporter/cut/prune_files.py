@@ -119,7 +119,9 @@ class PruneFiles:
         for file in (target, options.report_path):
             if file is not None and (not file.name or file.is_dir()):
                 raise SurgeryError(
-                    f"{file} is a folder.", "Name a file in it, such as pruned.onnx."
+                    f"{file} is a folder.",
+                    "Name a file in it, such as pruned.onnx.",
+                    code="is-a-folder",
                 )
         report = options.report_path or target.with_name("prune.json")
         genai = GenaiResult.beside(source, target) if options.genai_config == "rewrite" else None
@@ -154,12 +156,14 @@ class PruneFiles:
                     f"{target} is the source, its weights or its config; "
                     "the source is never changed.",
                     "Write the result under another name.",
+                    code="overwrites-input",
                 )
         for one, other in itertools.combinations(targets, 2):
             if _same_file(one, other):
                 raise SurgeryError(
                     f"The result and its report need a file each, but both are {one}.",
                     "Write the result or the report under another name.",
+                    code="same-file",
                 )
 
 
@@ -213,7 +217,9 @@ def _refuse_foreign_report(path: Path, target: str, *, asked: bool) -> None:
         return
     described = _described(path)
     if not asked and described not in ("", target) and (path.parent / described).exists():
-        raise SurgeryError(f"{path} is the report of {described}.", _ELSEWHERE)
+        raise SurgeryError(
+            f"{path} is the report of {described}.", _ELSEWHERE, code="report-of-another"
+        )
 
 
 def _described(path: Path) -> str:
@@ -222,7 +228,7 @@ def _described(path: Path) -> str:
         return PruneReport.read(path).target
     except ArtifactError as error:
         raise SurgeryError(
-            f"{path} is there already and is no report of a cut.", _ELSEWHERE
+            f"{path} is there already and is no report of a cut.", _ELSEWHERE, code="not-a-report"
         ) from error
 
 

@@ -157,7 +157,7 @@ class _Cut:
             made_from=self.hashes.wait() | self.plan.hashes,
             target=self.files.target.name,
             deleted=[DeletedEntry.model_validate(_listed(entry)) for entry in passed.deleted],
-            refused=[RefusedEntry.model_validate(asdict(entry)) for entry in passed.refused],
+            refused=[_refused(entry) for entry in passed.refused],
             before=GraphSizeEntry.model_validate(asdict(passed.before)),
             after=GraphSizeEntry.model_validate(asdict(passed.after)),
             verification=verification,
@@ -252,6 +252,10 @@ def _require_runtime() -> None:
     except MissingDependencyError as error:
         hint = f"{error.hint}; or leave the check of the result out: --verify none"
         raise MissingDependencyError(error.message, hint) from error
+
+
+def _refused(entry: Refusal) -> RefusedEntry:
+    return RefusedEntry(layer=entry.layer, kind=entry.kind, node=entry.node, reason=entry.reason)
 
 
 def _listed(entry: DeletedSublayer) -> dict[str, object]:

@@ -75,6 +75,7 @@ def _fill(
     raise ComparisonError(
         f"The graph has an input {spec.name!r} that depthcut doesn't know how to fill.",
         "Known: input_ids, attention_mask, position_ids, token_type_ids, past_key_values.N.*.",
+        code="unknown-input",
     )
 
 

@@ -324,7 +324,9 @@ def _require_interface(
     wanted = {interface.main_output, *map(_present, kept)}
     if outputs != wanted:
         odd = sorted(outputs ^ wanted)
-        raise ExportError(f"{path}: the outputs are not the model's; first {odd[0]}.")
+        raise ExportError(
+            f"{path}: the outputs are not the model's; first {odd[0]}.", code="other-outputs"
+        )
     caches = {spec.name for spec in runner.inputs} - set(interface.token_inputs)
     if caches != set(kept):
         odd = sorted(caches ^ set(kept))
@@ -337,6 +339,7 @@ def _refuse_uncheckable(interface: OnnxInterface) -> None:
         raise ExportError(
             f"A {dtype} graph can't be checked: there is no tolerance for it.",
             "Export in float32, float16 or bfloat16.",
+            code="no-tolerance",
         )
 
 
@@ -348,6 +351,7 @@ def _require_passed(checks: Sequence[ParityCheck], path: Path) -> None:
             f"{path} does not compute what PyTorch computes: in {worst.phase} {worst.name} is off "
             f"by {worst.max_abs_error:.2e}, more than {worst.tolerance:.2e}.",
             "Try another --opset or --exporter.",
+            code="wrong-results",
         )
 
 

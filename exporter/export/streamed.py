@@ -109,6 +109,7 @@ def read_weights_lazily(graph: ir.Graph, meta: MetaModel, prefix: str) -> None:
             raise ExportError(
                 f"The graph's weight {name} is none of {meta.ref.architecture}'s parameters.",
                 "Export the model with its weights loaded.",
+                code="unknown-weight",
             )
         value.const_value = ir.LazyTensor(
             partial(_read, meta, own),

@@ -80,7 +80,9 @@ def export_onnx(
     """
     if opset not in OPSETS:
         raise ExportError(
-            f"Opset {opset} is not supported.", f"Use {OPSETS.start} to {OPSETS.stop - 1}."
+            f"Opset {opset} is not supported.",
+            f"Use {OPSETS.start} to {OPSETS.stop - 1}.",
+            code="opset-out-of-range",
         )
     with progress.task(f"export to ONNX, opset {opset}", total=3) as task:
         with captured_output(progress), torch.no_grad():
@@ -205,4 +207,5 @@ def _export_error(model: PreTrainedModel, opset: int, error: Exception) -> Expor
         f"PyTorch's exporter can't export {type(model).__name__} at opset {opset}: "
         f"{first_line(root)}.",
         "Try another --opset or --exporter optimum; -v shows the exporter's whole account.",
+        code="exporter-failed",
     )

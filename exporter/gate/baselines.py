@@ -39,14 +39,14 @@ def read_baselines(path: Path) -> Named:
         RegressionError: There is none, or one can't be the result of a measurement.
     """
     if not path.exists():
-        raise RegressionError(f"{path}: there is no baseline.", _UPDATE)
+        raise RegressionError(f"{path}: there is no baseline.", _UPDATE, code="baseline-missing")
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         found = {str(file): ComparisonReport.read(file, named=False) for file in files}
     else:
         found = _read(path)
     if not found:
-        raise RegressionError(f"{path} holds no report.", _UPDATE)
+        raise RegressionError(f"{path} holds no report.", _UPDATE, code="no-report")
     for name, report in found.items():
         refuse_unsound(report, name)
     return found
@@ -71,7 +71,9 @@ def find_baseline(
     """
     unknown = sorted(set(allow) - set(FIELDS))
     if unknown:
-        raise UsageError(f"A key has no field {unknown[0]!r}. It has {', '.join(FIELDS)}.")
+        raise UsageError(
+            f"A key has no field {unknown[0]!r}. It has {', '.join(FIELDS)}.", code="unknown-field"
+        )
     key = key_of(report)
     told = [(differences(key_of(other), key), name) for name, other in baselines.items()]
     told.sort(key=lambda pair: len(pair[0]))
@@ -81,7 +83,9 @@ def find_baseline(
     best = [name for found, name in fitting if len(found) == len(fitting[0][0])]
     if len(best) > 1:
         raise RegressionError(
-            f"{best[0]} and {best[1]} fit equally well.", "Keep one of them, or allow less."
+            f"{best[0]} and {best[1]} fit equally well.",
+            "Keep one of them, or allow less.",
+            code="several-baselines",
         )
     return baselines[best[0]], fitting[0][0]
 
@@ -130,7 +134,7 @@ def _kind(file: Path) -> object:
     try:
         head = read_json(file, limit=TABLE_BYTES, named=True)
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ArtifactError(f"{file} can't be read as JSON: {error}.") from error
+        raise ArtifactError(f"{file} can't be read as JSON: {error}.", code="not-json") from error
     return head.get("kind") if isinstance(head, dict) else None
 
 
@@ -142,4 +146,5 @@ def _no_baseline(nearest: list[KeyDifference], name: str, count: int) -> Regress
         f"conditions: {difference_words(nearest)}.",
         f"Write one for these conditions with --update-baseline, or accept the difference: "
         f"{allow}.",
+        code="other-conditions",
     )

@@ -85,7 +85,9 @@ def check(
         *_size_checks(report, old, limits),
     ]
     if not checks:
-        raise RegressionError(f"{name} holds nothing that the limits are on.")
+        raise RegressionError(
+            f"{name} holds nothing that the limits are on.", code="nothing-limited"
+        )
     return CheckReport(
         verdict=overall([found.verdict for found in checks]),
         against="baseline_arm" if old is None else "baseline_report",
@@ -204,6 +206,7 @@ def _limits(
         raise UsageError(
             "There is nothing to check: neither a limit nor a baseline is given.",
             "Give --baseline, or a limit such as --min-speedup 1.1.",
+            code="nothing-to-check",
         )
     chosen = replace(AGAINST_BASELINE, noise_floor=limits.noise_floor)
     if not (has_perplexity(report) or has_perplexity(baseline)):
@@ -221,6 +224,7 @@ def _refuse_missing_rows(
         raise RegressionError(
             "A limit is set on time, but the report has no latency.",
             "Measure it: depthcut compare.",
+            code="no-latency",
         )
     if baseline is None or limits.max_slowdown is None:
         return
@@ -228,4 +232,5 @@ def _refuse_missing_rows(
         raise RegressionError(
             "The report and its baseline have no shape in common.",
             "Measure the same shapes, or write a new baseline with --update-baseline.",
+            code="no-common-shape",
         )

@@ -105,13 +105,14 @@ def _read_line(line: str, where: str) -> HistoryEntry:
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtifactError(
-            f"{where}: {json_path(first['loc'])}: {first['msg']}.", _MEND
+            f"{where}: {json_path(first['loc'])}: {first['msg']}.", _MEND, code="broken-line"
         ) from error
     if entry.schema_version > SCHEMA_VERSION:
         raise ArtifactError(
             f"{where}: $.schema_version is {entry.schema_version}; this depthcut reads up to "
             f"{SCHEMA_VERSION}.",
             "Update depthcut.",
+            code="newer-schema",
         )
     return entry
 

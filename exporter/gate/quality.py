@@ -70,7 +70,9 @@ def has_perplexity(report: ComparisonReport) -> bool:
 
 def _accuracy(report: ComparisonReport, limit: str) -> Accuracy:
     if report.accuracy is None:
-        raise RegressionError(f"{_option(limit)} is set, but a report has no accuracy.", _MEASURE)
+        raise RegressionError(
+            f"{_option(limit)} is set, but a report has no accuracy.", _MEASURE, code="no-accuracy"
+        )
     return report.accuracy
 
 
@@ -82,7 +84,11 @@ def _from_the_unpruned_arm(accuracy: Accuracy, limit: str) -> CheckedValue:
     quantity, found_in = _FROM_THE_UNPRUNED_ARM[limit]
     value, interval = found_in(accuracy)
     if value is None:
-        raise RegressionError(f"{_option(limit)} is set, but a report has no {quantity}.", _MEASURE)
+        raise RegressionError(
+            f"{_option(limit)} is set, but a report has no {quantity}.",
+            _MEASURE,
+            code="quantity-missing",
+        )
     higher = limit.startswith("min_")
     return CheckedValue(
         quantity,
@@ -130,7 +136,9 @@ def _candidate_perplexity(report: ComparisonReport) -> float:
     accuracy = _accuracy(report, "max_perplexity_increase")
     if accuracy.perplexity is None:
         raise RegressionError(
-            "max-perplexity-increase is set, but a report has no perplexity.", _MEASURE
+            "max-perplexity-increase is set, but a report has no perplexity.",
+            _MEASURE,
+            code="quantity-missing",
         )
     return accuracy.perplexity.candidate
 
@@ -182,6 +190,7 @@ def _tasks(report: ComparisonReport, baseline: ComparisonReport | None) -> list[
             f"max-task-drop is set, but the report lacks what its baseline has: "
             f"{'; '.join(missing)}.",
             "Score the same tasks, or write a new baseline with --update-baseline.",
+            code="tasks-missing",
         )
     return [_task(now[name], then[name]) for name in then]
 
@@ -191,10 +200,12 @@ def _by_name(report: ComparisonReport) -> dict[str, TaskResult]:
     for task in _accuracy(report, "max_task_drop").tasks:
         name = f"{task.task}, {task.metric}"
         if name in found:
-            raise RegressionError(f"$.accuracy.tasks has {name} twice.")
+            raise RegressionError(f"$.accuracy.tasks has {name} twice.", code="named-twice")
         found[name] = task
     if not found:
-        raise RegressionError("max-task-drop is set, but a report has no task.", _MEASURE)
+        raise RegressionError(
+            "max-task-drop is set, but a report has no task.", _MEASURE, code="quantity-missing"
+        )
     return found
 
 

@@ -39,7 +39,7 @@ def refuse_unsound(report: ComparisonReport, name: str) -> None:
         if report.accuracy is not None:
             _refuse_contradictions(report.accuracy)
     except RegressionError as error:
-        raise RegressionError(f"{name}: {error.message}", error.hint) from None
+        raise RegressionError(f"{name}: {error.message}", error.hint, code=error.code) from None
 
 
 def _refuse_row(row: LatencyRow, path: str) -> None:
@@ -50,7 +50,9 @@ def _refuse_row(row: LatencyRow, path: str) -> None:
         judged = Speedup(ratio=row.speedup.ratio, ci95=row.verdict_interval)
         _refuse_speedup(judged, f"{path}.verdict_interval")
     if row.noise_floor is not None and not math.isfinite(row.noise_floor.ratio):
-        raise RegressionError(f"{path}.noise_floor.ratio is {row.noise_floor.ratio}.", _AGAIN)
+        raise RegressionError(
+            f"{path}.noise_floor.ratio is {row.noise_floor.ratio}.", _AGAIN, code="not-a-factor"
+        )
     if not row.imported and row.rounds > 1:
         sampled = math.exp(_estimate(row, path).log_ratio)
         _refuse_other(row.speedup.ratio, sampled, f"{path}.speedup.ratio", "samples_ms")
@@ -60,22 +62,28 @@ def _estimate(row: LatencyRow, path: str) -> SpeedupEstimate:
     try:
         return estimate_between(row, "baseline", "candidate")
     except ValueError as error:
-        raise RegressionError(f"{path}: {error}.", _AGAIN) from None
+        raise RegressionError(f"{path}: {error}.", _AGAIN, code="unequal-rounds") from None
 
 
 def _refuse_times(times: LatencySamples, rounds: int, path: str) -> None:
     if not times.samples_ms:
-        raise RegressionError(f"{path}.samples_ms is empty.", _AGAIN)
+        raise RegressionError(f"{path}.samples_ms is empty.", _AGAIN, code="times-missing")
     for number, value in enumerate(times.samples_ms):
         if not (math.isfinite(value) and value > 0):
-            raise RegressionError(f"{path}.samples_ms[{number}] is {value}: no time.", _AGAIN)
+            raise RegressionError(
+                f"{path}.samples_ms[{number}] is {value}: no time.", _AGAIN, code="not-a-time"
+            )
     count = len(times.samples_ms)
     if count % rounds:
         raise RegressionError(
-            f"{path}.samples_ms has {count} times, which are not {rounds} equal rounds.", _AGAIN
+            f"{path}.samples_ms has {count} times, which are not {rounds} equal rounds.",
+            _AGAIN,
+            code="unequal-rounds",
         )
     if not (math.isfinite(times.median_ms) and times.median_ms > 0):
-        raise RegressionError(f"{path}.median_ms is {times.median_ms}: no time.", _AGAIN)
+        raise RegressionError(
+            f"{path}.median_ms is {times.median_ms}: no time.", _AGAIN, code="not-a-time"
+        )
     sampled = float(np.median(times.samples_ms))
     _refuse_other(times.median_ms, sampled, f"{path}.median_ms", "samples_ms")
 
@@ -83,9 +91,13 @@ def _refuse_times(times: LatencySamples, rounds: int, path: str) -> None:
 def _refuse_speedup(speedup: Speedup, path: str) -> None:
     low, high = speedup.ci95
     if not all(math.isfinite(value) and value > 0 for value in (speedup.ratio, low, high)):
-        raise RegressionError(f"{path} is {speedup.ratio} [{low}, {high}]: no factor.", _AGAIN)
+        raise RegressionError(
+            f"{path} is {speedup.ratio} [{low}, {high}]: no factor.", _AGAIN, code="not-a-factor"
+        )
     if low > high:
-        raise RegressionError(f"{path}.ci95 ends ({high}) before it begins ({low}).", _AGAIN)
+        raise RegressionError(
+            f"{path}.ci95 ends ({high}) before it begins ({low}).", _AGAIN, code="interval-reversed"
+        )
 
 
 def _refuse_contradictions(accuracy: Accuracy) -> None:
@@ -134,7 +146,9 @@ def _perplexity_told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
 
 def _refuse_other(told: float, found: float, path: str, source: str) -> None:
     if not math.isclose(told, found, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE / 10):
-        raise RegressionError(f"{path} is {told:.6g}, but {source} give {found:.6g}.", _AGAIN)
+        raise RegressionError(
+            f"{path} is {told:.6g}, but {source} give {found:.6g}.", _AGAIN, code="contradiction"
+        )
 
 
 def _refuse_no_numbers(report: ComparisonReport) -> None:
@@ -146,7 +160,7 @@ def _refuse_no_numbers(report: ComparisonReport) -> None:
     if wrong is None and accuracy.perplexity and not math.isfinite(accuracy.perplexity.baseline):
         wrong = "$.accuracy.perplexity.baseline"
     if wrong is not None:
-        raise RegressionError(f"{wrong} is not a number.", _AGAIN)
+        raise RegressionError(f"{wrong} is not a number.", _AGAIN, code="not-a-number")
 
 
 def _not_numbers(value: Any, path: str) -> Iterator[str]:

@@ -95,7 +95,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise ComparisonError(f"{path} can't be read as JSON: {error}.") from error
+        raise ComparisonError(f"{path} can't be read as JSON: {error}.", code="not-json") from error
     if not isinstance(content, dict):
         raise ComparisonError(f"{path} holds no JSON object.")
     return content
@@ -138,11 +138,17 @@ def find_onnx(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise OnnxFileError(f"{path} does not exist.", "Name an ONNX file or a folder with one.")
+        raise OnnxFileError(
+            f"{path} does not exist.",
+            "Name an ONNX file or a folder with one.",
+            code="file-missing",
+        )
     default = path / "model.onnx"
     found = [default] if default.is_file() else sorted(path.glob("*.onnx"))
     if len(found) != 1:
         told = f"{len(found)} ONNX files and no model.onnx" if found else "no ONNX file"
-        raise OnnxFileError(f"{path} holds {told}.", "Name the ONNX file itself.")
+        raise OnnxFileError(
+            f"{path} holds {told}.", "Name the ONNX file itself.", code="not-one-file"
+        )
     check_file(found[0], path)
     return found[0]

@@ -136,6 +136,7 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
         raise ExportError(
             f"{name} is an encoder-decoder model; PyTorch's exporter is not set up for those here.",
             "Export it with --exporter optimum.",
+            code="encoder-decoder",
         )
     parameters = inspect.signature(model.forward).parameters
     cache = new_cache() if model.can_generate() else None
@@ -149,7 +150,9 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
     except Exception as error:
         pass_on_memory_error(error)
         what = "token ids" if cache is None else "token ids with a cache of plain keys and values"
-        raise ExportError(f"{name} can't run on {what}: {first_line(error)}.") from error
+        raise ExportError(
+            f"{name} can't run on {what}: {first_line(error)}.", code="no-plain-cache"
+        ) from error
     structure = structure_of(model.config)
     gone = set() if structure is None else structure.without_cache
     return OnnxInterface(

@@ -77,6 +77,7 @@ def quantise_activations(
         raise QuantizationError(
             f"ONNX Runtime's quantiser left every product in float: {name}: {why}.",
             "Choose another scheme: --scheme int8.",
+            code="nothing-to-quantize",
         )
     return result, done
 

@@ -63,6 +63,7 @@ def calibration_tokens(model: Path, spec: str) -> CalibrationTokens:
         raise CalibrationError(
             f"There is no {_TOKENIZER} beside {model}, so no text can be read.",
             "Copy the model's tokenizer there, or take a method that needs no text.",
+            code="no-tokenizer",
         )
     texts = read_texts(spec, part="calibration")
     tokenizer = TextModel.of(model)
@@ -74,6 +75,7 @@ def calibration_tokens(model: Path, spec: str) -> CalibrationTokens:
         raise CalibrationError(
             f"{texts.source} is too short to calibrate on: it gives fewer than {length} tokens.",
             "Name a longer text, or take a method that needs none: --method rtn.",
+            code="text-too-short",
         )
     return CalibrationTokens(f"{texts.source}, sha256 {texts.sha256[:16]}", ids)
 

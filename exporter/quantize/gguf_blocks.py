@@ -136,7 +136,7 @@ def _tensors(path: Path) -> list[Any]:
     # The reader has no error class of its own; a cut file gives anything.
     except Exception as error:
         raise QuantizationError(
-            f"{path} can't be read as a GGUF file: {first_line(error)}.", _HINT
+            f"{path} can't be read as a GGUF file: {first_line(error)}.", _HINT, code="unreadable"
         ) from error
     return tensors
 
@@ -149,6 +149,7 @@ def _read(path: Path) -> list[Any]:
         raise QuantizationError(
             f"{path} holds no blocks that MatMulNBits can hold: its tensors are {kinds}.",
             "Quantise by another method.",
+            code="no-usable-blocks",
         )
     return kept
 

@@ -40,12 +40,14 @@ def inverse_factor(moments: Floats, name: str) -> Floats:
         raise CalibrationError(
             f"GPTQ can't be computed for {name}: its input is not finite on the calibration text.",
             "Choose another text, or another method.",
+            code="not-finite",
         )
     mean = float(diagonal.mean())
     if mean <= 0:
         raise CalibrationError(
             f"GPTQ can't be computed for {name}: its input is zero all over the calibration text.",
             "Choose another text, or another method.",
+            code="input-zero",
         )
     diagonal += _DAMPING * mean
     factor = _factor_of_inverse(hessian)
@@ -53,6 +55,7 @@ def inverse_factor(moments: Floats, name: str) -> Floats:
         raise CalibrationError(
             f"GPTQ can't be computed for {name}: the Hessian of its input can't be inverted.",
             "Take more calibration text, or another method.",
+            code="singular-hessian",
         )
     return factor
 

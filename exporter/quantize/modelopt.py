@@ -66,12 +66,16 @@ def modelopt_version(python: Path) -> str:
     """
     if not python.is_file():
         raise MissingDependencyError(
-            f"There is no Python {python} to run ModelOpt with.", MODELOPT_HINT
+            f"There is no Python {python} to run ModelOpt with.",
+            MODELOPT_HINT,
+            code="python-missing",
         )
     done = _python(python, ["-c", _VERSION], None)
     lines = done.stdout.split()
     if done.returncode or not lines:
-        raise MissingDependencyError(f"{python} has no ModelOpt for ONNX.", MODELOPT_HINT)
+        raise MissingDependencyError(
+            f"{python} has no ModelOpt for ONNX.", MODELOPT_HINT, code="modelopt-missing"
+        )
     return lines[-1]
 
 
@@ -94,6 +98,7 @@ def refuse_caches_in_place(model: ir.Model, source: Path) -> None:
         raise QuantizationError(
             f"{source} updates its caches in place, which ModelOpt's ONNX Runtime can't run.",
             "Export it with --cache-length 0.",
+            code="caches-in-place",
         )
 
 
@@ -135,7 +140,9 @@ def quantise_with_modelopt(
     bits = _MODES[scheme].bits
     done = Quantised.of_result(found, result, bits, lambda _: "ModelOpt left it out")
     if not done.bits[bits]:
-        raise QuantizationError(f"ModelOpt found nothing to quantise into {scheme}.")
+        raise QuantizationError(
+            f"ModelOpt found nothing to quantise into {scheme}.", code="nothing-to-quantize"
+        )
     return result, done
 
 
@@ -164,7 +171,9 @@ def _run(python: Path, stage: Path, mode: _Mode, precision: str, progress: Progr
     if done.returncode or not (stage / _RESULT).is_file():
         last = said.splitlines()[-1] if said else f"exit code {done.returncode}"
         raise QuantizationError(
-            f"ModelOpt fails on the graph: {last}", "-v shows all that it said."
+            f"ModelOpt fails on the graph: {last}",
+            "-v shows all that it said.",
+            code="modelopt-failed",
         )
 
 

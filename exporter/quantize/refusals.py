@@ -41,12 +41,16 @@ def refuse_quantised(model: ir.Model, source: Path) -> None:
     """
     hint = "Quantise the float model. A quantised graph is cut as it is: depthcut prune."
     if QUANTIZATION_KEY in model.metadata_props:
-        raise QuantizationError(f"{source} was quantised by depthcut already.", hint)
+        raise QuantizationError(
+            f"{source} was quantised by depthcut already.", hint, code="already-quantized"
+        )
     for node in model.graph.all_nodes():
         if node.op_type in _QUANTISED or node.op_type.startswith("QLinear"):
             where = node.name or node.outputs[0].name
             raise QuantizationError(
-                f"{source} is quantised already: {where} is a {node.op_type}.", hint
+                f"{source} is quantised already: {where} is a {node.op_type}.",
+                hint,
+                code="already-quantized",
             )
 
 
@@ -60,7 +64,8 @@ def refuse_nothing_to_do(found: Products, source: Path) -> None:
         return
     first = next((f": {name}: {why}" for name, why in found.in_float.items()), "")
     raise QuantizationError(
-        f"There is nothing to quantise in {source}: no product has a weight that can be{first}."
+        f"There is nothing to quantise in {source}: no product has a weight that can be{first}.",
+        code="nothing-to-quantize",
     )
 
 
@@ -73,9 +78,11 @@ def refuse_unknown_nodes(bits_by_node: Mapping[str, int], found: Products) -> No
     known = {product.name for product in found.products}
     for name, bits in bits_by_node.items():
         if name not in known:
-            raise UsageError(f"No product that can be quantised is called {name}.")
+            raise UsageError(
+                f"No product that can be quantised is called {name}.", code="unknown-product"
+            )
         if bits not in (4, 8):
-            raise UsageError(f"{name} can't have {bits} bits.", "4 or 8.")
+            raise UsageError(f"{name} can't have {bits} bits.", "4 or 8.", code="bits-out-of-range")
 
 
 def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:
@@ -107,6 +114,7 @@ def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) 
                     f"onnxruntime {ort.__version__} can't run {bits}-bit weights in blocks of "
                     f"{settings.block} beside {kind.name}: {first_line(error)}.",
                     "Update onnxruntime, export the model in float32, or choose another scheme.",
+                    code="no-kernel",
                 ) from error
 
 
@@ -117,6 +125,7 @@ def _refuse_type(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> No
         raise QuantizationError(
             f"{settings.scheme} takes weights in {' or '.join(possible)}, not in {wrong}.",
             "Export the model in float32.",
+            code="wrong-dtype",
         )
 
 
@@ -130,6 +139,7 @@ def refuse_not_finite(matrix: NDArray[np.float32], name: str) -> None:
         raise QuantizationError(
             f"The weight of {name} holds NaN or infinite numbers, which have no rounding.",
             "Export the model again.",
+            code="not-finite",
         )
 
 

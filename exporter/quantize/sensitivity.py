@@ -318,6 +318,7 @@ def _with_weights_given(model: ir.Model, products: Sequence[Product], stage: Pat
         raise QuantizationError(
             "The scheme mixed is for language models: the graph's first output is not logits.",
             "Choose int4 or int8.",
+            code="no-logits",
         )
     copy = model.clone()
     for name in dict.fromkeys(map(_name, products)):

@@ -162,40 +162,51 @@ class QuantizeSettings(Options):
         Raises:
             UsageError: With what doesn't fit.
         """
-        for wrong, message, hint in self._rules(bits_given):
+        for code, wrong, message, hint in self._rules(bits_given):
             if wrong:
-                raise UsageError(message, hint)
+                raise UsageError(message, hint, code=code)
 
-    def _rules(self, bits_given: bool) -> list[tuple[bool, str, str]]:
+    def _rules(self, bits_given: bool) -> list[tuple[str, bool, str, str]]:
         size = self.block
         even = size & (size - 1) == 0 and _LEAST_BLOCK <= size <= _MOST_BLOCK
         return [
-            (not even, f"A block of {size} weights is not possible.",
+            ("block-size",
+             not even, f"A block of {size} weights is not possible.",
              "A power of two from 16 to 256: 32 is usual."),
-            (self.level not in _LEVELS, f"There is no accuracy level {self.level}.",
+            ("accuracy-level",
+             self.level not in _LEVELS, f"There is no accuracy level {self.level}.",
              "0 to 4: 1 computes in fp32, 4 in int8."),
-            (self.scheme in ("fp8", "int4-awq") and self.modelopt is None,
+            ("modelopt-missing",
+             self.scheme in ("fp8", "int4-awq") and self.modelopt is None,
              f"{self.scheme} is made by NVIDIA's ModelOpt, which can't share our environment.",
              MODELOPT_HINT),
-            (self.reads_text(bits_given=bits_given) and not self.calibration,
+            ("no-calibration",
+             self.reads_text(bits_given=bits_given) and not self.calibration,
              f"{self._what} needs a calibration text.", "Name one with --calibration."),
-            ((self.method == "gguf") != (self.gguf is not None),
+            ("gguf-alone",
+             (self.method == "gguf") != (self.gguf is not None),
              "The method gguf and the file whose blocks are kept go together.",
              "Name both, --quantize-method gguf --gguf FILE, or neither."),
-            (self.method == "gguf" and self.scheme == "mixed",
+            ("bits-fixed",
+             self.method == "gguf" and self.scheme == "mixed",
              "A GGUF file's blocks have their own bits, which mixed can't choose.",
              "Take it with int4 or int8: that says how the other weights are rounded."),
-            (self.method == "hqq" and bool(self.symmetric),
+            ("hqq-symmetric",
+             self.method == "hqq" and bool(self.symmetric),
              "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
-            (not self.weight_only and self.rounding != "rtn",
+            ("rounding-fixed",
+             not self.weight_only and self.rounding != "rtn",
              f"{self.scheme} only rounds to nearest.", "Leave --quantize-method out."),
-            (self.scheme not in MODELOPT and self.modelopt is not None,
+            ("not-by-modelopt",
+             self.scheme not in MODELOPT and self.modelopt is not None,
              f"ModelOpt doesn't make {self.scheme}.",
              f"It makes {', '.join(sorted(MODELOPT))}; or leave --modelopt-python out."),
-            (self.modelopt is not None and self._shaped,
+            ("chosen-by-modelopt",
+             self.modelopt is not None and self._shaped,
              "ModelOpt chooses blocks, zero points and the bits of the head itself.",
              "Leave those options out."),
-            (not self.weight_only and self.modelopt is None and self._shaped,
+            ("no-blocks",
+             not self.weight_only and self.modelopt is None and self._shaped,
              f"{self.scheme} has a scale a column: no blocks, zero points, accuracy level, or bits "
              "of their own for the embedding and the head.", "Leave these options out."),
         ]  # fmt: skip

@@ -264,6 +264,7 @@ def _ragged(name: str, depth: int, block: int) -> QuantizationError:
         f"{name} sums over {depth} inputs, no multiple of the block of {block}: hqq's zero points "
         "would leave ONNX Runtime's fast kernel there.",
         "Take a --block-size that divides it, or --method rtn.",
+        code="ragged-block",
     )
 
 
@@ -272,4 +273,5 @@ def _nothing_kept(gguf: Path, reasons: Mapping[str, str]) -> QuantizationError:
     return QuantizationError(
         f"No weight of the graph has its blocks in {gguf}.{first}",
         "Name the GGUF file that this graph was exported from.",
+        code="no-usable-blocks",
     )

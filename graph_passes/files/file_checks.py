@@ -24,16 +24,20 @@ def refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
         OnnxFileError: With the reason.
     """
     if not proto.opset_import:
-        raise OnnxFileError(f"{path} declares no opset (opset_import).", "Export it again.")
+        raise OnnxFileError(
+            f"{path} declares no opset (opset_import).", "Export it again.", code="no-opset"
+        )
     if proto.training_info:
         raise OnnxFileError(
             f"{path} holds training information, which depthcut can't keep.",
             "Export the model for inference.",
+            code="training-info",
         )
     if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
         raise OnnxFileError(
             f"{path} holds sparse weights (sparse_initializer), which depthcut can't keep.",
             "Store them densely.",
+            code="sparse-weights",
         )
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
@@ -116,11 +120,13 @@ def _data_size(path: Path, tensor: ir.ExternalTensor) -> int:
         raise UnsafeOnnxFileError(
             f"{path}: its external data {location!r} lies outside the model's folder.",
             "Copy the data file beside the ONNX file, and name it there.",
+            code="outside-folder",
         )
     if not data.is_file():
         raise OnnxFileError(
             f"{path}: its external data {location!r} is missing.",
             "Copy the data file beside the ONNX file.",
+            code="data-missing",
         )
     return data.stat().st_size
 
@@ -139,10 +145,12 @@ def _check_extent(path: Path, tensor: ir.ExternalTensor, size: int) -> None:
             f"{path}: the weight {tensor.name!r} needs {length} bytes, "
             f"but the file declares {tensor.length} for it.",
             _AGAIN,
+            code="wrong-size",
         )
     if offset < 0 or offset + length > size:
         raise OnnxFileError(
             f"{path}: its external data {tensor.location!r} has {size} bytes, "
             f"but the weight {tensor.name!r} ends at byte {offset + length}.",
             _AGAIN,
+            code="data-too-short",
         )

@@ -63,30 +63,32 @@ def _deserialised(path: Path) -> ir.Model:
     except MemoryError:
         raise
     except Exception as error:  # onnx_ir wraps whatever happens into classes of its own
-        raise OnnxFileError(
-            f"{path} is not a valid ONNX model: {_innermost(error)}.", "Export it again."
-        ) from error
+        told = f"{path} is not a valid ONNX model: {_innermost(error)}."
+        raise OnnxFileError(told, "Export it again.", code="invalid-onnx") from error
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
     if path.is_dir():
-        raise OnnxFileError(f"{path} can't be read: it is a folder.", "Name the file in it.")
+        told = f"{path} can't be read: it is a folder."
+        raise OnnxFileError(told, "Name the file in it.", code="is-a-folder")
     try:
         proto = read_graph(path)
     except FileNotFoundError:
-        raise OnnxFileError(f"The ONNX file {path} does not exist.") from None
-    except UnsafeInputError:
+        raise OnnxFileError(f"The ONNX file {path} does not exist.", code="file-missing") from None
+    except (UnsafeInputError, MemoryError):
         raise
     except OSError as error:
         raise OnnxFileError(f"{path} can't be read: {error.strerror or error}.") from error
-    except MemoryError:
-        raise
     except Exception as error:  # protobuf's own classes
-        reason = _innermost(error)
-        raise OnnxFileError(f"{path} is not a complete ONNX file ({reason}).", _AGAIN) from error
+        raise _incomplete(path, _innermost(error)) from error
     if not proto.ir_version or not proto.graph.node or not proto.graph.output:
-        raise OnnxFileError(f"{path} is not a complete ONNX file (it holds no graph).", _AGAIN)
+        raise _incomplete(path, "it holds no graph")
     return proto
+
+
+def _incomplete(path: Path, reason: str) -> OnnxFileError:
+    told = f"{path} is not a complete ONNX file ({reason})."
+    return OnnxFileError(told, _AGAIN, code="incomplete-onnx")
 
 
 def _innermost(error: BaseException) -> str:
@@ -183,6 +185,7 @@ def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
                 f"Weights can only be shared within one folder: {source.name} lies in "
                 f"{source.parent}, the result would stand in {path.parent}.",
                 "Write the result beside the source, or use --weights compact.",
+                code="other-folder",
             )
         if leaves_folder(source):
             raise OnnxFileError(
@@ -198,6 +201,7 @@ def _refuse_foreign(path: Path) -> None:
         raise OnnxFileError(
             f"{path} holds weights of {reader.name}, which a new file would spoil.",
             "Write the result under another name, or remove that model first.",
+            code="weights-in-use",
         )
 
 
@@ -241,10 +245,9 @@ def write_error(path: Path, error: OSError) -> OnnxFileError:
     """What went wrong while a model was written, in one line."""
     reason = error.strerror or str(error)
     full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    return OnnxFileError(
-        f"{path} can't be written: {reason}. Nothing was left behind.",
-        "Free some space, or choose another place." if full else "Choose another place.",
-    )
+    told = f"{path} can't be written: {reason}. Nothing was left behind."
+    hint = "Free some space, or choose another place." if full else "Choose another place."
+    return OnnxFileError(told, hint, code="write-failed")
 
 
 def write_files(

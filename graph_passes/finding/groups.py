@@ -74,13 +74,14 @@ def label_refusal(
             node = opaque_node(stream.index, own_nodes(tree, leaf))
             if node is not None:
                 reason = f"it can't be told what kind of sublayer this {node.op_type} belongs to"
-                return Refusal(None, None, node.name or "", reason)
+                return Refusal(None, None, node.name or "", reason, "unknown-kind")
     labels = [list(kinds) for _, kinds in groups]
     stateful = [place for place, group in enumerate(groups) if _keeps_state(stream, *group)]
     place = ambiguous_mixer(labels, number_layers(labels, missing), missing, stateful)
     if place is None:
         return None
-    return Refusal(None, None, groups[place][0].add.name or "", _AMBIGUOUS)
+    name = groups[place][0].add.name or ""
+    return Refusal(None, None, name, _AMBIGUOUS, "ambiguous-mixer")
 
 
 def _keeps_state(

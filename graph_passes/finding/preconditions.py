@@ -28,11 +28,11 @@ def graph_refusal(model: ir.Model) -> Refusal | None:
     """Why a graph can't be searched at all; None where it can."""
     graph = model.graph
     if not graph.outputs or not graph.inputs:
-        return Refusal(None, None, "", "the graph has no inputs or no outputs")
+        return Refusal(None, None, "", "the graph has no inputs or no outputs", "no-ends")
     for node in graph.all_nodes():
         if node.op_identifier() in model.functions:
             reason = f"the graph calls the local function {node.op_type!r}; inline it first"
-            return Refusal(None, None, node.name or "", reason)
+            return Refusal(None, None, node.name or "", reason, "local-function")
     return _repeated_name(graph) or _unsound(graph)
 
 
@@ -42,7 +42,7 @@ def _repeated_name(graph: ir.Graph) -> Refusal | None:
     for name, count in counts.items():
         if count > 1:
             reason = f"{count} nodes have the name {name!r}; give each its own"
-            return Refusal(None, None, name, reason)
+            return Refusal(None, None, name, reason, "repeated-name")
     return None
 
 
@@ -52,7 +52,8 @@ def _unsound(graph: ir.Graph) -> Refusal | None:
         return refusal
     for value in graph.outputs:
         if value not in known:
-            return Refusal(None, None, "", f"nothing gives the graph output {value.name!r}")
+            reason = f"nothing gives the graph output {value.name!r}"
+            return Refusal(None, None, "", reason, "output-missing")
     return None
 
 
@@ -66,7 +67,7 @@ def _unsound_nodes(graph: ir.Graph, known: set[ir.Value]) -> Refusal | None:
                     f"it reads {value.name!r}, which nothing before it gives: "
                     "the graph is cyclic, unsorted or broken"
                 )
-                return Refusal(None, None, node.name or "", reason)
+                return Refusal(None, None, node.name or "", reason, "value-missing")
         known.update(node.outputs)
         if refusal := _captured_output(node):
             return refusal
@@ -83,7 +84,7 @@ def _captured_output(node: ir.Node) -> Refusal | None:
             producer = value.producer()
             if producer is None or producer.graph is not body:
                 reason = f"a body of the {node.op_type} returns the outer value {value.name!r}"
-                return Refusal(None, None, node.name or "", reason)
+                return Refusal(None, None, node.name or "", reason, "captured-output")
     return None
 
 
@@ -101,9 +102,9 @@ def hidden_part(stream: Stream) -> Refusal | None:
                 f"the residual sum is fused into {node.op_type}; "
                 "cut the graph before it is optimised, and fuse it after that"
             )
-            return Refusal(None, None, node.name or "", reason)
+            return Refusal(None, None, node.name or "", reason, "fused-residual")
         if any(stream.carries(value) for value in node.outputs) and contracts(inner_nodes(node)):
-            return Refusal(None, None, node.name or "", _body_reason(node))
+            return Refusal(None, None, node.name or "", _body_reason(node), "stream-in-body")
     return None
 
 

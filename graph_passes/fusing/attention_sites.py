@@ -95,7 +95,7 @@ def _core_of_operator(node: ir.Node) -> _Core:
     query, keys, values, mask = inputs[:4]
     plain = not any(inputs[4:]) and not node.attributes.get_int("is_causal", 0)
     if query is None or keys is None or values is None or not plain or len(node.outputs) != 1:
-        raise _refused(node, "has a cache or a causal mask of its own")
+        raise _refused(node, "has a cache or a causal mask of its own", "own-cache")
     head_size = _size(query, 3)
     scale = node.attributes.get_float("scale", 1 / sqrt(head_size) if head_size else 0.0)
     softcap = node.attributes.get_float("softcap", 0.0)
@@ -178,16 +178,17 @@ def _untransposed(value: ir.Value | None) -> ir.Value | None:
 
 def _site(core: _Core) -> AttentionSite:
     if core.mask is None:
-        raise _refused(core.node, "has no mask, so it is none of a decoder")
+        raise _refused(core.node, "has no mask, so it is none of a decoder", "no-mask")
     past_key, key, present_key = _cached(core.node, core.keys)
     past_value, value, present_value = _cached(core.node, core.values)
     heads, kv_heads, size = _size(core.query, 1), _size(past_key, 1), _size(past_key, 3)
     if not heads or not kv_heads or not size or heads % kv_heads:
-        raise _refused(core.node, "doesn't tell its heads and their size")
+        raise _refused(core.node, "doesn't tell its heads and their size", "head-size-missing")
     if _size(past_value, 3) != size or _size(core.query, 3) not in (None, size):
-        raise _refused(core.node, "has values of another size than its keys")
+        raise _refused(core.node, "has values of another size than its keys", "value-size")
     if size % 8:
-        raise _refused(core.node, f"has heads of {size} numbers, no multiple of 8")
+        told = f"has heads of {size} numbers, no multiple of 8"
+        raise _refused(core.node, told, "head-size")
     return AttentionSite(
         core=core.node,
         output=core.node.outputs[0],
@@ -213,19 +214,21 @@ def _cached(core: ir.Node, whole: ir.Value) -> tuple[ir.Value, ir.Value, ir.Valu
         expand = _made_by(repeated.inputs[0], "Expand")
         unsqueeze = _made_by(expand.inputs[0], "Unsqueeze") if expand is not None else None
         if unsqueeze is None:
-            raise _refused(core, "takes its keys or values in a form that isn't known")
+            raise _refused(
+                core, "takes its keys or values in a form that isn't known", "unknown-keys"
+            )
         if not _is_axis_2(unsqueeze.inputs[1]):
-            raise _refused(core, "repeats its keys in another order than the queries")
+            raise _refused(core, "repeats its keys in another order than the queries", "keys-order")
         value = unsqueeze.inputs[0]
     concat = _made_by(value, "Concat")
     if concat is None or len(concat.inputs) != 2:
-        raise _refused(core, "has no cache that grows behind its past")
+        raise _refused(core, "has no cache that grows behind its past", "no-growing-cache")
     past, new = concat.inputs
     axis = concat.attributes.get_int("axis", 0)
     if past is None or new is None or not past.is_graph_input() or axis not in _LENGTH_AXES:
-        raise _refused(core, "has no cache that grows behind its past")
+        raise _refused(core, "has no cache that grows behind its past", "no-growing-cache")
     if not concat.outputs[0].is_graph_output():
-        raise _refused(core, "doesn't give its cache as an output")
+        raise _refused(core, "doesn't give its cache as an output", "cache-not-output")
     return past, new, concat.outputs[0]
 
 
@@ -259,5 +262,5 @@ def _numbers(value: ir.Value) -> list[int] | None:
     return None if tensor is None else tensor.numpy().reshape(-1).tolist()
 
 
-def _refused(node: ir.Node, reason: str) -> FusionError:
-    return FusionError(f"The attention at node {node.name!r} {reason}.")
+def _refused(node: ir.Node, reason: str, code: str) -> FusionError:
+    return FusionError(f"The attention at node {node.name!r} {reason}.", code=code)

@@ -117,7 +117,10 @@ def _check_caches(graph: ir.Graph, sites: list[AttentionSite]) -> None:
     for value in graph.inputs:
         if value.dtype is not None and value.dtype.is_floating_point() and owned[value] != 1:
             number = owned[value] or "none"
-            raise FusionError(f"The cache {value.name!r} belongs to {number} of the attentions.")
+            raise FusionError(
+                f"The cache {value.name!r} belongs to {number} of the attentions.",
+                code="cache-owners",
+            )
 
 
 def _check_types(sites: list[AttentionSite]) -> None:

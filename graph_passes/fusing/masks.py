@@ -52,7 +52,8 @@ def window_of(graph: ir.Graph, mask: ir.Value, positions: int) -> int | None:
             real = told[:, past:].astype(bool)
             if not np.array_equal(seen[real], wanted[real]):
                 raise FusionError(
-                    f"The mask {mask.name!r} is none of past, window and padding alone."
+                    f"The mask {mask.name!r} is none of past, window and padding alone.",
+                    code="unknown-mask",
                 )
     return window
 
@@ -82,7 +83,9 @@ def _seen(probe: Probe, told: NDArray[Any], new: int) -> NDArray[np.bool_]:
     if found.dtype != np.bool_:
         plain, hidden = found == 0, found <= _HIDDEN
         if not np.all(plain | hidden):
-            raise FusionError("An attention adds a bias to its scores that is no mask.")
+            raise FusionError(
+                "An attention adds a bias to its scores that is no mask.", code="score-bias"
+            )
         found = plain
     if found.ndim != _CACHE_RANK or found.shape[1] != 1:
         raise FusionError("An attention has a mask of its own for each head.")

@@ -71,7 +71,9 @@ def refuse_softcap(site: AttentionSite) -> None:
         FusionError: They are; TensorRT's Attention has no way to bound them.
     """
     if site.softcap:
-        raise FusionError(f"The attention at node {site.core.name!r} bounds its scores.")
+        raise FusionError(
+            f"The attention at node {site.core.name!r} bounds its scores.", code="score-bound"
+        )
 
 
 def raise_opset(model: ir.Model, least: int) -> None:
@@ -87,7 +89,9 @@ def raise_opset(model: ir.Model, least: int) -> None:
     changed = next((n for n in model.graph.all_nodes() if n.op_type in _CHANGED), None)
     if current < _OLDEST or changed is not None:
         what = f"has {changed.op_type}" if changed is not None else f"has opset {current}"
-        raise FusionError(f"The graph {what}: it can't be raised to opset {least} as it is.")
+        raise FusionError(
+            f"The graph {what}: it can't be raised to opset {least} as it is.", code="opset-too-old"
+        )
     model.opset_imports[""] = least
 
 

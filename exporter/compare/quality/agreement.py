@@ -117,6 +117,7 @@ def check_tokens(largest_id: int, vocabulary: int) -> None:
         raise ComparisonError(
             f"The text's token id {largest_id} is beyond the model's {vocabulary} tokens.",
             "The tokenizer beside the model belongs to another model.",
+            code="token-out-of-range",
         )
 
 
@@ -129,6 +130,7 @@ def _one_vocabulary(logits: Mapping[str, Array]) -> int:
                 f"The logits have the shapes {list(first)} and {list(other)}: "
                 "the arms have other vocabularies or outputs.",
                 "Compare two forms of the same model.",
+                code="other-vocabulary",
             )
     return int(first[-1])
 
@@ -155,7 +157,7 @@ def _accuracy(by_sample: Floats, by_position: Floats, tokens: EvaluationTokens) 
     totals = dict(zip(COLUMNS, by_position.sum(axis=1), strict=True))
     count = totals["positions"]
     if not count:
-        raise ComparisonError("There is no token to compare the arms on.")
+        raise ComparisonError("There is no token to compare the arms on.", code="no-tokens")
     samples = dict(zip(COLUMNS, by_sample, strict=True))
     with np.errstate(invalid="ignore"):  # infinite losses give no interval
         increase = samples["candidate_loss"] - samples["baseline_loss"]

@@ -57,6 +57,7 @@ def embed(
         raise ComparisonError(
             f"The evaluation text gives {len(texts)} texts to embed; {FEWEST_TEXTS} are needed.",
             "Name a longer text with --eval-text.",
+            code="too-few-texts",
         )
     found = []
     with progress.task(f"embeddings, {arm}", total=len(texts)) as task:
@@ -106,6 +107,7 @@ def _embedding(runner: Runner, ids: NDArray[np.int64], arm: str, number: int) ->
         raise ComparisonError(
             f"The {arm}'s embedding of text {number} is zero, NaN or infinite.",
             "In fp16 an overflow is likely: export in float32 or bfloat16.",
+            code="not-finite",
         )
     return pooled / length
 
@@ -115,4 +117,5 @@ def _refuse_other_size(first: Floats, second: Floats) -> None:
         raise ComparisonError(
             f"The arms embed in {first.shape[1]} and {second.shape[1]} dimensions.",
             "Compare two forms of the same model.",
+            code="other-width",
         )

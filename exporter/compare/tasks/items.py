@@ -76,10 +76,12 @@ def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskFile:
         content = path.read_bytes()
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} can't be read: {error}.", FORMAT_HINT) from error
+        raise TaskError(
+            f"{path} can't be read: {error}.", FORMAT_HINT, code="unreadable"
+        ) from error
     items = tuple(itertools.islice(_items(text, path), limit))
     if not items:
-        raise TaskError(f"{path} holds no item.", FORMAT_HINT)
+        raise TaskError(f"{path} holds no item.", FORMAT_HINT, code="no-items")
     one_context = all(len({context for context, _ in item.pairs}) == 1 for item in items)
     return TaskFile(name, items, one_context, sha256_bytes(content))
 
@@ -91,7 +93,9 @@ def known_tasks(folder: Path) -> list[str]:
         TaskError: It is no folder.
     """
     if not folder.is_dir():
-        raise TaskError(f"{folder} is no folder.", "Name one that holds NAME.jsonl files.")
+        raise TaskError(
+            f"{folder} is no folder.", "Name one that holds NAME.jsonl files.", code="no-folder"
+        )
     return sorted(path.stem for path in folder.glob("*.jsonl"))
 
 
@@ -103,6 +107,7 @@ def _refuse_unknown(folder: Path, name: str) -> None:
         raise TaskError(
             f"{folder} has no task {name!r}.{told}",
             f"It has: {', '.join(known)}." if known else "It holds no NAME.jsonl file.",
+            code="unknown-task",
         )
 
 
@@ -113,13 +118,15 @@ def _items(text: str, path: Path) -> Iterator[Item]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise TaskError(f"{where}: not valid JSON ({error}).", FORMAT_HINT) from None
+                raise TaskError(
+                    f"{where}: not valid JSON ({error}).", FORMAT_HINT, code="not-json"
+                ) from None
             yield _item(record, where)
 
 
 def _item(record: Any, where: str) -> Item:
     if not isinstance(record, dict):
-        raise TaskError(f"{where}: no JSON object.", FORMAT_HINT)
+        raise TaskError(f"{where}: no JSON object.", FORMAT_HINT, code="not-an-object")
     several = "context_options" in record
     choices = _texts(record, "context_options" if several else "choices", where)
     common = _text(record, "continuation" if several else "query", where)
@@ -128,6 +135,7 @@ def _item(record: Any, where: str) -> Item:
         raise TaskError(
             f'{where}: "gold" is {gold!r}, which is none of the {len(choices)} choices.',
             FORMAT_HINT,
+            code="gold-out-of-range",
         )
     if several:
         pairs = tuple((choice, f" {common}") for choice in choices)
@@ -144,7 +152,9 @@ def _prompt(query: str) -> str:
 def _texts(record: dict[str, Any], key: str, where: str) -> list[str]:
     values = record.get(key)
     if not isinstance(values, list) or len(values) < 2:
-        raise TaskError(f'{where}: "{key}" is no list of two or more texts.', FORMAT_HINT)
+        raise TaskError(
+            f'{where}: "{key}" is no list of two or more texts.', FORMAT_HINT, code="too-few-texts"
+        )
     return [_checked(value, key, where) for value in values]
 
 
@@ -154,5 +164,5 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
 
 def _checked(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise TaskError(f'{where}: "{key}" holds no text.', FORMAT_HINT)
+        raise TaskError(f'{where}: "{key}" holds no text.', FORMAT_HINT, code="empty-text")
     return value

@@ -194,11 +194,14 @@ def _largest(requests: Sequence[ContinuationRequest]) -> int:
 
 def _row(request: ContinuationRequest, longest: int) -> TokenRow:
     if not request.context or not request.continuation:
-        raise ComparisonError("A continuation without tokens, or after none, has no likelihood.")
+        raise ComparisonError(
+            "A continuation without tokens, or after none, has no likelihood.", code="no-tokens"
+        )
     if len(request.continuation) > longest:
         raise ComparisonError(
             f"A continuation of {len(request.continuation)} tokens is longer than the model's "
-            f"{longest} positions."
+            f"{longest} positions.",
+            code="context-too-long",
         )
     whole = (*request.context, *request.continuation)[-(longest + 1) :]
     return TokenRow(whole[:-1], request.continuation)

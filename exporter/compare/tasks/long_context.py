@@ -70,6 +70,7 @@ def make_needles(text_model: TextModel, filler: Sequence[int], opening: int = 0)
                 f"A context of {len(filler)} tokens has no room for a fact and a question of "
                 f"{len(fact) + len(asked)}.",
                 "Ask for a longer --long-context.",
+                code="context-too-short",
             )
         at = max(opening, round(depth * room))
         context = (*filler[:at], *fact, *filler[at:room], *asked)
@@ -80,6 +81,7 @@ def make_needles(text_model: TextModel, filler: Sequence[int], opening: int = 0)
                 "The tokenizer has the same tokens for different numbers, so no needle can be told "
                 "from another.",
                 "Leave --long-context out.",
+                code="needles-alike",
             )
         found.append(Needle(context, answers))
     return found

@@ -24,6 +24,7 @@ def task_texts(folder: ModelFolder) -> TextModel:
         raise TaskError(
             f"There is no tokenizer.json beside {folder.onnx}: tasks are text.",
             "Copy the model's tokenizer there.",
+            code="no-tokenizer",
         )
     begin = folder.config.get("bos_token_id")
     first = begin if isinstance(begin, int) else folder.end_of_text
@@ -31,6 +32,7 @@ def task_texts(folder: ModelFolder) -> TextModel:
         raise TaskError(
             f"The config beside {folder.onnx} names no begin and no end token.",
             "Copy the model's config.json there.",
+            code="no-opening-token",
         )
     return replace(TextModel.of(folder.onnx, folder.tokenizer), prefix_id=first)
 

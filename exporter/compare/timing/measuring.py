@@ -265,6 +265,7 @@ class _Measurement:
                     raise ComparisonError(
                         f"{label}: the clock jumped in {dropped} rounds, so nothing can be timed.",
                         "See whether the machine goes to sleep, or its clock source is broken.",
+                        code="clock-jumped",
                     )
         return taken, dropped
 

@@ -67,13 +67,15 @@ def compare_run(case: str, plain: Arrays, masked: Arrays, pruned: Arrays) -> lis
     if set(masked) != set(pruned):
         raise VerificationError(
             f"The pruned graph has other outputs than the masked original: "
-            f"{sorted(set(masked) ^ set(pruned))}."
+            f"{sorted(set(masked) ^ set(pruned))}.",
+            code="other-outputs",
         )
     for name, array in masked.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind in "OSUc":
             raise VerificationError(
                 f"The output {name!r} is no tensor of numbers, so it can't be compared.",
                 _LEAVE_OUT,
+                code="not-numbers",
             )
     first = next(iter(masked))
     if not np.isfinite(masked[first].astype(np.float64)).any():
@@ -161,6 +163,7 @@ def judge(
             f"{worst.max_abs_error:.2e} in {worst.case}, more than {worst.allowed:.2e} "
             f"(masking changes it by {worst.effect:.2e}). Nothing was written.",
             "This is a fault in the surgery; please report it with the graph. " + _LEAVE_OUT,
+            code="wrong-results",
         )
     tells = not cut_anything or any(item.effect > item.rounding for item in found)
     runs = list(dict.fromkeys(item.case for item in found))

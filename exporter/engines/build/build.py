@@ -232,6 +232,7 @@ class _BuiltGraph:
                 f"{self.onnx} does not parse in {self.library.backend} {result['version']}: "
                 f"{where}{first['reason']}.",
                 f"depthcut check-engine {self.onnx} lists what else is in the way, and ways out.",
+                code="not-parsed",
             )
         return result
 
@@ -276,7 +277,7 @@ def _groups(
     """The profiles of each engine."""
     names = list(phases or phases_of(inputs))
     if len(set(names)) < len(names):
-        raise UsageError(f"A phase is named twice: {', '.join(names)}.")
+        raise UsageError(f"A phase is named twice: {', '.join(names)}.", code="named-twice")
     refuse_unknown_axes(inputs, ranges)
     wanted = [profile(inputs, phase, ranges) for phase in names]
     return [[each] for each in wanted] if split else [wanted]

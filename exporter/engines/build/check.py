@@ -159,6 +159,7 @@ def engine_gate(backend: Backend = "tensorrt-rtx", progress: Progress = QUIET) -
                 f"{_name(after)} parses {source.name}, but not the pruned graph: "
                 f"{_told(after.findings[0])}. The result is not kept.",
                 "The graph may be cut in a way that its engine can't take: leave that sublayer.",
+                code="not-parsed",
             )
         progress.say(
             f"{_name(after)} takes the graph neither before the cut nor after: "

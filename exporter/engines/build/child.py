@@ -129,7 +129,8 @@ def _result(
         result: dict[str, Any] = outcome["result"]
         return result
     if "error" in outcome:
-        raise EngineError(outcome["error"]["message"], outcome["error"]["hint"])
+        told = outcome["error"]
+        raise EngineError(told["message"], told["hint"], code=told["code"])
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
         hint = "Memory may have run out." if code == -signal.SIGKILL else "See depthcut doctor."

@@ -191,4 +191,4 @@ class Cuda:
         if code != self._rt.cudaError_t.cudaSuccess:
             _, text = self._rt.cudaGetErrorString(code)
             said = text.decode() if isinstance(text, bytes) else text
-            raise BackendError(f"CUDA can't {what}: {said} ({int(code)}).")
+            raise BackendError(f"CUDA can't {what}: {said} ({int(code)}).", code="cuda-failed")

@@ -108,6 +108,7 @@ class EngineSet:
             raise EngineError(
                 f"{self.name} has no profile for {phase}, only for {held}.",
                 f"Build it with --profile {phase} too.",
+                code="phase-missing",
             )
         paths, records = (tuple(path for path, _ in kept), tuple(record for _, record in kept))
         return EngineSet(paths, records, phase)
@@ -153,7 +154,7 @@ def find_engines(path: Path | Sequence[Path]) -> EngineSet:
     elif path.is_dir():
         paths = _engine_files(path)
         if not paths:
-            raise EngineError(f"{path} holds no engine.", _NONE_BUILT)
+            raise EngineError(f"{path} holds no engine.", _NONE_BUILT, code="no-engine")
     else:
         paths = [path]
     engines = EngineSet(tuple(paths), tuple(read_sidecar(each) for each in paths))
@@ -186,13 +187,16 @@ def find_builds(path: Path) -> list[EngineSet]:
             numbered.setdefault(_build_number(file), []).append(file)
     if not numbered:
         raise EngineError(
-            f"There is no engine {'in' if path.is_dir() else 'of the name'} {path}.", _NONE_BUILT
+            f"There is no engine {'in' if path.is_dir() else 'of the name'} {path}.",
+            _NONE_BUILT,
+            code="no-engine",
         )
     builds = [find_engines(numbered[number]) for number in sorted(numbered)]
     if different := _difference_of_builds(builds):
         raise EngineError(
             f"The engines in {path} are not builds of one model: their {different} differ.",
             "Put the engines of each model in a folder of their own, or name one file.",
+            code="built-differently",
         )
     return builds
 
@@ -223,7 +227,9 @@ def _engine_files(folder: Path) -> list[Path]:
 def _refuse_strangers(engines: EngineSet) -> None:
     empty = next((record for record in engines.records if not record.profiles), None)
     if empty:
-        raise EngineError(f"{empty.engine} has no profile, so nothing says what it serves.")
+        raise EngineError(
+            f"{empty.engine} has no profile, so nothing says what it serves.", code="no-profile"
+        )
     counts = Counter(profile.phase for record in engines.records for profile in record.profiles)
     twice = next((phase for phase, count in counts.items() if count > 1), None)
     if twice and len(engines.paths) > 1:
@@ -233,11 +239,13 @@ def _refuse_strangers(engines: EngineSet) -> None:
             if any(map(_build_number, engines.paths))
             else "Name the engine's file, or put the engines of each model in a folder of their "
             "own.",
+            code="several-engines",
         )
     if different := _difference(engines.records, _OF_ONE_MODEL):
         raise EngineError(
             f"These engines don't belong together, since their {different} differ: {engines.name}.",
             "Build them together: depthcut build --split.",
+            code="different-engines",
         )
 
 
@@ -270,4 +278,5 @@ def choose_profile(name: str, profiles: Sequence[Profile], shapes: Mapping[str, 
         f"{name}: no profile holds this call: {first} is {written_shape(shapes[first])}, and "
         f"{held}.",
         "Ask for less, or build it with other --batch, --prompt or --context.",
+        code="no-profile-fits",
     )

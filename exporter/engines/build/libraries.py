@@ -95,6 +95,7 @@ def refuse_without_driver(library: EngineLibrary) -> None:
         raise EngineError(
             f"{library.backend} can't be used here: {driver.problem}.",
             "Take tensorrt-rtx instead: it builds without a GPU.",
+            code="no-driver",
         )
 
 
@@ -114,7 +115,9 @@ def _refuse_foreign_options(
     for option, given in asked.items():
         if given:
             raise UsageError(
-                f"{library.backend} has no {option}.", f"Leave it out, or build with {other}."
+                f"{library.backend} has no {option}.",
+                f"Leave it out, or build with {other}.",
+                code="unsupported-option",
             )
 
 
@@ -126,4 +129,5 @@ def _refuse_refit_without_driver(library: EngineLibrary, settings: BuildSettings
         raise EngineError(
             f"{library.backend} needs a GPU to build with {option}: {problem}.",
             "Leave it out, or build on a machine with a card.",
+            code="needs-gpu",
         )

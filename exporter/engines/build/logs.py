@@ -23,20 +23,23 @@ _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[\w ]+?),", re.M
 _MEMORY = re.compile(r"^Total ([\w ]+) Memory: (\d+) bytes", re.MULTILINE)
 _NO_WORK = frozenset({"signal", "wait", "shape_call", "ShapeHostToDevice"})
 """Synchronisation and shapes: how many there are says nothing of the model."""
-# What a builder says (TensorRT-RTX 1.7.1), what that means, and what to do.
+# A code, what a builder says (TensorRT-RTX 1.7.1), what that means, and what to do.
 _KNOWN = (
     (
+        "workspace-too-small",
         "within workspace limit",
         "some layer's kernels all need more scratch memory than the workspace that it was given",
         "Give it more, or leave --workspace out.",
     ),
     (
+        "no-kernel",
         "Attention operation was not supported by a dedicated kernel",
         "it has no kernel for the graph's Attention operators in this precision and these shapes, "
         "and does not write them out in basic ones",
         "Export at opset 20, which writes attention in basic operators, or in float16.",
     ),
     (
+        "out-of-memory",
         "out of memory",
         "memory ran out",
         "Narrower ranges, a lower --optimization-level or a smaller --workspace need less.",
@@ -108,13 +111,14 @@ def read_layers(lines: Iterable[str]) -> LayerTable:
 
 def no_engine(errors: Sequence[str]) -> EngineError:
     """The error for a build that gave no engine."""
-    for said, meaning, hint in _KNOWN:
+    for code, said, meaning, hint in _KNOWN:
         if any(said.lower() in error.lower() for error in errors):
-            return EngineError(f"The builder made no engine: {meaning}.", hint)
+            return EngineError(f"The builder made no engine: {meaning}.", hint, code=code)
     reason = errors[0] if errors else "it gives no reason"
     return EngineError(
         f"The builder made no engine: {reason}",
         "Other profiles or another precision may help; -v shows all that it said.",
+        code="no-engine-made",
     )
 
 

@@ -192,12 +192,15 @@ def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
     unknown = next((name for name in ranges.axes if name not in known), None)
     if unknown is not None:
         raise UsageError(
-            f"No input has an axis {unknown!r}.", f"Free axes are {', '.join(known) or 'none'}."
+            f"No input has an axis {unknown!r}.",
+            f"Free axes are {', '.join(known) or 'none'}.",
+            code="unknown-axis",
         )
     for name in _unused(inputs, ranges):
         raise UsageError(
             f"No input has an axis that --{name}-range could be for.",
             f"Leave it out; free axes are {', '.join(known) or 'none'} (--dim).",
+            code="range-without-axis",
         )
 
 
@@ -236,7 +239,7 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile
     known = next((each for each in phases_of(inputs) if each == phase), None)
     if known is None:
         has = " and ".join(phases_of(inputs))
-        raise UsageError(f"This graph has no phase {phase!r}: it has {has}.")
+        raise UsageError(f"This graph has no phase {phase!r}: it has {has}.", code="phase-missing")
     sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt or Span(1, 512, 2048)
     past = (ranges.context or Span(1, 512, 4096)) if phase == "decode" else Span(0, 0, 0)
     spans: dict[Axis, Span] = {
@@ -273,6 +276,7 @@ def _axis(
     raise UsageError(
         f"The size {name!r} of the input {given.name!r} is free, and nothing says how large it is.",
         f"Give it: --dim {size}=MIN:USUAL:MAX" if size else "Name the axis in the graph.",
+        code="size-missing",
     )
 
 

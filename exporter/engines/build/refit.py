@@ -130,9 +130,11 @@ def _refuse_foreign_weights(
         raise EngineError(
             f"{engine} was built with its weights fixed.",
             "Build it with --refittable or --strip-weights.",
+            code="weights-fixed",
         )
     if source.plan != record.plan:
         raise EngineError(
             f"Other sublayers were cut from {onnx} than from the graph of {engine}.",
             "Refit it with the graph that it was built from, or one cut by the same plan.",
+            code="other-sublayers",
         )

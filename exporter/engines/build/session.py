@@ -61,7 +61,8 @@ class ReadyProfile:
         """
         for name, shape in shapes.items():
             if name in self.names and not self.context.set_input_shape(name, tuple(shape)):
-                raise self._failed(f"refuses the shape {written_shape(shape)} for {name}")
+                told = f"refuses the shape {written_shape(shape)} for {name}"
+                raise self._failed(told, "wrong-shape")
 
     def output_shape(self, name: str) -> tuple[int, ...]:
         """An output's shape, once all inputs have one.
@@ -90,11 +91,11 @@ class ReadyProfile:
             BackendError: The library refuses.
         """
         if not self.context.execute_async_v3(self.stream):
-            raise self._failed("failed while it ran")
+            raise self._failed("failed while it ran", "run-failed")
 
-    def _failed(self, what: str) -> BackendError:
+    def _failed(self, what: str, code: str = "") -> BackendError:
         phase, reason = self.slot.profile.phase, self.listener.last_error()
-        return BackendError(f"The engine's {phase} {what}: {reason}")
+        return BackendError(f"The engine's {phase} {what}: {reason}", code=code)
 
 
 class Session:
@@ -288,6 +289,7 @@ def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
         raise BackendError(
             f"{engines.name}: built, not run: {driver.problem}.",
             "Take it to a machine with an NVIDIA GPU and its driver.",
+            code="no-driver",
         )
     module = load(engines.library)
     for record in engines.records:
@@ -310,7 +312,8 @@ def try_engines(engines: EngineSet) -> None:
     try:
         run_job(engines.library, request, QUIET, "try the engine")
     except EngineError as error:
-        raise EngineError(f"{engines.name} can't be run: {error.message}", error.hint) from error
+        told = f"{engines.name} can't be run: {error.message}"
+        raise EngineError(told, error.hint, code=error.code) from error
 
 
 def run_once(paths: list[Path]) -> dict[str, Any]:

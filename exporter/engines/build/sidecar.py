@@ -100,12 +100,13 @@ def read_sidecar(engine: Path) -> EngineRecord:
         ArtifactError: The record is not valid.
     """
     if not engine.is_file():
-        raise EngineError(f"The engine {engine} does not exist.")
+        raise EngineError(f"The engine {engine} does not exist.", code="file-missing")
     path = sidecar_path(engine)
     if not path.is_file():
         raise EngineError(
             f"{engine} has no {path.name} beside it, so nothing says what it was built for.",
             "Build it with depthcut build, and keep the two files together.",
+            code="sidecar-missing",
         )
     record = EngineRecord.read(path, named=False)
     if engine.stat().st_size != record.engine_bytes:
@@ -113,10 +114,13 @@ def read_sidecar(engine: Path) -> EngineRecord:
             f"{engine} has {engine.stat().st_size} bytes, but {path.name} speaks of one with "
             f"{record.engine_bytes}.",
             "It may be cut off, or the two files don't belong together: build it again.",
+            code="wrong-size",
         )
     if sha256_file(engine) != record.engine_sha256:
         raise EngineError(
-            f"{engine} is not the engine that {path.name} speaks of.", "Build it again."
+            f"{engine} is not the engine that {path.name} speaks of.",
+            "Build it again.",
+            code="wrong-hash",
         )
     return record
 
@@ -133,6 +137,7 @@ def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device
         raise EngineError(
             f"{built}{record.backend_version}; this is {here} with {version}.",
             "Build it again with the version that is installed here.",
+            code="other-version",
         )
     targets = record.settings.compute_capabilities or _card(record)
     if targets and here not in targets:
@@ -141,6 +146,7 @@ def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device
             f"Build it with --compute-capability {here}."
             if LIBRARIES[record.backend].builds_without_gpu
             else "Build it on a card of this kind.",
+            code="other-card",
         )
 
 

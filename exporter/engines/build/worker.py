@@ -39,12 +39,13 @@ def main() -> int:
         result = _JOBS[request["job"]](request, events)
         tell(events, result={**result, "fixed_addresses": has_fixed_addresses()})
     except DepthcutError as error:
-        tell(events, error={"message": error.message, "hint": error.hint})
+        tell(events, error={"message": error.message, "hint": error.hint, "code": error.code})
         return 1
     except Exception as error:  # whatever the library's bindings raise
         traceback.print_exc()
         line = f"{request['backend']} failed: {type(error).__name__}: {first_line(error)}"
-        tell(events, error={"message": f"{line}.", "hint": "-v shows the traceback."})
+        hint = "-v shows the traceback."
+        tell(events, error={"message": f"{line}.", "hint": hint, "code": "library-failed"})
         return 1
     return 0
 

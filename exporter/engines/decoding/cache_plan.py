@@ -118,6 +118,7 @@ class CachePlan:
                     f"{self.name}: prompts of {prompt} tokens can't be run in groups, since a "
                     f"group's cache would not begin at a multiple of {ALIGNMENT_BYTES} bytes.",
                     "Make the prompts longer or shorter, or build for a larger prefill batch.",
+                    code="groups-unaligned",
                 )
         if new_tokens > 1:
             self.refuse_context(prompt)
@@ -137,6 +138,7 @@ class CachePlan:
                 f"{self.name}: {what} is asked for; it was built for {held.low} to {held.high}.",
                 f"Ask for {'more' if size < held.low else 'less'}, or build it with another "
                 f"{option}.",
+                code="out-of-range",
             )
 
 
@@ -227,7 +229,10 @@ def _room(engines: EngineSet, caches: Iterable[EngineTensor]) -> int | None:
     if all(size < 0 for size in found | masks):
         return None
     if not masks or len(found | masks) != 1:
-        raise BackendError(f"{engines.name}: its caches and its mask have no length in common.")
+        raise BackendError(
+            f"{engines.name}: its caches and its mask have no length in common.",
+            code="cache-lengths-differ",
+        )
     return found.pop()
 
 
@@ -251,7 +256,9 @@ def _tokens(engines: EngineSet, caches: Collection[str]) -> tuple[str, ...]:
     names = tuple(each.name for each in engines.inputs if each.name not in caches)
     unknown = next((name for name in names if name not in (IDS, MASK, POSITIONS)), None)
     if unknown:
-        raise BackendError(f"{engines.name} has an input {unknown!r} of unknown meaning.")
+        raise BackendError(
+            f"{engines.name} has an input {unknown!r} of unknown meaning.", code="unknown-input"
+        )
     return names
 
 
@@ -268,6 +275,7 @@ def _slot(engines: EngineSet, phase: str) -> Slot:
         raise BackendError(
             f"{engines.name} has no profile for {phase}, so it can't generate.",
             "Build it for both phases, or put the engines of both in one folder.",
+            code="phase-missing",
         )
     return found
 

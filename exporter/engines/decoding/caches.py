@@ -170,6 +170,7 @@ class SharedCache(Cache):
                 f"{self._runner.model}: the text reaches {total} positions; the cache has room for "
                 f"{room}.",
                 "Ask for a longer context.",
+                code="cache-too-short",
             )
         given = self._runner.token_values(tokens)
         logits = self._answer(self._bound(), given) if tokens[IDS].shape[1] != 1 else None
@@ -222,5 +223,6 @@ def cache_shape(spec: TensorSpec, batch: int, length: int) -> tuple[int, int, in
             f"{spec.name} declares no number of heads or no head size, and the graph doesn't show "
             "them.",
             "Export the model with both; depthcut export writes them.",
+            code="head-size-missing",
         )
     return batch, heads, length, size

@@ -91,7 +91,9 @@ def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str
         names.append(past.replace("past", "present", 1))
         present = next((name for name in names if name in outputs), None)
         if present is None:
-            raise BackendError(f"No output continues the cache {past!r}.")
+            raise BackendError(
+                f"No output continues the cache {past!r}.", code="cache-not-continued"
+            )
         found[past] = present
     return found
 
@@ -111,4 +113,5 @@ def no_decoder(name: str) -> BackendError:
     return BackendError(
         f"{name} is no decoder with a KV cache: it can't generate.",
         "Export it with past_key_values, as depthcut export does.",
+        code="no-kv-cache",
     )

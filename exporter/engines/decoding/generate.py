@@ -63,7 +63,7 @@ def generate(
             has room for, or the decoder fails.
     """
     if not prompt_ids:
-        raise BackendError("The prompt holds no token.", "Give it some text.")
+        raise BackendError("The prompt holds no token.", "Give it some text.", code="no-tokens")
     refuse_too_long(decoder, len(prompt_ids), new_tokens, positions)
     prompts = np.array([prompt_ids], np.int64)
     stream = _tokens(decoder, prompts, Sampler(sampling), len(prompt_ids) + new_tokens)

@@ -50,12 +50,16 @@ def open_decoder(
     is_engine = model.is_file() and _is_engine(model)
     if model.is_file() and backend is not None and is_engine != (backend == "engine"):
         raise UsageError(
-            f"{model} is {'an' if is_engine else 'no'} engine.", "Leave --backend out."
+            f"{model} is {'an' if is_engine else 'no'} engine.",
+            "Leave --backend out.",
+            code="wrong-backend",
         )
     if is_engine or backend == "engine" or (backend is None and holds_engines_alone(model)):
         if context is not None:
             raise UsageError(
-                "How long a text may be is built into an engine.", "Leave --context out."
+                "How long a text may be is built into an engine.",
+                "Leave --context out.",
+                code="context-fixed",
             )
         return TensorRtDecoder(find_builds(model)[0])
     folder = find_model(model)

@@ -113,6 +113,7 @@ class RunnerDecoder(Decoder):
                 f"{runner.name} has room for {longest} positions; a prompt of {prompt} and "
                 f"{new_tokens} new tokens take {needed}.",
                 "Take a shorter prompt, fewer new tokens, or a longer context.",
+                code="cache-too-short",
             )
 
     def _refuse_shapes(self, batch: int, sequence: int, past: int) -> None:

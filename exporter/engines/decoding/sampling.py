@@ -47,7 +47,9 @@ class Sampler:
             BackendError: The logits hold NaN.
         """
         if np.isnan(logits).any():
-            raise BackendError("The model gives NaN logits, so there is no next token.")
+            raise BackendError(
+                "The model gives NaN logits, so there is no next token.", code="not-finite"
+            )
         if self._sampling.temperature == 0:
             return np.asarray(logits.argmax(axis=-1), np.int64)
         return np.array([self._draw(row.astype(np.float64)) for row in logits], np.int64)

@@ -53,6 +53,7 @@ class TextModel:
             raise BackendError(
                 f"There is no {_FILE} {beside}.",
                 "Copy the model's tokenizer there, or say with --tokenizer where it is.",
+                code="no-tokenizer",
             )
         config = read_config(home) or read_config(file.parent)
         # Chat models often end a turn with a token of which only the generation config knows.

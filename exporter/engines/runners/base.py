@@ -140,11 +140,15 @@ class Runner(ABC):
         """
         missing = next((spec.name for spec in self.inputs if spec.name not in inputs), None)
         if missing is not None:
-            raise BackendError(f"{self.name}: no value for the input {missing}.")
+            raise BackendError(
+                f"{self.name}: no value for the input {missing}.", code="input-missing"
+            )
 
     def not_entered(self) -> BackendError:
         """The error for a use of the model before it was loaded, or after it was freed."""
-        return BackendError(f"The runner of {self.name} is used outside its with block.")
+        return BackendError(
+            f"The runner of {self.name} is used outside its with block.", code="not-entered"
+        )
 
     def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027
         """Refuses inputs of such shapes; a runner that takes any refuses none.

@@ -126,6 +126,7 @@ class CacheForm:
             raise BackendError(
                 f"{past} has room for {length} positions; {filled + new} are needed.",
                 "Ask for a shorter text.",
+                code="cache-too-short",
             )
         found = np.zeros((batch, heads, length, size), cache.dtype)
         found[:, :, :filled] = cache

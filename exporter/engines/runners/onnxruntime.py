@@ -66,7 +66,9 @@ class OnnxRuntimeRunner(Runner):
         """
         if provider not in PROVIDERS:
             raise BackendError(
-                f"The provider {provider!r} is not known.", f"Choose from: {', '.join(PROVIDERS)}."
+                f"The provider {provider!r} is not known.",
+                f"Choose from: {', '.join(PROVIDERS)}.",
+                code="unknown-provider",
             )
         self.model, self.name = model, str(model)
         self._short_name = provider
@@ -97,13 +99,14 @@ class OnnxRuntimeRunner(Runner):
         """
         self._ort = check_provider(self._short_name)
         if not self.model.is_file():
-            raise BackendError(f"The ONNX file {self.model} does not exist.")
+            raise BackendError(f"The ONNX file {self.model} does not exist.", code="file-missing")
         session = self._new_session()
         running = session.get_providers()[0]
         if running != self.provider:
             raise BackendError(
                 f"{self.provider} was asked for, but {running} would run {self.model}.",
                 "Check the driver and the CUDA libraries; depthcut doesn't fall back.",
+                code="provider-fallback",
             )
         if self.provider == CPU:
             self._session = session
@@ -189,6 +192,7 @@ class OnnxRuntimeRunner(Runner):
                 f"{self.model} takes no padding, nor rows with several new tokens after a cache: "
                 "an attention keeps only a window, or something else reads its cache.",
                 "Run rows of equal length.",
+                code="no-padding",
             )
         return form.shared
 
@@ -344,7 +348,8 @@ class OnnxRuntimeRunner(Runner):
 
     def _run_error(self, error: Exception) -> BackendError:
         return BackendError(
-            f"ONNX Runtime failed while it ran {self.model}: {first_sentence(str(error))}"
+            f"ONNX Runtime failed while it ran {self.model}: {first_sentence(str(error))}",
+            code="run-failed",
         )
 
 

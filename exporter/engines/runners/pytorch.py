@@ -194,8 +194,9 @@ class TorchRunner(Runner):
             return BackendError(
                 f"torch.compile can't compile {name}: {told}.",
                 "It needs a C++ compiler such as g++ on the CPU; or take torch: for eager PyTorch.",
+                code="compiler-missing",
             )
-        return BackendError(f"{self.backend} failed on {name}: {told}.")
+        return BackendError(f"{self.backend} failed on {name}: {told}.", code="run-failed")
 
 
 def _compiling() -> contextlib.AbstractContextManager[None]:

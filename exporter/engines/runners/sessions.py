@@ -48,26 +48,31 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _NO_WEIGHTS: Mapping[str, Any] = MappingProxyType({})
 _LOAD_FAILURES = (
     (
+        "incomplete-onnx",
         re.compile(r"Protobuf parsing failed|No graph was found|does not have a graph"),
         "{path} is not a complete ONNX file.",
         "It may be cut off: export or copy it again.",
     ),
     (
+        "data-missing",
         re.compile(r"External data path does not exist"),
         "{path}: its external data is missing ({reason}).",
         "Copy the data file beside the ONNX file.",
     ),
     (
+        "data-too-short",
         re.compile(r"GetExtDataFromTensorProto|External initializer"),
         "{path}: its external data is shorter than the graph says.",
         "The data file may be cut off: export or copy it again.",
     ),
     (
+        "outside-folder",
         re.compile(r"External data path|escapes|outside"),
         "{path}: its external data can't be used ({reason}).",
         "The data must be a plain file in the model's folder.",
     ),
     (
+        "newer-onnx",
         re.compile(r"released onnx opset|IR version|No Op registered"),
         "{path} needs more than onnxruntime {version} offers: {reason}",
         "Update onnxruntime, or export at an older opset.",
@@ -91,6 +96,7 @@ def check_provider(name: str) -> Any:
             f"{PROVIDERS[name]} was asked for; this onnxruntime has {', '.join(present)}.",
             "pip uninstall onnxruntime, then pip install 'depthcut[gpu]': "
             "the two packages can't live together.",
+            code="provider-missing",
         )
     return ort
 
@@ -159,10 +165,13 @@ def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> 
         raise BackendError(
             f"onnxruntime {version} doesn't tell which nodes run on the CPU instead of {wanted}.",
             "Update onnxruntime-gpu to 1.27 or newer.",
+            code="placement-unknown",
         )
     placed = placement(session)
     if not placed[wanted]:
-        raise BackendError(f"{wanted} was asked for, but runs no node of {model}.")
+        raise BackendError(
+            f"{wanted} was asked for, but runs no node of {model}.", code="no-node-placed"
+        )
     on_cpu = placed[CPU]
     computing = {name: count for name, count in on_cpu.items() if name not in _SHAPE_OPERATORS}
     if computing:
@@ -171,6 +180,7 @@ def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> 
             f"{wanted} was asked for, but these nodes of {model} would run on the CPU: {told}.",
             "There is no GPU kernel for their type or opset: export in another precision or at "
             "another opset; depthcut doesn't fall back.",
+            code="nodes-on-cpu",
         )
     return dict(on_cpu)
 
@@ -194,10 +204,11 @@ def lacks_a_kernel(text: str) -> bool:
 def load_failure(path: Path, text: str, version: str) -> BackendError:
     """The error for a file that ONNX Runtime does not load."""
     reason = first_sentence(text)
-    for pattern, message, hint in _LOAD_FAILURES:
+    for code, pattern, message, hint in _LOAD_FAILURES:
         if pattern.search(text):
-            return BackendError(message.format(path=path, reason=reason, version=version), hint)
-    return BackendError(f"ONNX Runtime can't load {path}: {reason}")
+            told = message.format(path=path, reason=reason, version=version)
+            return BackendError(told, hint, code=code)
+    return BackendError(f"ONNX Runtime can't load {path}: {reason}", code="load-failed")
 
 
 def first_sentence(text: str) -> str:

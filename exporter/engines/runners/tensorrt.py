@@ -98,7 +98,7 @@ class OnEngines:
 
     def _loaded(self) -> Session:
         if self._session is None:
-            raise BackendError(f"{self.name} is used outside its with block.")
+            raise BackendError(f"{self.name} is used outside its with block.", code="not-entered")
         return self._session
 
 
@@ -241,7 +241,9 @@ def checked_input(engine: str, spec: TensorSpec, array: Array) -> Array:
     if not alike:
         wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
         raise BackendError(
-            f"{engine}: {spec.name} is {written_shape(array.shape)}, and the engine takes {wanted}."
+            f"{engine}: {spec.name} is {written_shape(array.shape)}, "
+            f"and the engine takes {wanted}.",
+            code="wrong-shape",
         )
     return np.ascontiguousarray(array, spec.dtype)
 

@@ -158,4 +158,5 @@ def require_windows(path: Path, config: Any) -> None:
         raise ExportError(
             f"onnxruntime-genai's model builder wrote a window into {found} of {len(nodes)} "
             f"attentions, where the model has one in {wanted}.",
+            code="wrong-windows",
         )

@@ -80,6 +80,7 @@ def write_decoder(
     raise ExportError(
         f"{loaded.ref.architecture} can't be written for ONNX Runtime: {tries.reasons[-1]}.",
         "Try --target portable with --exporter optimum; -v shows the exporters' whole account.",
+        code="no-exporter",
     )
 
 

@@ -114,22 +114,28 @@ def refuse_options(
     builders = [other for other, each in TARGETS.items() if engine in each.engines]
     decides = f"{name} decides exporter and opset itself; {{}} contradicts it."
     rules = (
-        (exporter is not None and not form.plain, decides.format(f"--exporter {exporter}"),
+        ("decided-by-target",
+         exporter is not None and not form.plain, decides.format(f"--exporter {exporter}"),
          "Leave --exporter out, or take --target portable."),
-        (opset is not None and not form.plain, decides.format(f"--opset {opset}"),
+        ("decided-by-target",
+         opset is not None and not form.plain, decides.format(f"--opset {opset}"),
          "Leave --opset out, or take --target portable."),
-        (cache_length is not None and not form.fixed_caches,
+        ("no-fixed-caches",
+         cache_length is not None and not form.fixed_caches,
          f"The caches of {name} have no fixed length.",
          f"Leave --cache-length out, or take --target {' or '.join(fixed)}."),
-        (dtype not in form.dtypes, f"{name} has no form in {dtype}.",
+        ("no-form-in-dtype",
+         dtype not in form.dtypes, f"{name} has no form in {dtype}.",
          f"Say --dtype {' or '.join(form.dtypes)}."),
-        (form.provider not in (None, provider),
+        ("other-provider",
+         form.provider not in (None, provider),
          f"{name} is measured on {form.provider}, not on {provider}.",
          f"Say --provider {form.provider}."),
-        (engine is not None and engine not in form.engines,
+        ("other-engine",
+         engine is not None and engine not in form.engines,
          f"{engine} builds no engines of a graph for {target}.",
          f"Say --target {' or '.join(builders)}, or leave --engine out."),
     )  # fmt: skip
-    for broken, message, hint in rules:
+    for code, broken, message, hint in rules:
         if broken:
-            raise UsageError(message, hint)
+            raise UsageError(message, hint, code=code)

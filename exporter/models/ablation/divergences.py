@@ -80,6 +80,7 @@ def to_log_probabilities(logits: Floats, what: str) -> None:
         raise ComparisonError(
             f"{what} are NaN or infinite.",
             "In fp16 an overflow is likely: export in float32 or bfloat16.",
+            code="not-finite",
         )
     logits -= normalizer
 

@@ -186,7 +186,9 @@ def _fill(
         raise ModelSourceError(f"{entry.file} can't be read: {first_line(error)}.") from error
     if rest:
         raise ModelSourceError(
-            f"{entry.file} ends inside {name}: it has become shorter since it was opened.", _AGAIN
+            f"{entry.file} ends inside {name}: it has become shorter since it was opened.",
+            _AGAIN,
+            code="file-shrank",
         )
 
 

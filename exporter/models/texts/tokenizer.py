@@ -102,6 +102,7 @@ def read_tokenizer(path: Path) -> Any:
         raise ComparisonError(
             f"{path} is no tokenizer: {first_line(error)}.",
             "Copy the model's tokenizer there again.",
+            code="broken-tokenizer",
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
