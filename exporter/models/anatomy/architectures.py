@@ -126,7 +126,7 @@ def named_sublayers(
         if not 0 <= layer < layers:
             raise PlanError(
                 f"There is no layer {layer}: the model has layers 0 to {layers - 1}.",
-                code="no-such-layer",
+                code="layer-missing",
             )
         if kind not in _PARTS:
             raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")

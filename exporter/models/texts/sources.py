@@ -104,7 +104,7 @@ def refuse_same_text(
     """
     for other in others:
         if judged.sha256 == other.sha256 or judged.source == other.source:
-            raise error(f"{judged.source} is {what}.", hint, code="text-not-held-out")
+            raise error(f"{judged.source} is {what}.", hint, code="same-text")
 
 
 def _source(label: str, documents: Iterable[str]) -> TextSource:
@@ -124,7 +124,7 @@ def _read_file(path: Path) -> str:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise TextSourceError(
-            f"The text file {path} does not exist.", SPEC_HINT, code="no-such-file"
+            f"The text file {path} does not exist.", SPEC_HINT, code="file-missing"
         ) from None
     except UnicodeDecodeError as error:
         raise TextSourceError(
