@@ -235,5 +235,5 @@ def require_same(
             f"Without its dropped modules {loaded.ref.architecture} does not compute what it "
             f"should: it is off by {error:.1e}, more than {limit:.1e}.",
             hint,
-            code="computes-otherwise",
+            code="wrong-results",
         )

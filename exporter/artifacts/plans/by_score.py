@@ -159,7 +159,7 @@ def validate_plan(
                 f"{where}The plan drops {deletion.kind} {deletion.layer}, but {model} has only "
                 f"layers 0 to {num_layers - 1}.",
                 "Take that layer out of the plan, or make a plan for this model: depthcut plan.",
-                code="no-such-layer",
+                code="layer-missing",
             )
         if deletion.kind not in kinds:
             raise PlanError(

@@ -102,7 +102,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ],
         ["compare", "a", "b", "-o", "x", "--engine-onnx", "a"],
         ["export", "model", "-o", "x", "--drop-joint", "2", "--drop-attn", "2"],
-        ["inspect", "no-such-file.onnx"],
+        ["inspect", "file-missing.onnx"],
         ["no-such-command"],
     ],
 )

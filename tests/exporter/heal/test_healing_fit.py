@@ -206,7 +206,7 @@ def test_a_warning_where_tokens_are_few() -> None:
 
 
 def test_branches_that_are_not_there() -> None:
-    with raises(PlanError, "no-such-layer", 3):
+    with raises(PlanError, "layer-missing", 3):
         fit_branches(tiny_loaded("llama"), _text(), [(3, "mlp")])
 
 

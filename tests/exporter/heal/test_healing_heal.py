@@ -347,7 +347,7 @@ def test_a_checkpoint_that_fails_takes_no_plan_with_it(
     output, folder = tmp_path / "healed.json", tmp_path / "hf"
     monkeypatch.setattr(pruned_structure, "_lonely_norms", lambda m, *_: [m.model.norm])
     arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
-    with ends_in(UnknownArchitectureError, "computes-otherwise"):
+    with ends_in(UnknownArchitectureError, "wrong-results"):
         assert run(*arguments) == 2
     assert tells(capfd.readouterr().out, 3)
     assert output.exists()
@@ -519,7 +519,7 @@ def test_places_that_would_do_harm_are_refused_before_any_work(
 
 
 def test_a_plan_of_another_depth_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
-    with raises(PlanError, "no-such-layer", "mlp 7"):
+    with raises(PlanError, "layer-missing", "mlp 7"):
         healed(loaded, texts, plan=planned(("mlp", 7, "none")))
 
 
@@ -568,7 +568,7 @@ def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -
         healed(loaded, (texts[0], texts[0]))
     copy = Path(texts[0]).with_name("copy.txt")
     copy.write_bytes(Path(texts[0]).read_bytes())
-    with raises(HealingError, "text-not-held-out", "copy.txt", "--check-text"):
+    with raises(HealingError, "same-text", "copy.txt", "--check-text"):
         healed(loaded, (texts[0], str(copy)))
     both = {"calibration": (texts[0], str(copy)), "check_text": texts[1]}
     with raises(HealingError, "text-named-twice", "first.txt", "copy.txt"):
@@ -576,7 +576,7 @@ def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -
     both["calibration"] = (str(copy), f"{copy.parent}/./{copy.name}")
     with raises(HealingError, "text-named-twice", "copy.txt"):
         healed(loaded, texts, **both)
-    with raises(TextSourceError, "no-such-file", "none.txt"):
+    with raises(TextSourceError, "file-missing", "none.txt"):
         healed(loaded, (texts[0], str(copy.with_name("none.txt"))))
 
 

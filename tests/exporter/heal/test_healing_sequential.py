@@ -184,7 +184,7 @@ def test_the_result_does_not_depend_on_the_batches() -> None:
 
 def test_bad_input() -> None:
     loaded, text = tiny_loaded("llama"), _text()
-    with raises(PlanError, "no-such-layer", 3):
+    with raises(PlanError, "layer-missing", 3):
         fit_sequential(loaded, text, {(3, "mlp"): "bias"})
     loaded.model.get_input_embeddings().weight[61] = float("nan")
     text.input_ids[7, 3] = 61
