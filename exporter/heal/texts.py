@@ -6,11 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from exporter.artifacts import CalibrationRef
 from exporter.errors import HealingError
-from exporter.files import sha256_bytes
 from exporter.heal.options import HealOptions
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import (
@@ -21,6 +18,7 @@ from exporter.models.texts.calibration import (
     seed_of,
     spec_of,
 )
+from exporter.models.texts.mixtures import joined, refuse_same
 from exporter.models.texts.self_text import SELF
 from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
@@ -47,7 +45,7 @@ class HealingTexts:
     @property
     def held_out(self) -> CalibrationText:
         """All that was held out, as one text."""
-        return _joined(self.held)
+        return joined(self.held)
 
     @property
     def halves(self) -> tuple[CalibrationText, CalibrationText]:
@@ -56,7 +54,7 @@ class HealingTexts:
         Of a text with one held-out sample that sample serves both.
         """
         pairs = [_halved(text) for text in self.held]
-        return _joined([first for first, _ in pairs]), _joined([second for _, second in pairs])
+        return joined([first for first, _ in pairs]), joined([second for _, second in pairs])
 
 
 def healing_texts(
@@ -73,7 +71,7 @@ def healing_texts(
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
     more = max(_FEWEST_HELD_OUT, wanted // 4)
     whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
-    _refuse_same(whole)
+    refuse_same(whole, HealingError)
     parts = [_parted(text, wanted, more) for text in whole]
     other = other_domain(
         loaded,
@@ -94,7 +92,7 @@ def healing_texts(
         )
     fitting = [fit for fit, _ in parts]
     return HealingTexts(
-        _joined(fitting),
+        joined(fitting),
         tuple(text.ref for text in fitting),
         tuple(held for _, held in parts),
         other,
@@ -122,18 +120,6 @@ def on_text_of(
         sequence_length=ref.sequence_length or options.sequence_length,
         seed=seed_of(ref.source),
     )
-
-
-def _refuse_same(texts: Sequence[CalibrationText]) -> None:
-    named: dict[str, str] = {}
-    for text in texts:
-        if text.ref.sha256 in named:
-            raise HealingError(
-                f"{named[text.ref.sha256]} and {text.ref.source} are the same text.",
-                "Name each text once.",
-                code="text-named-twice",
-            )
-        named[text.ref.sha256] = text.ref.source
 
 
 def other_domain(
@@ -220,30 +206,3 @@ def _parted(
         )
     held = more if found == wanted + more else max(1, found // 5)
     return text.rows(slice(0, found - held)), text.rows(slice(found - held, None))
-
-
-def _joined(texts: Sequence[CalibrationText]) -> CalibrationText:
-    """Several texts as one; sample by sample in turn, so that every part of it is a mixture.
-
-    Each round begins with another text, so that no text stands at every second or fifth place.
-    """
-    if len(texts) == 1:
-        return texts[0]
-    rounds = np.concatenate([np.arange(len(text.input_ids)) for text in texts])
-    owners = np.repeat(np.arange(len(texts)), [len(text.input_ids) for text in texts])
-    places = rounds / np.array([len(text.input_ids) for text in texts])[owners]
-    order = np.lexsort(((owners + rounds) % len(texts), places))
-    refs = [text.ref for text in texts]
-    ref = CalibrationRef(
-        source=" + ".join(each.source for each in refs),
-        samples=sum(each.samples for each in refs),
-        sequence_length=refs[0].sequence_length,
-        tokens=sum(each.tokens for each in refs),
-        sha256=refs[0].sha256 if len({r.sha256 for r in refs}) == 1 else _digest(refs),
-    )
-    ids = np.concatenate([text.input_ids for text in texts])[order]
-    return CalibrationText(ref, ids, np.concatenate([text.mask for text in texts])[order])
-
-
-def _digest(refs: Sequence[CalibrationRef]) -> str:
-    return sha256_bytes("\n".join(ref.sha256 for ref in refs).encode())

@@ -7,4 +7,5 @@
 4. :mod:`~exporter.models.texts.calibration`: those three for a loaded model, or a text that it
    samples itself (:mod:`~exporter.models.texts.self_text`). For files,
    :mod:`exporter.compare.evaluation`.
+5. :mod:`~exporter.models.texts.mixtures`: several of them as one.
 """

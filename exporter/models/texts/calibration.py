@@ -37,11 +37,15 @@ class CalibrationText:
         ref: What the report says about the text.
         input_ids: ``[samples, tokens]``, int64.
         mask: ``[samples, tokens]``, boolean; False marks padding.
+        sources: Of a mixture, each text's own; see :mod:`exporter.models.texts.mixtures`.
+        owners: ``[samples]``, of a mixture the number of each sample's text.
     """
 
     ref: CalibrationRef
     input_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
+    sources: tuple[CalibrationRef, ...] = ()
+    owners: NDArray[np.int64] | None = None
 
     @property
     def ids_sha256(self) -> str:
@@ -53,15 +57,39 @@ class CalibrationText:
         """What is said of just these samples, by which they are known again."""
         return self.ref.model_copy(update={"ids_sha256": self.ids_sha256})
 
+    @property
+    def parts(self) -> list[CalibrationRef]:
+        """The same of each text that has samples in it; of a single text, one."""
+        return [text.part for text in self.apart if len(text.mask)]
+
+    @property
+    def apart(self) -> list[CalibrationText]:
+        """The texts of a mixture, each by itself; a single text as it is."""
+        if self.owners is None:
+            return [self]
+        chosen = [self._taken(self.owners == number) for number in range(len(self.sources))]
+        return [
+            CalibrationText(_counted(ref, one.mask), one.input_ids, one.mask)
+            for ref, one in zip(self.sources, chosen, strict=True)
+        ]
+
     def rows(self, chosen: slice) -> CalibrationText:
         """Some of the samples."""
-        ids, mask = self.input_ids[chosen], self.mask[chosen]
-        counts = {"samples": len(ids), "tokens": int(mask.sum())}
-        return CalibrationText(self.ref.model_copy(update=counts), ids, mask)
+        return self._taken(chosen)
+
+    def _taken(self, chosen: slice | NDArray[np.bool_]) -> CalibrationText:
+        mask = self.mask[chosen]
+        owners = None if self.owners is None else self.owners[chosen]
+        ref = _counted(self.ref, mask)
+        return CalibrationText(ref, self.input_ids[chosen], mask, self.sources, owners)
 
     def first_tokens(self, tokens: int) -> CalibrationText:
         """The first samples, enough for a number of tokens."""
         return self.rows(slice(0, math.ceil(tokens / self.input_ids.shape[1])))
+
+
+def _counted(ref: CalibrationRef, mask: NDArray[np.bool_]) -> CalibrationRef:
+    return ref.model_copy(update={"samples": len(mask), "tokens": int(mask.sum())})
 
 
 def calibration_text(

@@ -1,0 +1,61 @@
+"""Several texts as one: alike much of each, and each known again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from exporter.artifacts import CalibrationRef
+from exporter.errors import CalibrationError, HealingError
+from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.mixtures import joined, refuse_same
+from tests.raising import raises
+
+
+def _text(name: str, samples: int, first: int = 0) -> CalibrationText:
+    ids = np.arange(first, first + samples * 4, dtype=np.int64).reshape(samples, 4)
+    ref = CalibrationRef(
+        source=name, samples=samples, sequence_length=4, tokens=4 * samples, sha256=name * 64
+    )
+    return CalibrationText(ref, ids, np.ones_like(ids, dtype=np.bool_))
+
+
+def test_a_mixture_comes_apart_into_its_texts() -> None:
+    texts = [_text("a", 6), _text("b", 6, first=100), _text("c", 3, first=200)]
+    mixture = joined(texts)
+    assert [one.ref for one in mixture.apart] == [text.ref for text in texts]
+    for one, text in zip(mixture.apart, texts, strict=True):
+        np.testing.assert_array_equal(one.input_ids, text.input_ids)
+    assert mixture.parts == [text.part for text in texts]
+    assert mixture.part.ids_sha256 not in {part.ids_sha256 for part in mixture.parts}
+
+
+@pytest.mark.parametrize("chosen", [slice(0, 6), slice(2, 8), slice(0, None, 2)])
+def test_every_part_of_a_mixture_has_alike_much_of_each(chosen: slice) -> None:
+    part = joined([_text("a", 6), _text("b", 6, first=100)]).rows(chosen)
+    assert [ref.samples for ref in part.parts] == [3, 3]
+    assert [ref.tokens for ref in part.parts] == [12, 12]
+    assert part.ref.samples == 6
+
+
+def test_a_text_that_has_no_sample_in_a_part_is_not_told() -> None:
+    part = joined([_text("a", 2), _text("b", 2, first=100)]).rows(slice(0, 1))
+    assert [ref.source for ref in part.parts] == ["a"]
+
+
+def test_a_single_text_is_its_only_part() -> None:
+    text = _text("a", 2)
+    assert joined([text]) is text
+    assert text.parts == [text.part]
+    assert text.part.ids_sha256 == text.ids_sha256
+    assert text.part.model_copy(update={"ids_sha256": None}) == text.ref
+
+
+@pytest.mark.parametrize("error", [CalibrationError, HealingError])
+def test_one_text_under_two_names_is_refused(error: type[CalibrationError | HealingError]) -> None:
+    other = _text("a", 3)
+    again = CalibrationText(other.ref.model_copy(update={"source": "z"}), other.input_ids,
+                            other.mask)  # fmt: skip
+    with raises(error, "text-named-twice", "a", "z"):
+        refuse_same([other, again], error)
+    refuse_same([other, _text("b", 3)], error)
