@@ -20,6 +20,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
     branches_replaced,
 )
+from exporter.models.anatomy.residual_stream import probe_inputs
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.pruned_structure import structure_for
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 """Files of a model that go with whatever is made of it."""
 _ENDINGS = {".safetensors", ".json", ".md", ".txt", ".model", ".jinja"}
-_TOKENS = 8
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 _NARROW_TOLERANCE = 2e-2  # sums of half a dozen numbers, each rounded
 
@@ -62,6 +62,7 @@ def prune_model(
     import torch
 
     model: Any = loaded.model
+    refuse_tokenless(model)
     inputs = probe_inputs(model)
     with branches_replaced(model, cut), torch.inference_mode():
         wanted = answer_to(model, inputs)
@@ -181,22 +182,8 @@ def _as_in(
     return bias, [each.detach().to(**form) for each in replacement.maps]
 
 
-def probe_inputs(model: Any) -> dict[str, torch.Tensor]:
-    """A few tokens, on which two forms of a model are held against each other.
-
-    Raises:
-        UnknownArchitectureError: The model takes no tokens.
-    """
-    import torch
-
-    refuse_tokenless(model)
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = (torch.arange(_TOKENS, device=model.device)[None] * 7 + 5) % vocabulary
-    return {"input_ids": ids}
-
-
 def refuse_tokenless(model: Any) -> None:
-    """Refuses a model that :func:`probe_inputs` can't be made for, before work goes into it.
+    """Refuses a model without text, before work goes into it.
 
     Raises:
         UnknownArchitectureError: The model takes no tokens.

@@ -11,9 +11,10 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.dialects import without_drops
 from exporter.artifacts.plans.dialects.per_layer_config import KEY as PER_LAYER
 from exporter.artifacts.plans.dialects.section import ORIGIN
-from exporter.checkpoint.pruned_model import answer_to, probe_inputs, require_same
+from exporter.checkpoint.pruned_model import answer_to, require_same
 from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory_error
 from exporter.models.anatomy.architectures import layer_modules
+from exporter.models.anatomy.residual_stream import probe_inputs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
 from graph_passes.types import BLOCK_KINDS, sublayer_kinds
@@ -50,8 +51,8 @@ def shallow_model(
     Args:
         loaded: The whole model; not changed.
         deletions: Whole blocks.
-        wanted: What the model answers to :func:`~exporter.checkpoint.pruned_model.probe_inputs`
-            without them.
+        wanted: What the model answers to
+            :func:`~exporter.models.anatomy.residual_stream.probe_inputs` without them.
 
     Raises:
         UnknownArchitectureError: A config can't say so of this family, or the model that it makes

@@ -16,7 +16,7 @@ from exporter.artifacts import PruningPlan
 from exporter.checkpoint.pruned_model import (
     answer_to,
     place_replacements,
-    probe_inputs,
+    refuse_tokenless,
     require_same,
 )
 from exporter.checkpoint.shallow_model import (
@@ -32,6 +32,7 @@ from exporter.files import telling_full_disk
 from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.anatomy.architectures import layer_modules, unknown_layers
 from exporter.models.anatomy.families import FAMILIES
+from exporter.models.anatomy.residual_stream import probe_inputs
 from exporter.models.loading.filled_modules import filled_while_running
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_files import save_pretrained_files
@@ -84,6 +85,7 @@ def write_streamed(
         progress.task("run the model, layer by layer"),
     ):
         cut = branch_replacements_of(plan.deletions, replacements, model)
+        refuse_tokenless(model)
         inputs = probe_inputs(model)
         with branches_replaced(model, cut):
             wanted = answer_to(model, inputs)

@@ -23,9 +23,9 @@ from exporter.checkpoint.facts import (
 from exporter.checkpoint.pruned_model import (
     LICENSE_FILES,
     answer_to,
-    probe_inputs,
     prune_model,
     refuse_checkpoint_folder,
+    refuse_tokenless,
     save_pruned_into,
 )
 from exporter.checkpoint.streamed import write_streamed
@@ -33,6 +33,7 @@ from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.anatomy.residual_stream import probe_inputs
 from exporter.models.loading.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import copy_file
@@ -120,6 +121,7 @@ def _pruned(
 def _wanted(model: Any, cut: BranchReplacements) -> torch.Tensor:
     import torch
 
+    refuse_tokenless(model)
     with branches_replaced(model, cut), torch.inference_mode():
         return answer_to(model, probe_inputs(model))
 

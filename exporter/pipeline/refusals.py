@@ -99,7 +99,7 @@ def _refuse_fitted_text(request: ExportRequest) -> None:
 
 def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:
     """Refuses what can't be quantised so."""
-    settings.refuse_nonsense()
+    settings.refuse_missing_text()
     if settings.modelopt is not None:
         _refuse_modelopt(request, settings.modelopt)
     elif request.engines is not None or request.target.startswith("tensorrt"):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError, first_line
+from exporter.models.texts.calibration import CalibrationText
 from exporter.optional import require
-from exporter.quantize.calibration import CalibrationTokens, feeds
+from exporter.quantize.calibration import feeds
 from exporter.quantize.products import Product, Products, Quantised
 from exporter.quantize.refusals import refuse_not_finite
 from graph_passes.files.storage import load_model, write_files
@@ -32,7 +33,7 @@ def quantise_activations(
     model: ir.Model,
     found: Products,
     stage: Path,
-    tokens: CalibrationTokens | None,
+    tokens: CalibrationText | None,
     threads: int,
 ) -> tuple[ir.Model, Quantised]:
     """Has ONNX Runtime quantise a graph's products: weights and what they are multiplied with.
@@ -95,7 +96,7 @@ def _dynamic(stage: Path) -> None:
     )
 
 
-def _static(stage: Path, names: list[str], tokens: CalibrationTokens, threads: int) -> None:
+def _static(stage: Path, names: list[str], tokens: CalibrationText, threads: int) -> None:
     module = require(_MODULE, extra="cpu")
     with OnnxRuntimeRunner(stage / _FLOAT, threads=threads) as runner:
         inputs = list(feeds(runner, tokens))

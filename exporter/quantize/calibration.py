@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from exporter.engines.inputs import has_cache, make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError
+from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.packing import pack_tokens
 from exporter.models.texts.sources import read_texts
 from exporter.progress import Progress
@@ -35,20 +35,7 @@ _FILE, _TOKENIZER = "watched.onnx", "tokenizer.json"
 Moments = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class CalibrationTokens:
-    """A text's samples.
-
-    Attributes:
-        source: What a record calls the text, with its hash.
-        token_ids: ``[samples, tokens]``, int64.
-    """
-
-    source: str
-    token_ids: NDArray[np.int64]
-
-
-def calibration_tokens(model: Path, spec: str) -> CalibrationTokens:
+def calibration_beside(model: Path, spec: str) -> CalibrationText:
     """Reads a text and cuts it into samples with the tokenizer that lies beside a model.
 
     Args:
@@ -77,7 +64,7 @@ def calibration_tokens(model: Path, spec: str) -> CalibrationTokens:
             "Name a longer text, or take a method that needs none: --method rtn.",
             code="text-too-short",
         )
-    return CalibrationTokens(f"{texts.source}, sha256 {texts.sha256[:16]}", ids)
+    return CalibrationText.unpadded(ids, texts.source, texts.sha256)
 
 
 def feed(specs: Sequence[TensorSpec], token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -91,15 +78,15 @@ def feed(specs: Sequence[TensorSpec], token_ids: NDArray[np.int64]) -> dict[str,
     return dict(make_inputs(specs, Shape(phase, *token_ids.shape), token_ids))
 
 
-def feeds(runner: OnnxRuntimeRunner, tokens: CalibrationTokens) -> Iterator[dict[str, Any]]:
+def feeds(runner: OnnxRuntimeRunner, text: CalibrationText) -> Iterator[dict[str, Any]]:
     """A model's inputs for one sample after the other."""
-    return (feed(runner.inputs, sample[None]) for sample in tokens.token_ids)
+    return (feed(runner.inputs, sample[None]) for sample in text.input_ids)
 
 
 def second_moments(
     model: ir.Model,
     products: Sequence[Product],
-    tokens: CalibrationTokens,
+    text: CalibrationText,
     folder: Path,
     *,
     threads: int,
@@ -112,7 +99,7 @@ def second_moments(
     Args:
         model: The float graph; it is unchanged.
         products: Whose inputs are watched.
-        tokens: The text.
+        text: The text.
         folder: A staging folder, where a copy of the model with the inputs as outputs is written.
         threads: For ONNX Runtime.
         progress: Told of each step.
@@ -128,15 +115,15 @@ def second_moments(
         for group in _groups(values, [4 * depths[value] ** 2 for value in values]):
             names = [value.name or "" for value in group]
             moments = [np.zeros((depths[value],) * 2, np.float32) for value in group]
-            with progress.task("reading the calibration text", len(tokens.token_ids)) as task:
-                for inputs in feeds(runner, tokens):
+            with progress.task("reading the calibration text", len(text.input_ids)) as task:
+                for inputs in feeds(runner, text):
                     seen = runner.run(inputs, names)
                     for name, moment in zip(names, moments, strict=True):
                         rows = seen[name].reshape(-1, len(moment)).astype(np.float32)
                         moment += rows.T @ rows  # symmetric, so NumPy computes half of it
                     task.advance()
             for value, moment in zip(group, moments, strict=True):
-                moment /= tokens.token_ids.size
+                moment /= text.input_ids.size
                 yield value, moment
 
 

@@ -23,8 +23,9 @@ import numpy as np
 
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import MissingDependencyError, QuantizationError
+from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from exporter.quantize.calibration import CalibrationTokens, feed
+from exporter.quantize.calibration import feed
 from exporter.quantize.products import Products, Quantised
 from exporter.quantize.settings import MODELOPT_HINT, Scheme
 from graph_passes.files.storage import load_model, write_files
@@ -107,7 +108,7 @@ def quantise_with_modelopt(
     found: Products,
     stage: Path,
     scheme: Scheme,
-    tokens: CalibrationTokens,
+    tokens: CalibrationText,
     python: Path,
     progress: Progress = QUIET,
 ) -> tuple[ir.Model, Quantised]:
@@ -131,7 +132,7 @@ def quantise_with_modelopt(
     """
     write_files(model, stage, _SOURCE, "compact")
     with OnnxRuntimeRunner(stage / _SOURCE, threads=1) as runner:  # only asked for its inputs
-        calibration = feed(runner.inputs, tokens.token_ids)  # of which it takes one a call
+        calibration = feed(runner.inputs, tokens.input_ids)  # of which it takes one a call
     np.savez(stage / _CALIBRATION, **calibration)  # type: ignore[arg-type]
     with progress.task(f"ModelOpt, {scheme}"):
         _run(python, stage, _MODES[scheme], _precision(model), progress)

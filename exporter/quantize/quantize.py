@@ -15,9 +15,10 @@ from exporter.cut.prune_files import stale_reports
 from exporter.engines.environment import default_threads
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
+from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 from exporter.quantize.activations import quantise_activations
-from exporter.quantize.calibration import CalibrationTokens, calibration_tokens
+from exporter.quantize.calibration import calibration_beside
 from exporter.quantize.difference import RoundingDifference, rounding_difference
 from exporter.quantize.gguf_blocks import GgufBlocks
 from exporter.quantize.modelopt import (
@@ -108,7 +109,7 @@ def quantize_file(
         BackendError: ONNX Runtime can't run the graph.
         MissingDependencyError: ONNX Runtime, HQQ's PyTorch or the named ModelOpt isn't there.
     """
-    settings.refuse_nonsense(bits_given=bool(bits_by_node))
+    settings.refuse_missing_text(bits_given=bool(bits_by_node))
     model = storage.load_model(source)
     work = _Quantisation(source, model, find_products(model), settings, bits_by_node, progress)
     work.refuse(output)
@@ -168,13 +169,13 @@ class _Quantisation:
             else settings.rounding
         )
 
-    def tokens(self) -> CalibrationTokens | None:
+    def tokens(self) -> CalibrationText | None:
         """The calibration text; None where nothing looks at one."""
         if not self.settings.reads_text(bits_given=bool(self.bits_by_node)):
             return None
-        return calibration_tokens(self.source, self.settings.calibration or "")
+        return calibration_beside(self.source, self.settings.calibration or "")
 
-    def search_bits(self, stage: Path, tokens: CalibrationTokens | None) -> MixedBits | None:
+    def search_bits(self, stage: Path, tokens: CalibrationText | None) -> MixedBits | None:
         """For the scheme ``mixed`` the bits of each product, unless they are given."""
         if self.settings.scheme != "mixed" or self.bits_by_node or tokens is None:
             return None
@@ -189,7 +190,7 @@ class _Quantisation:
             shutil.rmtree(folder)
 
     def run(
-        self, stage: Path, tokens: CalibrationTokens | None, bits_by_node: Mapping[str, int]
+        self, stage: Path, tokens: CalibrationText | None, bits_by_node: Mapping[str, int]
     ) -> tuple[ir.Model, Quantised]:
         """The quantised graph, and what was done."""
         model, found, settings, threads = self.model, self.found, self.settings, default_threads()
@@ -205,9 +206,9 @@ class _Quantisation:
 
 
 def _record(
-    done: Quantised, settings: QuantizeSettings, method: str, tokens: CalibrationTokens | None
+    done: Quantised, settings: QuantizeSettings, method: str, tokens: CalibrationText | None
 ) -> QuantizationRecord:
-    weight_only = settings.weight_only
+    weight_only, gguf = settings.weight_only, settings.gguf
     return QuantizationRecord(
         scheme=settings.scheme,
         method=method,
@@ -217,14 +218,14 @@ def _record(
         accuracy_level=settings.level if weight_only else None,
         embedding_bits=done.embedding_bits,
         head_bits=done.head_bits,
-        calibration=tokens.source if tokens else None,
-        gguf=_named(settings.gguf) if settings.gguf else None,
+        calibration=_noted(tokens.ref.source, tokens.ref.sha256) if tokens else None,
+        gguf=_noted(gguf.name, sha256_file(gguf)) if gguf else None,
         kept_blocks=done.kept,
     )
 
 
-def _named(file: Path) -> str:
-    return f"{file.name}, sha256 {sha256_file(file)[:16]}"
+def _noted(name: str, sha256: str) -> str:
+    return f"{name}, sha256 {sha256[:16]}"
 
 
 def _bytes(files: list[Path]) -> int:

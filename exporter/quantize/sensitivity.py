@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError, QuantizationError
 from exporter.models.ablation.divergences import Distributions, chunks, divergence
+from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress
-from exporter.quantize.calibration import CalibrationTokens, feed
+from exporter.quantize.calibration import feed
 from exporter.quantize.products import Product, Products
 from exporter.quantize.rounding import rounded
 from exporter.quantize.settings import QuantizeSettings
@@ -84,7 +85,7 @@ def search_mixed(
     model: ir.Model,
     found: Products,
     settings: QuantizeSettings,
-    tokens: CalibrationTokens,
+    tokens: CalibrationText,
     stage: Path,
     *,
     limit: float = LIMIT,
@@ -114,7 +115,7 @@ def search_mixed(
         CalibrationError: The text's perplexity isn't finite.
         BackendError: ONNX Runtime can't run the graph.
     """
-    known = tokens.token_ids[:samples]
+    known = tokens.input_ids[:samples]
     with _Trials(model, found.products, settings, stage, threads) as trials:
         choice = _Choice(_TrialText(trials, known), settings, progress)
         four = choice.growth(())

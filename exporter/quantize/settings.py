@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from exporter.errors import UsageError
+from pydantic import AfterValidator, Field
+
+from exporter.errors import OptionError
 from exporter.option_types import Bits, InputFile, Written
-from exporter.options import Options, dataclass, option
+from exporter.options import Options, Rule, dataclass, option
 
 QUANTIZATION = "Quantisation"
 
@@ -27,7 +29,15 @@ MODELOPT_HINT = (
     "'nvidia-modelopt[onnx]', and say --modelopt-python DIR/bin/python."
 )
 _LEAST_BLOCK, _MOST_BLOCK = 16, 256
-_LEVELS = (0, 1, 2, 3, 4)
+
+
+def _possible(block: int) -> int:
+    if block & (block - 1) or not _LEAST_BLOCK <= block <= _MOST_BLOCK:
+        raise ValueError(
+            f"no block of {block} weights is possible; a power of two from {_LEAST_BLOCK} to "
+            f"{_MOST_BLOCK} is, such as 32"
+        )
+    return block
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class QuantizeSettings(Options):
         usual="rtn; on the way of a GGUF file in blocks: gguf",
         section=QUANTIZATION,
     )
-    block_size: Annotated[int, Written("N")] | None = option(
+    block_size: Annotated[int, AfterValidator(_possible), Written("N")] | None = option(
         None, "Weights that share a scale.", usual="32", section=QUANTIZATION
     )
     symmetric: bool | None = option(
@@ -73,7 +83,7 @@ class QuantizeSettings(Options):
         usual="4 bits with, 8 without",
         section=QUANTIZATION,
     )
-    accuracy_level: Annotated[int, Written("N")] | None = option(
+    accuracy_level: Annotated[int, Field(ge=0, le=4), Written("N")] | None = option(
         None,
         "ONNX Runtime's: 4 multiplies in int8, 1 in fp32.",
         usual="4",
@@ -153,63 +163,72 @@ class QuantizeSettings(Options):
         known = bits_given and self.scheme == "mixed" and self.method != "gptq"
         return self.needs_calibration and not known
 
-    def refuse_nonsense(self, *, bits_given: bool = False) -> None:
-        """Holds the settings against each other; reads no file.
+    def refuse_missing_text(self, *, bits_given: bool = False) -> None:
+        """Refuses what can't be done without a calibration text where none is named.
 
         Args:
-            bits_given: Whether the bits of single products come with them.
+            bits_given: Whether the bits of single products come with the settings.
 
         Raises:
-            UsageError: With what doesn't fit.
+            OptionError: With the option.
         """
-        for code, wrong, message, hint in self._rules(bits_given):
-            if wrong:
-                raise UsageError(message, hint, code=code)
+        if self.reads_text(bits_given=bits_given) and not self.calibration:
+            gptq = self.weight_only and self.method == "gptq"
+            what = "The method gptq" if gptq else f"The scheme {self.scheme}"
+            hint = "Name one with --calibration."
+            told = f"{what} needs a calibration text."
+            raise OptionError(told, hint, ["calibration"], code="no-calibration")
 
-    def _rules(self, bits_given: bool) -> list[tuple[str, bool, str, str]]:
-        size = self.block
-        even = size & (size - 1) == 0 and _LEAST_BLOCK <= size <= _MOST_BLOCK
-        return [
-            ("block-size",
-             not even, f"A block of {size} weights is not possible.",
-             "A power of two from 16 to 256: 32 is usual."),
-            ("accuracy-level",
-             self.level not in _LEVELS, f"There is no accuracy level {self.level}.",
-             "0 to 4: 1 computes in fp32, 4 in int8."),
-            ("modelopt-missing",
-             self.scheme in ("fp8", "int4-awq") and self.modelopt is None,
-             f"{self.scheme} is made by NVIDIA's ModelOpt, which can't share our environment.",
-             MODELOPT_HINT),
-            ("no-calibration",
-             self.reads_text(bits_given=bits_given) and not self.calibration,
-             f"{self._what} needs a calibration text.", "Name one with --calibration."),
-            ("gguf-alone",
-             (self.method == "gguf") != (self.gguf is not None),
-             "The method gguf and the file whose blocks are kept go together.",
-             "Name both, --quantize-method gguf --gguf FILE, or neither."),
-            ("bits-fixed",
-             self.method == "gguf" and self.scheme == "mixed",
-             "A GGUF file's blocks have their own bits, which mixed can't choose.",
-             "Take it with int4 or int8: that says how the other weights are rounded."),
-            ("hqq-symmetric",
-             self.method == "hqq" and bool(self.symmetric),
-             "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
-            ("rounding-fixed",
-             not self.weight_only and self.rounding != "rtn",
-             f"{self.scheme} only rounds to nearest.", "Leave --quantize-method out."),
-            ("not-by-modelopt",
-             self.scheme not in MODELOPT and self.modelopt is not None,
-             f"ModelOpt doesn't make {self.scheme}.",
-             f"It makes {', '.join(sorted(MODELOPT))}; or leave --modelopt-python out."),
-            ("chosen-by-modelopt",
-             self.modelopt is not None and self._shaped,
-             "ModelOpt chooses blocks, zero points and the bits of the head itself.",
-             "Leave those options out."),
-            ("no-blocks",
-             not self.weight_only and self.modelopt is None and self._shaped,
-             f"{self.scheme} has a scale a column: no blocks, zero points, accuracy level, or bits "
-             "of their own for the embedding and the head.", "Leave these options out."),
-        ]  # fmt: skip
+    rules = (
+        Rule(
+            ("modelopt", "scheme"),
+            lambda told: told.scheme in ("fp8", "int4-awq") and told.modelopt is None,
+            "{1} fp8 and int4-awq are NVIDIA ModelOpt's, which can't share our environment.",
+            MODELOPT_HINT,
+        ),
+        Rule(
+            ("method", "gguf"),
+            lambda told: (told.method == "gguf") != (told.gguf is not None),
+            "{0} gguf and {1}, the file whose blocks are kept, go together.",
+            "Give both, or neither.",
+        ),
+        Rule(
+            ("method", "scheme"),
+            lambda told: told.method == "gguf" and told.scheme == "mixed",
+            "{0} gguf keeps blocks with their own bits, which {1} mixed can't choose.",
+            "Take it with int4 or int8: that says how the other weights are rounded.",
+        ),
+        Rule(
+            ("symmetric", "method"),
+            lambda told: told.method == "hqq" and bool(told.symmetric),
+            "HQQ moves the zero points, so it can't be symmetric.",
+            "Leave {0} out.",
+        ),
+        Rule(
+            ("method", "scheme"),
+            lambda told: not told.weight_only and told.rounding != "rtn",
+            "{1} int8-dynamic and int8-qdq, and what ModelOpt makes, only rounds to nearest.",
+            "Leave {0} out.",
+        ),
+        Rule(
+            ("modelopt", "scheme"),
+            lambda told: told.scheme not in MODELOPT and told.modelopt is not None,
+            f"ModelOpt makes {', '.join(sorted(MODELOPT))}: {{0}} is for these.",
+            "Leave it out.",
+        ),
+        Rule(
+            ("block_size", "symmetric", "accuracy_level", "embedding_bits", "head_bits"),
+            lambda told: told.modelopt is not None and told._shaped,
+            "ModelOpt chooses blocks, zero points and the bits of the head itself.",
+            "Leave those options out: {0}, {1}, {2}, {3}, {4}.",
+        ),
+        Rule(
+            ("block_size", "symmetric", "accuracy_level", "embedding_bits", "head_bits"),
+            lambda told: not told.weight_only and told._shaped,
+            "What quantises activations has a scale a column: no {0}, {1}, {2}, {3} or {4}.",
+            "Leave these options out, or take int4, int8 or mixed.",
+        ),
+    )
 
     @property
     def _shaped(self) -> bool:
@@ -217,8 +236,3 @@ class QuantizeSettings(Options):
         said = (self.block_size, self.symmetric, self.accuracy_level)
         bits = (self.embedding_bits, self.head_bits)
         return any(value is not None for value in said) or bits != (8, 8)
-
-    @property
-    def _what(self) -> str:
-        gptq = self.weight_only and self.method == "gptq"
-        return "The method gptq" if gptq else f"The scheme {self.scheme}"

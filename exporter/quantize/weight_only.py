@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import QuantizationError
+from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress
-from exporter.quantize.calibration import CalibrationTokens, second_moments
+from exporter.quantize.calibration import second_moments
 from exporter.quantize.gguf_blocks import GgufBlocks
 from exporter.quantize.gptq import gptq, inverse_factor
 from exporter.quantize.products import Product, Products, Quantised, Table
@@ -57,7 +58,7 @@ class WeightOnly:
     found: Products
     settings: QuantizeSettings
     bits_by_node: Mapping[str, int]
-    tokens: CalibrationTokens | None
+    tokens: CalibrationText | None
     threads: int
     gguf: GgufBlocks | None = None
 

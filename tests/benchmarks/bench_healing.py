@@ -179,8 +179,7 @@ class Bench:
             read_texts(spec, part="evaluation"), sequence_length=LENGTH, max_samples=samples,
             separator_id=tokenizer.eos_token_id,
         )  # fmt: skip
-        ref = self._text("pydoc", 1).ref.model_copy(update={"sha256": _sha256(ids.tolist())})
-        return CalibrationText(ref, ids, np.ones(ids.shape, dtype=np.bool_))
+        return CalibrationText.unpadded(ids, "pydoc", _sha256(ids.tolist()))
 
     def _tasks(self, cut: Any) -> dict[str, float]:
         from exporter.compare.tasks.items import read_task

@@ -213,16 +213,9 @@ def torch_ids(ids: Any) -> Any:
 
 
 def _random_text(model: Any, samples: int) -> Any:
-    import numpy as np
-
-    from exporter.artifacts import CalibrationRef
     from exporter.score import CalibrationText
 
-    ids = _ids(model, samples)[0].numpy()
-    ref = CalibrationRef(
-        source="random tokens", samples=samples, sequence_length=LENGTH, tokens=ids.size, sha256=""
-    )
-    return CalibrationText(ref, ids, np.ones(ids.shape, dtype=np.bool_))
+    return CalibrationText.unpadded(_ids(model, samples)[0].numpy(), "random tokens", "")
 
 
 def _ids(model: Any, samples: int) -> list[Any]:

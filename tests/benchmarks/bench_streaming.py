@@ -37,7 +37,6 @@ import json, resource, sys, time
 import numpy as np, torch, transformers
 from pathlib import Path
 from transformers.models.llama import modeling_llama
-from exporter.artifacts import CalibrationRef
 from exporter.score import CalibrationText, score_on
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import load_model
@@ -53,9 +52,7 @@ if asked["allowed_bytes"]:
     resource.setrlimit(resource.RLIMIT_DATA, (base[0] + asked["allowed_bytes"],) * 2)
 shape = asked["samples"], asked["length"]
 ids = np.random.default_rng(0).integers(3, asked["vocabulary"], size=shape)
-ref = CalibrationRef(source="random", samples=shape[0], sequence_length=shape[1],
-                     tokens=ids.size, sha256="0" * 64)
-text = CalibrationText(ref, ids, np.ones(shape, dtype=bool))
+text = CalibrationText.unpadded(ids, "random", "0" * 64)
 read, start, cpu = 0, time.perf_counter(), time.process_time()
 if asked["streamed"]:
     meta = load_meta(asked["model"])

@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import CalibrationRef
 from exporter.score import CalibrationText
 
 
 def made_text(ids: Any, mask: Any = None) -> CalibrationText:
     """Of given ids; without a mask all tokens are real."""
     ids = np.asarray(ids, dtype=np.int64)
-    mask = np.ones(ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-    ref = CalibrationRef(
-        source="test", samples=len(ids), sequence_length=ids.shape[1], tokens=int(mask.sum()),
-        sha256="0" * 64,
-    )  # fmt: skip
-    return CalibrationText(ref, ids, mask)
+    text = CalibrationText.unpadded(ids, "test", "0" * 64)
+    if mask is None:
+        return text
+    real = np.asarray(mask, dtype=bool)
+    return CalibrationText(text.ref.model_copy(update={"tokens": int(real.sum())}), ids, real)
 
 
 def random_text(samples: int = 5, length: int = 12, seed: int = 0) -> CalibrationText:

@@ -18,11 +18,11 @@ from exporter.choose.costs.grouping import Variant
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.runners.tensorrt import TensorRtRunner
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import CostError
 from exporter.progress import QUIET, Progress
 
@@ -91,7 +91,7 @@ class EngineCostRunner:
         return OnnxCostRunner(self.onnx, self.folder)
 
     @cached_property
-    def _baseline(self) -> TensorRtRunner:
+    def _baseline(self) -> Runner:
         return self._built(self.onnx, self.folder / "whole")
 
     def choose_threads(self, step: Shape, progress: Progress) -> None:
@@ -111,7 +111,7 @@ class EngineCostRunner:
             with subjects(runners, self._graph.vocabulary) as loaded:
                 yield loaded
 
-    def _built(self, onnx: Path, target: Path) -> TensorRtRunner:
+    def _built(self, onnx: Path, target: Path) -> Runner:
         target.mkdir(parents=True, exist_ok=True)
         built = build_engines(
             onnx,
@@ -121,7 +121,7 @@ class EngineCostRunner:
             settings=self.settings,
             progress=self.progress,
         )
-        return TensorRtRunner(find_engines([path for path, _ in built]))
+        return open_engine([path for path, _ in built])
 
 
 def ranges_for(at: RequestShape) -> Ranges:

@@ -47,6 +47,19 @@ class CalibrationText:
     sources: tuple[CalibrationRef, ...] = ()
     owners: NDArray[np.int64] | None = None
 
+    @classmethod
+    def unpadded(cls, input_ids: NDArray[np.int64], source: str, sha256: str) -> CalibrationText:
+        """Samples without padding, with what the report says of their text."""
+        samples, length = input_ids.shape
+        ref = CalibrationRef(
+            source=source,
+            samples=samples,
+            sequence_length=length,
+            tokens=input_ids.size,
+            sha256=sha256,
+        )
+        return cls(ref, input_ids, np.ones(input_ids.shape, dtype=np.bool_))
+
     @property
     def ids_sha256(self) -> str:
         """Of the tokens, and of which of them are padding."""
@@ -135,13 +148,10 @@ def calibration_text(
         digest = sha256_bytes(ids.astype("<i8").tobytes())
     else:
         ids, label, digest = _packed(loaded, spec, wanted, length, part)
-    mask = np.ones(ids.shape, dtype=np.bool_)
-    check_text(loaded, ids, mask)
+    text = CalibrationText.unpadded(ids, label, digest)
+    check_text(loaded, ids, text.mask)
     _tell_if_short(ids, wanted, label, progress)
-    ref = CalibrationRef(
-        source=label, samples=len(ids), sequence_length=length, tokens=ids.size, sha256=digest
-    )
-    return CalibrationText(ref, ids, mask)
+    return text
 
 
 def text_of_report(

@@ -113,7 +113,7 @@ def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) ->
             quantize=_quantize(asked.quantize, precision, place),
         )
         if request.quantize is not None:
-            request.quantize.refuse_nonsense()
+            request.quantize.refuse_missing_text()
         yield Cell(*names, folder, request, plan.drop, file.keep == "models")
 
 

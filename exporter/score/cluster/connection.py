@@ -17,9 +17,7 @@ from exporter.errors import ClusterError, first_line
 from exporter.files import scratch_folder
 from exporter.optional import require
 from exporter.progress import Progress
-
-LOCAL = "local"
-"""The address of a cluster on this machine that ends with the call."""
+from exporter.score.cluster.options import LOCAL
 
 _OBJECT_STORE_BYTES = 128 << 20
 _LONGEST_FOLDER = 43  # Ray's sockets lie 64 bytes below; a socket's path has at most 107.

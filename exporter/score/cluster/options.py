@@ -11,6 +11,8 @@ from exporter.option_types import Count
 from exporter.options import Options, dataclass, option
 
 LOCAL = "local"
+"""The address of a cluster on this machine that ends with the call."""
+
 CLUSTER = "On a cluster"
 _ADDRESS = re.compile(r"local|auto|[^/\s]+:\d+")
 

@@ -20,7 +20,8 @@ from exporter.errors import ClusterError, DepthcutError, first_line
 from exporter.progress import QUIET, Progress
 from exporter.score.cluster import worker as worker_module
 from exporter.score.cluster.allocation import Allocation, allocate
-from exporter.score.cluster.connection import LOCAL, connected
+from exporter.score.cluster.connection import connected
+from exporter.score.cluster.options import LOCAL
 from exporter.score.cluster.worker import versions
 
 S = TypeVar("S")

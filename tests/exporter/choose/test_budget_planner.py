@@ -282,14 +282,10 @@ def test_short_texts_say_on_what_figures_rest(
 ) -> None:
     import numpy as np
 
-    from exporter.artifacts import CalibrationRef
     from exporter.choose.budgets.text import parted
-    from exporter.score import CalibrationText
+    from tests.exporter.scored_texts import made_text
 
-    ids = np.arange(samples * 4).reshape(samples, 4)
-    ref = CalibrationRef(source="t", samples=samples, sequence_length=4, tokens=4 * samples,
-                         sha256="0" * 64)  # fmt: skip
-    found = parted(CalibrationText(ref, ids, np.ones_like(ids, dtype=bool)), 0.25)
+    found = parted(made_text(np.arange(samples * 4).reshape(samples, 4)), 0.25)
     made = (found.searched, found.checked, found.reported)
     assert tuple(len(text.input_ids) for text in made) == parts
     assert tuple(text.ref.samples for text in made) == parts

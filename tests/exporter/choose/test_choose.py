@@ -8,12 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_families import hook_count, skipped, tiny_loaded
 
 from exporter import cli
-from exporter.artifacts import CalibrationRef, ImportanceReport, PruningPlan
+from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
@@ -195,12 +194,11 @@ def test_a_text_that_has_changed(cache: Path, report: Any, loaded: Any) -> None:
 
 
 def test_a_model_without_next_tokens(cache: Path) -> None:
-    from exporter.score import CalibrationText, score_on
+    from exporter.score import score_on
+    from tests.exporter.scored_texts import random_text
 
     encoder = tiny_loaded("bert")
-    ids = np.random.default_rng(0).integers(3, 60, (4, 16))
-    ref = CalibrationRef(source="t", samples=4, sequence_length=16, tokens=64, sha256="0" * 64)
-    report = score_on(encoder, CalibrationText(ref, ids, np.ones_like(ids, dtype=bool)))
+    report = score_on(encoder, random_text(4, 16))
     plan = _choose(report, encoder, cache, {"attention": 1}, _options("one-shot"))
     assert plan.predicted == {}
 

@@ -18,12 +18,12 @@ from exporter.artifacts.ledger import StageLedger
 from exporter.choose.budgets.budget import Budget
 from exporter.cli.export import export
 from exporter.errors import ComparisonError, DepthcutError, OptionError, UsageError
+from exporter.models.texts.calibration import CalibrationText
 from exporter.pipeline.quantizing import quantize, quantize_key
 from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
 from exporter.progress import Quiet
-from exporter.quantize.calibration import CalibrationTokens
 from exporter.quantize.difference import RoundingDifference
 from exporter.quantize.sensitivity import MixedBits
 from exporter.quantize.settings import QuantizeSettings
@@ -120,8 +120,8 @@ def test_what_keeps_8_bits_is_chosen_once_on_the_whole_model(
 
     monkeypatch.setattr(quantizer, "search_mixed", search_mixed)
     monkeypatch.setattr(
-        quantizer, "calibration_tokens",
-        lambda *_: CalibrationTokens("text", np.zeros((1, 8), np.int64)),
+        quantizer, "calibration_beside",
+        lambda *_: CalibrationText.unpadded(np.zeros((1, 8), np.int64), "text", ""),
     )  # fmt: skip
     settings = QuantizeSettings("mixed", block_size=16, calibration="text.txt", head_bits=None)
     quantize(run, settings)
@@ -212,7 +212,6 @@ def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"target": "tensorrt", "quantize": QDQ}, "put into int8-qdq"),
         ({"target": "onnxruntime-cpu", "quantize": FP8}, "for TensorRT, not for"),
         ({"target": "tensorrt", "quantize": FP8, "cache_length": 4096}, "updated in place"),
-        ({"quantize": replace(EIGHT, block_size=33)}, "block of 33"),
         ({"quantize": QuantizeSettings("int4", "gptq")}, "needs a calibration text"),
     ],
 )

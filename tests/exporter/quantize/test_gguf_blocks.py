@@ -10,7 +10,7 @@ import pytest
 from exporter.cli import run as run_command
 from exporter.cli.export import export
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.errors import QuantizationError, UsageError
+from exporter.errors import OptionError, QuantizationError
 from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks
 from exporter.quantize.gguf_types import can_hold, read_blocks
 from exporter.quantize.quantize import quantize_file
@@ -18,6 +18,7 @@ from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from tests.exporter.gguf_files import numbers, random_rows, write_gguf
 from tests.exporter.small_graphs import INNER, TIED, VOCABULARY, WIDTH, set_weight, written
+from tests.raising import raises
 
 # The package gguf comes with the environment that has PyTorch.
 pytestmark = pytest.mark.torch
@@ -189,8 +190,7 @@ def test_files_that_keep_nothing(kept: tuple[Path, Path], tmp_path: Path) -> Non
     plain = write_gguf(tmp_path / "plain.gguf", {"w": ("F16", half)})
     with pytest.raises(QuantizationError, match="its tensors are F16"):
         quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=plain))
-    with pytest.raises(UsageError, match="go together"):
-        quantize_file(graph, output, QuantizeSettings(method="gguf"))
-    with pytest.raises(UsageError, match="go together"):
-        quantize_file(graph, output, QuantizeSettings(gguf=gguf))
     assert not output.exists()
+    for halved in ({"method": "gguf"}, {"gguf": gguf}):
+        with raises(OptionError, "", "--quantize-method", "--gguf"):
+            QuantizeSettings(**halved)  # type: ignore[arg-type]

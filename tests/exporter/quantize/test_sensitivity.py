@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from written_files import names_in
 
-from exporter.errors import QuantizationError, UsageError
+from exporter.errors import OptionError, QuantizationError
+from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET
 from exporter.quantize import sensitivity
-from exporter.quantize.calibration import CalibrationTokens
 from exporter.quantize.products import find_products
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.rounding import Blocks
@@ -32,6 +32,7 @@ from tests.exporter.small_graphs import (
     written,
 )
 from tests.exporter.tiny_lm import write_tokenizer
+from tests.raising import raises
 
 SETTINGS = QuantizeSettings(scheme="mixed", symmetric=True)
 
@@ -51,7 +52,7 @@ def searched(path: Path, stage: Path, limit: float) -> MixedBits:
     graph = load_model(path)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (3, 64))
     stage.mkdir()
-    tokens = CalibrationTokens("random", ids)
+    tokens = CalibrationText.unpadded(ids, "random", "")
     return search_mixed(
         graph, find_products(graph), SETTINGS, tokens, stage,
         limit=limit, threads=1, progress=QUIET,
@@ -136,8 +137,7 @@ def test_mixed_is_searched_and_done(model: Path, tmp_path: Path) -> None:
 def test_what_has_no_logits_or_blocks_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="first output is not logits"):
         searched(written(GEMM, tmp_path / "gemm.onnx"), tmp_path / "stage", 0.05)
-    settings = QuantizeSettings(
-        scheme="mixed", method="gguf", gguf=tmp_path / "m.gguf", calibration="pydoc"
-    )
-    with pytest.raises(UsageError, match="have their own bits"):
-        settings.refuse_nonsense()
+    with raises(OptionError, "", "--quantize-method", "--quantize"):
+        QuantizeSettings(
+            scheme="mixed", method="gguf", gguf=tmp_path / "m.gguf", calibration="pydoc"
+        )
