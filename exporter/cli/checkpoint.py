@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, PruningPlan
@@ -89,8 +88,7 @@ def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts
 
 def _loaded(call: CheckpointCall) -> LoadedModel:
     """The model, with its weights or without, in the dtype that was asked for or its own."""
-    source = asdict(call.load)
-    del source["dtype"]
+    source = call.load.reading
     dtype = call.dtype or own_dtype(call.model, **source)
     if call.streaming.stream:
         names = ("revision", "allow_any_model_type")

@@ -30,13 +30,11 @@ def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
 
     MODEL is an ONNX file with its tokenizer beside it, their folder, or an engine.
     """
-    from exporter.compare.tasks.choosing import TaskChoice
     from exporter.compare.tasks.evaluation import evaluate_model
 
-    wanted = call.tasks
     report = evaluate_model(
         call.model,
-        TaskChoice(wanted.tasks, wanted.task_data, wanted.task_limit),
+        call.tasks,
         provider=call.run.provider,
         threads=call.run.threads,
         progress=progress,

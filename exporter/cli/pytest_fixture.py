@@ -135,19 +135,26 @@ class AssertableComparison:
         settings: Settings,
         report: ComparisonReport,
         again: Any,
+        accepted: Any = None,
     ) -> None:
         self.report = report
         self._item = item
         self._settings = settings
         self._again = again
+        self._accepted = accepted
 
-    def against(self, baseline: str | Path, *, allow: tuple[str, ...] = ()) -> AgainstBaseline:
-        """Holds it against an earlier report, a file with several, or a folder."""
+    def against(self, baseline: str | Path, *, allow: tuple[str, ...] = ()) -> AssertableComparison:
+        """The same assertions, against the candidate of an earlier report.
+
+        Args:
+            baseline: The report, a file with several, or a folder.
+            allow: Differences of the runs that are let pass.
+        """
         from exporter.gate.baselines import find_baseline, read_baselines
         from exporter.gate.gate import BaselineMatch
 
         accepted = BaselineMatch(*find_baseline(self.report, read_baselines(Path(baseline)), allow))
-        return AgainstBaseline(self._item, self._settings, self.report, self._again, accepted)
+        return AssertableComparison(self._item, self._settings, self.report, self._again, accepted)
 
     def assert_not_slower(self, max_slowdown: str | float = "0%") -> None:
         """No shape takes more time, by more than this share, than on the unpruned model."""
@@ -185,8 +192,6 @@ class AssertableComparison:
         """KV cache and device memory grew by at most this share."""
         self._assert(max_memory_increase=at_most)
 
-    _accepted: Any = None
-
     def _assert(self, **limits: str | float) -> None:
         __tracebackhide__ = True
         from exporter.gate.limits import Limits
@@ -219,21 +224,6 @@ class AssertableComparison:
         for check in checks:
             told = f"{change_words(check)}: {check.verdict}"
             self._item.user_properties.append((f"depthcut {check_name(check)}", told))
-
-
-class AgainstBaseline(AssertableComparison):
-    """The same assertions, against the candidate of an earlier report."""
-
-    def __init__(
-        self,
-        item: pytest.Item,
-        settings: Settings,
-        report: ComparisonReport,
-        again: Any,
-        accepted: Any,
-    ) -> None:
-        super().__init__(item, settings, report, again)
-        self._accepted = accepted
 
 
 def _tell(found: CheckReport, inconclusive: str) -> None:

@@ -221,7 +221,7 @@ def _digest(source: str, how: SourceOptions) -> str:
     """Read once: the weights may be large, and a model may stand for several texts."""
     from exporter.models.loading.model_source import source_sha256
 
-    return source_sha256(source, **{k: v for k, v in vars(how).items() if k != "dtype"})
+    return source_sha256(source, **how.reading)
 
 
 def _file_digest(text: str | None) -> str | None:

@@ -18,7 +18,7 @@ from exporter.artifacts import library_versions
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.tasks.choosing import TaskChoice
+from exporter.compare.tasks.choosing import task_versions
 from exporter.engines.environment import environment
 from exporter.files import sha256_file
 from exporter.models.texts.sources import TextSource
@@ -95,7 +95,7 @@ def _asked(pair: Pair, texts: TextSource) -> dict[str, Any]:
         "text": [texts.source, texts.sha256],
         "samples": [options.eval_tokens, options.eval_sequence_length],
         "quality": vars(options.quality),
-        "tasks": TaskChoice.of(options.quality).version(),
+        "tasks": task_versions(options.quality),
         "folders": {name: _beside(arm) for name, arm in pair.judged.items()},
     }
 

@@ -10,7 +10,7 @@ from exporter.artifacts import TaskResult
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.kept import AccuracyCache
 from exporter.compare.quality.agreement import LOGITS
-from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+from exporter.compare.tasks.choosing import refuse_missing_tasks, score_tasks
 from exporter.compare.tasks.scores import TaskScores, compare_scores
 from exporter.errors import ComparisonError
 
@@ -37,7 +37,7 @@ def check_questions(pair: Pair) -> None:
             "Ask PyTorch without compilation (torch:DIR); the answers are the same.",
             code="recompiles",
         )
-    TaskChoice.of(quality).refuse_missing()
+    refuse_missing_tasks(quality)
 
 
 def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
@@ -69,7 +69,7 @@ def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
 def _scores(pair: Pair, arm: ComparedArm) -> list[TaskScores]:
     folder = arm.folder if arm.folder.tokenizer else pair.baseline.folder
     return score_tasks(
-        TaskChoice.of(pair.options.quality),
+        pair.options.quality,
         arm.runner,
         folder,
         vocabulary=pair.vocabulary(),

@@ -8,7 +8,7 @@ from exporter.artifacts import PruningPlan
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.compare.session import evaluation_text
-from exporter.compare.tasks.choosing import TaskChoice
+from exporter.compare.tasks.choosing import refuse_missing_tasks
 from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 from exporter.engines.runners.cache_form import read_cache_form
@@ -61,7 +61,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
     if request.quantize is not None:
         _refuse_quantization(request, request.quantize)
     _refuse_fitted_text(request)
-    TaskChoice.of(request.compare.quality).refuse_missing()
+    refuse_missing_tasks(request.compare.quality)
 
 
 def _refuse_plan(path: Path) -> None:

@@ -50,7 +50,7 @@ class Run:
         self.request = request
         self.progress = progress
         self.versions = {**library_versions(), "python": platform.python_version()}
-        self.source_sha256 = _hash_source(request)
+        self.source_sha256 = source_sha256(request.source, **request.load.reading)
         self.ledger = StageLedger(request.out, force=request.redo)
 
     @cached_property
@@ -81,14 +81,7 @@ class Run:
         twice = self.request.choosing != self.request.load
         told = f" in {options.dtype}, {what_for}" if twice else ""
         with self.progress.task(f"load {self.request.source}{told}"):
-            return load_model(
-                self.request.source,
-                dtype=options.dtype,
-                trust_remote_code=options.trust_remote_code,
-                allow_pickle=options.allow_pickle,
-                allow_any_model_type=options.allow_any_model_type,
-                revision=options.revision,
-            )
+            return load_model(self.request.source, **vars(options))
 
     def free_model(self) -> None:
         """Lets go of the PyTorch model, before anything is built or timed."""
@@ -143,17 +136,6 @@ class Run:
         if self.ledger.has(stage) and self.ledger.notes(stage) != self.sources():
             self.progress.say(f"{stage}: its results are removed, they were made from other graphs")
             self.ledger.forget(stage)
-
-
-def _hash_source(request: ExportRequest) -> str:
-    load = request.load
-    return source_sha256(
-        request.source,
-        revision=load.revision,
-        allow_pickle=load.allow_pickle,
-        allow_any_model_type=load.allow_any_model_type,
-        trust_remote_code=load.trust_remote_code,
-    )
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
-from exporter.artifacts import ImportanceReport, RankAgreement, RankingRef, Score, ScoreComparison
+from exporter.artifacts import (
+    ImportanceReport,
+    RankAgreement,
+    RankCorrelation,
+    RankingRef,
+    Score,
+    ScoreComparison,
+)
 from exporter.errors import ScoringError
 from exporter.files import sha256_file
 from exporter.score.metric import UNITS
@@ -24,15 +30,6 @@ FIRST = (4, 8, 12, 16)
 Floats = NDArray[np.float64]
 Table = dict[int, float]
 """One kind's scores by layer."""
-
-
-@dataclass(frozen=True)
-class RankFigures:
-    """How far two rankings of the same sublayers agree; see :class:`RankAgreement`."""
-
-    spearman: float | None
-    kendall: float | None
-    shared_first: dict[int, int]
 
 
 def compare_files(first: Path, second: Path) -> ScoreComparison:
@@ -142,7 +139,7 @@ def table_of_kind(ranking: RankingRef, scores: Sequence[Score], kind: DeletionKi
     return {score.layer: score.score for score in scores if score.kind == kind}
 
 
-def rank_figures(left: Floats, right: Floats) -> RankFigures:
+def rank_figures(left: Floats, right: Floats) -> RankCorrelation:
     """Holds two rankings side by side.
 
     Args:
@@ -150,7 +147,7 @@ def rank_figures(left: Floats, right: Floats) -> RankFigures:
         right: ``[sublayers]``, of the same sublayers.
     """
     told = len(left) > 1 and min(np.ptp(left), np.ptp(right)) > 0
-    return RankFigures(
+    return RankCorrelation(
         spearman=float(spearmanr(left, right).statistic) if told else None,
         kendall=float(kendalltau(left, right).statistic) if told else None,
         shared_first=dict(_shared(left, right)),
@@ -168,15 +165,12 @@ def _agreement(
 ) -> RankAgreement:
     layers = sorted(one[1].keys() & other[1].keys())
     left, right = (np.array([table[layer] for layer in layers]) for table in (one[1], other[1]))
-    found = rank_figures(left, right)
     return RankAgreement(
         kind=kind,
         first=one[0],
         second=other[0],
         sublayers=len(layers),
-        spearman=found.spearman,
-        kendall=found.kendall,
-        shared_first=found.shared_first,
+        **vars(rank_figures(left, right)),
     )
 
 

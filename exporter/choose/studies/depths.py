@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from exporter.artifacts import (
     CalibrationRef,
@@ -25,9 +25,11 @@ from exporter.artifacts.plans.by_score import plan_drop
 from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.selection.meters import RememberingMeter
+from exporter.choose.selection.search_options import DROPPING
 from exporter.choose.studies.task_scores import compared_tasks
+from exporter.compare.options import ACCURACY, TaskOptions
 from exporter.compare.quality.intervals import mean_interval
-from exporter.compare.tasks.choosing import TaskChoice
+from exporter.compare.tasks.choosing import local_tasks
 from exporter.errors import CalibrationError, PlanError, ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements, without_branches
 from exporter.models.ablation.damage import Damage
@@ -36,34 +38,50 @@ from exporter.models.ablation.ratios import Floats
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import calibration_text
 from exporter.models.texts.sources import refuse_same_text
+from exporter.option_types import Count, Lengths, Several, Written, comma_list
+from exporter.options import Options, Rule, dataclass, option, part
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
 _MOST_LOG = 700.0
+_Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
 
 
 @dataclass(frozen=True)
-class DepthOptions:
-    """What is dropped, and what it is judged on.
+class DepthOptions(Options):
+    """What is dropped, and what it is judged on."""
 
-    Attributes:
-        numbers: How many to drop.
-        ways: In which ways.
-        text: Held-out text, as :func:`exporter.models.texts.sources.read_texts` takes it.
-        tokens: How many of it, about.
-        sequence_length: Tokens in a sample.
-        batch_size: Samples in one forward pass.
-        tasks: Tasks with right answers; None for none.
-    """
-
-    numbers: tuple[int, ...]
-    ways: tuple[Way, ...] = WAYS
-    text: str = "pydoc"
-    tokens: int = 8192
-    sequence_length: int = 512
-    batch_size: int = 4
-    tasks: TaskChoice | None = None
+    numbers: Lengths = option((4, 8, 12), "How many to drop.", "-n", "--numbers", section=DROPPING)
+    ways: _Ways = option(
+        WAYS,
+        "What is dropped: attention, mlp, block, or joint: attentions and MLPs ranked together.",
+        section=DROPPING,
+    )
+    text: str = option(
+        "pydoc",
+        "Held-out text: a text or JSONL file, hf:DATASET or pydoc.",
+        "--eval-text",
+        metavar="SOURCE",
+        section=ACCURACY,
+    )
+    tokens: Several = option(
+        8192, "Tokens for perplexity and KL divergence.", "--eval-tokens", section=ACCURACY
+    )
+    sequence_length: Several = option(
+        512,
+        "Tokens in a sample of the held-out text.",
+        "--eval-sequence-length",
+        section=ACCURACY,
+        config_only=True,
+    )
+    batch_size: Count = option(
+        4, "Samples in one forward pass.", section=ACCURACY, config_only=True
+    )
+    tasks: TaskOptions = part(TaskOptions())
+    rules = (
+        Rule(("numbers",), lambda told: not told.numbers, "{0} names none.", "Such as 4,8,12."),
+    )
 
 
 def measure_depths(
@@ -96,8 +114,7 @@ def measure_depths(
         TaskError: A task can't be read.
     """
     _check_model(loaded, report)
-    if options.tasks is not None:
-        options.tasks.local()  # what can't be read is told before hours of measuring
+    local_tasks(options.tasks)  # what can't be read is told before hours of measuring
     text = _held_out(loaded, report.calibration, options, progress)
     cells = _planned(report, options)
     whole, measured = _measured(loaded, text, cells, options, kept, progress)

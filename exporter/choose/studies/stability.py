@@ -212,14 +212,8 @@ def _std_errors(report: ImportanceReport, kind: DeletionKind) -> list[float | No
 
 
 def _agreement(first: int, second: int, scores: Sequence[Floats]) -> SeriesAgreement:
-    found = rank_figures(scores[first], scores[second])
-    return SeriesAgreement(
-        first=first,
-        second=second,
-        spearman=found.spearman,
-        kendall=found.kendall,
-        shared_first=found.shared_first,
-    )
+    figures = rank_figures(scores[first], scores[second])
+    return SeriesAgreement(first=first, second=second, **vars(figures))
 
 
 def _always(scores: Sequence[Floats], layers: Sequence[int], number: int) -> list[int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from exporter.artifacts import TaskResult
 from exporter.artifacts.store import Store
-from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+from exporter.compare.options import TaskOptions
+from exporter.compare.tasks.choosing import local_tasks, score_tasks
 from exporter.compare.tasks.scores import compare_scores
 from exporter.files import scratch_folder
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
@@ -20,16 +21,13 @@ from exporter.models.model_folder import ModelFolder
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 
-if TYPE_CHECKING:
-    from exporter.models.model_folder import ModelFolder
-
 _P = TypeVar("_P", bound=Hashable)
 _RESULTS = TypeAdapter(list[TaskResult])
 
 
 def compared_tasks(
     loaded: LoadedModel,
-    choice: TaskChoice | None,
+    asked: TaskOptions,
     cuts: Mapping[_P, BranchReplacements],
     *,
     kept: Path | None = None,
@@ -42,7 +40,7 @@ def compared_tasks(
 
     Args:
         loaded: The model, with its tokenizer.
-        choice: The tasks; None or none: nothing is scored.
+        asked: The tasks; of none nothing is scored.
         cuts: By whatever the caller calls them.
         kept: The file where results are kept for a later call; None keeps nothing.
         progress: Told which cut is at work.
@@ -53,12 +51,12 @@ def compared_tasks(
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
         UsageError: That file is something else.
     """
-    if choice is None or not choice.names:
+    if not asked.tasks:
         return {}
-    store = Store(kept, _about(loaded, choice))
+    store = Store(kept, _about(loaded, asked))
     missing = {_name(cut): cut for cut in cuts.values() if not _known(store, cut)}
     if missing:
-        _score(loaded, choice, list(missing.values()), store, progress)
+        _score(loaded, asked, list(missing.values()), store, progress)
     return {name: _known(store, cut) for name, cut in cuts.items()}
 
 
@@ -73,15 +71,15 @@ def _known(store: Store, cut: BranchReplacements) -> list[TaskResult]:
         return []
 
 
-def _about(loaded: LoadedModel, choice: TaskChoice) -> dict[str, object]:
-    files = choice.local()
-    told = choice.names if files is None else [(task.name, task.sha256) for task in files]
-    return {**loaded.identity(), "of": list(map(list, told)), "limit": choice.limit}
+def _about(loaded: LoadedModel, asked: TaskOptions) -> dict[str, object]:
+    files = local_tasks(asked)
+    told = asked.tasks if files is None else [(task.name, task.sha256) for task in files]
+    return {**loaded.identity(), "of": list(map(list, told)), "limit": asked.task_limit}
 
 
 def _score(
     loaded: LoadedModel,
-    choice: TaskChoice,
+    asked: TaskOptions,
     cuts: Sequence[BranchReplacements],
     store: Store,
     progress: Progress,
@@ -94,13 +92,13 @@ def _score(
     with scratch_folder("tasks") as place, runner:
         folder = _folder(loaded, place)
         progress.say("tasks: the whole model")
-        whole = score_tasks(choice, runner, folder, progress=progress)
+        whole = score_tasks(asked, runner, folder, progress=progress)
         for number, cut in enumerate(cuts, start=1):
             progress.say(
                 f"tasks: without {counted(len(cut), 'sublayer')} ({number} of {len(cuts)})"
             )
             with branches_replaced(loaded.model, cut):
-                scores = score_tasks(choice, runner, folder, progress=progress)
+                scores = score_tasks(asked, runner, folder, progress=progress)
             pairs = zip(whole, scores, strict=True)
             found = [result for pair in pairs for result in compare_scores(*pair)]
             store.keep(_name(cut), _RESULTS.dump_python(found, mode="json"))

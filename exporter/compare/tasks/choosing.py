@@ -8,13 +8,11 @@ by the choice's length in characters.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
-from exporter.compare.options import QualityOptions
+from exporter.compare.options import TaskOptions
 from exporter.compare.quality.agreement import LOGITS
 from exporter.compare.tasks.items import Item, TaskFile, read_task
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
@@ -22,66 +20,44 @@ from exporter.compare.tasks.opening import task_texts
 from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
-from exporter.errors import ComparisonError, TaskError, UsageError
+from exporter.errors import ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 
 
-@dataclass(frozen=True)
-class TaskChoice:
-    """What is to be scored.
+def refuse_missing_tasks(asked: TaskOptions) -> None:
+    """Refuses tasks that aren't there.
 
-    Attributes:
-        names: Tasks.
-        data: A folder of ``NAME.jsonl`` files; None takes lm-eval's tasks, whose items come from
-            the Hugging Face hub.
-        limit: The first that many items of each; None for all.
+    Raises:
+        TaskError: A local task is not there, or a line is broken.
+        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
+    if asked.tasks and local_tasks(asked) is None:
+        require("lm_eval", extra="eval")
 
-    names: tuple[str, ...]
-    data: Path | None = None
-    limit: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UsageError("A task needs at least one item.")
+def task_versions(asked: TaskOptions) -> list[str]:
+    """What items and scores depend on: their files' hashes, or lm-eval's version."""
+    if not asked.tasks:
+        return []
+    files = local_tasks(asked)
+    return [version("lm_eval")] if files is None else [file.sha256 for file in files]
 
-    @classmethod
-    def of(cls, quality: QualityOptions) -> TaskChoice:
-        """The tasks that a comparison was asked for."""
-        return cls(quality.tasks, quality.task_data, quality.task_limit)
 
-    def refuse_missing(self) -> None:
-        """Refuses tasks that aren't there.
+def local_tasks(asked: TaskOptions) -> list[TaskFile] | None:
+    """The files' items; None where lm-eval has them.
 
-        Raises:
-            TaskError: A local task is not there, or a line is broken.
-            MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
-        """
-        if self.names and self.local() is None:
-            require("lm_eval", extra="eval")
-
-    def version(self) -> list[str]:
-        """What items and scores depend on: their files' hashes, or lm-eval's version."""
-        if not self.names:
-            return []
-        files = self.local()
-        return [version("lm_eval")] if files is None else [file.sha256 for file in files]
-
-    def local(self) -> list[TaskFile] | None:
-        """The files' items; None where lm-eval has them.
-
-        Raises:
-            TaskError: A task is not there, or a line is broken.
-        """
-        if self.data is None:
-            return None
-        return [read_task(self.data, name, limit=self.limit) for name in self.names]
+    Raises:
+        TaskError: A task is not there, or a line is broken.
+    """
+    if asked.task_data is None:
+        return None
+    return [read_task(asked.task_data, name, limit=asked.task_limit) for name in asked.tasks]
 
 
 def score_tasks(
-    choice: TaskChoice,
+    asked: TaskOptions,
     runner: Runner,
     folder: ModelFolder,
     *,
@@ -91,7 +67,7 @@ def score_tasks(
     """Scores one arm.
 
     Args:
-        choice: The tasks.
+        asked: The tasks.
         runner: An entered runner with an output ``logits``.
         folder: Its tokenizer and config.
         vocabulary: Tokens that the model knows; by default as the config says.
@@ -108,13 +84,14 @@ def score_tasks(
         raise ComparisonError(
             f"{folder.onnx} has no output called logits, so it can't choose answers."
         )
-    files = choice.local()
+    files = local_tasks(asked)
     text_model = task_texts(folder)
     scorer = LikelihoodScorer.of(runner, folder, vocabulary=vocabulary)
     if files is None:
         from exporter.compare.tasks.lm_eval_tasks import run_lm_eval
 
-        return run_lm_eval(choice.names, scorer, text_model, limit=choice.limit, progress=progress)
+        limit = asked.task_limit
+        return run_lm_eval(asked.tasks, scorer, text_model, limit=limit, progress=progress)
     found = []
     for task in files:
         progress.say(f"{task.name}: {len(task.items)} items")

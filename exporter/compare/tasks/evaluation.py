@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import EvaluationReport, TaskScore
-from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+from exporter.compare.options import TaskOptions
+from exporter.compare.tasks.choosing import local_tasks, score_tasks
 from exporter.compare.tasks.scores import TaskScores
 from exporter.compare.threads import choose_threads
 from exporter.engines.runners.registry import open_model
@@ -16,7 +17,7 @@ from exporter.progress import QUIET, Progress
 
 def evaluate_model(
     path: Path,
-    choice: TaskChoice,
+    tasks: TaskOptions,
     *,
     provider: str = "cpu",
     threads: int | None = None,
@@ -26,7 +27,7 @@ def evaluate_model(
 
     Args:
         path: An ONNX file with its tokenizer beside it, their folder, or an engine.
-        choice: The tasks.
+        tasks: The tasks.
         provider: Where ONNX Runtime runs the model: ``cpu`` or ``cuda``.
         threads: CPU threads; None finds what makes a step fastest, in a short probe.
         progress: Hears of each task.
@@ -38,14 +39,14 @@ def evaluate_model(
         BackendError: The model can't be loaded or run, or has no logits.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
-    choice.local()  # what can't be read is told before a model is loaded
+    local_tasks(tasks)  # what can't be read is told before a model is loaded
     folder, runner = open_model(path, provider=provider, threads=threads)
     probe = None
     if threads is None:
         probe = choose_threads(runner, longest=folder.longest_sequence, progress=progress)
     with runner:
         tell_widened([runner.capabilities], progress)
-        scores = score_tasks(choice, runner, folder, progress=progress)
+        scores = score_tasks(tasks, runner, folder, progress=progress)
         return EvaluationReport(
             made_from={"model": sha256_file(folder.onnx)},
             model=str(folder.onnx),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from exporter.option_types import Dtype, OutputFolder
 from exporter.options import Options, dataclass, only_with, option
 
@@ -30,6 +32,11 @@ class SourceOptions(Options):
         section=LOADING,
         rare=True,
     )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What is read, and what it may do: all but the dtype."""
+        return {name: value for name, value in vars(self).items() if name != "dtype"}
 
 
 @dataclass(frozen=True)

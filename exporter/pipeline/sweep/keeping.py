@@ -60,13 +60,7 @@ def source_hashes() -> Callable[[Cell], str]:
         source, load = cell.request.source, cell.request.load
         name = (source, load.revision)
         if name not in known:
-            known[name] = source_sha256(
-                source,
-                revision=load.revision,
-                allow_pickle=load.allow_pickle,
-                allow_any_model_type=load.allow_any_model_type,
-                trust_remote_code=load.trust_remote_code,
-            )
+            known[name] = source_sha256(source, **load.reading)
         return known[name]
 
     return sha256

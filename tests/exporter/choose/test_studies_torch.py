@@ -294,12 +294,13 @@ def test_tasks_are_those_of_the_cut_model(
 
     from exporter.choose.studies.depths import DepthOptions, measure_depths
     from exporter.choose.studies.task_scores import compared_tasks
-    from exporter.compare.tasks.choosing import TaskChoice
+    from exporter.compare.options import TaskOptions
 
-    choice = TaskChoice(("words",), task_data)
+    choice = TaskOptions(("words",), task_data)
     options = DepthOptions(
-        numbers=(2,), ways=("mlp",), tokens=48, sequence_length=LENGTH, tasks=choice
-    )
+        numbers=(2,), ways=("mlp",), tokens=48, sequence_length=LENGTH,
+        tasks=choice,
+    )  # fmt: skip
     (cell,) = measure_depths(loaded, scores, options, importance_sha256="").cells
     names = [(deletion.layer, "mlp") for deletion in cell.deletions]
     other = dataclasses.replace(loaded, model=silenced(loaded.model, names))
@@ -316,10 +317,11 @@ def test_interrupted_tasks_go_on(
     loaded: Any, task_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.choose.studies import task_scores
-    from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+    from exporter.compare.options import TaskOptions
+    from exporter.compare.tasks.choosing import score_tasks
     from exporter.models.ablation.branch_replacements import NOTHING
 
-    choice, calls = TaskChoice(("words",), task_data), []
+    choice, calls = TaskOptions(("words",), task_data), []
 
     def counted(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
@@ -345,6 +347,6 @@ def test_interrupted_tasks_go_on(
     )
     task_scores.compared_tasks(loaded, choice, {0: cuts[0]}, kept=kept)
     assert len(calls) == 7  # of other versions; whole and first
-    other = TaskChoice(("words",), task_data, limit=2)
+    other = TaskOptions(("words",), task_data, task_limit=2)
     few = task_scores.compared_tasks(loaded, other, {0: cuts[0]}, kept=kept)
     assert few[0][0].items == 2

@@ -16,8 +16,9 @@ from exporter.artifacts import ComparisonReport, EvaluationReport
 from exporter.artifacts.latency import Shape
 from exporter.cli import run
 from exporter.compare.latency import Timed
+from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import lm_eval_tasks
-from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+from exporter.compare.tasks.choosing import score_tasks
 from exporter.compare.tasks.items import read_task
 from exporter.compare.tasks.likelihood import (
     ContinuationRequest,
@@ -161,7 +162,7 @@ def test_scores_follow_lm_eval_s_definitions(tmp_path: Path) -> None:
     folder = model(tmp_path / "m", noise=0.5)
     codec = task_texts(folder)
     with OnnxRuntimeRunner(folder.onnx, threads=1) as runner:
-        choice = TaskChoice(("words",), tmp_path)
+        choice = TaskOptions(("words",), tmp_path)
         found = score_tasks(choice, runner, folder, vocabulary=32)[0]
         for number, item in enumerate(ITEMS):
             prompt = str(item["query"])
@@ -182,7 +183,7 @@ def test_several_contexts_of_one_continuation_have_no_acc_norm(tmp_path: Path) -
     assert task.items[0].pairs == (("the list is", " that"), ("a type of", " that"))
     folder = model(tmp_path / "m")
     with OnnxRuntimeRunner(folder.onnx, threads=1) as runner:
-        choice = TaskChoice(("schema",), tmp_path)
+        choice = TaskOptions(("schema",), tmp_path)
         found = score_tasks(choice, runner, folder, vocabulary=32)[0]
     assert list(found.metrics) == ["acc"]
 
@@ -301,7 +302,7 @@ def test_unknown_and_empty_tasks_are_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="can't be read"):
         read_task(tmp_path, "arc_easy")
     with pytest.raises(UsageError):
-        TaskChoice(("empty",), tmp_path, limit=0)
+        TaskOptions(("empty",), tmp_path, task_limit=0)
 
 
 def test_a_model_without_tokenizer_or_logits_is_told(

@@ -286,7 +286,7 @@ def test_the_source_is_not_overwritten(tied: Path) -> None:
     [
         ({"block_size": 24}, "--block-size"),
         ({"block_size": 8}, "--block-size"),
-        ({"accuracy_level": 5}, "--quantize-accuracy-level"),
+        ({"accuracy_level": 5}, "--accuracy-level"),
         ({"method": "gptq"}, "--calibration"),
         ({"scheme": "int8-qdq"}, "--calibration"),
         ({"method": "hqq", "symmetric": True}, "--symmetric"),
