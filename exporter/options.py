@@ -170,13 +170,13 @@ def only_with(name: str, *others: str, hint: str = "Give both, or neither.") -> 
     )
 
 
-def excludes(name: str, other: str, why: str = "", hint: str = "Leave one of them away.") -> Rule:
+def excludes(name: str, other: str, why: str = "") -> Rule:
     """A rule: not both are given."""
     return Rule(
         (name, other),
         lambda told: is_given(told, name) and is_given(told, other),
         f"{{0}} and {{1}} exclude each other{': ' if why else ''}{why}.",
-        hint,
+        "Leave one of them away.",
     )
 
 

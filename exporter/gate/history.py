@@ -124,21 +124,18 @@ _ERROR = 0.01
 _FEWEST_REPEATS = 4
 
 
-def drifts(
-    entries: Sequence[HistoryEntry], series: str, *, least: float = 0.03, window: int = WINDOW
-) -> list[Drift]:
+def drifts(entries: Sequence[HistoryEntry], series: str, *, least: float = 0.03) -> list[Drift]:
     """Slow changes for the worse.
 
     Args:
         entries: The history, oldest first.
         series: Whose; see :func:`exporter.gate.keys.series`.
         least: The share by which time must have grown over the window to be told.
-        window: How many runs are looked at, the newest.
 
     Returns:
         One for each shape that drifts.
     """
-    curves = _curves([entry for entry in entries if entry.series == series], window)
+    curves = _curves([entry for entry in entries if entry.series == series])
     found = [_drift(subject, runs, _ERROR / len(curves)) for subject, runs in curves.items()]
     return [drift for drift in found if drift is not None and drift.total > 1 + least]
 
@@ -157,7 +154,7 @@ def session_spreads(
     """
     mine = [e for e in entries if e.series == series and e.candidate_sha256 == candidate_sha256]
     spreads = {}
-    for subject, runs in _curves(mine, WINDOW).items():
+    for subject, runs in _curves(mine).items():
         if len(runs) >= _FEWEST_REPEATS:
             deviation = float(np.std([value for value, _ in runs], ddof=1))
             quantile = float(stats.t.ppf(0.975, len(runs) - 1))
@@ -168,14 +165,14 @@ def session_spreads(
 _Runs = list[tuple[float, HistoryEntry]]
 
 
-def _curves(entries: Sequence[HistoryEntry], window: int) -> dict[str, _Runs]:
-    """By shape, the logarithm of relative time of each run that has it."""
+def _curves(entries: Sequence[HistoryEntry]) -> dict[str, _Runs]:
+    """By shape, the logarithm of relative time of each run that has it; the newest."""
     curves: dict[str, _Runs] = {}
     for entry in entries:
         for row in entry.rows:
             if math.isfinite(row.speedup) and row.speedup > 0:
                 curves.setdefault(row.subject, []).append((-math.log(row.speedup), entry))
-    return {subject: runs[-window:] for subject, runs in curves.items()}
+    return {subject: runs[-WINDOW:] for subject, runs in curves.items()}
 
 
 def _drift(subject: str, runs: _Runs, error: float) -> Drift | None:

@@ -89,13 +89,12 @@ def search_mixed(
     stage: Path,
     *,
     limit: float = LIMIT,
-    samples: int = SAMPLES,
     threads: int,
     progress: Progress,
 ) -> MixedBits:
     """Chooses which products stay at 8 bits.
 
-    The float model is held in memory. It is run about nine times on ``samples`` samples and, where
+    The float model is held in memory. It is run about nine times on two samples and, where
     4 bits aren't enough for all, on 128 tokens once for each product.
 
     Args:
@@ -106,7 +105,6 @@ def search_mixed(
         tokens: The calibration text.
         stage: A folder for a copy of the graph.
         limit: How far the perplexity may be above the float model's, as a fraction.
-        samples: How many samples of the text a choice is measured on.
         threads: For ONNX Runtime.
         progress: Told of each step.
 
@@ -115,7 +113,7 @@ def search_mixed(
         CalibrationError: The text's perplexity isn't finite.
         BackendError: ONNX Runtime can't run the graph.
     """
-    known = tokens.input_ids[:samples]
+    known = tokens.input_ids[:SAMPLES]
     with _Trials(model, found.products, settings, stage, threads) as trials:
         choice = _Choice(_TrialText(trials, known), settings, progress)
         four = choice.growth(())

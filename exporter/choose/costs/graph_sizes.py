@@ -66,11 +66,6 @@ class SublayerSize:
         """What its cache takes for ``batch`` sequences of ``context`` tokens."""
         return cache_bytes(self.caches, context, batch)
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """What another token of one sequence adds to a cache that grows."""
-        return math.ceil(sum(cache.per_token for cache in self.caches))
-
 
 def cache_bytes(caches: tuple[CacheSize, ...], context: int, batch: int) -> int:
     """What caches take for ``batch`` sequences of ``context`` tokens."""
@@ -116,16 +111,6 @@ class GraphSizes:
                 f"{self.name} has no {name[1]} {name[0]} that can be cut.",
                 "depthcut inspect lists what it has.",
             ) from None
-
-    @property
-    def rest_parameters(self) -> int:
-        """Parameters outside all sublayers: embeddings, the head, the last norm."""
-        return self.parameters - sum(each.parameters for each in self.sublayers.values())
-
-    @property
-    def rest_weight_bytes(self) -> int:
-        """Bytes of these."""
-        return self.weight_bytes - sum(each.weight_bytes for each in self.sublayers.values())
 
     @property
     def has_cache(self) -> bool:

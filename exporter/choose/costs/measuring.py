@@ -156,40 +156,6 @@ def measure_on(
     return _CostRun(cost_runner, settings, cells, progress).measure(names, earlier)
 
 
-def read_costs(
-    path: Path,
-    model: Path | str,
-    at: RequestShape,
-    *,
-    provider: str = "cpu",
-    engine: Backend | None = None,
-    threads: int | None = None,
-    rank: int | None = None,
-) -> CostTable:
-    """Reads costs that were measured before.
-
-    Args:
-        path: costs.json.
-        model: The model that they must be of, as :func:`measure_costs` takes it.
-        at: The request that they must be of.
-        provider: Where ONNX Runtime or PyTorch runs: ``cpu`` or ``cuda``.
-        engine: The library that runs engines instead.
-        threads: CPU threads; None takes those of the table.
-        rank: Of linear maps; None for full ones.
-
-    Raises:
-        ArtifactError: The file is no table of costs.
-        CostError: It is one of another graph, request, engine or machine.
-    """
-    table = CostTable.read(path)
-    with _workplace(None) as place:
-        cost_runner = open_cost_runner(
-            model, place, at, provider=provider, engine=engine, rank=rank
-        )
-        conditions(cost_runner, at, threads).refuse_other(table, str(path))
-    return table
-
-
 @dataclass
 class _CostRun:
     """One table in the making."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -113,20 +112,12 @@ class CostGroup(Record):
         return work / below[0] * below[1]
 
 
-class MeasuredCandidate(Record):
-    """A finished candidate: what was cut for it, and by how much it was measured to be faster."""
-
-    choices: list[tuple[int, str, Replacement]]
-    speedup: float = Field(gt=0)
-
-
 class CostTable(Artifact):
     """costs.json.
 
     ``at`` is the request, ``backend`` and ``provider`` what ran it. ``rank`` is that of the linear
     maps that were put in, None for full ones. ``baseline_ms`` is what the request takes with the
-    whole graph. ``correction`` is what the last of the ``measured`` candidates saved in truth, over
-    what was foretold.
+    whole graph.
     """
 
     kind: Literal["cost_table"] = "cost_table"
@@ -137,8 +128,6 @@ class CostTable(Artifact):
     environment: Environment
     baseline_ms: float = Field(gt=0)
     groups: list[CostGroup]
-    correction: float = Field(default=1.0, gt=0)
-    measured: list[MeasuredCandidate] = Field(default_factory=list)
 
     @property
     def names(self) -> list[SublayerRef]:
@@ -159,18 +148,7 @@ class CostTable(Artifact):
             CostError: There is no such sublayer, or that wasn't measured.
         """
         group, member = self._place(name)
-        return self.correction * member.share * group._each(replacement)
-
-    def std_error_ms(self, name: SublayerRef, replacement: Replacement = "none") -> float:
-        """The standard error of :meth:`saved_ms`.
-
-        Raises:
-            CostError: As there.
-        """
-        group, member = self._place(name)
-        group._each(replacement)
-        found = group.each_ms(replacement)
-        return 0.0 if found is None else self.correction * member.share * found[1]
+        return member.share * group._each(replacement)
 
     def total_saved_ms(self, choices: Mapping[Any, Replacement]) -> float:
         """What all choices save together.
@@ -188,7 +166,7 @@ class CostTable(Artifact):
             groups[group.signature] = group
             own = work.setdefault(group.signature, {})
             own[replacement] = own.get(replacement, 0.0) + member.share
-        return self.correction * sum(groups[key].saved_ms(own) for key, own in work.items())
+        return sum(groups[key].saved_ms(own) for key, own in work.items())
 
     def speedup(self, choices: Mapping[Any, Replacement]) -> float:
         """How many times faster the request is foretold to be.
@@ -207,34 +185,6 @@ class CostTable(Artifact):
                 "Measure them again while the machine is quiet.",
             )
         return self.baseline_ms / left
-
-    def corrected(self, choices: Mapping[Any, Replacement], speedup: float) -> Self:
-        """The table once a candidate was measured: it then foretells just that of it.
-
-        What every sublayer saves is multiplied by one factor. So what is foretold of plans like
-        the candidate is as right as the measurement was.
-
-        Args:
-            choices: What was cut for the candidate.
-            speedup: What was measured.
-
-        Raises:
-            CostError: The candidate should have been faster, or was measured to be, and wasn't in
-                the other: there is no factor that makes one of the other.
-        """
-        foretold = self.total_saved_ms(choices) / self.correction
-        saved = self.baseline_ms * (1 - 1 / speedup)
-        if not (math.isfinite(saved) and foretold > 0 and saved > 0):
-            raise CostError(
-                f"The candidate was foretold to save {foretold:.3g} ms and saved {saved:.3g} ms: "
-                "nothing can be learnt from that.",
-                "Measure again while the machine is quiet, or cut more.",
-            )
-        entries = [(layer, kind, how) for (layer, kind), how in choices.items()]
-        found = MeasuredCandidate(choices=entries, speedup=speedup)
-        return self.model_copy(
-            update={"correction": saved / foretold, "measured": [*self.measured, found]}
-        )
 
     def _place(self, name: SublayerRef) -> tuple[CostGroup, Member]:
         for group in self.groups:

@@ -154,7 +154,6 @@ def iterative(
     goal: float,
     num_layers: int,
     every: int = 1,
-    first: Iterable[Score] | None = None,
     start: BranchReplacements | None = None,
     allow_all: bool = False,
     progress: Progress = QUIET,
@@ -167,7 +166,6 @@ def iterative(
         goal: The gain to reach.
         num_layers: How many layers the model has.
         every: So many are dropped between two scorings.
-        first: Scores of the model with ``start`` cut, where they are known.
         start: What is cut before.
         allow_all: Lets every sublayer go.
         progress: Told of every drop.
@@ -182,9 +180,9 @@ def iterative(
     options = [option for option in options if not set(option.names) & set(begun)]
     refuse_gain(options, goal, most_sublayers(num_layers, allow_all) - len(begun))
     taken: list[Option] = []
-    scores = None if first is None else _by_names(first)
+    scores: Mapping[tuple[SublayerRef, ...], float] = {}
     while not reaches(total_gain(taken), goal):
-        if scores is None or (taken and len(taken) % every == 0):
+        if len(taken) % every == 0:
             scores = _by_names(rescore(cut_of_options(taken, begun)))
         best = min(_left(options, taken), key=lambda o: (_score(o, scores), o.names))
         taken.append(best)

@@ -81,7 +81,7 @@ class SequentialTest:
         return ErrorBudget(equal=ONE_LOOK.equal * share, threshold=ONE_LOOK.threshold * share)
 
 
-def noise_floor(baseline_ms: Milliseconds, *, seed: int = 0) -> NoiseFloor:
+def noise_floor(baseline_ms: Milliseconds) -> NoiseFloor:
     """What the baseline against itself gives, from the same rounds as the comparison.
 
     Each round visits the baseline twice. Which visit plays which arm is drawn: an A/A run that
@@ -92,10 +92,9 @@ def noise_floor(baseline_ms: Milliseconds, *, seed: int = 0) -> NoiseFloor:
 
     Args:
         baseline_ms: ``[rounds, 2 * calls]``; a round's first half are the times of its first visit.
-        seed: Draws which visit plays which arm.
     """
     half = baseline_ms.shape[1] // 2
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), len(baseline_ms))
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), len(baseline_ms))
     ratios = signs * log_ratios(baseline_ms[:, :half], baseline_ms[:, half:])[:, 0]
     speedup = estimate(ratios).speedup()
     low, high = map(math.log, speedup.ci95)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.engines.build.libraries import LIBRARIES, EngineLibrary
-from exporter.engines.build.settings import End, Phase, Profile
+from exporter.engines.build.settings import End, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar
 from exporter.engines.tensors import written_shape
 from exporter.errors import BackendError, EngineError
@@ -55,12 +55,10 @@ class EngineSet:
     Attributes:
         paths: Their files.
         records: What stands beside them, in the same order.
-        phase: The only phase that is asked for; None for all.
     """
 
     paths: tuple[Path, ...]
     records: tuple[EngineRecord, ...]
-    phase: Phase | None = None
 
     @property
     def name(self) -> str:
@@ -74,12 +72,11 @@ class EngineSet:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """Every profile of every engine that is asked for."""
+        """Every profile of every engine."""
         return tuple(
             Slot(place, number, profile)
             for place, record in enumerate(self.records)
             for number, profile in enumerate(record.profiles)
-            if self.phase in (None, profile.phase)
         )
 
     @property
@@ -91,27 +88,6 @@ class EngineSet:
     def outputs(self) -> tuple[EngineTensor, ...]:
         """What comes out."""
         return tuple(self.records[0].outputs)
-
-    def of_phase(self, phase: Phase) -> EngineSet:
-        """The engines that serve a phase, for it alone.
-
-        Raises:
-            EngineError: None does.
-        """
-        kept = [
-            (path, record)
-            for path, record in zip(self.paths, self.records, strict=True)
-            if any(profile.phase == phase for profile in record.profiles)
-        ]
-        if not kept:
-            held = ", ".join(slot.profile.phase for slot in self.slots)
-            raise EngineError(
-                f"{self.name} has no profile for {phase}, only for {held}.",
-                f"Build it with --profile {phase} too.",
-                code="phase-missing",
-            )
-        paths, records = (tuple(path for path, _ in kept), tuple(record for _, record in kept))
-        return EngineSet(paths, records, phase)
 
     def shapes(self, slot: Slot, end: End) -> dict[str, Shape]:
         """By input, the smallest, usual or largest shape that a profile takes."""

@@ -21,23 +21,20 @@ from exporter.engines.tensors import TensorSpec, written_shape
 from exporter.errors import BackendError
 
 
-def open_engine(
-    path: Path | Sequence[Path], *, phase: Phase | None = None, trial: bool = True
-) -> Runner:
+def open_engine(path: Path | Sequence[Path], *, trial: bool = True) -> Runner:
     """A runner for an engine, or for a folder with an engine for each phase.
 
     Nothing of CUDA is touched before the runner is entered.
 
     Args:
         path: The engine's file, the folder, or the files for the phases.
-        phase: Only profiles of this phase; all when None. Buffers are then no larger than it needs.
         trial: Whether entering runs the engines in a process of their own first.
 
     Raises:
         EngineError: There is no engine, or a file is not what its record says.
         ArtifactError: A record is not valid.
     """
-    return TensorRtRunner(find_engines(path), phase=phase, trial=trial)
+    return TensorRtRunner(find_engines(path), trial=trial)
 
 
 class OnEngines:
@@ -111,19 +108,15 @@ class TensorRtRunner(OnEngines, Runner):
 
     Args:
         engines: The engines.
-        phase: Only profiles of this phase; all when None.
         trial: Whether the engines are run in a process of their own before they are loaded for the
             first time.
 
     Raises:
-        EngineError: No profile serves the phase.
         BackendError: A tensor's type is unknown.
     """
 
-    def __init__(
-        self, engines: EngineSet, *, phase: Phase | None = None, trial: bool = True
-    ) -> None:
-        super().__init__(engines.of_phase(phase) if phase else engines, trial=trial)
+    def __init__(self, engines: EngineSet, *, trial: bool = True) -> None:
+        super().__init__(engines, trial=trial)
         self._buffers: dict[str, int] = {}
         self._bound = 0
         self._launch: Callable[[], None] | None = None

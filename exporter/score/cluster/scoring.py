@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, ModelRef
@@ -49,7 +48,6 @@ def score_on_cluster(
     options: ScoreOptions | None = None,
     *,
     load: Mapping[str, Any] | None = None,
-    cache_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
     """Scores a model as :func:`exporter.score.score` does, on the workers of a pool.
@@ -62,7 +60,6 @@ def score_on_cluster(
         pool: The workers.
         options: As for :func:`exporter.score.score`; each batch is a piece of work.
         load: Further arguments of :func:`exporter.models.loading.model_source.load_model`.
-        cache_dir: Where sampled text is kept.
         progress: Told what goes on.
 
     Raises:
@@ -75,7 +72,7 @@ def score_on_cluster(
     def prepared() -> _Scoring:
         with progress.task(f"load {source} here, to make the text"):
             loaded = load_model(source, **how)
-        scored = scored_model(loaded, wanted, cache_dir=cache_dir, progress=progress)
+        scored = scored_model(loaded, wanted, progress=progress)
         names = tuple(dict.fromkeys(wanted.metrics))
         model = ModelAddress.of(loaded, how)
         setup = ScoringSetup(model, scored.text, names, wanted.batch_size, wanted.kl_positions)

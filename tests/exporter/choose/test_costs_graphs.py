@@ -12,8 +12,9 @@ from exporter.artifacts import PlannedDeletion
 from exporter.choose.costs.candidates import measure_speedup
 from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while
 from exporter.choose.costs.grouping import groups_of, variants
-from exporter.choose.costs.measuring import CostSettings, measure_costs, read_costs
+from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
@@ -56,15 +57,20 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
     assert [(row.phase, row.batch, row.past_length) for row in trial.rows] == [
         ("prefill", 2, 0), ("decode", 2, 4), ("decode", 2, 5),
     ]  # fmt: skip
-    assert read_costs(kept, graph, RequestShape(2, 4, 2)) == table
+
+    def again(model: Path, at: RequestShape, threads: int = 1) -> CostTable:
+        asked = CostSettings(at, threads=threads, effort=QUICK, kept=kept, may_replace=False)
+        return measure_costs(model, asked, folder=tmp_path / "work")
+
+    assert again(graph, RequestShape(2, 4, 2)) == table
     with pytest.raises(CostError, match="other conditions: request batch=2,prompt=4,new=2"):
-        read_costs(kept, graph, RequestShape(2, 4, 3))
+        again(graph, RequestShape(2, 4, 3))
     with pytest.raises(CostError, match="other conditions: threads 1, and here 2"):
-        read_costs(kept, graph, RequestShape(2, 4, 2), threads=2)
+        again(graph, RequestShape(2, 4, 2), threads=2)
     other = tmp_path / "other.onnx"
     ir.save(tiny_model(TinySpec(layers=4), seed=1), other)
     with pytest.raises(CostError, match="costs of another model"):
-        read_costs(kept, other, RequestShape(2, 4, 2))
+        again(other, RequestShape(2, 4, 2))
 
 
 @pytest.mark.parametrize("rank", [None, 2])

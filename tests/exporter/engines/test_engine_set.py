@@ -31,17 +31,10 @@ def test_an_engine_for_each_phase_is_one_set(tmp_path: Path) -> None:
     assert told == [(0, 0, "decode"), (1, 0, "prefill")]
 
 
-def test_a_phase_alone_leaves_the_other_engine_out(tmp_path: Path) -> None:
-    engines = find_engines(pair(tmp_path)).of_phase("prefill")
-    assert [path.name for path in engines.paths] == ["m-prefill.engine"]
-    with pytest.raises(EngineError, match="no profile for encode, only for decode, prefill"):
-        find_engines(tmp_path).of_phase("encode")
-
-
 def test_a_phase_keeps_its_number_within_its_engine(tmp_path: Path) -> None:
     path = written_as(tmp_path / "m.engine", phases=("prefill", "decode"))
-    (slot,) = find_engines(path).of_phase("decode").slots
-    assert (slot.engine, slot.number) == (0, 1)
+    slot = find_engines(path).slots[1]
+    assert (slot.engine, slot.number, slot.profile.phase) == (0, 1, "decode")
     assert find_engines(path).shapes(slot, "high")["past_key_values.0.key"] == (2, 2, 8, 4)
     assert find_engines(path).shapes(slot, "low")["input_ids"] == (1, 1)
 
