@@ -34,8 +34,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
     module = "exporter.choose.costs.engine_cost_runner"
     monkeypatch.setattr(f"{module}.ask_driver", lambda: Driver(problem=""))
     monkeypatch.setattr(f"{module}.build_engines", build_engines)
-    monkeypatch.setattr(f"{module}.find_engines", lambda paths: paths[0])
-    monkeypatch.setattr(f"{module}.TensorRtRunner", lambda path: OnnxRuntimeRunner(path, threads=1))
+    monkeypatch.setattr(
+        f"{module}.open_engine", lambda paths: OnnxRuntimeRunner(paths[0], threads=1)
+    )
     return found
 
 
