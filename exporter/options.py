@@ -41,6 +41,10 @@ def _remembered(function: _F) -> _F:
     return cast(_F, functools.cache(function))
 
 
+asked_keys: ContextVar[Collection[str]] = ContextVar("asked_keys", default=())
+"""The options on the command line: given, even with their default's value. A key of a file with
+that value is not, since ``--show-config`` writes them all."""
+
 running_command: ContextVar[tuple[str, ...] | None] = ContextVar("running_command", default=None)
 """The command that is running with what was asked of it, as files name it; None: sys.argv's."""
 
@@ -188,11 +192,13 @@ def value_at(told: Any, name: str) -> Any:
 
 
 def is_given(told: Any, name: str) -> bool:
-    """Whether a field, or one of a part, is other than where nothing is said."""
+    """Whether a field, or one of a part, is asked for, or other than where nothing is said."""
     head, _, rest = name.partition(".")
     value = getattr(told, head)
     if rest:
         return value is not None and is_given(value, rest)
+    if key_at(type(told), head) in asked_keys.get():
+        return True
     default = next(field.default for field in dataclasses.fields(told) if field.name == head)
     return bool(value != default)
 
@@ -335,12 +341,14 @@ def _built_part(schema: type[Options], look: Nested, told: Mapping[str, Any]) ->
     if asked is None or asked == look.off:
         for key, leaf in own.items():
             mine = key != switch and leaf.path[-1] not in look.shared
-            if mine and key in told and told[key] != leaf.default:
+            said = key in asked_keys.get() or (key in told and told[key] != leaf.default)
+            if mine and said:
                 words = f"{flag(key)} is for {flag(switch)}."
                 raise OptionError(words, "Give both, or neither.", [key, switch])
         return None
     made = build(schema, {key: told[key] for key in own if key in told})
-    return None if look.optional and made == schema() else made
+    asked_for = any(is_given(made, field.name) for field in dataclasses.fields(schema))
+    return None if look.optional and not asked_for else made
 
 
 def values_of(told: Options) -> dict[str, Any]:

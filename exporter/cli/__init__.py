@@ -83,6 +83,15 @@ class _Commands(click.Group):
                 formatter.write_dl([(name.ljust(width), does) for name, does in commands.items()])
 
 
+def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from exporter.cli.command import names_of_options
+
+        listed = (names_of_options(cli.get_command(ctx, name)) for name in cli.list_commands(ctx))
+        click.echo("\n\n".join([ctx.get_help(), *filter(None, listed)]), color=ctx.color)
+        ctx.exit()
+
+
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from exporter import __version__
@@ -98,6 +107,10 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
     help="Print the version.",
+)  # fmt: skip
+@click.option(
+    "--help-all", is_flag=True, expose_value=False, is_eager=True, callback=_show_all,
+    help="List the options of every command, too; COMMAND --help-all explains them.",
 )  # fmt: skip
 def cli() -> None:
     """Cut the layers that don't matter out of a Transformer, and prove what that bought.

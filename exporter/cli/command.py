@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import gc
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,18 +22,30 @@ from exporter.artifacts.yaml_file import YamlFile, read_yaml
 from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress, echo
 from exporter.cli.parameters import TextPath, help_of, parameter, plain_values, words_of
 from exporter.errors import OptionError, UsageError
-from exporter.options import Leaf, Options, build, flag, leaves, running_command
+from exporter.options import (
+    Leaf,
+    Options,
+    asked_keys,
+    build,
+    flag,
+    leaves,
+    running_command,
+)
 
 _S = TypeVar("_S", bound=Options)
 Run = Callable[[_S, ConsoleProgress], int | None]
 _ALL, _SHOW, _CONFIG = "help_all", "show_config", "config"
 _NEW_OBJECTS = 1_000_000
-_MOST_LINES, _FEW, _FIRST_COLUMN = 60, 3, 36
+_MOST_LINES, _FEW = 60, 3
 _IN_FILES = "Only in a --config file"
 
 
 def command(
-    schema: type[_S], *, json: bool = True, name: str | None = None
+    schema: type[_S],
+    *,
+    json: bool = True,
+    name: str | None = None,
+    check: Callable[[_S], None] = lambda _: None,
 ) -> Callable[[Run[_S]], SchemaCommand[_S]]:
     """Makes a command of a function.
 
@@ -40,10 +53,12 @@ def command(
         schema: What it is given, made from the command line and a configuration file.
         json: Whether it can print its result as JSON; then ``progress.as_json`` says so.
         name: Where it isn't the function's.
+        check: Refuses what can be told before any file is read, and wants libraries that the
+            options' classes don't load; called for ``--show-config``, too.
     """
 
     def made(run: Run[_S]) -> SchemaCommand[_S]:
-        return SchemaCommand(name or run.__name__, schema, run, json=json)
+        return SchemaCommand(name or run.__name__, schema, run, json=json, check=check)
 
     return made
 
@@ -74,10 +89,19 @@ class SchemaCommand(click.Command, Generic[_S]):
         schema: The class.
         run: Does it; gives an exit code, or None for 0.
         json: Whether it can print its result as JSON.
+        check: As for :func:`command`.
     """
 
-    def __init__(self, name: str, schema: type[_S], run: Run[_S], *, json: bool) -> None:
-        self.schema, self.run = schema, run
+    def __init__(
+        self,
+        name: str,
+        schema: type[_S],
+        run: Run[_S],
+        *,
+        json: bool,
+        check: Callable[[_S], None] = lambda _: None,
+    ) -> None:
+        self.schema, self.run, self._check = schema, run, check
         self.leaves = {leaf.key: leaf for leaf in leaves(schema)}
         self._made = {key: parameter(leaf) for key, leaf in self.leaves.items()}
         shown = [self._made[key] for key, leaf in self.leaves.items() if not leaf.look.config_only]
@@ -101,9 +125,20 @@ class SchemaCommand(click.Command, Generic[_S]):
         return [*own, *self._general, help_option]
 
     def invoke(self, ctx: click.Context) -> int | None:
-        """Reads the options, and runs the command or shows what would be run."""
+        """Reads the options, and runs the command or shows what would be run.
+
+        What is wrong with them is told by the names that they have here.
+        """
+        try:
+            return self._invoked(ctx)
+        except UsageError as error:
+            error.message, error.hint = map(self._as_named_here, (error.message, error.hint))
+            raise
+
+    def _invoked(self, ctx: click.Context) -> int | None:
         told, config = self._told(ctx)
         call = self._built(ctx, told, config)
+        self._check(call)
         progress = ctx.find_object(ConsoleProgress) or ConsoleProgress()
         if ctx.params.get(_SHOW):
             shown = yaml.safe_dump(
@@ -134,10 +169,19 @@ class SchemaCommand(click.Command, Generic[_S]):
         path: Path | None = ctx.params.get(_CONFIG)
         config = None if path is None else read_yaml(path)
         told = {} if config is None else self._configured(ctx, config)
-        for key in self.leaves:
-            if ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE:
-                told[key] = ctx.params[key]
-        return told, config
+        return {**told, **{key: ctx.params[key] for key in self._asked(ctx)}}, config
+
+    def _asked(self, ctx: click.Context) -> list[str]:
+        """The keys of the options that stand on the command line."""
+        given = click.core.ParameterSource.COMMANDLINE
+        return [key for key in self.leaves if ctx.get_parameter_source(key) is given]
+
+    def _as_named_here(self, words: str) -> str:
+        """A message with keys of configuration files in place of options that others have."""
+        for key, leaf in self.leaves.items():
+            if leaf.look.config_only:
+                words = re.sub(rf"{flag(key)}(?![\w-])", f"{key} (of a --config file)", words)
+        return words
 
     def _configured(self, ctx: click.Context, config: YamlFile) -> dict[str, Any]:
         data = {} if config.data is None else config.data
@@ -155,9 +199,10 @@ class SchemaCommand(click.Command, Generic[_S]):
                 )
             try:
                 read = self.leaves[key].read(value, strict=True)
-                found[key] = (
-                    self._made[key].type_cast_value(ctx, read) if read is not None else None
-                )
+                if read != self.leaves[key].default:  # --show-config writes defaults as well
+                    found[key] = (
+                        self._made[key].type_cast_value(ctx, read) if read is not None else None
+                    )
             except ValueError as error:
                 raise OptionError(f"{config.place(key)}: {key}: {error}.", "", [key]) from None
             except click.BadParameter as error:
@@ -173,6 +218,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         for key, leaf in self.leaves.items():
             if leaf.look.required and key not in told:
                 raise click.MissingParameter(ctx=ctx, param=self._made[key])
+        token = asked_keys.set(self._asked(ctx))
         try:
             return build(self.schema, told)
         except OptionError as error:
@@ -180,7 +226,9 @@ class SchemaCommand(click.Command, Generic[_S]):
             if config is None or not keys:
                 raise
             told_of = f"{config.place(keys[0])}: {keys[0]}: {error.message}"
-            raise OptionError(told_of, error.hint, error.keys) from None
+            raise OptionError(told_of, error.hint, error.keys, code=error.code) from None
+        finally:
+            asked_keys.reset(token)
 
     def _words(self, call: _S, told: Mapping[str, Any], config: YamlFile | None) -> tuple[str, ...]:
         """The command with what is asked of it, wherever it was asked."""
@@ -200,7 +248,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         }
         lines = _lines(whole, formatter)
         if not every and lines + len(formatter.getvalue().splitlines()) > _MOST_LINES:
-            briefly = {**_folded(shown, formatter.width), "General": whole["General"]}
+            briefly = {**_folded(shown), "General": whole["General"]}
             _write(briefly, formatter)
         else:
             _write(whole, formatter)
@@ -208,6 +256,17 @@ class SchemaCommand(click.Command, Generic[_S]):
     def _record(self, leaf: Leaf, ctx: click.Context) -> tuple[str, str]:
         record = self._made[leaf.key].get_help_record(ctx)
         return (f"{leaf.key}:", help_of(leaf)) if leaf.look.config_only or not record else record
+
+
+def names_of_options(command: click.Command | None) -> str:
+    """All that a command of its own can be told, by names alone; empty where that is nothing."""
+    leaves = command.leaves.values() if isinstance(command, SchemaCommand) else ()
+    shown = [leaf for leaf in leaves if _is_shown(leaf, every=True)]
+    names = [f"{leaf.key}:" if leaf.look.config_only else flag(leaf.key) for leaf in shown]
+    if command is None or not names:
+        return ""
+    words = " ".join([f"depthcut {command.name}", *names])
+    return textwrap.fill(words, 80, subsequent_indent="  ", break_on_hyphens=False)
 
 
 _Sections = dict[str, list[tuple[str, str]]]
@@ -226,9 +285,9 @@ def _by_section(shown: list[Leaf], record: Callable[[Leaf], tuple[str, str]]) ->
     return sections
 
 
-def _folded(shown: list[Leaf], width: int) -> _Sections:
+def _folded(shown: list[Leaf]) -> _Sections:
     """A line for each option; what stands nearly alone under a heading stands under the first."""
-    sections = _by_section(shown, lambda leaf: _brief(leaf, width - _FIRST_COLUMN))
+    sections = _by_section(shown, _brief)
     first, *others = sections
     for title in others:
         if len(sections[title]) < _FEW:
@@ -236,14 +295,13 @@ def _folded(shown: list[Leaf], width: int) -> _Sections:
     return sections
 
 
-def _brief(leaf: Leaf, width: int) -> tuple[str, str]:
+def _brief(leaf: Leaf) -> tuple[str, str]:
     words = leaf.look.brief or leaf.look.help.partition(". ")[0].partition("; ")[0]
     if not leaf.look.brief and leaf.choices and not leaf.look.metavar:
         words = f"{words.partition(': ')[0].rstrip('.')}: {', '.join(map(str, leaf.choices))}"
     value = "" if leaf.is_flag else f" {leaf.look.metavar or leaf.written.metavar or 'NAME'}"
     short = [name for name in leaf.names if len(name) == len("-o")]
-    told = textwrap.shorten(words.rstrip("."), width, placeholder="...")
-    return ", ".join([*short, flag(leaf.key)]) + value, told
+    return ", ".join([*short, flag(leaf.key)]) + value, words.rstrip(".")
 
 
 def _write(sections: _Sections, formatter: click.HelpFormatter) -> None:

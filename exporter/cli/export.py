@@ -20,7 +20,13 @@ class ExportCall(Options):
     rules = (only_with("required.require_speedup", "request.drops.budget.target_speedup"),)
 
 
-@command(ExportCall)
+def _check(call: ExportCall) -> None:
+    from exporter.pipeline.refusals import refuse_contradictions
+
+    refuse_contradictions(call.request)
+
+
+@command(ExportCall, check=_check)
 def export(call: ExportCall, progress: ConsoleProgress) -> int:
     """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
 

@@ -18,6 +18,7 @@ class RequiredSpeedup(Options):
         False,
         "End with exit code 1 where the plan's measured speedup misses --target-speedup, and with "
         "3 where the measurement can't tell; the results are written all the same.",
+        brief="Exit code 1 or 3 where that isn't shown",
         section=REACHING,
     )
 

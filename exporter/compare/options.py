@@ -163,6 +163,7 @@ class CompareOptions(RunOptions):
     eval_text: str = option(
         "pydoc",
         "Evaluation text: a text or JSONL file, hf:DATASET or pydoc.",
+        brief="Evaluation text: a file, hf:DATASET or pydoc",
         metavar="SOURCE",
         section=ACCURACY,
     )

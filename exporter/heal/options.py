@@ -27,7 +27,7 @@ class HealOptions(Options):
         "What is fitted: the mean of a branch's output, a linear map of what it reads, or for each "
         "branch what helps most.",
         "--heal",
-        brief="What takes the dropped branches' places: bias, linear, best",
+        brief="What replaces the dropped: bias, linear or best",
         section=HEALING,
     )
     rank: Count | None = option(

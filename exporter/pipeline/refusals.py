@@ -31,14 +31,12 @@ _RESULTS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def refuse_bad_options(request: ExportRequest) -> None:
-    """Refuses what can be told without the model.
+def refuse_contradictions(request: ExportRequest) -> None:
+    """Refuses options that don't go together, on any machine.
 
     Raises:
-        DepthcutError: Of the stage that would fail.
+        UsageError: With the options.
     """
-    for source in (request.load, request.choosing):
-        check_dtype(source.dtype)
     refuse_options(
         request.target,
         exporter=request.exporter,
@@ -50,6 +48,19 @@ def refuse_bad_options(request: ExportRequest) -> None:
     )
     _refuse_short_caches(request)
     refuse_unstreamable(request)
+    if request.quantize is not None:
+        _refuse_quantization(request, request.quantize)
+
+
+def refuse_bad_options(request: ExportRequest) -> None:
+    """Refuses what can be told without the model.
+
+    Raises:
+        DepthcutError: Of the stage that would fail.
+    """
+    refuse_contradictions(request)
+    for source in (request.load, request.choosing):
+        check_dtype(source.dtype)
     require("torch", extra="torch")
     check_provider(request.compare.provider)
     if request.exporter == "optimum":
@@ -58,8 +69,8 @@ def refuse_bad_options(request: ExportRequest) -> None:
         _refuse_plan(request.drops.plan)
     if request.engines is not None:
         _refuse_engines(request.engines)
-    if request.quantize is not None:
-        _refuse_quantization(request, request.quantize)
+    if request.quantize is not None and request.quantize.modelopt is not None:
+        modelopt_version(request.quantize.modelopt)
     _refuse_fitted_text(request)
     refuse_missing_tasks(request.compare.quality)
 
@@ -101,7 +112,7 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
     """Refuses what can't be quantised so."""
     settings.refuse_missing_text()
     if settings.modelopt is not None:
-        _refuse_modelopt(request, settings.modelopt)
+        _refuse_modelopt(request)
     elif request.engines is not None or request.target.startswith("tensorrt"):
         raise UsageError(
             f"TensorRT's parser takes no graph that depthcut or ONNX Runtime put into "
@@ -110,7 +121,7 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
         )
 
 
-def _refuse_modelopt(request: ExportRequest, python: Path) -> None:
+def _refuse_modelopt(request: ExportRequest) -> None:
     if request.target.startswith("onnxruntime"):
         raise UsageError(
             f"ModelOpt quantises for TensorRT, not for --target {request.target}.",
@@ -121,7 +132,6 @@ def _refuse_modelopt(request: ExportRequest, python: Path) -> None:
             "ModelOpt's ONNX Runtime can't run caches that are updated in place.",
             "Leave --cache-length out: the caches then grow.",
         )
-    modelopt_version(python)
 
 
 def refuse_calibration_text(run: Run) -> None:

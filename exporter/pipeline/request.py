@@ -73,6 +73,7 @@ class EngineRequest(Options):
         "tensorrt-rtx",
         "Build engines of both models too, and compare them.",
         "--engine",
+        brief="Build engines, too: tensorrt-rtx or tensorrt",
         usual="none",
         section=ENGINES,
     )
@@ -122,7 +123,7 @@ class ExportRequest(Options):
         "portable",
         "The runtime that both graphs are written for, in the fastest form that there is for it. "
         "onnxruntime-*: decoders want the extra genai.",
-        brief="The runtime: portable, onnxruntime-cpu, -cuda, tensorrt, -rtx",
+        brief="portable, onnxruntime-cpu, -cuda, tensorrt or -rtx",
     )
     exporter: ExporterName | None = option(
         None,
@@ -144,6 +145,7 @@ class ExportRequest(Options):
         False,
         "Also write the pruned model as a Hugging Face checkpoint, candidate/hf/: its safetensors "
         "lack what was dropped.",
+        brief="Also write a Hugging Face checkpoint: candidate/hf/",
     )
     compared: bool = option(
         True,
@@ -193,6 +195,7 @@ class ExportRequest(Options):
     stream: bool = option(
         False,
         "Read the weights a layer at a time, for models larger than memory.",
+        brief="Read the weights a layer at a time, to save memory",
         section=LOADING,
     )
     stream_dir: OutputFolder | None = option(

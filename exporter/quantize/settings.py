@@ -62,7 +62,7 @@ class QuantizeSettings(Options):
         "int4, int8: weights alone; mixed: 8 bits where 4 cost most; int8-*: computes in int8. "
         "fp8, int4-awq, and int8-qdq for TensorRT: with --modelopt-python.",
         "--quantize",
-        brief="int4, int8, mixed, int8-dynamic, int8-qdq, fp8, int4-awq",
+        brief="Quantise both, too: int4, int8, mixed and others",
         section=QUANTIZATION,
     )
     method: Method | None = option(

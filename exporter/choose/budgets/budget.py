@@ -37,10 +37,13 @@ class Memory(Options):
     limit_bytes: Annotated[Size, Field(gt=0)] = required(
         "Bytes that weights and caches may take together, such as 8GB.",
         "--fits",
+        brief="Memory for weights and caches, such as 8GB",
         section=REACHING,
     )
     context: Tokens = required(
-        "Of --fits: tokens in the caches of every sequence, such as 32k.", section=REACHING
+        "Of --fits: tokens in the caches of every sequence, such as 32k.",
+        brief="Of --fits: tokens in a cache, such as 32k",
+        section=REACHING,
     )
     batch: Count = option(
         1, "Of --fits: sequences whose caches are held.", "--sequences", section=REACHING
@@ -56,6 +59,7 @@ class Floors(Options):
         "The most that the perplexity may rise, such as 5%. On tokens that the search does not "
         "see; used up for speed where --at is given, else for parameters.",
         "--max-perplexity-increase",
+        brief="The most that it may rise, such as 5%",
         section=REACHING,
     )
     top1_agreement: OpenShare | None = option(
@@ -63,6 +67,7 @@ class Floors(Options):
         "Share of positions at which both models must think the same token the likeliest, such "
         "as 0.95.",
         "--min-top1-agreement",
+        brief="Share of equal top tokens, such as 0.95",
         section=REACHING,
     )
 
@@ -109,17 +114,22 @@ class Budget(Options):
         section=DROPPING,
     )
     parameters: OpenShare | None = option(
-        None, "Share of the parameters to remove, such as 10%.", section=REACHING
+        None,
+        "Share of the parameters to remove, such as 10%.",
+        brief="Share of parameters to remove, such as 10%",
+        section=REACHING,
     )
     fits: Memory | None = part(switch="limit_bytes")
     target_speedup: _Speedup | None = option(
         None,
         "How many times as fast the request --at is to be, measured to within 3 %.",
+        brief="How many times as fast --at is to be",
         section=REACHING,
     )
     at: RequestShapeOption | None = option(
         None,
         "The request whose time counts, such as batch=1,prompt=512,new=128.",
+        brief="The request: batch=1,prompt=512,new=128",
         section=REACHING,
     )
     floors: Floors = part(Floors())

@@ -42,8 +42,6 @@ def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan | None:
     """
     report = ImportanceReport.read(request.importance).of_metric(request.metric)
     _refuse_places(request, report)
-    if request.curve is None:
-        request.budget.refuse_empty()
     weighs = request.settings.for_budget(request.budget).weighs_replacements
     keeps = request.curve is not None or not request.budget.only_counts or weighs
     made = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.choose.budgets.budget import REACHING, Budget
-from exporter.choose.budgets.settings import PlanSettings, idle_rule, settled_heal
+from exporter.choose.budgets.settings import PlanSettings, idle_rule, search_rules, settled_heal
 from exporter.choose.selection.search_options import OF_SEARCHES
 from exporter.compare.options import SPEED, RunOptions
 from exporter.models.loading.options import LOADING, SourceOptions
@@ -35,6 +35,21 @@ def _timed(name: str) -> Rule:
     )
 
 
+_OF_MODELS = (
+    *("model", "settings.calibration", "settings.batch_size", "load.revision"),
+    *("load.trust_remote_code", "load.allow_pickle", "load.allow_any_model_type"),
+)
+
+
+def _running(name: str) -> Rule:
+    return Rule(
+        (name,),
+        lambda told: is_given(told, name) and not told.runs_model,
+        "{0} is for plans that run the model; the lowest scores are taken without it.",
+        "Leave it away, or take --search, --heal, or a budget that is more than numbers.",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest(Options):
     """What `depthcut plan` is asked to do."""
@@ -48,12 +63,14 @@ class PlanRequest(Options):
     curve: OutputPath | None = option(
         None,
         "Write the whole front of what plans gain and cost, and a page with the plot beside it.",
+        brief="Write what plans gain and cost, and a plot",
         metavar="FILE.json",
         section=REACHING,
     )
     onnx: OnnxFile | None = option(
         None,
         "The exported graph: requests are timed on it, and sizes read from it.",
+        brief="The exported graph, for times and sizes",
         metavar="GRAPH",
         section=SPEED,
     )
@@ -61,6 +78,7 @@ class PlanRequest(Options):
         None,
         "Measured costs of sublayers: kept here, and used again for the same graph, request and "
         "machine. Without --onnx they foretell, and nothing is measured.",
+        brief="Measured costs of sublayers: used, and kept here",
         metavar="FILE",
         section=SPEED,
     )
@@ -91,6 +109,7 @@ class PlanRequest(Options):
     cluster: ClusterOptions | None = part(switch="address")
 
     rules = (
+        *map(_running, _OF_MODELS),
         *map(_timed, ("run.provider", "run.threads", "time_budget_s")),
         *(
             idle_rule(name, lambda told: told.goes_by_scores)
@@ -99,6 +118,7 @@ class PlanRequest(Options):
                 *(f"settings.search.{each}" for each in OF_SEARCHES),
             )
         ),
+        *search_rules("settings.search"),
         Rule(
             ("settings.allow_all",),
             lambda told: told.settings.allow_all and not told.budget.only_counts,
@@ -113,6 +133,11 @@ class PlanRequest(Options):
             "Take --search greedy or evolution and no --heal, or leave {0} away.",
         ),
     )
+
+    def __post_init__(self) -> None:
+        if self.curve is None:
+            self.budget.refuse_empty()
+        self.settings.for_budget(self.budget)
 
     @classmethod
     def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -129,6 +154,13 @@ class PlanRequest(Options):
         """Whether nothing is measured."""
         by_damage = self.settings.search.by_damage
         return self.budget.only_counts and not by_damage and self.curve is None
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether the scores alone don't say what is dropped, or something is fitted."""
+        settings = self.settings
+        iterative = settings.search.search == "iterative"
+        return iterative or settings.heal is not None or not self.goes_by_scores
 
     @property
     def spreads(self) -> bool:

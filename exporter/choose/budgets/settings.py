@@ -7,7 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
-from exporter.choose.selection.search_options import DROPPING, OF_SEARCHES, SearchOptions
+from exporter.choose.selection.search_options import (
+    DROPPING,
+    OF_ONE_SEARCH,
+    OF_SEARCHES,
+    SearchOptions,
+)
 from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
 from exporter.option_types import Count
@@ -41,6 +46,7 @@ class PlanSettings(Options):
     calibration: str | None = option(
         None,
         "Text to search on: a text or JSONL file, hf:DATASET, pydoc, or self.",
+        brief="Text to search on: file, hf:DATASET, pydoc or self",
         metavar="SOURCE",
         usual="the one that IMPORTANCE rests on",
         section=SCORING,
@@ -53,6 +59,7 @@ class PlanSettings(Options):
         "Of numbers alone: drop them even if that leaves no attention and no MLP at all. Lifts no "
         "other refusal.",
         "--allow-empty",
+        brief="Of numbers alone: even if nothing is left",
         section=DROPPING,
     )
 
@@ -124,7 +131,27 @@ def idle_rules(budget: str, search: str) -> tuple[Rule, ...]:
         search: Likewise.
     """
     names = (f"{budget}.at", f"{budget}.kinds", *(f"{search}.{name}" for name in OF_SEARCHES))
-    return tuple(idle_rule(name, lambda told: _by_scores(told, budget, search)) for name in names)
+    idle = [idle_rule(name, lambda told: _by_scores(told, budget, search)) for name in names]
+    return (*idle, *search_rules(search))
+
+
+def search_rules(search: str) -> tuple[Rule, ...]:
+    """Rules that refuse what another search alone heeds.
+
+    Args:
+        search: Where a class has the options of searches.
+    """
+    return tuple(_of_one_search(search, *each) for each in OF_ONE_SEARCH.items())
+
+
+def _of_one_search(search: str, name: str, heeding: str) -> Rule:
+    own, method = f"{search}.{name}", f"{search}.search"
+    return Rule(
+        (own, method),
+        lambda told: is_given(told, own) and value_at(told, method) != heeding,
+        f"{{0}} is for {{1}} {heeding}.",
+        f"Say {{1}} {heeding}, or leave {{0}} out.",
+    )
 
 
 def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:

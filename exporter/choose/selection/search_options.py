@@ -10,8 +10,10 @@ from exporter.options import Options, dataclass, option
 
 DROPPING = "What to drop"
 Search = Literal["one-shot", "iterative", "greedy", "evolution"]
-OF_SEARCHES = ("objective", "shortlist", "tokens", "seconds", "seed")
+OF_SEARCHES = ("objective", "shortlist", "tokens")
 """The fields that only searches by damage heed."""
+OF_ONE_SEARCH = {"every": "iterative", "seconds": "evolution", "seed": "evolution"}
+"""The fields that one search alone heeds, and which."""
 
 
 @dataclass(frozen=True)

@@ -444,11 +444,30 @@ def test_a_required_speedup_is_told_by_the_exit_code(
     assert run(call) == 2
 
 
-@pytest.mark.parametrize("name", ["objective", "shortlist", "search_tokens", "search_seed"])
-def test_what_only_searches_heed_is_refused_where_nothing_is_searched(name: str) -> None:
-    said = {"objective": "perplexity"}.get(name, 7)
+_FOREIGN = {"search_seed": "greedy", "search_seconds": "greedy", "rescore_every": "greedy"}
+_HEEDING = {"search_seed": "evolution", "search_seconds": "evolution", "rescore_every": "iterative"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        *(("objective", "perplexity"), ("shortlist", 7), ("search_tokens", 7)),
+        *(("search_seed", 7), ("search_seconds", 7.0), ("rescore_every", 7)),
+        *(("model", "m"), ("calibration", "text.txt"), ("batch_size", 7), ("revision", "v1")),
+        *(("trust_remote_code", True), ("allow_pickle", True), ("allow_any_model_type", True)),
+    ],
+)
+def test_what_only_searches_heed_is_refused_where_nothing_is_searched(name: str, said: Any) -> None:
     asked = {"importance": Path("i.json"), "drop_mlp": 1, name: said}
-    with pytest.raises(OptionError) as refused:
-        build(PlanRequest, asked)
-    assert refused.value.keys[0] == name
-    assert values_of(build(PlanRequest, {**asked, "search": "greedy"}))[name] == said
+    for search in {None, _FOREIGN.get(name)}:
+        with pytest.raises(OptionError) as refused:
+            build(PlanRequest, {**asked, "search": search})
+        assert refused.value.keys[0] == name
+    heeded = build(PlanRequest, {**asked, "search": _HEEDING.get(name, "greedy")})
+    assert values_of(heeded)[name] == said
+
+
+def test_the_model_is_of_use_where_something_is_fitted_or_held() -> None:
+    asked = {"importance": Path("i.json"), "model": "m"}
+    for more in ({"drop_mlp": 1, "heal": "bias"}, {"parameters": 0.1}, {"curve": Path("c.json")}):
+        assert build(PlanRequest, {**asked, **more}).model == "m"

@@ -292,6 +292,28 @@ def test_interrupt_from_outside_is_130(tmp_path: Path) -> None:
     assert "Interrupted" in ran.stderr
 
 
+@pytest.mark.parametrize("module", ["depthcut_packages", "exporter.cli", "click"])
+def test_an_interrupt_while_modules_load_is_130_and_one_line(tmp_path: Path, module: str) -> None:
+    script = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == sys.argv[1]:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from depthcut_command import main\n"
+        "sys.argv[2:] = ['--version']\n"
+        "main()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", script, module], capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=env, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 130
+    assert len(ran.stderr.splitlines()) == 1
+
+
 def test_plan_does_not_overwrite_the_scores(tmp_path: Path) -> None:
     scores = tmp_path / "importance.json"
     scores.write_text("{}")

@@ -77,8 +77,16 @@ class Bread(Options):
     seeds: tuple[str, ...] = option((), "On it.", "--seeded")
     rolls: Generations = option((), "As well.")
     recipe: InputFile | None = option(None, "From where.")
+    lid: Count = option(2, "How heavy.")
     rules = (
         only_with("water", "slices"),
+        only_with("lid", "recipe"),
+        Rule(("baking.seed",), lambda told: told.baking.seed == -1, "{0} is nothing."),
+        Rule(
+            ("baking.minutes",),
+            lambda told: told.baking.degrees == 999,
+            "{0} is too long for that.",
+        ),
         Rule(("salt",), lambda told: told.salt > 0.5, "{0} is too much.", "Take less."),
     )
 
@@ -211,6 +219,87 @@ def test_the_recorded_command_says_defaults_that_were_asked_for(
     assert (again.baking.degrees, again.baking.seed) == (180, 3)
 
 
+def test_an_option_on_the_command_line_is_given_whatever_its_value(
+    bake: list[Bread], tmp_path: Path
+) -> None:
+    words = ["bake", "rye", "-o", "x"]
+    assert command_line.run([*words, "--box-weight", "0"]) == 2
+    assert command_line.run([*words, "--box-weight", "0", "--box", "tin"]) == 0
+    assert command_line.run([*words, "--config", _config(tmp_path, "box_weight: 0")]) == 0
+    bounded = [*words, "--lid", "2"]
+    assert command_line.run(bounded) == 2
+    assert command_line.run([*bounded, "--recipe", _config(tmp_path, "")]) == 0
+    assert command_line.run([*words, "--config", _config(tmp_path, "lid: 2")]) == 0
+    assert command_line.run([*words, "--config", _config(tmp_path, "lid: 3")]) == 2
+
+
+def test_a_key_alone_is_named_as_one_and_an_option_as_such(
+    bake: list[Bread], tmp_path: Path
+) -> None:
+    command = command_line.cli.get_command(None, "bake")
+    assert isinstance(command, SchemaCommand)
+    for text, named, not_named in [("seed: -1", "seed", "--seed"), ("degrees: 999", "--time", "")]:
+        call = ["rye", "-o", "x", "--config", _config(tmp_path, text)]
+        with pytest.raises(OptionError) as refused, command.make_context("bake", call) as ctx:
+            command.invoke(ctx)
+        assert named in str(refused.value)
+        assert not not_named or not_named not in str(refused.value)
+
+
+def test_what_is_shown_is_checked_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(call: Bread) -> None:
+        if call.salt > 0.1:
+            raise OptionError("", keys=["salt"])
+
+    command = SchemaCommand("bake", Bread, lambda *_: None, json=True, check=check)
+    monkeypatch.setitem(command_line.cli.commands, "bake", command)
+    words = ["bake", "rye", "-o", "x", "--salt"]
+    for more in ([], ["--show-config"]):
+        assert command_line.run([*words, "20%", *more]) == 2
+        assert capsys.readouterr().out == ""
+        assert command_line.run([*words, "10%", *more]) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "more"),
+    [
+        (["--target", "onnxruntime-cpu", "--opset", "20"], ["--target", "portable"]),
+        (["--cache-length", "512"], ["--target", "tensorrt"]),
+        (["--stream", "--heal", "bias"], ["--heal", "none"]),
+        (["--quantize", "int4", "--target", "tensorrt"], ["--target", "portable"]),
+        (["--quantize", "int8-qdq"], ["--calibration", "pydoc"]),
+    ],
+)
+def test_a_contradiction_is_told_before_the_configuration_is_shown(
+    asked: list[str], more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["export", "m", "-o", "x", "--drop-mlp", "1", "--prefill", "8", "--decode-past", "8"]
+    assert command_line.run([*call, *asked, "--show-config"]) == 2
+    assert capsys.readouterr().out == ""
+    assert command_line.run([*call, *asked, *more, "--show-config"]) == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *(
+            ["plan", "IMPORTANCE"],
+            ["plan", "IMPORTANCE", "--parameters", "5%", "--search", "one-shot"],
+        ),
+        *(["quantize", "MODEL", "-o", "x", "--quantize", "fp8"],),
+    ],
+)
+def test_so_do_plan_and_quantize(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("{}")
+    words = [str(tmp_path / "file") if word.isupper() else word for word in asked]
+    assert command_line.run([*words, "--show-config"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_shown_runs_the_same(
     bake: list[Bread], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,7 +370,7 @@ def test_from_the_object_to_words_and_yaml_and_back(values: dict[str, Any]) -> N
     assert build(Bread, told) == made
     command = SchemaCommand("bake", Bread, lambda *_: None, json=False)
     config_only = {key: value for key, value in values.items() if own[key].look.config_only}
-    again = values_of(command.read(words_of(made, own)))
+    again = values_of(command.read(words_of(made, values)))
     assert build(Bread, {**again, **config_only}) == made
 
 
@@ -312,21 +401,47 @@ def test_only_lm_eval_has_no_options_of_its_own() -> None:
     assert set(command_line.cli.list_commands()) - with_options == {"lm-eval"}
 
 
+@pytest.mark.parametrize("columns", ["80", "100"])
 @pytest.mark.parametrize("name", [each.name for each in _commands()])
 def test_help_is_short_and_all_of_it_is_all(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", columns)
     command = command_line.cli.get_command(None, name)
     assert isinstance(command, SchemaCommand)
     assert command_line.run([name, "--help"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) <= 60
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 60
+    assert not [line for line in lines[1:] if line.endswith("...")]
     assert command_line.run([name, "--help-all"]) == 0
     told = capsys.readouterr().out
     for key, leaf in command.leaves.items():
         if not leaf.look.argument:
             shown = f"{key}:" if leaf.look.config_only else f"--{key.replace('_', '-')}"
             assert re.search(rf"(?m)^  (-\w, )?{shown}(?!\w)", told), shown
+
+
+@pytest.mark.parametrize("name", ["plan", "export"])
+def test_each_option_of_a_brief_help_takes_one_line(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert command_line.run([name, "--help"]) == 0
+    options = capsys.readouterr().out.split("Options:")[1].splitlines()
+    own = [line for line in options if line.startswith(" ")]
+    wrapped = [line for line in own if not re.match("  -", line)]
+    assert len(wrapped) == 1, "that of --max-perplexity-increase, whose name is long"
+
+
+def test_the_whole_help_of_all_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.run(["--help-all"]) == 0
+    told = capsys.readouterr().out
+    for command in _commands():
+        paragraph = re.search(rf"(?ms)^depthcut {command.name} (.*?)(^$|\Z)", told)
+        words = paragraph[1].split() if paragraph else []
+        own = [each for each in command.leaves.values() if not each.look.argument]
+        named = [f"{e.key}:" if e.look.config_only else f"--{e.key}" for e in own]
+        assert words == [name.replace("_", "-") if name[0] == "-" else name for name in named]
 
 
 def test_an_option_means_the_same_in_every_command() -> None:

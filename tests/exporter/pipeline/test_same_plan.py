@@ -65,8 +65,10 @@ class Road:
         path = self._folder / f"plan-{next(self._calls)}.json"
         wants_graph = {"--fits", "--parameters", "--at", "--max-perplexity-increase"} & {*asked}
         graph = ["--onnx", str(self.graph)] if wants_graph else []
-        call = ["plan", str(self.scores), "-o", str(path), "--batch-size", "8", "-q"]
-        return path if cli.run([*call, *graph, *asked]) == 0 else None
+        runs = graph or {"iterative", "greedy", "bias", "linear", "best"} & {*asked}
+        batch = ["--batch-size", "8"] if runs else []
+        call = ["plan", str(self.scores), "-o", str(path), "-q"]
+        return path if cli.run([*call, *batch, *graph, *asked]) == 0 else None
 
     def export(self, asked: list[str]) -> Path | None:
         """The plan that `depthcut export` would carry out; None where it is refused."""
