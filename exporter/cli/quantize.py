@@ -36,7 +36,7 @@ class QuantizeCall(Options):
     )
 
 
-@command(QuantizeCall, check=lambda call: call.settings.refuse_nonsense())
+@command(QuantizeCall, check=lambda call: call.settings.refuse_missing_text())
 @collecting_rarely
 def quantize(call: QuantizeCall, progress: ConsoleProgress) -> None:
     """Put the weights of MODEL, an ONNX file or a folder with one, into fewer bits.

@@ -288,7 +288,7 @@ def test_a_contradiction_is_told_before_the_configuration_is_shown(
             ["plan", "IMPORTANCE"],
             ["plan", "IMPORTANCE", "--parameters", "5%", "--search", "one-shot"],
         ),
-        *(["quantize", "MODEL", "-o", "x", "--quantize", "fp8"],),
+        *(["quantize", "MODEL", "-o", "x", "--quantize-method", "gptq"],),
     ],
 )
 def test_so_do_plan_and_quantize(
