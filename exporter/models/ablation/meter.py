@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import Damage, joined
 from exporter.models.ablation.divergences import Reference
-from exporter.models.ablation.streams import StreamRunner
+from exporter.models.ablation.streams import StreamRunner, Streams
 from exporter.models.texts.batches import Batch, batches_of
 from exporter.progress import QUIET, Progress
 
@@ -22,41 +23,47 @@ if TYPE_CHECKING:
 _KEPT_BYTES = 1 << 30
 
 
-class DamageMeter:
-    """Holds cut models against the whole one on fixed samples.
+class Asked(Protocol):
+    """What a model is asked in one run."""
+
+    @property
+    def first_sample(self) -> int:
+        """The number of the first of its samples, or items."""
+
+    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What the model is called with."""
+
+    def places(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden states that its head is run on; see :data:`Places`."""
+
+    def answers(self, logits: torch.Tensor) -> torch.Tensor:
+        """What cut models are compared by, ``[samples, positions, answers]``, as logits."""
+
+    def reference(self, answers: torch.Tensor) -> Reference:
+        """The whole model's answers, as what cut ones are held against."""
+
+
+class CutMeter:
+    """Holds cut models against the whole one on what they are asked.
 
     The whole model's distributions are kept between calls as far as there is room.
 
     Args:
         model: A transformers model with a language head, in eval mode.
-        input_ids: ``[samples, tokens]``, int64.
-        mask: ``[samples, tokens]``, boolean; False marks padding.
-        batch_size: Samples in one forward pass.
-        positions: Answers are compared at every so many positions: the head and the comparison
-            cost a fifth of a small model's run. 1 for all.
+        asked: In the order in which damage is told.
         kept_bytes: How much of the whole model's distributions is kept between calls, which spares
             later calls a run; 0 for a single call.
 
     Raises:
-        ScoringError: The model has no language head, or there is no position to compare at.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
     def __init__(
-        self,
-        model: Any,
-        input_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        *,
-        batch_size: int = 4,
-        positions: int = 1,
-        kept_bytes: int = _KEPT_BYTES,
+        self, model: Any, asked: Sequence[Asked], *, kept_bytes: int = _KEPT_BYTES
     ) -> None:
-        refuse_unmeasurable(model, mask, positions)
         self._model = model
-        self._batches = batches_of(input_ids, mask, batch_size)
-        self._batch_size, self._stride = batch_size, positions
-        self._runner = StreamRunner(model, positions)
+        self._asked = {each.first_sample: each for each in asked}
+        self._runner = StreamRunner(model)
         self._kept: dict[int, Reference] = {}
         self._free_bytes = kept_bytes
 
@@ -90,11 +97,10 @@ class DamageMeter:
             ScoringError: Logits are not finite.
         """
         parts: list[list[Damage]] = [[] for _ in range(len(others) + 1)]
-        total = len(self._batches) * (len(others) + 1)
+        total = len(self._asked) * (len(others) + 1)
         with progress.task("run with cuts", total=total) as task:
-            for batch in self._batches:
-                found = self.measure_batch(batch.first_sample, cut, others)
-                for index, damage in enumerate(found):
+            for start in self._asked:
+                for index, damage in enumerate(self.measure_batch(start, cut, others)):
                     parts[index].append(damage)
                     task.advance()
         return [joined(part) for part in parts]
@@ -102,10 +108,10 @@ class DamageMeter:
     def measure_batch(
         self, start: int, cut: BranchReplacements, others: Sequence[BranchReplacements]
     ) -> Iterator[Damage]:
-        """What :meth:`measure_many` measures, of one batch.
+        """What :meth:`measure_many` measures, of one run.
 
         Args:
-            start: The batch's first sample.
+            start: The first sample of what is asked in it.
             cut: The one that is run whole.
             others: Those that run from where they differ from it on.
 
@@ -115,25 +121,86 @@ class DamageMeter:
         Raises:
             ScoringError: Logits are not finite.
         """
-        batch = self._batches[start // self._batch_size]
-        inputs = batch.inputs(self._model.device)
-        reference = self._kept.get(batch.number)
-        if not cut and reference is None:
-            streams, logits = self._runner.record(inputs, cut)
-            reference = self._reference(batch, logits)
-        else:
-            reference = reference or self._reference(batch, self._runner.record(inputs, {})[1])
-            streams, logits = self._runner.record(inputs, cut)
-        yield damage_of(reference, logits, cut, start)
+        asked = self._asked[start]
+        reference = self._kept.get(start)
+        if cut and reference is None:
+            reference = self._reference(asked, self._record(asked, {})[1])
+        streams, answers = self._record(asked, cut)
+        reference = reference or self._reference(asked, answers)
+        yield damage_of(reference, answers, cut, start)
         for other in others:
-            yield damage_of(reference, self._runner.resume(streams, other), other, start)
+            answers = asked.answers(self._runner.resume(streams, asked.places, other))
+            yield damage_of(reference, answers, other, start)
 
-    def _reference(self, batch: Batch, logits: torch.Tensor) -> Reference:
-        reference = reference_of(logits, batch, self._stride)
+    def _record(self, asked: Asked, cut: BranchReplacements) -> tuple[Streams, torch.Tensor]:
+        inputs = asked.inputs(self._model.device)
+        streams, logits = self._runner.record(inputs, asked.places, cut)
+        return streams, asked.answers(logits)
+
+    def _reference(self, asked: Asked, answers: torch.Tensor) -> Reference:
+        reference = asked.reference(answers)
         if reference.nbytes <= self._free_bytes:
-            self._kept[batch.number] = reference
+            self._kept[asked.first_sample] = reference
             self._free_bytes -= reference.nbytes
         return reference
+
+
+class DamageMeter(CutMeter):
+    """Holds cut models' next-token distributions against the whole one's on fixed samples.
+
+    Args:
+        model: A transformers model with a language head, in eval mode.
+        input_ids: ``[samples, tokens]``, int64.
+        mask: ``[samples, tokens]``, boolean; False marks padding.
+        batch_size: Samples in one forward pass.
+        positions: Answers are compared at every so many positions: the head and the comparison
+            cost a fifth of a small model's run. 1 for all.
+        kept_bytes: See :class:`CutMeter`.
+
+    Raises:
+        ScoringError: The model has no language head, or there is no position to compare at.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        *,
+        batch_size: int = 4,
+        positions: int = 1,
+        kept_bytes: int = _KEPT_BYTES,
+    ) -> None:
+        refuse_unmeasurable(model, mask, positions)
+        batches = batches_of(input_ids, mask, batch_size)
+        super().__init__(
+            model, [_NextTokens(each, positions) for each in batches], kept_bytes=kept_bytes
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _NextTokens:
+    """The next tokens of a batch, at every so many positions."""
+
+    batch: Batch
+    stride: int
+
+    @property
+    def first_sample(self) -> int:
+        return self.batch.first_sample
+
+    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        return self.batch.inputs(device)
+
+    def places(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[:, :: self.stride]
+
+    def answers(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def reference(self, answers: torch.Tensor) -> Reference:
+        return reference_of(answers, self.batch, self.stride)
 
 
 def reference_of(logits: torch.Tensor, batch: Batch, positions: int) -> Reference:
@@ -188,6 +255,21 @@ def damage_of(
     return damage
 
 
+def refuse_headless(model: Any) -> None:
+    """Refuses a model whose answers can't be asked for.
+
+    Raises:
+        ScoringError: It has no language head.
+    """
+    if not model.can_generate() or model.get_output_embeddings() is None:
+        raise ScoringError(
+            f"{type(model).__name__} predicts no next token, so damage to its answers can't "
+            "be measured.",
+            "Use a metric of the residual stream, such as cosine.",
+            code="no-next-token",
+        )
+
+
 def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> None:
     """Refuses what damage can't be measured on.
 
@@ -199,11 +281,6 @@ def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> 
     Raises:
         ScoringError: The model has no language head, or there is no position to compare at.
     """
-    if not model.can_generate() or model.get_output_embeddings() is None:
-        raise ScoringError(
-            f"{type(model).__name__} predicts no next token, so damage to its answers can't "
-            "be measured.",
-            "Use a metric of the residual stream, such as cosine.",
-        )
+    refuse_headless(model)
     if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):
         raise ScoringError("There is no token with a next one to predict.", "Give longer samples.")

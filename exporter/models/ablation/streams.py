@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 
+Places = Callable[["torch.Tensor"], "torch.Tensor"]
+"""From the last hidden states ``[batch, tokens, hidden]`` to those that the head is run on."""
+
+
 @dataclass(frozen=True, eq=False)
 class Streams:
     """What one run of some samples left behind, for runs that begin higher up.
@@ -49,18 +53,16 @@ class StreamRunner:
 
     Args:
         model: A transformers model with a language head.
-        positions: Every so many positions the head is run; 1 for all.
 
     Raises:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
-    def __init__(self, model: Any, positions: int = 1) -> None:
+    def __init__(self, model: Any) -> None:
         import torch
 
         self._model = model
         self._head = model.get_output_embeddings()
-        self._stride = positions
         self.layers: Sequence[LayerModules] = layer_modules(model)
         self._branches = CutBranches(self.layers)
         ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
@@ -68,13 +70,18 @@ class StreamRunner:
             model(input_ids=ids, use_cache=False)
 
     def record(
-        self, inputs: dict[str, torch.Tensor], cut: BranchReplacements
+        self, inputs: dict[str, torch.Tensor], asked: Places, cut: BranchReplacements
     ) -> tuple[Streams, torch.Tensor]:
         """Runs the whole model.
 
+        Args:
+            inputs: What it is given.
+            asked: Where its head is run.
+            cut: What is in the places of which branches.
+
         Returns:
-            What later runs can begin from, and the logits ``[batch, chosen positions, vocabulary]``
-            at every so many positions, the first included.
+            What later runs can begin from, and the logits, ``[..., vocabulary]``, where they were
+            asked for.
         """
         streams = Streams(inputs, dict(cut), [None] * len(self.layers), {})
         with contextlib.ExitStack() as stack:
@@ -82,9 +89,9 @@ class StreamRunner:
             stack.enter_context(self._branches.cut(cut))
             for modules in self.layers:
                 stack.enter_context(recorded(modules, streams))
-            return streams, self._run(inputs, stack)
+            return streams, self._run(inputs, asked, stack)
 
-    def resume(self, streams: Streams, cut: BranchReplacements) -> torch.Tensor:
+    def resume(self, streams: Streams, asked: Places, cut: BranchReplacements) -> torch.Tensor:
         """Runs only what a cut changes against the recorded run.
 
         Returns:
@@ -99,7 +106,7 @@ class StreamRunner:
                 stack.enter_context(forward_of(modules.layer, giving(kept)))
             rest = {name: what for name, what in cut.items() if name[0] >= start}
             stack.enter_context(self._branches.cut(rest))
-            return self._run(streams.inputs, stack)
+            return self._run(streams.inputs, asked, stack)
 
     def _start(self, streams: Streams, cut: BranchReplacements) -> tuple[int, Any]:
         """The first layer to run, and what the one below gives now; None: what it gave before."""
@@ -115,20 +122,22 @@ class StreamRunner:
             return layer, None
         return layer + 1, without_mlp(streams.attended[layer], mlp, streams.outputs[layer])
 
-    def _run(self, inputs: dict[str, torch.Tensor], stack: contextlib.ExitStack) -> torch.Tensor:
+    def _run(
+        self, inputs: dict[str, torch.Tensor], asked: Places, stack: contextlib.ExitStack
+    ) -> torch.Tensor:
         import torch
 
-        stack.enter_context(strided_head(self._head, self._stride))
+        stack.enter_context(head_at(self._head, asked))
         with torch.inference_mode():
             logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
         return logits
 
 
-def strided_head(head: torch.nn.Module, positions: int) -> contextlib.AbstractContextManager[None]:
-    """Runs a model's head at every so many positions while the block runs."""
+def head_at(head: torch.nn.Module, asked: Places) -> contextlib.AbstractContextManager[None]:
+    """Runs a model's head at some places only while the block runs."""
 
     def choose(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][:, ::positions], *args[1:])
+        return (asked(args[0]), *args[1:])
 
     return hooked([head.register_forward_pre_hook(choose)])
 

@@ -18,8 +18,8 @@ from exporter.models.ablation.meter import damage_of, reference_of
 from exporter.models.ablation.streams import (
     CutBranches,
     Streams,
+    head_at,
     recorded,
-    strided_head,
     without_mlp,
 )
 from exporter.models.anatomy.residual_stream import first_tensor
@@ -95,7 +95,7 @@ class AnswerCuts:
         stride = self._scored.positions
         head = self._scored.model.get_output_embeddings()
         parts: list[list[Damage]] = [[] for _ in self._cuts]
-        with self._runner.only(None), strided_head(head, stride):
+        with self._runner.only(None), head_at(head, lambda hidden: hidden[:, ::stride]):
             for batch in self._scored.batches:
                 for stream, cut in enumerate([{}, *self._cuts]):
                     given = states.get(stream, batch.number)

@@ -18,6 +18,7 @@ from exporter.models.ablation.meter import DamageMeter
 from exporter.models.anatomy.architectures import sublayers
 from exporter.models.anatomy.families import FAMILIES
 from exporter.models.anatomy.residual_stream import first_tensor
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -185,7 +186,7 @@ def test_logits_that_are_not_finite() -> None:
 
 
 def test_a_model_without_a_language_head() -> None:
-    with pytest.raises(ScoringError, match="predicts no next token"):
+    with raises(ScoringError, "no-next-token"):
         DamageMeter(tiny_model("vit"), _IDS, _ALL)
 
 
