@@ -90,6 +90,7 @@ class ImportanceReport(Artifact):
             raise ArtifactError(
                 f"{self.model.source} is not scored by {name} here, only by {', '.join(tables)}.",
                 f"Score it again: depthcut score --metric {name}.",
+                code="not-scored",
             )
         others = [MetricScores(metric=m, scores=s) for m, s in tables.items() if m != name]
         chosen = {"metric": name, "scores": tables[name], "further": others}

@@ -79,6 +79,7 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
         raise UsageError(
             f"{numbers} holds the numbers of {other}, too, and would be written over.",
             "Write the plan under another name.",
+            code="numbers-in-use",
         )
     kept = [*inputs, model]
     for each in files_of(path):

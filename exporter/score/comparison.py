@@ -135,6 +135,7 @@ def table_of_kind(ranking: RankingRef, scores: Sequence[Score], kind: DeletionKi
                 f"{ranking.file}: the {ranking.metric} of {score.kind} {score.layer} is "
                 f"{score.score}; it can't be ranked.",
                 "Score the model again.",
+                code="not-finite",
             )
     return {score.layer: score.score for score in scores if score.kind == kind}
 

@@ -232,7 +232,7 @@ def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int
 def _parse_drop(text: str) -> list[PlannedDeletion]:
     match = _DROP.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{text!r} does not say what to drop.", _DROP_HINT)
+        raise UsageError(f"{text!r} does not say what to drop.", _DROP_HINT, code="malformed-drop")
     kind = next((kind for kind in get_args(DeletionKind) if kind == match["kind"]), None)
     if kind is None:
         raise UsageError(

@@ -163,7 +163,7 @@ class Budget(Options):
             UsageError: It does.
         """
         if self.only_counts and not self.counts:
-            raise UsageError("The plan is asked for nothing.", ASK_HINT)
+            raise UsageError("The plan is asked for nothing.", ASK_HINT, code="nothing-asked")
 
     def asked(self) -> dict[str, int | float | str]:
         """What was asked for, as a plan notes it."""

@@ -242,11 +242,13 @@ def _refuse_missing(
         raise UsageError(
             "Times are measured on the exported graph.",
             "Name it with --onnx, or costs that were measured before with --costs.",
+            code="times-need-graph",
         )
     if budget.fits is not None and sizes is None:
         raise UsageError(
             "How much the caches take is read from the exported graph.",
             "Name it with --onnx.",
+            code="caches-need-graph",
         )
     if budget.fits is not None and sizes is not None:
         sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
@@ -254,4 +256,5 @@ def _refuse_missing(
         raise UsageError(
             f"The costs were measured for {costs.at}, not for {budget.at}.",
             "Ask for that request with --at, or measure again.",
+            code="other-conditions",
         )

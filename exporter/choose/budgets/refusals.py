@@ -20,6 +20,7 @@ def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoRe
         f"The budget is out of reach: with everything dropped that may be dropped there is "
         f"{goal.unit.words(most)}; asked for is {goal.words()}.",
         "Ask for less, or let more be dropped: more kinds, fewer protected, no replacements.",
+        code="out-of-reach",
     ) from cause
 
 
@@ -46,6 +47,7 @@ def refuse_floors(
         f"({damage_words(checker.damage(nearest))}). Ask for that, allow more damage, let more "
         "be dropped or replaced (--heal best), or score on more text, which makes the intervals "
         "narrower.",
+        code="beyond-floors",
     )
 
 
@@ -66,6 +68,7 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
         + ".",
         f"The nearest plan costs: {damage_words(checker.damage(candidate))}. Allow more, take "
         "--heal best, or score on more text, which makes the intervals narrower.",
+        code="nothing-within-floors",
     )
 
 
@@ -84,6 +87,7 @@ def refuse_no_front(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn
         f"There is no plan for a curve: {candidate.options[0]} alone leaves next to nothing of the "
         f"model's answers ({damage_words(checker.damage(candidate))}).",
         "Protect fewer sublayers, allow more --kinds, or --heal best.",
+        code="no-front",
     )
 
 
@@ -94,6 +98,7 @@ def _refuse_no_options(candidate: PlanCandidate) -> None:
             "anything.",
             "Protect fewer sublayers, allow more --kinds, or smaller replacements: --heal best, "
             "--rank 16.",
+            code="nothing-to-drop",
         )
 
 

@@ -122,6 +122,7 @@ def _refuse_target(target: float, tried: list[TimedCandidate], error: PlanError)
         f"A speedup of {target:g} is out of reach: the nearest candidate measured {nearest:.3f} "
         f"times as fast, and no more can be dropped. {error}",
         f"Ask for at most {nearest:.3f}, allow more damage, or let more be dropped.",
+        code="out-of-reach",
     ) from error
 
 

@@ -200,6 +200,7 @@ def goals_of(
         raise PlanError(
             f"Nothing needs to be dropped: the model has {whole} as it is.",
             "Ask for less memory, a longer --context or more --sequences.",
+            code="fits-already",
         )
     return goals
 

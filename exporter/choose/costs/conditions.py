@@ -85,10 +85,12 @@ class Conditions:
                     f"{name} holds the costs of another model: its SHA-256 is {there}, and that "
                     f"of the model here {here}.",
                     "Measure this model's: depthcut costs.",
+                    code="another-model",
                 )
             raise CostError(
                 f"{name} was measured under other conditions: {what} {there}, and here {here}.",
                 "Measure again: depthcut costs; or ask for what was measured.",
+                code="other-conditions",
             )
 
 
@@ -142,4 +144,5 @@ def refuse_too_long(name: str, longest: int | None, at: RequestShape) -> None:
         raise CostError(
             f"{name} ends at {longest} positions; the request {at} reaches {at.longest}.",
             "Ask for a shorter prompt or fewer new tokens.",
+            code="context-too-long",
         )

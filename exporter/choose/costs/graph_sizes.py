@@ -110,6 +110,7 @@ class GraphSizes:
             raise CostError(
                 f"{self.name} has no {name[1]} {name[0]} that can be cut.",
                 "depthcut inspect lists what it has.",
+                code="sublayer-missing",
             ) from None
 
     @property
@@ -134,6 +135,7 @@ class GraphSizes:
                 f"{self.name} doesn't tell how wide its residual stream is, so the size of a "
                 f"replacement ({replacement}) isn't known.",
                 "Infer the graph's shapes first (onnx.shape_inference).",
+                code="width-unknown",
             )
         if replacement == "bias":
             return self.hidden
@@ -206,6 +208,7 @@ class GraphSizes:
             raise CostError(
                 f"{self.name} ends at {self.longest} positions; {context} were asked for.",
                 "Ask for a shorter context.",
+                code="context-too-long",
             )
         owners = (each.caches for each in self.sublayers.values())
         caches = self.rest_caches + tuple(cache for own in owners for cache in own)

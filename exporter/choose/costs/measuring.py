@@ -60,7 +60,9 @@ class CostSettings:
     def __post_init__(self) -> None:
         if not 0 < self.precision <= 1:
             raise UsageError(
-                f"A precision of {self.precision} is none.", "It lies between 0 and 1: 0.05 is 5 %."
+                f"A precision of {self.precision} is none.",
+                "It lies between 0 and 1: 0.05 is 5 %.",
+                code="precision-out-of-range",
             )
 
     def is_known(self, estimate: RequestEstimate) -> bool:
@@ -173,7 +175,9 @@ class _CostRun:
         sizes = self.cost_runner.sizes
         wanted = [n for n in sizes.sublayers if n[1] in BLOCK_KINDS] if names is None else names
         if not wanted:
-            raise CostError("No sublayer is named whose cost is to be measured.")
+            raise CostError(
+                "No sublayer is named whose cost is to be measured.", code="nothing-asked"
+            )
         self._recall(earlier)
         groups = groups_of(sizes, wanted)
         self.groups |= {group.signature: group for group in groups}
@@ -186,7 +190,11 @@ class _CostRun:
                 self._measure(variant)
                 task.advance()
         if not self.rows:
-            raise CostError("Of no sublayer could the cost be measured.", "See what is said above.")
+            raise CostError(
+                "Of no sublayer could the cost be measured.",
+                "See what is said above.",
+                code="nothing-measured",
+            )
         return self._table()
 
     def _measure(self, variant: Variant) -> None:
@@ -267,7 +275,9 @@ def _trial(
 
 def _refuse_rank(rank: int | None, hidden: int | None) -> None:
     if rank is not None and rank < 1:
-        raise UsageError(f"A rank of {rank} is none.", "Ranks begin at 1.")
+        raise UsageError(
+            f"A rank of {rank} is none.", "Ranks begin at 1.", code="rank-out-of-range"
+        )
     if rank is not None and hidden is not None and rank > hidden:
         raise UsageError(
             f"There is no map of rank {rank} here: the stream is {hidden} wide.",
@@ -295,6 +305,7 @@ def _usable(settings: CostSettings, here: Conditions, progress: Progress) -> Cos
         raise CostError(
             f"{kept} is there already and is no table of costs: {error.message}",
             "Name another file for the costs.",
+            code="not-ours",
         ) from error
     if not settings.may_replace:
         here.refuse_other(table, str(kept))

@@ -41,6 +41,7 @@ class RequestShape:
                     f"A request with {name}={getattr(self, name)} is none: "
                     f"{name} begins at {least}.",
                     _HINT,
+                    code="number-out-of-range",
                 )
 
     @classmethod
@@ -55,13 +56,17 @@ class RequestShape:
         for part in text.split(","):
             told = _PART.fullmatch(part)
             if told is None:
-                raise UsageError(f"{part!r} is no part of a request.", _HINT)
+                raise UsageError(
+                    f"{part!r} is no part of a request.", _HINT, code="malformed-request"
+                )
             if told["key"] not in known:
                 raise UsageError(
-                    f"{told['key']!r} is no part of a request; known are {', '.join(known)}.", _HINT
+                    f"{told['key']!r} is no part of a request; known are {', '.join(known)}.",
+                    _HINT,
+                    code="unknown-part",
                 )
             if told["key"] in found:
-                raise UsageError(f"{text!r} names {told['key']} twice.", _HINT)
+                raise UsageError(f"{text!r} names {told['key']} twice.", _HINT, code="named-twice")
             found[told["key"]] = int(told["number"])
         return cls(**found)
 
@@ -90,6 +95,7 @@ class RequestShape:
                 raise CostError(
                     f"The graph has no KV cache, so it can't decode {self.new} new tokens.",
                     "Ask for its input alone: batch=1,prompt=512,new=0.",
+                    code="no-kv-cache",
                 )
             return [(Shape("encode", self.batch, self.prompt), 1.0)]
         found = [(Shape("prefill", self.batch, self.prompt), 1.0)]

@@ -98,6 +98,7 @@ class CostGroup(Record):
                 f"What {first.kind} {first.layer} costs with the replacement {replacement!r} was "
                 f"not measured; measured are: {known or 'none of them'}.",
                 "Measure the costs again with it.",
+                code="replacement-not-measured",
             )
         return found[0]
 
@@ -183,6 +184,7 @@ class CostTable(Artifact):
                 f"The costs foretell that a request of {self.baseline_ms:.3g} ms takes "
                 f"{left:.3g} ms: they are wrong.",
                 "Measure them again while the machine is quiet.",
+                code="costs-too-high",
             )
         return self.baseline_ms / left
 
@@ -194,6 +196,7 @@ class CostTable(Artifact):
         raise CostError(
             f"What {name[1]} {name[0]} costs was not measured.",
             f"Measured are {_summary(self.names)}.",
+            code="not-measured",
         )
 
 

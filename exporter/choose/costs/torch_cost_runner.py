@@ -183,6 +183,7 @@ def leave_out(model: Any, part: SublayerModules, branch_replacement: BranchRepla
             f"In PyTorch, {part.kind} {part.layer} of a {model.config.model_type} model can't be "
             "left out.",
             "Measure its ONNX graph.",
+            code="branch-without-stand-in",
         )
     form = _output_form(model, last)
     read: list[torch.Tensor] = []

@@ -81,7 +81,9 @@ def weigh(
     findings = survey(model)
     sites = [site for site in findings.sites if site.obstacle is None]
     if not sites:
-        raise CostError(f"{name} holds no sublayer that can be cut{_why(findings)}.")
+        raise CostError(
+            f"{name} holds no sublayer that can be cut{_why(findings)}.", code="no-sublayers"
+        )
     whole = graph_size(model)
     owned = {value.name for site in sites for value in site.caches}
     rest = [v for v in model.graph.inputs if v.name not in owned and _is_cache(v)]

@@ -209,5 +209,6 @@ def _score(option: Option, scores: Mapping[tuple[SublayerRef, ...], float]) -> f
             f"The score of {option} is {'missing' if score is None else score}; it can't be "
             "ranked.",
             "Score the model again.",
+            code="score-missing",
         )
     return score

@@ -91,6 +91,7 @@ def evolve(
         raise PlanError(
             f"What is to be refined is worth {total_gain(begun):g} of {goal:g}.",
             "Begin with a choice that reaches the goal.",
+            code="short-of-goal",
         )
     most = most_sublayers(meter.num_layers, allow_all)
     population = _Population(meter, begun, options, goal, objective, dict(start or {}), most, seed)

@@ -166,6 +166,7 @@ def refuse_gain(options: Sequence[Option], goal: float, room: int) -> None:
         raise PlanError(
             f"A gain of {goal:g} is out of reach: all that may go is worth {most:g}.",
             f"Ask for at most {most:g}, or protect fewer sublayers.",
+            code="out-of-reach",
         )
 
 
@@ -211,6 +212,7 @@ def _names(text: str, num_layers: int) -> Iterable[SublayerRef]:
                 f"{text!r} protects layer {deletion.layer}, but the model has only layers 0 to "
                 f"{num_layers - 1}.",
                 "Name layers of this model, or say first or last.",
+                code="layer-missing",
             )
         found += [SublayerRef(deletion.layer, kind) for kind in _parts(deletion.kind, text)]
     return found
@@ -224,5 +226,6 @@ def _parts(kind: str, text: str) -> tuple[SublayerKind, ...]:
         raise UsageError(
             f"{text!r}: {kind} can't be protected by name.",
             "Protect attention, mlp or block.",
+            code="unprotected-kind",
         )
     return parts

@@ -82,6 +82,7 @@ def refuse_number(group: Group, number: int, left: int, model: str) -> NoReturn:
     raise PlanError(
         f"{counted(number, what)} {are(number)} to be dropped, but of {model} only {left} may go.",
         f"Ask for at most {left}: what is protected stays, and never less than one sublayer.",
+        code="too-many",
     )
 
 
@@ -96,4 +97,5 @@ def refuse_another_model(report: ImportanceReport, loaded: LoadedModel) -> None:
             f"The scores are of {report.model.source} (sha256 {report.model.sha256[:12]}), but "
             f"{loaded.ref.source} is another model (sha256 {loaded.ref.sha256[:12]}).",
             "Name the model that was scored, or score this one first: depthcut score.",
+            code="another-model",
         )

@@ -58,7 +58,9 @@ def _expanded(name: str, alone: bool, progress: Progress) -> list[str]:
     if not path.exists() and _MAGIC.search(name):
         matches = [str(each) for each in _matching(path) if _is_checkpoint(each)]
         if not matches:
-            raise ModelSourceError(f"Nothing that {name} matches is a checkpoint.", _HINT)
+            raise ModelSourceError(
+                f"Nothing that {name} matches is a checkpoint.", _HINT, code="pattern-without-match"
+            )
         return _by_step(matches)
     if not path.is_dir():
         return [name]
@@ -67,7 +69,7 @@ def _expanded(name: str, alone: bool, progress: Progress) -> list[str]:
     if whole and not (alone and inside):
         return [name]
     if not inside:
-        raise ModelSourceError(f"{path} holds no checkpoint.", _HINT)
+        raise ModelSourceError(f"{path} holds no checkpoint.", _HINT, code="no-checkpoint")
     if whole:
         progress.say(f"checkpoints: those in {path}, without the model beside them")
     return _by_step(inside)
@@ -101,11 +103,16 @@ def _refuse_few(found: Sequence[str], named: Sequence[str]) -> None:
     for source in found:
         path = Path(source).expanduser()
         if path.exists() and (other := places.setdefault(path.resolve(), source)) is not source:
-            raise UsageError(f"{source} and {other} are the same checkpoint.", "Name it once.")
+            raise UsageError(
+                f"{source} and {other} are the same checkpoint.",
+                "Name it once.",
+                code="named-twice",
+            )
     if len(found) < 2:
         raise UsageError(
             f"{' '.join(named)} is one checkpoint; a series has two or more.",
             "Name several, a folder that holds them, or a pattern such as 'run/checkpoint-*'.",
+            code="one-checkpoint",
         )
 
 
@@ -128,6 +135,7 @@ def check_series(sources: Sequence[str]) -> None:
                     f"{first} and {second} are models of different shapes: {key} is {one} in the "
                     f"first and {other} in the second.",
                     "A series is of one training; leave the other model out.",
+                    code="other-shapes",
                 )
     for first, second in itertools.pairwise(splits):
         if splits[first] != splits[second]:
@@ -135,6 +143,7 @@ def check_series(sources: Sequence[str]) -> None:
                 f"The tokenizers of {first} and {second} split text into other tokens, so the "
                 "same text would not be the same to both.",
                 "Give all checkpoints one tokenizer, or leave the odd one out.",
+                code="other-tokens",
             )
 
 

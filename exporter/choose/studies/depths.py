@@ -146,6 +146,7 @@ def _check_model(loaded: LoadedModel, report: ImportanceReport) -> None:
             f"The scores are of {report.model.source} ({report.model.sha256[:12]}), the model is "
             f"{loaded.ref.source} ({loaded.ref.sha256[:12]}).",
             "Give the model that was scored; its files must not have changed since.",
+            code="another-model",
         )
 
 

@@ -81,6 +81,7 @@ def _refuse_foreign(ledger: StageLedger, points: Sequence[SeriesPoint], out: Pat
         raise UsageError(
             f"{found} is there and was not written by a series of scores.",
             "Use another output folder: -o.",
+            code="not-ours",
         )
 
 

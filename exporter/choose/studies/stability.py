@@ -47,7 +47,7 @@ def stability_of_files(paths: Sequence[Path], *, metric: str | None = None) -> S
     """
     reports = {str(path): ImportanceReport.read(path) for path in paths}
     if len(reports) < len(paths):
-        raise ScoringError("A score file is named twice.", "Name each once.")
+        raise ScoringError("A score file is named twice.", "Name each once.", code="named-twice")
     made_from = {f"importance[{i}]": sha256_file(path) for i, path in enumerate(paths)}
     return stability_of(reports, metric=metric, made_from=made_from)
 
@@ -75,7 +75,9 @@ def stability_of(
     """
     if len(reports) < 2:
         raise ScoringError(
-            "One file of scores makes no series.", "Name two or more importance.json."
+            "One file of scores makes no series.",
+            "Name two or more importance.json.",
+            code="one-file",
         )
     wanted = metric or next(iter(reports.values())).metric
     chosen = {name: report.of_metric(wanted) for name, report in reports.items()}
@@ -104,6 +106,7 @@ def _check_shapes(reports: Mapping[str, ImportanceReport]) -> None:
                     f"{first.model.source} ({one}) has {values[0]} {what}, {second.model.source} "
                     f"({other}) has {values[1]}: these are models of different shapes.",
                     "A series is of one model: its checkpoints, or its scores on several texts.",
+                    code="other-shapes",
                 )
         odd = {(s.layer, s.kind) for s in first.scores} ^ {(s.layer, s.kind) for s in second.scores}
         if odd:
@@ -111,6 +114,7 @@ def _check_shapes(reports: Mapping[str, ImportanceReport]) -> None:
             raise ScoringError(
                 f"{kind} {layer} is scored in only one of {one} and {other}.",
                 "Score them all by the same metric and options, such as --blocks.",
+                code="scored-in-one",
             )
 
 
@@ -128,6 +132,7 @@ def _what_differs(reports: Mapping[str, ImportanceReport]) -> Over:
             f"{_told(second.calibration)}, and the models differ too: nobody can tell which of the "
             "two moved a rank.",
             _text_hint(first, second),
+            code="text-and-model-differ",
         )
     return "checkpoints"
 

@@ -183,7 +183,9 @@ def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
     try:
         content = read_json(path, limit=limit)
     except (OSError, ValueError) as error:
-        raise ModelSourceError(f"{path} can't be read: {first_line(error)}.") from error
+        raise ModelSourceError(
+            f"{path} can't be read: {first_line(error)}.", code="unreadable"
+        ) from error
     if not isinstance(content, dict):
         raise ModelSourceError(f"{path} is not a JSON object.")
     return content

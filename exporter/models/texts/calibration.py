@@ -191,6 +191,7 @@ def text_of_report(
         raise CalibrationError(
             f"{ref.source} is no longer the text that the scores rest on.",
             "Score the model again, or name a text for the search: --calibration.",
+            code="text-changed",
         )
     return text
 

@@ -13,6 +13,7 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.errors import CostError
+from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
 pytest.importorskip("onnxruntime")
@@ -33,7 +34,7 @@ def test_costs_of_another_graph_are_refused_where_the_file_was_named(tmp_path: P
         may_replace=False,
         variants=quick,
     )
-    with pytest.raises(CostError, match="holds the costs of another model"):
+    with raises(CostError, "another-model", kept):
         watch.costs(["none"], None)
     assert kept.read_bytes() == before
     watch.may_replace = True  # the planner's own memory

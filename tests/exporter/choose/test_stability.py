@@ -18,6 +18,7 @@ from exporter.choose.studies.stability import repeatability, stability_of_files
 from exporter.errors import ArtifactError, ScoringError
 from exporter.report.html import page as render
 from exporter.report.sections.stability import stability_document, step_word
+from tests.raising import raises
 
 
 def test_a_training_is_held_side_by_side(tmp_path: Path) -> None:
@@ -79,44 +80,43 @@ def test_what_can_not_be_told_apart_is_refused(tmp_path: Path) -> None:
     two = write_scores(
         tmp_path / "b.json", SECOND, model="m2", sha="b", text="self (text, seed 12)"
     )
-    with pytest.raises(ScoringError, match="which of the two moved a rank") as told:
+    with raises(ScoringError, "text-and-model-differ", one, two, "--calibration pydoc"):
         stability_of_files([one, two])
-    assert "--calibration pydoc" in str(told.value)
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "differ"),
     [
-        ({"values": FIRST[:5]}, r"m1 \(.*a.json\) has 6 layers, m2 \(.*b.json\) has 5"),
-        ({"values": FIRST, "architecture": "B"}, "has A as its class, m2 .* has B"),
+        ({"values": FIRST[:5]}, (6, 5)),
+        ({"values": FIRST, "architecture": "B"}, ("A", "B")),
     ],
 )
 def test_models_of_other_shapes_are_refused_by_name(
-    tmp_path: Path, other: dict[str, object], told: str
+    tmp_path: Path, other: dict[str, object], differ: tuple[object, ...]
 ) -> None:
     one = write_scores(tmp_path / "a.json", FIRST, model="m1")
     two = write_scores(tmp_path / "b.json", model="m2", sha="b", **other)  # type: ignore[arg-type]
-    with pytest.raises(ScoringError, match=told):
+    with raises(ScoringError, "other-shapes", "m1", one, "m2", two, *differ):
         stability_of_files([one, two])
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     one, two, _ = training(tmp_path)
-    with pytest.raises(ScoringError, match="makes no series"):
+    with raises(ScoringError, "one-file"):
         stability_of_files([one])
-    with pytest.raises(ScoringError, match="named twice"):
+    with raises(ScoringError, "named-twice"):
         stability_of_files([one, one])
-    with pytest.raises(ArtifactError, match="not scored by kl"):
+    with raises(ArtifactError, "not-scored", "kl"):
         stability_of_files([one, two], metric="kl")
     content = json.loads(two.read_text())
     content["scores"].pop()
     two.write_text(json.dumps(content))
-    with pytest.raises(ScoringError, match="mlp 5 is scored in only one of"):
+    with raises(ScoringError, "scored-in-one", "mlp 5", one, two):
         stability_of_files([one, two])
     content["scores"][0]["score"] = float("nan")
     two.write_text(json.dumps(content))
     one.write_text(json.dumps(content))
-    with pytest.raises(ScoringError, match="can't be ranked"):
+    with raises(ScoringError, "not-finite", "attention 0"):
         stability_of_files([one, two])
 
 

@@ -16,6 +16,7 @@ from html_page import Page
 import exporter.cli as command_line
 from exporter.artifacts import DepthsReport, ImportanceReport, StabilityReport
 from exporter.errors import CalibrationError, ScoringError
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -260,10 +261,10 @@ def test_depths_are_judged_on_other_text_and_by_own_scores(
     options = DepthOptions(numbers=(1,), text=str(text), tokens=48, sequence_length=LENGTH)
     asked = ScoreOptions(calibration=str(text), samples=4, sequence_length=LENGTH)
     own = score(loaded, asked)
-    with pytest.raises(CalibrationError, match="the text that the scores rest on"):
+    with raises(CalibrationError, "same-text", "own.txt", "--eval-text"):
         measure_depths(loaded, own, options, importance_sha256="")
     stranger = scores.model.model_copy(update={"sha256": "b" * 64})
-    with pytest.raises(ScoringError, match="The scores are of"):
+    with raises(ScoringError, "another-model", "bbbbbbbbbbbb"):
         measure_depths(
             loaded, scores.model_copy(update={"model": stranger}), options, importance_sha256=""
         )

@@ -571,10 +571,10 @@ def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -
     with raises(HealingError, "same-text", "copy.txt", "--check-text"):
         healed(loaded, (texts[0], str(copy)))
     both = {"calibration": (texts[0], str(copy)), "check_text": texts[1]}
-    with raises(HealingError, "text-named-twice", "first.txt", "copy.txt"):
+    with raises(HealingError, "named-twice", "first.txt", "copy.txt"):
         healed(loaded, texts, **both)
     both["calibration"] = (str(copy), f"{copy.parent}/./{copy.name}")
-    with raises(HealingError, "text-named-twice", "copy.txt"):
+    with raises(HealingError, "named-twice", "copy.txt"):
         healed(loaded, texts, **both)
     with raises(TextSourceError, "file-missing", "none.txt"):
         healed(loaded, (texts[0], str(copy.with_name("none.txt"))))
