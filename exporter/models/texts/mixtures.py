@@ -55,7 +55,7 @@ def refuse_same(
             raise error(
                 f"{named[text.ref.sha256]} and {text.ref.source} are the same text.",
                 "Name each text once.",
-                code="text-named-twice",
+                code="named-twice",
             )
         named[text.ref.sha256] = text.ref.source
 
