@@ -77,6 +77,7 @@ def _run_optimum(loaded: LoadedModel, checkpoint: Path, out: Path, opset: int | 
         raise ExportError(
             f"optimum can't export {loaded.ref.architecture}: {first_line(error)}.",
             "Try --exporter torch; -v shows optimum's whole account.",
+            code="exporter-failed",
         ) from error
 
 

@@ -85,6 +85,7 @@ def rows_by_name(report: ComparisonReport) -> dict[str, LatencyRow]:
             raise RegressionError(
                 f"$.latency[{number}] is a second row for {name}.",
                 "Measure again: a report has each shape once.",
+                code="named-twice",
             )
         rows[name] = row
     return rows

@@ -12,6 +12,7 @@ from graph_passes import Deletion, SurgeryError, prune_graph
 from graph_passes.cleanup import CleanupPass
 from graph_passes.delete_sublayers import DeleteSublayersPass
 from graph_passes.pipeline import graph_size
+from tests.raising import raises
 
 PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
 
@@ -189,7 +190,7 @@ def test_numbers_stay_by_default() -> None:
 def test_names_without_a_number_are_not_renumbered() -> None:
     model = tiny("pre_norm")
     model.graph.inputs[-1].name = "the_last_cache"
-    with pytest.raises(SurgeryError, match="can't be renumbered"):
+    with raises(SurgeryError, "cache-not-numbered", "the_last_cache"):
         prune_graph(model, [Deletion(0, "attention")], renumber_kv=True)
 
 

@@ -39,6 +39,7 @@ from graph_passes.delete_sublayers import DeleteSublayersPass
 from graph_passes.files.storage import save_model
 from graph_passes.finding.shapes import head_size
 from graph_passes.testing import masked_model
+from tests.raising import raises
 
 # A plain norm and a fused one round differently. The largest logit is about 0.7.
 TOLERANCE = 1e-6
@@ -72,7 +73,7 @@ def test_a_shape_is_inferred_before_sums_are_taken_apart(name: str) -> None:
     site = next(site for site in sites_of(model) if site.kind == "mlp")
     last = _ask_for_the_branch(model, site.branches[0]).producer()
     assert last is not None
-    with pytest.raises(SurgeryError, match="mlp 0 would still be computed: Shape"):
+    with raises(SurgeryError, "still-computed", "mlp 0", "Shape"):
         prune_graph(model, [Deletion(0, "mlp")])
     inner, weight = last.inputs
     assert inner is not None
@@ -288,7 +289,7 @@ def test_the_same_call_gives_the_same_bytes(name: str) -> None:
 def test_the_pass_refuses_before_it_takes_anything_apart() -> None:
     model = fused_model(FUSED["genai"])
     before = text(model)
-    with pytest.raises(SurgeryError, match="no mlp 9"):
+    with raises(SurgeryError, "sublayer-missing", "mlp 9"):
         DeleteSublayersPass([Deletion(0, "mlp"), Deletion(9, "mlp")])(model)
     assert text(model) == before
 
@@ -326,7 +327,7 @@ def test_verification_catches_a_wrong_fused_graph(
 
     monkeypatch.setattr(fused_norms, "join", wrong)
     plan = [PlannedDeletion(layer=0, kind="attention")]
-    with pytest.raises(VerificationError, match="differs"):
+    with raises(VerificationError, "wrong-results"):
         prune_file(tmp_path / "source.onnx", tmp_path / "out" / "m.onnx", plan)
 
 
@@ -337,8 +338,8 @@ def test_a_skip_norm_whose_statistics_are_read_is_refused() -> None:
     model.graph.outputs.append(mean)
     (refusal,) = find_sites(model)
     assert isinstance(refusal, Refusal)
-    assert refusal.node == skip_norms(model)[2].name
-    with pytest.raises(SurgeryError, match="fused"):
+    assert (refusal.node, refusal.code) == (skip_norms(model)[2].name, "fused-residual")
+    with raises(SurgeryError, "sublayer-missing", "mlp 0", refusal.node):
         prune_graph(model, [Deletion(0, "mlp")])
 
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from graph_passes import Deletion, SurgeryError, prune_graph
 from graph_passes.testing import masked_model
+from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
 
@@ -115,5 +116,5 @@ def test_masking_is_not_the_identity() -> None:
 
 
 def test_the_oracle_refuses_to_mask_what_is_not_there() -> None:
-    with pytest.raises(SurgeryError, match="no attention 7"):
+    with raises(SurgeryError, "sublayer-missing", "attention 7"):
         masked_model(tiny("pre_norm"), [Deletion(7, "attention")])

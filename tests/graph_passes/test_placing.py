@@ -310,7 +310,7 @@ def test_a_folder_that_is_removed_meanwhile_is_told(
         really(*arguments)
 
     monkeypatch.setattr(placing, "place", goes)
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(FileNotFoundError):
         writer(out, "new")
     assert not out.exists() if removed == "." else contents(out) == before
     assert rests(tmp_path) == []

@@ -6,6 +6,7 @@ import pytest
 from graph_support import sites_of, tiny
 
 from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
+from tests.raising import raises
 
 
 def test_a_node_name_that_stands_twice_is_refused() -> None:
@@ -13,8 +14,8 @@ def test_a_node_name_that_stands_twice_is_refused() -> None:
     model.graph[3].name = model.graph[7].name = "same"
     (refusal,) = find_sites(model)
     assert isinstance(refusal, Refusal)
-    assert refusal.reason == "2 nodes have the name 'same'; give each its own"
-    with pytest.raises(SurgeryError, match="2 nodes have the name 'same'"):
+    assert (refusal.code, refusal.node) == ("repeated-name", "same")
+    with raises(SurgeryError, "repeated-name", 2, "'same'"):
         prune_graph(model, [Deletion(1, "mlp")])
 
 

@@ -19,6 +19,7 @@ from graph_passes import Deletion, OnnxFileError, prune_graph
 from graph_passes.errors import UnsafeInputError, UnsafeOnnxFileError
 from graph_passes.files import storage, weight_file
 from graph_passes.files.storage import Weights, data_files, load_model, save_model
+from tests.raising import raises
 
 PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
 
@@ -74,7 +75,7 @@ def test_share_points_into_the_original(saved: Path) -> None:
 
 def test_share_with_another_folder_is_refused(saved: Path, tmp_path: Path) -> None:
     pruned, _ = prune_graph(load_model(saved), PLAN)
-    with pytest.raises(OnnxFileError, match="within one folder"):
+    with raises(OnnxFileError, "other-folder"):
         save_model(pruned, tmp_path / "elsewhere" / "pruned.onnx", "share")
     assert not (tmp_path / "elsewhere").exists()
 
@@ -142,7 +143,7 @@ def test_copying_works_without_the_kernels_help(
 def test_a_data_file_with_two_hard_links_is_read_all_the_same(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "second_name").hardlink_to(data_of(saved))
     model = load_model(saved)
-    with pytest.raises(ValueError, match="hard link"):
+    with pytest.raises(ValueError, match="nlink=2"):
         next(storage.external_tensors(model)).numpy()  # onnx_ir itself refuses
     save_model(prune_graph(model, PLAN)[0], tmp_path / "new" / "pruned.onnx")
     onnx.checker.check_model(str(tmp_path / "new" / "pruned.onnx"), full_check=True)
@@ -253,33 +254,33 @@ def _wrong_length(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("spoil", "code", "field"),
     [
-        (_missing_file, "does not exist"),
-        (_truncated, "not a complete ONNX file"),
-        (_empty, "not a complete ONNX file"),
-        (_text, "not a complete ONNX file"),
-        (_folder, "can't be read"),
-        (_missing_data, r"'model\.onnx\.[0-9a-f]{16}\.data' is missing"),
-        (_short_data, "ends at byte"),
-        (_link_out, "outside the model's folder"),
-        (_above, "outside the model's folder"),
-        (_absolute, "outside the model's folder"),
-        (_negative, "offset|ends at byte|not a complete"),
-        (_wrong_length, "declares 3"),
-        (_no_number, "not a valid ONNX model: invalid literal .*'abc'"),
-        (_no_opset, "declares no opset"),
-        (_training, "training information"),
-        (_sparse, "sparse weights"),
-        (_sparse_in_a_body, "sparse weights"),
-        (_value_given_twice, "not a valid ONNX model: Output .* is redeclared"),
+        (_missing_file, "file-missing", ""),
+        (_truncated, "incomplete-onnx", ""),
+        (_empty, "incomplete-onnx", ""),
+        (_text, "incomplete-onnx", ""),
+        (_folder, "is-a-folder", ""),
+        (_missing_data, "data-missing", ".data'"),
+        (_short_data, "data-too-short", ".data'"),
+        (_link_out, "outside-folder", ".data'"),
+        (_above, "outside-folder", "'../model.onnx.data'"),
+        (_absolute, "outside-folder", ".data'"),
+        (_negative, "invalid-onnx", -64),
+        (_wrong_length, "wrong-size", 3),
+        (_no_number, "invalid-onnx", "'abc'"),
+        (_no_opset, "no-opset", "opset_import"),
+        (_training, "training-info", ""),
+        (_sparse, "sparse-weights", "sparse_initializer"),
+        (_sparse_in_a_body, "sparse-weights", "sparse_initializer"),
+        (_value_given_twice, "invalid-onnx", "Output"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(
-    saved: Path, spoil: Callable[[Path], None], reason: str
+    saved: Path, spoil: Callable[[Path], None], code: str, field: object
 ) -> None:
     spoil(saved)
-    with pytest.raises(OnnxFileError, match=reason) as caught:
+    with raises(OnnxFileError, code, field) as caught:
         load_model(saved)
     assert "\n" not in str(caught.value)
     assert str(saved) in str(caught.value)

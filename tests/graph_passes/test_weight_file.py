@@ -152,7 +152,7 @@ def test_a_kernel_that_copies_nothing_is_passed_over(
 
 def test_a_source_that_ends_too_early_is_told(source: Path, tmp_path: Path) -> None:
     with (
-        pytest.raises(OSError, match="ends too early"),
+        pytest.raises(OSError, match=r"source\.data"),
         WeightWriter(tmp_path / "target.data") as writer,
     ):
         writer.add(stored(source, 3 * LARGE, LARGE))
@@ -165,5 +165,5 @@ def test_a_weight_is_read_whole_however_little_one_call_gives(
     right = os.pread
     monkeypatch.setattr(os, "pread", lambda handle, n, at: right(handle, min(n, 1000), at))
     assert read_bytes(stored(source, 7, 2500)) == source.read_bytes()[7:2507]
-    with pytest.raises(OSError, match="ends too early"):
+    with pytest.raises(OSError, match=r"source\.data"):
         read_bytes(stored(source, 3 * LARGE, 6 * PAGE))

@@ -12,6 +12,7 @@ from exporter.compare.session import compare
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.registry import RUNNERS
 from exporter.errors import ComparisonError, UsageError
+from tests.raising import raises
 
 OPTIONS = CompareOptions(
     threads=1,
@@ -39,7 +40,7 @@ def test_references_are_recorded_by_the_end_of_their_path(
     assert report.made_from["third"] == report.arms.references["third"].sha256
     report = compare(*arms, OPTIONS, references=[third, again])
     assert list(report.arms.references) == [str(third), str(again)]
-    with pytest.raises(UsageError, match="given twice"):
+    with raises(UsageError, "named-twice", "third"):
         compare(*arms, OPTIONS, references=[third, third])
 
 
@@ -47,7 +48,7 @@ def test_a_reference_of_another_interface_is_refused(
     arms: tuple[Path, Path], tmp_path: Path
 ) -> None:
     other = write_tiny_lm(tmp_path / "other", layers=(0, 1, 2))
-    with pytest.raises(ComparisonError, match="reference other has an input"):
+    with raises(ComparisonError, "other-inputs", "reference other"):
         compare(*arms, OPTIONS, references=[other])
 
 
@@ -57,10 +58,10 @@ def test_a_reference_may_want_token_types_that_the_baseline_does_without(
     other = write_tiny_lm(tmp_path / "other", extra_input="token_type_ids")
     report = compare(*arms, OPTIONS, references=[other])
     assert "other" in report.arms.references
-    with pytest.raises(ComparisonError, match="candidate has an input 'token_type_ids'"):
+    with raises(ComparisonError, "other-inputs", "candidate", "'token_type_ids'"):
         compare(arms[0], other, OPTIONS)
     strange = write_tiny_lm(tmp_path / "strange", extra_input="pixel_values")
-    with pytest.raises(ComparisonError, match="reference strange has an input 'pixel_values'"):
+    with raises(ComparisonError, "other-inputs", "reference strange", "'pixel_values'"):
         compare(*arms, OPTIONS, references=[strange])
 
 

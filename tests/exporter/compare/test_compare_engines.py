@@ -26,6 +26,7 @@ from exporter.errors import BackendError, ComparisonError, DepthcutError, Engine
 from exporter.files import sha256_file, sha256_files
 from tests.engine_support import CONTENT, written_as
 from tests.made_reports import as_markdown
+from tests.raising import raises
 
 OPTIONS = CompareOptions(
     threads=1,
@@ -119,7 +120,7 @@ def test_onnx_files_elsewhere_can_be_named(exported: Path) -> None:
 
 def test_an_onnx_file_that_the_engine_was_not_built_from_is_refused(exported: Path) -> None:
     swapped = (exported / "candidate", exported / "baseline")
-    with pytest.raises(ComparisonError, match=r"was not built from .*candidate/model\.onnx"):
+    with raises(ComparisonError, "not-built-from", "candidate/model.onnx"):
         compared(exported, onnx=swapped)
 
 
@@ -127,29 +128,34 @@ def test_other_weights_are_another_onnx_file(exported: Path) -> None:
     data = exported / "baseline" / "model.onnx.data"
     data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
     assert compared(exported).latency == []
-    with pytest.raises(ComparisonError, match="was not built from"):
+    with raises(ComparisonError, "not-built-from"):
         compared(exported, onnx=(exported / "baseline", exported / "candidate"))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "kind", "code", "field"),
     [
-        ({"backend_version": "1.6.0"}, "their libraries differ"),
-        ({"settings": BuildSettings(compute_capabilities=("sm80",))}, "their settings differ"),
-        ({"profiles": []}, "has no profile"),
+        ({"backend_version": "1.6.0"}, ComparisonError, "built-differently", "libraries"),
+        (
+            {"settings": BuildSettings(compute_capabilities=("sm80",))},
+            ComparisonError,
+            "built-differently",
+            "settings",
+        ),
+        ({"profiles": []}, EngineError, "no-profile", "m.engine"),
     ],
 )
 def test_arms_that_were_built_in_different_ways_are_refused(
-    exported: Path, changes: dict[str, Any], told: str
+    exported: Path, changes: dict[str, Any], kind: type[DepthcutError], code: str, field: str
 ) -> None:
     built(exported / "candidate", exported / "engines/candidate", **changes)
-    with pytest.raises(DepthcutError, match=told):
+    with raises(kind, code, field):
         compared(exported)
 
 
 def test_arms_for_different_shapes_are_refused(exported: Path) -> None:
     written_as(exported / "engines/candidate/m.engine", ["prefill"])
-    with pytest.raises(ComparisonError, match="in different ways: their profiles differ"):
+    with raises(ComparisonError, "built-differently", "profiles"):
         compared(exported)
 
 
@@ -172,20 +178,20 @@ def test_several_builds_are_all_listed(exported: Path) -> None:
 def test_builds_of_two_models_are_no_builds(exported: Path) -> None:
     folder = built(exported / "baseline", exported / "many", "m-b1.engine")
     built(exported / "candidate", folder, "m-b2.engine")
-    with pytest.raises(EngineError, match="graphs"):
+    with raises(EngineError, "built-differently", "graphs"):
         find_builds(folder)
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "code"),
     [
-        ("nothing.engine", "does not exist"),
-        ("*.engine", "no engine of the name"),
-        ("missing/*.engine", "no engine of the name"),
+        ("nothing.engine", "file-missing"),
+        ("*.engine", "no-engine"),
+        ("missing/*.engine", "no-engine"),
     ],
 )
-def test_engines_that_are_not_there_are_told(tmp_path: Path, path: str, told: str) -> None:
-    with pytest.raises(EngineError, match=told):
+def test_engines_that_are_not_there_are_told(tmp_path: Path, path: str, code: str) -> None:
+    with raises(EngineError, code, tmp_path / path):
         compare(tmp_path / path, tmp_path / path, OPTIONS)
 
 
@@ -200,19 +206,19 @@ Arms = Callable[[Path], tuple[Path, Path]]
     ],
 )
 def test_an_engine_against_an_onnx_file_is_no_pair(exported: Path, arms: Arms) -> None:
-    with pytest.raises(ComparisonError, match="are of different kinds"):
+    with raises(ComparisonError, "different-kinds"):
         compare(*arms(exported), OPTIONS)
 
 
 def test_an_engine_that_cannot_run_is_no_reference(exported: Path) -> None:
     onnx = (exported / "baseline", exported / "candidate")
-    with pytest.raises(ComparisonError, match="can't be timed here: no NVIDIA driver"):
+    with raises(ComparisonError, "engine-not-runnable", "reference"):
         compare(*onnx, OPTIONS, references=[exported / "engines/baseline"])
 
 
 def test_onnx_is_for_engines_alone(exported: Path) -> None:
     onnx = (exported / "baseline", exported / "candidate")
-    with pytest.raises(UsageError, match="these arms are none"):
+    with raises(UsageError, "onnx-without-engine", "--onnx"):
         compare(*onnx, OPTIONS, onnx=onnx)
 
 
@@ -245,5 +251,5 @@ def test_what_no_profile_holds_is_refused_before_anything_is_loaded(tmp_path: Pa
     decoder = RunnerDecoder(TensorRtRunner(build))
     decoder.refuse_unfit(2, 6, 4)  # the last token needs a cache of 8
     for batch, prompt, new_tokens in ((2, 6, 5), (2, 7, 2), (3, 6, 2)):
-        with pytest.raises(BackendError, match="no profile holds this call"):
+        with raises(BackendError, "no-profile-fits", "m-decode.engine"):
             decoder.refuse_unfit(batch, prompt, new_tokens)

@@ -23,9 +23,10 @@ from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec
-from exporter.errors import ComparisonError, UsageError
+from exporter.errors import ComparisonError, OptionError
 from exporter.models.texts.sources import read_texts
 from graph_passes import Deletion, prune_graph, save_model
+from tests.raising import raises
 from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
 
 WIDTH, STRIDE = 12, 5
@@ -88,9 +89,9 @@ def test_samples_overlap_and_keep_their_opening_tokens(tmp_path: Path) -> None:
     found = tokenize(texts, path, sequence_length=5, tokens=8, separator_id=None, stride=2)
     assert found.token_ids.tolist() == [[20, 1, 2, 3, 4], [20, 3, 4, 1, 2], [20, 1, 2, 3, 4]]
     assert found.overlap == 3
-    with pytest.raises(ComparisonError, match="stride of 4 leaves no overlap"):
+    with raises(ComparisonError, "stride-too-long", 4, "--stride"):
         tokenize(texts, path, sequence_length=5, tokens=8, separator_id=None, stride=4)
-    with pytest.raises(ComparisonError, match="fewer than 10 tokens"):
+    with raises(ComparisonError, "text-too-short", 10):
         tokenize(texts, path, sequence_length=10, tokens=40, separator_id=None, stride=4)
 
 
@@ -114,7 +115,7 @@ def test_the_command_takes_a_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("stride", [0, -1])
 def test_a_stride_is_a_length(stride: int) -> None:
-    with pytest.raises(UsageError, match="stride"):
+    with raises(OptionError, "", "--stride"):
         CompareOptions(quality=QualityOptions(stride=stride))
 
 

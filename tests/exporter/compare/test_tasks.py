@@ -36,6 +36,7 @@ from exporter.errors import ComparisonError, TaskError, UsageError
 from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET
 from graph_passes import save_model
+from tests.raising import raises
 from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
 
 
@@ -111,18 +112,18 @@ def test_too_long_requests_lose_their_start(runner: OnnxRuntimeRunner) -> None:
     found = LikelihoodScorer(runner, 8, VOCABULARY).score([long])[0]
     want = one_by_one(runner, ContinuationRequest(long.context[-7:], long.continuation))
     assert found.log_likelihood == pytest.approx(want[0], abs=1e-5)
-    with pytest.raises(ComparisonError, match="continuation of 2 tokens is longer"):
+    with raises(ComparisonError, "context-too-long", 2, 1):
         LikelihoodScorer(runner, 1, VOCABULARY).score([long])
 
 
 @pytest.mark.parametrize("wrong", [ContinuationRequest((), (1,)), ContinuationRequest((1,), ())])
 def test_nothing_has_no_likelihood(runner: OnnxRuntimeRunner, wrong: ContinuationRequest) -> None:
-    with pytest.raises(ComparisonError, match="without tokens"):
+    with raises(ComparisonError, "no-tokens"):
         LikelihoodScorer(runner, 8, VOCABULARY).score([wrong])
 
 
 def test_tokens_of_another_model_are_refused(runner: OnnxRuntimeRunner) -> None:
-    with pytest.raises(ComparisonError, match=f"{VOCABULARY} is beyond the model"):
+    with raises(ComparisonError, "token-out-of-range", VOCABULARY):
         LikelihoodScorer(runner, 8, VOCABULARY).score([ContinuationRequest((1,), (VOCABULARY,))])
 
 
@@ -265,23 +266,24 @@ def test_lm_eval_s_directions_are_kept_and_its_log_likelihoods_are_losses() -> N
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "code", "field"),
     [
-        ("{", "line 2: not valid JSON"),
-        ("[]", "line 2: no JSON object"),
-        ({"query": "the", "choices": ["a"], "gold": 0}, 'line 2: "choices" is no list of two'),
-        ({"query": "the", "choices": ["a", ""], "gold": 0}, 'line 2: "choices" holds no text'),
-        ({"choices": ["a", "b"], "gold": 0}, 'line 2: "query" holds no text'),
-        ({"query": "the", "choices": ["a", "b"], "gold": 2}, '"gold" is 2'),
-        ({"query": "the", "choices": ["a", "b"], "gold": True}, '"gold" is True'),
-        ({"query": "the", "choices": ["a", "b"]}, '"gold" is None'),
-        ({"context_options": ["a", "b"], "gold": 0}, '"continuation" holds no text'),
+        ("{", "not-json", "JSON"),
+        ("[]", "not-an-object", "JSON"),
+        ({"query": "the", "choices": ["a"], "gold": 0}, "too-few-texts", '"choices"'),
+        ({"query": "the", "choices": ["a", ""], "gold": 0}, "empty-text", '"choices"'),
+        ({"choices": ["a", "b"], "gold": 0}, "empty-text", '"query"'),
+        ({"query": "the", "choices": ["a", "b"], "gold": 2}, "gold-out-of-range", '"gold" is 2'),
+        ({"query": "the", "choices": ["a", "b"], "gold": True}, "gold-out-of-range", "True"),
+        ({"query": "the", "choices": ["a", "b"]}, "gold-out-of-range", "None"),
+        ({"context_options": ["a", "b"], "gold": 0}, "empty-text", '"continuation"'),
     ],
 )
-def test_broken_lines_are_named(tmp_path: Path, broken: Any, told: str) -> None:
+def test_broken_lines_are_named(tmp_path: Path, broken: Any, code: str, field: str) -> None:
     write_task(tmp_path, "words", [ITEMS[0], broken])
-    with pytest.raises(TaskError, match=told.replace('"', ".")) as caught:
+    with raises(TaskError, code, "line 2") as caught:
         read_task(tmp_path, "words")
+    assert field in caught.value.message
     assert '"gold"' in caught.value.hint
     assert len(read_task(tmp_path, "words", limit=1).items) == 1
 
@@ -289,17 +291,17 @@ def test_broken_lines_are_named(tmp_path: Path, broken: Any, told: str) -> None:
 def test_unknown_and_empty_tasks_are_named(tmp_path: Path) -> None:
     write_task(tmp_path, "arc_easy", ITEMS)
     write_task(tmp_path, "empty", [])
-    with pytest.raises(TaskError, match=r"no task 'arc_eazy'. Did you mean arc_easy\?") as caught:
+    with raises(TaskError, "unknown-task", "'arc_eazy'", "arc_easy?") as caught:
         read_task(tmp_path, "arc_eazy")
     assert "arc_easy, empty" in caught.value.hint
-    with pytest.raises(TaskError, match=r"no task '\.\./arc_easy'"):
+    with raises(TaskError, "unknown-task", "'../arc_easy'"):
         read_task(tmp_path, "../arc_easy")
-    with pytest.raises(TaskError, match="holds no item"):
+    with raises(TaskError, "no-items", "empty"):
         read_task(tmp_path, "empty")
-    with pytest.raises(TaskError, match="is no folder"):
+    with raises(TaskError, "no-folder", "none"):
         read_task(tmp_path / "none", "arc_easy")
     (tmp_path / "arc_easy.jsonl").write_bytes(b"\xff")
-    with pytest.raises(TaskError, match="can't be read"):
+    with raises(TaskError, "unreadable", "arc_easy.jsonl"):
         read_task(tmp_path, "arc_easy")
     with pytest.raises(UsageError):
         TaskOptions(("empty",), tmp_path, task_limit=0)
@@ -309,10 +311,10 @@ def test_a_model_without_tokenizer_or_logits_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_task(tmp_path, "words", ITEMS)
-    with pytest.raises(TaskError, match="no tokenizer"):
+    with raises(TaskError, "no-tokenizer", "tokenizer.json"):
         task_texts(ModelFolder(tmp_path / "model.onnx", None, {}))
     folder = model(tmp_path / "m")
-    with pytest.raises(TaskError, match="no begin and no end token"):
+    with raises(TaskError, "no-opening-token", "config.json"):
         task_texts(ModelFolder(folder.onnx, folder.tokenizer, {}))
     encoder = str(write_tiny_lm(tmp_path / "e", layers=(), output="last_hidden_state"))
     tasks = ["--tasks", "words", "--task-data", str(tmp_path)]

@@ -20,6 +20,7 @@ from exporter.cut.surgery import prune_file
 from exporter.errors import VerificationError
 from graph_passes.files.storage import save_model
 from tests import tiny_graphs
+from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
@@ -80,7 +81,7 @@ def with_scaled_branches(scale: float) -> ir.Model:
 def test_suppressed_tokens_do_not_hide_a_wrong_cut(
     value: float, tmp_path: Path, wrong_layer: None
 ) -> None:
-    with pytest.raises(VerificationError, match="differs from the masked original"):
+    with raises(VerificationError, "wrong-results"):
         prune(with_suppressed_token(value), tmp_path)
 
 
@@ -97,7 +98,7 @@ def test_suppressed_tokens_do_not_spoil_a_right_cut(value: float, tmp_path: Path
 def test_a_wrong_cut_of_a_weak_branch_is_caught(
     scale: float, tmp_path: Path, wrong_layer: None
 ) -> None:
-    with pytest.raises(VerificationError, match="differs from the masked original"):
+    with raises(VerificationError, "wrong-results"):
         prune(with_scaled_branches(scale), tmp_path)
 
 
@@ -131,7 +132,7 @@ def test_a_sequence_can_not_be_compared(tmp_path: Path) -> None:
     sequence.outputs[0].type = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))
     model.graph.append(sequence)
     model.graph.outputs.append(sequence.outputs[0])
-    with pytest.raises(VerificationError, match="'all' is no tensor of numbers"):
+    with raises(VerificationError, "not-numbers", "'all'"):
         prune(model, tmp_path)
     assert not (tmp_path / "o").exists()
 
@@ -184,7 +185,7 @@ def test_each_output_has_its_own_scale() -> None:
     masked = {"logits": np.array([8e5], np.float32), "present": np.array([2.0], np.float32)}
     pruned = {"logits": np.array([8e5], np.float32), "present": np.array([2.5], np.float32)}
     judge(compare_run("prefill", plain, masked, masked), cut_anything=True)
-    with pytest.raises(VerificationError, match="'present'"):
+    with raises(VerificationError, "wrong-results", "'present'"):
         judge(compare_run("prefill", plain, masked, pruned), cut_anything=True)
 
 
@@ -229,7 +230,7 @@ def test_positions_go_on_after_the_past(shape: list[str], positions: object) -> 
 
 
 def test_an_input_without_a_type_can_not_be_drawn() -> None:
-    with pytest.raises(VerificationError, match="'mystery' declares no type"):
+    with raises(VerificationError, "type-missing", "'mystery'"):
         drawn_beside_a_cache("mystery", None, ["batch"])
 
 

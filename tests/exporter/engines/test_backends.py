@@ -20,6 +20,7 @@ from exporter.engines.runners import sessions
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.sessions import RECORD_PLACEMENT, placement
 from exporter.errors import BackendError, MissingDependencyError
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -116,11 +117,11 @@ def _first_address(binding: Any) -> int:
 def test_missing_input_and_failed_run_are_one_line(model: Path) -> None:
     with loaded(model) as runner:
         inputs = inputs_for(runner, [1, 2])
-        with pytest.raises(BackendError, match="no value for the input attention_mask"):
+        with raises(BackendError, "input-missing", "attention_mask"):
             runner.run({"input_ids": inputs["input_ids"]})
         bad = {**inputs, "input_ids": np.array([[1, 99]])}
         for use in (runner.run, runner.prepare):
-            with pytest.raises(BackendError, match="failed while it ran") as caught:
+            with raises(BackendError, "run-failed") as caught:
                 use(bad)
             assert "out of data bounds" in caught.value.message
             assert "\n" not in caught.value.message
@@ -152,21 +153,21 @@ def drop_graph(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "code"),
     [
-        (cut_graph, "is not a complete ONNX file"),
-        (empty_graph, "is not a complete ONNX file"),
-        (drop_data, "external data is missing"),
-        (cut_data, "external data is shorter"),
-        (raise_opset, "needs more than onnxruntime"),
-        (drop_graph, "does not exist"),
+        (cut_graph, "incomplete-onnx"),
+        (empty_graph, "incomplete-onnx"),
+        (drop_data, "data-missing"),
+        (cut_data, "data-too-short"),
+        (raise_opset, "newer-onnx"),
+        (drop_graph, "file-missing"),
     ],
 )
 def test_damaged_models_are_one_clear_line(
-    model: Path, damage: Callable[[Path], None], words: str
+    model: Path, damage: Callable[[Path], None], code: str
 ) -> None:
     damage(model)
-    with pytest.raises(BackendError, match=words) as caught, loaded(model):
+    with raises(BackendError, code) as caught, loaded(model):
         pass
     assert "model.onnx" in caught.value.message
     assert "\n" not in str(caught.value)
@@ -220,7 +221,7 @@ def test_a_provider_that_is_not_there_is_refused_with_the_extra(
 ) -> None:
     fake = fake_runtime(["CPUExecutionProvider"], ["CPUExecutionProvider"])
     monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
-    with pytest.raises(BackendError, match="CUDAExecutionProvider was asked for") as caught:
+    with raises(BackendError, "provider-missing", "CUDAExecutionProvider") as caught:
         OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
     assert "CPUExecutionProvider" in caught.value.message
     assert "depthcut[gpu]" in caught.value.hint
@@ -230,7 +231,7 @@ def test_a_silent_fallback_is_refused(model: Path, monkeypatch: pytest.MonkeyPat
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     fake = fake_runtime(both, ["CPUExecutionProvider"])
     monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
-    with pytest.raises(BackendError, match="but CPUExecutionProvider would run"):
+    with raises(BackendError, "provider-fallback", "CUDAExecutionProvider", "CPUExecutionProvider"):
         OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
     right = fake_runtime(both, both)
     monkeypatch.setattr(sessions, "require", lambda *_a, **_k: right)
@@ -258,28 +259,28 @@ def test_arithmetic_on_shapes_may_run_on_the_cpu_and_is_counted(
 
 
 @pytest.mark.parametrize(
-    ("stray", "words"),
+    ("stray", "nodes"),
     [
         (fake_part("CPUExecutionProvider", "Concat", "MatMul", "MatMul", "Softmax"),
-         "would run on the CPU: 2 MatMul, 1 Softmax"),
+         "2 MatMul, 1 Softmax"),
         (fake_part("CPUExecutionProvider", "Add", domain="com.microsoft"),
-         r"would run on the CPU: 1 com\.microsoft\.Add"),
+         "1 com.microsoft.Add"),
     ],
 )  # fmt: skip
 def test_a_node_that_computes_on_the_cpu_is_refused(
-    model: Path, monkeypatch: pytest.MonkeyPatch, stray: Any, words: str
+    model: Path, monkeypatch: pytest.MonkeyPatch, stray: Any, nodes: str
 ) -> None:
     runner = cuda_runner(model, monkeypatch, [ON_GPU, stray])
-    with pytest.raises(BackendError, match=words) as caught, runner:
+    with raises(BackendError, "nodes-on-cpu", nodes) as caught, runner:
         pass
     assert "doesn't fall back" in caught.value.hint
-    with pytest.raises(BackendError, match="outside its with block"):
+    with raises(BackendError, "not-entered"):
         _ = runner.inputs
 
 
 def test_a_gpu_that_gets_no_node_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = cuda_runner(model, monkeypatch, [fake_part("CPUExecutionProvider", "Gather")])
-    with pytest.raises(BackendError, match="runs no node of"), runner:
+    with raises(BackendError, "no-node-placed", "CUDAExecutionProvider"), runner:
         pass
 
 
@@ -296,7 +297,7 @@ def test_a_runtime_that_keeps_no_record_is_refused_on_cuda(
         return session
 
     fake.InferenceSession = without_record
-    with pytest.raises(BackendError, match="doesn't tell which nodes") as caught, runner:
+    with raises(BackendError, "placement-unknown", "CUDAExecutionProvider") as caught, runner:
         pass
     assert "onnxruntime-gpu" in caught.value.hint
 
@@ -339,13 +340,13 @@ def test_a_bound_call_that_fails_later_is_one_line(model: Path) -> None:
     with loaded(model) as runner:
         runner._session = FailsLater(runner._session)
         call = runner.prepare(inputs_for(runner, [1, 2]))
-        with pytest.raises(BackendError, match=r"failed while it ran .*: out of memory$") as caught:
+        with raises(BackendError, "run-failed", "out of memory") as caught:
             call()
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_an_unknown_provider_lists_the_known(model: Path) -> None:
-    with pytest.raises(BackendError, match="'npu' is not known") as caught:
+    with raises(BackendError, "unknown-provider", "'npu'") as caught:
         OnnxRuntimeRunner(model, provider="npu", threads=1)
     assert "cpu, cuda" in caught.value.hint
 
@@ -362,11 +363,11 @@ def test_a_missing_runtime_names_the_extra(model: Path, monkeypatch: pytest.Monk
 
 def test_a_runner_outside_its_block_says_so(model: Path) -> None:
     runner = loaded(model)
-    with pytest.raises(BackendError, match="outside its with block"):
+    with raises(BackendError, "not-entered"):
         _ = runner.inputs
     with runner:
         assert runner.inputs
-    with pytest.raises(BackendError, match="outside its with block"):
+    with raises(BackendError, "not-entered"):
         _ = runner.inputs
 
 

@@ -16,6 +16,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
 from graph_passes import save_model
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
+from tests.raising import raises
 
 IDS = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8], [1, 6, 1, 8, 0, 3, 3, 9]])
 MASKS = {
@@ -82,7 +83,7 @@ def test_the_runtime_alone_misreads_them(path: Path) -> None:
         assert np.abs(right - wrong)[masks.astype(bool)].max() > 1e-2
         inputs = make_inputs(runner.inputs, Shape("prefill", 3, 4, 4), IDS[:, 4:])
         runner.run(inputs)
-        with pytest.raises(BackendError, match="batch_size must be 1"):
+        with raises(BackendError, "run-failed", "batch_size"):
             runner._run(inputs, ["logits"])
 
 
@@ -106,7 +107,7 @@ def test_what_does_not_fit_together_is_refused(path: Path) -> None:
     with OnnxRuntimeRunner(path, threads=1) as runner:
         inputs = make_inputs(runner.inputs, Shape("decode", 3, 1, 6), IDS[:, :1])
         inputs["attention_mask"] = np.array(MASKS["left"], np.int32)
-        with pytest.raises(BackendError, match="8 positions"):
+        with raises(BackendError, "wrong-mask-length", 8):
             runner.run(inputs)
 
 
@@ -119,7 +120,7 @@ def test_a_past_that_others_read_takes_no_padding(tmp_path: Path) -> None:
         inputs = make_inputs(runner.inputs, Shape("prefill", 3, 8), IDS)
         runner.run(inputs)
         inputs["attention_mask"] = np.array(MASKS["left"], np.int32)
-        with pytest.raises(BackendError, match="padding"):
+        with raises(BackendError, "no-padding"):
             runner.run(inputs)
 
 

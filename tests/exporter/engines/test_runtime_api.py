@@ -25,6 +25,7 @@ from exporter.engines.build import cuda, refit, session
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.logs import Listener
 from exporter.errors import BackendError
+from tests.raising import raises
 
 pytestmark = pytest.mark.rtx
 no_driver = pytest.mark.skipif(not ask_driver().problem, reason="there is an NVIDIA driver")
@@ -133,7 +134,7 @@ _CALLS: dict[str, Callable[[cuda.Cuda], object]] = {
 @pytest.mark.parametrize("call", _CALLS)
 def test_a_cuda_call_gets_as_far_as_the_missing_driver(call: str) -> None:
     """A wrong number or kind of arguments would be a TypeError before that."""
-    with pytest.raises(BackendError, match=r"CUDA can't .*insufficient.* \(35\)\.$"):
+    with raises(BackendError, "cuda-failed", "insufficient", "(35)"):
         _CALLS[call](driverless())
 
 
@@ -158,7 +159,7 @@ def test_what_takes_a_handle_takes_one_argument_too() -> None:
 @no_driver
 def test_cuda_without_a_driver_is_an_error_and_no_crash() -> None:
     runtime()
-    with pytest.raises(BackendError, match="CUDA can't make a stream"):
+    with raises(BackendError, "cuda-failed", "stream"):
         cuda.Cuda("rtx")
 
 
@@ -207,7 +208,7 @@ def test_a_profile_tells_what_the_library_refuses() -> None:
     listener = SimpleNamespace(last_error=lambda: "no room for it")
     slot = Slot(0, 0, Profile(phase="decode", shapes={}))
     profile = session.ReadyProfile(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
-    with pytest.raises(BackendError, match="decode refuses the shape 1x2 for x: no room for it"):
+    with raises(BackendError, "wrong-shape", "decode", "1x2", "no room for it"):
         profile.set_shapes({"dropped": (1, 2), "x": (1, 2)})
-    with pytest.raises(BackendError, match="decode failed while it ran: no room for it"):
+    with raises(BackendError, "run-failed", "decode", "no room for it"):
         profile.enqueue()

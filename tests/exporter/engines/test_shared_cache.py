@@ -26,6 +26,7 @@ from exporter.errors import BackendError, UsageError
 from exporter.models.model_folder import find_model
 from graph_passes import Deletion, prune_graph, save_model
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
+from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
 PROMPTS = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [1, 6, 1, 8, 0]])
@@ -150,17 +151,17 @@ def test_a_text_that_outgrows_the_buffer_is_refused(tmp_path: Path) -> None:
     with OnnxRuntimeDecoder(path, threads=1) as decoder:
         decoder.prefill(PROMPTS, context=6)
         decoder.step(STEPS[0][:, None])
-        with pytest.raises(BackendError, match="reaches 7 positions; the cache has room for 6"):
+        with raises(BackendError, "cache-too-short", 7, 6):
             decoder.step(STEPS[0][:, None])
     with open_decoder(path, threads=1, context=8) as short:
         assert len(generate(short, [3, 1, 4], new_tokens=6).token_ids) == 6
-        with pytest.raises(BackendError, match=r"room for 8 positions.* 7 new tokens take 9"):
+        with raises(BackendError, "cache-too-short", 8, 3, 7, 9):
             generate(short, [3, 1, 4], new_tokens=7)
 
 
 def test_an_engine_takes_no_context(tmp_path: Path) -> None:
     (tmp_path / "model.engine").write_bytes(b"")
-    with pytest.raises(UsageError, match="built into an engine"):
+    with raises(UsageError, "context-fixed", "--context"):
         open_decoder(tmp_path / "model.engine", context=8)
 
 
@@ -177,12 +178,12 @@ def test_a_graph_may_fix_the_buffer(tmp_path: Path) -> None:
         wanted = generate(free, [3, 1, 4], new_tokens=5).token_ids
     with OnnxRuntimeDecoder(path, threads=1) as decoder:
         assert generate(decoder, [3, 1, 4], new_tokens=5).token_ids == wanted
-        with pytest.raises(BackendError, match="room for 7 positions"):
+        with raises(BackendError, "cache-too-short", 7):
             generate(decoder, [3, 1, 4], new_tokens=6)
     shape = Shape("decode", 1, 1, 7)
     with OnnxRuntimeRunner(path, threads=1) as runner:
         inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 11))
-        with pytest.raises(BackendError, match="key has room for 7 positions; 8 are needed"):
+        with raises(BackendError, "cache-too-short", "key", 7, 8):
             runner.prepare(inputs)
 
 
@@ -198,7 +199,7 @@ def test_sizes_that_only_have_a_name_are_found(tmp_path: Path) -> None:
             node.inputs[0].shape = None
     with (
         OnnxRuntimeDecoder(written(hidden, tmp_path / "hidden"), threads=1) as decoder,
-        pytest.raises(BackendError, match="declares no number of heads or no head size"),
+        raises(BackendError, "head-size-missing", "past_key_values.0.key"),
     ):
         decoder.prefill(PROMPTS)
 

@@ -9,6 +9,7 @@ from exporter.engines.build.driver import Device
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import built_for, read_sidecar, refuse_mismatch, sidecar_path
 from exporter.errors import ArtifactError, EngineError, UnsafeInputError
+from tests.raising import raises
 
 ADA = Device("a card", "sm89", 24 << 30)
 HOPPER = Device("another card", "sm90", 80 << 30)
@@ -24,21 +25,21 @@ def test_an_engine_and_its_record_belong_together(tmp_path: Path) -> None:
 def test_a_cut_off_engine_is_refused(tmp_path: Path) -> None:
     engine = written(tmp_path)
     engine.write_bytes(engine.read_bytes()[:-1])
-    with pytest.raises(EngineError, match=r"has 19 bytes, but m\.engine\.json .* 20"):
+    with raises(EngineError, "wrong-size", 19, "m.engine.json", 20):
         read_sidecar(engine)
 
 
 def test_another_engine_of_the_same_size_is_refused(tmp_path: Path) -> None:
     engine = written(tmp_path)
     engine.write_bytes(engine.read_bytes().upper())
-    with pytest.raises(EngineError, match="is not the engine"):
+    with raises(EngineError, "wrong-hash", "m.engine.json"):
         read_sidecar(engine)
 
 
 def test_an_engine_without_a_record_is_refused(tmp_path: Path) -> None:
     engine = written(tmp_path)
     sidecar_path(engine).unlink()
-    with pytest.raises(EngineError, match="nothing says what it was built for"):
+    with raises(EngineError, "sidecar-missing", "m.engine.json"):
         read_sidecar(engine)
 
 
@@ -64,7 +65,7 @@ def test_a_record_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_engine_is_told(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="does not exist"):
+    with raises(EngineError, "file-missing"):
         read_sidecar(tmp_path / "none.engine")
 
 
@@ -91,11 +92,11 @@ def test_an_engine_of_tensorrt_is_tied_to_its_card_unless_made_compatible() -> N
         "gpu": "a card", "compute_capability": "sm89", "driver_cuda": "13.0"}}  # fmt: skip
     tied = record(settings=BuildSettings(), **facts)
     assert built_for(tied) == "sm89"
-    with pytest.raises(EngineError, match="this is sm90"):
+    with raises(EngineError, "other-card", "sm90"):
         refuse_mismatch(tied, "11.4", [HOPPER])
     kin = record(settings=BuildSettings(hardware_compatibility="same-compute-capability"), **facts)
     refuse_mismatch(kin, "11.4", [ADA])
-    with pytest.raises(EngineError, match="this is sm90"):
+    with raises(EngineError, "other-card", "sm90"):
         refuse_mismatch(kin, "11.4", [HOPPER])
     free = record(settings=BuildSettings(hardware_compatibility="ampere+"), **facts)
     refuse_mismatch(free, "11.4", [HOPPER])

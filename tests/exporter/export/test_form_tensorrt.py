@@ -16,6 +16,7 @@ from exporter.errors import UsageError
 from exporter.export.forms.tensorrt import rewrite_decoder
 from graph_passes.files.storage import load_model as load_graph
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
+from tests.raising import raises
 
 PROMPT, NEW = [5, 9, 20, 33, 7, 11, 13], 6
 SIZES = {
@@ -83,7 +84,7 @@ def test_what_can_not_be_rewritten_is_told(
 @pytest.mark.torch
 def test_a_longer_cache_than_the_model_knows_is_refused(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "llama", "llama")
-    with pytest.raises(UsageError, match="knows 128 positions; caches of 129"):
+    with raises(UsageError, "cache-too-long", 128, 129):
         form(source, tmp_path / "out", room=129)
 
 

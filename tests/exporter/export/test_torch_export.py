@@ -13,6 +13,7 @@ from written_files import data_of
 from exporter.errors import ExportError
 from exporter.files import sha256_file
 from exporter.progress import Quiet
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 
@@ -160,19 +161,19 @@ def test_the_same_model_gives_the_same_files_and_nothing_is_printed(
 def test_an_opset_out_of_range_is_refused_before_any_work(tmp_path: Path, opset: int) -> None:
     from exporter.export.torch_export import export_onnx
 
-    with pytest.raises(ExportError, match=f"Opset {opset} is not supported") as caught:
+    with raises(ExportError, "opset-out-of-range", opset) as caught:
         export_onnx(tiny_loaded("llama"), tmp_path / "new", opset=opset)
     assert "18 to 24" in caught.value.hint
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
-    ("family", "reason"), [("t5", "encoder-decoder"), ("mamba", "plain keys and values")]
+    ("family", "code"), [("t5", "encoder-decoder"), ("mamba", "no-plain-cache")]
 )
-def test_a_model_with_other_states_is_refused(tmp_path: Path, family: str, reason: str) -> None:
+def test_a_model_with_other_states_is_refused(tmp_path: Path, family: str, code: str) -> None:
     from exporter.export.torch_export import export_onnx
 
-    with pytest.raises(ExportError, match=reason):
+    with raises(ExportError, code):
         export_onnx(tiny_loaded(family), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -185,7 +186,7 @@ def test_what_pytorch_cannot_trace_is_one_clear_error(tmp_path: Path) -> None:
     plain = norm.forward
     # The branch depends on the data, which no graph can hold.
     norm.forward = lambda x: plain(x) if bool((x.sum() > 0).item()) else plain(x) * 2
-    with pytest.raises(ExportError, match="can't export LlamaForCausalLM at opset 20: ") as caught:
+    with raises(ExportError, "exporter-failed", "LlamaForCausalLM", 20) as caught:
         export_onnx(loaded, tmp_path)
     assert "\n" not in caught.value.message
     assert caught.value.__cause__ is not None

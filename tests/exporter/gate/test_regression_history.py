@@ -17,6 +17,7 @@ from exporter.gate.keys import key_of, series
 from exporter.gate.limits import Limits
 from exporter.gate.request import CheckRequest, run_check
 from tests.made_reports import gate_arm, gate_report, gate_row
+from tests.raising import raises
 
 SERIES = "s" * 64
 WEEKS = 20
@@ -172,14 +173,14 @@ def test_a_last_line_without_its_end_is_not_joined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "code", "field"),
     [
-        ("{", r"line 2: \$: Invalid JSON"),
-        ('{"kind": "history_entry"}', r"line 2: \$\.schema_version: Field required"),
-        ("SELF-99", "line 2: .*Update depthcut"),
+        ("{", "broken-line", "$: "),
+        ('{"kind": "history_entry"}', "broken-line", "$.schema_version: "),
+        ("SELF-99", "newer-schema", 99),
     ],
 )
-def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_a_broken_line_is_named(tmp_path: Path, line: str, code: str, field: object) -> None:
     path = tmp_path / "history.jsonl"
     good = history(np.zeros((1, 1)))[0].model_dump_json()
     if line == "SELF-99":
@@ -188,7 +189,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
     before = path.read_bytes()
     report = gate_report().write(tmp_path / "report.json")
     request = CheckRequest(report=report, limits=Limits(max_kl=1), history=path)
-    with pytest.raises(ArtifactError, match=message):
+    with raises(ArtifactError, code, "history.jsonl", "line 2", field):
         run_check(request)
     assert path.read_bytes() == before
 

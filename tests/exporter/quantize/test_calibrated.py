@@ -16,6 +16,7 @@ from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from tests.exporter.small_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, written
 from tests.exporter.tiny_lm import write_tokenizer
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -87,19 +88,19 @@ def test_inputs_that_say_nothing_of_each_other_leave_gptq_at_rounding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("moments", "told"),
+    ("moments", "code"),
     [
-        (np.zeros((4, 4)), "its input is zero"),
-        (np.full((4, 4), np.nan), "not finite"),
-        (-np.ones((4, 4)) + 2 * np.eye(4), "its input is zero|can't be inverted"),
+        (np.zeros((4, 4)), "input-zero"),
+        (np.full((4, 4), np.nan), "not-finite"),
+        (-np.ones((4, 4)) + 2 * np.eye(4), "singular-hessian"),
     ],
     ids=["zero", "nan", "indefinite"],
 )
 def test_moments_that_cant_be_inverted_are_refused_with_the_layer(
     moments: np.ndarray,  # type: ignore[type-arg]
-    told: str,
+    code: str,
 ) -> None:
-    with pytest.raises(CalibrationError, match=f"some_layer: .*({told})"):
+    with raises(CalibrationError, code, "some_layer"):
         inverse_factor(moments, "some_layer")
 
 
@@ -145,7 +146,7 @@ def test_a_head_that_shares_the_table_is_rounded(model: Path, tmp_path: Path, te
 def test_a_layer_that_only_sees_zeros_is_named(model: Path, tmp_path: Path, text: str) -> None:
     dead = set_weight(model, "up", np.zeros((WIDTH, 96), np.float32), model.with_name("dead.onnx"))
     settings = QuantizeSettings(method="gptq", calibration=text)
-    with pytest.raises(CalibrationError, match="down_node: its input is zero"):
+    with raises(CalibrationError, "input-zero", "down_node"):
         quantize_file(dead, tmp_path / "out" / "out.onnx", settings)
     assert not (tmp_path / "out").exists()
 
@@ -170,36 +171,36 @@ def test_onnx_runtimes_own_quantisers_keep_the_notes_and_tell_what_they_leave(
 
 
 @pytest.mark.parametrize(
-    ("kind", "weight", "told"),
+    ("kind", "weight", "code", "field"),
     [
-        (ir.DataType.BFLOAT16, None, "takes weights in FLOAT, not in BFLOAT16"),
-        (ir.DataType.FLOAT16, None, "takes weights in FLOAT, not in FLOAT16"),
-        (ir.DataType.FLOAT, np.nan, "The weight of up_node holds NaN"),
+        (ir.DataType.BFLOAT16, None, "wrong-dtype", "not in BFLOAT16"),
+        (ir.DataType.FLOAT16, None, "wrong-dtype", "not in FLOAT16"),
+        (ir.DataType.FLOAT, np.nan, "not-finite", "up_node"),
     ],
 )
 def test_what_dynamic_int8_cant_quantise_is_refused(
-    tmp_path: Path, kind: ir.DataType, weight: float | None, told: str
+    tmp_path: Path, kind: ir.DataType, weight: float | None, code: str, field: str
 ) -> None:
     source = written(TIED, tmp_path / "model.onnx", kind=kind)
     if weight is not None:
         numbers = np.full((WIDTH, 96), weight, np.float32)
         source = set_weight(source, "up", numbers, tmp_path / "other.onnx")
     settings = QuantizeSettings(scheme="int8-dynamic")
-    with pytest.raises(QuantizationError, match=told):
+    with raises(QuantizationError, code, field):
         quantize_file(source, tmp_path / "out" / "out.onnx", settings)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_quantiser_that_leaves_everything_in_float_has_failed(tmp_path: Path) -> None:
     source = written(ONLY_HEAD, tmp_path / "model.onnx")
-    with pytest.raises(QuantizationError, match="every product in float: head_node: it reads"):
+    with raises(QuantizationError, "nothing-to-quantize", "head_node"):
         quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8-dynamic"))
 
 
 def test_the_calibration_text_is_never_written_over(model: Path, text: str) -> None:
     before = Path(text).read_bytes()
     settings = QuantizeSettings(method="gptq", calibration=text)
-    with pytest.raises(UsageError, match="is an input"):
+    with raises(UsageError, "overwrites-input"):
         quantize_file(model, Path(text), settings)
     assert Path(text).read_bytes() == before
 
@@ -222,12 +223,12 @@ def test_dynamic_int8_takes_gemms(tmp_path: Path) -> None:
 def test_a_text_that_is_too_short_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("the value of", encoding="utf-8")
     settings = QuantizeSettings(method="gptq", calibration=str(tmp_path / "short.txt"))
-    with pytest.raises(CalibrationError, match="too short"):
+    with raises(CalibrationError, "text-too-short", 512):
         quantize_file(model, tmp_path / "out.onnx", settings)
 
 
 def test_a_model_without_a_tokenizer_is_refused(model: Path, tmp_path: Path, text: str) -> None:
     model.with_name("tokenizer.json").unlink()
     settings = QuantizeSettings(method="gptq", calibration=text)
-    with pytest.raises(CalibrationError, match=r"no tokenizer\.json beside"):
+    with raises(CalibrationError, "no-tokenizer"):
         quantize_file(model, tmp_path / "out.onnx", settings)

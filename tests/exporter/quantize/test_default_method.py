@@ -16,6 +16,7 @@ from exporter.progress import Quiet
 from exporter.quantize.gguf_blocks import most_bits
 from exporter.quantize.settings import QuantizeSettings, Scheme
 from tests.exporter.gguf_files import numbers, random_rows, write_gguf
+from tests.raising import raises
 
 INT4 = QuantizeSettings()
 
@@ -84,7 +85,7 @@ def test_most_weights_decide(tmp_path: Path) -> None:
     assert most_bits(write_gguf(tmp_path / "plain.gguf", {"w": ("F16", plain)})) is None
     cut = tmp_path / "cut.gguf"
     cut.write_bytes((tmp_path / "plain.gguf").read_bytes()[:40])
-    with pytest.raises(QuantizationError, match="can't be read as a GGUF file"):
+    with raises(QuantizationError, "unreadable"):
         most_bits(cut)
 
 

@@ -44,7 +44,7 @@ def test_blocks_are_the_file_s_own_numbers(kind: str) -> None:
 
 def test_numbers_of_another_type_are_told() -> None:
     rows = random_rows("Q4_1", 2, 64)
-    with pytest.raises(ValueError, match="beside the grid of Q4_1"):
+    with pytest.raises(ValueError, match="Q4_1"):
         read_blocks(rows, numbers(rows, "Q4_1") * np.float32(1.3), "Q4_1")
     assert not can_hold("Q2_K")
     assert not can_hold("F16")
@@ -181,15 +181,15 @@ def test_files_that_keep_nothing(kept: tuple[Path, Path], tmp_path: Path) -> Non
     output = tmp_path / "out.onnx"
     rows = random_rows("Q4_0", 4, 64, seed=9)
     foreign = write_gguf(tmp_path / "foreign.gguf", {"w": ("Q4_0", rows)})
-    with pytest.raises(QuantizationError, match=r"No weight of the graph .* its row 0 is not in"):
+    with raises(QuantizationError, "no-usable-blocks", "row 0"):
         quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=foreign))
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(gguf.read_bytes()[:40])
-    with pytest.raises(QuantizationError, match=r"cut\.gguf can't be read as a GGUF file"):
+    with raises(QuantizationError, "unreadable", "cut.gguf"):
         quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=cut))
     half = np.zeros((4, 64), np.float16)
     plain = write_gguf(tmp_path / "plain.gguf", {"w": ("F16", half)})
-    with pytest.raises(QuantizationError, match="its tensors are F16"):
+    with raises(QuantizationError, "no-usable-blocks", "F16"):
         quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=plain))
     assert not output.exists()
     for halved in ({"method": "gguf"}, {"gguf": gguf}):

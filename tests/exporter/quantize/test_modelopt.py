@@ -19,6 +19,7 @@ from graph_passes.files.storage import load_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from tests.exporter.tiny_lm import write_tokenizer
 from tests.graph_passes.decoder_graphs import decoder_model
+from tests.raising import raises
 
 STAND_IN = """\
 #!{python}
@@ -110,13 +111,19 @@ def test_notes_and_shapes_are_put_back_and_the_source_stays(
 
 
 @pytest.mark.parametrize(
-    ("action", "told"), [(FAILS, "fails on the graph: no kernel"), ("", "found nothing to quan")]
+    ("action", "code", "field"),
+    [(FAILS, "modelopt-failed", "no kernel"), ("", "nothing-to-quantize", "fp8")],
 )
 def test_what_fails_leaves_nothing(
-    action: str, told: str, source: Path, settings: QuantizeSettings, tmp_path: Path
+    action: str,
+    code: str,
+    field: str,
+    source: Path,
+    settings: QuantizeSettings,
+    tmp_path: Path,
 ) -> None:
     failing = replace(settings, scheme="fp8", modelopt=stand_in(tmp_path, action))
-    with pytest.raises(QuantizationError, match=told):
+    with raises(QuantizationError, code, field):
         quantize_file(source, tmp_path / "out" / "model.onnx", failing)
     assert not list(tmp_path.glob("out/*"))
 
@@ -128,7 +135,7 @@ def test_caches_in_place_are_refused_before_it_runs(
     CacheInPlacePass(32).call(model)
     save_model(model, source.with_name("fixed.onnx"))
     never = replace(settings, modelopt=tmp_path / "none")
-    with pytest.raises(QuantizationError, match="caches in place") as refused:
+    with raises(QuantizationError, "caches-in-place") as refused:
         quantize_file(source.with_name("fixed.onnx"), tmp_path / "o.onnx", never)
     assert "--cache-length 0" in (refused.value.hint or "")
 
@@ -137,11 +144,11 @@ def test_a_python_without_it_is_told(
     source: Path, settings: QuantizeSettings, tmp_path: Path
 ) -> None:
     out = tmp_path / "model.onnx"
-    for python, told in (
-        (tmp_path / "none", "There is no Python"),
-        (Path(sys.executable), "has no ModelOpt"),
+    for python, code in (
+        (tmp_path / "none", "python-missing"),
+        (Path(sys.executable), "modelopt-missing"),
     ):
-        with pytest.raises(MissingDependencyError, match=told) as missing:
+        with raises(MissingDependencyError, code, python) as missing:
             quantize_file(source, out, replace(settings, modelopt=python))
         assert "pip install 'nvidia-modelopt[onnx]'" in (missing.value.hint or "")
     with pytest.raises(UsageError):
