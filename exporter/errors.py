@@ -6,59 +6,15 @@ import contextlib
 import errno
 from collections.abc import Iterator, Sequence
 
-from graph_passes.errors import (
-    DepthcutError,
-    InterruptedResultError,
-    OnnxFileError,
-    PreparedFolderError,
-    SurgeryError,
-    TargetInUseError,
-    UnsafeInputError,
-    UnsafeOnnxFileError,
-    UsageError,
-)
-
-__all__ = [
-    "FULL_DISK",
-    "ArtifactError",
-    "BackendError",
-    "CalibrationError",
-    "ClusterError",
-    "ComparisonError",
-    "CostError",
-    "DepthcutError",
-    "EngineError",
-    "ExportError",
-    "HealingError",
-    "InterruptedResultError",
-    "MissingDependencyError",
-    "ModelSourceError",
-    "OnnxFileError",
-    "OptionError",
-    "PackagingError",
-    "PlanError",
-    "PreparedFolderError",
-    "QuantizationError",
-    "RegressionError",
-    "ScoringError",
-    "SurgeryError",
-    "SweepError",
-    "TargetInUseError",
-    "TaskError",
-    "TextSourceError",
-    "TooLittleMemoryError",
-    "UnknownArchitectureError",
-    "UnsafeInputError",
-    "UnsafeModelError",
-    "UnsafeOnnxFileError",
-    "UnsafePlanError",
-    "UsageError",
-    "VerificationError",
-    "error_chain",
-    "first_line",
-    "panics_as_errors",
-    "pass_on_memory_error",
-]
+from graph_passes.errors import DepthcutError as DepthcutError
+from graph_passes.errors import InterruptedResultError as InterruptedResultError
+from graph_passes.errors import OnnxFileError as OnnxFileError
+from graph_passes.errors import PreparedFolderError as PreparedFolderError
+from graph_passes.errors import SurgeryError as SurgeryError
+from graph_passes.errors import TargetInUseError as TargetInUseError
+from graph_passes.errors import UnsafeInputError as UnsafeInputError
+from graph_passes.errors import UnsafeOnnxFileError as UnsafeOnnxFileError
+from graph_passes.errors import UsageError as UsageError
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The ``errno`` of an ``OSError`` where there is no room, a quota, or a limit on files."""

@@ -23,25 +23,13 @@ from pathlib import Path
 
 from exporter.errors import FULL_DISK, UsageError, error_chain
 from graph_passes.files.exchange import absolute
-from graph_passes.files.hashing import content_sha256, sha256_bytes, sha256_file, sha256_files
+from graph_passes.files.hashing import content_sha256 as content_sha256
+from graph_passes.files.hashing import sha256_bytes as sha256_bytes
+from graph_passes.files.hashing import sha256_file as sha256_file
+from graph_passes.files.hashing import sha256_files as sha256_files
 from graph_passes.files.locations import real
 from graph_passes.files.locking import FOLDER
 from graph_passes.files.placing import staging
-
-__all__ = [
-    "content_sha256",
-    "make_readable",
-    "refuse_overwriting",
-    "scratch_folder",
-    "sha256_bytes",
-    "sha256_file",
-    "sha256_files",
-    "staged_directory",
-    "telling_full_disk",
-    "write_private",
-    "write_text",
-    "write_texts",
-]
 
 _LOCK = ".lock"
 _TRIES = 100

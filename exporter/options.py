@@ -23,13 +23,11 @@ from typing import (
 )
 
 from pydantic import ConfigDict, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as dataclass
 from pydantic_core import ArgsKwargs
 
 from exporter.errors import OptionError
 from exporter.option_types import OptionType, bare_type, mistake
-
-__all__ = ["Options", "Rule", "argument", "dataclass", "option", "part"]
 
 _LOOK = "depthcut"
 _S = TypeVar("_S", bound="Options")

@@ -25,11 +25,10 @@ from exporter.files import sha256_file, write_private
 from graph_passes.errors import UnsafeInputError, UsageError
 from graph_passes.files import placing
 from graph_passes.files.locations import real
-from graph_passes.files.locking import FOLDER, held, refuse_links
+from graph_passes.files.locking import FOLDER as FOLDER
+from graph_passes.files.locking import held, refuse_links
 from graph_passes.files.reading import TABLE_BYTES, copy_file, read_json
 from graph_passes.files.steps import gone_of
-
-__all__ = ["FOLDER", "StageLedger", "in_turn", "locked"]
 
 _WORK, _NEXT = "work", "stages-next.json"
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record
 from exporter.models.loading.checked_folder import CONFIG, read_object
-from exporter.models.loading.model_source import DTYPES, resolve_source
+from exporter.models.loading.model_source import DTYPES
+from exporter.models.loading.sources import resolve_source
 from graph_passes.files.reading import read_text
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def own_dtype(source: str, **loading: Any) -> str:
     """The dtype that a model's config names, where it is one that models are loaded in.
 
     Else, as for a GGUF file, ``float32``. ``loading`` goes to
-    :func:`~exporter.models.loading.model_source.resolve_source`.
+    :func:`~exporter.models.loading.sources.resolve_source`.
 
     Raises:
         ModelSourceError: When there is nothing there that could be loaded.

@@ -219,7 +219,7 @@ def _member(
 @cache
 def _digest(source: str, how: SourceOptions) -> str:
     """Read once: the weights may be large, and a model may stand for several texts."""
-    from exporter.models.loading.model_source import source_sha256
+    from exporter.models.loading.sources import source_sha256
 
     return source_sha256(source, **how.reading)
 

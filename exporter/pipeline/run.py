@@ -12,8 +12,9 @@ from exporter.artifacts.ledger import StageLedger
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.heal.plan_file import report_of
 from exporter.models.loading.meta_model import load_meta
-from exporter.models.loading.model_source import load_model, source_sha256
+from exporter.models.loading.model_source import load_model
 from exporter.models.loading.options import SourceOptions
+from exporter.models.loading.sources import source_sha256
 from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
 

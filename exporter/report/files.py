@@ -18,12 +18,12 @@ from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.report.html import page
 from exporter.report.markdown import markdown, several_markdown
-from exporter.report.sections import comparison_document, overview_section
+from exporter.report.sections import comparison_document
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.front import front_document
 from exporter.report.sections.stability import stability_document
 from exporter.report.sections.sweep import sweep_document
-from exporter.report.sections.tradeoff import letter
+from exporter.report.sections.tradeoff import letter, overview_section
 
 if TYPE_CHECKING:
     from exporter.report.sections.blocks import Document

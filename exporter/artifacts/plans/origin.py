@@ -34,7 +34,7 @@ def hold_against_model(
 
     Args:
         plan: The plan.
-        sha256: Of the model, as :func:`exporter.models.loading.model_source.source_sha256` gives
+        sha256: Of the model, as :func:`exporter.models.loading.sources.source_sha256` gives
             it.
         model: What messages call it.
         path: The plan's file.

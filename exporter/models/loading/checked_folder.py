@@ -21,16 +21,6 @@ from graph_passes.files.reading import (
     read_json,
 )
 
-__all__ = [
-    "CONFIG",
-    "Dangers",
-    "check_files",
-    "checked_config",
-    "files_as_they_are",
-    "read_object",
-    "refuse_changed",
-]
-
 CONFIG = "config.json"
 _TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _FURTHER_CONFIGS = (

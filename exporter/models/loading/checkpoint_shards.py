@@ -22,8 +22,6 @@ from graph_passes.files.reading import TABLE_BYTES, opened, parse_json, read_jso
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CheckpointShards", "TensorEntry", "read_header", "read_index"]
-
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LENGTH_BYTES = 8

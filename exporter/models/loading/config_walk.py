@@ -14,16 +14,6 @@ from typing import Any
 
 from exporter.errors import ModelSourceError, UnsafeModelError
 
-__all__ = [
-    "quantization_in",
-    "refuse_dangerous_entries",
-    "refuse_endless",
-    "refuse_files_elsewhere",
-    "refuse_foreign_code",
-    "refuse_types",
-    "refuse_words_for_numbers",
-]
-
 _COPY = "If you trust the model, take that entry out of a copy of it."
 # transformers hands these on to functions that load a second model, run code or read another file.
 _HANDED_ON = {

@@ -19,12 +19,8 @@ from exporter.errors import ModelSourceError, first_line, pass_on_memory_error
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.checkpoint_shards import CheckpointShards, TensorEntry
 from exporter.models.loading.model_class import auto_class, refuse_far_larger
-from exporter.models.loading.model_source import (
-    LoadedModel,
-    check_dtype,
-    load_folder,
-    resolve_source,
-)
+from exporter.models.loading.model_source import LoadedModel, check_dtype, load_folder
+from exporter.models.loading.sources import resolve_source
 from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.optional import require
 
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
     import threading
 
     import torch
-
-__all__ = ["MetaModel", "ShardedWeights", "load_meta"]
 
 _WHOLE = "Load it whole."
 

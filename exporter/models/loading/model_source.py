@@ -39,7 +39,6 @@ from exporter.models.loading.sources import (
     matching,
     path_sha256,
     resolve_source,
-    source_sha256,
 )
 from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
 from exporter.optional import require
@@ -47,15 +46,6 @@ from graph_passes.files.locations import cache_revision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = [
-    "LoadedModel",
-    "check_dtype",
-    "load_folder",
-    "load_model",
-    "resolve_source",
-    "source_sha256",
-]
 
 DTYPES = ("float32", "float16", "bfloat16")
 """What a model's weights may become when it is loaded."""

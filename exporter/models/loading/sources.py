@@ -18,15 +18,6 @@ from exporter.optional import require
 from graph_passes.files.placing import finish_interrupted
 from graph_passes.files.reading import opened
 
-__all__ = [
-    "SAFETENSORS",
-    "TOKENIZER_FILES",
-    "matching",
-    "path_sha256",
-    "resolve_source",
-    "source_sha256",
-]
-
 _HUB_ID = re.compile(r"(hf:[\w.-]+(/[\w.-]+)?|[\w][\w.-]*/[\w][\w.-]*)")
 _TEXT_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer*.json",

@@ -16,8 +16,6 @@ from typing import Any
 
 from exporter.optional import require
 
-__all__ = ["hub_off", "quiet_transformers"]
-
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -14,7 +14,7 @@ from exporter.artifacts.plans.by_score import parse_drops
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.store import Store, key_hash
 from exporter.files import sha256_bytes, write_text
-from exporter.models.loading.model_source import source_sha256
+from exporter.models.loading.sources import source_sha256
 from exporter.pipeline.keys import request_key
 from exporter.pipeline.planning import given_plan_hash
 from exporter.pipeline.run import ARMS, QUANTIZED

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from exporter.report.charts.drawing import WIDTH, Drawing
+from exporter.report.charts.drawing import Drawing
 from exporter.report.words import significant
 
 LEFT, TOP = 50.0, 18.0
@@ -104,9 +104,3 @@ def tick_text(value: float) -> str:
     """A round number without needless zeros."""
     text = f"{value:.10g}"
     return text if len(text) <= 7 else significant(value, 3)
-
-
-__all__ = [
-    "LEFT", "TOP", "WIDTH", "Scale", "axis_below", "axis_left", "axis_names", "scale_over",
-    "tick_text",
-]  # fmt: skip

@@ -21,7 +21,7 @@ from exporter.report.sections.model import (
     size_section,
 )
 from exporter.report.sections.summary import glance, tiles
-from exporter.report.sections.tradeoff import overview_section, tradeoff_section
+from exporter.report.sections.tradeoff import tradeoff_section
 from exporter.report.sections.verdict import (
     headline,
     notices,
@@ -30,8 +30,6 @@ from exporter.report.sections.verdict import (
     statements,
     verdict_sentence,
 )
-
-__all__ = ["comparison_document", "overview_section"]
 
 
 def comparison_document(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exporter.models.loading.model_source import resolve_source, source_sha256
+from exporter.models.loading.sources import resolve_source, source_sha256
 
 pytestmark = pytest.mark.torch
 

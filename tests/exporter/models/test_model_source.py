@@ -25,7 +25,8 @@ from exporter.models.loading.model_files import (
     save_pretrained_files,
     with_both_rope_dialects,
 )
-from exporter.models.loading.model_source import load_model, resolve_source, source_sha256
+from exporter.models.loading.model_source import load_model
+from exporter.models.loading.sources import resolve_source, source_sha256
 from graph_passes.files.exchange import identity
 from graph_passes.files.placing import home_of
 from graph_passes.files.record import Change, ChangeRecord
@@ -194,7 +195,7 @@ def test_hashing_imports_no_torch(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
     (folder / "model.safetensors").write_bytes(_weights("x"))
     code = (
-        "import sys; from exporter.models.loading.model_source import source_sha256; "
+        "import sys; from exporter.models.loading.sources import source_sha256; "
         f"source_sha256({str(folder)!r}); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
