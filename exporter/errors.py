@@ -162,6 +162,15 @@ def pass_on_memory_error(error: BaseException) -> None:
         MemoryError: When the error, or one that it came from, says that the memory ran out.
     """
     for cause in error_chain(error):
-        # PyTorch's allocator has no error class of its own on the CPU.
-        if isinstance(cause, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(cause):
+        if is_out_of_memory(cause):
             raise MemoryError(first_line(cause)) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; PyTorch's on the CPU has no class of its own."""
+    told = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or "DefaultCPUAllocator: can't allocate" in told
+        or "out of memory" in told
+    )

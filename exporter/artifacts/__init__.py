@@ -52,6 +52,10 @@ from exporter.artifacts.healing import (
     Healing,
     HealingReport,
     HealKind,
+    StoppedBy,
+    Train,
+    Training,
+    TrainingCheck,
 )
 from exporter.artifacts.latency import (
     FEWEST_ROUNDS,

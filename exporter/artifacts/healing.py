@@ -10,7 +10,9 @@ from exporter.artifacts.base import Artifact, Record
 from exporter.artifacts.stages import CalibrationRef, ModelRef
 from graph_passes.types import DeletionKind, Replacement
 
-HealKind = Literal["bias", "linear", "best"]
+HealKind = Literal["bias", "linear", "best", "distill"]
+Train = Literal["adapters", "all"]
+StoppedBy = Literal["tokens", "time", "no_gain", "diverged"]
 
 
 class AnswerDamage(Record):
@@ -68,8 +70,41 @@ class HealedBranch(Record):
     linear_explained: float | None = None
 
 
+class TrainingCheck(Record):
+    """The loss on held-out text after some tokens; the training's own is that of its last step."""
+
+    tokens: int
+    seconds: float
+    training_loss: float
+    held_out_loss: float
+
+
+class Training(Record):
+    """How the whole model taught the cut one.
+
+    ``loss`` is the mean KL divergence of ``answers`` in nats, or the relative squared error of
+    hidden ``states`` for a model that predicts no next token. The first check is that of the
+    unhealed cut; the state with the least held-out loss was kept. ``stopped_on`` is the held-out
+    text.
+    """
+
+    train: Train
+    loss: Literal["answers", "states"]
+    trained_parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    stopped_by: StoppedBy
+    stopped_on: CalibrationRef
+    checks: list[TrainingCheck]
+
+
 class Healing(Record):
-    """How a plan was healed, and how that turned out."""
+    """How a plan was healed, and how that turned out.
+
+    ``parameters`` are those that replacements add; ``changed_weights`` tells how many weights that
+    the model keeps have other values, ``training`` how they came by them.
+    """
 
     asked: HealKind
     rank: int | None
@@ -77,6 +112,8 @@ class Healing(Record):
     calibration: list[CalibrationRef]
     branches: list[HealedBranch]
     parameters: int
+    changed_weights: int = 0
+    training: Training | None = None
     texts: list[HealedText] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 

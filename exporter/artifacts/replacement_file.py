@@ -1,10 +1,14 @@
-"""Reads the numbers of a plan's replacements from its safetensors file. Needs no PyTorch."""
+"""Reads the numbers that healing made from a plan's safetensors file. Needs no PyTorch.
+
+These are replacements, which take dropped branches' places, and changed weights: new values of what
+the model keeps.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -30,35 +34,58 @@ _KINDS = "|".join(get_args(SublayerKind))
 _KEY = re.compile(rf"({_KINDS})\.(0|[1-9][0-9]*)\.(weight(?:_down|_up)?|bias)")
 _KEYS_HINT = (
     "Keys are <kind>.<layer>.bias and, for linear, <kind>.<layer>.weight, or .weight_down and "
-    ".weight_up."
+    ".weight_up; for changed weights value:<parameter>, or down:<parameter> and up:<parameter>."
 )
+_WEIGHT_KEY = re.compile(r"(value|down|up):(.+)")
 _FACTORS = ("weight_down", "weight_up")
 _DTYPES = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
 
 
 @dataclass(frozen=True)
+class ChangedWeight:
+    """The new value of a weight that the model keeps.
+
+    Attributes:
+        numbers: The whole new value; or the two factors ``down`` [rank, in] and ``up`` [out, rank]
+            of ``up @ down``, which is added to the old one. From a file they are tensors of
+            onnx_ir that are read whenever asked for, from healing PyTorch's.
+    """
+
+    numbers: tuple[Any] | tuple[Any, Any]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The numbers by what they are called in the file."""
+        names = ("value",) if len(self.numbers) == 1 else ("down", "up")
+        return dict(zip(names, self.numbers, strict=True))
+
+
+@dataclass(frozen=True)
 class Replacements:
-    """What a plan's replacements consist of.
+    """What healing put into a plan's file of numbers.
 
     Attributes:
         path: The file.
         sha256: Its hash.
-        tensors: For each sublayer its numbers; a weight is read whenever it is asked for.
+        tensors: For each replaced sublayer its numbers; a weight is read whenever it is asked for.
+        weights: The changed weights, by the parameter's name in the PyTorch model.
     """
 
     path: Path
     sha256: str
     tensors: Mapping[SublayerRef, ReplacementTensors]
+    weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
 
 
 def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None:
-    """Opens the file of fitted replacements that a plan names.
+    """Opens the file of numbers that a plan names.
 
     Each sublayer that is replaced has ``<kind>.<layer>.bias`` [hidden], and for ``linear``
     ``<kind>.<layer>.weight`` [hidden_out, hidden_in] too, or instead of it the two factors of a
     map of low rank, ``.weight_down`` [rank, hidden_in] and ``.weight_up`` [hidden_out, rank]; a
-    block has those of its sublayers. All in float32, float16 or bfloat16. Shapes are held against
-    the graph only when it is cut.
+    block has those of its sublayers. A changed weight has ``value:<parameter>``, or the two factors
+    ``down:<parameter>`` [rank, in] and ``up:<parameter>`` [out, rank] of what is added to it. All
+    are float32, float16 or bfloat16. Shapes are held against the graph only when it is cut.
 
     Args:
         plan: The plan.
@@ -66,7 +93,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
             else.
 
     Returns:
-        None where the plan replaces nothing.
+        None where the plan replaces nothing and changes no weight.
 
     Raises:
         UnsafePlanError: The file is outside the plan's folder.
@@ -81,6 +108,12 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
                 f"({replaced[0].replacement}), but the plan names no file with the numbers.",
                 "Name it under $.replacements: path and sha256 of a safetensors file.",
             )
+        if plan.changed_weights:
+            raise PlanError(
+                f"{plan_path} changes {plan.changed_weights} weights, but names no file with them.",
+                "Name it under $.replacements: path and sha256 of a safetensors file.",
+                code="no-file-of-numbers",
+            )
         return None
     path = _located(plan.replacements.path, plan_path)
     found = dict(_opened(path))  # first: a terabyte of nothing would be hashed for ever
@@ -90,8 +123,37 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
             f"{path} is not the file that {plan_path} was made with: its SHA-256 is {sha256}.",
             "Make the plan again, or bring the file back.",
         )
-    _check_keys(path, set(found), replaced)
-    return Replacements(path, sha256, _paired(found))
+    weights = _changed_weights(path, found, plan.changed_weights)
+    named = {_named(path, key): numbers for key, numbers in found.items()}
+    _check_keys(path, set(named), replaced)
+    return Replacements(path, sha256, _paired(named), weights)
+
+
+def _changed_weights(
+    path: Path, found: dict[str, ir.LazyTensor], count: int
+) -> dict[str, ChangedWeight]:
+    """Takes the changed weights out of what was found in the file; as many as the plan says."""
+    parts: dict[str, dict[str, ir.LazyTensor]] = {}
+    for key in [key for key in found if _WEIGHT_KEY.fullmatch(key)]:
+        part, _, name = key.partition(":")
+        parts.setdefault(name, {})[part] = found.pop(key)
+    for name, held in parts.items():
+        if set(held) not in ({"value"}, {"down", "up"}):
+            raise PlanError(
+                f"{path} holds {', '.join(sorted(held))} of the weight {name}.",
+                _KEYS_HINT,
+                code="incomplete-weight",
+            )
+    if len(parts) != count:
+        raise PlanError(
+            f"{path} holds {len(parts)} changed weights; the plan says {count}.",
+            "It may belong to another plan: heal it again.",
+            code="other-count-of-weights",
+        )
+    return {
+        name: ChangedWeight((held["down"], held["up"]) if "up" in held else (held["value"],))
+        for name, held in parts.items()
+    }
 
 
 def _located(name: str, plan_path: Path) -> Path:
@@ -108,8 +170,8 @@ def _located(name: str, plan_path: Path) -> Path:
     return path
 
 
-def _opened(path: Path) -> Iterator[tuple[tuple[SublayerRef, str], ir.LazyTensor]]:
-    """Each sublayer and part with its tensor, which is not read yet."""
+def _opened(path: Path) -> Iterator[tuple[str, ir.LazyTensor]]:
+    """Each key with its tensor, which is not read yet."""
 
     def read(key: str) -> ir.TensorProtocol:
         with safe_open(path, framework="numpy") as file:
@@ -126,7 +188,7 @@ def _opened(path: Path) -> Iterator[tuple[tuple[SublayerRef, str], ir.LazyTensor
                         f"Types that can be read are {', '.join(_DTYPES)}.",
                     )
                 yield (
-                    _named(path, key),
+                    key,
                     onnx_ir.LazyTensor(
                         partial(read, key),
                         dtype=onnx_ir.DataType[dtype],

@@ -115,7 +115,7 @@ class PlannedDeletion(Record):
 
 
 class ReplacementsRef(Record):
-    """The safetensors file with fitted replacements."""
+    """The safetensors file with fitted replacements and changed weights."""
 
     path: str
     sha256: str
@@ -152,11 +152,16 @@ class PlanParts(Record):
 
 
 class PruningPlan(PlanParts, Artifact):
-    """plan.json; ``deletions`` stand in the order in which they were chosen."""
+    """plan.json; ``deletions`` stand in the order in which they were chosen.
+
+    ``changed_weights`` tells how many of the weights that the model keeps have other values in the
+    file of numbers: a graph of the model as it was can't be cut by such a plan.
+    """
 
     kind: Literal["pruning_plan"] = "pruning_plan"
     deletions: list[PlannedDeletion]
     replacements: ReplacementsRef | None = None
+    changed_weights: int = Field(default=0, ge=0)
     budget: dict[str, int | float | str] = Field(default_factory=dict)
     importance_sha256: str | None = None
     predicted: dict[str, float] = Field(default_factory=dict)

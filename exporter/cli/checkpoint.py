@@ -63,6 +63,7 @@ def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
 def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts:
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.write import write_checkpoint
+    from exporter.models.changed_weights import change_weights
 
     plan = read_plan(call.plan)
     replacements = read_replacements(plan, call.plan)
@@ -76,6 +77,8 @@ def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts
         # A plan that leaves no sublayer was asked for with --allow-empty when it was made.
         validate_plan(plan, loaded.ref.num_layers, **place, allow_all=True)  # type: ignore[arg-type]
         hold_against_model(plan, loaded.ref.sha256, **place, progress=progress)  # type: ignore[arg-type]
+        if replacements is not None:
+            change_weights(loaded.model, replacements.weights)
         return write_checkpoint(
             loaded,
             plan,

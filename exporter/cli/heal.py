@@ -15,6 +15,7 @@ from exporter.cli.console import NORMAL, ConsoleProgress, echo
 from exporter.cli.results import print_artifact, print_rows
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
+from exporter.models.changed_weights import change_weights
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import SourceOptions
 from exporter.option_types import InputFile, OutputPath
@@ -76,7 +77,11 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
             progress=progress,
         )
         write_healed_plan(
-            call.output, healed.plan, healed.branch_replacements, report=healed.report
+            call.output,
+            healed.plan,
+            healed.branch_replacements,
+            weights=healed.weights,
+            report=healed.report,
         )
     _print(healed.report, call.output, progress)
     if call.save_checkpoint is not None:
@@ -97,6 +102,7 @@ def _write_checkpoint(
 ) -> None:
     from exporter.checkpoint.write import write_checkpoint
 
+    change_weights(loaded.model, healed.weights)
     sources = CardSources(healed.plan, healing=healed.report.healing)
     write_checkpoint(
         loaded,

@@ -26,7 +26,7 @@ from exporter.cut.options import CutOptions
 from exporter.cut.oracle.setting import Setting, choose
 from exporter.cut.oracle.verify import PrunedFile, UncutGraph, verify_candidate
 from exporter.cut.prune_files import PruneFiles, SourceHashes
-from exporter.errors import MissingDependencyError
+from exporter.errors import MissingDependencyError, PlanError
 from exporter.optional import require
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files import storage
@@ -63,6 +63,7 @@ def prune_file(
     engine_check: ParserCheck | None = None,
     unfinished: Unfinished | None = None,
     model_checked: bool = False,
+    weights_changed: bool = False,
     progress: Progress = QUIET,
 ) -> PruneReport:
     """Cuts sublayers out of an ONNX file.
@@ -80,6 +81,7 @@ def prune_file(
         unfinished: Where the weights of ``compact`` grow, so that an interrupted run can be gone
             on with.
         model_checked: Whether the plan was already held against the model that it was made for.
+        weights_changed: Whether the source was exported with the weights that the plan changes.
         progress: Who is told, also of how many bytes of a large model are copied.
 
     Returns:
@@ -87,7 +89,8 @@ def prune_file(
 
     Raises:
         OnnxFileError: The source can't be read, or the target not written.
-        PlanError: The plan's replacements were fitted to another model.
+        PlanError: The plan's replacements were fitted to another model, or it changes weights that
+            the source has as they were.
         SurgeryError: The graph can't be cut as asked, or its ``genai_config.json`` not rewritten.
         VerificationError: The result doesn't compute what it should, or too little memory is free
             to tell; or the source parses and the result doesn't.
@@ -95,6 +98,13 @@ def prune_file(
     """
     options = options or CutOptions()
     plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)
+    if plan.changed_weights and not weights_changed:
+        raise PlanError(
+            f"The plan changes {len(plan.changed_weights)} weights of the PyTorch model, which "
+            f"{source} holds as they were.",
+            "Export the healed model: depthcut export MODEL --plan PLAN.",
+            code="changed-weights-in-graph",
+        )
     if options.verify == "oracle":
         _require_runtime()
     model = storage.load_model(source)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from exporter.artifacts import AnswerDamage, HealedText
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import Damage
-from exporter.models.ablation.meter import DamageMeter
+from exporter.models.ablation.meter import DamageMeter, Within
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -28,6 +28,7 @@ def measured_text(
     healed: BranchReplacements,
     *,
     batch_size: int = 4,
+    within: Within | None = None,
     progress: Progress = QUIET,
 ) -> HealedText:
     """Measures both cuts on one text, against the whole model.
@@ -39,13 +40,21 @@ def measured_text(
         dropped: The branches, with nothing in their places.
         healed: The same branches, with their replacements.
         batch_size: Samples in one forward pass.
+        within: Makes what gives the model the healed one's weights; None: they are the same.
         progress: Told of every run.
 
     Raises:
         ScoringError: Logits are not finite, or there is no position to compare at.
     """
     meter = DamageMeter(model, text.input_ids, text.mask, batch_size=batch_size)
-    before, after = meter.measure_many(dropped, [healed], progress)
+    if within is None:
+        before, after = meter.measure_many(dropped, [healed], progress)
+    else:
+        before = meter.measure(dropped, progress)
+        changed = DamageMeter(
+            model, text.input_ids, text.mask, batch_size=batch_size, within=within
+        )
+        after = changed.measure(healed, progress)
     gains = before.nll_sums - after.nll_sums
     return HealedText(
         role=role,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from exporter.artifacts import (
     CalibrationRef,
@@ -18,16 +19,16 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
+from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import HealingError
 from exporter.heal.domains import measured_text, warnings_of
-from exporter.heal.fit import fit_branches
-from exporter.heal.fits import Fit, FitStore
+from exporter.heal.fits import Fit
+from exporter.heal.fitting import Fitting, Made
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import healed_deletions, kind_of
-from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import HealingTexts, healing_texts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
-from exporter.models.ablation.meter import DamageMeter
+from exporter.models.ablation.meter import Within, predicts_tokens
 from exporter.models.anatomy.architectures import named_sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -43,11 +44,13 @@ class Healed:
         plan: The plan, each deletion with what takes its place; it names no file yet.
         branch_replacements: What that is, by layer and kind.
         report: What was done, and what it cost and gained.
+        weights: The new values of weights that the model keeps, by the parameter's name.
     """
 
     plan: PruningPlan
     branch_replacements: dict[SublayerRef, BranchReplacement]
     report: HealingReport
+    weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
 
 
 def heal(
@@ -60,10 +63,11 @@ def heal(
     work: Path | None = None,
     progress: Progress = QUIET,
 ) -> Healed:
-    """Fits what takes the place of everything that a plan drops, and measures what that gains.
+    """Makes up for what a plan drops, and measures what that gains.
 
-    Nothing is trained: each replacement is the mean of the branch's output, or the ridge map from
-    what it reads to it. What an earlier healing put into the plan is replaced.
+    A replacement is the mean of a branch's output, or the ridge map from what it reads to it; or
+    nothing takes the branches' places, and the kept weights are trained. What an earlier healing
+    put into the plan is replaced.
 
     Args:
         loaded: The model.
@@ -79,7 +83,7 @@ def heal(
         PlanError: The plan is not for this model.
         CalibrationError: A text is too short.
         TextSourceError: A text can't be read.
-        HealingError: Activations are not finite, or too few.
+        HealingError: Activations are not finite, or too few; or training gained nothing.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     options = options or HealOptions()
@@ -89,28 +93,47 @@ def heal(
     names = named_sublayers(plan.deletions, ref.num_layers)
     _refuse_rank(options.rank, loaded)
     texts = healing_texts(loaded, options, progress)
-    fitting = _Fitting(loaded, texts, names, options, work, progress)
-    if options.kind == "best":
-        chooser, held_out = texts.halves
-        fits, found = fitting.best(chooser)
-    else:
-        held_out = texts.held_out
-        fits, found = fitting.alike()
-    warnings = _choice_warnings(options, texts)
-    healing = measured_healing(
-        loaded, found, (held_out, texts.other), options, texts.sources, fits, warnings, progress
-    )
+    fitting = Fitting(loaded, texts, names, options, work, progress)
+    with _made(fitting) as made:
+        healing = measured_healing(
+            loaded,
+            made.branch_replacements,
+            (made.held_out, texts.other),
+            options,
+            texts.sources,
+            made.fits,
+            _choice_warnings(options, texts),
+            made=made,
+            progress=progress,
+        )
     parents = {**(made_from or {}), "model": ref.sha256}
     parents |= {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
     report = HealingReport(model=ref, healing=healing, made_from=parents)
     figures_from: FiguresFrom = "checked" if _short(options, texts) else "unseen"
-    return Healed(_healed_plan(plan, found, healing, figures_from, parents), found, report)
+    healed = _healed_plan(plan, made.branch_replacements, healing, figures_from, parents)
+    return Healed(healed, made.branch_replacements, report, made.weights)
+
+
+@contextlib.contextmanager
+def _made(fitting: Fitting) -> Iterator[Made]:
+    """What makes up for the branches, while the block runs."""
+    kind = fitting.options.kind
+    if kind == "distill":
+        from exporter.heal.distill.distilled import distilled
+
+        with distilled(fitting) as made:
+            yield made
+    elif kind == "best":
+        chooser, held_out = fitting.texts.halves
+        yield Made(held_out, *fitting.best(chooser))
+    else:
+        yield Made(fitting.texts.held_out, *fitting.alike(kind))
 
 
 def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
     """The texts of which one sample serves to choose kinds and to judge them."""
     short = [text.ref.source for text in texts.held if len(text.input_ids) < 2]
-    return short if options.kind == "best" else []
+    return short if options.kind in ("best", "distill") else []
 
 
 def _choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
@@ -118,8 +141,8 @@ def _choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
     if not short:
         return []
     return [
-        f"Of {', '.join(short)} one sample was held out, on which kinds are chosen and judged too: "
-        "the gain looks better than it is. Give more text."
+        f"Of {', '.join(short)} one sample was held out, which decides and judges too: the gain "
+        "looks better than it is. Give more text."
     ]
 
 
@@ -160,6 +183,7 @@ def measured_healing(
     sources: Sequence[CalibrationRef],
     fits: Mapping[SublayerRef, Fit] | None = None,
     warnings: Sequence[str] = (),
+    made: Made | None = None,
     progress: Progress = QUIET,
 ) -> Healing:
     """Measures what replacements gain in both domains, and warns where the two disagree.
@@ -173,12 +197,14 @@ def measured_healing(
         sources: What was fitted on.
         fits: What is known of the single fits.
         warnings: What else a reader must know.
+        made: What training made; None where nothing was trained.
         progress: Told of every run.
 
     Raises:
         ScoringError: Logits are not finite.
     """
-    measured = _measured(loaded, texts, found, options.batch_size, progress)
+    within = None if made is None else made.within
+    measured = _measured(loaded, texts, found, options.batch_size, within, progress)
     warnings = [*warnings, *warnings_of(measured)]
     for warning in warnings:
         progress.say(f"heal: warning: {warning}")
@@ -190,89 +216,11 @@ def measured_healing(
         calibration=list(sources),
         branches=branches,
         parameters=sum(branch.parameters for branch in branches),
+        changed_weights=0 if made is None else len(made.weights),
+        training=None if made is None else made.training,
         texts=measured,
         warnings=warnings,
     )
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    """What is fitted, on which texts, and how.
-
-    Attributes:
-        loaded: The model.
-        texts: What is fitted on, and what is held out.
-        names: The sublayers whose places are taken.
-        options: How.
-        work: Keeps each fit once it is finished; None keeps nothing.
-        progress: Told what goes on.
-    """
-
-    loaded: LoadedModel
-    texts: HealingTexts
-    names: list[SublayerRef]
-    options: HealOptions
-    work: Path | None
-    progress: Progress
-
-    def best(
-        self, chooser: CalibrationText
-    ) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, BranchReplacement]]:
-        """The kind that does best in each place, as a text tells that nothing was fitted on."""
-        fits, model = self._alone(), self.loaded.model
-        if predicts_tokens(model):
-            size = self.options.batch_size
-            meter = DamageMeter(model, chooser.input_ids, chooser.mask, batch_size=size)
-            found = _by_damage(meter, fits, self.progress)
-        else:
-            found = _by_explained(fits)
-        if self.options.sequential:
-            return {}, self._in_turn({name: kind_of(what) for name, what in found.items()})
-        return fits, found
-
-    def alike(self) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, BranchReplacement]]:
-        """The same kind everywhere."""
-        kind = self.options.kind
-        if self.options.sequential:
-            return {}, self._in_turn(dict.fromkeys(self.names, kind))
-        fits = self._alone()
-        return fits, {
-            name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()
-        }
-
-    def _alone(self) -> dict[SublayerRef, Fit]:
-        """Each fitted on the whole model."""
-        return fit_branches(
-            self.loaded,
-            self.texts.fitting,
-            self.names,
-            rank=self.options.rank,
-            ridge=self.options.ridge,
-            batch_size=self.options.batch_size,
-            store=self._store("alone"),
-            progress=self.progress,
-        )
-
-    def _in_turn(self, choices: Mapping[SublayerRef, Any]) -> dict[SublayerRef, BranchReplacement]:
-        """Each fitted with those before it in their places."""
-        told = [[*name, choices[name]] for name in sorted(choices)]
-        return fit_sequential(
-            self.loaded,
-            self.texts.fitting,
-            choices,
-            rank=self.options.rank,
-            ridge=self.options.ridge,
-            batch_size=self.options.batch_size,
-            store=self._store("in-turn", choices=told),
-            progress=self.progress,
-        )
-
-    def _store(self, name: str, **more: Any) -> FitStore | None:
-        """Keeps fits by what they depend on, the tokens themselves among it."""
-        if self.work is None:
-            return None
-        how = {"rank": self.options.rank, "ridge": self.options.ridge, **more}
-        return FitStore(self.work / f"{name}.jsonl", self.loaded, self.texts.fitting, **how)
 
 
 def _measured(
@@ -280,6 +228,7 @@ def _measured(
     texts: tuple[CalibrationText, CalibrationText | None],
     found: Mapping[SublayerRef, BranchReplacement],
     batch_size: int,
+    within: Within | None,
     progress: Progress,
 ) -> list[HealedText]:
     """The damage in both domains; none for a model that predicts no next token."""
@@ -290,16 +239,18 @@ def _measured(
     roles: tuple[Literal["calibration", "other"], ...] = ("calibration", "other")
     return [
         measured_text(
-            loaded.model, role, text, dropped, found, batch_size=batch_size, progress=progress
+            loaded.model,
+            role,
+            text,
+            dropped,
+            found,
+            batch_size=batch_size,
+            within=within,
+            progress=progress,
         )
         for role, text in zip(roles, texts, strict=True)
         if text is not None
     ]
-
-
-def predicts_tokens(model: Any) -> bool:
-    """Whether its answers can be compared: they are distributions of next tokens."""
-    return bool(model.can_generate()) and model.get_output_embeddings() is not None
 
 
 def _predicted(texts: list[HealedText]) -> dict[str, float]:
@@ -330,48 +281,3 @@ def _branch(
         bias_explained=None if fit is None else fit.bias_explained,
         linear_explained=None if fit is None else fit.linear_explained,
     )
-
-
-def _by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, BranchReplacement]:
-    """What explains most of each branch's output over held-out tokens; nothing where neither does.
-
-    For models whose answers can't be compared, and as a first guess.
-    """
-    found = {}
-    for name, fit in fits.items():
-        options = [
-            (0.0, NOTHING),
-            (fit.bias_explained, fit.bias),
-            (fit.linear_explained, fit.linear),
-        ]
-        found[name] = max(options, key=lambda option: option[0])[1]
-    return found
-
-
-def _by_damage(
-    meter: DamageMeter, fits: Mapping[SublayerRef, Fit], progress: Progress = QUIET
-) -> dict[SublayerRef, BranchReplacement]:
-    """What leaves the least KL divergence, branch after branch, the others as they stand.
-
-    Begins with what :func:`_by_explained` takes, and goes through the branches once, from the last
-    layer down, so that each run begins as high as it can.
-
-    Args:
-        meter: Of the model, on samples that nothing was fitted on.
-        fits: What may take each branch's place.
-        progress: Told of every run.
-    """
-    current = _by_explained(fits)
-    with progress.task("choose replacements", total=len(fits)) as task:
-        for name in sorted(fits, reverse=True):
-            taken = current[name]
-            options = [NOTHING, fits[name].bias, fits[name].linear]
-            others = [one for one in options if one is not taken]
-            cuts = [{**current, name: one} for one in others]
-            damages = meter.measure_many(current, cuts)
-            found = zip([taken, *others], damages, strict=True)
-            # Of two that are equal the simpler one.
-            best = min(found, key=lambda pair: (pair[1].kl, options.index(pair[0])))
-            current[name] = best[0]
-            task.advance()
-    return current

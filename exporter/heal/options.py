@@ -2,36 +2,71 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import HealKind
-from exporter.option_types import Count, PositiveNumber, Seed, Several
+from collections.abc import Callable
+from typing import Any
+
+from exporter.artifacts import HealKind, Train
+from exporter.option_types import Amount, Count, Duration, PositiveNumber, Seed, Several, Tokens
 from exporter.options import Options, Rule, dataclass, option
 from exporter.score.options import SCORING
 
 HEALING = "How the plan is healed"
 
 
+def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
+    """Rules that refuse options of one kind of healing for the others."""
+
+    def broken(name: str, usual: Any) -> Callable[[Any], bool]:
+        return lambda told: told.kind != kind and getattr(told, name) != usual
+
+    return tuple(
+        Rule(
+            (name, "kind"),
+            broken(name, _USUAL.get(name)),
+            f"{{0}} is for {{1}} {kind}.",
+            f"Leave it away, or say {{1}} {kind}.",
+        )
+        for name in names
+    )
+
+
+_USUAL = {"train": "adapters", "tokens": 200_000, "states_weight": 0.0}
+"""Defaults other than None."""
+
+
 @dataclass(frozen=True)
 class HealOptions(Options):
-    """What takes the branches' places, and on which texts it is fitted and judged.
+    """What takes the branches' places or makes up for them, fitted and judged on which texts.
 
     Attributes:
-        kind: ``best``: for each branch what helps most on held-out text.
+        kind: ``best``: for each branch what helps most on held-out text. ``distill`` trains the
+            weights that are kept.
+        rank: Of linear maps, None: full; of adapters, None: 16.
         ridge: None: chosen for each branch.
         calibration: Alike much of each; empty: the default of scoring.
-        samples: None: about 10,000 tokens of each text.
+        samples: None: about 10,000 tokens of each text, or what ``tokens`` asks for.
         check_text: None: ``pydoc``, or ``self`` for a model that is calibrated on that.
+        tokens: Of training; a shorter text is read several times.
+        time_s: Of training, in seconds; None: no limit.
+        train: ``adapters``, which are merged into the weights, or ``all`` weights.
+        learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights.
+        states_weight: Of the hidden states' relative squared error, beside that of the answers.
     """
 
     kind: HealKind = option(
         "linear",
-        "What is fitted: the mean of a branch's output, a linear map of what it reads, or for each "
-        "branch what helps most.",
+        "What makes up for the dropped branches: the mean of a branch's output (bias), a linear "
+        "map of what it reads (linear), for each branch what helps most (best), or training in "
+        "which the whole model teaches the cut one (distill).",
         "--heal",
-        brief="What replaces the dropped: bias, linear or best",
+        brief="How the cut heals: bias, linear, best or distill",
         section=HEALING,
     )
     rank: Count | None = option(
-        None, "Rank of linear maps, kept as two factors.", usual="full", section=HEALING
+        None,
+        "Rank of linear maps, kept as two factors, or of adapters.",
+        usual="full; 16 for adapters",
+        section=HEALING,
     )
     ridge: PositiveNumber | None = option(
         None,
@@ -71,7 +106,52 @@ class HealOptions(Options):
     )
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING, config_only=True)
     seed: Seed = option(0, "For sampled text.", section=SCORING, config_only=True)
+    tokens: Tokens = option(
+        200_000,
+        "Train on so many tokens at most.",
+        "--heal-tokens",
+        section=HEALING,
+    )
+    time_s: Duration | None = option(
+        None,
+        "Train so long at most; the learning rate falls to nothing by then.",
+        "--heal-time",
+        usual="no limit",
+        section=HEALING,
+    )
+    train: Train = option(
+        "adapters",
+        "What is trained: adapters, merged into the weights at the end, or all weights.",
+        section=HEALING,
+        config_only=True,
+    )
+    learning_rate: PositiveNumber | None = option(
+        None,
+        "The highest learning rate.",
+        usual="0.001 for adapters, 0.0002 for all weights",
+        section=HEALING,
+        config_only=True,
+    )
+    states_weight: Amount = option(
+        0.0,
+        "Train on the hidden states too, with this weight beside the answers.",
+        section=HEALING,
+        config_only=True,
+    )
     rules = (
+        *_only_for("distill", "tokens", "time_s", "train", "learning_rate", "states_weight"),
+        Rule(
+            ("sequential", "kind"),
+            lambda told: told.kind == "distill" and told.sequential,
+            "{1} distill trains all weights at once, so {0} says nothing.",
+            "Leave {0} away.",
+        ),
+        Rule(
+            ("ridge", "kind"),
+            lambda told: told.kind == "distill" and told.ridge is not None,
+            "{1} distill fits no maps, so {0} says nothing.",
+            "Leave {0} away.",
+        ),
         Rule(
             ("rank", "kind"),
             lambda told: told.kind == "bias" and told.rank is not None,
@@ -97,3 +177,8 @@ class HealOptions(Options):
             "Give it a text that the fit does not see.",
         ),
     )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the kept weights change, and nothing takes the branches' places."""
+        return self.kind == "distill"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import HealingReport, PlannedDeletion, PruningPlan, ReplacementsRef
+from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import DepthcutError, HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file, telling_full_disk
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
@@ -109,7 +110,7 @@ def write_replacements(
     """
     path = folder / name
     with telling_full_disk(folder), staging(path) as staged:
-        reference = _write(staged.folder / name, branch_replacements)
+        reference = _write(staged.folder / name, branch_replacements, {})
         staged.place([(staged.folder / name, path)])
     return reference
 
@@ -119,6 +120,7 @@ def write_healed_plan(
     plan: PruningPlan,
     branch_replacements: Mapping[SublayerRef, BranchReplacement],
     *,
+    weights: Mapping[str, ChangedWeight] | None = None,
     report: HealingReport | None = None,
     report_path: Path | None = None,
 ) -> PruningPlan:
@@ -130,6 +132,7 @@ def write_healed_plan(
         path: The plan's file.
         plan: Its deletions name their replacements; which file holds their numbers is filled in.
         branch_replacements: By layer and kind.
+        weights: The changed weights, by the parameter's name; PyTorch tensors.
         report: What was done, which appears with it.
         report_path: The report's file, in the same folder; by default as :func:`files_of` has it.
 
@@ -141,11 +144,14 @@ def write_healed_plan(
         OSError: Something can't be written; what was there before is then unchanged.
     """
     _, numbers, usual = files_of(path)
-    plan = plan.model_copy(update={"made_from": _without_report(plan)})
+    weights = weights or {}
+    noted = {"made_from": _without_report(plan), "changed_weights": len(weights)}
+    plan = plan.model_copy(update=noted)
     with telling_full_disk(path.parent), staging(path) as staged:
         stage, moves = staged.folder, []
-        if any(each.bias is not None or each.maps for each in branch_replacements.values()):
-            reference = _write(stage / numbers.name, branch_replacements)
+        fitted = any(each.bias is not None or each.maps for each in branch_replacements.values())
+        if fitted or weights:
+            reference = _write(stage / numbers.name, branch_replacements, weights)
             plan = plan.model_copy(update={"replacements": reference})
             moves.append((stage / numbers.name, numbers))
         else:
@@ -211,7 +217,9 @@ def kind_of(branch_replacement: BranchReplacement) -> Replacement:
 
 
 def _write(
-    path: Path, branch_replacements: Mapping[SublayerRef, BranchReplacement]
+    path: Path,
+    branch_replacements: Mapping[SublayerRef, BranchReplacement],
+    weights: Mapping[str, ChangedWeight],
 ) -> ReplacementsRef:
     from safetensors.torch import save_file
 
@@ -220,6 +228,9 @@ def _write(
         for name in sorted(branch_replacements)
         for key, tensor in _tensors(name, branch_replacements[name])
     }
+    for name, change in sorted(weights.items()):
+        for part, numbers in change.parts.items():
+            tensors[f"{part}:{name}"] = numbers.detach().cpu().contiguous()
     if not tensors:
         raise HealingError("There is no replacement to write.", "Heal a plan first: depthcut heal.")
     for key, tensor in tensors.items():

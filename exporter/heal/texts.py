@@ -24,6 +24,8 @@ from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
+_MOST_HELD_OUT = 32
+"""For a training, which runs half of them a dozen times."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ def healing_texts(
         TextSourceError: A text can't be read.
     """
     specs = options.calibration or (default_calibration(loaded),)
-    wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
-    more = max(_FEWEST_HELD_OUT, wanted // 4)
+    wanted, more = _wanted(options, len(specs))
     whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
     refuse_same(whole, HealingError)
     parts = [_parted(text, wanted, more) for text in whole]
@@ -97,6 +98,15 @@ def healing_texts(
         tuple(held for _, held in parts),
         other,
     )
+
+
+def _wanted(options: HealOptions, texts: int) -> tuple[int, int]:
+    """Samples of each text to fit on, and to hold out; few of these where all are run often."""
+    if options.kind == "distill":
+        wanted = options.samples or math.ceil(options.tokens / options.sequence_length / texts)
+        return wanted, max(2 * _FEWEST_HELD_OUT, min(_MOST_HELD_OUT, wanted // 20))
+    wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
+    return wanted, max(_FEWEST_HELD_OUT, wanted // 4)
 
 
 def on_text_of(

@@ -208,6 +208,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
             stage / HEALED_PLAN,
             healed.plan,
             healed.branch_replacements,
+            weights=healed.weights,
             report=healed.report,
             report_path=stage / FOLDER_REPORT,
         )

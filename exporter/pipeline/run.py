@@ -11,6 +11,7 @@ from exporter.artifacts import Healing, HealingReport, ImportanceReport, library
 from exporter.artifacts.ledger import StageLedger
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.heal.plan_file import report_of
+from exporter.models.changed_weights import change_weights
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.options import SourceOptions
@@ -83,6 +84,18 @@ class Run:
         told = f" in {options.dtype}, {what_for}" if twice else ""
         with self.progress.task(f"load {self.request.source}{told}"):
             return load_model(self.request.source, **vars(options))
+
+    def healed_model(self) -> LoadedModel:
+        """The PyTorch model with the weights that the plan changes; the whole one is let go of.
+
+        Raises:
+            PlanError: The plan's weights are not this model's.
+        """
+        loaded = self.loaded
+        if self.plan.changed_weights:
+            self.free_model()
+            change_weights(loaded.model, self.plan.changed_weights)
+        return loaded
 
     def free_model(self) -> None:
         """Lets go of the PyTorch model, before anything is built or timed."""

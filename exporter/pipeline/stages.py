@@ -5,8 +5,10 @@ Each returns its files, in the workplace, and what is worth remembering.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck, PruneReport
 from exporter.compare.kept import forget
@@ -25,6 +27,11 @@ from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.run import ENGINES, QUANTIZED, Run, files_below
 from exporter.report.files import write_reports
 from exporter.score import score
+from graph_passes.files.placing import remove_tree
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+    from graph_passes.files.unfinished import Unfinished
 
 WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
 """Patterns of what of a model's folder is written anew for another form of it."""
@@ -43,21 +50,12 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Writes the baseline for its target, and holds it against PyTorch."""
     from exporter.export.parity import check_export
 
-    folder, request = run.ledger.work / "baseline", run.request
+    folder = run.ledger.work / "baseline"
     with (
         staged_directory(folder) as stage,
         streaming.going_on(run, "baseline", export_key(run), stage) as unfinished,
     ):
-        model, _ = write_form(
-            run.loaded,
-            stage,
-            target=request.target,
-            exporter=request.exporter,
-            opset=request.opset,
-            room=request.cache_room,
-            unfinished=unfinished,
-            progress=run.progress,
-        )
+        model, _ = _written_form(run, run.loaded, stage, unfinished)
         save_pretrained_files(run.loaded, stage)
         checks = check_export(
             run.loaded, model, provider=parity_provider(run), progress=run.progress
@@ -79,19 +77,22 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         streaming.going_on(run, "candidate", prune_key(run), stage) as unfinished,
     ):
         run.ledger.copy("export", "baseline", stage, leave_out=WEIGHT_FILES)
-        report = prune_file(
-            baseline / "model.onnx",
-            stage / "model.onnx",
-            plan,
-            CutOptions(allow_all=run.request.allow_empty),
-            unfinished=unfinished,
-            engine_check=gate_where_installed(run.progress) if for_engines else None,
-            model_checked=True,
-            progress=run.progress,
-        )
+        loaded = run.healed_model()
+        with _whole_graph(run, loaded, baseline / "model.onnx", stage) as whole:
+            report = prune_file(
+                whole,
+                stage / "model.onnx",
+                plan,
+                CutOptions(allow_all=run.request.allow_empty),
+                unfinished=unfinished,
+                engine_check=gate_where_installed(run.progress) if for_engines else None,
+                model_checked=True,
+                weights_changed=True,
+                progress=run.progress,
+            )
         _say_pruned(run, report)
         checks = check_export(
-            run.loaded,
+            loaded,
             stage / "model.onnx",
             deletions=plan.plan.deletions,
             replacements=plan.replacements,
@@ -102,6 +103,39 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         judge(run, f"candidate against PyTorch with the same modules {done}", checks)
     files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
     return files, [check.model_dump() for check in checks]
+
+
+@contextlib.contextmanager
+def _whole_graph(run: Run, loaded: LoadedModel, baseline: Path, stage: Path) -> Iterator[Path]:
+    """The graph that the candidate is cut out of: the baseline's, or that of the healed model.
+
+    Healing that changed weights wants a whole graph with those, of the same form. It is not kept.
+    """
+    if not run.plan.changed_weights:
+        yield baseline
+        return
+    folder = stage / "whole"
+    folder.mkdir()
+    model, _ = _written_form(run, loaded, folder)
+    yield model
+    remove_tree(folder)
+
+
+def _written_form(
+    run: Run, loaded: LoadedModel, folder: Path, unfinished: Unfinished | None = None
+) -> tuple[Path, Any]:
+    """Writes a model for the target that was asked for."""
+    request = run.request
+    return write_form(
+        loaded,
+        folder,
+        target=request.target,
+        exporter=request.exporter,
+        opset=request.opset,
+        room=request.cache_room,
+        unfinished=unfinished,
+        progress=run.progress,
+    )
 
 
 def parity_provider(run: Run) -> str:

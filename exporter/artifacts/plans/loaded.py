@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.origin import hold_against_model
-from exporter.artifacts.replacement_file import Replacements, read_replacements
+from exporter.artifacts.replacement_file import (
+    ChangedWeight,
+    Replacements,
+    read_replacements,
+)
 from exporter.files import sha256_file
 from exporter.progress import Progress
 from graph_passes.types import Deletion, SublayerRef
@@ -62,6 +66,11 @@ class LoadedPlan:
     def tensors(self) -> Mapping[SublayerRef, ReplacementTensors]:
         """The replacements' numbers, as the surgery takes them."""
         return {} if self.replacements is None else self.replacements.tensors
+
+    @property
+    def changed_weights(self) -> Mapping[str, ChangedWeight]:
+        """New values of weights that the model keeps, by the parameter's name in PyTorch."""
+        return {} if self.replacements is None else self.replacements.weights
 
     @property
     def inputs(self) -> list[Path]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import CurvePoint, HealingReport, ParetoCurve, PruningPlan, Speedup
+from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
 from exporter.choose.budgets.text import TextParts
@@ -40,7 +41,8 @@ class Outcome:
         branch_replacements: What takes each branch's place, where anything may.
         damage: On the tokens that are reported on; None where none was measured.
         speedup: What the finished candidate measured; None where none was timed.
-        healing: What the replacements gain, in two domains; None without any.
+        healing: What healing gained, in two domains; None without any.
+        weights: The new values of weights that the model keeps, by the parameter's name.
     """
 
     plan: PruningPlan
@@ -48,6 +50,7 @@ class Outcome:
     damage: Damage | None = None
     speedup: Speedup | None = None
     healing: HealingReport | None = None
+    weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
 
     def words(self) -> str:
         """Its figures in a line; empty where nothing was measured."""

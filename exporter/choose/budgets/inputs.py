@@ -167,7 +167,7 @@ class PlanInputs:
     @cached_property
     def fits(self) -> Mapping[SublayerRef, Fit]:
         """A replacement of each kind for every branch, fitted in one pass; none without healing."""
-        heal = self.settings.heal
+        heal = self.settings.weighed
         if heal is None:
             return {}
         text, batch_size = self.texts.searched, self.settings.batch_size
@@ -225,7 +225,7 @@ class PlanInputs:
     @property
     def _kind(self) -> HealKind | None:
         """What a search may put in the branches' places."""
-        return None if self.settings.heal is None else self.settings.heal.kind
+        return None if self.settings.weighed is None else self.settings.weighed.kind
 
     @property
     def _protected(self) -> frozenset[SublayerRef]:

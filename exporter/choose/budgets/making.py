@@ -103,7 +103,13 @@ def _write_plan(
     told = {} if request.metric is None else {"metric": report.metric}
     noted = found.plan.model_copy(update={"budget": {**found.plan.budget, **told}})
     # Takes along what an earlier plan had beside it.
-    made = write_healed_plan(request.output, noted, found.branch_replacements, report=found.healing)
+    made = write_healed_plan(
+        request.output,
+        noted,
+        found.branch_replacements,
+        weights=found.weights,
+        report=found.healing,
+    )
     if words := found.words():
         progress.say(f"plan: {words}")
     return made

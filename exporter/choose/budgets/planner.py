@@ -27,10 +27,11 @@ from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_
 from exporter.choose.selection.by_scores import one_shot, scored_again
 from exporter.choose.selection.options import cut_of_options
 from exporter.choose.selection.refusals import refuse_counts
-from exporter.heal.healed import heal, predicts_tokens
+from exporter.heal.healed import heal
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacement
+from exporter.models.ablation.meter import predicts_tokens
 from graph_passes.types import Replacement, SublayerRef
 
 
@@ -123,7 +124,14 @@ class Planner(PlanInputs):
             work=self._work.folder / "healing",
             progress=self._progress,
         )
-        return Outcome(healed.plan, healed.branch_replacements, healing=healed.report)
+        return Outcome(
+            healed.plan,
+            healed.branch_replacements,
+            found.damage,
+            found.speedup,
+            healed.report,
+            healed.weights,
+        )
 
     def curve(self) -> ParetoCurve:
         """The whole front, up to plans that leave next to nothing of the model's answers.
@@ -222,7 +230,7 @@ class Planner(PlanInputs):
     def _refitted(self, candidate: PlanCandidate) -> Mapping[SublayerRef, BranchReplacement]:
         """The candidate's replacements, fitted again on the healed model where that is better."""
         choices: dict[SublayerRef, Replacement] = candidate.choices
-        heal = self.settings.heal
+        heal = self.settings.weighed
         if heal is None or all(replacement == "none" for replacement in choices.values()):
             return candidate.cut
         again = fit_sequential(
@@ -260,12 +268,12 @@ class Planner(PlanInputs):
             speedup,
         )
         healing = None
-        if self.settings.heal is not None:
+        if self.settings.weighed is not None:
             healing = healing_of(
                 self.loaded,
                 self.texts,
                 branch_replacements,
-                self.settings.heal,
+                self.settings.weighed,
                 batch_size=self.settings.batch_size,
                 progress=self._progress,
             )

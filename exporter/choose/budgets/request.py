@@ -165,5 +165,5 @@ class PlanRequest(Options):
     @property
     def spreads(self) -> bool:
         """Whether the search can be spread over a cluster."""
-        damage = self.settings.search.by_damage and self.settings.heal is None
+        damage = self.settings.search.by_damage and self.settings.weighed is None
         return self.budget.only_counts and damage

@@ -80,7 +80,7 @@ class PlanSettings(Options):
                 f"Budgets are held by measured damage; --search {method} measures none.",
                 "Leave --search away, or take greedy or evolution.",
             )
-        if search.by_damage and self.heal is not None:
+        if search.by_damage and self.heal is not None and not self.heal.trains:
             self._refuse_own_fits(self.heal)
         return replace(self, search=search)
 
@@ -96,17 +96,23 @@ class PlanSettings(Options):
     @property
     def weighs_replacements(self) -> bool:
         """Whether the search chooses sublayers and their replacements together."""
-        return self.search.by_damage and self.heal is not None
+        return self.weighed is not None
+
+    @property
+    def weighed(self) -> HealOptions | None:
+        """How a search weighs replacements; None where it chooses among bare cuts."""
+        heal = self.heal
+        return heal if self.search.by_damage and heal is not None and not heal.trains else None
 
     @property
     def heals_afterwards(self) -> bool:
         """Whether replacements are fitted to what was chosen without them."""
-        return self.heal is not None and not self.search.by_damage
+        return self.heal is not None and self.weighed is None
 
     @property
     def rank(self) -> int | None:
         """Of linear maps that a search weighs; None: full ones."""
-        return None if self.heal is None else self.heal.rank
+        return None if self.weighed is None else self.weighed.rank
 
     def told(self) -> dict[str, int | float | str]:
         """What a plan notes of it, beside what was asked for."""
@@ -116,8 +122,8 @@ class PlanSettings(Options):
         found: dict[str, int | float | str | None] = {
             "search": search.search,
             "objective": search.objective if search.by_damage else None,
-            "heal": self.heal.kind if self.heal is not None and search.by_damage else None,
-            "rank": self.rank if search.by_damage else None,
+            "heal": None if self.weighed is None else self.weighed.kind,
+            "rank": self.rank,
             "protect": ", ".join(search.protect) or None,
         }
         return {name: value for name, value in found.items() if value is not None}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 _KEPT_BYTES = 1 << 30
+
+Within = Callable[[], AbstractContextManager[None]]
+"""Makes what a model runs in, such as other weights."""
 
 
 class Asked(Protocol):
@@ -53,15 +57,22 @@ class CutMeter:
         asked: In the order in which damage is told.
         kept_bytes: How much of the whole model's distributions is kept between calls, which spares
             later calls a run; 0 for a single call.
+        within: What cut models run in; the whole model runs outside. None: both are alike.
 
     Raises:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
     def __init__(
-        self, model: Any, asked: Sequence[Asked], *, kept_bytes: int = _KEPT_BYTES
+        self,
+        model: Any,
+        asked: Sequence[Asked],
+        *,
+        kept_bytes: int = _KEPT_BYTES,
+        within: Within | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._within = model, within or nullcontext
+        self._same_weights = within is None
         self._asked = {each.first_sample: each for each in asked}
         self._runner = StreamRunner(model)
         self._kept: dict[int, Reference] = {}
@@ -123,13 +134,15 @@ class CutMeter:
         """
         asked = self._asked[start]
         reference = self._kept.get(start)
-        if cut and reference is None:
+        if reference is None and (cut or not self._same_weights):
             reference = self._reference(asked, self._record(asked, {})[1])
-        streams, answers = self._record(asked, cut)
+        with self._within():
+            streams, answers = self._record(asked, cut)
         reference = reference or self._reference(asked, answers)
         yield damage_of(reference, answers, cut, start)
         for other in others:
-            answers = asked.answers(self._runner.resume(streams, asked.places, other))
+            with self._within():
+                answers = asked.answers(self._runner.resume(streams, asked.places, other))
             yield damage_of(reference, answers, other, start)
 
     def _record(self, asked: Asked, cut: BranchReplacements) -> tuple[Streams, torch.Tensor]:
@@ -156,6 +169,7 @@ class DamageMeter(CutMeter):
         positions: Answers are compared at every so many positions: the head and the comparison
             cost a fifth of a small model's run. 1 for all.
         kept_bytes: See :class:`CutMeter`.
+        within: See :class:`CutMeter`.
 
     Raises:
         ScoringError: The model has no language head, or there is no position to compare at.
@@ -171,12 +185,12 @@ class DamageMeter(CutMeter):
         batch_size: int = 4,
         positions: int = 1,
         kept_bytes: int = _KEPT_BYTES,
+        within: Within | None = None,
     ) -> None:
         refuse_unmeasurable(model, mask, positions)
         batches = batches_of(input_ids, mask, batch_size)
-        super().__init__(
-            model, [_NextTokens(each, positions) for each in batches], kept_bytes=kept_bytes
-        )
+        asked = [_NextTokens(each, positions) for each in batches]
+        super().__init__(model, asked, kept_bytes=kept_bytes, within=within)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +275,7 @@ def refuse_headless(model: Any) -> None:
     Raises:
         ScoringError: It has no language head.
     """
-    if not model.can_generate() or model.get_output_embeddings() is None:
+    if not predicts_tokens(model):
         raise ScoringError(
             f"{type(model).__name__} predicts no next token, so damage to its answers can't "
             "be measured.",
@@ -284,3 +298,8 @@ def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> 
     refuse_headless(model)
     if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):
         raise ScoringError("There is no token with a next one to predict.", "Give longer samples.")
+
+
+def predicts_tokens(model: Any) -> bool:
+    """Whether a model's answers can be compared: they are distributions of next tokens."""
+    return bool(model.can_generate()) and model.get_output_embeddings() is not None

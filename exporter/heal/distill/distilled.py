@@ -1,0 +1,67 @@
+"""From a cut to a trained one: where it is trained, on which texts, and what is kept of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from exporter.heal.distill.memory import told_memory
+from exporter.heal.distill.student import DEFAULT_RANK, Student
+from exporter.heal.distill.training import Trainer, distill_store
+from exporter.heal.fitting import Fitting, Made
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
+
+
+@contextlib.contextmanager
+def distilled(fitting: Fitting) -> Iterator[Made]:
+    """Trains the cut model to answer as the whole one does; the model is as before afterwards.
+
+    One half of the held-out samples decides when to stop and which state is kept; the other is for
+    those who judge.
+
+    Args:
+        fitting: The model, the branches, the texts and the options.
+
+    Yields:
+        The changed weights, and a way to run the model with them, while the block runs.
+
+    Raises:
+        HealingError: The weights are quantised, memory is short, or nothing was gained.
+        MissingDependencyError: Without the library of adapters.
+    """
+    loaded, options = fitting.loaded, fitting.options
+    stopping, judging = fitting.texts.halves
+    cut: BranchReplacements = dict.fromkeys(fitting.names, NOTHING)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        student = Student(loaded.model, cut, options.train, options.rank or DEFAULT_RANK)
+    try:
+        fitting.progress.say(told_memory(student, options))
+        store = distill_store(fitting.work, _made_from(fitting, stopping.ids_sha256))
+        trainer = Trainer(
+            student, fitting.texts.fitting, stopping, options, store, fitting.progress
+        )
+        training = trainer.run()
+        yield Made(
+            judging,
+            student.branch_replacements(),
+            weights=student.changes(),
+            training=training,
+            within=student.healed,
+        )
+    finally:
+        student.close()
+
+
+def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
+    """All that a state of the training hangs on."""
+    asked = vars(fitting.options)
+    return {
+        **fitting.loaded.identity(),
+        "branches": [str(name) for name in fitting.names],
+        "text": fitting.texts.fitting.ids_sha256,
+        "stopping": stopping_sha256,
+        "options": {name: asked[name] for name in sorted(asked) if name != "check_text"},
+    }

@@ -1,0 +1,290 @@
+"""Teacher and student in one copy of a model's weights.
+
+The teacher is the model as it was loaded. The student lacks the dropped branches and has adapters
+on its products, or values of its own for all weights; both are switched on and off between passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifacts import Train
+from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.errors import HealingError
+from exporter.models.ablation.branch_replacements import BranchReplacement, BranchReplacements
+from exporter.models.ablation.streams import CutBranches
+from exporter.models.anatomy.architectures import layer_modules, sublayers_of
+from exporter.models.anatomy.residual_stream import LayerModules, first_tensor, hooked
+from exporter.optional import require
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_RANK = 16
+_TRANSPOSED = "Conv1D"
+"""transformers' class of products whose weight is ``[in, out]``."""
+
+
+@dataclass(eq=False)
+class _OwnValue:
+    """A parameter for which the student has a value of its own.
+
+    Attributes:
+        name: In the model.
+        parameter: The model's.
+        other: The value that is not in use now.
+        trained: Whether gradients were asked of it before.
+    """
+
+    name: str
+    parameter: torch.nn.Parameter
+    other: torch.Tensor
+    trained: bool
+
+    def swap(self) -> None:
+        """Puts the other value in its place."""
+        self.parameter.data, self.other = self.other, self.parameter.data
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a pass gives.
+
+    Attributes:
+        logits: ``[batch, tokens, vocabulary]``; None for a model without a language head.
+        states: What each layer gives, ``[batch, tokens, hidden]``; empty where not asked for.
+    """
+
+    logits: torch.Tensor | None
+    states: list[torch.Tensor]
+
+
+class Student:
+    """A model that can be the whole one or its healed cut.
+
+    Outside of :meth:`healed` it is the whole model, with the weights that it was loaded with.
+
+    Args:
+        model: A transformers model. :meth:`close` leaves it as it was.
+        cut: What is in the place of which branch; biases and maps are trained too.
+        train: ``adapters``: products of low rank beside those of the kept branches, and their
+            norms; ``all``: every weight but the embedding and what is tied to it.
+        rank: Of the adapters.
+
+    Raises:
+        HealingError: The weights are quantised, or the layers hold nothing to be trained.
+        MissingDependencyError: ``adapters`` without peft.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+
+    def __init__(
+        self, model: Any, cut: BranchReplacements, train: Train, rank: int = DEFAULT_RANK
+    ) -> None:
+        refuse_quantized(model)
+        self.model = model
+        layers = layer_modules(model)
+        dropped = _dropped_modules(layers, cut)
+        self.cut = {name: _trainable(each) for name, each in cut.items()}
+        self._own = [
+            _OwnValue(name, each, each.detach().clone(), each.requires_grad)
+            for name, each in _own_parameters(model, dropped, train)
+        ]
+        self._adapters: dict[str, Any] = {}
+        if train == "adapters":
+            self._adapters = _with_adapters(model, layers, dropped, rank)
+        self._layers = layer_modules(model)  # with the adapters in them
+        self._branches = CutBranches(self._layers)
+        for own in self._own:
+            own.parameter.requires_grad_(True)
+        if not self._adapters and not self._own:
+            raise HealingError(
+                f"The kept layers of {type(model).__name__} hold no weight that can be trained.",
+                "Heal with --kind linear.",
+                code="nothing-to-train",
+            )
+        self._count_outputs()
+        self._switch_adapters(on=False)
+
+    @property
+    def trained(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name: leaves that hold the student's values within :meth:`healed`."""
+        found: dict[str, torch.Tensor] = {f"value:{own.name}": own.parameter for own in self._own}
+        for name, adapter in self._adapters.items():
+            found[f"down:{name}"] = adapter.lora_A["default"].weight
+            found[f"up:{name}"] = adapter.lora_B["default"].weight
+        for ref, each in self.cut.items():
+            numbers = [*([] if each.bias is None else [each.bias]), *each.maps]
+            found |= {f"branch:{ref}.{place}": tensor for place, tensor in enumerate(numbers)}
+        return found
+
+    @contextlib.contextmanager
+    def healed(self) -> Iterator[None]:
+        """The student's weights while the block runs; :meth:`answer` drops its branches."""
+        self._switch_adapters(on=True)
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+            self._switch_adapters(on=False)
+
+    def teach(self, inputs: dict[str, torch.Tensor], *, states: bool = False) -> Answer:
+        """What the whole model answers; without gradients."""
+        import torch
+
+        with torch.no_grad():
+            return self._run(inputs, states)
+
+    def answer(self, inputs: dict[str, torch.Tensor], *, states: bool = False) -> Answer:
+        """What the cut answers, with gradients; within :meth:`healed` the healed one."""
+        with self._branches.cut(self.cut):
+            return self._run(inputs, states)
+
+    def changes(self) -> dict[str, ChangedWeight]:
+        """The student's weights, as changes of the whole model's."""
+        found = {
+            own.name: ChangedWeight((own.other.detach().clone(),))
+            for own in self._own
+            if not bool((own.other == own.parameter).all())
+        }
+        for name, adapter in self._adapters.items():
+            down = adapter.lora_A["default"].weight.detach().clone()
+            up = adapter.lora_B["default"].weight.detach() * adapter.scaling["default"]
+            if type(adapter.get_base_layer()).__name__ == _TRANSPOSED:
+                down, up = up.T, down.T
+            if bool(up.any()) and bool(down.any()):
+                found[f"{name}.weight"] = ChangedWeight((down, up))
+        return found
+
+    def branch_replacements(self) -> dict[SublayerRef, BranchReplacement]:
+        """What is in the branches' places, as it was trained."""
+        return {name: _detached(each) for name, each in self.cut.items()}
+
+    def close(self) -> None:
+        """Takes the adapters out of the model again; its weights are those that it came with."""
+        for name, adapter in self._adapters.items():
+            parent, _, last = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), last, adapter.get_base_layer())
+        for own in self._own:
+            own.parameter.requires_grad_(own.trained)
+            own.parameter.grad = None
+        self._adapters, self._own = {}, []
+
+    def _run(self, inputs: dict[str, torch.Tensor], states: bool) -> Answer:
+        found: list[torch.Tensor] = []
+
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            found.append(first_tensor(output))
+
+        layers = self._layers if states else []
+        more = {"use_cache": False} if self.model.can_generate() else {}
+        with hooked(each.layer.register_forward_hook(keep) for each in layers):
+            output = self.model(**inputs, **more)
+        return Answer(getattr(output, "logits", None), found)
+
+    def _switch_adapters(self, *, on: bool) -> None:
+        for adapter in self._adapters.values():
+            adapter.enable_adapters(on)
+
+    def _swap(self) -> None:
+        for own in self._own:
+            own.swap()
+
+    def _count_outputs(self) -> None:
+        """Lets a pass tell what the branches return, so that they needn't run."""
+        import torch
+
+        ids = torch.zeros((1, 2), dtype=torch.int64, device=self.model.device)
+        with self._branches.counted(), torch.inference_mode():
+            self.model(input_ids=ids)
+
+
+def refuse_quantized(model: Any) -> None:
+    """Refuses weights that are no floating-point numbers.
+
+    Raises:
+        HealingError: The model's products are quantised.
+    """
+    quantized = getattr(model, "is_quantized", False) or any(
+        not each.is_floating_point() for each in model.parameters()
+    )
+    if quantized:
+        raise HealingError(
+            f"The weights of {model.config.model_type} are quantised and can't be trained.",
+            "Heal the model in float32 or bfloat16, and quantise it afterwards.",
+            code="quantized-student",
+        )
+
+
+def _trainable(replacement: BranchReplacement) -> BranchReplacement:
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().float().clone().requires_grad_(True)
+
+    bias = None if replacement.bias is None else leaf(replacement.bias)
+    return BranchReplacement(bias, tuple(leaf(each) for each in replacement.maps))
+
+
+def _detached(replacement: BranchReplacement) -> BranchReplacement:
+    bias = None if replacement.bias is None else replacement.bias.detach()
+    return BranchReplacement(bias, tuple(each.detach() for each in replacement.maps))
+
+
+def _dropped_modules(layers: list[LayerModules], cut: BranchReplacements) -> set[int]:
+    """The ids of the modules that don't run in the cut model."""
+    return {
+        id(module)
+        for part in sublayers_of(layers)
+        if part.ref in cut and part.reads is part.contribution
+        for module in part.contribution.modules()
+    }
+
+
+def _with_adapters(
+    model: Any, layers: list[LayerModules], dropped: set[int], rank: int
+) -> dict[str, Any]:
+    """Puts adapters beside the products of the kept branches; by the products' names."""
+    peft = require("peft", extra="torch")
+    inside = {id(module) for each in layers for module in each.layer.modules()}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if id(module) in inside - dropped and _is_product(module)
+    ]
+    if not names:
+        return {}
+    transposed = any(type(model.get_submodule(name)).__name__ == _TRANSPOSED for name in names)
+    wanted = peft.LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=names, fan_in_fan_out=transposed
+    )
+    peft.inject_adapter_in_model(wanted, model)
+    return {name: model.get_submodule(name) for name in names}
+
+
+def _is_product(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == _TRANSPOSED
+
+
+def _own_parameters(
+    model: Any, dropped: set[int], train: Train
+) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The parameters of which the student has its own: norms and biases, or all."""
+    embeddings = {id(each) for each in _embedding_parameters(model)}
+    for path, module in model.named_modules():
+        if id(module) in dropped:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            small = parameter.ndim == 1 and "norm" in type(module).__name__.lower()
+            if (small or train == "all") and id(parameter) not in embeddings:
+                yield f"{path}.{name}" if path else name, parameter
+
+
+def _embedding_parameters(model: Any) -> Iterator[torch.nn.Parameter]:
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if module is not None:
+            yield from module.parameters()

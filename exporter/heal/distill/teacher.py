@@ -1,0 +1,107 @@
+"""What the whole model answers to some samples, and how far the student's answers are from that."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from exporter.heal.distill.loss import answer_loss, state_loss
+from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.texts.batches import Batch, batches_of
+from exporter.models.texts.calibration import CalibrationText
+
+if TYPE_CHECKING:
+    from exporter.heal.distill.student import Answer, Student
+
+_KEPT_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Some samples of a text.
+
+    Attributes:
+        rows: Their numbers in the text.
+        ids: ``[batch, tokens]``.
+        mask: ``[batch, tokens]``; False marks padding.
+    """
+
+    rows: tuple[int, ...]
+    ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, text: CalibrationText, size: int) -> list[Lesson]:
+        """A whole text, ``size`` samples at a time."""
+        batches = batches_of(text.input_ids, text.mask, size)
+        return [
+            cls(tuple(range(b.first_sample, b.first_sample + len(b.ids))), b.ids, b.mask)
+            for b in batches
+        ]
+
+    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What the model is called with."""
+        return Batch(0, 0, self.ids, self.mask).inputs(device)
+
+
+class Teacher:
+    """The whole model.
+
+    Args:
+        student: The model that is both.
+        keeps: Whether its answers are kept for a text that is read again, as far as there is room.
+        states: The weight of the hidden states' error beside that of the answers.
+    """
+
+    def __init__(self, student: Student, *, keeps: bool, states: float = 0.0) -> None:
+        self._student, self._keeps = student, keeps
+        self._kept: dict[tuple[int, ...], list[torch.Tensor]] = {}
+        self._free_bytes = _KEPT_BYTES
+        self._states = states
+        self.predicts_tokens = predicts_tokens(student.model)
+        self.wants_states = states > 0 or not self.predicts_tokens
+
+    def answers(self, lesson: Lesson) -> list[torch.Tensor]:
+        """Logits, or hidden states of each layer, or both in this order."""
+        if lesson.rows in self._kept:
+            return self._kept[lesson.rows]
+        with autocast(self._student.model):
+            given = self._student.teach(
+                lesson.inputs(self._student.model.device), states=self.wants_states
+            )
+        found = self._parts(given)
+        size = sum(each.numel() * each.element_size() for each in found)
+        if self._keeps and size <= self._free_bytes:
+            self._kept[lesson.rows] = found
+            self._free_bytes -= size
+        return found
+
+    def loss(self, given: Answer, answers: list[torch.Tensor], lesson: Lesson) -> torch.Tensor:
+        """How far what the student gave is from what :meth:`answers` gave, over real tokens."""
+        mask = torch.from_numpy(lesson.mask).to(answers[0].device)
+        found = self._parts(given)
+        if not self.predicts_tokens:
+            return state_loss(found, answers, mask)
+        loss = answer_loss(found[0], answers[0], mask)
+        if self._states:
+            loss = loss + self._states * state_loss(found[1:], answers[1:], mask)
+        return loss
+
+    def _parts(self, given: Answer) -> list[torch.Tensor]:
+        if not self.predicts_tokens or given.logits is None:
+            return given.states
+        return [given.logits, *given.states]
+
+
+def autocast(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 for products, where the device has it in hardware; else the model's own dtype."""
+    device = model.device.type
+    if device == "cuda":
+        return torch.autocast(device, torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
+    fast = device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast)

@@ -1,0 +1,381 @@
+"""Trains a student until its tokens or its time are used up, or held-out text gains no more."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from exporter.artifacts import StoppedBy, Training, TrainingCheck
+from exporter.artifacts.store import Store
+from exporter.errors import HealingError, is_out_of_memory
+from exporter.heal.distill.student import Student
+from exporter.heal.distill.teacher import Lesson, Teacher, autocast
+from exporter.heal.options import HealOptions
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET, Progress
+
+LEARNING_RATES = {"adapters": 1e-3, "all": 2e-4}
+_WARM_UP = 0.05
+"""Share of the training in which the learning rate rises."""
+_CHECKS = 10
+"""How often held-out text is looked at."""
+_PATIENCE = 3
+_LEAST_GAIN = 0.002
+"""Of the held-out loss; checks in a row that gain less end the training."""
+_LONGEST_GRADIENT = 1.0
+_SAVE_EVERY_S = 60.0
+_SHARE_FOR_SAVING = 0.05
+
+
+@dataclass
+class _State:
+    """Where a training stands; what an interrupted one goes on from.
+
+    Attributes:
+        steps: How many were made.
+        seconds: What they took, the checks included.
+        best_loss: The least on held-out text so far.
+        best: The student's tensors then.
+        checks: What was seen of held-out text.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    checks: list[TrainingCheck] = field(default_factory=list)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the last checks gained nothing worth telling."""
+        losses = [check.held_out_loss for check in self.checks]
+        if len(losses) <= _PATIENCE:
+            return False
+        return min(losses[-_PATIENCE:]) > min(losses[:-_PATIENCE]) * (1 - _LEAST_GAIN)
+
+
+class Trainer:
+    """One training of one student.
+
+    Args:
+        student: Whose weights are trained.
+        text: The samples to train on, in their order, several times where they are few.
+        held_out: The samples that decide when to stop and which state is kept.
+        options: How.
+        store: Keeps the state of an interrupted training; None keeps nothing.
+        progress: Told of every step and check.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        text: CalibrationText,
+        held_out: CalibrationText,
+        options: HealOptions,
+        store: Store | None = None,
+        progress: Progress = QUIET,
+    ) -> None:
+        self._student, self._options, self._progress = student, options, progress
+        self._text, self._store = text, store
+        self._stopped_on = held_out.ref
+        self._per_step = max(1, min(options.batch_size, len(text.input_ids)))
+        step_tokens = self._per_step * text.input_ids.shape[1]
+        self._step_tokens = step_tokens
+        self._total_steps = max(1, round(options.tokens / step_tokens))
+        epochs = self._total_steps * self._per_step / len(text.input_ids)
+        self._teacher = Teacher(student, keeps=epochs > 1, states=options.states_weight)
+        self._judges = Lesson.of(held_out, options.batch_size)
+        self._judge = Teacher(student, keeps=True)
+        self._tensors = student.trained
+        rate = options.learning_rate or LEARNING_RATES[options.train]
+        self._optimizer = torch.optim.AdamW(
+            self._tensors.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        self._rate = rate
+        self._state = _State()
+        self._saved_at, self._saves = time.monotonic(), 0
+
+    def run(self) -> Training:
+        """Trains, and leaves the best state in the student.
+
+        Raises:
+            HealingError: The healed cut is no better on held-out text than the unhealed one, or
+                memory is short.
+        """
+        with (
+            _telling_memory(self._options),
+            self._progress.task("distill", total=self._total_steps) as task,
+        ):
+            self._resume()
+            task.advance(self._state.steps)
+            if not self._state.checks:
+                self._check(0.0)
+            stopped: StoppedBy | None = None
+            while stopped is None:
+                stopped = self._go_on()
+                task.advance()
+        self._take_best()
+        unhealed = self._state.checks[0].held_out_loss
+        if not self._state.best_loss < unhealed:
+            raise HealingError(
+                f"Distillation gained nothing: on held-out text the loss is {unhealed:.4g} before "
+                f"and {self._state.checks[-1].held_out_loss:.4g} after.",
+                "Give more tokens or time, a lower learning_rate, or other text.",
+                code="distillation-gained-nothing",
+            )
+        return self._told(stopped)
+
+    def _go_on(self) -> StoppedBy | None:
+        """One step, with a check where one is due; why the training ends, if it does."""
+        began = time.monotonic()
+        try:
+            loss = self._step()
+            done = self._fraction(began)
+            if not math.isfinite(loss):
+                self._progress.say("heal: the loss is no longer finite; the best state is kept")
+                return "diverged"
+            if done >= 1 or self._is_check_due(done):
+                self._check(loss, began)
+        finally:
+            self._state.seconds += time.monotonic() - began
+        if done >= 1:
+            return "tokens" if self._state.steps >= self._total_steps else "time"
+        if self._state.idle:
+            return "no_gain"
+        self._save_sometimes()
+        return None
+
+    def _fraction(self, began: float | None = None) -> float:
+        """How much of the training is done, by tokens or by time, whichever is further; 0 to 1."""
+        found: float = self._state.steps / self._total_steps
+        if self._options.time_s is not None:
+            more = 0.0 if began is None else time.monotonic() - began
+            found = max(found, (self._state.seconds + more) / self._options.time_s)
+        return min(1.0, found)
+
+    def _is_check_due(self, done: float) -> bool:
+        return bool(done * _CHECKS >= len(self._state.checks))
+
+    def _step(self) -> float:
+        """One step of the optimizer; the loss before it."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * _rate_share(self._fraction())
+        lesson = self._lesson(self._state.steps)
+        answers = self._teacher.answers(lesson)
+        with self._student.healed():
+            self._optimizer.zero_grad(set_to_none=True)
+            with autocast(self._student.model):
+                given = self._student.answer(
+                    lesson.inputs(self._student.model.device), states=self._teacher.wants_states
+                )
+                loss = self._teacher.loss(given, answers, lesson)
+            loss.backward()  # type: ignore[no-untyped-call]
+            tensors = [each for each in self._tensors.values() if each.grad is not None]
+            length = torch.nn.utils.clip_grad_norm_(tensors, _LONGEST_GRADIENT)
+            found = float(loss.detach()) if bool(length.isfinite()) else math.nan
+            if math.isfinite(found):
+                self._optimizer.step()
+        self._state.steps += 1
+        return found
+
+    def _lesson(self, step: int) -> Lesson:
+        """The samples of a step: each epoch reads the text in another order."""
+        count = len(self._text.input_ids)
+        places = range(step * self._per_step, (step + 1) * self._per_step)
+        rows = [int(_order(place // count, count, self._options.seed)[place % count])
+                for place in places]  # fmt: skip
+        return Lesson(tuple(rows), self._text.input_ids[rows], self._text.mask[rows])
+
+    def _check(self, loss: float, began: float | None = None) -> None:
+        """Looks at held-out text, and keeps the state if it is the best so far."""
+        held_out = self._held_out_loss()
+        state = self._state
+        seconds = state.seconds + (0.0 if began is None else time.monotonic() - began)
+        tokens = state.steps * self._step_tokens
+        state.checks.append(
+            TrainingCheck(
+                tokens=tokens, seconds=seconds, training_loss=loss, held_out_loss=held_out
+            )
+        )
+        if held_out < state.best_loss:
+            state.best_loss = held_out
+            state.best = {name: each.clone() for name, each in self._values().items()}
+        self._progress.say(self._words(tokens, seconds, held_out))
+
+    def _words(self, tokens: int, seconds: float, held_out: float) -> str:
+        first = self._state.checks[0].held_out_loss
+        if not tokens:
+            return f"heal: held-out loss {held_out:.4f} before the training"
+        left = seconds * (1 / max(1e-9, self._fraction()) - 1)
+        return (
+            f"heal: {tokens:,} of {self._total_steps * self._step_tokens:,} tokens, "
+            f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, about {left / 60:.1f} min left; "
+            f"held-out loss {held_out:.4f} ({100 * (1 - held_out / first):.0f} % taken back)"
+        )
+
+    def _held_out_loss(self) -> float:
+        total = positions = 0.0
+        for lesson in self._judges:
+            answers = self._judge.answers(lesson)
+            with self._student.healed(), torch.no_grad(), autocast(self._student.model):
+                given = self._student.answer(
+                    lesson.inputs(self._student.model.device), states=self._judge.wants_states
+                )
+                loss = float(self._judge.loss(given, answers, lesson))
+            total += loss * float(lesson.mask.sum())
+            positions += float(lesson.mask.sum())
+        return total / positions
+
+    def _values(self) -> dict[str, torch.Tensor]:
+        """The student's tensors."""
+        with self._student.healed():
+            return {name: each.detach() for name, each in self._tensors.items()}
+
+    def _take_best(self) -> None:
+        with self._student.healed(), torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(self._state.best[name])
+
+    def _told(self, stopped: StoppedBy) -> Training:
+        state, options = self._state, self._options
+        tokens = state.steps * self._step_tokens
+        return Training(
+            train=options.train,
+            loss="answers" if self._teacher.predicts_tokens else "states",
+            trained_parameters=sum(each.numel() for each in self._tensors.values()),
+            steps=state.steps,
+            tokens=tokens,
+            seconds=state.seconds,
+            stopped_by=stopped,
+            stopped_on=self._stopped_on,
+            checks=state.checks,
+        )
+
+    def _save_sometimes(self) -> None:
+        """Keeps the state, not more often than costs a small share of the time."""
+        if self._store is None or time.monotonic() - self._saved_at < _SAVE_EVERY_S:
+            return
+        began = time.monotonic()
+        self._save()
+        taken = time.monotonic() - began
+        self._saved_at = time.monotonic() + max(0.0, taken / _SHARE_FOR_SAVING - _SAVE_EVERY_S)
+
+    def _save(self) -> None:
+        assert self._store is not None
+        state = self._state
+        told = {
+            "steps": state.steps,
+            "seconds": state.seconds,
+            "best_loss": state.best_loss,
+            "checks": [check.model_dump(mode="json") for check in state.checks],
+        }
+        arrays = _named("now", self._values()) | _named("best", state.best)
+        for name, tensor in self._tensors.items():
+            moments = self._optimizer.state.get(tensor, {})
+            kept = {key: each for key, each in moments.items() if key != "step"}
+            arrays |= _named(f"moments:{name}", kept)
+        # Two names in turn: a kill while one is written leaves the other.
+        self._store.keep_arrays(f"state-{self._saves % 2}", told, arrays)
+        self._saves += 1
+
+    def _resume(self) -> None:
+        found = [] if self._store is None else [
+            each for each in map(self._store.find_arrays, ("state-0", "state-1")) if each
+        ]  # fmt: skip
+        if not found:
+            return
+        told, arrays = max(found, key=lambda each: each[0]["steps"])
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # anybody may have written it
+            self._take(told, arrays)
+            self._progress.say(
+                f"heal: goes on from step {self._state.steps} of an interrupted call"
+            )
+
+    def _take(self, told: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        state = _State(
+            int(told["steps"]),
+            float(told["seconds"]),
+            float(told["best_loss"]),
+            {name: _tensor(arrays[f"best:{name}"], each) for name, each in self._tensors.items()},
+            [TrainingCheck.model_validate(each) for each in told["checks"]],
+        )
+        now = {name: _tensor(arrays[f"now:{name}"], each) for name, each in self._tensors.items()}
+        moments = {name: _moments(arrays, name, each, state.steps) for name, each in
+                   self._tensors.items()}  # fmt: skip
+        with self._student.healed(), torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(now[name])
+                if moments[name]:
+                    self._optimizer.state[tensor] = moments[name]
+        self._state = state
+
+
+def _moments(
+    arrays: Mapping[str, NDArray[Any]], name: str, like: torch.Tensor, steps: int
+) -> dict[str, torch.Tensor]:
+    prefix = f"moments:{name}:"
+    held = {key.removeprefix(prefix): value for key, value in arrays.items()
+            if key.startswith(prefix)}  # fmt: skip
+    if not held:
+        return {}
+    count = torch.tensor(float(steps))
+    return {"step": count, **{key: _tensor(value, like) for key, value in held.items()}}
+
+
+def _named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+    return {f"{prefix}:{name}": each.detach().float().cpu().numpy()
+            for name, each in tensors.items()}  # fmt: skip
+
+
+def _tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
+    if array.shape != tuple(like.shape):
+        raise ValueError(f"{array.shape} is not the shape {tuple(like.shape)}")
+    return torch.from_numpy(np.array(array)).to(dtype=like.dtype, device=like.device)
+
+
+def _order(epoch: int, count: int, seed: int) -> NDArray[np.int64]:
+    """The order of an epoch; the first is the text's own, a mixture of its sources throughout."""
+    if epoch == 0:
+        return np.arange(count)
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _rate_share(done: float) -> float:
+    """The learning rate's share: a short rise, then half a cosine down to nothing."""
+    if done < _WARM_UP:
+        return (done + 0.005) / (_WARM_UP + 0.005)
+    return 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
+
+
+@contextlib.contextmanager
+def _telling_memory(options: HealOptions) -> Iterator[None]:
+    """Says what needs less where memory is short."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = f"batch_size {max(1, options.batch_size // 2)}, --sequence-length " + str(
+            max(2, options.sequence_length // 2)
+        )
+        raise HealingError(
+            f"Memory ran out while the cut was trained ({options.train}, batches of "
+            f"{options.batch_size} x {options.sequence_length} tokens).",
+            f"Try {smaller}, or a smaller --rank"
+            + (", or train: adapters." if options.train == "all" else "."),
+            code="out-of-memory",
+        ) from error
+
+
+def distill_store(work: Path | None, made_from: Any) -> Store | None:
+    """Where a training's state is kept, by what it depends on; None where nothing is kept."""
+    return None if work is None else Store(work / "distill.jsonl", made_from)

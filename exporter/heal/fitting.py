@@ -1,0 +1,169 @@
+"""Fits what takes the places of a plan's branches, of one kind everywhere or the best of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import HealKind, Training
+from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.heal.fit import fit_branches
+from exporter.heal.fits import Fit, FitStore
+from exporter.heal.options import HealOptions
+from exporter.heal.plan_file import kind_of
+from exporter.heal.sequential import fit_sequential
+from exporter.heal.texts import HealingTexts
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
+from exporter.models.ablation.meter import DamageMeter, Within, predicts_tokens
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef
+
+
+@dataclass(frozen=True)
+class Made:
+    """What makes up for the dropped branches, not yet written.
+
+    Attributes:
+        held_out: Samples that nothing was fitted on, nor chosen or stopped by.
+        branch_replacements: What takes the branches' places.
+        fits: What is known of the single fits.
+        weights: The new values of weights that the model keeps, by the parameter's name.
+        training: How they came about; None where nothing was trained.
+        within: Makes what gives the model those weights; None where it keeps its own.
+    """
+
+    held_out: CalibrationText
+    branch_replacements: dict[SublayerRef, BranchReplacement]
+    fits: Mapping[SublayerRef, Fit] = field(default_factory=dict)
+    weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
+    training: Training | None = None
+    within: Within | None = None
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is fitted, on which texts, and how.
+
+    Attributes:
+        loaded: The model.
+        texts: What is fitted on, and what is held out.
+        names: The sublayers whose places are taken.
+        options: How.
+        work: Keeps each fit once it is finished; None keeps nothing.
+        progress: Told what goes on.
+    """
+
+    loaded: LoadedModel
+    texts: HealingTexts
+    names: list[SublayerRef]
+    options: HealOptions
+    work: Path | None
+    progress: Progress
+
+    def best(
+        self, chooser: CalibrationText
+    ) -> tuple[dict[SublayerRef, BranchReplacement], dict[SublayerRef, Fit]]:
+        """The kind that does best in each place, as a text tells that nothing was fitted on."""
+        fits, model = self._alone(), self.loaded.model
+        if predicts_tokens(model):
+            size = self.options.batch_size
+            meter = DamageMeter(model, chooser.input_ids, chooser.mask, batch_size=size)
+            found = _by_damage(meter, fits, self.progress)
+        else:
+            found = _by_explained(fits)
+        if self.options.sequential:
+            return self._in_turn({name: kind_of(what) for name, what in found.items()}), {}
+        return found, fits
+
+    def alike(
+        self, kind: HealKind
+    ) -> tuple[dict[SublayerRef, BranchReplacement], dict[SublayerRef, Fit]]:
+        """The same kind everywhere."""
+        if self.options.sequential:
+            return self._in_turn(dict.fromkeys(self.names, kind)), {}
+        fits = self._alone()
+        found = {name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()}
+        return found, fits
+
+    def _alone(self) -> dict[SublayerRef, Fit]:
+        """Each fitted on the whole model."""
+        return fit_branches(
+            self.loaded,
+            self.texts.fitting,
+            self.names,
+            rank=self.options.rank,
+            ridge=self.options.ridge,
+            batch_size=self.options.batch_size,
+            store=self._store("alone"),
+            progress=self.progress,
+        )
+
+    def _in_turn(self, choices: Mapping[SublayerRef, Any]) -> dict[SublayerRef, BranchReplacement]:
+        """Each fitted with those before it in their places."""
+        told = [[*name, choices[name]] for name in sorted(choices)]
+        return fit_sequential(
+            self.loaded,
+            self.texts.fitting,
+            choices,
+            rank=self.options.rank,
+            ridge=self.options.ridge,
+            batch_size=self.options.batch_size,
+            store=self._store("in-turn", choices=told),
+            progress=self.progress,
+        )
+
+    def _store(self, name: str, **more: Any) -> FitStore | None:
+        """Keeps fits by what they depend on, the tokens themselves among it."""
+        if self.work is None:
+            return None
+        how = {"rank": self.options.rank, "ridge": self.options.ridge, **more}
+        return FitStore(self.work / f"{name}.jsonl", self.loaded, self.texts.fitting, **how)
+
+
+def _by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, BranchReplacement]:
+    """What explains most of each branch's output over held-out tokens; nothing where neither does.
+
+    For models whose answers can't be compared, and as a first guess.
+    """
+    found = {}
+    for name, fit in fits.items():
+        options = [
+            (0.0, NOTHING),
+            (fit.bias_explained, fit.bias),
+            (fit.linear_explained, fit.linear),
+        ]
+        found[name] = max(options, key=lambda option: option[0])[1]
+    return found
+
+
+def _by_damage(
+    meter: DamageMeter, fits: Mapping[SublayerRef, Fit], progress: Progress = QUIET
+) -> dict[SublayerRef, BranchReplacement]:
+    """What leaves the least KL divergence, branch after branch, the others as they stand.
+
+    Begins with what :func:`_by_explained` takes, and goes through the branches once, from the last
+    layer down, so that each run begins as high as it can.
+
+    Args:
+        meter: Of the model, on samples that nothing was fitted on.
+        fits: What may take each branch's place.
+        progress: Told of every run.
+    """
+    current = _by_explained(fits)
+    with progress.task("choose replacements", total=len(fits)) as task:
+        for name in sorted(fits, reverse=True):
+            taken = current[name]
+            options = [NOTHING, fits[name].bias, fits[name].linear]
+            others = [one for one in options if one is not taken]
+            cuts = [{**current, name: one} for one in others]
+            damages = meter.measure_many(current, cuts)
+            found = zip([taken, *others], damages, strict=True)
+            # Of two that are equal the simpler one.
+            best = min(found, key=lambda pair: (pair[1].kl, options.index(pair[0])))
+            current[name] = best[0]
+            task.advance()
+    return current
