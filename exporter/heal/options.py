@@ -65,7 +65,8 @@ class HealOptions(Options):
     rank: Count | None = option(
         None,
         "Rank of linear maps, kept as two factors, or of adapters.",
-        usual="full; 16 for adapters",
+        brief="Rank of maps, of adapters",
+        usual="full, 16",
         section=HEALING,
     )
     ridge: PositiveNumber | None = option(

@@ -236,7 +236,9 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
     real, deciding = DamageMeter.measure_many, True
 
     def heard(self: Any, *given: Any, **more: Any) -> Any:
-        read.append((deciding, {row.tobytes() for batch in self._batches for row in batch.ids}))
+        read.append(
+            (deciding, {row.tobytes() for each in self._asked.values() for row in each.batch.ids})
+        )
         return real(self, *given, **more)
 
     monkeypatch.setattr(DamageMeter, "measure_many", heard)
