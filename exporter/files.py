@@ -27,6 +27,7 @@ from graph_passes.files.hashing import content_sha256 as content_sha256
 from graph_passes.files.hashing import sha256_bytes as sha256_bytes
 from graph_passes.files.hashing import sha256_file as sha256_file
 from graph_passes.files.hashing import sha256_files as sha256_files
+from graph_passes.files.kinds import refuse_foreign
 from graph_passes.files.locations import real
 from graph_passes.files.locking import FOLDER
 from graph_passes.files.placing import staging
@@ -43,15 +44,17 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
-def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
-    """Keeps a result from taking the place of what it is made from.
+def refuse_overwriting(output: Path, inputs: Iterable[Path], kind: str = "") -> None:
+    """Keeps a result from taking the place of what it is made from, or of something else.
 
     Args:
         output: The file to be written.
         inputs: Files, and folders of which every file counts.
+        kind: The output's, as :func:`graph_passes.files.kinds.kind_of` has it, where it is asked
+            before long work; the door for writing asks it of everything.
 
     Raises:
-        UsageError: The output is one of them.
+        UsageError: The output is one of them, or a file of another kind.
     """
     if not output.exists():
         return
@@ -63,6 +66,7 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
                 "Write the result under another name.",
                 code="overwrites-input",
             )
+    refuse_foreign(output, kind)
 
 
 def write_text(path: Path, text: str) -> None:

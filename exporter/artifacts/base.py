@@ -67,7 +67,10 @@ class Artifact(Record):
             text = read_text(path, limit=TABLE_BYTES, named=named)
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist.") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            _refuse_kind("no text", cls, path)
+            raise ArtifactError(f"{path} is no text.") from error
+        except OSError as error:
             raise ArtifactError(f"{path} can't be read: {error}.") from error
         return _validated(cls, text, path)
 
@@ -83,6 +86,38 @@ class _Head(BaseModel):
     kind: str
 
 
+_MADE_BY = {
+    "importance_report": ("an importance file", "depthcut score"),
+    "score_comparison": ("a comparison of scores", "depthcut score --compare"),
+    "stability_report": ("a report on scores", "depthcut score --compare"),
+    "pruning_plan": ("a pruning plan", "depthcut plan"),
+    "pareto_curve": ("a curve of plans", "depthcut plan --curve"),
+    "healing_report": ("a report on healing", "depthcut heal"),
+    "prune_report": ("a report of a cut", "depthcut prune"),
+    "comparison_report": ("a comparison report", "depthcut compare"),
+    "check_report": ("a report of a check", "depthcut check"),
+    "baseline_set": ("a file of baselines", "depthcut check --update-baseline"),
+    "history_entry": ("a history", "depthcut check --history"),
+    "evaluation_report": ("a file of task scores", "depthcut evaluate"),
+    "depths_report": ("a report on depths", "depthcut depths"),
+    "sweep_report": ("a sweep's report", "depthcut sweep"),
+    "engine": ("an engine's record", "depthcut build"),
+    "cost_table": ("a table of costs", "depthcut costs"),
+}
+"""What each kind of file is called, and the command that makes one."""
+
+
+def _refuse_kind(found: str, cls: type[Artifact], path: Path) -> None:
+    wanted = cls.model_fields["kind"].default
+    if found != wanted and wanted in _MADE_BY:
+        (needed, command), (given, _) = _MADE_BY[wanted], _MADE_BY.get(found, (found, ""))
+        raise ArtifactError(
+            f"{path} is {given}; {needed} is needed here.",
+            f"Make one with {command}.",
+            code="wrong-kind",
+        )
+
+
 def _validated(cls: type[_A], text: str, path: Path) -> _A:
     try:
         head = _Head.model_validate_json(text)
@@ -93,11 +128,15 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
                 "Update depthcut.",
                 code="newer-schema",
             )
+        _refuse_kind(head.kind, cls, path)
         return cls.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         if "recursion limit" in first["msg"]:
             raise UnsafeInputError(f"{path} is nested too deep.") from error
+        headless = first["type"] == "missing" and first["loc"] in (("schema_version",), ("kind",))
+        if headless or (first["type"] == "model_type" and not first["loc"]):
+            _refuse_kind("no file of depthcut's", cls, path)
         raise ArtifactError(f"{path}: {json_path(first['loc'])}: {first['msg']}.") from error
 
 

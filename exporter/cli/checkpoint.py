@@ -17,7 +17,7 @@ from exporter.files import sha256_file
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
-from exporter.option_types import Dtype, InputFile, OutputPath
+from exporter.option_types import Dtype, InputFile, OutputFolder
 from exporter.options import Options, argument, dataclass, excludes, option, part, required
 from graph_passes.files.placing import working
 
@@ -28,7 +28,7 @@ class CheckpointCall(Options):
 
     model: str = argument("MODEL")
     plan: InputFile = argument("PLAN")
-    output: OutputPath = required("Folder for the checkpoint.", "-o", "--output")
+    output: OutputFolder = required("Folder for the checkpoint.", "-o", "--output")
     importance: InputFile | None = option(
         None, "The importance.json that PLAN rests on, for the model card."
     )

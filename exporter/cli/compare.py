@@ -10,8 +10,9 @@ from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison
 from exporter.compare.options import CompareOptions
 from exporter.errors import UsageError
-from exporter.option_types import Arm, OutputPath
+from exporter.option_types import Arm, OutputFolder, OutputPath
 from exporter.options import Options, argument, dataclass, option, part, required
+from graph_passes.files.kinds import HTML, TEXT, refuse_foreign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class CompareCall(Options):
 
     baseline: Arm = argument("BASELINE")
     candidate: Arm = argument("CANDIDATE")
-    output: OutputPath = required("Folder for the report.", "-o", "--output")
+    output: OutputFolder = required("Folder for the report.", "-o", "--output")
     references: tuple[Arm, ...] = option(
         (),
         "A further arm, of any kind, timed in the same rounds; it gets no verdict.",
@@ -56,7 +57,7 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
     from exporter.compare.session import compare as compare_models
     from exporter.report.files import write_reports
 
-    _refuse_inputs(call)
+    _refuse_places(call)
     with locked(call.output):  # A folder that can't be made fails now, not after the measurement.
         report = compare_models(
             call.baseline,
@@ -73,8 +74,12 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
     print_comparison(report, call.output, progress.as_json)
 
 
-def _refuse_inputs(call: CompareCall) -> None:
-    """Keeps reports out of a model's folder."""
+def _refuse_places(call: CompareCall) -> None:
+    """Keeps reports out of a model's folder, and from taking other files' places."""
+    from exporter.report.files import REPORTS
+
+    for name, kind in zip(REPORTS, ("comparison_report", TEXT, HTML), strict=True):
+        refuse_foreign(call.output / name, kind)
     for arm in (call.baseline, call.candidate, *call.references, *(call.floats or ())):
         path = Path(arm.partition(":")[2] or arm)
         if path.exists() and call.output.exists() and call.output.samefile(path):

@@ -15,6 +15,7 @@ from exporter.models.loading.options import SourceOptions
 from exporter.option_types import InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, option, part, required
 from exporter.score.options import SCORING, MetricName
+from graph_passes.files.kinds import HTML, TEXT
 from graph_passes.files.placing import working
 
 
@@ -51,8 +52,9 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     """
     from exporter.report.files import study_files, write_depths
 
-    for path in study_files(call.output):
-        refuse_overwriting(path, [call.importance, *map(Path, (call.model, call.options.text))])
+    for path, kind in zip(study_files(call.output), ("depths_report", TEXT, HTML), strict=True):
+        read = [call.importance, *map(Path, (call.model, call.options.text))]
+        refuse_overwriting(path, read, kind)
     report = ImportanceReport.read(call.importance).of_metric(call.metric)
     with working(call.output) as kept:
         with progress.task(f"load {call.model}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.compare.options import RunOptions, TaskOptions
+from exporter.files import refuse_overwriting
 from exporter.option_types import InputPath, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, option, part
 
@@ -32,6 +33,8 @@ def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
     """
     from exporter.compare.tasks.evaluation import evaluate_model
 
+    if call.output is not None:
+        refuse_overwriting(call.output, [call.model], "evaluation_report")
     report = evaluate_model(
         call.model,
         call.tasks,

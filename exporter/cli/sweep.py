@@ -11,7 +11,7 @@ from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.options import SourceOptions
-from exporter.option_types import InputFile, OutputPath
+from exporter.option_types import InputFile, OutputFolder
 from exporter.options import Options, argument, dataclass, option, part, required
 from exporter.pipeline.sweep.reading import read_sweep
 from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
@@ -26,7 +26,7 @@ class SweepCall(Options):
     """What `depthcut sweep` is asked to do."""
 
     file: InputFile = argument("FILE.yaml")
-    output: OutputPath = required("Folder for all results.", "-o", "--output")
+    output: OutputFolder = required("Folder for all results.", "-o", "--output")
     dry_run: bool = option(False, "Check the file and tell what there is to run; run nothing.")
     redo: bool = option(False, "Run every cell again, with all of its stages.")
     load: SourceOptions = part(SourceOptions(), without=("dtype", "revision"))

@@ -24,6 +24,7 @@ from exporter.models.genai_config import (
     rewritten,
 )
 from graph_passes.files import storage
+from graph_passes.files.kinds import ONNX, refuse_foreign
 from graph_passes.files.locations import real
 from graph_passes.types import PassReport
 
@@ -112,7 +113,7 @@ class PruneFiles:
             SurgeryError: A folder is named; the config of onnxruntime-genai can't be rewritten for
                 the result; two of the files are one, or something else than this result's report
                 stands in the report's place.
-            UsageError: The result would take the plan's place.
+            UsageError: The result would take the place of an input, or of another kind of file.
             OnnxFileError: Weights that someone needs stand in the result's place, or would be
                 shared across folders.
         """
@@ -130,6 +131,7 @@ class PruneFiles:
         files._refuse_overwriting(plan)
         _refuse_foreign_report(report, target.name, asked=options.report_path is not None)
         storage.refuse_collision(model, target, options.weights)
+        refuse_foreign(target, ONNX)
         return files
 
     @property
@@ -144,20 +146,10 @@ class PruneFiles:
 
     def _refuse_overwriting(self, plan: LoadedPlan) -> None:
         targets = [self.target, self.report, *([self.genai.target] if self.genai else [])]
-        if plan.path is not None:
-            for target in targets:
-                refuse_overwriting(target, [plan.path])
-        numbers = [] if plan.replacements is None else [plan.replacements.path]
-        sources = [self.source, *self.data, *numbers]
+        sources = [self.source, *self.data, *plan.inputs]
         sources += [self.genai.config.path] if self.genai else []
         for target in targets:
-            if any(_same_file(target, source) for source in sources):
-                raise SurgeryError(
-                    f"{target} is the source, its weights or its config; "
-                    "the source is never changed.",
-                    "Write the result under another name.",
-                    code="overwrites-input",
-                )
+            refuse_overwriting(target, sources)
         for one, other in itertools.combinations(targets, 2):
             if _same_file(one, other):
                 raise SurgeryError(

@@ -83,6 +83,7 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
             code="numbers-in-use",
         )
     kept = [*inputs, model]
+    refuse_overwriting(path, kept, "pruning_plan")
     for each in files_of(path):
         if each.is_dir():
             raise UsageError(f"{each} is a folder.", "Write the plan under another name.")

@@ -24,7 +24,6 @@ from exporter.option_types import (
     Engine,
     InputFile,
     OutputFolder,
-    OutputPath,
     Whole,
     Written,
 )
@@ -118,7 +117,7 @@ class ExportRequest(Options):
     """
 
     source: str = argument("MODEL")
-    out: OutputPath = required("Folder for all results.", "-o", "--output")
+    out: OutputFolder = required("Folder for all results.", "-o", "--output")
     target: Target = option(
         "portable",
         "The runtime that both graphs are written for, in the fastest form that there is for it. "

@@ -37,6 +37,7 @@ from exporter.quantize.sensitivity import MixedBits, search_mixed
 from exporter.quantize.settings import QuantizeSettings
 from exporter.quantize.weight_only import WeightOnly
 from graph_passes.files import storage
+from graph_passes.files.kinds import ONNX
 from graph_passes.files.locations import real
 from graph_passes.files.placing import staging
 from graph_passes.files.reading import copy_file
@@ -155,7 +156,7 @@ class _Quantisation:
         texts = [Path(self.settings.calibration)] if self.settings.calibration else []
         files = [self.settings.gguf] if self.settings.gguf else []
         read = [self.source, *storage.data_files(self.model), *texts, *files]
-        refuse_overwriting(output, read)
+        refuse_overwriting(output, read, ONNX)
         storage.refuse_collision(self.model, output, "compact")
         tensors = (product.weight.const_value for product in self.found.products)
         refuse_unrunnable(self.settings, {t.dtype for t in tensors if t is not None})

@@ -31,6 +31,7 @@ from graph_passes.errors import (
     UsageError,
 )
 from graph_passes.files.exchange import absolute, identity, sync
+from graph_passes.files.kinds import kind_of, refuse_foreign
 from graph_passes.files.locations import real
 from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, prepared, refuse_links
 from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
@@ -80,6 +81,7 @@ class Staging:
             removals: Files that go at the end.
 
         Raises:
+            UsageError: A file of another kind stands where one is to appear.
             OSError: A name can't be changed.
         """
         place(self.home, [(self.folder, self.target)] if moves is None else moves, removals)
@@ -176,7 +178,13 @@ def place(
         removals: As for :meth:`Staging.place`.
         others: Files of folders that are replaced which go over into the new ones: where each is
             once the two folders have changed places, and where it is now and shall be again.
+
+    Raises:
+        UsageError: A file of another kind stands where one is to appear.
+        OSError: A name can't be changed.
     """
+    for staged, final in moves:
+        refuse_foreign(final, kind_of(staged))
     for staged, _ in moves:
         sync(staged)
     record = ChangeRecord(

@@ -68,8 +68,12 @@ def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
     text, model = request.settings.calibration, request.model
     inputs = [request.importance, *map(Path, filter(None, (text, model)))]
     inputs += [request.onnx] if request.onnx is not None else []
-    for written in filter(None, (request.output, request.curve, request.costs)):
-        refuse_overwriting(written, inputs)
+    places = {
+        request.output: "pruning_plan", request.curve: "pareto_curve", request.costs: "cost_table"
+    }  # fmt: skip
+    for written, kind in places.items():
+        if written is not None:
+            refuse_overwriting(written, inputs, kind)
     if request.settings.heal is None and request.budget.only_counts and request.curve is None:
         return  # a bare plan is one file
     inputs += [request.costs] if request.costs is not None else []

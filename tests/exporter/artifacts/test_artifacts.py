@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import exporter
 from exporter.artifacts import (
     SCHEMA_VERSION,
     ImportanceReport,
@@ -15,7 +16,9 @@ from exporter.artifacts import (
     PruningPlan,
     json_path,
 )
+from exporter.artifacts.base import _MADE_BY
 from exporter.errors import ArtifactError, UnsafeInputError
+from tests.raising import raises
 
 KINDS = ["attention", "mlp", "block", "cross_attention", "mixer"]
 
@@ -66,7 +69,6 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         ({"deletions": [{"layer": 1, "kind": "head"}]}, r"\$\.deletions\[0\]\.kind"),
         ({"deletions": [{"layer": -1, "kind": "mlp"}]}, r"\$\.deletions\[0\]\.layer"),
         ({"deletion": []}, r"\$\.deletion:"),
-        ({"kind": "importance_report"}, r"\$\.kind"),
         ({"schema_version": "one"}, r"\$\.schema_version"),
     ],
 )
@@ -77,7 +79,34 @@ def test_what_is_wrong_is_named_by_its_json_path(
         PruningPlan.read(_plan_json(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1}'])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b'{"schema_version": 1, "kind": "importance_report"}', "an importance file"),
+        (b'{"schema_version": 1, "kind": "stranger"}', "stranger"),
+        *((text, "") for text in (b'{"model_type": "llama"}', b"[]", b'{"schema_version": 1}')),
+        (b"\xff\xfe", ""),
+    ],
+)
+def test_a_file_of_another_kind_is_told_as_one(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with raises(ArtifactError, "wrong-kind", path, "depthcut plan", named):
+        PruningPlan.read(path)
+
+
+def test_every_kind_of_file_has_a_name_and_a_command() -> None:
+    kinds = {
+        line.split('"')[1]
+        for file in Path(exporter.__file__).parent.rglob("*.py")
+        for line in file.read_text().splitlines()
+        if line.startswith("    kind: Literal[") and line.endswith('"')
+    }
+    assert len(kinds) > 10
+    assert kinds - _MADE_BY.keys() == set()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema_version": "one"}'])
 def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "importance.json"
     path.write_text(text, encoding="utf-8")
@@ -99,13 +128,6 @@ def test_what_the_user_names_may_be_a_link_and_what_is_found_may_not(tmp_path: P
     assert PruningPlan.read(link) == plan
     with pytest.raises(UnsafeInputError):
         PruningPlan.read(link, named=False)
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArtifactError, match="can't be read"):
-        PruningPlan.read(path)
 
 
 def test_describe_groups_by_kind_in_the_order_of_choice() -> None:

@@ -78,12 +78,12 @@ def test_an_odd_memory_is_no_memory(result: Path, text: str) -> None:
 
 def test_new_results_appear_only_when_published(result: Path) -> None:
     ledger = StageLedger(result.parent)
-    new = _finish(ledger, "new")
+    new = _finish(ledger, '["new"]')
     assert result.read_text() == "{}"
     assert ledger.path("importance.json") == new
     assert StageLedger(result.parent).valid("score", KEY)
     ledger.publish()
-    assert result.read_text() == "new"
+    assert result.read_text() == '["new"]'
     assert not ledger.work.exists()
     assert StageLedger(result.parent).valid("score", KEY)
 

@@ -28,12 +28,14 @@ from exporter.errors import (
     SurgeryError,
     UnsafeInputError,
     UnsafePlanError,
+    UsageError,
     VerificationError,
 )
 from exporter.files import sha256_file
 from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
+from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
 RNG = np.random.default_rng(0)
@@ -178,7 +180,7 @@ def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
 
 def test_the_numbers_can_not_be_the_target(source: Path, tmp_path: Path) -> None:
     found = read(write_plan(tmp_path))
-    with pytest.raises(SurgeryError, match="is the source"):
+    with raises(UsageError, "overwrites-input", found.path):
         prune_file(source, found.path, LoadedPlan.of(DELETIONS, found))
 
 

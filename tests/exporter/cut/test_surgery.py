@@ -19,7 +19,7 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut import surgery
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import inspect_file, prune_file
-from exporter.errors import OnnxFileError, SurgeryError, VerificationError
+from exporter.errors import OnnxFileError, SurgeryError, UsageError, VerificationError
 from exporter.files import sha256_file, sha256_files
 from graph_passes import ResidualSite
 from graph_passes.files import placing, storage
@@ -163,7 +163,7 @@ def test_the_source_is_never_changed(source: Path, tmp_path: Path) -> None:
 def test_the_source_can_not_be_the_target(source: Path, target: str) -> None:
     before = content(source.parent)
     place = data_of(source) if target == "its weights" else source.parent / target
-    with pytest.raises((SurgeryError, OnnxFileError)):
+    with pytest.raises((UsageError, OnnxFileError)):
         prune_file(source, place, PLAN)
     assert content(source.parent) == before
 
@@ -171,12 +171,12 @@ def test_the_source_can_not_be_the_target(source: Path, target: str) -> None:
 def test_a_link_to_the_source_can_not_be_the_target(source: Path) -> None:
     link = source.with_name("link.onnx")
     link.symlink_to(source.name)
-    with raises(SurgeryError, "overwrites-input"):
+    with raises(UsageError, "overwrites-input", link):
         prune_file(source, link, PLAN)
 
 
 def test_the_report_can_not_be_the_source(source: Path, tmp_path: Path) -> None:
-    with raises(SurgeryError, "overwrites-input"):
+    with raises(UsageError, "overwrites-input", source):
         prune_file(source, tmp_path / "o" / "m.onnx", PLAN, CutOptions(report_path=source))
 
 

@@ -573,8 +573,8 @@ def test_files_that_are_no_baseline_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for text, code, field in (
         ("{", "not-json", "x.json"),
-        ("[]", "", "$:"),
-        ('{"schema_version": 1, "kind": "prune_report"}', "", "$.kind"),
+        ("[]", "wrong-kind", "depthcut compare"),
+        ('{"schema_version": 1, "kind": "prune_report"}', "wrong-kind", "depthcut compare"),
         ('{"schema_version": 99, "kind": "comparison_report"}', "newer-schema", 99),
         ('{"schema_version": 1, "kind": "baseline_set", "reports": [1]}', "", "$.reports[0]"),
     ):
