@@ -152,12 +152,12 @@ def test_what_can_not_be_put_back_is_finished_by_the_next_reader(
     prepared(tmp_path)
 
     def fails(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(errno.EIO, "broken")
 
     with monkeypatch.context() as patch:
         patch.setattr(steps, "sync_names", fails)
         patch.setattr(steps, "take_back", fails)
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(OSError, match="broken"):
             write(tmp_path, "new")
     assert pending(tmp_path)
     finish_interrupted(tmp_path / "m")
@@ -380,8 +380,9 @@ def test_only_folders_of_ours_are_removed_and_written_to(tmp_path: Path) -> None
         remove_tree(tmp_path / "mine")
     with pytest.raises(PreparedFolderError):
         remove_tree(tmp_path / ".depthcut" / "link")
-    with pytest.raises(OSError, match="symbolic link"):
+    with pytest.raises(OSError, match=r"\.depthcut/link") as caught:
         append(tmp_path / ".depthcut" / "link", "more")
+    assert caught.value.errno == errno.ELOOP
     with pytest.raises(PreparedFolderError):
         refuse_outside(tmp_path / ".depthcut", tmp_path / ".depthcut" / "link" / "file")
     refuse_outside(tmp_path, tmp_path / ".depthcut" / "link" / "file")

@@ -191,9 +191,11 @@ def _total(likelihoods: Sequence[Likelihood] | itertools.islice[Likelihood]) -> 
 
 def _refuse_drawing(how: dict[str, Any]) -> None:
     if how.get("do_sample") and float(how.get("temperature", 1.0)) > 0:
-        raise TaskError("The task draws tokens; depthcut's model in lm-eval is greedy.")
+        told = "The task draws tokens (do_sample); depthcut's model in lm-eval is greedy."
+        raise TaskError(told, code="not-greedy")
     if int(how.get("num_beams", 1)) > 1:
-        raise TaskError("The task asks for several beams; depthcut's model in lm-eval is greedy.")
+        told = "The task asks for several beams (num_beams); depthcut's model in lm-eval is greedy."
+        raise TaskError(told, code="not-greedy")
 
 
 def _before(text: str, ends: list[str]) -> str:

@@ -64,6 +64,7 @@ def run_lm_eval(
             f"lm-eval can't score {', '.join(names)}: {first_line(error)}.",
             "Its items come from the Hugging Face hub: is it reachable? Local files need none: "
             "--task-data DIR.",
+            code="lm-eval-failed",
         ) from error
     versions, directions = results.get("versions", {}), results.get("higher_is_better", {})
     return [
@@ -84,6 +85,7 @@ def check_known(name: str, known: Sequence[str]) -> None:
         raise TaskError(
             f"lm-eval has no task {name!r}.{told}",
             f"It has {len(known)}: lm-eval ls tasks lists them. Local files: --task-data DIR.",
+            code="unknown-task",
         )
 
 

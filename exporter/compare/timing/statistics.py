@@ -99,8 +99,8 @@ def log_ratios(
         raise ValueError(f"shapes {baseline_ms.shape} and {candidate_ms.shape} are no pair")
     medians = []
     for times in (baseline_ms, candidate_ms):
-        if not (np.isfinite(times).all() and (times > 0).all()):
-            raise ValueError("times must be positive and finite")
+        if (wrong := times[~(np.isfinite(times) & (times > 0))]).size:
+            raise ValueError(f"times must be positive and finite, not {wrong[0]} ms")
         if times.shape[1] % turns:
             raise ValueError(f"{times.shape[1]} calls are not {turns} equal turns")
         medians.append(np.median(times.reshape(len(times), turns, -1), axis=2))
@@ -156,7 +156,7 @@ def estimate(
         ValueError: Fewer than two rounds, or fewer rounds than groups.
     """
     if len(ratios) < 2:
-        raise ValueError("an interval needs at least two rounds")
+        raise ValueError(f"an interval needs at least 2 rounds, not {len(ratios)}")
     grouped = _grouped(ratios, groups)
     strata = _strata(groups, alternating=alternating)
     parts = [_winsorised(grouped[n::strata]) for n in range(strata)]

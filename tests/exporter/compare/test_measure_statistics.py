@@ -170,7 +170,7 @@ def test_turns_are_equal_parts_of_a_round() -> None:
     np.testing.assert_allclose(
         log_ratios(baseline, candidate, turns=2), [[0, np.log(2)]], rtol=0, atol=1e-15
     )
-    with pytest.raises(ValueError, match="4 calls are not 3 equal turns"):
+    with pytest.raises(ValueError, match=r"\b4\b.*\b3\b"):
         log_ratios(baseline, candidate, turns=3)
 
 
@@ -189,14 +189,14 @@ def test_times_that_are_none_are_refused(wrong: float) -> None:
     times = np.full((6, 2), 5.0)
     broken = times.copy()
     broken[3, 1] = wrong
-    with pytest.raises(ValueError, match="positive and finite"):
+    with pytest.raises(ValueError, match=f"{wrong} ms"):
         log_ratios(times, broken)
 
 
 def test_saved_samples_come_back_as_rounds() -> None:
     times = np.arange(1.0, 13.0).reshape(6, 2)
     np.testing.assert_array_equal(as_rounds(summarize(times), 6), times)
-    with pytest.raises(ValueError, match="5 equal rounds"):
+    with pytest.raises(ValueError, match=r"\b12\b.*\b5\b"):
         as_rounds(summarize(times), 5)
 
 
@@ -241,9 +241,9 @@ def test_the_verdict_is_symmetric_in_the_arms() -> None:
 
 
 def test_unpaired_or_single_rounds_are_refused() -> None:
-    with pytest.raises(ValueError, match="no pair"):
+    with pytest.raises(ValueError, match=r"\(3, 2\).*\(2, 2\)"):
         paired_speedup(np.ones((3, 2)), np.ones((2, 2)), seed=0)
-    with pytest.raises(ValueError, match="two rounds"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b1\b"):
         paired_speedup(np.ones((1, 2)), np.ones((1, 2)), seed=0)
 
 

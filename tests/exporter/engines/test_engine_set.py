@@ -144,7 +144,7 @@ def test_engines_that_were_built_otherwise_are_no_builds_of_one(
 def test_half_a_build_is_none(tmp_path: Path) -> None:
     builds(tmp_path)
     (tmp_path / "m-decode-b2.engine").unlink()
-    with raises(EngineError, "built-differently", "numbers of engines"):
+    with raises(EngineError, "built-differently", "numbers"):
         find_builds(tmp_path)
 
 

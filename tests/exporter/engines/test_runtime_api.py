@@ -205,10 +205,10 @@ def test_a_profile_tells_what_the_library_refuses() -> None:
     from exporter.engines.build.settings import Profile
 
     refuses = SimpleNamespace(set_input_shape=lambda *_: False, execute_async_v3=lambda _: False)
-    listener = SimpleNamespace(last_error=lambda: "no room for it")
+    listener = SimpleNamespace(last_error=lambda: "no room")
     slot = Slot(0, 0, Profile(phase="decode", shapes={}))
     profile = session.ReadyProfile(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
-    with raises(BackendError, "wrong-shape", "decode", "1x2", "no room for it"):
+    with raises(BackendError, "wrong-shape", "decode", "1x2", "no room"):
         profile.set_shapes({"dropped": (1, 2), "x": (1, 2)})
-    with raises(BackendError, "run-failed", "decode", "no room for it"):
+    with raises(BackendError, "run-failed", "decode", "no room"):
         profile.enqueue()
