@@ -29,6 +29,7 @@ class Made:
 
     Attributes:
         held_out: Samples that nothing was fitted on, nor chosen or stopped by.
+        deciding: Those that chose kinds, or stopped a training; None where nothing was decided.
         branch_replacements: What takes the branches' places.
         fits: What is known of the single fits.
         weights: The new values of weights that the model keeps, by the parameter's name.
@@ -40,6 +41,7 @@ class Made:
     branch_replacements: dict[SublayerRef, BranchReplacement]
     fits: Mapping[SublayerRef, Fit] = field(default_factory=dict)
     weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
+    deciding: CalibrationText | None = None
     training: Training | None = None
     within: Within | None = None
 

@@ -109,8 +109,14 @@ def heal(
     parents = {**(made_from or {}), "model": ref.sha256}
     parents |= {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
     report = HealingReport(model=ref, healing=healing, made_from=parents)
-    figures_from: FiguresFrom = "checked" if _short(options, texts) else "unseen"
-    healed = _healed_plan(plan, made.branch_replacements, healing, figures_from, parents)
+    healed = _healed_plan(plan, made, healing, parents).model_copy(
+        update={
+            "predicted_on": _figures_from(options, texts) if healing.texts else None,
+            "fitted_on": texts.fitting.parts,
+            "stopped_on": [] if made.deciding is None else made.deciding.parts,
+            "judged_on": _judged_on(made.held_out, texts.other) if healing.texts else [],
+        }
+    )
     return Healed(healed, made.branch_replacements, report, made.weights)
 
 
@@ -125,9 +131,17 @@ def _made(fitting: Fitting) -> Iterator[Made]:
             yield made
     elif kind == "best":
         chooser, held_out = fitting.texts.halves
-        yield Made(held_out, *fitting.best(chooser))
+        yield Made(held_out, *fitting.best(chooser), deciding=chooser)
     else:
         yield Made(fitting.texts.held_out, *fitting.alike(kind))
+
+
+def _figures_from(options: HealOptions, texts: HealingTexts) -> FiguresFrom:
+    return "checked" if _short(options, texts) else "unseen"
+
+
+def _judged_on(own: CalibrationText, other: CalibrationText | None) -> list[CalibrationRef]:
+    return [*own.parts, *([] if other is None else other.parts)]
 
 
 def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
@@ -158,19 +172,14 @@ def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
 
 
 def _healed_plan(
-    plan: PruningPlan,
-    found: Mapping[SublayerRef, BranchReplacement],
-    healing: Healing,
-    figures_from: FiguresFrom,
-    parents: Mapping[str, str],
+    plan: PruningPlan, made: Made, healing: Healing, parents: Mapping[str, str]
 ) -> PruningPlan:
     return PruningPlan(
-        deletions=healed_deletions(plan.deletions, found),
+        deletions=healed_deletions(plan.deletions, made.branch_replacements),
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
         predicted=_predicted(healing.texts),
-        predicted_on=figures_from if healing.texts else None,
         made_from={**plan.made_from, **parents},
     )
 
@@ -211,7 +220,7 @@ def measured_healing(
     branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
     return Healing(
         asked=options.kind,
-        rank=options.rank,
+        rank=options.used_rank,
         sequential=options.sequential,
         calibration=list(sources),
         branches=branches,

@@ -11,6 +11,7 @@ from exporter.options import Options, Rule, dataclass, option
 from exporter.score.options import SCORING
 
 HEALING = "How the plan is healed"
+_ADAPTER_RANK = 16
 
 
 def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
@@ -178,6 +179,12 @@ class HealOptions(Options):
             "Give it a text that the fit does not see.",
         ),
     )
+
+    @property
+    def used_rank(self) -> int | None:
+        """Of maps or adapters; None: maps are full, or all weights are trained."""
+        adapters = self.trains and self.train == "adapters"
+        return self.rank or (_ADAPTER_RANK if adapters else None)
 
     @property
     def trains(self) -> bool:

@@ -16,7 +16,7 @@ from exporter.engines.runners.sessions import check_provider
 from exporter.errors import PlanError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.models.loading.model_source import check_dtype
-from exporter.models.texts.self_text import SELF
+from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import read_texts, refuse_same_text
 from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
@@ -103,7 +103,7 @@ def _refuse_fitted_text(request: ExportRequest) -> None:
     if quantize is not None and quantize.needs_calibration and quantize.calibration is not None:
         fitted[quantize.calibration] = "weights"
     for spec, what in fitted.items():
-        if spec != SELF:
+        if spec not in SAMPLED:
             text = read_texts(spec, part="calibration")
             refuse_same_text(judged, [text], f"what the {what} would be fitted to")
 

@@ -21,7 +21,7 @@ from exporter.models.anatomy.residual_stream import LayerModules, probe
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText, calibration_text, check_text
-from exporter.models.texts.self_text import SELF
+from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress
 from exporter.score.answer_pass import answer_scores
@@ -169,7 +169,7 @@ def refuse_unstreamable(options: ScoreOptions) -> None:
                 "model in memory.",
                 "Take cosine or kl, or score the model without --stream.",
             )
-    if options.calibration == SELF:
+    if options.calibration in SAMPLED:
         raise UsageError(
             "A model that is read layer by layer can't sample a text of its own: each token would "
             "read all of the weights.",

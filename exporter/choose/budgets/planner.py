@@ -287,7 +287,7 @@ class Planner(PlanInputs):
 
     def _parts(self) -> dict[str, list[CalibrationRef]]:
         """What decided, as far as anything did: a plan without fits and floors needs no check."""
-        texts, fits = self.texts, self.settings.heal is not None
+        texts, fits = self.texts, self.settings.weighed is not None
         return {
             "chosen_on": [self._measured_on(texts.searched).part],
             "fitted_on": [texts.searched.part] if fits else [],

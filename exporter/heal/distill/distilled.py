@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from exporter.heal.distill.memory import told_memory
-from exporter.heal.distill.student import DEFAULT_RANK, Student
+from exporter.heal.distill.student import Student
 from exporter.heal.distill.training import Trainer, distill_store
 from exporter.heal.fitting import Fitting, Made
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
@@ -36,7 +36,7 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     cut: BranchReplacements = dict.fromkeys(fitting.names, NOTHING)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        student = Student(loaded.model, cut, options.train, options.rank or DEFAULT_RANK)
+        student = Student(loaded.model, cut, options.train, options.used_rank)
     try:
         fitting.progress.say(told_memory(student, options))
         store = distill_store(fitting.work, _made_from(fitting, stopping.ids_sha256))
@@ -48,6 +48,7 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
             judging,
             student.branch_replacements(),
             weights=student.changes(),
+            deciding=stopping,
             training=training,
             within=student.healed,
         )

@@ -24,7 +24,6 @@ from graph_passes.types import SublayerRef
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_RANK = 16
 _TRANSPOSED = "Conv1D"
 """transformers' class of products whose weight is ``[in, out]``."""
 
@@ -73,7 +72,7 @@ class Student:
         cut: What is in the place of which branch; biases and maps are trained too.
         train: ``adapters``: products of low rank beside those of the kept branches, and their
             norms; ``all``: every weight but the embedding and what is tied to it.
-        rank: Of the adapters.
+        rank: Of the adapters; None for ``all``.
 
     Raises:
         HealingError: The weights are quantised, or the layers hold nothing to be trained.
@@ -81,9 +80,7 @@ class Student:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
-    def __init__(
-        self, model: Any, cut: BranchReplacements, train: Train, rank: int = DEFAULT_RANK
-    ) -> None:
+    def __init__(self, model: Any, cut: BranchReplacements, train: Train, rank: int | None) -> None:
         refuse_quantized(model)
         self.model = model
         layers = layer_modules(model)
@@ -94,7 +91,7 @@ class Student:
             for name, each in _own_parameters(model, dropped, train)
         ]
         self._adapters: dict[str, Any] = {}
-        if train == "adapters":
+        if train == "adapters" and rank is not None:
             self._adapters = _with_adapters(model, layers, dropped, rank)
         self._layers = layer_modules(model)  # with the adapters in them
         self._branches = CutBranches(self._layers)
@@ -169,6 +166,8 @@ class Student:
         for name, adapter in self._adapters.items():
             parent, _, last = name.rpartition(".")
             setattr(self.model.get_submodule(parent), last, adapter.get_base_layer())
+        if self._adapters:
+            del self.model.peft_config
         for own in self._own:
             own.parameter.requires_grad_(own.trained)
             own.parameter.grad = None

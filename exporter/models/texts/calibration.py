@@ -18,7 +18,7 @@ from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.texts.packing import pack_tokens, with_ends
-from exporter.models.texts.self_text import SELF, sampled_tokens
+from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
 from exporter.models.texts.sources import PYDOC, Part, read_texts
 from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import QUIET, Progress
@@ -120,9 +120,9 @@ def calibration_text(
 
     Args:
         loaded: The model.
-        spec: ``self`` (text that the model samples), or what
-            :func:`exporter.models.texts.sources.read_texts` takes. None: ``self`` for a model that
-            generates, else ``pydoc``.
+        spec: ``self`` (text that the model samples), ``chat`` (the same behind its chat template),
+            or what :func:`exporter.models.texts.sources.read_texts` takes. None: ``self`` for a
+            model that generates, else ``pydoc``.
         samples: How many; None: as many as make about 10,000 tokens.
         sequence_length: Tokens in each; cut to what the model can take.
         seed: For ``self``.
@@ -140,11 +140,11 @@ def calibration_text(
     length = _fitting_length(loaded.model, sequence_length, progress)
     wanted = samples or math.ceil(DEFAULT_TOKENS / length)
     spec = spec or default_calibration(loaded)
-    if spec == SELF:
+    if spec in SAMPLED:
         ids = sampled_tokens(
-            loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress
+            loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress, spec=spec
         )
-        label = f"{SELF} (text sampled by the model, seed {seed})"
+        label = f"{spec} (text sampled by the model, seed {seed})"
         digest = sha256_bytes(ids.astype("<i8").tobytes())
     else:
         ids, label, digest = _packed(loaded, spec, wanted, length, part)
@@ -198,12 +198,12 @@ def text_of_report(
 
 def spec_of(source: str) -> str:
     """What to name so that the text that a report calls so is read again."""
-    return next((spec for spec in (SELF, PYDOC) if source.startswith(f"{spec} (")), source)
+    return next((spec for spec in (*SAMPLED, PYDOC) if source.startswith(f"{spec} (")), source)
 
 
 def seed_of(source: str) -> int:
     """The seed of the text that a report calls so; 0 where there is none."""
-    seed = _SEED.search(source) if spec_of(source) == SELF else None
+    seed = _SEED.search(source) if spec_of(source) in SAMPLED else None
     return int(seed[1]) if seed else 0
 
 

@@ -1,7 +1,9 @@
 """Text that a model samples itself: calibration without network or file, in its own domain.
 
 Plain ancestral sampling (temperature 1, nothing cut off) from the token that begins a text; after
-an end of text a new one begins, so that every sample is full. Kept on disk, since it takes a while.
+an end of text a new one begins, so that every sample is full. With ``chat`` each sample begins as
+the model's chat template begins what a user says: the model goes on with a question and its answer
+(Magpie, arXiv 2406.08464). Kept on disk, since it takes a while.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import CalibrationError, ScoringError
+from exporter.errors import CalibrationError, ScoringError, first_line
 from exporter.files import write_text
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import Progress, Task
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 SELF = "self"
+CHAT = "chat"
+SAMPLED = (SELF, CHAT)
+"""What names text that the model samples."""
 _METHOD = 1  # Raised when the same seed would give other text.
 _CACHE_BYTES = 2 << 30  # The most that the KV cache of one run of sequences may take.
 
@@ -34,11 +39,14 @@ def sampled_tokens(
     seed: int,
     cache_dir: Path,
     progress: Progress,
+    *,
+    spec: str = SELF,
 ) -> NDArray[np.int64]:
     """Token ids ``[samples, length]`` that the model sampled, from disk where they are there.
 
     Raises:
-        CalibrationError: When the model can't generate or has no token to begin with.
+        CalibrationError: When the model can't generate or has no token to begin with, or, for
+            ``chat``, its tokenizer has no chat template.
         ScoringError: When its logits are not finite.
     """
     if not loaded.model.can_generate():
@@ -53,13 +61,16 @@ def sampled_tokens(
         "samples": samples,
         "length": length,
     }
-    name = f"self-{loaded.ref.sha256[:16]}-{key['dtype']}-s{seed}-{samples}x{length}.json"
+    prefix = chat_prefix(loaded) if spec == CHAT else []
+    if spec == CHAT:
+        key["prefix"] = prefix
+    name = f"{spec}-{loaded.ref.sha256[:16]}-{key['dtype']}-s{seed}-{samples}x{length}.json"
     path = cache_dir / name
     kept = _read(path, key)
     if kept is not None:
         progress.say("calibration: reused the text that this model sampled before")
         return kept
-    ids = _sample(loaded.model, samples, length, seed, progress)
+    ids = _sample(loaded.model, samples, length, seed, prefix, progress)
     _keep(path, key, ids, progress)
     return ids
 
@@ -83,8 +94,40 @@ def _keep(path: Path, key: dict[str, Any], ids: NDArray[np.int64], progress: Pro
         progress.say(f"calibration: the sampled text is not kept for next time: {error}")
 
 
+def has_chat_template(loaded: LoadedModel) -> bool:
+    """Whether a model's tokenizer knows how a chat is written."""
+    return getattr(loaded.tokenizer, "chat_template", None) is not None
+
+
+def chat_prefix(loaded: LoadedModel) -> list[int]:
+    """The tokens that stand before what a user says first.
+
+    Raises:
+        CalibrationError: The tokenizer has no chat template, or one that can't be used.
+    """
+    tokenizer: Any = loaded.tokenizer
+    if not has_chat_template(loaded):
+        raise CalibrationError(
+            f"The tokenizer of {loaded.ref.source} has no chat template to sample a chat with.",
+            f"Calibrate on {SELF} or on a text file.",
+            code="no-chat-template",
+        )
+    said = "\N{WHITE SQUARE}"
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": said}], tokenize=False)
+        before, found, _ = text.partition(said)
+    except Exception as error:  # jinja2's, and whatever the template raises
+        raise CalibrationError(
+            f"The chat template of {loaded.ref.source} fails: {first_line(error)}.",
+            f"Calibrate on {SELF} or on a text file.",
+            code="broken-chat-template",
+        ) from error
+    ids: list[int] = tokenizer(before, add_special_tokens=False).input_ids if found else []
+    return ids
+
+
 def _sample(
-    model: Any, samples: int, length: int, seed: int, progress: Progress
+    model: Any, samples: int, length: int, seed: int, prefix: list[int], progress: Progress
 ) -> NDArray[np.int64]:
     import torch
 
@@ -95,15 +138,23 @@ def _sample(
         torch.inference_mode(),
         progress.task("sample text, token by token", total=len(rounds) * (length - 1)) as task,
     ):
-        runs = [_sample_run(model, count, length, generator, task) for count in rounds]
+        runs = [_sample_run(model, count, length, generator, prefix, task) for count in rounds]
     ids: NDArray[np.int64] = torch.cat(runs).cpu().numpy()
     return ids
 
 
 def _sample_run(
-    model: Any, count: int, length: int, generator: torch.Generator, task: Task
+    model: Any,
+    count: int,
+    length: int,
+    generator: torch.Generator,
+    prefix: list[int],
+    task: Task,
 ) -> torch.Tensor:
-    """Samples ``count`` sequences side by side, a token at a time; ``[count, length]``."""
+    """Samples ``count`` sequences side by side, a token at a time; ``[count, length]``.
+
+    Behind a prefix a text goes on after its end: a turn of a chat ends so, too.
+    """
     import torch
     from transformers import DynamicCache
 
@@ -112,12 +163,17 @@ def _sample_run(
     begin, ends = _special_ids(model)
     cache = {cache_argument(model): DynamicCache(config=model.config)}
     ids = torch.full((count, length), begin, device=model.device)
+    forced = prefix[:length] or [begin]
+    ids[:, : len(forced)] = torch.tensor(forced, device=model.device)
+    if prefix:
+        ends = ends[:0]
     for position in range(1, length):
         last = ids[:, position - 1 : position]
         logits = model(input_ids=last, use_cache=True, **cache).logits[:, -1]
-        drawn = _draw(logits, generator)
-        ended = torch.isin(last[:, 0], ends)
-        ids[:, position] = torch.where(ended, begin, drawn)
+        if position >= len(forced):
+            drawn = _draw(logits, generator)
+            ended = torch.isin(last[:, 0], ends)
+            ids[:, position] = torch.where(ended, begin, drawn)
         task.advance()
     return ids
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from exporter.artifacts import ComparisonReport, HealedBranch, HealedText, Healing
+from exporter.artifacts import ComparisonReport, HealedBranch, HealedText, Healing, Training
 from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.words import or_dash, percent, significant
@@ -30,12 +30,26 @@ def healing_section(report: ComparisonReport) -> Section | None:
 
 def healing_words(healing: Healing) -> str:
     """What was put in, in one sentence: ``8 replaced (7 linear, 1 bias), 2.9 million numbers``."""
+    if healing.changed_weights:
+        return _training_words(healing)
     counts = Counter(branch.replacement for branch in healing.branches)
     bare = counts.pop("none", 0)
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), reverse=True))
     left = f", {bare} left without" if bare else ""
     parts = f" ({told})" if told else ""
     return f"{counts.total()} replaced{parts}{left}; {healing.parameters:,} numbers added"
+
+
+def _training_words(healing: Healing) -> str:
+    """What training did: ``189 weights changed, 0 numbers added; held-out loss 0.55 -> 0.17``."""
+    words = (
+        f"{counted(healing.changed_weights, 'weight')} changed, {healing.parameters:,} numbers "
+        "added to the model"
+    )
+    if healing.training is None:
+        return words
+    losses = [check.held_out_loss for check in healing.training.checks]
+    return f"{words}; loss on held-out text {losses[0]:.3g} before, {min(losses):.3g} after"
 
 
 def healing_grid(healing: Healing, caption: str = "In PyTorch") -> Grid:
@@ -76,16 +90,55 @@ def _blocks(healing: Healing) -> Iterator[Block]:
             "Taken back: of the log-perplexity that was lost, mean ± standard error over samples. "
             "No sample that was fitted on is judged on."
         )
-    header = ["branch", "replacement", "numbers", "mean explains", "linear explains"]
-    rows = [_branch(branch) for branch in healing.branches]
-    yield Grid("Each branch's fit, on held-out tokens", header, rows, right=(2, 3, 4))
+    if healing.training is not None:
+        yield _training_grid(healing.training)
+    if any(branch.replacement != "none" for branch in healing.branches):
+        header = ["branch", "replacement", "numbers", "mean explains", "linear explains"]
+        rows = [_branch(branch) for branch in healing.branches]
+        yield Grid("Each branch's fit, on held-out tokens", header, rows, right=(2, 3, 4))
 
 
 def _method(healing: Healing) -> str:
     texts = "; ".join(f"{ref.source}, {ref.tokens:,} tokens" for ref in healing.calibration)
+    if healing.training is not None:
+        return f"{_training_method(healing, healing.training)} Text: {texts}."
     how = "one on the other" if healing.sequential else "each alone"
     rank = "" if healing.rank is None else f", of rank {healing.rank}"
     return f"Asked for: {healing.asked}{rank}. Fitted {how} on {texts}."
+
+
+def _training_method(healing: Healing, training: Training) -> str:
+    rank = f" of rank {healing.rank}" if healing.rank is not None else ""
+    trained = "all weights" if training.train == "all" else f"adapters{rank}, merged at the end"
+    goal = {"answers": "next-token distributions", "states": "hidden states"}[training.loss]
+    return (
+        f"The whole model taught the cut one its {goal}: {trained}, "
+        f"{training.trained_parameters / 1e6:,.1f} million numbers, {training.tokens:,} tokens in "
+        f"{training.seconds / 60:,.1f} min. {_ENDS[training.stopped_by]}"
+    )
+
+
+_ENDS = {
+    "tokens": "All tokens were used.",
+    "time": "The time was used up.",
+    "no_gain": "It ended early, as held-out text gained no more.",
+    "diverged": "It ended early, as the loss was no longer finite; the best state was kept.",
+}
+
+
+def _training_grid(training: Training) -> Grid:
+    """The loss on held-out text as the training went on."""
+    rows = [
+        [
+            f"{check.tokens:,}",
+            f"{check.seconds / 60:.1f}",
+            "" if not check.tokens else significant(check.training_loss, 3),
+            significant(check.held_out_loss, 3),
+        ]
+        for check in training.checks
+    ]
+    header = ["tokens", "minutes", "loss in training", "loss on held-out text"]
+    return Grid("How the training went", header, rows, right=(0, 1, 2, 3))
 
 
 def _branch(branch: HealedBranch) -> list[str]:

@@ -12,19 +12,25 @@ from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.errors import HealingError, PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.texts.calibration import CalibrationText
 from graph_passes.types import SublayerRef
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 from exporter.heal.distill.distilled import distilled  # noqa: E402
+from exporter.heal.distill.loss import answer_loss  # noqa: E402
+from exporter.heal.distill.student import Student  # noqa: E402
+from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.plan_file import write_healed_plan  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
     NOTHING,
+    BranchReplacement,
     branches_replaced,
 )
 from exporter.models.changed_weights import change_weights  # noqa: E402
@@ -109,3 +115,158 @@ def test_written_weights_give_the_student(family: str, train: Any, tmp_path: Pat
         found = answer(loaded.model)
     assert torch.allclose(found, wanted, atol=2e-5)
     assert not torch.allclose(found, bare, atol=1e-3)
+
+
+def student_of(loaded: Any, train: Any = "adapters") -> Student:
+    torch.manual_seed(0)
+    return Student(loaded.model, dict.fromkeys(DROPPED, NOTHING), train, 4)
+
+
+def test_the_loss_and_its_gradient_are_those_of_kl_divergence() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 5, 11).unbind()
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False], [True] * 4 + [False]])
+    student.requires_grad_(True)
+    loss = answer_loss(student, teacher, mask)
+    loss.backward()
+    found, student.grad = student.grad, None
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    wanted = (log_p.exp() * (log_p - log_q)).sum(-1)[mask].mean()
+    wanted.backward()
+    assert torch.allclose(loss, wanted, atol=1e-6)
+    assert torch.allclose(found, student.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", ["adapters", "all"])
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.heal.distill.training._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("exporter.heal.distill.training._SHARE_FOR_SAVING", 1e9)
+    loaded = tiny_loaded("llama")
+    with distilled(fitting(loaded, train=train)) as made:
+        wanted = made.weights
+    steps, step = [], Trainer._step
+
+    def interrupted(trainer: Trainer) -> float:
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt), distilled(fitting(loaded, tmp_path, train=train)):
+        pass
+    monkeypatch.setattr(Trainer, "_step", lambda trainer: (steps.append(1), step(trainer))[1])
+    with distilled(fitting(loaded, tmp_path, train=train)) as made:
+        found = made.weights
+    assert len(steps) == 12
+    assert found.keys() == wanted.keys()
+    for name, change in wanted.items():
+        for one, other in zip(found[name].numbers, change.numbers, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_state_of_other_settings_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.heal.distill.training._SAVE_EVERY_S", 0.0)
+    loaded = tiny_loaded("llama")
+    with distilled(fitting(loaded, tmp_path)):
+        pass
+    counted: list[int] = []
+    step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda trainer: (counted.append(1), step(trainer))[1])
+    with distilled(fitting(loaded, tmp_path, rank=2)):
+        pass
+    assert len(counted) == 12
+
+
+def test_a_training_that_gains_nothing_is_refused_and_leaves_the_model() -> None:
+    loaded = tiny_loaded("llama")
+    before = answer(loaded.model)
+    with (
+        raises(HealingError, "distillation-gained-nothing"),
+        distilled(fitting(loaded, learning_rate=30.0)),
+    ):
+        pass
+    assert torch.equal(answer(loaded.model), before)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = tiny_loaded("llama")
+    step = Trainer._step
+
+    def diverging(trainer: Trainer) -> float:
+        found = step(trainer)
+        return float("nan") if trainer._state.steps == 8 else found
+
+    monkeypatch.setattr(Trainer, "_step", diverging)
+    with distilled(fitting(loaded)) as made:
+        assert made.training is not None
+        assert made.training.stopped_by == "diverged"
+        losses = [check.held_out_loss for check in made.training.checks]
+        assert min(losses) < losses[0]
+
+
+def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded("llama")
+    with distilled(fitting(loaded, tokens=10**6, time_s=1.0, learning_rate=1e-4)) as made:
+        assert made.training is not None
+        assert made.training.stopped_by == "time"
+        assert made.training.tokens < 10**6
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_short_memory_says_what_needs_less(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: Trainer) -> float:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_step", failing)
+    loaded = tiny_loaded("llama")
+    with (
+        raises(HealingError, "out-of-memory", "batch_size 2", "--rank"),
+        distilled(fitting(loaded)),
+    ):
+        pass
+
+
+def test_quantised_weights_are_no_student() -> None:
+    loaded = tiny_loaded("llama")
+    loaded.model.is_quantized = True
+    with raises(HealingError, "quantized-student"):
+        student_of(loaded)
+
+
+def test_maps_in_the_branches_places_are_trained_too() -> None:
+    loaded = tiny_loaded("llama")
+    torch.manual_seed(1)
+    maps = (torch.randn(32, 32) * 0.01,)
+    student = Student(loaded.model, {DROPPED[0]: BranchReplacement(torch.zeros(32), maps)},
+                      "adapters", 4)  # fmt: skip
+    Trainer(student, text(), text(8, seed=1), fitting(loaded).options).run()
+    (trained,) = student.branch_replacements()[DROPPED[0]].maps
+    student.close()
+    assert not torch.allclose(trained, maps[0])
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    loaded = tiny_loaded("llama")
+    with distilled(fitting(loaded)) as made:
+        weights = made.weights
+    with raises(PlanError, "weight-of-another-shape"):
+        change_weights(tiny_loaded("llama", hidden_size=64).model, weights)
+    with raises(PlanError, "unknown-weight"):
+        change_weights(tiny_loaded("gpt2").model, weights)
+    plan = PruningPlan(deletions=planned(("attention", 1, "none")))
+    write_healed_plan(tmp_path / "plan.json", plan, {}, weights=weights)
+    told = PruningPlan.read(tmp_path / "plan.json")
+    told.model_copy(update={"changed_weights": 3}).write(tmp_path / "plan.json")
+    with raises(PlanError, "other-count-of-weights", 3, len(weights)):
+        LoadedPlan.read(tmp_path / "plan.json")
