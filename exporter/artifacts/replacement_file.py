@@ -27,8 +27,6 @@ from graph_passes.types import SublayerKind, SublayerRef
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graph_passes.replacements import ReplacementTensors
-
 _KINDS = "|".join(get_args(SublayerKind))
 # One way to write a number: 01 and 1 would be two keys for one layer.
 _KEY = re.compile(rf"({_KINDS})\.(0|[1-9][0-9]*)\.(weight(?:_down|_up)?|bias)")

@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record
 from exporter.models.loading.checked_folder import CONFIG, read_object
-from exporter.models.loading.model_source import DTYPES
+from exporter.models.loading.model_source import DTYPES, LoadedModel
 from exporter.models.loading.sources import resolve_source
 from graph_passes.files.reading import read_text
-
-if TYPE_CHECKING:
-    from exporter.models.loading.model_source import LoadedModel
 
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 _LICENSE_LINE = re.compile(r"(license(?:_name|_link)?): *(\S.*?) *")

@@ -29,7 +29,7 @@ from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensor
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import telling_full_disk
-from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.anatomy.architectures import layer_modules, unknown_layers
 from exporter.models.anatomy.families import FAMILIES
 from exporter.models.anatomy.residual_stream import probe_inputs
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.artifacts.replacement_file import Replacements
-    from exporter.models.ablation.branch_replacements import BranchReplacements
     from exporter.models.branch_modules import PrunedStructure
 
 

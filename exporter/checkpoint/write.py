@@ -32,9 +32,10 @@ from exporter.checkpoint.streamed import write_streamed
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
-from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.anatomy.residual_stream import probe_inputs
 from exporter.models.loading.meta_model import MetaModel
+from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import copy_file
 
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.artifacts.replacement_file import Replacements
-    from exporter.models.ablation.branch_replacements import BranchReplacements
-    from exporter.models.loading.model_source import LoadedModel
 
 CARD = "README.md"
 """The Hub's name for a model's card."""

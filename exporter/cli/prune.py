@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from exporter.artifacts import EngineParse, PruneReport, Verification
 from exporter.cli.command import collecting_rarely, command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_artifact
@@ -13,7 +14,6 @@ from exporter.options import Options, Rule, argument, dataclass, option, part, r
 from exporter.printable import counted
 
 if TYPE_CHECKING:
-    from exporter.artifacts import EngineParse, PruneReport, Verification
     from exporter.engines.build.check import ParserCheck
 
 

@@ -23,8 +23,6 @@ from exporter.score.registry import metrics_named
 
 if TYPE_CHECKING:
     from exporter.choose.studies.series import SeriesPoint
-
-if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
 _COMMON = "pydoc"

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from exporter.compare.arms import ComparedArm
 from exporter.errors import ComparisonError, ExportError
 from exporter.models.graph_facts import GraphFacts
-from exporter.models.loading.model_source import load_model
+from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.model_folder import ModelFolder
 from exporter.optional import require
 
 if TYPE_CHECKING:
     from exporter.engines.runners.pytorch import TorchRunner
-    from exporter.models.loading.model_source import LoadedModel
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 

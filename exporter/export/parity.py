@@ -30,14 +30,13 @@ from exporter.export.streamed import interface_without_weights
 from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.loading.filled_modules import filled_while_running
 from exporter.models.loading.meta_model import MetaModel
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import load_model
 
 if TYPE_CHECKING:
     from exporter.artifacts.replacement_file import Replacements
-    from exporter.models.loading.model_source import LoadedModel
-
 
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-3}
 """By dtype; times the largest value of the witness, or 1 when that is smaller.

@@ -29,6 +29,7 @@ from exporter.export.streamed import (
     read_weights_lazily,
 )
 from exporter.models.loading.meta_model import MetaModel
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
@@ -36,8 +37,6 @@ from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from exporter.models.loading.model_source import LoadedModel
 
 OPSETS = range(18, 25)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key, file_hash
@@ -16,12 +15,9 @@ from exporter.pipeline.stages import WEIGHT_FILES
 from exporter.quantize.gguf_blocks import most_bits
 from exporter.quantize.modelopt import modelopt_version
 from exporter.quantize.products import find_products
-from exporter.quantize.quantize import quantize_file
+from exporter.quantize.quantize import QuantizationResult, quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
-
-if TYPE_CHECKING:
-    from exporter.quantize.quantize import QuantizationResult
 
 _GRAPH = "model.onnx"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, library_versions
 from exporter.artifacts.ledger import StageLedger
@@ -13,14 +12,11 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.heal.plan_file import report_of
 from exporter.models.changed_weights import change_weights
 from exporter.models.loading.meta_model import load_meta
-from exporter.models.loading.model_source import load_model
+from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import SourceOptions
 from exporter.models.loading.sources import source_sha256
 from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
-
-if TYPE_CHECKING:
-    from exporter.models.loading.model_source import LoadedModel
 
 ARMS = {"baseline": "export", "candidate": "prune"}
 """The folders of both models, and the stages that make them."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import key_hash
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
 from exporter.models.loading.meta_model import MetaModel
+from exporter.models.loading.model_source import LoadedModel
 from exporter.pipeline.keys import Key
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import Run
@@ -19,10 +19,6 @@ from exporter.processes import available_bytes
 from exporter.score import score as score_model
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.unfinished import Unfinished
-
-if TYPE_CHECKING:
-    from exporter.models.loading.meta_model import MetaModel
-    from exporter.models.loading.model_source import LoadedModel
 
 _UNFINISHED = "unfinished"
 _SESSION_SPARE = 1.2  # what a session takes, by its weights

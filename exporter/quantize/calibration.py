@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,9 +23,6 @@ from exporter.models.texts.sources import read_texts
 from exporter.progress import Progress
 from exporter.quantize.products import Product
 from graph_passes.files.storage import write_files
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 _SAMPLES, _LENGTH = 32, 512
 _LEAST_LENGTH = 16

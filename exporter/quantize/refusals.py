@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,9 +17,6 @@ from exporter.optional import require
 from exporter.quantize.products import Products
 from exporter.quantize.rewrite import DOMAIN, matmul_nbits
 from exporter.quantize.settings import QuantizeSettings
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 _QUANTISED = frozenset(
     {

@@ -14,8 +14,6 @@ from exporter.quantize.products import Product, Table
 from exporter.quantize.rounding import Blocks, pack_bits
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from graph_passes.files.weight_file import WeightWriter
 
 DOMAIN = "com.microsoft"

@@ -15,19 +15,14 @@ product stays one, longer by a 32nd for blocks of 32. Rounding the further rows 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from exporter.quantize.products import Product
 from exporter.quantize.rewrite import PackedWeights, StoredWeight, matmul_nbits
 from exporter.quantize.rounding import Blocks, Floats
 from graph_passes.finding.weights import BLOCK_SUMS
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from exporter.quantize.products import Product
 
 COMPUTES_IN_INT8 = 4  # the accuracy level
 _DIGITS = {4: 4, 8: 2}  # 16 bits: below what float32 loses in a whole model

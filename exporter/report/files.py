@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from exporter.artifacts import (
     ComparisonReport,
@@ -19,14 +19,12 @@ from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.report.html import page
 from exporter.report.markdown import markdown, several_markdown
 from exporter.report.sections import comparison_document
+from exporter.report.sections.blocks import Document
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.front import front_document
 from exporter.report.sections.stability import stability_document
 from exporter.report.sections.sweep import sweep_document
 from exporter.report.sections.tradeoff import letter, overview_section
-
-if TYPE_CHECKING:
-    from exporter.report.sections.blocks import Document
 
 Form = Literal["html", "md"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -15,9 +14,6 @@ from exporter.report.sections.blocks import Cell, Grid, Sign, plain, verdict_sig
 from exporter.report.sections.corners import corners_grid
 from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows, size_rows
 from exporter.report.words import dropped_lines
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim", "cut": "bold"}
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from exporter.artifacts import CurvePoint, HealingReport, ParetoCurve, PruningPlan, Speedup
+from exporter.artifacts import (
+    CurvePoint,
+    HealingReport,
+    ImportanceReport,
+    ParetoCurve,
+    PruningPlan,
+    Speedup,
+)
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
@@ -23,11 +29,8 @@ from exporter.models.ablation.damage import Damage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words
+from exporter.score import CalibrationText
 from graph_passes.types import SublayerRef
-
-if TYPE_CHECKING:
-    from exporter.artifacts import ImportanceReport
-    from exporter.score import CalibrationText
 
 _TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import HealKind, ImportanceReport
 from exporter.choose.budgets.budget import Budget
@@ -27,16 +26,13 @@ from exporter.choose.selection.options import protected_names
 from exporter.choose.selection.refusals import refuse_another_model
 from exporter.errors import UsageError
 from exporter.heal.fit import fit_branches
-from exporter.heal.fits import FitStore
+from exporter.heal.fits import Fit, FitStore
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import text_of_report
 from exporter.progress import QUIET, Progress
+from exporter.score import CalibrationText
 from graph_passes.files.placing import SCRATCH
 from graph_passes.types import SublayerRef
-
-if TYPE_CHECKING:
-    from exporter.heal.fits import Fit
-    from exporter.models.loading.model_source import LoadedModel
-    from exporter.score import CalibrationText
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import Environment, LatencyRow, Record, Speedup
 from exporter.artifacts.store import Store
@@ -21,10 +20,6 @@ from exporter.engines.environment import default_threads, environment
 from exporter.engines.inputs import has_cache
 from exporter.errors import CostError, UsageError
 from exporter.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    from exporter.compare.arms import Pair
-    from exporter.compare.options import CompareOptions
 
 
 class MeasuredSpeedup(Record):

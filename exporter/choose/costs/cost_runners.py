@@ -9,18 +9,19 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant
 from exporter.choose.costs.weighing import sizes
 from exporter.compare.threads import choose_threads, fastest
-from exporter.compare.timing.subjects import RunnerArm
+from exporter.compare.timing.subjects import RunnerArm, TimedArm
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.environment import default_threads
@@ -33,10 +34,6 @@ from exporter.models.model_folder import find_model
 from exporter.progress import Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.replacements import ReplacementTensors
-
-if TYPE_CHECKING:
-    from exporter.artifacts.latency import Shape
-    from exporter.compare.timing.subjects import TimedArm
 
 _SCALE = 0.01
 """Of the random numbers in replacements: small ones, so that all that is computed stays finite."""

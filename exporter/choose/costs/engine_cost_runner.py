@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from exporter.artifacts.latency import Shape
 from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while, subjects
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant
 from exporter.choose.costs.request_shape import RequestShape
+from exporter.compare.timing.subjects import TimedArm
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.libraries import Backend
@@ -25,10 +26,6 @@ from exporter.engines.runners.base import Runner
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import CostError
 from exporter.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    from exporter.artifacts.latency import Shape
-    from exporter.compare.timing.subjects import TimedArm
 
 
 @dataclass

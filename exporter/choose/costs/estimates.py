@@ -18,7 +18,6 @@ from exporter.compare.timing.statistics import (
 
 if TYPE_CHECKING:
     from exporter.compare.timing.row import MeasuredRow
-    from exporter.compare.timing.statistics import SpeedupEstimate
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import LatencyRow
+from exporter.artifacts.latency import Shape
 from exporter.choose.costs.conditions import MODEL, Conditions, conditions, refuse_too_long
 from exporter.choose.costs.cost_runners import CostRunner
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
@@ -19,14 +19,11 @@ from exporter.choose.costs.opening import open_cost_runner
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial
 from exporter.choose.costs.timing import Effort, time_request
+from exporter.engines.build.libraries import Backend
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
 from exporter.files import scratch_folder
 from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
-
-if TYPE_CHECKING:
-    from exporter.artifacts.latency import Shape
-    from exporter.engines.build.libraries import Backend
 
 _LEAST = 0.002
 """Of the request's time: what is saved less than this need not be known any better."""

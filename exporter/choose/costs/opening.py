@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.choose.costs.cost_runners import CostRunner, OnnxCostRunner
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.compare.kinds import ArmName
+from exporter.engines.build.libraries import Backend
 from exporter.errors import CostError, UsageError
 from exporter.models.loading.model_source import load_model
 from exporter.models.model_folder import find_onnx
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    from exporter.engines.build.libraries import Backend
 
 
 def open_cost_runner(

@@ -5,14 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
 from exporter.artifacts.latency import Shape
 from exporter.errors import CostError, UsageError
 from exporter.option_types import Written, parsed
-
-if TYPE_CHECKING:
-    from exporter.artifacts.latency import Shape
 
 _PART = re.compile(r"\s*(?P<key>\w+)\s*=\s*(?P<number>[+-]?\d+)\s*")
 _HINT = "Write it as batch=1,prompt=512,new=128."

@@ -5,18 +5,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import LatencyRow
+from exporter.artifacts.latency import Shape
 from exporter.choose.costs.estimates import RequestEstimate, so_far
+from exporter.compare.timing.clock import Clocks
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.row import MeasuredRow
+from exporter.compare.timing.subjects import TimedArm
 from exporter.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    from exporter.artifacts.latency import Shape
-    from exporter.compare.timing.clock import Clocks
-    from exporter.compare.timing.row import MeasuredRow
-    from exporter.compare.timing.subjects import TimedArm
 
 _WARM_UP_SECONDS = 10.0
 _FEWEST_PARTS = 6  # between loads: an interval of fewer says nothing

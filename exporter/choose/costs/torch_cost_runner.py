@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from exporter.artifacts.latency import Shape
 from exporter.choose.costs.cost_runners import random_replacement, subjects
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.grouping import Variant
 from exporter.compare.threads import choose_threads, fastest
+from exporter.compare.timing.subjects import TimedArm
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
@@ -28,12 +30,10 @@ from exporter.models.ablation.branch_replacements import BranchReplacement, firs
 from exporter.models.anatomy.architectures import SublayerModules, sublayers
 from exporter.models.model_folder import longest_sequence
 from exporter.models.onnx_interface import OnnxInterface, interface_of
+from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from exporter.artifacts.latency import Shape
-    from exporter.compare.timing.subjects import TimedArm
     from exporter.models.loading.model_source import LoadedModel
-    from exporter.progress import Progress
 
 _LETTERS = 12
 

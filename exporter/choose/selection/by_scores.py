@@ -31,12 +31,11 @@ from exporter.choose.selection.refusals import groups_of, refuse_number, refuse_
 from exporter.errors import PlanError
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.progress import QUIET, Progress
-from exporter.score import score_on
+from exporter.score import CalibrationText, score_on
 from graph_passes.types import SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
-    from exporter.score import CalibrationText
 
 
 def one_shot(

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from exporter.errors import TooLittleMemoryError
 from exporter.processes import available_bytes
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 _SPARE = 1.2  # a session was seen to take 1.02 to 1.06 times its weights in fp32
 _OWN_BYTES = 256 << 20  # ONNX Runtime, the graph, activations

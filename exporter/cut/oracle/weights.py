@@ -10,7 +10,6 @@ import onnx
 import onnx_ir
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
 _ELSEWHERE = "given.in.memory"

@@ -21,8 +21,6 @@ from graph_passes.fusing.embedding import fuse_embedding
 from graph_passes.fusing.skip_norms import fuse_skip_norms
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from exporter.models.loading.model_source import LoadedModel
 
 SOURCE_OPSET = 20

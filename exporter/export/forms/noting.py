@@ -6,16 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.artifacts.plans.origin import MODEL_KEY
 from exporter.export.onnx_output import MODEL_FILE, save_graph
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 _FUSED_IN_ONNX = frozenset({"Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"})
 _FUSED_DOMAINS = frozenset({"com.microsoft"})

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -24,14 +23,12 @@ from exporter.export.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_po
 from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
 from exporter.models.genai_config import CONFIG_FILE
 from exporter.models.loading.meta_model import MetaModel
+from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from graph_passes.errors import FusionError
 from graph_passes.files.unfinished import Unfinished
 from graph_passes.fusing import fuse_decoder
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
-
-if TYPE_CHECKING:
-    from exporter.models.loading.model_source import LoadedModel
 
 _PLAIN = "so this is the plain export, whose cache grows"
 _Write = Callable[[Path], WrittenForm]

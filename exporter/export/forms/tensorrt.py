@@ -20,10 +20,7 @@ from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.onnx_attention import GroupedAttentionPass
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from exporter.models.loading.model_source import LoadedModel
-
 
 _STEP = 64  # each sequence's part of a cache and of the mask begins at an aligned address
 _GROWS = "so its caches grow"
