@@ -15,12 +15,7 @@ from graph_passes.errors import SurgeryError
 from graph_passes.fused_norms import Apart
 from graph_passes.inference import declare_what_is_asked
 from graph_passes.locate import Findings, FoundSite, locate, survey
-from graph_passes.plan_record import (
-    RecordedReplacement,
-    record,
-    recorded,
-    recorded_replacements,
-)
+from graph_passes.plan_record import RecordedReplacement, record, recorded, recorded_replacements
 from graph_passes.replacement_nodes import PutIn, put_in, spare_input
 from graph_passes.replacements import FittedReplacement, ReplacementTensors, fit
 from graph_passes.residual import remove_branches

@@ -19,10 +19,7 @@ from graph_passes.finding.branch_input import branch_input
 from graph_passes.finding.caches import goes, own_caches, shown_keys
 from graph_passes.finding.dataflow import GraphIndex, is_add, is_shape_read
 from graph_passes.finding.groups import Group, groups_of, label_refusal
-from graph_passes.finding.labels import (
-    chained_attentions,
-    number_layers,
-)
+from graph_passes.finding.labels import chained_attentions, number_layers
 from graph_passes.finding.liveness import dying_nodes, own_parameters
 from graph_passes.finding.preconditions import graph_refusal, hidden_part
 from graph_passes.finding.shapes import broadcast_reason

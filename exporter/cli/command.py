@@ -22,15 +22,7 @@ from exporter.artifacts.yaml_file import YamlFile, read_yaml
 from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress, echo
 from exporter.cli.parameters import TextPath, help_of, parameter, plain_values, words_of
 from exporter.errors import OptionError, UsageError
-from exporter.options import (
-    Leaf,
-    Options,
-    asked_keys,
-    build,
-    flag,
-    leaves,
-    running_command,
-)
+from exporter.options import Leaf, Options, asked_keys, build, flag, leaves, running_command
 
 _S = TypeVar("_S", bound=Options)
 Run = Callable[[_S, ConsoleProgress], int | None]

@@ -13,18 +13,9 @@ from exporter.artifacts import Accuracy, GenerationAgreement, LongContext
 from exporter.artifacts.store import Store
 from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
-from exporter.compare.evaluation import (
-    EvaluationTokens,
-    random_ids,
-    tokenize,
-    tokenize_passages,
-)
+from exporter.compare.evaluation import EvaluationTokens, random_ids, tokenize, tokenize_passages
 from exporter.compare.kept import AccuracyCache
-from exporter.compare.quality.agreement import (
-    LOGITS,
-    check_tokens,
-    compare_predictions,
-)
+from exporter.compare.quality.agreement import LOGITS, check_tokens, compare_predictions
 from exporter.compare.quality.embeddings import compare_embeddings, embed, embedding_output
 from exporter.compare.quantization_grid import GridAccuracy
 from exporter.compare.task_answers import check_questions, task_results

@@ -16,12 +16,7 @@ from exporter.compare.generating import DecoderArm, GenerationCell
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
 from exporter.engines.decoding.open_decoder import own_decoder
-from exporter.engines.environment import (
-    ThrottleCounts,
-    cpu_times,
-    machine_state,
-    other_cpu_share,
-)
+from exporter.engines.environment import ThrottleCounts, cpu_times, machine_state, other_cpu_share
 from exporter.engines.inputs import has_cache
 from exporter.errors import ComparisonError
 

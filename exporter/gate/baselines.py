@@ -12,13 +12,7 @@ from pathlib import Path
 from exporter.artifacts import BaselineSet, ComparisonReport, KeyDifference
 from exporter.artifacts.ledger import in_turn
 from exporter.errors import ArtifactError, RegressionError, UsageError
-from exporter.gate.keys import (
-    FIELDS,
-    difference_words,
-    differences,
-    key_of,
-    key_sha256,
-)
+from exporter.gate.keys import FIELDS, difference_words, differences, key_of, key_sha256
 from exporter.gate.sanity import refuse_unsound
 from graph_passes.files.reading import TABLE_BYTES, read_json
 

@@ -21,11 +21,7 @@ from exporter.quantize.activations import quantise_activations
 from exporter.quantize.calibration import calibration_beside
 from exporter.quantize.difference import RoundingDifference, rounding_difference
 from exporter.quantize.gguf_blocks import GgufBlocks
-from exporter.quantize.modelopt import (
-    method_of,
-    quantise_with_modelopt,
-    refuse_caches_in_place,
-)
+from exporter.quantize.modelopt import method_of, quantise_with_modelopt, refuse_caches_in_place
 from exporter.quantize.products import Products, Quantised, find_products
 from exporter.quantize.refusals import (
     refuse_nothing_to_do,

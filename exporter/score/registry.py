@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING
 
 from exporter.errors import UsageError
 from exporter.score import loss, similarity
-from exporter.score.metric import (
-    AnswerMetric,
-    GradientMetric,
-    Metric,
-    OrderMetric,
-    StreamMetric,
-)
+from exporter.score.metric import AnswerMetric, GradientMetric, Metric, OrderMetric, StreamMetric
 
 if TYPE_CHECKING:
     from numpy.random import Generator

@@ -12,16 +12,7 @@ from exporter.choose.selection.search_options import OF_SEARCHES
 from exporter.compare.options import SPEED, RunOptions
 from exporter.models.loading.options import LOADING, SourceOptions
 from exporter.option_types import Duration, InputFile, OnnxFile, OutputPath
-from exporter.options import (
-    Options,
-    Rule,
-    argument,
-    dataclass,
-    excludes,
-    is_given,
-    option,
-    part,
-)
+from exporter.options import Options, Rule, argument, dataclass, excludes, is_given, option, part
 from exporter.score.cluster.options import ClusterOptions
 from exporter.score.options import SCORING, MetricName
 

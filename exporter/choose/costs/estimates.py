@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, Speedup
-from exporter.compare.timing.statistics import (
-    SpeedupEstimate,
-    estimate_between,
-    ratios_between,
-)
+from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between, ratios_between
 
 if TYPE_CHECKING:
     from exporter.compare.timing.row import MeasuredRow

@@ -21,13 +21,7 @@ from exporter.artifacts import (
 from exporter.choose.studies.naming import checkpoint_labels, step_of, text_labels
 from exporter.errors import ScoringError
 from exporter.files import sha256_bytes, sha256_file
-from exporter.score.comparison import (
-    FIRST,
-    Floats,
-    first_sublayers,
-    rank_figures,
-    table_of_kind,
-)
+from exporter.score.comparison import FIRST, Floats, first_sublayers, rank_figures, table_of_kind
 from exporter.score.metric import UNITS
 from graph_passes.types import DeletionKind
 

@@ -15,12 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.artifacts import FEWEST_ROUNDS, NoiseFloor, VerdictWord
-from exporter.compare.timing.statistics import (
-    Milliseconds,
-    SpeedupEstimate,
-    estimate,
-    log_ratios,
-)
+from exporter.compare.timing.statistics import Milliseconds, SpeedupEstimate, estimate, log_ratios
 
 THRESHOLD = 0.01
 """Below one percent a difference counts as none."""

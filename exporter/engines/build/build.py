@@ -18,12 +18,7 @@ from exporter.engines.build.child import EngineJob
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
 from exporter.engines.build.libraries import LIBRARIES, Backend, EngineLibrary, refuse_unbuildable
-from exporter.engines.build.profiles import (
-    Ranges,
-    phases_of,
-    profile,
-    refuse_unknown_axes,
-)
+from exporter.engines.build.profiles import Ranges, phases_of, profile, refuse_unknown_axes
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.engines.tensors import TensorSpec

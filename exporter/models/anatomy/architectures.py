@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.models.anatomy.families import FAMILIES, Family
-from exporter.models.anatomy.residual_stream import (
-    LayerModules,
-    ProbeVerdict,
-    ResidualForm,
-    probe,
-)
+from exporter.models.anatomy.residual_stream import LayerModules, ProbeVerdict, ResidualForm, probe
 from graph_passes.types import DeletionKind, SublayerKind, SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:

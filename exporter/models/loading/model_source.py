@@ -34,12 +34,7 @@ from exporter.models.loading.checkpoint_shards import CheckpointShards
 from exporter.models.loading.gguf_file import load_gguf
 from exporter.models.loading.model_class import auto_class, refuse_far_larger
 from exporter.models.loading.model_tokenizer import load_tokenizer
-from exporter.models.loading.sources import (
-    SAFETENSORS,
-    matching,
-    path_sha256,
-    resolve_source,
-)
+from exporter.models.loading.sources import SAFETENSORS, matching, path_sha256, resolve_source
 from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
 from exporter.optional import require
 from graph_passes.files.locations import cache_revision

@@ -16,12 +16,7 @@ from exporter.option_types import Dtype
 from exporter.options import build
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.sweep.reading import Sweep
-from exporter.pipeline.sweep.schema import (
-    ModelEntry,
-    PrecisionEntry,
-    SweepFile,
-    Told,
-)
+from exporter.pipeline.sweep.schema import ModelEntry, PrecisionEntry, SweepFile, Told
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.registry import DEFAULT
 

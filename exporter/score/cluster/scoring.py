@@ -22,11 +22,7 @@ from exporter.score.answer_pass import answer_meter, answer_units, scores_of_dam
 from exporter.score.cluster.loading import ModelAddress
 from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages, measured
 from exporter.score.cluster.pool import Pool
-from exporter.score.gradient_pass import (
-    gradient_sums,
-    refuse_without_targets,
-    scores_of_gradients,
-)
+from exporter.score.gradient_pass import gradient_sums, refuse_without_targets, scores_of_gradients
 from exporter.score.metric import (
     AnswerMetric,
     GradientMetric,

@@ -15,13 +15,7 @@ from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacem
 from exporter.models.ablation.damage import Damage, joined
 from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.ablation.meter import damage_of, reference_of
-from exporter.models.ablation.streams import (
-    CutBranches,
-    Streams,
-    head_at,
-    recorded,
-    without_mlp,
-)
+from exporter.models.ablation.streams import CutBranches, Streams, head_at, recorded, without_mlp
 from exporter.models.anatomy.residual_stream import first_tensor
 from exporter.models.texts.batches import Batch
 from exporter.progress import Task
