@@ -50,7 +50,7 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     and KL divergence of every cut on held-out text, with intervals. What an interrupted call has
     measured is used when the same command is run again.
     """
-    from exporter.report.files import study_files, write_depths
+    from exporter.report.files import study_files, write_study
 
     for path, kind in zip(study_files(call.output), ("depths_report", TEXT, HTML), strict=True):
         read = [call.importance, *map(Path, (call.model, call.options.text))]
@@ -67,5 +67,5 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
             kept=kept,
             progress=progress,
         )
-        write_depths(found, call.output)
+        write_study(found, call.output)
     print_study(found, call.output, as_json=progress.as_json)

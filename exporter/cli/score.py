@@ -103,10 +103,10 @@ def _compare_rankings(first: Path, second: Path, output: Path | None, *, as_json
 
 def _compare_series(files: list[Path], output: Path, metric: str | None, *, as_json: bool) -> None:
     from exporter.choose.studies.stability import stability_of_files
-    from exporter.report.files import study_files, write_stability
+    from exporter.report.files import study_files, write_study
 
     for path in study_files(output):
         refuse_overwriting(path, files)
     report = stability_of_files(files, metric=metric)
-    write_stability(report, output)
+    write_study(report, output)
     print_study(report, output, as_json=as_json)

@@ -11,8 +11,6 @@ from exporter.cli.console import echo, echo_json
 from exporter.cli.results import print_rows
 from exporter.printable import one_line
 from exporter.report.sections.blocks import Bullets, Grid, Note
-from exporter.report.sections.depths import depths_document
-from exporter.report.sections.stability import stability_document
 
 _WIDTH = 100
 
@@ -25,17 +23,12 @@ def print_study(report: StabilityReport | DepthsReport, output: Path, *, as_json
         output: Its file.
         as_json: Whether all is printed.
     """
-    from exporter.report.files import study_files
+    from exporter.report.files import study_document, study_files
 
     if as_json:
         echo_json(report.to_json())
         return
-    document = (
-        stability_document(report)
-        if isinstance(report, StabilityReport)
-        else depths_document(report)
-    )
-    for block in document.sections[0].blocks:
+    for block in study_document(report).sections[0].blocks:
         if isinstance(block, Grid):
             echo(f"{block.caption}.", "")
             print_rows(block.header, block.rows)

@@ -43,27 +43,28 @@ def write_reports(
         OSError: One can't be written.
     """
     document = comparison_document(report, importance)
-    data, text, page = (folder / name for name in REPORTS)
-    write_texts({data: report.to_json(), text: _text(document), page: _page(document)})
-    return [data, text, page]
+    paths = [folder / name for name in REPORTS]
+    texts = (report.to_json(), markdown(document), page([document]))
+    write_texts(dict(zip(paths, texts, strict=True)))
+    return paths
 
 
-def write_stability(report: StabilityReport, output: Path) -> None:
+def study_document(report: StabilityReport | DepthsReport) -> Document:
+    """A study, section by section."""
+    if isinstance(report, StabilityReport):
+        return stability_document(report)
+    return depths_document(report)
+
+
+def write_study(report: StabilityReport | DepthsReport, output: Path) -> None:
     """Writes the data, then what shows them.
 
     Raises:
         OSError: One can't be written.
     """
-    _write_study(report.to_json(), stability_document(report), output)
-
-
-def write_depths(report: DepthsReport, output: Path) -> None:
-    """Writes the data, then what shows them.
-
-    Raises:
-        OSError: One can't be written.
-    """
-    _write_study(report.to_json(), depths_document(report), output)
+    document = study_document(report)
+    texts = (report.to_json(), markdown(document), page([document]))
+    write_texts(dict(zip(study_files(output), texts, strict=True)))
 
 
 def write_sweep(report: SweepReport, folder: Path) -> None:
@@ -73,8 +74,8 @@ def write_sweep(report: SweepReport, folder: Path) -> None:
         OSError: One can't be written.
     """
     document = sweep_document(report)
-    data, text, page = (folder / name for name in SWEEP_REPORTS)
-    write_texts({page: _page(document), text: _text(document), data: report.to_json()})
+    data, text, shown = (folder / name for name in SWEEP_REPORTS)
+    write_texts({shown: page([document]), text: markdown(document), data: report.to_json()})
 
 
 def write_front(curve: ParetoCurve, path: Path) -> Path:
@@ -83,9 +84,9 @@ def write_front(curve: ParetoCurve, path: Path) -> Path:
     Raises:
         OSError: One can't be written.
     """
-    page = path.with_suffix(".html")
-    write_texts({page: _page(front_document(curve)), path: curve.to_json()})
-    return page
+    shown = path.with_suffix(".html")
+    write_texts({shown: page([front_document(curve)]), path: curve.to_json()})
+    return shown
 
 
 def study_files(output: Path) -> tuple[Path, Path, Path]:
@@ -151,24 +152,11 @@ def rendered(
     sharing = len(reports)
     documents = [comparison_document(r, importance, sharing=sharing) for r in reports.values()]
     if sharing == 1:
-        return _page(documents[0]) if form == "html" else _text(documents[0])
+        return page(documents) if form == "html" else markdown(documents[0])
     if form == "md":
         return several_markdown(documents, overview_section(reports))
     names = [f"{letter(index)}: {name}" for index, name in enumerate(reports)]
     return page(documents, names, overview_section(reports))
-
-
-def _write_study(data: str, document: Document, output: Path) -> None:
-    texts = (data, _text(document), _page(document))
-    write_texts(dict(zip(study_files(output), texts, strict=True)))
-
-
-def _text(document: Document) -> str:
-    return markdown(document)
-
-
-def _page(document: Document) -> str:
-    return page([document])
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -9,7 +9,7 @@ from browser_page import check_page
 from made_reports import as_page, full_importance, full_report
 
 from exporter.choose.studies.stability import stability_of_files
-from exporter.report.files import rendered, write_depths, write_stability
+from exporter.report.files import rendered, write_study
 from tests.exporter.made_depths import made_depths
 from tests.exporter.made_series import training
 
@@ -33,8 +33,8 @@ def test_hostile_names_run_nothing_and_several_reports_share_a_page(tmp_path: Pa
 
 
 def test_study_pages_have_no_problem(tmp_path: Path) -> None:
-    write_stability(stability_of_files(training(tmp_path)), tmp_path / "training.json")
-    write_depths(made_depths(), tmp_path / "depths.json")
+    write_study(stability_of_files(training(tmp_path)), tmp_path / "training.json")
+    write_study(made_depths(), tmp_path / "depths.json")
     for name in ("training.html", "depths.html"):
         assert check_page(tmp_path / name).problems == []
 

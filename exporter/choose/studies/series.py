@@ -13,7 +13,7 @@ from exporter.artifacts.ledger import StageLedger, locked
 from exporter.choose.studies.stability import stability_of_files
 from exporter.errors import UsageError
 from exporter.progress import QUIET, Progress
-from exporter.report.files import study_files, write_stability
+from exporter.report.files import study_files, write_study
 
 SCORES, STABILITY = "importance.json", "stability.json"
 _UNSAFE = re.compile(r"[^\w.=-]+")
@@ -67,7 +67,7 @@ def score_series(
             ledger.publish()
         ledger.publish()  # what an earlier call had scored when it was killed
         report = stability_of_files([out / point.name / SCORES for point in points])
-        write_stability(report, out / STABILITY)
+        write_study(report, out / STABILITY)
     return report
 
 

@@ -12,7 +12,7 @@ from made_depths import made_depths
 from exporter.artifacts import DepthCell, DepthsReport
 from exporter.cli import run
 from exporter.report.charts.lines import Line, LinePoint, Lines
-from exporter.report.files import write_depths
+from exporter.report.files import write_study
 from exporter.report.html import page as render
 from exporter.report.sections.depths import depths_document, least_kl
 
@@ -47,7 +47,7 @@ def test_a_lead_without_damage() -> None:
 
 
 def test_markdown_has_every_cell(tmp_path: Path) -> None:
-    write_depths(made_depths(), tmp_path / "depths.json")
+    write_study(made_depths(), tmp_path / "depths.json")
     assert DepthsReport.read(tmp_path / "depths.json").cells == made_depths().cells
     text = (tmp_path / "depths.md").read_text()
     assert "| way | n = 1 | n = 2 | KL, 1 | KL, 2 |" in text
