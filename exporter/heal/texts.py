@@ -19,7 +19,7 @@ from exporter.models.texts.calibration import (
     spec_of,
 )
 from exporter.models.texts.mixtures import joined, refuse_same
-from exporter.models.texts.self_text import SELF
+from exporter.models.texts.self_text import CHAT, SELF, has_chat_template
 from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 
@@ -69,7 +69,7 @@ def healing_texts(
         HealingError: A text gives one sample only, or is the other domain too.
         TextSourceError: A text can't be read.
     """
-    specs = options.calibration or (default_calibration(loaded),)
+    specs = options.calibration or _default_texts(loaded, options)
     wanted, more = _wanted(options, len(specs))
     whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
     refuse_same(whole, HealingError)
@@ -100,9 +100,16 @@ def healing_texts(
     )
 
 
+def _default_texts(loaded: LoadedModel, options: HealOptions) -> tuple[str, ...]:
+    """A training wants a mixture: it forgets what it doesn't read."""
+    if not options.trains or not loaded.model.can_generate() or loaded.tokenizer is None:
+        return (default_calibration(loaded),)
+    return (PYDOC, CHAT if has_chat_template(loaded) else SELF)
+
+
 def _wanted(options: HealOptions, texts: int) -> tuple[int, int]:
     """Samples of each text to fit on, and to hold out; few of these where all are run often."""
-    if options.kind == "distill":
+    if options.trains:
         wanted = options.samples or math.ceil(options.tokens / options.sequence_length / texts)
         return wanted, max(2 * _FEWEST_HELD_OUT, min(_MOST_HELD_OUT, wanted // 20))
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
@@ -126,7 +133,7 @@ def on_text_of(
     return replace(
         options,
         calibration=() if spec is None else (spec,),
-        samples=ref.samples or options.samples,
+        samples=options.samples if options.trains else ref.samples or options.samples,
         sequence_length=ref.sequence_length or options.sequence_length,
         seed=seed_of(ref.source),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,23 @@ def change_weights(model: Any, changes: Mapping[str, ChangedWeight]) -> None:
                 code="unknown-weight",
             )
         parameters[name].data = _changed(name, parameters[name].data, change)
+
+
+@contextlib.contextmanager
+def weights_changed(model: Any, changes: Mapping[str, ChangedWeight]) -> Iterator[None]:
+    """The same while the block runs; afterwards the model has the values that it had.
+
+    Raises:
+        PlanError: As :func:`change_weights`.
+    """
+    before = {name: each.data for name, each in model.named_parameters() if name in changes}
+    try:
+        change_weights(model, changes)
+        yield
+    finally:
+        for name, each in model.named_parameters():
+            if name in before:
+                each.data = before[name]
 
 
 def _changed(name: str, old: torch.Tensor, change: ChangedWeight) -> torch.Tensor:

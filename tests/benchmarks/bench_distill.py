@@ -1,0 +1,194 @@
+"""What distillation gives back, on texts and tasks that nothing was trained on.
+
+Run it with ``python -m tests.benchmarks.bench_distill --calibrate FILE --calibrate chat``: texts to
+train on, alike much of each. ``--judge FILE`` (several) and CPython's documentation topics, the
+half that no training reads, are judged on; ``DEPTHCUT_TEXTS``, a folder with ``valid.txt`` and
+``test.txt``, serves for both where no file is named. ``--tasks FOLDER`` adds ``--items`` of each
+task there. Attentions (``--drop 8``) or blocks (``--drop 7b``) of SmolLM2 go in the order of the
+paper's cosine.
+
+Printed for each text: perplexity of the whole, the cut and the healed model, and the excess, which
+is the healed model's increase in log-perplexity over the cut one's, with its 95 % interval by a
+bootstrap over samples. For each task: right answers, and the mean log-probability of the right
+answer against the others, and which share of what was lost there is back. Targets: excess at most
+0.05 in the domain and 0.30 in others (8 attentions, 250k tokens), 0.30 and 0.60 (8, 40k), 0.08 and
+0.22 (15, 250k); 75 % of the log-probability that 15 attentions lose. Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.artifacts import PlannedDeletion, PruningPlan
+from tests.benchmarks.bench_healing import default_model
+from tests.benchmarks.machine import print_machine
+
+KEPT_BYTES = 3 << 30
+
+
+def main() -> None:
+    """Prints a table for each number of dropped branches."""
+    options = _options()
+    if not options.calibrate or not options.judge:
+        print("Left out: no text files. See tests/benchmarks/bench_distill.py.")
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    print_machine("torch", "transformers", "peft")
+    for drop in options.drop:
+        _table(options, drop)
+
+
+def _table(options: argparse.Namespace, drop: str) -> None:
+    from exporter.heal.healed import heal
+    from exporter.models.changed_weights import weights_changed
+    from exporter.models.loading.model_source import load_model
+    from exporter.progress import Quiet
+
+    class Lines(Quiet):
+        def say(self, message: str) -> None:
+            print("   ", message, flush=True)
+
+    loaded = load_model(options.model or default_model())
+    plan = planned(loaded, options.calibrate[0], drop)
+    began = time.perf_counter()
+    healed = heal(loaded, plan, _heal_options(options), work=options.keep, progress=Lines())
+    minutes = (time.perf_counter() - began) / 60
+    print(f"\ndropped {plan.describe()}; healed in {minutes:.1f} min, texts and checks included")
+    meters = _meters(loaded, options)
+    cut = healed.branch_replacements
+    whole = {name: meter.measure({}) for name, meter in meters.items()}
+    bare = {name: meter.measure(cut) for name, meter in meters.items()}
+    with weights_changed(loaded.model, healed.weights):
+        after = {name: meter.measure(cut) for name, meter in meters.items()}
+    for name in meters:
+        print(_line(name, whole[name], bare[name], after[name]), flush=True)
+
+
+def planned(loaded: Any, text: str, drop: str) -> PruningPlan:
+    """The paper's choice: the lowest cosine scores on the first text."""
+    from exporter.score import ScoreOptions, score
+
+    kind = "block" if drop.endswith("b") else "attention"
+    report = score(loaded, ScoreOptions(calibration=text, samples=20, blocks=kind == "block"))
+    scores = sorted((s for s in report.scores if s.kind == kind), key=lambda s: s.score)
+    chosen = scores[: int(drop.rstrip("b"))]
+    return PruningPlan(deletions=[PlannedDeletion(layer=s.layer, kind=s.kind) for s in chosen])
+
+
+def _heal_options(options: argparse.Namespace) -> Any:
+    from exporter.heal.options import HealOptions
+
+    asked = {
+        "tokens": options.tokens, "time_s": options.time, "train": options.train,
+        "rank": options.rank, "learning_rate": options.learning_rate,
+        "batch_size": options.batch_size, "states_weight": options.states_weight,
+        "sequence_length": options.length,
+    }  # fmt: skip
+    given = {name: value for name, value in asked.items() if value is not None}
+    return HealOptions(
+        kind="distill", calibration=tuple(options.calibrate), check_text=options.judge[0], **given
+    )
+
+
+def _meters(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
+    from exporter.models.ablation.choices import ChoiceMeter
+    from exporter.models.ablation.meter import DamageMeter
+    from exporter.models.texts.calibration import calibration_text
+
+    found: dict[str, Any] = {}
+    for spec in (*options.judge, "pydoc"):
+        text = calibration_text(
+            loaded, spec, samples=options.samples, sequence_length=512, part="evaluation"
+        )
+        found[Path(spec).name] = DamageMeter(
+            loaded.model, text.input_ids, text.mask, positions=2, kept_bytes=KEPT_BYTES
+        )
+    for path in sorted(options.tasks.glob("*.jsonl")) if options.tasks else ():
+        items = task_items(loaded, path, options.items)
+        found[path.stem] = ChoiceMeter(loaded.model, items)
+    return found
+
+
+def task_items(loaded: Any, path: Path, count: int) -> list[Any]:
+    """The last items of a task, as token ids."""
+    from exporter.compare.tasks.items import read_task
+    from exporter.models.ablation.choices import ChoiceItem, ChoiceRow
+
+    def row(context: str, answer: str) -> Any:
+        before = loaded.tokenizer(context).input_ids
+        ids = loaded.tokenizer(context + answer).input_ids
+        return ChoiceRow(tuple(before), tuple(ids[len(before) :]))
+
+    items = read_task(path.parent, path.stem).items[-count:]
+    return [ChoiceItem(tuple(row(*pair) for pair in item.pairs), item.gold) for item in items]
+
+
+def _line(name: str, whole: Any, bare: Any, after: Any) -> str:
+    excess = _bootstrapped(bare, after)
+    told = " ".join(f"{value:.3f}" for value in excess)
+    if int(after.positions.max()) > 1:
+        kinds = f"{whole.perplexity:8.2f} {bare.perplexity:8.2f} {after.perplexity:8.2f}"
+        return f"{name:<18} perplexity {kinds}  excess {told}  KL {bare.kl:.3f} {after.kl:.3f}"
+    means = [-float(each.nll_sums.mean()) for each in (whole, bare, after)]
+    back = " ".join(f"{100 * (1 - value):.0f}" for value in (excess[0], *excess[:0:-1]))
+    gain = bare.nll_sums - after.nll_sums
+    error = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+    return (
+        f"{name:<18} log-probability {means[0]:.3f} {means[1]:.3f} {means[2]:.3f}; back {back} %, "
+        f"gain {gain.mean():+.3f} ± {error:.3f}; same answer {100 * bare.top1_agreement:.0f} "
+        f"{100 * after.top1_agreement:.0f} %"
+    )
+
+
+def _bootstrapped(bare: Any, after: Any) -> tuple[float, float, float]:
+    """The excess and its interval; both models answer the same samples."""
+    rng, count = np.random.default_rng(0), len(bare.nll_sums)
+
+    def excess(chosen: Any) -> float:
+        base = bare.baseline_nll_sums[chosen].sum()
+        lost = bare.nll_sums[chosen].sum() - base
+        return float((after.nll_sums[chosen].sum() - base) / lost)
+
+    drawn = [excess(rng.integers(0, count, count)) for _ in range(2000)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return excess(slice(None)), float(low), float(high)
+
+
+def _options() -> argparse.Namespace:
+    texts: Mapping[str, Path] = {
+        name: Path(os.environ.get("DEPTHCUT_TEXTS", "")) / f"{name}.txt"
+        for name in ("valid", "test")
+    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--calibrate", action="append", default=[])
+    parser.add_argument("--judge", action="append", default=[])
+    parser.add_argument("--drop", nargs="+", default=["8"])
+    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--time", type=float, help="seconds")
+    parser.add_argument("--train", choices=("adapters", "all"))
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--states-weight", type=float)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--tasks", type=Path)
+    parser.add_argument("--items", type=int, default=100)
+    parser.add_argument("--keep", type=Path, help="where an interrupted training is kept")
+    options = parser.parse_args()
+    for name, asked in (("valid", options.calibrate), ("test", options.judge)):
+        if not asked and texts[name].is_file():
+            asked.append(str(texts[name]))
+    return options
+
+
+if __name__ == "__main__":
+    main()
