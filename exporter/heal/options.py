@@ -31,7 +31,7 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
     )
 
 
-_USUAL = {"train": "adapters", "tokens": 200_000, "states_weight": 0.0}
+_USUAL = {"train": "adapters", "tokens": 200_000, "step_tokens": 512, "states_weight": 0.0}
 """Defaults other than None."""
 
 
@@ -51,6 +51,7 @@ class HealOptions(Options):
         time_s: Of training, in seconds; None: no limit.
         train: ``adapters``, which are merged into the weights, or ``all`` weights.
         learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights.
+        step_tokens: Tokens of a step; few make many steps.
         states_weight: Of the hidden states' relative squared error, beside that of the answers.
     """
 
@@ -134,6 +135,9 @@ class HealOptions(Options):
         section=HEALING,
         config_only=True,
     )
+    step_tokens: Tokens = option(
+        512, "Tokens of one step of training.", section=HEALING, config_only=True
+    )
     states_weight: Amount = option(
         0.0,
         "Train on the hidden states too, with this weight beside the answers.",
@@ -141,7 +145,9 @@ class HealOptions(Options):
         config_only=True,
     )
     rules = (
-        *_only_for("distill", "tokens", "time_s", "train", "learning_rate", "states_weight"),
+        *_only_for(
+            "distill", "tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight"
+        ),
         Rule(
             ("sequential", "kind"),
             lambda told: told.kind == "distill" and told.sequential,

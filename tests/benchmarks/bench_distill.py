@@ -88,7 +88,7 @@ def _heal_options(options: argparse.Namespace) -> Any:
     asked = {
         "tokens": options.tokens, "time_s": options.time, "train": options.train,
         "rank": options.rank, "learning_rate": options.learning_rate,
-        "batch_size": options.batch_size, "states_weight": options.states_weight,
+        "step_tokens": options.step_tokens, "states_weight": options.states_weight,
         "sequence_length": options.length,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
@@ -177,7 +177,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rank", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--states-weight", type=float)
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--step-tokens", type=int)
     parser.add_argument("--length", type=int)
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--tasks", type=Path)

@@ -43,7 +43,7 @@ def told_memory(student: Student, options: HealOptions) -> str:
     needed = needed_bytes(
         held + (own if options.train == "all" else 0),
         trained,
-        options.batch_size * options.sequence_length,
+        max(options.step_tokens, options.sequence_length),
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         vocabulary=config.vocab_size if model.can_generate() else 0,

@@ -87,7 +87,8 @@ class Trainer:
         self._student, self._options, self._progress = student, options, progress
         self._text, self._store = text, store
         self._stopped_on = held_out.ref
-        self._per_step = max(1, min(options.batch_size, len(text.input_ids)))
+        wanted = max(1, options.step_tokens // text.input_ids.shape[1])
+        self._per_step = min(wanted, len(text.input_ids))
         step_tokens = self._per_step * text.input_ids.shape[1]
         self._step_tokens = step_tokens
         self._total_steps = max(1, round(options.tokens / step_tokens))
@@ -364,12 +365,13 @@ def _telling_memory(options: HealOptions) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        smaller = f"batch_size {max(1, options.batch_size // 2)}, --sequence-length " + str(
-            max(2, options.sequence_length // 2)
+        smaller = (
+            f"step_tokens {max(1, options.step_tokens // 2)}, "
+            f"--sequence-length {max(2, options.sequence_length // 2)}"
         )
         raise HealingError(
-            f"Memory ran out while the cut was trained ({options.train}, batches of "
-            f"{options.batch_size} x {options.sequence_length} tokens).",
+            f"Memory ran out while the cut was trained ({options.train}, "
+            f"{options.step_tokens} tokens a step in samples of {options.sequence_length}).",
             f"Try {smaller}, or a smaller --rank"
             + (", or train: adapters." if options.train == "all" else "."),
             code="out-of-memory",

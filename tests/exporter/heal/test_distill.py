@@ -52,7 +52,7 @@ RATES = {"adapters": 0.01, "all": 0.002}
 
 
 def fitting(loaded: Any, work: Path | None = None, **options: Any) -> Fitting:
-    usual = {"kind": "distill", "tokens": 12 * 64, "sequence_length": 16}
+    usual = {"kind": "distill", "tokens": 12 * 64, "step_tokens": 64, "sequence_length": 16}
     rate = {"learning_rate": RATES[options.get("train", "adapters")]}
     asked = HealOptions(**usual | rate | options)
     first = text()
@@ -231,7 +231,7 @@ def test_short_memory_says_what_needs_less(
     monkeypatch.setattr(Trainer, "_step", failing)
     loaded = tiny_loaded("llama")
     with (
-        raises(HealingError, "out-of-memory", "batch_size 2", "--rank"),
+        raises(HealingError, "out-of-memory", "step_tokens 32", "--rank"),
         distilled(fitting(loaded)),
     ):
         pass

@@ -24,7 +24,12 @@ pytestmark = pytest.mark.torch
 IDS = np.arange(3, 11, dtype=np.int64)[None]
 __all__ = ["checkpoint", "own_cache"]  # fixtures
 DISTILL = HealOptions(
-    kind="distill", tokens=40 * 16 * 4, sequence_length=16, learning_rate=0.01, samples=24
+    kind="distill",
+    tokens=40 * 64,
+    step_tokens=64,
+    sequence_length=16,
+    learning_rate=0.01,
+    samples=24,
 )
 
 
