@@ -23,7 +23,7 @@ from exporter.artifacts import (
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section
-from exporter.report.sections.healing import healing_grid, healing_words
+from exporter.report.sections.healing import healing_grid, healing_words, training_words
 from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows
 from exporter.report.words import dropped_lines, significant, weights_words
 
@@ -62,7 +62,7 @@ def model_card(facts: CheckpointFacts, sources: CardSources) -> str:
     sections = [
         _dropped(facts),
         _chosen(sources),
-        _healed(facts, sources.healing),
+        _healed(facts, sources),
         _measured(sources.report),
     ]
     texts = [section_markdown(section) for section in sections if section is not None]
@@ -128,22 +128,33 @@ def _chosen(sources: CardSources) -> Section:
     return Section("chosen", "How it was chosen", [Bullets(lines)])
 
 
-def _healed(facts: CheckpointFacts, healing: Healing | None) -> Section:
-    if not facts.healed:
-        note = Note("Nothing stands in the places of what was dropped. No weight was trained.")
-        return Section("healed", "Healing", [note])
-    note = Note(
-        "What stands in the dropped branches' places was fitted in closed form; no other weight "
-        "was changed, and nothing was trained."
-    )
-    if healing is None:
-        return Section("healed", "Healing", [note])
+def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
+    healing, notes = sources.healing, [Note(each) for each in _changed(facts, sources.plan)]
+    if healing is None or not (facts.healed or sources.plan.changed_weights):
+        return Section("healed", "Healing", [*notes])
     texts = "; ".join(_text(ref) for ref in healing.calibration)
-    blocks: list[Block] = [note, Note(f"{healing_words(healing)}. Fitted on {texts}.")]
+    blocks: list[Block] = [*notes, Note(f"{healing_words(healing)}. Fitted on {texts}.")]
+    if healing.training is not None:
+        blocks.append(Note(training_words(healing, healing.training)))
     if healing.texts:
         named = [each.model_copy(update={"text": _named(each.text)}) for each in healing.texts]
         blocks.append(healing_grid(healing.model_copy(update={"texts": named})))
     return Section("healed", "Healing", blocks)
+
+
+def _changed(facts: CheckpointFacts, plan: PruningPlan) -> Iterator[str]:
+    """What of the model is another than the base's."""
+    if facts.healed:
+        yield "What stands in the dropped branches' places was fitted to calibration text."
+    else:
+        yield "Nothing stands in the places of what was dropped."
+    if plan.changed_weights:
+        yield (
+            f"{plan.changed_weights} weights that the model keeps have other values than the "
+            "base's; nothing was added for them."
+        )
+    else:
+        yield "No weight that the model keeps was changed."
 
 
 def _measured(report: ComparisonReport | None) -> Section | None:

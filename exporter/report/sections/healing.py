@@ -101,13 +101,14 @@ def _blocks(healing: Healing) -> Iterator[Block]:
 def _method(healing: Healing) -> str:
     texts = "; ".join(f"{ref.source}, {ref.tokens:,} tokens" for ref in healing.calibration)
     if healing.training is not None:
-        return f"{_training_method(healing, healing.training)} Text: {texts}."
+        return f"{training_words(healing, healing.training)} Text: {texts}."
     how = "one on the other" if healing.sequential else "each alone"
     rank = "" if healing.rank is None else f", of rank {healing.rank}"
     return f"Asked for: {healing.asked}{rank}. Fitted {how} on {texts}."
 
 
-def _training_method(healing: Healing, training: Training) -> str:
+def training_words(healing: Healing, training: Training) -> str:
+    """How the kept weights were trained, and why that ended."""
     rank = f" of rank {healing.rank}" if healing.rank is not None else ""
     trained = "all weights" if training.train == "all" else f"adapters{rank}, merged at the end"
     goal = {"answers": "next-token distributions", "states": "hidden states"}[training.loss]

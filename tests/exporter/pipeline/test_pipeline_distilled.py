@@ -17,7 +17,7 @@ from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
 from graph_passes.files.storage import load_model
-from tests.raising import raises
+from tests.raising import raises, tells
 
 pytestmark = pytest.mark.torch
 
@@ -93,6 +93,9 @@ def test_the_checkpoint_is_a_model_with_these_weights(walked: Any) -> None:
 
     from exporter.checkpoint.pruned_model import load_pruned
 
+    card = (walked[0] / "candidate" / "hf" / "README.md").read_text()
+    plan = PruningPlan.read(walked[0] / "healing" / "plan.json")
+    assert tells(card, plan.changed_weights)
     loaded = load_pruned(walked[0] / "candidate" / "hf")
     with torch.inference_mode():
         wanted = loaded.model(torch.from_numpy(IDS)).logits.numpy()
