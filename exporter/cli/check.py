@@ -182,6 +182,7 @@ def remeasuring(
         raise UsageError(
             "These times were taken by another tool: nothing here can take them again.",
             "Leave --confirm out, and let that tool measure again.",
+            code="imported-times",
         )
     asked = _asked(report)
     found = report.environment.thread_probe is not None
@@ -253,6 +254,7 @@ def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
             raise RegressionError(
                 f"{before.path} is another file than the one that the report was made from.",
                 "Compare again; a regression can only be confirmed on the same files.",
+                code="other-files",
             )
     found = [one for one in differences(key_of(report), key_of(again)) if one.field != "text"]
     if found:

@@ -30,6 +30,7 @@ def check_questions(pair: Pair) -> None:
         raise ComparisonError(
             f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
             "Leave --tasks and --long-context out.",
+            code="no-logits",
         )
     if runner.capabilities.shapes == "compiled":
         raise ComparisonError(

@@ -82,7 +82,8 @@ def score_tasks(
     """
     if LOGITS not in {spec.name for spec in runner.outputs}:
         raise ComparisonError(
-            f"{folder.onnx} has no output called logits, so it can't choose answers."
+            f"{folder.onnx} has no output called logits, so it can't choose answers.",
+            code="no-logits",
         )
     files = local_tasks(asked)
     text_model = task_texts(folder)

@@ -93,6 +93,7 @@ def refuse_too_long(decoder: Decoder, prompt: int, new_tokens: int, positions: i
             f"The model knows {positions} positions; prompt and new tokens together are "
             f"{prompt + new_tokens} ({prompt} + {new_tokens}).",
             "Take a shorter prompt or fewer new tokens.",
+            code="context-too-long",
         )
     decoder.refuse_unfit(1, prompt, new_tokens)
 

@@ -54,9 +54,8 @@ def test_one_buffer_serves_every_profile() -> None:
 
 def test_too_little_memory_says_what_was_asked_and_what_was_free() -> None:
     error = out_of_memory("present.3.key", 2_500_000_000, 1_200_000, 80_000_000_000)
-    assert error.message == (
-        "present.3.key takes 2.50 GB of device memory; 1.20 MB of 80.00 GB are free."
-    )
+    for told in ("present.3.key", "2.50 GB", "1.20 MB", "80.00 GB"):
+        assert told in error.message
 
 
 def test_types_have_numpy_s_names() -> None:

@@ -73,18 +73,14 @@ def test_an_engine_for_this_card_and_version_passes() -> None:
     refuse_mismatch(record(), "1.7.1.116", [ADA])
 
 
-def test_another_card_and_version_are_refused_in_words() -> None:
-    with pytest.raises(EngineError) as caught:
+def test_another_card_and_version_are_refused() -> None:
+    with raises(EngineError, "other-version", "m.engine", "sm89", "1.7.1.116", "sm90", "1.6.0.1"):
         refuse_mismatch(record(), "1.6.0.1", [HOPPER])
-    assert caught.value.message == (
-        "m.engine was built for sm89 by tensorrt-rtx 1.7.1.116; this is sm90 with 1.6.0.1."
-    )
 
 
 def test_another_card_alone_is_refused_with_the_way_out() -> None:
-    with pytest.raises(EngineError) as caught:
+    with raises(EngineError, "other-card", "m.engine", "--compute-capability sm90"):
         refuse_mismatch(record(), "1.7.1.116", [HOPPER])
-    assert caught.value.hint == "Build it with --compute-capability sm90."
 
 
 def test_an_engine_of_tensorrt_is_tied_to_its_card_unless_made_compatible() -> None:

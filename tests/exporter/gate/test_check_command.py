@@ -12,12 +12,14 @@ import pytest
 import exporter.cli as command_line
 from exporter.artifacts import Arms, CheckReport, ComparisonReport, Corner
 from exporter.compare.options import CompareOptions
+from exporter.errors import RegressionError, UsageError
 from exporter.gate.baselines import read_baselines
 from exporter.gate.gate import check
 from exporter.gate.history import append, entry_of
 from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
 from tests.made_reports import gate_arm, gate_report, gate_row
+from tests.raising import ends_in
 
 TIME = ("--max-slowdown", "3%")
 SLOW, UNSURE = gate_row(candidate_ms=88.0), gate_row(candidate_ms=83.0, width=0.05)
@@ -150,9 +152,7 @@ def test_a_broken_baseline_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "{"
 
 
-def test_what_is_read_is_never_written_over(
-    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_read_is_never_written_over(tmp_path: Path, baseline: Path) -> None:
     report = gate_report([SAME]).write(tmp_path / "report.json")
     before = report.read_bytes(), baseline.read_bytes()
     for more in (
@@ -161,8 +161,8 @@ def test_what_is_read_is_never_written_over(
         ("--baseline", baseline, "--history", report),
         ("--baseline", report, "--update-baseline"),
     ):
-        assert command_line.run(["check", str(report), *map(str, more)]) == 2
-        assert "inputs are never changed" in capsys.readouterr().err
+        with ends_in(UsageError, "overwrites-input"):
+            assert command_line.run(["check", str(report), *map(str, more)]) == 2
     assert (report.read_bytes(), baseline.read_bytes()) == before
 
 
@@ -322,8 +322,9 @@ def test_other_files_confirm_nothing(
 ) -> None:
     arms = Arms(baseline=gate_arm("base"), candidate=gate_arm("other"))
     again.append(gate_report([FAST], arms=arms))
-    assert command_line.run(["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]) == 2
-    assert "is another file" in capsys.readouterr().err
+    call = ["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]
+    with ends_in(RegressionError, "other-files"):
+        assert command_line.run(call) == 2
     again.append(gate_report([FAST], machine="Another CPU"))
     assert command_line.run(["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]) == 2
     assert "device: Test CPU, 2 CPUs, x86_64 there, Another CPU" in capsys.readouterr().err
@@ -348,12 +349,10 @@ def test_what_is_no_time_needs_no_second_measurement(tmp_path: Path) -> None:
     assert command_line.run(call) == 1
 
 
-def test_times_of_another_tool_can_t_be_confirmed(
-    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_times_of_another_tool_can_t_be_confirmed(measured: Path, tmp_path: Path) -> None:
     report = ComparisonReport.read(measured)
     rows = [row.model_copy(update={"imported": True}) for row in report.latency]
     report.model_copy(update={"latency": rows}).write(tmp_path / "imported.json")
     call = ["check", str(tmp_path / "imported.json"), "--min-speedup", "1.2", "--confirm", "1"]
-    assert command_line.run(call) == 2
-    assert "taken by another tool" in capsys.readouterr().err
+    with ends_in(UsageError, "imported-times"):
+        assert command_line.run(call) == 2
