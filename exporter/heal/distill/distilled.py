@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -34,9 +36,12 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves
     cut: BranchReplacements = dict.fromkeys(fitting.names, NOTHING)
+    model: Any = loaded.model
+    own = model.device
+    model.to(training_device(model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        student = Student(loaded.model, cut, options.train, options.used_rank)
+        student = Student(model, cut, options.train, options.used_rank)
     try:
         fitting.progress.say(told_memory(student, options))
         store = distill_store(fitting.work, _made_from(fitting, stopping.ids_sha256))
@@ -54,6 +59,15 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
         )
     finally:
         student.close()
+        model.to(own)
+
+
+def training_device(model: Any) -> torch.device:
+    """Where a model is trained: on this process's GPU where there is one, else where it is."""
+    if model.device.type != "cpu" or not torch.cuda.is_available():
+        found: torch.device = model.device
+        return found
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:

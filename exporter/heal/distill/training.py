@@ -19,6 +19,7 @@ from exporter.artifacts.store import Store
 from exporter.errors import HealingError, is_out_of_memory
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.teacher import Lesson, Teacher, autocast
+from exporter.heal.distill.workers import Workers
 from exporter.heal.options import HealOptions
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -87,8 +88,9 @@ class Trainer:
         self._student, self._options, self._progress = student, options, progress
         self._text, self._store = text, store
         self._stopped_on = held_out.ref
+        self._workers = Workers()
         wanted = max(1, options.step_tokens // text.input_ids.shape[1])
-        self._per_step = min(wanted, len(text.input_ids))
+        self._per_step = min(wanted * self._workers.count, len(text.input_ids))
         step_tokens = self._per_step * text.input_ids.shape[1]
         self._step_tokens = step_tokens
         self._total_steps = max(1, round(options.tokens / step_tokens))
@@ -102,7 +104,7 @@ class Trainer:
             self._tensors.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0
         )
         self._rate = rate
-        self._state = _State()
+        self._state, self._done = _State(), 0.0
         self._saved_at, self._saves = time.monotonic(), 0
 
     def run(self) -> Training:
@@ -140,7 +142,7 @@ class Trainer:
         began = time.monotonic()
         try:
             loss = self._step()
-            done = self._fraction(began)
+            self._done = done = self._fraction(began)
             if not math.isfinite(loss):
                 self._progress.say("heal: the loss is no longer finite; the best state is kept")
                 return "diverged"
@@ -161,7 +163,7 @@ class Trainer:
         if self._options.time_s is not None:
             more = 0.0 if began is None else time.monotonic() - began
             found = max(found, (self._state.seconds + more) / self._options.time_s)
-        return min(1.0, found)
+        return self._workers.mean(min(1.0, found), self._student.model.device)
 
     def _is_check_due(self, done: float) -> bool:
         return bool(done * _CHECKS >= len(self._state.checks))
@@ -169,7 +171,7 @@ class Trainer:
     def _step(self) -> float:
         """One step of the optimizer; the loss before it."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * _rate_share(self._fraction())
+            group["lr"] = self._rate * _rate_share(self._done)
         lesson = self._lesson(self._state.steps)
         answers = self._teacher.answers(lesson)
         with self._student.healed():
@@ -181,6 +183,7 @@ class Trainer:
                 loss = self._teacher.loss(given, answers, lesson)
             loss.backward()  # type: ignore[no-untyped-call]
             tensors = [each for each in self._tensors.values() if each.grad is not None]
+            self._workers.average(each.grad for each in tensors if each.grad is not None)
             length = torch.nn.utils.clip_grad_norm_(tensors, _LONGEST_GRADIENT)
             found = float(loss.detach()) if bool(length.isfinite()) else math.nan
             if math.isfinite(found):
@@ -194,6 +197,7 @@ class Trainer:
         places = range(step * self._per_step, (step + 1) * self._per_step)
         rows = [int(_order(place // count, count, self._options.seed)[place % count])
                 for place in places]  # fmt: skip
+        rows = list(self._workers.share(rows))
         return Lesson(tuple(rows), self._text.input_ids[rows], self._text.mask[rows])
 
     def _check(self, loss: float, began: float | None = None) -> None:
@@ -216,7 +220,7 @@ class Trainer:
         first = self._state.checks[0].held_out_loss
         if not tokens:
             return f"heal: held-out loss {held_out:.4f} before the training"
-        left = seconds * (1 / max(1e-9, self._fraction()) - 1)
+        left = seconds * (1 / max(1e-9, self._done) - 1)
         return (
             f"heal: {tokens:,} of {self._total_steps * self._step_tokens:,} tokens, "
             f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, about {left / 60:.1f} min left; "
@@ -234,7 +238,7 @@ class Trainer:
                 loss = float(self._judge.loss(given, answers, lesson))
             total += loss * float(lesson.mask.sum())
             positions += float(lesson.mask.sum())
-        return total / positions
+        return self._workers.mean(total / positions, self._student.model.device)
 
     def _values(self) -> dict[str, torch.Tensor]:
         """The student's tensors."""
@@ -292,6 +296,7 @@ class Trainer:
         found = [] if self._store is None else [
             each for each in map(self._store.find_arrays, ("state-0", "state-1")) if each
         ]  # fmt: skip
+        found = self._workers.from_first(found)
         if not found:
             return
         told, arrays = max(found, key=lambda each: each[0]["steps"])
@@ -318,6 +323,7 @@ class Trainer:
                 if moments[name]:
                     self._optimizer.state[tensor] = moments[name]
         self._state = state
+        self._done = self._fraction()
 
 
 def _moments(

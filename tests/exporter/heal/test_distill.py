@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +273,21 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     told.model_copy(update={"changed_weights": 3}).write(tmp_path / "plan.json")
     with raises(PlanError, "other-count-of-weights", 3, len(weights)):
         LoadedPlan.read(tmp_path / "plan.json")
+
+
+def test_two_processes_train_one_student_together() -> None:
+    here = Path(__file__).parent
+    environment = dict(
+        os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="",
+        PYTHONPATH=os.pathsep.join([str(here), str(here.parent), *sys.path]),
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(here / "distill_worker.py")],
+        env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [line.split() for line in done.stdout.splitlines() if line.startswith("made")]
+    assert len(told) == 2
+    assert told[0] == told[1]
+    assert told[0][2:] == ["6", "True"]  # half of the steps of one process: each takes a share
