@@ -290,8 +290,12 @@ _TOKENS = re.compile(r"(?P<number>\d+)\s*(?P<thousands>k)?", re.I)
 _GENERATION = re.compile(r" *(\d+) *[xX] *(\d+) *")
 
 
-def amount(text: Any) -> float:
+def amount(text: Any, such: str = "1.1 or 110%") -> float:
     """Reads ``3%`` or ``0.03`` as 0.03; a number passes.
+
+    Args:
+        text: What was given.
+        such: Examples of what is expected.
 
     Raises:
         ValueError: The text is neither.
@@ -300,7 +304,7 @@ def amount(text: Any) -> float:
         return float(_no_bool(text))
     told = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
     if told is None:
-        raise ValueError("write it as 3% or 0.03")
+        raise ValueError(f"a number or a percentage is expected, such as {such}")
     number = float(told["number"])
     return number / 100 if told["percent"] else number
 
@@ -313,7 +317,7 @@ def share(text: Any) -> float:
     Raises:
         ValueError: The text is no amount, or a number above 1 without a percent sign.
     """
-    value = amount(text)
+    value = amount(text, "0.03 or 3%")
     if isinstance(text, float):
         return value
     if value > 1 and "%" not in str(text):
@@ -367,7 +371,7 @@ PositiveNumber = Annotated[
     float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool), Written("X")
 ]
 """A number above 0."""
-Amount = Annotated[float, BeforeValidator(amount), Written("NUMBER")]
+Amount = Annotated[float, BeforeValidator(lambda text: amount(text)), Written("NUMBER")]
 """A number, or percent: ``1.1`` or ``110%``."""
 
 

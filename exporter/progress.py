@@ -66,7 +66,7 @@ class ByteCount:
         """Opens a piece of work of ``total`` bytes; one that is done in no time is not told."""
         if total < _WORTH_TELLING_BYTES:
             progress = QUIET
-        with progress.task(f"{description} (in MB)", round(total / _MB)) as task:
+        with progress.task(f"{description}, in MB", round(total / _MB)) as task:
             yield cls(task)
 
     def add(self, count: int) -> None:

@@ -122,6 +122,8 @@ class _Text(click.ParamType[Any]):
         """Reads a text; a value from code passes."""
         if not isinstance(value, str):
             return value
+        if not value.strip() and (self._leaf.look.metavar or "").startswith("MODEL"):
+            self.fail("the name is empty", param, ctx)
         try:
             return self._leaf.read_item(value)
         except ValueError as error:
@@ -142,6 +144,8 @@ class TextPath(click.Path):
         What a killed command left half in its place is completed before anybody looks for it.
         """
         name = os.fspath(value)
+        if not name:
+            self.fail("the name is empty", param, ctx)
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
         if self.exists:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import EngineParse, PruneReport, Verification
+from exporter.artifacts import EngineParse, PlannedDeletion, PruneReport, Verification
 from exporter.cli.command import collecting_rarely, command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_artifact
@@ -52,7 +53,8 @@ class PruneCall(Options):
 def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     """Cut sublayers out of MODEL, an ONNX file or a folder with one. Needs no PyTorch.
 
-    A report, prune.json, is written beside the result, unless --report names another file.
+    A report, prune.json, is written beside the result, unless --report names another file. What
+    was cut out of MODEL earlier is passed over and named; the exit code is 0 then, too.
     """
     from exporter.artifacts.plans.by_score import parse_drops
     from exporter.artifacts.plans.loaded import LoadedPlan
@@ -67,7 +69,21 @@ def prune(call: PruneCall, progress: ConsoleProgress) -> None:
         engine_check=_engine_check(call.check_engine, progress),
         progress=progress,
     )
+    for name in _gone_before(plan.plan.deletions, report):
+        progress.say(f"prune: {name} was cut out of {call.model} earlier")
     print_artifact(report, call.output, progress.as_json, _told(report, call.cut.verify))
+
+
+def _gone_before(asked: Sequence[PlannedDeletion], report: PruneReport) -> list[str]:
+    """What was asked for and is in the graph no more; anything else would have been refused."""
+    deleted = {(entry.layer, entry.kind) for entry in report.deleted}
+    layers = {layer for layer, _ in deleted}
+    return [
+        f"{each.kind} {each.layer}"
+        for each in asked
+        if (each.layer, each.kind) not in deleted
+        and not (each.kind == "block" and each.layer in layers)
+    ]
 
 
 def _engine_check(backend: Engine | None, progress: ConsoleProgress) -> ParserCheck | None:

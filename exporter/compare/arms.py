@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -217,6 +217,15 @@ class Pair:
             )
         return told
 
+    def refuse_foreign_inputs(self) -> None:
+        """As :meth:`refuse_other_interface`, by what the files say, before anything is loaded.
+
+        Raises:
+            ComparisonError: The candidate has an input of its own, as where the arms are reversed.
+        """
+        if known := set(self.baseline.facts.inputs):
+            _refuse_inputs(self.candidate.facts.inputs, "candidate", known)
+
     def refuse_other_interface(self) -> None:
         """Refuses arms that don't take and give the same.
 
@@ -233,13 +242,7 @@ class Pair:
 
 
 def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractSet[str]) -> None:
-    foreign = [spec.name for spec in other.inputs if spec.name not in known]
-    if foreign:
-        raise ComparisonError(
-            f"The {name} has an input {foreign[0]!r} that the baseline doesn't have.",
-            "Compare a model with its own pruned form.",
-            code="other-inputs",
-        )
+    _refuse_inputs((spec.name for spec in other.inputs), name, known)
     results = [_results(runner) for runner in (baseline, other)]
     if results[0] != results[1]:
         raise ComparisonError(
@@ -247,6 +250,16 @@ def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractS
             f"{sorted(results[1])}.",
             "Compare a model with its own pruned form.",
             code="other-outputs",
+        )
+
+
+def _refuse_inputs(given: Iterable[str], name: str, known: AbstractSet[str]) -> None:
+    foreign = [each for each in given if each not in known]
+    if foreign:
+        raise ComparisonError(
+            f"The {name} has an input {foreign[0]!r} that the baseline doesn't have.",
+            "Compare a model with its own pruned form; the whole one comes first.",
+            code="other-inputs",
         )
 
 

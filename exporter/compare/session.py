@@ -117,6 +117,7 @@ def _open(
         progress.say("compare: both arms are the same file; what differs below is noise")
     pair = Pair(options, first, second, progress, beside | further, has_floats=bool(beside))
     refuse_no_grid(pair)
+    pair.refuse_foreign_inputs()
     return pair
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ class GraphFacts:
         kv_cache_bytes_per_token: What one token of one sequence adds to the KV cache.
         vocabulary: Rows of the table that ``input_ids`` looks up; None where there is none.
         metadata: The model's ``metadata_props``.
+        inputs: Their names, in the graph's order; empty where no graph is read.
     """
 
     file_bytes: int
@@ -47,6 +49,7 @@ class GraphFacts:
     kv_cache_bytes_per_token: int
     vocabulary: int | None
     metadata: dict[str, str]
+    inputs: tuple[str, ...] = ()
 
 
 def read_facts(model_path: Path) -> GraphFacts:
@@ -68,7 +71,14 @@ def read_facts(model_path: Path) -> GraphFacts:
         kv_cache_bytes_per_token=sum(map(_bytes_per_token, model.graph.inputs)),
         vocabulary=_vocabulary(model),
         metadata=dict(model.metadata_props),
+        inputs=tuple(_input_names(model.graph)),
     )
+
+
+def _input_names(graph: ir.Graph) -> Iterator[str]:
+    for value in graph.inputs:
+        if value.name and value.name not in graph.initializers:  # old graphs list weights, too
+            yield value.name
 
 
 def _precision(model: ir.Model) -> str:

@@ -202,6 +202,12 @@ def protected_names(texts: Iterable[str], num_layers: int) -> frozenset[Sublayer
 
 
 def _names(text: str, num_layers: int) -> Iterable[SublayerRef]:
+    if ":" not in text and text not in _ENDS:
+        raise UsageError(
+            f"--protect {text}: this names no sublayers.",
+            "Say first, last, or kind:layers such as attention:0,29.",
+            code="no-sublayers",
+        )
     if text in _ENDS:
         layer = range(num_layers)[_ENDS[text]]
         return [SublayerRef(layer, kind) for kind in BLOCK_KINDS]

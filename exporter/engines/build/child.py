@@ -112,7 +112,7 @@ def _listen(child: subprocess.Popen[bytes], task: Task) -> dict[str, Any]:
     for line in child.stdout or ():
         event = json.loads(line)
         if "progress" in event:
-            reached = int(event["progress"] * _PERCENT)
+            reached = max(percent, int(event["progress"] * _PERCENT))  # phases begin again
             task.advance(reached - percent)
             percent = reached
         else:

@@ -130,8 +130,10 @@ def _how(rows: Sequence[LatencyRow]) -> str:
     limits = " or ".join(f"{100 * limit:.3g} %" for limit in sorted({r.threshold for r in rows}))
     return (
         "Both arms took turns in one process, twice in each round, in an order that was drawn. The "
-        "speedup is that of the rounds' medians, above 1 when the candidate is faster; in brackets "
-        "its 95 % interval, from a bootstrap over loads (or builds) and rounds. *faster* or "
+        "speedup compares the arms within each turn and is the mean of the middle half of these "
+        "ratios, so it is not exactly the ratio of the two medians in the table; above 1 the "
+        "candidate is faster. In brackets is its 95 % interval, from a bootstrap over loads (or "
+        "builds) and rounds. *faster* or "
         f"*slower*: an interval that allows for repeated looks lies beyond {limits}, a wider one "
         "excludes equal arms, and the speedup is beyond the noise floor. *same*: the interval lies "
         f"within {limits}. *inconclusive*: neither; give it more time or a quieter machine."

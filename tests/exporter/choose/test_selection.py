@@ -413,7 +413,7 @@ def test_what_is_protected(texts: list[str], expected: set[Any]) -> None:
     ("text", "code"),
     [
         ("attention:3", "layer-missing"),
-        ("middle", "malformed-drop"),
+        ("middle", "no-sublayers"),
         ("mixer:0", "unprotected-kind"),
     ],
 )

@@ -152,6 +152,32 @@ def test_a_graph_is_emptied_by_force_alone(tmp_path: Path) -> None:
     assert report["verification"]["passed"] is True
 
 
+@pytest.mark.parametrize(
+    ("drop", "named"),
+    [
+        ("mlp:0", ["mlp 0"]),
+        ("mlp:0,1", ["mlp 0"]),
+        ("block:0", []),
+        ("block:2", ["block 2"]),
+        ("attention:0", []),
+    ],
+)
+def test_what_was_cut_earlier_is_named(
+    tmp_path: Path, drop: str, named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole.onnx", tmp_path / "cut" / "model.onnx"
+    save_model(tiny_model(TinySpec(layers=4)), whole)
+    call = ["--verify", "none", "--drop"]
+    first = ["prune", str(whole), "-o", str(cut), *call, "mlp:0", "--drop", "block:2"]
+    assert command_line.run(first) == 0
+    assert capsys.readouterr().err == ""
+    again = str(tmp_path / "again" / "model.onnx")
+    assert command_line.run(["prune", str(cut), "-o", again, *call, drop]) == 0
+    told = capsys.readouterr().err
+    kinds = ("mlp 0", "mlp 1", "block 0", "block 2", "attention 0")
+    assert [name for name in kinds if f" {name} " in told] == named
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A command that raises the parameter."""
@@ -264,7 +290,7 @@ def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
         lines.tick()
         lines.tick()
     total = round(sum(sizes) / 1e6)
-    assert told[-1].startswith(f"write (in MB): {total} of {total}, after ")
+    assert told[-1].startswith(f"write, in MB: {total} of {total}, after ")
 
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -380,11 +380,32 @@ def test_a_wrong_value_without_a_name_names_the_option() -> None:
     assert caught.value.keys == ("time",)
 
 
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (["check", "FILE", "--min-speedup", "abc"], ["--min-speedup", "abc", "1.1"]),
+        (["check", "FILE", "--max-slowdown", "abc"], ["--max-slowdown", "abc", "3%"]),
+        (["plan", "FILE", "--drop-mlp", "1", "--heal", "all"], ["--heal", "bias"]),
+        (["inspect", ""], ["MODEL"]),
+        (["score", ""], ["MODEL"]),
+        (["export", " ", "-o", "x", "--drop-mlp", "1"], ["MODEL"]),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_option_and_what_is_allowed(
+    asked: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("{}")
+    words = [str(tmp_path / "file") if word == "FILE" else word for word in asked]
+    assert command_line.run(words) == 2
+    told = capsys.readouterr().err
+    assert [word for word in named if word not in told] == []
+
+
 def test_amounts_are_read_as_they_are_written() -> None:
     assert list(map(size, ("0", "500 MB", "2GiB"))) == [0, 5 * 10**8, 2**31]
     assert share("3%") == 0.03
     for text in ("3", "x", "8 QB"):
-        with pytest.raises(ValueError, match=r"write"):
+        with pytest.raises(ValueError, match="3%|8GB"):
             (share if text != "8 QB" else size)(text)
 
 

@@ -270,6 +270,19 @@ def test_a_candidate_without_any_attention_left_is_measured_but_continues_no_tex
     assert listener.lines.count(told) == 1
 
 
+def test_reversed_arms_are_refused_before_anything_runs(
+    arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs(*_: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("exporter.compare.session.settle_threads", runs)
+    with raises(ComparisonError, "other-inputs", "candidate"):
+        compare(arms[1], arms[0], OPTIONS)
+    with pytest.raises(AssertionError):
+        compare(*arms, OPTIONS)
+
+
 def test_arms_of_other_interfaces_are_refused(arms: tuple[Path, Path], tmp_path: Path) -> None:
     with raises(ComparisonError, "other-inputs", "candidate", "'past_key_values.0.key'"):
         compare(arms[1], arms[0], OPTIONS)
