@@ -405,7 +405,7 @@ def test_amounts_are_read_as_they_are_written() -> None:
     assert list(map(size, ("0", "500 MB", "2GiB"))) == [0, 5 * 10**8, 2**31]
     assert share("3%") == 0.03
     for text in ("3", "x", "8 QB"):
-        with pytest.raises(ValueError, match="3%|8GB"):
+        with pytest.raises(ValueError, match=r"3%|8GB"):
             (share if text != "8 QB" else size)(text)
 
 
