@@ -19,11 +19,12 @@ from exporter.models.texts.calibration import (
     spec_of,
 )
 from exporter.models.texts.mixtures import joined, refuse_same
-from exporter.models.texts.self_text import CHAT, SELF, has_chat_template
+from exporter.models.texts.self_text import CHAT, SAMPLED, SELF, has_chat_template
 from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
+_SAMPLED_SHARE = 0.25
 _MOST_HELD_OUT = 32
 """For a training, which runs half of them a dozen times."""
 
@@ -70,14 +71,17 @@ def healing_texts(
         TextSourceError: A text can't be read.
     """
     specs = options.calibration or _default_texts(loaded, options)
-    wanted, more = _wanted(options, len(specs))
-    whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
+    asked = [_wanted(options, spec, specs) for spec in specs]
+    whole = [
+        _samples(loaded, spec, wanted + more, options, progress)
+        for spec, (wanted, more) in zip(specs, asked, strict=True)
+    ]
     refuse_same(whole, HealingError)
-    parts = [_parted(text, wanted, more) for text in whole]
+    parts = [_parted(text, *each) for text, each in zip(whole, asked, strict=True)]
     other = other_domain(
         loaded,
         specs,
-        more * len(specs),
+        sum(more for _, more in asked),
         sequence_length=options.sequence_length,
         spec=options.check_text,
         seed=options.seed,
@@ -107,10 +111,18 @@ def _default_texts(loaded: LoadedModel, options: HealOptions) -> tuple[str, ...]
     return (PYDOC, CHAT if has_chat_template(loaded) else SELF)
 
 
-def _wanted(options: HealOptions, texts: int) -> tuple[int, int]:
-    """Samples of each text to fit on, and to hold out; few of these where all are run often."""
+def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int, int]:
+    """Samples of a text to fit on, and to hold out; few of these where all are run often.
+
+    To sample a text takes as long as to train on it: beside others it is a quarter of the mixture.
+    """
     if options.trains:
-        wanted = options.samples or math.ceil(options.tokens / options.sequence_length / texts)
+        alike = [each for each in specs if (each in SAMPLED) == (spec in SAMPLED)]
+        share = 1.0
+        if len(alike) < len(specs):
+            share = _SAMPLED_SHARE if spec in SAMPLED else 1 - _SAMPLED_SHARE
+        tokens = options.tokens * share / len(alike)
+        wanted = options.samples or math.ceil(tokens / options.sequence_length)
         return wanted, max(2 * _FEWEST_HELD_OUT, min(_MOST_HELD_OUT, wanted // 20))
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
     return wanted, max(_FEWEST_HELD_OUT, wanted // 4)

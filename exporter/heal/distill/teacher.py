@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from exporter.heal.distill.loss import answer_loss, state_loss
 from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.texts.batches import Batch, batches_of
 from exporter.models.texts.calibration import CalibrationText
 
@@ -70,7 +70,7 @@ class Teacher:
         """Logits, or hidden states of each layer, or both in this order."""
         if lesson.rows in self._kept:
             return self._kept[lesson.rows]
-        with autocast(self._student.model):
+        with bfloat16_where_fast(self._student.model.device):
             given = self._student.teach(
                 lesson.inputs(self._student.model.device), states=self.wants_states
             )
@@ -96,12 +96,3 @@ class Teacher:
         if not self.predicts_tokens or given.logits is None:
             return given.states
         return [given.logits, *given.states]
-
-
-def autocast(model: Any) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 for products, where the device has it in hardware; else the model's own dtype."""
-    device = model.device.type
-    if device == "cuda":
-        return torch.autocast(device, torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
-    fast = device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast)

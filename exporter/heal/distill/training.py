@@ -18,9 +18,10 @@ from exporter.artifacts import StoppedBy, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError, is_out_of_memory
 from exporter.heal.distill.student import Student
-from exporter.heal.distill.teacher import Lesson, Teacher, autocast
+from exporter.heal.distill.teacher import Lesson, Teacher
 from exporter.heal.distill.workers import Workers
 from exporter.heal.options import HealOptions
+from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 
@@ -176,7 +177,7 @@ class Trainer:
         answers = self._teacher.answers(lesson)
         with self._student.healed():
             self._optimizer.zero_grad(set_to_none=True)
-            with autocast(self._student.model):
+            with bfloat16_where_fast(self._student.model.device):
                 given = self._student.answer(
                     lesson.inputs(self._student.model.device), states=self._teacher.wants_states
                 )
@@ -231,7 +232,11 @@ class Trainer:
         total = positions = 0.0
         for lesson in self._judges:
             answers = self._judge.answers(lesson)
-            with self._student.healed(), torch.no_grad(), autocast(self._student.model):
+            with (
+                self._student.healed(),
+                torch.no_grad(),
+                bfloat16_where_fast(self._student.model.device),
+            ):
                 given = self._student.answer(
                     lesson.inputs(self._student.model.device), states=self._judge.wants_states
                 )

@@ -8,6 +8,7 @@ the model's chat template begins what a user says: the model goes on with a ques
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError, ScoringError, first_line
 from exporter.files import write_text
+from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import Progress, Task
 from graph_passes.files.reading import TABLE_BYTES, read_json
@@ -134,8 +136,11 @@ def _sample(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     at_once = min(samples, max(1, _CACHE_BYTES // (length * _cache_bytes_per_token(model))))
     rounds = [min(at_once, samples - done) for done in range(0, samples, at_once)]
+    # Chats are for training alone: what scores rest on must not hang on the machine.
+    fast = contextlib.nullcontext() if not prefix else bfloat16_where_fast(model.device)
     with (
         torch.inference_mode(),
+        fast,
         progress.task("sample text, token by token", total=len(rounds) * (length - 1)) as task,
     ):
         runs = [_sample_run(model, count, length, generator, prefix, task) for count in rounds]

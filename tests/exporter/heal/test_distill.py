@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -275,7 +276,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         LoadedPlan.read(tmp_path / "plan.json")
 
 
-def test_two_processes_train_one_student_together() -> None:
+def test_two_processes_train_one_student_together(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = dict(
         os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="",
@@ -283,11 +284,11 @@ def test_two_processes_train_one_student_together() -> None:
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(here / "distill_worker.py")],
+         str(here / "distill_worker.py"), str(tmp_path)],
         env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    told = [line.split() for line in done.stdout.splitlines() if line.startswith("made")]
-    assert len(told) == 2
-    assert told[0] == told[1]
-    assert told[0][2:] == ["6", "True"]  # half of the steps of one process: each takes a share
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    # Half of the steps of one process: each takes a share.
+    assert (first["steps"], first["gained"]) == (6, True)
