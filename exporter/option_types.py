@@ -213,6 +213,14 @@ Whole = Annotated[int, Field(ge=0), BeforeValidator(_no_bool), Written("N")]
 """A whole number from 0 on."""
 Several = Annotated[int, Field(ge=2), BeforeValidator(_no_bool), Written("N")]
 """A whole number from 2 on."""
+WholeOrNone = Annotated[
+    int,
+    Field(ge=0),
+    BeforeValidator(_no_bool),
+    BeforeValidator(lambda value: 0 if value == "none" else value),
+    Written("N|none", lambda value: str(value or "none")),
+]
+"""A whole number; ``none`` is 0."""
 Seed = Annotated[int, BeforeValidator(_no_bool), Written("N")]
 Lengths = Annotated[tuple[Count, ...], BeforeValidator(_split), Written("N,N", _joined, True)]
 """Token counts: ``128,512``."""

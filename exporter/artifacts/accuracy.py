@@ -117,7 +117,10 @@ class Accuracy(Record):
     ``top1_agreement`` the share of positions with the same most likely token, ``top5_agreement``
     the mean share of the baseline's five most likely tokens among the candidate's.
     ``log_perplexity_increase`` is the mean difference of the losses in nats, its interval from
-    paired samples, as those of ``kl_interval`` and ``top1_interval``.
+    paired samples, as those of ``kl_interval`` and ``top1_interval``. ``probes`` are tasks whose
+    items are made from a seed: of each the share of right answers, ``acc``, and the mean
+    log-probability of the right answer in nats, ``log_prob``; ``probes_left_out`` says why there
+    are none, where some were asked for.
     """
 
     text_source: str
@@ -136,6 +139,8 @@ class Accuracy(Record):
     generation: GenerationAgreement | None = None
     long_context: list[LongContext] = Field(default_factory=list)
     tasks: list[TaskResult] = Field(default_factory=list)
+    probes: list[TaskResult] = Field(default_factory=list)
+    probes_left_out: str = ""
     embeddings: EmbeddingAgreement | None = None
 
 

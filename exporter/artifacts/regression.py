@@ -18,6 +18,7 @@ Quantity = Literal[
     "top1_agreement",
     "embedding_cosine",
     "task",
+    "probe",
     "size",
     "memory",
 ]

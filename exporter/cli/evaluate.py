@@ -21,13 +21,18 @@ class EvaluateCall(Options):
     )
     run: RunOptions = part(RunOptions())
     rules = (
-        Rule(("tasks.tasks",), lambda told: not told.tasks.tasks, "No task is named.", "Give {0}."),
+        Rule(
+            ("tasks.tasks", "tasks.probes"),
+            lambda told: not (told.tasks.tasks or told.tasks.probes),
+            "No task is named, and no probe is asked for.",
+            "Give {0} or {1}.",
+        ),
     )
 
 
 @command(EvaluateCall)
 def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
-    """Score MODEL on tasks with right answers; compare scores two models on the same items.
+    """Score MODEL on tasks and probes; compare scores two models on the same items.
 
     MODEL is an ONNX file with its tokenizer beside it, their folder, or an engine.
     """

@@ -15,11 +15,20 @@ from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
 from exporter.compare.evaluation import EvaluationTokens, random_ids, tokenize, tokenize_passages
 from exporter.compare.kept import AccuracyCache
-from exporter.compare.quality.agreement import LOGITS, check_tokens, compare_predictions
+from exporter.compare.quality.agreement import (
+    LOGITS,
+    check_tokens,
+    compare_predictions,
+    predicts_next_token,
+)
 from exporter.compare.quality.embeddings import compare_embeddings, embed, embedding_output
 from exporter.compare.quantization_grid import GridAccuracy
-from exporter.compare.task_answers import check_questions, task_results
-from exporter.engines.inputs import has_cache
+from exporter.compare.task_answers import (
+    check_questions,
+    probe_results,
+    task_results,
+    why_no_probes,
+)
 from exporter.models.texts.sources import TextSource
 
 _EMBEDDED_TEXTS = 64
@@ -77,6 +86,7 @@ def _of_text(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyR
         lambda: list(generation_agreements(pair, tokens).items()),
     )
     texts_of = dict(generated)
+    why_not = why_no_probes(pair)
     more = {
         "stride": pair.options.quality.stride,
         "generation": texts_of.get(("baseline", "candidate")),
@@ -84,6 +94,8 @@ def _of_text(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyR
             "long contexts", TypeAdapter(list[LongContext]), lambda: long_contexts(pair, texts)
         ),
         "tasks": task_results(pair, answers),
+        "probes_left_out": why_not,
+        "probes": [] if why_not else probe_results(pair, answers),
     }
     own = told["baseline", "candidate"].model_copy(update=more)
     return AccuracyResult(own, dict(_grid(told, texts_of)))
@@ -94,7 +106,7 @@ def _predictions(
 ) -> dict[tuple[str, str], Accuracy]:
     """All that one pass over the text tells, by what is held against what."""
     baseline = pair.baseline
-    causal = has_cache(baseline.runner.inputs) or baseline.folder.predicts_next_token
+    causal = predicts_next_token(baseline.runner, baseline.folder)
     found = answers.found(
         "predictions",
         TypeAdapter(list[Accuracy]),
@@ -175,6 +187,7 @@ def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
         kl_divergence=None,
         top1_agreement=None,
         embeddings=found["baseline", "candidate"],
+        probes_left_out=why_no_probes(pair),
     )
     return AccuracyResult(
         own,

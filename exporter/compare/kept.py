@@ -19,6 +19,7 @@ from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.tasks.choosing import task_versions
+from exporter.compare.tasks.probes import make_probes
 from exporter.engines.environment import environment
 from exporter.files import sha256_file
 from exporter.models.texts.sources import TextSource
@@ -96,6 +97,7 @@ def _asked(pair: Pair, texts: TextSource) -> dict[str, Any]:
         "samples": [options.eval_tokens, options.eval_sequence_length],
         "quality": vars(options.quality),
         "tasks": task_versions(options.quality),
+        "probes": [probe.sha256 for probe in make_probes(options.quality.probes)],
         "folders": {name: _beside(arm) for name, arm in pair.judged.items()},
     }
 

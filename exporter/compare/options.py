@@ -14,6 +14,7 @@ from exporter.option_types import (
     Several,
     Threads,
     Whole,
+    WholeOrNone,
 )
 from exporter.options import Options, Rule, dataclass, only_with, option, part
 
@@ -44,6 +45,7 @@ class TaskOptions(Options):
     """Tasks with right answers.
 
     Attributes:
+        probes: Items of each of the probes, which are made from a seed; 0 for none.
         task_data: None takes lm-eval's tasks, whose items come from the Hugging Face hub.
     """
 
@@ -60,6 +62,12 @@ class TaskOptions(Options):
         section=TASKS,
     )
     task_limit: Count | None = option(None, "Only the first items of each.", section=TASKS)
+    probes: WholeOrNone = option(
+        100,
+        "Items of each built-in probe: arithmetic, brackets, copying, looking up a key.",
+        section=TASKS,
+        rare=True,
+    )
     rules = (
         only_with("task_data", "tasks"),
         only_with("task_limit", "tasks"),

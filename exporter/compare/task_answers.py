@@ -1,7 +1,8 @@
-"""Both arms' scores of the tasks that were asked for."""
+"""Both arms' scores of the tasks that were asked for, and of the probes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from pydantic import TypeAdapter
@@ -9,10 +10,13 @@ from pydantic import TypeAdapter
 from exporter.artifacts import TaskResult
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.kept import AccuracyCache
-from exporter.compare.quality.agreement import LOGITS
+from exporter.compare.quality.agreement import LOGITS, predicts_next_token
 from exporter.compare.tasks.choosing import refuse_missing_tasks, score_tasks
+from exporter.compare.tasks.probes import make_probes
+from exporter.compare.tasks.probing import score_probes, why_unaskable
 from exporter.compare.tasks.scores import TaskScores, compare_scores
 from exporter.errors import ComparisonError
+from exporter.models.model_folder import ModelFolder
 
 
 def check_questions(pair: Pair) -> None:
@@ -54,25 +58,66 @@ def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
         BackendError: A run fails.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
-    if not pair.options.quality.tasks:
+    quality = pair.options.quality
+    return _compared(pair, answers, "tasks", partial(score_tasks, quality)) if quality.tasks else []
+
+
+def why_no_probes(pair: Pair) -> str:
+    """What keeps the arms from being asked the probes; empty where nothing does.
+
+    Raises:
+        ComparisonError: A config is no JSON object.
+    """
+    if not pair.options.quality.probes:
+        return ""
+    probes, first = make_probes(pair.options.quality.probes), pair.baseline
+    causal = predicts_next_token(first.runner, first.folder)
+    found = (
+        why_unaskable(probes, arm.runner, _with_tokenizer(pair, arm), causal=causal)
+        for arm in (first, pair.candidate)
+    )
+    why = next(filter(None, found), "")
+    if why:
+        pair.progress.say(f"probes: left out, {why}")
+    return why
+
+
+def probe_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
+    """Scores both arms on the same probes; nothing where none was asked for.
+
+    Args:
+        pair: Running arms, of which :func:`why_no_probes` had nothing to say.
+        answers: Keeps each arm's scores as soon as they are there.
+
+    Raises:
+        ComparisonError: Logits aren't finite, or the tokenizer is another model's.
+        BackendError: A run fails.
+    """
+    if not pair.options.quality.probes:
         return []
-    both = [
-        answers.found(
-            f"tasks of the {name}",
-            TypeAdapter(list[TaskScores]),
-            partial(_scores, pair, arm),
+    probes = make_probes(pair.options.quality.probes)
+    return _compared(pair, answers, "probes", partial(score_probes, probes))
+
+
+def _compared(
+    pair: Pair, answers: AccuracyCache, what: str, score: Callable[..., list[TaskScores]]
+) -> list[TaskResult]:
+    def scored(arm: ComparedArm) -> list[TaskScores]:
+        return score(
+            arm.runner,
+            _with_tokenizer(pair, arm),
+            vocabulary=pair.vocabulary(),
+            progress=pair.progress,
         )
+
+    both = [
+        answers.found(f"{what} of the {name}", TypeAdapter(list[TaskScores]), partial(scored, arm))
         for name, arm in (("baseline", pair.baseline), ("candidate", pair.candidate))
     ]
     return [result for two in zip(*both, strict=True) for result in compare_scores(*two)]
 
 
-def _scores(pair: Pair, arm: ComparedArm) -> list[TaskScores]:
-    folder = arm.folder if arm.folder.tokenizer else pair.baseline.folder
-    return score_tasks(
-        pair.options.quality,
-        arm.runner,
-        folder,
-        vocabulary=pair.vocabulary(),
-        progress=pair.progress,
-    )
+def _with_tokenizer(pair: Pair, arm: ComparedArm) -> ModelFolder:
+    """The arm's folder, or that of the other where it alone has a tokenizer."""
+    folders = (arm.folder, pair.baseline.folder, pair.candidate.folder)
+    return next((folder for folder in folders if folder.tokenizer), arm.folder)

@@ -39,6 +39,7 @@ class Limits(Options):
     )
     min_embedding_cosine: _AtMostOne | None = _limit("Encoders: with the unpruned arm.")
     max_task_drop: _Share | None = _limit("Points of a task's score: 1% is 0.01.")
+    max_probe_drop: _Share | None = _limit("Points of a probe's right answers: 1% is 0.01.")
     max_size_increase: _Share | None = _limit("Of files and engines.")
     max_memory_increase: _Share | None = _limit("Of KV cache and device memory.")
     noise_floor: _Share = option(

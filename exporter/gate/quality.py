@@ -1,4 +1,4 @@
-"""Accuracy: perplexity, divergence and agreement with the unpruned arm, and tasks.
+"""Accuracy: perplexity, divergence and agreement with the unpruned arm, and tasks and probes.
 
 Both sessions judge the same unpruned model on the same text, so what grew between them is the
 candidate's loss above it, sample by sample where the reports have the samples' losses. The same
@@ -38,12 +38,14 @@ _FROM_THE_UNPRUNED_ARM: dict[str, tuple[Quantity, Callable[[Accuracy], _Found]]]
     "min_embedding_cosine": ("embedding_cosine", _cosine),
 }
 """By limit, what a report says of the candidate and its own unpruned arm, and where."""
+_SCORES: dict[str, Quantity] = {"max_task_drop": "task", "max_probe_drop": "probe"}
+"""By limit, what has scores item by item."""
 
 
 def accuracy_checks(
     report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
 ) -> list[Check]:
-    """One check a limit that is set; one a task.
+    """One check a limit that is set; one a task or probe.
 
     Raises:
         RegressionError: A limit is set on what a report didn't measure.
@@ -56,10 +58,10 @@ def accuracy_checks(
         limit = getattr(limits, name)
         if limit is not None:
             checks.append(checked(_from_the_unpruned_arm(_accuracy(report, name), name), limit))
-    if limits.max_task_drop is not None:
-        for task in _tasks(report, baseline):
-            sign = -1 if task.higher_is_better else 1
-            checks.append(checked(task, sign * limits.max_task_drop))
+    for name in _SCORES:
+        limit = getattr(limits, name)
+        for score in [] if limit is None else _scores(report, baseline, name):
+            checks.append(checked(score, limit if not score.higher_is_better else -limit))
     return checks
 
 
@@ -180,36 +182,45 @@ def _same_question(report: ComparisonReport, baseline: ComparisonReport) -> bool
     )
 
 
-def _tasks(report: ComparisonReport, baseline: ComparisonReport | None) -> list[CheckedValue]:
-    now = _by_name(report)
+def _scores(
+    report: ComparisonReport, baseline: ComparisonReport | None, limit: str
+) -> list[CheckedValue]:
+    quantity = _SCORES[limit]
+    now = _by_name(report, limit)
     if baseline is None:
-        return [_task(task, None) for task in now.values()]
-    then = _by_name(baseline)
+        return [_score(quantity, score, None) for score in now.values()]
+    then = _by_name(baseline, limit)
     if missing := [name for name in then if name not in now]:
         raise RegressionError(
-            f"max-task-drop is set, but the report lacks what its baseline has: "
+            f"{_option(limit)} is set, but the report lacks what its baseline has: "
             f"{'; '.join(missing)}.",
-            "Score the same tasks, or write a new baseline with --update-baseline.",
+            f"Score the same {quantity}s, or write a new baseline with --update-baseline.",
             code="tasks-missing",
         )
-    return [_task(now[name], then[name]) for name in then]
+    return [_score(quantity, now[name], then[name]) for name in then]
 
 
-def _by_name(report: ComparisonReport) -> dict[str, TaskResult]:
+def _by_name(report: ComparisonReport, limit: str) -> dict[str, TaskResult]:
+    accuracy, quantity = _accuracy(report, limit), _SCORES[limit]
+    scores = accuracy.tasks
+    if quantity == "probe":  # a limit in points is none for a log-probability
+        scores = [probe for probe in accuracy.probes if probe.metric == "acc"]
     found: dict[str, TaskResult] = {}
-    for task in _accuracy(report, "max_task_drop").tasks:
-        name = f"{task.task}, {task.metric}"
+    for score in scores:
+        name = f"{score.task}, {score.metric}"
         if name in found:
-            raise RegressionError(f"$.accuracy.tasks has {name} twice.", code="named-twice")
-        found[name] = task
+            raise RegressionError(f"$.accuracy.{quantity}s has {name} twice.", code="named-twice")
+        found[name] = score
     if not found:
         raise RegressionError(
-            "max-task-drop is set, but a report has no task.", _MEASURE, code="quantity-missing"
+            f"{_option(limit)} is set, but a report has no {quantity}.",
+            _MEASURE,
+            code="quantity-missing",
         )
     return found
 
 
-def _task(now: TaskResult, then: TaskResult | None) -> CheckedValue:
+def _score(quantity: Quantity, now: TaskResult, then: TaskResult | None) -> CheckedValue:
     value, interval = now.difference.value, now.difference.ci95
     if then is not None:
         old = then.difference
@@ -220,7 +231,7 @@ def _task(now: TaskResult, then: TaskResult | None) -> CheckedValue:
         if now.difference == old and now.items == then.items:
             interval = (0.0, 0.0)
     return CheckedValue(
-        "task",
+        quantity,
         f"{now.task}, {now.metric}",
         "",
         before=now.baseline if then is None else then.candidate,

@@ -120,9 +120,11 @@ def _told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
     if texts is not None and texts.cosine_interval is not None:
         told = texts.cosine_interval
         yield "embeddings.cosine_interval.value", told.value, texts.cosine, "cosine"
-    for number, task in enumerate(accuracy.tasks):
-        found = task.candidate - task.baseline
-        yield f"tasks[{number}].difference.value", task.difference.value, found, "both scores"
+    for field in ("tasks", "probes"):
+        for number, task in enumerate(getattr(accuracy, field)):
+            found = task.candidate - task.baseline
+            where = f"{field}[{number}].difference.value"
+            yield where, task.difference.value, found, "both scores"
     yield from _perplexity_told_twice(accuracy)
 
 

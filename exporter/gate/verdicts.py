@@ -103,6 +103,8 @@ def _more(found: CheckedValue) -> str:
     """What narrows an interval; a comparison ends early where its own verdict is clear."""
     if found.quantity in ("time", "speedup"):
         return " More rounds narrow it (compare --rounds)."
+    if found.quantity == "probe":
+        return " More items narrow it (compare --probes)."
     return " More text narrows it (compare --eval-tokens)." if found.quantity != "task" else ""
 
 

@@ -12,16 +12,23 @@ from exporter.artifacts import ComparisonReport
 from exporter.printable import counted, one_line
 from exporter.report.sections.blocks import Cell, Grid, Sign, plain, verdict_sign
 from exporter.report.sections.corners import corners_grid
-from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows, size_rows
+from exporter.report.sections.summary import (
+    HEADER,
+    accuracy_rows,
+    latency_rows,
+    probe_rows,
+    size_rows,
+)
 from exporter.report.words import dropped_lines
 
 _STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim", "cut": "bold"}
 
 
 def comparison_grids(report: ComparisonReport) -> list[Grid]:
-    """Latency, accuracy and size in one table, empty rows between them; then the four models."""
+    """Latency, accuracy, probes and size in one table with empty rows between; then the corners."""
     rows: list[Sequence[Cell]] = []
-    for section in filter(None, (latency_rows(report), accuracy_rows(report), size_rows(report))):
+    parts = (latency_rows, accuracy_rows, probe_rows, size_rows)
+    for section in filter(None, (part(report) for part in parts)):
         rows += [[]] if rows else []
         rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]
     found = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]

@@ -125,7 +125,7 @@ class Bench:
         sums = [[next(flat)[0] for _ in item.pairs] for item in task.items]
         right = [np.argmax(each) == item.gold for item, each in zip(task.items, sums, strict=True)]
         scores = {"acc": float(np.mean(right))}
-        if task.normalised:
+        if "acc_norm" in task.metrics:
             normed = [
                 np.argmax(np.divide(each, item.lengths)) == item.gold
                 for item, each in zip(task.items, sums, strict=True)

@@ -43,12 +43,12 @@ def write_tiny_lm(
     return folder
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Writes a word-level ``tokenizer.json`` of 20 words."""
+def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
+    """Writes a word-level ``tokenizer.json``, by default of 20 words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = {word: number for number, word in enumerate(["[UNK]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    numbers = {word: number for number, word in enumerate(["[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
 

@@ -78,7 +78,7 @@ class DepthOptions(Options):
     batch_size: Count = option(
         4, "Samples in one forward pass.", section=ACCURACY, config_only=True
     )
-    tasks: TaskOptions = part(TaskOptions())
+    tasks: TaskOptions = part(TaskOptions(), without=("probes",))
     rules = (
         Rule(("numbers",), lambda told: not told.numbers, "{0} names none.", "Such as 4,8,12."),
     )

@@ -16,16 +16,22 @@ from exporter.artifacts import Accuracy, PerplexityPair, PositionError, SampleLo
 from exporter.artifacts.latency import Shape
 from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
-from exporter.engines.inputs import make_inputs
+from exporter.engines.inputs import has_cache, make_inputs
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
 from exporter.models.ablation.divergences import Distributions, chunks, divergence
 from exporter.models.ablation.ratios import Floats
+from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET, Progress
 
 LOGITS = "logits"
 COLUMNS = ("positions", "kl", "top1", "top5", "predicted", "baseline_loss", "candidate_loss")
 """What :func:`figures` tells of each position; ``predicted`` is 1 where there is a loss."""
+
+
+def predicts_next_token(runner: Runner, folder: ModelFolder) -> bool:
+    """Whether a model with an output ``logits`` is causal, as its graph or its config says."""
+    return has_cache(runner.inputs) or folder.predicts_next_token
 
 
 def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:

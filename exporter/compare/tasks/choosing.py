@@ -2,19 +2,20 @@
 
 A local task's choices are scored by likelihood, as lm-eval defines it. ``acc``: the choice with the
 highest log-likelihood is the right one. ``acc_norm``: the same after each log-likelihood is divided
-by the choice's length in characters.
+by the choice's length in characters. ``log_prob``: the right choice's log-likelihood, in nats.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import numpy as np
 
 from exporter.compare.options import TaskOptions
 from exporter.compare.quality.agreement import LOGITS
-from exporter.compare.tasks.items import Item, TaskFile, read_task
+from exporter.compare.tasks.items import Item, TaskItems, read_task
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
 from exporter.compare.tasks.opening import task_texts
 from exporter.compare.tasks.scores import TaskScores
@@ -45,7 +46,7 @@ def task_versions(asked: TaskOptions) -> list[str]:
     return [version("lm_eval")] if files is None else [file.sha256 for file in files]
 
 
-def local_tasks(asked: TaskOptions) -> list[TaskFile] | None:
+def local_tasks(asked: TaskOptions) -> list[TaskItems] | None:
     """The files' items; None where lm-eval has them.
 
     Raises:
@@ -101,38 +102,49 @@ def score_tasks(
 
 
 def evaluate(
-    task: TaskFile, scorer: LikelihoodScorer, text_model: TextModel, *, progress: Progress = QUIET
+    task: TaskItems, scorer: LikelihoodScorer, text_model: TextModel, *, progress: Progress = QUIET
 ) -> TaskScores:
     """Scores one arm on a local task's items; raises as :func:`score_tasks` does."""
-    requests = [
-        _requests(item, number, task, text_model) for number, item in enumerate(task.items, 1)
-    ]
+    requests = task_requests(task, text_model)
     flat = iter(scorer.score([*itertools.chain(*requests)], progress=progress))
     values = [[next(flat).log_likelihood for _ in each] for each in requests]
     pairs = list(zip(task.items, values, strict=True))
-    metrics = {"acc": [_right(item, sums) for item, sums in pairs]}
-    if task.normalised:
-        metrics["acc_norm"] = [
-            _right(item, [v / n for v, n in zip(sums, item.lengths, strict=True)])
-            for item, sums in pairs
-        ]
     return TaskScores(
         task=task.name,
-        source=f"{task.name}.jsonl, {len(task.items)} items (SHA-256 {task.sha256[:12]})",
-        metrics={name: np.array(scores, np.float64) for name, scores in metrics.items()},
+        source=f"{task.source}, {len(task.items)} items (SHA-256 {task.sha256[:12]})",
+        metrics={
+            name: np.array([METRICS[name](*pair) for pair in pairs], np.float64)
+            for name in task.metrics
+        },
         log_likelihoods=values,
     )
 
 
-def _requests(
-    item: Item, number: int, task: TaskFile, text_model: TextModel
-) -> list[ContinuationRequest]:
-    found = [ContinuationRequest.of(text_model, *pair) for pair in item.pairs]
-    for request in found:
-        if not request.context or not request.continuation:
+def task_requests(task: TaskItems, text_model: TextModel) -> list[list[ContinuationRequest]]:
+    """The choices of each item as tokens.
+
+    Raises:
+        TaskError: A choice or its text has no token.
+    """
+    found = []
+    for number, item in enumerate(task.items, 1):
+        found.append([ContinuationRequest.of(text_model, *pair) for pair in item.pairs])
+        if not all(request.context and request.continuation for request in found[-1]):
             raise TaskError(f"{task.name}, item {number}: a choice or its text has no token.")
     return found
 
 
-def _right(item: Item, values: list[float]) -> bool:
-    return int(np.argmax(values)) == item.gold
+def _right(item: Item, values: Sequence[float]) -> float:
+    return float(int(np.argmax(values)) == item.gold)
+
+
+def _right_by_length(item: Item, values: Sequence[float]) -> float:
+    return _right(item, [v / n for v, n in zip(values, item.lengths, strict=True)])
+
+
+METRICS: dict[str, Callable[[Item, Sequence[float]], float]] = {
+    "acc": _right,
+    "acc_norm": _right_by_length,
+    "log_prob": lambda item, values: values[item.gold],
+}
+"""By name, an item's score, from the log-likelihoods of its choices."""

@@ -41,25 +41,29 @@ class Item:
 
 
 @dataclass(frozen=True)
-class TaskFile:
+class TaskItems:
     """A task's items.
 
     Attributes:
-        name: The file's name without its end.
-        items: In the file's order.
-        normalised: Whether choices of unlike length are compared, so that ``acc_norm`` says
-            something: not where one continuation follows several texts.
-        sha256: Of the file.
+        name: The file's name without its end, or a probe's.
+        source: Where the items came from.
+        items: In their order.
+        metrics: What is scored, of :data:`exporter.compare.tasks.choosing.METRICS`.
+        sha256: Of the file, or of the items.
     """
 
     name: str
+    source: str
     items: tuple[Item, ...]
-    normalised: bool
+    metrics: tuple[str, ...]
     sha256: str
 
 
-def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskFile:
+def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskItems:
     """Reads ``NAME.jsonl``.
+
+    There is an ``acc_norm`` where choices of unlike length are compared: not where one
+    continuation follows several texts.
 
     Args:
         folder: Where task files are.
@@ -83,7 +87,8 @@ def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskFile:
     if not items:
         raise TaskError(f"{path} holds no item.", FORMAT_HINT, code="no-items")
     one_context = all(len({context for context, _ in item.pairs}) == 1 for item in items)
-    return TaskFile(name, items, one_context, sha256_bytes(content))
+    metrics = ("acc", "acc_norm") if one_context else ("acc",)
+    return TaskItems(name, path.name, items, metrics, sha256_bytes(content))
 
 
 def known_tasks(folder: Path) -> list[str]:

@@ -1,14 +1,16 @@
 """How likely a model finds continuations, with as few computed tokens as it takes.
 
 The choices of a question share its text. That text runs once, and all its choices continue from
-the KV cache that it leaves, side by side. Several questions run in one batch: their shared texts
-are cut to the shortest of them, so that no cache needs padding, and the rest goes with the choices.
-Padding stands at the end only, where a causal model doesn't see it.
+the KV cache that it leaves, side by side; choices that differ in their last token alone are one
+run. Several questions run in one batch: their shared texts are cut to the shortest of them, so that
+no cache needs padding, and the rest goes with the choices. What all questions begin with, such as
+examples, runs once in all. Padding stands at the end only, where a causal model doesn't see it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,6 +91,22 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True)
+class _Begun:
+    """The KV cache of what was run already, by input, and how many tokens that were."""
+
+    length: int
+    cache: Mapping[str, Array]
+
+    def repeated(self, times: int | list[int]) -> _Begun:
+        """Each row so many times."""
+        more = {name: values.repeat(times, axis=0) for name, values in self.cache.items()}
+        return _Begun(self.length, more)
+
+
+_NOTHING = _Begun(0, {})
+
+
+@dataclass(frozen=True)
 class LikelihoodScorer:
     """Scores continuations on a runner.
 
@@ -147,45 +165,64 @@ class LikelihoodScorer:
         """
         if self.vocabulary is not None:
             check_tokens(_largest(requests), self.vocabulary)
-        rows = [_row(request, self.longest) for request in requests]
-        found: dict[int, Likelihood] = {}
-        cached = self.shares and bool(runner_caches(self.runner))
-        with progress.task("likelihoods", total=len(requests)) as task:
-            for batch in batches(
-                groups(rows, share=cached),
-                rows,
-                most_rows=self.batch_size,
-                most_tokens=_BATCH_TOKENS,
-            ):
-                for number, likelihood in self._run(batch, rows):
-                    found[number] = likelihood
-                    task.advance()
-        return [found[number] for number in range(len(requests))]
+        wanted = [_row(request, self.longest) for request in requests]
+        rows = distinct(wanted)
+        found: dict[TokenRow, Likelihood] = {}
+        targets = defaultdict(set)
+        for row in wanted:
+            targets[row.tokens].add(row.targets)
+        with progress.task("likelihoods", total=len(rows)) as task:
+            for tokens, logits in self._answers(rows):
+                for each in targets[tokens]:
+                    found[TokenRow(tokens, each)] = _likelihood(logits, each)
+                task.advance()
+        return [found[row] for row in wanted]
 
-    def _run(self, batch: list[Group], rows: list[TokenRow]) -> Iterator[tuple[int, Likelihood]]:
+    def _answers(self, rows: list[TokenRow]) -> Iterator[tuple[tuple[int, ...], Array]]:
+        """Each row's tokens, and the logits of its last positions, ``[targets, vocabulary]``."""
+        cached = self.shares and bool(runner_caches(self.runner))
+        opening = opening_of(rows) if cached else ()
+        begun = self._begun(_NOTHING, np.array([opening], np.int64)) if opening else _NOTHING
+        rests = [row._replace(tokens=row.tokens[len(opening) :]) for row in rows]
+        for batch in batches(
+            groups(rests, share=cached),
+            rests,
+            most_rows=self.batch_size,
+            most_tokens=_BATCH_TOKENS,
+        ):
+            for number, logits in self._run(batch, rests, begun):
+                yield rows[number].tokens, logits
+
+    def _run(
+        self, batch: list[Group], rows: list[TokenRow], begun: _Begun
+    ) -> Iterator[tuple[int, Array]]:
         shared = batch[0].shared
         numbers = [number for group in batch for number in group.members]
-        cache = self._prefix(batch, rows) if shared else None
+        if shared:
+            first = [rows[group.members[0]].tokens[:shared] for group in batch]
+            begun = self._begun(begun, np.array(first, np.int64))
+            begun = begun.repeated([len(group.members) for group in batch])
+        else:
+            begun = begun.repeated(len(numbers))
         rests = [rows[number].tokens[shared:] for number in numbers]
         width = max(map(len, rests))
         ids = np.array([[*rest, *[rest[-1]] * (width - len(rest))] for rest in rests], np.int64)
-        shape = Shape("prefill", len(ids), width, shared)
-        inputs = make_inputs(self.runner.inputs, shape, ids, cache=cache)
+        shape = Shape("prefill", len(ids), width, begun.length)
+        inputs = make_inputs(self.runner.inputs, shape, ids, cache=begun.cache)
         logits = self.runner.run(inputs, [LOGITS])[LOGITS]
         for answer, number in zip(logits, numbers, strict=True):
-            row = rows[number]
-            end = len(row.tokens) - shared
-            yield number, _likelihood(answer[end - len(row.targets) : end], row.targets)
+            end = len(rows[number].tokens) - shared
+            yield number, answer[end - len(rows[number].targets) : end]
 
-    def _prefix(self, batch: list[Group], rows: list[TokenRow]) -> dict[str, Array]:
-        """The KV cache of what each group shares, once for each of its members."""
-        shared = batch[0].shared
-        ids = np.array([rows[group.members[0]].tokens[:shared] for group in batch], np.int64)
+    def _begun(self, before: _Begun, ids: NDArray[np.int64]) -> _Begun:
+        """The KV cache after more tokens, ``[rows, tokens]``, which all go on from the same."""
         caches = runner_caches(self.runner)
-        inputs = make_inputs(self.runner.inputs, Shape("prefill", len(ids), shared), ids)
+        cache = before.repeated(len(ids)).cache
+        shape = Shape("prefill", len(ids), ids.shape[1], before.length)
+        inputs = make_inputs(self.runner.inputs, shape, ids, cache=cache)
         found = self.runner.run(inputs, list(caches.values()))
-        repeats = [len(group.members) for group in batch]
-        return {past: found[present].repeat(repeats, axis=0) for past, present in caches.items()}
+        after = {past: found[present] for past, present in caches.items()}
+        return _Begun(before.length + ids.shape[1], after)
 
 
 def _largest(requests: Sequence[ContinuationRequest]) -> int:
@@ -208,11 +245,32 @@ def _row(request: ContinuationRequest, longest: int) -> TokenRow:
 
 
 def _likelihood(logits: Array, targets: Sequence[int]) -> Likelihood:
+    """Of targets, from the logits of as many or more positions, the last of which are theirs."""
     wanted: NDArray[np.int64] = np.asarray(targets)
-    log_probabilities = logits.astype(np.float64)
+    log_probabilities = logits[-len(wanted) :].astype(np.float64)
     to_log_probabilities(log_probabilities, "The logits after a task's text")
     chosen = log_probabilities[np.arange(len(wanted)), wanted]
     return Likelihood(float(chosen.sum()), bool((log_probabilities.argmax(1) == wanted).all()))
+
+
+def distinct(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """Rows of which no two have the same tokens: of those that do, the one with most targets."""
+    found: dict[tuple[int, ...], TokenRow] = {}
+    for row in rows:
+        known = found.get(row.tokens)
+        if known is None or len(known.targets) < len(row.targets):
+            found[row.tokens] = row
+    return list(found.values())
+
+
+def opening_of(rows: Sequence[TokenRow]) -> tuple[int, ...]:
+    """The tokens that all rows begin with and nobody asks about, where that is worth a run."""
+    if len(rows) < 2:
+        return ()
+    first, last = min(row.tokens for row in rows), max(row.tokens for row in rows)
+    length = min(_common(first, last), *(row.free for row in rows))
+    widest = max(len(row.tokens) for row in rows)
+    return first[:length] if length >= _LEAST_SAVING * widest else ()
 
 
 def groups(rows: Sequence[TokenRow], *, share: bool) -> list[Group]:

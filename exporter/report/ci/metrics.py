@@ -75,7 +75,7 @@ def _accuracy(report: ComparisonReport) -> Iterator[CiMetric]:
     if accuracy.embeddings is not None:
         cosine = accuracy.embeddings.cosine
         yield CiMetric("accuracy", "embedding-cosine", "", cosine, better="higher")
-    for task in accuracy.tasks:
+    for task in (*accuracy.tasks, *accuracy.probes):
         name = f"{task.task} {task.metric}"
         yield CiMetric(name, "score", "", task.candidate, better="higher")
 

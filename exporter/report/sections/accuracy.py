@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from exporter.artifacts import (
     Accuracy,
@@ -20,6 +20,13 @@ from exporter.report.sections.summary import accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
 from exporter.report.words import interval_words, or_dash, percent, significant
 
+PROBES_NOTE = (
+    "Items made from a seed, each with four answers: sums, the bracket that closes the last open "
+    "one, the next word of a list that begins anew, the value of a key that stands above. acc is "
+    "the share of right answers, 0.25 by chance; log_prob the mean log-probability of the right "
+    "answer, in nats."
+)
+
 
 def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     """Perplexity and its like, or why there is none; then what else was measured."""
@@ -32,7 +39,8 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     return [
         Section("accuracy", "Accuracy", blocks),
         _by_position(found),
-        _tasks(found),
+        _scores("tasks", "Tasks", found.tasks),
+        _scores("probes", "Probes", found.probes, PROBES_NOTE),
         _generation(found),
         _long_context(found),
         _embeddings(found),
@@ -73,6 +81,8 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             f"Importance was measured on another text: {text.source}, {text.samples} x "
             f"{text.sequence_length}, {text.tokens:,} tokens (SHA-256 `{text.sha256[:12]}`)."
         )
+    if accuracy.probes_left_out:
+        yield Note(f"{accuracy.probes_left_out}.", lead="Probes were left out:")
     yield Note(
         "KL divergence is KL(baseline || candidate) of the next-token distributions, mean over "
         "positions; 0 means that nothing changed."
@@ -122,16 +132,18 @@ def _positions(error: PositionError) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _tasks(accuracy: Accuracy) -> Section | None:
-    """Each task's score of both arms, and their paired difference."""
-    tasks = accuracy.tasks
+def _scores(
+    anchor: str, title: str, tasks: Sequence[TaskResult], about: str = ""
+) -> Section | None:
+    """Each task's or probe's score of both arms, and their paired difference."""
     if not tasks:
         return None
     header = [
-        "task", "metric", "items", "baseline", "candidate", "difference", "only baseline right",
-        "only candidate right", "McNemar p",
+        title.lower()[:-1], "metric", "items", "baseline", "candidate", "difference",
+        "only baseline right", "only candidate right", "McNemar p",
     ]  # fmt: skip
-    grid = Grid("Tasks on the same items", header, [_task(t) for t in tasks], right=range(2, 9))
+    rows = [_task(task) for task in tasks]
+    grid = Grid(f"{title} on the same items", header, rows, right=range(2, 9))
     note = Note(
         "The difference is candidate minus baseline; in brackets its 95 % interval, from a paired "
         "bootstrap over items. McNemar's exact test looks at the items that only one arm gets "
@@ -149,9 +161,10 @@ def _tasks(accuracy: Accuracy) -> Section | None:
         )
         for task in tasks
     ]
-    chart = Intervals("Difference of the tasks' scores", lines, neutral=0.0)
+    chart = Intervals(f"{title}: difference of scores", lines, neutral=0.0)
     told = "Candidate minus baseline with its 95 % interval, paired by item."
-    return Section("tasks", "Tasks", [grid, note, *notes], [Figure(chart, told)])
+    first = [Note(about)] if about else []
+    return Section(anchor, title, [*first, grid, note, *notes], [Figure(chart, told)])
 
 
 def _task(task: TaskResult) -> list[str]:

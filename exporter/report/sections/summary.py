@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exporter.artifacts import Arm, ComparisonReport
+from exporter.artifacts import Arm, ComparisonReport, Interval
 from exporter.printable import counted
 from exporter.report.sections.blocks import Cell, Grid, Tile, verdict_sign
 from exporter.report.sections.verdict import quality_sign, speed_sign
@@ -55,6 +55,27 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
     return rows
 
 
+def probe_rows(report: ComparisonReport) -> list[SummaryRow]:
+    """The share of right answers to each probe, and the difference with its interval in points."""
+    probes = report.accuracy.probes if report.accuracy else []
+    return [
+        (
+            f"{probe.task}, right answers",
+            percent(probe.baseline),
+            percent(probe.candidate),
+            _points(probe.difference),
+            "",
+        )
+        for probe in probes
+        if probe.metric == "acc"
+    ]
+
+
+def _points(difference: Interval) -> str:
+    value, low, high = (100 * each for each in (difference.value, *difference.ci95))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def size_rows(report: ComparisonReport) -> list[SummaryRow]:
     """Bytes on disk, parameters, nodes, and KV cache per token; what is none is left out."""
 
@@ -91,8 +112,10 @@ def size_grid(report: ComparisonReport, caption: str) -> Grid:
 
 
 def glance(report: ComparisonReport) -> list[Grid]:
-    """Speed, accuracy and size, each a table of the same form; those without a row are left out."""
-    grids = [_speed(report), accuracy_grid(report, "Accuracy"), size_grid(report, "Size")]
+    """Speed, accuracy, probes and size, each a table of one form; none without a row."""
+    probes = Grid("Probes", HEADER[:4], [row[:4] for row in probe_rows(report)], right=(1, 2, 3))
+    accuracy, size = accuracy_grid(report, "Accuracy"), size_grid(report, "Size")
+    grids = [_speed(report), accuracy, probes, size]
     return [grid for grid in grids if grid.rows]
 
 

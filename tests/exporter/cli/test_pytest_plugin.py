@@ -85,6 +85,8 @@ def test_what_holds_passes(inner: Inner, call: str) -> None:
     [
         ('assert_task_drop("5%")', "passed"),
         ('assert_task_drop("1%")', "failed"),
+        ('assert_probe_drop("5%")', "passed"),
+        ('assert_probe_drop("1%")', "failed"),
         ("assert_embedding_cosine(0.9)", "passed"),
         ("assert_embedding_cosine(0.99)", "failed"),
         ("assert_task_drop(5)", "failed"),  # points are shares: 5 isn't 5 %
@@ -98,7 +100,8 @@ def test_tasks_and_embeddings_have_limits_too(inner: Inner, call: str, outcome: 
     near = EmbeddingAgreement(
         texts=9, cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9, cosine_interval=narrow(0.95)
     )
-    inner.report(gate_row(), accuracy=gate_accuracy(tasks=[task], embeddings=near))
+    accuracy = gate_accuracy(tasks=[task], probes=[task], embeddings=near)
+    inner.report(gate_row(), accuracy=accuracy)
     inner.run(f'depthcut.report("report.json").{call}').assert_outcomes(**{outcome: 1})
 
 

@@ -157,7 +157,7 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     assert fresh.tasks
     assert fresh.generation is not None
     with monkeypatch.context() as patch:
-        for name in ("accuracy.generation_agreements", "task_answers._scores"):
+        for name in ("accuracy.generation_agreements", "task_answers.score_tasks"):
             patch.setattr(f"exporter.compare.{name}", stop)
         patch.setattr("exporter.compare.accuracy.compare_predictions", stop)
         assert compare(*judged, options, resume=out).accuracy == fresh

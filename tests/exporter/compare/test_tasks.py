@@ -26,6 +26,7 @@ from exporter.compare.tasks.likelihood import (
     TokenRow,
     batches,
     groups,
+    opening_of,
 )
 from exporter.compare.tasks.opening import task_texts
 from exporter.compare.tasks.scores import TaskScores, compare_scores
@@ -105,6 +106,33 @@ def test_what_choices_share_runs_once(runner: OnnxRuntimeRunner) -> None:
         LikelihoodScorer(counting, 64, VOCABULARY, shares=shares).score(requests())
         tokens[shares] = counting.tokens
     assert tokens[True] < 0.6 * tokens[False]
+
+
+def test_what_all_begin_with_runs_once_and_so_do_the_same_tokens(
+    runner: OnnxRuntimeRunner,
+) -> None:
+    opening = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    asked = [
+        ContinuationRequest((*opening, question), (answer,))
+        for question in (0, 1, 2)
+        for answer in (5, 6, 7)
+    ]
+    asked.append(ContinuationRequest(opening, (0, 9)))  # runs the tokens of the first question
+    wanted = [one_by_one(runner, request)[0] for request in asked]
+    counting: Any = Counting(runner)
+    found = LikelihoodScorer(counting, 64, VOCABULARY).score(asked)
+    assert [each.log_likelihood for each in found] == pytest.approx(wanted, abs=1e-5)
+    assert counting.tokens <= 9 + 3 * 2
+    assert LikelihoodScorer(counting, 64, VOCABULARY).score([]) == []
+
+
+def test_an_opening_that_saves_little_is_none() -> None:
+    def row(*tokens: int) -> TokenRow:
+        return TokenRow(tokens, tokens[-1:])
+
+    assert opening_of([row(1, 2, 3, 4), row(1, 2, 5, 6)]) == (1, 2)
+    assert opening_of([row(1, *range(20)), row(1, 30)]) == ()
+    assert opening_of([row(1, 2)]) == ()
 
 
 def test_too_long_requests_lose_their_start(runner: OnnxRuntimeRunner) -> None:

@@ -323,25 +323,37 @@ def test_a_metric_of_which_less_is_better_may_not_grow(
     assert limit_words(only) == f"{side} {told}"
 
 
-def test_tasks_are_compared_by_points() -> None:
-    limits = Limits(max_task_drop=0.02)
+@pytest.mark.parametrize("field", ["tasks", "probes"])
+def test_tasks_and_probes_are_compared_by_points(field: str) -> None:
+    limits = Limits(**{f"max_{field[:-1]}_drop": 0.02})
+
+    def scored(*scores: Task) -> ComparisonReport:
+        return gate_report(accuracy=gate_accuracy(**{field: list(scores)}))
+
     for candidate, interval, word in (
         (0.5, (-0.12, -0.08), "regressed"),
         (0.5, (-0.19, -0.01), "inconclusive"),
         (0.59, (-0.015, -0.005), "unchanged"),
     ):
-        report = gate_report(accuracy=gate_accuracy(tasks=[task(candidate, *interval)]))
-        assert check(report, limits).verdict == word
+        report = scored(task(candidate, *interval))
+        (found,) = check(report, limits).checks
+        assert (found.quantity, found.verdict) == (field[:-1], word)
         assert against(report, report, limits).verdict == "unchanged"
-    scored = gate_report(accuracy=gate_accuracy(tasks=[task(0.6, -0.01, 0.01)]))
-    other = scored.accuracy.tasks[0].model_copy(update={"task": "piqa"})  # type: ignore[union-attr]
-    more = gate_report(accuracy=gate_accuracy(tasks=[task(0.6, -0.01, 0.01), other]))
-    assert against(more, scored, limits).verdict == "unchanged"
+    one = task(0.6, -0.01, 0.01)
+    more = scored(one, one.model_copy(update={"task": "piqa"}))
+    assert against(more, scored(one), limits).verdict == "unchanged"
     with raises(RegressionError, "tasks-missing", "piqa, acc"):
-        against(scored, more, limits)
-    twice = gate_report(accuracy=gate_accuracy(tasks=[task(0.5, -0.2, 0.0)] * 2))
+        against(scored(one), more, limits)
     with raises(RegressionError, "named-twice", "arc, acc"):
-        check(twice, limits)
+        check(scored(*[task(0.5, -0.2, 0.0)] * 2), limits)
+
+
+def test_a_limit_on_probes_is_on_right_answers_and_on_no_task() -> None:
+    fell = task(0.1, -0.6, -0.4)
+    nats = loss(9.0, higher_is_better=True).model_copy(update={"metric": "log_prob"})
+    accuracy = gate_accuracy(probes=[task(0.6, -0.01, 0.01), nats], tasks=[fell])
+    (found,) = check(gate_report(accuracy=accuracy), Limits(max_probe_drop=0.02)).checks
+    assert (found.subject, found.verdict) == ("arc, acc", "unchanged")
 
 
 def test_the_largest_build_of_an_engine_counts() -> None:
@@ -656,6 +668,7 @@ def test_a_report_that_contradicts_itself_is_refused() -> None:
         ({"top1_agreement": 0.9}, "top1_interval.value"),
         ({"log_perplexity_increase": narrow(0.0)}, "log_perplexity_increase.value"),
         ({"tasks": [task(0.5, -0.2, 0.0).model_copy(update={"candidate": 0.6})]}, "tasks[0]"),
+        ({"probes": [task(0.5, -0.2, 0.0).model_copy(update={"candidate": 0.6})]}, "probes[0]"),
         (
             {"sample_losses": SampleLosses(tokens=[9], baseline=[9.0], candidate=[9.0])},
             "perplexity.baseline",
@@ -702,6 +715,7 @@ def test_a_shape_that_is_there_twice_is_refused() -> None:
             "quantity-missing",
             "min-embedding-cosine",
         ),
+        (gate_report(), Limits(max_probe_drop=0.1), "quantity-missing", "max-probe-drop"),
         (
             gate_report(accuracy=gate_accuracy(kl_divergence=math.nan)),
             Limits(max_kl=1),
