@@ -87,4 +87,8 @@ def score_probes(
     """
     text_model = TextModel.of(folder.onnx, folder.tokenizer)
     scorer = LikelihoodScorer.of(runner, folder, vocabulary=vocabulary)
-    return [evaluate(probe, scorer, text_model, progress=progress) for probe in probes]
+    found = []
+    for probe in probes:
+        progress.say(f"probe {probe.name}: {len(probe.items)} items")
+        found.append(evaluate(probe, scorer, text_model, progress=progress))
+    return found
