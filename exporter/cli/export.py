@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from exporter.artifacts import PruningPlan
+from exporter.choose.budgets.budget import asks_for_more_than_numbers
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code
@@ -18,6 +22,18 @@ class ExportCall(Options):
     request: ExportRequest = part()
     required: RequiredSpeedup = part(RequiredSpeedup(), rare=("require_speedup",))
     rules = (only_with("required.require_speedup", "request.drops.budget.target_speedup"),)
+
+    @classmethod
+    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A cut of so many is healed as the machine can afford; the paper's own way is not.
+
+        Nor is a model that is read a layer at a time.
+        """
+        counts = any(told.get(f"drop_{kind}") for kind in ("attn", "mlp", "block", "joint"))
+        as_published = told.get("search") == "one-shot" or told.get("stream")
+        if not counts or as_published or told.get("heal") is not None:
+            return told
+        return told if asks_for_more_than_numbers(told) else {**told, "heal": "auto"}
 
 
 def _check(call: ExportCall) -> None:

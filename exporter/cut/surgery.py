@@ -98,13 +98,8 @@ def prune_file(
     """
     options = options or CutOptions()
     plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)
-    if plan.changed_weights and not weights_changed:
-        raise PlanError(
-            f"The plan changes {len(plan.changed_weights)} weights of the PyTorch model, which "
-            f"{source} holds as they were.",
-            "Export the healed model: depthcut export MODEL --plan PLAN.",
-            code="changed-weights-in-graph",
-        )
+    if not weights_changed:
+        _refuse_changed_weights(plan, source)
     if options.verify == "oracle":
         _require_runtime()
     model = storage.load_model(source)
@@ -117,6 +112,16 @@ def prune_file(
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
     cut = _Cut(files, plan, model, pruned, passed, setting, hashes, engine_check, progress)
     return _publish(cut, unfinished)
+
+
+def _refuse_changed_weights(plan: LoadedPlan, source: Path) -> None:
+    if plan.changed_weights:
+        raise PlanError(
+            f"The plan changes {len(plan.changed_weights)} weights of the PyTorch model, which "
+            f"{source} holds as they were.",
+            "Export the healed model: depthcut export MODEL --plan PLAN.",
+            code="changed-weights-in-graph",
+        )
 
 
 def _pruned(model: ir.Model, plan: LoadedPlan, options: CutOptions) -> tuple[ir.Model, PassReport]:

@@ -15,12 +15,14 @@ from exporter.artifacts import (
     HealedText,
     Healing,
     HealingReport,
+    ModelRef,
     PruningPlan,
 )
 from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import HealingError
+from exporter.heal.automatic import settled
 from exporter.heal.domains import measured_text, warnings_of
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
@@ -86,7 +88,7 @@ def heal(
         HealingError: Activations are not finite, or too few; or training gained nothing.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    options = options or HealOptions()
+    options = settled(options or HealOptions(), loaded, progress)
     ref = loaded.ref
     validate_plan(plan, ref.num_layers, model=ref.source, allow_all=allow_all)
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
@@ -106,24 +108,16 @@ def heal(
             made=made,
             progress=progress,
         )
-    parents = {**(made_from or {}), "model": ref.sha256}
-    parents |= {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
+    parents = _parents(made_from, ref, texts)
     report = HealingReport(model=ref, healing=healing, made_from=parents)
-    healed = _healed_plan(plan, made, healing, parents).model_copy(
-        update={
-            "predicted_on": _figures_from(options, texts) if healing.texts else None,
-            "fitted_on": texts.fitting.parts,
-            "stopped_on": [] if made.deciding is None else made.deciding.parts,
-            "judged_on": _judged_on(made.held_out, texts.other) if healing.texts else [],
-        }
-    )
+    healed = _healed_plan(plan, made, healing, parents, texts, options)
     return Healed(healed, made.branch_replacements, report, made.weights)
 
 
 @contextlib.contextmanager
 def _made(fitting: Fitting) -> Iterator[Made]:
     """What makes up for the branches, while the block runs."""
-    kind = fitting.options.kind
+    kind = fitting.options.decided
     if kind == "distill":
         from exporter.heal.distill.distilled import distilled
 
@@ -134,6 +128,14 @@ def _made(fitting: Fitting) -> Iterator[Made]:
         yield Made(held_out, *fitting.best(chooser), deciding=chooser)
     else:
         yield Made(fitting.texts.held_out, *fitting.alike(kind))
+
+
+def _parents(
+    made_from: Mapping[str, str] | None, model: ModelRef, texts: HealingTexts
+) -> dict[str, str]:
+    """The hashes of what a healing was made from, by their roles."""
+    sources = {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
+    return {**(made_from or {}), "model": model.sha256, **sources}
 
 
 def _figures_from(options: HealOptions, texts: HealingTexts) -> FiguresFrom:
@@ -172,7 +174,12 @@ def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
 
 
 def _healed_plan(
-    plan: PruningPlan, made: Made, healing: Healing, parents: Mapping[str, str]
+    plan: PruningPlan,
+    made: Made,
+    healing: Healing,
+    parents: Mapping[str, str],
+    texts: HealingTexts,
+    options: HealOptions,
 ) -> PruningPlan:
     return PruningPlan(
         deletions=healed_deletions(plan.deletions, made.branch_replacements),
@@ -180,6 +187,10 @@ def _healed_plan(
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
         predicted=_predicted(healing.texts),
+        predicted_on=_figures_from(options, texts) if healing.texts else None,
+        fitted_on=texts.fitting.parts,
+        stopped_on=[] if made.deciding is None else made.deciding.parts,
+        judged_on=_judged_on(made.held_out, texts.other) if healing.texts else [],
         made_from={**plan.made_from, **parents},
     )
 
@@ -219,7 +230,7 @@ def measured_healing(
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
     return Healing(
-        asked=options.kind,
+        asked=options.decided,
         rank=options.used_rank,
         sequential=options.sequential,
         calibration=list(sources),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from exporter.artifacts import HealKind, Train
 from exporter.option_types import Amount, Count, Duration, PositiveNumber, Seed, Several, Tokens
@@ -11,6 +11,8 @@ from exporter.options import Options, Rule, dataclass, option
 from exporter.score.options import SCORING
 
 HEALING = "How the plan is healed"
+HealChoice = Literal["auto", HealKind]
+"""``auto``: training where memory and time allow it, else ``best``."""
 _ADAPTER_RANK = 16
 
 
@@ -18,7 +20,7 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
     """Rules that refuse options of one kind of healing for the others."""
 
     def broken(name: str, usual: Any) -> Callable[[Any], bool]:
-        return lambda told: told.kind != kind and getattr(told, name) != usual
+        return lambda told: told.kind not in (kind, "auto") and getattr(told, name) != usual
 
     return tuple(
         Rule(
@@ -55,11 +57,12 @@ class HealOptions(Options):
         states_weight: Of the hidden states' relative squared error, beside that of the answers.
     """
 
-    kind: HealKind = option(
+    kind: HealChoice = option(
         "linear",
         "What makes up for the dropped branches: the mean of a branch's output (bias), a linear "
         "map of what it reads (linear), for each branch what helps most (best), or training in "
-        "which the whole model teaches the cut one (distill).",
+        "which the whole model teaches the cut one (distill). auto trains where memory and time "
+        "allow it, for 10 minutes where no time is named, else it takes best.",
         "--heal",
         brief="How the cut heals: bias, linear, best or distill",
         section=HEALING,
@@ -193,6 +196,11 @@ class HealOptions(Options):
         return self.rank or (_ADAPTER_RANK if adapters else None)
 
     @property
+    def decided(self) -> HealKind:
+        """The kind, where ``auto`` trains."""
+        return "distill" if self.kind == "auto" else self.kind
+
+    @property
     def trains(self) -> bool:
         """Whether the kept weights change, and nothing takes the branches' places."""
-        return self.kind == "distill"
+        return self.kind in ("auto", "distill")

@@ -118,7 +118,18 @@ def _finish(name: str) -> Callable[[], object]:
 
 
 def _export(*drops: str) -> Arguments:
-    return ("export", "in/llama", "-o", "out/res", *drops, *SCORING, *_TIMING, "-q")
+    return (
+        "export",
+        "in/llama",
+        "-o",
+        "out/res",
+        "--heal",
+        "none",
+        *drops,
+        *SCORING,
+        *_TIMING,
+        "-q",
+    )
 
 
 def _quantize(*options: str) -> Arguments:

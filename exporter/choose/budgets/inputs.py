@@ -221,7 +221,7 @@ class PlanInputs:
     @property
     def _kind(self) -> HealKind | None:
         """What a search may put in the branches' places."""
-        return None if self.settings.weighed is None else self.settings.weighed.kind
+        return None if self.settings.weighed is None else self.settings.weighed.decided
 
     @property
     def _protected(self) -> frozenset[SublayerRef]:

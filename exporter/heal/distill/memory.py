@@ -12,6 +12,8 @@ _STATE_BYTES = 16
 """For each trained number: its gradient, two moments and the best value so far, in float32."""
 _ACTIVATIONS = 40
 """Numbers of two bytes that a layer keeps for each token, in widths of the residual stream."""
+_PRODUCTS = 12
+"""Of a layer, in widths that adapters read and write: attention's four and the MLP's three."""
 _LOGITS_BYTES = 8
 """For each token and word of the vocabulary: both models' logits and gradients, in bfloat16."""
 
@@ -33,21 +35,37 @@ def needed_bytes(
     return weights + trained * _STATE_BYTES + activations + step_tokens * vocabulary * _LOGITS_BYTES
 
 
+def needed_by(model: Any, options: HealOptions, trained: int | None = None) -> int:
+    """About how much memory the training of a model takes beside its weights, in bytes.
+
+    Args:
+        model: A transformers model.
+        options: How it is trained.
+        trained: How many numbers are trained; None: about that many.
+    """
+    config = model.config.get_text_config()
+    layers, width, weights = config.num_hidden_layers, config.hidden_size, model.num_parameters()
+    everything = options.train == "all"
+    if trained is None:
+        trained = (
+            weights if everything else _PRODUCTS * 2 * layers * width * (options.used_rank or 0)
+        )
+    return needed_bytes(
+        trained * model.dtype.itemsize if everything else 0,
+        trained,
+        max(options.step_tokens, options.sequence_length),
+        layers=layers,
+        width=width,
+        vocabulary=config.vocab_size if model.can_generate() else 0,
+    )
+
+
 def told_memory(student: Student, options: HealOptions) -> str:
     """What is trained, and about how much memory that takes, in a line."""
     model: Any = student.model
-    config = model.config.get_text_config()
-    own = sum(each.numel() * each.element_size() for each in student.trained.values())
-    held = sum(each.numel() * each.element_size() for each in model.parameters())
     trained = sum(each.numel() for each in student.trained.values())
-    needed = needed_bytes(
-        held + (own if options.train == "all" else 0),
-        trained,
-        max(options.step_tokens, options.sequence_length),
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        vocabulary=config.vocab_size if model.can_generate() else 0,
-    )
+    held = model.num_parameters() * model.dtype.itemsize
+    needed = held + needed_by(model, options, trained)
     return (
         f"heal: {trained / 1e6:.1f} million numbers are trained ({options.train}), which takes "
         f"about {needed / 1e9:.1f} GB of memory"

@@ -16,6 +16,7 @@ from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.cli.export import export
 from exporter.errors import HealingError, PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.texts.calibration import CalibrationText
@@ -25,6 +26,7 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
+from exporter.heal.automatic import USUAL_TIME_S, settled  # noqa: E402
 from exporter.heal.distill.distilled import distilled  # noqa: E402
 from exporter.heal.distill.loss import answer_loss  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
@@ -217,7 +219,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_state(
 
 def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_loaded("llama")
-    with distilled(fitting(loaded, tokens=10**6, time_s=1.0, learning_rate=1e-4)) as made:
+    with distilled(fitting(loaded, tokens=10**6, time_s=3.0, learning_rate=1e-3)) as made:
         assert made.training is not None
         assert made.training.stopped_by == "time"
         assert made.training.tokens < 10**6
@@ -292,3 +294,37 @@ def test_two_processes_train_one_student_together(tmp_path: Path) -> None:
     assert first == second
     # Half of the steps of one process: each takes a share.
     assert (first["steps"], first["gained"]) == (6, True)
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "rate", "kind"),
+    [(1 << 40, 1e12, "distill"), (1 << 10, 1e12, "best"), (1 << 40, 1.0, "best")],
+)
+def test_what_a_machine_can_not_afford_is_not_trained(
+    monkeypatch: pytest.MonkeyPatch, free_bytes: int, rate: float, kind: str
+) -> None:
+    monkeypatch.setattr("exporter.heal.automatic.available_bytes", lambda: free_bytes)
+    monkeypatch.setattr("exporter.heal.automatic._RATES", {"cpu": rate, "cuda": rate})
+    asked = HealOptions(kind="auto", tokens=1000)
+    found = settled(asked, tiny_loaded("llama"))
+    assert found.kind == kind
+    assert found.time_s == (USUAL_TIME_S if kind == "distill" else None)
+    assert found.tokens == (1000 if kind == "distill" else HealOptions().tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (("--drop-attn", "2"), "auto"),
+        (("--drop-attn", "2", "--search", "greedy"), "auto"),
+        (("--drop-attn", "2", "--search", "one-shot"), None),
+        (("--drop-attn", "2", "--heal", "none"), None),
+        (("--drop-attn", "2", "--heal", "linear"), "linear"),
+        (("--parameters", "10%"), "best"),
+    ],
+)
+def test_an_export_heals_unless_it_is_to_be_the_papers_way(
+    options: tuple[str, ...], kind: str | None
+) -> None:
+    heal = export.read(["model", "-o", "out", *options]).request.heal
+    assert (None if heal is None else heal.kind) == kind
