@@ -66,12 +66,12 @@ class Artifact(Record):
         try:
             text = read_text(path, limit=TABLE_BYTES, named=named)
         except FileNotFoundError:
-            raise ArtifactError(f"{path} does not exist.") from None
+            raise ArtifactError(f"{path} does not exist.", code="file-missing") from None
         except UnicodeDecodeError as error:
             _refuse_kind("no text", cls, path)
-            raise ArtifactError(f"{path} is no text.") from error
+            raise ArtifactError(f"{path} is no text.", code="not-utf-8") from error
         except OSError as error:
-            raise ArtifactError(f"{path} can't be read: {error}.") from error
+            raise ArtifactError(f"{path} can't be read: {error}.", code="unreadable") from error
         return _validated(cls, text, path)
 
 

@@ -105,6 +105,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
                 f"{plan_path}: {replaced[0].kind} {replaced[0].layer} is to be replaced "
                 f"({replaced[0].replacement}), but the plan names no file with the numbers.",
                 "Name it under $.replacements: path and sha256 of a safetensors file.",
+                code="no-numbers-file",
             )
         if plan.changed_weights:
             raise PlanError(
@@ -120,6 +121,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
         raise PlanError(
             f"{path} is not the file that {plan_path} was made with: its SHA-256 is {sha256}.",
             "Make the plan again, or bring the file back.",
+            code="wrong-hash",
         )
     weights = _changed_weights(path, found, plan.changed_weights)
     named = {_named(path, key): numbers for key, numbers in found.items()}
@@ -163,7 +165,9 @@ def _located(name: str, plan_path: Path) -> Path:
             "Put the file beside the plan.",
         )
     if not path.exists():
-        raise PlanError(f"{plan_path}: $.replacements.path: {path} does not exist.")
+        raise PlanError(
+            f"{plan_path}: $.replacements.path: {path} does not exist.", code="file-missing"
+        )
     check_file(path)
     return path
 
@@ -184,6 +188,7 @@ def _opened(path: Path) -> Iterator[tuple[str, ir.LazyTensor]]:
                     raise PlanError(
                         f"{path}: {key} is of type {part.get_dtype()}.",
                         f"Types that can be read are {', '.join(_DTYPES)}.",
+                        code="wrong-dtype",
                     )
                 yield (
                     key,
@@ -195,13 +200,17 @@ def _opened(path: Path) -> Iterator[tuple[str, ir.LazyTensor]]:
                     ),
                 )
     except (SafetensorError, OSError) as error:
-        raise PlanError(f"{path} is not a valid safetensors file: {first_line(error)}.") from error
+        raise PlanError(
+            f"{path} is not a valid safetensors file: {first_line(error)}.", code="not-safetensors"
+        ) from error
 
 
 def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
     match = _KEY.fullmatch(key)
     if match is None:
-        raise PlanError(f"{path}: {key!r} names no part of a replacement.", _KEYS_HINT)
+        raise PlanError(
+            f"{path}: {key!r} names no part of a replacement.", _KEYS_HINT, code="unknown-tensor"
+        )
     return SublayerRef(int(match[2]), cast(SublayerKind, match[1])), match[3]
 
 
@@ -222,6 +231,7 @@ def _check_keys(
             raise PlanError(
                 f"{path} holds {_key(ref, part)}, which the plan has no use for.",
                 "It may belong to another plan.",
+                code="unasked-numbers",
             )
         for other in _companions(part):
             _require(path, ref, other, found)
@@ -229,6 +239,7 @@ def _check_keys(
             raise PlanError(
                 f"{path} holds both {_key(ref, 'weight')} and its factor {_key(ref, part)}.",
                 "Keep one of both.",
+                code="weight-given-twice",
             )
 
 
@@ -241,7 +252,7 @@ def _companions(part: str) -> tuple[str, ...]:
 
 def _require(path: Path, ref: SublayerRef, part: str, found: set[tuple[SublayerRef, str]]) -> None:
     if (ref, part) not in found:
-        raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT)
+        raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT, code="numbers-missing")
 
 
 def _key(ref: SublayerRef, part: str) -> str:

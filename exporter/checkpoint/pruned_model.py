@@ -126,6 +126,7 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
             raise UsageError(
                 f"{folder} is to be the checkpoint, which leaves no place there for {each}.",
                 "Give the checkpoint a folder of its own.",
+                code="places-collide",
             )
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -134,13 +135,16 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
         config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not {SECTION, ORIGIN} & config.keys():
         raise UsageError(
-            f"{folder} is there, and is no pruned checkpoint.", "Give a folder that is not there."
+            f"{folder} is there, and is no pruned checkpoint.",
+            "Give a folder that is not there.",
+            code="not-ours",
         )
     more = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
     if more:
         raise UsageError(
             f"{folder} is a pruned checkpoint, but {more[0]} in it is of another's making.",
             "Give a folder that is not there: an earlier one would go as a whole.",
+            code="not-ours",
         )
 
 

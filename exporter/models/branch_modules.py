@@ -110,6 +110,7 @@ def read_structure(section: Any) -> PrunedStructure:
         raise ModelSourceError(
             f"This checkpoint was pruned by a newer depthcut: its section has version {version}.",
             "Update depthcut.",
+            code="newer-schema",
         )
     try:
         return PrunedStructure.model_validate(section)
@@ -225,6 +226,7 @@ def _put(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
         raise ModelSourceError(
             f"The pruned checkpoint names {path}, which this model does not have.",
             "Its config.json was changed, or this version of transformers has other modules.",
+            code="module-missing",
         ) from error
     setattr(parent, name, module)
 

@@ -166,6 +166,7 @@ def validate_plan(
                 f"{where}The plan drops {deletion.kind} {deletion.layer}, but in {model} there is "
                 f"no {deletion.kind} to drop.",
                 f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
+                code="kind-missing",
             )
     _check_once(plan.deletions, where)
     everything = len(BLOCK_KINDS) * num_layers
@@ -173,6 +174,7 @@ def validate_plan(
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
             "Leave at least one: an embedding alone is no model. --allow-empty drops all the same.",
+            code="nothing-left",
         )
 
 
@@ -184,13 +186,22 @@ def check_counts(budget: Mapping[str, int]) -> None:
     """
     for name, number in budget.items():
         if number < 0:
-            raise PlanError(f"Can't drop {number} of {name}.", "Ask for a number above 0.")
+            raise PlanError(
+                f"Can't drop {number} of {name}.",
+                "Ask for a number above 0.",
+                code="number-out-of-range",
+            )
     if not any(budget.values()):
-        raise PlanError("Nothing is to be dropped.", "Ask for at least one sublayer or block.")
+        raise PlanError(
+            "Nothing is to be dropped.",
+            "Ask for at least one sublayer or block.",
+            code="nothing-asked",
+        )
     if budget.get("joint") and (budget.get("attention") or budget.get("mlp")):
         raise PlanError(
             "The joint drop chooses among attentions and MLPs itself.",
             "Ask for a joint number, or for one of each kind.",
+            code="joint-and-kinds",
         )
 
 
@@ -217,6 +228,7 @@ def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int
             f"{what} {are(number)} to be dropped, but of {report.model.source} only {left} "
             f"{are(left)} scored.",
             f"The most that can be asked for is {left}.",
+            code="too-few-scored",
         )
     for score in candidates:
         if not math.isfinite(score.score):
@@ -224,6 +236,7 @@ def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int
                 f"The score of {score.kind} {score.layer} of {report.model.source} is "
                 f"{score.score}; it can't be ranked.",
                 "Score the model again.",
+                code="not-finite",
             )
     ranked = sorted(candidates, key=lambda score: (score.score, score.layer, score.kind))
     return ranked[:number]
@@ -238,6 +251,7 @@ def _parse_drop(text: str) -> list[PlannedDeletion]:
         raise UsageError(
             f"{text!r}: {match['kind']} is no kind of sublayer.",
             f"Kinds are {', '.join(get_args(DeletionKind))}.",
+            code="unknown-kind",
         )
     numbers = [layer for part in match["layers"].split(",") for layer in _layer_range(part, text)]
     return [PlannedDeletion(layer=layer, kind=kind) for layer in numbers]
@@ -247,7 +261,9 @@ def _layer_range(part: str, text: str) -> range:
     first, _, last = part.partition("-")
     low, high = int(first), int(last or first)
     if low > high or high >= _MOST_LAYERS:
-        raise UsageError(f"{text!r}: {part} is no range of layers.", _DROP_HINT)
+        raise UsageError(
+            f"{text!r}: {part} is no range of layers.", _DROP_HINT, code="malformed-range"
+        )
     return range(low, high + 1)
 
 
@@ -263,6 +279,7 @@ def _check_once(deletions: Iterable[PlannedDeletion], where: str = "") -> None:
             raise PlanError(
                 f"{where}The plan drops {ref} twice.",
                 "Name it once. A block stands for the attention and the MLP of its layer.",
+                code="dropped-twice",
             )
         seen.add(ref)
 

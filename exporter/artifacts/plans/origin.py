@@ -55,5 +55,6 @@ def hold_against_model(
         raise PlanError(
             f"{told[:1].upper()}{told[1:]}, and its replacements were fitted to that one.",
             "Fit them to this model: depthcut heal.",
+            code="another-model",
         )
     progress.say(f"plan: warning: {told}; what can be spared there may be needed here")

@@ -181,7 +181,9 @@ def _fill(
                     break
                 rest = rest[count:]
     except OSError as error:
-        raise ModelSourceError(f"{entry.file} can't be read: {first_line(error)}.") from error
+        raise ModelSourceError(
+            f"{entry.file} can't be read: {first_line(error)}.", code="unreadable"
+        ) from error
     if rest:
         raise ModelSourceError(
             f"{entry.file} ends inside {name}: it has become shorter since it was opened.",

@@ -40,6 +40,7 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
             "Give the model that it was pruned from. A pruned one can be compared: depthcut "
             "compare torch:WHOLE torch:PRUNED; "
             "exporter.export.torch_export.export_onnx makes an ONNX file of it.",
+            code="already-pruned",
         )
     if not hasattr(found, "named_modules"):
         raise ModelSourceError(

@@ -239,6 +239,7 @@ def _refuse_missing(info: dict[str, Any], path: Path) -> None:
             f"{path} lacks {len(missing)} weights of the model that its config describes, "
             f"first {missing[0]}.",
             "Fetch the model again, or correct its config.",
+            code="weights-missing",
         )
 
 

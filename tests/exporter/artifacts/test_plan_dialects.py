@@ -68,17 +68,19 @@ def test_llm_drop(tmp_path: Path, content: Any, wanted: Drops) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"drop_attn_list": [], "drop_mlp_list": []}, "The plan drops nothing"),
-        ({"drop_attn_list": [1, True]}, r"\$\.drop_attn_list\[1\]: a number is wanted, not True"),
-        ({"drop_attn_list": [-1]}, r"\$\.drop_attn_list\[0\]: there is no layer -1"),
-        ({"drop_attn_list": "3"}, r"\$\.drop_attn_list: a list is wanted, not '3'"),
-        ({"drop_mlp_list": [True], "num_hidden_layers": 2}, "1 truths for 2 layers"),
-        ({"drop_mlp_list": [2], "num_hidden_layers": 2}, "drops mlp 2, but says itself .* 2 layer"),
-        ({"drop_mlp_list": [1, 1]}, "drops mlp 1 twice"),
+        ({"drop_attn_list": [], "drop_mlp_list": []}, ("drops-nothing",)),
+        ({"drop_attn_list": [1, True]}, ("", "$.drop_attn_list[1]", True)),
+        ({"drop_attn_list": [-1]}, ("", "$.drop_attn_list[0]", -1)),
+        ({"drop_attn_list": "3"}, ("", "$.drop_attn_list:", 3)),
+        ({"drop_mlp_list": [True], "num_hidden_layers": 2}, ("", "$.drop_mlp_list:", 1, 2)),
+        ({"drop_mlp_list": [2], "num_hidden_layers": 2}, ("layer-missing", "mlp 2", 2)),
+        ({"drop_mlp_list": [1, 1]}, ("dropped-twice", "mlp 1")),
     ],
 )
-def test_llm_drop_lists_that_make_no_plan(tmp_path: Path, content: Any, told: str) -> None:
-    with pytest.raises(PlanError, match=told):
+def test_llm_drop_lists_that_make_no_plan(
+    tmp_path: Path, content: Any, told: tuple[Any, ...]
+) -> None:
+    with raises(PlanError, *told):
         drops(tmp_path, content)
 
 
@@ -105,7 +107,7 @@ def test_layers_of_another_type_may_be_another_width(tmp_path: Path) -> None:
     content = subblocks([wide, ffn], [narrow, ffn], [wide, ffn], [gone, ffn])
     types = ["full_attention", "sliding_attention"] * 2
     assert drops(tmp_path, content | {"layer_types": types}) == [("attention", 3)]
-    with pytest.raises(PlanError, match="the attention of layer 1 has 1 there in place of 4"):
+    with raises(PlanError, "", "attention", 1, 4):
         drops(tmp_path, content)
 
 
@@ -113,24 +115,26 @@ def test_layers_of_another_type_may_be_another_width(tmp_path: Path) -> None:
     ("content", "told"),
     [
         (deci((ATTENTION, FFN), (LINEAR, FFN)),
-         r"block_configs\[1\]\.attention\.replace_with_linear: a linear map .* layer 1"),
+         ("", "$.block_configs[1].attention.replace_with_linear", 1)),
         (deci((ATTENTION, FFN), (ATTENTION, FFN), (ATTENTION, FFN | {"ffn_mult": 1.0})),
-         r"block_configs\[2\]\.ffn\.ffn_mult: the mlp of layer 2 has 1\.0"),
+         ("", "$.block_configs[2].ffn.ffn_mult", "mlp", 2, 1.0)),
         (deci((ATTENTION, FFN), (ATTENTION, FFN), (ATTENTION | {"window_length": 64}, NO_OP)),
-         r"the attention of layer 2 has 64 there in place of None"),
-        (deci((NO_OP, FFN)) | {"num_hidden_layers": 2}, "1 entries for 2 layers"),
-        ({"block_configs": [{"block_type": "mamba"}]}, r"block_configs\[0\]: it has neither"),
-        (subblocks([kind("mamba"), kind("ffn")]), "layer 0 has a mamba, which is no attention"),
+         ("", "$.block_configs[2].attention.window_length", 64, None)),
+        (deci((NO_OP, FFN)) | {"num_hidden_layers": 2}, ("", "$.block_configs:", 1, 2)),
+        ({"block_configs": [{"block_type": "mamba"}]}, ("", "$.block_configs[0]:")),
+        (subblocks([kind("mamba"), kind("ffn")]), ("", "mamba", 0)),
         (subblocks([kind("attention", no_op=True), kind("ffn", intermediate_size=8)])
-         | {"intermediate_size": 16}, "the mlp of layer 0 has 8 there in place of 16"),
+         | {"intermediate_size": 16}, ("", "mlp", 0, 8, 16)),
         ({"block_configs": [{"attention": NO_OP, "ffn": FFN, "parallel_blocks": [{}]}]},
-         "layer 0 has blocks side by side"),
-        ({"block_configs": [3]}, r"block_configs\[0\]: an object is wanted, not 3"),
-        (deci((ATTENTION | {"no_op": "yes"}, FFN)), "no_op: true or false is wanted"),
+         ("", "$.block_configs[0].parallel_blocks", 0)),
+        ({"block_configs": [3]}, ("", "$.block_configs[0]:", 3)),
+        (deci((ATTENTION | {"no_op": "yes"}, FFN)), ("", "$.block_configs[0].attention.no_op")),
     ],
 )  # fmt: skip
-def test_block_configs_with_more_than_drops(tmp_path: Path, content: Any, told: str) -> None:
-    with pytest.raises(PlanError, match=told):
+def test_block_configs_with_more_than_drops(
+    tmp_path: Path, content: Any, told: tuple[Any, ...]
+) -> None:
+    with raises(PlanError, *told):
         drops(tmp_path, content)
 
 
@@ -153,23 +157,28 @@ def test_widths_of_a_layer_type_are_the_models_own(tmp_path: Path) -> None:
     types = ["sliding_attention", "full_attention"] * 2
     content = {"per_layer_config": entry, "num_hidden_layers": 4}
     assert drops(tmp_path, content | {"layer_types": types}) == [("mlp", 3)]
-    with pytest.raises(PlanError, match=r"per_layer_config\.1\.head_dim: layer 1 has 16"):
+    with raises(PlanError, "", "$.per_layer_config.1.head_dim", 16):
         drops(tmp_path, content)
 
 
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        ({"1": {"skip": ["attention"], "intermediate_size": 8}}, "layer 1 has 8 there"),
-        ({"1": {"skip": ["rotary"]}}, r"per_layer_config\.1\.skip: 'rotary' can't be dropped"),
-        ({"1": {"skip": "attention"}}, "a list is wanted, not 'attention'"),
-        ({"one": {"skip": ["mlp"]}}, r"per_layer_config\.one: the number of a layer"),
-        ({"9": {"skip": ["mlp"]}}, "drops mlp 9, but says itself that there are 4 layers"),
-        ({"1": {"skip": []}}, "The plan drops nothing"),
+        (
+            {"1": {"skip": ["attention"], "intermediate_size": 8}},
+            ("", "$.per_layer_config.1.intermediate_size", 8),
+        ),
+        ({"1": {"skip": ["rotary"]}}, ("", "$.per_layer_config.1.skip", "rotary")),
+        ({"1": {"skip": "attention"}}, ("", "$.per_layer_config.1.skip:", "attention")),
+        ({"one": {"skip": ["mlp"]}}, ("", "$.per_layer_config.one:")),
+        ({"9": {"skip": ["mlp"]}}, ("layer-missing", "mlp 9", 4)),
+        ({"1": {"skip": []}}, ("drops-nothing",)),
     ],
 )
-def test_per_layer_configs_that_make_no_plan(tmp_path: Path, entry: Any, told: str) -> None:
-    with pytest.raises(PlanError, match=told):
+def test_per_layer_configs_that_make_no_plan(
+    tmp_path: Path, entry: Any, told: tuple[Any, ...]
+) -> None:
+    with raises(PlanError, *told):
         drops(tmp_path, {"per_layer_config": entry, "num_hidden_layers": 4})
 
 
@@ -213,7 +222,7 @@ def test_dialects_in_one_file_must_agree(tmp_path: Path) -> None:
     content = {"drop_attn_list": [1], "per_layer_config": {"1": {"skip": ["attention"]}}}
     assert drops(tmp_path, content) == [("attention", 1)]
     content["drop_attn_list"] = [2]
-    with pytest.raises(PlanError, match=r"as LLM-Drop does not drop the same .* as transformers"):
+    with raises(PlanError, "dialects-disagree", "LLM-Drop", "transformers"):
         drops(tmp_path, content)
 
 
@@ -222,10 +231,10 @@ def test_our_own_checkpoint(tmp_path: Path) -> None:
     assert drops(tmp_path, {"depthcut": section}) == [("block", 2)]
     assert drops(tmp_path, {"depthcut_origin": section}) == [("block", 2)]
     section["deletions"][0]["replacement"] = "linear"
-    with pytest.raises(PlanError, match=r"block 2 is replaced \(linear\)"):
+    with raises(PlanError, "", "block 2", "linear"):
         drops(tmp_path, {"depthcut": section})
     section["deletions"] = [{"layer": 2, "kind": "brick"}]
-    with pytest.raises(PlanError, match=r"\$\.depthcut\.deletions\[0\]\.kind"):
+    with raises(PlanError, "", "$.depthcut.deletions[0].kind"):
         drops(tmp_path, {"depthcut": section})
 
 

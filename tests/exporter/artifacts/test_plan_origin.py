@@ -14,6 +14,7 @@ from exporter.artifacts.plans.by_score import plan_drop
 from exporter.artifacts.plans.origin import MODEL_KEY, hold_against_model
 from exporter.errors import PlanError
 from exporter.progress import Quiet
+from tests.raising import raises
 
 OURS, OTHER = "a" * 64, "b" * 64
 FITTED = ReplacementsRef(path="plan.safetensors", sha256="c" * 64)
@@ -57,12 +58,11 @@ def test_the_same_model_or_one_that_is_not_told(meant: str | None, sha256: str |
 
 def test_a_bare_plan_of_another_model_is_warned_of() -> None:
     (line,) = _said(_plan(OTHER), OURS, path=Path("plan.json"))
-    assert line.startswith("plan: warning: plan.json was made for another model (sha256 bbbbbbbb")
-    assert "tiny (sha256 aaaaaaaa" in line
+    assert all(named in line for named in ("plan.json", OTHER[:12], "tiny", OURS[:12]))
 
 
 def test_replacements_that_were_fitted_to_another_model_are_refused() -> None:
-    with pytest.raises(PlanError, match=r"^The plan was made for another.*were fitted to that"):
+    with raises(PlanError, "another-model", OTHER[:12], OURS[:12]):
         _said(_plan(OTHER, replacements=FITTED), OURS)
     (line,) = _said(_plan(OTHER, replacements=FITTED), OURS, refits=True)
     assert "warning" in line
@@ -83,5 +83,5 @@ def test_prune_holds_a_plan_against_the_graphs_own_model(
         call = ["prune", str(tmp_path / "model.onnx"), "-o", str(output), "--plan", str(plan)]
         assert command_line.run([*call, "--verify", "none"]) == 0
         told = capsys.readouterr()
-        assert ("was made for another model" in told.out + told.err) is warned
+        assert (OTHER[:12] in told.out + told.err) is warned
         assert load_model(output).metadata_props[MODEL_KEY] == OURS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, Pruni
 from exporter.artifacts.plans.by_score import parse_drops, plan_drop, read_plan, validate_plan
 from exporter.errors import ArtifactError, PlanError, UsageError
 from exporter.progress import Quiet
+from tests.raising import raises
 
 ATTENTION = [0.9, 0.2, 0.1, 0.2, 0.5]
 MLP = [0.8, 0.15, 0.3, 0.4, 0.6]
@@ -88,20 +90,20 @@ def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], nu
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({}, "Nothing"),
-        ({"attention": -1}, "-1"),
-        ({"attention": 6}, "6 attentions are to be dropped, but of m only 5 are scored"),
-        ({"block": 6}, "6 blocks are to be dropped, but of m only 5 are scored"),
-        ({"joint": 11}, "11 attentions and MLPs .* only 10 are scored"),
-        ({"joint": 10}, "every attention and every MLP"),
-        ({"block": 5}, "every attention and every MLP"),
-        ({"attention": 5, "mlp": 5}, "every attention and every MLP"),
-        ({"attention": 1, "joint": 1}, "joint"),
-        ({"attention": 3, "block": 1}, "attention 3 twice"),
+        ({}, ("nothing-asked",)),
+        ({"attention": -1}, ("number-out-of-range", -1)),
+        ({"attention": 6}, ("too-few-scored", 6, 5)),
+        ({"block": 6}, ("too-few-scored", 6, 5)),
+        ({"joint": 11}, ("too-few-scored", 11, 10)),
+        ({"joint": 10}, ("nothing-left",)),
+        ({"block": 5}, ("nothing-left",)),
+        ({"attention": 5, "mlp": 5}, ("nothing-left",)),
+        ({"attention": 1, "joint": 1}, ("joint-and-kinds",)),
+        ({"attention": 3, "block": 1}, ("dropped-twice", "attention 3")),
     ],
 )
-def test_impossible_budgets(asked: dict[str, int], told: str) -> None:
-    with pytest.raises(PlanError, match=told):
+def test_impossible_budgets(asked: dict[str, int], told: tuple[Any, ...]) -> None:
+    with raises(PlanError, *told):
         plan_drop(_report(), **asked)
 
 
@@ -109,21 +111,20 @@ def test_impossible_budgets(asked: dict[str, int], told: str) -> None:
 def test_everything_may_go_where_it_is_allowed(asked: dict[str, int]) -> None:
     plan = plan_drop(_report(), **asked, allow_all=True)
     assert len(plan.deletions) == sum(asked.values())
-    with pytest.raises(PlanError, match="every attention and every MLP") as caught:
+    with raises(PlanError, "nothing-left", "--allow-empty"):
         plan_drop(_report(), **asked)
-    assert "--allow-empty" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({}, "Nothing"),
-        ({"joint": 11}, "only 10 are scored"),
-        ({"attention": 5, "block": 5}, "twice"),
+        ({}, ("nothing-asked",)),
+        ({"joint": 11}, ("too-few-scored", 11, 10)),
+        ({"attention": 5, "block": 5}, ("dropped-twice",)),
     ],
 )
-def test_no_other_refusal_is_lifted_with_it(asked: dict[str, int], told: str) -> None:
-    with pytest.raises(PlanError, match=told):
+def test_no_other_refusal_is_lifted_with_it(asked: dict[str, int], told: tuple[Any, ...]) -> None:
+    with raises(PlanError, *told):
         plan_drop(_report(), **asked, allow_all=True)
 
 
@@ -132,7 +133,7 @@ def test_all_attentions_may_go() -> None:
 
 
 def test_a_score_that_is_not_a_number_is_refused() -> None:
-    with pytest.raises(PlanError, match="attention 1 of m is nan"):
+    with raises(PlanError, "not-finite", "attention 1"):
         plan_drop(_report(attention=[0.1, float("nan"), 0.3, 0.4, 0.5]), attention=1)
 
 
@@ -167,31 +168,31 @@ def test_drops_by_hand_keep_their_order() -> None:
 @pytest.mark.parametrize(
     ("texts", "told"),
     [
-        ([], "drops nothing"),
-        (["mlp:3,3"], "mlp 3 twice"),
-        (["mlp:3", "block:2-4"], "mlp 3 twice"),
+        ([], ("drops-nothing",)),
+        (["mlp:3,3"], ("dropped-twice", "mlp 3")),
+        (["mlp:3", "block:2-4"], ("dropped-twice", "mlp 3")),
     ],
 )
-def test_drops_that_contradict_themselves(texts: list[str], told: str) -> None:
-    with pytest.raises(PlanError, match=told):
+def test_drops_that_contradict_themselves(texts: list[str], told: tuple[Any, ...]) -> None:
+    with raises(PlanError, *told):
         parse_drops(texts)
 
 
 @pytest.mark.parametrize(
-    ("texts", "told"),
+    ("texts", "code"),
     [
-        (["attention"], "does not say what to drop"),
-        (["attention:"], "does not say what to drop"),
-        (["attention:1,"], "does not say what to drop"),
-        (["attention:-1"], "does not say what to drop"),
-        (["attention:5-3"], "no range of layers"),
-        (["attention:0-99999999999"], "no range of layers"),
-        (["mlp:3", "attention:x"], "does not say what to drop"),
-        (["attn:3"], "attn is no kind"),
+        (["attention"], "malformed-drop"),
+        (["attention:"], "malformed-drop"),
+        (["attention:1,"], "malformed-drop"),
+        (["attention:-1"], "malformed-drop"),
+        (["attention:5-3"], "malformed-range"),
+        (["attention:0-99999999999"], "malformed-range"),
+        (["mlp:3", "attention:x"], "malformed-drop"),
+        (["attn:3"], "unknown-kind"),
     ],
 )
-def test_drops_that_make_no_sense(texts: list[str], told: str) -> None:
-    with pytest.raises(UsageError, match=told) as caught:
+def test_drops_that_make_no_sense(texts: list[str], code: str) -> None:
+    with raises(UsageError, code, texts[-1]) as caught:
         parse_drops(texts)
     assert caught.value.hint
 
@@ -203,33 +204,35 @@ def test_a_plan_file_comes_back(tmp_path: Path) -> None:
 
 def test_bad_plan_files(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    with pytest.raises(ArtifactError, match="does not exist"):
+    with raises(ArtifactError, "file-missing", path):
         read_plan(path)
     PruningPlan(deletions=[]).write(path)
-    with pytest.raises(PlanError, match=r"plan\.json: The plan drops nothing"):
+    with raises(PlanError, "drops-nothing", path):
         read_plan(path)
     broken = '"deletions": [{"layer": -1, "kind": "mlp"}]'
     path.write_text(path.read_text().replace('"deletions": []', broken))
-    with pytest.raises(ArtifactError, match=r"\$\.deletions\[0\]\.layer"):
+    with raises(ArtifactError, "", "$.deletions[0].layer"):
         read_plan(path)
 
 
 @pytest.mark.parametrize(
-    ("texts", "told"),
+    ("texts", "code", "told"),
     [
-        (["attention:5"], "attention 5, but tiny/model has only layers 0 to 4"),
-        (["cross_attention:1"], "in tiny/model there is no cross_attention"),
-        (["block:0-4"], "every attention and every MLP of tiny/model"),
+        (["attention:5"], "layer-missing", ("attention 5", 0, 4)),
+        (["cross_attention:1"], "kind-missing", ("cross_attention",)),
+        (["block:0-4"], "nothing-left", ()),
     ],
 )
-def test_plans_that_do_not_fit_the_model(texts: list[str], told: str) -> None:
-    with pytest.raises(PlanError, match=told) as caught:
+def test_plans_that_do_not_fit_the_model(
+    texts: list[str], code: str, told: tuple[Any, ...]
+) -> None:
+    with raises(PlanError, code, "tiny/model", *told) as caught:
         validate_plan(parse_drops(texts), 5, model="tiny/model")
     assert caught.value.hint
-    with pytest.raises(PlanError, match=r"^plan\.json: The plan drops"):
+    with raises(PlanError, code, "plan.json"):
         validate_plan(parse_drops(texts), 5, path=Path("plan.json"))
     if "block" not in texts[0]:
-        with pytest.raises(PlanError, match=told):
+        with raises(PlanError, code, "tiny/model", *told):
             validate_plan(parse_drops(texts), 5, model="tiny/model", allow_all=True)
 
 

@@ -44,6 +44,7 @@ def foreign_deletions(content: Any, where: str) -> list[PlannedDeletion] | None:
                 f"{where}: what it says as {first} does not drop the same as what it says as "
                 f"{name}.",
                 "Take one of both out of a copy of the file, and give that.",
+                code="dialects-disagree",
             )
     return deletions
 
@@ -114,4 +115,5 @@ def _refuse_beyond(deletions: list[PlannedDeletion], config: Mapping[str, Any], 
                 f"{where}: it drops {each.kind} {each.layer}, but says itself that there are "
                 f"{layers} layers.",
                 "Correct the layer's number; the first layer is 0.",
+                code="layer-missing",
             )
