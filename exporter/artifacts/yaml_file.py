@@ -63,7 +63,7 @@ def read_yaml(path: Path, error: type[UsageError] = UsageError) -> YamlFile:
     try:
         text = read_text(path, named=True)
     except (OSError, UnicodeDecodeError) as found:
-        raise error(f"{path} can't be read: {first_line(found)}.") from found
+        raise error(f"{path} can't be read: {first_line(found)}.", code="unreadable") from found
     return parse_yaml(text, path, error)
 
 

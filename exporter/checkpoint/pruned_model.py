@@ -196,6 +196,7 @@ def refuse_tokenless(model: Any) -> None:
         raise UnknownArchitectureError(
             f"{type(model).__name__} takes no tokens, so it can't be saved pruned.",
             "Export it without a checkpoint, and use the pruned ONNX file.",
+            code="takes-no-tokens",
         )
 
 

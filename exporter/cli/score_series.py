@@ -60,9 +60,12 @@ def _scored_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> Sta
             "A series goes over checkpoints or over texts: with both, nobody can tell which of the "
             "two moved a rank.",
             "Leave --vary-calibration and --vary-samples away, or --checkpoints and --revisions.",
+            code="text-and-model-differ",
         )
     if out.is_file():
-        raise UsageError(f"{out} is a file, and a series fills a folder.", "Give -o a folder.")
+        raise UsageError(
+            f"{out} is a file, and a series fills a folder.", "Give -o a folder.", code="is-a-file"
+        )
     sources = find_checkpoints(call.models, progress) if series.checkpoints else call.models
     refuse_overwriting(out, map(Path, sources))
     if trained:
@@ -86,6 +89,7 @@ def _refuse_copies(points: Sequence[SeriesPoint]) -> None:
         raise UsageError(
             f"{names} are the same files to the last byte, as all here: that is one checkpoint.",
             "Name checkpoints that differ.",
+            code="one-point",
         )
 
 
@@ -97,6 +101,7 @@ def _one_text(call: ScoreCall, progress: ConsoleProgress) -> str | None:
             "Each checkpoint would sample a text of its own, and nobody could tell whether it or "
             "the model moved a rank.",
             f"Name one text for all: --calibration {_COMMON}, or a file.",
+            code="text-per-model",
         )
     if named is None and any(each.reads_text for each in metrics_named(call.score.metrics)):
         progress.say(f"checkpoints: all on one text, {_COMMON}; --calibration names another")
@@ -135,9 +140,12 @@ def _revisions(
         raise UsageError(
             "--revisions is for one MODEL of the Hugging Face Hub, and names them all.",
             "Leave --checkpoints and --revision away; folders here need --checkpoints alone.",
+            code="not-one-hub-model",
         )
     if len(revisions) < 2:
-        raise UsageError(f"{revisions[0]} is one revision; a series has two or more.")
+        raise UsageError(
+            f"{revisions[0]} is one revision; a series has two or more.", code="one-point"
+        )
     return [
         _member(
             name, models[0], replace(call, load=replace(call.load, revision=revision)), progress
@@ -155,15 +163,20 @@ def _texts(
     from exporter.choose.studies.series import folder_names
 
     if len(models) != 1:
-        raise UsageError("Texts are varied for one MODEL.", "For several: --checkpoints.")
+        raise UsageError(
+            "Texts are varied for one MODEL.", "For several: --checkpoints.", code="not-one-model"
+        )
     if call.score.calibration is not None and call.series.vary_calibration:
         raise UsageError(
             "--calibration names one text, --vary-calibration several.",
             "Name them all with --vary-calibration.",
+            code="text-given-twice",
         )
     if call.score.samples is not None and call.series.vary_samples:
         raise UsageError(
-            "--samples is one number, --vary-samples several.", "Give them all to --vary-samples."
+            "--samples is one number, --vary-samples several.",
+            "Give them all to --vary-samples.",
+            code="samples-given-twice",
         )
     texts = tuple(dict.fromkeys(call.series.vary_calibration)) or (call.score.calibration,)
     counts = tuple(dict.fromkeys(call.series.vary_samples)) or (call.score.samples,)
@@ -172,6 +185,7 @@ def _texts(
         raise UsageError(
             "One text and one number of samples make no series.",
             "Repeat --vary-calibration, or give --vary-samples several numbers.",
+            code="one-point",
         )
     names = folder_names([_label(text, count, len(counts) > 1) for text, count in pairs])
     load = cache(partial(loaded_model, models[0], call, progress))  # for all texts once

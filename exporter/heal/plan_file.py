@@ -69,12 +69,14 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
         raise UsageError(
             f"{path} is what the numbers of the plan would be called.",
             f"Give the plan another name, such as {path.with_suffix('.json')}.",
+            code="numbers-name",
         )
     _, numbers, _ = files_of(path)
     if model.is_dir() and real(numbers.parent) == real(model):
         raise UsageError(
             f"{numbers} would count among the weights of the model in {model}.",
             "Write the plan into another folder.",
+            code="among-weights",
         )
     for other in _others(numbers, path):
         raise UsageError(

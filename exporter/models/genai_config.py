@@ -76,6 +76,7 @@ def find_config(source: Path) -> GenaiConfig | None:
             f"{path} names {source.name} under {other}; only a model whose decoder is one file "
             f"({_DECODER_FILE}) can be rewritten.",
             _LEAVE_OUT,
+            code="several-models",
         )
     config = GenaiConfig(path, content)
     if config.decoder.get("shared_initializers"):
@@ -83,6 +84,7 @@ def find_config(source: Path) -> GenaiConfig | None:
             f"{path}: the decoder shares weights with other files "
             "(model.decoder.shared_initializers), which a cut would tear apart.",
             _LEAVE_OUT,
+            code="shared-weights",
         )
     return config
 
@@ -105,6 +107,7 @@ def config_target(source: Path, target: Path) -> Path:
             raise SurgeryError(
                 f"{path} is the config of {others[0]}.",
                 "Write the result to another folder, or leave the config out: --genai-config none.",
+                code="config-in-use",
             )
     return path
 
@@ -185,6 +188,7 @@ class _Layers:
                 f"{config.path}: no name in model.decoder.inputs fits the graph's "
                 f"{min(gone - matched)}.",
                 _LEAVE_OUT,
+                code="unnamed-input",
             )
         kept = {old: new for old, new in moves if new is not None}
         return cls(kept, frozenset(old for old, _ in moves) - kept.keys())
@@ -213,11 +217,14 @@ def _refuse_gaps(config: GenaiConfig, layers: _Layers) -> None:
             f"{config.path}: the decoder reads an encoder's keys, of which the runtime expects as "
             "many as the decoder has layers.",
             "Delete only MLPs, or leave the config alone with --genai-config none.",
+            code="encoder-keys",
         )
     reason = _needs_dense(config)
     if reason is not None and not layers.dense:
         raise SurgeryError(
-            f"{config.path}: {reason}, so the caches need numbers from 0.", _RENUMBER
+            f"{config.path}: {reason}, so the caches need numbers from 0.",
+            _RENUMBER,
+            code="cache-slides",
         )
 
 
@@ -257,7 +264,11 @@ def _apply(decoder: dict[str, Any], layers: _Layers) -> None:
 
 def _moved(numbers: Any, layers: _Layers) -> list[int]:
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        raise SurgeryError(f"A list of layers in {CONFIG_FILE} is no list of numbers.", _LEAVE_OUT)
+        raise SurgeryError(
+            f"A list of layers in {CONFIG_FILE} is no list of numbers.",
+            _LEAVE_OUT,
+            code="not-numbers",
+        )
     return [layers.kept[number] for number in numbers if number in layers.kept]
 
 
@@ -265,9 +276,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise SurgeryError(f"{path} is not valid JSON: {error}.", _LEAVE_OUT) from error
+        raise SurgeryError(
+            f"{path} is not valid JSON: {error}.", _LEAVE_OUT, code="not-json"
+        ) from error
     if not isinstance(content, dict):
-        raise SurgeryError(f"{path} holds no JSON object.", _LEAVE_OUT)
+        raise SurgeryError(f"{path} holds no JSON object.", _LEAVE_OUT, code="not-an-object")
     return content
 
 

@@ -118,6 +118,7 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
             f"TensorRT's parser takes no graph that depthcut or ONNX Runtime put into "
             f"{settings.scheme}; NVIDIA's ModelOpt makes {', '.join(sorted(MODELOPT))}.",
             MODELOPT_HINT,
+            code="needs-modelopt",
         )
 
 
@@ -126,11 +127,13 @@ def _refuse_modelopt(request: ExportRequest) -> None:
         raise UsageError(
             f"ModelOpt quantises for TensorRT, not for --target {request.target}.",
             "Leave --modelopt-python out, or take --target tensorrt or tensorrt-rtx.",
+            code="other-target",
         )
     if request.cache_length:
         raise UsageError(
             "ModelOpt's ONNX Runtime can't run caches that are updated in place.",
             "Leave --cache-length out: the caches then grow.",
+            code="caches-in-place",
         )
 
 
@@ -161,6 +164,7 @@ def refuse_lost_caches(run: Run) -> None:
             "The plan drops every attention, and with them the caches of fixed length that a graph "
             f"for {run.request.target} is run by.",
             "Say --cache-length 0 for caches that grow, or keep an attention.",
+            code="no-caches-left",
         )
 
 
@@ -181,6 +185,7 @@ def refuse_foreign_results(run: Run) -> None:
             raise UsageError(
                 f"{out / name} is there and was not written by depthcut export.",
                 "Use another output folder.",
+                code="not-ours",
             )
 
 

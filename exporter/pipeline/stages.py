@@ -157,6 +157,7 @@ def judge(run: Run, what: str, checks: list[ParityCheck]) -> None:
             f"{what}: {failed[0].name} differs by {failed[0].max_abs_error:.2e}, "
             f"more than {failed[0].tolerance:.2e}. The result is not kept.",
             "Try another --opset or --exporter.",
+            code="wrong-results",
         )
 
 

@@ -45,6 +45,7 @@ def refuse_unstreamable(request: ExportRequest) -> None:
                 f"{option} needs the whole model in memory, and --stream never has it there.",
                 "Make the plan on a machine that holds the model and give it with --plan, or "
                 + _LEAVE_OUT,
+                code="needs-whole-model",
             )
 
 
@@ -63,6 +64,7 @@ def refuse_large_comparison(run: Run) -> None:
             f"Comparing both models would take about {needed / 1e9:.3g} GB of memory, and "
             f"{free / 1e9:.3g} GB are free.",
             "Leave it out with --no-measure, and compare where there is memory: depthcut compare.",
+            code="too-little-memory",
         )
 
 

@@ -51,6 +51,7 @@ def compare_files(first: Path, second: Path) -> ScoreComparison:
         raise ScoringError(
             f"{' and '.join(reports)} hold no two rankings of the same kind of sublayer.",
             "Score by several metrics, or give a file of scores on another text.",
+            code="no-two-rankings",
         )
     return ScoreComparison(
         model=reports[str(first)].model,
@@ -120,6 +121,7 @@ def _check_same_model(reports: Mapping[str, ImportanceReport]) -> None:
                 f"{one} scores {first.model.source} ({first.model.sha256[:12]}), {other} scores "
                 f"{second.model.source} ({second.model.sha256[:12]}): these are other models.",
                 "Compare scores of the same model; its files must not have changed between.",
+                code="another-model",
             )
 
 

@@ -38,18 +38,22 @@ def refuse_without_gradients(model: Any, name: str) -> None:
         raise ScoringError(
             f"{name} needs gradients, and this {type(model).__name__} is quantised.",
             _NO_GRADIENTS_HINT,
+            code="not-differentiable",
         )
     for weight, tensor in model.named_parameters():
         if not tensor.is_floating_point():
             what = str(tensor.dtype).removeprefix("torch.")
             raise ScoringError(
-                f"{name} needs gradients, and {weight} holds {what}.", _NO_GRADIENTS_HINT
+                f"{name} needs gradients, and {weight} holds {what}.",
+                _NO_GRADIENTS_HINT,
+                code="not-differentiable",
             )
     for place, module in model.named_modules():
         if "quantized" in type(module).__module__.split("."):
             raise ScoringError(
                 f"{name} needs gradients, and {place} is a {type(module).__name__}.",
                 _NO_GRADIENTS_HINT,
+                code="not-differentiable",
             )
 
 
@@ -83,7 +87,11 @@ def refuse_without_targets(text: CalibrationText) -> None:
     """
     mask = text.mask
     if not (mask[:, 1:] & mask[:, :-1]).any():
-        raise ScoringError("There is no token with a next one to predict.", "Give longer samples.")
+        raise ScoringError(
+            "There is no token with a next one to predict.",
+            "Give longer samples.",
+            code="no-tokens",
+        )
 
 
 def scores_of_gradients(
@@ -141,7 +149,9 @@ def _loss(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _check_loss(loss: torch.Tensor, sample: int) -> None:
     if not bool(loss.isfinite()):
-        raise ScoringError(f"The loss is not finite in sample {sample}.", NOT_FINITE_HINT)
+        raise ScoringError(
+            f"The loss is not finite in sample {sample}.", NOT_FINITE_HINT, code="not-finite"
+        )
     if not loss.requires_grad:
         raise ScoringError("No gradient reaches the model's layers.", _NO_GRADIENTS_HINT)
 
@@ -179,7 +189,9 @@ class _Taps:
         """
         for layer, unit in np.argwhere(~self._reached):
             raise ScoringError(
-                f"No gradient reaches the {UNITS[unit]} of layer {layer}.", _NO_GRADIENTS_HINT
+                f"No gradient reaches the {UNITS[unit]} of layer {layer}.",
+                _NO_GRADIENTS_HINT,
+                code="no-gradient",
             )
         for _, layer, unit in np.argwhere(~np.isfinite(self._values)):
             raise ScoringError(

@@ -168,12 +168,14 @@ def refuse_unstreamable(options: ScoreOptions) -> None:
                 f"{metric.name} follows gradients back through all layers, so it wants the whole "
                 "model in memory.",
                 "Take cosine or kl, or score the model without --stream.",
+                code="needs-whole-model",
             )
     if options.calibration in SAMPLED:
         raise UsageError(
             "A model that is read layer by layer can't sample a text of its own: each token would "
             "read all of the weights.",
             "Give --calibration a text file, hf:DATASET or pydoc.",
+            code="self-text-streamed",
         )
 
 
@@ -188,6 +190,7 @@ def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[
                 f"{metric.name} judges predictions of the next token, and {type(model).__name__} "
                 "makes none.",
                 "Take a metric of the residual stream, such as cosine.",
+                code="no-predictions",
             )
         if metric.needs_gradients:
             refuse_without_gradients(model, metric.name)

@@ -134,6 +134,7 @@ class StreamBatch:
             f"The activations around the {UNITS[unit]} of layer {layer} are not finite in "
             f"sample {self._first_sample + row}.",
             NOT_FINITE_HINT,
+            code="not-finite",
         )
 
 
@@ -177,7 +178,9 @@ def scores_of(sums: RatioSums) -> list[Score]:
         ScoringError: When there was no token.
     """
     if not sums.total_weight:
-        raise ScoringError("There is no token to score on.", "Give a longer text.")
+        raise ScoringError(
+            "There is no token to score on.", "Give a longer text.", code="no-tokens"
+        )
     means, errors = sums.means, sums.std_errors
     return [
         Score(

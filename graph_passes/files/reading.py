@@ -135,7 +135,9 @@ def parse_json(text: bytes | str, where: str) -> Any:
     except RecursionError:
         deep = True
     if deep:
-        raise UnsafeInputError(f"{where} is nested more than {DEEPEST} deep.")
+        raise UnsafeInputError(
+            f"{where} is nested more than {DEEPEST} deep.", code="nested-too-deep"
+        )
     if _SURROGATE.search(told) and not _is_text(content):
         raise UnsafeInputError(f"{where} holds halves of characters (escapes such as \\ud800).")
     return content

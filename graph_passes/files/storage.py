@@ -192,6 +192,7 @@ def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
                 f"{source} is a link that leaves its folder, as in a Hugging Face cache: no "
                 "runtime would follow it from the result.",
                 "Write the result to a folder of its own with --weights compact.",
+                code="weights-linked",
             )
 
 

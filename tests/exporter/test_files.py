@@ -19,6 +19,7 @@ from exporter.files import (
     write_texts,
 )
 from graph_passes.files import hashing, steps
+from tests.raising import raises
 
 
 def _names(folder: Path) -> list[str]:
@@ -43,7 +44,7 @@ def test_a_failed_write_keeps_the_older_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="Errno 28"):
         write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert _names(tmp_path) == ["report.json"]
@@ -147,7 +148,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, write: Callable[..., 
     for name in ("told.json", "told.json.part"):
         (tmp_path / name).symlink_to(victim)
     if write is write_private:
-        with pytest.raises(OSError, match="symbolic link"):
+        with pytest.raises(OSError, match="Errno 40"):
             write(tmp_path / "told.json", "new")
     else:
         write(tmp_path / "told.json", "new")
@@ -193,7 +194,7 @@ def test_no_result_takes_the_place_of_an_input(tmp_path: Path) -> None:
     text.touch()
     (tmp_path / "link.txt").symlink_to(text)
     for output in (model / "config.json", text, tmp_path / "link.txt"):
-        with pytest.raises(UsageError, match="inputs are never changed"):
+        with raises(UsageError, "overwrites-input"):
             refuse_overwriting(output, [model, text])
     refuse_overwriting(model / "importance.json", [model, text])
     refuse_overwriting(tmp_path / "model2.json", [model, text, tmp_path / "hf-id"])
@@ -224,5 +225,5 @@ def test_a_piece_that_can_not_be_read_is_told(
     monkeypatch.setattr(hashing, "_PIECE_BYTES", 10)
     monkeypatch.setattr(hashing, "_piece_digest", fails)
     (tmp_path / "large").write_bytes(b"x" * 100)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match="Errno 5"):
         sha256_files([tmp_path / "large"], tmp_path)

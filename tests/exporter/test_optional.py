@@ -9,6 +9,7 @@ import pytest
 
 from exporter.errors import MissingDependencyError
 from exporter.optional import require
+from tests.raising import raises
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +19,7 @@ def test_an_installed_module_comes_back() -> None:
 
 
 def test_a_missing_module_names_its_extra() -> None:
-    with pytest.raises(MissingDependencyError, match=r"pip install 'depthcut\[rtx\]'") as error:
+    with raises(MissingDependencyError, "", "pip install 'depthcut[rtx]'") as error:
         require("no_such_module_here.deeper", extra="rtx")
     assert "no_such_module_here" in error.value.message
 

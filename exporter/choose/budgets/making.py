@@ -97,6 +97,7 @@ def _refuse_curve(curve: Path, output: Path, inputs: list[Path]) -> None:
             raise UsageError(
                 f"{written} is to hold the curve, and the plan's files too.",
                 "Give --curve another name.",
+                code="same-file",
             )
 
 

@@ -79,6 +79,7 @@ class PlanSettings(Options):
             raise UsageError(
                 f"Budgets are held by measured damage; --search {method} measures none.",
                 "Leave --search away, or take greedy or evolution.",
+                code="needs-measured-damage",
             )
         if search.by_damage and self.heal is not None and not self.heal.trains:
             self._refuse_own_fits(self.heal)

@@ -265,6 +265,7 @@ def damage_of(
         raise ScoringError(
             f"The logits are not finite in sample {start + int(bad.argmax())} with {what} cut.",
             "Load the model in float32, or check its weights.",
+            code="not-finite",
         )
     return damage
 
@@ -297,7 +298,11 @@ def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> 
     """
     refuse_headless(model)
     if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):
-        raise ScoringError("There is no token with a next one to predict.", "Give longer samples.")
+        raise ScoringError(
+            "There is no token with a next one to predict.",
+            "Give longer samples.",
+            code="no-tokens",
+        )
 
 
 def predicts_tokens(model: Any) -> bool:

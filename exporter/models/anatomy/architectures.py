@@ -72,6 +72,7 @@ def layer_modules(model: Any) -> list[LayerModules]:
             raise UnknownArchitectureError(
                 f"This {model_type} model does not keep its layers where the family does.",
                 "Another version of transformers may help: 4.57 and 5 are known to work.",
+                code="layers-elsewhere",
             )
         return found
     return _discover(model)
@@ -124,7 +125,9 @@ def named_sublayers(
                 code="layer-missing",
             )
         if kind not in _PARTS:
-            raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")
+            raise PlanError(
+                f"Layer {layer} has no {kind} that could be skipped.", code="sublayer-missing"
+            )
         names.update(SublayerRef(layer, part) for part in _PARTS[kind])
     return sorted(names)
 
@@ -148,6 +151,7 @@ def unknown_layers(model: Any) -> UnknownArchitectureError:
     return UnknownArchitectureError(
         f"Where a {model.config.model_type} model keeps its attention and MLP is not known.",
         f"Known families: {known_families()}.",
+        code="unknown-family",
     )
 
 
@@ -162,6 +166,7 @@ def refuse_differing(verdict: ProbeVerdict, model: Any) -> None:
             f"In {type(model).__name__} the attention and MLP outputs don't add up to the "
             "residual stream, so their importance can't be told.",
             "This configuration of the model family is not supported.",
+            code="not-additive",
         )
 
 

@@ -151,6 +151,7 @@ def refuse_changed(folder: Path, before: dict[str, tuple[int, ...]]) -> None:
         raise UnsafeModelError(
             f"{changed[0]} was changed while the model was loaded.",
             "Load it again once whatever writes there is done.",
+            code="file-changed",
         )
 
 
@@ -177,5 +178,5 @@ def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
             f"{path} can't be read: {first_line(error)}.", code="unreadable"
         ) from error
     if not isinstance(content, dict):
-        raise ModelSourceError(f"{path} is not a JSON object.")
+        raise ModelSourceError(f"{path} is not a JSON object.", code="not-an-object")
     return content

@@ -107,6 +107,7 @@ class CheckpointShards:
             raise ModelSourceError(
                 f"{folder} holds neither {_SINGLE} nor {_INDEX}.",
                 "Is it the folder of a Hugging Face model with its weights?",
+                code="no-weights",
             )
         places = read_index(index)
         shards = {name: read_header(index.parent / name) for name in sorted(set(places.values()))}
@@ -201,12 +202,18 @@ def read_index(index: Path) -> dict[str, str]:
     try:
         places = _names(read_json(index, limit=TABLE_BYTES)["weight_map"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelSourceError(f"{index} can't be read: {first_line(error)}.", _AGAIN) from error
+        raise ModelSourceError(
+            f"{index} can't be read: {first_line(error)}.", _AGAIN, code="unreadable"
+        ) from error
     for name in sorted(set(places.values())):
         if Path(name).name != name:
-            raise UnsafeModelError(f"{index} points outside the model's folder: {name}.", _AGAIN)
+            raise UnsafeModelError(
+                f"{index} points outside the model's folder: {name}.", _AGAIN, code="outside-folder"
+            )
         if not (index.parent / name).is_file():
-            raise ModelSourceError(f"{index} names {name}, which is not there.", _AGAIN)
+            raise ModelSourceError(
+                f"{index} names {name}, which is not there.", _AGAIN, code="shard-missing"
+            )
     return places
 
 
@@ -225,7 +232,9 @@ def _agreed(
         for name, entry in header.items():
             if name in entries:
                 raise ModelSourceError(
-                    f"{entry.file} holds {name}, and so does {entries[name].file.name}.", _AGAIN
+                    f"{entry.file} holds {name}, and so does {entries[name].file.name}.",
+                    _AGAIN,
+                    code="held-twice",
                 )
             entries[name] = entry
     for name, shard in places.items():
@@ -233,7 +242,9 @@ def _agreed(
         if found is None or found.file.name != shard:
             where = "no shard" if found is None else found.file.name
             raise ModelSourceError(
-                f"{index} says that {name} is in {shard}, but {where} holds it.", _AGAIN
+                f"{index} says that {name} is in {shard}, but {where} holds it.",
+                _AGAIN,
+                code="not-in-shard",
             )
     return entries
 
@@ -247,13 +258,15 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     try:
         text, size = _header_text(file)
     except OSError as error:
-        raise ModelSourceError(f"{file} can't be read: {first_line(error)}.") from error
+        raise ModelSourceError(
+            f"{file} can't be read: {first_line(error)}.", code="unreadable"
+        ) from error
     start = _LENGTH_BYTES + len(text)
     try:
         entries = dict(_entries(file, parse_json(text, f"The header of {file}"), start))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelSourceError(
-            f"{file} has a broken header: {first_line(error)}.", _AGAIN
+            f"{file} has a broken header: {first_line(error)}.", _AGAIN, code="broken-header"
         ) from error
     _check_length(file, entries, start, size)
     return entries
@@ -269,6 +282,7 @@ def _header_text(file: Path) -> tuple[bytes, int]:
                 f"{file} is cut short or not a safetensors file: its {size} bytes don't hold the "
                 "header.",
                 _AGAIN,
+                code="no-header",
             )
         return stream.read(length), size
 
@@ -299,13 +313,19 @@ def _check_length(file: Path, entries: Mapping[str, TensorEntry], start: int, si
     here = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != here:
-            raise ModelSourceError(f"{file} has a gap or an overlap before {name}.", _AGAIN)
+            raise ModelSourceError(
+                f"{file} has a gap or an overlap before {name}.", _AGAIN, code="gap-or-overlap"
+            )
         here = entry.end
     if here > size:
         raise ModelSourceError(
-            f"{file} is cut short: its header asks for {here} bytes and there are {size}.", _AGAIN
+            f"{file} is cut short: its header asks for {here} bytes and there are {size}.",
+            _AGAIN,
+            code="cut-short",
         )
     if here < size:
         raise ModelSourceError(
-            f"{file} is {size} bytes long, and its header tells of {here} only.", _AGAIN
+            f"{file} is {size} bytes long, and its header tells of {here} only.",
+            _AGAIN,
+            code="bytes-left-over",
         )

@@ -108,6 +108,7 @@ def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
             f"{path}: $.{where} is {str(name)[:60]!r}, a model type whose code in transformers was "
             "not looked at for depthcut.",
             hint,
+            code="unread-model-type",
         )
 
 

@@ -102,6 +102,7 @@ def load_meta(
         raise ModelSourceError(
             f"{path} holds quantized weights, which are not read a layer at a time.",
             "Give the folder of the model from before its quantization, or load it whole.",
+            code="quantized",
         )
     _refuse_old_transformers()
     shards = CheckpointShards.open(path)
@@ -287,6 +288,7 @@ def _refuse_old_transformers() -> None:
         raise ModelSourceError(
             f"transformers {version} can't load a model without its weights.",
             "Update it to 5 or newer, or load the model whole.",
+            code="old-library",
         )
 
 

@@ -175,7 +175,9 @@ def load_folder(
         except Exception as error:
             pass_on_memory_error(error)
             refuse_changed(path, before)
-            raise ModelSourceError(f"{path} can't be loaded: {first_line(error)}.") from error
+            raise ModelSourceError(
+                f"{path} can't be loaded: {first_line(error)}.", code="load-failed"
+            ) from error
         tokenizer = load_tokenizer(path, config, dangers)
     refuse_changed(path, before)
     return _loaded(source, path, model, info, tokenizer)
@@ -215,7 +217,9 @@ def check_dtype(dtype: str) -> None:
         ModelSourceError: It is none of ``float32``, ``float16`` and ``bfloat16``.
     """
     if dtype not in DTYPES:
-        raise ModelSourceError(f"The dtype {dtype} is not known.", f"Use {' or '.join(DTYPES)}.")
+        raise ModelSourceError(
+            f"The dtype {dtype} is not known.", f"Use {' or '.join(DTYPES)}.", code="unknown-dtype"
+        )
 
 
 def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:
@@ -226,9 +230,11 @@ def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: boo
     told = f"{folder}: transformers does not know the model type {model_type!r}."
     if "auto_map" in config:
         raise UnsafeModelError(
-            told, "It brings its own code; allow that with --trust-remote-code if you trust it."
+            told,
+            "It brings its own code; allow that with --trust-remote-code if you trust it.",
+            code="unknown-model-type",
         )
-    raise UnknownArchitectureError(told, "Update transformers.")
+    raise UnknownArchitectureError(told, "Update transformers.", code="unknown-model-type")
 
 
 def _refuse_missing(info: dict[str, Any], path: Path) -> None:

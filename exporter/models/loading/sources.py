@@ -60,6 +60,7 @@ def resolve_source(source: str, *, revision: str | None = None, **allowed: bool)
         raise ModelSourceError(
             f"{source} does not exist.",
             "Give a Hugging Face folder, a GGUF file or a hub id such as owner/name.",
+            code="file-missing",
         )
     folder = _fetch(source, dangers, revision)
     _check_folder(folder, dangers)
@@ -98,6 +99,7 @@ def _fetch(source: str, dangers: Dangers, revision: str | None) -> Path:
                 f"{source} is no folder or file here, and the Hugging Face Hub does not give it: "
                 f"{first_line(error)}.",
                 "Check the name and the network, or give the path of a model on this machine.",
+                code="not-on-hub",
             ) from error
     return Path(folder)
 
@@ -107,7 +109,7 @@ def _check_folder(folder: Path, dangers: Dangers) -> None:
     if not (folder / CONFIG).exists():
         found = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"Name the file itself: {folder / found[0]}" if found else "Is it a model's folder?"
-        raise ModelSourceError(f"{folder} has no config.json.", hint)
+        raise ModelSourceError(f"{folder} has no config.json.", hint, code="no-config")
     quantized = quantization_in(checked_config(folder, dangers))
     if quantized:
         method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else "?"
@@ -115,12 +117,15 @@ def _check_folder(folder: Path, dangers: Dangers) -> None:
             f"{folder} holds weights quantized with {method}; "
             "scoring and export need floating-point weights.",
             "Give the model from before its quantization.",
+            code="quantized",
         )
     if not _weights(folder, dangers.allow_pickle):
         pickled = matching(folder, _PICKLES)
         hint = "Allow the pickle explicitly if you trust its origin." if pickled else ""
         held = f"only pickled weights ({pickled[0].name})" if pickled else "no weights"
-        raise ModelSourceError(f"{folder} holds {held}; *.safetensors are wanted.", hint)
+        raise ModelSourceError(
+            f"{folder} holds {held}; *.safetensors are wanted.", hint, code="no-weights"
+        )
     for index in matching(folder, ("*.safetensors.index.json", "*.bin.index.json")):
         read_index(index)  # every shard must be a file of the model's own folder
     for file in matching(folder, ("*.safetensors",)):
@@ -135,7 +140,7 @@ def _check_gguf(path: Path) -> None:
     hint = "Give a Hugging Face folder, a GGUF file or a hub id."
     if path.suffix == ".onnx":
         hint = "An ONNX file is pruned with `depthcut prune` and a plan."
-    raise ModelSourceError(f"{path} is not a GGUF file.", hint)
+    raise ModelSourceError(f"{path} is not a GGUF file.", hint, code="not-gguf")
 
 
 def path_sha256(path: Path) -> str:

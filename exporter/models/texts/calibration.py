@@ -136,7 +136,9 @@ def calibration_text(
         TextSourceError: When the text can't be read.
     """
     if loaded.model.main_input_name != "input_ids":
-        raise CalibrationError(f"{loaded.ref.source} takes no text; only text models are scored.")
+        raise CalibrationError(
+            f"{loaded.ref.source} takes no text; only text models are scored.", code="takes-no-text"
+        )
     length = _fitting_length(loaded.model, sequence_length, progress)
     wanted = samples or math.ceil(DEFAULT_TOKENS / length)
     spec = spec or default_calibration(loaded)
@@ -220,7 +222,9 @@ def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[
     """
     for sample in np.flatnonzero(~mask.any(axis=1)):
         raise CalibrationError(
-            f"Sample {sample} of the calibration text is padding only.", "Leave it out."
+            f"Sample {sample} of the calibration text is padding only.",
+            "Leave it out.",
+            code="padding-only",
         )
     embedding: Any = loaded.model.get_input_embeddings()
     rows = embedding.weight.shape[0]
@@ -229,6 +233,7 @@ def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[
             f"Token {input_ids[sample, place]} in sample {sample} of the calibration text is not "
             f"of {loaded.ref.source}, whose embedding has {rows} rows.",
             "The tokenizer does not fit the model: give the model with its own.",
+            code="token-out-of-range",
         )
 
 
@@ -247,7 +252,9 @@ def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:
     length = wanted if usable is None else min(wanted, usable)
     if length < 1:
         raise CalibrationError(
-            f"Samples of {length} tokens hold no text.", "Ask for a longer --sequence-length."
+            f"Samples of {length} tokens hold no text.",
+            "Ask for a longer --sequence-length.",
+            code="length-out-of-range",
         )
     if length < wanted:
         progress.say(f"calibration: samples of {length} tokens, the most that this model takes")
@@ -293,6 +300,7 @@ def _packed(
         raise CalibrationError(
             f"{texts.source} gives {found} tokens; one sample takes {inner}.",
             "Give a longer text, or ask for a shorter --sequence-length.",
+            code="too-few-tokens",
         )
     return with_ends(before, body, after), texts.source, texts.sha256
 
@@ -302,6 +310,7 @@ def _inner_length(length: int, ends: int) -> int:
         raise CalibrationError(
             f"Samples of {length} tokens hold no text: the tokenizer puts {ends} tokens around it.",
             f"Ask for a --sequence-length of {ends + 1} or more, such as 512.",
+            code="length-out-of-range",
         )
     return length - ends
 

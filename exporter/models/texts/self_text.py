@@ -53,7 +53,9 @@ def sampled_tokens(
     """
     if not loaded.model.can_generate():
         raise CalibrationError(
-            f"{loaded.ref.architecture} does not generate text.", "Use --calibration pydoc."
+            f"{loaded.ref.architecture} does not generate text.",
+            "Use --calibration pydoc.",
+            code="no-predictions",
         )
     key = {
         "method": _METHOD,
@@ -193,6 +195,7 @@ def _draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         raise ScoringError(
             "The model's logits are not finite, so it can't sample text.",
             "Load the model in float32, or check its weights.",
+            code="not-finite",
         )
     point = torch.rand(total.shape, dtype=torch.float64, device=logits.device, generator=generator)
     drawn = torch.searchsorted(cumulative, point * total, right=True)

@@ -77,7 +77,9 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
         return _source(f"pydoc ({part} half, Python {version})", _pydoc_documents(part))
     if spec.startswith("hf:"):
         if not allow_network:
-            raise TextSourceError(f"{spec} needs the network, which is switched off.", SPEC_HINT)
+            raise TextSourceError(
+                f"{spec} needs the network, which is switched off.", SPEC_HINT, code="needs-network"
+            )
         return _read_hub(spec, part)
     path = Path(spec)
     text = _read_file(path)
@@ -110,12 +112,12 @@ def refuse_same_text(
 def _source(label: str, documents: Iterable[str]) -> TextSource:
     kept = tuple(document for document in documents if document.strip())
     if not kept:
-        raise TextSourceError(f"{label} holds no text.", SPEC_HINT)
+        raise TextSourceError(f"{label} holds no text.", SPEC_HINT, code="no-text")
     try:
         return TextSource(label, kept, sha256_bytes("\0".join(kept).encode()))
     except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair
         raise TextSourceError(
-            f"{label} holds a character that is no text: {error.reason}."
+            f"{label} holds a character that is no text: {error.reason}.", code="not-unicode"
         ) from None
 
 
@@ -130,9 +132,12 @@ def _read_file(path: Path) -> str:
         raise TextSourceError(
             f"{path} is not UTF-8 text: byte {error.start} can't be decoded.",
             "Convert it, for example with: iconv -t UTF-8",
+            code="not-utf-8",
         ) from None
     except OSError as error:
-        raise TextSourceError(f"{path} can't be read: {error.strerror}.", SPEC_HINT) from error
+        raise TextSourceError(
+            f"{path} can't be read: {error.strerror}.", SPEC_HINT, code="unreadable"
+        ) from error
 
 
 def _jsonl_documents(text: str, path: Path) -> Iterator[str]:
@@ -150,21 +155,28 @@ def _parsed_line(line: str, path: Path, number: int) -> Any:
         raise TextSourceError(
             f"{path}, line {number}: not valid JSON ({reason}).",
             "A JSON-lines file has one complete JSON object a line.",
+            code="not-json",
         ) from None
 
 
 def _record_text(record: Any, where: str) -> str:
     hint = 'Each line must be an object with a string field, best called "text".'
     if not isinstance(record, dict):
-        raise TextSourceError(f"{where}: a JSON object is needed, not {_json_type(record)}.", hint)
+        raise TextSourceError(
+            f"{where}: a JSON object is needed, not {_json_type(record)}.",
+            hint,
+            code="not-an-object",
+        )
     named = record.get("text")
     if isinstance(named, str):
         return named
     if "text" in record:
-        raise TextSourceError(f'{where}: the field "text" is {_json_type(named)}.', hint)
+        raise TextSourceError(
+            f'{where}: the field "text" is {_json_type(named)}.', hint, code="not-a-string"
+        )
     strings = [value for value in record.values() if isinstance(value, str)]
     if not strings:
-        raise TextSourceError(f"{where}: no field holds a string.", hint)
+        raise TextSourceError(f"{where}: no field holds a string.", hint, code="no-string")
     return max(strings, key=len)
 
 
@@ -240,7 +252,7 @@ def _read_hub(spec: str, part: Part) -> TextSource:
 def _hub_fields(spec: str) -> tuple[str, str | None, str | None, str | None]:
     fields = [field or None for field in spec.removeprefix("hf:").split(":")]
     if len(fields) > 4 or fields[0] is None:
-        raise TextSourceError(f"{spec} does not name a data set.", SPEC_HINT)
+        raise TextSourceError(f"{spec} does not name a data set.", SPEC_HINT, code="no-data-set")
     config, split, column = (*fields[1:], None, None, None)[:3]
     return fields[0], config, split, column
 
@@ -252,6 +264,7 @@ def _default_split(present: list[str], part: Part, spec: str) -> str:
     raise TextSourceError(
         f"{spec} has no split {' or '.join(_DEFAULT_SPLITS[part])}; it has {', '.join(present)}.",
         "Name the split: hf:DATASET:CONFIG:SPLIT (CONFIG may be empty).",
+        code="split-missing",
     )
 
 
@@ -263,6 +276,7 @@ def _row_texts(rows: Iterable[Any], column: str | None, spec: str) -> Iterator[s
             raise TextSourceError(
                 f"{spec}, row {number}: no text in column {column!r}.",
                 f"The columns are {', '.join(row)}.",
+                code="column-missing",
             )
         yield text
         length += len(text)

@@ -59,6 +59,7 @@ def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
         raise CalibrationError(
             f"{loaded.ref.source} has no tokenizer, so no text can be turned into tokens.",
             "Give a model with its tokenizer or, if it generates, self as the text.",
+            code="no-tokenizer",
         )
 
     def encode(text: str, special: bool) -> list[int]:

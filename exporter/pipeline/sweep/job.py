@@ -109,6 +109,7 @@ def _refuse_changed(cell: Cell, job: Job) -> None:
         raise SweepError(
             "The model, the plan, a text or a library has changed since the sweep began.",
             "Run the sweep again; it takes what is there then.",
+            code="input-changed",
         )
 
 

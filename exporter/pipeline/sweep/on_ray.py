@@ -65,6 +65,7 @@ def _ready(token: str) -> None:
             f"{socket.gethostname()} doesn't see the sweep's folder {Path(token).parents[1]}.",
             "Put the folder, and the models and texts, where all machines of the cluster see them "
             "under the same path.",
+            code="folder-not-shared",
         )
 
 

@@ -44,7 +44,9 @@ def allocate(
     """
     nodes = sorted((cpus for cpus in nodes if cpus), reverse=True)
     if not nodes:
-        raise ClusterError("The Ray cluster has no CPUs.", "Start workers: ray start --address.")
+        raise ClusterError(
+            "The Ray cluster has no CPUs.", "Start workers: ray start --address.", code="no-cpus"
+        )
     if whole_nodes:
         largest = nodes.count(nodes[0])
         return _allocated(min(workers or largest, largest), nodes[0])
@@ -55,6 +57,7 @@ def allocate(
     raise ClusterError(
         f"{wanted} workers are asked for, but the cluster has {sum(nodes)} CPUs.",
         f"Ask for at most {sum(nodes)}: --ray-workers.",
+        code="too-many-workers",
     )
 
 

@@ -120,10 +120,11 @@ def _refuse_silence(address: str) -> None:
                     f"What answers at {address} is not Ray's head.",
                     "Its port is 6379, if `ray start --head` was told no other; 8265 is the "
                     "dashboard's.",
+                    code="not-ray",
                 )
     except (OSError, OverflowError) as error:
         raise ClusterError(
-            f"Nothing answers at {address}: {first_line(error)}.", _NO_ANSWER_HINT
+            f"Nothing answers at {address}: {first_line(error)}.", _NO_ANSWER_HINT, code="no-answer"
         ) from error
 
 

@@ -48,11 +48,13 @@ class ModelAddress:
                 f"On {host}: {error.message}",
                 "The model has to lie under the same path on all machines, such as a shared "
                 "folder, or be a hub id that all can fetch.",
+                code="model-missing",
             ) from error
         if loaded.ref.sha256 != self.sha256:
             raise ClusterError(
                 f"On {host}, {self.source} is another model (sha256 {loaded.ref.sha256[:12]}) "
                 f"than where the command was given (sha256 {self.sha256[:12]}).",
                 "Give all machines the same files.",
+                code="another-model",
             )
         return loaded

@@ -256,7 +256,9 @@ class WorkerGroup(Generic[S]):
             raise value
         line, traceback = value
         self._progress.detail(f"cluster: {traceback}")
-        raise ClusterError(f"A worker on {member.host} failed with {what}: {line}.")
+        raise ClusterError(
+            f"A worker on {member.host} failed with {what}: {line}.", code="piece-failed"
+        )
 
     def _replace(self, member: _GroupWorker, error: Exception, round_: _Round) -> None:
         """Hires another worker for a lost one, and puts its piece first in the line."""
@@ -274,6 +276,7 @@ class WorkerGroup(Generic[S]):
                     f"{member.host}: {cause}.",
                     "Is there memory enough for the model in every worker? Ask for fewer: "
                     "--ray-workers.",
+                    code="workers-lost",
                 )
         self._progress.say(f"cluster: a worker on {member.host} was lost with {what}; tried again")
         self._progress.detail(f"cluster: {cause}")
@@ -330,6 +333,7 @@ class _Round:
                 f"{ATTEMPTS} workers in turn were lost with {self.name(number)}: {cause}.",
                 "Is there memory enough? Ask for fewer workers (--ray-workers) or a smaller "
                 "--batch-size.",
+                code="piece-lost",
             )
         self.waiting.appendleft(number)
 
@@ -347,7 +351,9 @@ def _unanswered(error: Exception, member: _GroupWorker, round_: _Round) -> Clust
     """The worker lives, but what it did can't be sent."""
     what = round_.name(member.stage) if isinstance(member.stage, int) else "its setup"
     told = first_line(getattr(error, "cause", None) or error)
-    return ClusterError(f"A worker on {member.host} can't tell what came of {what}: {told}.")
+    return ClusterError(
+        f"A worker on {member.host} can't tell what came of {what}: {told}.", code="answer-lost"
+    )
 
 
 def _cause(error: Exception) -> str:
@@ -369,4 +375,5 @@ def _refuse_versions(own: dict[str, str], theirs: dict[str, str], host: str) -> 
         raise ClusterError(
             f"The worker on {host} has {', '.join(differ)}.",
             "Install the same versions on all machines of the cluster, and restart Ray there.",
+            code="other-versions",
         )

@@ -178,6 +178,7 @@ def _told(error: OSError, folder: Path, nbytes: int) -> ScoringError:
     return ScoringError(
         f"The hidden states can't be kept in {folder}: {first_line(error)}.",
         "Name another folder with --stream-dir or the variable TMPDIR.",
+        code="not-kept",
     )
 
 
@@ -186,6 +187,7 @@ def _no_room(folder: Path, nbytes: int) -> ScoringError:
         f"The disk of {folder} has no room for {nbytes / 1e9:.3g} GB of hidden states.",
         "Name a folder on another disk with --stream-dir or the variable TMPDIR, or take fewer "
         "--samples.",
+        code="no-room",
     )
 
 
@@ -242,6 +244,7 @@ def _folder_on_disk() -> Path:
     raise ScoringError(
         f"The hidden states don't fit into memory, and {usual} is kept in memory as well.",
         "Name a folder on a disk with --stream-dir or the variable TMPDIR.",
+        code="kept-in-memory",
     )
 
 

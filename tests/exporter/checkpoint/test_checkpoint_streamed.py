@@ -13,7 +13,7 @@ from test_checkpoint import BLOCK, GAPS, Heard, answer, plain, tensors, three_la
 from exporter.artifacts import PruningPlan
 from exporter.errors import ModelSourceError
 from exporter.progress import Quiet
-from tests.raising import raises
+from tests.raising import ends_in, raises
 
 pytestmark = pytest.mark.torch
 
@@ -136,7 +136,7 @@ def test_what_a_layers_number_decides_is_found_out_and_nothing_is_left(tmp_path:
     memory, streamed = both(tmp_path, base, BLOCK, heard=heard)
     assert memory == streamed
     assert streamed.kept is None
-    assert sum("not with fewer layers" in line for line in heard.lines) == 2
+    assert sum("GPT2" in line for line in heard.lines) == 2
     names = {path.name for path in (tmp_path / "streamed").iterdir()}
     index = json.loads((tmp_path / "streamed" / "model.safetensors.index.json").read_text())
     assert {n for n in names if n.endswith(".safetensors")} == set(index["weight_map"].values())
@@ -153,11 +153,11 @@ def test_a_shard_that_gets_lost_on_the_way_leaves_nothing(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_a_gguf_file_can_not_be_streamed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_gguf_file_can_not_be_streamed(tmp_path: Path) -> None:
     from exporter.cli import run
 
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
     plan = PruningPlan(deletions=GAPS).write(tmp_path / "plan.json")
     arguments = ["checkpoint", str(tmp_path / "model.gguf"), str(plan), "-o", str(tmp_path / "hf")]
-    assert run([*arguments, "--stream"]) == 2
-    assert "quantized weights, which are not read a layer at a time" in capfd.readouterr().err
+    with ends_in(ModelSourceError, "quantized", "model.gguf"):
+        assert run([*arguments, "--stream"]) == 2

@@ -18,6 +18,7 @@ from exporter.models.loading.checked_folder import (
     refuse_changed,
 )
 from tests.architectures.catalogue import CATALOGUE
+from tests.raising import raises
 
 PATH = Path("config.json")
 
@@ -114,5 +115,5 @@ def test_a_folder_that_changes_is_seen(tmp_path: Path, name: str) -> None:
     before = files_as_they_are(_folder(tmp_path))
     refuse_changed(tmp_path, before)
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UnsafeModelError, match=name):
+    with raises(UnsafeModelError, "file-changed", name):
         refuse_changed(tmp_path, before)

@@ -17,6 +17,7 @@ from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError
 from exporter.models.genai_config import GenaiConfig, find_config, rewritten
 from graph_passes.files import steps
 from graph_passes.files.storage import save_model
+from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
 PLAN = [PlannedDeletion(layer=1, kind="attention")]
@@ -105,8 +106,8 @@ def test_beside_the_source_the_config_has_a_name_of_its_own(
     arguments = ["prune", str(source), "-o", str(target), "--drop", "attention:1"]
     assert run([*arguments, "--verify", "none"]) == 0
     said = capsys.readouterr().err
-    assert "cut.onnx.genai_config.json is the result's config; move it" in said
-    assert "beside copies of tokenizer.json" in said
+    assert "cut.onnx.genai_config.json" in said
+    assert "tokenizer.json" in said
     written = json.loads(target.with_name("cut.onnx.genai_config.json").read_text())
     assert written["model"]["decoder"]["filename"] == "cut.onnx"
     assert source.with_name("genai_config.json").read_bytes() == before
@@ -118,7 +119,7 @@ def test_the_sources_config_is_not_overwritten(source: Path, role: str) -> None:
     before = config.read_bytes()
     target = config if role == "result" else source.with_name("cut.onnx")
     report = config if role == "report" else source.with_name("report.json")
-    with pytest.raises(SurgeryError, match=r"genai_config\.json is the source, .* or its config"):
+    with raises(SurgeryError, "overwrites-input", "genai_config.json"):
         prune_file(source, target, PLAN, CutOptions(report_path=report, verify="none"))
     assert config.read_bytes() == before
     assert not source.with_name("cut.onnx").exists()
@@ -129,7 +130,9 @@ def test_the_command_line_says_what_else_the_runtime_needs(
 ) -> None:
     arguments = ["prune", str(source), "-o", str(tmp_path / "o" / "cut.onnx"), "--drop", "mlp:1"]
     assert run([*arguments, "--verify", "none"]) == 0
-    assert f"it also needs tokenizer.json from {source.parent}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "tokenizer.json" in said
+    assert str(source.parent) in said
 
 
 def test_an_earlier_result_is_replaced_and_another_models_config_is_not(
@@ -141,7 +144,7 @@ def test_an_earlier_result_is_replaced_and_another_models_config_is_not(
     config = json.loads(target.with_name("genai_config.json").read_text())
     assert config["model"]["decoder"]["num_hidden_layers"] == 3
     other, report = tmp_path / "o" / "other.onnx", tmp_path / "other.json"
-    with pytest.raises(SurgeryError, match=r"is the config of cut\.onnx"):
+    with raises(SurgeryError, "config-in-use", "cut.onnx"):
         prune_file(source, other, PLAN, CutOptions(verify="none", report_path=report))
     assert not other.exists()
 
@@ -164,22 +167,24 @@ def test_the_config_appears_with_the_result_or_not_at_all(
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
 
 
-@pytest.mark.parametrize(("content", "reason"), [
-    ("{", "is not valid JSON"),
-    ("[]", "holds no JSON object"),
+@pytest.mark.parametrize(("content", "code", "named"), [
+    ("{", "not-json", "genai_config.json"),
+    ("[]", "not-an-object", "genai_config.json"),
     (json.dumps({"model": {"decoder": {"pipeline": [{"lm": {"filename": "model.onnx"}}]}}}),
-     r"under model\.decoder\.pipeline\.0\.lm\.filename"),
-    (json.dumps({"model": {"encoder": {"filename": "./model.onnx"}}}), r"under model\.encoder"),
-    (json.dumps(CONFIG | {"draft": {"filename": "model.onnx"}}), r"under draft\.filename"),
-    (json.dumps(with_decoder(shared_initializers=[{"name": "w"}])), "shared_initializers"),
+     "several-models", "model.decoder.pipeline.0.lm.filename"),
+    (json.dumps({"model": {"encoder": {"filename": "./model.onnx"}}}), "several-models",
+     "model.encoder.filename"),
+    (json.dumps(CONFIG | {"draft": {"filename": "model.onnx"}}), "several-models",
+     "draft.filename"),
+    (json.dumps(with_decoder(shared_initializers=[{"name": "w"}])), "shared-weights",
+     "model.decoder.shared_initializers"),
 ])  # fmt: skip
 def test_layouts_that_a_cut_would_break_are_refused(
-    source: Path, tmp_path: Path, content: str, reason: str
+    source: Path, tmp_path: Path, content: str, code: str, named: str
 ) -> None:
     rewrite_source(source, content)
-    with pytest.raises(SurgeryError, match=reason) as caught:
+    with raises(SurgeryError, code, named, "--genai-config none"):
         prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
-    assert "--genai-config none" in caught.value.hint
     assert not (tmp_path / "o").exists()
 
 
@@ -193,7 +198,7 @@ def test_a_config_that_is_nested_without_end_is_refused(source: Path, tmp_path: 
 def test_names_that_do_not_fit_the_graph_are_refused(source: Path, tmp_path: Path) -> None:
     names = {"past_key_names": "past.%d.k", "past_value_names": "past.%d.v"}
     rewrite_source(source, json.dumps(with_decoder(inputs=names)))
-    with pytest.raises(SurgeryError, match="fits the graph's past_key_values"):
+    with raises(SurgeryError, "unnamed-input", "past_key_values"):
         prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
 
 
@@ -209,9 +214,8 @@ def test_the_runtimes_own_names_are_known() -> None:
     {"session_options": {"provider_options": [{"NvTensorRtRtx": {}}]}},
 ])  # fmt: skip
 def test_where_the_runtime_counts_the_caches_gaps_are_refused(parts: dict[str, Any]) -> None:
-    with pytest.raises(SurgeryError, match="so the caches need numbers from 0") as caught:
+    with raises(SurgeryError, "cache-slides", "--renumber-kv"):
         decoder_of(with_decoder(**parts), GONE, {})
-    assert "--renumber-kv" in caught.value.hint
     assert decoder_of(with_decoder(**parts), GONE, DENSE)["num_hidden_layers"] == 2
 
 
@@ -236,13 +240,13 @@ def test_a_window_over_no_layer_goes() -> None:
 
 def test_a_list_of_layers_that_is_none_is_refused() -> None:
     window = {"slide_key_value_cache": False, "layers": "all"}
-    with pytest.raises(SurgeryError, match="no list of numbers"):
+    with raises(SurgeryError, "not-numbers"):
         decoder_of(with_decoder(sliding_window=window), GONE, {})
 
 
 def test_a_decoder_with_an_encoder_keeps_its_attentions() -> None:
     inputs = NAMES["inputs"] | {"cross_past_key_names": "past_key_cross_%d"}
-    with pytest.raises(SurgeryError, match="reads an encoder's keys"):
+    with raises(SurgeryError, "encoder-keys"):
         decoder_of(with_decoder(inputs=inputs), GONE, DENSE)
     assert decoder_of(with_decoder(inputs=inputs), [], {})["num_hidden_layers"] == 3
 

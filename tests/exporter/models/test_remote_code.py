@@ -13,6 +13,7 @@ from tiny_families import tiny_loaded, tiny_model
 from exporter.errors import ModelSourceError, UnsafeModelError
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import load_model
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 
@@ -81,13 +82,13 @@ def test_the_class_is_the_one_that_the_code_brings(
 
 
 def test_without_leave_nothing_is_loaded(kid: Path) -> None:
-    with pytest.raises(UnsafeModelError, match="--trust-remote-code"):
+    with raises(UnsafeModelError, "unread-model-type", "--trust-remote-code"):
         _load(kid, CAUSAL, "KidForCausalLM", trust=False)
 
 
 def test_code_that_is_not_there(kid: Path) -> None:
     (kid / "code.py").unlink()
-    with pytest.raises(ModelSourceError, match="can't be loaded"):
+    with raises(ModelSourceError, "load-failed"):
         _load(kid, CAUSAL, "KidForCausalLM")
 
 

@@ -16,6 +16,7 @@ from written_files import data_of, names_in
 from exporter.choose.budgets.budget import Budget
 from exporter.errors import DepthcutError, UsageError
 from exporter.pipeline.request import DropRequest
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 
@@ -167,7 +168,7 @@ def test_another_way_of_choosing_plans_anew(checkpoint: Path, again: Path) -> No
     plan = json.loads((again / "plan.json").read_text())
     assert plan["budget"] == {"attention": 1, "search": "greedy", "objective": "kl"}
     assert plan["predicted"]["kl"] > 0
-    with pytest.raises(UsageError, match="--search"):
+    with raises(UsageError, "", "--search"):
         _request(checkpoint, again, search=search, drops=DropRequest(plan=again / "plan.json"))
 
 
@@ -205,20 +206,20 @@ def test_a_plan_for_another_model_is_warned_of_once(
 
 
 @pytest.mark.parametrize(
-    ("deletions", "words"),
+    ("deletions", "code"),
     [
-        ([{"layer": 7, "kind": "attention"}], "7"),
-        ([{"layer": n, "kind": "block"} for n in range(3)], "every"),
-        ([], "[Nn]o(thing| sublayer| deletion)"),
+        ([{"layer": 7, "kind": "attention"}], "layer-missing"),
+        ([{"layer": n, "kind": "block"} for n in range(3)], "nothing-left"),
+        ([], "drops-nothing"),
     ],
 )
 def test_a_bad_plan_is_refused_and_damages_nothing(
-    checkpoint: Path, again: Path, tmp_path: Path, deletions: list[Any], words: str
+    checkpoint: Path, again: Path, tmp_path: Path, deletions: list[Any], code: str
 ) -> None:
     plan = json.loads((again / "plan.json").read_text()) | {"deletions": deletions}
     (tmp_path / "bad.json").write_text(json.dumps(plan))
     before = _contents(again)
-    with pytest.raises(DepthcutError, match=words):
+    with raises(DepthcutError, code, "bad.json"):
         _walk(_request(checkpoint, again, drops=DropRequest(plan=tmp_path / "bad.json")))
     assert _contents(again) == before
 
@@ -235,7 +236,7 @@ def test_the_calibration_text_may_not_judge(checkpoint: Path, tmp_path: Path) ->
         score=ScoreOptions(calibration=str(text), samples=2, sequence_length=16),
         compare=CompareOptions(eval_text=str(text), eval_tokens=32, eval_sequence_length=16),
     )
-    with pytest.raises(DepthcutError, match="is the calibration text"):
+    with raises(DepthcutError, "same-text", "text.txt"):
         _walk(request)
     assert not (tmp_path / "out" / "baseline").exists()
 
@@ -252,7 +253,7 @@ def test_a_failed_check_keeps_the_earlier_candidate(
     )
     monkeypatch.setattr(parity, "check_export", lambda *_, **__: [wrong])
     before = _contents(again)
-    with pytest.raises(VerificationError, match="logits differs by 1"):
+    with raises(VerificationError, "wrong-results", "logits", "1.00e+00"):
         _walk(_request(checkpoint, again, drops=DropRequest(Budget(mlp=1))))
     assert _contents(again) == before
     assert not (again / ".depthcut" / "work" / "candidate").exists()
@@ -297,12 +298,12 @@ def test_an_option_that_can_not_work_fails_before_any_work(
     from exporter.compare.options import CompareOptions
 
     options = CompareOptions(eval_text=str(tmp_path / "nothing.txt"))
-    with pytest.raises(DepthcutError, match=r"nothing\.txt does not exist"):
+    with raises(DepthcutError, "file-missing", "nothing.txt"):
         _walk(_request(checkpoint, tmp_path / "out", compare=options))
     assert not (tmp_path / "out").exists()
     request = _request(tmp_path / "no-model", tmp_path / "out")  # before a model is looked for, too
     for told, name in ((request.load, "dtype"), (request, "choose_dtype")):
-        with pytest.raises(DepthcutError, match="float8"):
+        with raises(DepthcutError, "", "--dtype", "float8"):
             replace(told, **{name: "float8"})
 
 
@@ -310,7 +311,7 @@ def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_pat
     from exporter.compare.options import CompareOptions, QualityOptions
 
     quality = QualityOptions(tasks=("nothing",), task_data=tmp_path)
-    with pytest.raises(DepthcutError, match="no task 'nothing'"):
+    with raises(DepthcutError, "unknown-task", "nothing"):
         _walk(_request(checkpoint, tmp_path / "out", compare=CompareOptions(quality=quality)))
     assert not (tmp_path / "out").exists()
 
@@ -375,7 +376,7 @@ def test_export_takes_every_option_that_says_how_compare_judges() -> None:
 
 def test_a_model_that_is_not_there_leaves_no_folder(checkpoint: Path, tmp_path: Path) -> None:
     request = _request(checkpoint, tmp_path / "out", source=str(tmp_path / "nothing"))
-    with pytest.raises(DepthcutError, match="nothing does not exist"):
+    with raises(DepthcutError, "file-missing", "nothing"):
         _walk(request)
     assert not (tmp_path / "out").exists()
 
@@ -403,7 +404,7 @@ def test_extra_files_of_the_tokenizer_go_to_both_arms(
 def test_a_foreign_folder_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "baseline").mkdir()
     (tmp_path / "baseline" / "mine.txt").touch()
-    with pytest.raises(UsageError, match="was not written by depthcut"):
+    with raises(UsageError, "not-ours", "baseline"):
         _walk(_request(checkpoint, tmp_path))
     assert (tmp_path / "baseline" / "mine.txt").exists()
 
@@ -494,7 +495,7 @@ def test_engines_are_built_on_the_way_and_told_in_the_report(
     assert heard.reused == list(STAGES[:4])
     _, heard = _walk(_request(checkpoint, again, drops=DropRequest(Budget(mlp=1))))
     assert not (again / "engines").exists()
-    assert "engines: its results are removed, they were made from other graphs" in heard.lines
+    assert any(line.startswith("engines:") for line in heard.lines)
 
 
 def test_engines_of_someone_else_are_not_touched(
@@ -505,7 +506,7 @@ def test_engines_of_someone_else_are_not_touched(
     made = _fake_builds(monkeypatch)
     (again / "engines").mkdir()
     request = _request(checkpoint, again, engines=EngineRequest("tensorrt-rtx"))
-    with pytest.raises(UsageError, match="engines is there and was not written by depthcut"):
+    with raises(UsageError, "not-ours", "engines"):
         _walk(request)
     assert made == []
 
@@ -520,7 +521,7 @@ def test_engines_that_can_not_be_built_are_refused_before_any_work(
 
     monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
     request = _request(checkpoint, tmp_path / "out", engines=EngineRequest("tensorrt"))
-    with pytest.raises(EngineError, match="can't be used here: no NVIDIA driver"):
+    with raises(EngineError, "no-driver", "tensorrt"):
         _walk(request)
     assert not (tmp_path / "out").exists()
 
@@ -535,7 +536,7 @@ def test_engines_for_a_card_that_is_not_known_are_refused_before_any_work(
 
     settings = BuildSettings(compute_capabilities=("sm89", "sm1"))
     wanted = EngineRequest("tensorrt-rtx", settings=settings)
-    with pytest.raises(EngineError, match="does not build for sm1"):
+    with raises(EngineError, "unknown-card", "sm1"):
         _walk(_request(checkpoint, tmp_path / "out", engines=wanted))
     assert not (tmp_path / "out").exists()
 
@@ -569,9 +570,9 @@ def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     assert all(check.passed for check in report.parity)
     assert all("bfloat16 as float32" in check.name for check in report.parity)
     assert report.accuracy is not None
-    assert sum("no bfloat16 kernels" in line for line in heard.lines) == 1
+    assert sum("bfloat16" in line for line in heard.lines) == 1
     told = (tmp_path / "out" / "report.md").read_text()
-    assert "Both arms are in bfloat16, for which ONNX Runtime's CPU has no kernels" in told
+    assert "bfloat16" in told
 
 
 def test_a_model_that_is_loaded_twice_is_told_what_for(checkpoint: Path, tmp_path: Path) -> None:

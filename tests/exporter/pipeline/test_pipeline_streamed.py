@@ -28,6 +28,7 @@ from exporter.heal.options import HealOptions
 from exporter.models.loading.options import SourceOptions
 from exporter.pipeline.request import DropRequest
 from exporter.pipeline.streaming import going_on
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 
@@ -147,20 +148,20 @@ def test_what_a_check_found_wrong_is_written_again(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "code", "told"),
     [
-        ({"heal": HealOptions()}, "--heal needs the whole model"),
-        ({"search": SearchOptions(search="greedy")}, "--search greedy needs"),
-        ({"exporter": "optimum"}, "--exporter optimum needs"),
-        ({"load": SourceOptions(trust_remote_code=True)}, "--trust-remote-code"),
+        ({"heal": HealOptions()}, "needs-whole-model", ("--heal",)),
+        ({"search": SearchOptions(search="greedy")}, "needs-whole-model", ("--search greedy",)),
+        ({"exporter": "optimum"}, "needs-whole-model", ("--exporter optimum",)),
+        ({"load": SourceOptions(trust_remote_code=True)}, "", ("--trust-remote-code",)),
     ],
 )
 def test_what_needs_the_whole_model_is_refused(
-    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], told: str
+    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], code: str, told: tuple[str, ...]
 ) -> None:
     from exporter.pipeline.road import export_model
 
-    with pytest.raises(UsageError, match=told):
+    with raises(UsageError, code, *told):
         export_model(_request(checkpoint, tmp_path / "out", stream=True, **changes))
     assert not (tmp_path / "out").exists()
 
@@ -171,7 +172,7 @@ def test_a_comparison_without_memory_for_it_is_refused_at_once(
     monkeypatch.setattr("exporter.pipeline.streaming.available_bytes", lambda: 10_000)
     done = run(checkpoint, tmp_path / "out")
     assert done.exit_code == 2
-    assert "Comparing both models would take about" in done.stderr
+    assert "1e-05 GB" in done.stderr
     assert "--no-measure" in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -182,7 +183,7 @@ def test_bfloat16_without_memory_for_its_check_is_refused_at_once(
     monkeypatch.setattr("exporter.pipeline.streaming.available_bytes", lambda: 10_000)
     done = run(checkpoint, tmp_path / "out", "--no-measure", "--dtype", "bfloat16")
     assert done.exit_code == 2
-    assert "the check of the candidate holds its weights in float32" in done.stderr
+    assert "float32" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

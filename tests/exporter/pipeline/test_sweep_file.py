@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import SweepError
+from exporter.errors import OptionError, SweepError
+from tests.raising import raises
 
 pytest.importorskip("yaml")
 
@@ -83,7 +84,7 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
 
 def test_a_file_can_not_switch_a_danger_on(tmp_path: Path) -> None:
     told = refused(tmp_path, "models: [{source: m, trust_remote_code: true}]\nplans: [mlp:1]")
-    assert "$.models[0].trust_remote_code: this key is not known here" in told
+    assert "$.models[0].trust_remote_code:" in told
 
 
 def test_only_a_search_of_blocks_has_them_scored_on_demand(tmp_path: Path) -> None:
@@ -139,9 +140,7 @@ def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, told: str) 
 
 
 def test_a_quantisation_that_makes_no_sense_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    from exporter.errors import UsageError
-
-    with pytest.raises(UsageError, match="needs a calibration text"):
+    with raises(OptionError, "no-calibration", "--calibration"):
         cells(tmp_path, LEAST + "precisions: [mixed]")
     assert cells(tmp_path, LEAST + "precisions: [mixed]\nscoring: {calibration: pydoc}")
 
@@ -190,5 +189,5 @@ def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
 
     (tmp_path / "latin.yaml").write_bytes(b"models: [\xe4]")
     for name in ("gone.yaml", "latin.yaml"):
-        with pytest.raises(SweepError, match="can't be read"):
+        with raises(SweepError, "unreadable", "gone.yaml"):
             read_sweep(tmp_path / name)

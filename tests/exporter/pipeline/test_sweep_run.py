@@ -15,6 +15,7 @@ from written_files import data_of
 from exporter.artifacts import ComparisonReport, PruningPlan, SweepCell, SweepReport
 from exporter.errors import OnnxFileError, SweepError
 from exporter.progress import Quiet
+from tests.raising import tells
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("yaml")
@@ -101,7 +102,7 @@ def test_every_cell_is_told_and_a_failure_stops_no_other(swept: tuple[Path, Swee
     failure = report.cells[2].failure
     assert failure is not None
     assert failure.error == "PlanError"
-    assert "layers 0 to 2" in failure.message
+    assert tells(failure.message, 2)
     assert SweepReport.read(out / "sweep.json").cells == report.cells
     assert report.text == FILE
 
@@ -347,7 +348,7 @@ def test_a_model_that_changes_while_the_sweep_runs_fails_its_cells(
 
     report = sweep(place, tmp_path / "out", text, runner=changing)
     told = [cell.failure.message for cell in report.cells if cell.failure]
-    assert "has changed since the sweep began" in told[0]
+    assert next(cell.failure.error for cell in report.cells if cell.failure) == "SweepError"
     assert str(place / "llama") in told[1]
 
 

@@ -19,6 +19,7 @@ from exporter import cli
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.errors import CalibrationError, ClusterError
 from exporter.progress import Quiet
+from tests.raising import raises
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 torch = pytest.importorskip("torch")
@@ -119,7 +120,7 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
     told.lines.clear()
     spread = score_on_cluster(str(model), pool, options)
     assert flag.exists()
-    assert any("was lost with piece" in line for line in told.lines)
+    assert any("lost" in line for line in told.lines)
     assert _figures(spread) == _figures(alone)  # to the last bit
     assert spread.calibration == alone.calibration
     assert spread.model == alone.model
@@ -186,7 +187,7 @@ def test_searches_that_measure_nothing_are_refused(
     assert cli.run([*plan, "--drop-joint", "1", "--search", "iterative"]) == 2
     assert "--search" in capsys.readouterr().err
     assert cli.run([*plan, "--parameters", "10%"]) == 2
-    assert "one process" in capsys.readouterr().err
+    assert "--ray" in capsys.readouterr().err
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -245,7 +246,7 @@ class TestOneCrew:
         def work(_state: Any, job: str) -> float:
             return 1 / len(job)
 
-        with pytest.raises(ClusterError, match=r"piece 2 of 2 \(\): ZeroDivisionError: division"):
+        with raises(ClusterError, "piece-failed", "2 of 2", "ZeroDivisionError"):
             list(group.run(work, ["a", ""]))
 
     def test_a_result_that_can_not_be_sent_is_no_lost_worker(self, group: Any) -> None:
@@ -254,7 +255,7 @@ class TestOneCrew:
 
             return threading.Lock()
 
-        with pytest.raises(ClusterError, match=r"can't tell what came of piece 1 of 1 .*pickle"):
+        with raises(ClusterError, "answer-lost", "1 of 1", "pickle"):
             list(group.run(work, ["lock"]))
 
     def test_a_round_that_is_left_early_leaves_the_crew_usable(self, group: Any) -> None:
@@ -292,7 +293,7 @@ def test_a_piece_that_kills_every_worker_is_given_up(pool: Any) -> None:
 
         os._exit(7)
 
-    with pytest.raises(ClusterError, match=r"2 workers in turn were lost with piece 1 of 1 \(bad"):
+    with raises(ClusterError, "piece-lost", 2, "1 of 1", "bad"):
         list(pool.run(nothing_here(), work, ["bad"]))
 
 
@@ -306,7 +307,7 @@ def test_a_setup_that_kills_every_worker_is_given_up(pool: Any) -> None:
     def work(_state: None, job: int) -> int:
         return job
 
-    with pytest.raises(ClusterError, match="before they had begun"):
+    with raises(ClusterError, "workers-lost", 2):
         list(pool.run(setup, work, [1]))
 
 
@@ -318,7 +319,7 @@ def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) 
 
     other = {**versions(), "torch": "0.1", "depthcut": "9"}
     monkeypatch.setattr("exporter.score.cluster.pool.versions", lambda: other)
-    with pytest.raises(ClusterError, match=r"has depthcut .* instead of 9, torch .* of 0\.1"):
+    with raises(ClusterError, "other-versions", "depthcut", 9, "torch", 0.1):
         list(pool.run(nothing_here(), work, [1]))
 
 
@@ -328,16 +329,16 @@ def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
 
     loaded = load_model(str(model))
     assert ModelAddress.of(loaded).load().ref.sha256 == loaded.ref.sha256
-    with pytest.raises(ClusterError, match=r"another model \(sha256"):
+    with raises(ClusterError, "another-model", model, "000000000000"):
         ModelAddress(str(model), "0" * 64).load()
-    with pytest.raises(ClusterError, match="same path on all machines"):
+    with raises(ClusterError, "model-missing", tmp_path / "gone"):
         ModelAddress(str(tmp_path / "gone"), "0" * 64).load()
 
 
 def test_silence_is_told_at_once() -> None:
     from exporter.score.cluster.connection import _refuse_silence
 
-    with pytest.raises(ClusterError, match=r"Nothing answers at 127\.0\.0\.1:1"):
+    with raises(ClusterError, "no-answer", "127.0.0.1:1"):
         _refuse_silence("127.0.0.1:1")
 
 
@@ -352,9 +353,8 @@ def test_another_server_than_rays_is_told_at_once(pool: Any) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=answer_as_the_web_does, args=(listening,), daemon=True).start()
-        with pytest.raises(ClusterError, match="not Ray's head") as caught:
+        with raises(ClusterError, "not-ray", 6379):
             _refuse_silence(f"127.0.0.1:{listening.getsockname()[1]}")
-    assert "6379" in str(caught.value.hint)
     _refuse_silence(ray.get_runtime_context().gcs_address)
 
 

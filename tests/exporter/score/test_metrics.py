@@ -18,6 +18,7 @@ from exporter.models.anatomy.architectures import sublayers
 from exporter.models.anatomy.residual_stream import first_tensor, tapped
 from exporter.progress import Quiet, Task
 from exporter.score import METRICS, ScoreOptions, score, score_on
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -320,7 +321,7 @@ def test_what_reads_no_text_needs_none() -> None:
     # This model has neither a tokenizer nor a head that could sample text.
     report = score(tiny_loaded("bert"), ScoreOptions(("depth", "random")))
     assert (report.metric, report.calibration.tokens) == ("depth", 0)
-    with pytest.raises(CalibrationError, match="no tokenizer"):
+    with raises(CalibrationError, "no-tokenizer", "bert"):
         score(tiny_loaded("bert"), ScoreOptions(("depth", "cosine")))
 
 

@@ -13,13 +13,14 @@ from tiny_families import hook_count, tiny_loaded
 
 from exporter.errors import CalibrationError, OptionError, ScoringError, UsageError
 from exporter.score import ScoreOptions, calibration_text, score, score_on
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 
 def test_an_unknown_metric() -> None:
-    with pytest.raises(OptionError, match=r"'cosin'.* cosine, angular,"):
+    with raises(OptionError, "", "--metric", "cosin", "cosine, angular"):
         score_on(tiny_loaded("llama"), random_text(), metrics=["cosin"])
     with pytest.raises(UsageError):
         score_on(tiny_loaded("llama"), random_text(), metrics=[])
@@ -27,7 +28,7 @@ def test_an_unknown_metric() -> None:
 
 @pytest.mark.parametrize("metric", ["kl", "perplexity", "taylor"])
 def test_a_model_without_predictions(metric: str) -> None:
-    with pytest.raises(ScoringError, match=f"{metric} judges predictions .* BertModel makes none"):
+    with raises(ScoringError, "no-predictions", metric, "BertModel"):
         score(tiny_loaded("bert"), ScoreOptions((metric,)))
 
 
@@ -38,7 +39,7 @@ def test_activations_that_are_not_finite_are_named(metric: str) -> None:
     text.input_ids[3, 4] = 63
     with torch.no_grad():
         loaded.model.model.embed_tokens.weight[63] = float("inf")
-    with pytest.raises(ScoringError, match="attention of layer 0 are not finite in sample 3"):
+    with raises(ScoringError, "not-finite", "attention", 0, 3):
         score_on(loaded, text, metrics=[metric], batch_size=2)
     assert hook_count(loaded.model) == 0
 
@@ -47,9 +48,9 @@ def test_logits_that_are_not_finite_though_the_stream_is() -> None:
     loaded = tiny_loaded("llama")
     with torch.no_grad():
         loaded.model.lm_head.weight[0, 0] = float("nan")
-    with pytest.raises(ScoringError, match="logits are not finite in sample 0"):
+    with raises(ScoringError, "not-finite", "logits", 0):
         score_on(loaded, random_text(), metrics=["kl"])
-    with pytest.raises(ScoringError, match="loss is not finite in sample 0"):
+    with raises(ScoringError, "not-finite", "loss", 0):
         score_on(loaded, random_text(), metrics=["taylor"])
     assert score_on(loaded, random_text(), metrics=["cosine"]).scores
 
@@ -58,7 +59,7 @@ def test_a_sample_of_padding_alone() -> None:
     ids = random_text(3).input_ids
     mask = np.ones(ids.shape, dtype=bool)
     mask[1] = False
-    with pytest.raises(CalibrationError, match=r"Sample 1 .* is padding only"):
+    with raises(CalibrationError, "padding-only", 1):
         score_on(tiny_loaded("llama"), made_text(ids, mask))
     mask[1, 2] = True
     assert score_on(tiny_loaded("llama"), made_text(ids, mask)).scores
@@ -68,7 +69,7 @@ def test_a_sample_of_padding_alone() -> None:
 def test_tokens_that_the_model_does_not_know(token: int) -> None:
     text = random_text(3)
     text.input_ids[2, 5] = token
-    with pytest.raises(CalibrationError, match=rf"Token {token} in sample 2 .* has 64 rows"):
+    with raises(CalibrationError, "token-out-of-range", token, 2, 64):
         score_on(tiny_loaded("llama"), text)
 
 
@@ -78,7 +79,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text(" ".join(f"w{n % 60}" for n in range(100)))
     loaded = tiny_loaded("llama", tiny_tokenizer(), vocab_size=40)
-    with pytest.raises(CalibrationError, match="tokenizer does not fit the model"):
+    with raises(CalibrationError, "token-out-of-range", 40, 1):
         calibration_text(loaded, str(path), samples=3, sequence_length=20)
 
 
@@ -100,15 +101,15 @@ def _quantised_by_torch(model: Any) -> None:
 @pytest.mark.parametrize(
     ("quantise", "what"),
     [
-        (_int8_weight, r"model\.layers\.1\.mlp\.down_proj\.weight holds int8"),
-        (_quantised_by_transformers, "this LlamaForCausalLM is quantised"),
-        (_quantised_by_torch, r"model\.layers\.1\.mlp\.down_proj is a Linear"),
+        (_int8_weight, "model.layers.1.mlp.down_proj.weight"),
+        (_quantised_by_transformers, "LlamaForCausalLM"),
+        (_quantised_by_torch, "Linear"),
     ],
 )
 def test_gradients_of_quantised_weights(quantise: Callable[[Any], None], what: str) -> None:
     loaded = tiny_loaded("llama")
     quantise(loaded.model)
-    with pytest.raises(ScoringError, match=f"taylor needs gradients, and {what}"):
+    with raises(ScoringError, "not-differentiable", "taylor", what):
         score_on(loaded, random_text(), metrics=["taylor"])
 
 
@@ -117,7 +118,7 @@ def test_a_branch_that_no_gradient_reaches() -> None:
     mlp = loaded.model.model.layers[1].mlp
     plain = mlp.forward
     mlp.forward = lambda x: plain(x).detach()
-    with pytest.raises(ScoringError, match="No gradient reaches the mlp of layer 1"):
+    with raises(ScoringError, "no-gradient", "mlp", 1):
         score_on(loaded, random_text(), metrics=["taylor"])
     assert hook_count(loaded.model) == 0
 
@@ -125,6 +126,6 @@ def test_a_branch_that_no_gradient_reaches() -> None:
 @pytest.mark.parametrize("metric", ["kl", "perplexity", "taylor"])
 def test_samples_that_predict_nothing(metric: str) -> None:
     loaded, ids = tiny_loaded("llama"), random_text(3).input_ids
-    with pytest.raises(ScoringError, match="no token with a next one"):
+    with raises(ScoringError, "no-tokens"):
         score_on(loaded, made_text(ids[:, :1]), metrics=[metric])
     assert score_on(loaded, made_text(ids[:, :2]), metrics=[metric]).scores

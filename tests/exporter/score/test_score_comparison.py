@@ -21,6 +21,7 @@ from exporter.artifacts import (
 )
 from exporter.errors import ArtifactError, ScoringError
 from exporter.score.comparison import compare_files, comparison_rows
+from tests.raising import raises
 
 COSINE = [0.9, 0.2, 0.1, 0.4, 0.5, 0.3]
 KL = [0.8, 0.1, 0.2, 0.3, 0.6, 0.3]
@@ -121,13 +122,13 @@ def test_a_ranking_that_tells_nothing_apart(tmp_path: Path) -> None:
 def test_scores_of_another_model(tmp_path: Path) -> None:
     one = _write(tmp_path / "a.json", {"cosine": COSINE})
     two = _write(tmp_path / "b.json", {"cosine": COSINE}, sha="b")
-    with pytest.raises(ScoringError, match=r"a\.json scores model-a .*b\.json scores model-b"):
+    with raises(ScoringError, "another-model", one, "model-a", two, "model-b"):
         compare_files(one, two)
 
 
 def test_a_score_that_is_no_number(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": [*COSINE[:5], float("nan")]})
-    with pytest.raises(ScoringError, match="cosine of attention 5 is nan"):
+    with raises(ScoringError, "not-finite", path, "cosine", "attention 5"):
         compare_files(path, path)
 
 
@@ -217,7 +218,7 @@ def test_a_report_with_another_metric_first(tmp_path: Path) -> None:
     assert (chosen.metric, chosen.scores) == ("kl", _scores(KL))
     assert [other.metric for other in chosen.further] == ["cosine"]
     assert report.of_metric(None) == report.of_metric("cosine") == report
-    with pytest.raises(ArtifactError, match=r"not scored by taylor here, only by cosine, kl"):
+    with raises(ArtifactError, "not-scored", "taylor", "cosine, kl"):
         report.of_metric("taylor")
 
 
@@ -241,7 +242,7 @@ def test_a_plan_by_another_metric(tmp_path: Path) -> None:
 
 def test_a_ranking_alone_is_held_against_nothing(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE})
-    with pytest.raises(ScoringError, match=r"a\.json hold no two rankings"):
+    with raises(ScoringError, "no-two-rankings", path):
         compare_files(path, path)
 
 
@@ -253,7 +254,7 @@ def test_comparing_heeds_no_option_of_scoring(
     call = ["score", "--compare", str(path), str(path), "-q"]
     assert command_line.run(call) == 0
     assert command_line.run([*call, *option]) == 2
-    assert f"{option[0]} is for scoring" in capsys.readouterr().err
+    assert option[0] in capsys.readouterr().err
 
 
 def test_a_folder_is_refused_before_anything_is_scored(

@@ -30,6 +30,7 @@ from exporter.score import METRICS, CalibrationText, ScoreOptions, score, score_
 from exporter.score.metric import StreamMetric
 from exporter.score.streaming.hidden_states import _is_memory, states_in_file
 from exporter.score.streaming.parts import filled_in_turn
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 
@@ -168,7 +169,7 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path, metric: str) 
         model.model.embed_tokens.weight[63] = float("inf")
     model.save_pretrained(tmp_path)
     meta = load_meta(str(tmp_path))
-    with pytest.raises(ScoringError, match="attention of layer 0 are not finite in sample 3"):
+    with raises(ScoringError, "not-finite", "attention", 0, 3):
         score_on(meta, text, metrics=[metric], batch_size=2)
     expect_empty(meta)
 
@@ -176,7 +177,7 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path, metric: str) 
 def test_a_layout_that_does_not_add_up_is_refused_at_once(tmp_path: Path) -> None:
     source = saved(tmp_path, "bloom", apply_residual_connection_post_layernorm=True)
     meta = load_meta(source)
-    with pytest.raises(UnknownArchitectureError, match=r"BloomForCausalLM.*don't add up"):
+    with raises(UnknownArchitectureError, "not-additive", "BloomForCausalLM"):
         score_on(meta, random_text(), stream_dir=tmp_path / "states")
     expect_empty(meta)
     assert not (tmp_path / "states").exists()  # no text went through any layer
@@ -212,7 +213,7 @@ def test_a_family_that_no_row_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     meta = load_meta(saved(tmp_path, "bloom"))
     monkeypatch.delitem(FAMILIES, "bloom")
-    with pytest.raises(UnknownArchitectureError, match="Where a bloom model keeps"):
+    with raises(UnknownArchitectureError, "unknown-family", "bloom"):
         score_on(meta, random_text())
     expect_empty(meta)
 
@@ -222,7 +223,7 @@ def test_a_shard_that_goes_bad_on_the_way(tmp_path: Path, monkeypatch: pytest.Mo
     name = "model.layers.2.mlp.up_proj.weight"
     shard = meta.shards.entries[name].file
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ModelSourceError, match=rf"{shard.name} ends inside model\."):
+    with raises(ModelSourceError, "file-shrank", shard.name, "model."):
         score_on(meta, random_text())
     expect_empty(meta)
 
@@ -253,7 +254,7 @@ def test_a_disk_that_fills_up(
 ) -> None:
     meta = load_meta(llama)
     monkeypatch.setattr(os, call, _full)
-    with pytest.raises(ScoringError, match=r"has no room for .* GB of hidden states") as caught:
+    with raises(ScoringError, "no-room", "--stream-dir") as caught:
         score_on(meta, random_text(), stream_dir=tmp_path)
     assert "--stream-dir" in caught.value.hint
     expect_empty(meta)
@@ -264,7 +265,7 @@ def test_a_disk_that_is_too_small_is_told_at_the_first_layer(llama: str, tmp_pat
     import torch
 
     with (
-        pytest.raises(ScoringError, match="has no room"),
+        raises(ScoringError, "no-room"),
         states_in_file(tmp_path, 1, [(1 << 30, 1 << 30)], torch.float32),
     ):
         pass
@@ -285,7 +286,7 @@ def test_a_disk_that_can_not_reserve_is_written_all_the_same(
 def test_a_folder_that_can_not_be(llama: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "x", tmp_path / "file" / ("x" * 300)):
-        with pytest.raises(ScoringError, match=r"can't be kept in .*file"):
+        with raises(ScoringError, "not-kept", folder):
             score_on(load_meta(llama), random_text(), stream_dir=folder)
 
 
@@ -313,7 +314,7 @@ def test_states_that_do_not_fit_go_to_the_disk(
     monkeypatch.setattr(f"{STATES}.available_bytes", lambda: 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     score_on(load_meta(llama), random_text(), progress=Saying())
-    assert any(f"in a file in {tmp_path}" in line for line in said)
+    assert any(str(tmp_path) in line for line in said)
 
 
 def test_a_temporary_folder_that_is_memory_is_not_taken(
@@ -325,16 +326,15 @@ def test_a_temporary_folder_that_is_memory_is_not_taken(
     monkeypatch.setattr(f"{STATES}._is_memory", lambda folder: folder == memory)
     monkeypatch.setattr(f"{STATES}._LASTING", disk)
     monkeypatch.setattr("tempfile.tempdir", str(memory))
-    with pytest.raises(ScoringError, match="is kept in memory as well") as caught:
+    with raises(ScoringError, "kept-in-memory", memory, "--stream-dir"):
         score_on(meta, random_text())
-    assert "--stream-dir" in caught.value.hint
     expect_empty(meta)
     disk.mkdir()
     said: list[str] = []
     progress = Quiet()
     monkeypatch.setattr(progress, "say", said.append)
     score_on(meta, random_text(), progress=progress)
-    assert any(f"in a file in {disk}" in line for line in said)
+    assert any(str(disk) in line for line in said)
 
 
 def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,21 +351,23 @@ def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "code", "told"),
     [
-        (ScoreOptions(("cosine", "taylor")), "taylor follows gradients"),
-        (ScoreOptions(calibration="self"), "can't sample a text of its own"),
+        (ScoreOptions(("cosine", "taylor")), "needs-whole-model", ("taylor",)),
+        (ScoreOptions(calibration="self"), "self-text-streamed", ("--calibration",)),
     ],
 )
-def test_what_a_streamed_model_can_not_give(llama: str, asked: ScoreOptions, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_what_a_streamed_model_can_not_give(
+    llama: str, asked: ScoreOptions, code: str, told: tuple[str, ...]
+) -> None:
+    with raises(UsageError, code, *told):
         score(load_meta(llama), asked)
 
 
 def test_answers_need_a_head_and_a_next_token(tmp_path: Path, llama: str) -> None:
-    with pytest.raises(ScoringError, match="makes none"):
+    with raises(ScoringError, "no-predictions", "kl", "BertModel"):
         score_on(load_meta(saved(tmp_path, "bert")), random_text(), metrics=["kl"])
-    with pytest.raises(ScoringError, match="no token with a next one"):
+    with raises(ScoringError, "no-tokens"):
         score_on(load_meta(llama), random_text(2, 1), metrics=["kl"])
 
 
