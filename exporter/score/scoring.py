@@ -190,7 +190,7 @@ def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[
                 f"{metric.name} judges predictions of the next token, and {type(model).__name__} "
                 "makes none.",
                 "Take a metric of the residual stream, such as cosine.",
-                code="no-predictions",
+                code="no-next-token",
             )
         if metric.needs_gradients:
             refuse_without_gradients(model, metric.name)

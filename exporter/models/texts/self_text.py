@@ -55,7 +55,7 @@ def sampled_tokens(
         raise CalibrationError(
             f"{loaded.ref.architecture} does not generate text.",
             "Use --calibration pydoc.",
-            code="no-predictions",
+            code="no-next-token",
         )
     key = {
         "method": _METHOD,

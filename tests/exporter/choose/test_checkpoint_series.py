@@ -204,9 +204,9 @@ def test_a_run_is_no_place_for_its_own_scores(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each would take the place of the checkpoint of its name, weights and all."""
-    from exporter.models.loading import model_source
+    from exporter.models.loading import sources
 
-    monkeypatch.setattr(model_source, "source_sha256", lambda source, **_: source)
+    monkeypatch.setattr(sources, "source_sha256", lambda source, **_: source)
     before = sorted(run.rglob("*"))
     with ends_in(UsageError, "not-ours"):
         assert command_line.run(["score", "--checkpoints", str(run), "-o", str(run)]) == 2
@@ -267,7 +267,7 @@ def test_revisions_are_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from exporter.cli import score_series
-    from exporter.models.loading import model_source
+    from exporter.models.loading import sources
 
     def scored(model: str, call_: Any, *_: Any, **__: Any) -> ImportanceReport:
         step = call_.load.revision
@@ -275,7 +275,7 @@ def test_revisions_are_checkpoints(
         assert call_.score.calibration == "pydoc"
         return ImportanceReport.read(write_scores(tmp_path / "s", values, model=model, sha=sha))
 
-    monkeypatch.setattr(model_source, "source_sha256", lambda *_, revision, **__: revision)
+    monkeypatch.setattr(sources, "source_sha256", lambda *_, revision, **__: revision)
     monkeypatch.setattr(score_series, "scored", scored)
     out = tmp_path / "out"
     call = ["score", "owner/name", "--revisions", "step1,step3000", "-o", str(out), "--json"]
@@ -291,9 +291,9 @@ def test_revisions_are_checkpoints(
 def test_copies_of_one_checkpoint_are_no_training(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.models.loading import model_source
+    from exporter.models.loading import sources
 
-    monkeypatch.setattr(model_source, "source_sha256", lambda _source, **_: "same")
+    monkeypatch.setattr(sources, "source_sha256", lambda _source, **_: "same")
     with ends_in(UsageError, "one-point", "checkpoint-200", "checkpoint-1000"):
         assert command_line.run(["score", "--checkpoints", str(run), "-o", str(run / "o")]) == 2
 
@@ -309,7 +309,7 @@ def test_a_folder_beside_the_checkpoints_may_be_filled_again(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.cli import score_series
-    from exporter.models.loading import model_source
+    from exporter.models.loading import sources
 
     shas = {str(run / f"checkpoint-{step}"): "abc"[n] for n, step in enumerate(STEPS)}
 
@@ -319,7 +319,7 @@ def test_a_folder_beside_the_checkpoints_may_be_filled_again(
             write_scores(run / "logs" / "s", values, model=model, sha=shas[model])
         )
 
-    monkeypatch.setattr(model_source, "source_sha256", lambda source, **__: source)
+    monkeypatch.setattr(sources, "source_sha256", lambda source, **__: source)
     monkeypatch.setattr(score_series, "scored", scored)
     inside = ["score", "--checkpoints", str(run), "-o", str(run / "importance")]
     assert command_line.run(inside) == 0

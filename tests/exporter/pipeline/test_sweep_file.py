@@ -189,5 +189,5 @@ def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
 
     (tmp_path / "latin.yaml").write_bytes(b"models: [\xe4]")
     for name in ("gone.yaml", "latin.yaml"):
-        with raises(SweepError, "unreadable", "gone.yaml"):
+        with raises(SweepError, "unreadable", name):
             read_sweep(tmp_path / name)

@@ -28,7 +28,7 @@ def test_an_unknown_metric() -> None:
 
 @pytest.mark.parametrize("metric", ["kl", "perplexity", "taylor"])
 def test_a_model_without_predictions(metric: str) -> None:
-    with raises(ScoringError, "no-predictions", metric, "BertModel"):
+    with raises(ScoringError, "no-next-token", metric, "BertModel"):
         score(tiny_loaded("bert"), ScoreOptions((metric,)))
 
 

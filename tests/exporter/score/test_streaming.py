@@ -365,7 +365,7 @@ def test_what_a_streamed_model_can_not_give(
 
 
 def test_answers_need_a_head_and_a_next_token(tmp_path: Path, llama: str) -> None:
-    with raises(ScoringError, "no-predictions", "kl", "BertModel"):
+    with raises(ScoringError, "no-next-token", "kl", "BertModel"):
         score_on(load_meta(saved(tmp_path, "bert")), random_text(), metrics=["kl"])
     with raises(ScoringError, "no-tokens"):
         score_on(load_meta(llama), random_text(2, 1), metrics=["kl"])
