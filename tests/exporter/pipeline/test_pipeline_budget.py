@@ -82,7 +82,7 @@ def test_tensorrt_is_refused_where_times_are_asked_for(checkpoint: Path, tmp_pat
     asked = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
     with raises(OptionError) as refused:
         replace(asked, target="tensorrt")
-    assert refused.value.keys[0] == "target"
+    assert refused.value.keys[0] == "at"
 
 
 def test_a_search_without_damage_is_refused(checkpoint: Path, tmp_path: Path) -> None:
