@@ -9,7 +9,7 @@ PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reor
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help demo test test-plain test-torch test-optimum test-gpu lint bench bench-gpu has-driver \
-  dialects architectures forms engines clean
+  dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
 	@echo "make forms  try fusers on each architecture, write the table (minutes)"
 	@echo "make engines  build engines of SmolLM2, BERT, ViT and a Llama layer, write the tables (minutes)"
+	@echo "make rivals  cut SmolLM2 by published methods and by ours, write the table (hours; goes on where it was)"
 	@echo "make clean  remove environments and outputs"
 
 demo: .venv/demo.done
@@ -80,6 +81,10 @@ forms: .venv/test.done
 engines: .venv/test.done
 	.venv/bin/python -m tests.benchmarks.bench_engines --write exporter/engines/build/docs/builds.md
 	.venv/bin/python -m tests.benchmarks.bench_attention --write exporter/engines/build/docs/attention.md
+
+# DEPTHCUT_TEXTS names a folder with valid.txt and test.txt, DEPTHCUT_DATA one of task files.
+rivals: .venv/test.done
+	.venv/bin/python -m tests.benchmarks.bench_rivals --write exporter/docs/rivals.md $(RIVALS)
 
 clean:
 	rm -rf .venv .venv-plain .venv-optimum .venv-gpu out

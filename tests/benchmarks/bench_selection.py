@@ -32,7 +32,7 @@ from exporter.choose.selection.search_options import SearchOptions
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.damage import Damage, joined
 from exporter.models.ablation.meter import DamageMeter
-from tests.benchmarks.bench_score import default_model
+from tests.benchmarks.small_model import default_model
 
 WAYS: dict[str, dict[str, Any]] = {
     "one-shot cosine": {"search": "one-shot"},

@@ -16,11 +16,15 @@ def print_machine(*more: str) -> None:
     Args:
         more: Distributions besides the usual ones.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    load = os.getloadavg()[0]
-    print(f"{_processor()}, {os.cpu_count()} CPUs, {memory:.0f} GB, {platform.platform()}, "
-          f"Python {platform.python_version()}, load {load:.1f}")  # fmt: skip
+    print(f"{machine_line()}, {platform.platform()}, Python {platform.python_version()}, "
+          f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
     print(", ".join(f"{name} {_version(name)}" for name in (*_LIBRARIES, *more)), flush=True)
+
+
+def machine_line() -> str:
+    """Processor, their number, memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return f"{_processor()}, {os.cpu_count()} CPUs, {memory:.0f} GB"
 
 
 def _processor() -> str:

@@ -1,0 +1,16 @@
+"""SLEB: one block after the other goes, the one without which the perplexity rises least."""
+
+from __future__ import annotations
+
+from tests.benchmarks.rivals.candidate import Candidate
+from tests.benchmarks.rivals.searching import greedy_numbers
+from tests.benchmarks.rivals.workplace import Workplace
+
+
+def sleb(work: Workplace, dropped: int) -> Candidate:
+    """Drops blocks greedily by the perplexity of the calibration text, all candidates measured.
+
+    Source: arXiv 2402.09025, section 3.2 (the metric that judges a block on the model as it is
+    after the removals before) and its algorithm.
+    """
+    return Candidate(greedy_numbers(work.meter, {"block": dropped}, "perplexity"))

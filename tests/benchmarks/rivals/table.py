@@ -1,0 +1,229 @@
+"""The page of rivals: finished rows as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from exporter.artifacts.accuracy import Interval
+from exporter.compare.quality.intervals import difference_interval, mean_interval
+from tests.benchmarks.rivals.methods import NUMBERS, Row, Unit, of_size
+from tests.benchmarks.rivals.papers import PUBLISHED
+
+DOMAINS = {"test": "the test text", "docs": "CPython's documentation"}
+Finished = Mapping[str, Any]
+"""A row as it is kept."""
+
+_INTRODUCTION = """\
+# Rivals
+
+Written by `make rivals`; don't edit it. Every method is made anew from its paper
+([`tests/benchmarks/rivals`](../../tests/benchmarks/rivals), where each says what differs), given
+the same model, the same calibration text ({calibration}) and the same number of sublayers to drop,
+and measured on text and tasks that none of them has seen.
+
+{setting}
+
+Rows of blocks drop as many attentions and as many MLPs as so many blocks have, of whole blocks or
+apart; *ours* and BlockPruner choose them apart. *Ours* chooses greedily by KL divergence;
+*maps* puts linear maps in the dropped branches' places, *folded* puts them into weights that are
+there, *distilled* trains adapters on the whole model's answers and merges them.
+
+| column | meaning |
+| --- | --- |
+| perplexity | of the cut model |
+| excess | by how much the log-perplexity rises, in nats, with its 95 % interval over samples |
+| KL | of the cut model's next-token distribution from the whole one's, in nats |
+| speed | of a prompt of 512 tokens in PyTorch, whole and cut in turns, with its 95 % interval |
+| made in | whatever else the machine did; a search that rows share counts for the first |
+| log p | rise of the right answers' mean log-probability against the others, in nats, paired |
+| right | items answered right |
+
+**Bold**: the best of its column, and those whose interval holds the best.
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows hang on, as the page tells it.
+
+    Attributes:
+        calibration: The name of the text that all methods have.
+        lines: A line each: model, texts, machine.
+    """
+
+    calibration: str
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure.
+
+    Attributes:
+        text: As it is printed.
+        value: Lower is better.
+        low: The lower end of its interval.
+    """
+
+    text: str
+    value: float
+    low: float
+
+
+def render(
+    rows: Sequence[Row], found: Mapping[str, Finished], whole: Finished, setting: Setting
+) -> str:
+    """The page, of the rows that are finished.
+
+    Args:
+        rows: All rows.
+        found: The finished ones, by name.
+        whole: The whole model's.
+        setting: What they hang on.
+    """
+    told = "\n".join(f"- {line}" for line in setting.lines)
+    parts = [_INTRODUCTION.format(calibration=setting.calibration, setting=told)]
+    for unit, numbers in NUMBERS.items():
+        for dropped in numbers:
+            there = [row for row in of_size(rows, unit, dropped) if row.name in found]
+            if there:
+                parts += _section(unit, dropped, there, found, whole)
+    missing = [row.name for row in rows if row.name not in found]
+    if missing:
+        parts.append(f"Not measured yet: {'; '.join(missing)}.\n")
+    return "\n".join([*parts, *_published()])
+
+
+def _section(
+    unit: Unit,
+    dropped: int,
+    rows: Sequence[Row],
+    found: Mapping[str, Finished],
+    whole: Finished,
+) -> Iterator[str]:
+    results = [found[row.name] for row in rows]
+    names = [_title(row) for row in rows]
+    yield f"## {dropped} {unit} of {whole['layers']}\n"
+    yield _table(
+        ["method", *_domain_titles(), "speed", "made in"],
+        [["whole", *_whole_domains(results[0]), "1", ""]],
+        names,
+        [*_domain_columns(results), [_speed(r) for r in results], [_made(r) for r in results]],
+    )
+    tasks = sorted(whole["answers"])
+    if tasks:
+        yield _table(
+            ["method", *(f"{task}: {what}" for task in tasks for what in ("log p", "right"))],
+            [["whole", *_whole_tasks(whole, tasks)]],
+            names,
+            list(_task_columns(results, whole, tasks)),
+        )
+
+
+def _title(row: Row) -> str:
+    tokens = "" if row.distill_tokens is None else f" on {row.distill_tokens // 1000}k tokens"
+    return f"{row.method}{tokens}"
+
+
+def _domain_titles() -> Iterator[str]:
+    for name in DOMAINS.values():
+        yield from (f"{name}: perplexity", "excess", "KL")
+
+
+def _whole_domains(result: Finished) -> Iterator[str]:
+    for name in DOMAINS:
+        sums = result["domains"][name]
+        yield f"{_perplexity(sums['baseline_nll_sums'], sums['positions']):.2f}"
+        yield from ("0", "0")
+
+
+def _domain_columns(results: Sequence[Finished]) -> Iterator[list[Cell | str]]:
+    for name in DOMAINS:
+        sums = [
+            {key: np.array(values) for key, values in result["domains"][name].items()}
+            for result in results
+        ]
+        yield [f"{_perplexity(each['nll_sums'], each['positions']):.2f}" for each in sums]
+        yield [_rise(each["nll_sums"] - each["baseline_nll_sums"], each) for each in sums]
+        yield [_rise(each["kl_sums"], each, ends=False) for each in sums]
+
+
+def _perplexity(nll_sums: Any, positions: Any) -> float:
+    return float(np.exp(np.sum(nll_sums) / np.sum(positions)))
+
+
+def _rise(sums: Any, sample: Mapping[str, Any], *, ends: bool = True) -> Cell:
+    interval = mean_interval(sums, sample["positions"])
+    if interval is None:
+        value = float(sums.sum() / sample["positions"].sum())
+        return Cell(f"{value:.3f}", value, value)
+    low, high = interval.ci95
+    told = f" [{low:.3f}, {high:.3f}]" if ends else ""
+    return Cell(f"{interval.value:.3f}{told}", interval.value, low)
+
+
+def _speed(result: Finished) -> str:
+    low, high = result["speed"]["ci95"]
+    return f"{result['speed']['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _made(result: Finished) -> str:
+    return f"{result['made_s']:.0f} s"
+
+
+def _whole_tasks(whole: Finished, tasks: Sequence[str]) -> Iterator[str]:
+    for task in tasks:
+        yield "0"
+        yield f"{100 * np.mean(whole['answers'][task]['right']):.1f} %"
+
+
+def _task_columns(
+    results: Sequence[Finished], whole: Finished, tasks: Sequence[str]
+) -> Iterator[list[Cell | str]]:
+    for task in tasks:
+        for key, told in (("log_p", _nats), ("right", _percent)):
+            base = np.array(whole["answers"][task][key])
+            arms = [np.array(result["answers"][task][key]) for result in results]
+            yield [told(difference_interval(base, arm), float(base.mean())) for arm in arms]
+
+
+def _nats(change: Interval, _base: float) -> Cell:
+    low, high = change.ci95
+    return Cell(f"{change.value:+.3f} [{low:+.3f}, {high:+.3f}]", -change.value, -high)
+
+
+def _percent(change: Interval, base: float) -> Cell:
+    return Cell(f"{100 * (base + change.value):.1f} %", -change.value, -change.ci95[1])
+
+
+def _table(
+    titles: Sequence[str],
+    first: Sequence[Sequence[str]],
+    names: Sequence[str],
+    columns: Sequence[Sequence[Cell | str]],
+) -> str:
+    marked = [_marked(column) for column in columns]
+    rows = [*first, *([name, *texts] for name, *texts in zip(names, *marked, strict=True))]
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _marked(column: Sequence[Cell | str]) -> list[str]:
+    best = min((cell.value for cell in column if isinstance(cell, Cell)), default=0.0)
+    mark: Callable[[Cell], str] = lambda c: f"**{c.text}**" if c.low <= best else c.text  # noqa: E731
+    return [cell if isinstance(cell, str) else mark(cell) for cell in column]
+
+
+def _published() -> Iterator[str]:
+    yield "## What the papers say of themselves\n"
+    yield (
+        "On models that are too large for this table; shares are of the whole model's score. "
+        "ShortGPT (2403.03853) and BlockPruner (2406.10594) name no single figure in their "
+        "abstracts.\n"
+    )
+    titles = ["method", "arXiv", "model", "cut", "figure", "where"]
+    yield _table(titles, [list(each) for each in PUBLISHED], [], [[]])

@@ -1,0 +1,289 @@
+"""Each rival's formula on a model of a few thousand weights, against what its paper promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_families import tiny_loaded
+
+from exporter.choose.selection.meters import searched_meter
+from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET
+from tests.benchmarks.rivals.workplace import Workplace
+
+pytestmark = pytest.mark.torch
+
+LAYERS, LENGTH = 5, 24
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return _workplace(tiny_loaded("llama", num_hidden_layers=LAYERS), tmp_path_factory.mktemp("w"))
+
+
+def _workplace(loaded: Any, folder: Path) -> Workplace:
+    ids = np.random.default_rng(0).integers(4, 64, (8, LENGTH))
+    text = CalibrationText.unpadded(ids, "random", "0" * 64)
+    meter = searched_meter(loaded, text.rows(slice(0, 2)))
+    return Workplace(loaded, "random", text, text, meter, folder, 1000, QUIET)
+
+
+def _blocks(candidate: Any) -> list[int]:
+    layers = {layer for layer, _ in candidate.cut}
+    assert set(candidate.cut) == {(n, kind) for n in layers for kind in ("attention", "mlp")}
+    return sorted(layers)
+
+
+def _output(work: Workplace, candidate: Any) -> Any:
+    """What the last layer gives, ``[samples, tokens, hidden]``."""
+    import torch
+
+    from tests.benchmarks.rivals.streams import layer_states
+
+    found = layer_states(work.model, work.text, candidate)
+    return torch.cat([states[-1].output for states in found])
+
+
+def _weakened(layer: int, factor: float) -> Any:
+    """A model of which one block hardly adds anything."""
+    loaded = tiny_loaded("llama", num_hidden_layers=LAYERS)
+    block = loaded.model.model.layers[layer]
+    for product in (block.self_attn.o_proj, block.mlp.down_proj):
+        product.weight.data *= factor
+    return loaded
+
+
+def test_block_influence_is_that_of_the_models_own_hidden_states(work: Workplace) -> None:
+    import torch
+
+    from tests.benchmarks.rivals.streams import span_distances
+
+    ids = torch.from_numpy(work.text.input_ids)
+    with torch.inference_mode():
+        states = work.model(ids, output_hidden_states=True).hidden_states
+    for span in (1, 3):
+        found = span_distances(work.model, work.text, span)
+        assert len(found) == LAYERS - span + 1
+        for first in range(LAYERS - span):  # the last of these states is behind the model's norm
+            pair = states[first].double(), states[first + span].double()
+            expected = 1 - torch.cosine_similarity(*pair, dim=-1).mean()
+            assert found[first] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["shortgpt", "prune_and_comp"])
+def test_a_block_that_adds_nothing_goes_first(method: str, tmp_path: Path) -> None:
+    import importlib
+
+    module = importlib.import_module(f"tests.benchmarks.rivals.{method}")
+    for layer in (1, 3):
+        work = _workplace(_weakened(layer, 1e-4), tmp_path)
+        assert _blocks(getattr(module, method)(work, 1)) == [layer]
+
+
+def test_sleb_takes_each_time_the_block_of_the_lowest_perplexity(work: Workplace) -> None:
+    from tests.benchmarks.rivals.sleb import sleb
+
+    def without(layers: list[int]) -> float:
+        cut = {(n, kind): NOTHING for n in layers for kind in ("attention", "mlp")}
+        return work.meter.measure_many(cut, [])[0].perplexity  # type: ignore[arg-type]
+
+    first = min(range(LAYERS), key=lambda n: without([n]))
+    second = min(set(range(LAYERS)) - {first}, key=lambda n: without([first, n]))
+    assert _blocks(sleb(work, 2)) == sorted([first, second])
+
+
+@pytest.mark.parametrize("dropped", [1, 2, 4])
+def test_searches_and_scores_of_sublayers_drop_so_many_of_each_kind(
+    dropped: int, work: Workplace
+) -> None:
+    from tests.benchmarks.rivals import blockpruner, cosine, ours
+
+    for candidate in (
+        blockpruner.blockpruner(work, dropped),
+        cosine.cosine(work, dropped),
+        ours.chosen(work, ours.both_kinds(dropped)),
+    ):
+        kinds = [kind for _, kind in candidate.cut]
+        assert (kinds.count("attention"), kinds.count("mlp")) == (dropped, dropped)
+    for candidate in (
+        blockpruner.blockpruner_of_attentions(work, dropped),
+        cosine.cosine_of_attentions(work, dropped),
+        ours.chosen(work, ours.attentions(dropped)),
+    ):
+        assert [kind for _, kind in candidate.cut] == ["attention"] * dropped
+
+
+def test_the_factor_at_the_gap_is_that_of_all_weights_before_it(work: Workplace) -> None:
+    """Prune&Comp folds it into the embedding and the products that write to the stream."""
+    import torch
+
+    from tests.benchmarks.rivals.candidate import Candidate
+    from tests.benchmarks.rivals.prune_and_comp import prune_and_comp
+
+    found = prune_and_comp(work, 1)
+    (layer,) = _blocks(found)
+    factor = found.patches[layer]
+    assert float(factor) != pytest.approx(1.0, abs=1e-3)
+    parameters = dict(work.model.named_parameters())
+    written = ["model.embed_tokens.weight"]
+    for n in range(layer):
+        written += [f"model.layers.{n}.{p}.weight" for p in ("self_attn.o_proj", "mlp.down_proj")]
+    weights = {name: parameters[name].data * factor.float() for name in written}
+    folded = Candidate(found.cut, weights=weights)
+    torch.testing.assert_close(_output(work, folded), _output(work, found), rtol=2e-3, atol=2e-3)
+    bare = _output(work, Candidate(found.cut))
+    assert float((bare - _output(work, found)).abs().max()) > 0.05
+
+
+def test_each_drop_is_judged_on_the_compensated_model(work: Workplace) -> None:
+    from tests.benchmarks.rivals.prune_and_comp import prune_and_comp
+    from tests.benchmarks.rivals.streams import between_layers, layer_states
+
+    found = prune_and_comp(work, 2)
+    assert len(_blocks(found)) == 2
+    assert set(found.patches) == set(_blocks(found))
+    # Behind the first gap the stream is as long as it was behind the block that is gone.
+    first = prune_and_comp(work, 1)
+    (layer,) = _blocks(first)
+    whole = [between_layers(states)[layer + 1] for states in layer_states(work.model, work.text)]
+    cut = [
+        between_layers(states)[layer + 1] for states in layer_states(work.model, work.text, first)
+    ]
+    pairs = zip(cut, whole, strict=True)
+    ratios = [float((a.norm(dim=-1) / b.norm(dim=-1)).mean()) for a, b in pairs]
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [1, 8, 12, 48, 576])
+def test_a_rotation_is_orthonormal_with_entries_of_one_size(size: int) -> None:
+    from tests.benchmarks.rivals.linear_patch import rotation_of
+
+    found = rotation_of(size)
+    np.testing.assert_allclose(found @ found.T, np.eye(size), atol=1e-12)
+    np.testing.assert_allclose(np.abs(found), size**-0.5)
+
+
+def test_a_size_without_a_rotation_is_refused() -> None:
+    from tests.benchmarks.rivals.linear_patch import rotation_of
+
+    with pytest.raises(ValueError, match="20"):
+        rotation_of(20)
+
+
+def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> None:
+    import torch
+
+    from tests.benchmarks.rivals.linear_patch import linear_patch, rotation_of
+    from tests.benchmarks.rivals.streams import between_layers, layer_states
+
+    found = linear_patch(work, 2)
+    first, last = _blocks(found)
+    assert last == first + 1
+    assert first > 0
+    (patch,) = found.patches.values()
+    assert list(found.patches) == [last]
+    torch.testing.assert_close(patch, patch.T)
+    rotation = torch.from_numpy(rotation_of(32)).float()
+    scales = rotation.T @ patch @ rotation
+    torch.testing.assert_close(scales, torch.diag(scales.diag()), rtol=0, atol=1e-5)
+    ratios = []
+    for states in layer_states(work.model, work.text):
+        stream = [each @ rotation for each in between_layers(states)]
+        ratios.append(stream[last + 1].abs().mean(1) / stream[first].abs().mean(1))
+    torch.testing.assert_close(scales.diag(), torch.cat(ratios).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
+    import torch
+
+    from tests.benchmarks.rivals.candidate import WHOLE, Candidate
+    from tests.benchmarks.rivals.replace_me import replace_me
+
+    found = replace_me(work, 2)
+    first, last = _blocks(found)
+    (name,) = found.weights
+    assert name == f"model.layers.{first - 1}.mlp.down_proj.weight"
+    assert last == first + 1
+
+    def error(candidate: Candidate) -> float:
+        """How far the stream behind the gap is from the whole model's, in the mean of squares."""
+        from tests.benchmarks.rivals.streams import between_layers, layer_states
+
+        pairs = zip(
+            layer_states(work.model, work.text, candidate),
+            layer_states(work.model, work.text, WHOLE),
+            strict=True,
+        )
+        gaps = [
+            (between_layers(a)[last + 1] - between_layers(b)[last + 1]).square().mean()
+            for a, b in pairs
+        ]
+        return float(torch.stack(gaps).mean())
+
+    best = error(found)
+    assert best < 0.9 * error(Candidate(found.cut))
+    noise = torch.randn(found.weights[name].shape, generator=torch.Generator().manual_seed(0))
+    for step in (1e-2, -1e-2):
+        other = {name: found.weights[name] + step * noise}
+        assert error(Candidate(found.cut, weights=other)) > best
+
+
+def test_the_bound_is_none_for_a_linear_branch_and_all_of_it_for_a_random_one() -> None:
+    import torch
+
+    from tests.benchmarks.rivals.nbl import Moments, bound
+
+    generator = torch.Generator().manual_seed(0)
+    x, other = (torch.randn(4000, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    linear, random, half = Moments(6), Moments(6), Moments(6)
+    linear.add(x, x @ torch.randn(6, 6, generator=generator, dtype=torch.float64))
+    random.add(x, other - x)
+    half.add(x, other)  # X + Y = X + noise of the same size: each correlation squared is 1/2
+    assert bound(*linear.covariances()) == pytest.approx(0.0, abs=1e-4)
+    assert bound(*random.covariances()) == pytest.approx(6.0, abs=0.1)
+    assert bound(*half.covariances()) == pytest.approx(3.0, abs=0.15)
+
+
+def test_nbl_replaces_the_attentions_of_the_lowest_bound_by_maps(work: Workplace) -> None:
+    from tests.benchmarks.rivals.nbl import _moments, bound, nbl
+
+    found = nbl(work, 2)
+    bounds = {name: bound(*m.covariances()) for name, m in _moments(work).items()}
+    assert set(found.cut) == set(sorted(bounds, key=lambda name: bounds[name])[:2])
+    assert all(what.maps and what.bias is not None for what in found.cut.values())
+
+
+def test_a_candidate_leaves_the_model_as_it_was(work: Workplace) -> None:
+    import torch
+    from tiny_families import hook_count
+
+    from tests.benchmarks.rivals.candidate import WHOLE
+    from tests.benchmarks.rivals.linear_patch import linear_patch
+    from tests.benchmarks.rivals.replace_me import replace_me
+
+    before, hooks = _output(work, WHOLE), hook_count(work.model)
+    for method in (replace_me, linear_patch):
+        assert not torch.equal(_output(work, method(work, 1)), before)
+    assert torch.equal(_output(work, WHOLE), before)
+    assert hook_count(work.model) == hooks
+
+
+def test_what_is_timed_computes_the_cut_model(work: Workplace) -> None:
+    import torch
+
+    from tests.benchmarks.rivals.nbl import nbl
+    from tests.benchmarks.rivals.speed import really_cut, speedup
+
+    ids = torch.from_numpy(work.text.input_ids)
+    found = nbl(work, 2)
+    with torch.inference_mode():
+        timed = really_cut(work.model, found)(ids, use_cache=False).logits
+        with branches_replaced(work.model, found.cut):
+            expected = work.model(ids, use_cache=False).logits
+    torch.testing.assert_close(timed, expected)
+    low, high = speedup(work.model, found, 2).ci95
+    assert 0 < low <= high
