@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.benchmarks.answers import Answers
+from tests.benchmarks.kept_rows import KeptRows, wanted
+from tests.benchmarks.rivals.methods import METHODS, NUMBERS, Row, rows
+from tests.benchmarks.rivals.papers import PUBLISHED
+from tests.benchmarks.rivals.table import Setting, render
+
+SETTING = Setting("calibration.txt", ["model: tiny"])
+
+
+def _finished(row: Row, excess: float, right: list[float]) -> dict[str, Any]:
+    """A row of 4 samples with 10 positions each, and 4 items."""
+    jitter = np.array([-0.01, 0.01, -0.02, 0.02])
+    sums = {
+        "positions": [10.0] * 4,
+        "nll_sums": (10 * (2.0 + excess + jitter)).tolist(),
+        "baseline_nll_sums": [20.0] * 4,
+        "kl_sums": (10 * (excess / 2 + jitter)).tolist(),
+        "agreements": [5.0] * 4,
+    }
+    return {
+        "name": row.name,
+        "made_s": 3.0,
+        "domains": {"test": sums, "docs": sums},
+        "speed": {"ratio": 1.25, "ci95": [1.2, 1.3]},
+        "answers": {"quiz": {"right": right, "log_p": [-excess, -excess / 2, -1.0, -2.0]}},
+    }
+
+
+def _lines(page: str, method: str) -> list[list[str]]:
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    return [line for line in cells if line and line[0] == method]
+
+
+def test_a_page_has_the_finished_rows_and_marks_the_best() -> None:
+    table = [Row("blocks", 4, "SLEB"), Row("blocks", 4, "ours"), Row("blocks", 7, "ours")]
+    found = {
+        table[0].name: _finished(table[0], 1.0, [0.0, 0.0, 1.0, 1.0]),
+        table[1].name: _finished(table[1], 0.5, [1.0, 1.0, 1.0, 1.0]),
+    }
+    answers = {"quiz": {"right": [1.0, 1.0, 1.0, 0.0], "log_p": [0.0, 0.0, -1.0, -2.0]}}
+    whole = {"answers": answers, "layers": 30}
+    page = render(table, found, whole, SETTING)
+    worse, worse_tasks, published = _lines(page, "SLEB")
+    best, best_tasks = _lines(page, "ours")
+    assert published[1] == "2402.09025"
+    assert [line[1] for line in (worse, best)] == [f"{np.exp(3.0):.2f}", f"{np.exp(2.5):.2f}"]
+    assert worse[2].startswith("1.000 [")
+    assert best[2].startswith("**0.500 [")
+    assert (worse[3], best[3]) == ("0.500", "**0.250**")
+    assert best[-2:] == ["1.25 [1.20, 1.30]", "3 s"]
+    assert best_tasks[2] == "**100.0 %**"
+    assert worse_tasks[1].startswith("-0.375 [") or worse_tasks[1].startswith("**-0.375 [")
+    assert "## 4 blocks of 30" in page
+    assert "## 7 blocks of 30" not in page
+    assert table[2].name in page
+
+
+def test_a_page_without_tasks_has_none() -> None:
+    row = Row("attentions", 8, "NBL")
+    kept = _finished(row, 1.0, [1.0]) | {"answers": {}}
+    page = render([row], {row.name: kept}, {"answers": {}, "layers": 30}, SETTING)
+    assert len(_lines(page, "NBL")[0]) == 9
+    assert "quiz" not in page
+
+
+def test_every_method_has_rows_of_every_number_of_its_unit() -> None:
+    made = {(row.unit, row.method, row.dropped) for row in rows(1000)}
+    for unit, method in METHODS:
+        if method != "ours, folded":
+            assert {n for u, m, n in made if (u, m) == (unit, method)} == set(NUMBERS[unit])
+    assert len({row.name for row in rows(1000)}) == len(list(rows(1000)))
+    assert {each.method for each in PUBLISHED} <= {method for _, method in METHODS}
+
+
+def test_rows_that_train_are_kept_by_how_much() -> None:
+    few, many = ({row.name for row in rows(tokens)} for tokens in (1000, 2000))
+    assert all("distilled" in name for name in few ^ many)
+    assert len(few - many) == 4
+
+
+def test_answers_are_right_where_the_likeliest_choice_is(tmp_path: Path) -> None:
+    found = Answers.of([[-1.0, -1.0 - np.log(3.0)], [-5.0, -4.0, -9.0]], [0, 2])
+    np.testing.assert_array_equal(found.right, [1.0, 0.0])
+    others = np.exp([-5.0, -4.0, -9.0])
+    np.testing.assert_allclose(found.log_p, [np.log(0.75), -9.0 - np.log(others.sum())])
+
+
+def test_rows_are_found_by_what_they_hang_on(tmp_path: Path) -> None:
+    kept = KeptRows(tmp_path / "new", ["model", "text"])
+    assert kept.find("a row") is None
+    kept.keep("a row", {"figure": 1.5})
+    assert KeptRows(tmp_path / "new", ["model", "text"]).find("a row") == {"figure": 1.5}
+    assert kept.find("another row") is None
+    assert KeptRows(tmp_path / "new", ["model", "another text"]).find("a row") is None
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ((), ["4 blocks, ours", "7 blocks, ours", "4 blocks, SLEB"]),
+        (("ours",), ["4 blocks, ours", "7 blocks, ours"]),
+        (("4 blocks, SLEB", "7"), ["7 blocks, ours", "4 blocks, SLEB"]),
+        (("nothing",), []),
+    ],
+)
+def test_rows_are_wanted_by_name_or_by_part(only: tuple[str, ...], expected: list[str]) -> None:
+    table = [Row("blocks", 4, "ours"), Row("blocks", 7, "ours"), Row("blocks", 4, "SLEB")]
+    assert [row.name for row in wanted(table, only)] == expected
+
+
+def test_a_name_in_full_does_not_want_longer_ones() -> None:
+    table = [Row("blocks", 4, "ours"), Row("blocks", 4, "ours, maps")]
+    assert [row.name for row in wanted(table, ["4 blocks, ours"])] == ["4 blocks, ours"]
