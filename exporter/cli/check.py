@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +12,12 @@ import click
 
 from exporter.artifacts import CheckReport, ComparisonReport
 from exporter.cli.command import command
+from exporter.cli.compare import CompareCall
 from exporter.cli.compare import compare as compare_command
 from exporter.cli.console import ConsoleProgress, echo, echo_command, echo_json
 from exporter.cli.export import export
 from exporter.cli.results import print_rows
-from exporter.compare.options import CompareOptions, QualityOptions
+from exporter.compare.options import QualityOptions
 from exporter.errors import RegressionError, UsageError
 from exporter.files import refuse_overwriting, write_text
 from exporter.gate.keys import difference_words, differences, key_of
@@ -155,18 +155,6 @@ _ARMS = ("baseline", "candidate")
 _FEW_TOKENS = 16  # the answers aren't in doubt, only the times
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What was compared, and how."""
-
-    options: CompareOptions
-    baseline: str
-    candidate: str
-    references: tuple[str, ...]
-    floats: tuple[str, str] | None
-    onnx: tuple[Path, Path] | None
-
-
 def remeasuring(
     report: ComparisonReport, progress: ConsoleProgress
 ) -> Callable[[], ComparisonReport]:
@@ -187,8 +175,8 @@ def remeasuring(
     asked = _asked(report)
     found = report.environment.thread_probe is not None
     options = replace(
-        asked.options,
-        threads=report.environment.threads if found else asked.options.threads,
+        asked.compare,
+        threads=report.environment.threads if found else asked.compare.threads,
         eval_tokens=_FEW_TOKENS,
         quality=QualityOptions(agreement_prompts=0),
     )
@@ -217,8 +205,8 @@ def _floats(report: ComparisonReport) -> tuple[str, str] | None:
     return (paths[0], paths[1]) if paths else None
 
 
-def _asked(report: ComparisonReport) -> _Asked:
-    """What the report's own command has asked for."""
+def _asked(report: ComparisonReport) -> CompareCall:
+    """What the report's own command has asked for, as one of ``depthcut compare``."""
     command = report.command
     if command[:1] not in (["depthcut"], ["__main__.py"]) or command[1:2] not in (
         ["compare"], ["export"],
@@ -231,13 +219,15 @@ def _asked(report: ComparisonReport) -> _Asked:
     try:
         if command[1] == "compare":
             call = compare_command.read(command[2:])
-            floats = call.floats or _floats(report)
-            paths = call.baseline, call.candidate
-            return _Asked(call.compare, *paths, call.references, floats, call.onnx)
+            return replace(call, floats=call.floats or _floats(report))
         request = export.read(command[2:]).request
-        arms = report.arms
-        paths = arms.baseline.path, arms.candidate.path
-        return _Asked(request.compare, *paths, (), _floats(report), None)
+        return CompareCall(
+            baseline=report.arms.baseline.path,
+            candidate=report.arms.candidate.path,
+            output=request.out,
+            floats=_floats(report),
+            compare=request.compare,
+        )
     except (click.ClickException, UsageError) as error:
         told = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise UsageError(

@@ -22,7 +22,6 @@ def open_cost_runner(
     *,
     provider: str = "cpu",
     engine: Backend | None = None,
-    threads: int = 1,
     rank: int | None = None,
     progress: Progress = QUIET,
 ) -> CostRunner:
@@ -34,7 +33,6 @@ def open_cost_runner(
         at: The request, whose shapes an engine is built for.
         provider: Where ONNX Runtime or PyTorch runs: ``cpu`` or ``cuda``.
         engine: The library that builds engines of an ONNX file and runs them instead.
-        threads: CPU threads.
         rank: Of linear maps; None for full ones.
         progress: Hears what a builder says.
 
@@ -47,7 +45,7 @@ def open_cost_runner(
     """
     name = ArmName.of(model)
     if name.is_torch and engine is None:
-        return _torch(name, provider, threads, rank)
+        return _torch(name, provider, rank)
     if name.kind != "onnx" or name.is_torch:
         raise CostError(
             f"Of {name} no variants can be made.",
@@ -55,13 +53,13 @@ def open_cost_runner(
         )
     onnx = find_onnx(name.path)
     if engine is None:
-        return OnnxCostRunner(onnx, folder, provider, threads, rank)
+        return OnnxCostRunner(onnx, folder, provider, rank=rank)
     from exporter.choose.costs.engine_cost_runner import EngineCostRunner
 
     return EngineCostRunner(onnx, folder, at, engine, rank=rank, progress=progress)
 
 
-def _torch(name: ArmName, provider: str, threads: int, rank: int | None) -> CostRunner:
+def _torch(name: ArmName, provider: str, rank: int | None) -> CostRunner:
     if name.kind == "torch-compile":
         raise UsageError(
             f"{name} would be compiled anew for each variant.", f"Measure torch:{name.path}."
@@ -73,4 +71,4 @@ def _torch(name: ArmName, provider: str, threads: int, rank: int | None) -> Cost
         raise CostError(
             f"{name.path} does not exist.", "After torch: stands a Hugging Face folder."
         )
-    return TorchCostRunner(load_model(str(name.path)), provider, threads, rank)
+    return TorchCostRunner(load_model(str(name.path)), provider, rank=rank)

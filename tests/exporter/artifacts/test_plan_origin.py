@@ -13,21 +13,11 @@ from exporter.artifacts import PlannedDeletion, PruningPlan, ReplacementsRef
 from exporter.artifacts.plans.by_score import plan_drop
 from exporter.artifacts.plans.origin import MODEL_KEY, hold_against_model
 from exporter.errors import PlanError
-from exporter.progress import Quiet
+from tests.heard import Heard
 from tests.raising import raises
 
 OURS, OTHER = "a" * 64, "b" * 64
 FITTED = ReplacementsRef(path="plan.safetensors", sha256="c" * 64)
-
-
-class Heard(Quiet):
-    """A progress listener that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def _plan(model: str | None, **changes: Any) -> PruningPlan:

@@ -14,20 +14,12 @@ from hypothesis import strategies as st
 from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, PruningPlan, Score
 from exporter.artifacts.plans.by_score import parse_drops, plan_drop, read_plan, validate_plan
 from exporter.errors import ArtifactError, PlanError, UsageError
-from exporter.progress import Quiet
+from tests.heard import Heard
 from tests.raising import raises
 
 ATTENTION = [0.9, 0.2, 0.1, 0.2, 0.5]
 MLP = [0.8, 0.15, 0.3, 0.4, 0.6]
 BLOCK = [0.95, 0.3, 0.35, 0.25, 0.7]
-
-
-class Heard(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def _report(

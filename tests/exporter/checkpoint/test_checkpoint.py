@@ -16,6 +16,7 @@ from tiny_torch import tiny_loaded
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.errors import PlanError
 from exporter.progress import Quiet
+from tests.heard import Heard
 from tests.raising import ends_in, raises, tells
 
 pytestmark = pytest.mark.torch
@@ -24,14 +25,6 @@ GAPS = planned(("attention", 0, "none"), ("mlp", 1, "none"))
 BLOCK = planned(("block", 1, "none"))
 LAYERS = {"gpt2": "n_layer"}
 FAMILIES = ["llama_tied", "gemma2", "gpt2", "gpt_neox", "mixtral"]
-
-
-class Heard(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def ids() -> Any:

@@ -25,22 +25,11 @@ from graph_passes import ResidualSite
 from graph_passes.files import placing, storage
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.pipeline import graph_size
+from tests.exporter.cut_models import PLAN, content, source
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
-PLAN = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="block")]
-
-
-@pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
-    path = tmp_path / "source" / "model.onnx"
-    save_model(tiny_model(TinySpec(tied=True)), path)
-    return path
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+__all__ = ["source"]  # a fixture
 
 
 def test_a_file_is_cut_and_the_report_stands_beside_it(source: Path, tmp_path: Path) -> None:

@@ -27,22 +27,11 @@ from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from graph_passes.files import exchange as exchanging
 from graph_passes.files import steps, storage
 from graph_passes.files.storage import data_files, load_model, save_model
+from tests.exporter.cut_models import PLAN, content, source
 from tests.raising import raises
-from tests.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import tiny_model
 
-PLAN = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="block")]
-
-
-@pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
-    path = tmp_path / "source" / "model.onnx"
-    save_model(tiny_model(TinySpec(tied=True)), path)
-    return path
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+__all__ = ["source"]  # a fixture
 
 
 @pytest.mark.parametrize("name", ["x.onnx.data", "x.onnx.0123456789abcdef.data"])

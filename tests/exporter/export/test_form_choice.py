@@ -16,8 +16,8 @@ from exporter.export.forms import onnxruntime_decoder as choice
 from exporter.export.forms.noting import WrittenForm
 from exporter.export.onnx_output import save_onnx
 from exporter.pipeline.refusals import refuse_bad_options
-from exporter.progress import Quiet
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
+from tests.heard import Heard
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -26,14 +26,6 @@ NOT_KNOWN = ExportError("The builder doesn't know Foo.")
 NOT_RUN = BackendError("ONNX Runtime can't run it: no such operator.")
 NOT_HERE = MissingDependencyError("onnxruntime_genai is needed.", "pip install")
 PLAIN = WrittenForm("torch 2, opset 23", remark="so this is the plain export")
-
-
-class Heard(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture

@@ -13,23 +13,13 @@ from exporter.artifacts import FORM_KEY, ComparisonReport, FormRecord
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.runners.cache_form import read_cache_form
-from exporter.progress import Quiet
 from graph_passes.files.storage import load_model
 from graph_passes.fusing.logits_to_keep import KEEP
+from tests.heard import Heard
 
 pytestmark = pytest.mark.genai
 
 PROMPT, NEW = [5, 9, 20, 33, 7, 11, 13], 6
-
-
-class Heard(Quiet):
-    """A progress listener that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from written_files import data_of, names_in
 from exporter.choose.budgets.budget import Budget
 from exporter.errors import DepthcutError, OptionError, UsageError
 from exporter.pipeline.request import DropRequest
+from tests import heard
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -27,21 +28,7 @@ RESULTS |= {"baseline", "candidate"}
 STAGES = ("score", "plan", "export", "prune", "measure")
 
 
-class Heard:
-    """A progress listener that keeps what it is told."""
-
-    def __init__(self) -> None:
-        from exporter.progress import Quiet
-
-        self.lines: list[str] = []
-        self.task = Quiet().task
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
-
-    def detail(self, message: str) -> None:
-        pass
-
+class Heard(heard.Heard):
     @property
     def reused(self) -> list[str]:
         return [line.partition(":")[0] for line in self.lines if "reused, nothing" in line]

@@ -14,7 +14,7 @@ from written_files import data_of
 
 from exporter.artifacts import ComparisonReport, PruningPlan, SweepCell, SweepReport
 from exporter.errors import OnnxFileError, SweepError
-from exporter.progress import Quiet
+from tests.heard import Heard
 from tests.raising import tells
 
 pytestmark = pytest.mark.torch
@@ -49,16 +49,6 @@ def folder(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     PreTrainedTokenizerFast.from_pretrained(folder / "llama").save_pretrained(folder / "llama")
     (folder / "sweep.yaml").write_text(FILE)
     return folder
-
-
-class Heard(Quiet):
-    """A progress listener that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def here(jobs: Sequence[Any], progress: Any) -> Iterator[tuple[int, SweepCell]]:

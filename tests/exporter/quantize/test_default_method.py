@@ -12,24 +12,13 @@ from exporter.errors import QuantizationError
 from exporter.pipeline.quantizing import with_method
 from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.pipeline.run import Run
-from exporter.progress import Quiet
 from exporter.quantize.gguf_blocks import most_bits
 from exporter.quantize.settings import QuantizeSettings, Scheme
 from tests.exporter.gguf_files import numbers, random_rows, write_gguf
+from tests.heard import Heard
 from tests.raising import raises
 
 INT4 = QuantizeSettings()
-
-
-class Heard(Quiet):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def run_of(source: Path) -> tuple[Run, Heard]:

@@ -13,7 +13,6 @@ from tiny_families import tiny_loaded, tiny_tokenizer
 from exporter.errors import CalibrationError, ScoringError, TextSourceError
 from exporter.files import sha256_bytes
 from exporter.models.texts.calibration import default_cache_dir, usable_length
-from exporter.progress import Quiet
 from exporter.score import calibration_text
 from tests.raising import raises, tells
 
@@ -24,6 +23,9 @@ class Heard(Quiet):
 
     def say(self, message: str) -> None:
         self.lines.append(message)
+
+
+from tests.heard import Heard
 
 
 @pytest.fixture
