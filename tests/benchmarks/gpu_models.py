@@ -13,7 +13,7 @@ import onnx_ir as ir
 from exporter.artifacts import PlannedDeletion
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.engines.build.build import build_engine
+from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import Driver
 from exporter.engines.build.libraries import LIBRARIES, Backend
 from exporter.engines.build.profiles import Ranges, graph_inputs, profile
@@ -106,7 +106,9 @@ def build(
     inputs = graph_inputs(onnx)
     profiles: list[Profile] = [profile(inputs, phase, ranges) for phase, ranges in wanted]
     settings = _ELSEWHERE if driver.problem else BuildSettings()
-    path, record = build_engine(onnx, target, profiles, backend=backend, settings=settings)
+    ((path, record),) = build_engines(
+        onnx, target, profiles=profiles, backend=backend, settings=settings
+    )
     scratch = record.memory_bytes.get("activation", 0) / 1e6
     print(f"  {path.name}: {record.engine_bytes / 1e9:.2f} GB, {sum(record.layers.values())} "
           f"layers, {scratch:.0f} MB of scratch memory, built in {record.build_s:.1f} s by "

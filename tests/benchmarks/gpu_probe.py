@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.build.build import build_engine
+from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, graph_inputs, profile
 from exporter.engines.build.settings import BuildSettings
@@ -78,10 +78,10 @@ def probe(folder: Path) -> list[dict[str, Any]]:
         )
         onnx = write_llama(folder / precision / "model.onnx", shape, noise=0.1)
         inputs = graph_inputs(onnx)
-        base, _ = build_engine(
+        ((base, _),) = build_engines(
             onnx,
             folder / precision / "base.engine",
-            [profile(inputs, "decode", _RANGES)],
+            profiles=[profile(inputs, "decode", _RANGES)],
             settings=BuildSettings(compute_capabilities=("sm89",)),
         )
         for target in TARGETS:

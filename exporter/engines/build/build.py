@@ -51,48 +51,6 @@ class Marks:
         return path.with_name("-".join(parts) + path.suffix)
 
 
-_UNMARKED = Marks()
-
-
-def build_engine(
-    onnx: Path,
-    target: Path,
-    profiles: Sequence[Profile],
-    *,
-    backend: Backend = "tensorrt-rtx",
-    settings: BuildSettings = _DEFAULT,
-    timing_cache: Path | None = None,
-    progress: Progress = QUIET,
-) -> tuple[Path, EngineRecord]:
-    """Builds an engine. It appears with its record, or not at all.
-
-    The builder runs in a process of its own. Precision comes from the graph: the network is
-    strongly typed.
-
-    Args:
-        onnx: The ONNX file.
-        target: The engine's file; a folder gets one that is named after what it is.
-        profiles: The shapes to serve, one optimisation profile each.
-        backend: Which library builds it.
-        settings: How.
-        timing_cache: TensorRT's timing cache: read if it is there, written afterwards.
-        progress: Where progress is shown.
-
-    Returns:
-        The engine's path and its record.
-
-    Raises:
-        OnnxFileError: The graph can't be read.
-        EngineError: The graph does not parse, or the builder refuses.
-        UsageError: An option that this library has not, or the result would replace its source.
-        MissingDependencyError: The library is not installed.
-    """
-    refuse_unbuildable(backend, settings, timing_cache)
-    graph = _BuiltGraph(onnx, LIBRARIES[backend], settings, timing_cache, progress)
-    with graph.job() as job:
-        return graph.build(job, target, profiles, _UNMARKED)
-
-
 def build_engines(
     onnx: Path,
     target: Path,
@@ -101,12 +59,16 @@ def build_engines(
     split: bool = False,
     builds: int = 1,
     ranges: Ranges = _RANGES,
+    profiles: Sequence[Profile] | None = None,
     backend: Backend = "tensorrt-rtx",
     settings: BuildSettings = _DEFAULT,
     timing_cache: Path | None = None,
     progress: Progress = QUIET,
 ) -> list[tuple[Path, EngineRecord]]:
     """Builds one engine with a profile for each phase, or an engine for each.
+
+    Each appears with its record, or not at all. The builder runs in a process of its own. Precision
+    comes from the graph: the network is strongly typed.
 
     Args:
         onnx: The ONNX file.
@@ -117,17 +79,21 @@ def build_engines(
             so one build of each arm is a thin ground for a comparison. TensorRT's share a timing
             cache, ``timing_cache`` or one for the occasion.
         ranges: The sizes to serve.
+        profiles: The profiles themselves, of one engine, in place of phases and ranges.
         backend: Which library builds.
         settings: How.
-        timing_cache: As for :func:`build_engine`.
+        timing_cache: TensorRT's timing cache: read if it is there, written afterwards.
         progress: Where progress is shown.
 
     Returns:
         Path and record of each engine, the builds of one beside each other.
 
     Raises:
-        UsageError: The graph has no such phase or axis, or a size is not given.
-        DepthcutError: As :func:`build_engine`.
+        UsageError: The graph has no such phase or axis, a size is not given, this library has not
+            such an option, or the result would replace its source.
+        OnnxFileError: The graph can't be read.
+        EngineError: The graph does not parse, or the builder refuses.
+        MissingDependencyError: The library is not installed.
     """
     refuse_unbuildable(backend, settings, timing_cache)
     graph = _BuiltGraph(onnx, LIBRARIES[backend], settings, timing_cache, progress)
@@ -135,16 +101,20 @@ def build_engines(
     done: list[tuple[Path, EngineRecord]] = []
     with _alike(graph, builds) as graph, contextlib.ExitStack() as jobs:
         job = jobs.enter_context(graph.job())
-        groups = _groups(graph.source.inputs, phases, ranges, split=split)
-        whole = len(groups[0]) == len(phases_of(graph.source.inputs))
+        inputs = graph.source.inputs
+        groups = [list(profiles)] if profiles else _groups(inputs, phases, ranges, split=split)
+        whole = len(groups[0]) == len(phases_of(inputs))
         for group, number in itertools.product(groups, numbers):
             if done:
                 jobs.close()
                 job = jobs.enter_context(graph.job())
             tells = split or (_is_folder(target) and not whole)
-            told = "+".join(profile.phase for profile in group) if tells else ""
-            done.append(graph.build(job, target, group, Marks(told, number)))
+            done.append(graph.build(job, target, group, _marks(group if tells else (), number)))
     return done
+
+
+def _marks(told: Sequence[Profile], number: str) -> Marks:
+    return Marks("+".join(profile.phase for profile in told), number)
 
 
 @dataclass(frozen=True)
