@@ -14,18 +14,8 @@ from exporter.errors import CalibrationError, ScoringError, TextSourceError
 from exporter.files import sha256_bytes
 from exporter.models.texts.calibration import default_cache_dir, usable_length
 from exporter.score import calibration_text
-from tests.raising import raises, tells
-
-
-class Heard(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
-
-
 from tests.heard import Heard
+from tests.raising import raises, tells
 
 
 @pytest.fixture
