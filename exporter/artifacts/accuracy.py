@@ -120,7 +120,7 @@ class Accuracy(Record):
     paired samples, as those of ``kl_interval`` and ``top1_interval``. ``probes`` are tasks whose
     items are made from a seed: of each the share of right answers, ``acc``, and the mean
     log-probability of the right answer in nats, ``log_prob``; ``probes_left_out`` says why there
-    are none, where some were asked for.
+    are none.
     """
 
     text_source: str

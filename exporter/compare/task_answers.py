@@ -69,7 +69,7 @@ def why_no_probes(pair: Pair) -> str:
         ComparisonError: A config is no JSON object.
     """
     if not pair.options.quality.probes:
-        return ""
+        return "none was asked for"
     probes, first = make_probes(pair.options.quality.probes), pair.baseline
     causal = predicts_next_token(first.runner, first.folder)
     found = (
@@ -83,7 +83,7 @@ def why_no_probes(pair: Pair) -> str:
 
 
 def probe_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
-    """Scores both arms on the same probes; nothing where none was asked for.
+    """Scores both arms on the same probes.
 
     Args:
         pair: Running arms, of which :func:`why_no_probes` had nothing to say.
@@ -93,8 +93,6 @@ def probe_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
         ComparisonError: Logits aren't finite, or the tokenizer is another model's.
         BackendError: A run fails.
     """
-    if not pair.options.quality.probes:
-        return []
     probes = make_probes(pair.options.quality.probes)
     return _compared(pair, answers, "probes", partial(score_probes, probes))
 

@@ -155,13 +155,16 @@ def test_the_same_model_twice_differs_nowhere(arms: tuple[Path, Path], tmp_path:
 
 @pytest.mark.parametrize("none", ["none", "0"])
 @pytest.mark.usefixtures("no_timing")
-def test_without_probes_none_is_asked(
+def test_without_probes_none_is_asked_and_the_report_says_so(
     arms: tuple[Path, Path], tmp_path: Path, none: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("exporter.compare.task_answers.score_probes")
     found = compared(arms, tmp_path / "out", "--probes", none)
-    assert (found.probes, found.probes_left_out) == ([], "")
-    assert "Probes" not in (tmp_path / "out" / "report.md").read_text()
+    assert found.probes == []
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert found.probes_left_out
+    assert found.probes_left_out in page
+    assert "## Probes" not in page
 
 
 def test_the_number_of_items_is_an_option() -> None:
