@@ -10,7 +10,7 @@ from exporter.artifacts.base import Artifact, Record
 from exporter.artifacts.stages import CalibrationRef, ModelRef
 from graph_passes.types import DeletionKind, Replacement
 
-HealKind = Literal["bias", "linear", "best", "distill"]
+HealKind = Literal["bias", "linear", "best", "fold", "distill"]
 Train = Literal["adapters", "all"]
 StoppedBy = Literal["tokens", "time", "no_gain", "diverged"]
 

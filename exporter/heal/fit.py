@@ -188,8 +188,20 @@ class Adding:
         mask, held_out = batch.mask_on(device), torch.from_numpy(later[rows]).to(device)
         self._mask, self._parts = mask, (mask & ~held_out, mask & held_out)
 
-    def __call__(self, part: SublayerModules, x: torch.Tensor, y: torch.Tensor) -> None:
+    def __call__(
+        self,
+        part: SublayerModules,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor | None = None,
+    ) -> None:
         """Takes one branch's activations, ``[batch, tokens, width]``.
+
+        Args:
+            part: The branch.
+            x: What it reads.
+            y: What it gives.
+            weights: ``[batch, tokens]``, as how many each token counts; None: all as one.
 
         Raises:
             HealingError: When they are not finite.
@@ -201,4 +213,4 @@ class Adding:
             shape = x.shape[-1], y.shape[-1]
             self._sums[name] = Sums(*shape, device), Sums(*shape, device)
         for sums, chosen in zip(self._sums[name], self._parts, strict=True):
-            sums.add(x[chosen], y[chosen])
+            sums.add(x[chosen], y[chosen], None if weights is None else weights[chosen])

@@ -68,8 +68,8 @@ def heal(
     """Makes up for what a plan drops, and measures what that gains.
 
     A replacement is the mean of a branch's output, or the ridge map from what it reads to it; or
-    nothing takes the branches' places, and the kept weights are trained. What an earlier healing
-    put into the plan is replaced.
+    nothing takes the branches' places, and kept weights are fitted anew or trained. What an earlier
+    healing put into the plan is replaced.
 
     Args:
         loaded: The model.
@@ -123,6 +123,11 @@ def _made(fitting: Fitting) -> Iterator[Made]:
 
         with distilled(fitting) as made:
             yield made
+    elif kind == "fold":
+        from exporter.heal.fold.folded import folded
+
+        with folded(fitting) as made:
+            yield made
     elif kind == "best":
         chooser, held_out = fitting.texts.halves
         yield Made(held_out, *fitting.best(chooser), deciding=chooser)
@@ -149,7 +154,7 @@ def _judged_on(own: CalibrationText, other: CalibrationText | None) -> list[Cali
 def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
     """The texts of which one sample serves to choose kinds and to judge them."""
     short = [text.ref.source for text in texts.held if len(text.input_ids) < 2]
-    return short if options.kind in ("best", "distill") else []
+    return short if options.kind in ("best", "fold", "distill") else []
 
 
 def _choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:

@@ -42,8 +42,8 @@ class HealOptions(Options):
     """What takes the branches' places or makes up for them, fitted and judged on which texts.
 
     Attributes:
-        kind: ``best``: for each branch what helps most on held-out text. ``distill`` trains the
-            weights that are kept.
+        kind: ``best``: for each branch what helps most on held-out text. ``fold`` fits the last
+            products of kept branches anew, ``distill`` trains the weights that are kept.
         rank: Of linear maps, None: full; of adapters, None: 16.
         ridge: None: chosen for each branch.
         calibration: Alike much of each; empty: the default of scoring.
@@ -60,11 +60,12 @@ class HealOptions(Options):
     kind: HealChoice = option(
         "linear",
         "What makes up for the dropped branches: the mean of a branch's output (bias), a linear "
-        "map of what it reads (linear), for each branch what helps most (best), or training in "
-        "which the whole model teaches the cut one (distill). auto trains where memory and time "
-        "allow it, for 10 minutes where no time is named, else it takes best.",
+        "map of what it reads (linear), for each branch what helps most (best), least squares that "
+        "go into weights which are there already (fold), or training in which the whole model "
+        "teaches the cut one (distill). auto trains where memory and time allow it, for 10 minutes "
+        "where no time is named, else it takes best.",
         "--heal",
-        brief="How the cut heals: bias, linear, best or distill",
+        brief="How the cut heals: bias, linear, best, fold or distill",
         section=HEALING,
     )
     rank: Count | None = option(
@@ -158,6 +159,18 @@ class HealOptions(Options):
             "Leave {0} away.",
         ),
         Rule(
+            ("sequential", "kind"),
+            lambda told: told.kind == "fold" and told.sequential,
+            "{1} fold always fits each product on those before it, so {0} says nothing.",
+            "Leave {0} away.",
+        ),
+        Rule(
+            ("rank", "kind"),
+            lambda told: told.kind == "fold" and told.rank is not None,
+            "{1} fold adds nothing that could have a rank: {0} is for linear maps.",
+            "Leave it away, or take {1} linear or best.",
+        ),
+        Rule(
             ("ridge", "kind"),
             lambda told: told.kind == "distill" and told.ridge is not None,
             "{1} distill fits no maps, so {0} says nothing.",
@@ -202,5 +215,10 @@ class HealOptions(Options):
 
     @property
     def trains(self) -> bool:
-        """Whether the kept weights change, and nothing takes the branches' places."""
+        """Whether the kept weights are trained."""
         return self.kind in ("auto", "distill")
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the kept weights change, and nothing takes the branches' places."""
+        return self.kind == "fold" or self.trains

@@ -20,25 +20,23 @@ from numpy.typing import NDArray
 from exporter.heal.activations import Branch, held_out_tokens, observing
 from exporter.heal.fit import Adding, fitted, tell_if_few
 from exporter.heal.fits import Fit, FitStore
+from exporter.heal.layer_walk import LayerWalk
 from exporter.heal.statistics import Sums
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,
     branches_replaced,
 )
-from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.anatomy.architectures import (
     SublayerModules,
     layer_modules,
     named_sublayers,
     sublayers,
 )
-from exporter.models.anatomy.residual_stream import LayerStates, tapped
+from exporter.models.anatomy.residual_stream import LayerStates
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.batches import Batch, batches_of
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from exporter.score.streaming.hidden_states import HiddenStates, room_for_states
 from graph_passes.types import Replacement, SublayerRef
 
 if TYPE_CHECKING:
@@ -121,13 +119,9 @@ class _Pair:
         stack: contextlib.ExitStack,
         progress: Progress,
     ) -> None:
-        self._model, self._later = model, later
-        self._layers = layer_modules(model)
-        self._runner = LayerRunner(model, self._layers)
-        self._batches = batches_of(text.input_ids, text.mask, batch_size)
-        self._stack, self._progress = stack, progress
-        self._states: HiddenStates | None = None
-        self._begun, self._differ = False, False
+        self._model, self._later, self._differ = model, later, False
+        layers = layer_modules(model)
+        self._walk = LayerWalk(model, layers, text, batch_size, 2, stack, progress)
 
     def fit(
         self,
@@ -151,17 +145,17 @@ class _Pair:
         sums: dict[SublayerRef, tuple[Sums, Sums]] = {}
         name = part.ref
         below = {n: s for n, s in found.items() if n[0] == part.layer and n != name}
-        for batch in self._batches:
+        for batch in self._walk.batches:
             adding = Adding(sums, batch, self._later, self._model.device)
             heard: list[torch.Tensor] = []
             with (
                 branches_replaced(self._model, below),
                 observing([part], batch.ids.shape, _into(heard)),
             ):
-                healed = self._run(part.layer, batch, _HEALED)
+                healed = self._walk.run(part.layer, batch, _HEALED)
             read, given = heard
             if compensation and (self._differ or below):
-                whole = self._run(part.layer, batch, _WHOLE)
+                whole = self._walk.run(part.layer, batch, _WHOLE)
                 target = _behind(whole, part) - _before(healed, part)
                 given = torch.lerp(given.to(target), target, compensation)
             adding(part, read, given)
@@ -170,32 +164,14 @@ class _Pair:
     def advance(self, layer: int, found: Mapping[SublayerRef, BranchReplacement]) -> None:
         """Takes both over a layer; from the first deletion on they part."""
         here = {name: what for name, what in found.items() if name[0] == layer}
-        for batch in self._batches:
-            whole = healed = self._run(layer, batch, _WHOLE).output
+        for batch in self._walk.batches:
+            whole = healed = self._walk.run(layer, batch, _WHOLE).output
             if here or self._differ:
                 with branches_replaced(self._model, here):
-                    healed = self._run(layer, batch, _HEALED).output
-            states = self._states = self._states or self._room(whole)
-            states.put(_WHOLE, batch.number, whole.cpu())
-            states.put(_HEALED, batch.number, healed.cpu())
-        self._begun, self._differ = True, self._differ or bool(here)
-
-    def _run(self, layer: int, batch: Batch, stream: int) -> LayerStates:
-        """Takes one batch of a stream through a layer."""
-        given = None
-        if self._begun and self._states:
-            given = self._states.get(stream, batch.number).to(self._model.device)
-        found: list[LayerStates] = []
-        with self._runner.only(layer), tapped([self._layers[layer]], found.append):
-            self._runner.run(batch.inputs(self._model.device), given)
-        return found[0]
-
-    def _room(self, stream: torch.Tensor) -> HiddenStates:
-        shapes = [(*batch.ids.shape, stream.shape[-1]) for batch in self._batches]
-        room = room_for_states(
-            None, 2, shapes, stream.dtype, weights_bytes=0, progress=self._progress
-        )
-        return self._stack.enter_context(room)
+                    healed = self._walk.run(layer, batch, _HEALED).output
+            self._walk.keep(_WHOLE, batch, whole)
+            self._walk.keep(_HEALED, batch, healed)
+        self._differ = self._differ or bool(here)
 
 
 def _into(heard: list[torch.Tensor]) -> Branch:

@@ -19,7 +19,7 @@ class Sums:
         device: Where the sums are kept; one that knows float64.
 
     Attributes:
-        tokens: How many.
+        tokens: How many, or the sum of their weights.
         x: ``[inputs]``, sum of x.
         y: ``[outputs]``, sum of y.
         xx: ``[inputs, inputs]``, sum of x xᵀ.
@@ -33,25 +33,33 @@ class Sums:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self.tokens = 0
+        self.tokens: float = 0
         self.x, self.y = zeros(inputs), zeros(outputs)
         self.xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
         self.y_squares = 0.0
 
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Takes tokens in.
 
         Args:
             x: ``[tokens, inputs]``, of any floating dtype.
             y: ``[tokens, outputs]``.
+            weights: ``[tokens]``, as how many each token counts; None: all as one.
         """
         x, y = x.to(self.xx), y.to(self.xx)
-        self.tokens += len(x)
-        self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.xx.addmm_(x.T, x)
-        self.xy.addmm_(x.T, y)
-        self.y_squares += float((y * y).sum())
+        weighed = x if weights is None else x * weights.to(self.xx)[:, None]
+        counts = x.new_ones(len(x)) if weights is None else weights.to(self.xx)
+        self.tokens += len(x) if weights is None else float(weights.sum())
+        self.x += weighed.sum(0)
+        self.y += counts @ y
+        self.xx.addmm_(weighed.T, x)
+        self.xy.addmm_(weighed.T, y)
+        self.y_squares += float((counts @ (y * y)).sum())
+
+    def through_origin(self) -> None:
+        """Counts every token with its opposite beside it, so that a fit has no bias."""
+        self.x.zero_()
+        self.y.zero_()
 
     def plus(self, other: Sums) -> Sums:
         """The sums over the tokens of both."""

@@ -3,19 +3,91 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.artifacts.replacement_file import ChangedWeight
-from exporter.errors import PlanError
+from exporter.errors import HealingError, PlanError
 from graph_passes.replacements import array_of
 
 if TYPE_CHECKING:
     import torch
 
 _HINT = "The plan is for another model: plan and heal this one."
+_TRANSPOSED = "Conv1D"
+"""transformers' class of products whose weight is ``[in, out]``."""
+
+
+@dataclass(eq=False)
+class OwnValue:
+    """A parameter for which the healed model has a value of its own.
+
+    Attributes:
+        name: In the model.
+        parameter: The model's.
+        other: The value that is not in use now.
+    """
+
+    name: str
+    parameter: torch.nn.Parameter
+    other: torch.Tensor
+
+    def swap(self) -> None:
+        """Puts the other value in its place."""
+        self.parameter.data, self.other = self.other, self.parameter.data
+
+
+@contextlib.contextmanager
+def swapped(values: Sequence[OwnValue]) -> Iterator[None]:
+    """Gives the model its other values while the block runs."""
+    for value in values:
+        value.swap()
+    try:
+        yield
+    finally:
+        for value in values:
+            value.swap()
+
+
+def changes_of(values: Sequence[OwnValue]) -> dict[str, ChangedWeight]:
+    """The other values that differ from the model's, as changes of it."""
+    return {
+        value.name: ChangedWeight((value.other.detach().clone(),))
+        for value in values
+        if not bool((value.other == value.parameter).all())
+    }
+
+
+def is_product(module: Any) -> bool:
+    """Whether a module multiplies by a weight, and maybe adds a bias."""
+    import torch
+
+    return isinstance(module, torch.nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: Any) -> bool:
+    """Whether a product's weight is ``[in, out]``."""
+    return type(module).__name__ == _TRANSPOSED
+
+
+def refuse_quantized(model: Any) -> None:
+    """Refuses weights that are no floating-point numbers.
+
+    Raises:
+        HealingError: The model's products are quantised.
+    """
+    quantized = getattr(model, "is_quantized", False) or any(
+        not each.is_floating_point() for each in model.parameters()
+    )
+    if quantized:
+        raise HealingError(
+            f"The weights of {model.config.model_type} are quantised and can't be changed.",
+            "Heal the model in float32 or bfloat16, and quantise it afterwards.",
+            code="quantized-student",
+        )
 
 
 def change_weights(model: Any, changes: Mapping[str, ChangedWeight]) -> None:
@@ -31,21 +103,8 @@ def change_weights(model: Any, changes: Mapping[str, ChangedWeight]) -> None:
         PlanError: A parameter does not exist or has another shape, numbers are not finite, or the
             model's weights are still in their shards.
     """
-    if changes and model.device.type == "meta":
-        raise PlanError(
-            "The plan changes weights, and this model's weights are read a layer at a time.",
-            "Leave --stream away.",
-            code="changed-weights-of-streamed-model",
-        )
-    parameters = dict(model.named_parameters())
-    for name, change in changes.items():
-        if name not in parameters:
-            raise PlanError(
-                f"The plan changes {name}, which this model does not have.",
-                _HINT,
-                code="unknown-weight",
-            )
-        parameters[name].data = _changed(name, parameters[name].data, change)
+    for value in _own_values(model, changes):
+        value.swap()
 
 
 @contextlib.contextmanager
@@ -55,14 +114,28 @@ def weights_changed(model: Any, changes: Mapping[str, ChangedWeight]) -> Iterato
     Raises:
         PlanError: As :func:`change_weights`.
     """
-    before = {name: each.data for name, each in model.named_parameters() if name in changes}
-    try:
-        change_weights(model, changes)
+    with swapped(_own_values(model, changes)):
         yield
-    finally:
-        for name, each in model.named_parameters():
-            if name in before:
-                each.data = before[name]
+
+
+def _own_values(model: Any, changes: Mapping[str, ChangedWeight]) -> list[OwnValue]:
+    if changes and model.device.type == "meta":
+        raise PlanError(
+            "The plan changes weights, and this model's weights are read a layer at a time.",
+            "Leave --stream away.",
+            code="changed-weights-of-streamed-model",
+        )
+    parameters, found = dict(model.named_parameters()), []
+    for name, change in changes.items():
+        if name not in parameters:
+            raise PlanError(
+                f"The plan changes {name}, which this model does not have.",
+                _HINT,
+                code="unknown-weight",
+            )
+        old = parameters[name]
+        found.append(OwnValue(name, old, _changed(name, old.data, change)))
+    return found
 
 
 def _changed(name: str, old: torch.Tensor, change: ChangedWeight) -> torch.Tensor:

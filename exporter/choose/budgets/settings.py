@@ -81,7 +81,7 @@ class PlanSettings(Options):
                 "Leave --search away, or take greedy or evolution.",
                 code="needs-measured-damage",
             )
-        if search.by_damage and self.heal is not None and not self.heal.trains:
+        if search.by_damage and self.heal is not None and not self.heal.changes_weights:
             self._refuse_own_fits(self.heal)
         return replace(self, search=search)
 
@@ -103,7 +103,7 @@ class PlanSettings(Options):
     def weighed(self) -> HealOptions | None:
         """How a search weighs replacements; None where it chooses among bare cuts."""
         heal = self.heal
-        return heal if self.search.by_damage and heal is not None and not heal.trains else None
+        return heal if self.search.by_damage and heal is not None and not heal.changes_weights else None
 
     @property
     def heals_afterwards(self) -> bool:

@@ -18,35 +18,19 @@ from exporter.models.ablation.branch_replacements import BranchReplacement, Bran
 from exporter.models.ablation.streams import CutBranches
 from exporter.models.anatomy.architectures import layer_modules, sublayers_of
 from exporter.models.anatomy.residual_stream import LayerModules, first_tensor, hooked
+from exporter.models.changed_weights import (
+    OwnValue,
+    changes_of,
+    is_product,
+    is_transposed,
+    refuse_quantized,
+    swapped,
+)
 from exporter.optional import require
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     import torch
-
-_TRANSPOSED = "Conv1D"
-"""transformers' class of products whose weight is ``[in, out]``."""
-
-
-@dataclass(eq=False)
-class _OwnValue:
-    """A parameter for which the student has a value of its own.
-
-    Attributes:
-        name: In the model.
-        parameter: The model's.
-        other: The value that is not in use now.
-        trained: Whether gradients were asked of it before.
-    """
-
-    name: str
-    parameter: torch.nn.Parameter
-    other: torch.Tensor
-    trained: bool
-
-    def swap(self) -> None:
-        """Puts the other value in its place."""
-        self.parameter.data, self.other = self.other, self.parameter.data
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +71,7 @@ class Student:
         dropped = _dropped_modules(layers, cut)
         self.cut = {name: _trainable(each) for name, each in cut.items()}
         self._own = [
-            _OwnValue(name, each, each.detach().clone(), each.requires_grad)
+            OwnValue(name, each, each.detach().clone())
             for name, each in _own_parameters(model, dropped, train)
         ]
         self._adapters: dict[str, Any] = {}
@@ -95,6 +79,7 @@ class Student:
             self._adapters = _with_adapters(model, layers, dropped, rank)
         self._layers = layer_modules(model)  # with the adapters in them
         self._branches = CutBranches(self._layers)
+        self._trained_before = [own.parameter.requires_grad for own in self._own]
         for own in self._own:
             own.parameter.requires_grad_(True)
         if not self._adapters and not self._own:
@@ -122,11 +107,10 @@ class Student:
     def healed(self) -> Iterator[None]:
         """The student's weights while the block runs; :meth:`answer` drops its branches."""
         self._switch_adapters(on=True)
-        self._swap()
         try:
-            yield
+            with swapped(self._own):
+                yield
         finally:
-            self._swap()
             self._switch_adapters(on=False)
 
     def teach(self, inputs: dict[str, torch.Tensor], *, states: bool = False) -> Answer:
@@ -143,15 +127,11 @@ class Student:
 
     def changes(self) -> dict[str, ChangedWeight]:
         """The student's weights, as changes of the whole model's."""
-        found = {
-            own.name: ChangedWeight((own.other.detach().clone(),))
-            for own in self._own
-            if not bool((own.other == own.parameter).all())
-        }
+        found = changes_of(self._own)
         for name, adapter in self._adapters.items():
             down = adapter.lora_A["default"].weight.detach().clone()
             up = adapter.lora_B["default"].weight.detach() * adapter.scaling["default"]
-            if type(adapter.get_base_layer()).__name__ == _TRANSPOSED:
+            if is_transposed(adapter.get_base_layer()):
                 down, up = up.T, down.T
             if bool(up.any()) and bool(down.any()):
                 found[f"{name}.weight"] = ChangedWeight((down, up))
@@ -168,8 +148,8 @@ class Student:
             setattr(self.model.get_submodule(parent), last, adapter.get_base_layer())
         if self._adapters:
             del self.model.peft_config
-        for own in self._own:
-            own.parameter.requires_grad_(own.trained)
+        for own, trained in zip(self._own, self._trained_before, strict=True):
+            own.parameter.requires_grad_(trained)
             own.parameter.grad = None
         self._adapters, self._own = {}, []
 
@@ -189,10 +169,6 @@ class Student:
         for adapter in self._adapters.values():
             adapter.enable_adapters(on)
 
-    def _swap(self) -> None:
-        for own in self._own:
-            own.swap()
-
     def _count_outputs(self) -> None:
         """Lets a pass tell what the branches return, so that they needn't run."""
         import torch
@@ -200,23 +176,6 @@ class Student:
         ids = torch.zeros((1, 2), dtype=torch.int64, device=self.model.device)
         with self._branches.counted(), torch.inference_mode():
             self.model(input_ids=ids)
-
-
-def refuse_quantized(model: Any) -> None:
-    """Refuses weights that are no floating-point numbers.
-
-    Raises:
-        HealingError: The model's products are quantised.
-    """
-    quantized = getattr(model, "is_quantized", False) or any(
-        not each.is_floating_point() for each in model.parameters()
-    )
-    if quantized:
-        raise HealingError(
-            f"The weights of {model.config.model_type} are quantised and can't be trained.",
-            "Heal the model in float32 or bfloat16, and quantise it afterwards.",
-            code="quantized-student",
-        )
 
 
 def _trainable(replacement: BranchReplacement) -> BranchReplacement:
@@ -251,22 +210,16 @@ def _with_adapters(
     names = [
         name
         for name, module in model.named_modules()
-        if id(module) in inside - dropped and _is_product(module)
+        if id(module) in inside - dropped and is_product(module)
     ]
     if not names:
         return {}
-    transposed = any(type(model.get_submodule(name)).__name__ == _TRANSPOSED for name in names)
+    transposed = any(is_transposed(model.get_submodule(name)) for name in names)
     wanted = peft.LoraConfig(
         r=rank, lora_alpha=rank, target_modules=names, fan_in_fan_out=transposed
     )
     peft.inject_adapter_in_model(wanted, model)
     return {name: model.get_submodule(name) for name in names}
-
-
-def _is_product(module: Any) -> bool:
-    import torch
-
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == _TRANSPOSED
 
 
 def _own_parameters(

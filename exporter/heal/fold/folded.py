@@ -1,0 +1,119 @@
+"""From a cut to one whose kept products make up for it, held against the bare cut."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from exporter.errors import HealingError
+from exporter.heal.fit import tell_if_few
+from exporter.heal.fitting import Fitting, Made
+from exporter.heal.fold.places import Place, places_of
+from exporter.heal.fold.refit import refitted
+from exporter.models.ablation.branch_replacements import NOTHING
+from exporter.models.ablation.meter import DamageMeter, predicts_tokens
+from exporter.models.anatomy.architectures import layer_modules
+from exporter.models.anatomy.residual_stream import LayerModules
+from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
+from exporter.models.texts.calibration import CalibrationText
+
+_WAY_OUT = "Let maps stay beside the weights: --kind linear."
+
+
+@contextlib.contextmanager
+def folded(fitting: Fitting) -> Iterator[Made]:
+    """Folds what is lost into kept products; the model is as before afterwards.
+
+    One half of the held-out samples tells whether the fold is better than the bare cut; the other
+    is for those who judge.
+
+    Args:
+        fitting: The model, the branches, the texts and the options.
+
+    Yields:
+        The changed weights, and a way to run the model with them, while the block runs.
+
+    Raises:
+        HealingError: The weights are quantised, there is no product to fold into, or nothing was
+            gained.
+    """
+    loaded, options = fitting.loaded, fitting.options
+    refuse_quantized(loaded.model)
+    layers = layer_modules(loaded.model)
+    values = refitted(
+        loaded.model,
+        fitting.texts.fitting,
+        layers,
+        fitting.names,
+        _places(fitting, layers),
+        ridge=options.ridge,
+        batch_size=options.batch_size,
+        progress=fitting.progress,
+    )
+    tell_if_few(fitting.texts.fitting, loaded, fitting.progress)
+    deciding, judging = fitting.texts.halves
+    _refuse_loss(fitting, deciding, values)
+    yield Made(
+        judging,
+        dict.fromkeys(fitting.names, NOTHING),
+        weights=changes_of(values),
+        deciding=deciding,
+        within=lambda: swapped(values),
+    )
+
+
+def _places(fitting: Fitting, layers: Sequence[LayerModules]) -> list[Place]:
+    """The products to fold into; says which kept branches have none.
+
+    Raises:
+        HealingError: There is none.
+    """
+    model = fitting.loaded.model
+    if layers[0].form == "post_norm":
+        raise HealingError(
+            f"In {type(model).__name__} a norm stands behind each sum, and a map of the stream "
+            "behind it fits into no product.",
+            _WAY_OUT,
+            code="fold-behind-norm",
+        )
+    places, without = places_of(model, layers, fitting.names)
+    if not places:
+        raise HealingError(
+            f"{type(model).__name__} has no kept branch from the first gap on that ends in a "
+            "product of its own: a norm or experts stand behind it, other modules read its weight, "
+            "or nothing is kept.",
+            _WAY_OUT,
+            code="nothing-to-fold-into",
+        )
+    if without:
+        named = ", ".join(f"{ref.kind} {ref.layer}" for ref in without)
+        fitting.progress.say(f"heal: {named}: no product of their own to fold into")
+    return places
+
+
+def _refuse_loss(fitting: Fitting, text: CalibrationText, values: Sequence[OwnValue]) -> None:
+    """Refuses a fold that is no better than the bare cut on text that it wasn't fitted on.
+
+    Raises:
+        HealingError: It is not, or no product was changed.
+    """
+    if not values or (predicts_tokens(fitting.loaded.model) and _loses(fitting, text, values)):
+        raise HealingError(
+            f"Folding gained nothing on held-out text of {text.ref.source}.",
+            "Give more calibration text (--samples), or heal with --kind linear or distill.",
+            code="folding-gained-nothing",
+        )
+
+
+def _loses(fitting: Fitting, text: CalibrationText, values: Sequence[OwnValue]) -> bool:
+    cut: Any = dict.fromkeys(fitting.names, NOTHING)
+
+    def kl(within: Any) -> float:
+        size = fitting.options.batch_size
+        meter = DamageMeter(
+            fitting.loaded.model, text.input_ids, text.mask, batch_size=size, within=within
+        )
+        return meter.measure(cut, fitting.progress).kl
+
+    return kl(lambda: swapped(values)) >= kl(None)

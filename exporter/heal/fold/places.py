@@ -1,0 +1,139 @@
+"""Where a fold can go: the last products of kept branches, and the gaps that follow them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from exporter.models.anatomy.architectures import SublayerModules, sublayers_of
+from exporter.models.anatomy.residual_stream import (
+    LayerModules,
+    first_tensor,
+    hooked,
+    probe_inputs,
+    run_backbone,
+)
+from exporter.models.changed_weights import is_product
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A kept branch whose last product can be fitted anew.
+
+    Attributes:
+        part: The branch; what its product gives is what it adds to the stream, but for its factor.
+        name: The product's path in the model.
+        product: The product.
+        until: The last sublayer of the gap behind the branch, or the branch itself: what is
+            compared is the stream behind it.
+        gap: The dropped branches that join the stream before a kept one reads it again.
+    """
+
+    part: SublayerModules
+    name: str
+    product: torch.nn.Module
+    until: SublayerRef
+    gap: tuple[SublayerRef, ...]
+
+
+def places_of(
+    model: Any, layers: Sequence[LayerModules], cut: Collection[SublayerRef]
+) -> tuple[list[Place], list[SublayerRef]]:
+    """The places from the first one before a gap on, and the kept branches that offer none.
+
+    Args:
+        model: A transformers model, sequential or parallel.
+        layers: Its layers.
+        cut: The branches that are dropped.
+    """
+    parts = {part.ref: part for part in sublayers_of(layers)}
+    runs = [*_runs(layers, cut)]
+    first = next((n for n, run in enumerate(runs) if run.gap), len(runs))
+    products = _products(model, [parts[run.kept] for run in runs[first:] if run.kept])
+    found, without = [], []
+    for run in runs[first:]:
+        if run.kept in products:
+            name, product = products[run.kept]
+            found.append(Place(parts[run.kept], name, product, run.until, run.gap))
+        elif run.kept:
+            without.append(run.kept)
+    return found, without
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A kept branch and the gap behind it; None kept before the first one."""
+
+    kept: SublayerRef | None
+    until: SublayerRef
+    gap: tuple[SublayerRef, ...]
+
+
+def _runs(layers: Sequence[LayerModules], cut: Collection[SublayerRef]) -> Iterator[_Run]:
+    """Of branches that read the same stream the last kept one."""
+    now: _Run | None = None
+    for group in _groups(layers):
+        kept = [ref for ref in group if ref not in cut]
+        gap = tuple(ref for ref in group if ref in cut)
+        if kept:
+            if now:
+                yield now
+            now = _Run(kept[-1], group[-1], gap)
+        else:
+            now = _Run(now and now.kept, group[-1], (*(now.gap if now else ()), *gap))
+    if now:
+        yield now
+
+
+def _groups(layers: Sequence[LayerModules]) -> Iterator[tuple[SublayerRef, ...]]:
+    """The branches that read the same stream."""
+    for modules in layers:
+        attention = SublayerRef(modules.number, "attention")
+        mlp = SublayerRef(modules.number, "mlp")
+        if modules.form == "parallel":
+            yield attention, mlp
+        else:
+            yield (attention,)
+            yield (mlp,)
+
+
+def _products(
+    model: Any, parts: Sequence[SublayerModules]
+) -> dict[SublayerRef | None, tuple[str, torch.nn.Module]]:
+    """The product that gives what a branch adds, as a few tokens show; a weight of its own."""
+    names = {id(module): name for name, module in model.named_modules()}
+    uses = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
+    found: dict[SublayerRef | None, tuple[str, torch.nn.Module]] = {}
+    outputs: dict[int, torch.Tensor] = {}
+
+    def keep(module: Any, _inputs: Any, output: Any) -> None:
+        outputs[id(module)] = first_tensor(output).clone()
+
+    def look(part: SublayerModules, products: Any, _module: Any, _in: Any, output: Any) -> None:
+        for product in products:
+            if _are_alike(outputs.get(id(product)), first_tensor(output)):
+                found[part.ref] = names[id(product)], product
+
+    def hooks() -> Iterator[Any]:
+        for part in parts:
+            inside = [each for each in part.contribution.modules() if is_product(each)]
+            own = [each for each in inside if uses[id(each.weight)] == 1]
+            yield from (each.register_forward_hook(keep) for each in own)
+            yield part.contribution.register_forward_hook(partial(look, part, own))
+
+    with hooked(hooks()):
+        run_backbone(model, probe_inputs(model))
+    return found
+
+
+def _are_alike(given: torch.Tensor | None, wanted: torch.Tensor) -> bool:
+    if given is None or given.numel() != wanted.numel():
+        return False
+    return bool((given.reshape(wanted.shape) == wanted).all())

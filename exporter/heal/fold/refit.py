@@ -1,0 +1,209 @@
+"""Fits the last products of kept branches anew, so that the stream behind a gap is as it was.
+
+With u what a product reads in the healed model, x the stream behind it there, and t the whole
+model's stream behind the gap that follows, the change of its weight is the ridge least-squares map
+from u to t - x. From the first layer up, each on what was folded below it, so that a later product
+makes up for what an earlier one could not. Readers of the stream norm it: a token counts by
+1 / mean(t²), else the few with huge activations would decide.
+Source: ReplaceMe (arXiv 2505.02819) multiplies the projection before a gap by a map of its output;
+fitting what that projection reads, the later products and the weights of tokens are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.heal.activations import held_out_tokens
+from exporter.heal.fit import Adding
+from exporter.heal.fold.places import Place
+from exporter.heal.layer_walk import LayerWalk
+from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, solve
+from exporter.heal.statistics import Sums
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacements,
+    branches_replaced,
+    first_input,
+)
+from exporter.models.anatomy.residual_stream import LayerModules, LayerStates, hooked
+from exporter.models.changed_weights import OwnValue, is_transposed, swapped
+from exporter.models.texts.batches import Batch
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    import torch
+
+_ATTENDED, _WHOLE, _HEALED = 0, 1, 2
+"""The streams that are kept: the whole model's within and behind a layer, the healed one's."""
+
+
+def refitted(
+    model: Any,
+    text: CalibrationText,
+    layers: Sequence[LayerModules],
+    cut: Sequence[SublayerRef],
+    places: Sequence[Place],
+    *,
+    ridge: float | None = None,
+    batch_size: int = 4,
+    held_out: float = 0.2,
+    progress: Progress = QUIET,
+) -> list[OwnValue]:
+    """The new values of products, each fitted with those before it in the model.
+
+    The text is run a layer at a time, about four times in all.
+
+    Args:
+        model: A transformers model; it is as before afterwards.
+        text: The calibration samples; padding is left out.
+        layers: The model's.
+        cut: The branches that are dropped.
+        places: The products, in the layers' order.
+        ridge: Relative to the mean eigenvalue of what a product reads; None: chosen for each on
+            held-out tokens. Where the best takes nothing away there, the product stays as it is.
+        batch_size: Samples in one forward pass.
+        held_out: Share of the samples that a ridge is judged on.
+        progress: Told of every product.
+
+    Raises:
+        HealingError: Activations are not finite, or the tokens too few.
+        ScoringError: The disk has no room for the streams.
+    """
+    later = held_out_tokens(text.mask, held_out)
+    ridges = RIDGES if ridge is None else [ridge]
+    values: list[OwnValue] = []
+    with contextlib.ExitStack() as stack:
+        walk = LayerWalk(model, layers, text, batch_size, 3, stack, progress)
+        pair = _Pair(model, layers, walk, cut, values)
+        with progress.task("fold layer by layer", total=len(places)) as task:
+            for place in places:
+                pair.go_to(place)
+                change = _change(*pair.sums(place, later), ridges)
+                if change is not None:
+                    values += _changed(place, change)
+                task.advance()
+    return values
+
+
+def _change(first: Sums, later: Sums, ridges: Sequence[float]) -> LinearMap | None:
+    """The map on the tokens of both; None where it would take nothing away on ``later``."""
+    choice = choose_ridge(first, later, ridges)
+    if choice.linear_explained <= 0:
+        return None
+    return solve(first.plus(later), choice.ridge)
+
+
+def _changed(place: Place, change: LinearMap) -> list[OwnValue]:
+    """A product's weight, and its bias where it has one, with a map added to what they give."""
+    product: Any = place.product
+    added = change.weight.T if is_transposed(product) else change.weight
+    found = [_sum(f"{place.name}.weight", product.weight, added / place.part.multiplier)]
+    if product.bias is not None:
+        bias = change.bias / place.part.multiplier
+        found.append(_sum(f"{place.name}.bias", product.bias, bias))
+    return found
+
+
+def _sum(name: str, parameter: torch.nn.Parameter, added: torch.Tensor) -> OwnValue:
+    old = parameter.detach()
+    return OwnValue(name, parameter, (old.double() + added.to(old.device)).to(old.dtype))
+
+
+class _Pair:
+    """The whole and the healed model; the whole one is ahead by the gap behind a product.
+
+    Args:
+        model: Both.
+        layers: The model's.
+        walk: Keeps three streams.
+        cut: The branches that the healed model lacks.
+        values: The weights that it has, as far as they are known.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[LayerModules],
+        walk: LayerWalk,
+        cut: Sequence[SublayerRef],
+        values: Sequence[OwnValue],
+    ) -> None:
+        self._model, self._layers, self._walk, self._values = model, layers, walk, values
+        self._cut: BranchReplacements = dict.fromkeys(cut, NOTHING)
+        self._first_cut = min(cut).layer
+        self._whole_at = self._healed_at = 0
+
+    def go_to(self, place: Place) -> None:
+        """Takes the healed model in front of a product's layer, and the whole one over its gap."""
+        while self._healed_at < place.part.layer:
+            if not self._values and self._whole_at == self._healed_at < self._first_cut:
+                self._share(self._healed_at)
+            else:
+                self._heal(self._healed_at)
+            self._healed_at += 1
+        while self._whole_at <= place.until.layer:
+            self._teach(self._whole_at)
+            self._whole_at += 1
+
+    def sums(self, place: Place, later: NDArray[np.bool_]) -> tuple[Sums, Sums]:
+        """Of what a product reads, to what it lacks; over the first and the held-out tokens."""
+        found: dict[SublayerRef, tuple[Sums, Sums]] = {}
+        read: list[torch.Tensor] = []
+
+        def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read[:] = [first_input(args, kwargs).clone()]
+
+        with hooked([place.product.register_forward_pre_hook(keep, with_kwargs=True)]):
+            for batch in self._walk.batches:
+                states = self._run_healed(place.part.layer, batch)
+                within = self._is_within(place.part.ref)
+                now = states.attended if within else states.leaving
+                kept = _ATTENDED if self._is_within(place.until) else _WHOLE
+                wanted = self._walk.kept(kept, batch).to(now)
+                counts = 1 / wanted.square().mean(-1).clamp(min=1e-30)
+                u = read.pop().reshape(*batch.ids.shape, -1)
+                adding = Adding(found, batch, later, self._model.device)
+                adding(place.part, u, wanted - now, counts)
+        pair = found[place.part.ref]
+        if place.product.bias is None:
+            for sums in pair:
+                sums.through_origin()
+        return pair
+
+    def _is_within(self, ref: SublayerRef) -> bool:
+        """Whether the stream behind a branch is that between attention and MLP."""
+        return ref.kind == "attention" and self._layers[ref.layer].form == "sequential"
+
+    def _teach(self, layer: int) -> None:
+        """Takes the whole model over a layer."""
+        for batch in self._walk.batches:
+            states = self._walk.run(layer, batch, _WHOLE)
+            self._walk.keep(_ATTENDED, batch, states.attended.to(states.output))
+            self._walk.keep(_WHOLE, batch, states.output)
+
+    def _share(self, layer: int) -> None:
+        """Takes both over a layer in which they are the same."""
+        self._teach(layer)
+        self._whole_at += 1
+        for batch in self._walk.batches:
+            self._walk.keep(_HEALED, batch, self._walk.kept(_WHOLE, batch))
+
+    def _heal(self, layer: int) -> None:
+        """Takes the healed model over a layer; one that is dropped hands on what it is given."""
+        if {SublayerRef(layer, "attention"), SublayerRef(layer, "mlp")} <= self._cut.keys():
+            if self._healed_at:
+                return
+        for batch in self._walk.batches:
+            self._walk.keep(_HEALED, batch, self._run_healed(layer, batch).output)
+
+    def _run_healed(self, layer: int, batch: Batch) -> LayerStates:
+        here = {ref: what for ref, what in self._cut.items() if ref.layer == layer}
+        with swapped(self._values), branches_replaced(self._model, here):
+            return self._walk.run(layer, batch, _HEALED)
