@@ -1,4 +1,4 @@
-"""The ways of dropping attentions that the healing benchmark holds side by side."""
+"""The ways of dropping attentions or blocks that the healing benchmark holds side by side."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Fitted = Literal["none", "bias", "linear"]
+Fitted = Literal["none", "bias", "linear", "fold"]
 FITTED: tuple[Fitted, ...] = ("bias", "linear")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of dropping attentions.
+    """One way of dropping attentions or blocks.
 
     Attributes:
         dropped: How many.
-        fitted: What takes their place.
+        fitted: What takes their place, or fold.
         sources: What it is fitted on: ``file``, ``self``, ``pydoc``.
         samples: Of each source.
         rank: Of the maps.
         compensation: None: independent fits; else those of a sequential fit.
         choice: How the attentions are chosen; the others on samples of the first source.
         tasks: Whether tasks are scored.
+        kind: What is dropped; blocks go by cosine.
     """
 
     dropped: int
@@ -33,11 +34,13 @@ class Row:
     compensation: float | None = None
     choice: Literal["cosine", "kl", "perplexity"] = "cosine"
     tasks: bool = False
+    kind: Literal["attention", "block"] = "attention"
 
     @property
     def name(self) -> str:
         """Its name in the table, which is that of its kept result."""
-        parts = [f"{self.dropped} {self.fitted}"]
+        what = "blocks " if self.kind == "block" else ""
+        parts = [f"{self.dropped} {what}{self.fitted}"]
         parts += [f"{'+'.join(self.sources)} x {self.samples}"] if self.sources else []
         parts += [f"rank {self.rank}"] if self.rank else []
         if self.compensation is not None:
@@ -66,3 +69,15 @@ def rows(dropped: int) -> Iterator[Row]:
     yield Row(dropped, "linear", ("pydoc",), 40)
     for rank in (32, 128):
         yield Row(dropped, "linear", ("file",), 40, rank)
+    for samples in (20, 40):
+        yield Row(dropped, "fold", ("file",), samples)
+    yield Row(dropped, "fold", ("file", "pydoc"), 40)
+
+
+def block_rows(dropped: int) -> Iterator[Row]:
+    """The table's, for so many dropped blocks."""
+    yield Row(dropped, "none", kind="block", tasks=True)
+    yield Row(dropped, "linear", ("file",), 40, kind="block")
+    for samples in (20, 40):
+        yield Row(dropped, "fold", ("file",), samples, kind="block")
+    yield Row(dropped, "fold", ("file", "pydoc"), 40, kind="block")

@@ -102,8 +102,9 @@ class PlanSettings(Options):
     @property
     def weighed(self) -> HealOptions | None:
         """How a search weighs replacements; None where it chooses among bare cuts."""
-        heal = self.heal
-        return heal if self.search.by_damage and heal is not None and not heal.changes_weights else None
+        if self.heal is None or self.heal.changes_weights or not self.search.by_damage:
+            return None
+        return self.heal
 
     @property
     def heals_afterwards(self) -> bool:

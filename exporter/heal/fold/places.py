@@ -56,13 +56,15 @@ def places_of(
     parts = {part.ref: part for part in sublayers_of(layers)}
     runs = [*_runs(layers, cut)]
     first = next((n for n, run in enumerate(runs) if run.gap), len(runs))
-    products = _products(model, [parts[run.kept] for run in runs[first:] if run.kept])
+    products = _products(model, [parts[run.kept] for run in runs[first:] if run.kept is not None])
     found, without = [], []
     for run in runs[first:]:
+        if run.kept is None:
+            continue
         if run.kept in products:
             name, product = products[run.kept]
             found.append(Place(parts[run.kept], name, product, run.until, run.gap))
-        elif run.kept:
+        else:
             without.append(run.kept)
     return found, without
 
@@ -78,18 +80,21 @@ class _Run:
 
 def _runs(layers: Sequence[LayerModules], cut: Collection[SublayerRef]) -> Iterator[_Run]:
     """Of branches that read the same stream the last kept one."""
-    now: _Run | None = None
+    kept_now: SublayerRef | None = None
+    gap_now: tuple[SublayerRef, ...] = ()
+    until: SublayerRef | None = None
     for group in _groups(layers):
         kept = [ref for ref in group if ref not in cut]
         gap = tuple(ref for ref in group if ref in cut)
         if kept:
-            if now:
-                yield now
-            now = _Run(kept[-1], group[-1], gap)
+            if until is not None:
+                yield _Run(kept_now, until, gap_now)
+            kept_now, gap_now = kept[-1], gap
         else:
-            now = _Run(now and now.kept, group[-1], (*(now.gap if now else ()), *gap))
-    if now:
-        yield now
+            gap_now += gap
+        until = group[-1]
+    if until is not None:
+        yield _Run(kept_now, until, gap_now)
 
 
 def _groups(layers: Sequence[LayerModules]) -> Iterator[tuple[SublayerRef, ...]]:
@@ -106,11 +111,11 @@ def _groups(layers: Sequence[LayerModules]) -> Iterator[tuple[SublayerRef, ...]]
 
 def _products(
     model: Any, parts: Sequence[SublayerModules]
-) -> dict[SublayerRef | None, tuple[str, torch.nn.Module]]:
+) -> dict[SublayerRef, tuple[str, torch.nn.Module]]:
     """The product that gives what a branch adds, as a few tokens show; a weight of its own."""
     names = {id(module): name for name, module in model.named_modules()}
     uses = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
-    found: dict[SublayerRef | None, tuple[str, torch.nn.Module]] = {}
+    found: dict[SublayerRef, tuple[str, torch.nn.Module]] = {}
     outputs: dict[int, torch.Tensor] = {}
 
     def keep(module: Any, _inputs: Any, output: Any) -> None:

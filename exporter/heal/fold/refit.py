@@ -197,11 +197,10 @@ class _Pair:
 
     def _heal(self, layer: int) -> None:
         """Takes the healed model over a layer; one that is dropped hands on what it is given."""
-        if {SublayerRef(layer, "attention"), SublayerRef(layer, "mlp")} <= self._cut.keys():
-            if self._healed_at:
-                return
+        gone = {SublayerRef(layer, "attention"), SublayerRef(layer, "mlp")} <= self._cut.keys()
         for batch in self._walk.batches:
-            self._walk.keep(_HEALED, batch, self._run_healed(layer, batch).output)
+            if not (gone and layer):
+                self._walk.keep(_HEALED, batch, self._run_healed(layer, batch).output)
 
     def _run_healed(self, layer: int, batch: Batch) -> LayerStates:
         here = {ref: what for ref, what in self._cut.items() if ref.layer == layer}

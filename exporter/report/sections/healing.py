@@ -102,6 +102,8 @@ def _method(healing: Healing) -> str:
     texts = "; ".join(f"{ref.source}, {ref.tokens:,} tokens" for ref in healing.calibration)
     if healing.training is not None:
         return f"{training_words(healing, healing.training)} Text: {texts}."
+    if healing.changed_weights:
+        return f"Folded by least squares into products of kept branches, on {texts}."
     how = "one on the other" if healing.sequential else "each alone"
     rank = "" if healing.rank is None else f", of rank {healing.rank}"
     return f"Asked for: {healing.asked}{rank}. Fitted {how} on {texts}."

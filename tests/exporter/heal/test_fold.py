@@ -69,3 +69,116 @@ def test_answers_come_nearer_and_the_model_is_as_it_was(
     assert torch.equal(logits(loaded.model, judged), before)
     assert hook_count(loaded.model) == hooks
     assert (healed - before).square().mean() < 0.9 * (bare - before).square().mean()
+
+
+def tapped_streams(model: Any, ids: Any, cut: Any, product: Any) -> tuple[Any, list[Any], Any]:
+    """What a product reads and gives, and the streams of each layer, in one run of the model."""
+    from exporter.models.anatomy.residual_stream import hooked, run_backbone, tapped
+
+    states: list[Any] = []
+    heard: list[Any] = []
+
+    def hear(_module: Any, args: Any, output: Any) -> None:
+        heard[:] = [args[0].clone(), output.clone()]
+
+    with (
+        branches_replaced(model, cut),
+        tapped(layer_modules(model), states.append),
+        hooked([product.register_forward_hook(hear)]),
+    ):
+        run_backbone(model, {"input_ids": torch.from_numpy(ids)})
+    return heard[0].flatten(0, -2), states, heard[1].flatten(0, -2)
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "gpt2", "opt", "gpt_neox"])
+def test_the_first_fold_is_the_map_beside_the_product(family: str) -> None:
+    """By hand from runs of the whole model: weighted least squares, added as an operator."""
+    loaded, fitted_on = tiny_loaded(family), text(40)
+    cut = dict.fromkeys(BLOCK, NOTHING)
+    place = places_of(loaded.model, layer_modules(loaded.model), BLOCK)[0][0]
+    assert place.gap == tuple(BLOCK)
+    assert place.part.ref == SublayerRef(0, "mlp")
+    ids, factor = fitted_on.input_ids, place.part.multiplier
+    _, whole, _ = tapped_streams(loaded.model, ids, {}, place.product)
+    u, bare, given = tapped_streams(loaded.model, ids, cut, place.product)
+    wanted = whole[1].leaving.flatten(0, -2).double()
+    now = bare[0].leaving.flatten(0, -2).double()
+    x = u.double()
+    if place.product.bias is not None:
+        x = torch.cat([x, torch.ones(len(x), 1)], 1)
+    roots = wanted.square().mean(-1, keepdim=True).rsqrt()
+    operator = torch.linalg.lstsq(x * roots, (wanted - now) * roots).solution
+    with folded(fitting(loaded, BLOCK, ridge=1e-12)) as made:
+        assert made.within is not None
+        with made.within():
+            v, _, found = tapped_streams(loaded.model, ids, cut, place.product)
+    assert torch.equal(u, v)
+    # Both are float32 models; the fits are float64.
+    torch.testing.assert_close(
+        found.double(), given.double() + x @ operator / factor, rtol=0, atol=2e-4
+    )
+    assert (found - given).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([SublayerRef(1, "attention")], [(0, "mlp"), (1, "mlp"), (2, "attention"), (2, "mlp")]),
+        (BLOCK, [(0, "mlp"), (2, "attention"), (2, "mlp")]),
+        (
+            [SublayerRef(0, "attention"), SublayerRef(0, "mlp")],
+            [(1, "attention"), (1, "mlp"), (2, "attention"), (2, "mlp")],
+        ),
+        ([SublayerRef(2, "mlp")], [(2, "attention")]),
+    ],
+)
+def test_places_are_the_kept_products_from_the_first_gap_on(
+    names: list[SublayerRef], expected: Any
+) -> None:
+    model = tiny_loaded("llama").model
+    places, without = places_of(model, layer_modules(model), names)
+    assert [tuple(place.part.ref) for place in places] == expected
+    assert without == []
+    assert [ref for place in places for ref in place.gap] == (names if names[0].layer else [])
+
+
+def test_products_behind_experts_and_norms_are_none() -> None:
+    mixtral = tiny_loaded("mixtral").model
+    places, without = places_of(mixtral, layer_modules(mixtral), [ATTENTION])
+    assert [place.part.kind for place in places] == ["attention"]
+    assert {ref.kind for ref in without} == {"mlp"}
+
+
+@pytest.mark.parametrize(
+    ("family", "code"), [("bert", "fold-behind-norm"), ("gemma2", "nothing-to-fold-into")]
+)
+def test_what_can_not_be_folded_is_refused(family: str, code: str) -> None:
+    with raises(HealingError, code, "--kind linear"), folded(fitting(tiny_loaded(family), BLOCK)):
+        pass
+
+
+def test_a_weight_that_others_read_is_no_place() -> None:
+    loaded = tiny_loaded("llama")
+    layers = loaded.model.model.layers
+    layers[2].mlp.down_proj.weight = layers[0].mlp.down_proj.weight
+    places, without = places_of(loaded.model, layer_modules(loaded.model), BLOCK)
+    assert [tuple(place.part.ref) for place in places] == [(2, "attention")]
+    assert without == [SublayerRef(0, "mlp"), SublayerRef(2, "mlp")]
+
+
+def test_a_fold_that_is_no_better_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.heal.fold import folded as module
+
+    monkeypatch.setattr(module, "refitted", lambda *_, **__: [])
+    loaded = tiny_loaded("llama")
+    with raises(HealingError, "folding-gained-nothing"), folded(fitting(loaded, BLOCK)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("rank", 3), ("sequential", True), ("tokens", 5000), ("train", "all")]
+)
+def test_options_of_other_kinds_are_refused(option: str, value: Any) -> None:
+    with pytest.raises(OptionError):
+        HealOptions(kind="fold", **{option: value})
+    HealOptions(kind="fold", ridge=0.1)

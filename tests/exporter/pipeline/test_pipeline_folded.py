@@ -1,0 +1,69 @@
+"""`depthcut export --heal fold`: the nodes and parameters of the bare cut, and a plain model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_pipeline import _request, _walk, checkpoint, own_cache
+from test_pipeline_distilled import IDS, kinds, logits
+
+from exporter.artifacts import HealingReport, PruneReport, PruningPlan
+from exporter.choose.budgets.budget import Budget
+from exporter.cut.surgery import prune_file
+from exporter.heal.options import HealOptions
+from exporter.pipeline.request import DropRequest
+from graph_passes.files.storage import load_model
+
+pytestmark = pytest.mark.torch
+__all__ = ["checkpoint", "own_cache"]  # fixtures
+FOLD = HealOptions(kind="fold", calibration=("self",), sequence_length=16, samples=64)
+
+
+@pytest.fixture(scope="module")
+def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("folded") / "out"
+    drops = DropRequest(Budget(block=1))
+    request = replace(_request(checkpoint, out, heal=FOLD, drops=drops), checkpoint=True)
+    report, _ = _walk(request)
+    return out, report
+
+
+def parameters(model: Path) -> int:
+    """How many numbers a graph's initialisers hold."""
+    graph = load_model(model).graph
+    return sum(int(np.prod(value.shape.numpy())) for value in graph.initializers.values())
+
+
+def test_the_candidate_has_nodes_and_parameters_of_the_bare_cut(
+    walked: Any, tmp_path: Path
+) -> None:
+    out, report = walked
+    plan, cut = PruningPlan.read(out / "plan.json"), tmp_path / "model.onnx"
+    prune_file(out / "baseline" / "model.onnx", cut, plan.deletions)
+    found = out / "candidate" / "model.onnx"
+    assert kinds(found) == kinds(cut)
+    assert parameters(found) == parameters(cut) < parameters(out / "baseline" / "model.onnx")
+    assert not np.allclose(logits(out / "candidate"), logits(tmp_path), atol=1e-3)
+    assert PruneReport.read(out / "prune.json").verification.passed
+    healing = HealingReport.read(out / "healing" / "heal.json").healing
+    assert report.healing == healing
+    assert (healing.asked, healing.parameters, healing.training) == ("fold", 0, None)
+    assert healing.changed_weights > 0
+    own = next(text for text in healing.texts if text.role == "calibration")
+    assert own.healed.kl < own.dropped.kl
+
+
+def test_transformers_loads_the_checkpoint_without_our_code(walked: Any) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = walked[0] / "candidate" / "hf"
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert type(plain).__module__.startswith("transformers.")
+    with torch.inference_mode():
+        wanted = plain(torch.from_numpy(IDS)).logits.numpy()
+    assert np.allclose(logits(walked[0] / "candidate"), wanted, atol=1e-4)
