@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from exporter.artifacts.accuracy import TaskResult
 from exporter.artifacts.base import Artifact, Record
 from exporter.errors import ArtifactError
 from exporter.printable import counted
@@ -166,6 +167,7 @@ class PruningPlan(PlanParts, Artifact):
     importance_sha256: str | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
     predicted_on: FiguresFrom | None = None
+    predicted_tasks: list[TaskResult] = Field(default_factory=list)
 
     def describe(self) -> str:
         """The deletions in words: ``attention 25, 26 (linear); mlp 3``."""

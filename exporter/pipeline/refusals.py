@@ -7,8 +7,9 @@ from pathlib import Path
 from exporter.artifacts import PruningPlan
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.compare.session import evaluation_text
-from exporter.compare.tasks.choosing import refuse_missing_tasks
+from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 from exporter.engines.runners.cache_form import read_cache_form
@@ -72,6 +73,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
     if request.quantize is not None and request.quantize.modelopt is not None:
         modelopt_version(request.quantize.modelopt)
     _refuse_fitted_text(request)
+    _refuse_steering_items(request)
     refuse_missing_tasks(request.compare.quality)
 
 
@@ -106,6 +108,22 @@ def _refuse_fitted_text(request: ExportRequest) -> None:
         if spec not in SAMPLED:
             text = read_texts(spec, part="calibration")
             refuse_same_text(judged, [text], f"what the {what} would be fitted to")
+
+
+def _refuse_steering_items(request: ExportRequest) -> None:
+    """Refuses an objective whose items can't be read, and to judge on items that would steer."""
+    steering = read_tasks(request.search.task_files)
+    if not steering:
+        return
+    part_items(steering, request.search)
+    items = {item for task in steering for item in task.items}
+    for task in local_tasks(request.compare.quality) or []:
+        if items.intersection(task.items):
+            raise UsageError(
+                f"{task.name} has items of --objective, some of which would steer the choice.",
+                "Leave it out of --tasks; the plan tells the figures on the items that don't.",
+                code="steering-items",
+            )
 
 
 def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:

@@ -21,9 +21,17 @@ from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.text import TextParts, parted
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
-from exporter.choose.selection.meters import MakeMeter, RememberingMeter, meter_here, searched_meter
+from exporter.choose.selection.meters import (
+    MakeMeter,
+    RememberingMeter,
+    items_meter,
+    meter_here,
+    searched_meter,
+)
 from exporter.choose.selection.options import protected_names
 from exporter.choose.selection.refusals import refuse_another_model
+from exporter.choose.selection.task_items import TaskParts, part_items, read_tasks, task_parts
+from exporter.compare.tasks.items import TaskItems
 from exporter.errors import UsageError
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
@@ -161,6 +169,26 @@ class PlanInputs:
         return parts
 
     @cached_property
+    def task_files(self) -> list[TaskItems]:
+        """The items of the objective; none where texts decide.
+
+        Raises:
+            TaskError: They can't be read, or are too few.
+        """
+        tasks = read_tasks(self.settings.search.task_files)
+        if tasks:
+            part_items(tasks, self.settings.search)
+        return tasks
+
+    @cached_property
+    def tasks(self) -> TaskParts | None:
+        """The items that steer and those that judge; None where texts decide."""
+        search = self.settings.search
+        if not search.task_files:
+            return None
+        return task_parts(self.loaded, search.task_files, self.task_files, search)
+
+    @cached_property
     def fits(self) -> Mapping[SublayerRef, Fit]:
         """A replacement of each kind for every branch, fitted in one pass; none without healing."""
         heal = self.settings.weighed
@@ -204,6 +232,12 @@ class PlanInputs:
     def reporter(self) -> QualityCheck:
         """Holds the tokens on which nothing is decided."""
         return QualityCheck(meter_here(self.loaded, self.texts.reported, self.settings.batch_size))
+
+    def _objective_meter(self) -> RememberingMeter:
+        """Measures what the search keeps small."""
+        if self.tasks is None:
+            return self._searched_meter(self.texts.searched)
+        return items_meter(self.loaded, self.tasks.steering, kept=self._work.journal)
 
     def _searched_meter(self, text: CalibrationText) -> RememberingMeter:
         return searched_meter(

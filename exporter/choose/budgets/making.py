@@ -67,6 +67,7 @@ def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
     """
     text, model = request.settings.calibration, request.model
     inputs = [request.importance, *map(Path, filter(None, (text, model)))]
+    inputs += request.settings.search.task_files
     inputs += [request.onnx] if request.onnx is not None else []
     places = {
         request.output: "pruning_plan", request.curve: "pareto_curve", request.costs: "cost_table"

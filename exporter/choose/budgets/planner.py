@@ -27,6 +27,8 @@ from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_
 from exporter.choose.selection.by_scores import one_shot, scored_again
 from exporter.choose.selection.options import cut_of_options
 from exporter.choose.selection.refusals import refuse_counts
+from exporter.choose.selection.task_items import judged_tasks, task_figures, task_results
+from exporter.compare.tasks.scores import TaskScores
 from exporter.heal.healed import heal
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import on_text_of
@@ -49,6 +51,7 @@ class Planner(PlanInputs):
         self.budget.refuse_empty()
         if self.budget.only_counts:
             check_counts(self.budget.counts)
+        _ = self.task_files  # what can't be read is told before a model is loaded
         method = self.settings.search.search
         if method == "one-shot":
             found = Outcome(self._noted(self._lowest_scores()))
@@ -163,7 +166,7 @@ class Planner(PlanInputs):
     def search(self) -> Search:
         """Looks for candidates."""
         return Search(
-            self._searched_meter(self.texts.searched),
+            self._objective_meter(),
             self.checker,
             self.allowed.options,
             self.settings.search,
@@ -277,22 +280,35 @@ class Planner(PlanInputs):
                 batch_size=self.settings.batch_size,
                 progress=self._progress,
             )
+        judged = self._judged(branch_replacements)
         told = {
-            "predicted": figures | elsewhere(healing),
+            "predicted": figures | elsewhere(healing) | (task_figures(judged) if judged else {}),
             "predicted_on": self.texts.figures_from,
+            "predicted_tasks": task_results(judged),
             **self._parts(),
         }
         plan = self._plan_of(candidate).model_copy(update=told)
         return Outcome(plan, branch_replacements, damage, speedup, healing)
 
+    def _judged(
+        self, cut: Mapping[SublayerRef, BranchReplacement]
+    ) -> list[tuple[TaskScores, TaskScores]]:
+        """Both models' answers to the items that did not steer; none where texts decide."""
+        if self.tasks is None:
+            return []
+        with self._progress.task("judge on the other items"):
+            return judged_tasks(self.loaded, self.tasks, cut, self._progress)
+
     def _parts(self) -> dict[str, list[CalibrationRef]]:
         """What decided, as far as anything did: a plan without fits and floors needs no check."""
-        texts, fits = self.texts, self.settings.weighed is not None
+        texts, fits, tasks = self.texts, self.settings.weighed is not None, self.tasks
+        steering = [] if tasks is None else [task.part for task in tasks.steering]
+        judged = [] if tasks is None else [task.part for task in tasks.judged]
         return {
-            "chosen_on": [self._measured_on(texts.searched).part],
+            "chosen_on": steering or [self._measured_on(texts.searched).part],
             "fitted_on": [texts.searched.part] if fits else [],
             "stopped_on": [texts.checked.part] if fits or self.budget.floors else [],
-            "judged_on": [texts.reported.part],
+            "judged_on": [texts.reported.part, *judged],
         }
 
     def _plan_of(self, candidate: PlanCandidate) -> PruningPlan:

@@ -41,6 +41,15 @@ def _running(name: str) -> Rule:
     )
 
 
+def _of_texts(name: str) -> Rule:
+    return Rule(
+        (name, "settings.search.objective"),
+        lambda told: is_given(told, name) and bool(told.settings.search.task_files),
+        "{0} looks at texts, not at {1} tasks:FILE.",
+        "Leave one of them away.",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest(Options):
     """What `depthcut plan` is asked to do."""
@@ -116,6 +125,7 @@ class PlanRequest(Options):
             "{0} is for plans of so many sublayers; one for another budget always leaves one.",
             "Leave it away, or plan numbers alone; depthcut heal {0} puts replacements in.",
         ),
+        *map(_of_texts, ("cluster", "curve")),
         excludes("cluster", "curve", "a front is made in one process"),
         Rule(
             ("cluster",),

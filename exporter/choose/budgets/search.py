@@ -136,7 +136,7 @@ class Search:
         return PlanCandidate().plus(first)
 
     def _damage(self, step: Step) -> float:
-        return objective_of(step.damage, self._settings.objective)
+        return objective_of(step.damage, self._settings.kept_small)
 
     def _reaching(self, goals: Sequence[Goal]) -> PlanCandidate:
         """Greedy steps to one goal after the other."""
@@ -322,7 +322,7 @@ class Search:
 
     @property
     def _objective(self) -> Objective:
-        return self._settings.objective
+        return self._settings.kept_small
 
     def _greedy(
         self, unit: Unit, goal: float, candidate: PlanCandidate, stop: Stop | None = None

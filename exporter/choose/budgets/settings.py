@@ -116,6 +116,12 @@ class PlanSettings(Options):
         """Of linear maps that a search weighs; None: full ones."""
         return None if self.weighed is None else self.weighed.rank
 
+    @property
+    def _objective(self) -> str:
+        """With the names of its files alone: what was chosen on says where they are."""
+        names = ",".join(path.name for path in self.search.task_files)
+        return f"{self.search.kept_small}:{names}" if names else self.search.kept_small
+
     def told(self) -> dict[str, int | float | str]:
         """What a plan notes of it, beside what was asked for."""
         search = self.search
@@ -123,7 +129,7 @@ class PlanSettings(Options):
             return {}
         found: dict[str, int | float | str | None] = {
             "search": search.search,
-            "objective": search.objective if search.by_damage else None,
+            "objective": self._objective if search.by_damage else None,
             "heal": None if self.weighed is None else self.weighed.kind,
             "rank": self.rank,
             "protect": ", ".join(search.protect) or None,
@@ -154,9 +160,14 @@ def search_rules(search: str) -> tuple[Rule, ...]:
 
 def _of_one_search(search: str, name: str, heeding: str) -> Rule:
     own, method = f"{search}.{name}", f"{search}.search"
+
+    def idle(told: Any) -> bool:
+        parts_items = name == "seed" and bool(value_at(told, search).task_files)
+        return is_given(told, own) and value_at(told, method) != heeding and not parts_items
+
     return Rule(
         (own, method),
-        lambda told: is_given(told, own) and value_at(told, method) != heeding,
+        idle,
         f"{{0}} is for {{1}} {heeding}.",
         f"Say {{1}} {heeding}, or leave {{0}} out.",
     )

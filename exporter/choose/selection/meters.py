@@ -16,6 +16,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
+from exporter.models.ablation.choices import ChoiceItems, ChoiceMeter
 from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import DamageMeter
 from exporter.progress import QUIET, Progress
@@ -80,6 +81,21 @@ def searched_meter(
     """
     about = {**loaded.identity(), "ids": text.ids_sha256, "positions": POSITIONS}
     return RememberingMeter(make(loaded, text, batch_size, POSITIONS), kept, about)
+
+
+def items_meter(
+    loaded: LoadedModel, tasks: Sequence[ChoiceItems], *, kept: Path | None = None
+) -> RememberingMeter:
+    """Measures damage to the choice among answers, in this process, nothing twice.
+
+    Args:
+        loaded: The model.
+        tasks: Whose items are searched on.
+        kept: Keeps what was measured of branches that are left out.
+    """
+    about = {**loaded.identity(), "items": [task.part.ids_sha256 for task in tasks]}
+    items = [item for task in tasks for item in task.items]
+    return RememberingMeter(ChoiceMeter(loaded.model, items), kept, about)
 
 
 class RememberingMeter:

@@ -18,8 +18,9 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.damage import Damage
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
 
-Objective = Literal["kl", "perplexity"]
-"""What a search keeps small: KL divergence from the whole model, or the perplexity's increase."""
+Objective = Literal["kl", "perplexity", "tasks"]
+"""What a search keeps small: KL divergence from the whole model, the perplexity's increase, or what
+the right answers' mean log-probability against the others loses."""
 
 Group = DeletionKind | Literal["joint"]
 """Of what a number is asked for; ``joint``: attentions and MLPs together."""

@@ -12,12 +12,11 @@ from exporter.artifacts import TaskResult
 from exporter.artifacts.store import Store
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks.choosing import local_tasks, score_tasks
+from exporter.compare.tasks.opening import saved_folder
 from exporter.compare.tasks.scores import compare_scores
 from exporter.files import scratch_folder
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
-from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.model_folder import ModelFolder
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 
@@ -90,7 +89,7 @@ def _score(
 
     runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
     with scratch_folder("tasks") as place, runner:
-        folder = _folder(loaded, place)
+        folder = saved_folder(loaded, place)
         progress.say("tasks: the whole model")
         whole = score_tasks(asked, runner, folder, progress=progress)
         for number, cut in enumerate(cuts, start=1):
@@ -102,9 +101,3 @@ def _score(
             pairs = zip(whole, scores, strict=True)
             found = [result for pair in pairs for result in compare_scores(*pair)]
             store.keep(_name(cut), _RESULTS.dump_python(found, mode="json"))
-
-
-def _folder(loaded: LoadedModel, place: Path) -> ModelFolder:
-    """The config and the tokenizer as files, which a GGUF file doesn't have beside it."""
-    save_pretrained_files(loaded, place)
-    return ModelFolder.beside(place / "model", place)

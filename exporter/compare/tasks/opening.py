@@ -10,7 +10,15 @@ from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.registry import open_model
 from exporter.errors import TaskError
+from exporter.models.loading.model_files import save_pretrained_files
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.model_folder import ModelFolder
+
+
+def saved_folder(loaded: LoadedModel, place: Path) -> ModelFolder:
+    """A loaded model's config and tokenizer as files, which a GGUF file doesn't have beside it."""
+    save_pretrained_files(loaded, place)
+    return ModelFolder.beside(place / "model", place)
 
 
 def task_texts(folder: ModelFolder) -> TextModel:
