@@ -282,5 +282,5 @@ def test_export_judges_on_no_item_that_may_steer(tmp_path: Path) -> None:
     for name in ("near", "mixed"):
         with ends_in(UsageError, "steering-items", name):
             assert cli.run([*call, name]) == 2
-    with ends_in(ModelSourceError):
+    with ends_in(ModelSourceError, "file-missing", "nowhere"):
         assert cli.run([*call, "later"]) == 2
