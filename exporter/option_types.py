@@ -270,14 +270,6 @@ Threads = Annotated[
 """CPU threads; None, ``auto``: the fastest, found in a short probe."""
 
 
-def _bits(value: Any) -> Any:
-    return None if value == "none" else {"4": 4, "8": 8}.get(value, value)
-
-
-Bits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits), Written("4|8|none")]
-"""Of some weights; None, ``none``: no own ones."""
-
-
 def parsed(parse: Callable[[str], Any]) -> BeforeValidator:
     """Reads texts by a function whose errors are ours; other values pass."""
 
@@ -295,7 +287,6 @@ _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<prefix>[KMGT])?(?P<binary>i)?B
 _TIME = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>s|m|min|h)?")
 _SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 _TOKENS = re.compile(r"(?P<number>\d+)\s*(?P<thousands>k)?", re.I)
-_GENERATION = re.compile(r" *(\d+) *[xX] *(\d+) *")
 
 
 def amount(text: Any, such: str = "1.1 or 110%") -> float:
@@ -366,15 +357,6 @@ def _tokens(text: Any) -> Any:
     return int(told["number"]) * (1024 if told["thousands"] else 1)
 
 
-def _generations(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
-    found = [_GENERATION.fullmatch(each) for each in text.split(",")]
-    if None in found:
-        raise ValueError("write a prompt and new tokens as 128x64")
-    return tuple((int(told[1]), int(told[2])) for told in found if told is not None)
-
-
 PositiveNumber = Annotated[
     float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool), Written("X")
 ]
@@ -403,9 +385,3 @@ DurationOrZero = Annotated[
 """The same, or 0."""
 Tokens = Annotated[int, Field(ge=1), BeforeValidator(_tokens), Written("TOKENS")]
 """A number of tokens: ``32k``."""
-Generations = Annotated[
-    tuple[tuple[Count, Annotated[int, Field(ge=2)]], ...],
-    BeforeValidator(_generations),
-    Written("PROMPTxNEW", lambda all_: ",".join(f"{p}x{n}" for p, n in all_), True),
-]
-"""Whole generations, by their prompts' lengths and their new tokens: ``128x64,512x32``."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
 from exporter.option_types import (
     Count,
     Duration,
-    Generations,
     InputFolder,
     Lengths,
     Names,
@@ -15,12 +19,31 @@ from exporter.option_types import (
     Threads,
     Whole,
     WholeOrNone,
+    Written,
 )
 from exporter.options import Options, Rule, dataclass, only_with, option, part
 
 SPEED = "Speed"
 ACCURACY = "Accuracy"
 TASKS = "Tasks"
+_GENERATION = re.compile(r" *(\d+) *[xX] *(\d+) *")
+
+
+def _generations(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    found = [_GENERATION.fullmatch(each) for each in text.split(",")]
+    if None in found:
+        raise ValueError("write a prompt and new tokens as 128x64")
+    return tuple((int(told[1]), int(told[2])) for told in found if told is not None)
+
+
+Generations = Annotated[
+    tuple[tuple[Count, Annotated[int, Field(ge=2)]], ...],
+    BeforeValidator(_generations),
+    Written("PROMPTxNEW", lambda all_: ",".join(f"{p}x{n}" for p, n in all_), True),
+]
+"""Whole generations, by their prompts' lengths and their new tokens: ``128x64,512x32``."""
 
 
 @dataclass(frozen=True)

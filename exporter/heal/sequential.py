@@ -91,7 +91,7 @@ def fit_sequential(
     fits.find([name for name in wanted if choices[name] != "none"], progress)
     found: dict[SublayerRef, BranchReplacement] = {}
     with contextlib.ExitStack() as stack:
-        pair = _Pair(loaded.model, text, batch_size, later, stack, progress)
+        pair = _TwoModels(loaded.model, text, batch_size, later, stack, progress)
         last = max((layer for layer, _ in wanted), default=-1)
         with progress.task("fit layer by layer", total=last + 1) as task:
             for layer in range(last + 1):
@@ -107,7 +107,7 @@ def fit_sequential(
     return found
 
 
-class _Pair:
+class _TwoModels:
     """The whole and the healed model in front of the same layer; one while they are the same."""
 
     def __init__(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.errors import OptionError
-from exporter.option_types import Bits, InputFile, Written
+from exporter.option_types import InputFile, Written
 from exporter.options import Options, Rule, dataclass, option
 
 QUANTIZATION = "Quantisation"
@@ -29,6 +29,14 @@ MODELOPT_HINT = (
     "'nvidia-modelopt[onnx]', and say --modelopt-python DIR/bin/python."
 )
 _LEAST_BLOCK, _MOST_BLOCK = 16, 256
+
+
+def _bits(value: Any) -> Any:
+    return None if value == "none" else {"4": 4, "8": 8}.get(value, value)
+
+
+Bits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits), Written("4|8|none")]
+"""Of some weights; None, ``none``: no own ones."""
 
 
 def _possible(block: int) -> int:

@@ -8,7 +8,6 @@ the model's chat template begins what a user says: the model goes on with a ques
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError, ScoringError, first_line
 from exporter.files import write_text
-from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import Progress, Task
 from graph_passes.files.reading import TABLE_BYTES, read_json
@@ -30,6 +28,8 @@ SELF = "self"
 CHAT = "chat"
 SAMPLED = (SELF, CHAT)
 """What names text that the model samples."""
+_CHAT_TOKENS = 256
+"""Of a chat; a longer sample has several: the time for a token rises with what stands before it."""
 _METHOD = 1  # Raised when the same seed would give other text.
 _CACHE_BYTES = 2 << 30  # The most that the KV cache of one run of sequences may take.
 
@@ -74,7 +74,9 @@ def sampled_tokens(
     if kept is not None:
         progress.say("calibration: reused the text that this model sampled before")
         return kept
-    ids = _sample(loaded.model, samples, length, seed, prefix, progress)
+    pieces = length // _CHAT_TOKENS if prefix and length % _CHAT_TOKENS == 0 else 1
+    ids = _sample(loaded.model, samples * pieces, length // pieces, seed, prefix, progress)
+    ids = ids.reshape(samples, length)
     _keep(path, key, ids, progress)
     return ids
 
@@ -138,11 +140,8 @@ def _sample(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     at_once = min(samples, max(1, _CACHE_BYTES // (length * _cache_bytes_per_token(model))))
     rounds = [min(at_once, samples - done) for done in range(0, samples, at_once)]
-    # Chats are for training alone: what scores rest on must not hang on the machine.
-    fast = contextlib.nullcontext() if not prefix else bfloat16_where_fast(model.device)
     with (
         torch.inference_mode(),
-        fast,
         progress.task("sample text, token by token", total=len(rounds) * (length - 1)) as task,
     ):
         runs = [_sample_run(model, count, length, generator, prefix, task) for count in rounds]

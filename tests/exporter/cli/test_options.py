@@ -15,11 +15,11 @@ import exporter.cli as command_line
 from exporter.cli.command import SchemaCommand
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.parameters import plain_values, words_of
+from exporter.compare.options import Generations
 from exporter.errors import OptionError
 from exporter.option_types import (
     Count,
     Duration,
-    Generations,
     InputFile,
     Lengths,
     Names,
