@@ -49,12 +49,12 @@ class HealCall(Options):
 
 @command(HealCall)
 def heal(call: HealCall, progress: ConsoleProgress) -> None:
-    """Fit what takes the places of what PLAN drops from MODEL, and measure what that gains.
+    """Make up for what PLAN drops from MODEL, and measure what that gains.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Beside the healed plan its numbers and
     a report are written: healed.json, healed.safetensors and healed.report.json. The gain is told
-    on held-out text of the calibration's domain and on text of another. Fits that an interrupted
-    call has finished are used when the same command is run again.
+    on held-out text of the calibration's domain and on text of another. The same command goes on
+    from where an interrupted one was.
     """
     from exporter.heal.healed import heal as heal_plan
     from exporter.heal.plan_file import numbers_of, write_healed_plan

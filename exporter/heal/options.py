@@ -60,10 +60,9 @@ class HealOptions(Options):
     kind: HealChoice = option(
         "linear",
         "What makes up for the dropped branches: the mean of a branch's output (bias), a linear "
-        "map of what it reads (linear), for each branch what helps most (best), least squares that "
-        "go into weights which are there already (fold), or training in which the whole model "
-        "teaches the cut one (distill). auto trains where memory and time allow it, for 10 minutes "
-        "where no time is named, else it takes best.",
+        "map of what it reads (linear), for each branch what helps most (best), least squares in "
+        "kept weights (fold), or training by the whole model (distill). auto trains where memory "
+        "and time allow it, 10 minutes where no time is named, else it takes best.",
         "--heal",
         brief="How the cut heals: bias, linear, best, fold or distill",
         section=HEALING,
@@ -118,6 +117,7 @@ class HealOptions(Options):
         "Train on so many tokens at most.",
         "--heal-tokens",
         section=HEALING,
+        config_only=True,
     )
     time_s: Duration | None = option(
         None,

@@ -166,8 +166,7 @@ class ExportRequest(Options):
         switch="kind",
         off="none",
         shared=("samples", "sequence_length", "batch_size", "seed"),
-        config_only=("calibration", "sequential", "check_text"),
-        rare=("rank",),
+        config_only=("calibration", "sequential", "check_text", "rank"),
         section=HEALING,
     )
     score: ScoreOptions = part(
@@ -177,7 +176,7 @@ class ExportRequest(Options):
         CompareOptions(),
         config_only=(
             *("stride", "agreement_tokens", "long_context"),
-            *("threshold", "generate", "task_limit"),
+            *("threshold", "generate", "task_limit", "probes"),
         ),
         rare=("threads", "time_budget_s", "rounds", "eval_tokens", "task_data"),
     )

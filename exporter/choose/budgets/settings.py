@@ -41,7 +41,7 @@ class PlanSettings(Options):
         off="none",
         without=("calibration", "samples", "sequence_length", "seed"),
         shared=("batch_size",),
-        config_only=("sequential",),
+        config_only=("sequential", "time_s", "check_text"),
     )
     calibration: str | None = option(
         None,
