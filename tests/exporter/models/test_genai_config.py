@@ -13,7 +13,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.cli import run
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError
+from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError, UsageError
 from exporter.models.genai_config import GenaiConfig, find_config, rewritten
 from graph_passes.files import steps
 from graph_passes.files.storage import save_model
@@ -119,7 +119,7 @@ def test_the_sources_config_is_not_overwritten(source: Path, role: str) -> None:
     before = config.read_bytes()
     target = config if role == "result" else source.with_name("cut.onnx")
     report = config if role == "report" else source.with_name("report.json")
-    with raises(SurgeryError, "overwrites-input", "genai_config.json"):
+    with raises(UsageError, "overwrites-input", "genai_config.json"):
         prune_file(source, target, PLAN, CutOptions(report_path=report, verify="none"))
     assert config.read_bytes() == before
     assert not source.with_name("cut.onnx").exists()

@@ -56,6 +56,6 @@ def test_one_text_under_two_names_is_refused(error: type[CalibrationError | Heal
     other = _text("a", 3)
     again = CalibrationText(other.ref.model_copy(update={"source": "z"}), other.input_ids,
                             other.mask)  # fmt: skip
-    with raises(error, "text-named-twice", "a", "z"):
+    with raises(error, "named-twice", "a", "z"):
         refuse_same([other, again], error)
     refuse_same([other, _text("b", 3)], error)
