@@ -17,7 +17,10 @@ HELD = (
     "graph_passes",
     *(
         f"exporter/{room}"
-        for room in ("compare", "cut", "engines", "export", "gate", "quantize", "report")
+        for room in (
+            *("artifacts", "checkpoint", "choose", "cli", "compare", "cut", "engines", "export"),
+            *("gate", "heal", "models", "pipeline", "quantize", "report", "score"),
+        )
     ),
 )
 """Folders whose tests are held to it."""

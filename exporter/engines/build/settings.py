@@ -107,7 +107,9 @@ class BuildSettings(Options):
         False, "Leave the weights out, for a refit.", section=ENGINES, rare=True
     )
     refittable: bool = option(False, "Weights can be exchanged later.", section=ENGINES, rare=True)
-    tf32: bool = option(False, "Let fp32 products be rounded to TF32.", section=ENGINES, rare=True)
+    tf32: bool = option(
+        False, "Let fp32 products be rounded to TF32.", section=ENGINES, config_only=True
+    )
     detailed: bool = option(
         False, "Keep the layers' names and shapes.", section=ENGINES, config_only=True
     )
