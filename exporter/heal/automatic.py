@@ -30,26 +30,43 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
     """
     if options.kind != "auto":
         return options
-    reason = _why_no_training(loaded.model, options)
+    time_s = options.time_s or USUAL_TIME_S
+    tokens = int(time_s * _operations_per_second() / (_OPERATIONS * loaded.model.num_parameters()))
+    reason = _why_no_training(loaded.model, options, tokens, time_s)
     if reason is None:
-        return replace(options, kind="distill", time_s=options.time_s or USUAL_TIME_S)
+        # No more than the time allows: what the model samples takes its time before that.
+        tokens = min(options.tokens, tokens)
+        return replace(options, kind="distill", time_s=time_s, tokens=tokens)
     progress.say(f"heal: {reason}, so replacements are fitted instead of a training")
+    return without_training(options)
+
+
+def without_training(options: HealOptions) -> HealOptions:
+    """The options with the best replacements in place of a training."""
     usual = HealOptions()
     trained = ("tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight")
     return replace(options, kind="best", **{name: getattr(usual, name) for name in trained})
 
 
-def _why_no_training(model: Any, options: HealOptions) -> str | None:
-    needed, available = needed_by(model, options), available_bytes()
+def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: float) -> str | None:
+    needed, available = needed_by(model, options), _free_bytes(model)
     if available is not None and needed > available:
         return (
             f"training needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free"
         )
-    seconds = options.time_s or USUAL_TIME_S
-    tokens = seconds * _operations_per_second() / (_OPERATIONS * model.num_parameters())
     if tokens < _FEWEST_TOKENS:
-        return f"about {tokens:,.0f} tokens could be trained on in {seconds / 60:.0f} minutes"
+        return f"about {tokens:,} tokens could be trained on in {time_s / 60:.0f} minutes"
     return None
+
+
+def _free_bytes(model: Any) -> int | None:
+    """Memory for a training, beside the weights; on a GPU these come to it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return available_bytes()
+    free = int(torch.cuda.mem_get_info()[0])
+    return free - int(model.num_parameters() * model.dtype.itemsize)
 
 
 def _operations_per_second() -> float:

@@ -15,14 +15,13 @@ from exporter.artifacts import (
     HealedText,
     Healing,
     HealingReport,
-    ModelRef,
     PruningPlan,
 )
 from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import ChangedWeight
-from exporter.errors import HealingError
-from exporter.heal.automatic import settled
+from exporter.errors import CalibrationError, HealingError, MissingDependencyError
+from exporter.heal.automatic import settled, without_training
 from exporter.heal.domains import measured_text, warnings_of
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
@@ -88,15 +87,40 @@ def heal(
         HealingError: Activations are not finite, or too few; or training gained nothing.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    options = settled(options or HealOptions(), loaded, progress)
-    ref = loaded.ref
+    asked, ref = options or HealOptions(), loaded.ref
     validate_plan(plan, ref.num_layers, model=ref.source, allow_all=allow_all)
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
     names = named_sublayers(plan.deletions, ref.num_layers)
+    options = settled(asked, loaded, progress)
+    parents = {**(made_from or {}), "model": ref.sha256}
+    try:
+        return _healed(_Asked(loaded, plan, names, options, work, progress), parents)
+    except (CalibrationError, HealingError, MissingDependencyError) as error:
+        if asked.kind != "auto" or not options.trains:
+            raise
+        progress.say(f"heal: {error.message} Replacements are fitted instead.")
+        best = _Asked(loaded, plan, names, without_training(options), work, progress)
+        return _healed(best, parents)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is healed, and how; see :func:`heal`."""
+
+    loaded: LoadedModel
+    plan: PruningPlan
+    names: list[SublayerRef]
+    options: HealOptions
+    work: Path | None
+    progress: Progress
+
+
+def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
+    """Heals by one kind, and measures what that gains."""
+    loaded, options, progress = asked.loaded, asked.options, asked.progress
     _refuse_rank(options.rank, loaded)
     texts = healing_texts(loaded, options, progress)
-    fitting = Fitting(loaded, texts, names, options, work, progress)
-    with _made(fitting) as made:
+    with _made(Fitting(loaded, texts, asked.names, options, asked.work, progress)) as made:
         healing = measured_healing(
             loaded,
             made.branch_replacements,
@@ -108,9 +132,10 @@ def heal(
             made=made,
             progress=progress,
         )
-    parents = _parents(made_from, ref, texts)
-    report = HealingReport(model=ref, healing=healing, made_from=parents)
-    healed = _healed_plan(plan, made, healing, parents, texts, options)
+    sources = {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
+    parents = {**parents, **sources}
+    report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
+    healed = _healed_plan(asked.plan, made, healing, parents, texts, options)
     return Healed(healed, made.branch_replacements, report, made.weights)
 
 
@@ -133,14 +158,6 @@ def _made(fitting: Fitting) -> Iterator[Made]:
         yield Made(held_out, *fitting.best(chooser), deciding=chooser)
     else:
         yield Made(fitting.texts.held_out, *fitting.alike(kind))
-
-
-def _parents(
-    made_from: Mapping[str, str] | None, model: ModelRef, texts: HealingTexts
-) -> dict[str, str]:
-    """The hashes of what a healing was made from, by their roles."""
-    sources = {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
-    return {**(made_from or {}), "model": model.sha256, **sources}
 
 
 def _figures_from(options: HealOptions, texts: HealingTexts) -> FiguresFrom:

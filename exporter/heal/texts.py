@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exporter.artifacts import CalibrationRef
-from exporter.errors import HealingError
+from exporter.errors import CalibrationError, HealingError
 from exporter.heal.options import HealOptions
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import (
@@ -19,7 +19,13 @@ from exporter.models.texts.calibration import (
     spec_of,
 )
 from exporter.models.texts.mixtures import joined, refuse_same
-from exporter.models.texts.self_text import CHAT, SAMPLED, SELF, has_chat_template
+from exporter.models.texts.self_text import (
+    CHAT,
+    CHAT_TOKENS,
+    SAMPLED,
+    SELF,
+    chat_prefix,
+)
 from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 
@@ -108,7 +114,15 @@ def _default_texts(loaded: LoadedModel, options: HealOptions) -> tuple[str, ...]
     """A training wants a mixture: it forgets what it doesn't read."""
     if not options.trains or not loaded.model.can_generate() or loaded.tokenizer is None:
         return (default_calibration(loaded),)
-    return (PYDOC, CHAT if has_chat_template(loaded) else SELF)
+    return (PYDOC, CHAT if _has_usable_chat(loaded, options) else SELF)
+
+
+def _has_usable_chat(loaded: LoadedModel, options: HealOptions) -> bool:
+    """Whether the model's chat template works, and leaves room in a sample."""
+    try:
+        return 4 * len(chat_prefix(loaded)) < min(options.sequence_length, CHAT_TOKENS)
+    except CalibrationError:
+        return False
 
 
 def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int, int]:

@@ -43,13 +43,11 @@ class OwnValue:
 @contextlib.contextmanager
 def swapped(values: Sequence[OwnValue]) -> Iterator[None]:
     """Gives the model its other values while the block runs."""
-    for value in values:
-        value.swap()
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as stack:
         for value in values:
             value.swap()
+            stack.callback(value.swap)
+        yield
 
 
 def changes_of(values: Sequence[OwnValue]) -> dict[str, ChangedWeight]:
@@ -65,7 +63,8 @@ def is_product(module: Any) -> bool:
     """Whether a module multiplies by a weight, and maybe adds a bias."""
     import torch
 
-    return isinstance(module, torch.nn.Linear) or is_transposed(module)
+    plain = type(module).forward is torch.nn.Linear.forward  # routers give more than a product
+    return (isinstance(module, torch.nn.Linear) and plain) or is_transposed(module)
 
 
 def is_transposed(module: Any) -> bool:

@@ -38,11 +38,13 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     cut: BranchReplacements = dict.fromkeys(fitting.names, NOTHING)
     model: Any = loaded.model
     own = model.device
-    model.to(training_device(model))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        student = Student(model, cut, options.train, options.used_rank)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.to, own)
+        model.to(training_device(model))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            student = Student(model, cut, options.train, options.used_rank)
+        stack.callback(student.close)
         fitting.progress.say(told_memory(student, options))
         store = distill_store(fitting.work, _made_from(fitting, stopping.ids_sha256))
         trainer = Trainer(
@@ -57,9 +59,6 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
             training=training,
             within=student.healed,
         )
-    finally:
-        student.close()
-        model.to(own)
 
 
 def training_device(model: Any) -> torch.device:
@@ -76,6 +75,7 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     return {
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
+        "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,
         "options": {name: asked[name] for name in sorted(asked) if name != "check_text"},

@@ -27,7 +27,7 @@ class _Divergence(torch.autograd.Function):
         vocabulary = student.shape[-1]
         rows = student.reshape(-1, vocabulary), teacher.reshape(-1, vocabulary)
         weights = mask.reshape(-1).float() / mask.sum()
-        gradient = torch.empty_like(rows[0])
+        gradient = torch.empty_like(rows[0]) if ctx.needs_input_grad[0] else None
         step = max(1, _CHUNK_BYTES // (4 * vocabulary))
         total = weights.new_zeros(())
         for start in range(0, len(weights), step):
@@ -37,8 +37,10 @@ class _Divergence(torch.autograd.Function):
             p = log_p.exp()
             differences = torch.where(p > 0, log_p - log_q, 0.0)
             total += torch.linalg.vecdot(p, differences) @ weights[part]
-            gradient[part] = log_q.exp_().sub_(p).mul_(weights[part, None])
-        ctx.save_for_backward(gradient.reshape(student.shape))
+            if gradient is not None:
+                gradient[part] = log_q.exp_().sub_(p).mul_(weights[part, None])
+        if gradient is not None:
+            ctx.save_for_backward(gradient.reshape(student.shape))
         return total
 
     @staticmethod

@@ -66,20 +66,33 @@ class Student:
 
     def __init__(self, model: Any, cut: BranchReplacements, train: Train, rank: int | None) -> None:
         refuse_quantized(model)
+        _refuse_narrow(model, train)
         self.model = model
-        layers = layer_modules(model)
-        dropped = _dropped_modules(layers, cut)
         self.cut = {name: _trainable(each) for name, each in cut.items()}
-        self._own = [
-            OwnValue(name, each, each.detach().clone())
-            for name, each in _own_parameters(model, dropped, train)
-        ]
+        self._own: list[OwnValue] = []
         self._adapters: dict[str, Any] = {}
+        self._trained_before = [(each, each.requires_grad) for each in model.parameters()]
+        try:
+            self._build(train, rank)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, train: Train, rank: int | None) -> None:
+        """Puts in what is trained, and tells what the branches return."""
+        model = self.model
+        layers = layer_modules(model)
+        dropped = _dropped_modules(layers, self.cut)
+        # A step is lost in the rounding of 16 bits beside a norm's weight of 1.
+        if train == "all" or model.dtype.itemsize > 2:
+            self._own = [
+                OwnValue(name, each, each.detach().clone())
+                for name, each in _own_parameters(model, dropped, train)
+            ]
         if train == "adapters" and rank is not None:
             self._adapters = _with_adapters(model, layers, dropped, rank)
         self._layers = layer_modules(model)  # with the adapters in them
         self._branches = CutBranches(self._layers)
-        self._trained_before = [own.parameter.requires_grad for own in self._own]
         for own in self._own:
             own.parameter.requires_grad_(True)
         if not self._adapters and not self._own:
@@ -143,14 +156,16 @@ class Student:
 
     def close(self) -> None:
         """Takes the adapters out of the model again; its weights are those that it came with."""
-        for name, adapter in self._adapters.items():
-            parent, _, last = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), last, adapter.get_base_layer())
-        if self._adapters:
+        if hasattr(self.model, "peft_config"):
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            for name, module in list(self.model.named_modules()):
+                if isinstance(module, BaseTunerLayer):
+                    put_module(self.model, name, module.get_base_layer())
             del self.model.peft_config
-        for own, trained in zip(self._own, self._trained_before, strict=True):
-            own.parameter.requires_grad_(trained)
-            own.parameter.grad = None
+        for parameter, trained in self._trained_before:
+            parameter.requires_grad_(trained)
+            parameter.grad = None
         self._adapters, self._own = {}, []
 
     def _run(self, inputs: dict[str, torch.Tensor], states: bool) -> Answer:
@@ -176,6 +191,22 @@ class Student:
         ids = torch.zeros((1, 2), dtype=torch.int64, device=self.model.device)
         with self._branches.counted(), torch.inference_mode():
             self.model(input_ids=ids)
+
+
+def _refuse_narrow(model: Any, train: Train) -> None:
+    """Refuses to train weights of 16 bits themselves: steps would be lost in their rounding."""
+    if train == "all" and model.dtype.itemsize < 4:
+        raise HealingError(
+            f"Weights in {str(model.dtype).removeprefix('torch.')} can't be trained themselves.",
+            "Load the model with --dtype float32, or say train: adapters.",
+            code="narrow-weights",
+        )
+
+
+def put_module(model: Any, name: str, module: Any) -> None:
+    """Puts a module in another's place."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
 
 
 def _trainable(replacement: BranchReplacement) -> BranchReplacement:
@@ -219,20 +250,37 @@ def _with_adapters(
         r=rank, lora_alpha=rank, target_modules=names, fan_in_fan_out=transposed
     )
     peft.inject_adapter_in_model(wanted, model)
-    return {name: model.get_submodule(name) for name in names}
+    return _kept_adapters(model, set(names))
+
+
+def _kept_adapters(model: Any, wanted: set[str]) -> dict[str, Any]:
+    """The adapters of products, in float32; peft's own for experts are taken out again."""
+    from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = {}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear) and name in wanted:
+            found[name] = module
+            module.lora_A.float()
+            module.lora_B.float()
+        elif isinstance(module, BaseTunerLayer):
+            put_module(model, name, module.get_base_layer())
+    return found
 
 
 def _own_parameters(
     model: Any, dropped: set[int], train: Train
 ) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The parameters of which the student has its own: norms and biases, or all."""
-    embeddings = {id(each) for each in _embedding_parameters(model)}
+    seen = {id(each) for each in _embedding_parameters(model)}
     for path, module in model.named_modules():
         if id(module) in dropped:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             small = parameter.ndim == 1 and "norm" in type(module).__name__.lower()
-            if (small or train == "all") and id(parameter) not in embeddings:
+            if (small or train == "all") and id(parameter) not in seen:
+                seen.add(id(parameter))
                 yield f"{path}.{name}" if path else name, parameter
 
 

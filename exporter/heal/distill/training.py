@@ -96,7 +96,8 @@ class Trainer:
         self._step_tokens = step_tokens
         self._total_steps = max(1, round(options.tokens / step_tokens))
         epochs = self._total_steps * self._per_step / len(text.input_ids)
-        self._teacher = Teacher(student, keeps=epochs > 1, states=options.states_weight)
+        again = epochs > 1 and self._per_step == 1  # else each epoch makes other steps
+        self._teacher = Teacher(student, keeps=again, states=options.states_weight)
         self._judges = Lesson.of(held_out, options.batch_size)
         self._judge = Teacher(student, keeps=True)
         self._tensors = student.trained
@@ -127,7 +128,6 @@ class Trainer:
             while stopped is None:
                 stopped = self._go_on()
                 task.advance()
-        self._take_best()
         unhealed = self._state.checks[0].held_out_loss
         if not self._state.best_loss < unhealed:
             raise HealingError(
@@ -136,6 +136,7 @@ class Trainer:
                 "Give more tokens or time, a lower learning_rate, or other text.",
                 code="distillation-gained-nothing",
             )
+        self._take_best()
         return self._told(stopped)
 
     def _go_on(self) -> StoppedBy | None:

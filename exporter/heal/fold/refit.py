@@ -167,7 +167,7 @@ class _Pair:
                 now = states.attended if within else states.leaving
                 kept = _ATTENDED if self._is_within(place.until) else _WHOLE
                 wanted = self._walk.kept(kept, batch).to(now)
-                counts = 1 / wanted.square().mean(-1).clamp(min=1e-30)
+                counts = 1 / wanted.float().square().mean(-1).clamp(min=1e-30)
                 u = read.pop().reshape(*batch.ids.shape, -1)
                 adding = Adding(found, batch, later, self._model.device)
                 adding(place.part, u, wanted - now, counts)

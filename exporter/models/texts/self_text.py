@@ -28,7 +28,7 @@ SELF = "self"
 CHAT = "chat"
 SAMPLED = (SELF, CHAT)
 """What names text that the model samples."""
-_CHAT_TOKENS = 256
+CHAT_TOKENS = 256
 """Of a chat; a longer sample has several: the time for a token rises with what stands before it."""
 _METHOD = 1  # Raised when the same seed would give other text.
 _CACHE_BYTES = 2 << 30  # The most that the KV cache of one run of sequences may take.
@@ -74,7 +74,14 @@ def sampled_tokens(
     if kept is not None:
         progress.say("calibration: reused the text that this model sampled before")
         return kept
-    pieces = length // _CHAT_TOKENS if prefix and length % _CHAT_TOKENS == 0 else 1
+    pieces = length // CHAT_TOKENS if prefix and length % CHAT_TOKENS == 0 else 1
+    if 2 * len(prefix) > length // pieces:
+        raise CalibrationError(
+            f"The chat template of {loaded.ref.source} begins with {len(prefix)} tokens, which "
+            f"leaves no room for a chat in samples of {length // pieces}.",
+            f"Calibrate on {SELF} or on a text file, or give a longer --sequence-length.",
+            code="prompt-too-long",
+        )
     ids = _sample(loaded.model, samples * pieces, length // pieces, seed, prefix, progress)
     ids = ids.reshape(samples, length)
     _keep(path, key, ids, progress)

@@ -328,3 +328,55 @@ def test_an_export_heals_unless_it_is_to_be_the_papers_way(
 ) -> None:
     heal = export.read(["model", "-o", "out", *options]).request.heal
     assert (None if heal is None else heal.kind) == kind
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "phimoe"])
+def test_experts_and_routers_have_no_adapters_and_are_as_they_were(family: str) -> None:
+    loaded = tiny_loaded(family)
+    before = answer(loaded.model)
+    modules = [type(module) for module in loaded.model.modules()]
+    student = student_of(loaded)
+    assert student.trained
+    student.close()
+    assert [type(module) for module in loaded.model.modules()] == modules
+    assert torch.equal(answer(loaded.model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adapters_of_narrow_weights_are_wide_and_learn(dtype: Any) -> None:
+    loaded = tiny_loaded("llama")
+    loaded.model.to(dtype)
+    with distilled(fitting(loaded)) as made:
+        assert made.training is not None
+        losses = [check.held_out_loss for check in made.training.checks]
+        assert min(losses) < 0.97 * losses[0]
+    assert {each.dtype for each in loaded.model.parameters()} == {dtype}
+
+
+def test_narrow_weights_are_not_trained_themselves() -> None:
+    loaded = tiny_loaded("llama")
+    loaded.model.to(torch.bfloat16)
+    with raises(HealingError, "narrow-weights"):
+        student_of(loaded, "all")
+
+
+def test_a_failure_while_the_student_is_made_leaves_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(_: Student) -> None:
+        raise KeyboardInterrupt
+
+    loaded = tiny_loaded("llama")
+    modules = [type(module) for module in loaded.model.modules()]
+    monkeypatch.setattr(Student, "_count_outputs", failing)
+    with pytest.raises(KeyboardInterrupt):
+        student_of(loaded)
+    assert [type(module) for module in loaded.model.modules()] == modules
+    assert not any(each.requires_grad for each in loaded.model.parameters())
+
+
+def test_a_loss_that_is_never_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_held_out_loss", lambda _: float("nan"))
+    asked = fitting(tiny_loaded("llama"))
+    with raises(HealingError, "distillation-gained-nothing"), distilled(asked):
+        pass

@@ -608,3 +608,19 @@ def test_an_encoder_is_healed_without_its_answers_being_measured(tmp_path: Path)
         found = heal(tiny_loaded("bert"), plan, HealOptions(kind="best"))
     assert found.report.healing.texts == []
     assert found.plan.deletions[0].replacement in ("bias", "linear")
+
+
+@pytest.mark.parametrize("kind", ["auto", "distill"])
+def test_a_training_that_fails_is_replaced_only_where_nobody_asked_for_it(
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    def failing(_: Any) -> None:
+        raise HealingError("It failed.", code="distillation-gained-nothing")
+
+    monkeypatch.setattr("exporter.heal.distill.training.Trainer.run", failing)
+    if kind == "auto":
+        found = healed(loaded, texts, kind=kind).report.healing
+        assert (found.asked, found.training) == ("best", None)
+    else:
+        with raises(HealingError, "distillation-gained-nothing"):
+            healed(loaded, texts, kind=kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class Road:
     def _requested(self, asked: list[str]) -> Any:
         call = [str(self.model), "-o", str(self.out), "--no-measure", *SCORED]
         try:
-            return export.read([*call, *asked]).request
+            request = export.read([*call, *asked]).request
+            by_itself = request.heal is not None and request.heal.kind == "auto"
+            return replace(request, heal=None) if by_itself else request
         except (DepthcutError, click.ClickException):
             return None
 
