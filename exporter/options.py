@@ -170,7 +170,7 @@ def excludes(name: str, other: str, why: str = "") -> Rule:
         (name, other),
         lambda told: is_given(told, name) and is_given(told, other),
         f"{{0}} and {{1}} exclude each other{': ' if why else ''}{why}.",
-        "Leave one of them away.",
+        "Leave one of them out.",
     )
 
 

@@ -106,12 +106,12 @@ def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
     if plan.importance_sha256 is None:
         raise PlanError(
             "The plan does not say that it rests on scores, as one by hand or of another program.",
-            "Leave --importance away: the card would tell how it was not chosen.",
+            "Leave --importance out: the card would tell how it was not chosen.",
         )
     if plan.importance_sha256 != sha256_file(path):
         raise PlanError(
             f"{path} is not the file of scores that the plan was made from.",
-            "Leave --importance away, or give that file.",
+            "Leave --importance out, or give that file.",
         )
     return ImportanceReport.read(path)
 

@@ -56,6 +56,7 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
     on held-out text of the calibration's domain and on text of another. The same command goes on
     from where an interrupted one was.
     """
+    from exporter.heal.distill.workers import is_first_process
     from exporter.heal.healed import heal as heal_plan
     from exporter.heal.plan_file import numbers_of, write_healed_plan
 
@@ -66,6 +67,9 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
         loaded = load_model(call.model, **vars(call.load))
     if call.save_checkpoint is not None:
         refuse_tokenless(loaded.model)
+    if not is_first_process():  # of those that train together; the first one writes and tells
+        heal_plan(loaded, plan, call.heal, allow_all=call.allow_empty)
+        return
     with working(call.output) as kept:
         healed = heal_plan(
             loaded,

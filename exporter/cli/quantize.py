@@ -31,7 +31,7 @@ class QuantizeCall(Options):
             lambda told: bool(told.settings.calibration) and not told.settings.needs_calibration,
             "Nothing here looks at a text: {0} is for --quantize-method gptq, and the schemes "
             "mixed, int8-qdq, fp8 and int4-awq.",
-            "Leave it away.",
+            "Leave it out.",
         ),
     )
 

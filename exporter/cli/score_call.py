@@ -103,7 +103,7 @@ class ScoreCall(Options):
             ("compare", "output", "models", "score.metrics"),
             lambda told: told.compare,
             "{0} is for scoring, and {1} scores nothing.",
-            "Leave it away.",
+            "Leave it out.",
         ),
         Rule(
             ("compare", "models"),

@@ -59,7 +59,7 @@ def _scored_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> Sta
         raise UsageError(
             "A series goes over checkpoints or over texts: with both, nobody can tell which of the "
             "two moved a rank.",
-            "Leave --vary-calibration and --vary-samples away, or --checkpoints and --revisions.",
+            "Leave --vary-calibration and --vary-samples out, or --checkpoints and --revisions.",
             code="text-and-model-differ",
         )
     if out.is_file():
@@ -139,7 +139,7 @@ def _revisions(
     ):
         raise UsageError(
             "--revisions is for one MODEL of the Hugging Face Hub, and names them all.",
-            "Leave --checkpoints and --revision away; folders here need --checkpoints alone.",
+            "Leave --checkpoints and --revision out; folders here need --checkpoints alone.",
             code="not-one-hub-model",
         )
     if len(revisions) < 2:

@@ -36,6 +36,10 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
     if reason is None:
         # No more than the time allows: what the model samples takes its time before that.
         tokens = min(options.tokens, tokens)
+        progress.say(
+            f"heal: a training of at most {time_s / 60:.0f} minutes, {tokens:,} tokens; more time "
+            "would take more back (--heal-time)"
+        )
         return replace(options, kind="distill", time_s=time_s, tokens=tokens)
     progress.say(f"heal: {reason}, so replacements are fitted instead of a training")
     return without_training(options)

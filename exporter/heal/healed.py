@@ -85,6 +85,7 @@ def heal(
         CalibrationError: A text is too short.
         TextSourceError: A text can't be read.
         HealingError: Activations are not finite, or too few; or training gained nothing.
+        MissingDependencyError: A training wants adapters, and peft is not installed.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     asked, ref = options or HealOptions(), loaded.ref

@@ -27,7 +27,7 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
             (name, "kind"),
             broken(name, _USUAL.get(name)),
             f"{{0}} is for {{1}} {kind}.",
-            f"Leave it away, or say {{1}} {kind}.",
+            f"Leave it out, or say {{1}} {kind}.",
         )
         for name in names
     )
@@ -156,37 +156,37 @@ class HealOptions(Options):
             ("sequential", "kind"),
             lambda told: told.kind == "distill" and told.sequential,
             "{1} distill trains all weights at once, so {0} says nothing.",
-            "Leave {0} away.",
+            "Leave {0} out.",
         ),
         Rule(
             ("sequential", "kind"),
             lambda told: told.kind == "fold" and told.sequential,
             "{1} fold always fits each product on those before it, so {0} says nothing.",
-            "Leave {0} away.",
+            "Leave {0} out.",
         ),
         Rule(
             ("rank", "kind"),
             lambda told: told.kind == "fold" and told.rank is not None,
             "{1} fold adds nothing that could have a rank: {0} is for linear maps.",
-            "Leave it away, or take {1} linear or best.",
+            "Leave it out, or take {1} linear or best.",
         ),
         Rule(
             ("ridge", "kind"),
             lambda told: told.kind == "distill" and told.ridge is not None,
             "{1} distill fits no maps, so {0} says nothing.",
-            "Leave {0} away.",
+            "Leave {0} out.",
         ),
         Rule(
             ("rank", "kind"),
             lambda told: told.kind == "bias" and told.rank is not None,
             "A bias has no rank: {0} is for linear maps.",
-            "Leave it away, or take {1} linear or best.",
+            "Leave it out, or take {1} linear or best.",
         ),
         Rule(
             ("ridge", "kind"),
             lambda told: told.kind == "bias" and told.ridge is not None,
             "A bias has no ridge: {0} is for linear maps.",
-            "Leave it away, or take {1} linear or best.",
+            "Leave it out, or take {1} linear or best.",
         ),
         Rule(
             ("calibration",),

@@ -92,32 +92,6 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
         refuse_overwriting(each, kept)
 
 
-def write_replacements(
-    folder: Path,
-    branch_replacements: Mapping[SublayerRef, BranchReplacement],
-    *,
-    name: str = FILE_NAME,
-) -> ReplacementsRef:
-    """Writes the numbers of replacements, for a plan in the same folder.
-
-    Args:
-        folder: Where; the plan must stand there too.
-        branch_replacements: By layer and kind; those that are nothing have no numbers.
-        name: The file's name.
-
-    Returns:
-        What the plan says of the file.
-
-    Raises:
-        HealingError: There is none with numbers, or numbers are not finite.
-    """
-    path = folder / name
-    with telling_full_disk(folder), staging(path) as staged:
-        reference = _write(staged.folder / name, branch_replacements, {})
-        staged.place([(staged.folder / name, path)])
-    return reference
-
-
 def write_healed_plan(
     path: Path,
     plan: PruningPlan,

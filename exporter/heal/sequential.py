@@ -42,6 +42,8 @@ from graph_passes.types import Replacement, SublayerRef
 if TYPE_CHECKING:
     import torch
 
+_HELD_OUT = 0.2
+"""Share of the samples that a ridge is judged on."""
 COMPENSATION = 0.0
 _WHOLE, _HEALED = 0, 1
 """The two streams that are kept between two layers."""
@@ -55,7 +57,6 @@ def fit_sequential(
     rank: int | None = None,
     ridge: float | None = None,
     batch_size: int = 4,
-    held_out: float = 0.2,
     compensation: float = COMPENSATION,
     store: FitStore | None = None,
     progress: Progress = QUIET,
@@ -73,7 +74,6 @@ def fit_sequential(
         ridge: Relative to the mean eigenvalue of a branch's inputs; None: chosen for each branch
             on held-out tokens.
         batch_size: Samples in one forward pass.
-        held_out: Share of the samples that a ridge is judged on.
         compensation: From 0 to 1: how much of the error that came in below a map shall take back.
         store: Keeps what is finished; what is there of an earlier call is not fitted again.
         progress: Told of every layer, and when the tokens are few.
@@ -86,7 +86,7 @@ def fit_sequential(
     """
     parts = {part.ref: part for part in sublayers(loaded.model)}
     wanted = named_sublayers(choices, len(parts) // 2)
-    later = held_out_tokens(text.mask, held_out)
+    later = held_out_tokens(text.mask, _HELD_OUT)
     fits = store or FitStore(None, loaded, text)
     fits.find([name for name in wanted if choices[name] != "none"], progress)
     found: dict[SublayerRef, BranchReplacement] = {}

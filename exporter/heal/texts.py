@@ -31,7 +31,7 @@ from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
 _SAMPLED_SHARE = 0.25
-_MOST_HELD_OUT = 32
+MOST_HELD_OUT = 32
 """For a training, which runs half of them a dozen times."""
 
 
@@ -137,7 +137,7 @@ def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int,
             share = _SAMPLED_SHARE if spec in SAMPLED else 1 - _SAMPLED_SHARE
         tokens = options.tokens * share / len(alike)
         wanted = options.samples or math.ceil(tokens / options.sequence_length)
-        return wanted, max(2 * _FEWEST_HELD_OUT, min(_MOST_HELD_OUT, wanted // 20))
+        return wanted, max(2 * _FEWEST_HELD_OUT, min(MOST_HELD_OUT, wanted // 20))
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
     return wanted, max(_FEWEST_HELD_OUT, wanted // 4)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -89,6 +89,19 @@ def refuse_quantized(model: Any) -> None:
         )
 
 
+def refuse_streamed_changes() -> NoReturn:
+    """Refuses to change weights of a model that is read a layer at a time.
+
+    Raises:
+        PlanError: Always.
+    """
+    raise PlanError(
+        "The plan changes weights, and this model's weights are read a layer at a time.",
+        "Leave --stream out.",
+        code="changed-weights-of-streamed-model",
+    )
+
+
 def change_weights(model: Any, changes: Mapping[str, ChangedWeight]) -> None:
     """Gives parameters of a PyTorch model the values that healing made, in place.
 
@@ -119,11 +132,7 @@ def weights_changed(model: Any, changes: Mapping[str, ChangedWeight]) -> Iterato
 
 def _own_values(model: Any, changes: Mapping[str, ChangedWeight]) -> list[OwnValue]:
     if changes and model.device.type == "meta":
-        raise PlanError(
-            "The plan changes weights, and this model's weights are read a layer at a time.",
-            "Leave --stream away.",
-            code="changed-weights-of-streamed-model",
-        )
+        refuse_streamed_changes()
     parameters, found = dict(model.named_parameters()), []
     for name, change in changes.items():
         if name not in parameters:

@@ -29,6 +29,7 @@ from exporter.heal.plan_file import (
     report_of,
     write_healed_plan,
 )
+from exporter.models.changed_weights import refuse_streamed_changes
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
 from exporter.report.sections.healing import healing_words
@@ -103,6 +104,8 @@ def _taken(run: Run, given: LoadedPlan) -> list[Path]:
 
 def check_plan(run: Run, plan: LoadedPlan) -> None:
     """Holds a plan against the model, also where an earlier run made it, with --allow-empty."""
+    if run.request.stream and plan.changed_weights:
+        refuse_streamed_changes()
     validate_plan(
         plan.plan,
         run.importance.model.num_layers,

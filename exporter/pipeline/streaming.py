@@ -22,7 +22,7 @@ from graph_passes.files.unfinished import Unfinished
 
 _UNFINISHED = "unfinished"
 _SESSION_SPARE = 1.2  # what a session takes, by its weights
-_LEAVE_OUT = "leave one of the two away."
+_LEAVE_OUT = "leave one of the two out."
 
 
 def refuse_unstreamable(request: ExportRequest) -> None:

@@ -92,7 +92,7 @@ def _leaves_out(kind: SublayerKind) -> Rule:
         ("kinds", kind),
         broken,
         f"The budget wants sublayers of kind {kind} dropped, which {{0}} leaves out.",
-        "Leave {0} away, or ask for another number.",
+        "Leave {0} out, or ask for another number.",
     )
 
 

@@ -22,7 +22,7 @@ def _timed(name: str) -> Rule:
         (name, "onnx", "budget.at"),
         lambda told: is_given(told, name) and not (told.onnx and told.budget.at),
         "{0} is for times that are measured on the exported graph.",
-        "Name it with {1} and the request with {2}, or leave this away.",
+        "Name it with {1} and the request with {2}, or leave this out.",
     )
 
 
@@ -37,7 +37,7 @@ def _running(name: str) -> Rule:
         (name,),
         lambda told: is_given(told, name) and not told.runs_model,
         "{0} is for plans that run the model; the lowest scores are taken without it.",
-        "Leave it away, or take --search, --heal, or a budget that is more than numbers.",
+        "Leave it out, or take --search, --heal, or a budget that is more than numbers.",
     )
 
 
@@ -46,7 +46,7 @@ def _of_texts(name: str) -> Rule:
         (name, "settings.search.objective"),
         lambda told: is_given(told, name) and bool(told.settings.search.task_files),
         "{0} looks at texts, not at {1} tasks:FILE.",
-        "Leave one of them away.",
+        "Leave one of them out.",
     )
 
 
@@ -123,7 +123,7 @@ class PlanRequest(Options):
             ("settings.allow_all",),
             lambda told: told.settings.allow_all and not told.budget.only_counts,
             "{0} is for plans of so many sublayers; one for another budget always leaves one.",
-            "Leave it away, or plan numbers alone; depthcut heal {0} puts replacements in.",
+            "Leave it out, or plan numbers alone; depthcut heal {0} puts replacements in.",
         ),
         *map(_of_texts, ("cluster", "curve")),
         excludes("cluster", "curve", "a front is made in one process"),
@@ -131,7 +131,7 @@ class PlanRequest(Options):
             ("cluster",),
             lambda told: told.cluster is not None and not told.spreads,
             "{0} spreads searches for numbers by damage; other plans are made in one process.",
-            "Take --search greedy or evolution and no --heal, or leave {0} away.",
+            "Take --search greedy or evolution and no --heal, or leave {0} out.",
         ),
     )
 

@@ -78,7 +78,7 @@ class PlanSettings(Options):
         if not budget.only_counts and not search.by_damage:
             raise UsageError(
                 f"Budgets are held by measured damage; --search {method} measures none.",
-                "Leave --search away, or take greedy or evolution.",
+                "Leave --search out, or take greedy or evolution.",
                 code="needs-measured-damage",
             )
         if search.by_damage and self.heal is not None and not self.heal.changes_weights:
@@ -90,7 +90,7 @@ class PlanSettings(Options):
             raise UsageError(
                 "A search by damage weighs replacements that it fits on its own text, in its own "
                 "way.",
-                "Leave the options of healing away but for kind, rank, ridge and check text, or "
+                "Leave the options of healing out but for kind, rank, ridge and check text, or "
                 "make the plan first and heal it: depthcut heal.",
             )
 

@@ -278,7 +278,7 @@ def _refuse_rank(rank: int | None, hidden: int | None) -> None:
     if rank is not None and hidden is not None and rank > hidden:
         raise UsageError(
             f"There is no map of rank {rank} here: the stream is {hidden} wide.",
-            "Leave the rank away for full maps.",
+            "Leave the rank out for full maps.",
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from exporter.heal.texts import MOST_HELD_OUT
+
 if TYPE_CHECKING:
     from exporter.heal.distill.student import Student
     from exporter.heal.options import HealOptions
@@ -14,6 +16,8 @@ _ACTIVATIONS = 40
 """Numbers of two bytes that a layer keeps for each token, in widths of the residual stream."""
 _PRODUCTS = 12
 """Of a layer, in widths that adapters read and write: attention's four and the MLP's three."""
+KEPT_BYTES = 2 << 30
+"""At most so much of the whole model's answers is kept for a text that is read again."""
 _LOGITS_BYTES = 8
 """For each token and word of the vocabulary: both models' logits and gradients, in bfloat16."""
 
@@ -38,12 +42,17 @@ def needed_bytes(
 def needed_by(model: Any, options: HealOptions, trained: int | None = None) -> int:
     """About how much memory the training of a model takes beside its weights, in bytes.
 
+    The whole model's answers to the held-out samples of one text count with the most that these
+    may be.
+
     Args:
         model: A transformers model.
         options: How it is trained.
         trained: How many numbers are trained; None: about that many.
     """
     config = model.config.get_text_config()
+    vocabulary = config.vocab_size if model.can_generate() else 0
+    held_out = options.sequence_length * MOST_HELD_OUT // 2
     layers, width, weights = config.num_hidden_layers, config.hidden_size, model.num_parameters()
     everything = options.train == "all"
     if trained is None:
@@ -56,8 +65,8 @@ def needed_by(model: Any, options: HealOptions, trained: int | None = None) -> i
         max(options.step_tokens, options.sequence_length),
         layers=layers,
         width=width,
-        vocabulary=config.vocab_size if model.can_generate() else 0,
-    )
+        vocabulary=vocabulary,
+    ) + min(KEPT_BYTES, held_out * vocabulary * 2)
 
 
 def told_memory(student: Student, options: HealOptions) -> str:

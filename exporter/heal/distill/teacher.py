@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from exporter.heal.distill.loss import answer_loss, state_loss
+from exporter.heal.distill.memory import KEPT_BYTES
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.texts.batches import Batch, batches_of
@@ -17,8 +18,6 @@ from exporter.models.texts.calibration import CalibrationText
 
 if TYPE_CHECKING:
     from exporter.heal.distill.student import Answer, Student
-
-_KEPT_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,7 @@ class Teacher:
     def __init__(self, student: Student, *, keeps: bool, states: float = 0.0) -> None:
         self._student, self._keeps = student, keeps
         self._kept: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        self._free_bytes = _KEPT_BYTES
+        self._free_bytes = KEPT_BYTES
         self._states = states
         self.predicts_tokens = predicts_tokens(student.model)
         self.wants_states = states > 0 or not self.predicts_tokens

@@ -283,17 +283,19 @@ class Trainer:
     def _save(self) -> None:
         assert self._store is not None
         state = self._state
-        told = {
+        told: dict[str, Any] = {
             "steps": state.steps,
             "seconds": state.seconds,
             "best_loss": state.best_loss,
             "checks": [check.model_dump(mode="json") for check in state.checks],
+            "updates": {},
         }
         arrays = _named("now", self._values()) | _named("best", state.best)
         for name, tensor in self._tensors.items():
-            moments = self._optimizer.state.get(tensor, {})
-            kept = {key: each for key, each in moments.items() if key != "step"}
-            arrays |= _named(f"moments:{name}", kept)
+            moments = dict(self._optimizer.state.get(tensor, {}))
+            if moments:  # a weight without a gradient in a step has fewer updates than steps
+                told["updates"][name] = float(moments.pop("step"))
+            arrays |= _named(f"moments:{name}", moments)
         # Two names in turn: a kill while one is written leaves the other.
         self._store.keep_arrays(f"state-{self._saves % 2}", told, arrays)
         self._saves += 1
@@ -321,8 +323,10 @@ class Trainer:
             [TrainingCheck.model_validate(each) for each in told["checks"]],
         )
         now = {name: _tensor(arrays[f"now:{name}"], each) for name, each in self._tensors.items()}
-        moments = {name: _moments(arrays, name, each, state.steps) for name, each in
-                   self._tensors.items()}  # fmt: skip
+        moments = {
+            name: _moments(arrays, name, each, told["updates"].get(name, state.steps))
+            for name, each in self._tensors.items()
+        }
         with self._student.healed(), torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(now[name])
@@ -333,14 +337,14 @@ class Trainer:
 
 
 def _moments(
-    arrays: Mapping[str, NDArray[Any]], name: str, like: torch.Tensor, steps: int
+    arrays: Mapping[str, NDArray[Any]], name: str, like: torch.Tensor, updates: float
 ) -> dict[str, torch.Tensor]:
     prefix = f"moments:{name}:"
     held = {key.removeprefix(prefix): value for key, value in arrays.items()
             if key.startswith(prefix)}  # fmt: skip
     if not held:
         return {}
-    count = torch.tensor(float(steps))
+    count = torch.tensor(float(updates))
     return {"step": count, **{key: _tensor(value, like) for key, value in held.items()}}
 
 
