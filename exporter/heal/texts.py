@@ -31,6 +31,8 @@ from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
 _SAMPLED_SHARE = 0.25
+_FEW_SAMPLED = 8
+"""Samples of a text that the model samples just to judge a training by: each token takes a run."""
 MOST_HELD_OUT = 32
 """For a training, which runs half of them a dozen times."""
 
@@ -84,11 +86,14 @@ def healing_texts(
     ]
     refuse_same(whole, HealingError)
     parts = [_parted(text, *each) for text, each in zip(whole, asked, strict=True)]
+    samples, length = sum(more for _, more in asked), options.sequence_length
+    if options.trains and options.check_text is None and _other_spec(loaded, specs) == SELF:
+        samples, length = min(samples, _FEW_SAMPLED), min(length, CHAT_TOKENS)
     other = other_domain(
         loaded,
         specs,
-        sum(more for _, more in asked),
-        sequence_length=options.sequence_length,
+        samples,
+        sequence_length=length,
         spec=options.check_text,
         seed=options.seed,
         progress=progress,

@@ -198,7 +198,7 @@ def _importance(folder: Path) -> Path:
         (["--provider", "cuda", "--parameters", "10%"], "--provider"),
         (["--time-budget", "9s", "--parameters", "10%"], "--time-budget"),
         (["--threads", "2", "--drop-attn", "1"], "--threads"),
-        (["--parameters", "10%", "--search", "iterative"], "Leave --search away"),
+        (["--parameters", "10%", "--search", "iterative"], "--search iterative"),
         (["--heal", "bias"], "Say what the plan is to reach"),
         (["--sequences", "4", "--drop-attn", "1"], "--sequences"),
         (["--sequences", "4", "--parameters", "10%"], "--sequences"),
