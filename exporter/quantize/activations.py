@@ -68,7 +68,7 @@ def quantise_activations(
     except Exception as error:  # the quantisers raise whatever comes
         raise QuantizationError(
             f"ONNX Runtime's quantiser fails on the graph: {first_line(error)}.",
-            "Choose another scheme: --scheme int8.",
+            "Choose another scheme: --quantize int8.",
         ) from error
     result = load_model(stage / _INT8)
     result.metadata_props.update(model.metadata_props)
@@ -77,7 +77,7 @@ def quantise_activations(
         name, why = next(iter(done.in_float.items()))
         raise QuantizationError(
             f"ONNX Runtime's quantiser left every product in float: {name}: {why}.",
-            "Choose another scheme: --scheme int8.",
+            "Choose another scheme: --quantize int8.",
             code="nothing-to-quantize",
         )
     return result, done

@@ -58,7 +58,7 @@ def calibration_beside(model: Path, spec: str) -> CalibrationText:
     if ids.size < length:
         raise CalibrationError(
             f"{texts.source} is too short to calibrate on: it gives fewer than {length} tokens.",
-            "Name a longer text, or take a method that needs none: --method rtn.",
+            "Name a longer text, or take a method that needs none: --quantize-method rtn.",
             code="text-too-short",
         )
     return CalibrationText.unpadded(ids, texts.source, texts.sha256)

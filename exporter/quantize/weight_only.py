@@ -264,7 +264,7 @@ def _ragged(name: str, depth: int, block: int) -> QuantizationError:
     return QuantizationError(
         f"{name} sums over {depth} inputs, no multiple of the block of {block}: hqq's zero points "
         "would leave ONNX Runtime's fast kernel there.",
-        "Take a --block-size that divides it, or --method rtn.",
+        "Take a --block-size that divides it, or --quantize-method rtn.",
         code="ragged-block",
     )
 

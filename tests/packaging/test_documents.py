@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -102,6 +103,25 @@ def test_every_option_that_is_named_exists(path: Path) -> None:
     named = {name for name in named if not name.startswith("--depthcut-")}
     named -= GONE if path.name == "CHANGELOG.md" else set()
     assert named <= known | {"--model_args", "--model"}
+
+
+def test_no_message_names_an_option_that_is_gone() -> None:
+    sources = [*(ROOT / "exporter").rglob("*.py"), *(ROOT / "graph_passes").rglob("*.py")]
+    assert sources
+    found = {str(path): gone_options(path.read_text(encoding="utf-8")) for path in sources}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def gone_options(source: str) -> set[str]:
+    """The options of earlier days in the strings of a module."""
+    values = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    text = "\n".join(value for value in values if isinstance(value, str))
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) & GONE
+
+
+def test_an_option_that_is_gone_would_be_found() -> None:
+    assert gone_options('hint = f"Heal with --kind {name}."') == {"--kind"}
+    assert gone_options('hint = "Take --kinds attention."') == set()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -253,6 +253,6 @@ def choose_profile(name: str, profiles: Sequence[Profile], shapes: Mapping[str, 
     raise BackendError(
         f"{name}: no profile holds this call: {first} is {written_shape(shapes[first])}, and "
         f"{held}.",
-        "Ask for less, or build it with other --batch, --prompt or --context.",
+        "Ask for less, or build it with another --batch-range, --prompt-range or --context-range.",
         code="no-profile-fits",
     )

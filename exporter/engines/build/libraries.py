@@ -105,8 +105,8 @@ def _refuse_foreign_options(
     if library.builds_without_gpu:
         # Measured with 1.7: the builder fails deep inside, for want of a driver or a lean runtime.
         asked = {
-            "--hardware-compatibility": settings.hardware_compatibility != "none",
-            "--version-compatible": settings.version_compatible,
+            "hardware_compatibility": settings.hardware_compatibility != "none",
+            "version_compatible": settings.version_compatible,
             "--timing-cache": timing_cache is not None,
         }
     else:

@@ -106,11 +106,11 @@ class CachePlan:
         Raises:
             BackendError: It says what is asked and what the engines hold.
         """
-        self._refuse(f"a batch of {batch}", batch, self.batch, "--batch")
-        self._refuse(f"a prompt length of {prompt}", prompt, self.prompt, "--prompt")
+        self._refuse(f"a batch of {batch}", batch, self.batch, "--batch-range")
+        self._refuse(f"a prompt length of {prompt}", prompt, self.prompt, "--prompt-range")
         for rows in self.groups(batch):
             size = rows.stop - rows.start
-            self._refuse(f"a prefill batch of {size}", size, self.prefill_batch, "--batch")
+            self._refuse(f"a prefill batch of {size}", size, self.prefill_batch, "--batch-range")
             if any(
                 offset % ALIGNMENT_BYTES for offset in self.offsets(rows.start, prompt).values()
             ):
@@ -130,7 +130,7 @@ class CachePlan:
         Raises:
             BackendError: It says what the engine holds.
         """
-        self._refuse(f"a context length of {length}", length, self.context, "--context")
+        self._refuse(f"a context length of {length}", length, self.context, "--context-range")
 
     def _refuse(self, what: str, size: int, held: Span, option: str) -> None:
         if not held.low <= size <= held.high:

@@ -51,7 +51,7 @@ def open_decoder(
     if model.is_file() and backend is not None and is_engine != (backend == "engine"):
         raise UsageError(
             f"{model} is {'an' if is_engine else 'no'} engine.",
-            "Leave --backend out.",
+            "Leave --runner out.",
             code="wrong-backend",
         )
     if is_engine or backend == "engine" or (backend is None and holds_engines_alone(model)):

@@ -155,7 +155,7 @@ def _engine_model(
     if record.backend != "tensorrt":
         raise PackagingError(
             f"{source.name} is an engine of {record.backend}, for which Triton has no backend.",
-            "Package the ONNX file, or build on the card that serves: depthcut build --backend "
+            "Package the ONNX file, or build on the card that serves: depthcut build --engine "
             "tensorrt.",
         )
     if device == "cpu":

@@ -98,7 +98,7 @@ class Student:
         if not self._adapters and not self._own:
             raise HealingError(
                 f"The kept layers of {type(model).__name__} hold no weight that can be trained.",
-                "Heal with --kind linear.",
+                "Heal with --heal linear.",
                 code="nothing-to-train",
             )
         self._count_outputs()

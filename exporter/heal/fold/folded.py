@@ -18,7 +18,7 @@ from exporter.models.anatomy.residual_stream import LayerModules
 from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
 from exporter.models.texts.calibration import CalibrationText
 
-_WAY_OUT = "Let maps stay beside the weights: --kind linear."
+_WAY_OUT = "Let maps stay beside the weights: --heal linear."
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def _refuse_loss(fitting: Fitting, text: CalibrationText, values: Sequence[OwnVa
     if not values or (predicts_tokens(fitting.loaded.model) and _loses(fitting, text, values)):
         raise HealingError(
             f"Folding gained nothing on held-out text of {text.ref.source}.",
-            "Give more calibration text (--samples), or heal with --kind linear or distill.",
+            "Give more calibration text (--samples), or heal with --heal linear or distill.",
             code="folding-gained-nothing",
         )
 

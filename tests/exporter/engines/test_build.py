@@ -137,7 +137,7 @@ def test_an_unknown_card_is_refused(models: tuple[Path, Path], tmp_path: Path) -
 def test_options_of_the_other_library_are_refused(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with raises(UsageError, "unsupported-option", "--version-compatible"):
+    with raises(UsageError, "unsupported-option", "version_compatible"):
         build_engines(models[0], tmp_path, settings=BuildSettings(version_compatible=True))
     with raises(UsageError, "unsupported-option", "--timing-cache"):
         build_engines(models[0], tmp_path, timing_cache=tmp_path / "cache")

@@ -63,10 +63,10 @@ def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
 @pytest.mark.parametrize(
     ("asked", "fields"),
     [
-        ((3, 4, 1), ("--batch", 3, 1, 2)),
-        ((1, 7, 1), ("--prompt", 7, 1, 6)),
-        ((1, 4, 7), ("--context", 9, 1, 8)),
-        ((1, 0, 1), ("--prompt", 0)),
+        ((3, 4, 1), ("--batch-range", 3, 1, 2)),
+        ((1, 7, 1), ("--prompt-range", 7, 1, 6)),
+        ((1, 4, 7), ("--context-range", 9, 1, 8)),
+        ((1, 0, 1), ("--prompt-range", 0)),
     ],
 )
 def test_what_the_profiles_do_not_hold_is_refused(

@@ -153,7 +153,7 @@ def test_products_behind_experts_and_norms_are_none() -> None:
     ("family", "code"), [("bert", "fold-behind-norm"), ("gemma2", "nothing-to-fold-into")]
 )
 def test_what_can_not_be_folded_is_refused(family: str, code: str) -> None:
-    with raises(HealingError, code, "--kind linear"), folded(fitting(tiny_loaded(family), BLOCK)):
+    with raises(HealingError, code, "--heal linear"), folded(fitting(tiny_loaded(family), BLOCK)):
         pass
 
 
