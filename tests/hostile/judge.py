@@ -150,7 +150,8 @@ def _left(
     rest = sorted({path.name for path in place.temporary.iterdir()} - {_TORCHS})
     if rest and not killed:
         yield f"left: in the temporary folder: {rest[:5]}"
-    if ended.code != 0 and not killed:
+    tells_each_end = command.name == "sweep"  # its report is whole where no cell is
+    if ended.code != 0 and not killed and not tells_each_end:
         for line in differences(earlier, results(place)):
             # A stranger's record of a change keeps all beside it for whoever looks at it.
             beside = f"{line.partition(': ')[2].partition('/new')[0]}/changing.json"

@@ -2,7 +2,7 @@
 
 Each kill follows from its command and its number: ``--replay prune:17`` makes one again and tells
 what was done; ``--replay prune:full-disk`` does so with what ``--troubles`` tries. Ends with 1 if
-anything was mixed, stale, lost or different.
+anything was mixed, stale, lost or different, and with 2 if the harness itself failed.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def _shared(
     yield from _heard(pipes)
     for _ in pipes:
         if os.wait()[1]:
-            raise SystemExit("A process of the harness has failed.")
+            print("A process of the harness has failed.", file=sys.stderr)
+            raise SystemExit(2)
 
 
 def _done(killing: Killing, command: str, what: str) -> dict[str, Any]:
