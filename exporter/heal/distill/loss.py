@@ -9,8 +9,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_CHUNK_BYTES = 64 << 20
-"""Of float32 logits that are worked on at once."""
+_CHUNK_BYTES = 4 << 20
+"""Of float32 logits that are worked on at once: what stays in a processor's cache."""
 
 
 class _Divergence(torch.autograd.Function):
