@@ -136,12 +136,18 @@ def _runs(items: Sequence[ChoiceItem]) -> list[_Choices]:
 
 
 def _padded_tokens(items: Sequence[ChoiceItem]) -> int:
-    return max(item.longest for item in items) * sum(len(item.rows) for item in items)
+    rows = sum(len(_distinct_tokens(item.rows)) for item in items)
+    return max(item.longest for item in items) * rows
+
+
+def _distinct_tokens(rows: Sequence[ChoiceRow]) -> list[tuple[int, ...]]:
+    """What a model reads for several answers: those of one token may share all before them."""
+    return list(dict.fromkeys(row.tokens for row in rows))
 
 
 @dataclass(frozen=True)
 class _Choices:
-    """Some items in one run: a row for each answer, padded at the end.
+    """Some items in one run: a row for each answer, padded at the end; equal rows run once.
 
     Attributes:
         first_sample: The number of the first item.
@@ -155,7 +161,7 @@ class _Choices:
         """What the model is called with."""
         import torch
 
-        tokens = [row.tokens for row in self._rows]
+        tokens = _distinct_tokens(self._rows)
         width = max(map(len, tokens))
         ids = [[*each, *[each[-1]] * (width - len(each))] for each in tokens]
         mask = [[1] * len(each) + [0] * (width - len(each)) for each in tokens]
@@ -176,7 +182,8 @@ class _Choices:
         targets = torch.tensor([token for row in self._rows for token in row.answer])
         chosen = wide.gather(-1, targets.to(wide.device)[:, None])[:, 0] - wide.logsumexp(-1)
         sums = chosen.new_zeros(len(self._rows))
-        sums.index_add_(0, torch.from_numpy(self._asked[0]).to(wide.device), chosen)
+        answered = np.repeat(np.arange(len(self._rows)), [len(row.answer) for row in self._rows])
+        sums.index_add_(0, torch.from_numpy(answered).to(wide.device), chosen)
         owners = np.repeat(np.arange(len(self.items)), [len(item.rows) for item in self.items])
         numbers = np.concatenate([np.arange(len(item.rows)) for item in self.items])
         table = sums.new_full((len(self.items), 1, int(numbers.max()) + 1), -torch.inf)
@@ -196,7 +203,9 @@ class _Choices:
 
     @cached_property
     def _asked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The row and the position of each state that is asked, ``[all]`` both."""
-        rows = np.repeat(np.arange(len(self._rows)), [len(row.answer) for row in self._rows])
+        """The row that runs and the position of each state that is asked, ``[all]`` both."""
+        numbers = {tokens: n for n, tokens in enumerate(_distinct_tokens(self._rows))}
+        runs = [numbers[row.tokens] for row in self._rows]
+        rows = np.repeat(runs, [len(row.answer) for row in self._rows])
         ends = [np.arange(len(r.tokens) - len(r.answer), len(r.tokens)) for r in self._rows]
         return rows, np.concatenate(ends)

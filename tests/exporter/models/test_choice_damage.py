@@ -94,6 +94,21 @@ def test_log_likelihoods_are_those_of_each_answer_alone() -> None:
         np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=5e-5)
 
 
+def test_answers_of_one_token_after_one_context_share_a_row() -> None:
+    model = tiny_model("llama")
+    answers = [(7,), (8,), (9, 10), (9, 11)]
+    item = ChoiceItem(tuple(ChoiceRow((4, 5, 6), answer) for answer in answers), 0)
+    other = ChoiceItem(tuple(ChoiceRow(context, (7,)) for context in ((4, 5), (5, 4))), 1)
+    meter, read = ChoiceMeter(model, [item, other]), []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    meter.log_likelihoods({})
+    handle.remove()
+    (ids,) = read
+    assert ids.tolist() == [[4, 5, 6, 6], [4, 5, 6, 9], [4, 5, 5, 5], [5, 4, 4, 4]]
+
+
 def test_a_model_without_next_tokens_is_refused() -> None:
     with raises(ScoringError, "no-next-token"):
         ChoiceMeter(tiny_model("bert"), _items(1))
