@@ -46,7 +46,11 @@ class Asked:
 
     def __init__(self, loaded: Any, folder: Path, items: int) -> None:
         self._tasks = {
-            name: choice_items(loaded.tokenizer, read_task(folder, name, limit=items).items)
+            # By length, so that little of a run is padding.
+            name: sorted(
+                choice_items(loaded.tokenizer, read_task(folder, name, limit=items).items),
+                key=lambda item: item.longest,
+            )
             for name in known_tasks(folder)
         }
         self._meters = {

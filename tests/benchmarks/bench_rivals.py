@@ -33,12 +33,12 @@ from tests.benchmarks.kept_rows import KeptRows, wanted
 from tests.benchmarks.machine import machine_line, print_machine
 from tests.benchmarks.rivals.candidate import WHOLE, Candidate
 from tests.benchmarks.rivals.methods import Row, rows
-from tests.benchmarks.rivals.speed import speedup
+from tests.benchmarks.rivals.speed import speedup, structure
 from tests.benchmarks.rivals.table import Setting, render
 from tests.benchmarks.rivals.workplace import Workplace
 from tests.benchmarks.small_model import default_model
 
-LENGTH, BATCH, FEW = 512, 2, 16
+LENGTH, BATCH, FEW = 512, 2, 8
 POSITIONS = 2
 """The damage is measured at every second: the whole model's answers are then kept in memory."""
 KEPT_BYTES = 2 << 30
@@ -144,7 +144,13 @@ class Bench:
         }
 
     def _speed(self, candidate: Candidate) -> dict[str, Any]:
-        return speedup(self._loaded.model, candidate, self._options.rounds).model_dump(mode="json")
+        name = f"speed without {structure(candidate)}, {self._options.rounds} rounds"
+        found = self.kept.find(name)
+        if found is None:
+            measured = speedup(self._loaded.model, candidate, self._options.rounds)
+            found = measured.model_dump(mode="json")
+            self.kept.keep(name, found)
+        return found
 
     def page(self, table: Sequence[Row]) -> str:
         """All finished rows as Markdown."""
@@ -166,6 +172,7 @@ class Bench:
         damage = f"perplexity and KL are measured at every {POSITIONS}nd position"
         return Setting(
             Path(self._options.calibrate).name,
+            _command(self._options),
             [
                 f"model: {Path(self._loaded.ref.source).name}, float32",
                 *(_without_folders(text) for text in texts),
@@ -200,6 +207,24 @@ def _told(candidate: Candidate) -> str:
     return ", ".join(f"{kind} {layer}" for layer, kind in sorted(candidate.cut))
 
 
+def _command(options: argparse.Namespace) -> str:
+    """The call that makes the same page: what differs from the defaults of a call without any."""
+    names = (
+        "samples", "search_samples", "test_samples", "second_samples", "second", "items", "rounds",
+        "distill_tokens",
+    )  # fmt: skip
+    usual = _parser().parse_args([])
+    changed = [
+        f"--{name.replace('_', '-')} {getattr(options, name)}"
+        for name in names
+        if getattr(options, name) != getattr(usual, name)
+    ]
+    places = f"DEPTHCUT_TEXTS={options.calibrate.parent.name}"
+    if options.tasks:
+        places += f" DEPTHCUT_DATA={options.tasks.name}"
+    return f"{places} make rivals" + (f" RIVALS='{' '.join(changed)}'" if changed else "")
+
+
 def _without_folders(text: str) -> str:
     """Paths of this machine are no part of a page."""
     return " ".join(word.rsplit("/", 1)[-1] for word in text.split(" "))
@@ -208,7 +233,7 @@ def _without_folders(text: str) -> str:
 def main() -> None:
     """Makes the rows that are wanted, and writes the page."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    options = _options()
+    options = _parser().parse_args()
     if not (options.calibrate.is_file() and options.test.is_file()):
         print("Left out: no text files. See tests/benchmarks/bench_rivals.py.")
         return
@@ -237,7 +262,7 @@ def main() -> None:
         print(page)
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     texts = Path(os.environ.get("DEPTHCUT_TEXTS", ""))
     data = os.environ.get("DEPTHCUT_DATA")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -246,18 +271,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, default=texts / "test.txt")
     parser.add_argument("--second", default="pydoc")
     parser.add_argument("--samples", type=int, default=40, help="to choose and fit on")
-    parser.add_argument("--search-samples", type=int, default=4, help="of these, for searches")
-    parser.add_argument("--test-samples", type=int, default=24)
-    parser.add_argument("--second-samples", type=int, default=24)
+    parser.add_argument("--search-samples", type=int, default=2, help="of these, for searches")
+    parser.add_argument("--test-samples", type=int, default=8)
+    parser.add_argument("--second-samples", type=int, default=8)
     parser.add_argument("--tasks", type=Path, default=Path(data) if data else None)
-    parser.add_argument("--items", type=int, default=60)
+    parser.add_argument("--items", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=6, help="of timing")
-    parser.add_argument("--distill-tokens", type=int, default=150_000)
+    parser.add_argument("--distill-tokens", type=int, default=40_000)
     parser.add_argument("--minutes", type=float, help="begin no row after so long")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--keep", type=Path, default=Path("out/bench/rivals"))
     parser.add_argument("--write", type=Path, metavar="PAGE")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

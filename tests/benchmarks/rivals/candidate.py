@@ -14,7 +14,7 @@ from exporter.models.ablation.branch_replacements import (
     without_branches,
 )
 from exporter.models.anatomy.architectures import layer_modules
-from exporter.models.anatomy.residual_stream import first_tensor, hooked
+from exporter.models.anatomy.residual_stream import hooked
 from exporter.models.changed_weights import change_weights
 from graph_passes.types import SublayerRef
 
@@ -23,18 +23,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Patch:
+    """What the stream goes through somewhere.
+
+    Attributes:
+        factor: A number, or a matrix ``[hidden, hidden]`` that multiplies from the right.
+        shift: ``[hidden]``, added to that.
+    """
+
+    factor: torch.Tensor
+    shift: torch.Tensor | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it takes time; a number can be folded into the weights before."""
+        return self.factor.ndim > 0
+
+    def __call__(self, stream: torch.Tensor) -> torch.Tensor:
+        """The stream behind it, ``[..., hidden]``."""
+        factor = self.factor.to(stream)
+        found = stream @ factor if self.is_matrix else stream * factor
+        return found if self.shift is None else found + self.shift.to(stream)
+
+
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A cut model.
 
     Attributes:
         cut: What takes which branch's place.
-        patches: By layer, what the stream behind it is multiplied by: a number, or a matrix
-            ``[hidden, hidden]`` from the right.
+        patches: By layer, what the stream before it goes through; where the layer is cut, that is
+            behind it as well.
         weights: New values of parameters, by name.
     """
 
     cut: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
-    patches: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    patches: Mapping[int, Patch] = field(default_factory=dict)
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -63,10 +87,10 @@ class Candidate:
             yield
 
     def patched(self, model: Any) -> Iterator[Any]:
-        """Registers the hooks that multiply the stream."""
+        """Registers the hooks that patch the stream."""
         layers = layer_modules(model)
         for number, patch in self.patches.items():
-            yield layers[number].layer.register_forward_hook(_multiplied_by(patch))
+            yield layers[number].layer.register_forward_pre_hook(_through(patch))
 
 
 WHOLE = Candidate()
@@ -85,10 +109,8 @@ def new_values(model: Any, changes: Mapping[str, ChangedWeight]) -> dict[str, to
             parameters[name].data = value
 
 
-def _multiplied_by(patch: torch.Tensor) -> Any:
-    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-        old = first_tensor(output)
-        new = old @ patch.to(old) if patch.ndim else old * patch.to(old)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+def _through(patch: Patch) -> Any:
+    def hook(_module: Any, inputs: tuple[Any, ...]) -> Any:
+        return (patch(inputs[0]), *inputs[1:])
 
     return hook

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from exporter.models.ablation.branch_replacements import without_branches
 from exporter.score.scoring import score_on
 from tests.benchmarks.rivals.candidate import Candidate
@@ -9,6 +11,7 @@ from tests.benchmarks.rivals.streams import BATCH
 from tests.benchmarks.rivals.workplace import Workplace
 
 
+@lru_cache(maxsize=1)
 def cosine_scores(work: Workplace) -> dict[tuple[int, str], float]:
     """Every attention's and MLP's score, by layer and kind; lower for what turns the stream less.
 

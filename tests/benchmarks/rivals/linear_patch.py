@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import hadamard as sylvester
 
-from tests.benchmarks.rivals.candidate import Candidate
+from tests.benchmarks.rivals.candidate import Candidate, Patch
 from tests.benchmarks.rivals.streams import between_layers, layer_states, least_turning_span
 from tests.benchmarks.rivals.workplace import Workplace
 
@@ -21,17 +21,18 @@ def linear_patch(work: Workplace, dropped: int) -> Candidate:
 
     ``d`` is how much larger a channel of the rotated stream ``x H`` is behind the span than before
     it, by its mean size over a sample's tokens, and of that the mean over samples. Source: arXiv
-    2505.24680, section 3 (without its distillation of the matrix).
+    2505.24680, section 3 (without its distillation of the matrix); its authors' code
+    (chenxinrui-tsinghua/LinearPatch) never drops the last layer.
     """
     import torch
 
-    first = least_turning_span(work.model, work.few, dropped)
+    first = least_turning_span(work.model, work.few, dropped, last=False)
     width = work.model.config.get_text_config().hidden_size
     rotation = torch.from_numpy(rotation_of(width)).float()
     scales = _scales(work, first, dropped, rotation)
     patch = rotation @ torch.diag(scales) @ rotation.T
     layers = range(first, first + dropped)
-    return Candidate.without_blocks(work.model, layers, patches={layers[-1]: patch})
+    return Candidate.without_blocks(work.model, layers, patches={layers[-1]: Patch(patch)})
 
 
 def _scales(work: Workplace, first: int, span: int, rotation: torch.Tensor) -> torch.Tensor:

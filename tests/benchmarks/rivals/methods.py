@@ -43,7 +43,6 @@ METHODS: dict[tuple[Unit, str], Method] = {
     ("attentions", "BlockPruner"): blockpruner_of_attentions,
     ("blocks", "ours"): _chosen(ours.both_kinds),
     ("attentions", "ours"): _chosen(ours.attentions),
-    ("blocks", "ours, maps"): _healed("linear", ours.both_kinds),
     ("attentions", "ours, maps"): _healed("linear", ours.attentions),
     ("blocks", "ours, folded"): _healed("fold", ours.whole_blocks),
     ("attentions", "ours, folded"): _healed("fold", ours.attentions),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from exporter.heal.activations import observing
-from exporter.heal.fit import fit_branches
-from exporter.models.anatomy.architectures import sublayers
-from exporter.models.anatomy.residual_stream import run_backbone
-from exporter.models.texts.batches import batches_of
-from graph_passes.types import SublayerRef
-from tests.benchmarks.rivals.candidate import Candidate
-from tests.benchmarks.rivals.streams import BATCH
+from exporter.models.ablation.branch_replacements import without_branches
+from tests.benchmarks.rivals.candidate import Candidate, Patch
+from tests.benchmarks.rivals.streams import layer_states
 from tests.benchmarks.rivals.workplace import Workplace
 
 if TYPE_CHECKING:
@@ -25,14 +21,37 @@ def nbl(work: Workplace, dropped: int) -> Candidate:
     """Replaces the attentions of the lowest bound by their linear estimators.
 
     Source: arXiv 2505.21077, its theorem on the error of the linear estimator (the bound is the sum
-    of ``1 - rho^2`` over the canonical correlations of X, what the attention reads, and X plus what
-    it gives) and its closed form of the map. Where this differs: the map has the ridge that
-    depthcut chooses on held-out tokens, which does it no harm.
+    of ``1 - rho^2`` over the canonical correlations of X, the stream that enters the attention's
+    norm, and Y, the stream behind the attention) and its closed form of the map from X, without a
+    norm, as the authors' code has it (LIONS-EPFL/NBL).
     """
-    bounds = {name: bound(*moments.covariances()) for name, moments in _moments(work).items()}
-    names = sorted(bounds, key=lambda name: bounds[name])[:dropped]
-    fits = fit_branches(work.loaded, work.text, names, batch_size=BATCH)
-    return Candidate({name: fits[name].linear for name in names})
+    found = _estimators(work)
+    layers = sorted(range(len(found)), key=lambda layer: found[layer].bound)[:dropped]
+    cut = without_branches([(layer, "attention") for layer in layers], work.model)
+    return Candidate(cut, patches={layer: found[layer].patch for layer in layers})
+
+
+class Estimator(NamedTuple):
+    """What stands for one attention.
+
+    Attributes:
+        bound: Of its error.
+        patch: From the stream before the attention to the one behind it.
+    """
+
+    bound: float
+    patch: Patch
+
+
+@lru_cache(maxsize=1)
+def _estimators(work: Workplace) -> list[Estimator]:
+    """Of every attention, by layer."""
+    width = work.model.config.get_text_config().hidden_size
+    found = [Moments(width) for _ in range(work.num_layers)]
+    for states in layer_states(work.model, work.text):
+        for moments, each in zip(found, states, strict=True):
+            moments.add(each.entering.flatten(0, 1), each.attended.flatten(0, 1))
+    return [Estimator(bound(*each.covariances()), each.estimator()) for each in found]
 
 
 def bound(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor) -> float:
@@ -59,7 +78,7 @@ def _firm(covariance: torch.Tensor) -> torch.Tensor:
 
 
 class Moments:
-    """First and second moments of X and of X plus what the branch gives, over tokens."""
+    """First and second moments of X and Y over tokens."""
 
     def __init__(self, width: int) -> None:
         import torch
@@ -68,11 +87,11 @@ class Moments:
         self._sum = torch.zeros(2 * width, dtype=torch.float64)
         self._products = torch.zeros(2 * width, 2 * width, dtype=torch.float64)
 
-    def add(self, x: torch.Tensor, given: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Takes tokens in, ``[tokens, width]`` both."""
         import torch
 
-        both = torch.cat([x, x + given], dim=-1).double()
+        both = torch.cat([x, y], dim=-1).double()
         self._tokens += len(both)
         self._sum += both.sum(0)
         self._products.addmm_(both.T, both)
@@ -84,17 +103,11 @@ class Moments:
         width = len(mean) // 2
         return found[:width, :width], found[:width, width:], found[width:, width:]
 
+    def estimator(self) -> Patch:
+        """The linear estimator of Y from X, of the least mean squared error."""
+        import torch
 
-def _moments(work: Workplace) -> dict[SublayerRef, Moments]:
-    """Of every attention."""
-    parts = [part for part in sublayers(work.model) if part.kind == "attention"]
-    width = work.model.config.get_text_config().hidden_size
-    found = {part.ref: Moments(width) for part in parts}
-
-    def add(part: Any, x: torch.Tensor, y: torch.Tensor) -> None:
-        found[part.ref].add(x.flatten(0, 1), y.flatten(0, 1))
-
-    for batch in batches_of(work.text.input_ids, work.text.mask, BATCH):
-        with observing(parts, batch.ids.shape, add):
-            run_backbone(work.model, batch.inputs(work.model.device))
-    return found
+        xx, xy, _ = self.covariances()
+        x_mean, y_mean = (self._sum / self._tokens).chunk(2)
+        factor = torch.linalg.solve(_firm(xx), xy)
+        return Patch(factor.float(), (y_mean - x_mean @ factor).float())

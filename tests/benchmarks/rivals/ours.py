@@ -10,11 +10,8 @@ from exporter.choose.selection.options import Group
 from exporter.heal.healed import heal
 from exporter.heal.options import HealOptions
 from tests.benchmarks.rivals.candidate import Candidate, new_values
-from tests.benchmarks.rivals.cosine import cosine_scores
 from tests.benchmarks.rivals.searching import greedy_numbers
 from tests.benchmarks.rivals.workplace import Workplace
-
-SHORTLIST = 12
 
 Numbers = Callable[[int], Mapping[Group, int]]
 """From a row's number to how many of each kind go."""
@@ -36,10 +33,8 @@ def attentions(dropped: int) -> Mapping[Group, int]:
 
 
 def chosen(work: Workplace, numbers: Mapping[Group, int]) -> Candidate:
-    """Drops so many of each kind by the KL divergence of the answers, of a shortlist at a time."""
-    prior = cosine_scores(work)
-    cut = greedy_numbers(work.meter, numbers, "kl", shortlist=SHORTLIST, prior=prior)
-    return Candidate(cut)
+    """Drops so many of each kind greedily by the KL divergence of the answers."""
+    return Candidate(greedy_numbers(work.meter, numbers, "kl"))
 
 
 def healed(work: Workplace, numbers: Mapping[Group, int], kind: HealKind) -> Candidate:

@@ -1,10 +1,11 @@
-"""Prune&Comp: after each block that goes, the stream is brought back to its length."""
+"""Prune&Comp: after each block that goes, the stream is brought back to its magnitude."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from tests.benchmarks.rivals.candidate import Candidate
+from tests.benchmarks.rivals.candidate import WHOLE, Candidate, Patch
 from tests.benchmarks.rivals.streams import between_layers, layer_states
 from tests.benchmarks.rivals.workplace import Workplace
 
@@ -12,37 +13,38 @@ if TYPE_CHECKING:
     import torch
 
 
+@lru_cache(maxsize=16)
 def prune_and_comp(work: Workplace, dropped: int) -> Candidate:
     """Drops block after block by block influence, each judged on the compensated model.
 
-    Source: arXiv 2507.18212: the magnitude gap of a removed layer is the mean over tokens of the
-    length of its output over that of its input, closed by a factor on the stream before; then the
-    importance of what is left is measured again. The paper folds the factor into the embedding
+    Source: arXiv 2507.18212 and its authors' code (chenxinrui-tsinghua/PruneAndComp): the magnitude
+    gap of a block is how much larger a channel is behind it than before it, by its mean size over a
+    sample's tokens, and of that the mean over channels and samples. A factor on the stream before
+    closes it; then what is left is judged again. The paper folds the factor into the embedding
     and all earlier products that write to the stream; here it stands at the gap, which computes
     the same (a norm's epsilon aside), since all that reads the stream before reads it behind a
     norm. The metric is the paper's variant with block influence.
     """
-    found = Candidate()
-    layers: list[int] = []
-    for _ in range(dropped):
-        influence, lengthening = _of_layers(work, found)
-        left = [layer for layer in range(work.num_layers) if layer not in layers]
-        layer = min(left, key=lambda number: float(influence[number]))
-        patches = {**found.patches, layer: lengthening[layer]}
-        layers.append(layer)
-        found = Candidate.without_blocks(work.model, layers, patches=patches)
-    return found
+    if not dropped:
+        return WHOLE
+    before = prune_and_comp(work, dropped - 1)
+    influence, gaps = _of_layers(work, before)
+    gone = list(before.patches)
+    left = [layer for layer in range(work.num_layers) if layer not in gone]
+    layer = min(left, key=lambda number: float(influence[number]))
+    patches = {**before.patches, layer: Patch(gaps[layer])}
+    return Candidate.without_blocks(work.model, patches, patches=patches)
 
 
 def _of_layers(work: Workplace, candidate: Candidate) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each layer its block influence and by how much it lengthens the stream, ``[layers]``."""
+    """Of each layer its block influence and its magnitude gap, ``[layers]``."""
     import torch
 
-    found = []
+    influences, gaps = [], []
     for states in layer_states(work.model, work.few, candidate):
-        stream = torch.stack(between_layers(states)).double().flatten(1, 2)
-        before, behind = stream[:-1], stream[1:]
-        turned = 1 - torch.cosine_similarity(before, behind, dim=-1)
-        found.append(torch.stack([turned, behind.norm(dim=-1) / before.norm(dim=-1)]))
-    influence, lengthening = torch.cat(found, dim=-1).mean(-1)
-    return influence, lengthening
+        stream = torch.stack(between_layers(states)).double()
+        influence = 1 - torch.cosine_similarity(stream[:-1], stream[1:], dim=-1)
+        sizes = stream.abs().mean(2)
+        influences.append(influence.flatten(1))
+        gaps.append((sizes[1:] / sizes[:-1]).mean(-1))
+    return torch.cat(influences, dim=-1).mean(-1), torch.cat(gaps, dim=-1).mean(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,21 @@ PROMPT = 512
 _TURNS = 2
 
 
+def structure(candidate: Candidate) -> str:
+    """What a cut model's time hangs on; models of one structure take the same."""
+    parts = [
+        f"{kind}{' map' * len(what.maps)}{' bias' * (what.bias is not None)}"
+        for (_, kind), what in candidate.cut.items()
+    ]
+    parts += ["matrix" for patch in candidate.patches.values() if patch.is_matrix]
+    return ", ".join(f"{count} {part}" for part, count in sorted(Counter(parts).items()))
+
+
 def really_cut(model: Any, candidate: Candidate) -> Any:
     """A copy in which the branches that go are not computed; it shares the model's weights.
 
-    Weights that the candidate changes keep their old values: they take no other time.
+    Weights that the candidate changes keep their old values, and numbers that multiply the stream
+    are left out, since they fold into weights: neither takes time.
     """
     found = sharing_copy(model)
     for part in sublayers(found):
@@ -41,8 +53,9 @@ def speedup(model: Any, candidate: Candidate, rounds: int) -> Speedup:
     import torch
 
     cut = really_cut(model, candidate)
+    matrices = {n: patch for n, patch in candidate.patches.items() if patch.is_matrix}
     ids = torch.arange(PROMPT)[None] % model.config.get_text_config().vocab_size
-    with hooked(candidate.patched(cut)):
+    with hooked(Candidate(patches=matrices).patched(cut)):
         for each in (model, cut):
             _milliseconds(each, ids)
         taken = np.array([_round(model, cut, ids, backwards=n % 2 > 0) for n in range(rounds)])

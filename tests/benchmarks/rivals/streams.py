@@ -63,6 +63,14 @@ def span_distances(
     return np.asarray(sums / tokens, np.float64)
 
 
-def least_turning_span(model: Any, text: CalibrationText, span: int) -> int:
-    """The first layer of the span that turns the stream least; never the first of the model."""
-    return 1 + int(span_distances(model, text, span)[1:].argmin())
+def least_turning_span(model: Any, text: CalibrationText, span: int, *, last: bool = True) -> int:
+    """The first layer of the span that turns the stream least.
+
+    Args:
+        model: The model; its first layer stays.
+        text: Samples without padding.
+        span: Layers in a span.
+        last: Whether the model's last layer may go.
+    """
+    distances = span_distances(model, text, span)
+    return 1 + int(distances[1 : None if last else -1].argmin())

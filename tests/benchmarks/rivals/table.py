@@ -20,12 +20,19 @@ Finished = Mapping[str, Any]
 _INTRODUCTION = """\
 # Rivals
 
-Written by `make rivals`; don't edit it. Every method is made anew from its paper
+depthcut beside ShortGPT, SLEB, BlockPruner, Prune&Comp, LinearPatch, ReplaceMe, NBL and the cosine
+of LLM-Drop. Each is made anew from its paper
 ([`tests/benchmarks/rivals`](../../tests/benchmarks/rivals), where each says what differs), given
 the same model, the same calibration text ({calibration}) and the same number of sublayers to drop,
 and measured on text and tasks that none of them has seen.
 
 {setting}
+
+```sh
+{command}
+```
+
+writes this page; don't edit it.
 
 Rows of blocks drop as many attentions and as many MLPs as so many blocks have, of whole blocks or
 apart; *ours* and BlockPruner choose them apart. *Ours* chooses greedily by KL divergence;
@@ -37,7 +44,8 @@ there, *distilled* trains adapters on the whole model's answers and merges them.
 | perplexity | of the cut model |
 | excess | by how much the log-perplexity rises, in nats, with its 95 % interval over samples |
 | KL | of the cut model's next-token distribution from the whole one's, in nats |
-| speed | of a prompt of 512 tokens in PyTorch, whole and cut in turns, with its 95 % interval |
+| speed | of a prompt of 512 tokens in PyTorch, whole and cut in turns in one process, with its \
+95 % interval; rows that drop as much of each kind, and add as much, share one measurement |
 | made in | whatever else the machine did; a search that rows share counts for the first |
 | log p | rise of the right answers' mean log-probability against the others, in nats, paired |
 | right | items answered right |
@@ -52,10 +60,12 @@ class Setting:
 
     Attributes:
         calibration: The name of the text that all methods have.
+        command: What made the page.
         lines: A line each: model, texts, machine.
     """
 
     calibration: str
+    command: str
     lines: Sequence[str]
 
 
@@ -86,7 +96,10 @@ def render(
         setting: What they hang on.
     """
     told = "\n".join(f"- {line}" for line in setting.lines)
-    parts = [_INTRODUCTION.format(calibration=setting.calibration, setting=told)]
+    introduction = _INTRODUCTION.format(
+        calibration=setting.calibration, setting=told, command=setting.command
+    )
+    parts = [introduction]
     for unit, numbers in NUMBERS.items():
         for dropped in numbers:
             there = [row for row in of_size(rows, unit, dropped) if row.name in found]
@@ -220,10 +233,6 @@ def _marked(column: Sequence[Cell | str]) -> list[str]:
 
 def _published() -> Iterator[str]:
     yield "## What the papers say of themselves\n"
-    yield (
-        "On models that are too large for this table; shares are of the whole model's score. "
-        "ShortGPT (2403.03853) and BlockPruner (2406.10594) name no single figure in their "
-        "abstracts.\n"
-    )
+    yield "On models that are too large for this table; shares are of the whole model's score.\n"
     titles = ["method", "arXiv", "model", "cut", "figure", "where"]
     yield _table(titles, [list(each) for each in PUBLISHED], [], [[]])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from exporter.progress import Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workplace:
     """One model and one text for all.
 
