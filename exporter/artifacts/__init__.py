@@ -105,6 +105,7 @@ from exporter.artifacts.stages import (
     FiguresFrom,
     GraphSizeEntry,
     ImportanceReport,
+    JudgedText,
     MetricScores,
     ModelRef,
     ParetoCurve,

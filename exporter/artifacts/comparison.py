@@ -11,7 +11,7 @@ from exporter.artifacts.base import Artifact, Record
 from exporter.artifacts.forms import Corner, FormRecord, QuantizationRecord
 from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase
-from exporter.artifacts.stages import CalibrationRef, PlannedDeletion
+from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
 
 
 class EngineFacts(Record):
@@ -98,7 +98,8 @@ class ComparisonReport(Artifact):
 
     ``corners`` are empty, or the four of whole and cut, float and quantised; the quantised ones are
     then the baseline and the candidate. ``healing`` is how the plan was healed on the way, if at
-    all, with what that gained before anything was exported.
+    all, with what that gained before anything was exported. ``parts`` are the texts that the plan
+    was made by, as far as they are known; ``calibration`` is that of the scores.
     """
 
     kind: Literal["comparison_report"] = "comparison_report"
@@ -106,6 +107,7 @@ class ComparisonReport(Artifact):
     arms: Arms
     plan: list[PlannedDeletion] = Field(default_factory=list)
     calibration: CalibrationRef | None = None
+    parts: PlanParts = Field(default_factory=PlanParts)
     parity: list[ParityCheck]
     latency: list[LatencyRow]
     accuracy: Accuracy | None

@@ -29,6 +29,7 @@ class CalibrationRef(Record):
     ``tokens`` counts real tokens, padding left out. ``sha256`` is of the whole source,
     ``ids_sha256`` of the tokens and the padding of just these samples; None where they are not
     known. Items have no length in common: their ``sequence_length`` is that of the longest.
+    ``mixture`` has the texts that it was made of, if it was made of several.
     """
 
     source: str
@@ -38,10 +39,23 @@ class CalibrationRef(Record):
     sha256: str
     ids_sha256: str | None = None
     unit: Literal["sample", "item"] = "sample"
+    mixture: list[CalibrationRef] = Field(default_factory=list)
+
+    @property
+    def texts(self) -> list[CalibrationRef]:
+        """The texts of a mixture that something of was taken; of a single text, itself."""
+        return [text for text in self.mixture or [self] if text.samples]
 
     def describe(self) -> str:
         """In words: ``15 samples of valid.txt (7,680 tokens)``."""
         return f"{counted(self.samples, self.unit)} of {self.source} ({self.tokens:,} tokens)"
+
+
+def document_of(source: str) -> str:
+    """A text without its part: ``pydoc``, or ``hf:DATASET:CONFIG``; a file is one part."""
+    if source.startswith("hf:"):
+        return ":".join(source.split(":")[:3])
+    return source.split(" (")[0] if source.startswith("pydoc (") else source
 
 
 class Score(Record):
@@ -127,18 +141,37 @@ FiguresFrom = Literal["unseen", "checked", "searched"]
 decided whether floors hold or which replacements are kept; the very one that was searched on."""
 
 
+class JudgedText(Record):
+    """What the finished plan costs on one text of a mixture; ``figures`` as in ``predicted``."""
+
+    text: CalibrationRef
+    figures: dict[str, float]
+
+
 class PlanParts(Record):
     """What a plan rests on, by what that was for; several of one role were a mixture.
 
     ``chosen_on`` decided what goes, by scores or a search; ``fitted_on`` is what replacements or
     weights were fitted to; ``stopped_on`` decided when to stop and what was kept, such as floors of
     quality and the state of a training; on ``judged_on`` the finished plan's figures were measured.
+    ``judged_apart`` has them for each text of a mixture that was searched on.
     """
 
     chosen_on: list[CalibrationRef] = Field(default_factory=list)
     fitted_on: list[CalibrationRef] = Field(default_factory=list)
     stopped_on: list[CalibrationRef] = Field(default_factory=list)
     judged_on: list[CalibrationRef] = Field(default_factory=list)
+    judged_apart: list[JudgedText] = Field(default_factory=list)
+
+    @property
+    def parts(self) -> PlanParts:
+        """Nothing but these."""
+        return PlanParts(**{name: getattr(self, name) for name in PlanParts.model_fields})
+
+    @property
+    def decided(self) -> dict[str, list[CalibrationRef]]:
+        """What the plan was made by, by its role; nothing else may judge it."""
+        return {role: refs for role, refs in self.roles.items() if role != "judged"}
 
     @property
     def roles(self) -> dict[str, list[CalibrationRef]]:

@@ -24,6 +24,7 @@ from exporter.checkpoint.facts import CheckpointFacts
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
+from exporter.report.sections.parts import parts_blocks
 from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows
 from exporter.report.words import dropped_lines, significant, weights_words
 
@@ -125,7 +126,8 @@ def _chosen(sources: CardSources) -> Section:
         f"Predicted, not measured{_FIGURES[plan.predicted_on]}: {name} {significant(value)}."
         for name, value in plan.predicted.items()
     ]
-    return Section("chosen", "How it was chosen", [Bullets(lines)])
+    blocks = [Bullets(lines), *parts_blocks(plan.parts, _shown)]
+    return Section("chosen", "How it was chosen", blocks)
 
 
 def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
@@ -229,11 +231,12 @@ and under `depthcut` in full."""
 
 
 def _text(ref: CalibrationRef) -> str:
-    return f"{_shown(ref.source)} ({ref.tokens:,} tokens)"
+    return f"{_named(ref).source} ({ref.tokens:,} tokens)"
 
 
 def _named(ref: CalibrationRef) -> CalibrationRef:
-    return ref.model_copy(update={"source": _shown(ref.source)})
+    source = " + ".join(_shown(text.source) for text in ref.mixture or [ref])
+    return ref.model_copy(update={"source": source})
 
 
 def _shown(source: str) -> str:

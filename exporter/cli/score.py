@@ -44,7 +44,7 @@ def _file(output: Path | None) -> Path | None:
 
 def _score(call: ScoreCall, output: Path, progress: ConsoleProgress) -> None:
     model = call.models[0]
-    inputs = map(Path, filter(None, (model, call.score.calibration)))
+    inputs = map(Path, (model, *call.score.calibration))
     refuse_overwriting(output, inputs, "importance_report")
     with working(output):
         report = scored(model, call, progress)

@@ -19,6 +19,7 @@ from exporter.cli.study_results import print_study
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.loading.options import SourceOptions
+from exporter.models.texts.self_text import SAMPLED
 from exporter.score.registry import metrics_named
 
 if TYPE_CHECKING:
@@ -93,19 +94,19 @@ def _refuse_copies(points: Sequence[SeriesPoint]) -> None:
         )
 
 
-def _one_text(call: ScoreCall, progress: ConsoleProgress) -> str | None:
-    """The text for all checkpoints; None where the metrics read none."""
-    named: str | None = call.score.calibration
-    if named == "self":
+def _one_text(call: ScoreCall, progress: ConsoleProgress) -> tuple[str, ...]:
+    """The text for all checkpoints; none where the metrics read none."""
+    named: tuple[str, ...] = call.score.calibration
+    if set(named).intersection(SAMPLED):
         raise UsageError(
             "Each checkpoint would sample a text of its own, and nobody could tell whether it or "
             "the model moved a rank.",
             f"Name one text for all: --calibration {_COMMON}, or a file.",
             code="text-per-model",
         )
-    if named is None and any(each.reads_text for each in metrics_named(call.score.metrics)):
+    if not named and any(each.reads_text for each in metrics_named(call.score.metrics)):
         progress.say(f"checkpoints: all on one text, {_COMMON}; --calibration names another")
-        return _COMMON
+        return (_COMMON,)
     return named
 
 
@@ -166,9 +167,9 @@ def _texts(
         raise UsageError(
             "Texts are varied for one MODEL.", "For several: --checkpoints.", code="not-one-model"
         )
-    if call.score.calibration is not None and call.series.vary_calibration:
+    if call.score.calibration and call.series.vary_calibration:
         raise UsageError(
-            "--calibration names one text, --vary-calibration several.",
+            "--calibration names what all points share, --vary-calibration what differs.",
             "Name them all with --vary-calibration.",
             code="text-given-twice",
         )
@@ -178,7 +179,8 @@ def _texts(
             "Give them all to --vary-samples.",
             code="samples-given-twice",
         )
-    texts = tuple(dict.fromkeys(call.series.vary_calibration)) or (call.score.calibration,)
+    varied = dict.fromkeys(call.series.vary_calibration)
+    texts: list[tuple[str, ...]] = [(text,) for text in varied] or [call.score.calibration]
     counts = tuple(dict.fromkeys(call.series.vary_samples)) or (call.score.samples,)
     pairs = list(itertools.product(texts, counts))
     if len(pairs) < 2:
@@ -201,8 +203,9 @@ def _texts(
     ]
 
 
-def _label(text: str | None, count: int | None, with_count: bool) -> str:
-    name = "text" if text is None else text if text.startswith("hf:") else Path(text).name
+def _label(texts: Sequence[str], count: int | None, with_count: bool) -> str:
+    names = [text if text.startswith("hf:") else Path(text).name for text in texts]
+    name = "+".join(names) or "text"
     return f"{name}-{count}" if with_count else name
 
 
@@ -216,13 +219,13 @@ def _member(
 
     from exporter.choose.studies.series import SeriesPoint
 
-    how, text = call.load, call.score.calibration
+    how = call.load
     key = {
         "model": _digest(source, how),
         "load": vars(how),
         "score": asdict(call.score),
         "way": {"stream": call.streaming.stream, "device_map": call.device_map},
-        "text": _file_digest(text),
+        "texts": list(map(_file_digest, call.score.calibration)),
         "versions": library_versions(),
     }
     return SeriesPoint(name, key, partial(scored, source, call, progress, load=load))
@@ -236,6 +239,6 @@ def _digest(source: str, how: SourceOptions) -> str:
     return source_sha256(source, **how.reading)
 
 
-def _file_digest(text: str | None) -> str | None:
+def _file_digest(text: str) -> str | None:
 
-    return sha256_file(Path(text)) if text is not None and Path(text).is_file() else None
+    return sha256_file(Path(text)) if Path(text).is_file() else None

@@ -6,7 +6,7 @@ times and says on what text the models were judged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from exporter.artifacts import (
     LatencyRow,
     ParityCheck,
     PlannedDeletion,
+    PlanParts,
     ThreadProbe,
 )
+from exporter.artifacts.plans.origin import noted_texts
 from exporter.artifacts.store import Store
 from exporter.compare.accuracy import AccuracyResult, measure_accuracy
 from exporter.compare.arms import FLOAT_BASELINE, Pair
@@ -48,6 +50,7 @@ def compare(
     parity: Sequence[ParityCheck] = (),
     plan: Sequence[PlannedDeletion] = (),
     calibration: CalibrationRef | None = None,
+    parts: PlanParts | None = None,
     resume: Path | None = None,
     progress: Progress = QUIET,
 ) -> ComparisonReport:
@@ -67,7 +70,9 @@ def compare(
         parity: Checks that were made elsewhere, for the report.
         plan: What was dropped; by default what the candidate's metadata say, without what the
             baseline's say.
-        calibration: The text that the plan rests on; the evaluation text must be another.
+        calibration: The text that the scores rest on; the evaluation text must be another.
+        parts: The texts that the plan was made by; the evaluation text must be another. What the
+            candidate's metadata say of them is heeded, too.
         resume: A folder where times and results are kept as they come. What a run of the same
             comparison that was cut short has left there is not measured again; once the report is
             written, :func:`exporter.compare.kept.forget` removes it.
@@ -77,7 +82,7 @@ def compare(
 
     Raises:
         ComparisonError: For arms that can't be compared, an evaluation text that is the
-            calibration text or too short, and logits that aren't finite.
+            text of the scores or of the plan, or too short, and logits that aren't finite.
         OnnxFileError: For a file that is no complete ONNX model.
         BackendError: When ONNX Runtime can't load or run a model where it was asked to.
         TextSourceError: When the evaluation text can't be read.
@@ -88,9 +93,12 @@ def compare(
             raise ComparisonError("Imported times have no reference.", code="untimed-reference")
         return compare_times(*(name.path for name in names))
     options = options or CompareOptions()
-    texts = evaluation_text(options, calibration)
+    parts = parts or PlanParts()
+    scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
+    texts = evaluation_text(options, scored | decided_on(parts))
     pair = _open((baseline, candidate), options, references, floats, onnx, progress)
-    known = _Known(list(parity), list(plan) or pair.dropped(), calibration)
+    _refuse_noted(texts, pair)
+    known = _Known(list(parity), list(plan) or pair.dropped(), calibration, parts)
     if not pair.runs:
         return _described(pair, known)
     store = open_store(pair, resume)
@@ -121,18 +129,38 @@ def _open(
     return pair
 
 
-def evaluation_text(options: CompareOptions, calibration: CalibrationRef | None) -> TextSource:
-    """The text that the arms are judged on, which is never the one that the plan rests on.
+def evaluation_text(
+    options: CompareOptions, decided: Mapping[str, Iterable[TextSource | CalibrationRef]]
+) -> TextSource:
+    """The text that the arms are judged on, which is never one that anything was decided by.
+
+    Args:
+        options: Which text.
+        decided: Other texts, by what was decided by them, in words.
 
     Raises:
-        ComparisonError: When it is the text that importance was measured on.
+        ComparisonError: It is one of them.
         TextSourceError: When it can't be read.
     """
-    texts = read_texts(options.eval_text, part="evaluation")
-    if calibration is not None:
-        what = "the calibration text: what was dropped was chosen to do well on it"
-        refuse_same_text(texts, [calibration], what)
-    return texts
+    judged = read_texts(options.eval_text, part="evaluation")
+    for what, others in decided.items():
+        refuse_same_text(judged, others, what)
+    return judged
+
+
+def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
+    """The texts that a plan was made by, for :func:`evaluation_text`."""
+    return {f"what the plan was {role} on": refs for role, refs in parts.decided.items()}
+
+
+def _refuse_noted(judged: TextSource, pair: Pair) -> None:
+    for role, digests in noted_texts(pair.candidate.facts.metadata).items():
+        if judged.sha256 in digests:
+            raise ComparisonError(
+                f"{judged.source} is what the candidate's plan was {role} on, as its file notes.",
+                "Name another text with --eval-text.",
+                code="same-text",
+            )
 
 
 @dataclass(frozen=True)
@@ -142,6 +170,7 @@ class _Known:
     parity: list[ParityCheck]
     plan: list[PlannedDeletion]
     calibration: CalibrationRef | None
+    parts: PlanParts
 
 
 def _described(pair: Pair, known: _Known) -> ComparisonReport:
@@ -191,6 +220,7 @@ def _report(
         arms=pair.records(),
         plan=known.plan,
         calibration=known.calibration,
+        parts=known.parts,
         parity=known.parity,
         latency=list(latency),
         accuracy=answers.accuracy,

@@ -21,7 +21,7 @@ from exporter.artifacts import (
     Verification,
 )
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.artifacts.plans.origin import MODEL_KEY
+from exporter.artifacts.plans.origin import MODEL_KEY, note_texts
 from exporter.cut.options import CutOptions
 from exporter.cut.oracle.setting import Setting, choose
 from exporter.cut.oracle.verify import PrunedFile, UncutGraph, verify_candidate
@@ -134,6 +134,7 @@ def _pruned(model: ir.Model, plan: LoadedPlan, options: CutOptions) -> tuple[ir.
         allow_all=options.allow_all,
     )
     _recount_form(pruned)
+    note_texts(pruned.metadata_props, plan.plan)
     return pruned, passed
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from exporter.artifacts import HealKind, Train
 from exporter.option_types import Amount, Count, Duration, PositiveNumber, Seed, Several, Tokens
 from exporter.options import Options, Rule, dataclass, option
-from exporter.score.options import SCORING
+from exporter.score.options import NAMED_ONCE, SCORING
 
 HEALING = "How the plan is healed"
 HealChoice = Literal["auto", HealKind]
@@ -188,12 +188,7 @@ class HealOptions(Options):
             "A bias has no ridge: {0} is for linear maps.",
             "Leave it out, or take {1} linear or best.",
         ),
-        Rule(
-            ("calibration",),
-            lambda told: len(set(told.calibration)) != len(told.calibration),
-            "{0} names a text twice.",
-            "Name each text once.",
-        ),
+        NAMED_ONCE,
         Rule(
             ("check_text", "calibration"),
             lambda told: told.check_text is not None and told.check_text in told.calibration,

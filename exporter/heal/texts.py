@@ -15,10 +15,15 @@ from exporter.models.texts.calibration import (
     CalibrationText,
     calibration_text,
     default_calibration,
-    seed_of,
     spec_of,
 )
-from exporter.models.texts.mixtures import joined, refuse_same
+from exporter.models.texts.mixtures import (
+    joined,
+    refuse_same,
+    samples_of,
+    seed_of_all,
+    specs_of,
+)
 from exporter.models.texts.self_text import (
     CHAT,
     CHAT_TOKENS,
@@ -148,25 +153,23 @@ def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int,
 
 
 def on_text_of(
-    options: HealOptions, ref: CalibrationRef, calibration: str | None = None
+    options: HealOptions, ref: CalibrationRef, calibration: Sequence[str] = ()
 ) -> HealOptions:
-    """The same options on the text that scores rest on, where no text of their own is named.
+    """The same options on the texts that scores rest on, where none of their own is named.
 
     Args:
         options: How to heal.
         ref: What a report says of its text.
-        calibration: Another text, of which as much is taken.
+        calibration: Other texts, of each of which as much is taken.
     """
     if options.calibration:
         return options
-    known = ref.samples > 0
-    spec = calibration or (spec_of(ref.source) if known else None)
     return replace(
         options,
-        calibration=() if spec is None else (spec,),
-        samples=options.samples if options.trains else ref.samples or options.samples,
+        calibration=tuple(calibration) or specs_of(ref),
+        samples=options.samples if options.trains else samples_of(ref) or options.samples,
         sequence_length=ref.sequence_length or options.sequence_length,
-        seed=seed_of(ref.source),
+        seed=seed_of_all(ref),
     )
 
 

@@ -27,7 +27,7 @@ def score_key(run: Run) -> Key:
         "model": run.source_sha256,
         "load": vars(run.request.choosing),
         "score": vars(run.request.score),
-        "text": file_hash(run.request.score.calibration),
+        "texts": [file_hash(text) for text in run.request.score.calibration],
         "versions": run.versions,
     }
 
@@ -85,9 +85,9 @@ def request_key(request: ExportRequest, source_sha256: str, plan: str | None) ->
     asked = asdict(request) | {"out": None, "redo": None, "shared": None}
     asked["drops"] = asked["drops"] | {"plan": None}
     heal, quantize = request.heal, request.quantize
-    texts = [request.score.calibration, request.compare.eval_text]
+    texts: list[str | None] = [*request.score.calibration, request.compare.eval_text]
     texts += () if heal is None else (*heal.calibration, heal.check_text)
-    texts += () if quantize is None else (quantize.calibration, str(quantize.gguf))
+    texts += () if quantize is None else (*quantize.calibration, str(quantize.gguf))
     return {
         "model": source_sha256,
         "asked": asked,

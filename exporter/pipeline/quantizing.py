@@ -52,7 +52,7 @@ def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
     return {
         **run.sources(),
         "settings": asdict(settings) | {"gguf": None, "modelopt": None},
-        "text": file_hash(settings.calibration),
+        "texts": [file_hash(text) for text in settings.calibration],
         "gguf": None if settings.gguf is None else file_hash(str(settings.gguf)),
         "modelopt": None if settings.modelopt is None else modelopt_version(settings.modelopt),
         "versions": run.versions,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.artifacts import PruningPlan
+from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.selection.task_items import part_items, read_tasks
-from exporter.compare.session import evaluation_text
+from exporter.compare.session import decided_on, evaluation_text
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
@@ -18,7 +19,7 @@ from exporter.errors import PlanError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.texts.self_text import SAMPLED
-from exporter.models.texts.sources import read_texts, refuse_same_text
+from exporter.models.texts.sources import TextSource, read_texts
 from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
@@ -72,7 +73,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
         _refuse_engines(request.engines)
     if request.quantize is not None and request.quantize.modelopt is not None:
         modelopt_version(request.quantize.modelopt)
-    _refuse_fitted_text(request)
+    _refuse_deciding_text(request)
     _refuse_steering_items(request)
     refuse_missing_tasks(request.compare.quality)
 
@@ -97,17 +98,20 @@ def _refuse_engines(wanted: EngineRequest) -> None:
     refuse_unknown_targets(module, wanted.settings.compute_capabilities)
 
 
-def _refuse_fitted_text(request: ExportRequest) -> None:
-    """Refuses to judge on a text that replacements or weights would be fitted to."""
-    judged = evaluation_text(request.compare, None)
-    heal, quantize = request.heal, request.quantize
-    fitted = {} if heal is None else dict.fromkeys(heal.calibration, "replacements")
-    if quantize is not None and quantize.needs_calibration and quantize.calibration is not None:
-        fitted[quantize.calibration] = "weights"
-    for spec, what in fitted.items():
+def _refuse_deciding_text(request: ExportRequest) -> None:
+    """Refuses to judge on a text that scores, replacements, weights or the plan rest on."""
+    named = dict.fromkeys(request.score.calibration, "what importance would be measured on")
+    heal, quantize, given = request.heal, request.quantize, request.drops.plan
+    if heal is not None:
+        named |= dict.fromkeys(heal.calibration, "what the replacements would be fitted to")
+    if quantize is not None and quantize.needs_calibration:
+        named |= dict.fromkeys(quantize.calibration, "what the weights would be fitted to")
+    decided: dict[str, list[TextSource | CalibrationRef]] = {}
+    for spec, what in named.items():
         if spec not in SAMPLED:
-            text = read_texts(spec, part="calibration")
-            refuse_same_text(judged, [text], f"what the {what} would be fitted to")
+            decided.setdefault(what, []).append(read_texts(spec, part="calibration"))
+    known = {} if given is None else decided_on(read_plan(given).parts)
+    evaluation_text(request.compare, {**decided, **known})
 
 
 def _refuse_steering_items(request: ExportRequest) -> None:
@@ -153,15 +157,6 @@ def _refuse_modelopt(request: ExportRequest) -> None:
             "Leave --cache-length out: the caches then grow.",
             code="caches-in-place",
         )
-
-
-def refuse_calibration_text(run: Run) -> None:
-    """Refuses an evaluation text that the scores rest on.
-
-    Raises:
-        ComparisonError: It is the same text.
-    """
-    evaluation_text(run.request.compare, run.importance.calibration)
 
 
 def refuse_lost_caches(run: Run) -> None:

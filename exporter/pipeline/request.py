@@ -18,6 +18,7 @@ from exporter.engines.build.settings import ENGINES, BuildSettings
 from exporter.export.options import USUAL_ROOM, ExporterName
 from exporter.heal.options import HEALING, HealOptions
 from exporter.models.loading.options import LOADING, SourceOptions
+from exporter.models.texts.self_text import SAMPLED
 from exporter.option_types import (
     Count,
     Dtype,
@@ -232,16 +233,17 @@ class ExportRequest(Options):
         """
         found = dict(settled_heal(told))
         text, source = told.get("calibration"), told.get("source")
-        if found.get("heal") not in (None, "none") and text is not None:
-            found.setdefault("heal_calibration", (text,))
+        if found.get("heal") not in (None, "none") and text:
+            found.setdefault("heal_calibration", text)
         if told.get("quantize_method") == "gguf" and str(source).endswith(".gguf"):
             found.setdefault("gguf", Path(str(source)))
         return found
 
     def __post_init__(self) -> None:
-        if self.quantize is not None and self.quantize.calibration == "self":
+        if self.quantize is not None and set(self.quantize.calibration).intersection(SAMPLED):
             # Text that the model samples itself can't be quantised on.
-            object.__setattr__(self, "quantize", replace(self.quantize, calibration=None))
+            read = tuple(text for text in self.quantize.calibration if text not in SAMPLED)
+            object.__setattr__(self, "quantize", replace(self.quantize, calibration=read))
         if self.drops.budget is not None:
             self.plan_settings.for_budget(self.drops.budget)
 

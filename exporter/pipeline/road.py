@@ -15,7 +15,6 @@ from exporter.pipeline.engines import build, engines_key
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
     refuse_bad_options,
-    refuse_calibration_text,
     refuse_foreign_results,
 )
 from exporter.pipeline.request import ExportRequest
@@ -86,7 +85,6 @@ def _publish(run: Run) -> None:
 def _write_models(run: Run) -> None:
     checkpoint.refuse_early(run)
     _stage(run, "score", keys.score_key(run), stages.score_sublayers)
-    refuse_calibration_text(run)
     _plan_and_export(run)
     _stage(run, "prune", keys.prune_key(run), stages.prune)
     _checkpoint(run)

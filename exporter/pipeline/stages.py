@@ -171,7 +171,7 @@ def _say_pruned(run: Run, report: PruneReport) -> None:
 
 def measure(run: Run) -> tuple[list[Path], None]:
     """Compares both models and writes the report."""
-    importance, deletions = run.importance, run.plan.plan.deletions
+    importance, plan = run.importance, run.plan.plan
     graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
     arms, floats, built_from = graphs, None, None
     if run.request.engines is not None:
@@ -187,8 +187,9 @@ def measure(run: Run) -> tuple[list[Path], None]:
         floats=floats,
         onnx=built_from,
         parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],
-        plan=deletions,
+        plan=plan.deletions,
         calibration=importance.calibration,
+        parts=plan.parts,
         resume=run.request.out,
         progress=run.progress,
     )

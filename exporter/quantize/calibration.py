@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.mixtures import joined, refuse_same
 from exporter.models.texts.packing import pack_tokens
 from exporter.models.texts.sources import read_texts
 from exporter.progress import Progress
@@ -32,12 +34,12 @@ _FILE, _TOKENIZER = "watched.onnx", "tokenizer.json"
 Moments = NDArray[np.float32]
 
 
-def calibration_beside(model: Path, spec: str) -> CalibrationText:
-    """Reads a text and cuts it into samples with the tokenizer that lies beside a model.
+def calibration_beside(model: Path, specs: Sequence[str]) -> CalibrationText:
+    """Reads texts and cuts them into samples with the tokenizer that lies beside a model.
 
     Args:
         model: The ONNX file.
-        spec: As :func:`exporter.models.texts.sources.read_texts` takes it.
+        specs: As :func:`exporter.models.texts.sources.read_texts` takes them; alike much of each.
 
     Raises:
         TextSourceError: The text can't be read.
@@ -49,10 +51,16 @@ def calibration_beside(model: Path, spec: str) -> CalibrationText:
             "Copy the model's tokenizer there, or take a method that needs no text.",
             code="no-tokenizer",
         )
+    tokenizer, samples = TextModel.of(model), math.ceil(_SAMPLES / len(specs))
+    texts = [_packed(tokenizer, spec, samples) for spec in specs]
+    refuse_same(texts)
+    return joined(texts)
+
+
+def _packed(tokenizer: TextModel, spec: str, samples: int) -> CalibrationText:
     texts = read_texts(spec, part="calibration")
-    tokenizer = TextModel.of(model)
     length = min(_LENGTH, tokenizer.positions or _LENGTH)
-    ids = pack_tokens(tokenizer.encode, texts, sequence_length=length, max_samples=_SAMPLES)
+    ids = pack_tokens(tokenizer.encode, texts, sequence_length=length, max_samples=samples)
     if not len(ids) and length > _LEAST_LENGTH:
         ids = pack_tokens(tokenizer.encode, texts, sequence_length=_LEAST_LENGTH)
     if ids.size < length:

@@ -149,7 +149,7 @@ class _Quantisation:
             refuse_caches_in_place(self.model, self.source)
         refuse_nothing_to_do(self.found, self.source)
         refuse_unknown_nodes(self.bits_by_node, self.found)
-        texts = [Path(self.settings.calibration)] if self.settings.calibration else []
+        texts = map(Path, self.settings.calibration)
         files = [self.settings.gguf] if self.settings.gguf else []
         read = [self.source, *storage.data_files(self.model), *texts, *files]
         refuse_overwriting(output, read, ONNX)
@@ -170,7 +170,7 @@ class _Quantisation:
         """The calibration text; None where nothing looks at one."""
         if not self.settings.reads_text(bits_given=bool(self.bits_by_node)):
             return None
-        return calibration_beside(self.source, self.settings.calibration or "")
+        return calibration_beside(self.source, self.settings.calibration)
 
     def search_bits(self, stage: Path, tokens: CalibrationText | None) -> MixedBits | None:
         """For the scheme ``mixed`` the bits of each product, unless they are given."""

@@ -106,9 +106,10 @@ class QuantizeSettings(Options):
         "Of the product that gives the logits; none takes the scheme's.",
         section=QUANTIZATION,
     )
-    calibration: str | None = option(
-        None,
-        "Text for gptq, mixed, int8-qdq and ModelOpt: a text or JSONL file, hf:DATASET or pydoc.",
+    calibration: tuple[str, ...] = option(
+        (),
+        "Text for gptq, mixed, int8-qdq and ModelOpt: a text or JSONL file, hf:DATASET or pydoc. "
+        "Several make a mixture.",
         metavar="SOURCE",
         section=QUANTIZATION,
     )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from exporter.option_types import Count, Seed, Several, one_of
-from exporter.options import Options, dataclass, option
+from exporter.options import Options, Rule, dataclass, option
 from exporter.score.registry import DEFAULT, METRICS
 
 KL_POSITIONS = 2
 """The model's answers are compared at every so many positions unless asked otherwise."""
 SCORING = "How importance is scored"
 MetricName = one_of(METRICS)
+NAMED_ONCE = Rule(
+    ("calibration",),
+    lambda told: len(set(told.calibration)) != len(told.calibration),
+    "{0} names a text twice.",
+    "Name each text once.",
+)
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,8 @@ class ScoreOptions(Options):
     Attributes:
         metrics: The first is the report's own and decides what goes first, the others stand in its
             ``further``.
-        calibration: None: ``self`` for a model that generates text and is in memory, else
-            ``pydoc``.
+        calibration: Alike much of each; empty: ``self`` for a model that generates text and is in
+            memory, else ``pydoc``.
         batch_size: On a cluster each batch is a piece of work.
         seed: For sampled text and the metric ``random``.
     """
@@ -33,16 +39,16 @@ class ScoreOptions(Options):
         metavar="NAME",
         section=SCORING,
     )
-    calibration: str | None = option(
-        None,
+    calibration: tuple[str, ...] = option(
+        (),
         "Text to look at: a text or JSONL file, hf:DATASET, pydoc, or self (text that the model "
-        "samples; the default for decoders).",
+        "samples; the default for decoders). Several make a mixture.",
         brief="Text to look at: a file, hf:DATASET, pydoc or self",
         metavar="SOURCE",
         section=SCORING,
     )
     samples: Count | None = option(
-        None, "Samples of the text.", usual="about 10,000 tokens", section=SCORING
+        None, "Samples of each text.", usual="about 10,000 tokens", section=SCORING
     )
     sequence_length: Several = option(512, "Tokens in a sample.", section=SCORING)
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
@@ -59,3 +65,4 @@ class ScoreOptions(Options):
         section=SCORING,
         rare=True,
     )
+    rules = (NAMED_ONCE,)

@@ -20,7 +20,8 @@ from exporter.models.anatomy.architectures import layer_modules, refuse_differin
 from exporter.models.anatomy.residual_stream import LayerModules, probe
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.calibration import CalibrationText, calibration_text, check_text
+from exporter.models.texts.calibration import CalibrationText, check_text
+from exporter.models.texts.mixtures import mixed_text
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress
@@ -170,7 +171,7 @@ def refuse_unstreamable(options: ScoreOptions) -> None:
                 "Take cosine or kl, or score the model without --stream.",
                 code="needs-whole-model",
             )
-    if options.calibration in SAMPLED:
+    if set(options.calibration).intersection(SAMPLED):
         raise UsageError(
             "A model that is read layer by layer can't sample a text of its own: each token would "
             "read all of the weights.",
@@ -214,16 +215,16 @@ def _asked_text(
 ) -> CalibrationText:
     if not any(metric.reads_text for metric in metrics):
         return _no_text()
-    spec = options.calibration
-    if spec is None and isinstance(loaded, MetaModel):
-        spec = PYDOC
+    specs = options.calibration
+    if not specs and isinstance(loaded, MetaModel):
+        specs = (PYDOC,)
         if loaded.model.can_generate():
             progress.say(
                 "calibration: pydoc, since a streamed model can't sample a text of its own"
             )
-    return calibration_text(
+    return mixed_text(
         loaded,
-        spec,
+        specs,
         samples=options.samples,
         sequence_length=options.sequence_length,
         seed=options.seed,

@@ -76,7 +76,7 @@ def planned(loaded: Any, text: str, drop: str) -> PruningPlan:
     from exporter.score import ScoreOptions, score
 
     kind = "block" if drop.endswith("b") else "attention"
-    report = score(loaded, ScoreOptions(calibration=text, samples=20, blocks=kind == "block"))
+    report = score(loaded, ScoreOptions(calibration=(text,), samples=20, blocks=kind == "block"))
     scores = sorted((s for s in report.scores if s.kind == kind), key=lambda s: s.score)
     chosen = scores[: int(drop.rstrip("b"))]
     return PruningPlan(deletions=[PlannedDeletion(layer=s.layer, kind=s.kind) for s in chosen])

@@ -111,7 +111,7 @@ class CostRunner:
         path = self.work / "importance.json"
         if not path.exists():
             samples = -(-self.options.tokens // SEQUENCE)
-            how = ScoreOptions(calibration=str(self.options.calibration), samples=samples)
+            how = ScoreOptions(calibration=(str(self.options.calibration),), samples=samples)
             score(self.loaded, how, progress=self.progress).write(path)
         return ImportanceReport.read(path)
 

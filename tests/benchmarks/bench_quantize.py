@@ -46,9 +46,9 @@ WAYS = {
     "int4, blocks of 64": QuantizeSettings(block_size=64),
     "int4, blocks of 128": QuantizeSettings(block_size=128),
     "int4, level 1": QuantizeSettings(accuracy_level=1),
-    "int4 gptq": QuantizeSettings(method="gptq", calibration="pydoc"),
+    "int4 gptq": QuantizeSettings(method="gptq", calibration=("pydoc",)),
     "int4 gptq, blocks of 64": QuantizeSettings(
-        method="gptq", calibration="pydoc", block_size=64
+        method="gptq", calibration=("pydoc",), block_size=64
     ),
     "int4 hqq": QuantizeSettings(method="hqq"),
     "int8": QuantizeSettings(scheme="int8"),
@@ -57,7 +57,7 @@ WAYS = {
     "int8, blocks of 128": QuantizeSettings(scheme="int8", block_size=128, embedding_bits=None),
     "int8, level 1": QuantizeSettings(scheme="int8", accuracy_level=1),
     "int8-dynamic": QuantizeSettings(scheme="int8-dynamic"),
-    "int8-qdq": QuantizeSettings(scheme="int8-qdq", calibration="pydoc"),
+    "int8-qdq": QuantizeSettings(scheme="int8-qdq", calibration=("pydoc",)),
 }  # fmt: skip
 
 

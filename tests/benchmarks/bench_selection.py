@@ -76,7 +76,7 @@ class Bench:
 
         path = self.keep / "importance.json"
         if not path.exists():
-            score(self.loaded, ScoreOptions(calibration=str(self.options.calibrate))).write(path)
+            score(self.loaded, ScoreOptions(calibration=(str(self.options.calibrate),))).write(path)
         return ImportanceReport.read(path)
 
     def plan(self, way: str, number: int, most: int) -> PruningPlan:

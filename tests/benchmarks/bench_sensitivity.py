@@ -80,10 +80,10 @@ def _forms(options: argparse.Namespace) -> dict[str, QuantizeSettings]:
         "int4, symmetric": PLAIN,
         "int4, zero points": QuantizeSettings(symmetric=False),
         "int4 hqq": QuantizeSettings(method="hqq"),
-        "int4 gptq": QuantizeSettings(method="gptq", calibration=text),
-        "mixed, symmetric": QuantizeSettings(scheme="mixed", symmetric=True, calibration=text),
-        "mixed": QuantizeSettings(scheme="mixed", calibration=text),
-        "mixed gptq": QuantizeSettings(scheme="mixed", method="gptq", calibration=text),
+        "int4 gptq": QuantizeSettings(method="gptq", calibration=(text,)),
+        "mixed, symmetric": QuantizeSettings(scheme="mixed", symmetric=True, calibration=(text,)),
+        "mixed": QuantizeSettings(scheme="mixed", calibration=(text,)),
+        "mixed gptq": QuantizeSettings(scheme="mixed", method="gptq", calibration=(text,)),
         "int8": QuantizeSettings(scheme="int8"),
     }
     if options.gguf is not None:

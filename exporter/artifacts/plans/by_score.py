@@ -71,7 +71,7 @@ def plan_drop(
         budget={name: number for name, number in budget.items() if number},
         importance_sha256=importance_sha256,
         made_from=parents_of(report, importance_sha256),
-        chosen_on=[report.calibration] if report.calibration.samples else [],
+        chosen_on=report.calibration.texts,
     )
     kinds = tuple({score.kind for score in report.scores})
     layers, model = report.model.num_layers, report.model.source

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress
+from graph_passes.plan_record import canonical_json
 
 MODEL_KEY = "depthcut.model"
 """Where a graph's metadata has the SHA-256 of the model that it was exported from."""
+_TEXTS_KEY = "depthcut.texts"
 _ROLE = "model"
+
+
+def note_texts(metadata: MutableMapping[str, str], plan: PruningPlan) -> None:
+    """Adds to a graph's metadata the SHA-256 of the texts that a plan was made by, by their role.
+
+    Names are left out: they may be paths of this machine.
+    """
+    noted = noted_texts(metadata)
+    for role, refs in plan.decided.items():
+        noted[role] = sorted({*noted.get(role, ()), *(ref.sha256 for ref in refs)})
+    if noted:
+        metadata[_TEXTS_KEY] = canonical_json(noted)
+
+
+def noted_texts(metadata: Mapping[str, str]) -> dict[str, list[str]]:
+    """What :func:`note_texts` noted; an unreadable note counts as none."""
+    try:
+        return TypeAdapter(dict[str, list[str]]).validate_json(metadata.get(_TEXTS_KEY, "{}"))
+    except ValidationError:
+        return {}
 
 
 def parents_of(report: ImportanceReport, importance_sha256: str | None) -> dict[str, str]:

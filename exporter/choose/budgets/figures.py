@@ -10,6 +10,7 @@ from exporter.artifacts import (
     CurvePoint,
     HealingReport,
     ImportanceReport,
+    JudgedText,
     ParetoCurve,
     PruningPlan,
     Speedup,
@@ -67,8 +68,9 @@ class Outcome:
         elif "speedup" in figures:
             told = f"speedup {figures['speedup']:.3f} by the costs, not measured; {told}"
         if "other_log_perplexity_increase" in figures:
-            rise = math.expm1(min(figures["other_log_perplexity_increase"], 50.0))
-            told += f" (perplexity in the other domain {rise:+.1%})"
+            told += f" (perplexity in the other domain {_rise(figures, 'other_')})"
+        for each in self.plan.judged_apart:
+            told += f"; on {each.text.source} {_rise(each.figures)}"
         if self.plan.predicted_on != "unseen":
             told += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: rather too good)"
         return told + self._parameters()
@@ -83,12 +85,33 @@ class Outcome:
         return f"; parameters {change}"
 
 
+def _rise(figures: Mapping[str, float], where: str = "") -> str:
+    """Of the perplexity, as a share."""
+    return f"{math.expm1(min(figures[f'{where}log_perplexity_increase'], 50.0)):+.1%}"
+
+
 def damage_figures(damage: Damage) -> dict[str, float]:
     """What a plan says of its damage, with standard errors as far as they are known."""
     names = ("kl", "log_perplexity_increase", "top1_agreement")
     errors = ("kl_std_error", "log_perplexity_increase_std_error")
     found = {name: getattr(damage, name) for name in (*names, *errors)}
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def judged_apart(damage: Damage, text: CalibrationText) -> list[JudgedText]:
+    """Its figures on each text of a mixture; none for a single text.
+
+    Args:
+        damage: On all samples.
+        text: The samples.
+    """
+    if text.owners is None:
+        return []
+    return [
+        JudgedText(text=one.part, figures=damage_figures(damage.of(text.owners == number)))
+        for number, one in enumerate(text.apart)
+        if len(one.mask)
+    ]
 
 
 def predicted(
@@ -155,7 +178,7 @@ def healing_of(
     fitted = texts.searched.ref
     other = other_domain(
         loaded,
-        [fitted.source],
+        [text.source for text in fitted.texts],
         len(texts.reported.input_ids),
         sequence_length=fitted.sequence_length,
         spec=heal.check_text,
@@ -166,7 +189,7 @@ def healing_of(
         branch_replacements,
         (texts.reported, other),
         replace(heal, sequential=True, batch_size=batch_size),
-        [fitted],
+        fitted.texts,
         progress=progress,
     )
     parents = {"model": loaded.ref.sha256, "calibration": fitted.sha256}

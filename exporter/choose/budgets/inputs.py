@@ -36,7 +36,7 @@ from exporter.errors import UsageError
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.calibration import text_of_report
+from exporter.models.texts.mixtures import text_of_report
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from graph_passes.files.placing import SCRATCH
@@ -145,7 +145,7 @@ class PlanInputs:
 
     @cached_property
     def text(self) -> CalibrationText:
-        """All that the scores rest on, or as much of another text."""
+        """All that the scores rest on, or as much of each of other texts."""
         return text_of_report(
             self.loaded,
             self.report.calibration,

@@ -65,8 +65,8 @@ def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
     Raises:
         UsageError: With what would happen.
     """
-    text, model = request.settings.calibration, request.model
-    inputs = [request.importance, *map(Path, filter(None, (text, model)))]
+    texts, model = request.settings.calibration, request.model
+    inputs = [request.importance, *map(Path, filter(None, (*texts, model)))]
     inputs += request.settings.search.task_files
     inputs += [request.onnx] if request.onnx is not None else []
     places = {

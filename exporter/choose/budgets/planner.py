@@ -17,6 +17,7 @@ from exporter.choose.budgets.figures import (
     damage_figures,
     elsewhere,
     healing_of,
+    judged_apart,
     predicted,
 )
 from exporter.choose.budgets.inputs import PlanInputs
@@ -91,15 +92,17 @@ class Planner(PlanInputs):
             allow_all=self._allow_all,
             progress=self._progress,
         )
-        chosen_on = {"chosen_on": [self.text.part]}
+        chosen_on = {"chosen_on": self.text.parts}
         plan = self._plan_of(PlanCandidate(tuple(options))).model_copy(update=chosen_on)
         if not predicts_tokens(self.loaded.model):
             return Outcome(plan)
         damage = self._searched_meter(self.text).measure_many(cut_of_options(options), [])[0]
+        measured_on = self._measured_on(self.text)
         told = {
             "predicted": damage_figures(damage),
             "predicted_on": "searched",
-            "judged_on": [self._measured_on(self.text).part],
+            "judged_on": measured_on.parts,
+            "judged_apart": judged_apart(damage, measured_on),
         }
         return Outcome(plan.model_copy(update=told), damage=damage)
 
@@ -285,6 +288,7 @@ class Planner(PlanInputs):
             "predicted": figures | elsewhere(healing) | (task_figures(judged) if judged else {}),
             "predicted_on": self.texts.figures_from,
             "predicted_tasks": task_results(judged),
+            "judged_apart": judged_apart(damage, self.texts.reported),
             **self._parts(),
         }
         plan = self._plan_of(candidate).model_copy(update=told)
@@ -305,10 +309,10 @@ class Planner(PlanInputs):
         steering = [] if tasks is None else [task.part for task in tasks.steering]
         judged = [] if tasks is None else [task.part for task in tasks.judged]
         return {
-            "chosen_on": steering or [self._measured_on(texts.searched).part],
-            "fitted_on": [texts.searched.part] if fits else [],
-            "stopped_on": [texts.checked.part] if fits or self.budget.floors else [],
-            "judged_on": [texts.reported.part, *judged],
+            "chosen_on": steering or self._measured_on(texts.searched).parts,
+            "fitted_on": texts.searched.parts if fits else [],
+            "stopped_on": texts.checked.parts if fits or self.budget.floors else [],
+            "judged_on": [*texts.reported.parts, *judged],
         }
 
     def _plan_of(self, candidate: PlanCandidate) -> PruningPlan:

@@ -17,7 +17,7 @@ from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
 from exporter.option_types import Count
 from exporter.options import Options, Rule, dataclass, is_given, option, part, value_at
-from exporter.score.options import SCORING
+from exporter.score.options import NAMED_ONCE, SCORING
 
 ROUNDS = 4
 
@@ -43,9 +43,10 @@ class PlanSettings(Options):
         shared=("batch_size",),
         config_only=("sequential", "time_s", "check_text"),
     )
-    calibration: str | None = option(
-        None,
-        "Text to search on: a text or JSONL file, hf:DATASET, pydoc, or self.",
+    calibration: tuple[str, ...] = option(
+        (),
+        "Text to search on: a text or JSONL file, hf:DATASET, pydoc, or self. Several make a "
+        "mixture.",
         brief="Text to search on: file, hf:DATASET, pydoc or self",
         metavar="SOURCE",
         usual="the one that IMPORTANCE rests on",
@@ -62,6 +63,8 @@ class PlanSettings(Options):
         brief="Of numbers alone: even if nothing is left",
         section=DROPPING,
     )
+
+    rules = (NAMED_ONCE,)
 
     def for_budget(self, budget: Budget) -> PlanSettings:
         """The same with the method named, as it goes with a budget.
@@ -86,7 +89,7 @@ class PlanSettings(Options):
         return replace(self, search=search)
 
     def _refuse_own_fits(self, heal: HealOptions) -> None:
-        if heal.sequential or heal.calibration not in ((), (self.calibration,)):
+        if heal.sequential or heal.calibration not in ((), self.calibration):
             raise UsageError(
                 "A search by damage weighs replacements that it fits on its own text, in its own "
                 "way.",

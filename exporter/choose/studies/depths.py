@@ -162,7 +162,7 @@ def _held_out(
         progress=progress,
     )
     what = "the text that the scores rest on: what is dropped was chosen to do well on it"
-    refuse_same_text(text.ref, [used], what, error=CalibrationError)
+    refuse_same_text(text.ref, used.texts, what, error=CalibrationError)
     return text
 
 

@@ -141,7 +141,8 @@ def _told(text: CalibrationRef) -> str:
 
 
 def _text_hint(*reports: ImportanceReport) -> str:
-    if any(report.calibration.source.startswith("self (") for report in reports):
+    texts = [text for report in reports for text in report.calibration.texts]
+    if any(text.source.startswith("self (") for text in texts):
         return (
             "Text that a model samples is its own; score all checkpoints on the same: "
             "--calibration pydoc, or a file."

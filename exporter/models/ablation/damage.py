@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.models.ablation.ratios import Floats, ratio, ratio_std_error
 
@@ -29,6 +30,10 @@ class Damage:
     nll_sums: Floats
     baseline_nll_sums: Floats
     agreements: Floats
+
+    def of(self, samples: NDArray[np.bool_]) -> Damage:
+        """On some of the samples, those that are True, ``[samples]``."""
+        return Damage(*(getattr(self, each.name)[samples] for each in fields(self)))
 
     @property
     def kl(self) -> float:

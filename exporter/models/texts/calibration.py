@@ -37,14 +37,13 @@ class CalibrationText:
         ref: What the report says about the text.
         input_ids: ``[samples, tokens]``, int64.
         mask: ``[samples, tokens]``, boolean; False marks padding.
-        sources: Of a mixture, each text's own; see :mod:`exporter.models.texts.mixtures`.
-        owners: ``[samples]``, of a mixture the number of each sample's text.
+        owners: ``[samples]``, of a mixture the number of each sample's text; see
+            :mod:`exporter.models.texts.mixtures`.
     """
 
     ref: CalibrationRef
     input_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
-    sources: tuple[CalibrationRef, ...] = ()
     owners: NDArray[np.int64] | None = None
 
     @classmethod
@@ -68,22 +67,23 @@ class CalibrationText:
     @property
     def part(self) -> CalibrationRef:
         """What is said of just these samples, by which they are known again."""
-        return self.ref.model_copy(update={"ids_sha256": self.ids_sha256})
+        mixture = [] if self.owners is None else [text.part for text in self.apart]
+        return self.ref.model_copy(update={"ids_sha256": self.ids_sha256, "mixture": mixture})
 
     @property
     def parts(self) -> list[CalibrationRef]:
         """The same of each text that has samples in it; of a single text, one."""
-        return [text.part for text in self.apart if len(text.mask)]
+        return self.part.texts
 
     @property
     def apart(self) -> list[CalibrationText]:
         """The texts of a mixture, each by itself; a single text as it is."""
         if self.owners is None:
             return [self]
-        chosen = [self._taken(self.owners == number) for number in range(len(self.sources))]
+        rows = [self.owners == number for number in range(len(self.ref.mixture))]
         return [
-            CalibrationText(_counted(ref, one.mask), one.input_ids, one.mask)
-            for ref, one in zip(self.sources, chosen, strict=True)
+            CalibrationText(_counted(ref, self.mask[own]), self.input_ids[own], self.mask[own])
+            for ref, own in zip(self.ref.mixture, rows, strict=True)
         ]
 
     def rows(self, chosen: slice) -> CalibrationText:
@@ -94,7 +94,10 @@ class CalibrationText:
         mask = self.mask[chosen]
         owners = None if self.owners is None else self.owners[chosen]
         ref = _counted(self.ref, mask)
-        return CalibrationText(ref, self.input_ids[chosen], mask, self.sources, owners)
+        if owners is not None:
+            counted = [_counted(r, mask[owners == i]) for i, r in enumerate(self.ref.mixture)]
+            ref = ref.model_copy(update={"mixture": counted})
+        return CalibrationText(ref, self.input_ids[chosen], mask, owners)
 
     def first_tokens(self, tokens: int) -> CalibrationText:
         """The first samples, enough for a number of tokens."""
@@ -153,48 +156,6 @@ def calibration_text(
     text = CalibrationText.unpadded(ids, label, digest)
     check_text(loaded, ids, text.mask)
     _tell_if_short(ids, wanted, label, progress)
-    return text
-
-
-def text_of_report(
-    loaded: LoadedModel,
-    ref: CalibrationRef,
-    *,
-    calibration: str | None = None,
-    cache_dir: Path | None = None,
-    progress: Progress = QUIET,
-) -> CalibrationText:
-    """The samples that a report's scores rest on, or as many of another text.
-
-    Where the scores rest on no text, that is the usual text for this kind of model.
-
-    Args:
-        loaded: The model.
-        ref: What the report says of its text.
-        calibration: Another text, as ``depthcut score --calibration`` takes it; None: the report's.
-        cache_dir: Where text that the model sampled is kept.
-        progress: Told what goes on.
-
-    Raises:
-        CalibrationError: When the report's text is no longer the same, or too short.
-        TextSourceError: When it can't be read.
-    """
-    known = ref.samples > 0  # A metric that reads no text leaves the choice to the defaults.
-    text = calibration_text(
-        loaded,
-        spec_of(ref.source) if calibration is None and known else calibration,
-        samples=ref.samples or None,
-        sequence_length=ref.sequence_length or DEFAULT_LENGTH,
-        seed=seed_of(ref.source),
-        cache_dir=cache_dir,
-        progress=progress,
-    )
-    if known and calibration is None and text.ref.sha256 != ref.sha256:
-        raise CalibrationError(
-            f"{ref.source} is no longer the text that the scores rest on.",
-            "Score the model again, or name a text for the search: --calibration.",
-            code="text-changed",
-        )
     return text
 
 

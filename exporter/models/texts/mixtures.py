@@ -3,13 +3,120 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, DepthcutError
 from exporter.files import sha256_bytes
-from exporter.models.texts.calibration import CalibrationText
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import (
+    DEFAULT_LENGTH,
+    CalibrationText,
+    calibration_text,
+    seed_of,
+    spec_of,
+)
+from exporter.progress import QUIET, Progress
+
+
+def mixed_text(
+    loaded: LoadedModel,
+    specs: Sequence[str] = (),
+    *,
+    samples: int | None = None,
+    sequence_length: int = DEFAULT_LENGTH,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """As :func:`exporter.models.texts.calibration.calibration_text`, of several texts one mixture.
+
+    Args:
+        loaded: The model.
+        specs: The texts; none: the usual one for this kind of model.
+        samples: How many of each; None: as many as make about 10,000 tokens.
+        sequence_length: Tokens in each; cut to what the model can take.
+        seed: For text that the model samples.
+        cache_dir: Where such text is kept.
+        progress: Told what goes on.
+
+    Raises:
+        CalibrationError: A text is too short, is there twice, or the model can't be given it.
+        TextSourceError: A text can't be read.
+    """
+    texts = [
+        calibration_text(
+            loaded,
+            spec,
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+        for spec in specs or (None,)
+    ]
+    refuse_same(texts)
+    return joined(texts)
+
+
+def text_of_report(
+    loaded: LoadedModel,
+    ref: CalibrationRef,
+    *,
+    calibration: Sequence[str] = (),
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """The samples that a report's scores rest on, or as many of each of other texts.
+
+    Where the scores rest on no text, that is the usual text for this kind of model.
+
+    Args:
+        loaded: The model.
+        ref: What the report says of its text.
+        calibration: Other texts, as ``depthcut score --calibration`` takes them; none: the
+            report's.
+        cache_dir: Where text that the model sampled is kept.
+        progress: Told what goes on.
+
+    Raises:
+        CalibrationError: When the report's text is no longer the same, or too short.
+        TextSourceError: When it can't be read.
+    """
+    text = mixed_text(
+        loaded,
+        calibration or specs_of(ref),
+        samples=samples_of(ref),
+        sequence_length=ref.sequence_length or DEFAULT_LENGTH,
+        seed=seed_of_all(ref),
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    if ref.samples and not calibration and text.ref.sha256 != ref.sha256:
+        raise CalibrationError(
+            f"{ref.source} is no longer the text that the scores rest on.",
+            "Score the model again, or name a text for the search: --calibration.",
+            code="text-changed",
+        )
+    return text
+
+
+def specs_of(ref: CalibrationRef) -> tuple[str, ...]:
+    """What to name so that all that a report speaks of is read again; none where it read none."""
+    return tuple(spec_of(text.source) for text in ref.texts)
+
+
+def samples_of(ref: CalibrationRef) -> int | None:
+    """How many to take of each text, so that as many come; None where the report read none."""
+    return max((text.samples for text in ref.texts), default=None)
+
+
+def seed_of_all(ref: CalibrationRef) -> int:
+    """The seed of what the model sampled; 0 where it sampled nothing."""
+    return max((seed_of(text.source) for text in ref.texts), default=0)
 
 
 def joined(texts: Sequence[CalibrationText]) -> CalibrationText:
@@ -30,12 +137,12 @@ def joined(texts: Sequence[CalibrationText]) -> CalibrationText:
         sequence_length=refs[0].sequence_length,
         tokens=sum(each.tokens for each in refs),
         sha256=refs[0].sha256 if len({r.sha256 for r in refs}) == 1 else _digest(refs),
+        mixture=list(refs),
     )
     return CalibrationText(
         ref,
         np.concatenate([text.input_ids for text in texts])[order],
         np.concatenate([text.mask for text in texts])[order],
-        sources=refs,
         owners=owners[order],
     )
 

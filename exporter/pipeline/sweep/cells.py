@@ -12,6 +12,8 @@ from pathlib import Path
 from exporter.artifacts.ledger import FOLDER
 from exporter.errors import SweepError
 from exporter.models.loading.checked_folder import Dangers
+from exporter.models.texts.self_text import SAMPLED
+from exporter.models.texts.sources import PYDOC
 from exporter.option_types import Dtype
 from exporter.options import build
 from exporter.pipeline.request import ExportRequest
@@ -26,7 +28,7 @@ PLANS = "plans"
 SHARED = "shared"
 _CHOOSE_IN: Dtype = "float32"
 _BLOCKS_ON_DEMAND = ("kl", "perplexity")  # the other metrics score them anyway
-_NO_PATH = ("self", "pydoc")
+_NO_PATH = (*SAMPLED, PYDOC)
 _TEXTS = ("calibration", "heal_calibration", "check_text", "eval_text")
 _PATHS = {"plan": "plan", "task_data": "folder"}
 _HUB_ID = re.compile(r"hf:[\w./-]+|[\w][\w.-]*/[\w][\w.-]*")
@@ -132,7 +134,7 @@ def _quantize(
     own = precision.told.get("calibration")
     if settings is None or own is None:
         return settings
-    return replace(settings, calibration=place.text(own))
+    return replace(settings, calibration=tuple(map(place.text, own)))
 
 
 @dataclass(frozen=True)

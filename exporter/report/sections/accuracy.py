@@ -16,6 +16,7 @@ from exporter.report.charts.intervals import IntervalLine, Intervals
 from exporter.report.charts.lines import Line, LinePoint, Lines
 from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section
 from exporter.report.sections.corners import interval_tone
+from exporter.report.sections.parts import other_part
 from exporter.report.sections.summary import accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
 from exporter.report.words import interval_words, or_dash, percent, significant
@@ -69,6 +70,7 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
         f"Evaluation text: {accuracy.text_source}, {accuracy.tokens:,} tokens{stride} "
         f"(SHA-256 `{accuracy.text_sha256[:12]}`)."
     )
+    yield from other_part(report.parts, accuracy.text_source)
     if accuracy.perplexity is None:
         yield Note(
             "There is no perplexity: the tokens are no text, or the model doesn't predict the "

@@ -17,8 +17,7 @@ _ROLES = {"calibration": "held out of what was fitted on", "other": "another dom
 def healing_section(report: ComparisonReport) -> Section | None:
     """The gain by text, and every branch's fit, or that they aren't known; None for a bare plan."""
     if report.healing is not None:
-        blocks = [*_blocks(report.healing), *_in_domain(report, report.healing)]
-        return Section("healing", "Healing", blocks)
+        return Section("healing", "Healing", [*_blocks(report.healing)])
     replaced = sum(deletion.replacement != "none" for deletion in report.plan)
     if not replaced:
         return None
@@ -128,18 +127,6 @@ _ENDS = {
     "no_gain": "It ended early, as held-out text gained no more.",
     "diverged": "It ended early, as the loss was no longer finite; the best state was kept.",
 }
-
-
-def _in_domain(report: ComparisonReport, healing: Healing) -> Iterator[Block]:
-    """That the comparison's own text is of a domain that was healed on, where that is known."""
-    judged = None if report.accuracy is None else report.accuracy.text_source
-    kinds = {ref.source.split(" (")[0] for ref in healing.calibration}
-    if judged is not None and judged.split(" (")[0] in kinds:
-        yield Note(
-            f"The accuracy above is on {judged}, of a domain that was healed on: in other "
-            "domains it is likely to be lower (--eval-text).",
-            lead="In the domain:",
-        )
 
 
 def _training_grid(training: Training) -> Grid:

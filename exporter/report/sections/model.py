@@ -9,6 +9,7 @@ from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedD
 from exporter.printable import counted
 from exporter.report.charts.cells import CellMap, MapCell, Shades
 from exporter.report.sections.blocks import Bullets, Cell, Figure, Grid, Note, Section, Sign
+from exporter.report.sections.parts import parts_blocks
 from exporter.report.sections.summary import size_grid
 from exporter.report.words import KINDS, dropped_lines, named_arms, significant, weights_words
 
@@ -62,9 +63,8 @@ def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
 def dropped_section(report: ComparisonReport, importance: ImportanceReport | None) -> Section:
     """Which sublayers, by kind, and the stack of layers before and after."""
     lines = dropped_lines(report.plan) or ["No deletion is on record."]
-    return Section(
-        "dropped", "What was dropped", [Bullets(lines)], [*_architecture(report, importance)]
-    )
+    blocks = [Bullets(lines), *parts_blocks(report.parts)]
+    return Section("dropped", "What was dropped", blocks, [*_architecture(report, importance)])
 
 
 def _architecture(

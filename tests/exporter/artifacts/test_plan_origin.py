@@ -9,9 +9,9 @@ import pytest
 from made_reports import full_importance
 
 import exporter.cli as command_line
-from exporter.artifacts import PlannedDeletion, PruningPlan, ReplacementsRef
+from exporter.artifacts import CalibrationRef, PlannedDeletion, PruningPlan, ReplacementsRef
 from exporter.artifacts.plans.by_score import plan_drop
-from exporter.artifacts.plans.origin import MODEL_KEY, hold_against_model
+from exporter.artifacts.plans.origin import MODEL_KEY, hold_against_model, note_texts, noted_texts
 from exporter.errors import PlanError
 from tests.heard import Heard
 from tests.raising import raises
@@ -75,3 +75,19 @@ def test_prune_holds_a_plan_against_the_graphs_own_model(
         told = capsys.readouterr()
         assert (OTHER[:12] in told.out + told.err) is warned
         assert load_model(output).metadata_props[MODEL_KEY] == OURS
+
+
+def test_a_graph_notes_the_texts_of_all_plans_that_cut_it() -> None:
+    def text(digit: str) -> CalibrationRef:
+        return CalibrationRef(
+            source=f"/home/me/{digit}", samples=1, sequence_length=2, tokens=2, sha256=digit * 64
+        )
+
+    metadata: dict[str, str] = {}
+    note_texts(metadata, _plan(None, judged_on=[text("1")]))
+    assert metadata == {}
+    note_texts(metadata, _plan(None, chosen_on=[text("2"), text("1")]))
+    note_texts(metadata, _plan(None, chosen_on=[text("2")], fitted_on=[text("3")]))
+    assert noted_texts(metadata) == {"chosen": ["1" * 64, "2" * 64], "fitted": ["3" * 64]}
+    assert "home" not in str(metadata)
+    assert noted_texts(dict.fromkeys(metadata, "[[")) == {}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from healed_models import RANK, planned, random_replacements
-from made_reports import full_report
+from made_reports import full_importance, full_report
 from tiny_torch import tiny_loaded
 
-from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.artifacts import CalibrationRef, ImportanceReport, JudgedText, PruningPlan
 from exporter.errors import PlanError
 from exporter.progress import Quiet
 from tests.heard import Heard
@@ -365,6 +365,33 @@ def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
     call = ["checkpoint", "MODEL", str(plan), "-o", str(tmp_path / "o"), "--importance", str(path)]
     assert run(call) == 2
     assert not (tmp_path / "o").exists()
+
+
+def test_the_card_tells_what_a_plan_was_made_by_and_no_path(tmp_path: Path) -> None:
+    from exporter.checkpoint.model_card import CardSources, model_card
+
+    def text(source: str, **more: Any) -> CalibrationRef:
+        told = {"samples": 3, "sequence_length": 4, "tokens": 1200, "sha256": "0" * 64, **more}
+        return CalibrationRef(source=source, **told)
+
+    facts, _ = written(tmp_path / "hf", BLOCK)
+    texts = [text("pydoc (half)"), text(str(tmp_path / "valid.txt"))]
+    figures = {"kl": 0.125, "log_perplexity_increase": 0.5, "top1_agreement": 0.75}
+    plan = PruningPlan(
+        deletions=BLOCK,
+        chosen_on=texts,
+        stopped_on=texts[:1],
+        judged_apart=[JudgedText(text=texts[1], figures=figures)],
+    )
+    mixed = text(" + ".join(each.source for each in texts), mixture=texts)
+    scores = full_importance().model_copy(update={"calibration": mixed})
+    card = model_card(facts, CardSources(plan, scores))
+    assert str(tmp_path) not in card
+    both = "3 samples of pydoc (half) (1,200 tokens) and 3 samples of valid.txt (1,200 tokens)."
+    assert card.count(both) == 1
+    assert card.count("3 samples of pydoc (half) (1,200 tokens).") == 1
+    assert "| valid.txt | +64.9 % | 0.125 |" in card
+    assert "samples of" not in model_card(facts, CardSources(PruningPlan(deletions=BLOCK)))
 
 
 def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:

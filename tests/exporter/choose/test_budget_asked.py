@@ -45,6 +45,7 @@ from exporter.cli import run
 from exporter.errors import DepthcutError, OptionError, PlanError, UsageError
 from exporter.heal.options import HealOptions
 from exporter.options import build, values_of
+from exporter.score.options import ScoreOptions
 from tests.raising import raises
 
 AT = RequestShape(batch=1, prompt=8, new=4)
@@ -239,13 +240,22 @@ def test_a_budget_is_held_by_measured_damage_alone(search: Any, budget: Budget) 
 
 @pytest.mark.parametrize("own", [{"sequential": True}, {"calibration": ("mine.txt",)}])
 def test_a_search_that_weighs_replacements_fits_them_in_its_own_way(own: Any) -> None:
-    settings = PlanSettings(SearchOptions("greedy"), heal=HealOptions(**own), calibration="a.txt")
+    settings = PlanSettings(
+        SearchOptions("greedy"), heal=HealOptions(**own), calibration=("a.txt",)
+    )
     with pytest.raises(UsageError):
         settings.for_budget(Budget(attention=1))
     assert (
         replace(settings, search=SearchOptions()).for_budget(Budget(attention=1)).heals_afterwards
     )
     assert replace(settings, heal=HealOptions(calibration=("a.txt",))).for_budget(Budget(joint=1))
+
+
+@pytest.mark.parametrize("schema", [PlanSettings, ScoreOptions])
+def test_a_mixture_names_each_text_once(schema: Any) -> None:
+    with raises(OptionError, "", "--calibration"):
+        schema(calibration=("a.txt", "b.txt", "a.txt"))
+    assert schema(calibration=("a.txt", "b.txt")).calibration == ("a.txt", "b.txt")
 
 
 def test_a_bare_plan_takes_along_what_a_healed_one_had_beside_it(tmp_path: Path) -> None:
@@ -454,7 +464,7 @@ _HEEDING = {"search_seed": "evolution", "search_seconds": "evolution", "rescore_
     [
         *(("objective", "perplexity"), ("shortlist", 7), ("search_tokens", 7)),
         *(("search_seed", 7), ("search_seconds", 7.0), ("rescore_every", 7)),
-        *(("model", "m"), ("calibration", "text.txt"), ("batch_size", 7), ("revision", "v1")),
+        *(("model", "m"), ("calibration", ("text.txt",)), ("batch_size", 7), ("revision", "v1")),
         *(("trust_remote_code", True), ("allow_pickle", True), ("allow_any_model_type", True)),
     ],
 )

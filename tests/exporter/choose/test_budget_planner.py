@@ -78,7 +78,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(loaded: Any, cache: Path) -> Any:
     return score(
-        loaded, ScoreOptions(calibration="self", samples=32, sequence_length=24), cache_dir=cache
+        loaded, ScoreOptions(calibration=("self",), samples=32, sequence_length=24), cache_dir=cache
     )
 
 
@@ -271,6 +271,40 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
 def test_a_plan_without_fits_and_floors_was_stopped_by_nothing(planner: Any) -> None:
     found = planner(Budget(parameters=0.1), heal="none").plan()
     assert list(found.plan.roles) == ["chosen", "judged"]
+    assert found.plan.judged_apart == []  # a single text
+
+
+@pytest.mark.parametrize("search", ["greedy", "iterative"])
+def test_a_plan_on_a_mixture_tells_of_each_text_apart(
+    loaded: Any, cache: Path, planner: Any, search: str
+) -> None:
+    mixture = {"calibration": ("self", "pydoc"), "samples": 16, "sequence_length": 24}
+    made = planner(Budget(attention=1), heal="none")
+    made.report = score(loaded, ScoreOptions(**mixture), cache_dir=cache)
+    made.settings = replace(made.settings, search=SearchOptions(search=search))
+    assert made.text.part == made.report.calibration  # the very samples that were scored on
+    found = made.plan()
+    decided, judged = (24, 4) if search == "greedy" else (32, 32)
+    for refs, samples in ((found.plan.chosen_on, decided), (found.plan.judged_on, judged)):
+        assert [ref.source.split(" ")[0] for ref in refs] == ["self", "pydoc"]
+        assert [ref.samples for ref in refs] == [samples // 2] * 2
+    apart = found.plan.judged_apart
+    assert [each.text for each in apart] == found.plan.judged_on
+    kls = [each.figures["kl"] for each in apart]
+    assert sum(kls) / 2 == pytest.approx(found.plan.predicted["kl"], rel=1e-5)
+    assert kls[0] != kls[1]
+    assert all(f"{each.text.source} " in found.words() for each in apart)
+
+
+def test_a_search_takes_as_much_of_each_text_that_is_named(planner: Any, report: Any) -> None:
+    made = planner(Budget(attention=1), heal="bias", calibration=("pydoc", "self"))
+    found = made.plan()
+    assert [ref.samples for ref in made.text.parts] == [report.calibration.samples] * 2
+    roles = found.plan.roles
+    assert all(len(refs) == 2 for refs in roles.values())
+    assert len({ref.ids_sha256 for refs in roles.values() for ref in refs}) == 6
+    assert found.healing is not None
+    assert len(found.healing.healing.calibration) == 2
 
 
 @pytest.mark.parametrize(
@@ -460,7 +494,7 @@ def test_what_needs_held_out_text_is_refused_where_there_is_too_little(
 def _short(made: Any, report: Any, samples: int) -> Any:
     calibration = report.calibration.model_copy(update={"samples": samples, "sha256": "x"})
     made.report = report.model_copy(update={"calibration": calibration})
-    made.settings = replace(made.settings, calibration="self")
+    made.settings = replace(made.settings, calibration=("self",))
     return made
 
 

@@ -272,7 +272,7 @@ def test_revisions_are_checkpoints(
     def scored(model: str, call_: Any, *_: Any, **__: Any) -> ImportanceReport:
         step = call_.load.revision
         values, sha = (FIRST, "a") if step == "step1" else (SECOND, "b")
-        assert call_.score.calibration == "pydoc"
+        assert call_.score.calibration == ("pydoc",)
         return ImportanceReport.read(write_scores(tmp_path / "s", values, model=model, sha=sha))
 
     monkeypatch.setattr(sources, "source_sha256", lambda *_, revision, **__: revision)

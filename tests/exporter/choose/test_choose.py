@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(loaded: Any, cache: Path) -> ImportanceReport:
     from exporter.score import ScoreOptions, score
 
-    options = ScoreOptions(calibration="self", samples=8, sequence_length=16, seed=3)
+    options = ScoreOptions(calibration=("self",), samples=8, sequence_length=16, seed=3)
     return score(loaded, options, cache_dir=cache)
 
 
@@ -68,7 +68,7 @@ def _names(plan: PruningPlan) -> list[tuple[int, str]]:
 def _kl(loaded: Any, cache: Path, report: Any, names: Any, part: str = "searched") -> float:
     """The whole model's and the cut one's distributions at every second position, plainly."""
     from exporter.choose.budgets.text import parted
-    from exporter.models.texts.calibration import text_of_report
+    from exporter.models.texts.mixtures import text_of_report
 
     text = text_of_report(loaded, report.calibration, cache_dir=cache)
     ids = torch.tensor(getattr(parted(text, 0.25), part).input_ids)
@@ -103,7 +103,7 @@ def test_evolution_finds_the_best_of_all_pairs(loaded: Any, cache: Path, report:
 
 def test_iterative_scores_the_pruned_model(loaded: Any, cache: Path, report: Any) -> None:
     from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
-    from exporter.models.texts.calibration import text_of_report
+    from exporter.models.texts.mixtures import text_of_report
     from exporter.score import score_on
 
     plan = _choose(report, loaded, cache, {"attention": 1, "mlp": 1}, _options("iterative"))
@@ -125,11 +125,11 @@ def test_iterative_takes_the_reports_own_metric(
     from exporter.score import ScoreOptions, score
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    options = ScoreOptions((metric,), "self", samples=4, sequence_length=16, blocks=True)
+    options = ScoreOptions((metric,), ("self",), samples=4, sequence_length=16, blocks=True)
     report = score(loaded, options, cache_dir=cache)
     kinds = ("block",) if metric == "kl" else ("attention",)
     options = _options("iterative")
-    plan = _choose(report, loaded, cache, {kinds[0]: 1}, options, calibration="self")
+    plan = _choose(report, loaded, cache, {kinds[0]: 1}, options, calibration=("self",))
     scores = {s.layer: s.score for s in report.scores if s.kind in kinds}
     assert _names(plan) == [(min(scores, key=scores.__getitem__), kinds[0])]
 
@@ -190,7 +190,7 @@ def test_a_text_that_has_changed(cache: Path, report: Any, loaded: Any) -> None:
     changed = report.model_copy(update={"calibration": calibration})
     with raises(CalibrationError, "text-changed"):
         _choose(changed, loaded, cache, {"joint": 1}, _options("greedy"))
-    plan = _choose(changed, loaded, cache, {"joint": 1}, _options("greedy"), calibration="self")
+    plan = _choose(changed, loaded, cache, {"joint": 1}, _options("greedy"), calibration=("self",))
     assert len(plan.deletions) == 1  # Named by the user, it may be any.
 
 

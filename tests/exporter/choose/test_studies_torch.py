@@ -62,7 +62,7 @@ def loaded(run: Path) -> Any:
 def scores(loaded: Any) -> ImportanceReport:
     from exporter.score import ScoreOptions, score
 
-    return score(loaded, ScoreOptions(calibration="pydoc", samples=6, sequence_length=LENGTH))
+    return score(loaded, ScoreOptions(calibration=("pydoc",), samples=6, sequence_length=LENGTH))
 
 
 def test_checkpoints_are_scored_on_one_text(
@@ -259,7 +259,7 @@ def test_depths_are_judged_on_other_text_and_by_own_scores(
     text = tmp_path / "own.txt"
     text.write_text("the list of the value is a class and the call of " * 60)
     options = DepthOptions(numbers=(1,), text=str(text), tokens=48, sequence_length=LENGTH)
-    asked = ScoreOptions(calibration=str(text), samples=4, sequence_length=LENGTH)
+    asked = ScoreOptions(calibration=(str(text),), samples=4, sequence_length=LENGTH)
     own = score(loaded, asked)
     with raises(CalibrationError, "same-text", "own.txt", "--eval-text"):
         measure_depths(loaded, own, options, importance_sha256="")

@@ -71,7 +71,7 @@ def _id(loaded: Any, word: str) -> int:
 def report(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> ImportanceReport:
     from exporter.score import ScoreOptions, score
 
-    options = ScoreOptions(calibration="self", samples=8, sequence_length=16)
+    options = ScoreOptions(calibration=("self",), samples=8, sequence_length=16)
     return score(loaded, options, cache_dir=tmp_path_factory.mktemp("cache"))
 
 

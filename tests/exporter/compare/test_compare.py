@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from exporter.artifacts import (
     ComparisonReport,
     ParityCheck,
     PlannedDeletion,
+    PlanParts,
+    PruningPlan,
 )
+from exporter.artifacts.plans.origin import note_texts
 from exporter.compare.evaluation import RANDOM_TOKENS
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
@@ -28,6 +32,7 @@ from exporter.errors import (
 )
 from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.sources import read_texts
+from graph_passes.files.storage import load_model, save_model
 from tests.raising import raises
 
 OPTIONS = CompareOptions(
@@ -200,6 +205,31 @@ def test_the_calibration_text_is_no_evaluation_text(arms: tuple[Path, Path]) -> 
     other = read_texts("pydoc", part="calibration")
     ref = calibration(other.source, other.sha256)
     assert compare(*arms, OPTIONS, calibration=ref).calibration == ref
+
+
+@pytest.mark.parametrize("role", ["chosen_on", "fitted_on", "stopped_on"])
+def test_what_a_plan_was_made_by_is_no_evaluation_text(arms: tuple[Path, Path], role: str) -> None:
+    own = read_texts("pydoc", part="evaluation")
+    parts = PlanParts(**{role: [calibration("a", "0" * 64), calibration("copy", own.sha256)]})
+    with raises(ComparisonError, "same-text", own.source):
+        compare(*arms, OPTIONS, parts=parts)
+    judged = PlanParts(judged_on=parts.roles[role.split("_")[0]])
+    assert compare(*arms, OPTIONS, parts=judged).parts == judged
+
+
+def test_what_a_cut_graph_notes_of_its_texts_is_heeded(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    own = read_texts("pydoc", part="evaluation")
+    for digest, refused in (("0" * 64, False), (own.sha256, True)):
+        noted = write_tiny_lm(tmp_path / digest, layers=(1,))
+        path = noted / "model.onnx" if noted.is_dir() else noted
+        model = load_model(path)
+        plan = PruningPlan(deletions=[], chosen_on=[calibration("text", digest)])
+        note_texts(model.metadata_props, plan)
+        save_model(model, path)
+        with raises(ComparisonError, "same-text", own.source) if refused else nullcontext():
+            compare(arms[0], noted, OPTIONS)
 
 
 def test_an_encoder_is_measured_as_a_whole(tmp_path: Path) -> None:

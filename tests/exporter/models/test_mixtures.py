@@ -8,7 +8,7 @@ import pytest
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, HealingError
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.mixtures import joined, refuse_same
+from exporter.models.texts.mixtures import joined, refuse_same, samples_of, seed_of_all, specs_of
 from tests.raising import raises
 
 
@@ -28,6 +28,7 @@ def test_a_mixture_comes_apart_into_its_texts() -> None:
         np.testing.assert_array_equal(one.input_ids, text.input_ids)
     assert mixture.parts == [text.part for text in texts]
     assert mixture.part.ids_sha256 not in {part.ids_sha256 for part in mixture.parts}
+    assert mixture.part.mixture == mixture.parts
 
 
 @pytest.mark.parametrize("chosen", [slice(0, 6), slice(2, 8), slice(0, None, 2)])
@@ -36,17 +37,21 @@ def test_every_part_of_a_mixture_has_alike_much_of_each(chosen: slice) -> None:
     assert [ref.samples for ref in part.parts] == [3, 3]
     assert [ref.tokens for ref in part.parts] == [12, 12]
     assert part.ref.samples == 6
+    assert [ref.samples for ref in part.ref.texts] == [3, 3]
 
 
 def test_a_text_that_has_no_sample_in_a_part_is_not_told() -> None:
     part = joined([_text("a", 2), _text("b", 2, first=100)]).rows(slice(0, 1))
     assert [ref.source for ref in part.parts] == ["a"]
+    assert [ref.source for ref in part.ref.mixture] == ["a", "b"]
 
 
 def test_a_single_text_is_its_only_part() -> None:
     text = _text("a", 2)
     assert joined([text]) is text
     assert text.parts == [text.part]
+    assert text.ref.mixture == []
+    assert text.ref.texts == [text.ref]
     assert text.part.ids_sha256 == text.ids_sha256
     assert text.part.model_copy(update={"ids_sha256": None}) == text.ref
 
@@ -59,3 +64,18 @@ def test_one_text_under_two_names_is_refused(error: type[CalibrationError | Heal
     with raises(error, "named-twice", "a", "z"):
         refuse_same([other, again], error)
     refuse_same([other, _text("b", 3)], error)
+
+
+def test_a_mixture_is_read_again_by_the_names_of_its_texts() -> None:
+    names = [
+        "pydoc (calibration half, Python 3.11)",
+        "self (text sampled by the model, seed 3)",
+        "a",
+    ]
+    texts = [_text(name, samples) for name, samples in zip(names, (6, 6, 2), strict=True)]
+    ref = joined(texts).ref
+    assert (specs_of(ref), samples_of(ref), seed_of_all(ref)) == (("pydoc", "self", "a"), 6, 3)
+    ref = texts[2].ref
+    assert (specs_of(ref), samples_of(ref), seed_of_all(ref)) == (("a",), 2, 0)
+    ref = ref.model_copy(update={"samples": 0})  # of scores that read no text
+    assert (specs_of(ref), samples_of(ref), seed_of_all(ref)) == ((), None, 0)

@@ -220,7 +220,7 @@ def test_the_calibration_text_may_not_judge(checkpoint: Path, tmp_path: Path) ->
     request = _request(
         checkpoint,
         tmp_path / "out",
-        score=ScoreOptions(calibration=str(text), samples=2, sequence_length=16),
+        score=ScoreOptions(calibration=(str(text),), samples=2, sequence_length=16),
         compare=CompareOptions(eval_text=str(text), eval_tokens=32, eval_sequence_length=16),
     )
     with raises(DepthcutError, "same-text", "text.txt"):

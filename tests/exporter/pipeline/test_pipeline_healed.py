@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from healed_models import RANK, planned, random_replacements
 from made_reports import full_report
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
-from exporter.artifacts import HealingReport, ModelRef, PruneReport, PruningPlan
+from exporter.artifacts import CalibrationRef, HealingReport, ModelRef, PruneReport, PruningPlan
 from exporter.errors import PlanError
 from exporter.pipeline.request import DropRequest
 from graph_passes.files.storage import load_model
@@ -227,3 +228,28 @@ def test_what_is_fitted_on_is_not_judged_on(checkpoint: Path, tmp_path: Path) ->
     )
     with raises(ComparisonError, "same-text"):
         _walk(request)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("role", ["chosen_on", "fitted_on", "stopped_on"])
+def test_what_a_given_plan_rests_on_is_not_judged_on(
+    checkpoint: Path, tmp_path: Path, role: str
+) -> None:
+    from exporter.compare.options import CompareOptions
+    from exporter.errors import ComparisonError
+    from exporter.files import sha256_file
+    from exporter.pipeline.refusals import refuse_bad_options
+
+    text = tmp_path / "text.txt"
+    text.write_text("the list of value " * 200)
+    for sha256, refused in ((sha256_file(text), True), ("0" * 64, False)):
+        ref = CalibrationRef(source="own", samples=1, sequence_length=8, tokens=8, sha256=sha256)
+        plan = PruningPlan(deletions=PLAN[2:], **{role: [ref]}).write(tmp_path / "plan.json")
+        request = _request(
+            checkpoint,
+            tmp_path / "out",
+            drops=DropRequest(plan=plan),
+            compare=CompareOptions(eval_text=str(text)),
+        )
+        with raises(ComparisonError, "same-text", "text.txt") if refused else nullcontext():
+            refuse_bad_options(request)

@@ -34,8 +34,8 @@ from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
 EIGHT = QuantizeSettings(scheme="int8")
-QDQ = QuantizeSettings(scheme="int8-qdq", calibration="pydoc")
-FP8 = QuantizeSettings(scheme="fp8", calibration="pydoc", modelopt=Path("python"))
+QDQ = QuantizeSettings(scheme="int8-qdq", calibration=("pydoc",))
+FP8 = QuantizeSettings(scheme="fp8", calibration=("pydoc",), modelopt=Path("python"))
 
 
 def run_in(out: Path, **changes: Any) -> Run:
@@ -124,7 +124,7 @@ def test_what_keeps_8_bits_is_chosen_once_on_the_whole_model(
         quantizer, "calibration_beside",
         lambda *_: CalibrationText.unpadded(np.zeros((1, 8), np.int64), "text", ""),
     )  # fmt: skip
-    settings = QuantizeSettings("mixed", block_size=16, calibration="text.txt", head_bits=None)
+    settings = QuantizeSettings("mixed", block_size=16, calibration=("text.txt",), head_bits=None)
     quantize(run, settings)
     assert len(searches) == 1
     widths = {}
@@ -142,7 +142,7 @@ def test_it_is_stale_when_graphs_settings_or_text_are_others(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one")
-    settings = replace(EIGHT, calibration=str(text))
+    settings = replace(EIGHT, calibration=(str(text),))
     run = run_in(exported)
     run.ledger.record(QUANTIZE, quantize_key(run, settings), *quantize(run, settings))
 
@@ -261,7 +261,7 @@ def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(tmp_path: Pa
     text.write_text("the value of the list is a string\n" * 20)
     request = run_in(tmp_path).request
     judged = replace(request.compare, eval_text=str(text))
-    fitted = QuantizeSettings("int4", "gptq", calibration=str(text))
+    fitted = QuantizeSettings("int4", "gptq", calibration=(str(text),))
     refuse_bad_options(replace(request, quantize=fitted))
     with raises(ComparisonError, "same-text"):
         refuse_bad_options(replace(request, quantize=fitted, compare=judged))
@@ -285,11 +285,13 @@ def test_options_become_settings_and_the_rest_is_the_settings_own(tmp_path: Path
         "--config", str(config),
     ) == QuantizeSettings(
         "int4", "gptq", block_size=64, symmetric=False, accuracy_level=0, embedding_bits=None,
-        head_bits=4, calibration="text.txt",
+        head_bits=4, calibration=("text.txt",),
     )  # fmt: skip
     sampled = asked("--quantize", "int8", "--calibration", "self")
     assert sampled is not None
-    assert sampled.calibration is None  # the model that would write it is gone by then
+    mixed = asked("--quantize", "int8", "--calibration", "self", "--calibration", "pydoc")
+    assert mixed.calibration == ("pydoc",)
+    assert sampled.calibration == ()  # the model that would write it is gone by then
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,16 @@ def test_the_cells_are_the_product_in_the_order_of_the_file(tmp_path: Path) -> N
     ]
 
 
+def test_texts_of_a_mixture_are_relative_to_the_file(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    a, b = (str(tmp_path / name) for name in ("a.txt", "b.txt"))
+    told = "precisions: [{quantize: int8-qdq, calibration: [b.txt, pydoc]}]\n"
+    (cell,) = cells(tmp_path, LEAST + told + "scoring: {calibration: [a.txt, chat, b.txt]}\n")
+    assert cell.request.score.calibration == (a, "chat", b)
+    assert cell.request.quantize.calibration == (b, "pydoc")
+
+
 def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a")
     found = cells(
@@ -68,7 +78,7 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
     half, quantised = (cell.request for cell in found)
     assert half.source == str(tmp_path / "m")
     assert (half.load.dtype, half.choosing.dtype, half.quantize) == ("float16", "float32", None)
-    assert half.score.calibration == str(tmp_path / "text.txt")
+    assert half.score.calibration == (str(tmp_path / "text.txt"),)
     assert (half.score.samples, half.opset, half.checkpoint) == (3, 21, True)
     assert half.compare.prefill_lengths == (8,)
     assert half.compare.batches == (1, 2)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.errors import CalibrationError, QuantizationError, UsageError
+from exporter.quantize.calibration import calibration_beside
 from exporter.quantize.gptq import gptq, inverse_factor
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.rounding import round_to_nearest, scales_of_block
@@ -106,7 +107,7 @@ def test_moments_that_cant_be_inverted_are_refused_with_the_layer(
 
 def test_a_graph_is_quantised_by_a_text(model: Path, tmp_path: Path, text: str) -> None:
     settings = QuantizeSettings(
-        method="gptq", head_bits=None, embedding_bits=None, calibration=text
+        method="gptq", head_bits=None, embedding_bits=None, calibration=(text,)
     )
     result = quantize_file(model, tmp_path / "out.onnx", settings)
     assert result.record.bits == {"4": 3}
@@ -126,14 +127,14 @@ def test_a_graph_is_quantised_by_a_text(model: Path, tmp_path: Path, text: str) 
 def test_gptq_watches_a_float16_graph(tmp_path: Path, text: str) -> None:
     half = written(TIED, tmp_path / "half" / "model.onnx", kind=ir.DataType.FLOAT16)
     write_tokenizer(half.parent)
-    settings = QuantizeSettings(method="gptq", calibration=text)
+    settings = QuantizeSettings(method="gptq", calibration=(text,))
     result = quantize_file(half, tmp_path / "out.onnx", settings)
     assert result.record.bits == {"4": 2, "8": 1}
     assert 0 < result.difference.max_abs_error < 0.2
 
 
 def test_a_head_that_shares_the_table_is_rounded(model: Path, tmp_path: Path, text: str) -> None:
-    settings = QuantizeSettings(method="gptq", calibration=text)
+    settings = QuantizeSettings(method="gptq", calibration=(text,))
     quantize_file(model, tmp_path / "out.onnx", settings)
     quantize_file(model, tmp_path / "rtn.onnx", QuantizeSettings())
     tables = [
@@ -145,7 +146,7 @@ def test_a_head_that_shares_the_table_is_rounded(model: Path, tmp_path: Path, te
 
 def test_a_layer_that_only_sees_zeros_is_named(model: Path, tmp_path: Path, text: str) -> None:
     dead = set_weight(model, "up", np.zeros((WIDTH, 96), np.float32), model.with_name("dead.onnx"))
-    settings = QuantizeSettings(method="gptq", calibration=text)
+    settings = QuantizeSettings(method="gptq", calibration=(text,))
     with raises(CalibrationError, "input-zero", "down_node"):
         quantize_file(dead, tmp_path / "out" / "out.onnx", settings)
     assert not (tmp_path / "out").exists()
@@ -157,7 +158,7 @@ def test_onnx_runtimes_own_quantisers_keep_the_notes_and_tell_what_they_leave(
 ) -> None:
     settings = QuantizeSettings(
         scheme=scheme,  # type: ignore[arg-type]
-        calibration=text if scheme == "int8-qdq" else None,
+        calibration=(text,) if scheme == "int8-qdq" else (),
     )
     result = quantize_file(model, tmp_path / "out.onnx", settings)
     assert result.record.bits == {"8": 2}
@@ -199,14 +200,14 @@ def test_a_quantiser_that_leaves_everything_in_float_has_failed(tmp_path: Path) 
 
 def test_the_calibration_text_is_never_written_over(model: Path, text: str) -> None:
     before = Path(text).read_bytes()
-    settings = QuantizeSettings(method="gptq", calibration=text)
+    settings = QuantizeSettings(method="gptq", calibration=(text,))
     with raises(UsageError, "overwrites-input"):
         quantize_file(model, Path(text), settings)
     assert Path(text).read_bytes() == before
 
 
 def test_int8_of_a_text_leaves_results_in_float(model: Path, tmp_path: Path, text: str) -> None:
-    settings = QuantizeSettings(scheme="int8-qdq", calibration=text)
+    settings = QuantizeSettings(scheme="int8-qdq", calibration=(text,))
     quantize_file(model, tmp_path / "out.onnx", settings)
     graph = load_model(tmp_path / "out.onnx").graph
     sources = [n.inputs[0].producer() for n in graph if n.op_type == "QuantizeLinear"]  # type: ignore[union-attr]
@@ -222,13 +223,23 @@ def test_dynamic_int8_takes_gemms(tmp_path: Path) -> None:
 
 def test_a_text_that_is_too_short_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("the value of", encoding="utf-8")
-    settings = QuantizeSettings(method="gptq", calibration=str(tmp_path / "short.txt"))
+    settings = QuantizeSettings(method="gptq", calibration=(str(tmp_path / "short.txt"),))
     with raises(CalibrationError, "text-too-short", 512):
         quantize_file(model, tmp_path / "out.onnx", settings)
 
 
 def test_a_model_without_a_tokenizer_is_refused(model: Path, tmp_path: Path, text: str) -> None:
     model.with_name("tokenizer.json").unlink()
-    settings = QuantizeSettings(method="gptq", calibration=text)
+    settings = QuantizeSettings(method="gptq", calibration=(text,))
     with raises(CalibrationError, "no-tokenizer"):
         quantize_file(model, tmp_path / "out.onnx", settings)
+
+
+def test_a_mixture_has_alike_much_of_each_text(model: Path, tmp_path: Path, text: str) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(Path(text).read_text() + " type")
+    mixture = calibration_beside(model, (text, str(other)))
+    assert [ref.samples for ref in mixture.parts] == [len(mixture.input_ids) // 2] * 2
+    assert calibration_beside(model, (text,)).ref.mixture == []
+    with raises(CalibrationError, "named-twice", text):
+        calibration_beside(model, (text, text))

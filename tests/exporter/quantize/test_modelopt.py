@@ -84,7 +84,7 @@ def settings(tmp_path: Path) -> QuantizeSettings:
     text = tmp_path / "text.txt"
     text.write_text("the a and of in to is for on with " * 8)  # the graph knows no more words
     return QuantizeSettings(
-        "int4-awq", calibration=str(text), modelopt=stand_in(tmp_path, QUANTISES)
+        "int4-awq", calibration=(str(text),), modelopt=stand_in(tmp_path, QUANTISES)
     )
 
 
@@ -181,7 +181,7 @@ def test_the_command_passes_int8_on_to_it_only_where_it_is_named(
     source: Path, settings: QuantizeSettings, tmp_path: Path
 ) -> None:
     asked = ["quantize", str(source), "--quantize", "int8-qdq", "-q", "--calibration"]
-    asked.append(settings.calibration or "")
+    asked.append(settings.calibration[0])
     named, plain = tmp_path / "named" / "m.onnx", tmp_path / "plain" / "m.onnx"
     assert run([*asked, "-o", str(named), "--modelopt-python", str(settings.modelopt)]) == 0
     assert run([*asked, "-o", str(plain)]) == 0

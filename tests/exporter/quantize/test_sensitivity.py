@@ -118,7 +118,7 @@ def test_mixed_is_searched_and_done(model: Path, tmp_path: Path) -> None:
     words = np.random.default_rng(0).choice(["the", "value", "of", "list", "is"], 2000)
     (tmp_path / "text.txt").write_text(" ".join(words), encoding="utf-8")
     settings = QuantizeSettings(
-        scheme="mixed", symmetric=True, calibration=str(tmp_path / "text.txt")
+        scheme="mixed", symmetric=True, calibration=(str(tmp_path / "text.txt"),)
     )
     output = tmp_path / "out" / "model.onnx"
     result = quantize_file(model, output, settings)
@@ -139,5 +139,5 @@ def test_what_has_no_logits_or_blocks_of_its_own_is_refused(tmp_path: Path) -> N
         searched(written(GEMM, tmp_path / "gemm.onnx"), tmp_path / "stage", 0.05)
     with raises(OptionError, "", "--quantize-method", "--quantize"):
         QuantizeSettings(
-            scheme="mixed", method="gguf", gguf=tmp_path / "m.gguf", calibration="pydoc"
+            scheme="mixed", method="gguf", gguf=tmp_path / "m.gguf", calibration=("pydoc",)
         )

@@ -17,10 +17,12 @@ from exporter.artifacts import (
     Arms,
     CalibrationRef,
     ComparisonReport,
+    JudgedText,
     LatencyRow,
     ParityCheck,
     PerplexityPair,
     PlannedDeletion,
+    PlanParts,
     Speedup,
 )
 from exporter.cli.results import print_comparison
@@ -314,3 +316,41 @@ def test_the_last_line_tells_what_only_the_report_has(
     arms = report.arms.model_copy(update={"references": {"torch": report.arms.baseline}})
     print_comparison(report.model_copy(update={"arms": arms}), tmp_path, as_json=False)
     assert "report.html (with more than the table: references)" in capsys.readouterr().out
+
+
+def _text(source: str) -> CalibrationRef:
+    return CalibrationRef(source=source, samples=3, sequence_length=4, tokens=12, sha256="0" * 64)
+
+
+def test_a_plan_tells_what_it_was_made_by(report: ComparisonReport) -> None:
+    figures = {"kl": 0.125, "log_perplexity_increase": 0.5, "top1_agreement": 0.75}
+    parts = PlanParts(
+        chosen_on=[_text("one"), _text("two")],
+        stopped_on=[_text("three")],
+        judged_apart=[JudgedText(text=_text("four"), figures=figures)],
+    )
+    told = as_markdown(report.model_copy(update={"parts": parts}))
+    assert "3 samples of one (12 tokens) and 3 samples of two (12 tokens)." in told
+    assert "3 samples of three (12 tokens)." in told
+    assert "| four | +64.9 % | 0.125 |" in told
+    assert "3 samples of" not in as_markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("source", "judged", "is_told"),
+    [
+        ("pydoc (calibration half)", "pydoc (evaluation half)", True),
+        ("hf:wiki:v2:train:text", "hf:wiki:v2:test:text", True),
+        ("hf:wiki:v2:train:text", "hf:wiki:v1:test:text", False),
+        ("valid.txt", "test.txt", False),
+    ],
+)
+def test_another_part_of_a_text_that_decided_is_told(
+    report: ComparisonReport, source: str, judged: str, is_told: bool
+) -> None:
+    assert report.accuracy is not None
+    accuracy = report.accuracy.model_copy(update={"text_source": judged})
+    for role in ("chosen_on", "fitted_on", "stopped_on", "judged_on"):
+        parts = PlanParts(**{role: [_text("other"), _text(source)]})
+        told = as_markdown(report.model_copy(update={"accuracy": accuracy, "parts": parts}))
+        assert ("In the domain" in told) is (is_told and role != "judged_on")

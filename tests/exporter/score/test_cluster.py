@@ -111,7 +111,7 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
 
     options = ScoreOptions(
         metrics=("cosine", "angular-last", "kl", "perplexity", "taylor", "random"),
-        calibration=str(text), samples=5, sequence_length=16, batch_size=2, blocks=True, seed=4,
+        calibration=(str(text),), samples=5, sequence_length=16, batch_size=2, blocks=True, seed=4,
     )  # fmt: skip
     alone = score(load_model(str(model)), options)
     flag = tmp_path / "killed"

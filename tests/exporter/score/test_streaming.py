@@ -354,7 +354,7 @@ def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("asked", "code", "told"),
     [
         (ScoreOptions(("cosine", "taylor")), "needs-whole-model", ("taylor",)),
-        (ScoreOptions(calibration="self"), "self-text-streamed", ("--calibration",)),
+        (ScoreOptions(calibration=("self",)), "self-text-streamed", ("--calibration",)),
     ],
 )
 def test_what_a_streamed_model_can_not_give(

@@ -1,0 +1,68 @@
+"""What a plan was made by: chosen, fitted, stopped and judged on which texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from exporter.artifacts import CalibrationRef, JudgedText, PlanParts
+from exporter.artifacts.stages import document_of
+from exporter.report.sections.blocks import Block, Bullets, Grid, Note
+from exporter.report.words import listed, percent, significant
+
+_ROLES = {
+    "chosen": "What is dropped was chosen on",
+    "fitted": "What was put in, or changed, was fitted on",
+    "stopped": "What was kept of it was decided, and stopped, on",
+    "judged": "The plan's own figures were judged on",
+}
+
+
+def parts_blocks(parts: PlanParts, shown: Callable[[str], str] = str) -> Iterator[Block]:
+    """A sentence for each part that there was, and what the plan costs on each text of a mixture.
+
+    Args:
+        parts: Of a plan.
+        shown: A text's name as it may be told.
+    """
+    told = [f"{_ROLES[role]} {_listed(refs, shown)}." for role, refs in parts.roles.items()]
+    if told:
+        yield Bullets(told)
+    if parts.judged_apart:
+        header = ["text", "perplexity", "KL, nats", "same top-1"]
+        rows = [_row(each, shown) for each in parts.judged_apart]
+        yield Grid("What the plan costs on each text, in PyTorch", header, rows, right=(1, 2, 3))
+
+
+def other_part(parts: PlanParts, judged: str) -> Iterator[Block]:
+    """That the plan was made by other parts of the document that a comparison is judged on.
+
+    Args:
+        parts: Of the plan.
+        judged: The source of the text that is judged on.
+    """
+    known = [
+        role
+        for role, refs in parts.decided.items()
+        if document_of(judged) in {document_of(ref.source) for ref in refs}
+    ]
+    if known:
+        yield Note(
+            f"{judged} is another part of a text that the plan was {listed(known)} on: on "
+            "texts of other kinds the accuracy is likely to be lower (--eval-text).",
+            lead="In the domain:",
+        )
+
+
+def _listed(refs: Sequence[CalibrationRef], shown: Callable[[str], str]) -> str:
+    named = [ref.model_copy(update={"source": shown(ref.source)}) for ref in refs]
+    return listed([ref.describe() for ref in named])
+
+
+def _row(judged: JudgedText, shown: Callable[[str], str]) -> list[str]:
+    figures = judged.figures
+    rise = math.expm1(min(figures["log_perplexity_increase"], 50.0))
+    return [
+        shown(judged.text.source), f"{100 * rise:+.1f} %", significant(figures["kl"], 3),
+        percent(figures["top1_agreement"]),
+    ]  # fmt: skip
