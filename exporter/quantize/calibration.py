@@ -21,7 +21,7 @@ from exporter.errors import CalibrationError
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.mixtures import joined, refuse_same
 from exporter.models.texts.packing import pack_tokens
-from exporter.models.texts.sources import read_texts
+from exporter.models.texts.sources import TextSource, read_texts
 from exporter.progress import Progress
 from exporter.quantize.products import Product
 from graph_passes.files.storage import write_files
@@ -51,25 +51,36 @@ def calibration_beside(model: Path, specs: Sequence[str]) -> CalibrationText:
             "Copy the model's tokenizer there, or take a method that needs no text.",
             code="no-tokenizer",
         )
-    tokenizer, samples = TextModel.of(model), math.ceil(_SAMPLES / len(specs))
-    texts = [_packed(tokenizer, spec, samples) for spec in specs]
-    refuse_same(texts)
-    return joined(texts)
-
-
-def _packed(tokenizer: TextModel, spec: str, samples: int) -> CalibrationText:
-    texts = read_texts(spec, part="calibration")
+    tokenizer = TextModel.of(model)
+    texts = [read_texts(spec, part="calibration") for spec in specs]
     length = min(_LENGTH, tokenizer.positions or _LENGTH)
-    ids = pack_tokens(tokenizer.encode, texts, sequence_length=length, max_samples=samples)
-    if not len(ids) and length > _LEAST_LENGTH:
-        ids = pack_tokens(tokenizer.encode, texts, sequence_length=_LEAST_LENGTH)
-    if ids.size < length:
-        raise CalibrationError(
-            f"{texts.source} is too short to calibrate on: it gives fewer than {length} tokens.",
-            "Name a longer text, or take a method that needs none: --quantize-method rtn.",
-            code="text-too-short",
-        )
-    return CalibrationText.unpadded(ids, texts.source, texts.sha256)
+    most = math.ceil(_SAMPLES / len(specs))
+    found = _packed(tokenizer, texts, length, most)
+    if not all(map(len, found)) and length > _LEAST_LENGTH:
+        found = _packed(tokenizer, texts, _LEAST_LENGTH, most * length // _LEAST_LENGTH)
+    for text, ids in zip(texts, found, strict=True):
+        if ids.size < length:
+            raise CalibrationError(
+                f"{text.source} is too short to calibrate on: it gives fewer than {length} tokens.",
+                "Name a longer text, or take a method that needs none: --quantize-method rtn.",
+                code="text-too-short",
+            )
+    samples = [
+        CalibrationText.unpadded(ids, text.source, text.sha256)
+        for text, ids in zip(texts, found, strict=True)
+    ]
+    refuse_same(samples)
+    return joined(samples)
+
+
+def _packed(
+    tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
+) -> list[NDArray[np.int64]]:
+    """Samples of each text, all of one length."""
+    return [
+        pack_tokens(tokenizer.encode, text, sequence_length=length, max_samples=most)
+        for text in texts
+    ]
 
 
 def feed(specs: Sequence[TensorSpec], token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:

@@ -69,7 +69,7 @@ def checkpoint_labels(sources: Sequence[str]) -> list[str]:
 
 def text_labels(texts: Sequence[CalibrationRef]) -> list[str]:
     """Short names of texts: what they are called, and how much of each where that differs."""
-    names = [_short(text.source) for text in texts]
+    names = ["+".join(_short(each.source) for each in text.mixture or [text]) for text in texts]
     amounts = {(text.samples, text.sequence_length) for text in texts}
     if len(amounts) > 1:
         sizes = [f"{text.samples} x {text.sequence_length}" for text in texts]

@@ -274,19 +274,34 @@ def test_a_plan_without_fits_and_floors_was_stopped_by_nothing(planner: Any) -> 
     assert found.plan.judged_apart == []  # a single text
 
 
+def _words(folder: Path) -> str:
+    """A text for the model with :func:`_reading`'s tokenizer."""
+    path = folder / "words.txt"
+    path.write_text(" ".join(f"w{n % 60}" for n in range(800)))
+    return str(path)
+
+
+def _reading(made: Any) -> Any:
+    """A planner whose model has a tokenizer."""
+    reading = replace(made.loaded, tokenizer=tiny_tokenizer())
+    made._load, made.__dict__["loaded"] = lambda: reading, reading
+    return made
+
+
 @pytest.mark.parametrize("search", ["greedy", "iterative"])
 def test_a_plan_on_a_mixture_tells_of_each_text_apart(
-    loaded: Any, cache: Path, planner: Any, search: str
+    cache: Path, planner: Any, tmp_path: Path, search: str
 ) -> None:
-    mixture = {"calibration": ("self", "pydoc"), "samples": 16, "sequence_length": 24}
-    made = planner(Budget(attention=1), heal="none")
-    made.report = score(loaded, ScoreOptions(**mixture), cache_dir=cache)
+    words = _words(tmp_path)
+    made = _reading(planner(Budget(attention=1), heal="none"))
+    asked = ScoreOptions(calibration=("self", words), samples=16, sequence_length=24)
+    made.report = score(made.loaded, asked, cache_dir=cache)
     made.settings = replace(made.settings, search=SearchOptions(search=search))
     assert made.text.part == made.report.calibration  # the very samples that were scored on
     found = made.plan()
     decided, judged = (24, 4) if search == "greedy" else (32, 32)
     for refs, samples in ((found.plan.chosen_on, decided), (found.plan.judged_on, judged)):
-        assert [ref.source.split(" ")[0] for ref in refs] == ["self", "pydoc"]
+        assert [ref.source.split(" ")[0] for ref in refs] == ["self", words]
         assert [ref.samples for ref in refs] == [samples // 2] * 2
     apart = found.plan.judged_apart
     assert [each.text for each in apart] == found.plan.judged_on
@@ -296,8 +311,11 @@ def test_a_plan_on_a_mixture_tells_of_each_text_apart(
     assert all(f"{each.text.source} " in found.words() for each in apart)
 
 
-def test_a_search_takes_as_much_of_each_text_that_is_named(planner: Any, report: Any) -> None:
-    made = planner(Budget(attention=1), heal="bias", calibration=("pydoc", "self"))
+def test_a_search_takes_as_much_of_each_text_that_is_named(
+    planner: Any, report: Any, tmp_path: Path
+) -> None:
+    texts = (_words(tmp_path), "self")
+    made = _reading(planner(Budget(attention=1), heal="bias", calibration=texts))
     found = made.plan()
     assert [ref.samples for ref in made.text.parts] == [report.calibration.samples] * 2
     roles = found.plan.roles
@@ -559,13 +577,9 @@ def test_sizes_by_modules_are_those_of_the_graph_but_for_norms(family: str) -> N
 
 
 def test_a_plan_is_judged_in_another_domain_too(planner: Any, tmp_path: Path) -> None:
-    words = tmp_path / "words.txt"
     found = planner(Budget(attention=1), heal="bias").plan()
     assert not any(name.startswith("other") for name in found.plan.predicted), "there is none"
-    words.write_text(" ".join(f"w{n % 60}" for n in range(400)))
-    made = planner(Budget(attention=1), heal="bias", check_text=str(words))
-    reading = replace(made.loaded, tokenizer=tiny_tokenizer())
-    made._load, made.__dict__["loaded"] = lambda: reading, reading
+    made = _reading(planner(Budget(attention=1), heal="bias", check_text=_words(tmp_path)))
     told = made.plan().plan.predicted
     assert told["other_kl"] > 0
     rise = math.expm1(told["other_log_perplexity_increase"])

@@ -157,6 +157,8 @@ def test_labels_differ() -> None:
     assert text_labels(refs) == ["pydoc, 4 x 8", "wiki.txt, 4 x 8", "pydoc, 16 x 8"]
     assert text_labels(refs[:2]) == ["pydoc", "wiki.txt"]
     assert text_labels([refs[0], refs[0]]) == ["pydoc (1)", "pydoc (2)"]
+    mixture = refs[0].model_copy(update={"source": "no name", "mixture": refs[:2]})
+    assert text_labels([mixture]) == ["pydoc+wiki.txt"]
 
 
 @pytest.mark.parametrize(
