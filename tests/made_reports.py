@@ -27,6 +27,7 @@ from exporter.artifacts import (
     Healing,
     ImportanceReport,
     Interval,
+    JudgedText,
     LatencyRow,
     LatencySamples,
     LongContext,
@@ -36,6 +37,7 @@ from exporter.artifacts import (
     ParityCheck,
     PerplexityPair,
     PlannedDeletion,
+    PlanParts,
     PositionError,
     QuantizationRecord,
     Score,
@@ -204,6 +206,7 @@ def full_report(
             source=f"{text} (calibration)", samples=20, sequence_length=512, tokens=10240,
             sha256="c" * 64,
         ),
+        parts=made_parts(text),
         parity=[
             ParityCheck(name=f"logits, {text}", phase="prefill", max_abs_error=4e-5, tolerance=3e-3,
                         passed=True),
@@ -215,6 +218,19 @@ def full_report(
         corners=_corners(latency),
         healing=_healing(text),
     )  # fmt: skip
+
+
+def made_parts(text: str) -> PlanParts:
+    """What a plan was made by: a mixture, of which it tells each text apart."""
+    refs = [
+        CalibrationRef(
+            source=f"{text} ({name})", samples=9, sequence_length=512, tokens=4608, sha256="f" * 64
+        )
+        for name in ("searched", "searched too")
+    ]
+    figures = {"kl": 0.2, "log_perplexity_increase": 0.1, "top1_agreement": 0.8}
+    apart = [JudgedText(text=ref, figures=figures) for ref in refs]
+    return PlanParts(chosen_on=refs, stopped_on=refs, judged_on=refs, judged_apart=apart)
 
 
 def _healing(text: str) -> Healing:

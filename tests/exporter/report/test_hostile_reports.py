@@ -18,7 +18,7 @@ from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.gate.gate import check
 from exporter.gate.limits import Limits
 from exporter.report.ci import Checked, github, gitlab_metrics, junit
-from tests.made_reports import as_markdown, gate_accuracy, gate_report, gate_row
+from tests.made_reports import as_markdown, gate_accuracy, gate_report, gate_row, made_parts
 
 EVIL = (
     "![x](http://evil.example/x) <img src=y> [z](www.evil.example) | @someone `c` "
@@ -117,7 +117,8 @@ def test_a_model_card(report: ComparisonReport) -> None:
         before=Weights(parameters=2, bytes=8), after=Weights(parameters=1, bytes=4),
         license={"license": "mit", "license_link": '[x, "y": z] # ' + EVIL.replace("\n", " ")},
     )  # fmt: skip
-    card = model_card(facts, CardSources(PruningPlan(deletions=[]), report=report))
+    plan = PruningPlan(deletions=[], **made_parts(EVIL).model_dump())
+    card = model_card(facts, CardSources(plan, report=report))
     _, head, body = card.split("---\n", 2)
     assert foreign(body) == []
     lines = dict(line.split(": ", 1) for line in head.splitlines() if ": " in line)
