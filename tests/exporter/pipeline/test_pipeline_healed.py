@@ -14,6 +14,7 @@ from made_reports import full_report
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
 from exporter.artifacts import CalibrationRef, HealingReport, ModelRef, PruneReport, PruningPlan
+from exporter.artifacts.plans.origin import noted_texts
 from exporter.errors import PlanError
 from exporter.pipeline.request import DropRequest
 from graph_passes.files.storage import load_model
@@ -200,6 +201,11 @@ def test_export_heals_on_the_road_and_tells_what_it_gained(
     assert report.healing == HealingReport.read(healing / "heal.json").healing
     assert report.healing is not None
     assert [text.role for text in report.healing.texts] == ["calibration", "other"]
+    healed = PruningPlan.read(healing / "plan.json")
+    assert list(healed.roles) == ["fitted", "judged"]
+    assert report.parts == healed.parts
+    noted = noted_texts(load_model(out / "candidate" / "model.onnx").metadata_props)
+    assert noted == {"fitted": [healed.fitted_on[0].sha256]}
     for name in ("report.md", "report.html"):
         text = (out / name).read_text()
         assert "held out of what was fitted on" in text
