@@ -30,8 +30,9 @@ SAMPLED = (SELF, CHAT)
 """What names text that the model samples."""
 CHAT_TOKENS = 256
 """Of a chat; a longer sample has several: the time for a token rises with what stands before it."""
-_METHOD = 1  # Raised when the same seed would give other text.
+_METHOD = 2  # Raised when the same seed would give other text.
 _CACHE_BYTES = 2 << 30  # The most that the KV cache of one run of sequences may take.
+_SUMS_BYTES = 8 << 20  # Of probabilities that are summed at once: fresh memory takes longer.
 
 
 def sampled_tokens(
@@ -145,8 +146,7 @@ def _sample(
     import torch
 
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    at_once = min(samples, max(1, _CACHE_BYTES // (length * _cache_bytes_per_token(model))))
-    rounds = [min(at_once, samples - done) for done in range(0, samples, at_once)]
+    rounds = _even_runs(samples, max(1, _CACHE_BYTES // (length * _cache_bytes_per_token(model))))
     with (
         torch.inference_mode(),
         progress.task("sample text, token by token", total=len(rounds) * (length - 1)) as task,
@@ -154,6 +154,12 @@ def _sample(
         runs = [_sample_run(model, count, length, generator, prefix, task) for count in rounds]
     ids: NDArray[np.int64] = torch.cat(runs).cpu().numpy()
     return ids
+
+
+def _even_runs(samples: int, at_once: int) -> list[int]:
+    """How many sequences each run takes: a run of few takes nearly as long as one of many."""
+    runs = -(-samples // at_once)
+    return [samples * (run + 1) // runs - samples * run // runs for run in range(runs)]
 
 
 def _sample_run(
@@ -195,6 +201,17 @@ def _draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One token a row, by the inverse of the cumulative distribution."""
     import torch
 
+    shape = (len(logits), 1)
+    points = torch.rand(shape, dtype=torch.float64, device=logits.device, generator=generator)
+    rows = max(1, _SUMS_BYTES // (8 * logits.shape[-1]))
+    parts = [slice(start, start + rows) for start in range(0, len(logits), rows)]
+    return torch.cat([_drawn_at(points[part], logits[part]) for part in parts])
+
+
+def _drawn_at(point: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The token of each row where its distribution reaches ``point [rows, 1]``, from 0 to 1."""
+    import torch
+
     cumulative = torch.softmax(logits.float(), dim=-1).cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     if not bool(total.isfinite().all()):
@@ -203,7 +220,6 @@ def _draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             "Load the model in float32, or check its weights.",
             code="not-finite",
         )
-    point = torch.rand(total.shape, dtype=torch.float64, device=logits.device, generator=generator)
     drawn = torch.searchsorted(cumulative, point * total, right=True)
     return drawn[:, 0].clamp_(max=logits.shape[-1] - 1)
 
@@ -228,5 +244,8 @@ def _special_ids(model: Any) -> tuple[int, torch.Tensor]:
 
 def _cache_bytes_per_token(model: Any) -> int:
     config = model.config.get_text_config()
-    # An upper bound: models with fewer key-value heads take less.
-    return int(2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize)
+    heads = getattr(config, "num_key_value_heads", None)
+    size = getattr(config, "head_dim", None)
+    if not isinstance(heads, int) or not isinstance(size, int):
+        heads, size = 1, config.hidden_size  # an upper bound: as many heads as queries have
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
