@@ -28,34 +28,34 @@ from exporter.printable import printable, printable_output
 FAILED, INTERRUPTED = 2, 130
 _COMMANDS = {
     "The whole road": {
-        "export": "Score, cut, export to ONNX and compare, in one go.",
+        "export": "Score, cut, export to ONNX and compare, in one command.",
         "sweep": "Export and compare many models, plans and precisions.",
     },
     "Its stages": {
         "score": "Measure how redundant each attention, MLP and block is.",
         "plan": "Choose what to drop: by scores, by a search, for a budget.",
-        "heal": "Fit what takes the dropped branches' places; no training.",
+        "heal": "Recover quality: fit replacements, or train kept weights.",
         "prune": "Cut sublayers out of an ONNX file.",
-        "quantize": "Put an ONNX file's weights into fewer bits.",
+        "quantize": "Quantise the weights of an ONNX file.",
         "build": "Build an engine from an ONNX file.",
-        "compare": "Measure two models against each other.",
+        "compare": "Compare two models: speed, accuracy, size.",
         "report": "Render saved reports again; nothing is measured.",
-        "check": "Hold a report against limits: a gate for CI.",
+        "check": "Check a report against limits: a gate for CI.",
     },
     "Studies": {
-        "depths": "Drop in four ways at several depths; one table of the cost.",
+        "depths": "Drop several numbers of sublayers in four ways; one table.",
     },
     "Tools": {
         "inspect": "List what could be cut out of an ONNX file.",
-        "costs": "Measure what each attention and MLP takes of a request's time.",
+        "costs": "Measure the time of each attention and MLP in a request.",
         "checkpoint": "Write the pruned model as a Hugging Face checkpoint.",
-        "check-engine": "Ask the engine's parser whether it takes an ONNX file.",
+        "check-engine": "Check whether an engine's parser accepts an ONNX file.",
         "refit": "Put a graph's weights into an engine.",
         "generate": "Continue a text with a model or an engine.",
-        "evaluate": "Score a model on tasks with right answers.",
+        "evaluate": "Score a model on tasks with correct answers.",
         "lm-eval": "Run lm-eval's command line on depthcut's models.",
         "package": "Pack a model for serving.",
-        "doctor": "Tell what this machine can do.",
+        "doctor": "Show what this machine can do.",
     },
 }
 """By headings, with what each does. A command's module is loaded when it is asked for."""
@@ -110,7 +110,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 )  # fmt: skip
 @click.option(
     "--help-all", is_flag=True, expose_value=False, is_eager=True, callback=_show_all,
-    help="List the options of every command, too; COMMAND --help-all explains them.",
+    help="Also list the options of every command; COMMAND --help-all explains them.",
 )  # fmt: skip
 def cli() -> None:
     """Cut the layers that don't matter out of a Transformer, and prove what that bought.

@@ -23,11 +23,13 @@ class BuildCall(Options):
 
     model: OnnxFile = argument("MODEL")
     output: OutputPath = required(
-        "The engine's file, or a folder, where it is named after what it is.", "-o", "--output"
+        "The engine's file, or a folder, in which depthcut chooses the name.", "-o", "--output"
     )
     library: EngineOption = part(EngineOption())
     builds: Count = option(
-        1, "So many of each engine, -b1, -b2 and so on: builds may differ.", section=ENGINES
+        1,
+        "Build each engine N times (-b1, -b2, ...), since builds may differ in speed.",
+        section=ENGINES,
     )
     phases: _Phases = option(
         (),
@@ -37,13 +39,14 @@ class BuildCall(Options):
         section=SHAPES,
     )
     split: bool = option(
-        False, "One engine for each profile, instead of one for all.", section=SHAPES
+        False, "Build one engine for each profile, instead of one for all.", section=SHAPES
     )
     ranges: Ranges = part(Ranges())
     settings: BuildSettings = part(BuildSettings())
     timing_cache: OutputPath | None = option(
         None,
-        "TensorRT: remembers timed tactics; the same cache gives like engines.",
+        "TensorRT: file for the timings of tactics; builds with the same cache give similar "
+        "engines.",
         section=ENGINES,
         rare=True,
     )
@@ -51,7 +54,7 @@ class BuildCall(Options):
 
 @command(BuildCall)
 def build(call: BuildCall, progress: ConsoleProgress) -> None:
-    """Build an engine from MODEL, an ONNX file or a folder with one, with a record beside it."""
+    """Build an engine from MODEL, an ONNX file or a folder with one, with a record next to it."""
     from exporter.engines.build.build import build_engines
 
     built = build_engines(

@@ -57,7 +57,7 @@ class CheckCall(Options):
 
     request: CheckRequest = part()
     inconclusive: Literal["pass", "fail", "3"] = option(
-        "3", "What not knowing counts as: exit code 0, 1 or 3.", section=VERDICTS
+        "3", "Exit code if the measurement can't decide: 0, 1 or 3.", section=VERDICTS
     )
     output: OutputPath | None = option(
         None, "The whole check as JSON.", "-o", "--output", section=_OUTPUTS
@@ -65,17 +65,17 @@ class CheckCall(Options):
     files: _CiFiles = part(_CiFiles())  # type: ignore[valid-type]
     github: bool | None = option(
         None,
-        "Annotations and a step summary.",
-        usual="on where GITHUB_ACTIONS is true",
+        "Write annotations and a step summary.",
+        usual="on if GITHUB_ACTIONS is true",
         section=_OUTPUTS,
     )
 
 
 @command(CheckCall)
 def check(call: CheckCall, progress: ConsoleProgress) -> int:
-    """Hold REPORT, a report.json, against limits: has the candidate become slower, worse, larger?
+    """Check REPORT, a report.json, against limits: is the candidate slower, worse or larger?
 
-    Against a baseline without limits: at most 3 % more time, 1 % more perplexity, size and memory.
+    With a baseline and no limits: at most 3 % more time, 1 % more perplexity, size and memory.
 
     Exit code 0 when all limits hold, 1 for a regression, 3 when the measurement can't tell, 2 for
     everything else.

@@ -27,11 +27,11 @@ class CheckEngineCall(Options):
 
 @command(CheckEngineCall, name="check-engine")
 def check_engine(call: CheckEngineCall, progress: ConsoleProgress) -> int:
-    """Ask the engine's parser whether it takes MODEL, and list what it doesn't.
+    """Check whether the engine's parser accepts MODEL, and list what it rejects.
 
     MODEL is an ONNX file, or a folder with one.
 
-    Exit code 0 when all of it parses, 1 when not.
+    Exit code 0 if the whole graph parses, otherwise 1.
     """
     from exporter.engines.build.check import check_engine as check
 

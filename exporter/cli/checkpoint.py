@@ -30,10 +30,10 @@ class CheckpointCall(Options):
     plan: InputFile = argument("PLAN")
     output: OutputFolder = required("Folder for the checkpoint.", "-o", "--output")
     importance: InputFile | None = option(
-        None, "The importance.json that PLAN rests on, for the model card."
+        None, "The importance.json that PLAN was made from, for the model card."
     )
     dtype: Dtype | None = option(
-        None, "Of the weights that are written.", usual="the model's own", section=LOADING
+        None, "Type of the written weights.", usual="the model's own", section=LOADING
     )
     streaming: StreamOptions = part(StreamOptions(), without=("stream_dir",))
     load: SourceOptions = part(SourceOptions(), without=("dtype",))
@@ -45,11 +45,12 @@ class CheckpointCall(Options):
 
 @command(CheckpointCall)
 def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
-    """Drop what PLAN says from MODEL, and write the rest as a Hugging Face checkpoint.
+    """Drop the sublayers of PLAN from MODEL, and write the rest as a Hugging Face checkpoint.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file; PLAN is a plan.json, healed or not, or
-    a config.json of LLM-Drop, Puzzletron or transformers that says what is dropped. The weights of
-    what is dropped are in no file. Whole blocks leave a plain model with fewer layers.
+    a config.json of LLM-Drop, Puzzletron or transformers that says what is dropped. The dropped
+    weights are not written. If only whole blocks are dropped, the result is a plain model with
+    fewer layers.
     """
     facts = _written(call, progress)
     if progress.as_json:

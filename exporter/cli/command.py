@@ -314,22 +314,22 @@ def _general(*, json: bool) -> list[click.Option]:
     found = [
         click.Option(
             ["--config"], type=TextPath(exists=True, dir_okay=False, path_type=Path),
-            metavar="FILE.yaml", help="Read options from a file; those given here win.",
+            metavar="FILE.yaml", help="Read options from a file; the command line overrides it.",
         ),
         click.Option(
-            ["--show-config"], is_flag=True, help="Print what would be run as such a file and end.",
+            ["--show-config"], is_flag=True, help="Print the settings as such a file, and exit.",
         ),
         click.Option(
             ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_quiet,
-            help="Say nothing but results and errors.",
+            help="Print only results and errors.",
         ),
         click.Option(
             ["-v", "--verbose"], is_flag=True, expose_value=False, callback=_set_verbose,
-            is_eager=True, help="Tell details; tracebacks on errors.",
+            is_eager=True, help="Print details, and tracebacks on errors.",
         ),
         click.Option(
             ["--help-all"], is_flag=True, expose_value=False, is_eager=True, callback=_show_all,
-            help="Show all options and keys, then end.",
+            help="Show all options and keys, and exit.",
         ),
     ]  # fmt: skip
     if json:

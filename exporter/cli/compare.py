@@ -24,20 +24,20 @@ class CompareCall(Options):
     output: OutputFolder = required("Folder for the report.", "-o", "--output")
     references: tuple[Arm, ...] = option(
         (),
-        "A further arm, of any kind, timed in the same rounds; it gets no verdict.",
+        "Another model of any kind, timed in the same rounds without a verdict.",
         "--reference",
         metavar="ARM",
     )
     floats: tuple[Arm, Arm] | None = option(
         None,
-        "Both models in float, where the arms are their quantised forms: all four are then held "
-        "against BASELINE.",
+        "The float versions of BASELINE and CANDIDATE, if these are quantised: all four are "
+        "compared.",
         "--float",
         metavar="BASELINE CANDIDATE",
     )
     onnx: tuple[OutputPath, OutputPath] | None = option(
         None,
-        "What two engines were built from, where it doesn't lie beside them.",
+        "The ONNX files that the two engines were built from, if they are not next to the engines.",
         "--engine-onnx",
         metavar="BASELINE CANDIDATE",
         rare=True,
@@ -47,11 +47,11 @@ class CompareCall(Options):
 
 @command(CompareCall)
 def compare(call: CompareCall, progress: ConsoleProgress) -> None:
-    """Measure CANDIDATE against BASELINE: latency, perplexity, agreement, size.
+    """Compare CANDIDATE with BASELINE: latency, perplexity, agreement, size.
 
     Both are ONNX files or folders with one, engines or folders of them, or Hugging Face folders
-    that PyTorch runs: torch:DIR, torch-compile:DIR; or times that trtexec or polygraphy took:
-    times:FILE. Writes report.json, report.md and report.html.
+    that PyTorch runs: torch:DIR, torch-compile:DIR; or times measured by trtexec or
+    polygraphy: times:FILE. Writes report.json, report.md and report.html.
     """
     from exporter.compare.kept import forget
     from exporter.compare.session import compare as compare_models

@@ -24,21 +24,22 @@ class CostsCall(Options):
     model: Arm = argument("MODEL")
     output: OutputFile = option(Path("costs.json"), "The table.", "-o", "--output")
     at: RequestShapeOption = option(
-        RequestShape(), "The request: one prefill of the prompt, then so many decode steps."
+        RequestShape(),
+        "The request: one prefill of the prompt, then a decode step for each new token.",
     )
     replacements: tuple[Replacement, ...] = option(
         ("none", "bias", "linear"),
-        "What may take a sublayer's place; without any is always measured. Repeatable.",
+        "Replacements to measure; cutting without any is always measured. Repeatable.",
         "--replacement",
     )
-    rank: Count | None = option(None, "Rank of linear maps, kept as two factors.", usual="full")
+    rank: Count | None = option(None, "Rank of linear maps, stored as two factors.", usual="full")
     engine: Engine | None = option(
-        None, "Build engines of the graph and its variants, and run those on the GPU."
+        None, "Build engines of the graph and its variants, and time them on the GPU."
     )
     run: RunOptions = part(RunOptions())
     time_budget_s: Duration = option(
         60.0,
-        "Seconds that one variant's rounds may take; they end before where its cost is known.",
+        "Maximum time to measure one variant, in seconds; it ends earlier if the cost is known.",
         "--time-budget",
         section=SPEED,
     )
@@ -54,11 +55,11 @@ class CostsCall(Options):
 
 @command(CostsCall)
 def costs(call: CostsCall, progress: ConsoleProgress) -> None:
-    """Measure what each attention and MLP of MODEL takes of a request's time.
+    """Measure how much of a request's time each attention and MLP of MODEL takes.
 
     MODEL is an ONNX file or a folder with one, or torch:DIR, a Hugging Face folder that PyTorch
     runs. Variants of it, each with half of the sublayers of one kind and shape cut, are timed
-    against the whole one in turns. What an earlier run has left in the output file is kept.
+    in turns with the whole one. Measurements that are already in the output file are kept.
     """
     from exporter.choose.costs.measuring import CostSettings, measure_costs
     from exporter.choose.costs.timing import Effort
@@ -81,7 +82,9 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
     if progress.as_json:
         echo_json(table.to_json())
         return
-    echo(f"A request ({table.at}) takes {table.baseline_ms:.4g} ms. Each cut saves, in ms:")
+    echo(
+        f"A request ({table.at}) takes {table.baseline_ms:.4g} ms. Cutting a sublayer saves, in ms:"
+    )
     print_rows(*_saved(table))
     echo(call.output)
 

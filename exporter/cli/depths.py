@@ -27,13 +27,13 @@ class DepthsCall(Options):
     importance: InputFile = required("The importance.json of MODEL.")
     output: OutputFile = option(
         Path("depths.json"),
-        "The data; tables and a page with plots stand beside it as .md and .html.",
+        "File for the data; tables and a page with plots are written next to it as .md and .html.",
         "-o",
         "--output",
     )
     metric: MetricName | None = option(
         None,
-        "Which of IMPORTANCE's metrics decides.",
+        "Which metric of IMPORTANCE to use.",
         metavar="NAME",
         usual="its first",
         section=SCORING,
@@ -44,11 +44,11 @@ class DepthsCall(Options):
 
 @command(DepthsCall)
 def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
-    """Drop attentions, MLPs, blocks, or both jointly at several numbers, and measure the cost.
+    """Drop several numbers of attentions, MLPs, blocks, or both jointly, and measure the damage.
 
-    MODEL runs in PyTorch with the branches left out; nothing is exported. One table has perplexity
-    and KL divergence of every cut on held-out text, with intervals. What an interrupted call has
-    measured is used when the same command is run again.
+    MODEL runs in PyTorch with the branches left out; nothing is exported. One table lists the
+    perplexity and KL divergence of every cut on held-out text, with intervals. After an
+    interruption the same command resumes.
     """
     from exporter.report.files import study_files, write_study
 

@@ -14,7 +14,7 @@ from exporter.options import Options
 
 @command(Options)
 def doctor(_call: Options, progress: ConsoleProgress) -> int:
-    """Tell what this machine can do, and which extra brings what is missing.
+    """Show what this machine can do, and which extra adds what is missing.
 
     Exit code 0 when ONNX files can be pruned, verified and compared here, else 1.
     """
@@ -30,6 +30,6 @@ def doctor(_call: Options, progress: ConsoleProgress) -> int:
     remedies = [f"{p.name.strip()}: {p.remedy}" for p in found.components if p.remedy]
     if remedies:
         echo()
-        echo("To do, where it is needed; in a clone '.[cpu]' stands for 'depthcut[cpu]':")
+        echo("To add what is missing (in a clone, write '.[cpu]' instead of 'depthcut[cpu]'):")
         echo(*remedies)
     return 0 if found.fit else 1

@@ -24,7 +24,7 @@ class EvaluateCall(Options):
         Rule(
             ("tasks.tasks", "tasks.probes"),
             lambda told: not (told.tasks.tasks or told.tasks.probes),
-            "No task is named, and no probe is asked for.",
+            "Neither a task nor a probe is given.",
             "Give {0} or {1}.",
         ),
     )
@@ -32,9 +32,9 @@ class EvaluateCall(Options):
 
 @command(EvaluateCall)
 def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
-    """Score MODEL on tasks and probes; compare scores two models on the same items.
+    """Score MODEL on tasks and probes. To score two models on the same items, use compare.
 
-    MODEL is an ONNX file with its tokenizer beside it, their folder, or an engine.
+    MODEL is an ONNX file with its tokenizer next to it, their folder, or an engine.
     """
     from exporter.compare.tasks.evaluation import evaluate_model
 

@@ -27,17 +27,17 @@ class GenerateCall(Options):
 
     model: InputPath = argument("MODEL")
     prompt: str = argument("PROMPT")
-    new_tokens: Count = option(64, "The most tokens to generate.", "-n", "--new-tokens")
+    new_tokens: Count = option(64, "Maximum number of tokens to generate.", "-n", "--new-tokens")
     sampling: SamplingSettings = part(SamplingSettings())
     provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.")
     threads: NumberOrAuto | None = option(
-        None, "CPU threads; auto: the fastest, by a probe.", usual="all cores"
+        None, "CPU threads; auto: the fastest number, found by a short trial.", usual="all cores"
     )
     cache_length: Count | None = option(
-        None, "Positions that the cache has room for.", usual="prompt and new tokens"
+        None, "Length of the cache, in tokens.", usual="prompt and new tokens"
     )
     runner: Literal["onnxruntime", "engine"] | None = option(
-        None, "What of a folder is to run, where it holds both.", usual="onnxruntime"
+        None, "What to run, if the folder has both an ONNX file and engines.", usual="onnxruntime"
     )
     tokenizer: InputPath | None = option(
         None, "tokenizer.json or its folder.", usual="beside the model"
@@ -46,12 +46,12 @@ class GenerateCall(Options):
 
 @command(GenerateCall)
 def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
-    """Continue PROMPT with a model and the tokenizer beside it.
+    """Continue PROMPT with a model and the tokenizer next to it.
 
     MODEL is an ONNX file, an engine, or a folder with one of them or with an engine for prefill and
     one for decode; of several builds (-b1, -b2) the first runs.
 
-    What a terminal or a CI system would act on in the text is shown and not obeyed; --json has the
+    Control sequences for a terminal or a CI system are escaped in the printed text; --json has the
     text as it is.
     """
     from exporter.engines.decoding.generate import generate as run

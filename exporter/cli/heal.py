@@ -37,24 +37,24 @@ class HealCall(Options):
     heal: HealOptions = part(HealOptions())
     save_checkpoint: OutputPath | None = option(
         None,
-        "Also write the healed model as a Hugging Face folder: its safetensors lack what was "
-        "dropped and hold what took its place.",
+        "Also write the healed model as a Hugging Face folder, without the dropped weights "
+        "and with their replacements.",
         metavar="DIR",
     )
     allow_empty: bool = option(
-        False, "Take a plan that leaves no attention and no MLP at all. Lifts no other refusal."
+        False, "Accept a plan that leaves no attention and no MLP. Disables no other check."
     )
     load: SourceOptions = part(SourceOptions())
 
 
 @command(HealCall)
 def heal(call: HealCall, progress: ConsoleProgress) -> None:
-    """Make up for what PLAN drops from MODEL, and measure what that gains.
+    """Recover quality that MODEL loses by PLAN, and measure the gain.
 
-    MODEL is a Hugging Face folder, a hub id or a GGUF file. Beside the healed plan its numbers and
-    a report are written: healed.json, healed.safetensors and healed.report.json. The gain is told
-    on held-out text of the calibration's domain and on text of another. The same command goes on
-    from where an interrupted one was.
+    MODEL is a Hugging Face folder, a hub id or a GGUF file. Writes the healed plan, its
+    numbers and a report: healed.json, healed.safetensors and healed.report.json. The gain is
+    measured on held-out text of the calibration's domain and on text of another domain. After an
+    interruption the same command resumes.
     """
     from exporter.heal.distill.workers import is_first_process
     from exporter.heal.healed import heal as heal_plan

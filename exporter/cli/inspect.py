@@ -22,7 +22,7 @@ class InspectCall(Options):
 
 @command(InspectCall)
 def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
-    """List the residual sites of MODEL: what could be cut, and what not, and why.
+    """List the sublayers of MODEL: what can be cut, what can't, and why.
 
     MODEL is an ONNX file, or a folder with one.
     """

@@ -14,7 +14,7 @@ import click
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def lm_eval(arguments: tuple[str, ...]) -> None:
-    """Run lm-eval's own command line, which then knows `--model depthcut`.
+    """Run lm-eval's own command line, with the additional model `--model depthcut`.
 
     All arguments are lm-eval's. The model takes --model_args path=FOLDER, and provider, threads,
     max_length and max_gen_toks.

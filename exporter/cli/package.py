@@ -18,20 +18,22 @@ class PackageCall(Options):
     """What `depthcut package` is asked to do."""
 
     model: InputPath = argument("MODEL")
-    triton: OutputPath | None = option(None, "Into a Triton repository.", metavar="REPOSITORY")
+    triton: OutputPath | None = option(
+        None, "Pack into a Triton model repository.", metavar="REPOSITORY"
+    )
     tarball: OutputPath | None = option(
-        None, "Into one .tar.gz with all that belongs to it.", metavar="FILE"
+        None, "Pack into one .tar.gz with everything that the model needs.", metavar="FILE"
     )
     beside: InputFolder | None = option(
         None,
-        "Of --tarball: the folder with tokenizer, config and plan.",
+        "For --tarball: the folder with tokenizer, config and plan.",
         usual="the engine's",
     )
     name: str | None = option(
-        None, "Of --triton: the model's name.", metavar="NAME", usual="its folder's"
+        None, "For --triton: the model's name.", metavar="NAME", usual="its folder's"
     )
-    device: Literal["gpu", "cpu"] = option("gpu", "Of --triton: where it runs.")
-    instances: Count = option(1, "Of --triton: how many.", config_only=True)
+    device: Literal["gpu", "cpu"] = option("gpu", "For --triton: where it runs.")
+    instances: Count = option(1, "For --triton: number of instances.", config_only=True)
     rules = (
         Rule(
             ("triton", "tarball"),
@@ -47,8 +49,8 @@ class PackageCall(Options):
 def package(call: PackageCall, _progress: ConsoleProgress) -> None:
     """Pack MODEL for serving.
 
-    Triton takes an ONNX file, a folder with model.onnx, or an engine of TensorRT; the archive an
-    engine with the record beside it, or a folder with an engine for each phase.
+    Triton takes an ONNX file, a folder with model.onnx, or an engine of TensorRT; the archive takes
+    an engine with the record next to it, or a folder with an engine for each phase.
     """
     from exporter.engines.packaging.triton import package_triton
 

@@ -30,10 +30,9 @@ class PlanCall(Options):
 def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     """Choose what to drop from an importance.json: by its scores, by a search, or for a budget.
 
-    Numbers alone take the lowest scores, or what --search finds; --heal fits what takes the places
-    of what was chosen, or is weighed by the search. Any other budget is held by measured damage,
-    with replacements where they help; budgets combine. What an interrupted call has found out is
-    used when the same command is run again.
+    A number of sublayers drops the lowest scores, or what --search finds; --heal adds replacements.
+    For any other budget the damage of cuts and replacements is measured. Budgets can be combined.
+    After an interruption the same command resumes.
     """
     from exporter.choose.budgets.making import make_plan
 

@@ -24,7 +24,7 @@ class PruneCall(Options):
 
     model: OnnxFile = argument("MODEL")
     output: OutputFile = required("The pruned ONNX file.", "-o", "--output")
-    plan: InputFile | None = option(None, "Drop what this plan.json says.")
+    plan: InputFile | None = option(None, "Drop what this plan.json lists.")
     drop: tuple[str, ...] = option(
         (),
         "Drop these, such as attention:25,26 or mlp:3 or block:10-12. Repeatable.",
@@ -33,17 +33,17 @@ class PruneCall(Options):
     cut: CutOptions = part(CutOptions())
     check_engine: Engine | None = option(
         None,
-        "Fail if an engine's parser takes the original and not the result.",
+        "Fail if an engine's parser accepts the original but not the result.",
         metavar="[ENGINE]",
         bare="tensorrt-rtx",
-        usual="with no ENGINE: tensorrt-rtx",
+        usual="without ENGINE: tensorrt-rtx",
     )
     rules = (
         Rule(
             ("plan", "drop"),
             lambda told: (told.plan is None) == (not told.drop),
             "Say what to drop:",
-            "{0} FILE or {1} KIND:LAYERS, one of them.",
+            "Give either {0} FILE or {1} KIND:LAYERS.",
         ),
     )
 
@@ -53,8 +53,8 @@ class PruneCall(Options):
 def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     """Cut sublayers out of MODEL, an ONNX file or a folder with one. Needs no PyTorch.
 
-    A report, prune.json, is written beside the result, unless --report names another file. What
-    was cut out of MODEL earlier is passed over and named; the exit code is 0 then, too.
+    Also writes a report, prune.json, next to the result, or to the file of --report. Sublayers that
+    were cut out of MODEL earlier are skipped and listed; the exit code is still 0.
     """
     from exporter.artifacts.plans.by_score import parse_drops
     from exporter.artifacts.plans.loaded import LoadedPlan

@@ -29,8 +29,8 @@ class QuantizeCall(Options):
         Rule(
             ("settings.calibration",),
             lambda told: bool(told.settings.calibration) and not told.settings.needs_calibration,
-            "Nothing here looks at a text: {0} is for --quantize-method gptq, and the schemes "
-            "mixed, int8-qdq, fp8 and int4-awq.",
+            "{0} has no effect here: it is for --quantize-method gptq, and the schemes mixed, "
+            "int8-qdq, fp8 and int4-awq.",
             "Leave it out.",
         ),
     )
@@ -39,10 +39,10 @@ class QuantizeCall(Options):
 @command(QuantizeCall, check=lambda call: call.settings.refuse_missing_text())
 @collecting_rarely
 def quantize(call: QuantizeCall, progress: ConsoleProgress) -> None:
-    """Put the weights of MODEL, an ONNX file or a folder with one, into fewer bits.
+    """Quantise the weights of MODEL, an ONNX file or a folder with one.
 
     MODEL may be cut already: cut first, then quantise. Tokenizer and configs are copied into the
-    output's folder where they aren't there yet. Needs ONNX Runtime.
+    output's folder if they are missing there. Needs ONNX Runtime.
     """
     from exporter.quantize.quantize import quantize_file
 
@@ -68,7 +68,7 @@ def _lines(result: QuantizationResult) -> list[str]:
         f" beside {gap.largest:.2g}{kl}",
     ]
     if gap.is_far:
-        lines.append("these answers have little to do with the float model's: see --quantize int8")
+        lines.append("these answers differ widely from the float model's: try --quantize int8")
     if result.mixed is not None:
         lines.append(
             f"perplexity of the calibration text: {result.mixed.growth - 1:+.1%}, "

@@ -21,7 +21,7 @@ class RefitCall(Options):
 def refit(call: RefitCall, progress: ConsoleProgress) -> None:
     """Write ENGINE with the weights of MODEL, an ONNX file or a folder with one.
 
-    ENGINE was built with --refittable or --strip-weights. It takes a GPU.
+    ENGINE was built with --refittable or --strip-weights. Needs a GPU.
     """
     from exporter.engines.build.refit import refit_engine
 

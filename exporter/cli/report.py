@@ -15,11 +15,11 @@ class ReportCall(Options):
 
     reports: tuple[InputFile, ...] = argument("REPORTS...")
     output: OutputPath | None = option(
-        None, "The file.", "-o", "--output", usual="of one report: beside it, by its name"
+        None, "The file.", "-o", "--output", usual="for one report: next to it, with its name"
     )
-    form: Form = option("html", "As a page, or as Markdown.", "--format")
+    form: Form = option("html", "An HTML page, or Markdown.", "--format")
     importance: InputFile | None = option(
-        None, "The importance.json that the plan rests on, for the map of all layers."
+        None, "The importance.json that the plan was made from, to show all layers."
     )
 
 
@@ -27,7 +27,7 @@ class ReportCall(Options):
 def report(call: ReportCall, _progress: ConsoleProgress) -> None:
     """Render saved REPORTS again, as one HTML page or as Markdown; nothing is measured.
 
-    Several report.json stand on one page, with one plot of what speed costs.
+    Several report.json make one page, with one plot of quality against speed.
     """
     from exporter.report.files import render_saved
 

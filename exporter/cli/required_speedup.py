@@ -16,9 +16,9 @@ class RequiredSpeedup(Options):
 
     require_speedup: bool = option(
         False,
-        "End with exit code 1 where the plan's measured speedup misses --target-speedup, and with "
-        "3 where the measurement can't tell; the results are written all the same.",
-        brief="Exit code 1 or 3 where that isn't shown",
+        "Exit with code 1 if the plan's measured speedup misses --target-speedup, and with 3 "
+        "if the measurement can't decide; the results are written in all cases.",
+        brief="Exit code 1 or 3 if it is not proven",
         section=REACHING,
     )
 

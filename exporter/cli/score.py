@@ -24,8 +24,9 @@ from graph_passes.files.placing import working
 def score(call: ScoreCall, progress: ConsoleProgress) -> None:
     """Measure how redundant each attention, MLP and block of MODEL is.
 
-    MODEL is a Hugging Face folder, a hub id or a GGUF file. Lower scores are more redundant,
-    whatever the metric. Several MODELs are the checkpoints of one training: --checkpoints.
+    MODEL is a Hugging Face folder, a hub id or a GGUF file. Sublayers with lower
+    scores are more redundant, whatever the metric. Give several MODELs with --checkpoints if they
+    are checkpoints of one training.
     """
     if call.compare:
         _compare(call, _file(call.output), progress)

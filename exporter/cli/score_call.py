@@ -38,8 +38,8 @@ class Series(Options):
 
     checkpoints: bool = option(
         False,
-        "MODEL... are checkpoints of one training: their folders, a folder that holds them, or a "
-        "pattern in quotes. Each is scored on the same text, into the folder -o.",
+        "Score the checkpoints of one training on the same text, into the folder -o. MODEL... "
+        "are their folders, a folder that contains them, or a pattern in quotes.",
         section=SERIES,
     )
     revisions: Names = option(
@@ -76,22 +76,23 @@ class ScoreCall(Options):
     models: tuple[str, ...] = argument("MODEL...")
     output: OutputPath | None = option(
         None,
-        "The file; of a series, the folder.",
+        "The file, or for a series the folder.",
         "-o",
         "--output",
-        usual="importance.json; importance",
+        usual="importance.json or importance",
     )
     compare: bool = option(
         False,
-        "Score nothing: MODEL... are importance.json. Tell how far rankings of two of one model "
-        "agree; of more files, of checkpoints or by --metric write a report with plots.",
+        "Score nothing, but compare importance.json files, given as MODEL.... For two files "
+        "of one model, print how far the rankings agree; for more files, for checkpoints, or "
+        "with --metric, write a report with plots.",
     )
     score: ScoreOptions = part(ScoreOptions())
     series: Series = part(Series())
     streaming: StreamOptions = part(StreamOptions())
     device_map: Literal["auto"] | None = option(
         None,
-        "Spread the model over GPUs, memory and disk by accelerate.",
+        "Distribute the model over GPUs, memory and disk with accelerate.",
         section=LOADING,
         rare=True,
     )
@@ -102,22 +103,22 @@ class ScoreCall(Options):
         _ScoresNothing(
             ("compare", "output", "models", "score.metrics"),
             lambda told: told.compare,
-            "{0} is for scoring, and {1} scores nothing.",
+            "{0} is for scoring, but {1} scores nothing.",
             "Leave it out.",
         ),
         Rule(
             ("compare", "models"),
             lambda told: told.compare and len(told.models) < 2,
-            "One file is held against nothing.",
+            "One file can't be compared.",
             "Name two or more with {0}.",
         ),
         Rule(
             ("series.checkpoints",),
             lambda told: len(told.models) > 1 and told.series == Series() and not told.compare,
             "Several models are named.",
-            "Score one; or, where they are checkpoints of one training, say {0}.",
+            "Score one; if they are checkpoints of one training, add {0}.",
         ),
-        excludes("device_map", "cluster", "one spreads one model, the other copies of it"),
+        excludes("device_map", "cluster", "one distributes one model, the other copies of it"),
         *(
             excludes("streaming.stream", other, "it reads safetensors a layer at a time")
             for other in ("device_map", "load.trust_remote_code", "load.allow_pickle", "cluster")

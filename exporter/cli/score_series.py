@@ -58,8 +58,8 @@ def _scored_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> Sta
     trained = series.checkpoints or series.revisions
     if trained and varied:
         raise UsageError(
-            "A series goes over checkpoints or over texts: with both, nobody can tell which of the "
-            "two moved a rank.",
+            "A series varies checkpoints or texts, not both: otherwise it is unknown which of "
+            "the two changed a rank.",
             "Leave --vary-calibration and --vary-samples out, or --checkpoints and --revisions.",
             code="text-and-model-differ",
         )
@@ -88,7 +88,7 @@ def _refuse_copies(points: Sequence[SeriesPoint]) -> None:
     if len({point.key["model"] for point in points}) == 1:
         names = " and ".join(point.name for point in points[:2])
         raise UsageError(
-            f"{names} are the same files to the last byte, as all here: that is one checkpoint.",
+            f"{names} are identical, like all others here: that is one checkpoint.",
             "Name checkpoints that differ.",
             code="one-point",
         )
@@ -99,8 +99,8 @@ def _one_text(call: ScoreCall, progress: ConsoleProgress) -> tuple[str, ...]:
     named: tuple[str, ...] = call.score.calibration
     if set(named).intersection(SAMPLED):
         raise UsageError(
-            "Each checkpoint would sample a text of its own, and nobody could tell whether it or "
-            "the model moved a rank.",
+            "Each checkpoint would sample its own text, so it would be unknown whether the "
+            "text or the model changed a rank.",
             f"Name one text for all: --calibration {_COMMON}, or a file.",
             code="text-per-model",
         )

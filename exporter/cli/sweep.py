@@ -27,7 +27,7 @@ class SweepCall(Options):
 
     file: InputFile = argument("FILE.yaml")
     output: OutputFolder = required("Folder for all results.", "-o", "--output")
-    dry_run: bool = option(False, "Check the file and tell what there is to run; run nothing.")
+    dry_run: bool = option(False, "Check the file and list what would run; run nothing.")
     redo: bool = option(False, "Run every cell again, with all of its stages.")
     load: SourceOptions = part(SourceOptions(), without=("dtype", "revision"))
     cluster: ClusterOptions | None = part(switch="address")
@@ -35,13 +35,12 @@ class SweepCall(Options):
 
 @command(SweepCall)
 def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
-    """Walk `depthcut export`'s road for every model with every plan in every precision of a file.
+    """Run `depthcut export` for every model with every plan in every precision of a file.
 
-    What cells have in common is made once. Cells that are finished and whose settings are as they
-    were are kept; the others are run, one after the other, each in a process of its own; with --ray
-    each on a machine of its own. One that fails is told in the table, and the others go on; the
-    exit code is then 2. The output folder holds sweep.json, sweep.md and sweep.html, and a folder
-    for each cell.
+    Stages that cells share run once. Finished cells whose settings have not changed are kept; the
+    others run one after the other, each in its own process, or with --ray each on its own machine.
+    If a cell fails, the table says so, the others still run, and the exit code is 2. The output
+    folder holds sweep.json, sweep.md and sweep.html, and a folder for each cell.
     """
     from exporter.pipeline.sweep.run import look, run_sweep
 

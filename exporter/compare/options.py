@@ -57,7 +57,7 @@ class RunOptions(Options):
     provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.", section=SPEED)
     threads: Threads = option(
         None,
-        "CPU threads; auto: what makes a step fastest, found in a short probe.",
+        "CPU threads; auto: the number with the fastest step, found by a short trial.",
         usual="auto",
         section=SPEED,
     )
@@ -74,20 +74,22 @@ class TaskOptions(Options):
 
     tasks: Names = option(
         (),
-        "Tasks with right answers: lm-eval's by name (from the Hugging Face hub), or those of "
-        "--task-data.",
-        brief="Tasks with right answers",
+        "Tasks with correct answers: names of lm-eval tasks (from the Hugging Face hub), or "
+        "of tasks in --task-data.",
+        brief="Tasks with correct answers",
         section=TASKS,
     )
     task_data: InputFolder | None = option(
         None,
-        "Take the tasks from DIR/NAME.jsonl, without lm-eval and the network.",
+        "Read the tasks from DIR/NAME.jsonl, without lm-eval or the network.",
         section=TASKS,
     )
-    task_limit: Count | None = option(None, "Only the first items of each.", section=TASKS)
+    task_limit: Count | None = option(
+        None, "Use only the first N items of each task.", section=TASKS
+    )
     probes: WholeOrNone = option(
         100,
-        "Items of each built-in probe: arithmetic, brackets, copying, looking up a key.",
+        "Number of items of each built-in probe: arithmetic, brackets, copying, looking up a key.",
         section=TASKS,
         rare=True,
     )
@@ -111,23 +113,24 @@ class QualityOptions(TaskOptions):
 
     stride: Count | None = option(
         None,
-        "Let samples of the evaluation text overlap: each begins N tokens after the last, so that "
-        "tokens are predicted from more context.",
+        "Use overlapping samples of the evaluation text: each begins N tokens after the "
+        "previous one, so that tokens are predicted from more context.",
         section=ACCURACY,
         rare=True,
     )
     agreement_prompts: Whole = option(
         8,
-        "Beginnings of the evaluation text that both arms continue greedily.",
+        "Number of prompts from the evaluation text that both models continue greedily.",
         section=ACCURACY,
         rare=True,
     )
     agreement_tokens: Count = option(
-        64, "Tokens that both arms generate from each prompt.", section=ACCURACY, rare=True
+        64, "Tokens that both models generate for each prompt.", section=ACCURACY, rare=True
     )
     long_context: Lengths = option(
         (),
-        "Look for hidden facts in contexts of these lengths, and predict their ends.",
+        "Ask for hidden facts in contexts of these lengths, and measure the perplexity of "
+        "their ends.",
         section=ACCURACY,
         rare=True,
     )
@@ -146,23 +149,23 @@ class TimingOptions(Options):
 
     time_budget_s: Duration = option(
         60.0,
-        "Seconds that one row's rounds may take; it ends before where the verdict is clear.",
+        "Maximum time to measure one row, in seconds; it ends earlier if the verdict is clear.",
         "--time-budget",
         section=SPEED,
     )
     threshold: OpenShare = option(
-        0.01, "Below it a difference counts as none.", section=SPEED, rare=True
+        0.01, "Differences below this count as none.", section=SPEED, rare=True
     )
     generate: Generations = option(
         (),
-        "Whole generations, timed to the first token, per token and in all.",
+        "Time whole generations: time to the first token, per token, and in total.",
         section=SPEED,
         rare=True,
     )
     reload: bool = option(
         True,
-        "Load the arms anew between parts of the measurement; else their place in memory is part "
-        "of the result.",
+        "Reload both models several times during the measurement; otherwise their place in "
+        "memory influences the result.",
         section=SPEED,
         config_only=True,
     )
@@ -183,12 +186,12 @@ class CompareOptions(RunOptions):
 
     prefill_lengths: Lengths = option((128, 512), "Prompt lengths.", "--prefill", section=SPEED)
     decode_past_lengths: Lengths = option(
-        (512,), "Filled cache lengths.", "--decode-past", section=SPEED
+        (512,), "Numbers of tokens in the cache for a decode step.", "--decode-past", section=SPEED
     )
     batches: Lengths = option((1,), "Sequences in a timed call.", "--batch", section=SPEED)
     rounds: Several | None = option(
         None,
-        "Take so many interleaved rounds a row, instead of going by the time budget.",
+        "Run this many interleaved rounds for each row, instead of using the time budget.",
         section=SPEED,
     )
     eval_text: str = option(
@@ -212,7 +215,7 @@ class CompareOptions(RunOptions):
             lambda told: (
                 not (told.prefill_lengths or told.decode_past_lengths or told.timing.generate)
             ),
-            "There is nothing to time: no prompt length and no cache length is given.",
+            "There is nothing to time: neither a prompt length nor a cache length is given.",
             "Give {0} or {1} at least one length.",
         ),
         Rule(("batches",), lambda told: not told.batches, "{0} names no number.", "1 is usual."),

@@ -33,30 +33,32 @@ class CutOptions(Options):
     """
 
     verify: Literal["oracle", "none"] = option(
-        "oracle", "Hold the result against the original with the branches multiplied by zero."
+        "oracle",
+        "Compare the result with the original in which the branches are multiplied by zero.",
     )
     verify_limit_bytes: Size = option(
         DEFAULT_LIMIT_BYTES,
-        "Above this size of the weights, verify at a cheaper setting that needs little memory.",
+        "If the weights are larger than this, verify in a way that needs little memory.",
         "--verify-limit",
         rare=True,
     )
     weights: Literal["compact", "share"] = option(
         "compact",
-        "Write a data file with the survivors, or point into the original's (same folder).",
+        "Write a data file with the remaining weights, or refer to the original's (in the "
+        "same folder).",
     )
     report_path: OutputFile | None = option(
-        None, "The report's file.", "--report", usual="prune.json beside the result"
+        None, "The report's file.", "--report", usual="prune.json next to the result"
     )
     renumber_kv: bool = option(False, "Number the remaining KV caches from 0.")
     genai_config: Literal["rewrite", "none"] = option(
         "rewrite",
-        "Write onnxruntime-genai's config for the result, where the original has one.",
+        "Write onnxruntime-genai's config for the result, if the original has one.",
         rare=True,
     )
     keep_debug: bool = option(False, "Keep the exporter's stack traces.", config_only=True)
     allow_all: bool = option(
         False,
-        "Cut even if no attention and no MLP at all is left. Lifts no other refusal.",
+        "Cut even if no attention and no MLP is left. Disables no other check.",
         "--allow-empty",
     )

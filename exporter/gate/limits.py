@@ -30,21 +30,27 @@ class Limits(Options):
         noise_floor: Where the session measured none of its own; the larger of both counts.
     """
 
-    max_slowdown: _Share | None = _limit("Such as 3%, of each shape's time.")
-    min_speedup: _Factor | None = _limit("Such as 1.1, over the unpruned arm.", metavar="FACTOR")
-    max_perplexity_increase: _Share | None = _limit("Share by which the perplexity may rise.")
-    max_kl: _Nats | None = _limit("KL divergence from the unpruned arm.", metavar="NATS")
-    min_top1_agreement: _AtMostOne | None = _limit(
-        "Share of positions at which both arms think the same token the likeliest."
+    max_slowdown: _Share | None = _limit("Limit for each shape's time, such as 3%.")
+    min_speedup: _Factor | None = _limit(
+        "Minimum speedup over the unpruned model, such as 1.1.", metavar="FACTOR"
     )
-    min_embedding_cosine: _AtMostOne | None = _limit("Encoders: with the unpruned arm.")
-    max_task_drop: _Share | None = _limit("Points of a task's score: 1% is 0.01.")
-    max_probe_drop: _Share | None = _limit("Points of a probe's right answers: 1% is 0.01.")
-    max_size_increase: _Share | None = _limit("Of files and engines.")
-    max_memory_increase: _Share | None = _limit("Of KV cache and device memory.")
+    max_perplexity_increase: _Share | None = _limit("Limit for the rise of the perplexity.")
+    max_kl: _Nats | None = _limit(
+        "Limit for the KL divergence from the unpruned model.", metavar="NATS"
+    )
+    min_top1_agreement: _AtMostOne | None = _limit(
+        "Minimum share of positions at which both models have the same top-1 token."
+    )
+    min_embedding_cosine: _AtMostOne | None = _limit(
+        "Encoders: minimum cosine with the unpruned model's embeddings."
+    )
+    max_task_drop: _Share | None = _limit("Limit for the drop of a task's score: 1% is 0.01.")
+    max_probe_drop: _Share | None = _limit("Limit for the drop of a probe's accuracy: 1% is 0.01.")
+    max_size_increase: _Share | None = _limit("Limit for the size of files and engines.")
+    max_memory_increase: _Share | None = _limit("Limit for KV cache and device memory.")
     noise_floor: _Share = option(
         0.01,
-        "Changes of time within it are noise, as are those within the measured one.",
+        "Smaller changes of time count as noise; so do those within the measured noise.",
         usual="1%",
         section="Baselines and verdicts",
     )

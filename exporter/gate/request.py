@@ -36,36 +36,36 @@ class CheckRequest(Options):
     report: InputFile = argument("REPORT")
     baseline: OutputPath | None = option(
         None,
-        "An earlier report, a file with several, or a folder. Without it the candidate is held "
-        "against its own unpruned arm.",
+        "An earlier report, a file with several, or a folder. Without it the candidate is "
+        "compared with its own unpruned baseline.",
         section=VERDICTS,
     )
     limits: Limits = part(Limits())
     allow: tuple[one_of(FIELDS), ...] = option(  # type: ignore[valid-type]
         (),
-        "Compare although this differs from the baseline; may be given often.",
+        "Compare although this field differs from the baseline. Repeatable.",
         metavar="FIELD",
         section=VERDICTS,
     )
     update_baseline: bool = option(
         False,
-        "Make the report the baseline of its key, whatever the verdict; exit code 0.",
+        "Make the report the baseline for its conditions, whatever the verdict; exit code 0.",
         section=VERDICTS,
     )
     confirm: Whole = option(
         0,
-        "Measure again, up to N times, before a regression of time is believed.",
+        "Repeat the measurement up to N times before reporting a slowdown.",
         section=VERDICTS,
     )
     history: OutputPath | None = option(
         None,
-        "JSON lines: appended to, and looked at for slow drift.",
+        "JSON-lines file: the result is appended, and the file is checked for slow drift.",
         metavar="FILE",
         section=VERDICTS,
     )
     commit: str | None = option(
         None,
-        "What the history calls this run.",
+        "Name of this run in the history.",
         metavar="NAME",
         usual="GITHUB_SHA or CI_COMMIT_SHA",
         section=VERDICTS,

@@ -27,7 +27,7 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
             (name, "kind"),
             broken(name, _USUAL.get(name)),
             f"{{0}} is for {{1}} {kind}.",
-            f"Leave it out, or say {{1}} {kind}.",
+            f"Leave it out, or give {{1}} {kind}.",
         )
         for name in names
     )
@@ -59,69 +59,71 @@ class HealOptions(Options):
 
     kind: HealChoice = option(
         "linear",
-        "What makes up for the dropped branches: the mean of a branch's output (bias), a linear "
-        "map of what it reads (linear), for each branch what helps most (best), least squares in "
-        "kept weights (fold), or training by the whole model (distill). auto trains where memory "
-        "and time allow it, 10 minutes where no time is named, else it takes best.",
+        "How to recover quality: replace a dropped branch by the mean of its output (bias), "
+        "by a linear map of its input (linear), or by the better of these or nothing (best); "
+        "refit kept weights by least squares (fold); or train kept weights on the whole "
+        "model's answers (distill). auto distils if memory and time suffice (10 minutes "
+        "unless a time is given), otherwise it is best.",
         "--heal",
-        brief="How the cut heals: bias, linear, best, fold or distill",
+        brief="How to heal: bias, linear, best, fold or distill",
         section=HEALING,
     )
     rank: Count | None = option(
         None,
-        "Rank of linear maps, kept as two factors, or of adapters.",
-        brief="Rank of maps, of adapters",
+        "Rank of linear maps (stored as two factors) or of adapters.",
+        brief="Rank of linear maps or adapters",
         usual="full, 16",
         section=HEALING,
     )
     ridge: PositiveNumber | None = option(
         None,
-        "Ridge of the linear maps, relative to the mean eigenvalue of what a branch reads.",
+        "Ridge of the linear maps, relative to the mean eigenvalue of the covariance of a "
+        "branch's inputs.",
         usual="chosen for each branch on held-out tokens",
         section=HEALING,
         config_only=True,
     )
     sequential: bool = option(
         False,
-        "Fit each replacement on the already healed model below it, not each alone on the whole "
-        "model.",
+        "Fit each replacement on the model whose lower branches are healed already, not on "
+        "the whole model.",
         section=HEALING,
         rare=True,
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Text to fit on: a text or JSONL file, hf:DATASET, pydoc, or self (text that the model "
-        "samples; the default for decoders). Several make a mixture.",
+        "Text to fit on: a text or JSONL file, hf:DATASET, pydoc, or self (text that the "
+        "model samples; the default for decoders). Several sources make a mixture.",
         "--heal-calibration",
         metavar="SOURCE",
         section=SCORING,
     )
     samples: Count | None = option(
         None,
-        "Samples to fit on, of each text; a quarter as many more, four at least, are held out.",
+        "Samples to fit on, from each text; a quarter as many more (at least four) are held out.",
         usual="about 10,000 tokens",
         section=SCORING,
     )
     sequence_length: Several = option(512, "Tokens in a sample.", section=SCORING)
     check_text: str | None = option(
         None,
-        "Text of another domain, on which the gain is measured too.",
+        "Text of another domain, to measure the gain there too.",
         metavar="SOURCE",
         usual="pydoc, or self when calibrated on pydoc",
         section=HEALING,
     )
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING, config_only=True)
-    seed: Seed = option(0, "For sampled text.", section=SCORING, config_only=True)
+    seed: Seed = option(0, "Seed for sampled text.", section=SCORING, config_only=True)
     tokens: Tokens = option(
         200_000,
-        "Train on so many tokens at most.",
+        "Maximum number of training tokens.",
         "--heal-tokens",
         section=HEALING,
         config_only=True,
     )
     time_s: Duration | None = option(
         None,
-        "Train so long at most; the learning rate falls to nothing by then.",
+        "Maximum training time; the learning rate decays to zero by then.",
         "--heal-time",
         usual="no limit",
         section=HEALING,
@@ -140,11 +142,11 @@ class HealOptions(Options):
         config_only=True,
     )
     step_tokens: Tokens = option(
-        512, "Tokens of one step of training.", section=HEALING, config_only=True
+        512, "Tokens in one training step.", section=HEALING, config_only=True
     )
     states_weight: Amount = option(
         0.0,
-        "Train on the hidden states too, with this weight beside the answers.",
+        "Train on the hidden states too, with this weight relative to the answers.",
         section=HEALING,
         config_only=True,
     )
@@ -155,45 +157,45 @@ class HealOptions(Options):
         Rule(
             ("sequential", "kind"),
             lambda told: told.kind == "distill" and told.sequential,
-            "{1} distill trains all weights at once, so {0} says nothing.",
+            "{1} distill trains all weights at once, so {0} has no effect.",
             "Leave {0} out.",
         ),
         Rule(
             ("sequential", "kind"),
             lambda told: told.kind == "fold" and told.sequential,
-            "{1} fold always fits each product on those before it, so {0} says nothing.",
+            "{1} fold always works one branch after the other, so {0} has no effect.",
             "Leave {0} out.",
         ),
         Rule(
             ("rank", "kind"),
             lambda told: told.kind == "fold" and told.rank is not None,
             "{1} fold adds nothing that could have a rank: {0} is for linear maps.",
-            "Leave it out, or take {1} linear or best.",
+            "Leave it out, or use {1} linear or best.",
         ),
         Rule(
             ("ridge", "kind"),
             lambda told: told.kind == "distill" and told.ridge is not None,
-            "{1} distill fits no maps, so {0} says nothing.",
+            "{1} distill fits no maps, so {0} has no effect.",
             "Leave {0} out.",
         ),
         Rule(
             ("rank", "kind"),
             lambda told: told.kind == "bias" and told.rank is not None,
             "A bias has no rank: {0} is for linear maps.",
-            "Leave it out, or take {1} linear or best.",
+            "Leave it out, or use {1} linear or best.",
         ),
         Rule(
             ("ridge", "kind"),
             lambda told: told.kind == "bias" and told.ridge is not None,
             "A bias has no ridge: {0} is for linear maps.",
-            "Leave it out, or take {1} linear or best.",
+            "Leave it out, or use {1} linear or best.",
         ),
         NAMED_ONCE,
         Rule(
             ("check_text", "calibration"),
             lambda told: told.check_text is not None and told.check_text in told.calibration,
-            "{0} names a text that is fitted on, too.",
-            "Give it a text that the fit does not see.",
+            "{0} names a text that replacements are fitted on.",
+            "Give it a text that is not used for fitting.",
         ),
     )
 

@@ -49,14 +49,14 @@ class DropRequest(Options):
     """What to drop: whatever holds a budget, such as a number of attentions, or a plan's file."""
 
     budget: Budget | None = part(optional=True, rare=("batch", "kinds", "top1_agreement"))
-    plan: InputFile | None = option(None, "Drop what this plan.json says.", section=DROPPING)
+    plan: InputFile | None = option(None, "Drop what this plan.json lists.", section=DROPPING)
     rules = (
         Rule(
             ("plan",),
             lambda told: (told.plan is None) == (told.budget is None),
-            "Say what to drop, in one way:",
+            "Say what to drop, with one of these:",
             "--drop-attn N, --drop-mlp N, --drop-block N, --drop-joint N, or a budget such as "
-            "--target-speedup 1.25; in export also {0}.",
+            "--target-speedup 1.25; for export also {0}.",
         ),
     )
 
@@ -71,14 +71,16 @@ class EngineRequest(Options):
 
     backend: Engine = option(
         "tensorrt-rtx",
-        "Build engines of both models too, and compare them.",
+        "Also build engines of both models, and compare them.",
         "--engine",
-        brief="Build engines, too: tensorrt-rtx or tensorrt",
+        brief="Also build engines: tensorrt-rtx or tensorrt",
         usual="none",
         section=ENGINES,
     )
     builds: Count = option(
-        1, "So many of each engine, -b1, -b2 and so on: builds may differ.", section=ENGINES
+        1,
+        "Build each engine N times (-b1, -b2, ...), since builds may differ in speed.",
+        section=ENGINES,
     )
     settings: BuildSettings = part(
         BuildSettings(),
@@ -95,7 +97,7 @@ class EngineRequest(Options):
     )
     split: bool = option(
         False,
-        "One engine for each phase; one for both holds the weights twice.",
+        "Build one engine for each phase, instead of one for both, which has the weights twice.",
         section=ENGINES,
         rare=True,
     )
@@ -121,44 +123,44 @@ class ExportRequest(Options):
     out: OutputFolder = required("Folder for all results.", "-o", "--output")
     target: Target = option(
         "portable",
-        "The runtime that both graphs are written for, in the fastest form that there is for it. "
-        "onnxruntime-*: decoders want the extra genai.",
+        "The runtime to write both graphs for, in the fastest form for it. For onnxruntime-*, "
+        "most decoders need the extra genai.",
         brief="portable, onnxruntime-cpu, -cuda, tensorrt or -rtx",
     )
     exporter: ExporterName | None = option(
         None,
-        "Of --target portable: PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
+        "For --target portable: PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
         usual="torch",
         rare=True,
     )
     opset: Annotated[int, Field(ge=18, le=23), Written("N")] | None = option(
-        None, "Of --target portable: the ONNX opset, 18 to 23.", usual="20", rare=True
+        None, "For --target portable: the ONNX opset, 18 to 23.", usual="20", rare=True
     )
     cache_length: Whole | None = option(
         None,
-        "Of --target tensorrt and tensorrt-rtx: positions of the caches, which are updated in "
-        "place; 0 lets them grow.",
-        usual="4096, or all that the model knows",
+        "For --target tensorrt and tensorrt-rtx: length of the caches, which are updated in "
+        "place; 0 makes caches that grow.",
+        usual="4096, or the model's maximum if that is less",
         rare=True,
     )
     checkpoint: bool = option(
         False,
-        "Also write the pruned model as a Hugging Face checkpoint, candidate/hf/: its safetensors "
-        "lack what was dropped.",
+        "Also write the pruned model as a Hugging Face checkpoint, candidate/hf/, without the "
+        "dropped weights.",
         brief="Also write a Hugging Face checkpoint: candidate/hf/",
     )
     compared: bool = option(
         True,
-        "Run both models at the end and write the report; without it, for a machine that can "
-        "write them but not run them.",
+        "Run both models at the end and write the report. Use --no-measure on a machine that "
+        "can write the models but not run them.",
         "--measure/--no-measure",
         rare=True,
     )
-    redo: bool = option(False, "Redo stages whose results are still valid.")
+    redo: bool = option(False, "Run stages again whose results are still valid.")
     drops: DropRequest = part()
     allow_empty: bool = option(
         False,
-        "Drop what is asked for even if that leaves no attention and no MLP at all.",
+        "Drop the sublayers even if no attention and no MLP is left.",
         section=DROPPING,
         rare=True,
     )
@@ -199,8 +201,8 @@ class ExportRequest(Options):
     )
     stream_dir: OutputFolder | None = option(
         None,
-        "Of --stream: keep the hidden states in a file there.",
-        usual="in memory where they fit, else in the system's temporary folder",
+        "For --stream: folder for a file with the hidden states.",
+        usual="in memory if they fit, otherwise in the system's temporary folder",
         section=LOADING,
         config_only=True,
     )
@@ -220,8 +222,9 @@ class ExportRequest(Options):
             lambda told: (
                 value_at(told, "drops.budget.at") is not None and told.target.startswith("tensorrt")
             ),
-            "{0} is timed on ONNX Runtime, which doesn't run what {1} tensorrt writes.",
-            "Plan on another target first (portable, onnxruntime-cuda), then give its --plan.",
+            "{0} is timed on ONNX Runtime, which can't run the graphs of {1} tensorrt.",
+            "Make the plan with another target first (portable, onnxruntime-cuda), then pass "
+            "it with --plan.",
         ),
     )
 

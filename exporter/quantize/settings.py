@@ -67,28 +67,28 @@ class QuantizeSettings(Options):
 
     scheme: Scheme = option(
         "int4",
-        "int4, int8: weights alone; mixed: 8 bits where 4 cost most; int8-*: computes in int8. "
-        "fp8, int4-awq, and int8-qdq for TensorRT: with --modelopt-python.",
+        "int4, int8: weights only; mixed: 8 bits where 4 bits cost most; int8-*: computes in "
+        "int8. fp8, int4-awq, and int8-qdq for TensorRT need --modelopt-python.",
         "--quantize",
-        brief="Quantise both, too: int4, int8, mixed and others",
+        brief="Also quantise both: int4, int8, mixed and others",
         section=QUANTIZATION,
     )
     method: Method | None = option(
         None,
-        "Round to nearest, half-quadratic, by the calibration text's activations, or the blocks "
-        "that a GGUF file brings.",
+        "Rounding method: to nearest (rtn), half-quadratic (hqq), by the activations on the "
+        "calibration text (gptq), or the blocks of a GGUF file (gguf).",
         "--quantize-method",
-        usual="rtn; on the way of a GGUF file in blocks: gguf",
+        usual="rtn; in export from a GGUF file with such blocks: gguf",
         section=QUANTIZATION,
     )
     block_size: Annotated[int, AfterValidator(_possible), Written("N")] | None = option(
-        None, "Weights that share a scale.", usual="32", section=QUANTIZATION
+        None, "Number of weights that share a scale.", usual="32", section=QUANTIZATION
     )
     symmetric: bool | None = option(
         None,
-        "Blocks around zero, or with a zero point each.",
+        "Use symmetric blocks, or a zero point for each block.",
         "--symmetric/--zero-points",
-        usual="4 bits with, 8 without",
+        usual="zero points with 4 bits, symmetric with 8",
         section=QUANTIZATION,
     )
     accuracy_level: Annotated[int, Field(ge=0, le=4), Written("N")] | None = option(
@@ -99,11 +99,11 @@ class QuantizeSettings(Options):
         config_only=True,
     )
     embedding_bits: Bits = option(
-        8, "Of the tokens' table; none leaves it in float.", section=QUANTIZATION
+        8, "Bits of the token embedding; none leaves it in float.", section=QUANTIZATION
     )
     head_bits: Bits = option(
         8,
-        "Of the product that gives the logits; none takes the scheme's.",
+        "Bits of the layer that computes the logits; none uses those of the scheme.",
         section=QUANTIZATION,
     )
     calibration: tuple[str, ...] = option(
@@ -115,7 +115,7 @@ class QuantizeSettings(Options):
     )
     gguf: InputFile | None = option(
         None,
-        "For the method gguf: the file that the model comes from, whose blocks are kept.",
+        "For the method gguf: the GGUF file of the model, whose blocks are kept.",
         section=QUANTIZATION,
         rare=True,
     )

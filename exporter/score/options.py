@@ -33,17 +33,17 @@ class ScoreOptions(Options):
 
     metrics: tuple[MetricName, ...] = option(  # type: ignore[valid-type]
         (DEFAULT,),
-        f"What to score by: {', '.join(METRICS)}. Repeatable; the first decides.",
+        f"Metric to score with: {', '.join(METRICS)}. Repeatable; plans use the first.",
         "--metric",
-        brief="What to score by: cosine, kl and others",
+        brief="Metric to score with: cosine, kl and others",
         metavar="NAME",
         section=SCORING,
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Text to look at: a text or JSONL file, hf:DATASET, pydoc, or self (text that the model "
-        "samples; the default for decoders). Several make a mixture.",
-        brief="Text to look at: a file, hf:DATASET, pydoc or self",
+        "Calibration text: a text or JSONL file, hf:DATASET, pydoc, or self (text that the "
+        "model samples; the default for decoders). Several sources make a mixture.",
+        brief="Calibration text: a file, hf:DATASET, pydoc, self",
         metavar="SOURCE",
         section=SCORING,
     )
@@ -52,16 +52,16 @@ class ScoreOptions(Options):
     )
     sequence_length: Several = option(512, "Tokens in a sample.", section=SCORING)
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
-    seed: Seed = option(0, "For sampled text.", section=SCORING, config_only=True)
+    seed: Seed = option(0, "Seed for sampled text.", section=SCORING, config_only=True)
     kl_positions: Count = option(
         KL_POSITIONS,
-        "Of kl and perplexity: look at the answers at every N-th token.",
+        "For kl and perplexity: compare the answers at every N-th token.",
         section=SCORING,
         config_only=True,
     )
     blocks: bool = option(
         False,
-        "Of kl and perplexity: score whole blocks as well; half as much work again.",
+        "For kl and perplexity: also score whole blocks, which takes half as long again.",
         section=SCORING,
         rare=True,
     )

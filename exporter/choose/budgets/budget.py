@@ -17,8 +17,8 @@ from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 REACHING = "What to reach"
 ASK_HINT = (
-    "Say what the plan is to reach: a number of sublayers, --parameters 10%, --fits 8GB, "
-    "--target-speedup 1.25, --max-perplexity-increase 5% or --min-top1-agreement 0.95."
+    "Give a budget: a number of sublayers, --parameters 10%, --fits 8GB, --target-speedup "
+    "1.25, --max-perplexity-increase 5% or --min-top1-agreement 0.95."
 )
 _Kinds = Annotated[
     tuple[SublayerKind, ...],
@@ -35,18 +35,18 @@ class Memory(Options):
     """Weights and KV caches are to fit into so many bytes."""
 
     limit_bytes: Annotated[Size, Field(gt=0)] = required(
-        "Bytes that weights and caches may take together, such as 8GB.",
+        "Memory that weights and caches may take together, such as 8GB.",
         "--fits",
         brief="Memory for weights and caches, such as 8GB",
         section=REACHING,
     )
     context: Tokens = required(
-        "Of --fits: tokens in the caches of every sequence, such as 32k.",
-        brief="Of --fits: tokens in a cache, such as 32k",
+        "For --fits: tokens in the cache of each sequence, such as 32k.",
+        brief="For --fits: tokens in a cache, such as 32k",
         section=REACHING,
     )
     batch: Count = option(
-        1, "Of --fits: sequences whose caches are held.", "--sequences", section=REACHING
+        1, "For --fits: number of sequences with a cache.", "--sequences", section=REACHING
     )
 
 
@@ -56,18 +56,18 @@ class Floors(Options):
 
     perplexity_increase: _Increase | None = option(
         None,
-        "The most that the perplexity may rise, such as 5%. On tokens that the search does not "
-        "see; used up for speed where --at is given, else for parameters.",
+        "Maximum increase of the perplexity, such as 5%, on tokens that the search does not "
+        "use. Without another budget, as much as this allows is dropped: for speed if --at is "
+        "given, otherwise for parameters.",
         "--max-perplexity-increase",
-        brief="The most that it may rise, such as 5%",
+        brief="Its maximum increase, such as 5%",
         section=REACHING,
     )
     top1_agreement: OpenShare | None = option(
         None,
-        "Share of positions at which both models must think the same token the likeliest, such "
-        "as 0.95.",
+        "Minimum share of positions at which both models have the same top-1 token, such as 0.95.",
         "--min-top1-agreement",
-        brief="Share of equal top tokens, such as 0.95",
+        brief="Share of equal top-1 tokens: 0.95",
         section=REACHING,
     )
 
@@ -91,7 +91,7 @@ def _leaves_out(kind: SublayerKind) -> Rule:
     return Rule(
         ("kinds", kind),
         broken,
-        f"The budget wants sublayers of kind {kind} dropped, which {{0}} leaves out.",
+        f"The budget drops sublayers of kind {kind}, which {{0}} does not include.",
         "Leave {0} out, or ask for another number.",
     )
 
@@ -122,26 +122,24 @@ class Budget(Options):
     fits: Memory | None = part(switch="limit_bytes")
     target_speedup: _Speedup | None = option(
         None,
-        "How many times as fast the request --at is to be, measured to within 3 %.",
-        brief="How many times as fast --at is to be",
+        "Target speedup of the request --at, reached to within 3 % as measured.",
+        brief="Target speedup of the request --at",
         section=REACHING,
     )
     at: RequestShapeOption | None = option(
         None,
-        "The request whose time counts, such as batch=1,prompt=512,new=128.",
+        "The request to make faster, such as batch=1,prompt=512,new=128.",
         brief="The request: batch=1,prompt=512,new=128",
         section=REACHING,
     )
     floors: Floors = part(Floors())
-    kinds: _Kinds = option(BLOCK_KINDS, "Which sublayers may go.", section=REACHING)
+    kinds: _Kinds = option(BLOCK_KINDS, "Kinds of sublayers that may be dropped.", section=REACHING)
     rules = (
-        only_with(
-            "target_speedup", "at", hint="Say which is meant: {1} batch=1,prompt=512,new=128."
-        ),
+        only_with("target_speedup", "at", hint="Give the request: {1} batch=1,prompt=512,new=128."),
         _leaves_out("attention"),
         _leaves_out("mlp"),
-        excludes("joint", "attention", "a joint number chooses among both kinds itself"),
-        excludes("joint", "mlp", "a joint number chooses among both kinds itself"),
+        excludes("joint", "attention", "a joint number already covers both kinds"),
+        excludes("joint", "mlp", "a joint number already covers both kinds"),
     )
 
     @property
@@ -163,7 +161,7 @@ class Budget(Options):
             UsageError: It does.
         """
         if self.only_counts and not self.counts:
-            raise UsageError("The plan is asked for nothing.", ASK_HINT, code="nothing-asked")
+            raise UsageError("The plan has no budget.", ASK_HINT, code="nothing-asked")
 
     def asked(self) -> dict[str, int | float | str]:
         """What was asked for, as a plan notes it."""

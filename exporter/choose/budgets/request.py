@@ -21,8 +21,8 @@ def _timed(name: str) -> Rule:
     return Rule(
         (name, "onnx", "budget.at"),
         lambda told: is_given(told, name) and not (told.onnx and told.budget.at),
-        "{0} is for times that are measured on the exported graph.",
-        "Name it with {1} and the request with {2}, or leave this out.",
+        "{0} is for times measured on the exported graph.",
+        "Give the graph with {1} and the request with {2}, or leave {0} out.",
     )
 
 
@@ -36,8 +36,8 @@ def _running(name: str) -> Rule:
     return Rule(
         (name,),
         lambda told: is_given(told, name) and not told.runs_model,
-        "{0} is for plans that run the model; the lowest scores are taken without it.",
-        "Leave it out, or take --search, --heal, or a budget that is more than numbers.",
+        "{0} is for plans that run the model; dropping the lowest scores doesn't run it.",
+        "Leave it out, or give --search, --heal, or a budget other than numbers.",
     )
 
 
@@ -45,7 +45,7 @@ def _of_texts(name: str) -> Rule:
     return Rule(
         (name, "settings.search.objective"),
         lambda told: is_given(told, name) and bool(told.settings.search.task_files),
-        "{0} looks at texts, not at {1} tasks:FILE.",
+        "{0} is for searches on text, not for {1} tasks:FILE.",
         "Leave one of them out.",
     )
 
@@ -62,38 +62,39 @@ class PlanRequest(Options):
     )
     curve: OutputPath | None = option(
         None,
-        "Write the whole front of what plans gain and cost, and a page with the plot beside it.",
-        brief="Write what plans gain and cost, and a plot",
+        "Write the Pareto front of gain against damage as JSON, and a page with the plot next "
+        "to it.",
+        brief="Write gain against damage, and a plot",
         metavar="FILE.json",
         section=REACHING,
     )
     onnx: OnnxFile | None = option(
         None,
-        "The exported graph: requests are timed on it, and sizes read from it.",
+        "The exported graph, to time requests and read sizes.",
         brief="The exported graph, for times and sizes",
         metavar="GRAPH",
         section=SPEED,
     )
     costs: OutputPath | None = option(
         None,
-        "Measured costs of sublayers: kept here, and used again for the same graph, request and "
-        "machine. Without --onnx they foretell, and nothing is measured.",
-        brief="Measured costs of sublayers: used, and kept here",
+        "File for the measured costs of sublayers; they are reused for the same graph, "
+        "request and machine. Without --onnx they predict the speed, and nothing is measured.",
+        brief="File for the measured costs of sublayers",
         metavar="FILE",
         section=SPEED,
     )
     run: RunOptions = part(RunOptions(), rare=("provider", "threads"))
     time_budget_s: Duration = option(
         60.0,
-        "Seconds that the rounds of a sublayer's cost may take; those of a candidate twice as "
-        "much.",
+        "Maximum time to measure the cost of a sublayer, in seconds; a candidate may take "
+        "twice as long.",
         "--time-budget",
         section=SPEED,
         rare=True,
     )
     metric: MetricName | None = option(
         None,
-        "Which of IMPORTANCE's metrics decides.",
+        "Which metric of IMPORTANCE to use.",
         metavar="NAME",
         usual="its first",
         section=SCORING,
@@ -122,16 +123,17 @@ class PlanRequest(Options):
         Rule(
             ("settings.allow_all",),
             lambda told: told.settings.allow_all and not told.budget.only_counts,
-            "{0} is for plans of so many sublayers; one for another budget always leaves one.",
-            "Leave it out, or plan numbers alone; depthcut heal {0} puts replacements in.",
+            "{0} is for plans with a number of sublayers; plans for other budgets always keep one.",
+            "Leave it out, or give numbers only; depthcut heal {0} adds replacements.",
         ),
         *map(_of_texts, ("cluster", "curve")),
-        excludes("cluster", "curve", "a front is made in one process"),
+        excludes("cluster", "curve", "a front is computed in one process"),
         Rule(
             ("cluster",),
             lambda told: told.cluster is not None and not told.spreads,
-            "{0} spreads searches for numbers by damage; other plans are made in one process.",
-            "Take --search greedy or evolution and no --heal, or leave {0} out.",
+            "{0} distributes searches by damage for numbers of sublayers; other plans are "
+            "made in one process.",
+            "Use --search greedy or evolution without --heal, or leave {0} out.",
         ),
     )
 

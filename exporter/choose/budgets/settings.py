@@ -49,7 +49,7 @@ class PlanSettings(Options):
         "mixture.",
         brief="Text to search on: file, hf:DATASET, pydoc or self",
         metavar="SOURCE",
-        usual="the one that IMPORTANCE rests on",
+        usual="the text that IMPORTANCE was measured on",
         section=SCORING,
     )
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
@@ -57,10 +57,10 @@ class PlanSettings(Options):
     rounds: int = ROUNDS
     allow_all: bool = option(
         False,
-        "Of numbers alone: drop them even if that leaves no attention and no MLP at all. Lifts no "
-        "other refusal.",
+        "For numbers only: drop them even if no attention and no MLP is left. Disables no "
+        "other check.",
         "--allow-empty",
-        brief="Of numbers alone: even if nothing is left",
+        brief="For numbers: drop even all sublayers",
         section=DROPPING,
     )
 
@@ -80,8 +80,8 @@ class PlanSettings(Options):
         search = replace(self.search, search=method)
         if not budget.only_counts and not search.by_damage:
             raise UsageError(
-                f"Budgets are held by measured damage; --search {method} measures none.",
-                "Leave --search out, or take greedy or evolution.",
+                f"Budgets need a search that measures damage; --search {method} does not.",
+                "Leave --search out, or use greedy or evolution.",
                 code="needs-measured-damage",
             )
         if search.by_damage and self.heal is not None and not self.heal.changes_weights:
@@ -91,9 +91,8 @@ class PlanSettings(Options):
     def _refuse_own_fits(self, heal: HealOptions) -> None:
         if heal.sequential or heal.calibration not in ((), self.calibration):
             raise UsageError(
-                "A search by damage weighs replacements that it fits on its own text, in its own "
-                "way.",
-                "Leave the options of healing out but for kind, rank, ridge and check text, or "
+                "A search by damage fits replacements itself, on the text that it searches on.",
+                "Of the healing options give only --heal, --rank, ridge and check_text, or "
                 "make the plan first and heal it: depthcut heal.",
             )
 
@@ -172,7 +171,7 @@ def _of_one_search(search: str, name: str, heeding: str) -> Rule:
         (own, method),
         idle,
         f"{{0}} is for {{1}} {heeding}.",
-        f"Say {{1}} {heeding}, or leave {{0}} out.",
+        f"Give {{1}} {heeding}, or leave {{0}} out.",
     )
 
 
@@ -186,8 +185,8 @@ def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
     return Rule(
         (name,),
         lambda told: is_given(told, name) and by_scores(told),
-        "{0} is for searches by damage, and for budgets that are more than numbers.",
-        "Say what to reach, such as --target-speedup 1.25 or --parameters 10%.",
+        "{0} is for searches by damage, and for budgets other than numbers.",
+        "Give such a budget: --target-speedup 1.25 or --parameters 10%.",
     )
 
 

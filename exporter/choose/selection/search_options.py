@@ -54,58 +54,59 @@ class SearchOptions(Options):
 
     search: Search | None = option(
         None,
-        "one-shot: the lowest scores. iterative: scored again after each drop. greedy: the least "
-        "added damage at each step. evolution: greedy, then swaps.",
-        usual="one-shot for numbers, else greedy",
+        "one-shot: drop the lowest scores. iterative: score again after each drop. greedy: at "
+        "each step drop what adds the least damage. evolution: greedy, then swaps.",
+        usual="one-shot for numbers, otherwise greedy",
         brief="one-shot, iterative, greedy or evolution",
         section=DROPPING,
     )
     objective: ObjectiveName = option(
         "kl",
-        "Of --search greedy and evolution: the damage that is kept small: the answers' KL "
-        "divergence, the perplexity, or what right answers' log-probability against the others "
-        "loses in FILE.jsonl; several files make a mixture.",
-        brief="The damage that is kept small",
+        "For --search greedy and evolution: the damage to minimise: the KL divergence from "
+        "the whole model's answers, the perplexity, or the loss of the correct answers' "
+        "log-probability on the items of FILE.jsonl; several files make a mixture.",
+        brief="The damage to minimise",
         section=DROPPING,
         rare=True,
     )
     protect: tuple[str, ...] = option(
         (),
-        "What must stay: first, last, or kind:layers such as attention:0,29. Repeatable.",
+        "What must not be dropped: first, last, or kind:layers such as attention:0,29. Repeatable.",
         metavar="WHAT",
         section=DROPPING,
     )
     every: Count = option(
         1,
-        "Of --search iterative: drops between two scorings.",
+        "For --search iterative: number of drops between two scoring passes.",
         "--rescore-every",
         section=DROPPING,
         config_only=True,
     )
     shortlist: Whole = option(
         12,
-        "Of --search greedy and evolution: candidates that are measured at a step; 0 for all.",
+        "For --search greedy and evolution: candidates to measure at each step; 0 for all.",
         section=DROPPING,
         config_only=True,
     )
     tokens: Several = option(
         4096,
-        "Of --search greedy and evolution: tokens of the calibration text that a choice is "
-        "measured on.",
+        "For --search greedy and evolution: tokens of the calibration text to measure "
+        "candidates on.",
         "--search-tokens",
         section=DROPPING,
         config_only=True,
     )
     seconds: DurationOrZero = option(
         600.0,
-        "Of --search evolution: time for swaps.",
+        "For --search evolution: time for swaps.",
         "--search-seconds",
         section=DROPPING,
         rare=True,
     )
     seed: Seed = option(
         0,
-        "Of --search evolution: seed of the swaps; of --objective tasks: of the items' parts.",
+        "For --search evolution: seed of the swaps; for --objective tasks: seed of the split "
+        "of the items.",
         "--search-seed",
         section=DROPPING,
         config_only=True,
@@ -113,14 +114,14 @@ class SearchOptions(Options):
 
     items: Several = option(
         100,
-        "Of --objective tasks: items that steer the choice, half of a file at most.",
+        "For --objective tasks: number of items for the search, at most half of a file.",
         "--search-items",
         section=DROPPING,
         config_only=True,
     )
     judged_items: Several = option(
         400,
-        "Of --objective tasks: items that the plan is judged on, of those that didn't steer.",
+        "For --objective tasks: number of other items to evaluate the plan on.",
         section=DROPPING,
         config_only=True,
     )

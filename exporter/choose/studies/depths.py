@@ -52,7 +52,9 @@ _Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, list
 class DepthOptions(Options):
     """What is dropped, and what it is judged on."""
 
-    numbers: Lengths = option((4, 8, 12), "How many to drop.", "-n", "--numbers", section=DROPPING)
+    numbers: Lengths = option(
+        (4, 8, 12), "Numbers of sublayers to drop.", "-n", "--numbers", section=DROPPING
+    )
     ways: _Ways = option(
         WAYS,
         "What is dropped: attention, mlp, block, or joint: attentions and MLPs ranked together.",

@@ -29,19 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--depthcut-inconclusive",
         choices=("fail", "skip", "warn"),
-        help="What a check does that the measurement can't decide; default: fail.",
+        help="What to do if the measurement can't decide a check; default: fail.",
     )
     group.addoption(
         "--depthcut-time-budget",
         type=float,
         metavar="SECONDS",
-        help="How long one comparison may measure.",
+        help="Maximum time of one comparison.",
     )
     group.addoption(
         "--depthcut-confirm",
         type=int,
         metavar="N",
-        help="Measure again, up to N times, before a regression of time is believed; default: 1.",
+        help="Repeat the measurement up to N times before reporting a slowdown; default: 1.",
     )
     parser.addini("depthcut_inconclusive", "fail, skip or warn", default="fail")
     parser.addini("depthcut_time_budget", "seconds that one comparison may measure", default="")

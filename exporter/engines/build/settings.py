@@ -66,7 +66,7 @@ class EngineOption(Options):
 
     engine: Engine = option(
         "tensorrt-rtx",
-        "Which library; TensorRT needs the card that is to run the engine.",
+        "Which library to build with; TensorRT needs the GPU that will run the engine.",
         section=ENGINES,
     )
 
@@ -83,7 +83,7 @@ class BuildSettings(Options):
 
     compute_capabilities: Capabilities = option(
         (),
-        "TensorRT-RTX: build for these, such as sm80,sm89,sm120.",
+        "TensorRT-RTX: build for these GPUs, such as sm80,sm89,sm120.",
         "--compute-capability",
         section=ENGINES,
     )
@@ -92,23 +92,25 @@ class BuildSettings(Options):
     )
     workspace_bytes: Annotated[Size, Field(gt=0, lt=1 << 63)] | None = option(
         None,
-        "The most scratch memory, such as 4GB.",
+        "Maximum scratch memory, such as 4GB.",
         "--workspace",
         metavar="SIZE",
         section=ENGINES,
     )
     hardware_compatibility: Compatibility = option(
-        "none", "TensorRT: for other cards too.", section=ENGINES, config_only=True
+        "none", "TensorRT: build for other GPUs too.", section=ENGINES, config_only=True
     )
     version_compatible: bool = option(
-        False, "TensorRT: for later versions too.", section=ENGINES, config_only=True
+        False, "TensorRT: build for later versions too.", section=ENGINES, config_only=True
     )
     strip_weights: bool = option(
         False, "Leave the weights out, for a refit.", section=ENGINES, rare=True
     )
-    refittable: bool = option(False, "Weights can be exchanged later.", section=ENGINES, rare=True)
+    refittable: bool = option(
+        False, "Allow the weights to be exchanged later.", section=ENGINES, rare=True
+    )
     tf32: bool = option(
-        False, "Let fp32 products be rounded to TF32.", section=ENGINES, config_only=True
+        False, "Allow TF32 rounding in fp32 matrix products.", section=ENGINES, config_only=True
     )
     detailed: bool = option(
         False, "Keep the layers' names and shapes.", section=ENGINES, config_only=True

@@ -18,17 +18,17 @@ class SamplingSettings(Options):
     """How tokens are chosen."""
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False), Written("X")] = option(
-        0.0, "0 takes the likeliest token; larger ones flatten the distribution."
+        0.0, "0 always takes the likeliest token; larger values flatten the distribution."
     )
     top_k: Count | None = option(
-        None, "Draw among that many likeliest tokens.", usual="all", config_only=True
+        None, "Sample from this many likeliest tokens.", usual="all", config_only=True
     )
     top_p: Annotated[float, Field(gt=0, le=1), Written("P")] = option(
         1.0,
-        "Draw among the likeliest tokens that have this probability together.",
+        "Sample from the likeliest tokens with this total probability.",
         config_only=True,
     )
-    seed: Seed = option(0, "For the draws.")
+    seed: Seed = option(0, "Seed for sampling.")
 
 
 class Sampler:

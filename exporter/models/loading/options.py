@@ -14,7 +14,7 @@ LOADING = "How MODEL is loaded"
 class SourceOptions(Options):
     """How the PyTorch model may be loaded; all dangers are off by default."""
 
-    dtype: Dtype = option("float32", "Of the model's weights.", section=LOADING)
+    dtype: Dtype = option("float32", "The weights' type.", section=LOADING)
     revision: str | None = option(None, "Revision of a hub model.", metavar="NAME", section=LOADING)
     trust_remote_code: bool = option(
         False, "Dangerous: run Python code that comes with the model.", section=LOADING, rare=True
@@ -27,8 +27,8 @@ class SourceOptions(Options):
     )
     allow_any_model_type: bool = option(
         False,
-        "Dangerous: run whatever code of transformers the model's config names, also where nobody "
-        "looked at it for depthcut.",
+        "Dangerous: allow every model type of transformers, including those whose code was "
+        "not reviewed for depthcut.",
         section=LOADING,
         rare=True,
     )
@@ -50,8 +50,8 @@ class StreamOptions(Options):
     )
     stream_dir: OutputFolder | None = option(
         None,
-        "Of --stream: keep the hidden states in a file there.",
-        usual="in memory where they fit, else in the system's temporary folder",
+        "For --stream: folder for a file with the hidden states.",
+        usual="in memory if they fit, otherwise in the system's temporary folder",
         section=LOADING,
         rare=True,
     )

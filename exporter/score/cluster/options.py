@@ -33,8 +33,8 @@ class ClusterOptions(Options):
 
     address: Annotated[str, AfterValidator(_address)] = option(
         LOCAL,
-        "Spread the work over the Ray cluster at host:port; auto: the one that runs here. Alone: "
-        "one that is started on this machine and ends with the command.",
+        "Distribute the work over the Ray cluster at host:port; auto: the one that runs here. "
+        "Without a value: one that is started on this machine and ends with the command.",
         "--ray",
         metavar="[ADDRESS]",
         bare=LOCAL,
