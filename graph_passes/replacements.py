@@ -166,7 +166,7 @@ def _turned_maps(
     elif given.weight is not None:
         raise SurgeryError(
             f"For {ref} there is a weight and its two factors as well.",
-            "Give one of both.",
+            "Give one of the two.",
             code="weight-given-twice",
         )
     else:

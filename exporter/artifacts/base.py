@@ -69,7 +69,7 @@ class Artifact(Record):
             raise ArtifactError(f"{path} does not exist.", code="file-missing") from None
         except UnicodeDecodeError as error:
             _refuse_kind("no text", cls, path)
-            raise ArtifactError(f"{path} is no text.", code="not-utf-8") from error
+            raise ArtifactError(f"{path} is not a text file.", code="not-utf-8") from error
         except OSError as error:
             raise ArtifactError(f"{path} can't be read: {error}.", code="unreadable") from error
         return _validated(cls, text, path)
@@ -136,7 +136,7 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
             raise UnsafeInputError(f"{path} is nested too deep.") from error
         headless = first["type"] == "missing" and first["loc"] in (("schema_version",), ("kind",))
         if headless or (first["type"] == "model_type" and not first["loc"]):
-            _refuse_kind("no file of depthcut's", cls, path)
+            _refuse_kind("not a file written by depthcut", cls, path)
         raise ArtifactError(f"{path}: {json_path(first['loc'])}: {first['msg']}.") from error
 
 

@@ -224,8 +224,8 @@ def _with_room(place: Path, path: Path) -> Path:
         if not os.path.lexists(place):
             return place
     raise UsageError(
-        f"{path} is nothing that depthcut wrote, and stands where a new result belongs.",
-        "Move it away and run the command again: it goes on from here.",
+        f"{path} was not written by depthcut, and is in the place of a new result.",
+        "Move it away and run the command again; it resumes from here.",
     )
 
 

@@ -161,8 +161,8 @@ def _located(name: str, plan_path: Path) -> Path:
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
     if not inside or not real(path).is_relative_to(real(plan_path.parent)):
         raise UnsafePlanError(
-            f"{plan_path}: $.replacements.path: {name!r} leads out of the plan's folder.",
-            "Put the file beside the plan.",
+            f"{plan_path}: $.replacements.path: {name!r} is outside the plan's folder.",
+            "Put the file next to the plan.",
         )
     if not path.exists():
         raise PlanError(
@@ -209,7 +209,7 @@ def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
     match = _KEY.fullmatch(key)
     if match is None:
         raise PlanError(
-            f"{path}: {key!r} names no part of a replacement.", _KEYS_HINT, code="unknown-tensor"
+            f"{path}: {key!r} is not the key of a replacement.", _KEYS_HINT, code="unknown-tensor"
         )
     return SublayerRef(int(match[2]), cast(SublayerKind, match[1])), match[3]
 
@@ -229,7 +229,7 @@ def _check_keys(
         kinds = {d.replacement for d in replaced if d.names(ref)}
         if not kinds or (part != "bias" and "linear" not in kinds):
             raise PlanError(
-                f"{path} holds {_key(ref, part)}, which the plan has no use for.",
+                f"{path} holds {_key(ref, part)}, which the plan does not use.",
                 "It may belong to another plan.",
                 code="unasked-numbers",
             )
@@ -238,7 +238,7 @@ def _check_keys(
         if part in _FACTORS and (ref, "weight") in found:
             raise PlanError(
                 f"{path} holds both {_key(ref, 'weight')} and its factor {_key(ref, part)}.",
-                "Keep one of both.",
+                "Keep one of the two.",
                 code="weight-given-twice",
             )
 

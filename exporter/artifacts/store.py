@@ -222,7 +222,7 @@ def _read(path: Path) -> dict[str, StoreEntry]:
         return {}
     if not text.startswith(_FIRST) and not _FIRST.startswith(text):
         raise UsageError(
-            f"{path} is there, and is nothing that depthcut keeps for an interrupted command.",
+            f"{path} exists, and was not written by depthcut for an interrupted command.",
             "Move it away, or name another output.",
         )
     entries: dict[str, StoreEntry] = {}

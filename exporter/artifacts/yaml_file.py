@@ -87,7 +87,7 @@ def parse_yaml(text: str, path: Path, error: type[UsageError] = UsageError) -> Y
         mark = getattr(found, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         told = getattr(found, "problem", None) or first_line(found)
-        raise error(f"{path}{where}: this is no YAML: {told}.") from found
+        raise error(f"{path}{where}: this is not valid YAML: {told}.") from found
 
 
 def _data(root: Any, path: Path, error: type[UsageError]) -> Any:
@@ -97,7 +97,8 @@ def _data(root: Any, path: Path, error: type[UsageError]) -> Any:
         return None if root is None else loader.construct_document(root)
     except _UNREADABLE as found:
         raise error(
-            f"{path}, line {_unreadable(root)}: this is no number or date: {first_line(found)}.",
+            f"{path}, line {_unreadable(root)}: this is not a valid number or date: "
+            f"{first_line(found)}.",
             "Put it in quotes, if it is a name.",
         ) from found
     finally:

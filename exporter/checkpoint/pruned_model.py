@@ -124,7 +124,7 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
     for each in kept:
         if real(each).is_relative_to(place) or (each.is_dir() and place.is_relative_to(real(each))):
             raise UsageError(
-                f"{folder} is to be the checkpoint, which leaves no place there for {each}.",
+                f"{folder} would be the checkpoint, so {each} can't be inside it.",
                 "Give the checkpoint a folder of its own.",
                 code="places-collide",
             )
@@ -135,15 +135,15 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
         config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not {SECTION, ORIGIN} & config.keys():
         raise UsageError(
-            f"{folder} is there, and is no pruned checkpoint.",
-            "Give a folder that is not there.",
+            f"{folder} exists, and is not a pruned checkpoint.",
+            "Give a folder that doesn't exist.",
             code="not-ours",
         )
     more = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
     if more:
         raise UsageError(
-            f"{folder} is a pruned checkpoint, but {more[0]} in it is of another's making.",
-            "Give a folder that is not there: an earlier one would go as a whole.",
+            f"{folder} is a pruned checkpoint, but depthcut did not write {more[0]} in it.",
+            "Give a folder that doesn't exist: an existing checkpoint is replaced as a whole.",
             code="not-ours",
         )
 
@@ -224,8 +224,8 @@ def require_same(
     error = float((found - wanted).abs().max()) if found.shape == wanted.shape else float("inf")
     if not error <= limit:
         raise UnknownArchitectureError(
-            f"Without its dropped modules {loaded.ref.architecture} does not compute what it "
-            f"should: it is off by {error:.1e}, more than {limit:.1e}.",
+            f"Without its dropped modules {loaded.ref.architecture} computes wrong results: "
+            f"the error is {error:.1e}, more than {limit:.1e}.",
             hint,
             code="wrong-results",
         )

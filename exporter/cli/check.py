@@ -168,7 +168,7 @@ def remeasuring(
 
     if any(row.imported for row in report.latency):
         raise UsageError(
-            "These times were taken by another tool: nothing here can take them again.",
+            "These times were measured by another tool, so depthcut can't repeat the measurement.",
             "Leave --confirm out, and let that tool measure again.",
             code="imported-times",
         )
@@ -242,13 +242,14 @@ def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
         before, after = getattr(report.arms, name), getattr(again.arms, name)
         if before.sha256 != after.sha256:
             raise RegressionError(
-                f"{before.path} is another file than the one that the report was made from.",
+                f"{before.path} is not the file that the report was made from.",
                 "Compare again; a regression can only be confirmed on the same files.",
                 code="other-files",
             )
     found = [one for one in differences(key_of(report), key_of(again)) if one.field != "text"]
     if found:
         raise RegressionError(
-            f"The second measurement ran otherwise than the report's: {difference_words(found)}.",
+            "The second measurement ran under other conditions than the report's: "
+            f"{difference_words(found)}.",
             "Measure with depthcut compare on the machine that checks, or leave --confirm out.",
         )

@@ -54,6 +54,6 @@ def _print(found: EngineCheck) -> None:
     ]
     count = len(found.findings)
     print_rows(("layer", "operator", "node", "reason"), rows)
-    echo(f"{name} does not take {count} node{'s' * (count > 1)}.")
+    echo(f"{name} rejects {count} node{'s' * (count > 1)}.")
     for way_out in dict.fromkeys(f.way_out for f in found.findings if f.way_out):
         echo(f"way out: {way_out}")

@@ -106,8 +106,8 @@ def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
         return None
     if plan.importance_sha256 is None:
         raise PlanError(
-            "The plan does not say that it rests on scores, as one by hand or of another program.",
-            "Leave --importance out: the card would tell how it was not chosen.",
+            "The plan does not refer to scores; it was written by hand or by another program.",
+            "Leave --importance out: the card would describe a choice that was not made.",
         )
     if plan.importance_sha256 != sha256_file(path):
         raise PlanError(

@@ -108,7 +108,10 @@ class SchemaCommand(click.Command, Generic[_S]):
             key = error.option_name.lstrip("-").replace("-", "_")
             if key not in self.leaves:
                 raise
-            told = f"{error.option_name} is no option of {self.name}, but a key of --config files: "
+            told = (
+                f"{error.option_name} is not an option of {self.name}, but a key of --config "
+                "files: "
+            )
             raise click.UsageError(f"{told}{key}: …", ctx) from None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:

@@ -84,7 +84,7 @@ def _compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) ->
 
 def _existing(name: str) -> Path:
     if not Path(name).is_file():
-        raise click.BadParameter(f"{name} is no file.", param_hint="--compare")
+        raise click.BadParameter(f"{name} is not a file.", param_hint="--compare")
     return Path(name)
 
 

@@ -65,7 +65,7 @@ def _scored_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> Sta
         )
     if out.is_file():
         raise UsageError(
-            f"{out} is a file, and a series fills a folder.", "Give -o a folder.", code="is-a-file"
+            f"{out} is a file, but a series needs a folder.", "Give -o a folder.", code="is-a-file"
         )
     sources = find_checkpoints(call.models, progress) if series.checkpoints else call.models
     refuse_overwriting(out, map(Path, sources))

@@ -212,8 +212,8 @@ class Pair:
         told = next(filter(None, tables), folder.config.get("vocab_size"))
         if not isinstance(told, int):
             raise ComparisonError(
-                f"{folder.onnx} doesn't tell how many tokens it knows.",
-                "Put the model's config.json beside it.",
+                f"{folder.onnx} doesn't say how many tokens its vocabulary has.",
+                "Put the model's config.json next to it.",
             )
         return told
 
@@ -246,7 +246,7 @@ def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractS
     results = [_results(runner) for runner in (baseline, other)]
     if results[0] != results[1]:
         raise ComparisonError(
-            f"The baseline and the {name} have other outputs: {sorted(results[0])} and "
+            f"The baseline and the {name} have different outputs: {sorted(results[0])} and "
             f"{sorted(results[1])}.",
             "Compare a model with its own pruned form.",
             code="other-outputs",
@@ -258,7 +258,7 @@ def _refuse_inputs(given: Iterable[str], name: str, known: AbstractSet[str]) -> 
     if foreign:
         raise ComparisonError(
             f"The {name} has an input {foreign[0]!r} that the baseline doesn't have.",
-            "Compare a model with its own pruned form; the whole one comes first.",
+            "Compare a model with its own pruned form, the whole one first.",
             code="other-inputs",
         )
 

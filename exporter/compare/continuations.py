@@ -59,7 +59,7 @@ class _LeftOutError(Exception):
 def _refuse_steps(pair: Pair, positions: int) -> None:
     for name, arm in pair.judged.items():
         if not has_cache(arm.runner.inputs):
-            raise _LeftOutError(f"the {name} has no attention left, and so no cache")
+            raise _LeftOutError(f"the {name} has no attention left, so it has no cache")
     if pair.baseline.runner.capabilities.shapes == "compiled":
         raise _LeftOutError("torch.compile would compile each of its steps")
     longest = pair.baseline.folder.longest_sequence

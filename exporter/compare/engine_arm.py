@@ -32,7 +32,7 @@ from graph_passes.plan_record import PLAN_KEY
 _BY_OTHERS = "; what was measured is ONNX Runtime on the ONNX files that they were built from"
 _UNMEASURED = (
     "; nothing was measured, since an ONNX file that they were built from is not beside them: "
-    "name both with --onnx"
+    "name both with --engine-onnx"
 )
 
 

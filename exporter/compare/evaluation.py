@@ -16,7 +16,7 @@ from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import tokenizer_in
 
 _PASSAGE_CHARACTERS = 40  # shorter paragraphs are headings
-RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json beside the models)"
+RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json next to the models)"
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def tokenize(
     opening, _ = tokenizer.ends
     if len(opening) >= sequence_length:
         raise ComparisonError(
-            f"A sample of {sequence_length} tokens has no room for text: {tokenizer_path} opens "
-            f"each with {len(opening)} of its own.",
+            f"A sample of {sequence_length} tokens has no room for text: {tokenizer_path} "
+            f"begins each with {len(opening)} special tokens.",
             "Evaluate on more tokens (--eval-tokens).",
             code="no-room-for-text",
         )

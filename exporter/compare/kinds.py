@@ -70,8 +70,8 @@ def same_kind(baseline: Path | str, candidate: Path | str) -> tuple[ArmName, Arm
     first, second = ArmName.of(baseline), ArmName.of(candidate)
     if first.kind != second.kind:
         raise ComparisonError(
-            f"{first} and {second} are of different kinds: how much faster one is would tell "
-            "nothing of what was cut.",
+            f"{first} and {second} are of different kinds: the difference in speed would not "
+            "be the effect of the cut.",
             "Compare two of a kind, and name the third as a --reference.",
             code="different-kinds",
         )
@@ -109,7 +109,7 @@ def open_pair(
     names = same_kind(baseline, candidate)
     if onnx is not None and names[0].kind != "engine":
         raise UsageError(
-            "--onnx names what engines were built from; these arms are none.",
+            "--engine-onnx is for engines, and these are not engines.",
             code="onnx-without-engine",
         )
     if names[0].kind == "engine":

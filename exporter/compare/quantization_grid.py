@@ -93,7 +93,7 @@ def _refuse_quantized(name: str, arm: ComparedArm) -> None:
     if record is not None:
         raise ComparisonError(
             f"The {name} {arm.folder.onnx} is quantised ({record.scheme}).",
-            "Name what it was quantised from.",
+            "Give the model that it was quantised from.",
             code="baseline-quantized",
         )
 
@@ -110,9 +110,9 @@ def _refuse_same_file(name: str, quantized: ComparedArm, original: ComparedArm) 
 def _refuse_other_plan(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
     if quantized.plan() != original.plan():
         raise ComparisonError(
-            f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} lack "
-            "other sublayers, as both note of themselves.",
-            "Name what it was quantised from.",
+            f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} "
+            "lack different sublayers, by their own metadata.",
+            "Give the model that it was quantised from.",
             code="other-sublayers",
         )
 
@@ -125,8 +125,8 @@ def _refuse_unlike(baseline: ComparedArm, candidate: ComparedArm) -> None:
         first, second = (getattr(record, field) for record in records)
         if first != second:
             raise ComparisonError(
-                f"The baseline and the candidate are quantised otherwise: {field} is {first} and "
-                f"{second}.",
+                f"The baseline and the candidate are quantised in different ways: {field} is "
+                f"{first} and {second}.",
                 "Quantise both alike, or leave --float out.",
                 code="quantized-differently",
             )

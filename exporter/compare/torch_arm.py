@@ -43,7 +43,7 @@ def open_torch_arm(
     if not path.exists():
         raise ComparisonError(
             f"{path} does not exist.",
-            "After torch: stands a Hugging Face folder or a GGUF file.",
+            "Give a Hugging Face folder or a GGUF file after torch:.",
             code="file-missing",
         )
     loaded = load_model(str(path), dtype=_DTYPES.get(precision or "", "float32"), pruned=True)

@@ -87,5 +87,5 @@ def _tell(pair: Pair, check: ParityCheck) -> None:
     if not check.passed:
         pair.progress.say(
             f"{check.name}: off by {check.max_abs_error:.2e}, more than {check.tolerance:.2e}: "
-            "they don't compute the same"
+            "they compute different results"
         )

@@ -90,7 +90,7 @@ def out_of_memory(what: str, asked: int, free: int, total: int) -> BackendError:
     takes, left, whole = (bytes_in_words(size) for size in (asked, free, total))
     return BackendError(
         f"{what} takes {takes} of device memory; {left} of {whole} are free.",
-        "End what else runs on the GPU, or build for a smaller batch or a shorter context.",
+        "Stop other programs on the GPU, or build for a smaller batch or a shorter context.",
     )
 
 

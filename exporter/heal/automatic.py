@@ -37,11 +37,11 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
         # No more than the time allows: what the model samples takes its time before that.
         tokens = min(options.tokens, tokens)
         progress.say(
-            f"heal: a training of at most {time_s / 60:.0f} minutes, {tokens:,} tokens; more time "
-            "would take more back (--heal-time)"
+            f"heal: a training of at most {time_s / 60:.0f} minutes, {tokens:,} tokens; more "
+            "time would recover more (--heal-time)"
         )
         return replace(options, kind="distill", time_s=time_s, tokens=tokens)
-    progress.say(f"heal: {reason}, so replacements are fitted instead of a training")
+    progress.say(f"heal: {reason}, so replacements are fitted instead of training")
     return without_training(options)
 
 
@@ -56,7 +56,8 @@ def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: floa
     needed, available = needed_by(model, options), _free_bytes(model)
     if available is not None and needed > available:
         return (
-            f"training needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free"
+            f"training needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} "
+            "are free"
         )
     if tokens < _FEWEST_TOKENS:
         return f"about {tokens:,} tokens could be trained on in {time_s / 60:.0f} minutes"

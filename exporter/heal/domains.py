@@ -94,18 +94,18 @@ def warnings_of(texts: Sequence[HealedText]) -> list[str]:
     if unsure and all(_is_unsure(text) or _has_gained(text) for text in (own, other)):
         told = ", nor ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)
         return [
-            f"The gain can't be told from chance {told}. Judge on more text: more --samples; for a "
-            "budget, more of those that its scores rest on."
+            f"The gain may be chance {told}. Measure on more text: more --samples, or for a "
+            "budget more samples of the scores."
         ]
     if not _has_gained(own) and not _has_gained(other):
-        return ["Healing gained nothing worth telling in either domain."]
+        return ["Healing gained almost nothing in either domain."]
     if _has_gained(own) and _has_gained(other) and _alike(own, other):
         return []
     worse, better = sorted((own, other), key=_gained)
     return [
-        f"The domains disagree: on {_name(better)} healing takes back {_share(better)} of the "
-        f"log-perplexity that was lost, on {_name(worse)} {_share(worse)}. Calibrate on text like "
-        "the one that the model is to work on, or on a mixture."
+        f"The domains disagree: on {_name(better)} healing recovers {_share(better)} of the "
+        f"lost log-perplexity, on {_name(worse)} {_share(worse)}. Calibrate on text like that "
+        "of the intended use, or on a mixture."
     ]
 
 

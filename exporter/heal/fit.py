@@ -120,8 +120,8 @@ def tell_if_few(text: CalibrationText, loaded: LoadedModel, progress: Progress) 
     tokens, width = int(text.mask.sum()), loaded.model.config.get_text_config().hidden_size
     if tokens < _TOKENS_PER_INPUT * width:
         progress.say(
-            f"healing: warning: {tokens} tokens are few for linear maps of {width} inputs; "
-            "they are held down by the ridge, and more text would help"
+            f"healing: warning: {tokens} tokens are few for linear maps of {width} inputs; the "
+            "ridge keeps them small, and more text would help"
         )
 
 

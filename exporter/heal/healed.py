@@ -180,8 +180,8 @@ def _choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
     if not short:
         return []
     return [
-        f"Of {', '.join(short)} one sample was held out, on which healing is chosen and judged "
-        "too: the gain looks better than it is. Give more text."
+        f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
+        "measured on the same one: the gain looks better than it is. Give more text."
     ]
 
 

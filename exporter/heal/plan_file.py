@@ -67,20 +67,20 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
     """
     if path.suffix == ".safetensors":
         raise UsageError(
-            f"{path} is what the numbers of the plan would be called.",
+            f"{path} is the name of the file for the plan's numbers.",
             f"Give the plan another name, such as {path.with_suffix('.json')}.",
             code="numbers-name",
         )
     _, numbers, _ = files_of(path)
     if model.is_dir() and real(numbers.parent) == real(model):
         raise UsageError(
-            f"{numbers} would count among the weights of the model in {model}.",
+            f"{numbers} would be taken for weights of the model in {model}.",
             "Write the plan into another folder.",
             code="among-weights",
         )
     for other in _others(numbers, path):
         raise UsageError(
-            f"{numbers} holds the numbers of {other}, too, and would be written over.",
+            f"{numbers} also has the numbers of {other}, and would be overwritten.",
             "Write the plan under another name.",
             code="numbers-in-use",
         )

@@ -204,7 +204,7 @@ def other_domain(
     """
     spec = spec or _other_spec(loaded, sources)
     if spec is None:
-        progress.say("heal: no other domain is at hand; name a text with --check-text")
+        progress.say("heal: there is no text of another domain; give one with --check-text")
         return None
     return calibration_text(
         loaded,

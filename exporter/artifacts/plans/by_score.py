@@ -158,7 +158,7 @@ def validate_plan(
             raise PlanError(
                 f"{where}The plan drops {deletion.kind} {deletion.layer}, but {model} has only "
                 f"layers 0 to {num_layers - 1}.",
-                "Take that layer out of the plan, or make a plan for this model: depthcut plan.",
+                "Remove that layer from the plan, or make a plan for this model: depthcut plan.",
                 code="layer-missing",
             )
         if deletion.kind not in kinds:
@@ -173,7 +173,7 @@ def validate_plan(
     if not allow_all and sum(len(d.sublayers) for d in plan.deletions) >= everything:
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
-            "Leave at least one: an embedding alone is no model. --allow-empty drops all the same.",
+            "Keep at least one, or give --allow-empty.",
             code="nothing-left",
         )
 
@@ -213,8 +213,8 @@ def refuse_unscored_blocks(report: ImportanceReport, number: int) -> None:
     """
     if number and not any(score.kind == "block" for score in report.scores):
         raise PlanError(
-            f"{counted(number, 'block')} {are(number)} to be dropped, but of "
-            f"{report.model.source} no block is scored.",
+            f"{counted(number, 'block')} {are(number)} to be dropped, but no block of "
+            f"{report.model.source} is scored.",
             f"Score them too: depthcut score {report.model.source} --metric kl --blocks.",
         )
 
@@ -225,7 +225,7 @@ def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int
         left, names = len(candidates), [_NOUNS[kind] for kind in kinds]
         what = counted(number, " or ".join(names), " and ".join(f"{name}s" for name in names))
         raise PlanError(
-            f"{what} {are(number)} to be dropped, but of {report.model.source} only {left} "
+            f"{what} {are(number)} to be dropped, but only {left} of {report.model.source} "
             f"{are(left)} scored.",
             f"The most that can be asked for is {left}.",
             code="too-few-scored",
@@ -249,7 +249,7 @@ def _parse_drop(text: str) -> list[PlannedDeletion]:
     kind = next((kind for kind in get_args(DeletionKind) if kind == match["kind"]), None)
     if kind is None:
         raise UsageError(
-            f"{text!r}: {match['kind']} is no kind of sublayer.",
+            f"{text!r}: {match['kind']} is not a kind of sublayer.",
             f"Kinds are {', '.join(get_args(DeletionKind))}.",
             code="unknown-kind",
         )
@@ -262,7 +262,7 @@ def _layer_range(part: str, text: str) -> range:
     low, high = int(first), int(last or first)
     if low > high or high >= _MOST_LAYERS:
         raise UsageError(
-            f"{text!r}: {part} is no range of layers.", _DROP_HINT, code="malformed-range"
+            f"{text!r}: {part} is not a range of layers.", _DROP_HINT, code="malformed-range"
         )
     return range(low, high + 1)
 
@@ -289,6 +289,6 @@ def _warn_of_ends(plan: PruningPlan, num_layers: int, progress: Progress) -> Non
         kinds = [deletion.kind for deletion in plan.deletions if deletion.layer == layer]
         if kinds:
             progress.say(
-                f"plan: warning: {' and '.join(kinds)} of the {name} layer ({layer}) "
-                "is to be dropped; that often costs far more than its score says"
+                f"plan: warning: {' and '.join(kinds)} of the {name} layer ({layer}) is to be "
+                "dropped; that often does far more damage than its score suggests"
             )

@@ -82,4 +82,4 @@ def hold_against_model(
             "Fit them to this model: depthcut heal.",
             code="another-model",
         )
-    progress.say(f"plan: warning: {told}; what can be spared there may be needed here")
+    progress.say(f"plan: warning: {told}; sublayers that are redundant there may be needed here")

@@ -64,15 +64,17 @@ class Outcome:
         told = damage_words(self.damage)
         if self.speedup is not None:
             low, high = self.speedup.ci95
-            told = f"speedup {self.speedup.ratio:.3f} [{low:.3f}, {high:.3f}] as measured; {told}"
+            told = f"speedup {self.speedup.ratio:.3f} [{low:.3f}, {high:.3f}] measured; {told}"
         elif "speedup" in figures:
-            told = f"speedup {figures['speedup']:.3f} by the costs, not measured; {told}"
+            told = (
+                f"speedup {figures['speedup']:.3f} predicted from the costs, not measured; {told}"
+            )
         if "other_log_perplexity_increase" in figures:
             told += f" (perplexity in the other domain {_rise(figures, 'other_')})"
         for each in self.plan.judged_apart:
             told += f"; on {each.text.source} {_rise(each.figures)}"
         if self.plan.predicted_on != "unseen":
-            told += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: rather too good)"
+            told += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: probably too optimistic)"
         return told + self._parameters()
 
     def _parameters(self) -> str:

@@ -271,12 +271,12 @@ def _refuse_missing(
     if budget.at is not None and stopwatch is None and costs is None:
         raise UsageError(
             "Times are measured on the exported graph.",
-            "Name it with --onnx, or costs that were measured before with --costs.",
+            "Give it with --onnx, or give earlier measured costs with --costs.",
             code="times-need-graph",
         )
     if budget.fits is not None and sizes is None:
         raise UsageError(
-            "How much the caches take is read from the exported graph.",
+            "The size of the caches is read from the exported graph.",
             "Name it with --onnx.",
             code="caches-need-graph",
         )

@@ -89,14 +89,14 @@ def _refuse_curve(curve: Path, output: Path, inputs: list[Path]) -> None:
     page = curve.with_suffix(".html")
     if curve == page:
         raise UsageError(
-            f"{curve} is to hold the curve's numbers; the page stands beside them as .html.",
+            f"{curve} is the file for the curve's data; the page is written next to it as .html.",
             "Write --curve front.json.",
         )
     for written in (curve, page):
         refuse_overwriting(written, inputs)
         if real(written) in {real(each) for each in files_of(output)}:
             raise UsageError(
-                f"{written} is to hold the curve, and the plan's files too.",
+                f"{written} would be a file of the curve and of the plan.",
                 "Give --curve another name.",
                 code="same-file",
             )
@@ -171,7 +171,7 @@ def _model(request: PlanRequest, source: str, progress: Progress) -> Any:
             raise
         raise ModelSourceError(
             f"The model {source}, which {request.importance} names, is not on this machine.",
-            "Name it with --model if it shall be fetched.",
+            "Give it with --model to fetch it.",
         ) from error
 
 

@@ -147,7 +147,7 @@ class Planner(PlanInputs):
         """
         self.texts.refuse_short("a curve")
         unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
-        with self._progress.task("look for the front"):
+        with self._progress.task("search for the front"):
             candidates = self.search.path(unit, ENOUGH_NATS)
         if not candidates:
             refuse_no_front(self.checker, self.search.smallest(unit))
@@ -186,7 +186,7 @@ class Planner(PlanInputs):
 
     def _solved(self, goals: Sequence[Goal] | None = None) -> PlanCandidate:
         unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
-        with self._progress.task("look for the plan of least damage"):
+        with self._progress.task("search for the plan with the least damage"):
             return self.search.solve(self.goals if goals is None else goals, unit)
 
     @property
@@ -214,14 +214,14 @@ class Planner(PlanInputs):
         low, high = found.speedup.ci95
         if found.miss(target) > TOLERANCE:
             self._progress.say(
-                f"plan: warning: the candidate that is taken is not within {TOLERANCE:.0%} of a "
+                f"plan: warning: the chosen candidate is not within {TOLERANCE:.0%} of a "
                 f"speedup of {target:g}: it measures {found.speedup.ratio:.3f}"
             )
         elif not found.is_shown(target):
             self._progress.say(
-                f"plan: warning: a speedup within {TOLERANCE:.0%} of {target:g} is not shown: the "
-                f"interval reaches from {low:.3f} to {high:.3f}; a quieter machine or a larger "
-                "--time-budget tells more"
+                f"plan: warning: a speedup within {TOLERANCE:.0%} of {target:g} is not proven: "
+                f"the interval reaches from {low:.3f} to {high:.3f}; use a quieter machine or "
+                "a larger --time-budget"
             )
 
     def _time(self, candidate: PlanCandidate) -> Speedup:
@@ -252,8 +252,8 @@ class Planner(PlanInputs):
         rises = before.log_perplexity_increase, after.log_perplexity_increase
         better = rises[1] < rises[0] and not self.checker.broken_by(after)
         self._progress.detail(
-            f"plan: fitted one after the other, the perplexity rises by {percent(rises[1])}, not "
-            f"by {percent(rises[0])}{'' if better else '; not taken'}"
+            f"plan: fitted one after the other, the perplexity rises by {percent(rises[1])}, "
+            f"not by {percent(rises[0])}{'' if better else '; not used'}"
         )
         return again if better else candidate.cut
 

@@ -17,8 +17,8 @@ def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoRe
         PlanError: Always.
     """
     raise PlanError(
-        f"The budget is out of reach: with everything dropped that may be dropped there is "
-        f"{goal.unit.words(most)}; asked for is {goal.words()}.",
+        "The budget is out of reach: dropping everything that may be dropped gives "
+        f"{goal.unit.words(most)}; the budget is {goal.words()}.",
         "Ask for less, or let more be dropped: more kinds, fewer protected, no replacements.",
         code="out-of-reach",
     ) from cause
@@ -40,13 +40,11 @@ def refuse_floors(
     """
     wanted = " and ".join(goal.words() for goal in goals)
     raise PlanError(
-        f"The budget can't be held: with {wanted}, "
-        + " and ".join(checker.broken(candidate))
-        + ".",
-        f"Within the floors there is {gains_of(nearest, goals)} "
+        f"The budget can't be met: with {wanted}, " + " and ".join(checker.broken(candidate)) + ".",
+        f"Within the limits on quality, this is possible: {gains_of(nearest, goals)} "
         f"({damage_words(checker.damage(nearest))}). Ask for that, allow more damage, let more "
-        "be dropped or replaced (--heal best), or score on more text, which makes the intervals "
-        "narrower.",
+        "be dropped or replaced (--heal best), or score on more text, which makes the "
+        "intervals narrower.",
         code="beyond-floors",
     )
 
@@ -63,7 +61,7 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
     """
     _refuse_no_options(candidate)
     raise PlanError(
-        f"Nothing can be dropped within the floors: with {candidate.options[0]} alone, "
+        f"Nothing can be dropped within the limits on quality: with {candidate.options[0]} alone, "
         + " and ".join(checker.broken(candidate))
         + ".",
         f"The nearest plan costs: {damage_words(checker.damage(candidate))}. Allow more, take "
@@ -84,8 +82,8 @@ def refuse_no_front(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn
     """
     _refuse_no_options(candidate)
     raise PlanError(
-        f"There is no plan for a curve: {candidate.options[0]} alone leaves next to nothing of the "
-        f"model's answers ({damage_words(checker.damage(candidate))}).",
+        f"There is no plan for a curve: {candidate.options[0]} alone destroys the model's "
+        f"answers ({damage_words(checker.damage(candidate))}).",
         "Protect fewer sublayers, allow more --kinds, or --heal best.",
         code="no-front",
     )
@@ -94,8 +92,7 @@ def refuse_no_front(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn
 def _refuse_no_options(candidate: PlanCandidate) -> None:
     if not candidate.options:
         raise PlanError(
-            "Nothing can be dropped: there is no sublayer that may go and whose going gains "
-            "anything.",
+            "Nothing can be dropped: no sublayer that may be dropped gains anything.",
             "Protect fewer sublayers, allow more --kinds, or smaller replacements: --heal best, "
             "--rank 16.",
             code="nothing-to-drop",

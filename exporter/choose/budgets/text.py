@@ -44,8 +44,8 @@ class TextParts:
         found = 0 if self.checked is self.searched else len(self.checked.input_ids)
         if found < samples:
             raise CalibrationError(
-                f"Of {self.searched.ref.source} {found} samples are held out to check on, too few "
-                f"for {what_for}.",
+                f"Of {self.searched.ref.source} {found} samples are held out for checks, too "
+                f"few for {what_for}.",
                 "Score on a longer text or with more --samples, or ask for a shorter "
                 "--sequence-length when scoring.",
             )

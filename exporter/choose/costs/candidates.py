@@ -80,8 +80,8 @@ def measure_speedup(
     """
     if not 0 < width < 1:
         raise UsageError(
-            f"A width of {width} is none.",
-            "It lies between 0 and 1: 0.01 is 1 % to either side.",
+            f"A width of {width} is not valid.",
+            "It must be between 0 and 1: 0.01 is 1 % to either side.",
             code="width-out-of-range",
         )
     options = CompareOptions(

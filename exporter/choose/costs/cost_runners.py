@@ -126,8 +126,8 @@ class OnnxCostRunner:
         told = self._facts.vocabulary or find_model(self.onnx).config.get("vocab_size")
         if not isinstance(told, int):
             raise CostError(
-                f"{self.onnx} doesn't tell how many tokens it knows.",
-                "Put the model's config.json beside it.",
+                f"{self.onnx} doesn't say how many tokens its vocabulary has.",
+                "Put the model's config.json next to it.",
             )
         return told
 

@@ -132,8 +132,8 @@ class GraphSizes:
             return 0
         if self.hidden is None:
             raise CostError(
-                f"{self.name} doesn't tell how wide its residual stream is, so the size of a "
-                f"replacement ({replacement}) isn't known.",
+                f"{self.name} doesn't declare the width of its residual stream, so the size of "
+                f"a replacement ({replacement}) is unknown.",
                 "Infer the graph's shapes first (onnx.shape_inference).",
                 code="width-unknown",
             )

@@ -57,8 +57,8 @@ class CostSettings:
     def __post_init__(self) -> None:
         if not 0 < self.precision <= 1:
             raise UsageError(
-                f"A precision of {self.precision} is none.",
-                "It lies between 0 and 1: 0.05 is 5 %.",
+                f"A precision of {self.precision} is not valid.",
+                "It must be between 0 and 1: 0.05 is 5 %.",
                 code="precision-out-of-range",
             )
 
@@ -172,9 +172,7 @@ class _CostRun:
         sizes = self.cost_runner.sizes
         wanted = [n for n in sizes.sublayers if n[1] in BLOCK_KINDS] if names is None else names
         if not wanted:
-            raise CostError(
-                "No sublayer is named whose cost is to be measured.", code="nothing-asked"
-            )
+            raise CostError("No sublayer to measure is given.", code="nothing-asked")
         self._recall(earlier)
         groups = groups_of(sizes, wanted)
         self.groups |= {group.signature: group for group in groups}
@@ -188,8 +186,8 @@ class _CostRun:
                 task.advance()
         if not self.rows:
             raise CostError(
-                "Of no sublayer could the cost be measured.",
-                "See what is said above.",
+                "The cost of no sublayer could be measured.",
+                "See the messages above.",
                 code="nothing-measured",
             )
         return self._table()
@@ -273,7 +271,7 @@ def _trial(
 def _refuse_rank(rank: int | None, hidden: int | None) -> None:
     if rank is not None and rank < 1:
         raise UsageError(
-            f"A rank of {rank} is none.", "Ranks begin at 1.", code="rank-out-of-range"
+            f"A rank of {rank} is not valid.", "Ranks begin at 1.", code="rank-out-of-range"
         )
     if rank is not None and hidden is not None and rank > hidden:
         raise UsageError(
@@ -307,6 +305,8 @@ def _usable(settings: CostSettings, here: Conditions, progress: Progress) -> Cos
     if not settings.may_replace:
         here.refuse_other(table, str(kept))
     for what, _, _ in here.differences(table):
-        progress.say(f"costs: {kept} was measured with another {what}, so all is measured anew")
+        progress.say(
+            f"costs: {kept} was measured with another {what}, so everything is measured again"
+        )
         return None
     return table

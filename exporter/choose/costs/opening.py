@@ -48,7 +48,7 @@ def open_cost_runner(
         return _torch(name, provider, rank)
     if name.kind != "onnx" or name.is_torch:
         raise CostError(
-            f"Of {name} no variants can be made.",
+            f"No variants of {name} can be made.",
             "Name the ONNX file, and for engines of it the library: --engine.",
         )
     onnx = find_onnx(name.path)
@@ -62,13 +62,11 @@ def open_cost_runner(
 def _torch(name: ArmName, provider: str, rank: int | None) -> CostRunner:
     if name.kind == "torch-compile":
         raise UsageError(
-            f"{name} would be compiled anew for each variant.", f"Measure torch:{name.path}."
+            f"{name} would be compiled again for each variant.", f"Measure torch:{name.path}."
         )
     require("torch", extra="torch")
     from exporter.choose.costs.torch_cost_runner import TorchCostRunner
 
     if not name.path.exists():
-        raise CostError(
-            f"{name.path} does not exist.", "After torch: stands a Hugging Face folder."
-        )
+        raise CostError(f"{name.path} does not exist.", "Give a Hugging Face folder after torch:.")
     return TorchCostRunner(load_model(str(name.path)), provider, rank=rank)

@@ -35,8 +35,8 @@ class RequestShape:
         for name, least in (("batch", 1), ("prompt", 1), ("new", 0)):
             if getattr(self, name) < least:
                 raise UsageError(
-                    f"A request with {name}={getattr(self, name)} is none: "
-                    f"{name} begins at {least}.",
+                    f"A request with {name}={getattr(self, name)} is not valid: {name} must be "
+                    f"at least {least}.",
                     _HINT,
                     code="number-out-of-range",
                 )
@@ -54,11 +54,11 @@ class RequestShape:
             told = _PART.fullmatch(part)
             if told is None:
                 raise UsageError(
-                    f"{part!r} is no part of a request.", _HINT, code="malformed-request"
+                    f"{part!r} is not part of a request.", _HINT, code="malformed-request"
                 )
             if told["key"] not in known:
                 raise UsageError(
-                    f"{told['key']!r} is no part of a request; known are {', '.join(known)}.",
+                    f"{told['key']!r} is not part of a request; the parts are {', '.join(known)}.",
                     _HINT,
                     code="unknown-part",
                 )

@@ -181,8 +181,8 @@ class CostTable(Artifact):
         left = self.baseline_ms - self.total_saved_ms(choices)
         if left <= 0:
             raise CostError(
-                f"The costs foretell that a request of {self.baseline_ms:.3g} ms takes "
-                f"{left:.3g} ms: they are wrong.",
+                f"By these costs a request of {self.baseline_ms:.3g} ms would take {left:.3g} "
+                "ms, so they are wrong.",
                 "Measure them again while the machine is quiet.",
                 code="costs-too-high",
             )
@@ -194,7 +194,7 @@ class CostTable(Artifact):
                 if member.name == tuple(name):
                     return group, member
         raise CostError(
-            f"What {name[1]} {name[0]} costs was not measured.",
+            f"The cost of {name[1]} {name[0]} was not measured.",
             f"Measured are {_summary(self.names)}.",
             code="not-measured",
         )

@@ -180,7 +180,7 @@ class _Greedy:
 def _refuse_end(gain: float, goal: float) -> None:
     if math.isfinite(goal):
         raise PlanError(
-            f"The search ends at a gain of {gain:g} of the {goal:g} asked for: nothing is left "
-            "that may go.",
+            f"The search ends at a gain of {gain:g}, short of {goal:g}: nothing else may be "
+            "dropped.",
             f"Ask for at most {gain:g}, or protect fewer sublayers.",
         )

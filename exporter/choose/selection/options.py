@@ -165,7 +165,8 @@ def refuse_gain(options: Sequence[Option], goal: float, room: int) -> None:
     most = total_gain(_most(options, room))
     if math.isfinite(goal) and not reaches(most, goal):
         raise PlanError(
-            f"A gain of {goal:g} is out of reach: all that may go is worth {most:g}.",
+            f"A gain of {goal:g} is out of reach: dropping everything that may be dropped "
+            f"gains {most:g}.",
             f"Ask for at most {most:g}, or protect fewer sublayers.",
             code="out-of-reach",
         )
@@ -205,8 +206,8 @@ def protected_names(texts: Iterable[str], num_layers: int) -> frozenset[Sublayer
 def _names(text: str, num_layers: int) -> Iterable[SublayerRef]:
     if ":" not in text and text not in _ENDS:
         raise UsageError(
-            f"--protect {text}: this names no sublayers.",
-            "Say first, last, or kind:layers such as attention:0,29.",
+            f"--protect {text}: this is not a set of sublayers.",
+            "Give first, last, or kind:layers such as attention:0,29.",
             code="no-sublayers",
         )
     if text in _ENDS:

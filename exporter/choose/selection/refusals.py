@@ -80,8 +80,9 @@ def refuse_number(group: Group, number: int, left: int, model: str) -> NoReturn:
     """
     what = {"joint": "sublayer", "mlp": "MLP"}.get(group, group)
     raise PlanError(
-        f"{counted(number, what)} {are(number)} to be dropped, but of {model} only {left} may go.",
-        f"Ask for at most {left}: what is protected stays, and never less than one sublayer.",
+        f"{counted(number, what)} {are(number)} to be dropped, but of {model} only {left} may "
+        "be dropped.",
+        f"Ask for at most {left}: protected sublayers are kept, and at least one sublayer.",
         code="too-many",
     )
 

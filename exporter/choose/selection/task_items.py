@@ -88,8 +88,8 @@ def part_items(
     for task, items in zip(tasks, fresh, strict=True):
         if len(items) < 2 * _LEAST:
             raise TaskError(
-                f"{task.name} has {len(items)} items that no other has; to steer a choice and to "
-                f"judge it takes {2 * _LEAST} at least.",
+                f"{task.name} has {len(items)} distinct items; the search and the evaluation "
+                f"need at least {2 * _LEAST}.",
                 "Give a file with more items.",
                 code="few-items",
             )

@@ -48,7 +48,7 @@ def find_checkpoints(named: Sequence[str], progress: Progress = QUIET) -> list[s
     if not alone and found == sorted(found) and len(found) == len(named):
         found = _by_step(found)
         if found != sorted(found):
-            progress.say("checkpoints: in the order of their steps, not of the alphabet")
+            progress.say("checkpoints: sorted by their steps, not alphabetically")
     _refuse_few(found, named)
     return found
 
@@ -59,7 +59,7 @@ def _expanded(name: str, alone: bool, progress: Progress) -> list[str]:
         matches = [str(each) for each in _matching(path) if _is_checkpoint(each)]
         if not matches:
             raise ModelSourceError(
-                f"Nothing that {name} matches is a checkpoint.", _HINT, code="pattern-without-match"
+                f"Nothing that matches {name} is a checkpoint.", _HINT, code="pattern-without-match"
             )
         return _by_step(matches)
     if not path.is_dir():
@@ -71,7 +71,7 @@ def _expanded(name: str, alone: bool, progress: Progress) -> list[str]:
     if not inside:
         raise ModelSourceError(f"{path} holds no checkpoint.", _HINT, code="no-checkpoint")
     if whole:
-        progress.say(f"checkpoints: those in {path}, without the model beside them")
+        progress.say(f"checkpoints: those in {path}, without the model next to them")
     return _by_step(inside)
 
 
@@ -140,8 +140,8 @@ def check_series(sources: Sequence[str]) -> None:
     for first, second in itertools.pairwise(splits):
         if splits[first] != splits[second]:
             raise ModelSourceError(
-                f"The tokenizers of {first} and {second} split text into other tokens, so the "
-                "same text would not be the same to both.",
+                f"The tokenizers of {first} and {second} split text into different tokens, so "
+                "the models would not read the same tokens.",
                 "Give all checkpoints one tokenizer, or leave the odd one out.",
                 code="other-tokens",
             )

@@ -163,7 +163,7 @@ def _held_out(
         part="evaluation",
         progress=progress,
     )
-    what = "the text that the scores rest on: what is dropped was chosen to do well on it"
+    what = "the text of the scores: what is dropped was chosen to do well on it"
     refuse_same_text(text.ref, used.texts, what, error=CalibrationError)
     return text
 

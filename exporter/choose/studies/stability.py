@@ -123,8 +123,8 @@ def _what_differs(reports: Mapping[str, ImportanceReport]) -> Over:
         second = reports[texts[0]]
         raise ScoringError(
             f"{one} is scored on {_told(first.calibration)}, {texts[0]} on "
-            f"{_told(second.calibration)}, and the models differ too: nobody can tell which of the "
-            "two moved a rank.",
+            f"{_told(second.calibration)}, and the models differ too: so it is unknown which "
+            "of the two changed a rank.",
             _text_hint(first, second),
             code="text-and-model-differ",
         )

@@ -122,7 +122,7 @@ def check_tokens(largest_id: int, vocabulary: int) -> None:
     if largest_id >= vocabulary:
         raise ComparisonError(
             f"The text's token id {largest_id} is beyond the model's {vocabulary} tokens.",
-            "The tokenizer beside the model belongs to another model.",
+            "The tokenizer next to the model belongs to another model.",
             code="token-out-of-range",
         )
 

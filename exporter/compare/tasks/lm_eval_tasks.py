@@ -109,9 +109,9 @@ def _scores(
         if higher_is_better.get(metric) is False:
             lower.add(name)
     if left:
-        progress.say(f"{task}: left out, no number an item: {', '.join(left)}")
+        progress.say(f"{task}: left out, since they are not one number per item: {', '.join(left)}")
     if not numbers:
-        raise TaskError(f"{task} has no metric that is a number an item.")
+        raise TaskError(f"{task} has no metric with one number per item.")
     label = f"lm-eval, {task} version {version}, {len(ordered)} items"
     return TaskScores(task=task, source=label, metrics=numbers, lower_is_better=frozenset(lower))
 

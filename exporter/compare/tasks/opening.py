@@ -30,7 +30,7 @@ def task_texts(folder: ModelFolder) -> TextModel:
     """
     if folder.tokenizer is None:
         raise TaskError(
-            f"There is no tokenizer.json beside {folder.onnx}: tasks are text.",
+            f"There is no tokenizer.json next to {folder.onnx}, and tasks need one.",
             "Copy the model's tokenizer there.",
             code="no-tokenizer",
         )
@@ -38,7 +38,7 @@ def task_texts(folder: ModelFolder) -> TextModel:
     first = begin if isinstance(begin, int) else folder.end_of_text
     if first is None:
         raise TaskError(
-            f"The config beside {folder.onnx} names no begin and no end token.",
+            f"The config next to {folder.onnx} has neither a begin nor an end token.",
             "Copy the model's config.json there.",
             code="no-opening-token",
         )

@@ -34,7 +34,7 @@ def why_unaskable(
     if not causal:
         return "the model doesn't predict the next token"
     if folder.tokenizer is None:
-        return "there is no tokenizer.json beside the model"
+        return "there is no tokenizer.json next to the model"
     if runner.capabilities.shapes == "compiled":
         return f"{runner.backend} would compile the model anew for each length of a text"
     text_model = TextModel.of(folder.onnx, folder.tokenizer)

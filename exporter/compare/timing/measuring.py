@@ -178,9 +178,9 @@ class _Measurement:
             return True
         self._chunks = CHUNKS
         self._progress.say(
-            f"time: the arms are loaded once, since loading takes {taken:.0f} s: what their place "
-            "in memory does to their speed is in the result; a larger --time-budget lets them be "
-            "loaded more often"
+            f"time: the arms are loaded once, since loading takes {taken:.0f} s: their place "
+            "in memory may influence the result; with a larger --time-budget they are "
+            "reloaded more often"
         )
         return False
 

@@ -162,7 +162,7 @@ def judge(
             f"The pruned graph differs from the masked original: {worst.output!r} by "
             f"{worst.max_abs_error:.2e} in {worst.case}, more than {worst.allowed:.2e} "
             f"(masking changes it by {worst.effect:.2e}). Nothing was written.",
-            "This is a fault in the surgery; please report it with the graph. " + _LEAVE_OUT,
+            "This is a bug in depthcut; please report it with the graph. " + _LEAVE_OUT,
             code="wrong-results",
         )
     tells = not cut_anything or any(item.effect > item.rounding for item in found)
@@ -173,7 +173,7 @@ def judge(
     if cheaper_since:
         method += f"; cheaper setting ({cheaper_since}): not optimised, weights mapped"
     return Verification(
-        method=method if tells else f"{method}; masking changes nothing measurable",
+        method=method if tells else f"{method}; masking has no measurable effect",
         runs=len(runs),
         max_abs_error=worst.max_abs_error,
         tolerance=worst.allowed,

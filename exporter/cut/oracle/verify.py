@@ -114,7 +114,7 @@ def verify_candidate(
         found, setting.reason, cut_anything=bool(pruned.made.deleted), widened=widened
     )
     if verification.passed is None:
-        progress.say("the deleted branches change nothing measurable, so the check tells little")
+        progress.say("the deleted branches have no measurable effect, so the check proves little")
     return verification
 
 

@@ -196,7 +196,7 @@ class _BuiltGraph:
             raise EngineError(
                 f"{self.onnx} does not parse in {self.library.backend} {result['version']}: "
                 f"{where}{first['reason']}.",
-                f"depthcut check-engine {self.onnx} lists what else is in the way, and ways out.",
+                f"depthcut check-engine {self.onnx} lists all obstacles, and what to do.",
                 code="not-parsed",
             )
         return result

@@ -204,7 +204,8 @@ def _refuse_strangers(engines: EngineSet) -> None:
     empty = next((record for record in engines.records if not record.profiles), None)
     if empty:
         raise EngineError(
-            f"{empty.engine} has no profile, so nothing says what it serves.", code="no-profile"
+            f"{empty.engine} has no profile, so it is unknown which shapes it supports.",
+            code="no-profile",
         )
     counts = Counter(profile.phase for record in engines.records for profile in record.profiles)
     twice = next((phase for phase, count in counts.items() if count > 1), None)

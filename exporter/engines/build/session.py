@@ -242,7 +242,7 @@ class Session:
         return BackendError(
             f"{path}: the {slot.profile.phase} profile takes {bytes_in_words(asked)} of scratch "
             f"memory; {free} of {total} are free: {listener.last_error()}",
-            "End what else runs on the GPU, or build for a smaller batch or a shorter context.",
+            "Stop other programs on the GPU, or build for a smaller batch or a shorter context.",
         )
 
 
@@ -288,7 +288,7 @@ def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
     if driver.problem:
         raise BackendError(
             f"{engines.name}: built, not run: {driver.problem}.",
-            "Take it to a machine with an NVIDIA GPU and its driver.",
+            "Run it on a machine with an NVIDIA GPU and its driver.",
             code="no-driver",
         )
     module = load(engines.library)

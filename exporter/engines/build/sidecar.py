@@ -104,21 +104,21 @@ def read_sidecar(engine: Path) -> EngineRecord:
     path = sidecar_path(engine)
     if not path.is_file():
         raise EngineError(
-            f"{engine} has no {path.name} beside it, so nothing says what it was built for.",
+            f"{engine} has no {path.name} beside it, so it is unknown what it was built for.",
             "Build it with depthcut build, and keep the two files together.",
             code="sidecar-missing",
         )
     record = EngineRecord.read(path, named=False)
     if engine.stat().st_size != record.engine_bytes:
         raise EngineError(
-            f"{engine} has {engine.stat().st_size} bytes, but {path.name} speaks of one with "
+            f"{engine} has {engine.stat().st_size} bytes, but {path.name} is for one with "
             f"{record.engine_bytes}.",
             "It may be cut off, or the two files don't belong together: build it again.",
             code="wrong-size",
         )
     if sha256_file(engine) != record.engine_sha256:
         raise EngineError(
-            f"{engine} is not the engine that {path.name} speaks of.",
+            f"{engine} is not the engine that {path.name} is for.",
             "Build it again.",
             code="wrong-hash",
         )

@@ -226,7 +226,7 @@ class Trainer:
         return (
             f"heal: {tokens:,} of {self._total_steps * self._step_tokens:,} tokens, "
             f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, about {left / 60:.1f} min left; "
-            f"held-out loss {held_out:.4f} ({100 * (1 - held_out / first):.0f} % taken back)"
+            f"held-out loss {held_out:.4f} ({100 * (1 - held_out / first):.0f} % recovered)"
         )
 
     def _held_out_loss(self) -> float:
@@ -311,7 +311,7 @@ class Trainer:
         with contextlib.suppress(KeyError, TypeError, ValueError):  # anybody may have written it
             self._take(told, arrays)
             self._progress.say(
-                f"heal: goes on from step {self._state.steps} of an interrupted call"
+                f"heal: resuming from step {self._state.steps} of an interrupted run"
             )
 
     def _take(self, told: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:

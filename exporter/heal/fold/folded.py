@@ -18,7 +18,7 @@ from exporter.models.anatomy.residual_stream import LayerModules
 from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
 from exporter.models.texts.calibration import CalibrationText
 
-_WAY_OUT = "Let maps stay beside the weights: --heal linear."
+_WAY_OUT = "Use separate maps: --heal linear."
 
 
 @contextlib.contextmanager
@@ -72,8 +72,8 @@ def _places(fitting: Fitting, layers: Sequence[LayerModules]) -> list[Place]:
     model = fitting.loaded.model
     if layers[0].form == "post_norm":
         raise HealingError(
-            f"In {type(model).__name__} a norm stands behind each sum, and a map of the stream "
-            "behind it fits into no product.",
+            f"In {type(model).__name__} a norm follows each sum, so a map of the stream can't "
+            "be added to a weight.",
             _WAY_OUT,
             code="fold-behind-norm",
         )
@@ -88,7 +88,7 @@ def _places(fitting: Fitting, layers: Sequence[LayerModules]) -> list[Place]:
         )
     if without:
         named = ", ".join(f"{ref.kind} {ref.layer}" for ref in without)
-        fitting.progress.say(f"heal: {named}: no product of their own to fold into")
+        fitting.progress.say(f"heal: {named}: no weight of their own to fold into")
     return places
 
 

@@ -281,4 +281,4 @@ def _tell_if_short(ids: NDArray[np.int64], wanted: int, source: str, progress: P
     if len(ids) < wanted:
         progress.say(f"{source}: the text gives {len(ids)} samples of the {wanted} asked for")
     if ids.size < _FEW_TOKENS:
-        progress.say(f"{source}: warning: only {ids.size} tokens; what rests on them will be rough")
+        progress.say(f"{source}: warning: only {ids.size} tokens; results will be imprecise")

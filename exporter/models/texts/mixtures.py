@@ -97,7 +97,7 @@ def text_of_report(
     )
     if ref.samples and not calibration and text.ref.sha256 != ref.sha256:
         raise CalibrationError(
-            f"{ref.source} is no longer the text that the scores rest on.",
+            f"{ref.source} is no longer the text that was scored on.",
             "Score the model again, or name a text for the search: --calibration.",
             code="text-changed",
         )

@@ -41,9 +41,8 @@ def foreign_deletions(content: Any, where: str) -> list[PlannedDeletion] | None:
     for name, other in others:
         if _places(other) != _places(deletions):
             raise PlanError(
-                f"{where}: what it says as {first} does not drop the same as what it says as "
-                f"{name}.",
-                "Take one of both out of a copy of the file, and give that.",
+                f"{where}: its entries for {first} and for {name} drop different sublayers.",
+                "Remove one of the two from a copy of the file, and use the copy.",
                 code="dialects-disagree",
             )
     return deletions
@@ -112,8 +111,8 @@ def _refuse_beyond(deletions: list[PlannedDeletion], config: Mapping[str, Any], 
     for each in deletions if layers is not None else ():
         if each.layer >= (layers or 0):
             raise PlanError(
-                f"{where}: it drops {each.kind} {each.layer}, but says itself that there are "
-                f"{layers} layers.",
+                f"{where}: it drops {each.kind} {each.layer}, but it also says that the model "
+                f"has {layers} layers.",
                 "Correct the layer's number; the first layer is 0.",
                 code="layer-missing",
             )

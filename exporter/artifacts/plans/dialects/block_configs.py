@@ -79,8 +79,8 @@ def _parts(layer: int, block: Any, where: str) -> Iterator[_Part]:
     for place, (kind, entry) in entries.items():
         entry = wanted(entry, dict, where, place)
         if kind not in _KINDS or entry.get("mamba"):
-            raise wrong(where, place, f"layer {layer} has a {kind}, which is no attention and no "
-                        "MLP", _HINT)  # fmt: skip
+            told = f"layer {layer} has a {kind}, which is neither attention nor MLP"
+            raise wrong(where, place, told, _HINT)
         yield _Part(layer, _KINDS[kind], entry, place)
 
 
@@ -91,8 +91,8 @@ def _refuse_replaced(part: _Part, where: str) -> None:
         raise wrong(
             where,
             f"{part.path}.{_LINEAR}",
-            f"a linear map takes the place of the {part.kind} of layer {part.layer}, and its "
-            "numbers are not in this file",
+            f"the {part.kind} of layer {part.layer} is replaced by a linear map, whose numbers "
+            "are not in this file",
             "Make it a no-op in a copy of the file, and fit a map of your own: depthcut heal.",
         )
 
@@ -119,8 +119,8 @@ def _refuse_other(part: _Part, name: str, value: Any, usual: Any, where: str) ->
         raise wrong(
             where,
             f"{part.path}.{name}",
-            f"the {part.kind} of layer {part.layer} has {value!r} there in place of {usual!r}; "
-            "depthcut drops whole sublayers and changes no width",
+            f"the {part.kind} of layer {part.layer} has {value!r} there instead of {usual!r}; "
+            "depthcut drops whole sublayers and changes no widths",
             _HINT,
         )
 
