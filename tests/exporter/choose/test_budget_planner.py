@@ -122,7 +122,7 @@ def said() -> list[str]:
     ("target", "watch", "told"),
     [
         (1.22, MadeStopwatch(), None),
-        (1.22, MadeStopwatch(noise=0.2), "is not shown: the interval reaches from 1.0"),
+        (1.22, MadeStopwatch(noise=0.2), "is not proven: the interval reaches from 1.0"),
         (1.22, MadeStopwatch(truth=2.0), "not within 3% of a speedup of 1.22"),
     ],
 )

@@ -53,7 +53,7 @@ def test_fewer_samples_than_asked_for_are_told(words: Path) -> None:
     assert text.ref.samples == 5
     name = text.ref.source
     assert any(name in line and tells(line, 5) and tells(line, 9) for line in heard.lines)
-    warning = f"{name}: warning: only 100 tokens; what rests on them will be rough"
+    warning = f"{name}: warning: only 100 tokens; results will be imprecise"
     assert warning in heard.lines
 
 
