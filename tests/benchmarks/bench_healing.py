@@ -292,7 +292,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--second", default="pydoc")
     parser.add_argument("--test-samples", type=int, default=20)
     parser.add_argument("--second-samples", type=int, default=10)
-    parser.add_argument("--dropped", type=int, nargs="+", default=[8, 15])
+    parser.add_argument("--dropped", type=int, nargs="*", default=[8, 15])
     parser.add_argument("--blocks", type=int, nargs="*", default=[])
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--tasks", type=Path)

@@ -80,9 +80,9 @@ def _places(fitting: Fitting, layers: Sequence[LayerModules]) -> list[Place]:
     places, without = places_of(model, layers, fitting.names)
     if not places:
         raise HealingError(
-            f"{type(model).__name__} has no kept branch from the first gap on that ends in a "
-            "product of its own: a norm or experts stand behind it, other modules read its weight, "
-            "or nothing is kept.",
+            f"{type(model).__name__} has no kept branch before a gap, or behind it, that ends in a "
+            "product of its own: a norm or experts stand there, other modules read its weight, or "
+            "nothing is kept.",
             _WAY_OUT,
             code="nothing-to-fold-into",
         )

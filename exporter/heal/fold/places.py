@@ -46,7 +46,10 @@ class Place:
 def places_of(
     model: Any, layers: Sequence[LayerModules], cut: Collection[SublayerRef]
 ) -> tuple[list[Place], list[SublayerRef]]:
-    """The places from the first one before a gap on, and the kept branches that offer none.
+    """The last products before gaps, and the kept branches that should have had one.
+
+    A gap with no product before it, such as one at the bottom of the model, is made up for by the
+    first product behind it.
 
     Args:
         model: A transformers model, sequential or parallel.
@@ -55,17 +58,18 @@ def places_of(
     """
     parts = {part.ref: part for part in sublayers_of(layers)}
     runs = [*_runs(layers, cut)]
-    first = next((n for n, run in enumerate(runs) if run.gap), len(runs))
-    products = _products(model, [parts[run.kept] for run in runs[first:] if run.kept is not None])
+    products = _products(model, [parts[run.kept] for run in runs if run.kept is not None])
     found, without = [], []
-    for run in runs[first:]:
-        if run.kept is None:
+    lacking = False
+    for run in runs:
+        if not (run.gap or lacking):
             continue
         if run.kept in products:
             name, product = products[run.kept]
             found.append(Place(parts[run.kept], name, product, run.until, run.gap))
-        else:
+        elif run.kept is not None:
             without.append(run.kept)
+        lacking = run.kept not in products
     return found, without
 
 

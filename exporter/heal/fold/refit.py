@@ -1,4 +1,4 @@
-"""Fits the last products of kept branches anew, so that the stream behind a gap is as it was.
+"""Fits the last products before gaps anew, so that the stream behind a gap is as it was.
 
 With u what a product reads in the healed model, x the stream behind it there, and t the whole
 model's stream behind the gap that follows, the change of its weight is the ridge least-squares map
@@ -6,7 +6,7 @@ from u to t - x. From the first layer up, each on what was folded below it, so t
 makes up for what an earlier one could not. Readers of the stream norm it: a token counts by
 1 / mean(t²), else the few with huge activations would decide.
 Source: ReplaceMe (arXiv 2505.02819) multiplies the projection before a gap by a map of its output;
-fitting what that projection reads, the later products and the weights of tokens are ours.
+fitting what that projection reads and the weights of tokens are ours.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def refitted(
 ) -> list[OwnValue]:
     """The new values of products, each fitted with those before it in the model.
 
-    The text is run a layer at a time, about four times in all.
+    The text is run a layer at a time, up to the last gap, about three times in all.
 
     Args:
         model: A transformers model; it is as before afterwards.

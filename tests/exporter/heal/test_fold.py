@@ -123,30 +123,30 @@ def test_the_first_fold_is_the_map_beside_the_product(family: str) -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ([SublayerRef(1, "attention")], [(0, "mlp"), (1, "mlp"), (2, "attention"), (2, "mlp")]),
-        (BLOCK, [(0, "mlp"), (2, "attention"), (2, "mlp")]),
-        (
-            [SublayerRef(0, "attention"), SublayerRef(0, "mlp")],
-            [(1, "attention"), (1, "mlp"), (2, "attention"), (2, "mlp")],
-        ),
+        ([SublayerRef(1, "attention")], [(0, "mlp")]),
+        ([ATTENTION, MLP], [(0, "mlp"), (2, "attention")]),
+        (BLOCK, [(0, "mlp")]),
+        ([SublayerRef(0, "attention"), SublayerRef(0, "mlp")], [(1, "attention")]),
+        ([SublayerRef(0, "attention"), SublayerRef(2, "mlp")], [(0, "mlp"), (2, "attention")]),
         ([SublayerRef(2, "mlp")], [(2, "attention")]),
     ],
 )
-def test_places_are_the_kept_products_from_the_first_gap_on(
+def test_places_are_the_last_products_before_gaps_or_else_behind_them(
     names: list[SublayerRef], expected: Any
 ) -> None:
     model = tiny_loaded("llama").model
     places, without = places_of(model, layer_modules(model), names)
     assert [tuple(place.part.ref) for place in places] == expected
     assert without == []
-    assert [ref for place in places for ref in place.gap] == (names if names[0].layer else [])
+    before = [ref for place in places for ref in place.gap]
+    assert before == [ref for ref in names if ref.layer]
 
 
-def test_products_behind_experts_and_norms_are_none() -> None:
+def test_a_gap_behind_experts_is_made_up_for_by_the_next_product() -> None:
     mixtral = tiny_loaded("mixtral").model
     places, without = places_of(mixtral, layer_modules(mixtral), [ATTENTION])
-    assert [place.part.kind for place in places] == ["attention"]
-    assert {ref.kind for ref in without} == {"mlp"}
+    assert [tuple(place.part.ref) for place in places] == [(2, "attention")]
+    assert without == [SublayerRef(0, "mlp"), SublayerRef(1, "mlp")]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_weight_that_others_read_is_no_place() -> None:
     layers[2].mlp.down_proj.weight = layers[0].mlp.down_proj.weight
     places, without = places_of(loaded.model, layer_modules(loaded.model), BLOCK)
     assert [tuple(place.part.ref) for place in places] == [(2, "attention")]
-    assert without == [SublayerRef(0, "mlp"), SublayerRef(2, "mlp")]
+    assert without == [SublayerRef(0, "mlp")]
 
 
 def test_a_fold_that_is_no_better_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,13 +59,17 @@ def test_the_candidate_has_nodes_and_parameters_of_the_bare_cut(
     assert own.healed.kl < own.dropped.kl
 
 
-def test_transformers_loads_the_checkpoint_without_our_code(walked: Any) -> None:
+def test_transformers_loads_the_checkpoint_without_our_code(walked: Any, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder = walked[0] / "candidate" / "hf"
-    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    folder = shutil.copytree(walked[0] / "candidate" / "hf", tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("depthcut", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    plain, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert type(plain).__module__.startswith("transformers.")
+    assert not any(loading.values())
     with torch.inference_mode():
-        wanted = plain(torch.from_numpy(IDS)).logits.numpy()
+        wanted = plain.eval()(torch.from_numpy(IDS)).logits.numpy()
     assert np.allclose(logits(walked[0] / "candidate"), wanted, atol=1e-4)
