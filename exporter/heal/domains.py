@@ -92,7 +92,7 @@ def warnings_of(texts: Sequence[HealedText]) -> list[str]:
         return ["The gain was measured in the calibration's domain only; others may gain nothing."]
     unsure = [text for text in (own, other) if _is_unsure(text)]
     if unsure and all(_is_unsure(text) or _has_gained(text) for text in (own, other)):
-        told = ", nor ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)
+        told = " and ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)
         return [
             f"The gain may be chance {told}. Measure on more text: more --samples, or for a "
             "budget more samples of the scores."

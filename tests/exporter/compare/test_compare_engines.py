@@ -218,7 +218,7 @@ def test_an_engine_that_cannot_run_is_no_reference(exported: Path) -> None:
 
 def test_onnx_is_for_engines_alone(exported: Path) -> None:
     onnx = (exported / "baseline", exported / "candidate")
-    with raises(UsageError, "onnx-without-engine", "--onnx"):
+    with raises(UsageError, "onnx-without-engine", "--engine-onnx"):
         compare(*onnx, OPTIONS, onnx=onnx)
 
 

@@ -72,7 +72,7 @@ APART = healing(text("calibration", 0.6, 0.1), text("other", 0.5, 0.49))
         ((0.6, 0.1), (0.5, 0.7), "on other text (other domain) -40 %"),  # a loss
         ((0.6, 0.59), (0.5, 0.1), "disagree: on other text"),
         ((0.6, 0.1), (0.5, 0.4), "on other text (other domain) 20 %"),  # 83 % against 20 %
-        ((0.6, 0.62), (0.5, 0.52), "gained nothing"),
+        ((0.6, 0.62), (0.5, 0.52), "in either domain"),
         ((0.6, 0.1), None, "in the calibration's domain only"),
     ],
 )
@@ -85,14 +85,12 @@ def test_domains_that_disagree_are_warned_of(own: Any, other: Any, told: str | N
 def test_a_gain_within_its_noise_is_none() -> None:
     noisy = text("other", 0.5, 0.3, std_error=0.2)
     told = warnings_of([text("calibration", 0.6, 0.1), noisy])
-    assert told == [
-        "The gain can't be told from chance on other text (other domain) (+0.200 ± 0.200 nats). "
-        "Judge on more text: more --samples; for a budget, more of those that its scores rest on."
-    ]
+    assert len(told) == 1
+    assert "on other text (other domain) (+0.200 ± 0.200 nats)" in told[0]
     both = warnings_of([text("calibration", 0.6, 0.4, std_error=0.2), noisy])
-    assert "on calibration text (held out) (+0.200 ± 0.200 nats), nor on other text" in both[0]
+    assert "on calibration text (held out) (+0.200 ± 0.200 nats) and on other text" in both[0]
     lost = text("calibration", 0.6, 0.9)
-    assert "gained nothing" in warnings_of([lost, noisy])[0]
+    assert "in either domain" in warnings_of([lost, noisy])[0]
     sure = text("other", 0.5, 0.3, std_error=0.02)
     assert warnings_of([text("calibration", 0.6, 0.1), sure]) == []
 
