@@ -33,9 +33,9 @@ _PLAIN = re.compile(r"[A-Za-z][\w.+/-]*(://[\w.+/-]+)?")
 _PAPER = "arXiv 2406.15786"
 _FIGURES: dict[FiguresFrom | None, str] = {
     None: "",
-    "unseen": " on the candidate, on text that decided nothing",
-    "checked": " on the candidate, on the text that decided",
-    "searched": " on the candidate, on the text of the search",
+    "unseen": ", on test text",
+    "checked": ", on the validation text of the search",
+    "searched": ", on the text of the search",
 }
 _COUNTS = {"attention", "mlp", "block", "joint"}
 """What a plan was asked for that takes the lowest scores; searches and budgets say more."""
@@ -103,9 +103,9 @@ def _dropped(facts: CheckpointFacts) -> Section:
     ]
     if facts.kept is not None:
         kept = ", ".join(map(str, facts.kept))
-        blocks.append(Note(f"The layers here are these of the base, numbered anew: {kept}."))
+        blocks.append(Note(f"These layers of the base were kept, with new numbers: {kept}."))
     if not facts.license:
-        blocks.append(Note("The base's licence holds; its card here named none."))
+        blocks.append(Note("The licence of the base model applies; its card named none."))
     return Section("dropped", "What was dropped", blocks)
 
 
@@ -123,7 +123,7 @@ def _chosen(sources: CardSources) -> Section:
     if not lines:
         lines.append("By a plan that came without scores.")
     lines += [
-        f"Predicted, not measured{_FIGURES[plan.predicted_on]}: {name} {significant(value)}."
+        f"Predicted in PyTorch{_FIGURES[plan.predicted_on]}: {name} {significant(value)}."
         for name, value in plan.predicted.items()
     ]
     blocks = [Bullets(lines), *parts_blocks(plan.parts, _shown)]
@@ -147,16 +147,16 @@ def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
 def _changed(facts: CheckpointFacts, plan: PruningPlan) -> Iterator[str]:
     """What of the model is another than the base's."""
     if facts.healed:
-        yield "What stands in the dropped branches' places was fitted to calibration text."
+        yield "The replacements of the dropped branches were fitted to calibration text."
     else:
-        yield "Nothing stands in the places of what was dropped."
+        yield "The dropped branches were not replaced."
     if plan.changed_weights:
         yield (
-            f"{plan.changed_weights} weights that the model keeps have other values than the "
-            "base's; nothing was added for them."
+            f"{plan.changed_weights} of the kept weights were changed; no parameter was added for "
+            "that."
         )
     else:
-        yield "No weight that the model keeps was changed."
+        yield "No kept weight was changed."
 
 
 def _measured(report: ComparisonReport | None) -> Section | None:

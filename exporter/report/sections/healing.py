@@ -10,8 +10,8 @@ from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.words import or_dash, percent, significant
 
-_HEADER = ("text", "figure", "whole", "dropped", "healed", "taken back")
-_ROLES = {"calibration": "held out of what was fitted on", "other": "another domain"}
+_HEADER = ("text", "figure", "whole", "dropped", "healed", "recovered")
+_ROLES = {"calibration": "held out", "other": "another domain"}
 
 
 def healing_section(report: ComparisonReport) -> Section | None:
@@ -85,10 +85,10 @@ def _blocks(healing: Healing) -> Iterator[Block]:
         yield Note(warning, lead="Warning:")
     yield Note(f"{healing_words(healing)}. {_method(healing)}")
     if healing.texts:
-        yield healing_grid(healing, "What dropping cost and what healing took back, in PyTorch")
+        yield healing_grid(healing, "What dropping cost and what healing recovered, in PyTorch")
         yield Note(
-            "Taken back: of the log-perplexity that was lost, mean ± standard error over samples. "
-            "No sample that was fitted on is judged on."
+            "Recovered: the share of the lost log-perplexity, mean ± standard error over samples. "
+            "None of these samples was used for fitting."
         )
     if healing.training is not None:
         yield _training_grid(healing.training)

@@ -11,10 +11,10 @@ from exporter.report.sections.blocks import Block, Bullets, Grid, Note
 from exporter.report.words import listed, percent, significant
 
 _ROLES = {
-    "chosen": "What is dropped was chosen on",
-    "fitted": "What was put in, or changed, was fitted on",
-    "stopped": "What was kept of it was decided, and stopped, on",
-    "judged": "The plan's own figures were judged on",
+    "chosen": "Text by which the dropped sublayers were chosen:",
+    "fitted": "Text to which replacements or weights were fitted:",
+    "stopped": "Validation text, which decided when to stop and what to keep:",
+    "judged": "Test text, on which the plan's own figures were measured:",
 }
 
 
