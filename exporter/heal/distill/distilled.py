@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 
+from exporter.artifacts.store import Store
+from exporter.errors import HealingError
 from exporter.heal.distill.memory import told_memory
 from exporter.heal.distill.student import Student
-from exporter.heal.distill.training import Trainer, distill_store
+from exporter.heal.distill.training import Trainer
+from exporter.heal.distill.workers import Workers
 from exporter.heal.fitting import Fitting, Made
+from exporter.heal.fold.folded import folded_values
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
+from exporter.models.changed_weights import OwnValue
+from exporter.models.texts.calibration import DEFAULT_TOKENS
 
 
 @contextlib.contextmanager
@@ -36,17 +42,21 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves
     cut: BranchReplacements = dict.fromkeys(fitting.names, NOTHING)
+    begun = _folded(fitting) if options.train == "adapters" else []
     model: Any = loaded.model
     own = model.device
     with contextlib.ExitStack() as stack:
         stack.callback(model.to, own)
         model.to(training_device(model))
+        for value in begun:
+            value.other = value.other.to(model.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
-            student = Student(model, cut, options.train, options.used_rank)
+            student = Student(model, cut, options.train, options.used_rank, begun)
         stack.callback(student.close)
         fitting.progress.say(told_memory(student, options))
-        store = distill_store(fitting.work, _made_from(fitting, stopping.ids_sha256))
+        made_from = _made_from(fitting, stopping.ids_sha256)
+        store = None if fitting.work is None else Store(fitting.work / "distill.jsonl", made_from)
         trainer = Trainer(
             student, fitting.texts.fitting, stopping, options, store, fitting.progress
         )
@@ -59,6 +69,20 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
             training=training,
             within=student.healed,
         )
+
+
+def _folded(fitting: Fitting) -> list[OwnValue]:
+    """The weights to begin with: folded on some of the text, where the model can be folded."""
+    text = fitting.texts.fitting
+    few = text.rows(slice(None, None, max(1, text.ref.tokens // DEFAULT_TOKENS)))
+    try:
+        found = folded_values(fitting, few)
+    except HealingError:
+        return []
+    values = Workers().from_first([each.other for each in found])
+    for each, value in zip(found, values, strict=True):
+        each.other = value
+    return found
 
 
 def training_device(model: Any) -> torch.device:
@@ -75,6 +99,7 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     return {
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
+        "begins": "folded",
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,

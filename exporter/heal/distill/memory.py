@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from exporter.errors import HealingError, is_out_of_memory
 from exporter.heal.texts import MOST_HELD_OUT
 
 if TYPE_CHECKING:
@@ -79,3 +82,24 @@ def told_memory(student: Student, options: HealOptions) -> str:
         f"heal: {trained / 1e6:.1f} million numbers are trained ({options.train}), which takes "
         f"about {needed / 1e9:.1f} GB of memory"
     )
+
+
+@contextlib.contextmanager
+def telling_memory(options: HealOptions) -> Iterator[None]:
+    """Says what needs less where memory is short."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = (
+            f"step_tokens {max(1, options.step_tokens // 2)}, "
+            f"--sequence-length {max(2, options.sequence_length // 2)}"
+        )
+        raise HealingError(
+            f"Memory ran out while the cut was trained ({options.train}, "
+            f"{options.step_tokens} tokens a step in samples of {options.sequence_length}).",
+            f"Try {smaller}, or a smaller --rank"
+            + (", or train: adapters." if options.train == "all" else "."),
+            code="out-of-memory",
+        ) from error

@@ -7,7 +7,7 @@ on its products, or values of its own for all weights; both are switched on and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ class Student:
         train: ``adapters``: products of low rank beside those of the kept branches, and their
             norms; ``all``: every weight but the embedding and what is tied to it.
         rank: Of the adapters; None for ``all``.
+        folded: Values of weights that the student begins with; they aren't trained themselves.
 
     Raises:
         HealingError: The weights are quantised, or the layers hold nothing to be trained.
@@ -64,12 +65,20 @@ class Student:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
-    def __init__(self, model: Any, cut: BranchReplacements, train: Train, rank: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        cut: BranchReplacements,
+        train: Train,
+        rank: int | None,
+        folded: Sequence[OwnValue] = (),
+    ) -> None:
         refuse_quantized(model)
         _refuse_narrow(model, train)
         self.model = model
         self.cut = {name: _trainable(each) for name, each in cut.items()}
         self._own: list[OwnValue] = []
+        self._folded = list(folded)
         self._adapters: dict[str, Any] = {}
         self._trained_before = [(each, each.requires_grad) for each in model.parameters()]
         try:
@@ -121,10 +130,28 @@ class Student:
         """The student's weights while the block runs; :meth:`answer` drops its branches."""
         self._switch_adapters(on=True)
         try:
-            with swapped(self._own):
+            with swapped([*self._own, *self._folded]):
                 yield
         finally:
             self._switch_adapters(on=False)
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the student begins with folded weights."""
+        return bool(self._folded)
+
+    @contextlib.contextmanager
+    def bare(self) -> Iterator[None]:
+        """The student without folded weights while the block runs."""
+        folded, self._folded = self._folded, []
+        try:
+            yield
+        finally:
+            self._folded = folded
+
+    def unfold(self) -> None:
+        """Lets the student begin with the model's own weights."""
+        self._folded = []
 
     def teach(self, inputs: dict[str, torch.Tensor], *, states: bool = False) -> Answer:
         """What the whole model answers; without gradients."""
@@ -140,14 +167,14 @@ class Student:
 
     def changes(self) -> dict[str, ChangedWeight]:
         """The student's weights, as changes of the whole model's."""
-        found = changes_of(self._own)
+        found = changes_of([*self._own, *self._folded])
         for name, adapter in self._adapters.items():
             down = adapter.lora_A["default"].weight.detach().clone()
             up = adapter.lora_B["default"].weight.detach() * adapter.scaling["default"]
             if is_transposed(adapter.get_base_layer()):
                 down, up = up.T, down.T
             if bool(up.any()) and bool(down.any()):
-                found[f"{name}.weight"] = ChangedWeight((down, up))
+                found[f"{name}.weight"] = _added(found.get(f"{name}.weight"), down, up)
         return found
 
     def branch_replacements(self) -> dict[SublayerRef, BranchReplacement]:
@@ -201,6 +228,14 @@ def _refuse_narrow(model: Any, train: Train) -> None:
             "Load the model with --dtype float32, or say train: adapters.",
             code="narrow-weights",
         )
+
+
+def _added(folded: ChangedWeight | None, down: torch.Tensor, up: torch.Tensor) -> ChangedWeight:
+    """An adapter's product, with the folded value that it was trained beside, if there is one."""
+    if folded is None:
+        return ChangedWeight((down, up))
+    value = folded.numbers[0]
+    return ChangedWeight(((value.float() + up.float() @ down.float()).to(value.dtype),))
 
 
 def put_module(model: Any, name: str, module: Any) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from exporter.artifacts import StoppedBy, Training, TrainingCheck
 from exporter.artifacts.store import Store
-from exporter.errors import HealingError, is_out_of_memory
+from exporter.errors import HealingError
+from exporter.heal.distill.memory import telling_memory
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.teacher import Lesson, Teacher
 from exporter.heal.distill.workers import Workers
@@ -117,13 +117,12 @@ class Trainer:
                 memory is short.
         """
         with (
-            _telling_memory(self._options),
+            telling_memory(self._options),
             self._progress.task("distill", total=self._total_steps) as task,
         ):
             self._resume()
             task.advance(self._state.steps)
-            if not self._state.checks:
-                self._check(0.0)
+            self._begin()
             stopped: StoppedBy | None = None
             while stopped is None:
                 stopped = self._go_on()
@@ -138,6 +137,17 @@ class Trainer:
             )
         self._take_best()
         return self._told(stopped)
+
+    def _begin(self) -> None:
+        """Looks at the bare cut, and at the folded weights: these are left if they gain nothing."""
+        checks = self._state.checks
+        if not checks:
+            with self._student.bare():
+                self._check(0.0)
+            if self._student.is_folded:
+                self._check(0.0)
+        if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
+            self._student.unfold()
 
     def _go_on(self) -> StoppedBy | None:
         """One step, with a check where one is due; why the training ends, if it does."""
@@ -168,7 +178,8 @@ class Trainer:
         return self._workers.mean(min(1.0, found), self._student.model.device)
 
     def _is_check_due(self, done: float) -> bool:
-        return bool(done * _CHECKS >= len(self._state.checks))
+        made = sum(check.tokens > 0 for check in self._state.checks)
+        return bool(done * _CHECKS >= made + 1)
 
     def _step(self) -> float:
         """One step of the optimizer; the loss before it."""
@@ -371,29 +382,3 @@ def _rate_share(done: float) -> float:
     if done < _WARM_UP:
         return (done + 0.005) / (_WARM_UP + 0.005)
     return 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
-
-
-@contextlib.contextmanager
-def _telling_memory(options: HealOptions) -> Iterator[None]:
-    """Says what needs less where memory is short."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        smaller = (
-            f"step_tokens {max(1, options.step_tokens // 2)}, "
-            f"--sequence-length {max(2, options.sequence_length // 2)}"
-        )
-        raise HealingError(
-            f"Memory ran out while the cut was trained ({options.train}, "
-            f"{options.step_tokens} tokens a step in samples of {options.sequence_length}).",
-            f"Try {smaller}, or a smaller --rank"
-            + (", or train: adapters." if options.train == "all" else "."),
-            code="out-of-memory",
-        ) from error
-
-
-def distill_store(work: Path | None, made_from: Any) -> Store | None:
-    """Where a training's state is kept, by what it depends on; None where nothing is kept."""
-    return None if work is None else Store(work / "distill.jsonl", made_from)

@@ -38,20 +38,8 @@ def folded(fitting: Fitting) -> Iterator[Made]:
         HealingError: The weights are quantised, there is no product to fold into, or nothing was
             gained.
     """
-    loaded, options = fitting.loaded, fitting.options
-    refuse_quantized(loaded.model)
-    layers = layer_modules(loaded.model)
-    values = refitted(
-        loaded.model,
-        fitting.texts.fitting,
-        layers,
-        fitting.names,
-        _places(fitting, layers),
-        ridge=options.ridge,
-        batch_size=options.batch_size,
-        progress=fitting.progress,
-    )
-    tell_if_few(fitting.texts.fitting, loaded, fitting.progress)
+    values = folded_values(fitting, fitting.texts.fitting)
+    tell_if_few(fitting.texts.fitting, fitting.loaded, fitting.progress)
     deciding, judging = fitting.texts.halves
     _refuse_loss(fitting, deciding, values)
     yield Made(
@@ -60,6 +48,27 @@ def folded(fitting: Fitting) -> Iterator[Made]:
         weights=changes_of(values),
         deciding=deciding,
         within=lambda: swapped(values),
+    )
+
+
+def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
+    """The new values of products, fitted on a text; the model is as before afterwards.
+
+    Raises:
+        HealingError: The weights are quantised, or there is no product to fold into.
+    """
+    model, options = fitting.loaded.model, fitting.options
+    refuse_quantized(model)
+    layers = layer_modules(model)
+    return refitted(
+        model,
+        text,
+        layers,
+        fitting.names,
+        _places(fitting, layers),
+        ridge=options.ridge,
+        batch_size=options.batch_size,
+        progress=fitting.progress,
     )
 
 

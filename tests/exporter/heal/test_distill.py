@@ -32,6 +32,7 @@ from exporter.heal.distill.loss import answer_loss  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.fitting import Fitting  # noqa: E402
+from exporter.heal.fold.folded import folded_values  # noqa: E402
 from exporter.heal.plan_file import write_healed_plan  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
@@ -151,7 +152,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     monkeypatch.setattr("exporter.heal.distill.training._SHARE_FOR_SAVING", 1e9)
     loaded = tiny_loaded("llama")
     with distilled(fitting(loaded, train=train)) as made:
-        wanted = made.weights
+        wanted, training = made.weights, made.training
+    assert training is not None
+    assert training.steps > 8
     steps, step = [], Trainer._step
 
     def interrupted(trainer: Trainer) -> float:
@@ -166,7 +169,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     monkeypatch.setattr(Trainer, "_step", lambda trainer: (steps.append(1), step(trainer))[1])
     with distilled(fitting(loaded, tmp_path, train=train)) as made:
         found = made.weights
-    assert len(steps) == 12
+    assert len(steps) == training.steps
     assert found.keys() == wanted.keys()
     for name, change in wanted.items():
         for one, other in zip(found[name].numbers, change.numbers, strict=True):
@@ -193,10 +196,43 @@ def test_a_training_that_gains_nothing_is_refused_and_leaves_the_model() -> None
     before = answer(loaded.model)
     with (
         raises(HealingError, "distillation-gained-nothing"),
-        distilled(fitting(loaded, learning_rate=30.0)),
+        distilled(fitting(loaded, learning_rate=30.0, train="all")),
     ):
         pass
     assert torch.equal(answer(loaded.model), before)
+
+
+def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_nothing() -> None:
+    loaded = tiny_loaded("llama")
+    with distilled(fitting(loaded, learning_rate=30.0)) as made:
+        assert made.training is not None
+        bare, folded, *trained = made.training.checks
+        assert (bare.tokens, folded.tokens) == (0, 0)
+        assert folded.held_out_loss < bare.held_out_loss
+        assert folded.held_out_loss <= min(check.held_out_loss for check in trained)
+        assert made.weights
+        assert {len(each.numbers) for each in made.weights.values()} == {1}
+        assert all(".down_proj." in name or ".o_proj." in name for name in made.weights)
+
+
+def test_folded_weights_that_do_harm_are_not_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def harmful(*given: Any) -> Any:
+        found = folded_values(*given)
+        assert found
+        for each in found:
+            each.other = each.other + 5.0
+        return found
+
+    loaded = tiny_loaded("llama")
+    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", harmful)
+    with distilled(fitting(loaded)) as made:
+        assert made.training is not None
+        bare, folded, *trained = made.training.checks
+        assert folded.held_out_loss > bare.held_out_loss
+        assert min(check.held_out_loss for check in trained) < bare.held_out_loss
+        products = [each for name, each in made.weights.items() if "proj" in name]
+        assert products
+        assert {len(each.numbers) for each in products} == {2}
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_state(
