@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from exporter.artifacts.store import Store
-from exporter.errors import HealingError
+from exporter.errors import HealingError, ScoringError
 from exporter.heal.distill.memory import told_memory
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.training import Trainer
@@ -72,12 +72,15 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
 
 
 def _folded(fitting: Fitting) -> list[OwnValue]:
-    """The weights to begin with: folded on some of the text, where the model can be folded."""
+    """The weights to begin with, folded on some of the text; none if the model can't be folded."""
     text = fitting.texts.fitting
     few = text.rows(slice(None, None, max(1, text.ref.tokens // DEFAULT_TOKENS)))
     try:
         found = folded_values(fitting, few)
-    except HealingError:
+    except (HealingError, ScoringError) as error:
+        fitting.progress.say(
+            f"heal: {error.message} The training begins with the model's own weights."
+        )
         return []
     values = Workers().from_first([each.other for each in found])
     for each, value in zip(found, values, strict=True):

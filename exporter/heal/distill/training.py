@@ -139,7 +139,7 @@ class Trainer:
         return self._told(stopped)
 
     def _begin(self) -> None:
-        """Looks at the bare cut, and at the folded weights: these are left if they gain nothing."""
+        """Checks the bare cut and the folded weights, and drops the fold if it gains nothing."""
         checks = self._state.checks
         if not checks:
             with self._student.bare():
@@ -232,7 +232,8 @@ class Trainer:
     def _words(self, tokens: int, seconds: float, held_out: float) -> str:
         first = self._state.checks[0].held_out_loss
         if not tokens:
-            return f"heal: held-out loss {held_out:.4f} before the training"
+            state = "with folded weights" if len(self._state.checks) > 1 else "of the bare cut"
+            return f"heal: held-out loss {held_out:.4f} {state}, before the training"
         left = seconds * (1 / max(1e-9, self._done) - 1)
         return (
             f"heal: {tokens:,} of {self._total_steps * self._step_tokens:,} tokens, "

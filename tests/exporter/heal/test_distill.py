@@ -215,6 +215,18 @@ def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_not
         assert all(".down_proj." in name or ".o_proj." in name for name in made.weights)
 
 
+def test_a_model_that_can_not_be_folded_is_trained_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_given: Any) -> Any:
+        raise HealingError("", code="nothing-to-fold-into")
+
+    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", refused)
+    with distilled(fitting(tiny_loaded("llama"))) as made:
+        assert made.training is not None
+        assert [check.tokens > 0 for check in made.training.checks[:2]] == [False, True]
+
+
 def test_folded_weights_that_do_harm_are_not_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
     def harmful(*given: Any) -> Any:
         found = folded_values(*given)
