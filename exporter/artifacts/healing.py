@@ -84,8 +84,8 @@ class Training(Record):
 
     ``loss`` is the mean KL divergence of ``answers`` in nats, or the relative squared error of
     hidden ``states`` for a model that predicts no next token. The first check is that of the
-    unhealed cut; the state with the least held-out loss was kept. ``stopped_on`` is the held-out
-    text.
+    unhealed cut, a second one before the training that of folded weights; the state with the least
+    held-out loss was kept. ``stopped_on`` is the held-out text.
     """
 
     train: Train
@@ -97,6 +97,12 @@ class Training(Record):
     stopped_by: StoppedBy
     stopped_on: CalibrationRef
     checks: list[TrainingCheck]
+
+    @property
+    def folded_loss(self) -> float | None:
+        """The held-out loss of the folded weights that it began with; None where it had none."""
+        bare, *folded = [check.held_out_loss for check in self.checks if not check.tokens]
+        return folded[0] if folded and folded[0] < bare else None
 
 
 class Healing(Record):

@@ -117,7 +117,18 @@ def training_words(healing: Healing, training: Training) -> str:
     return (
         f"The whole model taught the cut one its {goal}: {trained}, "
         f"{training.trained_parameters / 1e6:,.1f} million numbers, {training.tokens:,} tokens in "
-        f"{training.seconds / 60:,.1f} min. {_ENDS[training.stopped_by]}"
+        f"{training.seconds / 60:,.1f} min{_beginning(training)}. {_ENDS[training.stopped_by]}"
+    )
+
+
+def _beginning(training: Training) -> str:
+    folded = training.folded_loss
+    if folded is None:
+        return ""
+    bare = training.checks[0].held_out_loss
+    return (
+        f", beginning with weights folded by least squares (loss on held-out text {bare:.3g} "
+        f"before, {folded:.3g} folded)"
     )
 
 

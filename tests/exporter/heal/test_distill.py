@@ -209,6 +209,7 @@ def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_not
         bare, folded, *trained = made.training.checks
         assert (bare.tokens, folded.tokens) == (0, 0)
         assert folded.held_out_loss < bare.held_out_loss
+        assert made.training.folded_loss == folded.held_out_loss
         assert folded.held_out_loss <= min(check.held_out_loss for check in trained)
         assert made.weights
         assert {len(each.numbers) for each in made.weights.values()} == {1}
@@ -225,6 +226,7 @@ def test_a_model_that_can_not_be_folded_is_trained_all_the_same(
     with distilled(fitting(tiny_loaded("llama"))) as made:
         assert made.training is not None
         assert [check.tokens > 0 for check in made.training.checks[:2]] == [False, True]
+        assert made.training.folded_loss is None
 
 
 def test_folded_weights_that_do_harm_are_not_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +243,7 @@ def test_folded_weights_that_do_harm_are_not_begun_with(monkeypatch: pytest.Monk
         assert made.training is not None
         bare, folded, *trained = made.training.checks
         assert folded.held_out_loss > bare.held_out_loss
+        assert made.training.folded_loss is None
         assert min(check.held_out_loss for check in trained) < bare.held_out_loss
         products = [each for name, each in made.weights.items() if "proj" in name]
         assert products
