@@ -16,7 +16,7 @@ class RequiredSpeedup(Options):
 
     require_speedup: bool = option(
         False,
-        "Exit with code 1 if the plan's measured speedup misses --target-speedup, and with 3 "
+        "Exit with code 1 if the plan's measured speedup misses --faster, and with 3 "
         "if the measurement can't decide; the results are written in all cases.",
         brief="Exit code 1 or 3 if it is not proven",
         section=REACHING,

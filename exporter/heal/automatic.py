@@ -38,7 +38,7 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
         tokens = min(options.tokens, tokens)
         progress.say(
             f"heal: a training of at most {time_s / 60:.0f} minutes, {tokens:,} tokens; more "
-            "time would recover more (--heal-time)"
+            "time would recover more (--time)"
         )
         return replace(options, kind="distill", time_s=time_s, tokens=tokens)
     progress.say(f"heal: {reason}, so replacements are fitted instead of training")

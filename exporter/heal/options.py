@@ -124,7 +124,7 @@ class HealOptions(Options):
     time_s: Duration | None = option(
         None,
         "Maximum training time; the learning rate decays to zero by then.",
-        "--heal-time",
+        "--time",
         usual="no limit",
         section=HEALING,
     )

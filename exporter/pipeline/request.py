@@ -56,7 +56,7 @@ class DropRequest(Options):
             lambda told: (told.plan is None) == (told.budget is None),
             "Say what to drop, with one of these:",
             "--drop-attn N, --drop-mlp N, --drop-block N, --drop-joint N, or a budget such as "
-            "--target-speedup 1.25; for export also {0}.",
+            "--faster 1.2x; for export also {0}.",
         ),
     )
 

@@ -11,7 +11,7 @@ mkdir -p "$out/candidate"
 
 echo "== Which sublayers, and what in their places, for a request $speedup times as fast"
 depthcut plan "$demo/importance.json" -o "$out/plan.json" --onnx "$demo/baseline" \
-    --target-speedup "$speedup" --at batch=1,prompt=512,new=64 \
+    --faster "$speedup" --at batch=1,prompt=512,new=64 \
     --time-budget 20s --config "$(dirname "$0")/search.yaml" "$@"
 
 echo "== The plan carried out"

@@ -158,7 +158,7 @@ def _plan(*options: str) -> Arguments:
 
 def _budget(share: str) -> Arguments:
     given = ("plan", "in/importance.json", "-o", "out/plan.json", "--parameters", share)
-    return (*given, "--max-perplexity-increase", "200%", "--config", "in/budget.yaml", "-q")
+    return (*given, "--at-most", "200%", "--config", "in/budget.yaml", "-q")
 
 
 def _series(metric: str) -> Arguments:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from exporter.choose.costs.request_shape import RequestShapeOption
+from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.search_options import DROPPING
 from exporter.errors import UsageError
 from exporter.option_types import Count, OpenShare, Share, Size, Tokens, Whole, Written, comma_list
@@ -16,10 +16,18 @@ from exporter.options import Options, Rule, dataclass, excludes, only_with, opti
 from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 REACHING = "What to reach"
+USUAL_CONTEXT = 4096
 ASK_HINT = (
-    "Give a budget: a number of sublayers, --parameters 10%, --fits 8GB, --target-speedup "
-    "1.25, --max-perplexity-increase 5% or --min-top1-agreement 0.95."
+    "Give a budget: a number of sublayers, --parameters 10%, --fits 8GB, --faster 1.2x, "
+    "--at-most 5% or --min-top1-agreement 0.95."
 )
+
+
+def _without_x(value: Any) -> Any:
+    """``1.2x`` as ``1.2``; another value passes."""
+    return value[:-1] if isinstance(value, str) and value[-1:] in ("x", "X") else value
+
+
 _Kinds = Annotated[
     tuple[SublayerKind, ...],
     Field(min_length=1),
@@ -27,7 +35,11 @@ _Kinds = Annotated[
     Written("KIND,KIND", ",".join, listed=True),
 ]
 _Increase = Annotated[Share, Field(gt=0, allow_inf_nan=False)]
-_Speedup = Annotated[float, Field(gt=1, allow_inf_nan=False), Written("X")]
+_Speedup = Annotated[
+    float, Field(gt=1, allow_inf_nan=False), BeforeValidator(_without_x), Written("X")
+]
+USUAL_REQUEST = RequestShape(batch=1, prompt=512, new=64)
+"""What is made faster where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,10 @@ class Memory(Options):
         brief="Memory for weights and caches, such as 8GB",
         section=REACHING,
     )
-    context: Tokens = required(
-        "For --fits: tokens in the cache of each sequence, such as 32k.",
+    context: Tokens = option(
+        USUAL_CONTEXT,
+        "For --fits: tokens in the cache of each sequence, such as 32k; unless given, no more than "
+        "the model can hold.",
         brief="For --fits: tokens in a cache, such as 32k",
         section=REACHING,
     )
@@ -59,8 +73,8 @@ class Floors(Options):
         "Maximum increase of the perplexity, such as 5%, on tokens that the search does not "
         "use. Without another budget, as much as this allows is dropped: for speed if --at is "
         "given, otherwise for parameters.",
-        "--max-perplexity-increase",
-        brief="Its maximum increase, such as 5%",
+        "--at-most",
+        brief="Limit of the perplexity's increase: 5%",
         section=REACHING,
     )
     top1_agreement: OpenShare | None = option(
@@ -122,14 +136,16 @@ class Budget(Options):
     fits: Memory | None = part(switch="limit_bytes")
     target_speedup: _Speedup | None = option(
         None,
-        "Target speedup of the request --at, reached to within 3 % as measured.",
-        brief="Target speedup of the request --at",
+        "Make the request --at that many times as fast, such as 1.2x, to within 3 % as measured.",
+        "--faster",
+        brief="Target speedup of the request --at: 1.2x",
         section=REACHING,
     )
     at: RequestShapeOption | None = option(
         None,
         "The request to make faster, such as batch=1,prompt=512,new=128.",
         brief="The request: batch=1,prompt=512,new=128",
+        usual=f"{USUAL_REQUEST} with --faster",
         section=REACHING,
     )
     floors: Floors = part(Floors())
@@ -141,6 +157,13 @@ class Budget(Options):
         excludes("joint", "attention", "a joint number already covers both kinds"),
         excludes("joint", "mlp", "a joint number already covers both kinds"),
     )
+
+    @classmethod
+    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A speedup is that of the usual request where none is named."""
+        if told.get("faster") is None or told.get("at") is not None:
+            return told
+        return {**told, "at": USUAL_REQUEST}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -186,6 +209,6 @@ class Budget(Options):
 
 def asks_for_more_than_numbers(told: Mapping[str, Any]) -> bool:
     """Whether a budget, by its options' keys, asks for what no ranking of scores gives."""
-    names = ("parameters", "fits", "target_speedup")
-    floors = ("max_perplexity_increase", "min_top1_agreement")
+    names = ("parameters", "fits", "faster")
+    floors = ("at_most", "min_top1_agreement")
     return any(told.get(name) is not None for name in (*names, *floors))

@@ -19,6 +19,7 @@ from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.text import TextParts, parted
+from exporter.choose.budgets.units import with_context
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.choose.selection.meters import (
@@ -114,6 +115,7 @@ class PlanInputs:
         cache_dir: Path | None = None,
         progress: Progress = QUIET,
     ) -> None:
+        budget = with_context(budget, sizes, progress)
         self.report, self.budget, self.settings = report, budget, settings.for_budget(budget)
         self.importance_sha256 = importance_sha256
         self._load, self._work, self._given_sizes = load, work, sizes

@@ -186,7 +186,7 @@ def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
         (name,),
         lambda told: is_given(told, name) and by_scores(told),
         "{0} is for searches by damage, and for budgets other than numbers.",
-        "Give such a budget: --target-speedup 1.25 or --parameters 10%.",
+        "Give such a budget: --faster 1.2x or --parameters 10%.",
     )
 
 

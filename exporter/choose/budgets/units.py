@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from exporter.choose.budgets.budget import Budget, Memory
+from exporter.choose.budgets.budget import USUAL_CONTEXT, Budget, Memory
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.errors import PlanError
 from exporter.printable import counted
+from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef
 
 
@@ -238,3 +239,13 @@ def _counts(budget: Budget) -> Iterator[Goal]:
         yield Goal(CountedBlocks(), budget.block)
     if budget.joint:
         yield Goal(Counted(budget.kinds, "sublayer"), budget.joint)
+
+
+def with_context(budget: Budget, sizes: GraphSizes | None, progress: Progress = QUIET) -> Budget:
+    """The usual context of --fits is no longer than the model can hold."""
+    longest = None if sizes is None else sizes.longest
+    if budget.fits is None or budget.fits.context != USUAL_CONTEXT:
+        return budget
+    context = min(USUAL_CONTEXT, longest or USUAL_CONTEXT)
+    progress.say(f"plan: caches of {context} tokens are to fit (--context)")
+    return replace(budget, fits=replace(budget.fits, context=context))

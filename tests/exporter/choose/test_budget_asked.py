@@ -37,6 +37,7 @@ from exporter.choose.budgets.units import (
     Parameters,
     goals_of,
     unit_to_use_up,
+    with_context,
 )
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.request_shape import RequestShape
@@ -80,8 +81,8 @@ def test_what_is_no_context(text: str) -> None:
     [
         ({"parameters": 1.0}, "parameters"),
         ({"parameters": -0.1}, "parameters"),
-        ({"target_speedup": 1.0, "at": AT}, "target_speedup"),
-        ({"target_speedup": float("nan"), "at": AT}, "target_speedup"),
+        ({"target_speedup": 1.0, "at": AT}, "faster"),
+        ({"target_speedup": float("nan"), "at": AT}, "faster"),
         ({"target_speedup": 1.2}, "at"),
         ({"joint": 2, "attention": 1}, "drop_joint"),
         ({"mlp": 1, "kinds": ("attention",)}, "kinds"),
@@ -179,16 +180,16 @@ def _importance(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--target-speedup", "1.2"], "--at"),
-        (["--target-speedup", "1.2", "--at", "batch=1,prompt=8,new=4"], "Give it with --onnx"),
+        (["--faster", "1.2x"], "Give it with --onnx"),
+        (["--faster", "1.2y"], "--faster"),
+        (["--faster", "1.2", "--at", "batch=1,prompt=8,new=4"], "Give it with --onnx"),
         (
-            ["--target-speedup", "1.2", "--at", "batch=1,prompt=8,new=4", "--require-speedup"],
+            ["--faster", "1.2", "--at", "batch=1,prompt=8,new=4", "--require-speedup"],
             "--onnx",
         ),
-        (["--require-speedup", "--parameters", "10%"], "--target-speedup"),
+        (["--require-speedup", "--parameters", "10%"], "--faster"),
         (["--require-speedup", "--drop-attn", "1"], "--require-speedup"),
-        (["--fits", "8GB"], "--context"),
-        (["--fits", "8GB", "--context", "32k"], "Name it with --onnx"),
+        (["--fits", "8GB"], "Name it with --onnx"),
         (["--at", "batch=1", "--drop-attn", "1"], "--at"),
         (["--rank", "4", "--drop-attn", "1"], "--rank"),
         (["--rank", "4", "--parameters", "10%", "--heal", "none"], "--rank"),
@@ -438,7 +439,7 @@ def test_a_required_speedup_is_told_by_the_exit_code(
         monkeypatch.setattr(f"exporter.{name}", lambda *_: plan)
     graph = tmp_path / "g.onnx"
     graph.touch()
-    call = ["--target-speedup", "1.25", "--at", str(AT)]
+    call = ["--faster", "1.25", "--at", str(AT)]
     if command == "plan":
         call = ["plan", str(_importance(tmp_path)), "-o", str(tmp_path / "p.json"), *call]
         call += ["--onnx", str(graph)]
@@ -485,3 +486,19 @@ def test_the_model_is_of_use_where_something_is_fitted_or_held() -> None:
     asked = {"importance": Path("i.json"), "model": "m"}
     for more in ({"drop_mlp": 1, "heal": "bias"}, {"parameters": 0.1}, {"curve": Path("c.json")}):
         assert build(PlanRequest, {**asked, **more}).model == "m"
+
+
+def test_the_usual_request_is_made_faster_where_none_is_named() -> None:
+    assert build(Budget, {"faster": "1.2x"}) == Budget(
+        target_speedup=1.2, at=RequestShape(batch=1, prompt=512, new=64)
+    )
+    assert build(Budget, {"faster": 1.2, "at": AT}).at == AT
+    assert build(Budget, {"parameters": 0.1}).at is None
+
+
+@pytest.mark.parametrize(("longest", "context"), [(None, 4096), (64, 64), (8192, 4096)])
+def test_the_usual_context_is_what_the_model_can_hold(longest: Any, context: int) -> None:
+    sizes = replace(SIZES, longest=longest)
+    asked = Budget(fits=Memory(10**6)), Budget(fits=Memory(10**6, 60))
+    found = [with_context(each, sizes).fits for each in asked]
+    assert found == [Memory(10**6, context), Memory(10**6, 60)]

@@ -37,10 +37,10 @@ ASKED = (
     ["--parameters", "8%"],
     ["--parameters", "8%", "--drop-mlp", "1"],
     ["--parameters", "8%", "--kinds", "mlp"],
-    ["--max-perplexity-increase", "90%"],
+    ["--at-most", "90%"],
     ["--fits", "SOME", "--context", "100"],
     ["--fits", "SOME", "--context", "100", "--sequences", "4"],
-    ["--target-speedup", "1.2", "--at", AT],
+    ["--faster", "1.2", "--at", AT],
 )
 SEARCHES = ([], *(["--search", way] for way in ("one-shot", "iterative", "greedy")))
 HEALS = ([], *(["--heal", kind] for kind in ("none", "bias", "linear", "best")))
@@ -64,7 +64,7 @@ class Road:
     def plan(self, asked: list[str]) -> Path | None:
         """The plan of `depthcut plan`; None where it is refused."""
         path = self._folder / f"plan-{next(self._calls)}.json"
-        wants_graph = {"--fits", "--parameters", "--at", "--max-perplexity-increase"} & {*asked}
+        wants_graph = {"--fits", "--parameters", "--at", "--at-most"} & {*asked}
         graph = ["--onnx", str(self.graph)] if wants_graph else []
         runs = graph or {"iterative", "greedy", "bias", "linear", "best"} & {*asked}
         batch = ["--batch-size", "8"] if runs else []
