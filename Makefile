@@ -8,12 +8,13 @@ DIALECTS := graph_passes/docs/dialects.md
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-plain test-torch test-optimum test-gpu lint bench bench-gpu has-driver \
+.PHONY: help demo docs test test-plain test-torch test-optimum test-gpu lint bench bench-gpu has-driver \
   dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   score SmolLM2-135M, cut 8 of its 30 attentions, compare (about seven minutes)"
+	@echo "make docs   write the documentation to out/docs, to read and search without a network"
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
 	@echo "make bench  print the benchmarks' figures (long)"
@@ -28,6 +29,12 @@ help:
 
 demo: .venv/demo.done
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh samples/01_quickstart/run.sh "$(OUT)"
+
+# Whatever Sphinx warns of is an error, such as a link that leads nowhere.
+docs: .venv-plain/test.done
+	@.venv-plain/bin/python -m sphinx --fail-on-warning --keep-going --quiet \
+	  -c exporter/docs/site . out/docs
+	@echo "Open out/docs/index.html."
 
 # The plain tier and most of the engines run where PyTorch is not installed, engines of models that
 # PyTorch exports beside it, optimum's and Triton's tiers beside transformers 4.57.
@@ -119,8 +126,8 @@ endef
 
 .venv-plain/test.done: pyproject.toml
 	$(call new_venv,.venv-plain)
-	@echo "Installing depthcut, ONNX Runtime and TensorRT-RTX, without PyTorch ..."
-	@.venv-plain/bin/python $(PIP) -e '.[cpu,rtx,dev]'
+	@echo "Installing depthcut, ONNX Runtime, TensorRT-RTX and Sphinx, without PyTorch ..."
+	@.venv-plain/bin/python $(PIP) -e '.[cpu,rtx,dev,docs]'
 	@touch $@
 
 .venv-gpu/test.done: pyproject.toml

@@ -1,0 +1,99 @@
+"""The reference of the files between the stages, as MyST Markdown, from their JSON schemas."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from exporter.artifacts import Artifact
+from exporter.choose.costs.table import CostTable
+from exporter.engines.build.sidecar import EngineRecord
+
+Schema = Mapping[str, Any]
+_ALONE = (CostTable, EngineRecord)
+_NOTHING: Mapping[str, str] = {}
+_HEAD = [name for name in Artifact.model_fields if name != "kind"]
+
+
+def file_reference() -> str:
+    """The files, then the records that they are made of, each once."""
+    schemas = [model.model_json_schema(mode="serialization") for model in _artifacts()]
+    records: dict[str, Schema] = {}
+    for schema in schemas:
+        records |= schema.get("$defs", {})
+    lines = ["## In every file", "", _table(Artifact.model_json_schema(), only=_HEAD)]
+    for schema in sorted(schemas, key=_kind):
+        lines += _described(f"## {_kind(schema)}", schema)
+    lines += ["## Records", "", "The parts of these files, by their names.", ""]
+    for name in sorted(records):
+        lines += [f"(record-{name.lower()})=", *_described(f"### {name}", records[name])]
+    return "\n".join(lines)
+
+
+def _artifacts() -> list[type[Artifact]]:
+    found = [*Artifact.__subclasses__()]
+    assert all(each in found for each in _ALONE)
+    return [model for model in found if "const" in _kind_field(model.model_json_schema())]
+
+
+def _kind_field(schema: Schema) -> Schema:
+    field: Schema = schema["properties"]["kind"]
+    return field
+
+
+def _kind(schema: Schema) -> str:
+    return str(_kind_field(schema)["const"])
+
+
+def _described(heading: str, schema: Schema) -> list[str]:
+    words, _, attributes = inspect.cleandoc(schema.get("description", "")).partition("Attributes:")
+    return [heading, "", words.strip(), "", _table(schema, told=_told(attributes)), ""]
+
+
+def _told(attributes: str) -> dict[str, str]:
+    """What a docstring says of each attribute."""
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in found}
+
+
+def _table(schema: Schema, only: Sequence[str] = (), told: Mapping[str, str] = _NOTHING) -> str:
+    if "properties" not in schema:
+        return f"{_type(schema)}\n"
+    head = ["field", "value", "if absent", *(["meaning"] if told else [])]
+    rows = [head, ["---"] * len(head)]
+    for name, field in schema["properties"].items():
+        if name in only or not (only or name in (*_HEAD, "kind")):
+            absent = "refused" if name in schema.get("required", []) else _default(field)
+            cells = [f"`{name}`", _type(field), absent, told.get(name, "")]
+            rows.append(cells[: len(head)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _default(field: Schema) -> str:
+    value = field.get("default")
+    return "" if value is None else f"`{value}`"
+
+
+def _type(field: Schema) -> str:
+    return " or ".join(dict.fromkeys(_alternatives(field)))
+
+
+def _alternatives(field: Schema) -> Iterator[str]:
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        yield f"[{name}](#record-{name.lower()})"
+    elif "anyOf" in field:
+        for each in field["anyOf"]:
+            yield from _alternatives(each)
+    elif "const" in field or "enum" in field:
+        yield ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    elif "prefixItems" in field:
+        yield f"[{', '.join(_type(each) for each in field['prefixItems'])}]"
+    elif field.get("type") == "array":
+        yield f"list of {_type(field.get('items', {}))}"
+    elif isinstance(field.get("additionalProperties"), Mapping):
+        yield f"mapping of names to {_type(field['additionalProperties'])}"
+    else:
+        yield str(field.get("type", "anything"))
