@@ -24,8 +24,8 @@ DOCUMENTS = [
 GENERATED = {"attention.md", "architectures.md", "dialects.md", "builds.md"}
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
 GONE = {
-    *("--attention-only", "--backend", "--force", "--heal-rank", "--kind", "--load-once"),
-    *("--method", "--no-compare", "--prompt", "--scheme"),
+    *("--attention-only", "--backend", "--force", "--heal-rank", "--heal-time", "--kind"),
+    *("--load-once", "--method", "--no-compare", "--prompt", "--scheme", "--target-speedup"),
 }
 """What options were called before; the changelog says so."""
 FOREIGN = {
