@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.base import Artifact, Record
 from exporter.artifacts.comparison import ComparisonReport
 
-CheckVerdict = Literal["improved", "unchanged", "regressed", "inconclusive"]
+CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
 Quantity = Literal[
     "time",
     "speedup",
@@ -26,6 +26,11 @@ Scale = Literal["ratio", "difference"]
 """Whether a value is a factor, of which 1 is no change, or an amount, of which 0 is none."""
 Against = Literal["baseline_report", "baseline_arm"]
 """The candidate of an earlier report, or the unpruned arm of the same one."""
+
+
+def _renamed(verdict: Any) -> Any:
+    """Histories are appended to for years; their older lines say ``unchanged``."""
+    return "within_limit" if verdict == "unchanged" else verdict
 
 
 class RunKey(Record):
@@ -65,7 +70,8 @@ class Check(Record):
     the new over the old; of a speedup the unpruned time over the candidate's. ``ci95`` is None
     where the value is exact. ``limit`` is on the same scale, and ``better`` says on which side of
     it the good ones lie. ``noise_floor`` is what a change must exceed to be called one, on that
-    scale too.
+    scale too. ``reported_ci95`` is the interval that the report tells of the same value, where
+    ``ci95`` is wider.
     """
 
     quantity: Quantity
@@ -81,6 +87,7 @@ class Check(Record):
     noise_floor: float
     verdict: CheckVerdict
     reason: str
+    reported_ci95: tuple[float, float] | None = None
     remeasured: list[CheckVerdict] = Field(default_factory=list)
 
 
@@ -142,5 +149,5 @@ class HistoryEntry(Record):
     commit: str | None
     series: str
     candidate_sha256: str
-    verdict: CheckVerdict
+    verdict: Annotated[CheckVerdict, BeforeValidator(_renamed)]
     rows: list[HistoryRow]

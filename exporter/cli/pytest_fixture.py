@@ -223,10 +223,10 @@ class AssertableComparison:
 
     def _attach(self, checks: list[Check]) -> None:
         """As properties of the test, which JUnit XML shows."""
-        from exporter.report.checks import change_words, check_name
+        from exporter.report.checks import VERDICT_WORDS, change_words, check_name
 
         for check in checks:
-            told = f"{change_words(check)}: {check.verdict}"
+            told = f"{change_words(check)}: {VERDICT_WORDS[check.verdict]}"
             self._item.user_properties.append((f"depthcut {check_name(check)}", told))
 
 

@@ -22,10 +22,16 @@ from exporter.gate.quality import accuracy_checks, has_perplexity
 from exporter.gate.sanity import refuse_unsound
 from exporter.gate.times import time_checks
 from exporter.gate.verdicts import CheckedValue, checked, overall
+from exporter.report.checks import VERDICT_WORDS, interval_words
 
 _TWO_SESSIONS = (
     "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
     "of two ratios, with the interval of both."
+)
+_WIDER = (
+    "Intervals of times are wider here than in the report: its measurement may stop after several "
+    "looks, as soon as a verdict is clear, and an interval that is looked at more than once must "
+    "be wider to be wrong as rarely as one of 95 % is. The report's: {}."
 )
 
 
@@ -151,6 +157,12 @@ def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: b
     notes = [f"{name}: {arm.not_run}." for name, arm in arms.items() if arm.not_run is not None]
     if two_sessions and any(found.quantity == "time" for found in checks):
         notes.append(_TWO_SESSIONS)
+    narrower = {
+        one.subject: interval_words(one, one.reported_ci95) for one in checks if one.reported_ci95
+    }
+    if narrower:
+        told = ", ".join(f"{subject} {words}" for subject, words in narrower.items())
+        notes.append(_WIDER.format(told))
     return notes
 
 
@@ -192,7 +204,7 @@ def _suspect(one: Check) -> bool:
 def _told_again(one: Check, seen: Mapping[tuple[str, str], CheckVerdict]) -> Check:
     verdict = seen.get((one.quantity, one.subject), "inconclusive")
     told = [*one.remeasured, verdict]
-    reason = f"Measured again: {', '.join(told)}."
+    reason = f"Measured again: {', '.join(VERDICT_WORDS[word] for word in told)}."
     return one.model_copy(update={"verdict": verdict, "remeasured": told, "reason": reason})
 
 

@@ -165,7 +165,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 def _first(report: ComparisonReport) -> CheckReport:
     return CheckReport(
-        verdict="unchanged",
+        verdict="within_limit",
         against="baseline_report",
         key=key_of(report),
         checks=[],

@@ -14,7 +14,7 @@ from dataclasses import replace
 from exporter.artifacts import FEWEST_ROUNDS, Check, ComparisonReport, LatencyRow
 from exporter.gate.keys import rows_by_name
 from exporter.gate.limits import Limits
-from exporter.gate.verdicts import CheckedValue, checked, joined_floor, ratio_interval
+from exporter.gate.verdicts import CheckedValue, Interval, checked, joined_floor, ratio_interval
 from exporter.report.words import short_shape
 
 _IMPORTED = "Timed by another tool, not in turns, on a machine that it doesn't name."
@@ -51,12 +51,13 @@ def time_checks(
 
 def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> CheckedValue:
     if before is None:
-        low, high = _interval(row)
+        reported = _wider_than(row)
         return replace(
             _measured(row, floor=floor),
             before=row.baseline.median_ms,
             value=1 / row.speedup.ratio,
-            ci95=(1 / high, 1 / low),
+            ci95=_inverse(_interval(row)),
+            reported_ci95=None if reported is None else _inverse(reported),
         )
     if _same_measurement(row, before):
         exact = _measured(row, floor=0.0)
@@ -77,6 +78,7 @@ def _speedup(row: LatencyRow, floor: float) -> CheckedValue:
         before=row.baseline.median_ms,
         value=row.speedup.ratio,
         ci95=_interval(row),
+        reported_ci95=_wider_than(row),
         higher_is_better=True,
     )
 
@@ -105,7 +107,7 @@ def _note(*rows: LatencyRow) -> str:
     return _ONCE if any(row.loads == 1 and row.builds == 1 for row in rows) else ""
 
 
-def _interval(row: LatencyRow) -> tuple[float, float]:
+def _interval(row: LatencyRow) -> Interval:
     """One of at least 95 %.
 
     What the row's own verdict rests on allows for having looked more than once, but is one of 90 %
@@ -113,6 +115,16 @@ def _interval(row: LatencyRow) -> tuple[float, float]:
     """
     own, judged = row.speedup.ci95, row.verdict_interval or row.speedup.ci95
     return min(own[0], judged[0]), max(own[1], judged[1])
+
+
+def _wider_than(row: LatencyRow) -> Interval | None:
+    """The report's own interval, where the gate judges by a wider one."""
+    own = row.speedup.ci95
+    return None if _interval(row) == tuple(own) else own
+
+
+def _inverse(interval: Interval) -> Interval:
+    return 1 / interval[1], 1 / interval[0]
 
 
 def _measured_floor(row: LatencyRow) -> float:

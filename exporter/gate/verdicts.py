@@ -18,6 +18,10 @@ Interval = tuple[float, float]
 
 _STRICTER = 1.47
 """By how much wider than one of 95 % an interval is that equal arms leave 4 times in 1000."""
+_OF_THE_CUT: tuple[Quantity, ...] = (
+    "speedup", "kl_divergence", "top1_agreement", "embedding_cosine",
+)  # fmt: skip
+"""What is told of the candidate and its unpruned arm: a demand on it is met or not."""
 _ROUNDING = 1e-9  # a size exactly at its limit is within it, whatever the logarithm's last digit
 
 
@@ -28,6 +32,7 @@ class CheckedValue:
     Attributes:
         ci95: Its interval; None for what is exact, such as a size.
         unchanged: The value that means no change: 1 for a factor, often 0 for an amount.
+        reported_ci95: The interval that the report tells, where ``ci95`` is wider.
         doubt: Why nothing can be concluded from it; empty where something can.
         note: What a reader should know of how it was got.
     """
@@ -42,6 +47,7 @@ class CheckedValue:
     scale: Scale = "ratio"
     higher_is_better: bool = False
     unchanged: float = 1.0
+    reported_ci95: Interval | None = None
     noise_floor: float = 0.0
     doubt: str = ""
     note: str = ""
@@ -53,8 +59,8 @@ def checked(found: CheckedValue, limit: float) -> Check:
     ``regressed``: all of the interval is worse than the limit, and the change exceeds the noise
     floor. ``inconclusive``: the limit lies inside the interval, or a change beyond the limit is
     within the noise floor, or there is doubt about the interval. ``improved``: all of the
-    interval is better than no change, and the change exceeds the noise floor. ``unchanged``: the
-    rest, which is within the limit.
+    interval is better than before, and the change exceeds the noise floor. ``within_limit``: the
+    rest; a speedup, a divergence or an agreement has no before, and can't be improved.
 
     Args:
         found: The value.
@@ -71,6 +77,7 @@ def checked(found: CheckedValue, limit: float) -> Check:
         after=found.after,
         value=found.value,
         ci95=found.ci95,
+        reported_ci95=found.reported_ci95,
         limit=limit,
         noise_floor=found.noise_floor,
         verdict=verdict,
@@ -94,9 +101,8 @@ def _verdict(found: CheckedValue, limit: float) -> tuple[CheckVerdict, str]:
         return "inconclusive", "Beyond the limit, but within what equal arms differ by here."
     if high > most:
         return "inconclusive", "The limit lies inside the interval." + _more(found)
-    if -harm > max(floor, _ROUNDING) and -harm > _STRICTER * _reach(high, harm):
-        return "improved", ""
-    return "unchanged", ""
+    better = -harm > max(floor, _ROUNDING) and -harm > _STRICTER * _reach(high, harm)
+    return "improved" if better and found.quantity not in _OF_THE_CUT else "within_limit", ""
 
 
 def _more(found: CheckedValue) -> str:
@@ -133,7 +139,7 @@ def overall(verdicts: list[CheckVerdict]) -> CheckVerdict:
     for word in ("regressed", "inconclusive", "improved"):
         if word in verdicts:
             return word
-    return "unchanged"
+    return "within_limit"
 
 
 def difference_interval(

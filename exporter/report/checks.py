@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import Check, CheckReport, Drift
+from collections import Counter
+
+from exporter.artifacts import Check, CheckReport, CheckVerdict, Drift
 from exporter.report.sections.blocks import Grid
 from exporter.report.words import milliseconds, significant
+
+VERDICT_WORDS: dict[CheckVerdict, str] = {
+    "regressed": "regression",
+    "inconclusive": "can't tell",
+    "improved": "improved",
+    "within_limit": "within the limit",
+}
+"""What people read for each verdict, the worst first."""
 
 _NAMES = {
     "kl_divergence": "KL divergence",
@@ -28,11 +38,11 @@ def check_grid(found: CheckReport) -> Grid:
             _amount(check, check.after),
             change_words(check),
             limit_words(check),
-            check.verdict,
+            VERDICT_WORDS[check.verdict],
         )
         for check in found.checks
     ]
-    header = ("what", "before", "after", "change", "limit", "verdict")
+    header = ("what", "before", "after", "value [judged by]", "limit", "verdict")
     return Grid("depthcut check", header, rows, right=(1, 2, 3, 4))
 
 
@@ -52,16 +62,19 @@ def reasons(found: CheckReport) -> list[str]:
 def check_sentence(check: Check) -> str:
     """One check in one line, with the reason for its verdict."""
     told = f"{check_name(check)} {change_words(check)}, limit {limit_words(check)}"
-    return f"{told}: {check.verdict}. {check.reason}".strip()
+    return f"{told}: {VERDICT_WORDS[check.verdict]}. {check.reason}".strip()
 
 
 def change_words(check: Check) -> str:
-    """The value with its interval: ``+3.1 % [+2.0 %, +4.2 %]``, ``1.09x [1.07, 1.11]``."""
+    """The value with its interval: ``+3.1 % [+2.0, +4.2]``, ``1.09x [1.07, 1.11]``."""
     value = _value(check, check.value)
-    if check.ci95 is None:
-        return value
-    low, high = (_value(check, bound) for bound in check.ci95)
-    return f"{value} [{low}, {high}]"
+    return value if check.ci95 is None else f"{value} {interval_words(check, check.ci95)}"
+
+
+def interval_words(check: Check, ci95: tuple[float, float]) -> str:
+    """An interval of the check's value, in the value's unit: ``[+2.0, +4.2]``."""
+    low, high = (_value(check, bound).removesuffix(" %").removesuffix("x") for bound in ci95)
+    return f"[{low}, {high}]"
 
 
 def limit_words(check: Check) -> str:
@@ -83,12 +96,11 @@ def drift_sentence(drift: Drift) -> str:
 
 def conclusion(found: CheckReport) -> str:
     """All checks in one line."""
-    counts = {
-        word: sum(check.verdict == word for check in found.checks)
-        for word in ("regressed", "inconclusive", "improved", "unchanged")
-    }
-    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    openings = {"regressed": "Regression", "inconclusive": "Inconclusive"}
+    counts = Counter(check.verdict for check in found.checks)
+    told = ", ".join(
+        f"{counts[word]} {VERDICT_WORDS[word]}" for word in VERDICT_WORDS if counts[word]
+    )
+    openings = {"regressed": "Regression", "inconclusive": "Can't tell"}
     return f"{openings.get(found.verdict, 'Passed')}: {told}."
 
 

@@ -18,6 +18,7 @@ from exporter.report.sections.summary import (
     latency_rows,
     probe_rows,
     size_rows,
+    task_rows,
 )
 from exporter.report.words import dropped_lines
 
@@ -25,9 +26,9 @@ _STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim",
 
 
 def comparison_grids(report: ComparisonReport) -> list[Grid]:
-    """Latency, accuracy, probes and size in one table with empty rows between; then the corners."""
+    """Latency, accuracy, tasks, probes and size in one table, apart; then the corners."""
     rows: list[Sequence[Cell]] = []
-    parts = (latency_rows, accuracy_rows, probe_rows, size_rows)
+    parts = (latency_rows, accuracy_rows, task_rows, probe_rows, size_rows)
     for section in filter(None, (part(report) for part in parts)):
         rows += [[]] if rows else []
         rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]

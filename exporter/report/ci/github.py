@@ -11,6 +11,7 @@ from dataclasses import replace
 from exporter.artifacts import CheckReport
 from exporter.printable import one_line
 from exporter.report.checks import (
+    VERDICT_WORDS,
     check_grid,
     check_name,
     check_sentence,
@@ -20,7 +21,7 @@ from exporter.report.checks import (
 )
 from exporter.report.markdown import escaped, table_lines
 
-_MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "unchanged": "✅"}
+_MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "within_limit": "✅"}
 
 
 def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) -> list[str]:
@@ -42,7 +43,7 @@ def summary(found: CheckReport) -> str:
     """Markdown for ``$GITHUB_STEP_SUMMARY``."""
     grid = check_grid(found)
     rows = [
-        [*row[:-1], f"{_MARKS[check.verdict]} {check.verdict}"]
+        [*row[:-1], f"{_MARKS[check.verdict]} {VERDICT_WORDS[check.verdict]}"]
         for row, check in zip(grid.rows, found.checks, strict=True)
     ]
     lines = [

@@ -72,10 +72,7 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
     )
     yield from other_part(report.parts, accuracy.text_source)
     if accuracy.perplexity is None:
-        yield Note(
-            "There is no perplexity: the tokens are no text, or the model doesn't predict the "
-            "next token."
-        )
+        yield Note(_why_no_perplexity(accuracy))
     if (text := report.calibration) is None:
         yield Note("Which text importance was measured on is not on record here.")
     else:
@@ -85,9 +82,19 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
         )
     if accuracy.probes_left_out:
         yield Note(f"{accuracy.probes_left_out}.", lead="Probes were left out:")
-    yield Note(
-        "KL divergence is KL(baseline || candidate) of the next-token distributions, mean over "
-        "positions; 0 means that nothing changed."
+    if accuracy.kl_divergence is not None:
+        yield Note(
+            "KL divergence is KL(baseline || candidate) of the next-token distributions, mean over "
+            "positions; 0 means that nothing changed."
+        )
+
+
+def _why_no_perplexity(accuracy: Accuracy) -> str:
+    if accuracy.embeddings is not None:
+        return "Encoders have no perplexity: the embeddings of both models are compared."
+    return (
+        "There is no perplexity: the tokens are no text, or the model doesn't predict the next "
+        "token."
     )
 
 

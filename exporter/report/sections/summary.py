@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exporter.artifacts import Arm, ComparisonReport, Interval
+from exporter.artifacts import (
+    Arm,
+    ComparisonReport,
+    EmbeddingAgreement,
+    Interval,
+    TaskResult,
+)
 from exporter.printable import counted
 from exporter.report.sections.blocks import Cell, Grid, Tile, verdict_sign
 from exporter.report.sections.verdict import quality_sign, speed_sign
 from exporter.report.words import (
+    interval_words,
     milliseconds,
     percent,
     relative_change,
@@ -39,7 +46,7 @@ def latency_rows(report: ComparisonReport) -> list[SummaryRow]:
 
 
 def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
-    """Perplexity, KL divergence and agreement; what was not measured is left out."""
+    """Perplexity, KL divergence, agreement, embeddings; what was not measured is left out."""
     accuracy = report.accuracy
     rows: list[SummaryRow] = []
     if accuracy is None:
@@ -52,7 +59,31 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
         rows.append(("KL divergence, nats", "", significant(accuracy.kl_divergence, 3), "", ""))
     if accuracy.top1_agreement is not None:
         rows.append(("same top-1 token", "", percent(accuracy.top1_agreement), "", ""))
-    return rows
+    return [*rows, *_embedding_rows(accuracy.embeddings)]
+
+
+def _embedding_rows(found: EmbeddingAgreement | None) -> Iterator[SummaryRow]:
+    """Encoders: how near the sentence embeddings of both models are."""
+    if found is not None:
+        cosine, interval = f"{found.cosine:.4f}", found.cosine_interval
+        told = "" if interval is None else f"[{', '.join(f'{b:.4f}' for b in interval.ci95)}]"
+        yield ("cosine of embeddings, mean", "", cosine, told, "")
+        yield ("cosine of embeddings, lowest", "", f"{found.lowest_cosine:.4f}", "", "")
+        yield ("same ranking of pairs, Spearman", "", f"{found.rank_agreement:.4f}", "", "")
+
+
+def task_rows(report: ComparisonReport) -> list[SummaryRow]:
+    """The score of each task, and the difference with its interval: in points of shares."""
+    tasks = report.accuracy.tasks if report.accuracy else []
+    return [_task(task) for task in tasks]
+
+
+def _task(task: TaskResult) -> SummaryRow:
+    name, before, after = f"{task.task}, {task.metric}", task.baseline, task.candidate
+    if min(before, after) >= 0 and max(before, after) <= 1:
+        return name, percent(before), percent(after), _points(task.difference), ""
+    change = f"{significant(task.difference.value, 3)} {interval_words(task.difference.ci95)}"
+    return name, significant(before), significant(after), change, ""
 
 
 def probe_rows(report: ComparisonReport) -> list[SummaryRow]:
@@ -112,10 +143,11 @@ def size_grid(report: ComparisonReport, caption: str) -> Grid:
 
 
 def glance(report: ComparisonReport) -> list[Grid]:
-    """Speed, accuracy, probes and size, each a table of one form; none without a row."""
+    """Speed, accuracy, tasks, probes and size, each a table of one form; none without a row."""
+    tasks = Grid("Tasks", HEADER[:4], [row[:4] for row in task_rows(report)], right=(1, 2, 3))
     probes = Grid("Probes", HEADER[:4], [row[:4] for row in probe_rows(report)], right=(1, 2, 3))
     accuracy, size = accuracy_grid(report, "Accuracy"), size_grid(report, "Size")
-    grids = [_speed(report), accuracy, probes, size]
+    grids = [_speed(report), accuracy, tasks, probes, size]
     return [grid for grid in grids if grid.rows]
 
 

@@ -182,7 +182,7 @@ def test_the_table_says_what_and_why(
     assert "prefill 128: time" in out
     assert "+10.0 %" in out
     assert "at most +3.0 %" in out
-    assert "Regression: 1 regressed." in out
+    assert "Regression: 1 regression." in out
     assert "relative to the unpruned arm" in out
 
 
@@ -280,7 +280,7 @@ def test_a_regression_that_isn_t_there_the_second_time_is_none(
     assert again == []
     told = capsys.readouterr()
     assert "measuring again" in told.err
-    assert "Measured again: improved." in told.out
+    assert "Measured again: within the limit." in told.out
 
 
 def test_the_models_in_float_are_timed_again_beside_the_quantised_ones(

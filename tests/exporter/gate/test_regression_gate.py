@@ -31,7 +31,7 @@ from exporter.gate.baselines import find_baseline, read_baselines, updated
 from exporter.gate.gate import BaselineMatch, check, confirmed
 from exporter.gate.keys import differences, key_of, series
 from exporter.gate.limits import Limits
-from exporter.report.checks import limit_words
+from exporter.report.checks import interval_words, limit_words
 from tests.made_reports import (
     gate_accuracy,
     gate_arm,
@@ -58,7 +58,7 @@ def against(report: ComparisonReport, old: ComparisonReport, limits: Limits | No
     [
         (84.8, 0.01, "regressed"),
         (84.8, 0.05, "inconclusive"),
-        (80.5, 0.01, "unchanged"),
+        (80.5, 0.01, "within_limit"),
         (72.0, 0.01, "improved"),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_slower_machine_state_is_no_regression() -> None:
     old = gate_report([gate_row()])
     new = gate_report([gate_row(candidate_ms=160.0, baseline_ms=200.0)])
     found = against(new, old, SLOWDOWN)
-    assert found.verdict == "unchanged"
+    assert found.verdict == "within_limit"
     assert found.checks[0].value == pytest.approx(1.0, rel=1e-12)
 
 
@@ -108,6 +108,21 @@ def test_an_interval_of_the_gate_is_one_of_95_percent_whatever_a_verdict_rests_o
         assert found.ci95 == wanted.ci95
 
 
+def test_an_interval_wider_than_the_report_s_is_told_with_that_of_the_report() -> None:
+    row = gate_row()
+    ratio = row.speedup.ratio
+    wide = row.model_copy(update={"verdict_interval": (ratio / 1.06, ratio * 1.06)})
+    for limits in (Limits(min_speedup=1.0), Limits(max_slowdown=0.2)):
+        found = check(gate_report([wide]), limits)
+        (one,) = found.checks
+        assert one.ci95 is not None
+        assert one.reported_ci95 is not None
+        assert one.ci95[0] < one.reported_ci95[0] < one.value < one.reported_ci95[1] < one.ci95[1]
+        assert interval_words(one, one.reported_ci95) in found.notes[-1]
+        same = check(gate_report([row]), limits)
+        assert (same.checks[0].reported_ci95, same.notes) == (None, [])
+
+
 @pytest.mark.parametrize(
     ("once", "often"), [({"loads": 1}, {"loads": 6}), ({"builds": 1}, {"builds": 3})]
 )
@@ -128,7 +143,7 @@ def test_few_rounds_say_nothing() -> None:
 def test_a_report_alone_is_held_against_its_own_unpruned_arm() -> None:
     report = gate_report([gate_row()])
     assert check(report, Limits(max_slowdown=0)).verdict == "improved"
-    assert check(report, Limits(min_speedup=1.2)).verdict == "improved"
+    assert check(report, Limits(min_speedup=1.2)).verdict == "within_limit"
     assert check(report, Limits(min_speedup=1.5)).verdict == "regressed"
     assert check(report, Limits(min_speedup=1.25)).verdict == "inconclusive"
     slow = gate_report([gate_row(candidate_ms=110.0)])
@@ -143,11 +158,11 @@ def test_all_defaults_against_a_baseline() -> None:
     )
     found = against(gate_report(arms=arms, accuracy=gate_accuracy(20.5)), old)
     assert verdicts(found) == {
-        "time prefill 128": "unchanged",
-        "time prefill 512": "unchanged",
+        "time prefill 128": "within_limit",
+        "time prefill 512": "within_limit",
         "perplexity evaluation text": "regressed",
         "size files": "regressed",
-        "memory KV cache per token": "unchanged",
+        "memory KV cache per token": "within_limit",
     }
 
 
@@ -189,7 +204,7 @@ def test_perplexity_on_the_same_samples_is_compared_sample_by_sample() -> None:
     noise = np.random.default_rng(0).normal(0, 0.01, 16)
     old, limits = told(np.zeros(16), "old"), Limits(max_perplexity_increase=0.01)
     assert against(told(0.05 + noise, "new"), old, limits).verdict == "regressed"
-    assert against(told(0.002 + noise / 10, "new"), old, limits).verdict == "unchanged"
+    assert against(told(0.002 + noise / 10, "new"), old, limits).verdict == "within_limit"
     other = told(0.05 + noise, "new", text_sha256="f" * 64)
     assert against(other, old, limits).verdict == "inconclusive"
 
@@ -202,19 +217,19 @@ def test_the_same_candidate_on_the_same_text_is_exact() -> None:
         accuracy=gate_accuracy(log_perplexity_increase=interval),
     )
     (one,) = against(report, other, Limits(max_perplexity_increase=0.01)).checks
-    assert (one.verdict, one.ci95) == ("unchanged", None)
+    assert (one.verdict, one.ci95) == ("within_limit", None)
 
 
 @pytest.mark.parametrize(
     ("limits", "word"),
     [
-        (Limits(max_kl=0.3), "unchanged"),
+        (Limits(max_kl=0.3), "within_limit"),
         (Limits(max_kl=0.1), "regressed"),
-        (Limits(min_top1_agreement=0.79), "unchanged"),
+        (Limits(min_top1_agreement=0.79), "within_limit"),
         (Limits(min_top1_agreement=0.9), "regressed"),
-        (Limits(min_embedding_cosine=0.95), "unchanged"),
+        (Limits(min_embedding_cosine=0.95), "within_limit"),
         (Limits(min_embedding_cosine=0.98), "regressed"),
-        (Limits(max_perplexity_increase=0.3), "unchanged"),
+        (Limits(max_perplexity_increase=0.3), "within_limit"),
         (Limits(max_perplexity_increase=0.2), "regressed"),
     ],
 )
@@ -307,7 +322,7 @@ def loss(candidate: float, higher_is_better: bool) -> Task:
         (2.3, True, "improved"),
         (1.7, False, "improved"),
         (1.7, True, "regressed"),
-        (2.0, False, "unchanged"),
+        (2.0, False, "within_limit"),
     ],
 )
 def test_a_metric_of_which_less_is_better_may_not_grow(
@@ -333,15 +348,15 @@ def test_tasks_and_probes_are_compared_by_points(field: str) -> None:
     for candidate, interval, word in (
         (0.5, (-0.12, -0.08), "regressed"),
         (0.5, (-0.19, -0.01), "inconclusive"),
-        (0.59, (-0.015, -0.005), "unchanged"),
+        (0.59, (-0.015, -0.005), "within_limit"),
     ):
         report = scored(task(candidate, *interval))
         (found,) = check(report, limits).checks
         assert (found.quantity, found.verdict) == (field[:-1], word)
-        assert against(report, report, limits).verdict == "unchanged"
+        assert against(report, report, limits).verdict == "within_limit"
     one = task(0.6, -0.01, 0.01)
     more = scored(one, one.model_copy(update={"task": "piqa"}))
-    assert against(more, scored(one), limits).verdict == "unchanged"
+    assert against(more, scored(one), limits).verdict == "within_limit"
     with raises(RegressionError, "tasks-missing", "piqa, acc"):
         against(scored(one), more, limits)
     with raises(RegressionError, "named-twice", "arc, acc"):
@@ -353,7 +368,7 @@ def test_a_limit_on_probes_is_on_right_answers_and_on_no_task() -> None:
     nats = loss(9.0, higher_is_better=True).model_copy(update={"metric": "log_prob"})
     accuracy = gate_accuracy(probes=[task(0.6, -0.01, 0.01), nats], tasks=[fell])
     (found,) = check(gate_report(accuracy=accuracy), Limits(max_probe_drop=0.02)).checks
-    assert (found.subject, found.verdict) == ("arc, acc", "unchanged")
+    assert (found.subject, found.verdict) == ("arc, acc", "within_limit")
 
 
 def test_the_largest_build_of_an_engine_counts() -> None:
@@ -378,7 +393,7 @@ def test_the_largest_build_of_an_engine_counts() -> None:
         for found in (engines(100, 110), engines(100, 140))
     )
     found = against(new, old, Limits(max_size_increase=0.1))
-    assert verdicts(found) == {"size files": "unchanged", "size engines": "regressed"}
+    assert verdicts(found) == {"size files": "within_limit", "size engines": "regressed"}
     assert key_of(new).versions["engines"] == "1.7"
 
 
@@ -396,7 +411,7 @@ def test_a_report_against_itself_is_unchanged(
         gate_row(n + 1, candidate_ms=ms, width=width, rounds=rounds) for n, ms in enumerate(medians)
     ]
     found = against(gate_report(rows), gate_report(rows), Limits(max_slowdown=limit))
-    assert set(verdicts(found).values()) == {"unchanged"}
+    assert set(verdicts(found).values()) == {"within_limit"}
 
 
 @settings(max_examples=25)
@@ -431,10 +446,10 @@ def test_a_regression_must_hold_each_time_it_is_measured() -> None:
 
     held = after(slow, slow)
     assert (held.verdict, held.checks[0].remeasured) == ("regressed", ["regressed"] * 2)
-    assert after(good).verdict == "unchanged"
+    assert after(good).verdict == "within_limit"
     dropped = after(slow, good)
-    assert dropped.verdict == "unchanged"
-    assert "regressed, unchanged" in dropped.checks[0].reason
+    assert dropped.verdict == "within_limit"
+    assert "regression, within the limit" in dropped.checks[0].reason
 
 
 def test_what_isn_t_time_is_not_measured_again() -> None:
@@ -484,7 +499,7 @@ def test_unlike_runs_are_refused_and_a_named_difference_is_accepted(field: str) 
     assert found is old
     assert [difference.field for difference in told] == allowed
     assert field in allowed
-    assert against(new, old, SLOWDOWN).verdict == "unchanged"
+    assert against(new, old, SLOWDOWN).verdict == "within_limit"
 
 
 def test_another_block_size_is_another_scheme() -> None:
@@ -645,7 +660,7 @@ def test_accuracy_that_is_no_number_is_refused(changes: dict[str, Any], path: st
     with raises(RegressionError, "not-a-number", f"$.accuracy.{path}"):
         check(gate_report(accuracy=gate_accuracy(**changes)), Limits(max_kl=9))
     texts_alike = gate_accuracy(embeddings=embeddings(1.0, math.nan))
-    assert check(gate_report(accuracy=texts_alike), Limits(max_kl=9)).verdict == "unchanged"
+    assert check(gate_report(accuracy=texts_alike), Limits(max_kl=9)).verdict == "within_limit"
 
 
 def test_a_report_that_contradicts_itself_is_refused() -> None:
@@ -756,7 +771,10 @@ def test_engines_that_did_not_run_are_checked_by_what_is_known_of_them() -> None
     )
     report = gate_report([], accuracy=None, arms=arms)
     found = against(report, report)
-    assert verdicts(found) == {"size files": "unchanged", "memory KV cache per token": "unchanged"}
+    assert verdicts(found) == {
+        "size files": "within_limit",
+        "memory KV cache per token": "within_limit",
+    }
     assert found.notes == [
         f"{name}: built, not run: no driver." for name in ("unpruned arm", "candidate")
     ]

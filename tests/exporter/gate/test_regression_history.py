@@ -33,7 +33,7 @@ def history(slowdowns: np.ndarray, *, candidate: str = "c") -> list[HistoryEntry
             commit=f"{week:040x}",
             series=SERIES,
             candidate_sha256=candidate * 64,
-            verdict="unchanged",
+            verdict="within_limit",
             rows=[
                 HistoryRow(subject=f"shape {n}", speedup=math.exp(-value), ci95=(0.99, 1.01))
                 for n, value in enumerate(row)
@@ -69,7 +69,7 @@ def test_half_a_percent_a_week_is_told_though_no_step_fails() -> None:
         old, new = (
             gate_report([gate_row(candidate_ms=80 * math.exp(0.005 * w))]) for w in (week - 1, week)
         )
-        assert check(new, limits, baseline=BaselineMatch(old)).verdict == "unchanged"
+        assert check(new, limits, baseline=BaselineMatch(old)).verdict == "within_limit"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,17 @@ def test_a_run_is_a_line_and_comes_back(tmp_path: Path) -> None:
     assert entries[0].time == "2026-05-01T00:00:00+00:00"
     assert path.read_text().count("\n") == 2
     assert read_history(tmp_path / "none.jsonl") == []
+
+
+def test_lines_of_before_the_words_changed_are_read_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    entry = history(np.zeros((1, 1)))[0]
+    old = entry.model_dump_json()
+    path.write_text(old.replace("within_limit", "unchanged") + "\n")
+    assert read_history(path) == [entry]
+    path.write_text(old.replace("within_limit", "better") + "\n")
+    with pytest.raises(ArtifactError):
+        read_history(path)
 
 
 def test_a_last_line_without_its_end_is_not_joined(tmp_path: Path) -> None:

@@ -35,14 +35,14 @@ def time(value: float, low: float, high: float, **changes: object) -> CheckedVal
         (time(1.06, 1.02, 1.10), 1.03, "inconclusive"),  # the limit lies inside
         (time(1.06, 1.04, 1.08, noise_floor=0.1), 1.03, "inconclusive"),  # equal arms differ more
         (time(1.06, 1.01, 1.12), 1.0, "inconclusive"),  # equal arms do that once in a hundred
-        (time(0.94, 0.90, 0.99), 1.03, "unchanged"),  # and that
+        (time(0.94, 0.90, 0.99), 1.03, "within_limit"),  # and that
         (time(1.06, 1.04, 1.08, doubt="Too few rounds."), 1.03, "inconclusive"),
         (time(0.90, 0.80, 1.00, doubt="Too few rounds."), 1.03, "inconclusive"),
-        (time(1.00, 0.99, 1.01), 1.03, "unchanged"),
-        (time(1.02, 1.01, 1.03), 1.03, "unchanged"),  # worse for sure, and allowed
+        (time(1.00, 0.99, 1.01), 1.03, "within_limit"),
+        (time(1.02, 1.01, 1.03), 1.03, "within_limit"),  # worse for sure, and allowed
         (time(0.90, 0.88, 0.92), 1.03, "improved"),
-        (time(0.90, 0.80, 1.01), 1.03, "unchanged"),  # not sure to be better
-        (time(0.99, 0.985, 0.995, noise_floor=0.02), 1.03, "unchanged"),  # noise
+        (time(0.90, 0.80, 1.01), 1.03, "within_limit"),  # not sure to be better
+        (time(0.99, 0.985, 0.995, noise_floor=0.02), 1.03, "within_limit"),  # noise
         (time(1.00, 0.99, 1.01), 1.0, "inconclusive"),  # no slowdown at all can't be shown
         (time(0.98, 0.97, 0.99), 1.0, "improved"),
         (time(math.nan, 0.97, 0.99), 1.0, "inconclusive"),
@@ -59,7 +59,7 @@ def test_a_time_gets_the_word_that_its_interval_allows(
 @pytest.mark.parametrize(
     ("value", "interval", "verdict"),
     [
-        (1.2, (1.15, 1.25), "improved"),
+        (1.2, (1.15, 1.25), "within_limit"),  # met; there is no before to be better than
         (1.2, (1.05, 1.35), "inconclusive"),
         (1.05, (1.02, 1.08), "regressed"),  # faster, and not by what was demanded
         (1.095, (1.092, 1.098), "inconclusive"),  # missed by less than the noise
@@ -77,7 +77,7 @@ def test_a_demanded_speedup_is_held_or_missed(
 
 @pytest.mark.parametrize(
     ("value", "limit", "verdict"),
-    [(0.21, 0.2, "regressed"), (0.2, 0.2, "unchanged"), (math.inf, 0.2, "regressed")],
+    [(0.21, 0.2, "regressed"), (0.2, 0.2, "within_limit"), (math.inf, 0.2, "regressed")],
 )
 def test_an_exact_amount_has_no_doubt(value: float, limit: float, verdict: str) -> None:
     estimate = replace(
@@ -107,7 +107,7 @@ def test_changing_places_never_keeps_a_regression(
 def test_worse_times_never_get_a_better_word(
     value: float, width: float, floor: float, limit: float, worse: float
 ) -> None:
-    order = ["improved", "unchanged", "inconclusive", "regressed"]
+    order = ["improved", "within_limit", "inconclusive", "regressed"]
     first, second = (
         checked(time(v, v / width, v * width, noise_floor=floor), 1 + limit).verdict
         for v in (value, value * worse)
@@ -117,9 +117,9 @@ def test_worse_times_never_get_a_better_word(
 
 def test_the_worst_word_counts() -> None:
     assert overall(["improved", "regressed", "inconclusive"]) == "regressed"
-    assert overall(["improved", "unchanged", "inconclusive"]) == "inconclusive"
-    assert overall(["improved", "unchanged"]) == "improved"
-    assert overall(["unchanged"]) == "unchanged"
+    assert overall(["improved", "within_limit", "inconclusive"]) == "inconclusive"
+    assert overall(["improved", "within_limit"]) == "improved"
+    assert overall(["within_limit"]) == "within_limit"
 
 
 def test_the_interval_of_two_sessions_is_wider_than_each_and_narrower_than_both() -> None:

@@ -17,6 +17,8 @@ from exporter.artifacts import (
     Arms,
     CalibrationRef,
     ComparisonReport,
+    EmbeddingAgreement,
+    Interval,
     JudgedText,
     LatencyRow,
     ParityCheck,
@@ -24,6 +26,7 @@ from exporter.artifacts import (
     PlannedDeletion,
     PlanParts,
     Speedup,
+    TaskResult,
 )
 from exporter.cli.results import print_comparison
 from exporter.report.terminal import comparison_grids, drawn_table
@@ -108,6 +111,50 @@ def test_the_verdict_comes_first_in_plain_words(report: ComparisonReport) -> Non
     assert "Perplexity goes from 26.60 to 41.40 (+55.6 %; lower is better)." in head
     assert "60.9 % of 8,192 positions" in head
     assert "33,792 bytes per token, not 46,080 (-26.7 %)" in head
+
+
+def test_an_encoder_s_figures_are_told_and_no_divergence_is_explained(
+    report: ComparisonReport,
+) -> None:
+    embeddings = EmbeddingAgreement(
+        texts=64, cosine=0.9812, lowest_cosine=0.9415, rank_agreement=0.9673,
+        cosine_interval=Interval(value=0.9812, ci95=(0.9786, 0.9838)),
+    )  # fmt: skip
+    encoder = Accuracy(
+        text_source="wiki", text_sha256="e" * 64, tokens=8192, perplexity=None,
+        kl_divergence=None, top1_agreement=None, embeddings=embeddings,
+    )  # fmt: skip
+    judged = report.model_copy(update={"accuracy": encoder})
+    figures = ("0.9812", "0.9415", "0.9673", "[0.9786, 0.9838]")
+    for text in (as_text(judged), as_markdown(judged).partition("\n## Accuracy\n")[2]):
+        assert all(figure in text for figure in figures)
+    for told, with_divergence in ((judged, False), (report, True)):
+        assert ("KL divergence is" in as_markdown(told)) == with_divergence
+
+
+def test_tasks_are_told_beside_the_perplexity(report: ComparisonReport) -> None:
+    scores = [
+        TaskResult(
+            task=name, metric="acc" if share else "perplexity", items=100, baseline=before,
+            candidate=before + change, difference=Interval(value=change, ci95=(change, change)),
+            higher_is_better=share,
+        )
+        for name, share, before, change in (("mine", True, 0.81, -0.04), ("text", False, 12.5, 3))
+    ]  # fmt: skip
+    accuracy = report.accuracy
+    assert accuracy is not None
+    told = as_text(
+        report.model_copy(update={"accuracy": accuracy.model_copy(update={"tasks": scores})})
+    )
+    mine, text = (
+        next(line for line in told.splitlines() if line.startswith(f"{name}, "))
+        for name in ("mine", "text")
+    )
+    assert "81.0 %" in mine
+    assert "-4.0 [-4.0, -4.0]" in mine
+    assert "12.50" in text
+    assert "3.00 [3.00, 3.00]" in text
+    assert "mine, " not in as_text(report)
 
 
 def test_all_parts_are_there(report: ComparisonReport) -> None:

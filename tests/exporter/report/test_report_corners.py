@@ -53,7 +53,7 @@ def test_what_was_measured_of_no_corner_is_left_out(report: ComparisonReport) ->
     corners = [corner.model_copy(update=none) for corner in report.corners]
     text = as_markdown(report.model_copy(update={"corners": corners}))
     assert "same continuation |" not in text
-    assert "cosine of embeddings" not in text
+    assert "| cosine of embeddings |" not in text
     assert "same top-1 token |" in text
 
 
