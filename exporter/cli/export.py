@@ -47,8 +47,9 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
-    importance.json, plan.json, baseline/, candidate/, prune.json and the report; the README, under
-    Export, lists what options add. Stages of an earlier run that are still valid are reused.
+    importance.json, plan.json, baseline/, candidate/, prune.json and the report;
+    exporter/docs/exporting.md lists what options add. Stages of an earlier run that are still valid
+    are reused.
     """
     from exporter.pipeline.road import export_model, write_models
 

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import click
@@ -178,3 +179,15 @@ def _runs(module: Path) -> bool:
 def test_a_missing_target_would_be_found() -> None:
     text = "`make gone`, make way\nmake demo\nsh samples/gone.sh python -m tests.gone"
     assert missing_calls(text) == ["gone", "samples/gone.sh", "tests.gone"]
+
+
+def test_the_table_of_items_follows_from_its_formula() -> None:
+    """Of a paired difference's normal interval: two-sided 5 %, found in 80 % of measurements."""
+    page = (ROOT / "exporter" / "docs" / "shipping.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) points? \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", page, re.M)
+    assert len(rows) == 4
+    factor = round(sum(map(NormalDist().inv_cdf, (0.975, 0.8))) ** 2, 2)
+    assert f"n = {factor} c / d²" in page
+    for points, *items in rows:
+        needed = [factor * share / (int(points) / 100) ** 2 for share in (0.1, 0.2, 0.3)]
+        assert [int(n.replace(",", "")) for n in items] == pytest.approx(needed, abs=1)

@@ -36,19 +36,20 @@ html_show_sourcelink = False
 
 PAGES = "exporter/docs"
 NAVIGATION = {
+    "Begin": ["installing", "exporting", "shipping"],
     "Cut a model": [
         *("scoring", "planning", "healing", "pruning", "checkpoints", "large-models"),
         *("studies", "sweeps", "cluster", "costs"),
     ],
     "Make it run fast": ["forms", "quantising", "engines"],
-    "Judge it": ["comparing", "gate", "measurements"],
+    "Judge it": ["comparing", "reports", "gate", "measurements"],
     "Look it up": [
         *("commands", "files", "fusers", "/graph_passes/docs/architectures"),
         *("/graph_passes/docs/dialects", "/exporter/engines/build/docs/builds"),
         "/exporter/engines/build/docs/attention",
     ],
     "Examples": ["/samples/README", "/docker/README"],
-    "The code": ["/exporter/README", "/graph_passes/README", "/tests/README"],
+    "The code": ["developing", "/exporter/README", "/graph_passes/README", "/tests/README"],
     "The project": ["/SECURITY", "/CHANGELOG"],
 }
 """The pages under their headings, in the order of the site."""
