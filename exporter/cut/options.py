@@ -24,8 +24,10 @@ class CutOptions(Options):
         weights: ``compact`` writes ``<target>.data`` with the weights that are left; ``share``
             points into the source's data file, which must be in the same folder; only what
             replacements bring goes into the graph, or if it is large into ``<target>.data``.
-        report_path: In place of an earlier file; by default ``prune.json`` beside the result, if no
-            other model's report stands there.
+        companions: Copies config and tokenizer from the source's folder into the result's, where
+            they are missing there.
+        report_path: In place of an earlier file; by default ``prune.json`` beside the result, or
+            ``<target>.prune.json`` where another model's stands there.
         renumber_kv: Gives the caches that are left dense numbers.
         genai_config: ``rewrite`` a config beside the source for the result, or ``none``.
         keep_debug: Keeps the exporter's notes, which may hold local paths.
@@ -46,6 +48,12 @@ class CutOptions(Options):
         "compact",
         "Write a data file with the remaining weights, or refer to the original's (in the "
         "same folder).",
+    )
+    companions: bool = option(
+        True,
+        "Copy the config and tokenizer next to the original into the result's folder, if they are "
+        "missing there.",
+        "--copy/--no-copy",
     )
     report_path: OutputFile | None = option(
         None, "The report's file.", "--report", usual="prune.json next to the result"

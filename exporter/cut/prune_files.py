@@ -15,6 +15,7 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut.options import CutOptions
 from exporter.errors import ArtifactError, SurgeryError, UsageError
 from exporter.files import refuse_overwriting, sha256_file, sha256_files
+from exporter.models.companions import stage_companions
 from exporter.models.genai_config import (
     CONFIG_FILE,
     GenaiConfig,
@@ -31,6 +32,7 @@ from graph_passes.types import PassReport
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+REPORT = "prune.json"
 _ELSEWHERE = "Name another file for the report (--report), or write the result to another folder."
 
 
@@ -53,7 +55,7 @@ class GenaiResult:
         """Looks for a config that names the source; None where there is none.
 
         Raises:
-            SurgeryError: There is one, but a cut can't be written into it, or its place is taken.
+            SurgeryError: There is one, but a cut can't be written into it.
         """
         config = find_config(source)
         return None if config is None else cls(config, config_target(source, target), target)
@@ -94,6 +96,7 @@ class PruneFiles:
         weights: How the result has its weights.
         report: The report's file.
         genai: The config of onnxruntime-genai, where the source has one.
+        companions: Whether config and tokenizer are copied into the result's folder.
     """
 
     source: Path
@@ -102,6 +105,7 @@ class PruneFiles:
     weights: Literal["compact", "share"]
     report: Path
     genai: GenaiResult | None
+    companions: bool = True
 
     @classmethod
     def choose(
@@ -111,8 +115,8 @@ class PruneFiles:
 
         Raises:
             SurgeryError: A folder is named; the config of onnxruntime-genai can't be rewritten for
-                the result; two of the files are one, or something else than this result's report
-                stands in the report's place.
+                the result; two of the files are one, or something that is no report stands in the
+                report's place.
             UsageError: The result would take the place of an input, or of another kind of file.
             OnnxFileError: Weights that someone needs stand in the result's place, or would be
                 shared across folders.
@@ -124,12 +128,12 @@ class PruneFiles:
                     "Name a file in it, such as pruned.onnx.",
                     code="is-a-folder",
                 )
-        report = options.report_path or target.with_name("prune.json")
+        report = options.report_path or _own_report(target)
         genai = GenaiResult.beside(source, target) if options.genai_config == "rewrite" else None
         data = tuple(storage.data_files(model))
-        files = cls(source, data, target, options.weights, report, genai)
+        files = cls(source, data, target, options.weights, report, genai, options.companions)
         files._refuse_overwriting(plan)
-        _refuse_foreign_report(report, target.name, asked=options.report_path is not None)
+        _described(report)
         storage.refuse_collision(model, target, options.weights)
         refuse_foreign(target, ONNX)
         return files
@@ -140,9 +144,26 @@ class PruneFiles:
         return [self.source, *self.data, self.target, self.report]
 
     @property
+    def stale_reports(self) -> list[Path]:
+        """Reports of an earlier cut of this name that this one's does not replace."""
+        return [path for path in stale_reports(self.target) if path != self.report]
+
+    @property
     def shares_data(self) -> bool:
         """Whether the result points into the source's data files."""
         return self.weights == "share" and bool(self.data)
+
+    def stage_companions(self, stage: Path) -> list[tuple[Path, Path]]:
+        """Copies what the source ships with into a staging folder, where that was asked for.
+
+        Returns:
+            Staged and final path of each; none takes the place of another file of the cut.
+
+        Raises:
+            UnsafeInputError: One of them may not be read from where it is.
+        """
+        moves = stage_companions(self.source, self.target, stage) if self.companions else []
+        return [(staged, final) for staged, final in moves if final not in self.all]
 
     def _refuse_overwriting(self, plan: LoadedPlan) -> None:
         targets = [self.target, self.report, *([self.genai.target] if self.genai else [])]
@@ -190,32 +211,40 @@ def _hash_into(future: Future[str], files: Sequence[Path], root: Path) -> None:
 
 
 def stale_reports(target: Path) -> list[Path]:
-    """The report of an earlier cut that stood in a place where something else will stand."""
-    path = target.with_name("prune.json")
-    if not target.is_file():  # then it was put there for what comes
+    """The reports of an earlier cut that stood in a place where something else will stand."""
+    if not target.is_file():  # then they were put there for what comes
         return []
+    return [path for path in _report_places(target) if _tells_of(path, target.name)]
+
+
+def _report_places(target: Path) -> tuple[Path, Path]:
+    """Where the report of a result is, beside it: the second where another's is the first."""
+    return target.with_name(REPORT), target.with_name(f"{target.name}.{REPORT}")
+
+
+def _tells_of(path: Path, name: str) -> bool:
     try:
-        return [path] if PruneReport.read(path).target == target.name else []
+        return path.exists() and PruneReport.read(path).target == name
     except (ArtifactError, UsageError):
-        return []
+        return False
 
 
-def _refuse_foreign_report(path: Path, target: str, *, asked: bool) -> None:
-    """Keeps the report of ``target`` from taking the place of something else.
+def _own_report(target: Path) -> Path:
+    """The place for a result's report; that of another model, if it is still there, stays.
 
-    A place that was asked for may hold another model's report.
+    Raises:
+        SurgeryError: Something that is no report stands there.
     """
-    if not path.exists():
-        return
-    described = _described(path)
-    if not asked and described not in ("", target) and (path.parent / described).exists():
-        raise SurgeryError(
-            f"{path} is the report of {described}.", _ELSEWHERE, code="report-of-another"
-        )
+    usual, own = _report_places(target)
+    described = _described(usual)
+    taken = described not in ("", target.name) and (usual.parent / described).exists()
+    return own if taken else usual
 
 
 def _described(path: Path) -> str:
-    """The model that the report at a path speaks of."""
+    """The model that the report at a path speaks of; empty where nothing is there."""
+    if not path.exists():
+        return ""
     try:
         return PruneReport.read(path).target
     except ArtifactError as error:

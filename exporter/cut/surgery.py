@@ -70,7 +70,8 @@ def prune_file(
 
     The result, its weights and its report appear together or not at all; an earlier result
     survives every failure, Ctrl-C included, and the source is never changed. Where the source has
-    a ``genai_config.json`` beside it, one for the result appears with it.
+    a ``genai_config.json`` beside it, one for the result appears with it; so do config and
+    tokenizer.
 
     Args:
         source: The ONNX file.
@@ -215,14 +216,16 @@ def _publish(cut: _Cut, unfinished: Unfinished | None) -> PruneReport:
             if files.shares_data:
                 _link(files, stage)
             report = cut.report(graph, files.source.parent if files.shares_data else stage)
-            moves = [(file, target.parent / file.name) for file in data]
+            moves = files.stage_companions(stage)
+            moves += [(file, target.parent / file.name) for file in data]
             if genai:
                 config_file = stage / genai.target.name
                 config_file.write_text(config, encoding="utf-8")
                 moves.append((config_file, genai.target))
             moves.append((report.write(report_stage / files.report.name), files.report))
             moves.append((graph, target))
-            staged.place(moves, storage.stale_data(target, [*data, graph], files.data))
+            stale = storage.stale_data(target, [*data, graph], files.data)
+            staged.place(moves, [*stale, *files.stale_reports])
     except OSError as error:
         raise storage.write_error(target, error) from error
     if genai:

@@ -28,6 +28,8 @@ _DEFAULT_FORMATS = {
     "past_key_names": "past_key_values.%d.key",
     "past_value_names": "past_key_values.%d.value",
 }
+_NOT_READ = re.compile(r"\.onnx($|\.)|^(prune|genai_config)\.json$")
+"""Files that the runtime does not look for by themselves."""
 _LEAVE_OUT = "Leave the config alone with --genai-config none, and write the new one by hand."
 _RENUMBER = "Number the caches that stay from 0: --renumber-kv."
 
@@ -92,24 +94,14 @@ def find_config(source: Path) -> GenaiConfig | None:
 def config_target(source: Path, target: Path) -> Path:
     """Where the new config goes: beside the result, under the runtime's name if that is free.
 
-    In the source's own folder that name is the source's.
-
-    Raises:
-        SurgeryError: Another model's config stands in the result's folder.
+    In the source's own folder that name is the source's; elsewhere another model may have it.
     """
+    own, usual = target.with_name(f"{target.name}.{CONFIG_FILE}"), target.with_name(CONFIG_FILE)
     if source.parent.resolve() == target.parent.resolve():
-        return target.with_name(f"{target.name}.{CONFIG_FILE}")
-    path = target.with_name(CONFIG_FILE)
-    if path.exists():
-        names = {name for _, name in _file_names(_read(path))}
-        others = sorted(name for name in names - {target.name} if (path.parent / name).exists())
-        if target.name not in names and others:
-            raise SurgeryError(
-                f"{path} is the config of {others[0]}.",
-                "Write the result to another folder, or leave the config out: --genai-config none.",
-                code="config-in-use",
-            )
-    return path
+        return own
+    names = {name for _, name in _file_names(_read(usual))} if usual.exists() else set()
+    taken = target.name not in names and any((usual.parent / name).exists() for name in names)
+    return own if taken else usual
 
 
 def rewritten(
@@ -155,13 +147,13 @@ def companions(config: GenaiConfig, own: Iterable[Path]) -> list[str]:
         own: Files that belong to the uncut decoder alone.
     """
     folder = config.path.parent
-    skipped = {path.name for path in own} | {CONFIG_FILE, "prune.json"}
+    skipped = {path.name for path in own}
     named = {name for _, name in _file_names(config.content)}
     return sorted(
         path.name
         for path in folder.iterdir()
         if path.is_file() and path.name not in skipped and not path.name.startswith(".")
-        if path.name in named or not re.search(r"\.onnx($|\.)", path.name)
+        if path.name in named or not _NOT_READ.search(path.name)
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.prune_files import stale_reports
 from exporter.engines.environment import default_threads
 from exporter.files import refuse_overwriting, sha256_file
+from exporter.models.companions import stage_companions
 from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -36,17 +36,11 @@ from graph_passes.files import storage
 from graph_passes.files.kinds import ONNX
 from graph_passes.files.locations import real
 from graph_passes.files.placing import staging
-from graph_passes.files.reading import copy_file
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
-_COMPANIONS = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json",
-    "vocab.*", "merges.txt", "*.spm", "spiece.model",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ def quantize_file(
             written = storage.write_files(result, stage, output.name, "compact")
             gap = rounding_difference(source, stage / output.name, threads=default_threads())
             after = _bytes(written)
-            moves = stage_companions(source, output, stage) if with_companions else []
+            moves = _companions(source, output, stage) if with_companions else []
             moves += [(file, output.parent / file.name) for file in written]
             stale = storage.stale_data(output, written, storage.data_files(model))
             staged.place(moves, [*stale, *stale_reports(output)])
@@ -229,39 +223,14 @@ def _bytes(files: list[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path, Path]]:
-    """Puts copies of what a model ships with into a staging folder.
-
-    Nothing that stands in the output's folder already is replaced, and nothing is copied where the
-    source and the output share a folder.
-
-    Args:
-        source: The ONNX file that they lie beside.
-        output: The ONNX file that they are for; onnxruntime-genai's config gets its name.
-        stage: The staging folder.
-
-    Returns:
-        Staged file and final name.
-
-    Raises:
-        UnsafeInputError: One of them may not be read from where it is.
-        SurgeryError: onnxruntime-genai's config can't be read, or names the source as something
-            other than the one decoder.
-    """
+def _companions(source: Path, output: Path, stage: Path) -> list[tuple[Path, Path]]:
+    """What the source ships with, and onnxruntime-genai's config with the output's name."""
     if real(source.parent) == real(output.parent):
         return []
-    moves = []
-    for path in sorted(source.parent.iterdir()):
-        target = output.parent / path.name
-        if _belongs(path.name) and not path.is_dir() and not target.exists():
-            moves.append((copy_file(path, stage / path.name), target))
+    moves = stage_companions(source, output, stage)
     config, target = find_config(source), output.parent / CONFIG_FILE
     if config is not None and not target.exists():
         staged = stage / CONFIG_FILE
         staged.write_text(rewritten(config, output.name, (), (), {}), encoding="utf-8")
         moves.append((staged, target))
     return moves
-
-
-def _belongs(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _COMPANIONS)

@@ -23,7 +23,12 @@ from exporter.artifacts import (
 )
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
+from exporter.errors import (
+    MissingDependencyError,
+    OnnxFileError,
+    SurgeryError,
+    UnsafeInputError,
+)
 from graph_passes.files import exchange as exchanging
 from graph_passes.files import steps, storage
 from graph_passes.files.storage import data_files, load_model, save_model
@@ -211,21 +216,43 @@ def test_a_name_that_is_too_long_leaves_no_folder(source: Path, tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
-def test_another_models_report_is_not_overwritten(source: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "o" / "first.onnx", tmp_path / "o" / "second.onnx"
-    prune_file(source, first, PLAN, CutOptions(verify="none"))
-    prune_file(source, first, PLAN[:1], CutOptions(verify="none"))  # its own may be
-    before = content(tmp_path)
-    with raises(SurgeryError, "report-of-another", "first.onnx", "--report"):
-        prune_file(source, second, PLAN, CutOptions(verify="none"))
-    assert content(tmp_path) == before
-    prune_file(
-        source, second, PLAN, CutOptions(verify="none", report_path=tmp_path / "o" / "second.json")
-    )
-    assert PruneReport.read(tmp_path / "o" / "second.json").target == "second.onnx"
-    first.unlink()
+def test_a_second_cut_in_a_folder_has_a_report_of_its_own(source: Path, tmp_path: Path) -> None:
+    folder, second = tmp_path / "o", tmp_path / "o" / "second.onnx"
+    prune_file(source, folder / "first.onnx", PLAN, CutOptions(verify="none"))
+    prune_file(source, folder / "first.onnx", PLAN[:1], CutOptions(verify="none"))  # replaced
+    before = (folder / "prune.json").read_bytes()
     prune_file(source, second, PLAN, CutOptions(verify="none"))
-    assert PruneReport.read(tmp_path / "o" / "prune.json").target == "second.onnx"
+    assert (folder / "prune.json").read_bytes() == before
+    assert PruneReport.read(folder / "second.onnx.prune.json").target == "second.onnx"
+    (folder / "first.onnx").unlink()
+    prune_file(source, second, PLAN, CutOptions(verify="none"))  # the usual place is free now
+    assert PruneReport.read(folder / "prune.json").target == "second.onnx"
+    assert not (folder / "second.onnx.prune.json").exists()
+
+
+def test_config_and_tokenizer_go_with_a_cut_unless_told_not_to(
+    source: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer.py", "report.json"):
+        source.with_name(name).write_text("{}")
+    for copied, folder in ((True, tmp_path / "o"), (False, tmp_path / "bare")):
+        options = CutOptions(
+            verify="none", companions=copied, report_path=folder / "tokenizer.json"
+        )
+        prune_file(source, folder / "m.onnx", PLAN, options)
+        there = names_in(folder)
+        wanted = ["config.json"] if copied else []
+        assert there == [*wanted, "m.onnx", "m.onnx.*.data", "tokenizer.json"]
+        assert PruneReport.read(folder / "tokenizer.json").target == "m.onnx"
+
+
+def test_a_cut_that_fails_leaves_no_config(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    source.with_name("config.json").write_text("{}")
+    source.with_name("vocab.txt").symlink_to(tmp_path / "secret")
+    with raises(UnsafeInputError):
+        prune_file(source, tmp_path / "o" / "m.onnx", PLAN, CutOptions(verify="none"))
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_prune_json_of_someone_else_is_not_overwritten(source: Path, tmp_path: Path) -> None:

@@ -125,14 +125,17 @@ def test_the_sources_config_is_not_overwritten(source: Path, role: str) -> None:
     assert not source.with_name("cut.onnx").exists()
 
 
+@pytest.mark.parametrize("copied", [True, False])
 def test_the_command_line_says_what_else_the_runtime_needs(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], copied: bool
 ) -> None:
     arguments = ["prune", str(source), "-o", str(tmp_path / "o" / "cut.onnx"), "--drop", "mlp:1"]
-    assert run([*arguments, "--verify", "none"]) == 0
+    assert run([*arguments, "--verify", "none", "--copy" if copied else "--no-copy"]) == 0
     said = capsys.readouterr().err
-    assert "tokenizer.json" in said
-    assert str(source.parent) in said
+    assert "genai_config.json" in said
+    assert ("tokenizer.json" in said) is not copied
+    assert (str(source.parent) in said) is not copied
+    assert (tmp_path / "o" / "tokenizer.json").exists() is copied
 
 
 def test_an_earlier_result_is_replaced_and_another_models_config_is_not(
@@ -143,10 +146,11 @@ def test_an_earlier_result_is_replaced_and_another_models_config_is_not(
     prune_file(source, target, [PlannedDeletion(layer=0, kind="mlp")], CutOptions(verify="none"))
     config = json.loads(target.with_name("genai_config.json").read_text())
     assert config["model"]["decoder"]["num_hidden_layers"] == 3
-    other, report = tmp_path / "o" / "other.onnx", tmp_path / "other.json"
-    with raises(SurgeryError, "config-in-use", "cut.onnx"):
-        prune_file(source, other, PLAN, CutOptions(verify="none", report_path=report))
-    assert not other.exists()
+    before = target.with_name("genai_config.json").read_bytes()
+    prune_file(source, target.with_name("other.onnx"), PLAN, CutOptions(verify="none"))
+    assert target.with_name("genai_config.json").read_bytes() == before
+    config = json.loads(target.with_name("other.onnx.genai_config.json").read_text())
+    assert config["model"]["decoder"]["filename"] == "other.onnx"
 
 
 def test_the_config_appears_with_the_result_or_not_at_all(
