@@ -11,6 +11,7 @@ import numpy as np
 
 from exporter.artifacts import (
     Accuracy,
+    Answer,
     AnswerDamage,
     Arm,
     Arms,
@@ -33,6 +34,8 @@ from exporter.artifacts import (
     LongContext,
     MachineState,
     ModelRef,
+    NearestNeighbours,
+    Neighbour,
     NoiseFloor,
     ParityCheck,
     PerplexityPair,
@@ -40,6 +43,9 @@ from exporter.artifacts import (
     PlanParts,
     PositionError,
     QuantizationRecord,
+    QueryNeighbours,
+    SampleAnswer,
+    SampleAnswers,
     Score,
     Speedup,
     TaskResult,
@@ -363,6 +369,18 @@ def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
         probes_left_out=text,
         embeddings=EmbeddingAgreement(
             texts=64, cosine=0.9812, lowest_cosine=0.941, rank_agreement=0.967
+        ),
+        answers=SampleAnswers(
+            source=text, chat=True, new_tokens=40,
+            answers=[SampleAnswer(prompt=f"What is {n}? {text}",
+                                  baseline=Answer(text=f"It is {n}. {text}", ended=True),
+                                  candidate=Answer(text=text * n, ended=n != 1)) for n in range(4)],
+        ),
+        neighbours=NearestNeighbours(
+            source=text, sentences=12,
+            queries=[QueryNeighbours(query=f"A query {text}",
+                                     baseline=[Neighbour(sentence=text, cosine=0.9)] * 2,
+                                     candidate=[Neighbour(sentence=text, cosine=-0.1)] * 2)],
         ),
     )  # fmt: skip
 

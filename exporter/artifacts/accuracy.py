@@ -110,6 +110,63 @@ class EmbeddingAgreement(Record):
     cosine_interval: Interval | None = None
 
 
+class Answer(Record):
+    """What one arm says to a prompt; ``ended`` is false where it had more to say."""
+
+    text: str
+    ended: bool
+
+
+class SampleAnswer(Record):
+    """One prompt, and what both arms say to it."""
+
+    prompt: str
+    baseline: Answer
+    candidate: Answer
+
+
+class SampleAnswers(Record):
+    """What both arms say to the same prompts, by the likeliest token each time.
+
+    ``source`` is the prompts' file, or ``built in``. With ``chat`` they were asked in the
+    tokenizer's chat template, else continued as they are. ``new_tokens`` is the most that an answer
+    may have. ``left_out`` says why there are no answers.
+    """
+
+    source: str = ""
+    chat: bool = False
+    new_tokens: int = 0
+    answers: list[SampleAnswer] = Field(default_factory=list)
+    left_out: str = ""
+
+
+class Neighbour(Record):
+    """A sentence, and the cosine of its embedding with the query's."""
+
+    sentence: str
+    cosine: float
+
+
+class QueryNeighbours(Record):
+    """The sentences that either arm puts nearest to one, the nearest first."""
+
+    query: str
+    baseline: list[Neighbour]
+    candidate: list[Neighbour]
+
+
+class NearestNeighbours(Record):
+    """Encoders: which of ``sentences`` sentences are nearest to some of them, in both arms.
+
+    ``source`` is the sentences' file, or ``built in``. ``left_out`` says why there are no queries.
+    """
+
+    source: str = ""
+    sentences: int = 0
+    queries: list[QueryNeighbours] = Field(default_factory=list)
+    left_out: str = ""
+
+
 class Accuracy(Record):
     """How far the candidate's predictions are from the baseline's.
 
@@ -120,7 +177,8 @@ class Accuracy(Record):
     paired samples, as those of ``kl_interval`` and ``top1_interval``. ``probes`` are tasks whose
     items are made from a seed: of each the share of right answers, ``acc``, and the mean
     log-probability of the right answer in nats, ``log_prob``; ``probes_left_out`` says why there
-    are none.
+    are none. ``answers`` and ``neighbours`` are None where nobody asked for them, or the model is
+    of the other kind.
     """
 
     text_source: str
@@ -142,6 +200,8 @@ class Accuracy(Record):
     probes: list[TaskResult] = Field(default_factory=list)
     probes_left_out: str = ""
     embeddings: EmbeddingAgreement | None = None
+    answers: SampleAnswers | None = None
+    neighbours: NearestNeighbours | None = None
 
 
 class TaskScore(Record):

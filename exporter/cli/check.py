@@ -178,7 +178,7 @@ def remeasuring(
         asked.compare,
         threads=report.environment.threads if found else asked.compare.threads,
         eval_tokens=_FEW_TOKENS,
-        quality=QualityOptions(agreement_prompts=0),
+        quality=QualityOptions(agreement_prompts=0, answer_tokens=0),
     )
 
     def measure() -> ComparisonReport:

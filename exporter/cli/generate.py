@@ -28,6 +28,7 @@ class GenerateCall(Options):
     model: InputPath = argument("MODEL")
     prompt: str = argument("PROMPT")
     new_tokens: Count = option(64, "Maximum number of tokens to generate.", "-n", "--new-tokens")
+    chat: bool = option(False, "Ask PROMPT as a user of a chat: in the tokenizer's chat template.")
     sampling: SamplingSettings = part(SamplingSettings())
     provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.")
     threads: NumberOrAuto | None = option(
@@ -59,7 +60,7 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     from exporter.engines.runners.widening import tell_widened
 
     texts = TextModel.of(call.model, call.tokenizer)
-    prompt_ids = texts.encode(call.prompt)
+    prompt_ids = texts.encode_chat(call.prompt) if call.chat else texts.encode(call.prompt)
     decoder = _decoder(call, progress)
     refuse_too_long(decoder, len(prompt_ids), call.new_tokens, texts.positions)
     pieces = Pieces()

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from exporter.artifacts import Accuracy, GenerationAgreement, LongContext
+from exporter.artifacts import Accuracy, GenerationAgreement, LongContext, SampleAnswers
 from exporter.artifacts.store import Store
+from exporter.compare.answers import nearest_neighbours, sample_answers
 from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
 from exporter.compare.evaluation import EvaluationTokens, random_ids, tokenize, tokenize_passages
@@ -90,6 +91,9 @@ def _of_text(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyR
     more = {
         "stride": pair.options.quality.stride,
         "generation": texts_of.get(("baseline", "candidate")),
+        "answers": answers.found(
+            "sample answers", TypeAdapter(SampleAnswers | None), lambda: sample_answers(pair)
+        ),
         "long_context": answers.found(
             "long contexts", TypeAdapter(list[LongContext]), lambda: long_contexts(pair, texts)
         ),
@@ -187,6 +191,7 @@ def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
         kl_divergence=None,
         top1_agreement=None,
         embeddings=found["baseline", "candidate"],
+        neighbours=nearest_neighbours(pair),
         probes_left_out=why_no_probes(pair),
     )
     return AccuracyResult(

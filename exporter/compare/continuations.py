@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import GenerationAgreement, LongContext
-from exporter.compare.arms import Pair
+from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.evaluation import EvaluationTokens, tokenize
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import ANSWER_TOKENS, compare_long_context
@@ -41,9 +44,9 @@ def generation_agreements(
         return {}
     prompt = min(_PROMPT_TOKENS, tokens.token_ids.shape[1])
     try:
-        _refuse_steps(pair, prompt + quality.agreement_tokens)
+        refuse_steps(pair, pair.judged, prompt + quality.agreement_tokens)
         texts = _continued(pair, tokens.token_ids[: quality.agreement_prompts, :prompt])
-    except _LeftOutError as reason:
+    except LeftOutError as reason:
         pair.progress.say(f"generation: left out, {reason}")
         return {}
     return {
@@ -52,19 +55,51 @@ def generation_agreements(
     }
 
 
-class _LeftOutError(Exception):
+class LeftOutError(Exception):
     """Why nothing is generated."""
 
 
-def _refuse_steps(pair: Pair, positions: int) -> None:
-    for name, arm in pair.judged.items():
+def refuse_steps(pair: Pair, arms: Mapping[str, ComparedArm], positions: int) -> None:
+    """Refuses to generate where that can't be, before anything runs.
+
+    Args:
+        pair: Running arms.
+        arms: Those that are to generate, by name.
+        positions: How long the longest text may get.
+
+    Raises:
+        LeftOutError: An arm has no cache, would be compiled for each step, or ends earlier.
+    """
+    if not has_cache(pair.baseline.runner.inputs):
+        raise LeftOutError("the models have no KV cache")
+    for name, arm in arms.items():
         if not has_cache(arm.runner.inputs):
-            raise _LeftOutError(f"the {name} has no attention left, so it has no cache")
+            raise LeftOutError(f"the {name} has no attention left, so it has no cache")
     if pair.baseline.runner.capabilities.shapes == "compiled":
-        raise _LeftOutError("torch.compile would compile each of its steps")
+        raise LeftOutError("torch.compile would compile each of its steps")
     longest = pair.baseline.folder.longest_sequence
     if longest is not None and positions > longest:
-        raise _LeftOutError(f"the model ends at {longest} positions")
+        raise LeftOutError(f"the model ends at {longest} positions, and {positions} are needed")
+
+
+@contextmanager
+def decoder_of(arm: ComparedArm, prompt: int, new_tokens: int) -> Iterator[RunnerDecoder]:
+    """What generates with a running arm.
+
+    Args:
+        arm: It has a cache.
+        prompt: Tokens of the longest prompt.
+        new_tokens: The most that are generated.
+
+    Raises:
+        LeftOutError: It has no room for that.
+    """
+    with RunnerDecoder(arm.runner) as decoder:
+        try:
+            decoder.refuse_unfit(1, prompt, new_tokens)
+        except BackendError as error:
+            raise LeftOutError(error.message) from error
+        yield decoder
 
 
 def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -74,11 +109,7 @@ def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.i
     stop_ids = TextModel.of(folder.onnx, tokenizer).stop_ids
     texts = {}
     for name, arm in pair.judged.items():
-        with RunnerDecoder(arm.runner) as decoder:
-            try:
-                decoder.refuse_unfit(1, prompts.shape[1], new_tokens)
-            except BackendError as error:
-                raise _LeftOutError(error.message) from error
+        with decoder_of(arm, prompts.shape[1], new_tokens) as decoder:
             texts[name] = continuations(
                 decoder,
                 prompts,

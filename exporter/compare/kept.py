@@ -18,10 +18,12 @@ from exporter.artifacts import library_versions
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.prompts import questions
 from exporter.compare.tasks.choosing import task_versions
 from exporter.compare.tasks.probes import make_probes
 from exporter.engines.environment import environment
 from exporter.files import sha256_file
+from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.sources import TextSource
 
 _T = TypeVar("_T")
@@ -98,10 +100,13 @@ def _asked(pair: Pair, texts: TextSource) -> dict[str, Any]:
         "quality": vars(options.quality),
         "tasks": task_versions(options.quality),
         "probes": [probe.sha256 for probe in make_probes(options.quality.probes)],
+        "prompts": questions(options.quality.prompts).texts,
         "folders": {name: _beside(arm) for name, arm in pair.judged.items()},
     }
 
 
 def _beside(arm: ComparedArm) -> list[Any]:
     tokenizer = arm.folder.tokenizer
-    return [arm.folder.config, None if tokenizer is None else sha256_file(tokenizer)]
+    if tokenizer is None:
+        return [arm.folder.config]
+    return [arm.folder.config, sha256_file(tokenizer), ChatTemplate.beside(tokenizer)]

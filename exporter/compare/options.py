@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from exporter.option_types import (
     Count,
     Duration,
+    InputFile,
     InputFolder,
     Lengths,
     Names,
@@ -108,6 +109,8 @@ class QualityOptions(TaskOptions):
             predicted once from at least ``eval_sequence_length - stride`` others; None for samples
             that don't overlap.
         agreement_prompts: 0 for none.
+        prompts: None for the built-in ones; see :func:`exporter.models.texts.sources.read_prompts`.
+        answer_tokens: 0 for no answers, and no nearest neighbours.
         long_context: Lengths at which needles are looked for and the end of a text is predicted.
     """
 
@@ -126,6 +129,21 @@ class QualityOptions(TaskOptions):
     )
     agreement_tokens: Count = option(
         64, "Tokens that both models generate for each prompt.", section=ACCURACY, rare=True
+    )
+    prompts: InputFile | None = option(
+        None,
+        "Show both models' answers to these prompts: a text file with a prompt a line, or JSONL "
+        "with the field prompt. For an encoder: sentences to find the nearest neighbours in.",
+        brief="Prompts whose answers the report shows: a file",
+        usual="built-in ones",
+        section=ACCURACY,
+    )
+    answer_tokens: WholeOrNone = option(
+        40,
+        "Maximum number of tokens of each answer that the report shows; none: no answers and no "
+        "nearest neighbours.",
+        section=ACCURACY,
+        config_only=True,
     )
     long_context: Lengths = option(
         (),

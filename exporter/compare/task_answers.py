@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from exporter.artifacts import TaskResult
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.kept import AccuracyCache
+from exporter.compare.prompts import questions
 from exporter.compare.quality.agreement import LOGITS, predicts_next_token
 from exporter.compare.tasks.choosing import refuse_missing_tasks, score_tasks
 from exporter.compare.tasks.probes import make_probes
@@ -20,14 +21,16 @@ from exporter.models.model_folder import ModelFolder
 
 
 def check_questions(pair: Pair) -> None:
-    """Refuses tasks and long contexts that can't be scored, before anything is measured.
+    """Refuses prompts, tasks and long contexts that are no such, before anything is measured.
 
     Raises:
+        TextSourceError: The user's prompts can't be read.
         TaskError: A local task is not there, or a line is broken.
         ComparisonError: The models have no logits, or are compiled anew for each length.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
     quality, runner = pair.options.quality, pair.baseline.runner
+    questions(quality.prompts)
     if not (quality.tasks or quality.long_context):
         return
     if LOGITS not in {spec.name for spec in runner.outputs}:

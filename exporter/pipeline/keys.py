@@ -67,7 +67,7 @@ def measure_key(run: Run) -> Key:
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
         "options": vars(run.request.compare),
         "text": file_hash(run.request.compare.eval_text),
-        "tasks": _task_hashes(run.request.compare.quality),
+        "tasks": _question_hashes(run.request.compare.quality),
         "calibration": run.ledger.files_hash("score"),
         "machine": [processor_name(), default_threads(), gpu_name()],
         "versions": run.versions,
@@ -93,18 +93,19 @@ def request_key(request: ExportRequest, source_sha256: str, plan: str | None) ->
         "asked": asked,
         "plan": plan,
         "texts": [file_hash(text) for text in texts],
-        "tasks": _task_hashes(request.compare.quality),
+        "tasks": _question_hashes(request.compare.quality),
         "items": [file_hash(str(path)) for path in request.search.task_files],
         "writes": REPORTS,
         "versions": {**library_versions(), "python": platform.python_version()},
     }
 
 
-def _task_hashes(quality: QualityOptions) -> list[str | None]:
-    """Of the tasks' files, where they are local."""
-    folder = quality.task_data
+def _question_hashes(quality: QualityOptions) -> list[str | None]:
+    """Of the user's prompts, and of the tasks' files where they are local."""
+    folder, prompts = quality.task_data, quality.prompts
     names = () if folder is None else quality.tasks
-    return [file_hash(f"{folder}/{name}.jsonl") for name in names]
+    files = [*([prompts] if prompts else []), *(f"{folder}/{name}.jsonl" for name in names)]
+    return [file_hash(str(file)) for file in files]
 
 
 def file_hash(source: str | None) -> str | None:

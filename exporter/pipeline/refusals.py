@@ -9,6 +9,7 @@ from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.selection.task_items import part_items, read_tasks
+from exporter.compare.prompts import questions
 from exporter.compare.session import decided_on, evaluation_text
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.config import refuse_unknown_targets
@@ -76,6 +77,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
     _refuse_deciding_text(request)
     _refuse_steering_items(request)
     refuse_missing_tasks(request.compare.quality)
+    questions(request.compare.quality.prompts)
 
 
 def _refuse_plan(path: Path) -> None:

@@ -181,7 +181,7 @@ class ExportRequest(Options):
             *("stride", "agreement_tokens", "long_context"),
             *("threshold", "generate", "task_limit", "probes"),
         ),
-        rare=("threads", "time_budget_s", "rounds", "eval_tokens", "task_data"),
+        rare=("threads", "time_budget_s", "rounds", "eval_tokens", "task_data", "prompts"),
     )
     quantize: QuantizeSettings | None = part(
         switch="scheme",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, zip_longest
 
 from rich import box
 from rich.table import Table
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from exporter.artifacts import ComparisonReport
 from exporter.printable import counted, one_line
+from exporter.report.sections.answers import answer_grids
 from exporter.report.sections.blocks import Cell, Grid, Sign, plain, verdict_sign
 from exporter.report.sections.corners import corners_grid
 from exporter.report.sections.summary import (
@@ -22,18 +25,20 @@ from exporter.report.sections.summary import (
 )
 from exporter.report.words import dropped_lines
 
+_PROSE_WIDTH = 25  # three such columns fit into 80
 _STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim", "cut": "bold"}
 
 
 def comparison_grids(report: ComparisonReport) -> list[Grid]:
-    """Latency, accuracy, tasks, probes and size in one table, apart; then the corners."""
+    """Latency, accuracy, tasks, probes, size in one table; corners; what the arms say."""
     rows: list[Sequence[Cell]] = []
     parts = (latency_rows, accuracy_rows, task_rows, probe_rows, size_rows)
     for section in filter(None, (part(report) for part in parts)):
         rows += [[]] if rows else []
         rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]
     found = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]
-    return [*found, corners_grid(report, brief=True)] if report.corners else found
+    corners = [corners_grid(report, brief=True)] if report.corners else []
+    return [*found, *corners, *answer_grids(report, brief=True)]
 
 
 def comparison_title(report: ComparisonReport) -> str:
@@ -54,7 +59,12 @@ def drawn_table(grid: Grid) -> Table:
         pad_edge=False,
     )  # fmt: skip
     for column, name in enumerate(grid.header):
-        table.add_column(name, justify="right" if column in grid.right else "left", no_wrap=True)
+        table.add_column(
+            name,
+            justify="right" if column in grid.right else "left",
+            no_wrap=not grid.is_prose,
+            overflow="fold" if grid.is_prose else "ellipsis",
+        )
     for row in grid.rows:
         if not row:
             table.add_section()
@@ -84,6 +94,13 @@ def plain_text(grids: Iterable[Grid]) -> str:
     """Tables below one another, each below its caption."""
     texts = []
     for grid in grids:
-        header, *rows = plain_lines(grid.header, grid.rows, grid.right)
-        texts.append("\n".join([grid.caption, header, "", *rows]))
+        rows = chain.from_iterable(map(_wrapped, grid.rows)) if grid.is_prose else grid.rows
+        header, *lines = plain_lines(grid.header, rows, grid.right)
+        texts.append("\n".join([grid.caption, header, "", *lines]))
     return "\n\n".join(texts) + "\n"
+
+
+def _wrapped(row: Sequence[Cell]) -> Iterator[list[str]]:
+    """A row of sentences as rows of short lines; an empty row as it is."""
+    lines = [textwrap.wrap(one_line(plain(cell)), _PROSE_WIDTH) for cell in row]
+    yield from map(list, zip_longest(*lines, fillvalue="")) if row else [[]]

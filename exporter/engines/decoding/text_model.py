@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter.errors import BackendError
 from exporter.models.model_folder import longest_sequence, read_config, read_object
+from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.tokenizer import read_tokenizer
 from exporter.optional import require
 
@@ -66,6 +67,26 @@ class TextModel:
         ids: list[int] = self._loaded.encode(text, add_special_tokens=special).ids
         return ids
 
+    def encode_chat(self, said: str, **more: object) -> list[int]:
+        """The tokens of a user's words in the chat template, up to where the answer begins.
+
+        Args:
+            said: The words.
+            more: Variables of the template, as :meth:`ChatTemplate.prompt` has them.
+
+        Raises:
+            BackendError: There is no template, or it fails.
+        """
+        if self.chat is None:
+            raise BackendError(
+                f"There is no chat template beside {self.tokenizer}: neither chat_template.jinja "
+                "nor an entry in tokenizer_config.json.",
+                "Leave --chat out to have the prompt continued as it is, or name the folder of a "
+                "tokenizer that has one with --tokenizer.",
+                code="no-chat-template",
+            )
+        return self.encode(self.chat.prompt(said, **more), special=False)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The tokens' text, without special tokens."""
         text: str = self._loaded.decode(list(token_ids))
@@ -74,6 +95,11 @@ class TextModel:
     def stream(self, write: Callable[[str], object]) -> TextStream:
         """Writes a text while its tokens come."""
         return TextStream(self, write)
+
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """The chat template in the tokenizer's folder."""
+        return ChatTemplate.beside(self.tokenizer)
 
     @cached_property
     def _loaded(self) -> Any:

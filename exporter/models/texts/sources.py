@@ -88,6 +88,23 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
     return _source(spec, [text])
 
 
+def read_prompts(path: Path) -> TextSource:
+    """Reads a file that a user named, a prompt a line.
+
+    Args:
+        path: A UTF-8 text file, or a JSON-lines file: the field ``prompt``, else the longest
+            string field. Empty lines don't count.
+
+    Raises:
+        TextSourceError: With the file, the line and what is wrong; or it holds no prompt.
+    """
+    text = _read_file(path)
+    lines: Iterable[str] = map(str.strip, text.split("\n"))
+    if path.suffix.lower() in _JSONL_SUFFIXES:
+        lines = _jsonl_documents(text, path, "prompt")
+    return _source(str(path), lines, "Write a prompt a line into it.")
+
+
 def refuse_same_text(
     judged: TextSource | CalibrationRef,
     others: Iterable[TextSource | CalibrationRef],
@@ -109,10 +126,10 @@ def refuse_same_text(
             raise error(f"{judged.source} is {what}.", hint, code="same-text")
 
 
-def _source(label: str, documents: Iterable[str]) -> TextSource:
+def _source(label: str, documents: Iterable[str], hint: str = SPEC_HINT) -> TextSource:
     kept = tuple(document for document in documents if document.strip())
     if not kept:
-        raise TextSourceError(f"{label} holds no text.", SPEC_HINT, code="no-text")
+        raise TextSourceError(f"{label} holds no text.", hint, code="no-text")
     try:
         return TextSource(label, kept, sha256_bytes("\0".join(kept).encode()))
     except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair
@@ -140,11 +157,11 @@ def _read_file(path: Path) -> str:
         ) from error
 
 
-def _jsonl_documents(text: str, path: Path) -> Iterator[str]:
+def _jsonl_documents(text: str, path: Path, field: str = "text") -> Iterator[str]:
     # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield _record_text(_parsed_line(line, path, number), f"{path}, line {number}")
+            yield _record_text(_parsed_line(line, path, number), f"{path}, line {number}", field)
 
 
 def _parsed_line(line: str, path: Path, number: int) -> Any:
@@ -159,20 +176,20 @@ def _parsed_line(line: str, path: Path, number: int) -> Any:
         ) from None
 
 
-def _record_text(record: Any, where: str) -> str:
-    hint = 'Each line must be an object with a string field, best called "text".'
+def _record_text(record: Any, where: str, field: str = "text") -> str:
+    hint = f'Each line must be an object with a string field, best called "{field}".'
     if not isinstance(record, dict):
         raise TextSourceError(
             f"{where}: a JSON object is needed, not {_json_type(record)}.",
             hint,
             code="not-an-object",
         )
-    named = record.get("text")
+    named = record.get(field)
     if isinstance(named, str):
         return named
-    if "text" in record:
+    if field in record:
         raise TextSourceError(
-            f'{where}: the field "text" is {_json_type(named)}.', hint, code="not-a-string"
+            f'{where}: the field "{field}" is {_json_type(named)}.', hint, code="not-a-string"
         )
     strings = [value for value in record.values() if isinstance(value, str)]
     if not strings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.report.sections.accuracy import accuracy_sections
+from exporter.report.sections.answers import answers_section
 from exporter.report.sections.blocks import Document, present
 from exporter.report.sections.corners import corners_section
 from exporter.report.sections.healing import healing_section
@@ -47,6 +48,7 @@ def comparison_document(
         corners_section(report),
         latency_section(report, sharing),
         accuracy,
+        answers_section(report),
         tradeoff_section(report) if sharing == 1 else None,
         *answers,
         size_section(report),

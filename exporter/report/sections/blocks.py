@@ -35,13 +35,15 @@ Cell = str | Sign | Link
 class Grid:
     """A table.
 
-    An empty first cell goes on with the row above. ``right`` are the columns of numbers.
+    An empty first cell goes on with the row above. ``right`` are the columns of numbers. Where
+    ``is_prose``, cells are sentences, which wrap on a terminal; there an empty row parts others.
     """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     right: Sequence[int] = ()
+    is_prose: bool = False
 
 
 @dataclass(frozen=True)

@@ -150,27 +150,37 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     stopped_while_timing(monkeypatch, *judged, options, resume=out)
     kept = [json.loads(line)["name"] for line in lines(out)]
     assert kept == [
-        "predictions", "generation", "tasks of the baseline", "tasks of the candidate",
+        "predictions", "generation", "sample answers", "tasks of the baseline",
+        "tasks of the candidate",
     ]  # fmt: skip
     fresh = compare(*judged, options).accuracy
     assert fresh is not None
     assert fresh.tasks
     assert fresh.generation is not None
+    assert fresh.answers is not None
+    assert fresh.answers.answers
     with monkeypatch.context() as patch:
-        for name in ("accuracy.generation_agreements", "task_answers.score_tasks"):
+        for name in (
+            "accuracy.generation_agreements", "accuracy.sample_answers", "task_answers.score_tasks",
+        ):  # fmt: skip
             patch.setattr(f"exporter.compare.{name}", stop)
         patch.setattr("exporter.compare.accuracy.compare_predictions", stop)
         assert compare(*judged, options, resume=out).accuracy == fresh
 
 
-@pytest.mark.parametrize("changed", ["options", "tokenizer", "task", "line"])
+@pytest.mark.parametrize("changed", ["options", "tokenizer", "template", "prompts", "task", "line"])
 def test_answers_to_another_question_are_measured_anew(
     judged: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    options, out = with_tasks(tmp_path), tmp_path / "out"
+    (tmp_path / "prompts.txt").write_text("the value\n")
+    options, out = with_tasks(tmp_path, prompts=tmp_path / "prompts.txt"), tmp_path / "out"
     stopped_while_timing(monkeypatch, *judged, options, resume=out)
     if changed == "options":
-        options = with_tasks(tmp_path, agreement_tokens=3)
+        options = with_tasks(tmp_path, prompts=tmp_path / "prompts.txt", agreement_tokens=3)
+    elif changed == "template":
+        (judged[0] / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    elif changed == "prompts":
+        (tmp_path / "prompts.txt").write_text("a list\n")
     elif changed == "tokenizer":
         path = judged[0] / "tokenizer.json"
         path.write_text(path.read_text() + "\n")

@@ -64,7 +64,7 @@ def test_every_form_of_the_report_has_them(report: ComparisonReport) -> None:
     assert "Whole and cut, in float and quantised" in plain
     assert any(line.split()[:2] == ["prefill", "128,"] and "(3.10x)" in line for line in plain)
     screen = io.StringIO()
-    _, grid = comparison_grids(report)
+    _, grid, *_ = comparison_grids(report)
     Console(file=screen, width=100).print(drawn_table(grid))
     assert "cut, int8" in screen.getvalue()
     assert "(3.10x)" in screen.getvalue()

@@ -1,0 +1,291 @@
+"""What both arms say: answers to prompts, and nearest neighbours, in reports and printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
+
+from exporter.artifacts import Accuracy, ComparisonReport
+from exporter.cli import run
+from exporter.compare.latency import Timed
+from exporter.compare.options import CompareOptions, QualityOptions
+from exporter.compare.prompts import questions, sentences
+from exporter.compare.session import compare
+from exporter.errors import BackendError, ComparisonError, TextSourceError
+from tests.made_reports import as_markdown, as_page, as_text
+from tests.raising import ends_in, raises
+
+pytest.importorskip("tokenizers")
+TEMPLATE = "the list {{ messages[0]['content'] }} is"
+CHAT = {"chat_template.jinja": TEMPLATE}
+
+
+@pytest.fixture(autouse=True)
+def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+
+
+def arms(folder: Path, files: dict[str, str] | None = None, **config: Any) -> list[Path]:
+    """A language model and the same with other weights, each with these files beside it."""
+    for name, noise in (("a", 0.0), ("b", 1.0)):
+        write_tiny_lm(folder / name, noise=noise)
+        write_tokenizer(folder / name)
+        (folder / name / "config.json").write_text(json.dumps({"eos_token_id": 0} | config))
+        for file, text in (files or {}).items():
+            (folder / name / file).write_text(text)
+    return [folder / "a", folder / "b"]
+
+
+def encoders(folder: Path) -> list[Path]:
+    made = [
+        write_tiny_lm(folder / name, layers=(), output="last_hidden_state", noise=noise)
+        for name, noise in (("a", 0.0), ("b", 0.5))
+    ]
+    for each in made:
+        write_tokenizer(each, ["guitar", "song", "tax", "law", "bread", "oven", "a", "the"])
+    return made
+
+
+def options(**quality: Any) -> CompareOptions:
+    few = {"agreement_prompts": 0, "probes": 0, "answer_tokens": 5} | quality
+    return CompareOptions(eval_tokens=96, prefill_lengths=(4,), quality=QualityOptions(**few))
+
+
+def accuracy(folders: list[Path], **quality: Any) -> Accuracy:
+    found = compare(*folders, options(**quality)).accuracy
+    assert found is not None
+    return found
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_built_in_prompts_are_answered_by_both(tmp_path: Path, chat: bool) -> None:
+    found = accuracy(arms(tmp_path, CHAT if chat else None)).answers
+    assert found is not None
+    assert (found.chat, found.source, found.new_tokens) == (chat, "built in", 5)
+    asked = questions(None)
+    assert [each.prompt for each in found.answers] == [*(asked.texts if chat else asked.openings)]
+    assert 3 <= len(found.answers) <= 5
+    assert any(each.baseline != each.candidate for each in found.answers)
+    assert not found.left_out
+
+
+def test_the_template_decides_what_the_model_reads(tmp_path: Path) -> None:
+    asked = {"prompts": written(tmp_path / "p.txt", "of that\n")}
+    (tmp_path / "chat").mkdir()
+    (tmp_path / "plain").mkdir()
+    chat = accuracy(arms(tmp_path / "chat", CHAT), **asked).answers
+    plain = accuracy(arms(tmp_path / "plain"), **asked).answers
+    (tmp_path / "p.txt").write_text("the list of that is")
+    same = accuracy([tmp_path / "plain" / name for name in "ab"], **asked).answers
+    assert chat is not None
+    assert plain is not None
+    assert same is not None
+    assert chat.answers[0].baseline == same.answers[0].baseline != plain.answers[0].baseline
+    assert (chat.answers[0].prompt, same.answers[0].prompt) == ("of that", "the list of that is")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "the value\n\n  if that \n"),
+        (
+            "p.jsonl",
+            '{"prompt": "the value", "more": "longer than the prompt"}\n{"q": "if that"}\n',
+        ),
+    ],
+)
+def test_the_user_s_prompts_are_a_line_each(tmp_path: Path, name: str, text: str) -> None:
+    path = written(tmp_path / name, text)
+    found = accuracy(arms(tmp_path), prompts=path).answers
+    assert found is not None
+    assert [each.prompt for each in found.answers] == ["the value", "if that"]
+    assert found.source == str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code"),
+    [
+        ("p.txt", "\n  \n", "no-text"),
+        ("p.jsonl", "", "no-text"),
+        ("p.jsonl", '{"prompt": 3}', "not-a-string"),
+        ("p.jsonl", "prompt", "not-json"),
+    ],
+)
+def test_a_file_without_prompts_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, code: str
+) -> None:
+    monkeypatch.delattr("exporter.compare.accuracy.compare_predictions")
+    with raises(TextSourceError, code, name):
+        accuracy(arms(tmp_path), prompts=written(tmp_path / name, text))
+
+
+def test_an_answer_says_whether_it_was_cut(tmp_path: Path) -> None:
+    (tmp_path / "on").mkdir()
+    (tmp_path / "end").mkdir()
+    prompts = written(tmp_path / "p.txt", "the value")
+    cut = accuracy(arms(tmp_path / "on", eos_token_id=99), prompts=prompts).answers
+    every = list(range(32))
+    ended = accuracy(arms(tmp_path / "end", eos_token_id=every), prompts=prompts).answers
+    assert cut is not None
+    assert ended is not None
+    assert not cut.answers[0].baseline.ended
+    assert cut.answers[0].baseline.text
+    assert ended.answers[0].baseline.ended
+    assert not ended.answers[0].baseline.text
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "reason"),
+    [
+        ({}, {"max_position_embeddings": 96}, "96"),
+        ({"chat_template.jinja": "{% for"}, {}, "chat_template.jinja"),
+        ({"chat_template.jinja": ""}, {}, "prompt 1"),
+    ],
+)
+def test_what_can_t_be_answered_is_left_out_with_a_reason_or_refused_if_it_was_asked_for(
+    tmp_path: Path, files: dict[str, str], config: dict[str, int], reason: str
+) -> None:
+    folders = arms(tmp_path, files, **config)
+    found = accuracy(folders, answer_tokens=90)
+    assert found.answers is not None
+    assert found.answers.answers == []
+    assert reason in found.answers.left_out
+    assert found.top1_agreement is not None
+    own = written(tmp_path / "p.txt", "the value " * 4)
+    with raises(ComparisonError, "prompts-unanswered", "--prompts", own, reason):
+        accuracy(folders, answer_tokens=90, prompts=own)
+
+
+def test_without_a_tokenizer_one_line_says_so(tmp_path: Path) -> None:
+    folders = arms(tmp_path)
+    for folder in folders:
+        (folder / "tokenizer.json").unlink()
+    report = compare(*folders, options())
+    assert report.accuracy is not None
+    assert report.accuracy.answers is not None
+    assert "tokenizer.json" in report.accuracy.answers.left_out
+    (line,) = (
+        as_markdown(report).split("## What the models say\n\n")[1].split("\n\n## ")[0].splitlines()
+    )
+    assert "tokenizer.json" in line
+    assert "Sample answers" not in as_text(report)
+
+
+def test_nobody_has_to_ask(tmp_path: Path) -> None:
+    report = compare(*arms(tmp_path), options(answer_tokens=0))
+    assert report.accuracy is not None
+    assert report.accuracy.answers is None
+    assert "What the models say" not in as_markdown(report)
+    (tmp_path / "encoders").mkdir()
+    assert accuracy(encoders(tmp_path / "encoders"), answer_tokens=0).neighbours is None
+
+
+def test_a_tokenizer_of_another_model_s_template_is_left_out(tmp_path: Path) -> None:
+    folders = arms(tmp_path, {"chat_template.jinja": "beyond"})
+    for folder in folders:
+        write_tokenizer(folder, [*WORDS, *(f"w{number}" for number in range(20)), "beyond"])
+    found = accuracy(folders).answers
+    assert found is not None
+    assert found.left_out
+    assert not found.answers
+
+
+def test_encoders_have_neighbours(tmp_path: Path) -> None:
+    found = accuracy(encoders(tmp_path)).neighbours
+    assert found is not None
+    assert found.sentences == len(sentences(None).texts) == 12
+    assert [each.query for each in found.queries] == [*sentences(None).texts[:4]]
+    for each in found.queries:
+        for near in (each.baseline, each.candidate):
+            assert len(near) == 2
+            assert near[0].cosine >= near[1].cosine
+            assert each.query not in [one.sentence for one in near]
+
+
+def test_the_nearest_of_the_user_s_sentences_are_those_with_the_same_words(tmp_path: Path) -> None:
+    text = "guitar song\ntax law\nbread oven\nsong guitar\nlaw tax\noven bread\n"
+    path = written(tmp_path / "s.txt", text)
+    found = accuracy(encoders(tmp_path), prompts=path).neighbours
+    assert found is not None
+    nearest = {each.query: each.baseline[0].sentence for each in found.queries}
+    assert nearest["guitar song"] == "song guitar"
+    assert nearest["tax law"] == "law tax"
+    assert nearest["bread oven"] == "oven bread"
+    assert found.queries[0].baseline[0].cosine == pytest.approx(1, abs=1e-6)
+    path.write_text("guitar song\ntax law\n")
+    with raises(ComparisonError, "too-few-sentences", path, 2):
+        accuracy([tmp_path / "a", tmp_path / "b"], prompts=path)
+
+
+def test_encoders_without_a_tokenizer_have_none(tmp_path: Path) -> None:
+    folders = encoders(tmp_path)
+    for folder in folders:
+        (folder / "tokenizer.json").unlink()
+    found = accuracy(folders).neighbours
+    assert found is not None
+    assert "tokenizer.json" in found.left_out
+    assert found.queries == []
+
+
+def test_the_command_shows_them_in_every_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = written(tmp_path / "text.txt", " ".join(np.random.default_rng(0).choice(WORDS, 900)))
+    prompts = written(tmp_path / "p.txt", "the value")
+    call = ["compare", *map(str, arms(tmp_path, CHAT)), "-o", str(tmp_path / "out"), "-q"]
+    more = ["--eval-text", str(text), "--eval-tokens", "96", "--prompts", str(prompts)]
+    keys = written(tmp_path / "c.yaml", "{probes: none, agreement_prompts: 0, answer_tokens: 3}")
+    assert run([*call, *more, "--config", str(keys)]) == 0
+    report = ComparisonReport.read(tmp_path / "out" / "report.json")
+    assert report.accuracy is not None
+    assert report.accuracy.answers is not None
+    (found,) = report.accuracy.answers.answers
+    words = found.candidate.text.split()
+    assert 0 < len(words) <= 3
+    for told in (capsys.readouterr().out, as_markdown(report), as_page(report)):
+        assert "the value" in told
+        assert " ".join(words) in told
+    with ends_in(TextSourceError, "no-text", prompts):
+        prompts.write_text("")
+        assert run([*call, *more]) == 2
+
+
+def test_generate_asks_in_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(arms(tmp_path, CHAT)[0])
+    call = ["generate", model, "-n", "4", "--threads", "1", "--json", "-q"]
+    assert run([*call, "of that", "--chat"]) == 0
+    chat = json.loads(capsys.readouterr().out)["token_ids"]
+    assert run([*call, "the list of that is"]) == 0
+    assert json.loads(capsys.readouterr().out)["token_ids"] == chat
+    assert run([*call, "of that"]) == 0
+    assert json.loads(capsys.readouterr().out)["token_ids"] != chat
+
+
+def test_generate_makes_no_template_up(tmp_path: Path) -> None:
+    model = arms(tmp_path)[0]
+    with ends_in(BackendError, "no-chat-template", "--chat", "--tokenizer", model):
+        assert run(["generate", str(model), "of that", "--chat"]) == 2
+    (tmp_path / "elsewhere").mkdir()
+    write_tokenizer(tmp_path / "elsewhere")
+    written(tmp_path / "elsewhere" / "chat_template.jinja", TEMPLATE)
+    other = ["--tokenizer", str(tmp_path / "elsewhere"), "-n", "2", "--threads", "1"]
+    assert run(["generate", str(model), "of that", "--chat", *other]) == 0
+
+
+def test_an_encoder_can_t_be_asked(tmp_path: Path) -> None:
+    model = encoders(tmp_path)[0]
+    with ends_in(BackendError, "no-chat-template"):
+        assert run(["generate", str(model), "the guitar", "--chat"]) == 2
+    written(model / "chat_template.jinja", TEMPLATE)
+    with ends_in(BackendError, "no-kv-cache"):
+        assert run(["generate", str(model), "the guitar", "--chat"]) == 2

@@ -1,0 +1,140 @@
+"""Chat templates: where they stand, what they write, what they may not do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.errors import BackendError, UnsafeInputError
+from exporter.models.texts.chat_template import ChatTemplate
+from tests.raising import raises
+
+TURNS = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+
+
+def beside(folder: Path, files: dict[str, Any]) -> ChatTemplate | None:
+    """The template of a folder with these files."""
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name).write_text(text)
+    return ChatTemplate.beside(folder / "tokenizer.json")
+
+
+def prompt(template: str, **more: Any) -> str:
+    return ChatTemplate(template, Path(FILE)).prompt("hi", **more)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {FILE: TURNS, CONFIG: {"bos_token": "<s>"}},
+        {FILE: TURNS, CONFIG: {"bos_token": {"content": "<s>"}, "chat_template": "other"}},
+        {CONFIG: {"bos_token": "<s>", "chat_template": TURNS}},
+        {
+            CONFIG: {
+                "chat_template": [
+                    {"name": "tool_use", "template": "other"},
+                    {"name": "default", "template": TURNS},
+                ]
+            },
+            "special_tokens_map.json": {"bos_token": "<s>"},
+        },
+    ],
+)
+def test_a_template_is_found_with_its_tokens(tmp_path: Path, files: dict[str, Any]) -> None:
+    found = beside(tmp_path, files)
+    assert found is not None
+    assert found.prompt("hi") == "<s><|user|>hi<|assistant|>"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {CONFIG: {"bos_token": "<s>"}},
+        {CONFIG: {"chat_template": 7}},
+        {CONFIG: {"chat_template": {"a": "b"}}},
+        {CONFIG: {"chat_template": [{"name": "tool_use", "template": "x"}, 3]}},
+    ],
+)
+def test_where_there_is_none_none_is_made_up(tmp_path: Path, files: dict[str, Any]) -> None:
+    assert beside(tmp_path, files) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        ("{% generation %}{{ messages[0]['content'] }}{% endgeneration %}!", "hi!"),
+        ("{% for a in [1, 2, 3] %}{% if a == 2 %}{% break %}{% endif %}{{ a }}{% endfor %}", "1"),
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "hi"}]'),
+        ("{% set n = namespace(a=1) %}{% if true %}{% set n.a = 2 %}{% endif %}{{ n.a }}", "2"),
+        ("{% if tools is not none %}tools{% endif %}none", "none"),
+        ("  {% if true %}\n  a\n  {% endif %}\n", "  a\n"),
+        ("{{ enable_thinking is defined }}", "False"),
+        ("{{ strftime_now('%%') }}", "%"),
+    ],
+)
+def test_templates_have_what_transformers_gives_them(template: str, wanted: str) -> None:
+    assert prompt(template) == wanted
+
+
+def test_variables_that_some_templates_know_reach_them() -> None:
+    assert prompt("{{ enable_thinking }}", enable_thinking=False) == "False"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for",
+        "{{ raise_exception('no') }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% set n = namespace(__class__=1) %}",
+        "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+        "{{ namespace({'_a': 1}) }}",
+        "{% for a in range(10**9) %}{% endfor %}",
+        "{% for a in range(99999) %}{{ 'x' * 99 }}{% endfor %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    ],
+)
+def test_a_template_that_fails_or_reaches_out_is_told(template: str) -> None:
+    with raises(BackendError, "broken-chat-template", FILE):
+        prompt(template)
+
+
+def test_a_template_is_read_by_the_door(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "secret").write_text("s")
+    (tmp_path / "model" / FILE).symlink_to(tmp_path / "secret")
+    with raises(UnsafeInputError, "", tmp_path / "model" / FILE):
+        beside(tmp_path / "model", {})
+    (tmp_path / FILE).write_bytes(b"\xff")
+    with raises(BackendError, "unreadable", tmp_path / FILE):
+        beside(tmp_path, {})
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "template", [TURNS, "{%- for m in messages %}\n  {{ m | tojson }}\n{% endfor %}"]
+)
+def test_transformers_writes_the_same(tmp_path: Path, template: str) -> None:
+    from tiny_lm import write_tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    write_tokenizer(tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path, bos_token="<s>", eos_token="</s>")
+    theirs.chat_template = template
+    theirs.save_pretrained(tmp_path)
+    ours = ChatTemplate.beside(tmp_path / "tokenizer.json")
+    assert ours is not None
+    said = 'Name <three> "colours" é.'
+    turn = [{"role": "user", "content": said}]
+    wanted = theirs.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert ours.prompt(said) == wanted
