@@ -30,10 +30,10 @@ from exporter.compare.task_answers import (
     task_results,
     why_no_probes,
 )
+from exporter.models.texts.passages import LONGEST_PASSAGE
 from exporter.models.texts.sources import TextSource
 
 _EMBEDDED_TEXTS = 64
-_LONGEST_TEXT = 128  # tokens, as sentence-transformers trains its small encoders
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Passages:
 def _passages(pair: Pair, texts: TextSource) -> _Passages:
     """Passages of the text; random tokens where neither arm has a tokenizer."""
     folder = pair.baseline.folder
-    longest = min(_LONGEST_TEXT, folder.longest_sequence or _LONGEST_TEXT)
+    longest = min(LONGEST_PASSAGE, folder.longest_sequence or LONGEST_PASSAGE)
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
     if tokenizer is None:
         drawn = random_ids(

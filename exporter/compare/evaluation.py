@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
 from exporter.models.texts.packing import pack_tokens, with_ends
+from exporter.models.texts.passages import paragraphs
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import tokenizer_in
 
-_PASSAGE_CHARACTERS = 40  # shorter paragraphs are headings
 RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json next to the models)"
 
 
@@ -115,9 +114,7 @@ def tokenize_passages(
     Raises:
         ComparisonError: The tokenizer can't be read.
     """
-    parts = (part for text in texts.documents for part in re.split(r"\n\s*\n", text))
-    joined = (" ".join(part.split()) for part in parts)
-    passages = [*dict.fromkeys(part for part in joined if len(part) >= _PASSAGE_CHARACTERS)]
+    passages = paragraphs(texts)
     encode = tokenizer_in(tokenizer_path).encode
     chosen = passages[:: max(1, len(passages) // most)][:most]
     return [np.array(encode(passage, True)[:longest], np.int64) for passage in chosen]

@@ -84,8 +84,20 @@ class Floors(Options):
         brief="Share of equal top-1 tokens: 0.95",
         section=REACHING,
     )
+    embedding_cosine: OpenShare | None = option(
+        None,
+        "Encoders: minimum mean cosine with the whole model's embeddings, such as 0.98.",
+        "--min-embedding-cosine",
+        brief="Encoders: minimum cosine of embeddings: 0.98",
+        section=REACHING,
+    )
 
     def __bool__(self) -> bool:
+        return self.of_next_tokens or self.embedding_cosine is not None
+
+    @property
+    def of_next_tokens(self) -> bool:
+        """Whether they limit what only models with next tokens have."""
         return self.perplexity_increase is not None or self.top1_agreement is not None
 
     @property
@@ -195,6 +207,7 @@ class Budget(Options):
             "at": None if self.at is None else str(self.at),
             "max_perplexity_increase": self.floors.perplexity_increase,
             "min_top1_agreement": self.floors.top1_agreement,
+            "min_embedding_cosine": self.floors.embedding_cosine,
         }
         if self.fits is not None:
             found |= {
@@ -210,5 +223,5 @@ class Budget(Options):
 def asks_for_more_than_numbers(told: Mapping[str, Any]) -> bool:
     """Whether a budget, by its options' keys, asks for what no ranking of scores gives."""
     names = ("parameters", "fits", "faster")
-    floors = ("at_most", "min_top1_agreement")
+    floors = ("at_most", "min_top1_agreement", "min_embedding_cosine")
     return any(told.get(name) is not None for name in (*names, *floors))

@@ -17,7 +17,7 @@ from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import Option, Step, cut_of_options, standing_options
 from exporter.compare.quality.intervals import mean_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
@@ -218,11 +218,11 @@ class QualityCheck:
         self._meter = RememberingMeter(meter)
         self.floors = floors
 
-    def damage(self, candidate: PlanCandidate) -> Damage:
+    def damage(self, candidate: PlanCandidate) -> AnyDamage:
         """What a candidate costs."""
         return self.damage_of(candidate.cut)
 
-    def damage_of(self, cut: BranchReplacements) -> Damage:
+    def damage_of(self, cut: BranchReplacements) -> AnyDamage:
         """What a cut costs."""
         return self._meter.measure_many(cut, [])[0]
 
@@ -234,8 +234,10 @@ class QualityCheck:
         """The floors that a candidate doesn't keep, in words."""
         return self.broken_by(self.damage(candidate))
 
-    def broken_by(self, damage: Damage) -> list[str]:
+    def broken_by(self, damage: AnyDamage) -> list[str]:
         """The floors that so much damage doesn't keep, in words."""
+        if isinstance(damage, EmbeddingDamage):
+            return self._broken_by_embeddings(damage)
         floors = self.floors
         found = []
         most = _end(damage.nll_sums - damage.baseline_nll_sums, damage.positions, 1)
@@ -255,6 +257,16 @@ class QualityCheck:
             )
         return found
 
+    def _broken_by_embeddings(self, damage: EmbeddingDamage) -> list[str]:
+        floor = self.floors.embedding_cosine
+        least = _end(damage.cosines, np.ones_like(damage.cosines), 0)
+        if floor is None or least >= floor:
+            return []
+        return [
+            f"the embeddings' mean cosine is {damage.cosine:.3f}, "
+            f"95 % interval down to {least:.3f} (at least: {floor:.3f})"
+        ]
+
 
 def _end(sums: NDArray[np.float64], counts: NDArray[np.float64], end: Literal[0, 1]) -> float:
     """The lower or upper end of a mean's 95 % interval; the mean where the samples give none."""
@@ -267,8 +279,10 @@ def percent(log_increase: float) -> str:
     return f"{math.expm1(min(log_increase, 50.0)):.1%}"
 
 
-def damage_words(damage: Damage) -> str:
+def damage_words(damage: AnyDamage) -> str:
     """What a candidate costs, in a few words."""
+    if isinstance(damage, EmbeddingDamage):
+        return f"mean cosine of the embeddings {damage.cosine:.3f}"
     return (
         f"perplexity {math.expm1(min(damage.log_perplexity_increase, 50.0)):+.1%}, "
         f"KL divergence {damage.kl:.3f} nats, same top-1 token {damage.top1_agreement:.1%}"

@@ -26,7 +26,7 @@ from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words
@@ -51,7 +51,7 @@ class Outcome:
 
     plan: PruningPlan
     branch_replacements: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
-    damage: Damage | None = None
+    damage: AnyDamage | None = None
     speedup: Speedup | None = None
     healing: HealingReport | None = None
     weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Outcome:
         if "other_log_perplexity_increase" in figures:
             told += f" (perplexity in the other domain {_rise(figures, 'other_')})"
         for each in self.plan.judged_apart:
-            told += f"; on {each.text.source} {_rise(each.figures)}"
+            told += f"; on {each.text.source} {_change(each.figures)}"
         if self.plan.predicted_on != "unseen":
             told += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: probably too optimistic)"
         return told + self._parameters()
@@ -92,15 +92,27 @@ def _rise(figures: Mapping[str, float], where: str = "") -> str:
     return f"{math.expm1(min(figures[f'{where}log_perplexity_increase'], 50.0)):+.1%}"
 
 
-def damage_figures(damage: Damage) -> dict[str, float]:
+def _change(figures: Mapping[str, float]) -> str:
+    """Of one text: the perplexity's, or the embeddings' cosine."""
+    return f"cosine {figures['cosine']:.3f}" if "cosine" in figures else _rise(figures)
+
+
+_ANSWER_FIGURES = (
+    *("kl", "log_perplexity_increase", "top1_agreement"),
+    *("kl_std_error", "log_perplexity_increase_std_error"),
+)
+_EMBEDDING_FIGURES = ("cosine", "cosine_std_error")
+
+
+def damage_figures(damage: AnyDamage) -> dict[str, float]:
     """What a plan says of its damage, with standard errors as far as they are known."""
-    names = ("kl", "log_perplexity_increase", "top1_agreement")
-    errors = ("kl_std_error", "log_perplexity_increase_std_error")
-    found = {name: getattr(damage, name) for name in (*names, *errors)}
+    embedded = isinstance(damage, EmbeddingDamage)
+    names = _EMBEDDING_FIGURES if embedded else _ANSWER_FIGURES
+    found = {name: getattr(damage, name) for name in names}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def judged_apart(damage: Damage, text: CalibrationText) -> list[JudgedText]:
+def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:
     """Its figures on each text of a mixture; none for a single text.
 
     Args:
@@ -119,7 +131,7 @@ def judged_apart(damage: Damage, text: CalibrationText) -> list[JudgedText]:
 def predicted(
     budget: Budget,
     candidate: PlanCandidate,
-    damage: Damage,
+    damage: AnyDamage,
     sizes: GraphSizes,
     costs: CostTable | None,
     rank: int | None,
@@ -242,6 +254,7 @@ def curve_of(
     points = []
     for candidate in candidates:
         damage = checker.damage(candidate)
+        assert isinstance(damage, Damage)
         points.append(
             CurvePoint(
                 deletions=candidate.deletions,

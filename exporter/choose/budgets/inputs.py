@@ -31,11 +31,14 @@ from exporter.choose.selection.meters import (
 )
 from exporter.choose.selection.options import protected_names
 from exporter.choose.selection.refusals import refuse_another_model
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.choose.selection.task_items import TaskParts, part_items, read_tasks, task_parts
 from exporter.compare.tasks.items import TaskItems
 from exporter.errors import UsageError
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
+from exporter.models.ablation.damage import AnyDamage
+from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import text_of_report
 from exporter.progress import QUIET, Progress
@@ -141,18 +144,30 @@ class PlanInputs:
         return loaded
 
     @cached_property
+    def searching(self) -> SearchOptions:
+        """How the search goes, with what it keeps small named."""
+        predicts = predicts_tokens(self.loaded.model)
+        return self.settings.search.for_model(predicts_tokens=predicts)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the search keeps the damage to embeddings small."""
+        return self.searching.kept_small == "cosine"
+
+    @cached_property
     def sizes(self) -> GraphSizes:
         """What sublayers weigh."""
         return self._given_sizes or module_sizes(self.loaded)
 
     @cached_property
     def text(self) -> CalibrationText:
-        """All that the scores rest on, or as much of each of other texts."""
+        """All that the scores rest on, or as much of each of other texts; paragraphs to embed."""
         return text_of_report(
             self.loaded,
             self.report.calibration,
             calibration=self.settings.calibration,
             cache_dir=self._cache_dir,
+            passages=self.embeds,
             progress=self._progress,
         )
 
@@ -235,17 +250,18 @@ class PlanInputs:
         """Holds the tokens on which nothing is decided."""
         return QualityCheck(meter_here(self.loaded, self.texts.reported, self.settings.batch_size))
 
-    def _objective_meter(self) -> RememberingMeter:
+    def _objective_meter(self) -> RememberingMeter[AnyDamage]:
         """Measures what the search keeps small."""
         if self.tasks is None:
             return self._searched_meter(self.texts.searched)
         return items_meter(self.loaded, self.tasks.steering, kept=self._work.journal)
 
-    def _searched_meter(self, text: CalibrationText) -> RememberingMeter:
+    def _searched_meter(self, text: CalibrationText) -> RememberingMeter[AnyDamage]:
         return searched_meter(
             self.loaded,
             self._measured_on(text),
             self.settings.batch_size,
+            embeds=self.embeds,
             kept=self._work.journal,
             make=self._make_meter,
         )

@@ -183,7 +183,7 @@ def _spread_meters(
     if cluster is None:
         return None
 
-    def make(loaded: Any, text: Any, batch_size: int, positions: int) -> Any:
+    def make(loaded: Any, text: Any, batch_size: int, positions: int, embeds: Any) -> Any:
         pool = workers.enter_context(
             open_pool(cluster.address, workers=cluster.workers, progress=progress)
         )
@@ -194,6 +194,7 @@ def _spread_meters(
             num_layers=loaded.ref.num_layers,
             batch_size=batch_size,
             positions=positions,
+            embeds=embeds,
         )
         return workers.enter_context(meter)
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from exporter.artifacts import CalibrationRef, ParetoCurve, PruningPlan, Speedup
 from exporter.artifacts.plans.by_score import check_counts, validate_plan
 from exporter.artifacts.plans.origin import parents_of
-from exporter.choose.budgets.candidates import PlanCandidate, percent
+from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import (
     ENOUGH_NATS,
     Outcome,
@@ -21,12 +21,12 @@ from exporter.choose.budgets.figures import (
     predicted,
 )
 from exporter.choose.budgets.inputs import PlanInputs
-from exporter.choose.budgets.refusals import refuse_no_front, refuse_nothing
+from exporter.choose.budgets.refusals import refuse_no_front, refuse_nothing, refuse_other_floors
 from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_use_up
 from exporter.choose.selection.by_scores import one_shot, scored_again
-from exporter.choose.selection.options import cut_of_options
+from exporter.choose.selection.options import cut_of_options, objective_of
 from exporter.choose.selection.refusals import refuse_counts
 from exporter.choose.selection.task_items import judged_tasks, task_figures, task_results
 from exporter.compare.tasks.scores import TaskScores
@@ -34,7 +34,7 @@ from exporter.heal.healed import heal
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.ablation.meter import predicts_tokens, refuse_headless
 from graph_passes.types import Replacement, SublayerRef
 
 
@@ -94,8 +94,6 @@ class Planner(PlanInputs):
         )
         chosen_on = {"chosen_on": self.text.parts}
         plan = self._plan_of(PlanCandidate(tuple(options))).model_copy(update=chosen_on)
-        if not predicts_tokens(self.loaded.model):
-            return Outcome(plan)
         damage = self._searched_meter(self.text).measure_many(cut_of_options(options), [])[0]
         measured_on = self._measured_on(self.text)
         told = {
@@ -111,6 +109,7 @@ class Planner(PlanInputs):
             self._refuse_unreachable()
         if self._given_sizes is not None:
             _ = self.goals  # what fits as it is needs no model
+        refuse_other_floors(self.budget.floors, predicts_tokens=predicts_tokens(self.loaded.model))
         candidate, speedup = self._measured() if self._times_candidates else (self._solved(), None)
         self._refuse_nothing(candidate)
         if speedup is None and self._stopwatch is not None:
@@ -145,6 +144,7 @@ class Planner(PlanInputs):
         Raises:
             PlanError: There is no such plan.
         """
+        refuse_headless(self.loaded.model)
         self.texts.refuse_short("a curve")
         unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
         with self._progress.task("search for the front"):
@@ -172,7 +172,7 @@ class Planner(PlanInputs):
             self._objective_meter(),
             self.checker,
             self.allowed.options,
-            self.settings.search,
+            self.searching,
             self.allowed.prior,
             self.allowed.quality,
             self._allow_all,
@@ -249,11 +249,11 @@ class Planner(PlanInputs):
             progress=self._progress,
         )
         before, after = self.checker.damage(candidate), self.checker.damage_of(again)
-        rises = before.log_perplexity_increase, after.log_perplexity_increase
-        better = rises[1] < rises[0] and not self.checker.broken_by(after)
+        costs = objective_of(before, "perplexity"), objective_of(after, "perplexity")
+        better = costs[1] < costs[0] and not self.checker.broken_by(after)
         self._progress.detail(
-            f"plan: fitted one after the other, the perplexity rises by {percent(rises[1])}, "
-            f"not by {percent(rises[0])}{'' if better else '; not used'}"
+            f"plan: fitted one after the other: {damage_words(after)}, before "
+            f"{damage_words(before)}{'' if better else '; not used'}"
         )
         return again if better else candidate.cut
 
@@ -328,4 +328,7 @@ class Planner(PlanInputs):
 
     def _noted(self, plan: PruningPlan) -> PruningPlan:
         """The plan with how it was looked for."""
-        return plan.model_copy(update={"budget": {**plan.budget, **self.settings.told()}})
+        settings = self.settings
+        if settings.search.by_damage:
+            settings = replace(settings, search=self.searching)
+        return plan.model_copy(update={"budget": {**plan.budget, **settings.told()}})

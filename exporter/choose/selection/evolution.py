@@ -33,7 +33,7 @@ from exporter.choose.selection.options import (
 )
 from exporter.errors import PlanError
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -172,7 +172,7 @@ class _Population:
             return tuple(o for o in self.choice if o is not option)
         return (*(o for o in self.choice if not overlap(o, option)), option)
 
-    def _measure(self, choices: Sequence[Choice], progress: Progress) -> list[Damage]:
+    def _measure(self, choices: Sequence[Choice], progress: Progress) -> Sequence[AnyDamage]:
         cuts = [cut_of_options(choice, self._start) for choice in (self.choice, *choices)]
         return self._meter.measure_many(cuts[0], cuts[1:], progress)
 

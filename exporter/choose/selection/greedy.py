@@ -29,7 +29,7 @@ from exporter.choose.selection.options import (
 )
 from exporter.errors import PlanError
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -151,7 +151,7 @@ class _Greedy:
         self._standing = self._after(best)
         return Step(best, found[best], self.gain)
 
-    def _measured(self, options: Sequence[Option], progress: Progress) -> dict[Option, Damage]:
+    def _measured(self, options: Sequence[Option], progress: Progress) -> dict[Option, AnyDamage]:
         """The damage with each of them, and so their prices on the model as it is now."""
         cut = cut_of_options(self._standing, self._start)
         afters = [self._after(option) for option in options]
@@ -161,7 +161,7 @@ class _Greedy:
             self._price[option] = self._price_of(now, damage, total_gain(after) - self.gain)
         return dict(zip(options, then, strict=True))
 
-    def _price_of(self, now: Damage, then: Damage, gain: float) -> float:
+    def _price_of(self, now: AnyDamage, then: AnyDamage, gain: float) -> float:
         """Added damage for the gain that is still wanted: more than the goal is worth nothing."""
         added = objective_of(then, self._objective) - objective_of(now, self._objective)
         return added / min(gain, self._goal - self.gain)

@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Generic, Protocol, cast
 
 from exporter.artifacts.store import Store
 from exporter.models.ablation.branch_replacements import (
@@ -17,8 +15,8 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
 )
 from exporter.models.ablation.choices import ChoiceItems, ChoiceMeter
-from exporter.models.ablation.damage import Damage
-from exporter.models.ablation.meter import DamageMeter
+from exporter.models.ablation.damage import AnyDamage, D, D_co, damage_of_numbers
+from exporter.models.ablation.embeddings import meter_of
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -28,8 +26,8 @@ if TYPE_CHECKING:
 Key = frozenset[tuple[int, str, int]]
 
 
-class Meter(Protocol):
-    """What a search asks, as :class:`exporter.models.ablation.meter.DamageMeter` answers it."""
+class MeterOf(Protocol[D_co]):
+    """What a search asks, as a :class:`exporter.models.ablation.meter.CutMeter` answers it."""
 
     @property
     def num_layers(self) -> int:
@@ -40,13 +38,16 @@ class Meter(Protocol):
         cut: BranchReplacements,
         others: Sequence[BranchReplacements],
         progress: Progress = QUIET,
-    ) -> list[Damage]:
+    ) -> Sequence[D_co]:
         """The damage of a cut, and of several others."""
 
 
-MakeMeter = Callable[["LoadedModel", "CalibrationText", int, int], Meter]
-"""From a model, a text, the samples in a batch and how many positions go on one that is looked at,
-to what measures cuts on them."""
+Meter = MeterOf[AnyDamage]
+
+
+MakeMeter = Callable[["LoadedModel", "CalibrationText", int, int, bool | None], Meter]
+"""From a model, a text, the samples in a batch, how many positions go on one that is looked at and
+whether embeddings count, to what measures cuts on them."""
 
 
 POSITIONS = 2
@@ -54,11 +55,20 @@ POSITIONS = 2
 
 
 def meter_here(
-    loaded: LoadedModel, text: CalibrationText, batch_size: int = 4, positions: int = POSITIONS
+    loaded: LoadedModel,
+    text: CalibrationText,
+    batch_size: int = 4,
+    positions: int = POSITIONS,
+    embeds: bool | None = None,
 ) -> Meter:
     """Measures in this process, on all of a text."""
-    return DamageMeter(
-        loaded.model, text.input_ids, text.mask, batch_size=batch_size, positions=positions
+    return meter_of(
+        loaded.model,
+        text.input_ids,
+        text.mask,
+        batch_size=batch_size,
+        positions=positions,
+        embeds=embeds,
     )
 
 
@@ -67,25 +77,27 @@ def searched_meter(
     text: CalibrationText,
     batch_size: int = 4,
     *,
+    embeds: bool | None = None,
     kept: Path | None = None,
     make: MakeMeter = meter_here,
-) -> RememberingMeter:
+) -> RememberingMeter[AnyDamage]:
     """Measures nothing twice.
 
     Args:
         loaded: The model.
         text: What is searched on.
         batch_size: Samples in one forward pass.
+        embeds: Whether embeddings count; None: where the model predicts no next token.
         kept: Keeps what was measured of branches that are left out.
         make: Makes what measures.
     """
-    about = {**loaded.identity(), "ids": text.ids_sha256, "positions": POSITIONS}
-    return RememberingMeter(make(loaded, text, batch_size, POSITIONS), kept, about)
+    about = {**loaded.identity(), "ids": text.ids_sha256, "positions": POSITIONS, "embeds": embeds}
+    return RememberingMeter(make(loaded, text, batch_size, POSITIONS, embeds), kept, about)
 
 
 def items_meter(
     loaded: LoadedModel, tasks: Sequence[ChoiceItems], *, kept: Path | None = None
-) -> RememberingMeter:
+) -> RememberingMeter[AnyDamage]:
     """Measures damage to the choice among answers, in this process, nothing twice.
 
     Args:
@@ -98,7 +110,7 @@ def items_meter(
     return RememberingMeter(ChoiceMeter(loaded.model, items), kept, about)
 
 
-class RememberingMeter:
+class RememberingMeter(Generic[D]):
     """Keeps what was measured, and where a file is given also between runs.
 
     Only cuts that leave branches out are written: a fitted replacement has no name that a later run
@@ -116,10 +128,10 @@ class RememberingMeter:
     """
 
     def __init__(
-        self, meter: Meter, kept: Path | None = None, about: Mapping[str, object] | None = None
+        self, meter: MeterOf[D], kept: Path | None = None, about: Mapping[str, object] | None = None
     ) -> None:
         self._meter = meter
-        self._known: dict[Key, Damage] = {}
+        self._known: dict[Key, D] = {}
         self._held: list[BranchReplacement] = [NOTHING]  # what is kept by id() must stay alive
         self._store = None if kept is None else Store(kept, dict(about or {}))
 
@@ -133,7 +145,7 @@ class RememberingMeter:
         cut: BranchReplacements,
         others: Sequence[BranchReplacements],
         progress: Progress = QUIET,
-    ) -> list[Damage]:
+    ) -> list[D]:
         """The damage of a cut, and of several others, measured only where it is not known."""
         keys = [_key(each) for each in (cut, *others)]
         for key, each in zip(keys, (cut, *others), strict=True):
@@ -146,14 +158,14 @@ class RememberingMeter:
                 self._keep(each, damage)
         return [self._known[key] for key in keys]
 
-    def _keep(self, cut: BranchReplacements, damage: Damage) -> None:
+    def _keep(self, cut: BranchReplacements, damage: D) -> None:
         key = _key(cut)
         if key in self._known:
             return
         self._known[key] = damage
         self._held.extend(cut.values())
         if self._store is not None and _leaves_out(cut):
-            numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(Damage)}
+            numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(damage)}
             self._store.keep(_name(cut), numbers)
 
     def _recall(self, key: Key, cut: BranchReplacements) -> None:
@@ -161,7 +173,7 @@ class RememberingMeter:
             return
         told = self._store.find(_name(cut))
         with contextlib.suppress(ValueError, TypeError, AttributeError):
-            self._known[key] = Damage(**{k: np.asarray(v, np.float64) for k, v in told.items()})
+            self._known[key] = cast("D", damage_of_numbers(told))
 
 
 def _key(cut: BranchReplacements) -> Key:

@@ -15,12 +15,13 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.damage import AnyDamage, EmbeddingDamage
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
 
-Objective = Literal["kl", "perplexity", "tasks"]
-"""What a search keeps small: KL divergence from the whole model, the perplexity's increase, or what
-the right answers' mean log-probability against the others loses."""
+Objective = Literal["kl", "perplexity", "tasks", "cosine"]
+"""What a search keeps small: KL divergence from the whole model, the perplexity's increase, what
+the right answers' mean log-probability against the others loses, or what the embeddings' mean
+cosine with the whole model's lacks of 1."""
 
 Group = DeletionKind | Literal["joint"]
 """Of what a number is asked for; ``joint``: attentions and MLPs together."""
@@ -81,12 +82,14 @@ class Step:
     """
 
     option: Option
-    damage: Damage
+    damage: AnyDamage
     gain: float
 
 
-def objective_of(damage: Damage, objective: Objective) -> float:
-    """The number that a search keeps small, in nats."""
+def objective_of(damage: AnyDamage, objective: Objective) -> float:
+    """The number that a search keeps small: in nats, or of embeddings what the cosine lacks."""
+    if isinstance(damage, EmbeddingDamage):
+        return 1 - damage.cosine
     return damage.kl if objective == "kl" else damage.log_perplexity_increase
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -24,13 +25,13 @@ _TASKS = "tasks:"
 
 def _known_objective(value: str) -> str:
     files = value.removeprefix(_TASKS).split(",") if value.startswith(_TASKS) else []
-    if value not in ("kl", "perplexity") and not (files and all(files)):
-        raise ValueError(f"it is kl, perplexity or {_TASKS}FILE.jsonl")
+    if value not in ("kl", "perplexity", "cosine") and not (files and all(files)):
+        raise ValueError(f"it is kl, perplexity, cosine or {_TASKS}FILE.jsonl")
     return value
 
 
 ObjectiveName = Annotated[
-    str, AfterValidator(_known_objective), Written("kl|perplexity|tasks:FILE,FILE")
+    str, AfterValidator(_known_objective), Written("kl|perplexity|cosine|tasks:FILE,FILE")
 ]
 """An :data:`Objective`; of tasks with the files of their items."""
 
@@ -50,6 +51,7 @@ class SearchOptions(Options):
 
     Attributes:
         search: None: one-shot for numbers of sublayers, greedy for budgets that are more than that.
+        objective: None: kl, or cosine for a model that predicts no next token.
     """
 
     search: Search | None = option(
@@ -60,12 +62,14 @@ class SearchOptions(Options):
         brief="one-shot, iterative, greedy or evolution",
         section=DROPPING,
     )
-    objective: ObjectiveName = option(
-        "kl",
+    objective: ObjectiveName | None = option(
+        None,
         "For --search greedy and evolution: the damage to minimise: the KL divergence from "
-        "the whole model's answers, the perplexity, or the loss of the correct answers' "
-        "log-probability on the items of FILE.jsonl; several files make a mixture.",
+        "the whole model's answers, the perplexity, the loss of the correct answers' "
+        "log-probability on the items of FILE.jsonl (several files make a mixture), or 1 minus "
+        "the cosine of the embeddings.",
         brief="The damage to minimise",
+        usual="kl, for encoders cosine",
         section=DROPPING,
         rare=True,
     )
@@ -130,14 +134,20 @@ class SearchOptions(Options):
     @property
     def task_files(self) -> tuple[Path, ...]:
         """The files whose items steer the choice; none where texts do."""
-        if not self.objective.startswith(_TASKS):
+        if self.objective is None or not self.objective.startswith(_TASKS):
             return ()
         return tuple(map(Path, self.objective.removeprefix(_TASKS).split(",")))
 
     @property
     def kept_small(self) -> Objective:
-        """The objective without its files."""
-        return cast("Objective", "tasks" if self.task_files else self.objective)
+        """The objective without its files; that of next tokens where nothing is said."""
+        return cast("Objective", "tasks" if self.task_files else self.objective or "kl")
+
+    def for_model(self, *, predicts_tokens: bool) -> SearchOptions:
+        """The same with what is kept small named, as it goes with a model."""
+        if self.objective is not None or predicts_tokens:
+            return self
+        return replace(self, objective="cosine")
 
     @property
     def by_damage(self) -> bool:

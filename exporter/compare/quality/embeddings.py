@@ -19,6 +19,7 @@ from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Runner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
+from exporter.models.ablation.embeddings import pooled
 from exporter.progress import QUIET, Progress
 
 OUTPUTS = ("sentence_embedding", "last_hidden_state", "token_embeddings", "hidden_states")
@@ -101,15 +102,16 @@ def _embedding(runner: Runner, ids: NDArray[np.int64], arm: str, number: int) ->
     assert name is not None
     inputs = make_inputs(runner.inputs, Shape("encode", 1, len(ids)), ids[None])
     values = runner.run(inputs, [name])[name].astype(np.float64)
-    pooled: Floats = values.reshape(-1, values.shape[-1]).mean(axis=0)
-    length = np.linalg.norm(pooled)
+    states = values.reshape(-1, values.shape[-1])
+    embedding: Floats = pooled(states, np.ones(len(states)))
+    length = np.linalg.norm(embedding)
     if not np.isfinite(length) or length == 0:
         raise ComparisonError(
             f"The {arm}'s embedding of text {number} is zero, NaN or infinite.",
             "In fp16 an overflow is likely: export in float32 or bfloat16.",
             code="not-finite",
         )
-    return pooled / length
+    return embedding / length
 
 
 def _refuse_other_size(first: Floats, second: Floats) -> None:

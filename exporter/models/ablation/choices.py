@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.files import sha256_bytes
 from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.divergences import Reference
 from exporter.models.ablation.meter import CutMeter, refuse_headless
 from exporter.progress import QUIET, Progress
@@ -86,7 +87,7 @@ class ChoiceItems:
         )
 
 
-class ChoiceMeter(CutMeter):
+class ChoiceMeter(CutMeter[Damage]):
     """Holds cut models' choices against the whole one's.
 
     In the damage that it tells, an item is a sample with one position: ``kl`` is that of the

@@ -1,9 +1,11 @@
-"""How far a cut model's next-token distributions are from the whole model's."""
+"""How far a cut model's answers are from the whole model's: distributions, or embeddings."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +14,24 @@ from exporter.models.ablation.ratios import Floats, ratio, ratio_std_error
 
 
 @dataclass(frozen=True, eq=False)
-class Damage:
-    """What a cut costs, by sample; sums over the sample's chosen positions.
+class BySample:
+    """Numbers of each sample; every field is ``[samples]``, float64."""
+
+    def of(self, samples: NDArray[np.bool_]) -> Self:
+        """On some of the samples, those that are True, ``[samples]``."""
+        return type(self)(*(getattr(self, each.name)[samples] for each in fields(self)))
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """``[samples]``, whether the cut model's answers are finite."""
+        numbers = [np.isfinite(getattr(self, each.name)) for each in fields(self)]
+        found: NDArray[np.bool_] = np.logical_and.reduce(numbers)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Damage(BySample):
+    """What a cut costs next-token distributions; sums over a sample's chosen positions.
 
     Attributes:
         positions: ``[samples]``, at how many positions.
@@ -31,9 +49,10 @@ class Damage:
     baseline_nll_sums: Floats
     agreements: Floats
 
-    def of(self, samples: NDArray[np.bool_]) -> Damage:
-        """On some of the samples, those that are True, ``[samples]``."""
-        return Damage(*(getattr(self, each.name)[samples] for each in fields(self)))
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """``[samples]``, whether the cut model's answers are finite."""
+        return np.isfinite(self.kl_sums) & np.isfinite(self.nll_sums)
 
     @property
     def kl(self) -> float:
@@ -71,7 +90,45 @@ class Damage:
         return ratio(self.agreements, self.positions)
 
 
-def joined(parts: list[Damage]) -> Damage:
-    """The damage over several batches of samples."""
-    names = Damage.__dataclass_fields__
-    return Damage(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+@dataclass(frozen=True, eq=False)
+class EmbeddingDamage(BySample):
+    """What a cut costs the embeddings of texts.
+
+    Attributes:
+        cosines: ``[samples]``, between the whole and the cut model's embedding of each text.
+    """
+
+    cosines: Floats
+
+    @property
+    def cosine(self) -> float:
+        """Mean over the texts; 1 for an unchanged model."""
+        return float(self.cosines.mean())
+
+    @property
+    def cosine_std_error(self) -> float | None:
+        """Its standard error; None with fewer than two texts."""
+        return ratio_std_error(self.cosines, np.ones_like(self.cosines))
+
+
+AnyDamage = Damage | EmbeddingDamage
+D = TypeVar("D", bound=BySample)
+D_co = TypeVar("D_co", bound=BySample, covariant=True)
+
+
+def joined(parts: Sequence[D]) -> D:
+    """The damage over several batches of samples, one at least."""
+    first = parts[0]
+    names = [each.name for each in fields(first)]
+    return type(first)(*(np.concatenate([getattr(part, n) for part in parts]) for n in names))
+
+
+def damage_of_numbers(told: Mapping[str, Any]) -> AnyDamage:
+    """The damage whose fields are told by name.
+
+    Raises:
+        TypeError: They are no damage's fields.
+        ValueError: They are no numbers.
+    """
+    kind = EmbeddingDamage if "cosines" in told else Damage
+    return kind(**{name: np.asarray(numbers, np.float64) for name, numbers in told.items()})

@@ -129,6 +129,11 @@ class Reference:
         """Memory of the probabilities, in bytes."""
         return self._p.numel() * self._p.element_size()
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the whole model's own answers are."""
+        return bool(np.isfinite(self._summed(self._nll)).all())
+
     def damage(self, logits: torch.Tensor) -> Damage:
         """Holds a cut model's logits against this; ``[batch, positions, vocabulary]``."""
         import torch

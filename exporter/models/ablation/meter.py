@@ -1,18 +1,18 @@
-"""Measures what cuts do to a language model's answers, each from the first changed layer on."""
+"""Measures what cuts do to a model's answers, each from the first changed layer on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage, joined
+from exporter.models.ablation.damage import D, D_co, Damage, joined
 from exporter.models.ablation.divergences import Reference
 from exporter.models.ablation.streams import StreamRunner, Streams
 from exporter.models.texts.batches import Batch, batches_of
@@ -21,13 +21,28 @@ from exporter.progress import QUIET, Progress
 if TYPE_CHECKING:
     import torch
 
-_KEPT_BYTES = 1 << 30
+KEPT_BYTES = 1 << 30
 
 Within = Callable[[], AbstractContextManager[None]]
 """Makes what a model runs in, such as other weights."""
 
 
-class Asked(Protocol):
+class Answers(Protocol[D_co]):
+    """The whole model's answers to some samples, that cut ones are held against."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take, in bytes."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether they are."""
+
+    def damage(self, logits: torch.Tensor, /) -> D_co:
+        """Holds a cut model's answers against these."""
+
+
+class Asked(Protocol[D_co]):
     """What a model is asked in one run."""
 
     @property
@@ -43,21 +58,22 @@ class Asked(Protocol):
     def answers(self, logits: torch.Tensor) -> torch.Tensor:
         """What cut models are compared by, ``[samples, positions, answers]``, as logits."""
 
-    def reference(self, answers: torch.Tensor) -> Reference:
+    def reference(self, answers: torch.Tensor) -> Answers[D_co]:
         """The whole model's answers, as what cut ones are held against."""
 
 
-class CutMeter:
+class CutMeter(Generic[D]):
     """Holds cut models against the whole one on what they are asked.
 
-    The whole model's distributions are kept between calls as far as there is room.
+    The whole model's answers are kept between calls as far as there is room.
 
     Args:
-        model: A transformers model with a language head, in eval mode.
+        model: A transformers model, in eval mode.
         asked: In the order in which damage is told.
-        kept_bytes: How much of the whole model's distributions is kept between calls, which spares
+        kept_bytes: How much of the whole model's answers is kept between calls, which spares
             later calls a run; 0 for a single call.
         within: What cut models run in; the whole model runs outside. None: both are alike.
+        headless: Whether what is asked is made of the last hidden states, without a language head.
 
     Raises:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
@@ -66,16 +82,17 @@ class CutMeter:
     def __init__(
         self,
         model: Any,
-        asked: Sequence[Asked],
+        asked: Sequence[Asked[D]],
         *,
-        kept_bytes: int = _KEPT_BYTES,
+        kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
+        headless: bool = False,
     ) -> None:
         self._model, self._within = model, within or nullcontext
         self._same_weights = within is None
-        self._asked = {each.first_sample: each for each in asked}
-        self._runner = StreamRunner(model)
-        self._kept: dict[int, Reference] = {}
+        self._asked: dict[int, Asked[D]] = {each.first_sample: each for each in asked}
+        self._runner = StreamRunner(model, headless=headless)
+        self._kept: dict[int, Answers[D]] = {}
         self._free_bytes = kept_bytes
 
     @property
@@ -83,7 +100,7 @@ class CutMeter:
         """How many layers the model has."""
         return len(self._runner.layers)
 
-    def measure(self, cut: BranchReplacements, progress: Progress = QUIET) -> Damage:
+    def measure(self, cut: BranchReplacements, progress: Progress = QUIET) -> D:
         """What one cut costs."""
         return self.measure_many(cut, [], progress)[0]
 
@@ -92,7 +109,7 @@ class CutMeter:
         cut: BranchReplacements,
         others: Sequence[BranchReplacements],
         progress: Progress = QUIET,
-    ) -> list[Damage]:
+    ) -> list[D]:
         """What a cut and several others cost; the others run from where they differ from it on.
 
         Args:
@@ -107,7 +124,7 @@ class CutMeter:
         Raises:
             ScoringError: Logits are not finite.
         """
-        parts: list[list[Damage]] = [[] for _ in range(len(others) + 1)]
+        parts: list[list[D]] = [[] for _ in range(len(others) + 1)]
         total = len(self._asked) * (len(others) + 1)
         with progress.task("run with cuts", total=total) as task:
             for start in self._asked:
@@ -118,7 +135,7 @@ class CutMeter:
 
     def measure_batch(
         self, start: int, cut: BranchReplacements, others: Sequence[BranchReplacements]
-    ) -> Iterator[Damage]:
+    ) -> Iterator[D]:
         """What :meth:`measure_many` measures, of one run.
 
         Args:
@@ -145,12 +162,12 @@ class CutMeter:
                 answers = asked.answers(self._runner.resume(streams, asked.places, other))
             yield damage_of(reference, answers, other, start)
 
-    def _record(self, asked: Asked, cut: BranchReplacements) -> tuple[Streams, torch.Tensor]:
+    def _record(self, asked: Asked[D], cut: BranchReplacements) -> tuple[Streams, torch.Tensor]:
         inputs = asked.inputs(self._model.device)
         streams, logits = self._runner.record(inputs, asked.places, cut)
         return streams, asked.answers(logits)
 
-    def _reference(self, asked: Asked, answers: torch.Tensor) -> Reference:
+    def _reference(self, asked: Asked[D], answers: torch.Tensor) -> Answers[D]:
         reference = asked.reference(answers)
         if reference.nbytes <= self._free_bytes:
             self._kept[asked.first_sample] = reference
@@ -158,7 +175,7 @@ class CutMeter:
         return reference
 
 
-class DamageMeter(CutMeter):
+class DamageMeter(CutMeter[Damage]):
     """Holds cut models' next-token distributions against the whole one's on fixed samples.
 
     Args:
@@ -184,7 +201,7 @@ class DamageMeter(CutMeter):
         *,
         batch_size: int = 4,
         positions: int = 1,
-        kept_bytes: int = _KEPT_BYTES,
+        kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
     ) -> None:
         refuse_unmeasurable(model, mask, positions)
@@ -240,30 +257,29 @@ def reference_of(logits: torch.Tensor, batch: Batch, positions: int) -> Referenc
 
 
 def damage_of(
-    reference: Reference, logits: torch.Tensor, cut: BranchReplacements, start: int
-) -> Damage:
+    reference: Answers[D], answers: torch.Tensor, cut: BranchReplacements, start: int
+) -> D:
     """What a cut costs on some samples.
 
     Args:
         reference: Of the whole model.
-        logits: Of the cut one, ``[batch, chosen positions, vocabulary]``.
+        answers: Of the cut one, such as logits ``[batch, chosen positions, vocabulary]``.
         cut: For the error.
         start: The number of the first sample, for the error.
 
     Raises:
-        ScoringError: Logits are not finite.
+        ScoringError: Answers are not finite.
     """
     import torch
 
     with torch.inference_mode():
-        damage = reference.damage(logits)
-    bad = ~(np.isfinite(damage.kl_sums) & np.isfinite(damage.nll_sums))
+        damage = reference.damage(answers)
+    bad = ~damage.finite
     if bad.any():
-        whole = np.isfinite(damage.baseline_nll_sums).all()
-        names = [f"{kind} {layer}" for layer, kind in cut] if whole else []
+        names = [f"{kind} {layer}" for layer, kind in cut] if reference.is_finite else []
         what = ", ".join(names) or "nothing"
         raise ScoringError(
-            f"The logits are not finite in sample {start + int(bad.argmax())} with {what} cut.",
+            f"The answers are not finite in sample {start + int(bad.argmax())} with {what} cut.",
             "Load the model in float32, or check its weights.",
             code="not-finite",
         )

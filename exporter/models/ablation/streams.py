@@ -19,7 +19,12 @@ from exporter.models.ablation.branch_replacements import (
     replacing_hooks,
 )
 from exporter.models.anatomy.architectures import layer_modules, sublayers_of
-from exporter.models.anatomy.residual_stream import LayerModules, first_tensor, hooked
+from exporter.models.anatomy.residual_stream import (
+    LayerModules,
+    first_tensor,
+    hooked,
+    run_backbone,
+)
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
@@ -27,7 +32,8 @@ if TYPE_CHECKING:
 
 
 Places = Callable[["torch.Tensor"], "torch.Tensor"]
-"""From the last hidden states ``[batch, tokens, hidden]`` to those that the head is run on."""
+"""From the last hidden states ``[batch, tokens, hidden]`` to those that the head is run on, or to
+what is asked of a model without its head."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,22 +58,23 @@ class StreamRunner:
     """A model that runs whole or from some layer on, with branches cut.
 
     Args:
-        model: A transformers model with a language head.
+        model: A transformers model.
+        headless: Whether it runs without its language head, or has none.
 
     Raises:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, headless: bool = False) -> None:
         import torch
 
         self._model = model
-        self._head = model.get_output_embeddings()
+        self._head = None if headless else model.get_output_embeddings()
         self.layers: Sequence[LayerModules] = layer_modules(model)
         self._branches = CutBranches(self.layers)
         ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
-        with self._branches.counted(), torch.inference_mode():
-            model(input_ids=ids, use_cache=False)
+        with self._branches.counted():
+            run_backbone(model, {"input_ids": ids})
 
     def record(
         self, inputs: dict[str, torch.Tensor], asked: Places, cut: BranchReplacements
@@ -76,12 +83,12 @@ class StreamRunner:
 
         Args:
             inputs: What it is given.
-            asked: Where its head is run.
+            asked: Where its head is run, or what is asked of it without.
             cut: What is in the places of which branches.
 
         Returns:
             What later runs can begin from, and the logits, ``[..., vocabulary]``, where they were
-            asked for.
+            asked for; without a head what was asked.
         """
         streams = Streams(inputs, dict(cut), [None] * len(self.layers), {})
         with contextlib.ExitStack() as stack:
@@ -95,7 +102,7 @@ class StreamRunner:
         """Runs only what a cut changes against the recorded run.
 
         Returns:
-            The logits, as :meth:`record` gives them.
+            The answers, as :meth:`record` gives them.
         """
         start, output = self._start(streams, cut)
         with contextlib.ExitStack() as stack:
@@ -127,6 +134,10 @@ class StreamRunner:
     ) -> torch.Tensor:
         import torch
 
+        if self._head is None:
+            states = run_backbone(self._model, inputs).last_hidden_state
+            with torch.inference_mode():
+                return asked(states)
         stack.enter_context(head_at(self._head, asked))
         with torch.inference_mode():
             logits: torch.Tensor = self._model(**inputs, use_cache=False).logits

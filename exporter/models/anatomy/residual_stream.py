@@ -116,15 +116,15 @@ def silenced(modules: Sequence[torch.nn.Module]) -> contextlib.AbstractContextMa
     return hooked(module.register_forward_hook(_zeroed) for module in modules)
 
 
-def run_backbone(model: Any, inputs: dict[str, Any]) -> None:
-    """Runs a model up to its last layer, without head and cache."""
+def run_backbone(model: Any, inputs: dict[str, Any]) -> Any:
+    """Runs a model up to its last layer, without head and cache; what its backbone returns."""
     import torch
 
     backbone = model.base_model
     if "use_cache" in inspect.signature(backbone.forward).parameters:
         inputs = {**inputs, "use_cache": False}
     with torch.inference_mode():
-        backbone(**inputs)
+        return backbone(**inputs)
 
 
 def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:

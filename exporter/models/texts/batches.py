@@ -28,6 +28,11 @@ class Batch:
     ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
 
+    def trimmed(self) -> Batch:
+        """The same without the columns at the end that hold padding alone."""
+        width = int(np.flatnonzero(self.mask.any(axis=0)).max(initial=0)) + 1
+        return Batch(self.number, self.first_sample, self.ids[:, :width], self.mask[:, :width])
+
     def ids_on(self, device: torch.device | None = None) -> torch.Tensor:
         """The token ids for PyTorch."""
         import torch

@@ -18,6 +18,7 @@ from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.texts.packing import pack_tokens, with_ends
+from exporter.models.texts.passages import LONGEST_PASSAGE, pack_passages
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
 from exporter.models.texts.sources import PYDOC, Part, read_texts
 from exporter.models.texts.tokenizer import tokenizer_of
@@ -101,7 +102,8 @@ class CalibrationText:
 
     def first_tokens(self, tokens: int) -> CalibrationText:
         """The first samples, enough for a number of tokens."""
-        return self.rows(slice(0, math.ceil(tokens / self.input_ids.shape[1])))
+        before = np.cumsum(self.mask.sum(axis=1)) - self.mask.sum(axis=1)
+        return self.rows(slice(0, int((before < tokens).sum())))
 
 
 def _counted(ref: CalibrationRef, mask: NDArray[np.bool_]) -> CalibrationRef:
@@ -117,6 +119,7 @@ def calibration_text(
     seed: int = 0,
     cache_dir: Path | None = None,
     part: Part = "calibration",
+    passages: bool = False,
     progress: Progress = QUIET,
 ) -> CalibrationText:
     """Makes the samples that a user asked for.
@@ -131,6 +134,8 @@ def calibration_text(
         seed: For ``self``.
         cache_dir: Where sampled text is kept; None: ``$XDG_CACHE_HOME/depthcut``.
         part: What the samples are for; see :func:`exporter.models.texts.sources.read_texts`.
+        passages: Makes a sample of each paragraph, of at most 128 tokens and padded, as encoders
+            embed them; as many as have the tokens of so many samples. Sampled text has none.
         progress: Told what goes on.
 
     Raises:
@@ -145,6 +150,8 @@ def calibration_text(
     length = _fitting_length(loaded.model, sequence_length, progress)
     wanted = samples or math.ceil(DEFAULT_TOKENS / length)
     spec = spec or default_calibration(loaded)
+    if passages and spec not in SAMPLED:
+        return _passages(loaded, spec, wanted * length, min(length, LONGEST_PASSAGE), part)
     if spec in SAMPLED:
         ids = sampled_tokens(
             loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress, spec=spec
@@ -264,6 +271,30 @@ def _packed(
             code="too-few-tokens",
         )
     return with_ends(before, body, after), texts.source, texts.sha256
+
+
+def _passages(
+    loaded: LoadedModel, spec: str, tokens: int, longest: int, part: Part
+) -> CalibrationText:
+    """A text's paragraphs as samples."""
+    tokenizer = tokenizer_of(loaded)
+    texts = read_texts(spec, part=part)
+    with quiet_transformers():
+        _inner_length(longest, sum(map(len, tokenizer.ends)))
+        ids, mask = pack_passages(tokenizer, texts, longest=longest, tokens=tokens)
+    if not len(ids):
+        raise CalibrationError(
+            f"{texts.source} gives no tokens.", "Give another text.", code="too-few-tokens"
+        )
+    ref = CalibrationRef(
+        source=texts.source,
+        samples=len(ids),
+        sequence_length=longest,
+        tokens=int(mask.sum()),
+        sha256=texts.sha256,
+    )
+    check_text(loaded, ids, mask)
+    return CalibrationText(ref, ids, mask)
 
 
 def _inner_length(length: int, ends: int) -> int:

@@ -29,6 +29,7 @@ def mixed_text(
     sequence_length: int = DEFAULT_LENGTH,
     seed: int = 0,
     cache_dir: Path | None = None,
+    passages: bool = False,
     progress: Progress = QUIET,
 ) -> CalibrationText:
     """As :func:`exporter.models.texts.calibration.calibration_text`, of several texts one mixture.
@@ -40,6 +41,7 @@ def mixed_text(
         sequence_length: Tokens in each; cut to what the model can take.
         seed: For text that the model samples.
         cache_dir: Where such text is kept.
+        passages: As there.
         progress: Told what goes on.
 
     Raises:
@@ -54,6 +56,7 @@ def mixed_text(
             sequence_length=sequence_length,
             seed=seed,
             cache_dir=cache_dir,
+            passages=passages,
             progress=progress,
         )
         for spec in specs or (None,)
@@ -68,6 +71,7 @@ def text_of_report(
     *,
     calibration: Sequence[str] = (),
     cache_dir: Path | None = None,
+    passages: bool = False,
     progress: Progress = QUIET,
 ) -> CalibrationText:
     """The samples that a report's scores rest on, or as many of each of other texts.
@@ -80,6 +84,7 @@ def text_of_report(
         calibration: Other texts, as ``depthcut score --calibration`` takes them; none: the
             report's.
         cache_dir: Where text that the model sampled is kept.
+        passages: Takes paragraphs of the same texts, with as many tokens.
         progress: Told what goes on.
 
     Raises:
@@ -93,6 +98,7 @@ def text_of_report(
         sequence_length=ref.sequence_length or DEFAULT_LENGTH,
         seed=seed_of_all(ref),
         cache_dir=cache_dir,
+        passages=passages,
         progress=progress,
     )
     if ref.samples and not calibration and text.ref.sha256 != ref.sha256:

@@ -30,8 +30,11 @@ def parts_blocks(parts: PlanParts, shown: Callable[[str], str] = str) -> Iterato
         yield Bullets(told)
     if parts.judged_apart:
         header = ["text", "perplexity", "KL, nats", "same top-1"]
+        if any("cosine" in each.figures for each in parts.judged_apart):
+            header = ["text", "mean cosine of embeddings"]
         rows = [_row(each, shown) for each in parts.judged_apart]
-        yield Grid("What the plan costs on each text, in PyTorch", header, rows, right=(1, 2, 3))
+        right = tuple(range(1, len(header)))
+        yield Grid("What the plan costs on each text, in PyTorch", header, rows, right=right)
 
 
 def other_part(parts: PlanParts, judged: str) -> Iterator[Block]:
@@ -61,6 +64,8 @@ def _listed(refs: Sequence[CalibrationRef], shown: Callable[[str], str]) -> str:
 
 def _row(judged: JudgedText, shown: Callable[[str], str]) -> list[str]:
     figures = judged.figures
+    if "cosine" in figures:
+        return [shown(judged.text.source), f"{figures['cosine']:.4f}"]
     rise = math.expm1(min(figures["log_perplexity_increase"], 50.0))
     return [
         shown(judged.text.source), f"{100 * rise:+.1f} %", significant(figures["kl"], 3),

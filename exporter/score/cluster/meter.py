@@ -1,7 +1,7 @@
 """Measures what cuts do to a model's answers on several workers at once.
 
 A piece of work is a batch of the text and some of the cuts: all of them where there are batches
-enough for all workers. The numbers are :class:`exporter.models.ablation.meter.DamageMeter`'s own,
+enough for all workers. The numbers are :func:`exporter.models.ablation.embeddings.meter_of`'s own,
 joined in the order of the text.
 """
 
@@ -13,11 +13,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from exporter.errors import ClusterError
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
-from exporter.models.ablation.damage import Damage, joined
-from exporter.models.ablation.meter import DamageMeter
+from exporter.models.ablation.damage import AnyDamage, D, joined
+from exporter.models.ablation.embeddings import meter_of
+from exporter.models.ablation.meter import CutMeter
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from exporter.score.cluster.loading import ModelAddress
@@ -57,6 +59,7 @@ def cluster_meter(
     num_layers: int,
     batch_size: int = 4,
     positions: int = 1,
+    embeds: bool | None = None,
 ) -> Iterator[ClusterMeter]:
     """Workers with the model that measure until the block ends.
 
@@ -67,8 +70,9 @@ def cluster_meter(
         num_layers: How many layers the model has.
         batch_size: Samples in one forward pass.
         positions: Answers are compared at every so many positions.
+        embeds: Whether embeddings count; None: where the model predicts no next token.
     """
-    setup = partial(_meter, model, text, batch_size, positions)
+    setup = partial(_meter, model, text, batch_size, positions, embeds)
     with pool.group(setup) as group:
         starts = range(0, len(text.input_ids), batch_size)
         yield ClusterMeter(group, starts, num_layers)
@@ -84,7 +88,7 @@ class ClusterMeter:
     """
 
     def __init__(
-        self, group: WorkerGroup[DamageMeter], starts: Sequence[int], num_layers: int
+        self, group: WorkerGroup[CutMeter[Any]], starts: Sequence[int], num_layers: int
     ) -> None:
         self._group, self._starts, self._num_layers = group, starts, num_layers
 
@@ -98,7 +102,7 @@ class ClusterMeter:
         cut: BranchReplacements,
         others: Sequence[BranchReplacements],
         progress: Progress = QUIET,
-    ) -> list[Damage]:
+    ) -> list[AnyDamage]:
         """The damage of a cut, and of several others.
 
         Raises:
@@ -106,7 +110,7 @@ class ClusterMeter:
             ClusterError: A cut puts something in a branch's place, or the workers were lost.
         """
         jobs = cut_jobs(self._starts, self._group.workers, _names(cut), list(map(_names, others)))
-        found: list[list[Damage]] = [[] for _ in jobs]
+        found: list[list[AnyDamage]] = [[] for _ in jobs]
         with progress.task("run with cuts", total=sum(len(job.others) + 1 for job in jobs)) as task:
             for number, damages in self._group.run(measured, jobs):
                 found[number] = damages
@@ -135,15 +139,15 @@ def cut_jobs(
     ]
 
 
-def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[Damage]]) -> list[Damage]:
+def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[D]]) -> list[D]:
     """Over all samples: of the cut itself, then of each other in their order.
 
     Args:
         jobs: As :func:`cut_jobs` gives them.
         found: What each of them gave.
     """
-    whole: dict[int, Damage] = {}
-    rest: dict[int, list[Damage]] = {}
+    whole: dict[int, D] = {}
+    rest: dict[int, list[D]] = {}
     for job, (first, *others) in zip(jobs, found, strict=True):
         whole.setdefault(job.start, first)  # each part of a batch has run it
         rest.setdefault(job.start, []).extend(others)
@@ -151,15 +155,24 @@ def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[Damage]]) ->
 
 
 def _meter(
-    model: ModelAddress, text: CalibrationText, batch_size: int, positions: int
-) -> DamageMeter:
+    model: ModelAddress,
+    text: CalibrationText,
+    batch_size: int,
+    positions: int,
+    embeds: bool | None,
+) -> CutMeter[Any]:
     loaded = model.load()
-    return DamageMeter(
-        loaded.model, text.input_ids, text.mask, batch_size=batch_size, positions=positions
+    return meter_of(
+        loaded.model,
+        text.input_ids,
+        text.mask,
+        batch_size=batch_size,
+        positions=positions,
+        embeds=embeds,
     )
 
 
-def measured(meter: DamageMeter, job: CutJob) -> list[Damage]:
+def measured(meter: CutMeter[D], job: CutJob) -> list[D]:
     """What one piece costs: its cut, then each other; in the worker."""
     cut = dict.fromkeys(job.cut, NOTHING)
     others = [dict.fromkeys(names, NOTHING) for names in job.others]

@@ -1,0 +1,154 @@
+"""Measures what cuts do to the embeddings of texts: a model without next tokens has no others.
+
+An embedding is the mean of the last hidden states over a text's tokens, as sentence encoders are
+mostly trained; both arms of a comparison are pooled so too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.models.ablation.damage import EmbeddingDamage
+from exporter.models.ablation.meter import (
+    KEPT_BYTES,
+    CutMeter,
+    DamageMeter,
+    Within,
+    predicts_tokens,
+)
+from exporter.models.texts.batches import Batch, batches_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pooled(states: Any, mask: Any) -> Any:
+    """The mean of each text's states, ``[..., hidden]``; of NumPy or of PyTorch.
+
+    Args:
+        states: ``[..., tokens, hidden]``, floats.
+        mask: ``[..., tokens]``, 1 or True at tokens, 0 at padding; at least one of them a token.
+    """
+    weights = mask[..., None]
+    return (states * weights).sum(-2) / weights.sum(-2)
+
+
+def cosines(whole: Any, cut: Any) -> Any:
+    """Of pairs of embeddings ``[..., hidden]``, one for each text; NaN where one is zero."""
+    lengths = (whole * whole).sum(-1) * (cut * cut).sum(-1)
+    return (whole * cut).sum(-1) / lengths**0.5
+
+
+class EmbeddingReference:
+    """The whole model's embeddings of a batch.
+
+    Args:
+        embeddings: ``[batch, hidden]``.
+    """
+
+    def __init__(self, embeddings: torch.Tensor) -> None:
+        self._whole = embeddings.double()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the embeddings, in bytes."""
+        return self._whole.numel() * self._whole.element_size()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the whole model's own embeddings are, and none is zero."""
+        return bool((self._whole.isfinite().all(-1) & self._whole.any(-1)).all())
+
+    def damage(self, embeddings: torch.Tensor) -> EmbeddingDamage:
+        """Holds a cut model's embeddings against these; ``[batch, hidden]``."""
+        return EmbeddingDamage(cosines(self._whole, embeddings.double()).cpu().numpy())
+
+
+class EmbeddingMeter(CutMeter[EmbeddingDamage]):
+    """Holds cut models' embeddings of fixed texts against the whole one's.
+
+    Args:
+        model: A transformers model of text, in eval mode; a language head is not run.
+        input_ids: ``[samples, tokens]``, int64; a sample is a text.
+        mask: ``[samples, tokens]``, boolean; False marks padding.
+        batch_size: Texts in one forward pass.
+        kept_bytes: See :class:`CutMeter`.
+        within: See :class:`CutMeter`.
+
+    Raises:
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        *,
+        batch_size: int = 4,
+        kept_bytes: int = KEPT_BYTES,
+        within: Within | None = None,
+    ) -> None:
+        asked = [_Embedded(each.trimmed()) for each in batches_of(input_ids, mask, batch_size)]
+        super().__init__(model, asked, kept_bytes=kept_bytes, within=within, headless=True)
+
+
+def meter_of(
+    model: Any,
+    input_ids: NDArray[np.int64],
+    mask: NDArray[np.bool_],
+    *,
+    batch_size: int = 4,
+    positions: int = 1,
+    embeds: bool | None = None,
+    within: Within | None = None,
+) -> DamageMeter | EmbeddingMeter:
+    """What measures damage to a model's answers: its distributions, or its embeddings.
+
+    Args:
+        model: A transformers model of text, in eval mode.
+        input_ids: ``[samples, tokens]``, int64.
+        mask: ``[samples, tokens]``, boolean; False marks padding.
+        batch_size: Samples in one forward pass.
+        positions: Distributions are compared at every so many positions.
+        embeds: Whether embeddings count; None: where the model predicts no next token.
+        within: See :class:`~exporter.models.ablation.meter.CutMeter`.
+
+    Raises:
+        ScoringError: There is no position to compare at, or distributions are asked of a model
+            that has none.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    if not predicts_tokens(model) if embeds is None else embeds:
+        return EmbeddingMeter(model, input_ids, mask, batch_size=batch_size, within=within)
+    return DamageMeter(
+        model, input_ids, mask, batch_size=batch_size, positions=positions, within=within
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Embedded:
+    """The embeddings of a batch of texts."""
+
+    batch: Batch
+
+    @property
+    def first_sample(self) -> int:
+        return self.batch.first_sample
+
+    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        return self.batch.inputs(device)
+
+    def places(self, hidden: torch.Tensor) -> torch.Tensor:
+        embeddings: torch.Tensor = pooled(hidden.float(), self.batch.mask_on(hidden.device))
+        return embeddings
+
+    def answers(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def reference(self, answers: torch.Tensor) -> EmbeddingReference:
+        return EmbeddingReference(answers)

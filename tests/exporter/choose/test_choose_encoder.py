@@ -1,0 +1,166 @@
+"""Plans of encoders by what their embeddings lose, held against plain forward passes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_families import skipped, tiny_loaded, tiny_tokenizer
+
+from exporter.artifacts import ImportanceReport
+from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.text import parted
+from exporter.choose.selection.search_options import SearchOptions
+from exporter.errors import PlanError, ScoringError
+from exporter.heal.options import HealOptions
+from exporter.models.texts.mixtures import text_of_report
+from tests.raising import raises
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+SEARCHES = ("iterative", "greedy", "evolution")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return tiny_loaded("bert", tiny_tokenizer(special_ends=True))
+
+
+@pytest.fixture(scope="module")
+def report(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> ImportanceReport:
+    from exporter.score import ScoreOptions, score
+
+    rng = np.random.default_rng(0)
+    paragraphs = [
+        " ".join(f"w{n}" for n in rng.integers(0, 60, rng.integers(14, 30))) for _ in range(40)
+    ]
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text("\n\n".join(paragraphs))
+    options = ScoreOptions(calibration=(str(text),), samples=20, sequence_length=40)
+    return score(loaded, options)
+
+
+@pytest.fixture
+def planner(loaded: Any, report: ImportanceReport, tmp_path: Path) -> Any:
+    def made(budget: Budget, search: Any, **more: Any) -> Planner:
+        chosen = SearchOptions(search=search, seconds=20.0, **more.pop("options", {}))
+        settings = PlanSettings(chosen, **more)
+        return Planner(report, lambda: loaded, budget, settings, work=Workplace(tmp_path))
+
+    return made
+
+
+def _cosine(loaded: Any, report: Any, names: Any, part: str) -> float:
+    """Mean over a part's texts, one at a time."""
+    text = text_of_report(loaded, report.calibration, passages=True)
+    samples = getattr(parted(text, 0.25), part)
+    found = []
+    for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
+        given = torch.tensor(ids[mask])[None]
+        with torch.no_grad():
+            whole = loaded.model(given).last_hidden_state[0].mean(0)
+            with skipped(loaded.model, names):
+                other = loaded.model(given).last_hidden_state[0].mean(0)
+        found.append(float(torch.cosine_similarity(whole, other, dim=0)))
+    return float(np.mean(found))
+
+
+def _names(plan: Any) -> list[tuple[int, str]]:
+    return [(deletion.layer, deletion.kind) for deletion in plan.deletions]
+
+
+def test_greedy_takes_what_leaves_the_highest_cosine(
+    loaded: Any, report: Any, planner: Any
+) -> None:
+    plan = planner(Budget(joint=2), "greedy").plan().plan
+    options = list(itertools.product(range(3), ("attention", "mlp")))
+    first = max(options, key=lambda name: _cosine(loaded, report, [name], "searched"))
+    others = [name for name in options if name != first]
+    second = max(others, key=lambda name: _cosine(loaded, report, [first, name], "searched"))
+    assert _names(plan) == [first, second]
+    assert plan.budget["objective"] == "cosine"
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_plan_tells_the_cosine_and_the_texts(
+    loaded: Any, report: Any, planner: Any, search: str
+) -> None:
+    plan = planner(Budget(attention=1), search).plan().plan
+    part = "searched" if search == "iterative" else "reported"
+    if search != "iterative":
+        expected = _cosine(loaded, report, _names(plan), part)
+        assert plan.predicted["cosine"] == pytest.approx(expected, abs=1e-5)  # float32
+        assert plan.predicted_on == "unseen"
+    assert 0 < plan.predicted["cosine_std_error"] < 1
+    assert "kl" not in plan.predicted
+    assert plan.chosen_on[0].ids_sha256
+    assert {part.ids_sha256 for part in plan.chosen_on} & {
+        part.ids_sha256 for part in plan.judged_on
+    } == (set() if search != "iterative" else {plan.judged_on[0].ids_sha256})
+
+
+def test_what_is_kept_of_the_embeddings_is_found_again(planner: Any, tmp_path: Path) -> None:
+    first = planner(Budget(attention=1), "greedy").plan().plan
+    assert '"cosines"' in (tmp_path / "damages.jsonl").read_text()
+    again = planner(Budget(attention=1), "greedy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporter.models.ablation.embeddings.EmbeddingReference.damage", _not_again)
+        again._objective_meter().measure_many({}, [])
+    assert _names(again.plan().plan) == _names(first)
+
+
+def _not_again(*_: Any) -> Any:
+    raise AssertionError
+
+
+def test_replacements_are_weighed_by_the_embeddings(loaded: Any, report: Any, planner: Any) -> None:
+    plan = planner(Budget(attention=1), "greedy", heal=HealOptions(kind="best")).plan().plan
+    bare = _cosine(loaded, report, _names(plan), "reported")
+    assert plan.predicted["cosine"] > bare
+
+
+def test_as_much_goes_as_the_cosine_allows(loaded: Any, report: Any, planner: Any) -> None:
+    floors = Floors(embedding_cosine=0.5)
+    plan = planner(Budget(floors=floors), "greedy").plan().plan
+    assert plan.deletions
+    assert _cosine(loaded, report, _names(plan), "checked") > 0.5
+    with raises(PlanError, "nothing-within-floors"):
+        planner(Budget(floors=Floors(embedding_cosine=0.9999999)), "greedy").plan()
+
+
+@pytest.mark.parametrize("name", ["perplexity_increase", "top1_agreement"])
+def test_limits_of_next_tokens_are_refused_and_say_which_make_sense(
+    planner: Any, name: str
+) -> None:
+    floors = Floors(**{name: 0.5})
+    with raises(PlanError, "no-next-token", "--min-embedding-cosine"):
+        planner(Budget(floors=floors), "greedy").plan()
+
+
+def test_a_decoder_is_not_limited_by_embeddings(report: Any, tmp_path: Path) -> None:
+    decoder = tiny_loaded("llama", tiny_tokenizer())
+    its = report.model_copy(update={"model": decoder.ref})
+    floors = Floors(embedding_cosine=0.5)
+    planner = Planner(
+        its, lambda: decoder, Budget(floors=floors), PlanSettings(), work=Workplace(tmp_path)
+    )
+    with raises(PlanError, "no-embeddings", "--at-most"):
+        planner.plan()
+
+
+@pytest.mark.parametrize("objective", ["kl", "perplexity"])
+def test_another_objective_is_refused(planner: Any, objective: str) -> None:
+    with raises(ScoringError, "no-next-token"):
+        planner(Budget(attention=1), "greedy", options={"objective": objective}).plan()
+
+
+def test_there_is_no_front_of_embeddings(planner: Any) -> None:
+    with raises(ScoringError, "no-next-token"):
+        planner(Budget(attention=1), "greedy").curve()

@@ -1,0 +1,109 @@
+"""Cut encoders' embeddings against the whole one's, held against a plain forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_families import hook_count, tiny_model
+
+from exporter.errors import ScoringError
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    branches_replaced,
+)
+from exporter.models.ablation.damage import Damage, EmbeddingDamage
+from exporter.models.ablation.embeddings import EmbeddingMeter, meter_of, pooled
+from tests.raising import raises
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+_HIDDEN = 32
+_IDS = np.random.default_rng(0).integers(3, 60, (5, 12))
+_MASK = np.arange(12) < np.array([12, 7, 12, 3, 9])[:, None]
+# deberta-v2's relative positions and esm's dropout of tokens are not of interest here.
+_ENCODERS = ("bert", "roberta", "electra", "mpnet", "distilbert", "modernbert", "llama", "gpt2")
+
+
+def _cosines(model: Any, cut: Any) -> list[float]:
+    """Text by text, without padding and with nothing reused."""
+    found = []
+    for ids, mask in zip(_IDS, _MASK, strict=True):
+        given = torch.tensor(ids[mask])[None]
+        with torch.no_grad():
+            whole = model.base_model(given).last_hidden_state[0].double().mean(0)
+            with branches_replaced(model, cut):
+                other = model.base_model(given).last_hidden_state[0].double().mean(0)
+        found.append(float(torch.cosine_similarity(whole, other, dim=0)))
+    return found
+
+
+@pytest.mark.parametrize("model_type", _ENCODERS)
+def test_the_cosines_are_those_of_texts_alone(model_type: str) -> None:
+    model = tiny_model(model_type)
+    bias = BranchReplacement(torch.full((_HIDDEN,), 0.2))
+    meter = EmbeddingMeter(model, _IDS, _MASK, batch_size=2)
+    first: Any = {(0, "attention"): NOTHING}
+    others: list[Any] = [
+        {**first, (1, "mlp"): NOTHING},
+        {**first, (2, "attention"): bias},
+        {(2, "mlp"): NOTHING},
+    ]
+    found = meter.measure_many(first, others)
+    for damage, cut in zip(found, [first, *others], strict=True):
+        # float32, padded in batches against alone
+        assert damage.cosines.tolist() == pytest.approx(_cosines(model, cut), abs=1e-5)
+        assert damage.cosine < 0.9999
+    assert hook_count(model) == 0
+
+
+def test_nothing_cut_costs_nothing() -> None:
+    damage = EmbeddingMeter(tiny_model("bert"), _IDS, _MASK).measure({})
+    assert damage.cosine == pytest.approx(1, abs=1e-6)
+    assert len(damage.cosines) == 5
+
+
+def test_the_standard_error_is_that_of_texts() -> None:
+    damage = EmbeddingMeter(tiny_model("bert"), _IDS, _MASK).measure({(1, "mlp"): NOTHING})
+    expected = damage.cosines.std(ddof=1) / np.sqrt(5)
+    assert damage.cosine_std_error == pytest.approx(expected, rel=1e-9)
+    assert damage.of(np.arange(5) < 1).cosine_std_error is None
+
+
+def test_padding_is_left_out_of_the_mean() -> None:
+    states, mask = np.arange(12.0).reshape(2, 3, 2), np.array([[1, 1, 0], [1, 1, 1]])
+    assert pooled(states, mask).tolist() == [[1, 2], [8, 9]]
+    tensors = pooled(torch.tensor(states), torch.tensor(mask).bool())
+    assert tensors.tolist() == [[1, 2], [8, 9]]
+
+
+def test_embeddings_that_are_not_finite() -> None:
+    nan = torch.full((_HIDDEN,), float("nan"))
+    meter = EmbeddingMeter(tiny_model("bert"), _IDS, _MASK)
+    with raises(ScoringError, "not-finite", 0, "mlp 1"):
+        meter.measure({(1, "mlp"): BranchReplacement(nan)})
+
+
+def test_a_whole_model_that_is_not_finite_is_not_blamed_on_the_cut() -> None:
+    model = tiny_model("bert")
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.fill_(float("nan"))
+    with pytest.raises(ScoringError) as caught:
+        EmbeddingMeter(model, _IDS, _MASK).measure({(1, "mlp"): NOTHING})
+    assert "mlp 1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", EmbeddingDamage), ("llama", Damage)])
+def test_what_is_measured_goes_by_the_model(family: str, kind: type) -> None:
+    meter = meter_of(tiny_model(family), _IDS, _MASK)
+    assert type(meter.measure({(0, "mlp"): NOTHING})) is kind
+
+
+def test_next_tokens_can_not_be_asked_of_an_encoder_but_embeddings_of_a_decoder() -> None:
+    with raises(ScoringError, "no-next-token"):
+        meter_of(tiny_model("bert"), _IDS, _MASK, embeds=False)
+    damage = meter_of(tiny_model("llama"), _IDS, _MASK, embeds=True).measure({})
+    assert isinstance(damage, EmbeddingDamage)
