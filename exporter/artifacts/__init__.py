@@ -54,6 +54,7 @@ from exporter.artifacts.forms import (
 from exporter.artifacts.healing import (
     AnswerDamage,
     HealedBranch,
+    HealedEmbeddings,
     HealedText,
     Healing,
     HealingReport,

@@ -53,6 +53,24 @@ class HealedText(Record):
         return self.gain / cost if cost > 0 else None
 
 
+class HealedEmbeddings(Record):
+    """What healing did for the embeddings of one text's paragraphs, of a model without next tokens.
+
+    ``role`` as for :class:`HealedText`. ``dropped`` and ``healed`` are the mean cosine with the
+    whole model's embeddings, without and with what heals; ``gain`` is their difference, its
+    standard error paired by paragraph.
+    """
+
+    role: Literal["calibration", "other"]
+    text: CalibrationRef
+    dropped: float
+    dropped_std_error: float | None
+    healed: float
+    healed_std_error: float | None
+    gain: float
+    gain_std_error: float | None
+
+
 class HealedBranch(Record):
     """What took one branch's place.
 
@@ -82,14 +100,15 @@ class TrainingCheck(Record):
 class Training(Record):
     """How the whole model taught the cut one.
 
-    ``loss`` is the mean KL divergence of ``answers`` in nats, or the relative squared error of
-    hidden ``states`` for a model that predicts no next token. The first check is that of the
+    ``loss`` is the mean KL divergence of ``answers`` in nats, or for a model that predicts no next
+    token 1 minus the mean cosine of ``embeddings``; earlier versions took the relative squared
+    error of hidden ``states``. The first check is that of the
     unhealed cut, a second one before the training that of folded weights; the state with the least
     held-out loss was kept. ``stopped_on`` is the held-out text.
     """
 
     train: Train
-    loss: Literal["answers", "states"]
+    loss: Literal["answers", "embeddings", "states"]
     trained_parameters: int
     steps: int
     tokens: int
@@ -121,6 +140,7 @@ class Healing(Record):
     changed_weights: int = 0
     training: Training | None = None
     texts: list[HealedText] = Field(default_factory=list)
+    embeddings: list[HealedEmbeddings] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from exporter.artifacts import AnswerDamage, HealedText
+import numpy as np
+
+from exporter.artifacts import AnswerDamage, HealedEmbeddings, HealedText
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage
-from exporter.models.ablation.meter import DamageMeter, Within
+from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
+from exporter.models.ablation.embeddings import meter_of
+from exporter.models.ablation.meter import Within
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -30,11 +33,11 @@ def measured_text(
     batch_size: int = 4,
     within: Within | None = None,
     progress: Progress = QUIET,
-) -> HealedText:
+) -> HealedText | HealedEmbeddings:
     """Measures both cuts on one text, against the whole model.
 
     Args:
-        model: A transformers model with a language head.
+        model: A transformers model of text.
         role: What the text is.
         text: Samples that nothing was fitted on.
         dropped: The branches, with nothing in their places.
@@ -44,17 +47,44 @@ def measured_text(
         progress: Told of every run.
 
     Raises:
-        ScoringError: Logits are not finite, or there is no position to compare at.
+        ScoringError: Answers are not finite, or there is no position to compare at.
     """
-    meter = DamageMeter(model, text.input_ids, text.mask, batch_size=batch_size)
+    meter = meter_of(model, text.input_ids, text.mask, batch_size=batch_size)
+    before: AnyDamage
+    after: AnyDamage
     if within is None:
         before, after = meter.measure_many(dropped, [healed], progress)
     else:
         before = meter.measure(dropped, progress)
-        changed = DamageMeter(
-            model, text.input_ids, text.mask, batch_size=batch_size, within=within
-        )
+        changed = meter_of(model, text.input_ids, text.mask, batch_size=batch_size, within=within)
         after = changed.measure(healed, progress)
+    if isinstance(before, EmbeddingDamage) and isinstance(after, EmbeddingDamage):
+        return _healed_embeddings(role, text, before, after)
+    assert isinstance(before, Damage)
+    assert isinstance(after, Damage)
+    return _healed_text(role, text, before, after)
+
+
+Role = Literal["calibration", "other"]
+
+
+def _healed_embeddings(
+    role: Role, text: CalibrationText, before: EmbeddingDamage, after: EmbeddingDamage
+) -> HealedEmbeddings:
+    gains = after.cosines - before.cosines
+    return HealedEmbeddings(
+        role=role,
+        text=text.ref,
+        dropped=before.cosine,
+        dropped_std_error=before.cosine_std_error,
+        healed=after.cosine,
+        healed_std_error=after.cosine_std_error,
+        gain=float(gains.mean()),
+        gain_std_error=ratio_std_error(gains, np.ones_like(gains)),
+    )
+
+
+def _healed_text(role: Role, text: CalibrationText, before: Damage, after: Damage) -> HealedText:
     gains = before.nll_sums - after.nll_sums
     return HealedText(
         role=role,
@@ -78,6 +108,23 @@ def _damage(damage: Damage) -> AnswerDamage:
     )
 
 
+def embedding_warnings(texts: Sequence[HealedEmbeddings]) -> list[str]:
+    """What a reader must know before he trusts the gain of embeddings.
+
+    Args:
+        texts: The calibration's domain and, where there is one, another.
+    """
+    if not texts:
+        return []
+    roles = {text.role for text in texts}
+    found = [f"Healing gained almost nothing on {each.text.source}." for each in texts
+             if each.gain <= _STD_ERRORS * (each.gain_std_error or 0.0)]  # fmt: skip
+    return found if "other" in roles else [_ONE_DOMAIN, *found]
+
+
+_ONE_DOMAIN = "The gain was measured in the calibration's domain only; others may gain nothing."
+
+
 def warnings_of(texts: Sequence[HealedText]) -> list[str]:
     """What a reader must know before he trusts the gain: domains that disagree, or no gain at all.
 
@@ -89,7 +136,7 @@ def warnings_of(texts: Sequence[HealedText]) -> list[str]:
     if own is None:
         return []
     if other is None:
-        return ["The gain was measured in the calibration's domain only; others may gain nothing."]
+        return [_ONE_DOMAIN]
     unsure = [text for text in (own, other) if _is_unsure(text)]
     if unsure and all(_is_unsure(text) or _has_gained(text) for text in (own, other)):
         told = " and ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)

@@ -16,7 +16,8 @@ from exporter.heal.plan_file import kind_of
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
-from exporter.models.ablation.meter import DamageMeter, Within, predicts_tokens
+from exporter.models.ablation.embeddings import meter_of
+from exporter.models.ablation.meter import CutMeter, Within
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -70,13 +71,10 @@ class Fitting:
         self, chooser: CalibrationText
     ) -> tuple[dict[SublayerRef, BranchReplacement], dict[SublayerRef, Fit]]:
         """The kind that does best in each place, as a text tells that nothing was fitted on."""
-        fits, model = self._alone(), self.loaded.model
-        if predicts_tokens(model):
-            size = self.options.batch_size
-            meter = DamageMeter(model, chooser.input_ids, chooser.mask, batch_size=size)
-            found = _by_damage(meter, fits, self.progress)
-        else:
-            found = _by_explained(fits)
+        fits, size = self._alone(), self.options.batch_size
+        ids, mask = chooser.input_ids, chooser.mask
+        meter: CutMeter[Any] = meter_of(self.loaded.model, ids, mask, batch_size=size)
+        found = _by_damage(meter, fits, self.progress)
         if self.options.sequential:
             return self._in_turn({name: kind_of(what) for name, what in found.items()}), {}
         return found, fits
@@ -129,7 +127,7 @@ class Fitting:
 def _by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, BranchReplacement]:
     """What explains most of each branch's output over held-out tokens; nothing where neither does.
 
-    For models whose answers can't be compared, and as a first guess.
+    A first guess.
     """
     found = {}
     for name, fit in fits.items():
@@ -143,9 +141,9 @@ def _by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, BranchRe
 
 
 def _by_damage(
-    meter: DamageMeter, fits: Mapping[SublayerRef, Fit], progress: Progress = QUIET
+    meter: CutMeter[Any], fits: Mapping[SublayerRef, Fit], progress: Progress = QUIET
 ) -> dict[SublayerRef, BranchReplacement]:
-    """What leaves the least KL divergence, branch after branch, the others as they stand.
+    """What leaves the answers nearest, branch after branch, the others as they stand.
 
     Begins with what :func:`_by_explained` takes, and goes through the branches once, from the last
     layer down, so that each run begins as high as it can.
@@ -165,7 +163,7 @@ def _by_damage(
             damages = meter.measure_many(current, cuts)
             found = zip([taken, *others], damages, strict=True)
             # Of two that are equal the simpler one.
-            best = min(found, key=lambda pair: (pair[1].kl, options.index(pair[0])))
+            best = min(found, key=lambda pair: (pair[1].distance, options.index(pair[0])))
             current[name] = best[0]
             task.advance()
     return current

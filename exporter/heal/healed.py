@@ -12,6 +12,7 @@ from exporter.artifacts import (
     CalibrationRef,
     FiguresFrom,
     HealedBranch,
+    HealedEmbeddings,
     HealedText,
     Healing,
     HealingReport,
@@ -22,14 +23,14 @@ from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
 from exporter.heal.automatic import settled, without_training
-from exporter.heal.domains import measured_text, warnings_of
+from exporter.heal.domains import embedding_warnings, measured_text, warnings_of
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import healed_deletions, kind_of
 from exporter.heal.texts import HealingTexts, healing_texts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
-from exporter.models.ablation.meter import Within, predicts_tokens
+from exporter.models.ablation.meter import Within
 from exporter.models.anatomy.architectures import named_sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -204,16 +205,17 @@ def _healed_plan(
     texts: HealingTexts,
     options: HealOptions,
 ) -> PruningPlan:
+    measured = bool(healing.texts or healing.embeddings)
     return PruningPlan(
         deletions=healed_deletions(plan.deletions, made.branch_replacements),
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
-        predicted=_predicted(healing.texts),
-        predicted_on=_figures_from(options, texts) if healing.texts else None,
+        predicted=_predicted(healing),
+        predicted_on=_figures_from(options, texts) if measured else None,
         fitted_on=texts.fitting.parts,
         stopped_on=[] if made.deciding is None else made.deciding.parts,
-        judged_on=_judged_on(made.held_out, texts.other) if healing.texts else [],
+        judged_on=_judged_on(made.held_out, texts.other) if measured else [],
         made_from={**plan.made_from, **parents},
     )
 
@@ -244,11 +246,13 @@ def measured_healing(
         progress: Told of every run.
 
     Raises:
-        ScoringError: Logits are not finite.
+        ScoringError: Answers are not finite.
     """
     within = None if made is None else made.within
     measured = _measured(loaded, texts, found, options.batch_size, within, progress)
-    warnings = [*warnings, *warnings_of(measured)]
+    answers = [each for each in measured if isinstance(each, HealedText)]
+    embeddings = [each for each in measured if isinstance(each, HealedEmbeddings)]
+    warnings = [*warnings, *warnings_of(answers), *embedding_warnings(embeddings)]
     for warning in warnings:
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
@@ -261,7 +265,8 @@ def measured_healing(
         parameters=sum(branch.parameters for branch in branches),
         changed_weights=0 if made is None else len(made.weights),
         training=None if made is None else made.training,
-        texts=measured,
+        texts=answers,
+        embeddings=embeddings,
         warnings=warnings,
     )
 
@@ -273,11 +278,8 @@ def _measured(
     batch_size: int,
     within: Within | None,
     progress: Progress,
-) -> list[HealedText]:
-    """The damage in both domains; none for a model that predicts no next token."""
-    if not predicts_tokens(loaded.model):
-        progress.say("heal: this model predicts no next token, so the gain is not measured here")
-        return []
+) -> list[HealedText | HealedEmbeddings]:
+    """The damage in both domains."""
     dropped = dict.fromkeys(found, NOTHING)
     roles: tuple[Literal["calibration", "other"], ...] = ("calibration", "other")
     return [
@@ -296,16 +298,19 @@ def _measured(
     ]
 
 
-def _predicted(texts: list[HealedText]) -> dict[str, float]:
+def _predicted(healing: Healing) -> dict[str, float]:
     """What the plan says of itself: the healed model in the calibration's domain."""
-    own = next((text for text in texts if text.role == "calibration"), None)
-    if own is None:
-        return {}
-    return {
-        "kl": own.healed.kl,
-        "log_perplexity_increase": own.healed.log_perplexity_increase,
-        "top1_agreement": own.healed.top1_agreement,
-    }
+    for text in healing.texts:
+        if text.role == "calibration":
+            return {
+                "kl": text.healed.kl,
+                "log_perplexity_increase": text.healed.log_perplexity_increase,
+                "top1_agreement": text.healed.top1_agreement,
+            }
+    for embedded in healing.embeddings:
+        if embedded.role == "calibration":
+            return {"cosine": embedded.healed}
+    return {}
 
 
 def _branch(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, HealingError
 from exporter.heal.options import HealOptions
+from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import (
     DEFAULT_TOKENS,
@@ -38,6 +39,8 @@ _FEWEST_HELD_OUT = 4
 _SAMPLED_SHARE = 0.25
 _FEW_SAMPLED = 8
 """Samples of a text that the model samples just to judge a training by: each token takes a run."""
+_MOST_PASSAGES = 64
+"""That are held out of a text that is read by paragraphs."""
 MOST_HELD_OUT = 32
 """For a training, which runs half of them a dozen times."""
 
@@ -212,6 +215,7 @@ def other_domain(
         samples=samples,
         sequence_length=sequence_length,
         seed=seed,
+        passages=not predicts_tokens(loaded.model),
         progress=progress,
     )
 
@@ -239,6 +243,7 @@ def _samples(
         samples=samples,
         sequence_length=options.sequence_length,
         seed=options.seed,
+        passages=not predicts_tokens(loaded.model),
         progress=progress,
     )
 
@@ -246,7 +251,10 @@ def _samples(
 def _parted(
     text: CalibrationText, wanted: int, more: int
 ) -> tuple[CalibrationText, CalibrationText]:
-    """The first samples to fit on, the last ones held out; of a short text a fifth of it."""
+    """The first samples to fit on, the last ones held out; of a short text a fifth of it.
+
+    Of a text's paragraphs, which are short, a fifth too, but not more than tell a mean well.
+    """
     found = len(text.input_ids)
     if found < 2:
         raise HealingError(
@@ -255,5 +263,5 @@ def _parted(
             "Give a longer text, or ask for a shorter --sequence-length.",
             code="too-few-samples",
         )
-    held = more if found == wanted + more else max(1, found // 5)
+    held = more if found == wanted + more else max(1, min(found // 5, _MOST_PASSAGES))
     return text.rows(slice(0, found - held)), text.rows(slice(found - held, None))

@@ -69,6 +69,8 @@ class Outcome:
             told = (
                 f"speedup {figures['speedup']:.3f} predicted from the costs, not measured; {told}"
             )
+        if "other_cosine" in figures:
+            told += f" (in the other domain {figures['other_cosine']:.3f})"
         if "other_log_perplexity_increase" in figures:
             told += f" (perplexity in the other domain {_rise(figures, 'other_')})"
         for each in self.plan.judged_apart:
@@ -212,10 +214,14 @@ def healing_of(
 
 def elsewhere(report: HealingReport | None) -> dict[str, float]:
     """A healed plan's figures in the other domain, as the plan notes them; none without any."""
-    texts = [] if report is None else report.healing.texts
+    if report is None:
+        return {}
+    for embedded in report.healing.embeddings:
+        if embedded.role == "other":
+            return {"other_cosine": embedded.healed}
     return {
         name: value
-        for text in texts
+        for text in report.healing.texts
         if text.role == "other"
         for name, value in (
             ("other_kl", text.healed.kl),

@@ -88,9 +88,9 @@ class Step:
 
 def objective_of(damage: AnyDamage, objective: Objective) -> float:
     """The number that a search keeps small: in nats, or of embeddings what the cosine lacks."""
-    if isinstance(damage, EmbeddingDamage):
-        return 1 - damage.cosine
-    return damage.kl if objective == "kl" else damage.log_perplexity_increase
+    if objective == "kl" or isinstance(damage, EmbeddingDamage):
+        return damage.distance
+    return damage.log_perplexity_increase
 
 
 def options_for(

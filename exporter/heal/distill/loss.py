@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.models.ablation.embeddings import cosines, pooled
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -58,6 +60,21 @@ def answer_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
         mask: ``[batch, tokens]``, boolean; False marks padding.
     """
     loss: torch.Tensor = _Divergence.apply(student, teacher, mask)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def embedding_loss(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """1 minus the mean cosine of the student's embeddings with the teacher's.
+
+    Args:
+        student: The last hidden states, ``[batch, tokens, hidden]``.
+        teacher: The same.
+        mask: ``[batch, tokens]``, boolean; False marks padding.
+    """
+    own, other = pooled(student.float(), mask), pooled(teacher.float(), mask)
+    loss: torch.Tensor = 1 - cosines(other, own).mean()
     return loss
 
 

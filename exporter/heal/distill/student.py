@@ -15,6 +15,7 @@ from exporter.artifacts import Train
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import HealingError
 from exporter.models.ablation.branch_replacements import BranchReplacement, BranchReplacements
+from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.ablation.streams import CutBranches
 from exporter.models.anatomy.architectures import layer_modules, sublayers_of
 from exporter.models.anatomy.residual_stream import LayerModules, first_tensor, hooked
@@ -38,11 +39,12 @@ class Answer:
     """What a pass gives.
 
     Attributes:
-        logits: ``[batch, tokens, vocabulary]``; None for a model without a language head.
+        given: Logits ``[batch, tokens, vocabulary]``, or of a model without next tokens the last
+            hidden states, ``[batch, tokens, hidden]``.
         states: What each layer gives, ``[batch, tokens, hidden]``; empty where not asked for.
     """
 
-    logits: torch.Tensor | None
+    given: torch.Tensor
     states: list[torch.Tensor]
 
 
@@ -202,10 +204,10 @@ class Student:
             found.append(first_tensor(output))
 
         layers = self._layers if states else []
-        more = {"use_cache": False} if self.model.can_generate() else {}
         with hooked(each.layer.register_forward_hook(keep) for each in layers):
-            output = self.model(**inputs, **more)
-        return Answer(getattr(output, "logits", None), found)
+            if predicts_tokens(self.model):
+                return Answer(self.model(**inputs, use_cache=False).logits, found)
+            return Answer(self.model.base_model(**inputs).last_hidden_state, found)
 
     def _switch_adapters(self, *, on: bool) -> None:
         for adapter in self._adapters.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from exporter.heal.distill.loss import answer_loss, state_loss
+from exporter.heal.distill.loss import answer_loss, embedding_loss, state_loss
 from exporter.heal.distill.memory import KEPT_BYTES
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.bfloat16 import bfloat16_where_fast
-from exporter.models.texts.batches import Batch, batches_of
+from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 
 if TYPE_CHECKING:
@@ -37,11 +38,16 @@ class Lesson:
     @classmethod
     def of(cls, text: CalibrationText, size: int) -> list[Lesson]:
         """A whole text, ``size`` samples at a time."""
-        batches = batches_of(text.input_ids, text.mask, size)
-        return [
-            cls(tuple(range(b.first_sample, b.first_sample + len(b.ids))), b.ids, b.mask)
-            for b in batches
-        ]
+        samples = len(text.input_ids)
+        starts = range(0, samples, size)
+        return [cls.of_rows(text, range(s, min(s + size, samples))) for s in starts]
+
+    @classmethod
+    def of_rows(cls, text: CalibrationText, rows: Sequence[int]) -> Lesson:
+        """Some samples of a text, without what is padding in all of them."""
+        chosen = list(rows)
+        batch = Batch(0, chosen[0], text.input_ids[chosen], text.mask[chosen]).trimmed()
+        return cls(tuple(chosen), batch.ids, batch.mask)
 
     def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
         """What the model is called with."""
@@ -63,17 +69,17 @@ class Teacher:
         self._free_bytes = KEPT_BYTES
         self._states = states
         self.predicts_tokens = predicts_tokens(student.model)
-        self.wants_states = states > 0 or not self.predicts_tokens
+        self.wants_states = states > 0
 
     def answers(self, lesson: Lesson) -> list[torch.Tensor]:
-        """Logits, or hidden states of each layer, or both in this order."""
+        """Logits or last hidden states, then those of each layer where they are wanted."""
         if lesson.rows in self._kept:
             return self._kept[lesson.rows]
         with bfloat16_where_fast(self._student.model.device):
             given = self._student.teach(
                 lesson.inputs(self._student.model.device), states=self.wants_states
             )
-        found = self._parts(given)
+        found = [given.given, *given.states]
         size = sum(each.numel() * each.element_size() for each in found)
         if self._keeps and size <= self._free_bytes:
             self._kept[lesson.rows] = found
@@ -83,15 +89,12 @@ class Teacher:
     def loss(self, given: Answer, answers: list[torch.Tensor], lesson: Lesson) -> torch.Tensor:
         """How far what the student gave is from what :meth:`answers` gave, over real tokens."""
         mask = torch.from_numpy(lesson.mask).to(answers[0].device)
-        found = self._parts(given)
-        if not self.predicts_tokens:
-            return state_loss(found, answers, mask)
-        loss = answer_loss(found[0], answers[0], mask)
+        distance = answer_loss if self.predicts_tokens else embedding_loss
+        loss = distance(given.given, answers[0], mask)
         if self._states:
-            loss = loss + self._states * state_loss(found[1:], answers[1:], mask)
+            loss = loss + self._states * state_loss(given.states, answers[1:], mask)
         return loss
 
-    def _parts(self, given: Answer) -> list[torch.Tensor]:
-        if not self.predicts_tokens or given.logits is None:
-            return given.states
-        return [given.logits, *given.states]
+    def weight(self, lesson: Lesson) -> float:
+        """How much a lesson's loss counts among others: by its tokens, or its texts."""
+        return float(lesson.mask.sum()) if self.predicts_tokens else float(len(lesson.rows))

@@ -21,6 +21,7 @@ from exporter.heal.distill.student import Student
 from exporter.heal.distill.teacher import Lesson, Teacher
 from exporter.heal.distill.workers import Workers
 from exporter.heal.options import HealOptions
+from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -90,14 +91,15 @@ class Trainer:
         self._text, self._store = text, store
         self._stopped_on = held_out.ref
         self._workers = Workers()
-        wanted = max(1, options.step_tokens // text.input_ids.shape[1])
+        length = float(text.mask.sum(axis=1).mean())  # paragraphs are padded
+        wanted = max(1, int(options.step_tokens // length))
         self._per_step = min(wanted * self._workers.count, len(text.input_ids))
-        step_tokens = self._per_step * text.input_ids.shape[1]
+        step_tokens = round(self._per_step * length)
         self._step_tokens = step_tokens
         self._total_steps = max(1, round(options.tokens / step_tokens))
         epochs = self._total_steps * self._per_step / len(text.input_ids)
         again = epochs > 1 and self._per_step == 1  # else each epoch makes other steps
-        self._teacher = Teacher(student, keeps=again, states=options.states_weight)
+        self._teacher = Teacher(student, keeps=again, states=_states_weight(student, options))
         self._judges = Lesson.of(held_out, options.batch_size)
         self._judge = Teacher(student, keeps=True)
         self._tensors = student.trained
@@ -211,7 +213,7 @@ class Trainer:
         rows = [int(_order(place // count, count, self._options.seed)[place % count])
                 for place in places]  # fmt: skip
         rows = list(self._workers.share(rows))
-        return Lesson(tuple(rows), self._text.input_ids[rows], self._text.mask[rows])
+        return Lesson.of_rows(self._text, rows)
 
     def _check(self, loss: float, began: float | None = None) -> None:
         """Looks at held-out text, and keeps the state if it is the best so far."""
@@ -233,16 +235,21 @@ class Trainer:
         first = self._state.checks[0].held_out_loss
         if not tokens:
             state = "with folded weights" if len(self._state.checks) > 1 else "of the bare cut"
-            return f"heal: held-out loss {held_out:.4f} {state}, before the training"
+            return f"heal: {self._seen(held_out)} {state}, before the training"
         left = seconds * (1 / max(1e-9, self._done) - 1)
         return (
             f"heal: {tokens:,} of {self._total_steps * self._step_tokens:,} tokens, "
             f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, about {left / 60:.1f} min left; "
-            f"held-out loss {held_out:.4f} ({100 * (1 - held_out / first):.0f} % recovered)"
+            f"{self._seen(held_out)} ({100 * (1 - held_out / first):.0f} % recovered)"
         )
 
+    def _seen(self, held_out: float) -> str:
+        if self._teacher.predicts_tokens:
+            return f"held-out loss {held_out:.4f}"
+        return f"held-out mean cosine {1 - held_out:.4f}"
+
     def _held_out_loss(self) -> float:
-        total = positions = 0.0
+        total = weights = 0.0
         for lesson in self._judges:
             answers = self._judge.answers(lesson)
             with (
@@ -254,9 +261,9 @@ class Trainer:
                     lesson.inputs(self._student.model.device), states=self._judge.wants_states
                 )
                 loss = float(self._judge.loss(given, answers, lesson))
-            total += loss * float(lesson.mask.sum())
-            positions += float(lesson.mask.sum())
-        return self._workers.mean(total / positions, self._student.model.device)
+            total += loss * self._judge.weight(lesson)
+            weights += self._judge.weight(lesson)
+        return self._workers.mean(total / weights, self._student.model.device)
 
     def _values(self) -> dict[str, torch.Tensor]:
         """The student's tensors."""
@@ -273,7 +280,7 @@ class Trainer:
         tokens = state.steps * self._step_tokens
         return Training(
             train=options.train,
-            loss="answers" if self._teacher.predicts_tokens else "states",
+            loss="answers" if self._teacher.predicts_tokens else "embeddings",
             trained_parameters=sum(each.numel() for each in self._tensors.values()),
             steps=state.steps,
             tokens=tokens,
@@ -346,6 +353,12 @@ class Trainer:
                     self._optimizer.state[tensor] = moments[name]
         self._state = state
         self._done = self._fraction()
+
+
+def _states_weight(student: Student, options: HealOptions) -> float:
+    """Of the hidden states' error; an embedding alone is too little to learn from."""
+    usual = 0.0 if predicts_tokens(student.model) else 1.0
+    return options.states_weight or usual
 
 
 def _moments(

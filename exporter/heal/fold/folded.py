@@ -12,7 +12,7 @@ from exporter.heal.fitting import Fitting, Made
 from exporter.heal.fold.places import Place, places_of
 from exporter.heal.fold.refit import refitted
 from exporter.models.ablation.branch_replacements import NOTHING
-from exporter.models.ablation.meter import DamageMeter, predicts_tokens
+from exporter.models.ablation.embeddings import meter_of
 from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.anatomy.residual_stream import LayerModules
 from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
@@ -107,7 +107,7 @@ def _refuse_loss(fitting: Fitting, text: CalibrationText, values: Sequence[OwnVa
     Raises:
         HealingError: It is not, or no product was changed.
     """
-    if not values or (predicts_tokens(fitting.loaded.model) and _loses(fitting, text, values)):
+    if not values or _loses(fitting, text, values):
         raise HealingError(
             f"Folding gained nothing on held-out text of {text.ref.source}.",
             "Give more calibration text (--samples), or heal with --heal linear or distill.",
@@ -118,11 +118,11 @@ def _refuse_loss(fitting: Fitting, text: CalibrationText, values: Sequence[OwnVa
 def _loses(fitting: Fitting, text: CalibrationText, values: Sequence[OwnValue]) -> bool:
     cut: Any = dict.fromkeys(fitting.names, NOTHING)
 
-    def kl(within: Any) -> float:
+    def distance(within: Any) -> float:
         size = fitting.options.batch_size
-        meter = DamageMeter(
+        meter = meter_of(
             fitting.loaded.model, text.input_ids, text.mask, batch_size=size, within=within
         )
-        return meter.measure(cut, fitting.progress).kl
+        return meter.measure(cut, fitting.progress).distance
 
-    return kl(lambda: swapped(values)) >= kl(None)
+    return distance(lambda: swapped(values)) >= distance(None)

@@ -22,6 +22,11 @@ class BySample:
         return type(self)(*(getattr(self, each.name)[samples] for each in fields(self)))
 
     @property
+    def distance(self) -> float:
+        """How far the cut model's answers are from the whole one's; 0 for an unchanged model."""
+        raise NotImplementedError
+
+    @property
     def finite(self) -> NDArray[np.bool_]:
         """``[samples]``, whether the cut model's answers are finite."""
         numbers = [np.isfinite(getattr(self, each.name)) for each in fields(self)]
@@ -53,6 +58,11 @@ class Damage(BySample):
     def finite(self) -> NDArray[np.bool_]:
         """``[samples]``, whether the cut model's answers are finite."""
         return np.isfinite(self.kl_sums) & np.isfinite(self.nll_sums)
+
+    @property
+    def distance(self) -> float:
+        """The KL divergence, in nats."""
+        return self.kl
 
     @property
     def kl(self) -> float:
@@ -99,6 +109,11 @@ class EmbeddingDamage(BySample):
     """
 
     cosines: Floats
+
+    @property
+    def distance(self) -> float:
+        """1 minus the cosine."""
+        return 1 - self.cosine
 
     @property
     def cosine(self) -> float:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from exporter.artifacts import ComparisonReport, HealedBranch, HealedText, Healing, Training
+from exporter.artifacts import (
+    ComparisonReport,
+    HealedBranch,
+    HealedEmbeddings,
+    HealedText,
+    Healing,
+    Training,
+)
 from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.words import or_dash, percent, significant
@@ -30,8 +37,17 @@ def healing_section(report: ComparisonReport) -> Section | None:
 
 def healing_words(healing: Healing) -> str:
     """What was put in, in one sentence: ``8 replaced (7 linear, 1 bias), 2.9 million numbers``."""
-    if healing.changed_weights:
-        return _training_words(healing)
+    words = _training_words(healing) if healing.changed_weights else _replaced_words(healing)
+    own = next((each for each in healing.embeddings if each.role == "calibration"), None)
+    if own is None:
+        return words
+    return (
+        f"{words}; mean cosine of embeddings on held-out text {own.dropped:.3f} before, "
+        f"{own.healed:.3f} after"
+    )
+
+
+def _replaced_words(healing: Healing) -> str:
     counts = Counter(branch.replacement for branch in healing.branches)
     bare = counts.pop("none", 0)
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), reverse=True))
@@ -46,15 +62,16 @@ def _training_words(healing: Healing) -> str:
         f"{counted(healing.changed_weights, 'weight')} changed, {healing.parameters:,} numbers "
         "added to the model"
     )
-    if healing.training is None:
+    if healing.training is None or healing.embeddings:
         return words
     losses = [check.held_out_loss for check in healing.training.checks]
     return f"{words}; loss on held-out text {losses[0]:.3g} before, {min(losses):.3g} after"
 
 
 def healing_grid(healing: Healing, caption: str = "In PyTorch") -> Grid:
-    """For each text perplexity, KL divergence and agreement: whole, dropped, healed."""
+    """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed."""
     rows = [row for text in healing.texts for row in _rows(text)]
+    rows += [_embedding_row(text) for text in healing.embeddings]
     return Grid(caption, _HEADER, rows, right=(2, 3, 4))
 
 
@@ -75,6 +92,17 @@ def _rows(text: HealedText) -> Iterator[list[str]]:
     yield ["", "same top-1", "100 %", percent(one), percent(two), change]
 
 
+def _embedding_row(text: HealedEmbeddings) -> list[str]:
+    gain = f"{text.gain:+.4f}"
+    if text.gain_std_error is not None:
+        gain += f" ± {text.gain_std_error:.4f}"
+    if text.dropped < 1:
+        gain += f" ({100 * text.gain / (1 - text.dropped):.0f} %)"
+    name = f"{text.text.source}, {_ROLES[text.role]}"
+    dropped, healed = f"{text.dropped:.4f}", f"{text.healed:.4f}"
+    return [name, "mean cosine of embeddings", "1", dropped, healed, gain]
+
+
 def _with_error(value: float, std_error: float | None) -> str:
     told = significant(value, 3)
     return told if std_error is None else f"{told} ± {significant(std_error, 2)}"
@@ -84,10 +112,11 @@ def _blocks(healing: Healing) -> Iterator[Block]:
     for warning in healing.warnings:
         yield Note(warning, lead="Warning:")
     yield Note(f"{healing_words(healing)}. {_method(healing)}")
-    if healing.texts:
+    if healing.texts or healing.embeddings:
+        lost = "log-perplexity" if healing.texts else "cosine"
         yield healing_grid(healing, "What dropping cost and what healing recovered, in PyTorch")
         yield Note(
-            "Recovered: the share of the lost log-perplexity, mean ± standard error over samples. "
+            f"Recovered: the share of the lost {lost}, mean ± standard error over samples. "
             "None of these samples was used for fitting."
         )
     if healing.training is not None:
@@ -113,7 +142,7 @@ def training_words(healing: Healing, training: Training) -> str:
     """How the kept weights were trained, and why that ended."""
     rank = f" of rank {healing.rank}" if healing.rank is not None else ""
     trained = "all weights" if training.train == "all" else f"adapters{rank}, merged at the end"
-    goal = {"answers": "next-token distributions", "states": "hidden states"}[training.loss]
+    goal = _GOALS[training.loss]
     return (
         f"The whole model taught the cut one its {goal}: {trained}, "
         f"{training.trained_parameters / 1e6:,.1f} million numbers, {training.tokens:,} tokens in "
@@ -132,6 +161,11 @@ def _beginning(training: Training) -> str:
     )
 
 
+_GOALS = {
+    "answers": "next-token distributions",
+    "embeddings": "embeddings and hidden states",
+    "states": "hidden states",
+}
 _ENDS = {
     "tokens": "All tokens were used.",
     "time": "The time was used up.",

@@ -591,7 +591,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
         HealOptions(**options)
 
 
-def test_an_encoder_is_healed_without_its_answers_being_measured(tmp_path: Path) -> None:
+def test_an_encoder_is_healed_by_its_embeddings() -> None:
     from tiny_torch import tiny_loaded
 
     from exporter.artifacts import CalibrationRef
@@ -609,6 +609,8 @@ def test_an_encoder_is_healed_without_its_answers_being_measured(tmp_path: Path)
         plan = PruningPlan(deletions=planned(("attention", 0, "none")))
         found = heal(tiny_loaded("bert"), plan, HealOptions(kind="best"))
     assert found.report.healing.texts == []
+    (embedded,) = found.report.healing.embeddings
+    assert embedded.healed > embedded.dropped
     assert found.plan.deletions[0].replacement in ("bias", "linear")
 
 

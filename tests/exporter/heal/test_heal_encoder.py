@@ -1,0 +1,150 @@
+"""Encoders are healed by what their embeddings lose; held against plain forward passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from healed_models import planned
+from tiny_families import skipped, tiny_loaded, tiny_tokenizer
+
+from exporter.artifacts import PruningPlan
+from exporter.heal.options import HealOptions
+from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.changed_weights import change_weights
+from exporter.models.texts.calibration import CalibrationText
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+from exporter.heal.distill.loss import embedding_loss  # noqa: E402
+from exporter.heal.distill.teacher import Lesson  # noqa: E402
+from exporter.heal.healed import heal  # noqa: E402
+from exporter.heal.texts import healing_texts  # noqa: E402
+from exporter.report.sections.healing import healing_grid  # noqa: E402
+
+PLAN = PruningPlan(deletions=planned(("attention", 1, "none"), ("mlp", 2, "none")))
+NAMES = [(1, "attention"), (2, "mlp")]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    rng = np.random.default_rng(0)
+    paragraphs = [
+        " ".join(f"w{n}" for n in rng.integers(0, 60, rng.integers(14, 30))) for _ in range(60)
+    ]
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(paragraphs))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def no_other_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.heal.texts._other_spec", lambda *_: None)
+
+
+def loaded_encoder() -> Any:
+    return tiny_loaded("bert", tiny_tokenizer(special_ends=True))
+
+
+def options(text: str, kind: Any, **more: Any) -> HealOptions:
+    return HealOptions(kind=kind, calibration=(text,), samples=40, sequence_length=40, **more)
+
+
+def healed(text: str, kind: Any, loaded: Any, **more: Any) -> Any:
+    return heal(loaded, PLAN, options(text, kind, **more))
+
+
+def cosine(texts: CalibrationText, whole: Any, cut: Any, within: Any) -> float:
+    """Mean over texts, one at a time."""
+    found = []
+    for ids, mask in zip(texts.input_ids, texts.mask, strict=True):
+        given = torch.tensor(ids[mask])[None]
+        with torch.no_grad():
+            one = whole(given).last_hidden_state[0].double().mean(0)
+            with within():
+                other = cut(given).last_hidden_state[0].double().mean(0)
+        found.append(float(torch.cosine_similarity(one, other, dim=0)))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("train", ["adapters", "all"])
+def test_a_training_brings_embeddings_back(text: str, train: Any) -> None:
+    loaded = loaded_encoder()
+    rate = {"adapters": 1e-2, "all": 1e-3}[train]
+    found = healed(
+        text, "distill", loaded, train=train, tokens=4000, step_tokens=100, learning_rate=rate
+    )
+    told = found.report.healing
+    assert told.texts == []
+    (own,) = told.embeddings
+    assert own.gain == pytest.approx(own.healed - own.dropped)
+    assert own.healed > own.dropped + 0.25 * (1 - own.dropped)
+    assert told.training.loss == "embeddings"
+    assert min(each.held_out_loss for each in told.training.checks) < (
+        told.training.checks[0].held_out_loss
+    )
+    assert found.plan.predicted == {"cosine": own.healed}
+    ids = [{part.ids_sha256 for part in parts} for parts in (
+        found.plan.fitted_on, found.plan.stopped_on, found.plan.judged_on)]  # fmt: skip
+    assert len(set.union(*ids)) == 3
+    judged = healing_texts(loaded, options(text, "distill", tokens=4000)).halves[1]
+    whole = loaded_encoder().model
+    bare = cosine(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
+    assert own.dropped == pytest.approx(bare, abs=1e-5)  # float32
+    change_weights(loaded.model, found.weights)
+    after = cosine(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
+    assert own.healed == pytest.approx(after, abs=1e-4)  # adapters are merged in float32
+
+
+def test_the_best_replacements_are_those_of_the_embeddings(text: str) -> None:
+    loaded = loaded_encoder()
+    found = healed(text, "best", loaded)
+    (own,) = found.report.healing.embeddings
+    assert own.healed > own.dropped
+    judged = healing_texts(loaded, options(text, "best")).halves[1]
+    after = cosine(
+        judged,
+        loaded_encoder().model,
+        loaded.model,
+        lambda: branches_replaced(loaded.model, found.branch_replacements),
+    )
+    assert own.healed == pytest.approx(after, abs=1e-5)  # float32
+
+
+def test_a_report_tells_the_cosine_before_and_after(text: str) -> None:
+    told = healed(text, "bias", loaded_encoder()).report.healing
+    (own,) = told.embeddings
+    (row,) = healing_grid(told).rows
+    assert row[3:5] == [f"{own.dropped:.4f}", f"{own.healed:.4f}"]
+
+
+def test_a_fifth_of_the_paragraphs_is_held_out(text: str) -> None:
+    found = healing_texts(loaded_encoder(), options(text, "bias"))
+    held, fitted = len(found.held_out.input_ids), len(found.fitting.input_ids)
+    assert held == (held + fitted) // 5
+    assert not found.fitting.mask.all()
+
+
+def test_the_loss_is_that_of_the_mean_states() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 2, 4, 8).unbind()
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    rows = [
+        torch.cosine_similarity(student[n, :long].mean(0), teacher[n, :long].mean(0), dim=0)
+        for n, long in enumerate((4, 2))
+    ]
+    expected = 1 - (rows[0] + rows[1]) / 2
+    assert float(embedding_loss(student, teacher, mask)) == pytest.approx(float(expected), abs=1e-6)
+    assert float(embedding_loss(teacher, teacher, mask)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_lesson_has_no_column_of_padding() -> None:
+    ids, mask = np.arange(12).reshape(3, 4), np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    text = CalibrationText.unpadded(ids, "made", "0" * 64)
+    text = CalibrationText(text.ref, ids, mask.astype(bool))
+    lesson = Lesson.of_rows(text, [0, 1])
+    assert lesson.ids.tolist() == [[0, 1], [4, 5]]
+    assert lesson.mask.tolist() == [[True, True], [True, False]]
+    assert Lesson.of_rows(text, [2, 0]).ids.shape == (2, 4)
