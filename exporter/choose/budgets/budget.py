@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.search_options import DROPPING
-from exporter.errors import UsageError
+from exporter.errors import PlanError, UsageError
 from exporter.option_types import Count, OpenShare, Share, Size, Tokens, Whole, Written, comma_list
 from exporter.options import Options, Rule, dataclass, excludes, only_with, option, part, required
 from graph_passes.types import BLOCK_KINDS, SublayerKind
@@ -93,12 +94,30 @@ class Floors(Options):
     )
 
     def __bool__(self) -> bool:
-        return self.of_next_tokens or self.embedding_cosine is not None
+        limits = (self.perplexity_increase, self.top1_agreement, self.embedding_cosine)
+        return any(limit is not None for limit in limits)
 
-    @property
-    def of_next_tokens(self) -> bool:
-        """Whether they limit what only models with next tokens have."""
-        return self.perplexity_increase is not None or self.top1_agreement is not None
+    def of_model(self, *, predicts_tokens: bool) -> Floors:
+        """Those that a model of this kind can be held to; others beside them are left out.
+
+        Raises:
+            PlanError: There are only others.
+        """
+        of_encoders = Floors(embedding_cosine=self.embedding_cosine)
+        found = replace(self, embedding_cosine=None) if predicts_tokens else of_encoders
+        if self and not found and predicts_tokens:
+            raise PlanError(
+                "This model predicts next tokens, so it is not judged by its embeddings.",
+                "Give --at-most 5% or --min-top1-agreement 0.95.",
+                code="no-embeddings",
+            )
+        if self and not found:
+            raise PlanError(
+                "This model predicts no next token: it has no perplexity and no top-1 agreement.",
+                "Limit what its embeddings lose: --min-embedding-cosine 0.98.",
+                code="no-next-token",
+            )
+        return found
 
     @property
     def log_perplexity_increase(self) -> float:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from exporter.artifacts import HealKind, ImportanceReport
-from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.candidates import (
     QualityCheck,
     SublayerOptions,
@@ -144,6 +144,16 @@ class PlanInputs:
         return loaded
 
     @cached_property
+    def floors(self) -> Floors:
+        """The limits that the model can be held to.
+
+        Raises:
+            PlanError: There are only others.
+        """
+        predicts = predicts_tokens(self.loaded.model)
+        return self.budget.floors.of_model(predicts_tokens=predicts)
+
+    @cached_property
     def searching(self) -> SearchOptions:
         """How the search goes, with what it keeps small named."""
         predicts = predicts_tokens(self.loaded.model)
@@ -243,7 +253,7 @@ class PlanInputs:
     def checker(self) -> QualityCheck:
         """Holds the tokens that the search doesn't see."""
         meter = meter_here(self.loaded, self.texts.checked, self.settings.batch_size)
-        return QualityCheck(meter, self.budget.floors)
+        return QualityCheck(meter, self.floors)
 
     @cached_property
     def reporter(self) -> QualityCheck:

@@ -21,7 +21,7 @@ from exporter.choose.budgets.figures import (
     predicted,
 )
 from exporter.choose.budgets.inputs import PlanInputs
-from exporter.choose.budgets.refusals import refuse_no_front, refuse_nothing, refuse_other_floors
+from exporter.choose.budgets.refusals import refuse_no_front, refuse_nothing
 from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_use_up
@@ -34,7 +34,7 @@ from exporter.heal.healed import heal
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.models.ablation.meter import predicts_tokens, refuse_headless
+from exporter.models.ablation.meter import refuse_headless
 from graph_passes.types import Replacement, SublayerRef
 
 
@@ -109,7 +109,7 @@ class Planner(PlanInputs):
             self._refuse_unreachable()
         if self._given_sizes is not None:
             _ = self.goals  # what fits as it is needs no model
-        refuse_other_floors(self.budget.floors, predicts_tokens=predicts_tokens(self.loaded.model))
+        _ = self.floors  # those of another kind of model are refused before the search
         candidate, speedup = self._measured() if self._times_candidates else (self._solved(), None)
         self._refuse_nothing(candidate)
         if speedup is None and self._stopwatch is not None:

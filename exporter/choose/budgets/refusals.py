@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
-from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
 from exporter.choose.budgets.units import Goal
 from exporter.errors import PlanError
@@ -23,30 +22,6 @@ def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoRe
         "Ask for less, or let more be dropped: more kinds, fewer protected, no replacements.",
         code="out-of-reach",
     ) from cause
-
-
-def refuse_other_floors(floors: Floors, *, predicts_tokens: bool) -> None:
-    """Refuses limits that a model of another kind has.
-
-    Args:
-        floors: What is asked for.
-        predicts_tokens: Whether the model predicts next tokens.
-
-    Raises:
-        PlanError: It says which limits make sense.
-    """
-    if not predicts_tokens and floors.of_next_tokens:
-        raise PlanError(
-            "This model predicts no next token, so it has no perplexity and no top-1 agreement.",
-            "Limit what its embeddings lose: --min-embedding-cosine 0.98.",
-            code="no-next-token",
-        )
-    if predicts_tokens and floors.embedding_cosine is not None:
-        raise PlanError(
-            "This model predicts next tokens, so it is not judged by embeddings.",
-            "Give --at-most 5% or --min-top1-agreement 0.95.",
-            code="no-embeddings",
-        )
 
 
 def refuse_floors(

