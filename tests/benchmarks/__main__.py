@@ -18,7 +18,7 @@ OUT = ROOT / "out" / "bench"
 ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
     "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
-    "selection", "healing", "distill", "planner", "streaming", "large_export",
+    "selection", "healing", "distill", "encoder", "planner", "streaming", "large_export",
     "cluster", "checkpoint",
 )  # fmt: skip
 
