@@ -31,7 +31,7 @@ GONE = {
 """What options were called before; the changelog says so."""
 FOREIGN = {
     "--build-arg", "--exportTimes", "--jobs", "--kills", "--save-results", "--strace", "--table",
-    "--text", "--trials", "--tries",
+    "--text", "--tokens", "--trials", "--tries",
 }  # fmt: skip
 """Options of docker, trtexec, polygraphy, the benchmarks and the trials of tests/README.md."""
 

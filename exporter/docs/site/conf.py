@@ -44,7 +44,7 @@ NAVIGATION = {
     "Make it run fast": ["forms", "quantising", "engines"],
     "Judge it": ["comparing", "reports", "gate", "measurements"],
     "Look it up": [
-        *("commands", "files", "fusers", "/graph_passes/docs/architectures"),
+        *("words", "commands", "files", "fusers", "/graph_passes/docs/architectures"),
         *("/graph_passes/docs/dialects", "/exporter/engines/build/docs/builds"),
         "/exporter/engines/build/docs/attention",
     ],
