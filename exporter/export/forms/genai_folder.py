@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form
+from exporter.errors import MissingDependencyError, first_line, pass_on_memory_error
 from exporter.export.onnx_output import MODEL_FILE
 from exporter.files import write_text
 from exporter.models.genai_config import CONFIG_FILE
 from exporter.models.graph_facts import CACHE_INPUT
+from exporter.optional import require
 from graph_passes.files.storage import load_model
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
+_PROBE, _PROBE_STEPS = [1, 2, 3], 2
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -42,6 +45,32 @@ def write_genai_config(loaded: LoadedModel, folder: Path) -> bool:
     if content is not None:
         write_text(folder / CONFIG_FILE, json.dumps(content, indent=4) + "\n")
     return content is not None
+
+
+def genai_failure(folder: Path) -> str | None:
+    """Has onnxruntime-genai run a folder: a short prompt, and a step with its cache.
+
+    Returns:
+        Its complaint; None where it runs the folder, or isn't installed to be asked.
+    """
+    try:
+        runtime = require("onnxruntime_genai", extra="genai")
+    except MissingDependencyError:
+        return None
+    try:
+        model = runtime.Model(str(folder))
+        parameters = runtime.GeneratorParams(model)
+        length = len(_PROBE) + _PROBE_STEPS
+        parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
+        generator = runtime.Generator(model, parameters)
+        generator.append_tokens(_PROBE)
+        for _ in range(_PROBE_STEPS):
+            generator.generate_next_token()
+    # It has no error class of its own, and passes on those of ONNX Runtime.
+    except Exception as error:
+        pass_on_memory_error(error)
+        return first_line(error).replace(f"{folder}/", "")
+    return None
 
 
 def genai_config(model: Any, inputs: list[str], form: CacheForm) -> dict[str, Any] | None:

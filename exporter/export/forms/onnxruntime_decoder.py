@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from exporter.errors import BackendError, ExportError, MissingDependencyError
 from exporter.export.forms.genai_builder import Provider, build_decoder
-from exporter.export.forms.genai_folder import write_genai_config
+from exporter.export.forms.genai_folder import genai_failure, write_genai_config
 from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
@@ -68,8 +68,7 @@ def write_decoder(
             if written is None:
                 continue
             written = _keeping_logits(written, Path(name))
-            if not Path(name, CONFIG_FILE).exists() and not write_genai_config(loaded, Path(name)):
-                progress.say("form: onnxruntime-genai can't be told of these caches; no config")
+            _settle_config(loaded, Path(name), progress)
             for file in Path(name).iterdir():
                 file.replace(folder / file.name)
         remark = "; ".join(filter(None, (*tries.reasons, written.remark)))
@@ -79,6 +78,18 @@ def write_decoder(
         "Try --target portable with --exporter optimum; -v shows the exporters' whole account.",
         code="no-exporter",
     )
+
+
+def _settle_config(loaded: LoadedModel, folder: Path, progress: Progress) -> None:
+    """Leaves a config of onnxruntime-genai where that runs the folder, and else none."""
+    config = folder / CONFIG_FILE
+    if not config.exists() and not write_genai_config(loaded, folder):
+        progress.say("form: onnxruntime-genai can't be told of these caches; no config")
+        return
+    reason = genai_failure(folder)
+    if reason is not None:
+        config.unlink()
+        progress.say(f"form: onnxruntime-genai can't run this graph, so no config: {reason}")
 
 
 class _Tries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form
-from exporter.export.forms.genai_folder import genai_config, write_genai_config
+from exporter.export.forms.genai_folder import genai_config, genai_failure, write_genai_config
 from graph_passes import save_model
 from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
 from tests.graph_passes.fused_graphs import HEAD_DIM, HEADS, HIDDEN, VOCABULARY, FusedSpec
@@ -60,6 +61,23 @@ def test_the_runtime_generates_what_depthcut_does(tmp_path: Path, cut: bool) -> 
         found = [*generate(decoder, PROMPT, new_tokens=NEW).token_ids]
     assert found[: len(wanted)] == wanted
     assert wanted
+
+
+@pytest.mark.genai
+@pytest.mark.parametrize(("changes", "runs"), [({}, True), ({"head_size": 8}, False)])
+def test_the_runtime_is_asked_whether_it_runs_a_folder(
+    tmp_path: Path, changes: dict[str, int], runs: bool
+) -> None:
+    save_model(fused(FusedSpec(layers=2)), tmp_path / "model.onnx")
+    loaded: Any = SimpleNamespace(model=model(max_position_embeddings=16))
+    assert write_genai_config(loaded, tmp_path)
+    path = tmp_path / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["decoder"].update(changes)
+    path.write_text(json.dumps(config))
+    reason = genai_failure(tmp_path)
+    assert (reason is None) is runs
+    assert str(tmp_path) not in (reason or "")
 
 
 def test_sizes_and_ids_are_told(tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 
+
+def write_config(_loaded: Any, folder: Path) -> bool:
+    (folder / "genai_config.json").write_text("ours")
+    return True
+
+
 NOT_KNOWN = ExportError("The builder doesn't know Foo.")
 NOT_RUN = BackendError("ONNX Runtime can't run it: no such operator.")
 NOT_HERE = MissingDependencyError("onnxruntime_genai is needed.", "pip install")
@@ -38,6 +44,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         fused: Any = NOT_KNOWN,
         plain: Any = PLAIN,
         check: Any = lambda folder: None,
+        genai: str | None = None,
     ) -> tuple[WrittenForm, list[str]]:
         def gives(answer: Any, *, config: bool = False) -> Callable[..., WrittenForm]:
             def writer(loaded: Any, folder: Path, *_: Any, **__: Any) -> WrittenForm:
@@ -57,7 +64,8 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         monkeypatch.setattr(choice, "build_decoder", gives(builder, config=True))
         monkeypatch.setattr(choice, "write_fused_export", gives(fused))
         monkeypatch.setattr(choice, "write_portable", gives(plain))
-        monkeypatch.setattr(choice, "write_genai_config", lambda *_: True)
+        monkeypatch.setattr(choice, "write_genai_config", write_config)
+        monkeypatch.setattr(choice, "genai_failure", lambda _: genai)
         monkeypatch.setattr("exporter.export.parity.check_export", checked)
         loaded: Any = SimpleNamespace(ref=SimpleNamespace(architecture="Foo"))
         heard = Heard()
@@ -88,7 +96,17 @@ def test_what_the_runtime_does_not_run_is_not_taken(
     assert written.writer == "passes 1"
     assert written.remark == "ONNX Runtime can't run it: no such operator"
     assert heard == [f"form: {written.remark}"]
-    assert not (tmp_path / "genai_config.json").exists()
+    assert (tmp_path / "genai_config.json").read_text() == "ours"
+
+
+@pytest.mark.parametrize("reason", [None, "no such cache"])
+def test_a_config_is_left_where_the_runtime_runs_the_folder(
+    told: Callable[..., Any], tmp_path: Path, reason: str | None
+) -> None:
+    written, heard = told(builder=WrittenForm("builder 1"), genai=reason)
+    assert (tmp_path / "genai_config.json").exists() is (reason is None)
+    assert any("no such cache" in line for line in heard) is (reason is not None)
+    assert written.remark is None
 
 
 def test_a_plain_form_is_told(told: Callable[..., Any]) -> None:
