@@ -12,6 +12,7 @@ from exporter.artifacts.forms import Corner, FormRecord, QuantizationRecord
 from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
+from exporter.artifacts.uses import FolderUses
 
 
 class EngineFacts(Record):
@@ -99,7 +100,8 @@ class ComparisonReport(Artifact):
     ``corners`` are empty, or the four of whole and cut, float and quantised; the quantised ones are
     then the baseline and the candidate. ``healing`` is how the plan was healed on the way, if at
     all, with what that gained before anything was exported. ``parts`` are the texts that the plan
-    was made by, as far as they are known; ``calibration`` is that of the scores.
+    was made by, as far as they are known; ``calibration`` is that of the scores. ``uses`` are the
+    lines that load and run each folder which was written with it.
     """
 
     kind: Literal["comparison_report"] = "comparison_report"
@@ -113,3 +115,4 @@ class ComparisonReport(Artifact):
     accuracy: Accuracy | None
     corners: list[Corner] = Field(default_factory=list)
     healing: Healing | None = None
+    uses: list[FolderUses] = Field(default_factory=list)

@@ -45,6 +45,8 @@ class CheckpointFacts(Record):
         before: The base's weights.
         after: The checkpoint's.
         license: The lines on the licence in the base's card.
+        has_tokenizer: Whether it has a tokenizer.
+        has_modules: Whether sentence-transformers knows it by its files.
     """
 
     base: str
@@ -60,6 +62,8 @@ class CheckpointFacts(Record):
     before: Weights
     after: Weights
     license: dict[str, str] = Field(default_factory=dict)
+    has_tokenizer: bool = False
+    has_modules: bool = False
 
     @property
     def healed(self) -> bool:

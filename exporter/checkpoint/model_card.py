@@ -20,12 +20,15 @@ from exporter.artifacts import (
     PruningPlan,
     TaskResult,
 )
+from exporter.artifacts.uses import PLACE
 from exporter.checkpoint.facts import CheckpointFacts
+from exporter.checkpoint.uses import checkpoint_uses
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
 from exporter.report.sections.parts import parts_blocks
 from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows
+from exporter.report.sections.use import use_blocks
 from exporter.report.words import dropped_lines, significant, weights_words
 
 _NAMED_SOURCES = ("hf:", "pydoc", "self")
@@ -65,10 +68,11 @@ def model_card(facts: CheckpointFacts, sources: CardSources) -> str:
         _chosen(sources),
         _healed(facts, sources),
         _measured(sources.report),
+        _loading(facts),
     ]
     texts = [section_markdown(section) for section in sections if section is not None]
     title = f"# {escaped(facts.base.rpartition('/')[2])}, pruned in depth"
-    return "\n\n".join([_header(facts), title, *texts, _loading(facts)]) + "\n"
+    return "\n\n".join([_header(facts), title, *texts]) + "\n"
 
 
 def _header(facts: CheckpointFacts) -> str:
@@ -199,35 +203,15 @@ def _task_row(task: TaskResult) -> list[str]:
     ]  # fmt: skip
 
 
-def _loading(facts: CheckpointFacts) -> str:
-    if facts.plain:
-        auto = "AutoModel" if facts.architecture.endswith("Model") else "AutoModelForCausalLM"
-        told = f"transformers {facts.transformers} loads it as it is."
-        if facts.kept is not None:
-            told = "It is a plain model with fewer layers; whatever loads the base loads it."
-        code = [f"from transformers import {auto}", "", f'model = {auto}.from_pretrained("FOLDER")']
-        return "\n".join(["## How to load it", "", told, "", "```python", *code, "```"])
-    return _OWN_LOADER.replace("VERSION", facts.transformers)
-
-
-_OWN_LOADER = """## How to load it
-
-It needs depthcut with its extra `torch`, and runs no code from this folder:
-
-```python
-from pathlib import Path
-
-from exporter.checkpoint.pruned_model import load_pruned, save_pruned
-
-loaded = load_pruned(Path("FOLDER"))  # loaded.model, loaded.tokenizer
-tuned = load_pruned(Path("FOLDER"), train=True)  # with gradients; save_pruned writes it again
-```
-
-transformers VERSION does not leave out what a config says is skipped. It would fill the gaps with
-random numbers, so it is made to refuse this folder: one weight of each dropped module is there with
-the shape `[0]`. `config.json` says what was dropped as LLM-Drop (`drop_attn_list`,
-`drop_mlp_list`) and transformers (`per_layer_config`) have it, where nothing stands in its place,
-and under `depthcut` in full."""
+def _loading(facts: CheckpointFacts) -> Section:
+    uses = checkpoint_uses(facts)
+    blocks = [
+        block
+        for use in uses.uses
+        for block in use_blocks(use, [uses.folder], lead=f"{use.library}:")
+    ]
+    here = f"The lines are run in this folder; elsewhere, let {PLACE} be its path."
+    return Section("use", "How to load it", [Note(here), *blocks, *map(Note, uses.notes)])
 
 
 def _text(ref: CalibrationRef) -> str:

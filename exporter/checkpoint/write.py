@@ -34,6 +34,7 @@ from exporter.errors import UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.anatomy.residual_stream import probe_inputs
+from exporter.models.companions import MODULES, copy_sentence_files
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
@@ -92,9 +93,11 @@ def write_checkpoint(
             pruned, kept = _pruned(loaded, plan, cut, progress)
             with progress.task(f"write {folder}"):
                 save_pruned_into(pruned, stage)
-        facts = _facts(loaded, plan, before, pruned, kept)
         with telling_full_disk(stage):
             _copy_licenses(loaded.path, stage)
+            copy_sentence_files(loaded.path, stage)
+        facts = _facts(loaded, plan, before, pruned, kept, stage)
+        with telling_full_disk(stage):
             if card is not None:
                 write_text(stage / CARD, card(facts))
     _say(facts, progress)
@@ -131,6 +134,7 @@ def _facts(
     before: Weights,
     pruned: LoadedModel,
     kept: list[int] | None,
+    stage: Path,
 ) -> CheckpointFacts:
     """What is told of a checkpoint; ``before`` are the weights that the base had."""
     name, on_hub = name_of_base(base)
@@ -148,6 +152,8 @@ def _facts(
         before=before,
         after=weights_of(pruned.model),
         license=license_of_base(base.path),
+        has_tokenizer=base.tokenizer is not None,
+        has_modules=(stage / MODULES).is_file(),
     )
 
 

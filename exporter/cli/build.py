@@ -56,6 +56,7 @@ class BuildCall(Options):
 def build(call: BuildCall, progress: ConsoleProgress) -> None:
     """Build an engine from MODEL, an ONNX file or a folder with one, with a record next to it."""
     from exporter.engines.build.build import build_engines
+    from exporter.engines.usage.folder import write_built_use
 
     built = build_engines(
         call.model,
@@ -69,6 +70,10 @@ def build(call: BuildCall, progress: ConsoleProgress) -> None:
         timing_cache=call.timing_cache,
         progress=progress,
     )
+    paths = [path for path, _ in built]
+    if paths[0].parent == call.output:  # a folder was named
+        phases = {profile.phase for _, record in built for profile in record.profiles}
+        write_built_use(call.model, paths, generates="decode" in phases)
     if progress.as_json:
         echo_json(_json([record for _, record in built], call.split or call.builds > 1))
         return

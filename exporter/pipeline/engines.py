@@ -9,10 +9,12 @@ from exporter.compare.options import CompareOptions
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
+from exporter.engines.usage.folder import write_use
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key
 from exporter.pipeline.request import EngineRequest
 from exporter.pipeline.run import ENGINES, QUANTIZE, Run, files_below
+from exporter.pipeline.uses import arm_engine_uses
 
 _USUAL = 2048  # what an engine serves at least, as exporter.engines.build.profiles has it
 _USUAL_CONTEXT = 4096
@@ -56,6 +58,7 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
                     f"engines: {arm}, {path.name}: {record.engine_bytes / 1e6:.1f} MB, "
                     f"{layers} layers, in {record.total_s:.1f} s"
                 )
+            write_use(arm, arm_engine_uses(run, arm), stage / arm)
     return files_below(folder), run.sources()
 
 

@@ -7,11 +7,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from exporter.engines.usage.folder import write_graph_use
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Run, files_below
 from exporter.pipeline.shared import take_or_make
-from exporter.pipeline.stages import WEIGHT_FILES
+from exporter.pipeline.stages import WRITTEN_ANEW
 from exporter.quantize.gguf_blocks import most_bits
 from exporter.quantize.modelopt import modelopt_version
 from exporter.quantize.products import find_products
@@ -91,8 +92,9 @@ def _quantize_arm(
     """One model's files, and the bits of its products where those were searched."""
     source, folder = run.ledger.path(arm), run.ledger.work / QUANTIZED[arm]
     with staged_directory(folder) as stage:
-        run.ledger.copy(ARMS[arm], arm, stage, leave_out=WEIGHT_FILES)
+        run.ledger.copy(ARMS[arm], arm, stage, leave_out=WRITTEN_ANEW)
         result = _quantized(run, source / _GRAPH, stage / _GRAPH, settings, bits_by_node)
+        write_graph_use(stage / _GRAPH)
     run.progress.say(f"quantize: {arm}, {_sizes(result)}, {_bits(result)}")
     if result.difference.is_far:
         run.progress.say(f"quantize: {arm} gives answers far from the float model's")

@@ -16,15 +16,18 @@ from exporter.compare.session import compare
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.check import gate_where_installed
+from exporter.engines.usage.folder import USE_FILE, write_graph_use
 from exporter.errors import VerificationError
 from exporter.export.forms.targets import TARGETS
 from exporter.export.forms.write import write_form
 from exporter.files import staged_directory
+from exporter.models.companions import copy_sentence_files
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.pipeline import streaming
 from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.run import ENGINES, QUANTIZED, Run, files_below
+from exporter.pipeline.uses import folder_uses
 from exporter.report.files import write_reports
 from exporter.score import score
 from graph_passes.files.placing import remove_tree
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
     from graph_passes.files.unfinished import Unfinished
 
-WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
+WRITTEN_ANEW = ("model.onnx", "model.onnx*.data", USE_FILE)
 """Patterns of what of a model's folder is written anew for another form of it."""
 
 
@@ -61,6 +64,8 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             run.loaded, model, provider=parity_provider(run), progress=run.progress
         )
         judge(run, "baseline against PyTorch", checks)
+        copy_sentence_files(run.loaded.path, stage)
+        write_graph_use(stage / "model.onnx")
     return files_below(folder), [check.model_dump() for check in checks]
 
 
@@ -76,7 +81,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         staged_directory(folder) as stage,
         streaming.going_on(run, "candidate", prune_key(run), stage) as unfinished,
     ):
-        run.ledger.copy("export", "baseline", stage, leave_out=WEIGHT_FILES)
+        run.ledger.copy("export", "baseline", stage, leave_out=WRITTEN_ANEW)
         loaded = run.healed_model()
         with _whole_graph(run, loaded, baseline / "model.onnx", stage) as whole:
             report = prune_file(
@@ -101,6 +106,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         )
         done = "skipped" if plan.replacements is None else "skipped or replaced"
         judge(run, f"candidate against PyTorch with the same modules {done}", checks)
+        write_graph_use(stage / "model.onnx")
     files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
     return files, [check.model_dump() for check in checks]
 
@@ -193,7 +199,8 @@ def measure(run: Run) -> tuple[list[Path], None]:
         resume=run.request.out,
         progress=run.progress,
     )
-    report = _published(run, report.model_copy(update={"healing": run.healing}))
+    told = {"healing": run.healing, "uses": folder_uses(run)}
+    report = _published(run, report.model_copy(update=told))
     paths = write_reports(report, run.ledger.work, importance)
     forget(run.request.out)
     return paths, None

@@ -36,7 +36,7 @@ html_show_sourcelink = False
 
 PAGES = "exporter/docs"
 NAVIGATION = {
-    "Begin": ["installing", "exporting", "shipping"],
+    "Begin": ["installing", "exporting", "using", "shipping"],
     "Cut a model": [
         *("scoring", "planning", "healing", "pruning", "checkpoints", "large-models"),
         *("studies", "sweeps", "cluster", "costs"),

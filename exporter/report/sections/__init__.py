@@ -23,6 +23,7 @@ from exporter.report.sections.model import (
 )
 from exporter.report.sections.summary import glance, tiles
 from exporter.report.sections.tradeoff import tradeoff_section
+from exporter.report.sections.use import use_section
 from exporter.report.sections.verdict import (
     headline,
     notices,
@@ -53,6 +54,7 @@ def comparison_document(
         *answers,
         size_section(report),
         forms_section(report),
+        use_section(report),
         dropped_section(report, importance),
         healing_section(report),
         None if importance is None else importance_section(importance, report.plan),

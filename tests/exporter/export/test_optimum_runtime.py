@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from tiny_torch import tiny_loaded
 from exporter.artifacts import PlannedDeletion
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
+from exporter.engines.usage.folder import write_graph_use
 from exporter.export.optimum_export import export_with_optimum
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
+from tests.exporter.tiny_lm import write_tokenizer
+from tests.exporter.use_lines import lines_of, run_lines
 
 pytestmark = pytest.mark.optimum
 
@@ -31,6 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """optimum's folder of a decoder of four layers, config and all."""
     folder = tmp_path_factory.mktemp("optimum")
     loaded = tiny_loaded("llama", num_hidden_layers=4, initializer_range=0.2)
+    loaded.model.config.architectures = ["LlamaForCausalLM"]
     loaded.model.config.save_pretrained(folder)
     loaded.model.generation_config.save_pretrained(folder)
     return export_with_optimum(loaded, folder)
@@ -82,3 +87,64 @@ def test_dense_numbers_generate_the_same(source: Path, tmp_path: Path) -> None:
     prune_file(source, gaps / "model.onnx", PLAN, CutOptions(verify="none"))
     prune_file(source, dense / "model.onnx", PLAN, CutOptions(verify="none", renumber_kv=True))
     assert generated(gaps) == generated(dense)
+
+
+def with_tokenizer(folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    write_tokenizer(folder)
+    told = {"model_input_names": ["input_ids", "attention_mask"], "pad_token": "[UNK]"}
+    file = str(folder / "tokenizer.json")
+    PreTrainedTokenizerFast(tokenizer_file=file, **told).save_pretrained(folder)
+
+
+def test_the_lines_beside_a_pruned_file_generate_with_its_gaps(
+    source: Path, tmp_path: Path
+) -> None:
+    """`prune` has copied the config, without which optimum refuses a folder."""
+    with_tokenizer(source.parent)
+    prune_file(source, tmp_path / "cut" / "model.onnx", PLAN)
+    write_graph_use(tmp_path / "cut" / "model.onnx")
+    lines = lines_of((tmp_path / "cut" / "USE.md").read_text())
+    _, by_optimum = run_lines(lines["optimum"], tmp_path / "cut")
+    _, by_hand = run_lines(lines["ONNX Runtime"], tmp_path / "cut")
+    assert by_optimum["tokens"].tolist() == by_hand["tokens"]
+    assert len(by_hand["tokens"]) == 5 + 20
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> dict[str, str]:
+    """The lines for an encoder of sentences; it lies in the folder ``bert``."""
+    loaded, folder = tiny_loaded("bert"), tmp_path / "bert"
+    graph = export_with_optimum(loaded, folder)
+    loaded.model.config.architectures = ["BertModel"]
+    loaded.model.config.save_pretrained(folder)
+    with_tokenizer(folder)
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    (folder / "modules.json").write_text(json.dumps([
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (path, kind) in enumerate(modules)
+    ]))  # fmt: skip
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 96, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    write_graph_use(graph)
+    return lines_of((folder / "USE.md").read_text())
+
+
+def test_the_lines_beside_an_encoder_run(encoder: dict[str, str], tmp_path: Path) -> None:
+    assert "[1, 7, 96]" in run_lines(encoder["optimum"], tmp_path / "bert")[0]
+
+
+def test_sentence_transformers_gives_the_vectors_of_the_lines_for_onnx_runtime(
+    encoder: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers brings scikit-learn and scipy"
+    )
+    import numpy as np
+
+    _, theirs = run_lines(encoder["sentence-transformers"], tmp_path / "bert")
+    _, ours = run_lines(encoder["ONNX Runtime"], tmp_path / "bert")
+    lengths = np.linalg.norm(theirs["vectors"], axis=1, keepdims=True)
+    assert np.allclose(theirs["vectors"] / lengths, ours["vectors"], atol=1e-4)

@@ -17,6 +17,7 @@ from exporter.choose.budgets.budget import Budget
 from exporter.errors import DepthcutError, OptionError, UsageError
 from exporter.pipeline.request import DropRequest
 from tests import heard
+from tests.exporter.use_lines import lines_of, run_lines
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -93,6 +94,16 @@ def test_everything_is_there(finished: tuple[Path, Any]) -> None:
     for arm in ("baseline", "candidate"):
         assert {*names_in(out / arm)} >= SHIPPED
         assert json.loads((out / arm / "config.json").read_text())["model_type"] == "llama"
+        assert "optimum" in lines_of((out / arm / "USE.md").read_text())
+
+
+def test_the_lines_of_the_report_load_both_folders(finished: tuple[Path, Any]) -> None:
+    out, report = finished
+    assert [each.folder for each in report.uses] == ["candidate", "baseline"]
+    lines = lines_of((out / "report.md").read_text(encoding="utf-8"))
+    found, _ = run_lines(lines["ONNX Runtime, candidate, baseline"], out)
+    own = lines_of((out / "candidate" / "USE.md").read_text())["ONNX Runtime"]
+    assert run_lines(own, out / "candidate")[0] == found
 
 
 def test_the_files_name_their_parents(finished: tuple[Path, Any]) -> None:

@@ -23,6 +23,7 @@ from exporter.pipeline.quantizing import quantize, quantize_key
 from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
+from exporter.pipeline.uses import arm_engine_uses
 from exporter.progress import Quiet
 from exporter.quantize.difference import RoundingDifference
 from exporter.quantize.sensitivity import MixedBits
@@ -30,6 +31,7 @@ from exporter.quantize.settings import QuantizeSettings
 from graph_passes import prune_graph, save_model
 from graph_passes.files.storage import load_model
 from graph_passes.types import Deletion
+from tests.exporter.use_lines import lines_of, run_lines
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
@@ -94,10 +96,21 @@ def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
     assert quantised == [("baseline", EIGHT), ("candidate", EIGHT)]
     for arm, folder in QUANTIZED.items():
         names = {path.name for path in (exported / folder).iterdir()}
-        assert names == {path.name for path in (exported / arm).iterdir()}
+        assert names == {path.name for path in (exported / arm).iterdir()} | {"USE.md"}
+        lines = lines_of((exported / folder / "USE.md").read_text())["ONNX Runtime"]
+        assert run_lines(lines, exported / folder)[0]
         assert {"model.onnx", "tokenizer.json", "config.json", "genai_config.json"} <= names
     assert len(files) == 2 * len(names)
     assert notes == run.sources()
+
+
+def test_engines_are_run_with_the_tokenizer_beside_their_graph(exported: Path) -> None:
+    run = run_in(exported, quantize=None)
+    (use,) = arm_engine_uses(run, "candidate").uses
+    assert (use.language, "../../candidate" in use.text) == ("sh", True)
+    (exported / "candidate" / "tokenizer.json").unlink()
+    (use,) = arm_engine_uses(run, "candidate").uses
+    assert use.language == "python"
 
 
 def test_what_keeps_8_bits_is_chosen_once_on_the_whole_model(

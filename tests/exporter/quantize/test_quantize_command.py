@@ -39,8 +39,13 @@ def test_a_folder_is_quantised_with_what_makes_it_run(
     assert "products: 2 in 4 bits, 1 in 8 bits, the embedding in 8;" in printed
     assert printed.splitlines()[-1] == str(output)
     assert names_in(output.parent) == [
-        "config.json", "genai_config.json", "small.onnx", "small.onnx.*.data", "tokenizer.json",
+        "USE.md", "config.json", "genai_config.json", "small.onnx", "small.onnx.*.data",
+        "tokenizer.json",
     ]  # fmt: skip
+    assert "small.onnx" in (output.parent / "USE.md").read_text()
+    assert run(["quantize", str(folder), "-o", str(output.with_name("second.onnx")), "-q"]) == 0
+    assert "second.onnx" in (output.parent / "second.onnx.USE.md").read_text()
+    assert "second.onnx" not in (output.parent / "USE.md").read_text()
     config = json.loads((output.parent / "genai_config.json").read_text(encoding="utf-8"))
     assert config["model"]["decoder"]["filename"] == "small.onnx"
     assert TextModel.of(output).stop_ids == {3}
