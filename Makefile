@@ -30,9 +30,10 @@ help:
 demo: .venv/demo.done
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh samples/01_quickstart/run.sh "$(OUT)"
 
-# Whatever Sphinx warns of is an error, such as a link that leads nowhere.
+# Whatever Sphinx warns of is an error, such as a link that leads nowhere. All is made anew, since
+# Sphinx doesn't know which pages the code has changed.
 docs: .venv-plain/test.done
-	@.venv-plain/bin/python -m sphinx --fail-on-warning --keep-going --quiet \
+	@.venv-plain/bin/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --write-all \
 	  -c exporter/docs/site . out/docs
 	@echo "Open out/docs/index.html."
 

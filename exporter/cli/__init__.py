@@ -27,11 +27,11 @@ from exporter.printable import printable, printable_output
 
 FAILED, INTERRUPTED = 2, 130
 _COMMANDS = {
-    "The whole road": {
+    "Everything in one command": {
         "export": "Score, cut, export to ONNX and compare, in one command.",
         "sweep": "Export and compare many models, plans and precisions.",
     },
-    "Its stages": {
+    "Its steps, each usable alone": {
         "score": "Measure how redundant each attention, MLP and block is.",
         "plan": "Choose what to drop: by scores, by a search, for a budget.",
         "heal": "Recover quality: fit replacements, or train kept weights.",
@@ -113,9 +113,9 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
     help="Also list the options of every command; COMMAND --help-all explains them.",
 )  # fmt: skip
 def cli() -> None:
-    """Cut the layers that don't matter out of a Transformer, and prove what that bought.
+    """Remove the layers that matter least from a Transformer; measure what is gained and lost.
 
-    `depthcut export` walks the whole road. The other commands are its stages, each usable alone.
+    `depthcut export` does every step; most of the other commands do one.
     """
 
 

@@ -92,14 +92,14 @@ def _fill(model: ir.Model, name: str, array: np.ndarray) -> None:
     model.graph.register_initializer(value)
 
 
-def write_llama_folder(folder: Path) -> None:
-    """A Hugging Face folder with a random Llama of three layers and a word tokenizer."""
+def write_llama_folder(folder: Path, *, layers: int = 3) -> None:
+    """A Hugging Face folder with a random Llama and a word tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=64, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -6,16 +6,37 @@ page in one that says ``<!-- none is run: why -->``.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from test_documents import ROOT, WRITTEN
+
+from exporter.cli import cli, run
+from exporter.cli.command import SchemaCommand
 
 PAGES = ROOT / "exporter" / "docs"
 RUN = [ROOT / "README.md", *(PAGES / f"{name}.md" for name in ("exporting", "shipping", "reports"))]
 """Pages whose commands are run, one page after the other, in one folder, as the demo leaves it."""
+
+LAYERS = 6
+QUICK: dict[str, Any] = {
+    "samples": 8, "sequence_length": 16, "batch_size": 8, "eval_tokens": 64,
+    "eval_sequence_length": 16, "prefill": [8], "decode_past": [8], "rounds": 2, "threads": 1,
+    "probes": 0, "answer_tokens": 2, "agreement_prompts": 1, "agreement_tokens": 4, "new_tokens": 2,
+}  # fmt: skip
+SCORED = {"calibration": ["pydoc"]}
+HEALED = SCORED | {
+    "heal": "auto",
+    "heal_tokens": 512,
+    "step_tokens": 64,
+    "heal_calibration": ["pydoc"],
+}
+"""Keys that make a command short without changing what is written in the document."""
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -51,3 +72,55 @@ def test_a_block_without_a_reason_would_be_found() -> None:
     assert blocks(f"<!-- none is run: GPU -->\n{text}")[1] == ("depthcut a  # b\n", "GPU")
     with pytest.raises(AssertionError):
         calls("```sh\nmake demo\n```")
+
+
+def answer(words: list[str], quick: Path) -> int:
+    """Runs a command with those of the quick keys that it has and isn't told itself."""
+    command = cli.get_command(None, words[0])
+    known = command.leaves if isinstance(command, SchemaCommand) else {}
+    keys = {} if words[0] == "plan" else QUICK
+    if words[0] in ("export", "score"):
+        keys = keys | (HEALED if "--drop-attn" in words and "--search" not in words else SCORED)
+    quick.write_text(yaml.safe_dump({key: keys[key] for key in keys if key in known}))
+    return run([*words, "--config", str(quick)])
+
+
+def as_demo(model: Path, folder: Path) -> None:
+    """What `make demo` leaves, and what the pages ask a reader to write."""
+    template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    (folder / "prompts.txt").write_text("the value of a list\nthe name of a class\n")
+    (folder / "tasks").mkdir()
+    item = re.search(r"```json\n(.*?)```", RUN[0].read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert item is not None
+    json.loads(item[1])
+    (folder / "tasks" / "mine.jsonl").write_text(item[1] * 8)
+    quick, cut = folder / "quick.yaml", ["--search", "one-shot", "--drop-attn", "2"]
+    assert answer(["export", str(model), "-o", ".", *cut], quick) == 0
+    for arm in ("baseline", "candidate"):
+        target = f"fast/{arm}-quantized/model.onnx"
+        assert answer(["quantize", arm, "-o", target, "--quantize", "int8"], quick) == 0
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("exports_once")
+def test_the_commands_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_lm import write_llama_folder
+
+    model, there = tmp_path / "tiny", tmp_path / "demo"
+    write_llama_folder(model, layers=LAYERS)
+    there.mkdir()
+    monkeypatch.chdir(there)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    as_demo(model, there)
+    for page in RUN:
+        for words in calls(page.read_text(encoding="utf-8")):
+            named = [str(model) if word in ("MODEL", "$MODEL") else word for word in words]
+            code = answer(named, there / "quick.yaml")
+            # What is faster and better is not for a random model to show.
+            assert code in ((0, 1, 3) if words[0] == "check" else (0,)), (
+                words,
+                capsys.readouterr(),
+            )

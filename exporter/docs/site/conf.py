@@ -26,6 +26,7 @@ include_patterns = [
 include_patterns += ["docker/README.md", "tests/README.md"]
 exclude_patterns = [".*", "out"]
 nitpicky = True
+highlight_language = "none"
 smartquotes = False  # -- is an option's, not a dash
 myst_heading_anchors = 4
 html_theme = "furo"
