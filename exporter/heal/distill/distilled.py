@@ -20,6 +20,7 @@ from exporter.heal.fold.folded import folded_values
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.changed_weights import OwnValue
 from exporter.models.texts.calibration import DEFAULT_TOKENS
+from exporter.models.texts.mixtures import joined
 
 
 @contextlib.contextmanager
@@ -72,9 +73,13 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
 
 
 def _folded(fitting: Fitting) -> list[OwnValue]:
-    """The weights to begin with, folded on some of the text; none if the model can't be folded."""
+    """The weights to begin with, folded on some of the text; none if the model can't be folded.
+
+    Each text of a mixture is thinned by itself: its samples stand at regular places in the mixture.
+    """
     text = fitting.texts.fitting
-    few = text.rows(slice(None, None, max(1, text.ref.tokens // DEFAULT_TOKENS)))
+    every = slice(None, None, max(1, text.ref.tokens // DEFAULT_TOKENS))
+    few = joined([each.rows(every) for each in text.apart])
     try:
         found = folded_values(fitting, few)
     except (HealingError, ScoringError) as error:
@@ -102,7 +107,7 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     return {
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
-        "begins": "folded",
+        "begins": "folded on each text",
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from exporter.cli.export import export
 from exporter.errors import HealingError, PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.mixtures import joined
 from graph_passes.types import SublayerRef
 from tests.raising import raises
 
@@ -214,6 +216,24 @@ def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_not
         assert made.weights
         assert {len(each.numbers) for each in made.weights.values()} == {1}
         assert all(".down_proj." in name or ".o_proj." in name for name in made.weights)
+
+
+def test_the_fold_is_of_alike_much_of_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[CalibrationText] = []
+
+    def hear(_: Any, few: CalibrationText) -> Any:
+        heard.append(few)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", hear)
+    monkeypatch.setattr("exporter.heal.distill.distilled.DEFAULT_TOKENS", 6 * 16)
+    asked = fitting(tiny_loaded("llama"))
+    mixture = joined([text(36, seed=2), text(12, seed=3)])
+    texts = replace(asked.texts, fitting=mixture)
+    with pytest.raises(KeyboardInterrupt), distilled(replace(asked, texts=texts)):
+        pass
+    (few,) = heard
+    assert [each.ref.samples for each in few.apart] == [5, 2]
 
 
 def test_a_model_that_can_not_be_folded_is_trained_all_the_same(
