@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from types import ModuleType
 
 from exporter.errors import MissingDependencyError
@@ -13,23 +14,38 @@ from exporter.errors import MissingDependencyError
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
-def require(module: str, *, extra: str) -> ModuleType:
+def require(module: str, *, extra: str, oldest: str | None = None) -> ModuleType:
     """Imports an optional module, or says which extra brings it.
 
     Args:
         module: Dotted name of the module, such as ``"onnxruntime"``.
         extra: The extra of the ``depthcut`` distribution that installs it.
+        oldest: The oldest version that will do, such as ``"0.18"``; None: any.
 
     Raises:
-        MissingDependencyError: When the module, or one it needs, is not installed.
+        MissingDependencyError: When the module, or one it needs, is not installed, or too old.
     """
     os.environ.setdefault(_NO_TELEMETRY, "1")
+    hint = (
+        f"Install the extra {extra}: pip install 'depthcut[{extra}]', "
+        f"or in a clone: pip install '.[{extra}]'"
+    )
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
         raise MissingDependencyError(
-            f"{missing} is needed here and can't be imported ({error}).",
-            f"Install the extra {extra}: pip install 'depthcut[{extra}]', "
-            f"or in a clone: pip install '.[{extra}]'",
+            f"{missing} is needed here and can't be imported ({error}).", hint
         ) from error
+    if oldest is not None and _numbers(found.__version__) < _numbers(oldest):
+        raise MissingDependencyError(
+            f"{module} {found.__version__} is too old here: {oldest} or later is needed.",
+            hint,
+            code="too-old",
+        )
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    """The first two numbers of a version."""
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]

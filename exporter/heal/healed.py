@@ -23,6 +23,7 @@ from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
 from exporter.heal.automatic import settled, without_training
+from exporter.heal.distill.student import adapter_library
 from exporter.heal.domains import embedding_warnings, measured_text, warnings_of
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
@@ -32,6 +33,7 @@ from exporter.heal.texts import HealingTexts, healing_texts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.meter import Within
 from exporter.models.anatomy.architectures import named_sublayers
+from exporter.models.changed_weights import refuse_quantized
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -86,7 +88,7 @@ def heal(
         CalibrationError: A text is too short.
         TextSourceError: A text can't be read.
         HealingError: Activations are not finite, or too few; or training gained nothing.
-        MissingDependencyError: A training wants adapters, and peft is not installed.
+        MissingDependencyError: A training wants adapters, and peft is not installed or too old.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     asked, ref = options or HealOptions(), loaded.ref
@@ -120,7 +122,7 @@ class _Asked:
 def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
     """Heals by one kind, and measures what that gains."""
     loaded, options, progress = asked.loaded, asked.options, asked.progress
-    _refuse_rank(options.rank, loaded)
+    _refuse_early(options, loaded)
     texts = healing_texts(loaded, options, progress)
     with _made(Fitting(loaded, texts, asked.names, options, asked.work, progress)) as made:
         healing = measured_healing(
@@ -130,7 +132,7 @@ def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
             options,
             texts.sources,
             made.fits,
-            _choice_warnings(options, texts),
+            _choice_warnings(options, texts, asked.plan),
             made=made,
             progress=progress,
         )
@@ -162,7 +164,9 @@ def _made(fitting: Fitting) -> Iterator[Made]:
         yield Made(fitting.texts.held_out, *fitting.alike(kind))
 
 
-def _figures_from(options: HealOptions, texts: HealingTexts) -> FiguresFrom:
+def _figures_from(options: HealOptions, texts: HealingTexts, plan: PruningPlan) -> FiguresFrom:
+    if _chose(texts, plan):
+        return "searched"
     return "checked" if _short(options, texts) else "unseen"
 
 
@@ -176,18 +180,46 @@ def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
     return short if options.kind in ("best", "fold", "distill") else []
 
 
-def _choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
-    short = _short(options, texts)
-    if not short:
-        return []
+def _chose(texts: HealingTexts, plan: PruningPlan) -> list[str]:
+    """The texts of which held-out samples are among those that the plan was chosen on.
+
+    Both take a text from its start, and what is held out stands behind what is fitted on.
+    """
     return [
-        f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
-        "measured on the same one: the gain looks better than it is. Give more text."
+        fitted.source
+        for fitted in texts.sources
+        if any(
+            chosen.sha256 == fitted.sha256 and chosen.tokens > fitted.tokens
+            for chosen in plan.chosen_on
+        )
     ]
 
 
+def _choice_warnings(options: HealOptions, texts: HealingTexts, plan: PruningPlan) -> list[str]:
+    found = []
+    if short := _short(options, texts):
+        found.append(
+            f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
+            "measured on the same one: the gain looks better than it is. Give more text."
+        )
+    if chose := _chose(texts, plan):
+        found.append(
+            f"Some held-out samples of {', '.join(chose)} also decided what to drop, so the healed "
+            "model looks better than it is. Give more text, or heal on another."
+        )
+    return found
+
+
+def _refuse_early(options: HealOptions, loaded: LoadedModel) -> None:
+    """Refuses what can't be done before minutes go into its texts."""
+    _refuse_rank(options.rank, loaded)
+    if options.changes_weights:
+        refuse_quantized(loaded.model)
+    if options.trains and options.train == "adapters":
+        adapter_library()
+
+
 def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
-    """Before minutes of work go into what it is of."""
     width = loaded.model.config.get_text_config().hidden_size
     if rank is not None and not 1 <= rank <= width:
         raise HealingError(
@@ -212,7 +244,7 @@ def _healed_plan(
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
         predicted=_predicted(healing),
-        predicted_on=_figures_from(options, texts) if measured else None,
+        predicted_on=_figures_from(options, texts, plan) if measured else None,
         fitted_on=texts.fitting.parts,
         stopped_on=[] if made.deciding is None else made.deciding.parts,
         judged_on=_judged_on(made.held_out, texts.other) if measured else [],

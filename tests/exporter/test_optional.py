@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,6 +23,17 @@ def test_a_missing_module_names_its_extra() -> None:
     with raises(MissingDependencyError, "", "pip install 'depthcut[rtx]'") as error:
         require("no_such_module_here.deeper", extra="rtx")
     assert "no_such_module_here" in error.value.message
+
+
+def test_a_module_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("made_up")
+    module.__version__ = "0.18.0.dev0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made_up", module)
+    for oldest in (None, "0.9", "0.18"):
+        assert require("made_up", extra="torch", oldest=oldest) is module
+    for oldest in ("0.19", "1.0"):
+        with raises(MissingDependencyError, "too-old", "0.18.0.dev0", oldest):
+            require("made_up", extra="torch", oldest=oldest)
 
 
 _ASKS = """

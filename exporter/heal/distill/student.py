@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Train
@@ -63,7 +64,7 @@ class Student:
 
     Raises:
         HealingError: The weights are quantised, or the layers hold nothing to be trained.
-        MissingDependencyError: ``adapters`` without peft.
+        MissingDependencyError: ``adapters`` without peft, or with one that is too old.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
@@ -222,6 +223,15 @@ class Student:
             self.model(input_ids=ids)
 
 
+def adapter_library() -> ModuleType:
+    """The library that makes adapters.
+
+    Raises:
+        MissingDependencyError: It is not installed, or too old.
+    """
+    return require("peft", extra="torch", oldest="0.18")
+
+
 def _refuse_narrow(model: Any, train: Train) -> None:
     """Refuses to train weights of 16 bits themselves: steps would be lost in their rounding."""
     if train == "all" and model.dtype.itemsize < 4:
@@ -273,7 +283,7 @@ def _with_adapters(
     model: Any, layers: list[LayerModules], dropped: set[int], rank: int
 ) -> dict[str, Any]:
     """Puts adapters beside the products of the kept branches; by the products' names."""
-    peft = require("peft", extra="torch")
+    peft = adapter_library()
     inside = {id(module) for each in layers for module in each.layer.modules()}
     names = [
         name

@@ -23,7 +23,8 @@ def replace_me(work: Workplace, dropped: int) -> Candidate:
     The map T takes the MLP's output M to what is missing: ``M T + Y`` is to be the stream behind
     the span, Y the stream that the MLP adds to. Source: arXiv 2505.02819, section 2 (the span by
     cosine distance; T by least squares, its closed form without regularisation). Where this
-    differs: the paper's best figures are of another T, trained on the cosine.
+    differs: the paper's best figures are of another T, trained on the cosine; its authors' code
+    (mts-ai/ReplaceMe) finds the span by the last token of each sample alone, here all tokens count.
     """
     first = least_turning_span(work.model, work.few, dropped)
     change = _map(work, first, dropped)

@@ -175,6 +175,24 @@ def test_a_fold_that_is_no_better_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         pass
 
 
+def test_a_fold_that_does_harm_on_other_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.heal.fold import folded as module
+
+    refitted = module.refitted
+
+    def harmful(*given: Any, **more: Any) -> Any:
+        found = refitted(*given, **more)
+        assert found
+        for each in found:
+            each.other = each.other + 5.0
+        return found
+
+    monkeypatch.setattr(module, "refitted", harmful)
+    loaded = tiny_loaded("llama")
+    with raises(HealingError, "folding-gained-nothing"), folded(fitting(loaded, BLOCK)):
+        pass
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("rank", 3), ("sequential", True), ("tokens", 5000), ("train", "all")]
 )

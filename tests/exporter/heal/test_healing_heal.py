@@ -17,6 +17,7 @@ import exporter.cli as command_line
 from exporter.artifacts import HealingReport, PruningPlan
 from exporter.errors import (
     HealingError,
+    MissingDependencyError,
     OptionError,
     PlanError,
     TextSourceError,
@@ -192,6 +193,43 @@ def test_a_sample_that_serves_both_ends_is_warned_of(loaded: Any, texts: tuple[s
         any("chosen and measured on the same one" in one for one in found[kind]) for kind in found
     ]
     assert told == [True, False]
+
+
+def test_samples_that_chose_and_judge_are_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
+    from exporter.heal.healed import heal
+    from exporter.models.texts.calibration import calibration_text
+
+    options = HealOptions(calibration=texts[:1], check_text=texts[1], **SHORT)  # type: ignore[arg-type]
+    told = {}
+    for source, samples in ((texts[0], 12), (texts[0], 13), (texts[1], 13)):
+        chosen = calibration_text(loaded, source, samples=samples, sequence_length=16).part
+        found = heal(loaded, PruningPlan(deletions=PLAN, chosen_on=[chosen]), options)
+        warned = any("decided what to drop" in one for one in found.report.healing.warnings)
+        told[source == texts[0], samples] = found.plan.predicted_on, warned
+    assert told == {
+        (True, 12): ("unseen", False),
+        (True, 13): ("searched", True),
+        (False, 13): ("unseen", False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cause", "error", "code"),
+    [("quantized", HealingError, "quantized-student"), ("old", MissingDependencyError, "too-old")],
+)
+def test_what_can_not_be_trained_costs_no_text(
+    cause: str, error: Any, code: str, loaded: Any, texts: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import peft
+
+    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_: pytest.fail("read"))
+    if cause == "quantized":
+        monkeypatch.setattr(loaded.model, "is_quantized", True, raising=False)
+    else:
+        monkeypatch.setattr(peft, "__version__", "0.9.1")
+    with raises(error, code):
+        healed(loaded, texts, kind="distill")
 
 
 def test_no_figures_of_fits_that_were_not_put_in(loaded: Any, texts: tuple[str, str]) -> None:
