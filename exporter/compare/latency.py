@@ -16,9 +16,10 @@ from exporter.compare.generating import DecoderArm, GenerationCell
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
 from exporter.engines.decoding.open_decoder import own_decoder
-from exporter.engines.environment import ThrottleCounts, cpu_times, machine_state, other_cpu_share
+from exporter.engines.environment import ThrottleCounts, machine_state
 from exporter.engines.inputs import has_cache
 from exporter.errors import ComparisonError
+from exporter.processes import cpu_times, other_cpu_share
 
 
 @dataclass

@@ -23,6 +23,7 @@ from exporter.heal.distill.workers import Workers
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.bfloat16 import bfloat16_where_fast
+from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 
@@ -187,6 +188,7 @@ class Trainer:
         """One step of the optimizer; the loss before it."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * _rate_share(self._done)
+        IDLE_THREADS.fit()
         lesson = self._lesson(self._state.steps)
         answers = self._teacher.answers(lesson)
         with self._student.healed():

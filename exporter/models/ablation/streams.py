@@ -25,6 +25,7 @@ from exporter.models.anatomy.residual_stream import (
     hooked,
     run_backbone,
 )
+from exporter.models.idle_threads import IDLE_THREADS
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class StreamRunner:
             states = run_backbone(self._model, inputs).last_hidden_state
             with torch.inference_mode():
                 return asked(states)
+        IDLE_THREADS.fit()
         stack.enter_context(head_at(self._head, asked))
         with torch.inference_mode():
             logits: torch.Tensor = self._model(**inputs, use_cache=False).logits

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from exporter.models.idle_threads import IDLE_THREADS
+
 if TYPE_CHECKING:
     import torch
 
@@ -123,6 +125,7 @@ def run_backbone(model: Any, inputs: dict[str, Any]) -> Any:
     backbone = model.base_model
     if "use_cache" in inspect.signature(backbone.forward).parameters:
         inputs = {**inputs, "use_cache": False}
+    IDLE_THREADS.fit()
     with torch.inference_mode():
         return backbone(**inputs)
 

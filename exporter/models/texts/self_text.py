@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError, ScoringError, first_line
 from exporter.files import write_text
+from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import Progress, Task
 from graph_passes.files.reading import TABLE_BYTES, read_json
@@ -187,6 +188,7 @@ def _sample_run(
     if prefix:
         ends = ends[:0]
     for position in range(1, length):
+        IDLE_THREADS.fit()
         last = ids[:, position - 1 : position]
         logits = model(input_ids=last, use_cache=True, **cache).logits[:, -1]
         if position >= len(forced):
