@@ -215,7 +215,7 @@ class QualityCheck:
     """
 
     def __init__(self, meter: Meter, floors: Floors = NO_FLOORS) -> None:
-        self._meter = RememberingMeter(meter)
+        self._meter = meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)
         self.floors = floors
 
     def damage(self, candidate: PlanCandidate) -> AnyDamage:

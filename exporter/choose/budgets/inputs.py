@@ -68,6 +68,11 @@ class Workplace:
         return self.folder / "damages.jsonl"
 
     @property
+    def checks(self) -> Path:
+        """Damages on the tokens that floors are held on."""
+        return self.folder / "checks.jsonl"
+
+    @property
     def scratch(self) -> Path:
         """Graphs while they are timed."""
         return self.folder / SCRATCH
@@ -252,7 +257,8 @@ class PlanInputs:
     @cached_property
     def checker(self) -> QualityCheck:
         """Holds the tokens that the search doesn't see."""
-        meter = meter_here(self.loaded, self.texts.checked, self.settings.batch_size)
+        text, batch_size = self.texts.checked, self.settings.batch_size
+        meter = searched_meter(self.loaded, text, batch_size, kept=self._work.checks)
         return QualityCheck(meter, self.floors)
 
     @cached_property

@@ -50,6 +50,9 @@ MakeMeter = Callable[["LoadedModel", "CalibrationText", int, int, bool | None], 
 whether embeddings count, to what measures cuts on them."""
 
 
+_AT_ONCE = 12
+"""Cuts that are measured before they are written down. Each such group runs the cut that they start
+from once more; a command that is stopped loses one group."""
 POSITIONS = 2
 """Answers are compared at every second position: the head costs a third of a small model."""
 
@@ -88,7 +91,7 @@ def searched_meter(
         text: What is searched on.
         batch_size: Samples in one forward pass.
         embeds: Whether embeddings count; None: where the model predicts no next token.
-        kept: Keeps what was measured of branches that are left out.
+        kept: Keeps what was measured.
         make: Makes what measures.
     """
     about = {**loaded.identity(), "ids": text.ids_sha256, "positions": POSITIONS, "embeds": embeds}
@@ -103,7 +106,7 @@ def items_meter(
     Args:
         loaded: The model.
         tasks: Whose items are searched on.
-        kept: Keeps what was measured of branches that are left out.
+        kept: Keeps what was measured.
     """
     about = {**loaded.identity(), "items": [task.part.ids_sha256 for task in tasks]}
     items = [item for task in tasks for item in task.items]
@@ -113,8 +116,8 @@ def items_meter(
 class RememberingMeter(Generic[D]):
     """Keeps what was measured, and where a file is given also between runs.
 
-    Only cuts that leave branches out are written: a fitted replacement has no name that a later run
-    would know again.
+    Replacements are named by their numbers, so that a later run knows those that were kept, or that
+    it has fitted alike.
 
     Args:
         meter: What measures.
@@ -153,10 +156,17 @@ class RememberingMeter(Generic[D]):
         missing = {k: c for k, c in zip(keys[1:], others, strict=True) if k not in self._known}
         missing.pop(keys[0], None)
         if missing or keys[0] not in self._known:
-            found = self._meter.measure_many(cut, list(missing.values()), progress)
-            for each, damage in zip((cut, *missing.values()), found, strict=True):
-                self._keep(each, damage)
+            for group in self._groups(list(missing.values())):
+                found = self._meter.measure_many(cut, group, progress)
+                for each, damage in zip((cut, *group), found, strict=True):
+                    self._keep(each, damage)
         return [self._known[key] for key in keys]
+
+    def _groups(self, cuts: list[BranchReplacements]) -> list[list[BranchReplacements]]:
+        """What is measured before it is written down; one empty group where only the cut is."""
+        if self._store is None:
+            return [cuts]
+        return [cuts[at : at + _AT_ONCE] for at in range(0, max(1, len(cuts)), _AT_ONCE)]
 
     def _keep(self, cut: BranchReplacements, damage: D) -> None:
         key = _key(cut)
@@ -164,12 +174,12 @@ class RememberingMeter(Generic[D]):
             return
         self._known[key] = damage
         self._held.extend(cut.values())
-        if self._store is not None and _leaves_out(cut):
+        if self._store is not None:
             numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(damage)}
             self._store.keep(_name(cut), numbers)
 
     def _recall(self, key: Key, cut: BranchReplacements) -> None:
-        if self._store is None or key in self._known or not _leaves_out(cut):
+        if self._store is None or key in self._known:
             return
         told = self._store.find(_name(cut))
         with contextlib.suppress(ValueError, TypeError, AttributeError):
@@ -180,10 +190,11 @@ def _key(cut: BranchReplacements) -> Key:
     return frozenset((layer, kind, id(what)) for (layer, kind), what in cut.items())
 
 
-def _leaves_out(cut: BranchReplacements) -> bool:
-    return all(what is NOTHING for what in cut.values())
-
-
 def _name(cut: BranchReplacements) -> str:
-    """``whole``, or the branches that are left out: ``mlp 0, attention 12``."""
-    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut)) or "whole"
+    """``whole``, or the branches that are cut: ``mlp 0, attention 12 (6a1f...)``."""
+
+    def named(layer: int, kind: str) -> str:
+        what = cut[layer, kind]  # type: ignore[index]
+        return f"{kind} {layer}" + ("" if what is NOTHING else f" ({what.sha256})")
+
+    return ", ".join(named(*ref) for ref in sorted(cut)) or "whole"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from exporter.files import sha256_bytes
 from exporter.models.anatomy.architectures import (
     LayerPart,
     SublayerModules,
@@ -35,6 +37,14 @@ class BranchReplacement:
 
     bias: torch.Tensor | None = None
     maps: tuple[torch.Tensor, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its numbers: equal for what an earlier run has fitted alike."""
+        tensors = [*([] if self.bias is None else [self.bias]), *self.maps]
+        told = [(tuple(t.shape), str(t.dtype)) for t in tensors]
+        numbers = (t.detach().cpu().contiguous().view(-1).numpy().tobytes() for t in tensors)
+        return sha256_bytes(b"".join([repr(told).encode(), *numbers]))
 
     def contribution(self, x: torch.Tensor) -> torch.Tensor | None:
         """What joins the stream, ``[..., hidden]`` in the dtype of ``x``; None for nothing.

@@ -318,6 +318,51 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     assert last.measured == []
 
 
+@pytest.mark.torch
+def test_replacements_are_known_again_by_their_numbers(tmp_path: Path) -> None:
+    import torch
+
+    journal, name = tmp_path / "journal", (0, "attention")
+
+    def fitted(value: float) -> BranchReplacement:
+        return BranchReplacement(torch.full((4,), value), (torch.full((4, 4), value),))
+
+    def measured(*replacements: BranchReplacement) -> int:
+        meter = FakeMeter(2)
+        others = [{name: each} for each in replacements]
+        RememberingMeter(meter, journal, {}).measure_many({}, others)
+        return len(meter.measured)
+
+    assert measured(fitted(1.0), fitted(2.0)) == 3  # with the whole model
+    assert measured(fitted(2.0), fitted(1.0)) == 0
+    assert measured(fitted(3.0)) == 2
+    assert measured(BranchReplacement(torch.full((4,), 1.0))) == 2
+
+
+def test_a_search_that_is_stopped_loses_one_group(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    cuts: list[Any] = [
+        {name: NOTHING} for name in itertools.product(range(16), ("attention", "mlp"))
+    ]
+
+    class Dying(FakeMeter):
+        def measure_many(
+            self, cut: BranchReplacements, others: Any, progress: Any = None
+        ) -> list[Damage]:
+            if self.measured:
+                raise KeyboardInterrupt
+            return super().measure_many(cut, others)
+
+    first, second = Dying(4, layers=16), FakeMeter(4, layers=16)
+    with pytest.raises(KeyboardInterrupt):
+        RememberingMeter(first, journal, {}).measure_many({}, cuts)
+    RememberingMeter(second, journal, {}).measure_many({}, cuts)
+    assert 1 < len(first.measured) < len(cuts)
+    assert {*first.measured, *second.measured} >= {frozenset(cut) for cut in cuts}
+    groups = -(-len(second.measured) // 12)
+    assert len(first.measured) + len(second.measured) <= len(cuts) + 2 + groups
+
+
 def test_what_was_measured_of_another_model_is_measured_again(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     RememberingMeter(FakeMeter(4), journal, {"model": "a"}).measure_many({}, [])
