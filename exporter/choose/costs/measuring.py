@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from exporter.files import scratch_folder
 from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
+_LATE = 1.5
+"""Of its time a variant may take so much before that is told."""
 _LEAST = 0.002
 """Of the request's time: what is saved less than this need not be known any better."""
 
@@ -181,8 +184,10 @@ class _CostRun:
         if left and self.rows:
             self.progress.say(f"costs: {len(self.rows)} variants were timed by an earlier run")
         with self.progress.task("time variants", total=len(left)) as task:
-            for variant in left:
+            for number, variant in enumerate(left, start=1):
+                begin = time.monotonic()
                 self._measure(variant)
+                self._tell_time(time.monotonic() - begin, len(left) - number, first=number == 1)
                 task.advance()
         if not self.rows:
             raise CostError(
@@ -204,6 +209,18 @@ class _CostRun:
         self._tell(table, variant)
         if self.settings.kept is not None:
             table.write(self.settings.kept)
+
+    def _tell_time(self, seconds: float, left: int, *, first: bool) -> None:
+        """What a variant took, where that is more than it should, and what is still to come."""
+        asked = self.settings.effort
+        if asked.rounds is None and seconds > _LATE * asked.seconds:
+            self.progress.say(
+                f"costs: a variant took {seconds:.0f} s, not {asked.seconds:.0f} s: loading the "
+                "models and two rounds take that long. It was stopped there, so its figure is rough"
+            )
+        if first and left:
+            minutes = seconds * left / 60
+            self.progress.say(f"costs: {left} more variants take about {minutes:.1f} min")
 
     def _recall(self, earlier: CostTable | None) -> None:
         """Takes over all that an earlier run has measured, asked for now or not."""

@@ -16,6 +16,7 @@ from exporter.compare.timing.subjects import TimedArm
 from exporter.progress import QUIET, Progress
 
 _WARM_UP_SECONDS = 10.0
+_RELOADED_SECONDS = 20.0  # with less time loading anew would leave none for rounds
 _FEWEST_PARTS = 6  # between loads: an interval of fewer says nothing
 
 
@@ -24,8 +25,8 @@ class Effort:
     """How long a request is timed.
 
     Attributes:
-        seconds: What the rounds of all its cells may take together; loading and warming up, which
-            takes no longer, come on top.
+        seconds: What all its cells may take together, warming up and loading anew included. It
+            ends with the rounds in which they are up, after two of each cell.
         rounds: Takes so many rounds of each cell instead, whatever they take and show.
         reload: Whether arms are loaded anew again and again, where that isn't too slow.
         clocks: What times; None for the machine's own.
@@ -71,9 +72,10 @@ def time_request(
     seconds = effort.seconds / len(cells)
     sampling = TimingBudget(
         seconds=seconds,
+        wall_seconds=None if effort.rounds is not None else effort.seconds,
         rounds=effort.rounds,
         warmup_seconds=min(_WARM_UP_SECONDS, seconds),
-        reload=effort.reload,
+        reload=effort.reload and (effort.rounds is not None or effort.seconds > _RELOADED_SECONDS),
         seed=effort.seed,
     )
     return measure_rows(

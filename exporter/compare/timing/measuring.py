@@ -53,6 +53,8 @@ class TimingBudget:
     Attributes:
         seconds: Its time budget: what its rounds may take together. Loading and warming up come on
             top of it.
+        wall_seconds: What all rows may take together, loading anew and warming up included; it
+            ends with the chunk in which they are up, or with the second round. None: no limit.
         rounds: Takes so many rounds, whatever they take and show; None goes by the budget.
         threshold: Below it a difference counts as none.
         warmup_seconds: A warm-up ends here even when times have not settled.
@@ -62,6 +64,7 @@ class TimingBudget:
     """
 
     seconds: float = 60.0
+    wall_seconds: float | None = None
     rounds: int | None = None
     threshold: float = 0.01
     warmup_seconds: float = 10.0
@@ -132,6 +135,7 @@ class _Measurement:
     def measure(
         self, cells: Sequence[TimedCell], after_chunk: Callable[[], None]
     ) -> list[LatencyRow]:
+        begin, most = time.monotonic(), self._budget.wall_seconds
         first = find_chunk(self._store, cells[0], 0)
         if first is None:
             reloading = self._reloading(len(cells))
@@ -147,6 +151,10 @@ class _Measurement:
             if whole and self.enough is not None and self.enough(rows):
                 for row in rows:
                     row.end()
+            late = most is not None and time.monotonic() - begin > most
+            if whole and late and all(row.has_estimate for row in rows):
+                for row in rows:
+                    row.end("budget")
         overhead = timer_overhead_ns(self._clocks.now)
         return [record for row in rows for record in row.records(overhead)]
 

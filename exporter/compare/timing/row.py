@@ -82,8 +82,7 @@ class MeasuredRow:
         if self._budget is None:
             self.stopped = "rounds" if count >= self._planned else None
             return
-        enough = sum(len(each.times_ms) for each in self.chunks) >= _FEWEST
-        whole = enough and count % self._builds == 0
+        whole = self.has_estimate and count % self._builds == 0
         another = self.seconds * (1 + 1 / count)
         # Chunks that turned out shorter than planned leave room for more of them.
         if whole and (count >= self.most or another > _OVER * self._budget):
@@ -93,10 +92,15 @@ class MeasuredRow:
             self._errors = self._test.spend(count)
             self.stopped = "narrow" if self._is_clear() else None
 
-    def end(self) -> None:
-        """Ends it here, where someone else has found it narrow enough."""
+    def end(self, why: Stop = "narrow") -> None:
+        """Ends it here, where someone else has found it narrow enough, or the time is up."""
         if self.stopped is None:
-            self.stopped = "narrow"
+            self.stopped = why
+
+    @property
+    def has_estimate(self) -> bool:
+        """Whether its rounds are enough for an interval."""
+        return sum(len(each.times_ms) for each in self.chunks) >= _FEWEST
 
     def _is_clear(self) -> bool:
         return all(self._verdict(phase) != "inconclusive" for phase in range(len(self.cell.phases)))

@@ -521,3 +521,10 @@ def test_rows_end_together_when_someone_has_enough() -> None:
     assert never[0].rounds > 2 * rows[0].rounds
     alone = measure_rows(arms, cells[:1], sampling, clocks=time.clocks)
     assert alone[0].rounds < never[0].rounds
+
+
+def test_a_measurement_ends_when_all_of_its_time_is_up() -> None:
+    late = measured(TimingBudget(wall_seconds=0.0), slowdown=1.5)
+    free = measured(TimingBudget(), slowdown=1.5)
+    assert (late.stopped, free.stopped) == ("budget", "narrow")
+    assert 2 <= late.rounds < free.rounds
