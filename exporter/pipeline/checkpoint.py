@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import ComparisonReport
+from exporter.artifacts import ComparisonReport, PruningPlan
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import load_pruned, refuse_tokenless
@@ -94,17 +94,21 @@ def write_card(run: Run) -> tuple[list[Path], None]:
     """Writes the model card, with what was measured."""
     facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
     plan = run.plan.plan
-    scores = sha256_file(run.ledger.path("importance.json"))
     sources = CardSources(
         plan=plan,
-        # A plan that was given may rest on other scores than this run's, or on none.
-        importance=run.importance if plan.importance_sha256 == scores else None,
+        importance=run.importance if _rests_on_scores(run, plan) else None,
         healing=run.healing,
         report=_report(run),
     )
     path = _candidate_in_work(run) / CHECKPOINT / CARD
     write_text(path, model_card(facts, sources))
     return [path], None
+
+
+def _rests_on_scores(run: Run, plan: PruningPlan) -> bool:
+    """A plan that was given may rest on other scores than this run's, or on none."""
+    scored = run.request.scored
+    return scored and plan.importance_sha256 == sha256_file(run.ledger.path("importance.json"))
 
 
 def _report(run: Run) -> ComparisonReport | None:

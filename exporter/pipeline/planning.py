@@ -43,7 +43,7 @@ def plan_key(run: Run) -> Key:
     """The scores and what is asked for, or the plan that was given."""
     budget, given = run.request.drops.budget, run.given_plan
     return {
-        "importance": run.ledger.files_hash("score"),
+        "importance": run.ledger.files_hash("score") if given is None else None,
         "budget": None if budget is None else _budget_key(run, budget),
         "given": None if given is None else given_plan_hash(given),
     }
@@ -108,7 +108,7 @@ def check_plan(run: Run, plan: LoadedPlan) -> None:
         refuse_streamed_changes()
     validate_plan(
         plan.plan,
-        run.importance.model.num_layers,
+        run.num_layers,
         model=run.request.source,
         path=run.request.drops.plan,
         allow_all=run.request.allow_empty,

@@ -172,7 +172,7 @@ def refuse_lost_caches(run: Run) -> None:
     dropped = {
         each.layer for each in run.plan.plan.deletions if each.kind in ("attention", "block")
     }
-    if len(dropped) < run.importance.model.num_layers:
+    if len(dropped) < run.num_layers:
         return
     if read_cache_form(run.ledger.path("baseline") / "model.onnx").mask is not None:
         raise PlanError(

@@ -207,7 +207,13 @@ class ExportRequest(Options):
         config_only=True,
     )
     choose_dtype: Dtype | None = None
-    shared: Path | None = None
+    shared: OutputFolder | None = option(
+        None,
+        "Take finished stages from this folder and leave new ones there, so that a model is scored "
+        "and exported once for several output folders.",
+        metavar="DIR",
+        rare=True,
+    )
 
     rules = (
         only_with("stream_dir", "stream"),
@@ -266,6 +272,11 @@ class ExportRequest(Options):
         """Whether the plan is chosen together with what takes the dropped branches' places."""
         budget = self.drops.budget
         return budget is not None and self.plan_settings.for_budget(budget).weighs_replacements
+
+    @property
+    def scored(self) -> bool:
+        """Whether sublayers are scored: to choose among them, or for the report."""
+        return self.compared or self.drops.plan is None
 
     @property
     def heals_plan(self) -> bool:

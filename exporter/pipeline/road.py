@@ -84,13 +84,20 @@ def _publish(run: Run) -> None:
 
 def _write_models(run: Run) -> None:
     checkpoint.refuse_early(run)
-    _stage(run, "score", keys.score_key(run), stages.score_sublayers)
+    _score(run)
     _plan_and_export(run)
     _stage(run, "prune", keys.prune_key(run), stages.prune)
     _checkpoint(run)
     run.free_model()
     _quantize(run)
     _engines(run)
+
+
+def _score(run: Run) -> None:
+    if run.request.scored:
+        _stage(run, "score", keys.score_key(run), stages.score_sublayers)
+    elif run.ledger.has("score") and not run.ledger.valid("score", keys.score_key(run)):
+        run.ledger.forget("score")
 
 
 def _plan_and_export(run: Run) -> None:

@@ -103,6 +103,12 @@ class Run:
         """What the score stage found."""
         return ImportanceReport.read(self.ledger.path("importance.json"))
 
+    @property
+    def num_layers(self) -> int:
+        """How many layers the model has."""
+        scored = self.request.scored
+        return self.importance.model.num_layers if scored else self.choosing.ref.num_layers
+
     @cached_property
     def given_plan(self) -> LoadedPlan | None:
         """The user's own plan; None where it is chosen here."""

@@ -191,6 +191,24 @@ def test_a_plan_by_hand_is_walked(checkpoint: Path, again: Path, tmp_path: Path)
     assert report.arms.candidate.kv_cache_bytes_per_token == 2 * 2 * 2 * 8 * 4
 
 
+def test_a_plan_by_hand_needs_no_scores_where_there_is_no_report(
+    checkpoint: Path, again: Path, tmp_path: Path
+) -> None:
+    from exporter.pipeline.road import write_models
+
+    drops = DropRequest(plan=again / "plan.json")
+    out, heard = tmp_path / "new", Heard()
+    write_models(_request(checkpoint, out, drops=drops, compared=False), heard)
+    assert {path.name for path in out.iterdir()} == {
+        "plan.json", "prune.json", "baseline", "candidate", ".depthcut",
+    }  # fmt: skip
+    # With a report the scores are part of it.
+    assert (again / "importance.json").exists()
+    _, heard = _walk(_request(checkpoint, out, drops=drops))
+    assert (out / "importance.json").exists()
+    assert {"export", "prune"} <= set(heard.reused)
+
+
 def test_a_plan_for_another_model_is_warned_of_once(
     checkpoint: Path, again: Path, tmp_path: Path
 ) -> None:

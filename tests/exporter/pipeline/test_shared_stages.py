@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from exporter.cli.export import export
 from exporter.pipeline import shared
 from exporter.pipeline.shared import Finished, SharedStages, take_or_make
 
@@ -44,6 +45,12 @@ def test_a_stage_is_made_once_and_its_files_are_the_same_ones(tmp_path: Path) ->
     assert (first.calls, second.calls) == (1, 0)
     for name in ("baseline/sub/w.bin", "note.json"):
         assert (one / name).samefile(other / name)
+
+
+def test_export_takes_the_folder_of_stages_as_an_option() -> None:
+    call = ["model", "-o", "out", "--drop-attn", "1"]
+    assert export.read([*call, "--shared", "stages"]).request.shared == Path("stages")
+    assert export.read(call).request.shared is None
 
 
 def test_another_key_is_another_stage(tmp_path: Path) -> None:
