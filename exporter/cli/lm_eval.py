@@ -16,8 +16,8 @@ import click
 def lm_eval(arguments: tuple[str, ...]) -> None:
     """Run lm-eval's own command line, with the additional model `--model depthcut`.
 
-    All arguments are lm-eval's. The model takes --model_args path=FOLDER, and provider, threads,
-    max_length and max_gen_toks.
+    All arguments are lm-eval's. The model takes --model_args pretrained=FOLDER, and provider,
+    threads, max_length and max_gen_toks.
     """
     from exporter.optional import require
 

@@ -145,6 +145,7 @@ class PathLM(RunnerLM):
 
     Args:
         path: A folder with ``model.onnx`` and its tokenizer, an ONNX file, or an engine.
+        pretrained: The same: lm-eval's usual name for it.
         provider: ``cpu`` or ``cuda``, for ONNX Runtime.
         threads: CPU threads; by default all physical cores.
         batch_size: Sequences in one run; 1 (lm-eval's default) and ``auto`` leave it to depthcut.
@@ -154,12 +155,13 @@ class PathLM(RunnerLM):
         max_batch_size: lm-eval's own argument, unused.
 
     Raises:
+        TaskError: It is not said which model, or twice.
         DepthcutError: The model can't be loaded.
     """
 
     def __init__(
         self,
-        path: str,
+        path: str | None = None,
         provider: str = "cpu",
         threads: int | None = None,
         batch_size: int | str | None = None,
@@ -167,11 +169,18 @@ class PathLM(RunnerLM):
         max_gen_toks: int = 256,
         device: str | None = None,
         max_batch_size: int | None = None,
+        pretrained: str | None = None,
     ) -> None:
+        if (path is None) == (pretrained is None):
+            raise TaskError(
+                "lm-eval's model depthcut takes one folder or file.",
+                "Give it once: --model_args pretrained=FOLDER.",
+                code="one-model",
+            )
         rows = None if batch_size in (None, 1, "1", "auto") else int(str(batch_size))
         self._open = ExitStack()
         scorer, text_model = open_scorer(
-            Path(path),
+            Path(path or pretrained or ""),
             self._open,
             provider=provider,
             threads=threads,

@@ -57,6 +57,16 @@ def model(folder: Path) -> Iterator[Any]:
     opened.close()
 
 
+def test_the_model_is_named_as_lm_eval_names_models_and_once(folder: Path) -> None:
+    from exporter.compare.tasks.lm_eval_model import PathLM
+
+    name = str(folder / "m")
+    PathLM(pretrained=name, threads=1, max_length=64).close()
+    for both in ({}, {"path": name, "pretrained": name}):
+        with raises(TaskError, "one-model"):
+            PathLM(**both)
+
+
 def task(folder: Path) -> dict[str, Any]:
     return {
         "task": "words",
