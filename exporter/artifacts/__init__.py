@@ -42,7 +42,7 @@ from exporter.artifacts.comparison import (
     EngineFacts,
     ParityCheck,
 )
-from exporter.artifacts.depths import DepthCell, DepthDamage, DepthsReport, Way
+from exporter.artifacts.depths import DepthCell, DepthDamage, DepthsReport, DropAnswer, Way
 from exporter.artifacts.forms import (
     FORM_KEY,
     QUANTIZATION_KEY,

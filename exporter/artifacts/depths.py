@@ -1,4 +1,7 @@
-"""Pruning at several depths: each way of dropping at each number, on the same held-out text."""
+"""Pruning at several depths: each way of dropping at each number, on the same held-out text.
+
+And how much may be dropped: the same with speed, a second domain and healing, one recommended.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ class DepthCell(Record):
 
     ``refused`` says why there is nothing to measure; the rest is then empty.
     ``parameters_removed`` is the share of the model's that goes with the sublayers, without their
-    norms.
+    norms. ``damage`` is that on the held-out text, ``other`` that in the other domain; ``healed``
+    and ``other_healed`` are the same with folded weights, and ``not_healed`` says why there are
+    none. ``speedups`` has how many times faster than the whole model it is, by ``prefill``,
+    ``decode`` and ``request``.
     """
 
     way: Way
@@ -41,12 +47,40 @@ class DepthCell(Record):
     deletions: list[PlannedDeletion] = Field(default_factory=list)
     parameters_removed: float | None = None
     damage: DepthDamage | None = None
+    other: DepthDamage | None = None
+    healed: DepthDamage | None = None
+    other_healed: DepthDamage | None = None
+    not_healed: str = ""
+    speedups: dict[str, float] = Field(default_factory=dict)
     tasks: list[TaskResult] = Field(default_factory=list)
     refused: str | None = None
 
 
+class DropAnswer(Record):
+    """How much may be dropped: on what else the cells were judged, and which one is recommended.
+
+    ``fitted_on`` is the text that folded weights were fitted on; ``most_increase`` the share by
+    which the perplexity on the held-out text may rise. ``request`` was timed on ``backend`` with
+    ``threads``; all three are empty where nothing could be. ``way`` and ``number`` name the
+    recommended cell; None: none keeps the limit, or is faster.
+    """
+
+    other_text: CalibrationRef
+    other_baseline_perplexity: float
+    fitted_on: CalibrationRef
+    most_increase: float
+    request: str = ""
+    backend: str = ""
+    threads: int | None = None
+    way: Way | None = None
+    number: int | None = None
+
+
 class DepthsReport(Artifact):
-    """depths.json: Attention Drop, MLP Drop, Block Drop and Joint Layer Drop side by side."""
+    """depths.json: Attention Drop, MLP Drop, Block Drop and Joint Layer Drop side by side.
+
+    ``answer`` is None where only damage was asked for.
+    """
 
     kind: Literal["depths_report"] = "depths_report"
     model: ModelRef
@@ -55,6 +89,13 @@ class DepthsReport(Artifact):
     text: CalibrationRef
     baseline_perplexity: float
     cells: list[DepthCell]
+    answer: DropAnswer | None = None
+
+    @property
+    def recommended(self) -> DepthCell | None:
+        """The cell that the answer names."""
+        wanted = (None, None) if self.answer is None else (self.answer.way, self.answer.number)
+        return next((cell for cell in self.cells if (cell.way, cell.number) == wanted), None)
 
     @property
     def numbers(self) -> list[int]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from exporter.artifacts import ImportanceReport
+from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.studies.depths import DepthOptions, measure_depths
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.study_results import print_study
-from exporter.files import refuse_overwriting, sha256_file
-from exporter.models.loading.model_source import load_model
+from exporter.files import refuse_overwriting, sha256_bytes, sha256_file
+from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import SourceOptions
 from exporter.option_types import InputFile, OutputFile
-from exporter.options import Options, argument, dataclass, option, part, required
+from exporter.options import Options, argument, dataclass, option, part
+from exporter.score import ScoreOptions, score
 from exporter.score.options import SCORING, MetricName
 from graph_passes.files.kinds import HTML, TEXT
 from graph_passes.files.placing import working
+
+_SCORED_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,11 @@ class DepthsCall(Options):
     """What `depthcut depths` is asked to do."""
 
     model: str = argument("MODEL")
-    importance: InputFile = required("The importance.json of MODEL.")
+    importance: InputFile | None = option(
+        None,
+        "The importance.json of MODEL.",
+        usual="scored now, on Python's documentation",
+    )
     output: OutputFile = option(
         Path("depths.json"),
         "File for the data; tables and a page with plots are written next to it as .md and .html.",
@@ -33,39 +41,68 @@ class DepthsCall(Options):
     )
     metric: MetricName | None = option(
         None,
-        "Which metric of IMPORTANCE to use.",
+        "Which metric of IMPORTANCE to use, or to score with.",
         metavar="NAME",
-        usual="its first",
+        usual="its first, or cosine",
         section=SCORING,
     )
     options: DepthOptions = part(DepthOptions())
     load: SourceOptions = part(SourceOptions(), without=("dtype",))
 
 
+def plan_file(output: Path) -> Path:
+    """Where the plan of the recommended row is written."""
+    return output.with_suffix(".plan.json")
+
+
+def _scored(call: DepthsCall, loaded: LoadedModel, progress: ConsoleProgress) -> ImportanceReport:
+    """A short scoring on a text that takes no time to make."""
+    options = ScoreOptions(calibration=("pydoc",), samples=_SCORED_SAMPLES)
+    if call.metric is not None:
+        options = replace(options, metrics=(call.metric,))
+    return score(loaded, options, progress=progress)
+
+
+def _sha256(report: ImportanceReport) -> str:
+    return sha256_bytes(report.to_json().encode())
+
+
 @command(DepthsCall)
 def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
-    """Drop several numbers of attentions, MLPs, blocks, or both jointly, and measure the damage.
+    """How much of MODEL may be dropped? A short table, one row of it recommended.
 
-    MODEL runs in PyTorch with the branches left out; nothing is exported. One table lists the
-    perplexity and KL divergence of every cut on held-out text, with intervals. After an
-    interruption the same command resumes.
+    MODEL runs in PyTorch with a few attentions or blocks left out; nothing is exported. The table
+    lists how much faster each cut is and what it costs in perplexity in two domains, with and
+    without healing by folded weights. The recommended cut is written as a plan, for `depthcut
+    export --plan`. With -n: all ways of dropping at these numbers, with perplexity and KL
+    divergence. After an interruption the same command resumes.
     """
     from exporter.report.files import study_files, write_study
 
-    for path, kind in zip(study_files(call.output), ("depths_report", TEXT, HTML), strict=True):
-        read = [call.importance, *map(Path, (call.model, call.options.text))]
+    plan = plan_file(call.output)
+    kinds = ("depths_report", TEXT, HTML, "pruning_plan")
+    read = [Path(call.model), Path(call.options.text)]
+    read += [] if call.importance is None else [call.importance]
+    for path, kind in zip((*study_files(call.output), plan), kinds, strict=True):
         refuse_overwriting(path, read, kind)
-    report = ImportanceReport.read(call.importance).of_metric(call.metric)
+    given = call.importance and ImportanceReport.read(call.importance).of_metric(call.metric)
     with working(call.output) as kept:
         with progress.task(f"load {call.model}"):
             loaded = load_model(call.model, **vars(call.load))
+        report = given or _scored(call, loaded, progress)
+        scores = sha256_file(call.importance) if call.importance else _sha256(report)
         found = measure_depths(
             loaded,
             report,
             call.options,
-            importance_sha256=sha256_file(call.importance),
+            importance_sha256=scores,
             kept=kept,
             progress=progress,
         )
         write_study(found, call.output)
+        if (best := found.recommended) is not None:
+            made_from = {"model": loaded.ref.sha256}
+            PruningPlan(deletions=best.deletions, made_from=made_from).write(plan)
     print_study(found, call.output, as_json=progress.as_json)
+    if found.recommended is not None and not progress.as_json:
+        echo(f"Plan of the recommended row: {plan}")

@@ -9,6 +9,7 @@ from exporter.artifacts import (
     DepthCell,
     DepthDamage,
     DepthsReport,
+    DropAnswer,
     Interval,
     ModelRef,
     PlannedDeletion,
@@ -65,3 +66,27 @@ def made_depths(text: str = "held-out.txt") -> DepthsReport:
             cell("joint", 1, 1.1, 0.02), cell("joint", 2, 1.4, 0.15),
         ],
     )  # fmt: skip
+
+
+def made_answer(number: int | None = 1) -> DepthsReport:
+    """Attention Drop of 1 is recommended, healed; or nothing is."""
+    report = made_depths()
+    more = {"speedups": {"prefill": 1.09, "decode": 1.04, "request": 1.06}}
+    healed = {"healed": damage(1.012, 0.01), "other_healed": damage(1.034, 0.02)}
+    first, *rest = (c for c in report.cells if c.way == "attention")
+    cells = [
+        first.model_copy(update={"other": damage(1.2, 0.04), **healed, **more}),
+        *(c.model_copy(update={"not_healed": "There is no product.", **more}) for c in rest),
+    ]
+    answer = DropAnswer(
+        other_text=report.text.model_copy(update={"source": "self (text, seed 1)"}),
+        other_baseline_perplexity=7.25,
+        fitted_on=report.calibration,
+        most_increase=0.02,
+        request="batch=1,prompt=512,new=64",
+        backend="pytorch",
+        threads=2,
+        way=None if number is None else "attention",
+        number=number,
+    )
+    return report.model_copy(update={"cells": cells, "answer": answer})

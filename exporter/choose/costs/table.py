@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
 from exporter.artifacts import Artifact, Environment, LatencyRow, Record
+from exporter.choose.costs.estimates import of_rows
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.errors import CostError
 from graph_passes.types import Replacement, SublayerKind, SublayerRef
@@ -188,6 +190,24 @@ class CostTable(Artifact):
             )
         return self.baseline_ms / left
 
+    def of_cell(self, number: int) -> CostTable:
+        """The same for one of the request's cells alone, run once: 0 is the prompt.
+
+        Raises:
+            CostError: There is no such cell.
+        """
+        trials = [trial for group in self.groups for trial in group.trials]
+        if any(number >= len(trial.rows) for trial in trials):
+            raise CostError(f"The request {self.at} has no cell {number}.", code="no-such-cell")
+        baseline_ms = statistics.median(t.rows[number].baseline.median_ms for t in trials)
+        groups = [
+            group.model_copy(
+                update={"trials": [_cell_of(t, number, baseline_ms) for t in group.trials]}
+            )
+            for group in self.groups
+        ]
+        return self.model_copy(update={"groups": groups, "baseline_ms": baseline_ms})
+
     def _place(self, name: SublayerRef) -> tuple[CostGroup, Member]:
         for group in self.groups:
             for member in group.members:
@@ -198,6 +218,12 @@ class CostTable(Artifact):
             f"Measured are {_summary(self.names)}.",
             code="not-measured",
         )
+
+
+def _cell_of(trial: Trial, number: int, baseline_ms: float) -> Trial:
+    found = of_rows([trial.rows[number]], [1.0], [baseline_ms])
+    told = {"saved_ms": found.saved_ms, "std_error_ms": found.std_error_ms}
+    return trial.model_copy(update={**told, "rows": [trial.rows[number]]})
 
 
 def _summary(names: Iterable[SublayerRef]) -> str:

@@ -3,7 +3,8 @@
 The ways are those of arXiv 2406.15786v6, section 3: attentions, MLPs, blocks, or attentions and
 MLPs ranked together. The model runs in PyTorch with the branches left out: the graph without them
 computes the same, so nothing needs to be exported. Where the paper's tables have accuracies alone,
-perplexity and KL divergence stand beside them here, with intervals.
+perplexity and KL divergence stand beside them here, with intervals. Without numbers a few cuts are
+tried, and what they gain stands beside what they cost: see :mod:`exporter.choose.studies.answer`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from exporter.artifacts import (
     CalibrationRef,
     DepthCell,
-    DepthDamage,
     DepthsReport,
     ImportanceReport,
     Way,
@@ -24,36 +24,57 @@ from exporter.artifacts import (
 from exporter.artifacts.plans.by_score import plan_drop
 from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.selection.search_options import DROPPING
+from exporter.choose.studies.answer import Place, Question, answered
+from exporter.choose.studies.damages import depth_damage
 from exporter.choose.studies.task_scores import compared_tasks
 from exporter.compare.options import ACCURACY, TaskOptions
-from exporter.compare.quality.intervals import mean_interval
 from exporter.compare.tasks.choosing import local_tasks
 from exporter.errors import CalibrationError, PlanError, ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements, without_branches
 from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import DamageMeter
-from exporter.models.ablation.ratios import Floats
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import calibration_text
 from exporter.models.texts.sources import refuse_same_text
-from exporter.option_types import Count, Lengths, Several, Written, comma_list
-from exporter.options import Options, Rule, dataclass, option, part
+from exporter.option_types import Count, Lengths, Several, Share, Written, comma_list
+from exporter.options import Options, Rule, dataclass, is_given, option, part
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
-_MOST_LOG = 700.0
+QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (2, 4, 8), "block": (2,)}
+"""What is tried where no numbers are asked for."""
+_STUDY_TOKENS, _QUICK_TOKENS = 8192, 2048
+ANSWER = "How much may be dropped"
 _Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
+
+
+def _for_an_answer(name: str) -> Rule:
+    def broken(told: Any) -> bool:
+        return is_given(told, name) and not told.recommends
+
+    return Rule((name, "recommend"), broken, "{0} is for {1}.", "Give both, or leave -n out.")
 
 
 @dataclass(frozen=True)
 class DepthOptions(Options):
-    """What is dropped, and what it is judged on."""
+    """What is dropped, and what it is judged on.
 
-    numbers: Lengths = option(
-        (4, 8, 12), "Numbers of sublayers to drop.", "-n", "--numbers", section=DROPPING
+    Attributes:
+        numbers: None: a few, with all that the answer needs.
+        tokens: None: 8192, for an answer 2048.
+    """
+
+    numbers: Lengths | None = option(
+        None,
+        "Numbers of sublayers to drop, in all ways, and what that costs.",
+        "-n",
+        "--numbers",
+        usual="2, 4 and 8 attentions and 2 blocks, with --recommend",
+        section=DROPPING,
     )
     ways: _Ways = option(
         WAYS,
@@ -67,8 +88,35 @@ class DepthOptions(Options):
         metavar="SOURCE",
         section=ACCURACY,
     )
-    tokens: Several = option(
-        8192, "Tokens for perplexity and KL divergence.", "--eval-tokens", section=ACCURACY
+    tokens: Several | None = option(
+        None,
+        "Tokens for perplexity and KL divergence.",
+        "--eval-tokens",
+        usual=f"{_STUDY_TOKENS}, with --recommend {_QUICK_TOKENS}",
+        section=ACCURACY,
+    )
+    recommend: bool = option(
+        False,
+        "Also measure the speed, the loss in a second domain and with healed weights, and "
+        "recommend a number. Always on without -n.",
+        section=ANSWER,
+    )
+    other_text: str | None = option(
+        None,
+        "With --recommend: text of the second domain, such as your own.",
+        metavar="SOURCE",
+        usual="text that the model samples",
+        section=ANSWER,
+    )
+    most_increase: Share = option(
+        0.02,
+        "With --recommend: how much the perplexity on held-out text may rise.",
+        "--at-most",
+        usual="2%",
+        section=ANSWER,
+    )
+    at: RequestShapeOption = option(
+        RequestShape(new=64), "With --recommend: the request that is timed.", section=ANSWER
     )
     sequence_length: Several = option(
         512,
@@ -82,8 +130,26 @@ class DepthOptions(Options):
     )
     tasks: TaskOptions = part(TaskOptions(), without=("probes",))
     rules = (
-        Rule(("numbers",), lambda told: not told.numbers, "{0} names none.", "Such as 4,8,12."),
+        Rule(("numbers",), lambda told: told.numbers == (), "{0} names none.", "Such as 4,8,12."),
+        *map(_for_an_answer, ("other_text", "most_increase", "at")),
     )
+
+    @property
+    def recommends(self) -> bool:
+        """Whether more than damage is measured, and one cell is recommended."""
+        return self.recommend or self.numbers is None
+
+    @property
+    def judged_tokens(self) -> int:
+        """Of the held-out text."""
+        return self.tokens or (_QUICK_TOKENS if self.recommends else _STUDY_TOKENS)
+
+    def asked(self, num_layers: int) -> list[Place]:
+        """The cells, way by way; of those that nobody asked for, what the model has."""
+        if self.numbers is not None:
+            return [(way, n) for way in self.ways for n in sorted(set(self.numbers))]
+        quick = QUICK_NUMBERS if self.ways == WAYS else dict.fromkeys(self.ways, (2, 4, 8))
+        return [(way, n) for way, numbers in quick.items() for n in numbers if n < num_layers]
 
 
 def measure_depths(
@@ -111,16 +177,21 @@ def measure_depths(
     Raises:
         ScoringError: The scores are another model's; the model predicts no next token; logits are
             not finite.
-        CalibrationError: The text is too short, or is the one that the scores rest on.
-        TextSourceError: The text can't be read.
+        CalibrationError: A text is too short, or is one that the scores rest on.
+        TextSourceError: A text can't be read.
         TaskError: A task can't be read.
     """
     _check_model(loaded, report)
     local_tasks(options.tasks)  # what can't be read is told before hours of measuring
     text = _held_out(loaded, report.calibration, options, progress)
     cells = _planned(report, options)
-    whole, measured = _measured(loaded, text, cells, options, kept, progress)
-    return DepthsReport(
+    cuts = {
+        _place(cell): without_branches(cell.deletions, loaded.model)
+        for cell in cells
+        if not cell.refused
+    }
+    whole, measured = _measured(loaded, text, cells, cuts, options, kept, progress)
+    found = DepthsReport(
         model=report.model,
         metric=report.metric,
         calibration=report.calibration,
@@ -133,9 +204,19 @@ def measure_depths(
             "text": text.ref.sha256,
         },
     )
-
-
-Place = tuple[Way, int]
+    if not options.recommends:
+        return found
+    asked = Question(
+        loaded,
+        text,
+        options.other_text,
+        options.at,
+        options.most_increase,
+        options.batch_size,
+        kept,
+        progress,
+    )
+    return answered(asked, found, cuts)
 
 
 def _place(cell: DepthCell) -> Place:
@@ -158,7 +239,7 @@ def _held_out(
     text = calibration_text(
         loaded,
         options.text,
-        samples=math.ceil(options.tokens / options.sequence_length),
+        samples=math.ceil(options.judged_tokens / options.sequence_length),
         sequence_length=options.sequence_length,
         part="evaluation",
         progress=progress,
@@ -169,11 +250,7 @@ def _held_out(
 
 
 def _planned(report: ImportanceReport, options: DepthOptions) -> list[DepthCell]:
-    return [
-        _plan(report, way, number)
-        for way in options.ways
-        for number in sorted(set(options.numbers))
-    ]
+    return [_plan(report, way, number) for way, number in options.asked(report.model.num_layers)]
 
 
 def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
@@ -194,16 +271,12 @@ def _measured(
     loaded: LoadedModel,
     text: CalibrationText,
     cells: Sequence[DepthCell],
+    cuts: Mapping[Place, BranchReplacements],
     options: DepthOptions,
     kept: Path | None,
     progress: Progress,
 ) -> tuple[Damage, dict[Place, DepthCell]]:
-    """A damage that knows the whole model's losses, and every cell that isn't refused, measured."""
-    cuts = {
-        _place(cell): without_branches(cell.deletions, loaded.model)
-        for cell in cells
-        if not cell.refused
-    }
+    """A damage that knows the whole model's losses, and every cell that has a cut, measured."""
     whole, damages = _damages(loaded, text, cuts, options, kept, progress)
     sizes = module_sizes(loaded)
     scored = compared_tasks(
@@ -241,7 +314,7 @@ def _damages(
     about = {**loaded.identity(), "text": text.ref.model_dump(), "by": "depths"}
     meter = RememberingMeter(measuring, None if kept is None else kept / "damages.jsonl", about)
     found: dict[Place, Damage] = {}
-    for way in options.ways:
+    for way in dict.fromkeys(way for way, _ in cuts):
         some = {place: cut for place, cut in cuts.items() if place[0] == way}
         if some:
             progress.say(f"depths: {way} at {', '.join(str(number) for _, number in some)}")
@@ -249,30 +322,6 @@ def _damages(
             found.update(zip(some, damages, strict=True))
     any_cut = next(iter(found.values()), None)  # each knows the whole model's losses too
     return any_cut or meter.measure_many({}, [], progress)[0], found
-
-
-def depth_damage(damage: Damage) -> DepthDamage:
-    """A cut's damage with 95 % intervals, Student's t over samples."""
-    increase = damage.nll_sums - damage.baseline_nll_sums
-    ratio = _interval(increase, damage.positions)
-    kl = _interval(damage.kl_sums, damage.positions)
-    return DepthDamage(
-        perplexity=damage.perplexity,
-        perplexity_ratio=_exp(damage.log_perplexity_increase),
-        perplexity_ratio_ci95=None if ratio is None else (_exp(ratio[0]), _exp(ratio[1])),
-        kl=damage.kl,
-        kl_ci95=None if kl is None else (max(0.0, kl[0]), kl[1]),
-        top1_agreement=damage.top1_agreement,
-    )
-
-
-def _interval(sums: Floats, counts: Floats) -> tuple[float, float] | None:
-    found = mean_interval(sums, counts)
-    return None if found is None else found.ci95
-
-
-def _exp(value: float) -> float:
-    return math.exp(max(-_MOST_LOG, min(_MOST_LOG, value)))
 
 
 def _share(cut: BranchReplacements, sizes: GraphSizes) -> float:

@@ -9,6 +9,7 @@ from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, TaskResult,
 from exporter.printable import counted
 from exporter.report.charts.lines import Line, LinePoint, Lines
 from exporter.report.sections.blocks import Block, Bullets, Document, Figure, Grid, Note, Section
+from exporter.report.sections.drop_answer import answer_section, answer_words
 from exporter.report.words import (
     KINDS,
     dropped_briefly,
@@ -32,20 +33,23 @@ Estimated = tuple[float, tuple[float, float] | None]
 
 
 def depths_document(report: DepthsReport) -> Document:
-    """Overview, all figures, tasks where there are some, and what was dropped."""
+    """The answer, where asked for; overview, all figures, tasks, and what was dropped."""
     tasks = [Section("tasks", "Tasks", [*_task_blocks(report)])] if _tasks(report) else []
+    answer = [] if report.answer is None else [answer_section(report, report.answer)]
     return Document(
         command="depths",
         version=report.versions.get("depthcut", ""),
         title="Pruning at several depths",
         subject=report.model.source,
         lead=_lead(report),
-        sections=[_overview(report), _all_figures(report), *tasks, _dropped(report)],
+        sections=[*answer, _overview(report), _all_figures(report), *tasks, _dropped(report)],
     )
 
 
 def _lead(report: DepthsReport) -> str:
-    """Which way changes the answers least at each number."""
+    """What is recommended; else which way changes the answers least at each number."""
+    if report.answer is not None:
+        return answer_words(report, report.answer)
     told = []
     for number in report.numbers:
         first, *others = [_cost_words(cell) for cell in least_kl(report, number)] or [""]

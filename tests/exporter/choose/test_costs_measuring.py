@@ -152,6 +152,20 @@ def test_on_a_quiet_machine_costs_are_what_they_are() -> None:
     assert table.speedup(choices) == pytest.approx(BASELINE_MS / left, rel=1e-4)
 
 
+def test_a_request_is_the_sum_of_its_cells() -> None:
+    table = measured(VirtualBench())
+    counts = [count for _, count in AT.cells(cached=True)]
+    cells = [table.of_cell(number) for number in range(len(counts))]
+    assert table.baseline_ms == pytest.approx(
+        sum(n * cell.baseline_ms for n, cell in zip(counts, cells, strict=True)), rel=1e-6
+    )
+    for name in table.names[:2]:
+        saved = sum(n * cell.saved_ms(name) for n, cell in zip(counts, cells, strict=True))
+        assert table.saved_ms(name) == pytest.approx(saved, rel=1e-4)
+    with raises(CostError, "no-such-cell", str(len(counts))):
+        table.of_cell(len(counts))
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_on_a_busy_machine_they_are_known_as_well_as_the_table_says(seed: int) -> None:
     cost_runner = VirtualBench(BusyMachine(seed))

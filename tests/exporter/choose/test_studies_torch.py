@@ -206,6 +206,68 @@ def test_what_the_model_does_not_have_is_a_cell_that_says_so(
     assert not out.with_name("depths.json.journal").exists()
 
 
+def test_a_model_alone_is_answered_with_what_may_be_dropped(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from exporter.artifacts import PruningPlan
+    from exporter.choose.studies import answer
+
+    monkeypatch.setattr(answer, "_TIMED_SECONDS", 0.2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "short.yaml").write_text(f"eval_sequence_length: {LENGTH}\n")
+    out = tmp_path / "depths.json"
+    call = [
+        "depths", str(run / "checkpoint-1000"), "-o", str(out), "--eval-tokens", "96",
+        "--at", "batch=1,prompt=16,new=4", "--config", str(tmp_path / "short.yaml"),
+    ]  # fmt: skip
+    assert command_line.run([*call, "--at-most", "10000%"]) == 0
+    report = DepthsReport.read(out)
+    assert [(cell.way, cell.number) for cell in report.cells] == [("attention", 2), ("block", 2)]
+    assert report.answer is not None
+    assert report.answer.other_text.source.startswith("self")
+    for cell in report.cells:
+        assert cell.other is not None
+        assert (cell.healed is None) == bool(cell.not_healed)
+        # A busy machine may tell times that can't be.
+        assert set(cell.speedups) in (set(), {"prefill", "decode", "request"})
+    assert any(cell.healed is not None for cell in report.cells)
+    best = answer.recommended(report.cells, 100.0)
+    assert report.recommended == best
+    plan = out.with_suffix(".plan.json")
+    assert plan.exists() == (best is not None)
+    if best is not None:
+        assert PruningPlan.read(plan).deletions == best.deletions
+    assert "How much" not in capsys.readouterr().err
+    # What was measured is not measured again, and text of one's own takes the model's place.
+    text = tmp_path / "own.txt"
+    text.write_text("the list of the value is a class and the call of " * 60)
+    assert command_line.run([*call, "--other-text", str(text)]) == 0
+    again = DepthsReport.read(out)
+    assert again.answer is not None
+    assert again.answer.other_text.source == str(text)
+    for one, other in zip(report.cells, again.cells, strict=True):
+        assert one.damage == other.damage
+
+
+def test_a_fold_lowers_the_damage_that_it_is_fitted_to(
+    loaded: Any, scores: ImportanceReport
+) -> None:
+    """The healed figures are those of changed weights, and the model is as before afterwards."""
+    from exporter.choose.studies.depths import DepthOptions, measure_depths
+
+    before = {name: each.clone() for name, each in loaded.model.state_dict().items()}
+    options = DepthOptions(
+        numbers=(1,), ways=("attention",), recommend=True, tokens=96, sequence_length=LENGTH
+    )
+    (cell,) = measure_depths(loaded, scores, options, importance_sha256="0" * 64).cells
+    assert cell.healed is not None
+    assert cell.damage is not None
+    assert cell.healed.perplexity != cell.damage.perplexity
+    assert cell.speedups == {}  # the model is too short for the usual request
+    for name, each in loaded.model.state_dict().items():
+        assert torch.equal(each, before[name])
+
+
 def test_an_interrupted_measurement_goes_on(
     loaded: Any, scores: ImportanceReport, tmp_path: Path, monkeypatch: Any
 ) -> None:

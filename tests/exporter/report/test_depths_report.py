@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from html_page import Page
-from made_depths import made_depths
+from made_depths import made_answer, made_depths
 
 from exporter.artifacts import DepthCell, DepthsReport
 from exporter.cli import run
@@ -58,6 +58,30 @@ def test_markdown_has_every_cell(tmp_path: Path) -> None:
     assert "The whole model's perplexity is 20.00." in text
     assert "words, acc: the whole model has 0.500 on 12 items." in text
     assert "| MLP Drop | 0.400 [-0.200, +0.000] | 0.300 [-0.300, -0.100] |" in text
+
+
+def test_the_answer_comes_first_with_its_reason(tmp_path: Path) -> None:
+    write_study(made_answer(), tmp_path / "depths.json")
+    assert DepthsReport.read(tmp_path / "depths.json").recommended == made_answer().cells[0]
+    text = (tmp_path / "depths.md").read_text()
+    assert text.index("How much may I drop?") < text.index("| way | n = 1")
+    rows = [line for line in text.splitlines() if line.startswith("| 1 attention |")]
+    figures = ("1.09x", "1.04x", "+10.0 %", "+1.2 %", "+20.0 %", "+3.4 %", "recommended")
+    assert all(figure in rows[0] for figure in figures)
+    assert sum("recommended" in line for line in text.splitlines() if line.startswith("|")) == 1
+    assert "There is no product." in text
+    lead = depths_document(made_answer()).lead
+    assert "1.06 times as fast" in lead
+    assert "2.0 %" in lead
+
+
+def test_where_nothing_keeps_the_limit_the_next_step_is_told() -> None:
+    report = made_answer(None)
+    assert report.recommended is None
+    lead = depths_document(report).lead
+    assert "+1.2 %" in lead
+    assert "--at-most" in lead
+    assert "recommended" not in str(depths_document(report).sections[0].blocks[0])
 
 
 def test_the_page_is_whole_and_escaped() -> None:

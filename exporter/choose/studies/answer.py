@@ -1,0 +1,294 @@
+"""How much may be dropped: what a cut gains in speed, what it costs in two domains, and healed.
+
+Healing is by folded weights, which take seconds (:mod:`exporter.heal.fold`); a training takes
+minutes for each cut, and comes after the choice. Speed is foretold from a few variants that are
+timed in PyTorch, as :mod:`exporter.choose.costs` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from exporter.artifacts import (
+    DepthCell,
+    DepthDamage,
+    DepthsReport,
+    DropAnswer,
+    Record,
+    Way,
+)
+from exporter.artifacts.store import Store
+from exporter.choose.costs.measuring import CostSettings, measure_on
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort
+from exporter.choose.selection.meters import RememberingMeter
+from exporter.choose.studies.damages import depth_damage
+from exporter.errors import BackendError, CalibrationError, CostError, HealingError
+from exporter.heal.fitting import Fitting
+from exporter.heal.fold.folded import folded_values
+from exporter.heal.options import HealOptions
+from exporter.heal.texts import HealingTexts
+from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.meter import DamageMeter
+from exporter.models.changed_weights import OwnValue, swapped
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import CalibrationText, calibration_text
+from exporter.models.texts.mixtures import text_of_report
+from exporter.models.texts.self_text import SAMPLED, SELF
+from exporter.models.texts.sources import refuse_same_text
+from exporter.progress import Progress
+
+Place = tuple[Way, int]
+
+_TIMED_SECONDS = 8.0
+_FITTED_TOKENS = 3072
+_SAMPLED_LENGTH = 128
+_SEED = 1  # scores rest on what the model samples with another one
+_LEAST_SPEEDUP = 1.01
+"""A cut that gains less isn't worth its loss."""
+
+
+class _HealedCell(Record):
+    """What healing gave in both domains, or why it gave nothing."""
+
+    healed: DepthDamage | None = None
+    other_healed: DepthDamage | None = None
+    not_healed: str = ""
+
+
+_HEALED = TypeAdapter(_HealedCell)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and what it is judged on.
+
+    Attributes:
+        loaded: The model.
+        text: The held-out text.
+        other_text: The other domain's, as the user names it; None: what the model samples.
+        request: What is timed.
+        most_increase: The share by which the perplexity may rise.
+        batch_size: Samples in one forward pass.
+        kept: The folder where what is measured is kept for a later call; None keeps nothing.
+        progress: Told what goes on.
+    """
+
+    loaded: LoadedModel
+    text: CalibrationText
+    other_text: str | None
+    request: RequestShape
+    most_increase: float
+    batch_size: int
+    kept: Path | None
+    progress: Progress
+
+    def place(self, name: str) -> Path | None:
+        """A file that is kept."""
+        return None if self.kept is None else self.kept / name
+
+    def about(self, *texts: CalibrationText) -> dict[str, object]:
+        """What figures on some texts depend on."""
+        return {**self.loaded.identity(), "ids": [text.ids_sha256 for text in texts]}
+
+
+def answered(
+    asked: Question, report: DepthsReport, cuts: Mapping[Place, BranchReplacements]
+) -> DepthsReport:
+    """Adds to a report what its cells gain and cost further, and which one is recommended.
+
+    Args:
+        asked: What is asked.
+        report: The cells with their damage on the held-out text.
+        cuts: The cells that can be measured.
+
+    Raises:
+        CalibrationError: The other text is too short, or is the held-out one or the scores'.
+        TextSourceError: It can't be read.
+        ScoringError: Logits are not finite.
+    """
+    other = _other_domain(asked, report)
+    fitted = text_of_report(asked.loaded, report.calibration, progress=asked.progress)
+    fitted = fitted.first_tokens(_FITTED_TOKENS)
+    whole, others = _in_other_domain(asked, other, cuts)
+    healed = _healed(asked, other, fitted, cuts)
+    table = _timed(asked, cuts)
+    cells = [
+        cell.model_copy(
+            update={
+                "other": others[place],
+                **dict(healed[place]),
+                "speedups": {} if table is None else speedups(table, cuts[place]),
+            }
+        )
+        if (place := (cell.way, cell.number)) in cuts
+        else cell
+        for cell in report.cells
+    ]
+    best = recommended(cells, asked.most_increase)
+    answer = DropAnswer(
+        other_text=other.ref,
+        other_baseline_perplexity=whole,
+        fitted_on=fitted.ref,
+        most_increase=asked.most_increase,
+        request="" if table is None else str(table.at),
+        backend="" if table is None else table.backend,
+        threads=None if table is None else table.environment.threads,
+        way=None if best is None else best.way,
+        number=None if best is None else best.number,
+    )
+    return report.model_copy(update={"cells": cells, "answer": answer})
+
+
+def recommended(cells: Sequence[DepthCell], most_increase: float) -> DepthCell | None:
+    """The fastest cell whose perplexity on the held-out text, healed or not, rises little enough.
+
+    Where no speed was measured, the one that removes most parameters.
+    """
+    fitting = [
+        cell
+        for cell in cells
+        if least_ratio(cell) <= 1 + most_increase and _gain(cell) > _LEAST_SPEEDUP
+    ]
+    return max(fitting, key=lambda cell: (_gain(cell), -least_ratio(cell)), default=None)
+
+
+def least_ratio(cell: DepthCell) -> float:
+    """The cut model's perplexity over the whole one's, healed where that helps; else ``inf``."""
+    found = [each.perplexity_ratio for each in (cell.damage, cell.healed) if each is not None]
+    return min(found, default=math.inf)
+
+
+def _gain(cell: DepthCell) -> float:
+    if cell.speedups:
+        return cell.speedups["request"]
+    return 1 / (1 - (cell.parameters_removed or 0.0))
+
+
+def _other_domain(asked: Question, report: DepthsReport) -> CalibrationText:
+    spec = asked.other_text or SELF
+    length = int(asked.text.input_ids.shape[1])
+    length = min(length, _SAMPLED_LENGTH) if spec in SAMPLED else length
+    tokens = asked.text.input_ids.size
+    found = calibration_text(
+        asked.loaded,
+        spec,
+        samples=math.ceil(tokens / length),
+        sequence_length=length,
+        seed=_SEED,
+        part="evaluation",
+        progress=asked.progress,
+    )
+    used = [asked.text.ref, *report.calibration.texts]
+    what = "the held-out text, or that of the scores, and no other domain"
+    refuse_same_text(found.ref, used, what, "Give --other-text another text.", CalibrationError)
+    return found
+
+
+def _in_other_domain(
+    asked: Question, text: CalibrationText, cuts: Mapping[Place, BranchReplacements]
+) -> tuple[float, dict[Place, DepthDamage]]:
+    """The whole model's perplexity there, and the damage of all cuts."""
+    meter = RememberingMeter(
+        DamageMeter(
+            asked.loaded.model, text.input_ids, text.mask, batch_size=asked.batch_size
+        ),
+        asked.place("other-damages.jsonl"),
+        asked.about(text),
+    )  # fmt: skip
+    asked.progress.say(f"depths: in another domain, {text.ref.source}")
+    whole, *found = meter.measure_many({}, list(cuts.values()), asked.progress)
+    return whole.baseline_perplexity, dict(zip(cuts, map(depth_damage, found), strict=True))
+
+
+def _healed(
+    asked: Question,
+    other: CalibrationText,
+    fitted: CalibrationText,
+    cuts: Mapping[Place, BranchReplacements],
+) -> dict[Place, _HealedCell]:
+    """What folded weights leave of each cut's damage in both domains."""
+    store = Store(asked.place("healed.jsonl"), asked.about(asked.text, other, fitted))
+    healer = _Healer(asked, other, fitted)
+    found = {}
+    for (way, number), cut in cuts.items():
+        asked.progress.say(f"depths: {way} at {number}, healed by folded weights")
+        name = f"{way} {number}: {', '.join(f'{kind} {layer}' for layer, kind in sorted(cut))}"
+        found[way, number] = store.once(name, _HEALED, lambda cut=cut: healer.heal(cut))  # type: ignore[misc]
+    return found
+
+
+class _Healer:
+    """Folds for one cut after the other, and holds the healed models against the whole one.
+
+    The whole model's answers are kept in between.
+    """
+
+    def __init__(self, asked: Question, other: CalibrationText, fitted: CalibrationText) -> None:
+        self._asked, self._fitted = asked, fitted
+        self._values: list[OwnValue] = []
+        model: Any = asked.loaded.model
+        self._meters = [
+            DamageMeter(
+                model,
+                text.input_ids,
+                text.mask,
+                batch_size=asked.batch_size,
+                within=lambda: swapped(self._values),
+            )
+            for text in (asked.text, other)
+        ]
+
+    def heal(self, cut: BranchReplacements) -> _HealedCell:
+        """What is left of a cut's damage."""
+        asked = self._asked
+        texts = HealingTexts(self._fitted, (self._fitted.ref,), (), None)
+        options = HealOptions(kind="fold", batch_size=asked.batch_size)
+        fitting = Fitting(asked.loaded, texts, sorted(cut), options, None, asked.progress)
+        try:
+            self._values = folded_values(fitting, self._fitted)
+        except HealingError as error:
+            return _HealedCell(not_healed=error.message)
+        if not self._values:
+            return _HealedCell(not_healed="No weight that is kept could make up for it.")
+        here, there = (depth_damage(each.measure(cut, asked.progress)) for each in self._meters)
+        return _HealedCell(healed=here, other_healed=there)
+
+
+def _timed(asked: Question, cuts: Mapping[Place, BranchReplacements]) -> CostTable | None:
+    """What the cut branches cost of a request; None where that can't be measured here."""
+    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
+
+    names = {name for cut in cuts.values() for name in cut}
+    settings = CostSettings(
+        asked.request,
+        replacements=("none",),
+        effort=Effort(seconds=_TIMED_SECONDS, reload=False),
+        kept=asked.place("costs.json"),
+    )
+    if not names:
+        return None
+    try:
+        return measure_on(TorchCostRunner(asked.loaded), settings, names, asked.progress)
+    except (BackendError, CostError) as error:
+        asked.progress.say(f"depths: no speeds: {error.message}")
+        return None
+
+
+def speedups(table: CostTable, cut: BranchReplacements) -> dict[str, float]:
+    """How many times faster a cut is foretold to be; nothing where the costs can't be right."""
+    choices: dict[Any, Any] = dict.fromkeys(cut, "none")
+    parts = {"prefill": table.of_cell(0), "request": table}
+    if table.at.new:
+        parts["decode"] = table.of_cell(1)
+    try:
+        return {phase: part.speedup(choices) for phase, part in parts.items()}
+    except CostError:
+        return {}

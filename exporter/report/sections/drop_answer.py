@@ -1,0 +1,115 @@
+"""How much may be dropped: a row a cut, its speed, its loss in two domains; one recommended."""
+
+from __future__ import annotations
+
+from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, DropAnswer
+from exporter.report.sections.blocks import Cell, Grid, Note, Section, Sign
+from exporter.report.words import KINDS, counted_kind, or_dash, percent, significant
+
+
+def answer_section(report: DepthsReport, answer: DropAnswer) -> Section:
+    """The table, the recommendation with its reason, and how far the figures go."""
+    here, there = _short(report.text.source), _short(answer.other_text.source)
+    header = [
+        "dropped", "parameters", "prompt", "token", here, "healed", there, "healed", "",
+    ]  # fmt: skip
+    best = report.recommended
+    rows: list[list[Cell]] = [["nothing", "", "", "", *_whole(report, answer), ""]]
+    rows += [_row(cell, is_best=cell is best) for cell in report.cells if cell.damage is not None]
+    caption = "Speed, and the rise of the perplexity in two domains"
+    grid = Grid(caption, header, rows, right=range(1, 8))
+    notes = [Note(answer_words(report, answer)), Note(_about(report, answer)), Note(_INT8)]
+    reasons = dict.fromkeys(cell.not_healed for cell in report.cells if cell.not_healed)
+    notes += [Note(reason, lead="Not healed:") for reason in reasons]
+    return Section("answer", "How much may I drop?", [grid, *notes])
+
+
+_INT8 = (
+    "int8 alone often gains more than a cut: depthcut export MODEL -o out --plan FILE --quantize "
+    "int8 compares the whole and the cut model in both forms, with sizes, speed and perplexity."
+)
+
+
+def answer_words(report: DepthsReport, answer: DropAnswer) -> str:
+    """What is recommended, and why."""
+    limit, best = percent(answer.most_increase), report.recommended
+    if best is not None:
+        return (
+            f"Recommended: drop {dropped_words(best)}{_faster(best)}. Of the cuts that keep the "
+            f"perplexity on {_short(report.text.source)} within {limit} after healing, it is the "
+            "fastest."
+        )
+    measured = [cell for cell in report.cells if cell.damage is not None]
+    if not measured:
+        return "Nothing could be dropped at these numbers."
+    least = min(measured, key=_least)
+    return (
+        f"Nothing is worth cutting within {limit} more perplexity. The next step would be "
+        f"{dropped_words(least)}{_faster(least)}, at {_rise(_least(least))} perplexity; a training "
+        "may lower that (depthcut export --time 10m), or allow more with --at-most."
+    )
+
+
+def dropped_words(cell: DepthCell) -> str:
+    """``4 attentions``; of both kinds ``4 attentions and MLPs``."""
+    if cell.way in KINDS:
+        return counted_kind(cell.way, cell.number)
+    return f"{cell.number} attentions and MLPs"
+
+
+def _faster(cell: DepthCell) -> str:
+    speedup = cell.speedups.get("request")
+    return "" if speedup is None else f", {speedup:.2f} times as fast"
+
+
+def _row(cell: DepthCell, *, is_best: bool) -> list[Cell]:
+    figures = [cell.damage, cell.healed, cell.other, cell.other_healed]
+    speeds = (cell.speedups.get(phase) for phase in ("prefill", "decode"))
+    return [
+        dropped_words(cell),
+        or_dash(cell.parameters_removed, lambda removed: f"-{percent(removed)}"),
+        *(or_dash(speed, "{:.2f}x".format) for speed in speeds),
+        *(or_dash(damage, _damage) for damage in figures),
+        Sign("recommended", "good") if is_best else "",
+    ]
+
+
+def _whole(report: DepthsReport, answer: DropAnswer) -> list[Cell]:
+    perplexities = (report.baseline_perplexity, answer.other_baseline_perplexity)
+    return [cell for value in perplexities for cell in (significant(value), "")]
+
+
+def _damage(damage: DepthDamage) -> str:
+    return _rise(damage.perplexity_ratio)
+
+
+def _rise(ratio: float) -> str:
+    change = 100 * (ratio - 1)
+    return f"{change:+.1f} %" if change < 1000 else f"x {ratio:,.0f}"
+
+
+def _least(cell: DepthCell) -> float:
+    found = [each.perplexity_ratio for each in (cell.damage, cell.healed) if each is not None]
+    return min(found)
+
+
+def _about(report: DepthsReport, answer: DropAnswer) -> str:
+    """On what the figures rest."""
+    timed = (
+        f"Times are foretold from a few variants that {answer.backend} ran with "
+        f"{answer.threads} threads ({answer.request}); other runtimes differ."
+        if answer.request
+        else "No speed could be measured here."
+    )
+    return (
+        f"Approximate: {report.text.tokens:,} tokens of {report.text.source}, "
+        f"{answer.other_text.tokens:,} of {answer.other_text.source}. Dropped are the lowest by "
+        f"{report.metric} on {report.calibration.source}. healed: kept weights were fitted anew by "
+        f"least squares on {answer.fitted_on.tokens:,} of those tokens (--heal fold), without a "
+        f"training. {timed}"
+    )
+
+
+def _short(source: str) -> str:
+    """``pydoc`` for ``pydoc (evaluation half, ...)``; of a path the file's name."""
+    return source.partition(" (")[0].rpartition("/")[2]
