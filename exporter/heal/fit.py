@@ -45,6 +45,7 @@ def fit_branches(
     batch_size: int = 4,
     held_out: float = 0.2,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    uses_maps: bool = True,
     store: FitStore | None = None,
     progress: Progress = QUIET,
 ) -> dict[SublayerRef, Fit]:
@@ -62,6 +63,7 @@ def fit_branches(
             then fitted on all.
         memory_limit_bytes: For the sums. Where the branches need more, the text is run several
             times, for a group of layers each.
+        uses_maps: Whether maps may be taken; for biases alone the tokens are never too few.
         store: Keeps what is finished; what is there of an earlier call is not fitted again.
         progress: Told of every sample, and when the tokens are few.
 
@@ -82,7 +84,8 @@ def fit_branches(
             found[name] = fitted(*sums.pop(name), rank=rank, ridge=ridge)
             if store is not None:
                 store.keep(name, found[name])
-    tell_if_few(text, loaded, progress)
+    if uses_maps:
+        tell_if_few(text, loaded, progress)
     return {name: found[name] for name in sorted(found)}
 
 

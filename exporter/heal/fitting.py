@@ -85,11 +85,11 @@ class Fitting:
         """The same kind everywhere."""
         if self.options.sequential:
             return self._in_turn(dict.fromkeys(self.names, kind)), {}
-        fits = self._alone()
+        fits = self._alone(uses_maps=kind != "bias")
         found = {name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()}
         return found, fits
 
-    def _alone(self) -> dict[SublayerRef, Fit]:
+    def _alone(self, *, uses_maps: bool = True) -> dict[SublayerRef, Fit]:
         """Each fitted on the whole model."""
         return fit_branches(
             self.loaded,
@@ -98,6 +98,7 @@ class Fitting:
             rank=self.options.rank,
             ridge=self.options.ridge,
             batch_size=self.options.batch_size,
+            uses_maps=uses_maps,
             store=self._store("alone"),
             progress=self.progress,
         )

@@ -103,7 +103,8 @@ def fit_sequential(
                         found[name] = fit.bias if choices[name] == "bias" else fit.linear
                 pair.advance(layer, found)
                 task.advance()
-    tell_if_few(text, loaded, progress)
+    if "linear" in choices.values():
+        tell_if_few(text, loaded, progress)
     return found
 
 

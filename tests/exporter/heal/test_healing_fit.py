@@ -203,6 +203,10 @@ def test_a_warning_where_tokens_are_few() -> None:
     Heard.said.clear()
     fit_branches(tiny_loaded("llama"), _text(8, 20), [(0, "mlp")], progress=Listener())
     assert Heard.said == []
+    # Means need no more tokens.
+    few = _text(4, 20)
+    fit_branches(tiny_loaded("llama"), few, [(0, "mlp")], uses_maps=False, progress=Listener())
+    assert Heard.said == []
 
 
 def test_branches_that_are_not_there() -> None:
