@@ -20,20 +20,20 @@ _QUESTIONS = (
 )
 """For a chat, and for a model that only continues texts."""
 _SENTENCES = (
-    "A man is playing the guitar on a stage.",
-    "The parliament passed the new tax law on Friday.",
-    "Bake the bread for forty minutes in a hot oven.",
-    "The spacecraft entered orbit around Mars.",
-    "A musician performs a song in front of an audience.",
-    "Members of parliament voted for higher taxes.",
-    "Knead the dough and let it rise before baking.",
-    "A probe was sent to study the red planet.",
-    "The band tuned their instruments before the concert.",
-    "The government wants to change how income is taxed.",
-    "This recipe needs flour, yeast, water and salt.",
-    "Astronomers observed a distant galaxy with the new telescope.",
+    "How do I reset my password?",
+    "The bank raised its interest rates.",
+    "The film was far too long and boring.",
+    "A dog chased the ball across the park.",
+    "I forgot my login and need a new one.",
+    "Borrowing money has become more expensive.",
+    "I nearly fell asleep during the movie.",
+    "The puppy ran after its toy on the lawn.",
+    "Where can I change my email address?",
+    "We had a picnic on the bank of the river.",
+    "The film won three awards for its music.",
+    "He parked the car next to the ball court.",
 )
-"""Of four subjects in turns, so that the first four are one of each."""
+"""Four to search with; of each in other words; of each something else in the same words."""
 
 
 @dataclass(frozen=True)

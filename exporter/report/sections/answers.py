@@ -53,7 +53,7 @@ def _blocks(report: ComparisonReport) -> Iterator[Block]:
         return
     for found in (accuracy.answers, accuracy.neighbours):
         if found is not None and found.left_out:
-            yield Note(f"{found.left_out}.", lead="Left out:")
+            yield Note(f"{one_line(found.left_out)}.", lead="Left out:")
     if accuracy.answers is not None and accuracy.answers.answers:
         yield Note(_how_answered(accuracy.answers))
     if accuracy.neighbours is not None and accuracy.neighbours.queries:
@@ -63,16 +63,17 @@ def _blocks(report: ComparisonReport) -> Iterator[Block]:
 def _how_answered(found: SampleAnswers) -> str:
     asked = "asked in the model's chat template" if found.chat else "continued as they are"
     return (
-        f"Prompts ({found.source}) were {asked}, with the likeliest token each time, for at most "
-        f"{found.new_tokens} tokens; {_CUT} marks an answer that was cut there. A few answers show "
-        "what a loss looks like; they don't measure it."
+        f"Prompts ({one_line(found.source)}) were {asked}, with the likeliest token each time, "
+        f"for at most {found.new_tokens} tokens; {_CUT} marks an answer that was cut there. A few "
+        "answers show what a loss looks like; they don't measure it."
     )
 
 
 def _how_near(found: NearestNeighbours) -> str:
     return (
-        f"Of {found.sentences} sentences ({found.source}), those with the highest cosine of their "
-        "embedding with the query's, which is in brackets."
+        f"Of {found.sentences} sentences ({one_line(found.source)}), those with the highest cosine "
+        "of their embedding with the query's, which is in brackets. A few sentences show what a "
+        "loss looks like; the cosine and the ranking of pairs on the evaluation text measure it."
     )
 
 

@@ -12,13 +12,33 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from exporter.artifacts import CheckReport, ComparisonReport, Interval, PruningPlan, TaskResult
+from exporter.artifacts import (
+    Answer,
+    CheckReport,
+    ComparisonReport,
+    Interval,
+    NearestNeighbours,
+    Neighbour,
+    PruningPlan,
+    QueryNeighbours,
+    SampleAnswer,
+    SampleAnswers,
+    TaskResult,
+)
 from exporter.checkpoint.facts import CheckpointFacts, Weights
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.gate.gate import check
 from exporter.gate.limits import Limits
 from exporter.report.ci import Checked, github, gitlab_metrics, junit
-from tests.made_reports import as_markdown, gate_accuracy, gate_report, gate_row, made_parts
+from tests.made_reports import (
+    as_markdown,
+    as_page,
+    as_text,
+    gate_accuracy,
+    gate_report,
+    gate_row,
+    made_parts,
+)
 
 EVIL = (
     "![x](http://evil.example/x) <img src=y> [z](www.evil.example) | @someone `c` "
@@ -53,7 +73,17 @@ def report() -> ComparisonReport:
         task=EVIL, metric=EVIL, items=9, baseline=0.6, candidate=0.5,
         difference=Interval(value=-0.1, ci95=(-0.12, -0.08)),
     )  # fmt: skip
-    made = gate_report((gate_row(candidate_ms=120.0),), accuracy=gate_accuracy(tasks=[task]))
+    answer, near = Answer(text=EVIL, ended=True), [Neighbour(sentence=EVIL, cosine=0.5)]
+    said = gate_accuracy(
+        tasks=[task],
+        answers=SampleAnswers(
+            source=EVIL, answers=[SampleAnswer(prompt=EVIL, baseline=answer, candidate=answer)]
+        ),
+        neighbours=NearestNeighbours(
+            source=EVIL, queries=[QueryNeighbours(query=EVIL, baseline=near, candidate=near)]
+        ),
+    )
+    made = gate_report((gate_row(candidate_ms=120.0),), accuracy=said)
     arms = {
         name: arm.model_copy(update={"backend": EVIL, "provider": EVIL})
         for name, arm in (("baseline", made.arms.baseline), ("candidate", made.arms.candidate))
@@ -81,6 +111,15 @@ def test_a_report(report: ComparisonReport) -> None:
     told = as_markdown(report)
     assert "evil.example" in told
     assert foreign(told) == []
+
+
+def test_answers_on_a_terminal_and_on_the_page(report: ComparisonReport) -> None:
+    assert "evil.example" in as_text(report)
+    for line in as_text(report).splitlines():
+        assert line.isprintable()
+    shown = as_page(report).split("What the models say</h2>")[1].split("</section>")[0]
+    assert shown.count("&lt;img src=y&gt;") >= 6
+    assert not re.search("<img|<a |\\x1b", shown)
 
 
 def test_the_summary_and_the_annotations_of_github(found: CheckReport) -> None:
