@@ -17,6 +17,7 @@ from exporter.artifacts import StoppedBy, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
 from exporter.heal.distill.memory import telling_memory
+from exporter.heal.distill.schedule import Schedule
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.teacher import Lesson, Teacher
 from exporter.heal.distill.workers import Workers
@@ -92,15 +93,10 @@ class Trainer:
         self._text, self._store = text, store
         self._stopped_on = held_out.ref
         self._workers = Workers()
-        length = float(text.mask.sum(axis=1).mean())  # paragraphs are padded
-        wanted = max(1, int(options.step_tokens // length))
-        self._per_step = min(wanted * self._workers.count, len(text.input_ids))
-        step_tokens = round(self._per_step * length)
-        self._step_tokens = step_tokens
-        self._total_steps = max(1, round(options.tokens / step_tokens))
-        epochs = self._total_steps * self._per_step / len(text.input_ids)
-        again = epochs > 1 and self._per_step == 1  # else each epoch makes other steps
-        self._teacher = Teacher(student, keeps=again, states=_states_weight(student, options))
+        self._schedule = schedule = Schedule(text, options, self._workers.count)
+        self._step_tokens, self._total_steps = schedule.step_tokens, schedule.total_steps
+        states = _states_weight(student, options)
+        self._teacher = Teacher(student, keeps=schedule.reads_steps_again, states=states)
         self._judges = Lesson.of(held_out, options.batch_size)
         self._judge = Teacher(student, keeps=True)
         self._tensors = student.trained
@@ -209,13 +205,8 @@ class Trainer:
         return found
 
     def _lesson(self, step: int) -> Lesson:
-        """The samples of a step: each epoch reads the text in another order."""
-        count = len(self._text.input_ids)
-        places = range(step * self._per_step, (step + 1) * self._per_step)
-        rows = [int(_order(place // count, count, self._options.seed)[place % count])
-                for place in places]  # fmt: skip
-        rows = list(self._workers.share(rows))
-        return Lesson.of_rows(self._text, rows)
+        """This process's share of a step's samples."""
+        return Lesson.of_rows(self._text, list(self._workers.share(self._schedule.rows(step))))
 
     def _check(self, loss: float, began: float | None = None) -> None:
         """Looks at held-out text, and keeps the state if it is the best so far."""
@@ -384,13 +375,6 @@ def _tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     if array.shape != tuple(like.shape):
         raise ValueError(f"{array.shape} is not the shape {tuple(like.shape)}")
     return torch.from_numpy(np.array(array)).to(dtype=like.dtype, device=like.device)
-
-
-def _order(epoch: int, count: int, seed: int) -> NDArray[np.int64]:
-    """The order of an epoch; the first is the text's own, a mixture of its sources throughout."""
-    if epoch == 0:
-        return np.arange(count)
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _rate_share(done: float) -> float:
