@@ -52,7 +52,8 @@ class HealOptions(Options):
         tokens: Of training; a shorter text is read several times.
         time_s: Of training, in seconds; None: no limit.
         train: ``adapters``, which are merged into the weights, or ``all`` weights.
-        learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights.
+        learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights, twice as much for
+            models without next tokens.
         step_tokens: Tokens of a step; few make many steps.
         states_weight: Of the hidden states' relative squared error, beside that of the answers.
     """
@@ -137,7 +138,7 @@ class HealOptions(Options):
     learning_rate: PositiveNumber | None = option(
         None,
         "The highest learning rate.",
-        usual="0.001 for adapters, 0.0002 for all weights",
+        usual="0.001 for adapters, 0.0002 for all weights; for encoders twice as much",
         section=HEALING,
         config_only=True,
     )
