@@ -80,7 +80,7 @@ def answer(words: list[str], quick: Path) -> int:
     known = command.leaves if isinstance(command, SchemaCommand) else {}
     keys = {} if words[0] == "plan" else QUICK
     if words[0] in ("export", "score"):
-        keys = keys | (HEALED if "--drop-attn" in words and "--search" not in words else SCORED)
+        keys = keys | (SCORED if words[0] == "score" or "--search" in words else HEALED)
     quick.write_text(yaml.safe_dump({key: keys[key] for key in keys if key in known}))
     return run([*words, "--config", str(quick)])
 
