@@ -13,6 +13,7 @@ from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.prune_files import stale_reports
 from exporter.engines.environment import default_threads
 from exporter.engines.usage.folder import USE_FILE, graph_uses, use_place, use_text
+from exporter.errors import ComparisonError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.companions import stage_companions
 from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
@@ -240,7 +241,10 @@ def _companions(source: Path, output: Path, stage: Path) -> list[tuple[Path, Pat
 
 def _use(output: Path, stage: Path) -> list[tuple[Path, Path]]:
     """The file that says how the result is used, staged; none where no way is known."""
-    text = use_text(output.name, graph_uses(stage / output.name, [stage, output.parent]))
+    try:
+        text = use_text(output.name, graph_uses(stage / output.name, [stage, output.parent]))
+    except ComparisonError:  # a config that is no JSON hinders nothing else
+        return []
     if not text:
         return []
     staged = stage / USE_FILE

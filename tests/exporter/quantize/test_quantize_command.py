@@ -51,6 +51,17 @@ def test_a_folder_is_quantised_with_what_makes_it_run(
     assert TextModel.of(output).stop_ids == {3}
 
 
+@pytest.mark.parametrize("config", ["{", "{}"])
+def test_a_broken_config_costs_the_lines_and_nothing_else(
+    folder: Path, tmp_path: Path, config: str
+) -> None:
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    output = tmp_path / "int4" / "small.onnx"
+    assert run(["quantize", str(folder), "-o", str(output), "-q"]) == 0
+    assert (output.parent / "USE.md").exists() is (config == "{}")
+    assert (output.parent / "config.json").read_text(encoding="utf-8") == config
+
+
 @pytest.mark.parametrize(("kl", "told"), [(7.6, True), (1.5, False), (None, False)])
 def test_a_result_far_from_the_float_model_is_told(
     folder: Path,
