@@ -78,6 +78,10 @@ class PlanError(DepthcutError):
     """A plan names sublayers that don't exist, or drops more than may be dropped."""
 
 
+class UnmetGoalError(PlanError):
+    """No plan keeps what was asked for: the answer is no, and says what is in reach."""
+
+
 class UnsafePlanError(UnsafeInputError, PlanError):
     """A plan names a file outside of its folder."""
 

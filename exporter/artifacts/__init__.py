@@ -123,6 +123,7 @@ from exporter.artifacts.stages import (
     RefusedEntry,
     ReplacementsRef,
     Score,
+    TriedCut,
     Verification,
 )
 from exporter.artifacts.sweep import (

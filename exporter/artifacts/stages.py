@@ -148,6 +148,21 @@ class JudgedText(Record):
     figures: dict[str, float]
 
 
+class TriedCut(Record):
+    """A cut that was healed and held against the limits on quality, on held-out text.
+
+    ``bare`` and ``healed`` have figures as in ``predicted``, before and after healing;
+    ``healed`` also ``log_perplexity_increase_high``, the upper end of its 95 % interval.
+    """
+
+    deletions: list[PlannedDeletion]
+    healed_by: str
+    training_seconds: float
+    bare: dict[str, float]
+    healed: dict[str, float]
+    holds: bool
+
+
 class PlanParts(Record):
     """What a plan rests on, by what that was for; several of one role were a mixture.
 
@@ -188,8 +203,10 @@ class PlanParts(Record):
 class PruningPlan(PlanParts, Artifact):
     """plan.json; ``deletions`` stand in the order in which they were chosen.
 
-    ``changed_weights`` tells how many of the weights that the model keeps have other values in the
-    file of numbers: a graph of the model as it was can't be cut by such a plan.
+    ``tried`` has the cuts that were healed to find the largest within limits on quality, in the
+    order in which they were tried. ``changed_weights`` tells how many of the weights that the model
+    keeps have other values in the file of numbers: a graph of the model as it was can't be cut by
+    such a plan.
     """
 
     kind: Literal["pruning_plan"] = "pruning_plan"
@@ -201,6 +218,7 @@ class PruningPlan(PlanParts, Artifact):
     predicted: dict[str, float] = Field(default_factory=dict)
     predicted_on: FiguresFrom | None = None
     predicted_tasks: list[TaskResult] = Field(default_factory=list)
+    tried: list[TriedCut] = Field(default_factory=list)
 
     def describe(self) -> str:
         """The deletions in words: ``attention 25, 26 (linear); mlp 3``."""

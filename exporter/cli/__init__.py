@@ -19,13 +19,14 @@ from exporter.errors import (
     FULL_DISK,
     DepthcutError,
     SweepError,
+    UnmetGoalError,
     UsageError,
     first_line,
     panics_as_errors,
 )
 from exporter.printable import printable, printable_output
 
-FAILED, INTERRUPTED = 2, 130
+NO, FAILED, INTERRUPTED = 1, 2, 130
 _COMMANDS = {
     "Everything in one command": {
         "export": "Score, cut, export to ONNX and compare, in one command.",
@@ -148,6 +149,8 @@ def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
     except UsageError as error:
         echo(f"depthcut: {error}", err=True)
         return FAILED
+    except UnmetGoalError as error:
+        return _fail(progress, str(error), NO)
     except DepthcutError as error:
         return _fail(progress, str(error))
     except BrokenPipeError:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from exporter.artifacts import PruningPlan
-from exporter.choose.budgets.budget import asks_for_more_than_numbers
+from exporter.choose.budgets.budget import USUAL_LIMIT, asks_for_more_than_numbers
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code
 from exporter.cli.results import print_comparison, print_models
 from exporter.options import Options, dataclass, only_with, part
 from exporter.pipeline.request import ExportRequest
+
+_WEIGHTS = (None, "none", "auto", "fold", "distill")
+"""Ways of healing that put nothing in the branches' places, and none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +28,20 @@ class ExportCall(Options):
 
     @classmethod
     def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A cut of so many is healed as the machine can afford; the paper's own way is not.
+        """Without a number, a goal or a plan the largest cut is taken that costs next to nothing.
 
-        Nor is a model that is read a layer at a time.
+        A cut is healed as the machine can afford; the paper's own way is not, nor is a model that
+        is read a layer at a time.
         """
-        counts = any(told.get(f"drop_{kind}") for kind in ("attn", "mlp", "block", "joint"))
-        as_published = told.get("search") == "one-shot" or told.get("stream")
-        if not counts or as_published or told.get("heal") is not None:
+        if told.get("plan") is not None or told.get("stream"):
             return told
-        return told if asks_for_more_than_numbers(told) else {**told, "heal": "auto"}
+        counts = any(told.get(f"drop_{kind}") for kind in ("attn", "mlp", "block", "joint"))
+        if not counts and not asks_for_more_than_numbers(told):
+            told = {**told, "at_most": USUAL_LIMIT}
+        if told.get("search") == "one-shot":
+            return told
+        by_itself = "auto" if told.get("heal") in _WEIGHTS else None
+        return {"search": by_itself, **told, "heal": told.get("heal") or "auto"}
 
 
 def _check(call: ExportCall) -> None:

@@ -1,4 +1,4 @@
-"""Which kind of healing a machine can afford: training, or replacements, which cost little."""
+"""Which kind of healing a machine can afford: training, or folding, which costs little."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ _OPERATIONS = 8
 """For each token and weight: both models forward, the student backward."""
 
 
+def in_turn(
+    options: HealOptions, loaded: LoadedModel, progress: Progress = QUIET
+) -> list[HealOptions]:
+    """The kinds that are tried one after the other, until one gains something.
+
+    Args:
+        options: How to heal; other kinds than ``auto`` are tried alone.
+        loaded: The model.
+        progress: Told why nothing is trained, where that is so.
+    """
+    first = settled(options, loaded, progress)
+    if options.kind != "auto":
+        return [first]
+    folded = without_training(options)
+    best = replace(folded, kind="best")
+    return [first, folded, best] if first.trains else [folded, best]
+
+
 def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIET) -> HealOptions:
     """The options with ``auto`` made one of the kinds.
 
@@ -31,7 +49,7 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
     if options.kind != "auto":
         return options
     time_s = options.time_s or USUAL_TIME_S
-    tokens = int(time_s * _operations_per_second() / (_OPERATIONS * loaded.model.num_parameters()))
+    tokens = int(time_s * operations_per_second() / (_OPERATIONS * loaded.model.num_parameters()))
     reason = _why_no_training(loaded.model, options, tokens, time_s)
     if reason is None:
         # No more than the time allows: what the model samples takes its time before that.
@@ -41,15 +59,15 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
             "time would recover more (--time)"
         )
         return replace(options, kind="distill", time_s=time_s, tokens=tokens)
-    progress.say(f"heal: {reason}, so replacements are fitted instead of training")
+    progress.say(f"heal: {reason}, so weights are folded instead of trained")
     return without_training(options)
 
 
 def without_training(options: HealOptions) -> HealOptions:
-    """The options with the best replacements in place of a training."""
+    """The options with kept weights folded in place of a training."""
     usual = HealOptions()
-    trained = ("tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight")
-    return replace(options, kind="best", **{name: getattr(usual, name) for name in trained})
+    trained = ("tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight", "rank")
+    return replace(options, kind="fold", **{name: getattr(usual, name) for name in trained})
 
 
 def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: float) -> str | None:
@@ -74,7 +92,8 @@ def _free_bytes(model: Any) -> int | None:
     return free - int(model.num_parameters() * model.dtype.itemsize)
 
 
-def _operations_per_second() -> float:
+def operations_per_second() -> float:
+    """Of this machine, as a rule of thumb."""
     import torch
 
     if torch.cuda.is_available():

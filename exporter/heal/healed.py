@@ -22,7 +22,7 @@ from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
-from exporter.heal.automatic import settled, without_training
+from exporter.heal.automatic import in_turn
 from exporter.heal.distill.student import adapter_library
 from exporter.heal.domains import embedding_warnings, measured_text, warnings_of
 from exporter.heal.fits import Fit
@@ -65,6 +65,7 @@ def heal(
     made_from: Mapping[str, str] | None = None,
     allow_all: bool = False,
     work: Path | None = None,
+    texts: HealingTexts | None = None,
     progress: Progress = QUIET,
 ) -> Healed:
     """Makes up for what a plan drops, and measures what that gains.
@@ -81,6 +82,7 @@ def heal(
         allow_all: Takes a plan that drops every attention and every MLP.
         work: A folder that keeps each fit once it is finished, so that an interrupted call goes on
             from there.
+        texts: What is fitted on and held out; None reads what the options name.
         progress: Told what goes on.
 
     Raises:
@@ -95,16 +97,17 @@ def heal(
     validate_plan(plan, ref.num_layers, model=ref.source, allow_all=allow_all)
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
     names = named_sublayers(plan.deletions, ref.num_layers)
-    options = settled(asked, loaded, progress)
     parents = {**(made_from or {}), "model": ref.sha256}
-    try:
-        return _healed(_Asked(loaded, plan, names, options, work, progress), parents)
-    except (CalibrationError, HealingError, MissingDependencyError) as error:
-        if asked.kind != "auto" or not options.trains:
-            raise
-        progress.say(f"heal: {error.message} Replacements are fitted instead.")
-        best = _Asked(loaded, plan, names, without_training(options), work, progress)
-        return _healed(best, parents)
+    *others, last = (
+        _Asked(loaded, plan, names, options, work, texts, progress)
+        for options in in_turn(asked, loaded, progress)
+    )
+    for each in others:
+        try:
+            return _healed(each, parents)
+        except (CalibrationError, HealingError, MissingDependencyError) as error:
+            progress.say(f"heal: {error.message} Another way is taken instead.")
+    return _healed(last, parents)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class _Asked:
     names: list[SublayerRef]
     options: HealOptions
     work: Path | None
+    texts: HealingTexts | None
     progress: Progress
 
 
@@ -123,7 +127,7 @@ def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
     """Heals by one kind, and measures what that gains."""
     loaded, options, progress = asked.loaded, asked.options, asked.progress
     _refuse_early(options, loaded)
-    texts = healing_texts(loaded, options, progress)
+    texts = asked.texts or healing_texts(loaded, options, progress)
     with _made(Fitting(loaded, texts, asked.names, options, asked.work, progress)) as made:
         healing = measured_healing(
             loaded,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, HealingError
 from exporter.heal.options import HealOptions
@@ -54,12 +56,14 @@ class HealingTexts:
         sources: The texts that it was made of, with the samples that were taken of each.
         held: Further samples of the same texts, one text after the other.
         other: Samples of another domain; None where there is none.
+        choosing: How many of a text's held-out samples choose; None for one half of them.
     """
 
     fitting: CalibrationText
     sources: tuple[CalibrationRef, ...]
     held: tuple[CalibrationText, ...]
     other: CalibrationText | None
+    choosing: int | None = None
 
     @property
     def held_out(self) -> CalibrationText:
@@ -68,18 +72,24 @@ class HealingTexts:
 
     @property
     def halves(self) -> tuple[CalibrationText, CalibrationText]:
-        """One half of it to choose by, one to judge by, alike much of each text in both.
+        """One part of it to choose by, one to judge by; usually a half of each text in both.
 
         Of a text with one held-out sample that sample serves both.
         """
-        pairs = [_halved(text) for text in self.held]
+        pairs = [_halved(text, self.choosing) for text in self.held]
         return joined([first for first, _ in pairs]), joined([second for _, second in pairs])
 
 
 def healing_texts(
-    loaded: LoadedModel, options: HealOptions, progress: Progress = QUIET
+    loaded: LoadedModel, options: HealOptions, progress: Progress = QUIET, judged: int = 0
 ) -> HealingTexts:
     """Reads or samples all that a healing needs.
+
+    Args:
+        loaded: The model.
+        options: How to heal.
+        progress: Told what goes on.
+        judged: So many more samples of each text that is read are held out, to judge by.
 
     Raises:
         CalibrationError: A text is too short, or the model can't be given it.
@@ -87,14 +97,18 @@ def healing_texts(
         TextSourceError: A text can't be read.
     """
     specs = options.calibration or _default_texts(loaded, options)
-    asked = [_wanted(options, spec, specs) for spec in specs]
+    few = [_wanted(options, spec, specs) for spec in specs]
+    asked = [
+        (wanted, more if spec in SAMPLED else more + judged)
+        for spec, (wanted, more) in zip(specs, few, strict=True)
+    ]
     whole = [
         _samples(loaded, spec, wanted + more, options, progress)
         for spec, (wanted, more) in zip(specs, asked, strict=True)
     ]
     refuse_same(whole, HealingError)
     parts = [_parted(text, *each) for text, each in zip(whole, asked, strict=True)]
-    samples, length = sum(more for _, more in asked), options.sequence_length
+    samples, length = sum(more for _, more in few), options.sequence_length
     if options.trains and options.check_text is None and _other_spec(loaded, specs) == SELF:
         samples, length = min(samples, _FEW_SAMPLED), min(length, CHAT_TOKENS)
     other = other_domain(
@@ -120,6 +134,7 @@ def healing_texts(
         tuple(text.ref for text in fitting),
         tuple(held for _, held in parts),
         other,
+        min(more for _, more in few) // 2 if judged else None,
     )
 
 
@@ -227,11 +242,17 @@ def _other_spec(loaded: LoadedModel, sources: Sequence[str]) -> str | None:
     return SELF if SELF not in known and loaded.model.can_generate() else None
 
 
-def _halved(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
-    """A text's samples in turn; one sample serves both."""
-    if len(text.input_ids) < 2:
+def _halved(
+    text: CalibrationText, choosing: int | None = None
+) -> tuple[CalibrationText, CalibrationText]:
+    """A text's samples in turn, as long as ``choosing`` asks for more; one sample serves both."""
+    samples = len(text.input_ids)
+    if samples < 2:
         return text, text
-    return text.rows(slice(0, None, 2)), text.rows(slice(1, None, 2))
+    first = np.arange(samples) % 2 == 0
+    if choosing is not None:
+        first[2 * choosing :] = False
+    return text.rows(first), text.rows(~first)
 
 
 def _samples(

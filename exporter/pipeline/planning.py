@@ -148,7 +148,9 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
     )
     found = planner.plan()
     path = run.ledger.work / "plan.json"
-    plan = write_healed_plan(path, found.plan, found.branch_replacements, report=found.healing)
+    plan = write_healed_plan(
+        path, found.plan, found.branch_replacements, weights=found.weights, report=found.healing
+    )
     if budget.only_counts and not settings.weighs_replacements:
         remove_tree(work.folder)  # nothing in it that another plan could use
     run.progress.say("plan: drop " + plan.describe())
@@ -161,7 +163,8 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
 def _settings(run: Run, budget: Budget) -> PlanSettings:
     """How the plan is looked for; what is chosen by scores is healed by a stage of its own."""
     settings = run.request.plan_settings.for_budget(budget)
-    return replace(settings, heal=settings.heal if settings.weighs_replacements else None)
+    by_plan = settings.weighs_replacements or settings.limits_healed(budget)
+    return replace(settings, heal=settings.heal if by_plan else None)
 
 
 def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Workplace) -> OnnxStopwatch:

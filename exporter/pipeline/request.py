@@ -269,9 +269,12 @@ class ExportRequest(Options):
 
     @property
     def weighs_replacements(self) -> bool:
-        """Whether the plan is chosen together with what takes the dropped branches' places."""
+        """Whether the plan is chosen together with what makes up for the dropped branches."""
         budget = self.drops.budget
-        return budget is not None and self.plan_settings.for_budget(budget).weighs_replacements
+        if budget is None:
+            return False
+        settings = self.plan_settings.for_budget(budget)
+        return settings.weighs_replacements or settings.limits_healed(budget)
 
     @property
     def scored(self) -> bool:

@@ -18,6 +18,8 @@ from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 REACHING = "What to reach"
 USUAL_CONTEXT = 4096
+USUAL_LIMIT = 0.02
+"""Of the perplexity's increase after healing, where nothing is asked for."""
 ASK_HINT = (
     "Give a budget: a number of sublayers, --parameters 10%, --fits 8GB, --faster 1.2x, "
     "--at-most 5% or --min-top1-agreement 0.95."
@@ -124,6 +126,21 @@ class Floors(Options):
         """The most that the log of the perplexity may rise."""
         increase = self.perplexity_increase
         return math.inf if increase is None else math.log1p(increase)
+
+    def used_up(self, figures: Mapping[str, float]) -> float:
+        """The share of the limits that a cut uses up: 0 for none, 1 for all of one of them.
+
+        Args:
+            figures: As a plan has them in ``predicted``.
+        """
+        found = [0.0]
+        if self.perplexity_increase is not None:
+            found.append(figures["log_perplexity_increase"] / self.log_perplexity_increase)
+        if self.top1_agreement is not None:
+            found.append((1 - figures["top1_agreement"]) / (1 - self.top1_agreement))
+        if self.embedding_cosine is not None:
+            found.append((1 - figures["cosine"]) / (1 - self.embedding_cosine))
+        return max(found)
 
 
 NO_FLOORS = Floors()

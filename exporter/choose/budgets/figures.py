@@ -130,21 +130,19 @@ def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:
     ]
 
 
-def predicted(
+def size_figures(
     budget: Budget,
     candidate: PlanCandidate,
-    damage: AnyDamage,
     sizes: GraphSizes,
     costs: CostTable | None,
     rank: int | None,
     speedup: Speedup | None,
 ) -> dict[str, float]:
-    """A plan's figures.
+    """A plan's sizes and times.
 
     Args:
         budget: Says how much the caches hold.
         candidate: What is done.
-        damage: On the tokens that are reported on.
         sizes: Of the sublayers.
         costs: Their times, if they are known.
         rank: Of linear maps.
@@ -154,7 +152,6 @@ def predicted(
     context, batch = (room.context, room.batch) if room else (0, 1)
     choices = candidate.choices
     found = {
-        **damage_figures(damage),
         "parameters": float(sizes.total_parameters(choices, rank)),
         "parameters_before": float(sizes.parameters),
         "bytes": float(sizes.total_bytes(choices, rank, context=context, batch=batch)),

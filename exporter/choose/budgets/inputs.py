@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from exporter.artifacts import HealKind, ImportanceReport
-from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
 from exporter.choose.budgets.candidates import (
     QualityCheck,
     SublayerOptions,
@@ -71,6 +71,11 @@ class Workplace:
     def checks(self) -> Path:
         """Damages on the tokens that floors are held on."""
         return self.folder / "checks.jsonl"
+
+    @property
+    def trials(self) -> Path:
+        """Cuts that were healed, of which one is taken."""
+        return self.folder / "trials"
 
     @property
     def scratch(self) -> Path:
@@ -194,7 +199,7 @@ class PlanInputs:
             CalibrationError: Too little is held out for what is asked.
         """
         parts = parted(self.text, self.settings.held_out)
-        if self.budget.floors:
+        if self.budget.floors and not self.settings.limits_healed(self.budget):
             parts.refuse_short("an interval, by which floors are held", 2)
         elif self.settings.weighs_replacements:
             parts.refuse_short("replacements")
@@ -259,7 +264,8 @@ class PlanInputs:
         """Holds the tokens that the search doesn't see."""
         text, batch_size = self.texts.checked, self.settings.batch_size
         meter = searched_meter(self.loaded, text, batch_size, kept=self._work.checks)
-        return QualityCheck(meter, self.floors)
+        healed = self.settings.limits_healed(self.budget)
+        return QualityCheck(meter, NO_FLOORS if healed else self.floors)
 
     @cached_property
     def reporter(self) -> QualityCheck:

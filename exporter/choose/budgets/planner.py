@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 
-from exporter.artifacts import CalibrationRef, ParetoCurve, PruningPlan, Speedup
+from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
 from exporter.artifacts.plans.by_score import check_counts, validate_plan
-from exporter.artifacts.plans.origin import parents_of
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import (
     ENOUGH_NATS,
@@ -18,13 +16,11 @@ from exporter.choose.budgets.figures import (
     elsewhere,
     healing_of,
     judged_apart,
-    predicted,
+    size_figures,
 )
-from exporter.choose.budgets.inputs import PlanInputs
-from exporter.choose.budgets.refusals import refuse_no_front, refuse_nothing
-from exporter.choose.budgets.search import Search
-from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
-from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_use_up
+from exporter.choose.budgets.healed_limits import HealedLimits
+from exporter.choose.budgets.refusals import refuse_no_front
+from exporter.choose.selection.affordable import affordable
 from exporter.choose.selection.by_scores import one_shot, scored_again
 from exporter.choose.selection.options import cut_of_options, objective_of
 from exporter.choose.selection.refusals import refuse_counts
@@ -38,7 +34,7 @@ from exporter.models.ablation.meter import refuse_headless
 from graph_passes.types import Replacement, SublayerRef
 
 
-class Planner(PlanInputs):
+class Planner(HealedLimits):
     """Makes plans for one model, whatever is asked for; the only door to them."""
 
     def plan(self) -> Outcome:
@@ -53,6 +49,18 @@ class Planner(PlanInputs):
         if self.budget.only_counts:
             check_counts(self.budget.counts)
         _ = self.task_files  # what can't be read is told before a model is loaded
+        if self.settings.search.search == "auto":
+            self.settings = replace(
+                self.settings,
+                search=affordable(
+                    self.settings.search,
+                    self.report,
+                    self.budget.counts,
+                    self.loaded.model,
+                    allow_all=self._allow_all,
+                    progress=self._progress,
+                ),
+            )
         method = self.settings.search.search
         if method == "one-shot":
             found = Outcome(self._noted(self._lowest_scores()))
@@ -66,7 +74,8 @@ class Planner(PlanInputs):
             model=self.report.model.source,
             allow_all=self._allow_all,
         )
-        return self._healed(found) if self.settings.heals_afterwards else found
+        done = self.settings.limits_healed(self.budget)
+        return self._healed(found) if self.settings.heals_afterwards and not done else found
 
     def _lowest_scores(self) -> PruningPlan:
         return one_shot(
@@ -110,6 +119,8 @@ class Planner(PlanInputs):
         if self._given_sizes is not None:
             _ = self.goals  # what fits as it is needs no model
         _ = self.floors  # those of another kind of model are refused before the search
+        if self.settings.limits_healed(self.budget):
+            return self._held_after_healing()
         candidate, speedup = self._measured() if self._times_candidates else (self._solved(), None)
         self._refuse_nothing(candidate)
         if speedup is None and self._stopwatch is not None:
@@ -146,9 +157,13 @@ class Planner(PlanInputs):
         """
         refuse_headless(self.loaded.model)
         self.texts.refuse_short("a curve")
-        unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
+        unit = self._used_up
         with self._progress.task("search for the front"):
-            candidates = self.search.path(unit, ENOUGH_NATS)
+            kept_small = self.searching.kept_small
+            found = self.search.path(
+                unit, lambda step: objective_of(step.damage, kept_small) > ENOUGH_NATS
+            )
+        candidates = [candidate for candidate, _ in found]
         if not candidates:
             refuse_no_front(self.checker, self.search.smallest(unit))
         return curve_of(
@@ -164,74 +179,6 @@ class Planner(PlanInputs):
     def _refuse_unreachable(self) -> None:
         """Before the model is loaded."""
         refuse_counts(self.report, self.budget.counts, self._protected, allow_all=self._allow_all)
-
-    @cached_property
-    def search(self) -> Search:
-        """Looks for candidates."""
-        return Search(
-            self._objective_meter(),
-            self.checker,
-            self.allowed.options,
-            self.searching,
-            self.allowed.prior,
-            self.allowed.quality,
-            self._allow_all,
-            self._progress,
-        )
-
-    @cached_property
-    def goals(self) -> list[Goal]:
-        """What has to go."""
-        return goals_of(self.budget, self.sizes, self.costs, self.settings.rank)
-
-    def _solved(self, goals: Sequence[Goal] | None = None) -> PlanCandidate:
-        unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
-        with self._progress.task("search for the plan with the least damage"):
-            return self.search.solve(self.goals if goals is None else goals, unit)
-
-    @property
-    def _times_candidates(self) -> bool:
-        return self._stopwatch is not None and self.budget.target_speedup is not None
-
-    def _measured(self) -> tuple[PlanCandidate, Speedup]:
-        """Candidates are cut and measured until one is near the target speedup."""
-        first, *others = self.goals
-        assert isinstance(first.unit, Milliseconds)
-        assert self.budget.target_speedup is not None
-        found: TimedCandidate = reach_speedup(
-            self.budget.target_speedup,
-            first.amount,
-            lambda goal_ms: self._solved([replace(first, amount=goal_ms), *others]),
-            self._time,
-            rounds=self.settings.rounds,
-            progress=self._progress,
-        )
-        self._warn(found, self.budget.target_speedup)
-        return found.candidate, found.speedup
-
-    def _warn(self, found: TimedCandidate, target: float) -> None:
-        """Tells of a target that was missed, or not shown to be hit."""
-        low, high = found.speedup.ci95
-        if found.miss(target) > TOLERANCE:
-            self._progress.say(
-                f"plan: warning: the chosen candidate is not within {TOLERANCE:.0%} of a "
-                f"speedup of {target:g}: it measures {found.speedup.ratio:.3f}"
-            )
-        elif not found.is_shown(target):
-            self._progress.say(
-                f"plan: warning: a speedup within {TOLERANCE:.0%} of {target:g} is not proven: "
-                f"the interval reaches from {low:.3f} to {high:.3f}; use a quieter machine or "
-                "a larger --time-budget"
-            )
-
-    def _time(self, candidate: PlanCandidate) -> Speedup:
-        assert self._stopwatch is not None
-        return self._stopwatch.speedup(candidate)
-
-    def _refuse_nothing(self, candidate: PlanCandidate) -> None:
-        if not candidate.options:
-            unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
-            refuse_nothing(self.checker, self.search.smallest(unit))
 
     def _refitted(self, candidate: PlanCandidate) -> Mapping[SublayerRef, BranchReplacement]:
         """The candidate's replacements, fitted again on the healed model where that is better."""
@@ -264,14 +211,8 @@ class Planner(PlanInputs):
         speedup: Speedup | None,
     ) -> Outcome:
         damage = self.reporter.damage_of(branch_replacements)
-        figures = predicted(
-            self.budget,
-            candidate,
-            damage,
-            self.sizes,
-            self.costs,
-            self.settings.rank,
-            speedup,
+        figures = damage_figures(damage) | size_figures(
+            self.budget, candidate, self.sizes, self.costs, self.settings.rank, speedup
         )
         healing = None
         if self.settings.weighed is not None:
@@ -302,33 +243,3 @@ class Planner(PlanInputs):
             return []
         with self._progress.task("judge on the other items"):
             return judged_tasks(self.loaded, self.tasks, cut, self._progress)
-
-    def _parts(self) -> dict[str, list[CalibrationRef]]:
-        """What decided, as far as anything did: a plan without fits and floors needs no check."""
-        texts, fits, tasks = self.texts, self.settings.weighed is not None, self.tasks
-        steering = [] if tasks is None else [task.part for task in tasks.steering]
-        judged = [] if tasks is None else [task.part for task in tasks.judged]
-        return {
-            "chosen_on": steering or self._measured_on(texts.searched).parts,
-            "fitted_on": texts.searched.parts if fits else [],
-            "stopped_on": texts.checked.parts if fits or self.budget.floors else [],
-            "judged_on": [*texts.reported.parts, *judged],
-        }
-
-    def _plan_of(self, candidate: PlanCandidate) -> PruningPlan:
-        digest = self.importance_sha256
-        return self._noted(
-            PruningPlan(
-                deletions=candidate.deletions,
-                budget=self.budget.asked(),
-                importance_sha256=digest,
-                made_from=parents_of(self.report, digest),
-            )
-        )
-
-    def _noted(self, plan: PruningPlan) -> PruningPlan:
-        """The plan with how it was looked for."""
-        settings = self.settings
-        if settings.search.by_damage:
-            settings = replace(settings, search=self.searching)
-        return plan.model_copy(update={"budget": {**plan.budget, **settings.told()}})

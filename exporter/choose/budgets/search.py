@@ -32,6 +32,7 @@ from exporter.choose.selection.options import (
 )
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
+from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -112,17 +113,22 @@ class Search:
             return self._filled(unit, swapped)  # what the swaps saved may be spent
         return candidate
 
-    def path(self, unit: Unit, enough: float = math.inf) -> list[PlanCandidate]:
-        """The candidates after every greedy step, from the first on.
+    def path(self, unit: Unit, stop: Stop) -> list[tuple[PlanCandidate, AnyDamage]]:
+        """The candidates after every greedy step, from the first on, with their damage.
 
         Args:
             unit: What is gained.
-            enough: The search ends where the objective is above it.
+            stop: Told of each step; True ends the search, and that step is left out.
         """
-        steps = self._greedy(
-            unit, math.inf, PlanCandidate(), lambda step: self._damage(step) > enough
-        )
-        return [PlanCandidate().plus(steps[: number + 1]) for number in range(len(steps))]
+        steps = self._greedy(unit, math.inf, PlanCandidate(), stop)
+        return [
+            (PlanCandidate().plus(steps[: number + 1]), step.damage)
+            for number, step in enumerate(steps)
+        ]
+
+    def damage(self, candidate: PlanCandidate) -> AnyDamage:
+        """What a candidate costs on the text that is searched on."""
+        return self._meter.measure_many(candidate.cut, [])[0]
 
     def smallest(self, unit: Unit) -> PlanCandidate:
         """The one step of least damage for its gain."""
@@ -134,9 +140,6 @@ class Search:
 
         self._greedy(unit, math.inf, PlanCandidate(), only)
         return PlanCandidate().plus(first)
-
-    def _damage(self, step: Step) -> float:
-        return objective_of(step.damage, self._settings.kept_small)
 
     def _reaching(self, goals: Sequence[Goal]) -> PlanCandidate:
         """Greedy steps to one goal after the other."""

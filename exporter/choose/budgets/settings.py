@@ -77,6 +77,8 @@ class PlanSettings(Options):
                 can't be weighed so.
         """
         method = self.search.search or ("one-shot" if budget.only_counts else "greedy")
+        if method == "auto" and not budget.only_counts:
+            method = "greedy"
         search = replace(self.search, search=method)
         if not budget.only_counts and not search.by_damage:
             raise UsageError(
@@ -112,6 +114,10 @@ class PlanSettings(Options):
     def heals_afterwards(self) -> bool:
         """Whether replacements are fitted to what was chosen without them."""
         return self.heal is not None and self.weighed is None
+
+    def limits_healed(self, budget: Budget) -> bool:
+        """Whether limits on quality are those of a cut whose weights were healed."""
+        return bool(budget.floors) and self.heal is not None and self.heal.changes_weights
 
     @property
     def rank(self) -> int | None:

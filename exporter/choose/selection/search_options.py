@@ -13,7 +13,7 @@ from exporter.option_types import Count, DurationOrZero, Seed, Several, Whole, W
 from exporter.options import Options, Rule, dataclass, is_given, option
 
 DROPPING = "What to drop"
-Search = Literal["one-shot", "iterative", "greedy", "evolution"]
+Search = Literal["auto", "one-shot", "iterative", "greedy", "evolution"]
 OF_TASKS = ("items", "judged_items")
 """The fields that only the objective ``tasks`` heeds."""
 OF_SEARCHES = ("objective", "shortlist", "tokens", *OF_TASKS)
@@ -51,15 +51,17 @@ class SearchOptions(Options):
 
     Attributes:
         search: None: one-shot for numbers of sublayers, greedy for budgets that are more than that.
+            ``auto``: greedy where it takes minutes, else one-shot without the first and last layer.
         objective: None: kl, or cosine for a model that predicts no next token.
     """
 
     search: Search | None = option(
         None,
         "one-shot: drop the lowest scores. iterative: score again after each drop. greedy: at "
-        "each step drop what adds the least damage. evolution: greedy, then swaps.",
-        usual="one-shot for numbers, otherwise greedy",
-        brief="one-shot, iterative, greedy or evolution",
+        "each step drop what adds the least damage. evolution: greedy, then swaps. auto: greedy if "
+        "it takes minutes, otherwise one-shot without the first and last layer.",
+        usual="plan: one-shot for numbers, otherwise greedy; export: auto",
+        brief="auto, one-shot, iterative, greedy or evolution",
         section=DROPPING,
     )
     objective: ObjectiveName | None = option(
@@ -151,5 +153,5 @@ class SearchOptions(Options):
 
     @property
     def by_damage(self) -> bool:
-        """Whether the damage decides."""
-        return self.search in ("greedy", "evolution")
+        """Whether the damage decides, or may."""
+        return self.search in ("auto", "greedy", "evolution")

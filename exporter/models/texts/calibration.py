@@ -87,11 +87,8 @@ class CalibrationText:
             for ref, own in zip(self.ref.mixture, rows, strict=True)
         ]
 
-    def rows(self, chosen: slice) -> CalibrationText:
+    def rows(self, chosen: slice | NDArray[np.bool_]) -> CalibrationText:
         """Some of the samples."""
-        return self._taken(chosen)
-
-    def _taken(self, chosen: slice | NDArray[np.bool_]) -> CalibrationText:
         mask = self.mask[chosen]
         owners = None if self.owners is None else self.owners[chosen]
         ref = _counted(self.ref, mask)

@@ -369,7 +369,7 @@ def test_two_processes_train_one_student_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("free_bytes", "rate", "kind"),
-    [(1 << 40, 1e12, "distill"), (1 << 10, 1e12, "best"), (1 << 40, 1.0, "best")],
+    [(1 << 40, 1e12, "distill"), (1 << 10, 1e12, "fold"), (1 << 40, 1.0, "fold")],
 )
 def test_what_a_machine_can_not_afford_is_not_trained(
     monkeypatch: pytest.MonkeyPatch, free_bytes: int, rate: float, kind: str
@@ -391,7 +391,9 @@ def test_what_a_machine_can_not_afford_is_not_trained(
         (("--drop-attn", "2", "--search", "one-shot"), None),
         (("--drop-attn", "2", "--heal", "none"), None),
         (("--drop-attn", "2", "--heal", "linear"), "linear"),
-        (("--parameters", "10%"), "best"),
+        (("--parameters", "10%"), "auto"),
+        (("--at-most", "5%", "--heal", "best"), "best"),
+        ((), "auto"),
     ],
 )
 def test_an_export_heals_unless_it_is_to_be_the_papers_way(

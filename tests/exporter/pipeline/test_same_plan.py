@@ -18,6 +18,7 @@ from exporter import cli
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.cli.export import export
 from exporter.errors import DepthcutError
+from exporter.heal.options import HealOptions
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -84,7 +85,8 @@ class Road:
         try:
             request = export.read([*call, *asked]).request
             by_itself = request.heal is not None and request.heal.kind == "auto"
-            return replace(request, heal=None) if by_itself else request
+            usual = None if request.drops.budget.only_counts else HealOptions(kind="best")
+            return replace(request, heal=usual) if by_itself else request
         except (DepthcutError, click.ClickException):
             return None
 

@@ -1,0 +1,200 @@
+"""The largest cut that keeps limits on quality after healing, and what is said where none does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from exporter.artifacts import PruningPlan, Speedup, TriedCut
+from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.candidates import PlanCandidate, percent
+from exporter.choose.budgets.figures import Outcome, elsewhere, size_figures
+from exporter.choose.budgets.ladder import SHARES, Ladder, Rung
+from exporter.choose.budgets.refusals import gains_of
+from exporter.choose.budgets.solving import Solving
+from exporter.choose.budgets.trial_runs import TrialRuns, trial_options
+from exporter.choose.budgets.units import Goal, Unit
+from exporter.errors import UnmetGoalError
+from exporter.models.ablation.damage import Damage
+from exporter.progress import QUIET, Progress
+
+LEAST_SHARE = 0.08
+"""No healing is expected to leave less than this share of a cut's cost."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A cut that may be healed.
+
+    Attributes:
+        candidate: What is dropped.
+        damage: Of the bare cut, on the text that was searched on.
+    """
+
+    candidate: PlanCandidate
+    damage: Damage
+
+
+def cost_of(damage: Damage, floors: Floors) -> float:
+    """The share of the limits that a bare cut uses up."""
+    return floors.used_up(damage.log_perplexity_increase, damage.top1_agreement)
+
+
+def is_hopeless(damage: Damage, floors: Floors) -> bool:
+    """Whether no healing can be expected to bring a cut within the limits."""
+    return cost_of(damage, floors) * LEAST_SHARE > 1
+
+
+def largest_within(
+    candidates: Sequence[Candidate],
+    floors: Floors,
+    runs: TrialRuns,
+    plan_of: Callable[[PlanCandidate], PruningPlan],
+    progress: Progress = QUIET,
+) -> Ladder:
+    """Heals some of ever larger cuts, and takes the largest that keeps the limits.
+
+    Args:
+        candidates: The cuts, from small to large; one at least.
+        floors: The limits.
+        runs: Heals and measures.
+        plan_of: Makes a plan of a cut.
+        progress: Told what is tried, and why.
+
+    Returns:
+        What was tried; with the best one, if any keeps the limits.
+    """
+    costs = [cost_of(each.damage, floors) for each in candidates]
+    ladder = Ladder(costs, SHARES.get(runs.first.decided, 0.5))
+    while (number := ladder.next) is not None:
+        plan = plan_of(candidates[number].candidate)
+        bare = percent(candidates[number].damage.log_perplexity_increase)
+        progress.say(
+            f"plan: try the cut {number + 1} of {len(candidates)}: without {plan.describe()} "
+            f"(bare: perplexity {bare} higher)"
+        )
+        ladder.tried.append(runs.run(number, plan))
+        told = runs.cuts[-1].tried
+        progress.say(f"plan: {'holds' if told.holds else 'fails'}: {outcome_words(told, floors)}")
+    return ladder
+
+
+def outcome_words(tried: TriedCut, floors: Floors) -> str:
+    """What a healed cut costs, and whether that is within the limits."""
+    rise = percent(tried.healed["log_perplexity_increase"])
+    high = percent(tried.healed["log_perplexity_increase_high"])
+    agreement = tried.healed["top1_agreement"]
+    limit = floors.perplexity_increase
+    allowed = "" if limit is None else f", {limit:.1%} allowed"
+    return (
+        f"the perplexity is {rise} higher after healing ({tried.healed_by}), 95 % interval up to "
+        f"{high}{allowed}; same top-1 token {agreement:.1%}"
+    )
+
+
+def refuse_all(
+    tried: Sequence[TriedCut], floors: Floors, goals: Sequence[Goal] = (), reach: str = ""
+) -> NoReturn:
+    """Says that nothing is worth cutting, or that the goals cost too much, and what it would cost.
+
+    Args:
+        tried: What was healed.
+        floors: The limits on quality.
+        goals: What was to be reached beside them.
+        reach: What of the goals is in reach.
+
+    Raises:
+        UnmetGoalError: Always.
+    """
+    least = min(tried, key=lambda cut: len(cut.deletions))
+    dropped = PruningPlan(deletions=least.deletions).describe()
+    needed = math.expm1(min(50.0, least.healed["log_perplexity_increase_high"]))
+    limit = floors.perplexity_increase
+    allow = "" if limit is None else f"--at-most {max(needed, 0.001):.1%} would allow it; "
+    wanted = " and ".join(goal.words() for goal in goals)
+    lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
+    raise UnmetGoalError(
+        f"{lead}: without {dropped}, {outcome_words(least, floors)}.",
+        f"{reach}{allow}more --time for a training or more text may recover more.",
+        code="goals-beyond-limits" if goals else "nothing-within-limits",
+    )
+
+
+class HealedLimits(Solving):
+    """Plans whose limits on quality are those of the healed cut."""
+
+    def _held_after_healing(self) -> Outcome:
+        """The cut that reaches the goals, or the largest, that keeps the limits once it is healed.
+
+        Raises:
+            UnmetGoalError: There is none.
+        """
+        candidates, speedup = self._candidates()
+        if not candidates[0].candidate.options:
+            self._refuse_nothing(candidates[0].candidate)
+        assert self.settings.heal is not None
+        runs = TrialRuns(
+            self.loaded,
+            trial_options(self.settings.heal, self.report.calibration, self.settings.calibration),
+            self.budget.floors,
+            self._work.trials,
+            len(self.texts.searched.input_ids),
+            self._progress,
+        )
+        found = largest_within(
+            candidates, self.budget.floors, runs, self._chosen_plan, self._progress
+        )
+        if found.best is None:
+            tried = [each.tried for each in runs.cuts]
+            reach = self._in_reach(candidates[0], found.tried[0]) if self.goals else ""
+            refuse_all(tried, self.budget.floors, self.goals, reach)
+        candidate = candidates[found.best.number].candidate
+        cut = runs.cuts[found.tried.index(found.best)]
+        figures = size_figures(
+            self.budget, candidate, self.sizes, self.costs, self.settings.rank, speedup
+        )
+        return Outcome(
+            runs.noted(cut, figures | elsewhere(cut.report)),
+            cut.branch_replacements(self.loaded),
+            speedup=speedup,
+            healing=cut.report,
+            weights=cut.weights(),
+        )
+
+    def _candidates(self) -> tuple[list[Candidate], Speedup | None]:
+        """The cut that reaches the goals; without goals ever larger ones."""
+        if self.goals:
+            found, speedup = self._measured() if self._times_candidates else (self._solved(), None)
+            return [Candidate(found, self.search.damage(found))], speedup
+        found_all = self._path(self._used_up)
+        if not found_all:
+            smallest = self.search.smallest(self._used_up)
+            found_all = [Candidate(smallest, self.search.damage(smallest))]
+        return found_all, None
+
+    def _path(self, unit: Unit) -> list[Candidate]:
+        """Ever larger cuts, as long as healing may bring them within the limits."""
+        floors = self.budget.floors
+        with self._progress.task("search for ever larger cuts"):
+            path = self.search.path(unit, lambda step: is_hopeless(step.damage, floors))
+        return [Candidate(*each) for each in path]
+
+    def _in_reach(self, reached: Candidate, rung: Rung) -> str:
+        """What of the goals the limits allow, by what healing made of the cut that reaches them."""
+        floors, unit = self.budget.floors, self.goals[0].unit
+        remaining = max(0.0, rung.cost) / max(1e-6, cost_of(reached.damage, floors))
+        allowed = [
+            each.candidate
+            for each in self._path(unit)
+            if cost_of(each.damage, floors) * remaining + rung.high - rung.cost <= 1
+        ]
+        if not allowed:
+            return "Within the limits on quality nothing is in reach. "
+        gained = gains_of(max(allowed, key=lambda each: each.gain(unit)), self.goals)
+        return f"Within the limits on quality, {gained} may be in reach. "
+
+    def _chosen_plan(self, candidate: PlanCandidate) -> PruningPlan:
+        """A plan of a candidate, with the text that has chosen it."""
+        return self._plan_of(candidate).model_copy(update={"chosen_on": self._parts()["chosen_on"]})

@@ -1,0 +1,80 @@
+"""Which of ever larger cuts is healed and measured next, to find the largest that holds limits.
+
+A cut's cost is 0 for the whole model and 1 at the limit, whatever is measured. Costs of bare cuts
+are known from the search; healed ones take minutes each, so few are tried: the first by the share
+of its cost that is expected to remain, the next by the share that was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+SHARES = {"distill": 0.25, "fold": 0.4, "best": 0.5}
+"""What is expected to remain of a bare cut's cost after each kind of healing."""
+TRIALS = 3
+_LEAST = 1e-6
+_CAUTION = 0.1
+"""After each cut that failed the next has to leave so much more room: few may be tried."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A cut that was healed and measured.
+
+    Attributes:
+        number: Its place among the cuts, from 0 on.
+        cost: After healing.
+        high: The upper end of its 95 % interval.
+    """
+
+    number: int
+    cost: float
+    high: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limit is kept for certain."""
+        return self.high <= 1.0
+
+
+class Ladder:
+    """Ever larger cuts, of which some are tried.
+
+    Args:
+        costs: Of the bare cuts, in their order; a larger one is taken to cost no less.
+        share: What is expected to remain of them after healing.
+    """
+
+    def __init__(self, costs: Sequence[float], share: float) -> None:
+        self._costs = list(accumulate((max(_LEAST, cost) for cost in costs), max))
+        self._share = share
+        self.tried: list[Rung] = []
+
+    @property
+    def best(self) -> Rung | None:
+        """The largest cut that holds; None where none did."""
+        return max((r for r in self.tried if r.holds), key=lambda r: r.number, default=None)
+
+    @property
+    def next(self) -> int | None:
+        """The cut to try next; None where no other is worth it."""
+        low = -1 if self.best is None else self.best.number
+        failed = [rung.number for rung in self.tried if not rung.holds and rung.number > low]
+        open_ = range(low + 1, min(failed, default=len(self._costs)))
+        if not open_ or len(self.tried) >= TRIALS:
+            return None
+        room = 1 / (1 + _CAUTION * sum(not rung.holds for rung in self.tried))
+        likely = [number for number in open_ if self.expected(number) <= room]
+        if likely:
+            return likely[-1]
+        return None if self.best is not None else open_[0]
+
+    def expected(self, number: int) -> float:
+        """The upper end of a cut's cost after healing, by the nearest one that was tried."""
+        if not self.tried:
+            return self._share * self._costs[number]
+        near = min(self.tried, key=lambda rung: abs(rung.number - number))
+        remaining = max(0.0, near.cost) / self._costs[near.number]
+        return remaining * self._costs[number] + (near.high - near.cost)

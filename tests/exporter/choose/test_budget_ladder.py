@@ -1,0 +1,73 @@
+"""Which of ever larger cuts is healed next, until the largest that holds a limit is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.ladder import TRIALS, Ladder, Rung
+
+COSTS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+
+
+def climbed(
+    costs: Sequence[float], remaining: Callable[[int], float], reach: float = 0.0
+) -> Ladder:
+    """A ladder whose cuts keep so much of their costs after healing, each known to ``reach``."""
+    ladder = Ladder(costs, 0.25)
+    while (number := ladder.next) is not None:
+        cost = remaining(number) * costs[number]
+        ladder.tried.append(Rung(number, cost, cost + reach))
+    return ladder
+
+
+@pytest.mark.parametrize(
+    ("share", "tried", "best"),
+    [
+        (0.25, [4], 4),  # as expected: the next would cost 1.5
+        (0.35, [4, 2], 2),  # more remains: 0.35 * 2.0 holds, 0.35 * 3.0 does not
+        (0.15, [4, 5], 5),  # less remains: the next holds too, the one behind it would not
+        (0.9, [4, 1], 1),
+        (1.5, [4, 0], 0),  # the smallest is the last chance
+        (3.0, [4, 0], None),
+    ],
+)
+def test_the_largest_cut_that_holds_is_found(
+    share: float, tried: list[int], best: int | None
+) -> None:
+    ladder = climbed(COSTS, lambda _: share)
+    assert [rung.number for rung in ladder.tried] == tried
+    assert (None if ladder.best is None else ladder.best.number) == best
+
+
+def test_what_is_not_known_for_certain_does_not_hold() -> None:
+    sure, unsure = (climbed(COSTS, lambda _: 0.2, reach) for reach in (0.0, 0.3))
+    assert [each.best and each.best.number for each in (sure, unsure)] == [4, 3]
+
+
+def test_no_more_than_a_few_are_tried_and_the_last_with_caution() -> None:
+    costs = [0.1 * number for number in range(1, 100)]
+    ladder = climbed(costs, lambda number: 2.0 / (1 + number) ** 0.5)
+    assert [rung.holds for rung in ladder.tried] == [False] * (TRIALS - 1) + [True]
+
+
+def test_a_larger_cut_is_not_taken_for_cheaper() -> None:
+    assert Ladder((5.0, 1.0, 6.0), 0.25).next == 0
+    assert Ladder((-0.1, -0.2, 0.0), 0.25).next == 2
+
+
+@pytest.mark.parametrize(
+    ("floors", "share"),
+    [
+        (Floors(0.02), 0.5),
+        (Floors(None, 0.8), 0.25),
+        (Floors(0.02, 0.9), 0.5),
+        (Floors(1.0, 0.96), 1.25),
+    ],
+)
+def test_a_cut_uses_up_a_share_of_the_limits(floors: Floors, share: float) -> None:
+    rise = 0.5 * Floors(0.02).log_perplexity_increase
+    assert floors.used_up(rise, 0.95) == pytest.approx(share)
+    assert floors.used_up(0.0, 1.0) == 0.0
