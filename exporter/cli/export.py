@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 from exporter.artifacts import PruningPlan
 from exporter.choose.budgets.budget import USUAL_LIMIT, asks_for_more_than_numbers
+from exporter.choose.selection.search_options import DROPPING
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code
 from exporter.cli.results import print_comparison, print_models
-from exporter.options import Options, dataclass, only_with, part
+from exporter.options import Options, dataclass, only_with, option, part
 from exporter.pipeline.request import ExportRequest
 
+_QUICK = {
+    "calibration": ("pydoc",),
+    "samples": 12,
+    "search_tokens": 1024,
+    "time_budget": 10.0,
+    "eval_tokens": 2048,
+    "agreement_prompts": 2,
+    "probes": 20,
+}
+"""What --quick asks for, unless it is asked for otherwise."""
 _WEIGHTS = (None, "none", "auto", "fold", "distill")
 """Ways of healing that put nothing in the branches' places, and none."""
 
@@ -23,6 +36,16 @@ class ExportCall(Options):
     """What `depthcut export` is asked to do."""
 
     request: ExportRequest = part()
+    allow_damage: bool = option(
+        False,
+        "Go on even if the perplexity more than doubles.",
+        section=DROPPING,
+    )
+    quick: bool = option(
+        False,
+        "A first look: fewer tokens, no training, shorter measurements.",
+        brief="A first look: less text, no training",
+    )
     required: RequiredSpeedup = part(RequiredSpeedup(), rare=("require_speedup",))
     rules = (only_with("required.require_speedup", "request.drops.budget.target_speedup"),)
 
@@ -35,13 +58,25 @@ class ExportCall(Options):
         """
         if told.get("plan") is not None or told.get("stream"):
             return told
-        counts = any(told.get(f"drop_{kind}") for kind in ("attn", "mlp", "block", "joint"))
+        told = {**_QUICK, **told} if told.get("quick") else told
+        counts = any(f"drop_{kind}" in told for kind in ("attn", "mlp", "block", "joint"))
         if not counts and not asks_for_more_than_numbers(told):
-            told = {**told, "at_most": USUAL_LIMIT}
+            told = {**_fastest_form(told), **told, "at_most": USUAL_LIMIT}
         if told.get("search") == "one-shot":
             return told
         by_itself = "auto" if told.get("heal") in _WEIGHTS else None
-        return {"search": by_itself, **told, "heal": told.get("heal") or "auto"}
+        usual = "fold" if told.get("quick") else "auto"
+        return {"search": by_itself, **told, "heal": told.get("heal") or usual}
+
+
+def _fastest_form(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The target that this machine runs fastest, where its exporter is installed."""
+    others = any(told.get(key) for key in ("exporter", "opset", "engine", "modelopt_python"))
+    if others or told.get("dtype") not in (None, "float32"):
+        return {}
+    if find_spec("onnxruntime_genai") is None:
+        return {}
+    return {"target": f"onnxruntime-{told.get('provider', 'cpu')}"}
 
 
 def _check(call: ExportCall) -> None:
@@ -54,14 +89,15 @@ def _check(call: ExportCall) -> None:
 def export(call: ExportCall, progress: ConsoleProgress) -> int:
     """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
 
-    MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
-    importance.json, plan.json, baseline/, candidate/, prune.json and the report;
-    exporter/docs/exporting.md lists what options add. Stages of an earlier run that are still valid
-    are reused.
+    MODEL is a Hugging Face folder, a hub id or a GGUF file. Without a number, a goal or a plan, the
+    largest cut is taken whose perplexity after healing is at most 2 % higher (an encoder's embeddings:
+    mean cosine at least 0.98). The output folder then holds importance.json, plan.json, baseline/,
+    candidate/, prune.json and the report; exporter/docs/exporting.md lists what options add. Stages of
+    an earlier run that are still valid are reused.
     """
     from exporter.pipeline.road import export_model, write_models
 
-    request = call.request
+    request = replace(call.request, refuses_useless=not call.allow_damage)
     if request.compared:
         print_comparison(export_model(request, progress), request.out, progress.as_json)
     else:

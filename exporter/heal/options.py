@@ -12,7 +12,7 @@ from exporter.score.options import NAMED_ONCE, SCORING
 
 HEALING = "How the plan is healed"
 HealChoice = Literal["auto", HealKind]
-"""``auto``: training where memory and time allow it, else ``best``."""
+"""``auto``: training where memory and time allow it, else ``fold``, else ``best``."""
 _ADAPTER_RANK = 16
 
 
@@ -64,7 +64,7 @@ class HealOptions(Options):
         "by a linear map of its input (linear), or by the better of these or nothing (best); "
         "refit kept weights by least squares (fold); or train kept weights on the whole "
         "model's answers (distill). auto distils if memory and time suffice (10 minutes "
-        "unless a time is given), otherwise it is best.",
+        "unless a time is given), otherwise it folds.",
         "--heal",
         brief="How to heal: bias, linear, best, fold or distill",
         section=HEALING,
@@ -124,7 +124,8 @@ class HealOptions(Options):
     )
     time_s: Duration | None = option(
         None,
-        "Maximum training time; the learning rate decays to zero by then.",
+        "Maximum training time, of all trainings together; the learning rate decays to zero by "
+        "then.",
         "--time",
         usual="no limit",
         section=HEALING,

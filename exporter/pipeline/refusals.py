@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.compare.prompts import questions
 from exporter.compare.session import decided_on, evaluation_text
@@ -16,7 +18,7 @@ from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
-from exporter.errors import PlanError, UsageError
+from exporter.errors import PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.texts.self_text import SAMPLED
@@ -29,6 +31,8 @@ from exporter.quantize.modelopt import modelopt_version
 from exporter.quantize.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
 from exporter.report.files import REPORTS
 
+_USELESS = math.log(2)
+"""Rise of the log-perplexity with which nobody would ship a model."""
 _RESULTS: tuple[str, ...] = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
 )  # fmt: skip
@@ -181,6 +185,36 @@ def refuse_lost_caches(run: Run) -> None:
             "Say --cache-length 0 for caches that grow, or keep an attention.",
             code="no-caches-left",
         )
+
+
+def refuse_useless(run: Run) -> None:
+    """Refuses a cut that ruins the model, where that was measured and no limit was asked for.
+
+    Raises:
+        UnmetGoalError: The perplexity more than doubles, healed or not.
+    """
+    budget, plan = run.request.drops.budget, run.plan.plan
+    rise = plan.predicted.get("log_perplexity_increase", 0.0)
+    if not run.request.refuses_useless or budget is None or budget.floors or rise <= _USELESS:
+        return
+    fewer = {
+        option: int(number * _USELESS / rise) for option, number in _count_options(budget).items()
+    }
+    words = " ".join(f"{option} {number}" for option, number in fewer.items() if number)
+    hint = f"About {words} may leave a useful one; without" if words else "Without"
+    raise UnmetGoalError(
+        f"Without {plan.describe()} the model is useless: its perplexity is "
+        f"{math.exp(min(rise, 50.0)):.1f} times as high, on text of "
+        f"{', '.join(text.source for text in plan.judged_on[:1]) or 'the search'}.",
+        f"{hint} a number the largest cut is found that costs next to nothing, or --allow-damage "
+        "goes on.",
+        code="useless",
+    )
+
+
+def _count_options(budget: Budget) -> dict[str, int]:
+    short = {"attention": "attn"}
+    return {f"--drop-{short.get(kind, kind)}": n for kind, n in budget.counts.items()}
 
 
 def refuse_foreign_results(run: Run) -> None:

@@ -117,6 +117,7 @@ class ExportRequest(Options):
         choose_dtype: The weights' while the model is scored, searched and healed; None: as both
             models are written.
         shared: A folder of finished stages, for output folders that have some in common.
+        refuses_useless: Whether a cut that ruins the model ends the export.
     """
 
     source: str = argument("MODEL")
@@ -214,6 +215,7 @@ class ExportRequest(Options):
         metavar="DIR",
         rare=True,
     )
+    refuses_useless: bool = False
 
     rules = (
         only_with("stream_dir", "stream"),

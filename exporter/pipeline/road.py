@@ -12,10 +12,12 @@ from exporter.artifacts.ledger import locked
 from exporter.export.forms.targets import TARGETS
 from exporter.pipeline import checkpoint, keys, planning, stages, streaming
 from exporter.pipeline.engines import build, engines_key
+from exporter.pipeline.outlook import say_outlook
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
     refuse_bad_options,
     refuse_foreign_results,
+    refuse_useless,
 )
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, Run
@@ -95,6 +97,8 @@ def _write_models(run: Run) -> None:
 
 def _score(run: Run) -> None:
     if run.request.scored:
+        if not run.request.stream and not run.ledger.valid("score", keys.score_key(run)):
+            say_outlook(run)
         _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     elif run.ledger.has("score") and not run.ledger.valid("score", keys.score_key(run)):
         run.ledger.forget("score")
@@ -111,6 +115,7 @@ def _plan_and_export(run: Run) -> None:
     if given is None:
         planning.check_plan(run, run.chosen_plan)
     _heal(run)
+    refuse_useless(run)
     if not run.request.plans_on_graph:
         _stage(run, "export", keys.export_key(run), stages.export)
 

@@ -55,7 +55,7 @@ class Planner(HealedLimits):
                 search=affordable(
                     self.settings.search,
                     self.report,
-                    self.budget.counts,
+                    self.budget.counts if self.budget.only_counts else {},
                     self.loaded.model,
                     allow_all=self._allow_all,
                     progress=self._progress,

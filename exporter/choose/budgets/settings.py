@@ -77,8 +77,6 @@ class PlanSettings(Options):
                 can't be weighed so.
         """
         method = self.search.search or ("one-shot" if budget.only_counts else "greedy")
-        if method == "auto" and not budget.only_counts:
-            method = "greedy"
         search = replace(self.search, search=method)
         if not budget.only_counts and not search.by_damage:
             raise UsageError(

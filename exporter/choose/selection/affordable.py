@@ -17,6 +17,8 @@ from exporter.progress import QUIET, Progress
 
 SEARCH_S = 150.0
 """What a search may take that nobody asked for."""
+USUAL_DROPS = 8
+"""Steps of a search whose number of drops is not known before."""
 FEWEST_TOKENS = 512
 """On fewer a search would follow chance."""
 
@@ -60,17 +62,20 @@ def affordable(
     Args:
         search: What was asked for.
         report: The scores.
-        counts: How many sublayers of each group go.
+        counts: How many sublayers of each group go; none where something else decides, which only
+            measured damage can.
         model: The transformers model.
         allow_all: Whether every sublayer may go.
         progress: Told which it is.
     """
     layers = report.model.num_layers
     protected = protected_names(search.protect, layers)
-    options = sum(len(options_for(group, layers, protected)) for group, _ in groups_of(counts))
-    runs = search_runs(options, sum(counts.values()), search.shortlist)
+    groups = [group for group, _ in groups_of(counts)] or ["attention", "mlp"]
+    options = sum(len(options_for(group, layers, protected)) for group in groups)
+    runs = search_runs(options, sum(counts.values()) or USUAL_DROPS, search.shortlist)
     tokens = affordable_tokens(model.num_parameters(), runs, operations_per_second())
-    if tokens and predicts_tokens(model):
+    if not counts or (tokens and predicts_tokens(model)):
+        tokens = tokens or FEWEST_TOKENS
         tokens = min(tokens, search.tokens)
         progress.say(f"plan: chosen by measured damage, on up to {tokens:,} tokens")
         return replace(search, search="greedy", tokens=tokens)

@@ -43,7 +43,7 @@ from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSiz
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.cli import run
-from exporter.errors import DepthcutError, OptionError, PlanError, UsageError
+from exporter.errors import DepthcutError, OptionError, PlanError, UnmetGoalError, UsageError
 from exporter.heal.options import HealOptions
 from exporter.options import build, values_of
 from exporter.score.options import ScoreOptions
@@ -457,6 +457,13 @@ def test_a_required_speedup_is_told_by_the_exit_code(
         monkeypatch.setattr(f"exporter.{name}", fail)
     assert run([*call, "--require-speedup"]) == 2, "1 says that there is a plan"
     assert run(call) == 2
+
+    def answer(*_: object) -> None:
+        raise UnmetGoalError("nothing keeps it.")
+
+    for name in ("choose.budgets.making.make_plan", "pipeline.road.write_models"):
+        monkeypatch.setattr(f"exporter.{name}", answer)
+    assert run(call) == 1, "the answer is no"
 
 
 _FOREIGN = {"search_seed": "greedy", "search_seconds": "greedy", "rescore_every": "greedy"}

@@ -1,0 +1,71 @@
+"""How a number of sublayers is chosen where nobody says how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, Score
+from exporter.choose.selection.affordable import (
+    FEWEST_TOKENS,
+    affordable_tokens,
+    by_scores_inside,
+    search_runs,
+)
+from exporter.choose.selection.search_options import SearchOptions
+
+
+def report(layers: int) -> ImportanceReport:
+    kinds: Any = ("attention", "mlp")
+    return ImportanceReport(
+        model=ModelRef(source="m", architecture="X", num_layers=layers, sha256="0" * 64),
+        metric="cosine",
+        calibration=CalibrationRef(
+            source="pydoc", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
+        ),
+        scores=[
+            Score(layer=layer, kind=kind, score=0.1, std_error=None)
+            for layer in range(layers)
+            for kind in kinds
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "protect"),
+    [
+        ({"attention": 2}, ("first", "last")),
+        ({"attention": 4}, ("first", "last")),
+        ({"attention": 5}, ("last",)),
+        ({"attention": 6}, ()),
+        ({"attention": 2, "mlp": 5}, ("last",)),
+        ({"joint": 8}, ("first", "last")),
+        ({"block": 4}, ("first", "last")),
+    ],
+)
+def test_the_ends_stay_as_far_as_others_are_enough(
+    counts: Mapping[str, int], protect: tuple[str, ...]
+) -> None:
+    found = by_scores_inside(SearchOptions(), report(6), counts, allow_all=False)
+    assert (found.search, found.protect) == ("one-shot", protect)
+
+
+def test_what_a_user_protects_stands_alone() -> None:
+    asked = SearchOptions(protect=("attention:2",))
+    found = by_scores_inside(asked, report(6), {"attention": 2}, allow_all=False)
+    assert found.protect == ("attention:2",)
+
+
+def test_a_search_costs_half_a_run_for_each_candidate() -> None:
+    assert search_runs(candidates=6, drops=1, shortlist=12) == 1 + 3
+    assert search_runs(candidates=60, drops=3, shortlist=12) == 1 + 18 + 2 * (1 + 6)
+    assert search_runs(candidates=60, drops=2, shortlist=0) == 1 + 30 + 1 + 30
+
+
+def test_a_search_gets_the_tokens_that_its_time_allows_or_none() -> None:
+    many = affordable_tokens(10**8, runs=50, operations_per_s=1e12)
+    assert many == 10 * affordable_tokens(10**8, runs=50, operations_per_s=1e11)
+    assert many > FEWEST_TOKENS
+    assert affordable_tokens(10**10, runs=50, operations_per_s=1e11) == 0

@@ -1,0 +1,45 @@
+"""A cut that ruins the model ends an export, unless it is asked for."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.choose.budgets.budget import Budget, Floors
+from exporter.errors import UnmetGoalError
+from exporter.pipeline.refusals import refuse_useless
+from tests.raising import raises
+
+
+def run(
+    rise: float | None, budget: Budget | None = None, refuses: bool = True, given: bool = False
+) -> Any:
+    deletions = [PlannedDeletion(layer=n, kind="attention", replacement="none") for n in range(8)]
+    figures = {} if rise is None else {"log_perplexity_increase": rise}
+    plan = PruningPlan(deletions=deletions, predicted=figures)
+    drops = SimpleNamespace(budget=None if given else budget or Budget(attention=8))
+    request = SimpleNamespace(drops=drops, refuses_useless=refuses)
+    return SimpleNamespace(request=request, plan=SimpleNamespace(plan=plan))
+
+
+def test_twice_the_perplexity_is_refused_with_the_number_that_may_do() -> None:
+    with raises(UnmetGoalError, "useless", "--drop-attn 5", "--allow-damage"):
+        refuse_useless(run(1.6 * math.log(2)))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        run(0.99 * math.log(2)),
+        run(5.0, refuses=False),
+        run(5.0, Budget(floors=Floors(100.0))),
+        run(5.0, given=True),
+        run(None),
+    ],
+)
+def test_what_is_useful_or_asked_for_goes_on(asked: Any) -> None:
+    refuse_useless(asked)
