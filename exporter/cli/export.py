@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from exporter.artifacts import PruningPlan
-from exporter.choose.budgets.budget import USUAL_LIMIT, asks_for_more_than_numbers
+from exporter.choose.budgets.budget import USUAL_LIMITS, asks_for_more_than_numbers
 from exporter.choose.selection.search_options import DROPPING
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
@@ -61,7 +61,7 @@ class ExportCall(Options):
         told = {**_QUICK, **told} if told.get("quick") else told
         counts = any(f"drop_{kind}" in told for kind in ("attn", "mlp", "block", "joint"))
         if not counts and not asks_for_more_than_numbers(told):
-            told = {**_fastest_form(told), **told, "at_most": USUAL_LIMIT}
+            told = {**_fastest_form(told), **told, **USUAL_LIMITS}
         if told.get("search") == "one-shot":
             return told
         by_itself = "auto" if told.get("heal") in _WEIGHTS else None
@@ -90,10 +90,10 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Without a number, a goal or a plan, the
-    largest cut is taken whose perplexity after healing is at most 2 % higher (an encoder's embeddings:
-    mean cosine at least 0.98). The output folder then holds importance.json, plan.json, baseline/,
-    candidate/, prune.json and the report; exporter/docs/exporting.md lists what options add. Stages of
-    an earlier run that are still valid are reused.
+    largest cut is taken whose perplexity after healing is at most 2 % higher (of an encoder: whose
+    embeddings keep a mean cosine of 0.98). The output folder then holds importance.json, plan.json,
+    baseline/, candidate/, prune.json and the report; exporter/docs/exporting.md lists what options
+    add. Stages of an earlier run that are still valid are reused.
     """
     from exporter.pipeline.road import export_model, write_models
 

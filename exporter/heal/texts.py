@@ -89,7 +89,8 @@ def healing_texts(
         loaded: The model.
         options: How to heal.
         progress: Told what goes on.
-        judged: So many more samples of each text that is read are held out, to judge by.
+        judged: So many more samples of each text that is read are held out, to judge by; of
+            paragraphs there are always more.
 
     Raises:
         CalibrationError: A text is too short, or the model can't be given it.
@@ -134,7 +135,7 @@ def healing_texts(
         tuple(text.ref for text in fitting),
         tuple(held for _, held in parts),
         other,
-        min(more for _, more in few) // 2 if judged else None,
+        min(more for _, more in few) // 2 if judged and predicts_tokens(loaded.model) else None,
     )
 
 

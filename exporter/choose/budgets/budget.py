@@ -18,8 +18,8 @@ from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 REACHING = "What to reach"
 USUAL_CONTEXT = 4096
-USUAL_LIMIT = 0.02
-"""Of the perplexity's increase after healing, where nothing is asked for."""
+USUAL_LIMITS = {"at_most": 0.02, "min_embedding_cosine": 0.98}
+"""After healing, where nothing is asked for; a model heeds those of its kind."""
 ASK_HINT = (
     "Give a budget: a number of sublayers, --parameters 10%, --fits 8GB, --faster 1.2x, "
     "--at-most 5% or --min-top1-agreement 0.95."

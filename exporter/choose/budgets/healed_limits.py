@@ -9,15 +9,15 @@ from typing import NoReturn
 
 from exporter.artifacts import PruningPlan, Speedup, TriedCut
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.candidates import PlanCandidate, percent
-from exporter.choose.budgets.figures import Outcome, elsewhere, size_figures
+from exporter.choose.budgets.candidates import PlanCandidate, damage_words, percent
+from exporter.choose.budgets.figures import Outcome, damage_figures, elsewhere, size_figures
 from exporter.choose.budgets.ladder import SHARES, Ladder, Rung
 from exporter.choose.budgets.refusals import gains_of
 from exporter.choose.budgets.solving import Solving
-from exporter.choose.budgets.trial_runs import TrialRuns, trial_options
+from exporter.choose.budgets.trial_runs import HIGH, LOW, TrialRuns, trial_options
 from exporter.choose.budgets.units import Goal, Unit
 from exporter.errors import UnmetGoalError
-from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
 
 LEAST_SHARE = 0.08
@@ -34,15 +34,15 @@ class Candidate:
     """
 
     candidate: PlanCandidate
-    damage: Damage
+    damage: AnyDamage
 
 
-def cost_of(damage: Damage, floors: Floors) -> float:
+def cost_of(damage: AnyDamage, floors: Floors) -> float:
     """The share of the limits that a bare cut uses up."""
-    return floors.used_up(damage.log_perplexity_increase, damage.top1_agreement)
+    return floors.used_up(damage_figures(damage))
 
 
-def is_hopeless(damage: Damage, floors: Floors) -> bool:
+def is_hopeless(damage: AnyDamage, floors: Floors) -> bool:
     """Whether no healing can be expected to bring a cut within the limits."""
     return cost_of(damage, floors) * LEAST_SHARE > 1
 
@@ -70,10 +70,9 @@ def largest_within(
     ladder = Ladder(costs, SHARES.get(runs.first.decided, 0.5))
     while (number := ladder.next) is not None:
         plan = plan_of(candidates[number].candidate)
-        bare = percent(candidates[number].damage.log_perplexity_increase)
         progress.say(
             f"plan: try the cut {number + 1} of {len(candidates)}: without {plan.describe()} "
-            f"(bare: perplexity {bare} higher)"
+            f"(bare: {damage_words(candidates[number].damage)})"
         )
         ladder.tried.append(runs.run(number, plan))
         told = runs.cuts[-1].tried
@@ -83,14 +82,18 @@ def largest_within(
 
 def outcome_words(tried: TriedCut, floors: Floors) -> str:
     """What a healed cut costs, and whether that is within the limits."""
-    rise = percent(tried.healed["log_perplexity_increase"])
-    high = percent(tried.healed["log_perplexity_increase_high"])
-    agreement = tried.healed["top1_agreement"]
+    healed, by = tried.healed, f"after healing ({tried.healed_by})"
+    if LOW in healed:
+        return (
+            f"the mean cosine of the embeddings is {healed['cosine']:.3f} {by}, 95 % interval down "
+            f"to {healed[LOW]:.3f}, at least {floors.embedding_cosine or 0:.3f} is asked for"
+        )
+    rise, high = percent(healed["log_perplexity_increase"]), percent(healed[HIGH])
     limit = floors.perplexity_increase
     allowed = "" if limit is None else f", {limit:.1%} allowed"
     return (
-        f"the perplexity is {rise} higher after healing ({tried.healed_by}), 95 % interval up to "
-        f"{high}{allowed}; same top-1 token {agreement:.1%}"
+        f"the perplexity is {rise} higher {by}, 95 % interval up to {high}{allowed}; same top-1 "
+        f"token {healed['top1_agreement']:.1%}"
     )
 
 
@@ -110,16 +113,23 @@ def refuse_all(
     """
     least = min(tried, key=lambda cut: len(cut.deletions))
     dropped = PruningPlan(deletions=least.deletions).describe()
-    needed = math.expm1(min(50.0, least.healed["log_perplexity_increase_high"]))
-    limit = floors.perplexity_increase
-    allow = "" if limit is None else f"--at-most {max(needed, 0.001):.1%} would allow it; "
     wanted = " and ".join(goal.words() for goal in goals)
     lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
     raise UnmetGoalError(
         f"{lead}: without {dropped}, {outcome_words(least, floors)}.",
-        f"{reach}{allow}more --time for a training or more text may recover more.",
+        f"{reach}{_allowing(least, floors)}more --time for a training or more text may recover more.",
         code="goals-beyond-limits" if goals else "nothing-within-limits",
     )
+
+
+def _allowing(tried: TriedCut, floors: Floors) -> str:
+    """The option that would allow a cut."""
+    if LOW in tried.healed:
+        return f"--min-embedding-cosine {max(0.0, tried.healed[LOW]):.3f} would allow it; "
+    if floors.perplexity_increase is None:
+        return ""
+    needed = math.expm1(min(50.0, max(0.001, tried.healed[HIGH])))
+    return f"--at-most {100 * needed:.1f}% would allow it; "
 
 
 class HealedLimits(Solving):
@@ -138,18 +148,16 @@ class HealedLimits(Solving):
         runs = TrialRuns(
             self.loaded,
             trial_options(self.settings.heal, self.report.calibration, self.settings.calibration),
-            self.budget.floors,
+            self.floors,
             self._work.trials,
             len(self.texts.searched.input_ids),
             self._progress,
         )
-        found = largest_within(
-            candidates, self.budget.floors, runs, self._chosen_plan, self._progress
-        )
+        found = largest_within(candidates, self.floors, runs, self._chosen_plan, self._progress)
         if found.best is None:
             tried = [each.tried for each in runs.cuts]
             reach = self._in_reach(candidates[0], found.tried[0]) if self.goals else ""
-            refuse_all(tried, self.budget.floors, self.goals, reach)
+            refuse_all(tried, self.floors, self.goals, reach)
         candidate = candidates[found.best.number].candidate
         cut = runs.cuts[found.tried.index(found.best)]
         figures = size_figures(
@@ -176,14 +184,14 @@ class HealedLimits(Solving):
 
     def _path(self, unit: Unit) -> list[Candidate]:
         """Ever larger cuts, as long as healing may bring them within the limits."""
-        floors = self.budget.floors
+        floors = self.floors
         with self._progress.task("search for ever larger cuts"):
             path = self.search.path(unit, lambda step: is_hopeless(step.damage, floors))
         return [Candidate(*each) for each in path]
 
     def _in_reach(self, reached: Candidate, rung: Rung) -> str:
         """What of the goals the limits allow, by what healing made of the cut that reaches them."""
-        floors, unit = self.budget.floors, self.goals[0].unit
+        floors, unit = self.floors, self.goals[0].unit
         remaining = max(0.0, rung.cost) / max(1e-6, cost_of(reached.damage, floors))
         allowed = [
             each.candidate

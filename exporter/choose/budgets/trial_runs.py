@@ -11,7 +11,7 @@ from pathlib import Path
 from scipy import stats
 
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
-from exporter.artifacts.healing import AnswerDamage, HealedText
+from exporter.artifacts.healing import AnswerDamage, Healing
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
@@ -35,6 +35,7 @@ from graph_passes.replacements import array_of
 
 JUDGED = 16
 """Samples of each text that judge, beside those that a healing holds out anyway."""
+HIGH, LOW = "log_perplexity_increase_high", "cosine_low"
 _PLAN = "plan.json"
 _USUAL_TEXTS = ((SELF,), (PYDOC,))
 
@@ -138,7 +139,7 @@ class TrialRuns:
         cut = self._found(plan) or self._healed(plan)
         self.cuts.append(cut)
         self._seconds += cut.tried.training_seconds
-        return self._rung(number, cut.report)
+        return rung_of(number, cut.tried.healed, self._floors)
 
     def noted(self, cut: HealedCut, figures: Mapping[str, float]) -> PruningPlan:
         """The plan of a cut, with what was tried and on what it was held against the limits.
@@ -203,26 +204,17 @@ class TrialRuns:
     def _read(self, folder: Path) -> HealedCut:
         loaded = LoadedPlan.read(folder / _PLAN)
         report = HealingReport.read(folder / FOLDER_REPORT)
-        own = _own_text(report)
+        bare, healed = figures_of(report.healing)
         training = report.healing.training
         tried = TriedCut(
             deletions=loaded.plan.deletions,
             healed_by=report.healing.asked,
             training_seconds=0.0 if training is None else training.seconds,
-            bare=_figures(own.dropped),
-            healed=_figures(own.healed) | {"log_perplexity_increase_high": high_of(own)},
-            holds=self._rung(0, report).holds,
+            bare=bare,
+            healed=healed,
+            holds=rung_of(0, healed, self._floors).holds,
         )
         return HealedCut(tried, loaded, report)
-
-    def _rung(self, number: int, report: HealingReport) -> Rung:
-        own = _own_text(report)
-        rise, agreement = own.healed.log_perplexity_increase, own.healed.top1_agreement
-        return Rung(
-            number,
-            self._floors.used_up(rise, agreement),
-            self._floors.used_up(high_of(own), agreement),
-        )
 
     @cached_property
     def _store(self) -> Store:
@@ -243,28 +235,47 @@ class TrialRuns:
         return plan.describe()
 
 
-def _own_text(report: HealingReport) -> HealedText:
-    """What was measured on held-out text of the domains that were fitted on."""
-    found = next((text for text in report.healing.texts if text.role == "calibration"), None)
-    if found is None:
-        raise HealingError(
-            "This model predicts no next token, so its perplexity has no limit.",
-            "Ask for a number of sublayers, --parameters or --fits.",
-            code="no-next-token",
-        )
-    return found
+def rung_of(number: int, healed: Mapping[str, float], floors: Floors) -> Rung:
+    """A healed cut by the share of the limits that it uses up.
 
-
-def high_of(text: HealedText) -> float:
-    """The upper end of the 95 % interval of the healed cut's log-perplexity increase.
-
-    Student's t over samples, as :func:`exporter.compare.quality.intervals.mean_interval` has it.
+    Args:
+        number: Its place among the cuts.
+        healed: Its figures, as :func:`figures_of` gives them.
+        floors: The limits.
     """
-    rise = text.healed.log_perplexity_increase
-    error = text.healed.log_perplexity_increase_std_error
-    if error is None or not math.isfinite(rise):
-        return rise if math.isfinite(rise) else math.inf
-    return rise + error * float(stats.t.ppf(0.975, text.text.samples - 1))
+    ends = {"log_perplexity_increase": HIGH, "cosine": LOW}
+    worst = dict(healed) | {name: healed[end] for name, end in ends.items() if end in healed}
+    return Rung(number, floors.used_up(healed), floors.used_up(worst))
+
+
+def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
+    """What a cut costs on held-out text of the domains that were fitted on, bare and healed.
+
+    Of the healed one also the end of the 95 % interval that is further from the whole model:
+    ``log_perplexity_increase_high`` or ``cosine_low``.
+    """
+    for text in healing.texts:
+        if text.role == "calibration":
+            rise, error = (
+                text.healed.log_perplexity_increase,
+                text.healed.log_perplexity_increase_std_error,
+            )
+            high = rise + _reach(error, text.text.samples)
+            return _figures(text.dropped), _figures(text.healed) | {HIGH: high}
+    for embedded in healing.embeddings:
+        if embedded.role == "calibration":
+            low = embedded.healed - _reach(embedded.healed_std_error, embedded.text.samples)
+            return {"cosine": embedded.dropped}, {"cosine": embedded.healed, LOW: low}
+    raise HealingError(
+        "There is no held-out text to measure a healed cut on.", "Give a longer --calibration."
+    )
+
+
+def _reach(error: float | None, samples: int) -> float:
+    """Half of the 95 % interval of a mean over samples, by Student's t."""
+    if error is None or not math.isfinite(error):
+        return 0.0
+    return error * float(stats.t.ppf(0.975, samples - 1))
 
 
 def _figures(damage: AnswerDamage) -> dict[str, float]:

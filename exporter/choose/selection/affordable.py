@@ -12,7 +12,6 @@ from exporter.choose.selection.refusals import groups_of, refuse_counts
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.heal.automatic import operations_per_second
-from exporter.models.ablation.meter import predicts_tokens
 from exporter.progress import QUIET, Progress
 
 SEARCH_S = 150.0
@@ -74,7 +73,7 @@ def affordable(
     options = sum(len(options_for(group, layers, protected)) for group in groups)
     runs = search_runs(options, sum(counts.values()) or USUAL_DROPS, search.shortlist)
     tokens = affordable_tokens(model.num_parameters(), runs, operations_per_second())
-    if not counts or (tokens and predicts_tokens(model)):
+    if not counts or tokens:
         tokens = tokens or FEWEST_TOKENS
         tokens = min(tokens, search.tokens)
         progress.say(f"plan: chosen by measured damage, on up to {tokens:,} tokens")

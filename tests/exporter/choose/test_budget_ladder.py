@@ -65,9 +65,12 @@ def test_a_larger_cut_is_not_taken_for_cheaper() -> None:
         (Floors(None, 0.8), 0.25),
         (Floors(0.02, 0.9), 0.5),
         (Floors(1.0, 0.96), 1.25),
+        (Floors(embedding_cosine=0.98), 0.75),
     ],
 )
 def test_a_cut_uses_up_a_share_of_the_limits(floors: Floors, share: float) -> None:
     rise = 0.5 * Floors(0.02).log_perplexity_increase
-    assert floors.used_up(rise, 0.95) == pytest.approx(share)
-    assert floors.used_up(0.0, 1.0) == 0.0
+    figures = {"log_perplexity_increase": rise, "top1_agreement": 0.95, "cosine": 0.985}
+    assert floors.used_up(figures) == pytest.approx(share)
+    whole = {"log_perplexity_increase": -0.01, "top1_agreement": 1.0, "cosine": 1.0}
+    assert floors.used_up(whole) == 0.0
