@@ -20,7 +20,7 @@ from exporter.pipeline.request import ExportRequest
 _QUICK = {
     "calibration": ("pydoc",),
     "samples": 12,
-    "search_tokens": 1024,
+    "search_tokens": 512,
     "time_budget": 10.0,
     "eval_tokens": 2048,
     "agreement_prompts": 2,

@@ -117,7 +117,7 @@ def refuse_all(
     lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
     raise UnmetGoalError(
         f"{lead}: without {dropped}, {outcome_words(least, floors)}.",
-        f"{reach}{_allowing(least, floors)}more --time for a training or more text may recover more.",
+        f"{reach}{_allowing(least, floors)}more --time or more text may recover more.",
         code="goals-beyond-limits" if goals else "nothing-within-limits",
     )
 
