@@ -11,6 +11,7 @@ import pytest
 from tiny_families import skipped, tiny_loaded, tiny_tokenizer
 
 from exporter.artifacts import ImportanceReport
+from exporter.artifacts.ledger import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
@@ -18,7 +19,7 @@ from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.text import parted
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.evaluation import tokenize_passages
-from exporter.errors import PlanError, ScoringError
+from exporter.errors import PlanError, ScoringError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.embeddings import EmbeddingMeter
@@ -56,7 +57,7 @@ def planner(loaded: Any, report: ImportanceReport, tmp_path: Path) -> Any:
     def made(budget: Budget, search: Any, **more: Any) -> Planner:
         chosen = SearchOptions(search=search, seconds=20.0, **more.pop("options", {}))
         settings = PlanSettings(chosen, **more)
-        return Planner(report, lambda: loaded, budget, settings, work=Workplace(tmp_path))
+        return Planner(report, lambda: loaded, budget, settings, work=Workplace(tmp_path / FOLDER))
 
     return made
 
@@ -197,3 +198,14 @@ def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path)
     meter = EmbeddingMeter(minilm.model, ids, mask, batch_size=8)
     cut = dict.fromkeys(_names(plan), NOTHING)
     assert round(meter.measure(cut).cosine, 2) >= 0.9
+
+
+def test_a_healed_encoder_is_held_by_its_embeddings(planner: Any) -> None:
+    heal = HealOptions(kind="auto", samples=20, sequence_length=40, tokens=2000)
+    found = planner(Budget(floors=Floors(0.02, embedding_cosine=0.5)), "greedy", heal=heal).plan()
+    (tried, *_) = found.plan.tried
+    assert tried.holds
+    assert 0.5 <= tried.healed["cosine_low"] <= tried.healed["cosine"]
+    assert found.plan.predicted["cosine"] == found.plan.tried[-1].healed["cosine"]
+    with raises(UnmetGoalError, "nothing-within-limits", "--min-embedding-cosine"):
+        planner(Budget(floors=Floors(embedding_cosine=0.999999)), "greedy", heal=heal).plan()
