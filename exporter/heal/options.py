@@ -124,8 +124,7 @@ class HealOptions(Options):
     )
     time_s: Duration | None = option(
         None,
-        "Maximum training time, of all trainings together; the learning rate decays to zero by "
-        "then.",
+        "Maximum training time; the learning rate decays to zero by then.",
         "--time",
         usual="no limit",
         section=HEALING,
