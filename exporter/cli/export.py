@@ -90,10 +90,9 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Without a number, a goal or a plan, the
-    largest cut is taken whose perplexity after healing is at most 2 % higher (of an encoder: whose
-    embeddings keep a mean cosine of 0.98). The output folder then holds importance.json, plan.json,
-    baseline/, candidate/, prune.json and the report; exporter/docs/exporting.md lists what options
-    add. Stages of an earlier run that are still valid are reused.
+    largest cut is taken that costs at most 2 % perplexity after healing (encoders: 0.98 mean cosine
+    of the embeddings). The output folder holds the plan, both models and the report; what options
+    add: exporter/docs/exporting.md. Stages of an earlier run that are still valid are reused.
     """
     from exporter.pipeline.road import export_model, write_models
 
