@@ -91,8 +91,8 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Without a number, a goal or a plan, the
     largest cut is taken that costs at most 2 % perplexity after healing (encoders: 0.98 mean cosine
-    of the embeddings). The output folder holds the plan, both models and the report; what options
-    add: exporter/docs/exporting.md. Stages of an earlier run that are still valid are reused.
+    of the embeddings). The output folder holds the plan, both models and the report
+    (exporter/docs/exporting.md). Valid stages of an earlier run are reused.
     """
     from exporter.pipeline.road import export_model, write_models
 

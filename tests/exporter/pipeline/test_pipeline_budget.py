@@ -13,7 +13,7 @@ from exporter.artifacts import HealingReport, PruneReport, PruningPlan, Speedup
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.selection.search_options import SearchOptions
-from exporter.errors import OptionError, PlanError, UsageError
+from exporter.errors import OptionError, PlanError, UnmetGoalError, UsageError
 from exporter.heal.options import HealOptions
 from exporter.pipeline.request import DropRequest
 from tests.raising import raises
@@ -96,3 +96,31 @@ def test_one_way_of_saying_what_to_drop() -> None:
     with raises(OptionError) as refused:
         DropRequest(Budget(attention=1), Path("plan.json"))
     assert refused.value.keys == ("plan",)
+
+
+def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    heal = HealOptions(kind="fold", samples=12, sequence_length=16)
+    asked = _request(
+        checkpoint, out, drops=DropRequest(Budget(floors=Floors(0.5))), heal=heal,
+        search=SearchOptions(search="auto"),
+    )  # fmt: skip
+    report, _ = _walk(asked)
+    plan = PruningPlan.read(out / "plan.json")
+    assert plan.tried[-1].holds
+    assert plan.changed_weights > 0
+    assert report.healing == HealingReport.read(out / "plan.report.json").healing
+    assert all(check.passed for check in report.parity)
+    assert PruneReport.read(out / "prune.json").verification.passed is True
+    _, heard = _walk(asked)
+    assert set(heard.reused) >= {"score", "export", "plan", "prune", "measure"}
+    before = (out / "plan.json").read_bytes()
+    never = replace(asked, drops=DropRequest(Budget(floors=Floors(None, 0.999999))))
+    with raises(UnmetGoalError, "nothing-within-limits"):
+        _walk(never)
+    assert (out / "plan.json").read_bytes() == before
+    with raises(UnmetGoalError, "nothing-within-limits"):
+        _walk(replace(never, out=tmp_path / "other"))
+    assert {path.name for path in (tmp_path / "other").iterdir()} == {".depthcut"}
