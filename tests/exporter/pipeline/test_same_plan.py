@@ -84,6 +84,8 @@ class Road:
         call = [str(self.model), "-o", str(self.out), "--no-measure", *SCORED]
         try:
             request = export.read([*call, *asked]).request
+            if request.search.search == "auto":  # numbers alone go by scores in a plan
+                request = replace(request, search=replace(request.search, search=None))
             by_itself = request.heal is not None and request.heal.kind == "auto"
             usual = None if request.drops.budget.only_counts else HealOptions(kind="best")
             return replace(request, heal=usual) if by_itself else request
