@@ -19,8 +19,8 @@ from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.ladder import Rung
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import HealingError
-from exporter.heal.automatic import USUAL_TIME_S, settled
-from exporter.heal.healed import heal
+from exporter.heal.automatic import USUAL_TIME_S, settled, without_training
+from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_REPORT, write_healed_plan
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
@@ -37,6 +37,7 @@ JUDGED = 16
 """Samples of each text that judge, beside those that a healing holds out anyway."""
 HIGH, LOW = "log_perplexity_increase_high", "cosine_low"
 _PLAN = "plan.json"
+_GAINED_NOTHING = ("folding-gained-nothing", "distillation-gained-nothing")
 _USUAL_TEXTS = ((SELF,), (PYDOC,))
 
 
@@ -170,15 +171,13 @@ class TrialRuns:
         options = replace(self._options, time_s=self._time_s())
         if self.first.trains:
             options = replace(options, tokens=self.first.tokens)
-        healed = heal(
-            self._loaded,
-            plan,
-            options,
-            made_from=plan.made_from,
-            work=self._work / "healing",
-            texts=self.texts,
-            progress=self._progress,
-        )
+        try:
+            healed = self._heal(plan, options)
+        except HealingError as error:
+            if error.code not in _GAINED_NOTHING:
+                raise
+            self._progress.say(f"heal: {error.message} Replacements are fitted to this cut.")
+            healed = self._heal(plan, replace(without_training(options), kind="best"))
         folder = self._folder(plan)
         folder.mkdir(parents=True, exist_ok=True)
         write_healed_plan(
@@ -193,6 +192,17 @@ class TrialRuns:
         self._store.keep(self._name(plan), folder.name, files=files)
         remove_tree(self._work / "healing")
         return self._read(folder)
+
+    def _heal(self, plan: PruningPlan, options: HealOptions) -> Healed:
+        return heal(
+            self._loaded,
+            plan,
+            options,
+            made_from=plan.made_from,
+            work=self._work / "healing",
+            texts=self.texts,
+            progress=self._progress,
+        )
 
     def _found(self, plan: PruningPlan) -> HealedCut | None:
         folder = self._folder(plan)
