@@ -117,7 +117,7 @@ def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
     _, heard = _walk(asked)
     assert set(heard.reused) >= {"score", "export", "plan", "prune", "measure"}
     before = (out / "plan.json").read_bytes()
-    never = replace(asked, drops=DropRequest(Budget(floors=Floors(None, 0.999999))))
+    never = replace(asked, drops=DropRequest(Budget(floors=Floors(1e-12, 0.999999))))
     with raises(UnmetGoalError, "nothing-within-limits"):
         _walk(never)
     assert (out / "plan.json").read_bytes() == before
