@@ -103,7 +103,7 @@ class Training(Record):
     ``loss`` is the mean KL divergence of ``answers`` in nats, or for a model that predicts no next
     token 1 minus the mean cosine of ``embeddings``; earlier versions took the relative squared
     error of hidden ``states``. The first check is that of the
-    unhealed cut, a second one before the training that of folded weights; the state with the least
+    unhealed cut, a second one before the training that of what was fitted; the state with the least
     held-out loss was kept. ``stopped_on`` is the held-out text.
     """
 
@@ -118,10 +118,10 @@ class Training(Record):
     checks: list[TrainingCheck]
 
     @property
-    def folded_loss(self) -> float | None:
-        """The held-out loss of the folded weights that it began with; None where it had none."""
-        bare, *folded = [check.held_out_loss for check in self.checks if not check.tokens]
-        return folded[0] if folded and folded[0] < bare else None
+    def fitted_loss(self) -> float | None:
+        """The held-out loss of the fold or replacements that it began with; None without any."""
+        bare, *fitted = [check.held_out_loss for check in self.checks if not check.tokens]
+        return fitted[0] if fitted and fitted[0] < bare else None
 
 
 class Healing(Record):

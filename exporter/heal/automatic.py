@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.heal.distill.memory import needed_by
-from exporter.heal.options import HealOptions
+from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.loading.model_source import LoadedModel
 from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
@@ -66,8 +66,8 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
 def without_training(options: HealOptions) -> HealOptions:
     """The options with kept weights folded in place of a training."""
     usual = HealOptions()
-    trained = ("tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight", "rank")
-    return replace(options, kind="fold", **{name: getattr(usual, name) for name in trained})
+    kept = {name: getattr(usual, name) for name in (*TRAINED, "rank")}
+    return replace(options, kind="fold", **kept)
 
 
 def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: float) -> str | None:

@@ -33,8 +33,15 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
     )
 
 
-_USUAL = {"train": "adapters", "tokens": 200_000, "step_tokens": 512, "states_weight": 0.0}
+_USUAL = {
+    "train": "adapters", "tokens": 200_000, "step_tokens": 512, "states_weight": 0.0,
+    "replacements": "none",
+}  # fmt: skip
 """Defaults other than None."""
+TRAINED = (
+    "tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight", "replacements",
+)  # fmt: skip
+"""The options of a training alone."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class HealOptions(Options):
         learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights, twice as much for
             models without next tokens.
         step_tokens: Tokens of a step; few make many steps.
+        replacements: What takes the branches' places and is trained with the kept weights.
         states_weight: Of the hidden states' relative squared error, beside that of the answers.
     """
 
@@ -151,10 +159,15 @@ class HealOptions(Options):
         section=HEALING,
         config_only=True,
     )
+    replacements: Literal["none", "bias", "linear"] = option(
+        "none",
+        "What takes the dropped branches' places in a training, is fitted before it and trained "
+        "in it.",
+        section=HEALING,
+        config_only=True,
+    )
     rules = (
-        *_only_for(
-            "distill", "tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight"
-        ),
+        *_only_for("distill", *TRAINED),
         Rule(
             ("sequential", "kind"),
             lambda told: told.kind == "distill" and told.sequential,
@@ -218,5 +231,5 @@ class HealOptions(Options):
 
     @property
     def changes_weights(self) -> bool:
-        """Whether the kept weights change, and nothing takes the branches' places."""
+        """Whether the kept weights change."""
         return self.kind == "fold" or self.trains

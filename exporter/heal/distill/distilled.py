@@ -15,12 +15,14 @@ from exporter.heal.distill.memory import told_memory
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.training import Trainer
 from exporter.heal.distill.workers import Workers
+from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.fold.folded import folded_values
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.changed_weights import OwnValue
 from exporter.models.texts.calibration import DEFAULT_TOKENS
 from exporter.models.texts.mixtures import joined
+from graph_passes.types import SublayerRef
 
 
 @contextlib.contextmanager
@@ -42,8 +44,9 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     """
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves
-    cut: BranchReplacements = dict.fromkeys(fitting.names, NOTHING)
-    begun = _folded(fitting) if options.train == "adapters" else []
+    cut, fits = _replaced(fitting)
+    folds = options.train == "adapters" and options.replacements == "none"
+    begun = _folded(fitting) if folds else []
     model: Any = loaded.model
     own = model.device
     with contextlib.ExitStack() as stack:
@@ -65,11 +68,19 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
         yield Made(
             judging,
             student.branch_replacements(),
+            fits,
             weights=student.changes(),
             deciding=stopping,
             training=training,
             within=student.healed,
         )
+
+
+def _replaced(fitting: Fitting) -> tuple[BranchReplacements, Mapping[SublayerRef, Fit]]:
+    """What takes the branches' places, and is trained too; nothing, unless it is asked for."""
+    if fitting.options.replacements == "none":
+        return dict.fromkeys(fitting.names, NOTHING), {}
+    return fitting.alike(fitting.options.replacements)
 
 
 def _folded(fitting: Fitting) -> list[OwnValue]:

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import Train
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import HealingError
-from exporter.models.ablation.branch_replacements import BranchReplacement, BranchReplacements
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    BranchReplacements,
+)
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.ablation.streams import CutBranches
 from exporter.models.anatomy.architectures import layer_modules, sublayers_of
@@ -80,6 +84,7 @@ class Student:
         _refuse_narrow(model, train)
         self.model = model
         self.cut = {name: _trainable(each) for name, each in cut.items()}
+        self._answers_with: BranchReplacements = self.cut
         self._own: list[OwnValue] = []
         self._folded = list(folded)
         self._adapters: dict[str, Any] = {}
@@ -139,18 +144,20 @@ class Student:
             self._switch_adapters(on=False)
 
     @property
-    def is_folded(self) -> bool:
-        """Whether the student begins with folded weights."""
-        return bool(self._folded)
+    def is_fitted(self) -> bool:
+        """Whether the student begins with folded weights, or with fitted replacements."""
+        replaced = (each.bias is not None or each.maps for each in self.cut.values())
+        return bool(self._folded) or any(replaced)
 
     @contextlib.contextmanager
     def bare(self) -> Iterator[None]:
-        """The student without folded weights while the block runs."""
+        """The student without folded weights and replacements while the block runs."""
         folded, self._folded = self._folded, []
+        self._answers_with = dict.fromkeys(self.cut, NOTHING)
         try:
             yield
         finally:
-            self._folded = folded
+            self._folded, self._answers_with = folded, self.cut
 
     def unfold(self) -> None:
         """Lets the student begin with the model's own weights."""
@@ -165,7 +172,7 @@ class Student:
 
     def answer(self, inputs: dict[str, torch.Tensor], *, states: bool = False) -> Answer:
         """What the cut answers, with gradients; within :meth:`healed` the healed one."""
-        with self._branches.cut(self.cut):
+        with self._branches.cut(self._answers_with):
             return self._run(inputs, states)
 
     def changes(self) -> dict[str, ChangedWeight]:

@@ -38,6 +38,8 @@ _CHECKS = 10
 _PATIENCE = 3
 _LEAST_GAIN = 0.002
 """Of the held-out loss; checks in a row that gain less end the training."""
+_HALF = 0.5
+"""Before that no training ends for want of a gain: most comes when the learning rate falls."""
 _LONGEST_GRADIENT = 1.0
 _SAVE_EVERY_S = 60.0
 _SHARE_FOR_SAVING = 0.05
@@ -144,12 +146,12 @@ class Trainer:
         return times * LEARNING_RATES[self._options.train]
 
     def _begin(self) -> None:
-        """Checks the bare cut and the folded weights, and drops the fold if it gains nothing."""
+        """Checks the bare cut and what was fitted, and drops a fold that gains nothing."""
         checks = self._state.checks
         if not checks:
             with self._student.bare():
                 self._check(0.0)
-            if self._student.is_folded:
+            if self._student.is_fitted:
                 self._check(0.0)
         if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
             self._student.unfold()
@@ -169,7 +171,7 @@ class Trainer:
             self._state.seconds += time.monotonic() - began
         if done >= 1:
             return "tokens" if self._state.steps >= self._total_steps else "time"
-        if self._state.idle:
+        if done >= _HALF and self._state.idle:
             return "no_gain"
         self._save_sometimes()
         return None
@@ -233,7 +235,7 @@ class Trainer:
     def _words(self, tokens: int, seconds: float, held_out: float) -> str:
         first = self._state.checks[0].held_out_loss
         if not tokens:
-            state = "with folded weights" if len(self._state.checks) > 1 else "of the bare cut"
+            state = "of what was fitted" if len(self._state.checks) > 1 else "of the bare cut"
             return f"heal: {self._seen(held_out)} {state}, before the training"
         left = seconds * (1 / max(1e-9, self._done) - 1)
         return (

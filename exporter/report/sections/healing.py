@@ -151,13 +151,13 @@ def training_words(healing: Healing, training: Training) -> str:
 
 
 def _beginning(training: Training) -> str:
-    folded = training.folded_loss
-    if folded is None:
+    fitted = training.fitted_loss
+    if fitted is None:
         return ""
     bare = training.checks[0].held_out_loss
     return (
-        f", beginning with weights folded by least squares (loss on held-out text {bare:.3g} "
-        f"before, {folded:.3g} folded)"
+        f", beginning with what was fitted by least squares (loss on held-out text {bare:.3g} "
+        f"before, {fitted:.3g} fitted)"
     )
 
 
@@ -174,16 +174,20 @@ _ENDS = {
 }
 
 
+_UNTRAINED = ("the bare cut", "as fitted")
+"""What the checks before a training are of."""
+
+
 def _training_grid(training: Training) -> Grid:
     """The loss on held-out text as the training went on."""
     rows = [
         [
             f"{check.tokens:,}",
             f"{check.seconds / 60:.1f}",
-            "" if not check.tokens else significant(check.training_loss, 3),
+            significant(check.training_loss, 3) if check.tokens else _UNTRAINED[place],
             significant(check.held_out_loss, 3),
         ]
-        for check in training.checks
+        for place, check in enumerate(training.checks)
     ]
     header = ["tokens", "minutes", "loss in training", "loss on held-out text"]
     return Grid("How the training went", header, rows, right=(0, 1, 2, 3))

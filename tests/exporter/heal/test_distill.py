@@ -211,7 +211,7 @@ def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_not
         bare, folded, *trained = made.training.checks
         assert (bare.tokens, folded.tokens) == (0, 0)
         assert folded.held_out_loss < bare.held_out_loss
-        assert made.training.folded_loss == folded.held_out_loss
+        assert made.training.fitted_loss == folded.held_out_loss
         assert folded.held_out_loss <= min(check.held_out_loss for check in trained)
         assert made.weights
         assert {len(each.numbers) for each in made.weights.values()} == {1}
@@ -246,7 +246,7 @@ def test_a_model_that_can_not_be_folded_is_trained_all_the_same(
     with distilled(fitting(tiny_loaded("llama"))) as made:
         assert made.training is not None
         assert [check.tokens > 0 for check in made.training.checks[:2]] == [False, True]
-        assert made.training.folded_loss is None
+        assert made.training.fitted_loss is None
 
 
 def test_folded_weights_that_do_harm_are_not_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_folded_weights_that_do_harm_are_not_begun_with(monkeypatch: pytest.Monk
         assert made.training is not None
         bare, folded, *trained = made.training.checks
         assert folded.held_out_loss > bare.held_out_loss
-        assert made.training.folded_loss is None
+        assert made.training.fitted_loss is None
         assert min(check.held_out_loss for check in trained) < bare.held_out_loss
         products = [each for name, each in made.weights.items() if "proj" in name]
         assert products
@@ -286,6 +286,13 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_state(
         assert made.training.stopped_by == "diverged"
         losses = [check.held_out_loss for check in made.training.checks]
         assert min(losses) < losses[0]
+
+
+def test_a_training_that_gains_nothing_ends_early_but_not_while_the_rate_is_high() -> None:
+    with distilled(fitting(tiny_loaded("llama"), tokens=64 * 400, learning_rate=1e-7)) as made:
+        assert made.training is not None
+        assert made.training.stopped_by == "no_gain"
+        assert 0.5 <= made.training.tokens / (64 * 400) < 0.95
 
 
 def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +326,33 @@ def test_quantised_weights_are_no_student() -> None:
     loaded.model.is_quantized = True
     with raises(HealingError, "quantized-student"):
         student_of(loaded)
+
+
+@pytest.mark.parametrize("kind", ["bias", "linear"])
+def test_replacements_are_fitted_trained_and_written(kind: Any, tmp_path: Path) -> None:
+    loaded = tiny_loaded("llama")
+    asked = fitting(loaded, replacements=kind, learning_rate=1e-3)
+    before = asked.alike(kind)[0]
+    with distilled(asked) as made:
+        assert made.training is not None
+        bare, fitted, *trained = (check.held_out_loss for check in made.training.checks)
+        assert min(trained) < fitted < bare
+        assert made.within is not None
+        with made.within(), branches_replaced(loaded.model, made.branch_replacements):
+            wanted = answer(loaded.model)
+        deletions = planned(("attention", 1, kind), ("mlp", 2, kind))
+        write_healed_plan(
+            tmp_path / "plan.json", PruningPlan(deletions=deletions), made.branch_replacements,
+            weights=made.weights,
+        )  # fmt: skip
+    for name, each in made.branch_replacements.items():
+        assert each.bias is not None
+        assert bool(each.maps) == (kind == "linear")
+        assert not torch.equal(each.bias, before[name].bias)
+    read = LoadedPlan.read(tmp_path / "plan.json")
+    change_weights(loaded.model, read.changed_weights)
+    with branches_replaced(loaded.model, made.branch_replacements):
+        assert torch.allclose(answer(loaded.model), wanted, atol=2e-5)
 
 
 def test_maps_in_the_branches_places_are_trained_too() -> None:
