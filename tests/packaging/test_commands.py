@@ -119,8 +119,6 @@ def test_the_commands_run_one_after_the_other(
         for words in calls(page.read_text(encoding="utf-8")):
             named = [str(model) if word in ("MODEL", "$MODEL") else word for word in words]
             code = answer(named, there / "quick.yaml")
-            # What is faster and better is not for a random model to show.
-            assert code in ((0, 1, 3) if words[0] == "check" else (0,)), (
-                words,
-                capsys.readouterr(),
-            )
+            # A random model need not be faster, or have anything worth cutting.
+            answers = {"check": (0, 1, 3), "export": (0, 1)}.get(words[0], (0,))
+            assert code in answers, (words, capsys.readouterr())
