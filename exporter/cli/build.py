@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from exporter.cli.command import command
@@ -56,7 +58,6 @@ class BuildCall(Options):
 def build(call: BuildCall, progress: ConsoleProgress) -> None:
     """Build an engine from MODEL, an ONNX file or a folder with one, with a record next to it."""
     from exporter.engines.build.build import build_engines
-    from exporter.engines.usage.folder import write_built_use
 
     built = build_engines(
         call.model,
@@ -68,17 +69,27 @@ def build(call: BuildCall, progress: ConsoleProgress) -> None:
         backend=call.library.engine,
         settings=call.settings,
         timing_cache=call.timing_cache,
+        beside=partial(_use, call),
         progress=progress,
     )
-    paths = [path for path, _ in built]
-    if paths[0].parent == call.output:  # a folder was named
-        phases = {profile.phase for _, record in built for profile in record.profiles}
-        write_built_use(call.model, paths, generates="decode" in phases)
     if progress.as_json:
         echo_json(_json([record for _, record in built], call.split or call.builds > 1))
         return
     for path, record in built:
         echo(_line(record), path)
+
+
+def _use(
+    call: BuildCall, built: list[tuple[Path, EngineRecord]], stage: Path
+) -> list[tuple[Path, Path]]:
+    """How the engines are run, where a folder was named for them."""
+    from exporter.engines.usage.folder import write_built_use
+
+    paths = [path for path, _ in built]
+    if paths[0].parent != call.output:
+        return []
+    phases = {profile.phase for _, record in built for profile in record.profiles}
+    return write_built_use(call.model, paths, stage, generates="decode" in phases)
 
 
 def _json(records: list[EngineRecord], several: bool) -> str:

@@ -7,10 +7,10 @@ import itertools
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ class Marks:
         return path.with_name("-".join(parts) + path.suffix)
 
 
+Beside = Callable[[list[tuple[Path, EngineRecord]], Path], list[tuple[Path, Path]]]
+"""From engines with their records, and a folder to write in, to files there and their places."""
+
+
+def _nothing_beside(*_: Any) -> list[tuple[Path, Path]]:
+    return []
+
+
 def build_engines(
     onnx: Path,
     target: Path,
@@ -63,6 +71,7 @@ def build_engines(
     backend: Backend = "tensorrt-rtx",
     settings: BuildSettings = _DEFAULT,
     timing_cache: Path | None = None,
+    beside: Beside = _nothing_beside,
     progress: Progress = QUIET,
 ) -> list[tuple[Path, EngineRecord]]:
     """Builds one engine with a profile for each phase, or an engine for each.
@@ -83,6 +92,7 @@ def build_engines(
         backend: Which library builds.
         settings: How.
         timing_cache: TensorRT's timing cache: read if it is there, written afterwards.
+        beside: Makes further files, which appear with the last engine.
         progress: Where progress is shown.
 
     Returns:
@@ -104,13 +114,26 @@ def build_engines(
         inputs = graph.source.inputs
         groups = [list(profiles)] if profiles else _groups(inputs, phases, ranges, split=split)
         whole = len(groups[0]) == len(phases_of(inputs))
-        for group, number in itertools.product(groups, numbers):
+        wanted = list(itertools.product(groups, numbers))
+        for group, number in wanted:
             if done:
                 jobs.close()
                 job = jobs.enter_context(graph.job())
             tells = split or (_is_folder(target) and not whole)
-            done.append(graph.build(job, target, group, _marks(group if tells else (), number)))
+            last = len(done) + 1 == len(wanted)
+            more = partial(_with_earlier, beside, list(done)) if last else _nothing_beside
+            marks = _marks(group if tells else (), number)
+            done.append(graph.build(job, target, group, marks, more))
     return done
+
+
+def _with_earlier(
+    beside: Beside,
+    earlier: list[tuple[Path, EngineRecord]],
+    built: list[tuple[Path, EngineRecord]],
+    folder: Path,
+) -> list[tuple[Path, Path]]:
+    return beside([*earlier, *built], folder)
 
 
 def _marks(told: Sequence[Profile], number: str) -> Marks:
@@ -140,7 +163,12 @@ class _BuiltGraph:
         return EngineJob(self.library, {"job": "build", "onnx": str(self.onnx.absolute())})
 
     def build(
-        self, job: EngineJob, target: Path, profiles: Sequence[Profile], marks: Marks
+        self,
+        job: EngineJob,
+        target: Path,
+        profiles: Sequence[Profile],
+        marks: Marks,
+        beside: Beside,
     ) -> tuple[Path, EngineRecord]:
         """One engine, by a process that has begun."""
         in_folder = _is_folder(target)
@@ -173,7 +201,8 @@ class _BuiltGraph:
             sidecar = record.write(stage / "engine.json")
             if self.timing_cache is not None:  # first: a cache without an engine does no harm
                 _keep_cache(stage / _NEW_CACHE, self.timing_cache)
-            staged.place([(sidecar, sidecar_path(path)), (built, path)])
+            more = beside([(path, record)], stage)
+            staged.place([*more, (sidecar, sidecar_path(path)), (built, path)])
         return path, record
 
     def _result(self, job: EngineJob, built: Path, profiles: Sequence[Profile]) -> dict[str, Any]:

@@ -104,26 +104,30 @@ def use_text(name: str, uses: FolderUses) -> str:
     return "\n\n".join([title, told, *sections]) + "\n"
 
 
-def write_built_use(graph: Path, engines: Sequence[Path], *, generates: bool) -> Path | None:
+def write_built_use(
+    graph: Path, engines: Sequence[Path], stage: Path, *, generates: bool
+) -> list[tuple[Path, Path]]:
     """Writes how engines in a folder are run, for those that were just built of a graph.
 
     Args:
         graph: The ONNX file; its tokenizer lies beside it.
         engines: All in one folder.
+        stage: Where the file is written.
         generates: Whether they can.
 
     Returns:
-        The file; None where their names could not stand in a shell's line.
+        The file and its place; nothing where their names could not stand in a shell's line.
     """
     folder, file = engines[0].parent, engines[0].name if len(engines) == 1 else ""
     home = os.path.relpath(graph.parent, folder)
     if not _IN_QUOTES.fullmatch(home + file):
-        return None
+        return []
     speaks = generates and (graph.parent / TOKENIZER).is_file()
     place = use_place(folder, file or folder.resolve().name)
     uses = engine_uses(home if speaks else None, file=file)
-    write_text(place, use_text(file or folder.resolve().name, uses))
-    return place
+    written = stage / USE_FILE
+    write_text(written, use_text(file or folder.resolve().name, uses))
+    return [(written, place)]
 
 
 def write_graph_use(graph: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_plan_tells_the_cosine_and_the_texts(
 
 def test_what_is_kept_of_the_embeddings_is_found_again(planner: Any, tmp_path: Path) -> None:
     first = planner(Budget(attention=1), "greedy").plan().plan
-    assert '"cosines"' in (tmp_path / "damages.jsonl").read_text()
+    assert '"cosines"' in (tmp_path / FOLDER / "damages.jsonl").read_text()
     again = planner(Budget(attention=1), "greedy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.models.ablation.embeddings.EmbeddingReference.damage", _not_again)

@@ -212,17 +212,20 @@ def test_engines_in_a_folder_have_a_line_with_their_tokenizer_s_place(
     engines = [folder / f"{number}.engine" for number in range(count)]
     for engine in engines:
         engine.touch()
-    path = write_built_use(cut / "model.onnx", engines, generates=True)
+    stage = folder / "stage"
+    stage.mkdir()
+    ((written, path),) = write_built_use(cut / "model.onnx", engines, stage, generates=True)
     assert path == folder / "USE.md"
-    line = lines_of(path.read_text())["Engines"].splitlines()[1]
+    assert written.parent == stage
+    line = lines_of(written.read_text())["Engines"].splitlines()[1]
     assert ("0.engine" in line) is (count == 1)
     assert "../cut" in line
     assert_commands(line.replace("$FOLDER", str(folder)), folder, capsys)
-    encoder = write_built_use(cut / "model.onnx", engines, generates=False)
+    ((written, encoder),) = write_built_use(cut / "model.onnx", engines, stage, generates=False)
     assert encoder == path
-    compile(lines_of(path.read_text())["Engines"], "USE.md", "exec")
+    compile(lines_of(written.read_text())["Engines"], "USE.md", "exec")
     odd = folder / 'a"$(id).engine'
-    assert write_built_use(cut / "model.onnx", [odd], generates=True) is None
+    assert write_built_use(cut / "model.onnx", [odd], stage, generates=True) == []
 
 
 def assert_commands(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -334,15 +334,15 @@ def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_pat
 
 def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
     from exporter.compare.options import QualityOptions
-    from exporter.pipeline.keys import _task_hashes
+    from exporter.pipeline.keys import _question_hashes
 
     quality = QualityOptions(tasks=("a",), task_data=tmp_path)
     (tmp_path / "a.jsonl").write_text("{}")
-    before = _task_hashes(quality)
-    assert _task_hashes(quality) == before
+    before = _question_hashes(quality)
+    assert _question_hashes(quality) == before
     (tmp_path / "a.jsonl").write_text("{ }")
-    assert _task_hashes(quality) != before
-    assert _task_hashes(QualityOptions(tasks=("a",))) == []
+    assert _question_hashes(quality) != before
+    assert _question_hashes(QualityOptions(tasks=("a",))) == []
 
 
 def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
