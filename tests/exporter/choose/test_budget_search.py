@@ -154,7 +154,7 @@ def test_no_plan_names_a_sublayer_twice_or_everything() -> None:
     candidate = search.solve([], unit)
     names = [name for option in candidate.options for name in option.names]
     assert len(names) == len(set(names)) == len(NAMES) - 1
-    for step in search.path(unit):
+    for step, _ in search.path(unit, lambda _: False):
         names = [name for option in step.options for name in option.names]
         assert len(names) == len(set(names)) < len(NAMES)
 
@@ -246,7 +246,7 @@ def test_a_front_of_nothing_but_ruins_says_what_the_smallest_cut_costs() -> None
     level = MadeUnit({(o.names[0], o.replacement): 1.0 for o in options})
     plain = [option for option in options if option.replacement == "none"]
     search = Search(meter, QualityCheck(meter), plain, SearchOptions(shortlist=0))
-    assert search.path(level, enough=3.0) == []
+    assert search.path(level, lambda step: step.damage.kl > 3.0) == []
     with raises(PlanError, "no-front", "attention 0", "4.000"):
         refuse_no_front(search.checker, search.smallest(level))
 
@@ -259,12 +259,14 @@ def test_floors_that_nothing_keeps_leave_nothing() -> None:
 
 def test_the_path_goes_on_to_the_end_or_to_enough() -> None:
     search, meter, *_, unit = _search(7)
-    whole = search.path(unit)
+    whole = [candidate for candidate, _ in search.path(unit, lambda _: False)]
     assert len(whole[-1].choices) == 2 * LAYERS - 1
     costs = [meter.kl(candidate.cut) for candidate in whole]
-    part = search.path(unit, enough=costs[1])
+    part = search.path(unit, lambda step: step.damage.kl > costs[1])
+    assert part
     assert len(part) < len(whole)
-    assert all(meter.kl(candidate.cut) <= costs[1] for candidate in part)
+    assert all(meter.kl(candidate.cut) <= costs[1] for candidate, _ in part)
+    assert [damage.kl for _, damage in part] == pytest.approx(costs[: len(part)], rel=1e-12)
 
 
 def test_an_option_that_is_beaten_in_both_is_never_tried() -> None:
