@@ -43,7 +43,7 @@ NAVIGATION = {
         *("studies", "sweeps", "cluster", "costs"),
     ],
     "Make it run fast": ["forms", "quantising", "engines"],
-    "Judge it": ["comparing", "reports", "gate", "measurements"],
+    "Judge it": ["comparing", "reports", "gate", "measurements", "rivals"],
     "Look it up": [
         *("words", "commands", "files", "fusers", "/graph_passes/docs/architectures"),
         *("/graph_passes/docs/dialects", "/exporter/engines/build/docs/builds"),

@@ -22,8 +22,8 @@ _INTRODUCTION = """\
 
 depthcut beside ShortGPT, SLEB, BlockPruner, Prune&Comp, LinearPatch, ReplaceMe, NBL and the cosine
 of LLM-Drop. Each is made anew from its paper
-([`tests/benchmarks/rivals`](../../tests/benchmarks/rivals), where each says what differs), given
-the same model, the same calibration text ({calibration}) and the same number of sublayers to drop,
+(`tests/benchmarks/rivals`, where each says what differs), given the same
+model, the same calibration text ({calibration}) and the same number of sublayers to drop,
 and measured on text and tasks that none of them has seen.
 
 {setting}
