@@ -28,7 +28,13 @@ from exporter.heal.domains import embedding_warnings, measured_text, warnings_of
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import healed_deletions, kind_of
+from exporter.heal.plan_file import (
+    FOLDER_PLAN,
+    FOLDER_REPORT,
+    healed_deletions,
+    kind_of,
+    write_healed_plan,
+)
 from exporter.heal.texts import HealingTexts, healing_texts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.meter import Within
@@ -55,6 +61,17 @@ class Healed:
     branch_replacements: dict[SublayerRef, BranchReplacement]
     report: HealingReport
     weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Writes the plan, its numbers and the report into a folder of their own."""
+        write_healed_plan(
+            folder / FOLDER_PLAN,
+            self.plan,
+            self.branch_replacements,
+            weights=self.weights,
+            report=self.report,
+            report_path=folder / FOLDER_REPORT,
+        )
 
 
 def heal(

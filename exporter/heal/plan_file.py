@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 FILE_NAME = "replacements.safetensors"
-FOLDER_REPORT = "heal.json"
-"""The report's name where a healed plan has a folder for itself."""
+FOLDER_PLAN, FOLDER_REPORT = "plan.json", "heal.json"
+"""The names of a healed plan and its report where they have a folder for themselves."""
 _REPORT_ROLE = "healing_report"
 
 

@@ -23,7 +23,6 @@ from exporter.files import sha256_file, staged_directory
 from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import (
-    FOLDER_REPORT,
     files_of,
     numbers_of,
     report_of,
@@ -31,7 +30,7 @@ from exporter.heal.plan_file import (
 )
 from exporter.models.changed_weights import refuse_streamed_changes
 from exporter.pipeline.keys import Key, file_hash
-from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
+from exporter.pipeline.run import HEALING, Run, files_below
 from exporter.report.sections.healing import healing_words
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.reading import copy_file
@@ -211,14 +210,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
         progress=run.progress,
     )
     with staged_directory(folder) as stage:
-        write_healed_plan(
-            stage / HEALED_PLAN,
-            healed.plan,
-            healed.branch_replacements,
-            weights=healed.weights,
-            report=healed.report,
-            report_path=stage / FOLDER_REPORT,
-        )
+        healed.write(stage)
     remove_tree(work)
     run.progress.say(f"heal: {healing_words(healed.report.healing)}")
     return files_below(folder), None

@@ -9,7 +9,7 @@ from pathlib import Path
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, library_versions
 from exporter.artifacts.ledger import StageLedger
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.heal.plan_file import report_of
+from exporter.heal.plan_file import FOLDER_PLAN, report_of
 from exporter.models.changed_weights import change_weights
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
@@ -28,7 +28,6 @@ CHECKPOINT = "hf"
 """The stage that writes the pruned Hugging Face checkpoint, and its folder in the candidate's."""
 HEALING = "healing"
 """The stage that heals the plan, and its folder, with the healed plan and its numbers in it."""
-HEALED_PLAN = "plan.json"
 ENGINES = "engines"
 """The stage that builds engines, and its folder, with ``baseline`` and ``candidate`` in it."""
 
@@ -125,7 +124,7 @@ class Run:
         """The plan that is carried out: the healed one, where it was healed in this run."""
         if not self.request.heals_plan:
             return self.chosen_plan
-        return LoadedPlan.read(self.ledger.path(HEALING) / HEALED_PLAN)
+        return LoadedPlan.read(self.ledger.path(HEALING) / FOLDER_PLAN)
 
     @property
     def healing(self) -> Healing | None:

@@ -22,7 +22,7 @@ from exporter.errors import HealingError
 from exporter.heal.automatic import USUAL_TIME_S, settled, without_training
 from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import FOLDER_REPORT, write_healed_plan
+from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.loading.model_source import LoadedModel
@@ -36,7 +36,6 @@ from graph_passes.replacements import array_of
 JUDGED = 16
 """Samples of each text that judge, beside those that a healing holds out anyway."""
 HIGH, LOW = "log_perplexity_increase_high", "cosine_low"
-_PLAN = "plan.json"
 _GAINED_NOTHING = ("folding-gained-nothing", "distillation-gained-nothing")
 _USUAL_TEXTS = ((SELF,), (PYDOC,))
 
@@ -180,14 +179,7 @@ class TrialRuns:
             healed = self._heal(plan, replace(without_training(options), kind="best"))
         folder = self._folder(plan)
         folder.mkdir(parents=True, exist_ok=True)
-        write_healed_plan(
-            folder / _PLAN,
-            healed.plan,
-            healed.branch_replacements,
-            weights=healed.weights,
-            report=healed.report,
-            report_path=folder / FOLDER_REPORT,
-        )
+        healed.write(folder)
         files = [path for path in folder.iterdir() if path.is_file()]
         self._store.keep(self._name(plan), folder.name, files=files)
         remove_tree(self._work / "healing")
@@ -212,7 +204,7 @@ class TrialRuns:
         return self._read(folder)
 
     def _read(self, folder: Path) -> HealedCut:
-        loaded = LoadedPlan.read(folder / _PLAN)
+        loaded = LoadedPlan.read(folder / FOLDER_PLAN)
         report = HealingReport.read(folder / FOLDER_REPORT)
         bare, healed = figures_of(report.healing)
         training = report.healing.training
@@ -228,11 +220,9 @@ class TrialRuns:
 
     @cached_property
     def _store(self) -> Store:
-        options = {name: value for name, value in asdict(self._options).items() if name != "time_s"}
         made_from = {
             **self._loaded.identity(),
-            "options": options,
-            "time_s": self._options.time_s,
+            "options": asdict(self._options),
             "fitting": self.texts.fitting.ids_sha256,
             "held_out": self.texts.held_out.ids_sha256,
         }

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +121,10 @@ def build_engines(
                 job = jobs.enter_context(graph.job())
             tells = split or (_is_folder(target) and not whole)
             last = len(done) + 1 == len(wanted)
-            more = partial(_with_earlier, beside, list(done)) if last else _nothing_beside
             marks = _marks(group if tells else (), number)
-            done.append(graph.build(job, target, group, marks, more))
+            more = beside if last else _nothing_beside
+            done.append(graph.build(job, target, group, marks, more, done))
     return done
-
-
-def _with_earlier(
-    beside: Beside,
-    earlier: list[tuple[Path, EngineRecord]],
-    built: list[tuple[Path, EngineRecord]],
-    folder: Path,
-) -> list[tuple[Path, Path]]:
-    return beside([*earlier, *built], folder)
 
 
 def _marks(told: Sequence[Profile], number: str) -> Marks:
@@ -169,6 +160,7 @@ class _BuiltGraph:
         profiles: Sequence[Profile],
         marks: Marks,
         beside: Beside,
+        earlier: Sequence[tuple[Path, EngineRecord]],
     ) -> tuple[Path, EngineRecord]:
         """One engine, by a process that has begun."""
         in_folder = _is_folder(target)
@@ -201,7 +193,7 @@ class _BuiltGraph:
             sidecar = record.write(stage / "engine.json")
             if self.timing_cache is not None:  # first: a cache without an engine does no harm
                 _keep_cache(stage / _NEW_CACHE, self.timing_cache)
-            more = beside([(path, record)], stage)
+            more = beside([*earlier, (path, record)], stage)
             staged.place([*more, (sidecar, sidecar_path(path)), (built, path)])
         return path, record
 
