@@ -1,0 +1,187 @@
+"""Which calls reach a card when engines run, on the stand-in: phases, modes, memory, copies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.artifacts.latency import Shape
+from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.settings import BuildSettings
+from exporter.engines.decoding.cache_plan import CachePlan
+from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.inputs import make_inputs, random_tokens
+from exporter.engines.packaging.triton import package_triton
+from exporter.engines.runners.base import BoundCall
+from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
+from exporter.errors import PackagingError
+from tests.stand_in.decoders import decoder_engine
+from tests.stand_in.installed import stand_in
+from tests.stand_in.machine import Machine
+from tests.stand_in.trt import Run
+
+STEP = Shape("decode", 2, 1, 8)
+PROMPT = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
+BACKENDS = pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+PLACES = pytest.mark.parametrize("in_place", [True, False])
+
+
+def prepared(runner: Any, shape: Shape) -> BoundCall:
+    call: BoundCall = runner.prepare(make_inputs(runner.inputs, shape, random_tokens(shape, 11)))
+    return call
+
+
+def stepped(decoder: Any, steps: int = 3) -> None:
+    """A prompt and some steps."""
+    token = decoder.prefill(PROMPT).argmax(-1)[:, None]
+    for _ in range(steps):
+        token = decoder.step(token).argmax(-1)[:, None]
+
+
+def mode(run: Run) -> tuple[int, bool, bool]:
+    return run.profile, run.as_graph, run.generic
+
+
+@pytest.mark.xfail(strict=True, reason="the first profile that fits is prefill's")
+@BACKENDS
+def test_a_decode_step_runs_the_decode_profile(backend: str, tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path, backend=backend)
+    with stand_in() as machine, open_engine(engine) as runner:
+        prepared(runner, STEP)()
+        assert machine.runs[-1].profile == 1
+
+
+@pytest.mark.xfail(reason="the mask form reads the whole room")
+def test_a_step_in_place_reads_what_is_filled(tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path)
+    with stand_in() as machine, TensorRtDecoder(find_engines(engine)) as decoder:
+        stepped(decoder)
+        assert machine.runs[-1].cache_bytes == machine.runs[-1].filled_bytes
+
+
+@pytest.mark.xfail(reason="host code is not allowed")
+def test_an_engine_with_host_code_loads_where_its_record_says_so(tmp_path: Path) -> None:
+    settings = BuildSettings(version_compatible=True)
+    engine = decoder_engine(tmp_path, backend="tensorrt", settings=settings, host_code=True)
+    with stand_in(), open_engine(engine):
+        pass
+
+
+@pytest.mark.xfail(strict=True, reason="generate has no graphs, or other kernels")
+@pytest.mark.parametrize(
+    ("backend", "in_place"),
+    [("tensorrt", True), ("tensorrt", False), ("tensorrt-rtx", True), ("tensorrt-rtx", False)],
+)
+def test_what_is_timed_is_what_generate_runs(backend: str, in_place: bool, tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path, backend=backend, in_place=in_place)
+    with stand_in() as machine:
+        with TensorRtDecoder(find_engines(engine)) as decoder:
+            stepped(decoder)
+            generated = mode(machine.runs[-1])
+        with open_engine(engine) as runner:
+            call = prepared(runner, STEP)
+            call()
+            call()
+        assert mode(machine.runs[-1]) == generated
+        assert generated[1] == in_place
+
+
+@pytest.mark.xfail(strict=True, reason="it tells shapes and addresses anew at each step")
+def test_a_step_like_the_one_before_reckons_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: Counter[str] = Counter()
+    for name in ("shapes", "offsets"):
+        real = getattr(CachePlan, name)
+
+        def counted(self: Any, *given: Any, name: str = name, real: Any = real) -> Any:
+            told[name] += 1
+            return real(self, *given)
+
+        monkeypatch.setattr(CachePlan, name, counted)
+    engine = decoder_engine(tmp_path)
+    with stand_in(), TensorRtDecoder(find_engines(engine)) as decoder:
+        stepped(decoder, 2)
+        told.clear()
+        for _ in range(3):
+            decoder.step(np.array([[1], [2]]))
+    assert told == {}
+
+
+@pytest.mark.xfail(strict=True, reason="the trial runs without graphs and specialised kernels")
+@BACKENDS
+def test_the_trial_takes_the_path_that_runs_later(backend: str, tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path, backend=backend)
+    with stand_in() as machine, open_engine(engine):
+        assert (1, True, False) in [mode(run) for run in machine.runs]
+
+
+@pytest.mark.xfail(strict=True, reason="no runtime cache is kept")
+def test_kernels_are_compiled_once_for_an_engine_a_card_and_a_driver(tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path)
+
+    def compiled(machine: Machine) -> int:
+        before = machine.calls["compiled"]
+        with TensorRtDecoder(find_engines(engine)) as decoder:
+            stepped(decoder)
+        return machine.calls["compiled"] - before
+
+    with stand_in() as machine:
+        assert compiled(machine) > 0
+        assert compiled(machine) == 0
+
+
+@pytest.mark.xfail(strict=True, reason="the KV cache goes through the host")
+@PLACES
+def test_greedy_agreement_leaves_the_cache_on_the_device(in_place: bool, tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path, in_place=in_place)
+    with stand_in() as machine, open_engine(engine) as runner, RunnerDecoder(runner) as decoder:
+        stepped(decoder, 1)
+        before = dict(machine.calls)
+        decoder.step(np.array([[1], [2]]))
+        moved = {
+            way: machine.calls[f"bytes {way}"] - before[f"bytes {way}"] for way in ("up", "down")
+        }
+        assert moved == {"up": 2 * 2 * 8, "down": 2 * 11 * 4}  # ids and positions; logits
+
+
+@pytest.mark.xfail(strict=True, reason="the begin event passes before the launch")
+def test_the_gap_before_the_launch_is_not_in_the_time(tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path, backend="tensorrt")
+    times = {}
+    for launch_us in (1.0, 30.0):
+        with stand_in(launch_us=launch_us), open_engine(engine) as runner:
+            call = prepared(runner, STEP)
+            call()
+            assert call.device_ms is not None
+            times[launch_us] = call.device_ms()
+    assert times[30.0] == pytest.approx(times[1.0])
+
+
+@pytest.mark.xfail(strict=True, reason="a difference of free memory")
+def test_memory_is_the_engine_s_own_and_that_of_the_buffers(tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path, weights_bytes=1 << 20)
+    with stand_in() as machine:
+        runner = TensorRtRunner(find_engines(engine))
+        machine.take(1 << 16, "others")
+        real = machine.take
+
+        def others_too(size: int, what: str) -> bool:
+            return real(1000, "others") and real(size, what)
+
+        machine.take = others_too  # type: ignore[method-assign]
+        with runner:
+            own = sum(size for what, size in machine.used.items() if what != "others")
+            assert runner.capabilities.gpu_memory_bytes == own
+
+
+@pytest.mark.xfail(reason="it is packed, and the server gives its caches outputs of their own")
+def test_triton_is_given_no_engine_whose_outputs_lie_in_its_inputs(tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path, backend="tensorrt")
+    with pytest.raises(PackagingError):
+        package_triton(engine, tmp_path / "repository", name="m")

@@ -1,0 +1,37 @@
+"""Tiny decoders as engines of the stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.engines.build.profiles import Ranges, Span
+from graph_passes import save_model
+from graph_passes.fusing.cache_in_place import CacheInPlacePass
+from tests.graph_passes.decoder_graphs import decoder_model
+from tests.stand_in.engine_files import write_engine
+
+ROOM = 32
+RANGES = Ranges(batch=Span(1, 2, 3), prompt=Span(1, 4, 16), context=Span(1, 4, ROOM - 1))
+
+
+def decoder_onnx(folder: Path, *, in_place: bool) -> Path:
+    """A decoder of two layers, its caches growing or in place."""
+    model = decoder_model()
+    if in_place:
+        CacheInPlacePass(ROOM)(model)
+    save_model(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def decoder_engine(
+    folder: Path,
+    *,
+    in_place: bool = True,
+    phases: Sequence[str] = ("prefill", "decode"),
+    **facts: Any,
+) -> Path:
+    """Its engine, with a profile for each phase; see :func:`write_engine`."""
+    onnx = decoder_onnx(folder, in_place=in_place)
+    return write_engine(onnx, folder / "model.engine", phases, RANGES, **facts)

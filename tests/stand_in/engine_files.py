@@ -1,0 +1,132 @@
+"""Engines of the stand-in: files that name the graph which they compute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph_outputs, profile
+from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.sidecar import EngineTensor, sidecar_path
+from exporter.engines.tensors import numpy_dtype
+from exporter.files import sha256_file, sha256_files
+from graph_passes.files.storage import data_files, load_model
+from tests.engine_support import record
+
+VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """What such a file says.
+
+    Attributes:
+        onnx: The graph.
+        profiles: Of each the inputs' smallest and largest shapes.
+        weights_bytes: Taken of the card when it is loaded.
+        scratch_bytes: Taken for each context.
+        kernels: Launches of a run.
+        host_code: Whether it holds code for the host, as a version-compatible one does.
+        capturable: Whether a run can be captured.
+        reads_filled: Whether in-place attention reads what is filled alone.
+    """
+
+    onnx: str
+    profiles: list[dict[str, list[list[int]]]]
+    weights_bytes: int = 1 << 16
+    scratch_bytes: int = 1 << 12
+    kernels: int = 8
+    host_code: bool = False
+    capturable: bool = True
+    reads_filled: bool = False
+
+
+def write_engine(
+    onnx: Path,
+    engine: Path,
+    phases: Sequence[str],
+    ranges: Ranges,
+    *,
+    backend: str = "tensorrt-rtx",
+    settings: BuildSettings | None = None,
+    **facts: Any,
+) -> Path:
+    """An engine of a graph and its record; gives its path.
+
+    Args:
+        onnx: The graph.
+        engine: Where it is written.
+        phases: A profile each.
+        ranges: What it serves.
+        backend: The library that is said to have built it.
+        settings: How.
+        facts: Others of :class:`EngineFile`.
+    """
+    inputs, outputs = graph_inputs(onnx), graph_outputs(onnx)
+    entries = [profile(inputs, phase, fitting(inputs, ranges)) for phase in phases]
+    shapes = [
+        {name: [list(span.low), list(span.high)] for name, span in each.shapes.items()}
+        for each in entries
+    ]
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    engine.write_text(json.dumps(asdict(EngineFile(str(onnx), shapes, **facts))))
+    given, made = ([EngineTensor.of(spec) for spec in ends] for ends in (inputs, outputs))
+    weights = data_files(load_model(onnx))
+    hashes = {"model": sha256_file(onnx)}
+    hashes |= {"weights": sha256_files(weights, onnx.parent)} if weights else {}
+    record(
+        engine=engine.name, engine_sha256=sha256_file(engine),
+        engine_bytes=engine.stat().st_size, backend=backend, backend_version=VERSIONS[backend],
+        built_on={"compute_capability": "sm89"} if backend == "tensorrt" else {},
+        settings=settings or BuildSettings(), precision="fp32", profiles=entries, inputs=given,
+        outputs=made, made_from=hashes,
+    ).write(sidecar_path(engine))  # fmt: skip
+    return engine
+
+
+def read_engine(content: bytes) -> EngineFile | None:
+    """The file's facts; None where it is no engine."""
+    try:
+        return EngineFile(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class GraphEnds:
+    """What goes into a graph and comes out.
+
+    Attributes:
+        inputs: By name, type and shape.
+        outputs: Likewise.
+        aliases: By output that lies where an input does, that input.
+    """
+
+    inputs: dict[str, tuple[Any, tuple[Any, ...]]]
+    outputs: dict[str, tuple[Any, tuple[Any, ...]]]
+    aliases: dict[str, str]
+
+    @classmethod
+    def of(cls, onnx: Path) -> GraphEnds:
+        """Those of a graph; what a TensorScatter writes is aliased with what it writes into."""
+        ends = [
+            {spec.name: (numpy_dtype(spec.dtype.name), spec.shape) for spec in specs}
+            for specs in (graph_inputs(onnx), graph_outputs(onnx))
+        ]
+        scatters = [node for node in load_model(onnx).graph if node.op_type == "TensorScatter"]
+        aliases = {str(n.outputs[0].name): str(n.inputs[0].name) for n in scatters if n.inputs[0]}
+        return cls(ends[0], ends[1], aliases)
+
+    def output_shape(self, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """An output's shape at the inputs'; -1 for what they don't tell."""
+        sizes: dict[Any, int] = {}
+        for given, (_, dims) in self.inputs.items():
+            sizes.update(zip(dims, shapes[given], strict=True))
+        found = [d if isinstance(d, int) else sizes.get(d, -1) for d in self.outputs[name][1]]
+        if name.startswith("present") and found[2] < 0:
+            past = name.replace("present", "past_key_values")
+            found[2] = shapes[past][2] + shapes["input_ids"][1]
+        return tuple(found)

@@ -1,0 +1,87 @@
+"""Puts a machine in the place of the driver, of CUDA and of both libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from exporter.engines.build import session, worker
+from tests.stand_in.cuda import CudaRuntime
+from tests.stand_in.machine import Machine
+from tests.stand_in.trt import module_of
+
+
+class DriverLibrary:
+    """``libcuda`` of a machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = self._machine.driver
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = 1
+        return 0
+
+    def cuDeviceGet(self, handle: Any, number: int) -> int:
+        handle._obj.value = number
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
+        name.value = self._machine.name.encode()
+        return 0
+
+    def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:
+        memory._obj.value = self._machine.memory_bytes
+        return 0
+
+    def cuDeviceGetAttribute(self, found: Any, which: int, device: Any) -> int:
+        digits = self._machine.capability.removeprefix("sm")
+        found._obj.value = int(digits[:-1] if which == 75 else digits[-1])
+        return 0
+
+    def cuDeviceGetUuid_v2(self, uuid: Any, device: Any) -> int:
+        content = bytes.fromhex(self._machine.uuid.removeprefix("GPU-").replace("-", ""))
+        ctypes.memmove(uuid._obj, content, 16)
+        return 0
+
+
+@contextlib.contextmanager
+def stand_in(**facts: Any) -> Iterator[Machine]:
+    """A machine that all of depthcut takes for the card that is there.
+
+    Args:
+        facts: Those of :class:`Machine`.
+    """
+    machine, real = Machine(**facts), ctypes.CDLL
+
+    def library(name: Any, *rest: Any, **more: Any) -> Any:
+        return DriverLibrary(machine) if name == "libcuda.so.1" else real(name, *rest, **more)
+
+    def job(library: Any, request: dict[str, Any], *_: Any) -> dict[str, Any]:
+        machine.calls["processes"] += 1
+        told = json.loads(json.dumps({"backend": library.backend, **request}))
+        return worker._JOBS[request["job"]](told, io.StringIO())
+
+    modules = {
+        "cuda.bindings.runtime": CudaRuntime(machine),
+        "tensorrt": module_of(machine, "tensorrt"),
+        "tensorrt_rtx": module_of(machine, "tensorrt-rtx"),
+    }
+    with (
+        mock.patch.dict(sys.modules, modules),  # type: ignore[arg-type]
+        mock.patch.object(ctypes, "CDLL", library),
+        mock.patch.object(session, "run_job", job),
+    ):
+        yield machine

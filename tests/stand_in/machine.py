@@ -1,0 +1,209 @@
+"""Memory, streams and two clocks."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+ALIGNED = 256
+_DIRT = 0xFF  # as float32: NaN
+
+
+class RuleError(AssertionError):
+    """A documented rule was broken: on a card what follows would be undefined."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What lies on a stream.
+
+    Attributes:
+        run: Does it; gives what the device takes besides, in microseconds.
+        device_us: What the device takes for it.
+        put_us: When the host put it there.
+    """
+
+    run: Callable[[], float | None]
+    device_us: float = 0.0
+    put_us: float = 0.0
+
+
+@dataclass
+class Stream:
+    """Work in its order.
+
+    Attributes:
+        free_us: When the device has done all that was put there.
+        waiting: What hasn't run.
+        captured: What is captured instead; None where nothing is.
+        broken: Whether a call broke the capture.
+    """
+
+    free_us: float = 0.0
+    waiting: list[Work] = field(default_factory=list)
+    captured: list[Work] | None = None
+    broken: bool = False
+
+
+@dataclass
+class Graph:
+    """What was captured; it never changes."""
+
+    work: tuple[Work, ...]
+
+
+@dataclass
+class Event:
+    """A point of time."""
+
+    at_us: float | None = None
+    passed: bool = False
+
+
+@dataclass
+class Machine:
+    """One card.
+
+    Attributes:
+        memory_bytes: What it has.
+        name: As the driver calls it.
+        capability: Such as ``sm89``.
+        driver: CUDA's version of the driver, as a number such as 13010.
+        host_us: The host's clock.
+        calls: How often each call of CUDA and of a runtime was made.
+        used: By what, the bytes that are taken of it.
+        blocks: By address, memory that was asked for.
+        runs: What each run of an engine did, in their order.
+        call_us: What a call takes of the host.
+        launch_us: What a kernel's launch takes of the host.
+        fails: By call, the code that it answers with from now on.
+        in_graph: Whether what runs now is a part of a graph.
+    """
+
+    memory_bytes: int = 1 << 30
+    name: str = "Stand-in card"
+    capability: str = "sm89"
+    driver: int = 13010
+    uuid: str = "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    host_us: float = 0.0
+    call_us: float = 1.0
+    launch_us: float = 4.0
+    calls: Counter[str] = field(default_factory=Counter)
+    used: Counter[str] = field(default_factory=Counter)
+    most_used: int = 0
+    blocks: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
+    pinned: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
+    streams: dict[int, Stream] = field(default_factory=dict)
+    handles: dict[int, Any] = field(default_factory=dict)
+    runs: list[Any] = field(default_factory=list)
+    fails: dict[str, int] = field(default_factory=dict)
+    in_graph: bool = False
+    _next: int = 1
+    _keep: list[Any] = field(default_factory=list)
+
+    @property
+    def free_bytes(self) -> int:
+        """Of the card's memory."""
+        return self.memory_bytes - sum(self.used.values())
+
+    @property
+    def left_over(self) -> dict[str, int]:
+        """What nobody gave back, by kind; empty where all is well."""
+        kinds = Counter(type(each).__name__ for each in self.handles.values())
+        kinds.update({what: size for what, size in self.used.items() if size})
+        kinds.update({"Stream": len(self.streams), "pinned": len(self.pinned)})
+        return {what: count for what, count in kinds.items() if count}
+
+    def handle(self, thing: Any) -> int:
+        """A number for a thing of CUDA's."""
+        self._next += 1
+        if isinstance(thing, Stream):
+            self.streams[self._next] = thing
+        else:
+            self.handles[self._next] = thing
+        return self._next
+
+    def take(self, size: int, what: str) -> bool:
+        """Takes memory of the card for what has no address here; whether there is so much."""
+        if size > self.free_bytes:
+            return False
+        self.used[what] += size
+        self.most_used = max(self.most_used, sum(self.used.values()))
+        return True
+
+    def give(self, size: int, what: str) -> None:
+        """Gives it back."""
+        self.used[what] -= size
+
+    def allocate(self, size: int) -> int | None:
+        """An address of dirty memory; None where there is too little."""
+        if not self.take(size, "buffers"):
+            return None
+        raw = np.full(size + ALIGNED, _DIRT, np.uint8)
+        skip = -raw.ctypes.data % ALIGNED
+        block = raw[skip : skip + size]
+        address = int(block.ctypes.data)
+        self.blocks[address] = block
+        return address
+
+    def free(self, address: int) -> None:
+        """Gives a block back; the device waits for all work first."""
+        for stream in self.streams.values():
+            self.drain(stream)
+        if address not in self.blocks:
+            raise RuleError(f"{address:#x} is freed, and is no block.")
+        self.give(len(self.blocks.pop(address)), "buffers")
+
+    def pin(self, size: int) -> int:
+        """Host memory, dirty."""
+        raw = np.full(size, _DIRT, np.uint8)
+        self.pinned[int(raw.ctypes.data)] = raw
+        return int(raw.ctypes.data)
+
+    def unpin(self, address: int) -> None:
+        """It goes only with the machine: arrays may still look at it."""
+        self._keep.append(self.pinned.pop(address))
+
+    def on_device(self, address: int, size: int) -> np.ndarray[Any, Any]:
+        """The bytes there; they must lie in one block."""
+        return _within(self.blocks, address, size, "device memory")
+
+    def on_host(self, address: int, size: int) -> np.ndarray[Any, Any]:
+        """The bytes there; they must be pinned."""
+        return _within(self.pinned, address, size, "pinned memory")
+
+    def put(self, stream: Stream, work: Work, *, host_us: float | None = None) -> None:
+        """Puts work on a stream, or into what is captured from it."""
+        self.host_us += self.call_us if host_us is None else host_us
+        into = stream.waiting if stream.captured is None else stream.captured
+        into.append(replace(work, put_us=self.host_us))
+
+    def drain(self, stream: Stream) -> None:
+        """Runs all that waits; the host waits for the device."""
+        while stream.waiting:
+            work = stream.waiting.pop(0)
+            stream.free_us = max(stream.free_us, work.put_us) + work.device_us
+            stream.free_us += work.run() or 0.0
+        self.host_us = max(self.host_us, stream.free_us)
+
+    def break_captures(self) -> bool:
+        """What a call does that no capture allows; whether there was one."""
+        capturing = [each for each in self.streams.values() if each.captured is not None]
+        for stream in capturing:
+            stream.broken = True
+        return bool(capturing)
+
+
+def _within(
+    blocks: dict[int, np.ndarray[Any, Any]], address: int, size: int, what: str
+) -> np.ndarray[Any, Any]:
+    for begin, block in blocks.items():
+        if begin <= address and address + size <= begin + len(block):
+            content = (ctypes.c_uint8 * size).from_address(address)
+            return np.frombuffer(content, np.uint8)
+    raise RuleError(f"{size} bytes at {address:#x} are not all {what}.")
