@@ -94,6 +94,10 @@ class ExportError(DepthcutError):
     """PyTorch's exporter failed, or its graph does not compute what PyTorch computes."""
 
 
+class GgufFileError(DepthcutError):
+    """A GGUF file, or one of its shards, is missing, cut short, or says what can't be."""
+
+
 class VerificationError(SurgeryError):
     """The pruned graph does not compute what the masked original computes."""
 

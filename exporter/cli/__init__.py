@@ -49,6 +49,7 @@ _COMMANDS = {
     "Tools": {
         "inspect": "List what could be cut out of an ONNX file.",
         "costs": "Measure the time of each attention and MLP in a request.",
+        "gguf": "Cut sublayers out of a GGUF file, for llama.cpp.",
         "checkpoint": "Write the pruned model as a Hugging Face checkpoint.",
         "check-engine": "Check whether an engine's parser accepts an ONNX file.",
         "refit": "Put a graph's weights into an engine.",

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import EngineParse, PlannedDeletion, PruneReport, Verification
 from exporter.cli.command import collecting_rarely, command
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.dropping import DropOptions
 from exporter.cli.results import print_artifact
 from exporter.cut.options import CutOptions
-from exporter.option_types import Engine, InputFile, OnnxFile, OutputFile
-from exporter.options import Options, Rule, argument, dataclass, option, part, required
+from exporter.option_types import Engine, OnnxFile, OutputFile
+from exporter.options import Options, argument, dataclass, option, part, required
 from exporter.printable import counted
 
 if TYPE_CHECKING:
@@ -24,12 +25,7 @@ class PruneCall(Options):
 
     model: OnnxFile = argument("MODEL")
     output: OutputFile = required("The pruned ONNX file.", "-o", "--output")
-    plan: InputFile | None = option(None, "Drop what this plan.json lists.")
-    drop: tuple[str, ...] = option(
-        (),
-        "Drop these, such as attention:25,26 or mlp:3 or block:10-12. Repeatable.",
-        metavar="KIND:LAYERS",
-    )
+    what: DropOptions = part()
     cut: CutOptions = part(CutOptions())
     check_engine: Engine | None = option(
         None,
@@ -37,14 +33,6 @@ class PruneCall(Options):
         metavar="[ENGINE]",
         bare="tensorrt-rtx",
         usual="without ENGINE: tensorrt-rtx",
-    )
-    rules = (
-        Rule(
-            ("plan", "drop"),
-            lambda told: (told.plan is None) == (not told.drop),
-            "Say what to drop:",
-            "Give either {0} FILE or {1} KIND:LAYERS.",
-        ),
     )
 
 
@@ -56,11 +44,9 @@ def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     Also writes a report, prune.json, next to the result, or to the file of --report. Sublayers that
     were cut out of MODEL earlier are skipped and listed; the exit code is still 0.
     """
-    from exporter.artifacts.plans.by_score import parse_drops
-    from exporter.artifacts.plans.loaded import LoadedPlan
     from exporter.cut.surgery import prune_file
 
-    plan = LoadedPlan(parse_drops(call.drop)) if call.plan is None else LoadedPlan.read(call.plan)
+    plan = call.what.read()
     report = prune_file(
         call.model,
         call.output,

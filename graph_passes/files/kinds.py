@@ -8,11 +8,11 @@ from pathlib import Path
 
 from graph_passes.errors import UsageError
 
-ONNX, HTML, TEXT = "ONNX file", "HTML page", "text"
+ONNX, GGUF, HTML, TEXT = "ONNX file", "GGUF file", "HTML page", "text"
 _JSON, _OTHER = "JSON", "binary file"
 _HEAD_BYTES = 4096
 _OURS = re.compile(r'\{\s*"schema_version":\s*\d+,\s*"kind":\s*"(\w+)"')
-_BEGINNINGS = {b"\x1f\x8b": "gzip archive", b"PK\x03\x04": "zip archive", b"GGUF": "GGUF file"}
+_BEGINNINGS = {b"\x1f\x8b": "gzip archive", b"PK\x03\x04": "zip archive", b"GGUF": GGUF}
 _ONNX = re.compile(rb"\x08[\x01-\x7f][\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2]")
 """The version, and the tag of a further field of a model."""
 _ALIKE = {"baseline_set": "comparison_report"}

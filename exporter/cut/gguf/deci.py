@@ -1,0 +1,222 @@
+"""Layers without their attention or MLP, as llama.cpp's architecture ``deci`` has them.
+
+Read in llama.cpp's ``src/models/deci.cpp``: a layer with no heads has no attention; one with heads
+and no KV heads has ``attn_output.weight`` in its attention's place, a square map without a bias. A
+layer without an MLP loses its attention's result, too, so an MLP that goes leaves one of zeros.
+The width of a head is taken from layer 0, which must have heads for that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from exporter.cut.gguf.header import Entry, text_entry, whole_entry, wholes_entry
+from exporter.cut.gguf.layers import BLOCK_COUNT, Layer, layers_of
+from exporter.cut.gguf.model_files import ARCHITECTURE_KEY, GgufModel
+from exporter.errors import SurgeryError
+
+DECI = "deci"
+ZERO_WIDTH = 32
+"""How wide an MLP of zeros is: kernels want whole blocks of 32."""
+
+HEADS, KV_HEADS, MLP_WIDTH = (
+    "attention.head_count", "attention.head_count_kv", "feed_forward_length",
+)  # fmt: skip
+_HEAD_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_REWRITTEN = (BLOCK_COUNT, HEADS, KV_HEADS, MLP_WIDTH, *_HEAD_WIDTHS)
+_ALIKE = ("llama", DECI)
+_IN_LAYER = re.compile(
+    r"(attn_norm|ffn_norm)\.weight|(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.(weight|bias)"
+)
+_OUTSIDE = frozenset(
+    {
+        "token_embd.weight",
+        "output_norm.weight",
+        "output.weight",
+        "rope_freqs.weight",
+        "rope_factors_long.weight",
+        "rope_factors_short.weight",
+    }
+)
+_EXPERTS = ("expert_count", "expert_used_count")
+_BLOCKS = "Whole blocks can go from it: plan with --drop-block."
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What a layer of a Llama consists of.
+
+    Attributes:
+        heads: Of its attention; 0 without one.
+        kv_heads: Of its keys and values.
+        width: Of its MLP.
+    """
+
+    heads: int
+    kv_heads: int
+    width: int
+
+
+def check_deci(model: GgufModel, layers: Sequence[Layer]) -> None:
+    """Refuses what llama.cpp would compute wrongly, or not load, as ``deci``.
+
+    Raises:
+        SurgeryError: The model isn't Llama's arithmetic, or the cut leaves what can't be said.
+    """
+    first = next(each for each in layers if not each.whole)
+    what = f"{'attention' if first.attention else 'mlp'} {first.number}"
+    if model.architecture not in _ALIKE:
+        raise SurgeryError(
+            f"{what} of {model.path} is to go, and the file is of the architecture "
+            f"{model.architecture}. llama.cpp has layers without attention only in {DECI}, which "
+            f"computes as {_ALIKE[0]} does.",
+            f"{_BLOCKS} The ONNX graph can be cut as planned: depthcut prune.",
+            code="not-llama",
+        )
+    _refuse_experts(model)
+    _refuse_tensors(model)
+    _refuse_replacements(layers)
+    _refuse_headless(model, layers)
+
+
+def deci_entries(model: GgufModel, layers: Sequence[Layer]) -> list[Entry]:
+    """The metadata as ``deci`` has it."""
+    sizes = sizes_of(model)
+    return [*_kept_entries(model), *_layer_entries(model, layers, sizes)]
+
+
+def sizes_of(model: GgufModel) -> list[LayerSizes]:
+    """What each layer of the file consists of.
+
+    Raises:
+        SurgeryError: The file's arrays don't fit its layers.
+    """
+    heads = _of_layers(model, HEADS)
+    kv_heads = heads if model.entry(KV_HEADS) is None else _of_layers(model, KV_HEADS)
+    widths = _of_layers(model, MLP_WIDTH)
+    return [LayerSizes(*each) for each in zip(heads, kv_heads, widths, strict=True)]
+
+
+def left_of(size: LayerSizes, layer: Layer) -> LayerSizes:
+    """What a cut leaves of a layer."""
+    if layer.attention is not None:
+        size = replace(size, heads=size.heads if layer.attention == "linear" else 0, kv_heads=0)
+    return size if layer.mlp is None else replace(size, width=ZERO_WIDTH)
+
+
+def _of_layers(model: GgufModel, name: str) -> list[int]:
+    """One whole number for each layer: an array's, or the same for all."""
+    count, entry = layers_of(model), model.entry(name)
+    numbers = None if entry is None else entry.wholes
+    if numbers is None:
+        return [model.whole(name)] * count
+    if len(numbers) != count or min(numbers) < 0:
+        raise SurgeryError(
+            f"{model.path}: {model.architecture}.{name} has {len(numbers)} values for {count} "
+            "layers, or one below 0.",
+            "It may be broken: fetch or write it again.",
+            code="wrong-array",
+        )
+    return numbers
+
+
+def _kept_entries(model: GgufModel) -> Iterator[Entry]:
+    """All that isn't told layer by layer, under the new architecture's name."""
+    prefix = f"{model.architecture}."
+    for entry in model.entries.values():
+        name = entry.key.removeprefix(prefix)
+        if entry.key == ARCHITECTURE_KEY:
+            yield text_entry(entry.key, DECI)
+        elif name == entry.key:
+            yield entry
+        elif name not in _REWRITTEN:
+            yield replace(entry, key=f"{DECI}.{name}")
+
+
+def _layer_entries(
+    model: GgufModel, layers: Sequence[Layer], sizes: Sequence[LayerSizes]
+) -> Iterator[Entry]:
+    left = [left_of(sizes[layer.number], layer) for layer in layers]
+    yield whole_entry(f"{DECI}.{BLOCK_COUNT}", len(layers))
+    yield wholes_entry(f"{DECI}.{HEADS}", [each.heads for each in left])
+    yield wholes_entry(f"{DECI}.{KV_HEADS}", [each.kv_heads for each in left])
+    yield wholes_entry(f"{DECI}.{MLP_WIDTH}", [each.width for each in left])
+    for name in _HEAD_WIDTHS:
+        yield whole_entry(f"{DECI}.{name}", _head_width(model, sizes))
+
+
+def _head_width(model: GgufModel, sizes: Sequence[LayerSizes]) -> int:
+    """The width of a head, which must be one, and whose positions are all of it.
+
+    Raises:
+        SurgeryError: The file says several.
+    """
+    usual = model.whole("embedding_length") // max(sizes[0].heads, 1)
+    said = [model.whole(name) for name in _HEAD_WIDTHS if model.entry(name) is not None]
+    told = {*said} if len(said) == len(_HEAD_WIDTHS) else {usual, *said}
+    if len(told) > 1 or not all(told):
+        raise SurgeryError(
+            f"{model.path}: {', '.join(_HEAD_WIDTHS)} are {sorted(told)}; {DECI} has one width.",
+            _BLOCKS,
+            code="head-widths",
+        )
+    return told.pop()
+
+
+def _refuse_experts(model: GgufModel) -> None:
+    for name in _EXPERTS:
+        entry = model.entry(name)
+        if entry is not None and entry.whole != 0:
+            raise SurgeryError(
+                f"{model.path} has experts ({entry.key}), which {DECI} doesn't compute.",
+                _BLOCKS,
+                code="experts",
+            )
+
+
+def _refuse_tensors(model: GgufModel) -> None:
+    for tensor in model.tensors:
+        name = re.sub(r"^blk\.\d+\.", "", tensor.name)
+        if name == tensor.name and name in _OUTSIDE:
+            continue
+        if name == tensor.name or not _IN_LAYER.fullmatch(name):
+            raise SurgeryError(
+                f"{model.path} has the tensor {tensor.name}, which {DECI} of llama.cpp doesn't "
+                "read.",
+                _BLOCKS,
+                code="unread-tensor",
+            )
+
+
+def _refuse_replacements(layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        for kind, place in (("attention", layer.attention), ("mlp", layer.mlp)):
+            allowed = (None, "none", "linear") if kind == "attention" else (None, "none")
+            if place not in allowed:
+                raise SurgeryError(
+                    f"{kind} {layer.number} is to be replaced ({place}); llama.cpp's {DECI} can "
+                    "hold a linear map without intercept in place of an attention, and else "
+                    "nothing.",
+                    "Heal the plan for it: depthcut heal --for llama.cpp.",
+                    code="replacement-unheld",
+                )
+
+
+def _refuse_headless(model: GgufModel, layers: Sequence[Layer]) -> None:
+    first = layers[0]
+    sizes = sizes_of(model)
+    if left_of(sizes[first.number], first).heads == 0:
+        raise SurgeryError(
+            f"attention {first.number} is to go from the first layer that stays; llama.cpp takes "
+            f"the width of all heads from layer 0, and loads no file in which that has none.",
+            f"Keep it: plan with --protect attention:{first.number}, or --for llama.cpp.",
+            code="first-attention",
+        )
+    if not any(left_of(sizes[each.number], each).kv_heads for each in layers):
+        raise SurgeryError(
+            f"No attention of {model.path} stays; llama.cpp wants at least one.",
+            "Keep one in the plan.",
+            code="no-attention-left",
+        )

@@ -1,0 +1,248 @@
+"""GGUF file and plan in, GGUF file out, of tensors that are copied byte for byte.
+
+What all of a cut has to hold before anything is written is asked of ``own_layers.py``, where only
+whole blocks go, and else of ``deci.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+from pydantic import Field
+
+from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.base import Record
+from exporter.artifacts.plans.by_score import validate_plan
+from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.cut.gguf.deci import DECI, check_deci, deci_entries
+from exporter.cut.gguf.header import Entry, text_entry
+from exporter.cut.gguf.layers import (
+    Layer,
+    layers_left,
+    layers_of,
+    new_numbers,
+    place_in_layer,
+    refuse_missing,
+)
+from exporter.cut.gguf.maps import map_piece, zero_mlp
+from exporter.cut.gguf.model_files import SPLIT_KEYS, GgufModel, read_model, shard_path
+from exporter.cut.gguf.options import GgufOptions
+from exporter.cut.gguf.own_layers import check_own, own_entries
+from exporter.cut.gguf.writing import Head, Piece, in_shards, piece_of, write_file
+from exporter.errors import SurgeryError
+from exporter.files import refuse_overwriting, sha256_file, telling_full_disk
+from exporter.progress import QUIET, ByteCount, Progress
+from graph_passes.files.kinds import GGUF
+from graph_passes.files.placing import staging
+from graph_passes.plan_record import PLAN_KEY, canonical_json
+from graph_passes.types import DeletionKind, SublayerRef
+
+_KINDS = get_args(DeletionKind)
+_EMBEDDING = "embedding_length"
+_MAP = "attn_output.weight"
+_NORM_OF_MAP = "attn_norm.weight"
+_NORM_OF_MLP = "ffn_norm.weight"
+
+
+class GgufFacts(Record):
+    """What was cut out of a GGUF file.
+
+    Attributes:
+        files: The names of what was written.
+        architecture: In llama.cpp, before and after.
+        layers: How many there were.
+        kept: The layers that stay, whole or in part, by their numbers in the source.
+        deletions: What was dropped.
+        tensors_kept: How many are copied byte for byte.
+        tensors_removed: How many went.
+        tensors_added: How many came: maps, and MLPs of zeros.
+        bytes_before: Of all tensors.
+        bytes_after: Of all tensors.
+    """
+
+    files: list[str]
+    architecture: tuple[str, str]
+    layers: int
+    kept: list[int]
+    deletions: list[PlannedDeletion]
+    tensors_kept: int = Field(ge=0)
+    tensors_removed: int = Field(ge=0)
+    tensors_added: int = Field(ge=0)
+    bytes_before: int
+    bytes_after: int
+
+
+def cut_gguf(
+    source: Path,
+    target: Path,
+    plan: LoadedPlan,
+    options: GgufOptions | None = None,
+    *,
+    progress: Progress = QUIET,
+) -> GgufFacts:
+    """Cuts sublayers out of a GGUF file, or out of a model in shards of one.
+
+    Where only whole blocks go, the result is of the source's architecture; else of llama.cpp's
+    ``deci``. All files of the result appear together or not at all.
+
+    Args:
+        source: The file, or any of its shards.
+        target: The file to write; the stem of their names where shards are asked for.
+        plan: What goes, and the numbers of linear maps.
+        options: How; by default as :class:`GgufOptions` has it.
+        progress: Who is told.
+
+    Returns:
+        What was done.
+
+    Raises:
+        GgufFileError: The source can't be read.
+        PlanError: The plan is not for this model, or brings what no GGUF file can hold.
+        SurgeryError: llama.cpp would compute the result wrongly, or not load it.
+        UsageError: The result would take the place of an input, or of another kind of file.
+        OSError: The result can't be written.
+    """
+    options = options or GgufOptions()
+    if not target.name or target.is_dir():
+        raise SurgeryError(
+            f"{target} is a folder.", "Name a file in it, such as cut.gguf.", code="is-a-folder"
+        )
+    model = read_model(source)
+    _check_plan(model, plan, progress)
+    layers = layers_left(plan.plan.deletions, layers_of(model))
+    refuse_missing(model, plan.plan.deletions)
+    entries, pieces = _result(model, layers, plan, options)
+    noted = [*entries, text_entry(PLAN_KEY, _record(plan))]
+    head = Head(model.files[0].version, [each for each in noted if each.key not in SPLIT_KEYS])
+    parts = in_shards(pieces, options.shard_bytes)
+    files = _files(target, len(parts))
+    for file in files:
+        refuse_overwriting(file, [*(each.path for each in model.files), *plan.inputs], GGUF)
+    _write(files, head, parts, progress)
+    return _facts(model, layers, plan, files, pieces)
+
+
+def _check_plan(model: GgufModel, plan: LoadedPlan, progress: Progress) -> None:
+    """What can be told before anything is made of the file."""
+    source = str(model.path)
+    if PLAN_KEY in model.entries:
+        raise SurgeryError(
+            f"{source} was cut by depthcut before; its layers have other numbers now.",
+            "Cut the file that it was made from, by a plan with all that is to go.",
+            code="cut-before",
+        )
+    validate_plan(plan.plan, layers_of(model), _KINDS, model=source, path=plan.path)
+    if plan.changed_weights:
+        raise SurgeryError(
+            f"{plan.path or 'The plan'} has new values of weights that stay; the blocks of "
+            f"{source} are copied as they are.",
+            "Write the healed model (depthcut checkpoint) and convert that, or plan without.",
+            code="changed-weights",
+        )
+    if "model" in plan.plan.made_from:
+        plan.hold_against(sha256_file(model.path), source, progress)
+
+
+def _result(
+    model: GgufModel, layers: Sequence[Layer], plan: LoadedPlan, options: GgufOptions
+) -> tuple[list[Entry], list[Piece]]:
+    """The metadata and the tensors of the result; nothing is written yet."""
+    if all(layer.whole for layer in layers):
+        check_own(model, layers)
+        return own_entries(model, layers), list(_whole_layers(model, layers))
+    check_deci(model, layers)
+    return deci_entries(model, layers), list(_deci_tensors(model, layers, plan, options))
+
+
+def _whole_layers(model: GgufModel, layers: Sequence[Layer]) -> Iterator[Piece]:
+    numbers = new_numbers(layers)
+    for tensor in model.tensors:
+        place = place_in_layer(tensor.name)
+        if place is None:
+            yield piece_of(tensor)
+        elif place[0] in numbers:
+            yield piece_of(tensor).renamed(f"blk.{numbers[place[0]]}.{place[1]}")
+
+
+def _deci_tensors(
+    model: GgufModel, layers: Sequence[Layer], plan: LoadedPlan, options: GgufOptions
+) -> Iterator[Piece]:
+    """What is copied, and behind the norm of a layer's part what takes that part's place."""
+    hidden = model.whole(_EMBEDDING)
+    left = {layer.number: (place, layer) for place, layer in enumerate(layers)}
+    for tensor in model.tensors:
+        at = place_in_layer(tensor.name)
+        if at is None:
+            yield piece_of(tensor)
+            continue
+        if at[0] not in left:
+            continue
+        place, layer = left[at[0]]
+        prefix = f"blk.{place}."
+        if _stays(layer, at[1]):
+            yield piece_of(tensor).renamed(prefix + at[1])
+        if at[1] == _NORM_OF_MAP and layer.attention == "linear":
+            ref = SublayerRef(layer.number, "attention")
+            yield map_piece(prefix + _MAP, plan, ref, hidden, options.map_type)
+        if at[1] == _NORM_OF_MLP and layer.mlp is not None:
+            yield from zero_mlp(prefix, hidden)
+
+
+def _stays(layer: Layer, name: str) -> bool:
+    """Whether a tensor of a layer is copied; the norm of what is replaced is."""
+    if name.startswith("attn_"):
+        with_map = layer.attention == "linear" and name == _NORM_OF_MAP
+        return layer.attention is None or with_map
+    return layer.mlp is None or name == _NORM_OF_MLP
+
+
+def _record(plan: LoadedPlan) -> str:
+    """What was dropped, as a graph's metadata has it."""
+    return canonical_json([each.model_dump() for each in plan.plan.deletions])
+
+
+def _files(target: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [target]
+    return [shard_path(target, number, count) for number in range(count)]
+
+
+def _write(
+    files: Sequence[Path], head: Head, parts: Sequence[Sequence[Piece]], progress: Progress
+) -> None:
+    tensors = sum(map(len, parts))
+    total = sum(piece.nbytes for part in parts for piece in part)
+    with staging(files[0]) as stage:
+        moves = [(stage.folder / file.name, file) for file in files]
+        with ByteCount.large(progress, "write tensors", total) as told:
+            for number, ((staged, file), part) in enumerate(zip(moves, parts, strict=True)):
+                own = head if len(files) == 1 else head.shard(number, len(files), tensors)
+                with telling_full_disk(file):
+                    write_file(staged, own, part, told.add)
+        stage.place(moves)
+
+
+def _facts(
+    model: GgufModel,
+    layers: Sequence[Layer],
+    plan: LoadedPlan,
+    files: Sequence[Path],
+    pieces: Sequence[Piece],
+) -> GgufFacts:
+    whole = all(layer.whole for layer in layers)
+    added = sum(piece.is_new for piece in pieces)
+    kept = len(pieces) - added
+    return GgufFacts(
+        files=[file.name for file in files],
+        architecture=(model.architecture, model.architecture if whole else DECI),
+        layers=layers_of(model),
+        kept=[layer.number for layer in layers],
+        deletions=plan.plan.deletions,
+        tensors_kept=kept,
+        tensors_removed=len(model.tensors) - kept,
+        tensors_added=added,
+        bytes_before=sum(tensor.nbytes for tensor in model.tensors),
+        bytes_after=sum(piece.nbytes for piece in pieces),
+    )
