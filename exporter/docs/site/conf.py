@@ -37,7 +37,7 @@ html_show_sourcelink = False
 
 PAGES = "exporter/docs"
 NAVIGATION = {
-    "Begin": ["installing", "exporting", "using", "shipping"],
+    "Begin": ["installing", "exporting", "using", "serving", "shipping"],
     "Cut a model": [
         *("scoring", "planning", "healing", "pruning", "checkpoints", "large-models"),
         *("studies", "sweeps", "cluster", "costs"),
