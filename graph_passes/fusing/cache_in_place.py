@@ -78,7 +78,7 @@ class _Places:
         self._nodes = NewNodes(graph, "cache")
         self._start = next(iter(graph))
         op, integers = self._nodes.op, self._nodes.integers
-        mask, ids = _input(graph, MASK), _input(graph, IDS)
+        mask, ids = graph_input(graph, MASK), graph_input(graph, IDS)
         self._columns = op("Range", integers(0), integers(room), integers(1))
         counted = op("Add", self._columns, integers(1))
         ends = op("Mul", op("Cast", mask, to=ir.DataType.INT64.value), counted)
@@ -116,9 +116,36 @@ class _Places:
             take_over(now, old)
 
 
+def sees_whole_past(mask: ir.Value) -> bool:
+    """Whether a mask that this pass has made lets each query see all that is filled before it.
+
+    That is: it has no window. Of any other mask, false.
+    """
+    either = _made_by(mask, "Or")
+    if either is None:
+        return False
+    earlier, itself = _made_by(either.inputs[0], "And"), _made_by(either.inputs[1], "Equal")
+    before = _made_by(earlier.inputs[0], "Less") if earlier is not None else None
+    if earlier is None or itself is None or before is None:
+        return False
+    turned = _made_by(earlier.inputs[1], "Unsqueeze")
+    told = _made_by(turned.inputs[0], "Cast") if turned is not None else None
+    source = told.inputs[0] if told is not None else None
+    return (
+        source is not None
+        and (source.is_graph_input() and source.name == MASK)
+        and tuple(before.inputs) == tuple(itself.inputs)
+    )
+
+
+def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
 def _fix_lengths(graph: ir.Graph, sites: Iterable[AttentionSite], room: int) -> None:
     """Declares the lengths, once nothing depends on them any more."""
-    mask = _input(graph, MASK)
+    mask = graph_input(graph, MASK)
     pasts = [past for site in sites for past in site.past]
     if any(_reads_axis(node, 1) for node, _ in mask.uses()):
         raise FusionError(f"Something {_READS_LENGTH}.")
@@ -147,7 +174,12 @@ def _set_size(value: ir.Value, axis: int, size: int) -> None:
         value.shape = ir.Shape(dims)
 
 
-def _input(graph: ir.Graph, name: str) -> ir.Value:
+def graph_input(graph: ir.Graph, name: str) -> ir.Value:
+    """The input of a name.
+
+    Raises:
+        FusionError: There is none.
+    """
     found = next((value for value in graph.inputs if value.name == name), None)
     if found is None:
         raise FusionError(f"The graph has no input {name!r}.")

@@ -7,7 +7,7 @@ small model's work. Measures of accuracy want them all.
 So the graph gets an input that need not be given, as transformers names it: ``num_logits_to_keep``,
 int64 ``[1]``, the number of last positions whose logits are wanted, 0 for all. It is an initializer
 that is an input as well, which ONNX takes for an input with a default, here 0: who doesn't know of
-it gets all logits, as before.
+it gets all logits, as before. A runtime that knows no such inputs is given the number in the graph.
 """
 
 from __future__ import annotations
@@ -29,9 +29,16 @@ _KEPT = "kept_logits"
 class LogitsToKeepPass(ir.passes.InPlacePass):
     """Adds the input, where the head can be told; see the module.
 
+    Args:
+        fixed: The number, which nobody can choose then; None for the input.
+
     ``modified`` tells whether it could: a graph whose logits don't come from a product with a
     constant matrix, or which has such an input already, stays as it is.
     """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        super().__init__()
+        self.fixed = fixed
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Finds the head, and lets it see the last positions alone."""
@@ -44,9 +51,9 @@ class LogitsToKeepPass(ir.passes.InPlacePass):
         head = path[-1]
         hidden = head.inputs[0]
         assert hidden is not None
-        head.replace_input_with(0, _last(graph, head, hidden))
+        head.replace_input_with(0, _last(graph, head, hidden, self.fixed))
         for node in path:
-            _shorten(node.outputs[0])
+            _shorten(node.outputs[0], self.fixed)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -71,38 +78,51 @@ def _head(logits: ir.Value) -> list[ir.Node]:
     return []
 
 
-def _last(graph: ir.Graph, head: ir.Node, hidden: ir.Value) -> ir.Value:
-    """``hidden[:, -keep:]``; a start of -0 is 0, so that 0 keeps all."""
-    keep = _integers(graph, KEEP, 0)
-    graph.inputs.append(keep)
-    start = ir.node("Neg", [keep])
-    end = _integers(graph, f"{KEEP}.end", np.iinfo(np.int64).max)
-    axis = _integers(graph, f"{KEEP}.axis", _LENGTH)
-    sliced = ir.node("Slice", [hidden, start.outputs[0], end, axis])
-    graph.insert_before(head, [start, sliced])
-    start.outputs[0].name, start.outputs[0].type = f"{KEEP}.start", keep.type
-    start.outputs[0].shape = ir.Shape([1])
-    last = sliced.outputs[0]
+def _last(graph: ir.Graph, head: ir.Node, hidden: ir.Value, fixed: int | None) -> ir.Value:
+    """``hidden[:, -keep:]``; with a fixed number by places, so that its length is known."""
+    if fixed is None:
+        ends = [_integers(graph, "end", np.iinfo(np.int64).max), _integers(graph, "axis", _LENGTH)]
+        kept = ir.node("Slice", [hidden, _chosen_start(graph, head), *ends])
+    else:
+        places = _integers(graph, "places", *range(-fixed, 0))
+        kept = ir.node("Gather", [hidden, places], {"axis": _LENGTH})
+    graph.insert_before(head, kept)
+    last = kept.outputs[0]
     last.name, last.type, last.shape = f"{hidden.name}.kept", hidden.type, hidden.shape
-    _shorten(last)
+    _shorten(last, fixed)
     return last
 
 
-def _integers(graph: ir.Graph, name: str, number: int) -> ir.Value:
-    """An initializer int64 ``[1]``."""
-    tensor = ir.tensor(np.array([number], np.int64), name=name)
+def _chosen_start(graph: ir.Graph, head: ir.Node) -> ir.Value:
+    """The input's number from the end; a start of -0 is 0, so that 0 keeps all."""
+    keep = _integers(graph, "", 0)
+    graph.inputs.append(keep)
+    negated = ir.node("Neg", [keep])
+    graph.insert_before(head, negated)
+    start = negated.outputs[0]
+    start.name, start.type, start.shape = f"{KEEP}.start", keep.type, ir.Shape([1])
+    return start
+
+
+def _integers(graph: ir.Graph, use: str, *numbers: int) -> ir.Value:
+    """An initializer int64, ``[count]``, named after its use; the choice itself has none."""
+    name = f"{KEEP}.{use}" if use else KEEP
+    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
     value = ir.Value(
-        name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
+        name=name,
+        shape=ir.Shape([len(numbers)]),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value
 
 
-def _shorten(value: ir.Value) -> None:
-    """Gives its length a name of its own, since that is no longer the tokens'."""
+def _shorten(value: ir.Value, fixed: int | None) -> None:
+    """Gives its length a number, or a name of its own, since that is no longer the tokens'."""
     if value.shape is not None and len(value.shape) == _ACTIVATION_RANK:
         batch, _, width = value.shape
-        value.shape = ir.Shape([batch, _KEPT, width])
+        value.shape = ir.Shape([batch, _KEPT if fixed is None else fixed, width])
 
 
 def _rank(value: ir.Value) -> int | None:

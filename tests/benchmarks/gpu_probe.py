@@ -49,8 +49,8 @@ from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import EngineRecord
 onnx, engine, record, target = sys.argv[1:]
 builder = Builder(trt)
-network, obstacles = builder.parse(Path(onnx))
-assert not obstacles, obstacles
+parsed = builder.parse(Path(onnx))
+assert not parsed.obstacles, parsed.obstacles
 profiles = EngineRecord.read(Path(record)).profiles
 monitor = make_monitor(trt, lambda done: None)
 library = LIBRARIES["tensorrt-rtx"]
@@ -58,7 +58,7 @@ config = builder_config(builder, library, BuildSettings(), profiles, monitor)
 if target != "default":
     config.num_compute_capabilities = 1
     assert config.set_compute_capability(getattr(trt.ComputeCapability, target), 0), "not settable"
-made = builder.builder.build_serialized_network(network, config)
+made = builder.builder.build_serialized_network(parsed.network, config)
 if made is None:
     sys.exit("no engine: " + (builder.listener.errors() or ["no reason"])[-1])
 data = bytes(made)

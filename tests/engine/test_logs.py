@@ -12,6 +12,7 @@ LOG = [
     "Name: __myl_Cast_myl1_1, LayerType: kgen, Inputs: [ { Name: input_ids, Dimensions: [-1,1] }]\n"
     "Name: gemm_myl1_2, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [8,8] }]\n"
     "Name: __myl_Mul_myl1_3, LayerType: kgen, Inputs: []\n"
+    "Name: _gemv_mha_v1_myl1_4, LayerType: kgen, Inputs: []\n"
     "Name: s, LayerType: signal, Inputs: []\nName: w, LayerType: wait, Inputs: []\n",
     "Total Activation Memory: 8248320 bytes",
     "Total Activation Memory: 512 bytes",
@@ -21,7 +22,7 @@ LOG = [
 
 
 def test_only_layers_that_do_work_count() -> None:
-    assert read_layers(LOG).layers == {"gemm": 1, "kgen": 2}
+    assert read_layers(LOG).layers == {"attention": 1, "gemm": 1, "kgen": 2}
 
 
 def test_the_largest_memory_of_a_kind_is_told() -> None:

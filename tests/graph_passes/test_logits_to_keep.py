@@ -81,6 +81,20 @@ def test_the_last_positions_are_those_of_all(name: str, past: int) -> None:
         assert np.abs(everything[:, :1] - everything[:, -1:]).max() > 1e-2
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", ["plain", "softcap", "int4"])
+def test_without_a_choice_it_gives_a_fixed_number(name: str, count: int) -> None:
+    plain = MODELS[name]()
+    model = plain.clone()
+    assert LogitsToKeepPass(count)(model).modified
+    assert {v.name for v in model.graph.inputs} == {v.name for v in plain.graph.inputs}
+    assert model.graph.outputs[0].shape[1] == count
+    feed = fused_feed(plain, seq=SEQ)
+    found, everything = logits(model, feed), logits(plain, feed)
+    assert found.shape[1] == count < everything.shape[1]
+    assert np.abs(found - everything[:, -count:]).max() <= 1e-5
+
+
 def test_the_cut_keeps_the_choice() -> None:
     model, _ = prune_graph(kept(fused_model(FusedSpec())), [Deletion(0, "block")])
     assert KEEP in {value.name for value in model.graph.inputs} & set(model.graph.initializers)

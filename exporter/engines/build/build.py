@@ -246,8 +246,8 @@ def _is_folder(target: Path) -> bool:
 def _told(result: dict[str, Any]) -> dict[str, Any]:
     """What the building process says of the engine, as the record has it."""
     same = (
-        "engine_sha256", "network_layers", "layers", "memory_bytes", "fixed_addresses", "parse_s",
-        "build_s",
+        "engine_sha256", "attention", "logits", "network_layers", "layers", "memory_bytes",
+        "fixed_addresses", "parse_s", "build_s",
     )  # fmt: skip
     return {
         **{name: result[name] for name in same},

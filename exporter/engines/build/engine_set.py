@@ -25,7 +25,9 @@ _OF_ONE_MODEL: dict[str, Callable[[EngineRecord], object]] = {
     "backends": lambda record: record.backend,
     "library versions": lambda record: record.backend_version,
     "graphs": lambda record: record.made_from,
-    "inputs or outputs": lambda record: (record.inputs, record.outputs),
+    "inputs or outputs": lambda record: [
+        (each.name, each.dtype, len(each.shape)) for each in (*record.inputs, *record.outputs)
+    ],
 }
 _OF_ONE_BUILD: dict[str, Callable[[EngineRecord], object]] = {
     "settings": lambda record: record.settings,

@@ -21,6 +21,7 @@ _ERRORS = frozenset({"ERROR", "INTERNAL_ERROR"})
 _PLACE = re.compile(r"^\[[^\]]*\] *")  # such as [checkMacros.cpp::catchCudaError::250]
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[\w ]+?),", re.MULTILINE)
 _MEMORY = re.compile(r"^Total ([\w ]+) Memory: (\d+) bytes", re.MULTILINE)
+_FUSED_ATTENTION = "_mha_"  # in the names of the kernels that do an attention as a whole
 _NO_WORK = frozenset({"signal", "wait", "shape_call", "ShapeHostToDevice"})
 """Synchronisation and shapes: how many there are says nothing of the model."""
 # A code, what a builder says (TensorRT-RTX 1.7.1), what that means, and what to do.
@@ -88,7 +89,8 @@ class LayerTable:
     """What the builder made.
 
     Attributes:
-        layers: By type, how many layers do real work.
+        layers: By type, how many layers do real work; ``attention`` are kernels that do one as a
+            whole.
         memory_bytes: By kind (``activation``, ``weights``), the largest that was named.
     """
 
@@ -101,12 +103,16 @@ def read_layers(lines: Iterable[str]) -> LayerTable:
     kinds: Counter[str] = Counter()
     memory: dict[str, int] = {}
     for line in lines:
-        kinds.update(match["kind"] for match in _LAYER.finditer(line))
+        kinds.update(map(_kind, _LAYER.finditer(line)))
         for kind, amount in _MEMORY.findall(line):
             key = kind.lower().replace(" ", "_")
             memory[key] = max(memory.get(key, 0), int(amount))
     real = {kind: count for kind, count in sorted(kinds.items()) if kind not in _NO_WORK}
     return LayerTable(real, memory)
+
+
+def _kind(layer: re.Match[str]) -> str:
+    return "attention" if _FUSED_ATTENTION in layer["name"] else layer["kind"]
 
 
 def no_engine(errors: Sequence[str]) -> EngineError:

@@ -1,16 +1,12 @@
 """Runs inside the building process: from an ONNX file to a network, or to what is in the way.
 
-A builder refuses an Attention for which it has no kernel of its own, in float32 for one any with
-more than one new token, unless it may write the operator out in basic ones. ONNX has no attribute
-for that; the parsers read one of their own, ``TRT_decomposable``. It is added to the graph as it is
-handed over: the file stays ONNX. Where there is a kernel the engine is the same with it.
-
-The parsers also pass over an input that they don't know, without a word.
+The parsers pass over an input that they don't know, without a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +14,15 @@ from typing import Any
 
 import onnx
 
+from exporter.engines.build.adapted import adapt, attentions, set_lengths
 from exporter.engines.build.logs import Listener
+from exporter.engines.build.settings import BuildSettings, Logits, Phase
+from exporter.engines.build.sidecar import AttentionRecord
 
 FILLED_INPUT = "nonpad_kv_seqlen"
 """How many keys of each sequence are filled, where the others lie behind them."""
 
-_DECOMPOSABLE = "TRT_decomposable"
+_DEFAULT = BuildSettings()
 _FILLED = 6  # that input's place
 
 
@@ -42,6 +41,25 @@ class Obstacle:
     reason: str
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """A graph that was parsed.
+
+    Attributes:
+        network: The library's; unusable where something is in the way.
+        obstacles: What the parser could not take.
+        attention: How caches of fixed length are told; None where there are none.
+        logits: Of which positions there are logits; None where there are none.
+        seconds: That the parser took.
+    """
+
+    network: Any
+    obstacles: list[Obstacle]
+    attention: AttentionRecord | None = None
+    logits: Logits | None = None
+    seconds: float = 0.0
+
+
 class Builder:
     """A builder and what it has read; nothing in it survives the process.
 
@@ -57,17 +75,27 @@ class Builder:
             raise RuntimeError("the library gives no builder")
         module.init_libnvinfer_plugins(self.listener.log, "")
 
-    def parse(self, path: Path) -> tuple[Any, list[Obstacle]]:
-        """The network, and what the parser could not take; an obstacle makes it unusable."""
+    def parse(
+        self, path: Path, settings: BuildSettings = _DEFAULT, phases: Collection[Phase] = ()
+    ) -> Parsed:
+        """Reads a graph, adapts it to what is wanted, and has it parsed."""
         network, parser = self._network_and_parser()
         graph = _read_graph(path)
         if ignored := _ignored(graph):
-            return network, ignored
-        if let_decompose(graph):
-            parsed = parser.parse(graph.SerializeToString(), str(path))
+            return Parsed(network, ignored)
+        adapted = adapt(graph, settings, phases, self.module)
+        begin = time.perf_counter()
+        if adapted.changed:
+            parsed = parser.parse(adapted.model.SerializeToString(), str(path))
         else:
             parsed = parser.parse_from_file(str(path))
-        return network, [] if parsed else self._obstacles(parser)
+        seconds = time.perf_counter() - begin
+        if not parsed:
+            return Parsed(network, self._obstacles(parser))
+        attention = adapted.attention
+        if attention is not None and attention.told_by == "lengths":
+            set_lengths(network, self.module)
+        return Parsed(network, [], attention, adapted.logits, seconds)
 
     def check(self, path: Path) -> list[Obstacle]:
         """Everything in a file that the parser says it can't take; empty where it takes all."""
@@ -102,20 +130,6 @@ def _read_graph(path: Path) -> onnx.ModelProto:
     return onnx.load(path, load_external_data=False)
 
 
-def let_decompose(model: onnx.ModelProto) -> bool:
-    """Lets a builder write out each Attention that it has no kernel for; the model is changed.
-
-    Returns:
-        Whether there is any.
-    """
-    found = list(_attentions(model.graph))
-    for node in found:
-        if all(attribute.name != _DECOMPOSABLE for attribute in node.attribute):
-            attribute = onnx.AttributeProto(name=_DECOMPOSABLE, type=onnx.AttributeProto.INT, i=1)
-            node.attribute.append(attribute)
-    return bool(found)
-
-
 def _ignored(model: onnx.ModelProto) -> list[Obstacle]:
     """The nodes of which a parser would take a part only.
 
@@ -124,15 +138,6 @@ def _ignored(model: onnx.ModelProto) -> list[Obstacle]:
     reason = f"the parser passes over its input {FILLED_INPUT}, without a word"
     return [
         Obstacle(node.name, "Attention", reason)
-        for node in _attentions(model.graph)
+        for node in attentions(model.graph)
         if len(node.input) > _FILLED and node.input[_FILLED]
     ]
-
-
-def _attentions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        if node.op_type == "Attention" and node.domain in ("", "ai.onnx"):
-            yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _attentions(body)

@@ -20,6 +20,8 @@ Capabilities = Annotated[
     AfterValidator(lambda names: tuple(name.lower() for name in names)),
     Written("SM,SM", ",".join, listed=True),
 ]
+Logits = Literal["last", "all"]
+Reading = Literal["filled", "room"]
 Compatibility = Literal["none", "ampere+", "same-compute-capability"]
 
 
@@ -111,6 +113,20 @@ class BuildSettings(Options):
     )
     tf32: bool = option(
         False, "Allow TF32 rounding in fp32 matrix products.", section=ENGINES, config_only=True
+    )
+    logits: Logits = option(
+        "last",
+        "Logits of a prompt that a decoder's engine gives: of the last position, or of all, as "
+        "measures of accuracy need them.",
+        section=ENGINES,
+        rare=True,
+    )
+    attention: Reading = option(
+        "filled",
+        "What attentions read of caches of fixed length: what is filled, in an engine for one "
+        "phase where library and graph allow it; or all the room, with a mask.",
+        section=ENGINES,
+        config_only=True,
     )
     detailed: bool = option(
         False, "Keep the layers' names and shapes.", section=ENGINES, config_only=True

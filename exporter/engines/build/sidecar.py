@@ -9,7 +9,7 @@ from typing import Any, Literal
 from exporter.artifacts import Artifact, Record
 from exporter.engines.build.driver import Device
 from exporter.engines.build.libraries import LIBRARIES
-from exporter.engines.build.settings import BuildSettings, Profile
+from exporter.engines.build.settings import BuildSettings, Logits, Profile
 from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import EngineError
 from exporter.files import sha256_file
@@ -39,6 +39,23 @@ class EngineTensor(Record):
         return TensorSpec(self.name, numpy_dtype(self.dtype), shape)
 
 
+class AttentionRecord(Record):
+    """How an engine's attentions are told what caches of fixed length hold.
+
+    Attributes:
+        told_by: ``order``: a prefill's tokens see those before them, and the caches are empty;
+            ``lengths``: a decode step knows how many positions of each sequence are filled;
+            ``mask``: it knows of each position whether it is.
+        reads: What a run reads of each cache: ``new`` keys and values alone, ``filled`` positions,
+            or all the ``room``.
+        remark: Why it reads all the room, where that was not asked for.
+    """
+
+    told_by: Literal["order", "lengths", "mask"]
+    reads: Literal["new", "filled", "room"]
+    remark: str | None = None
+
+
 class EngineRecord(Artifact):
     """The file beside an engine.
 
@@ -53,6 +70,8 @@ class EngineRecord(Artifact):
         precision: The float type that the graph computes in.
         plan: What was cut out of the graph, as its metadata say; empty for an uncut one.
         profiles: The shapes that it serves, by profile number.
+        attention: How caches of fixed length are told; None where there are none.
+        logits: Of which positions a decoder gives logits; None where there are none.
         network_layers: Layers of the parsed network.
         layers: By type, the layers that the builder made and that do real work.
         memory_bytes: By kind, what the builder says it needs.
@@ -77,6 +96,8 @@ class EngineRecord(Artifact):
     profiles: list[Profile]
     inputs: list[EngineTensor]
     outputs: list[EngineTensor]
+    attention: AttentionRecord | None = None
+    logits: Logits | None = None
     network_layers: int
     layers: dict[str, int]
     memory_bytes: dict[str, int]

@@ -82,15 +82,16 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
     library = LIBRARIES[request["backend"]]
     module = load(library)
     builder = Builder(module)
-    begin = time.perf_counter()
-    network, obstacles = builder.parse(Path(request["onnx"]))
-    parsed = time.perf_counter()
-    if obstacles:
-        return {"version": module.__version__, "obstacles": [vars(each) for each in obstacles]}
     request |= _heard()
-    monitor = make_monitor(module, lambda done: tell(events, progress=done))
     settings = BuildSettings(**request["settings"])
     profiles = [Profile.model_validate(entry) for entry in request["profiles"]]
+    phases = [profile.phase for profile in profiles]
+    parsed = builder.parse(Path(request["onnx"]), settings, phases)
+    network = parsed.network
+    if parsed.obstacles:
+        obstacles = [vars(each) for each in parsed.obstacles]
+        return {"version": module.__version__, "obstacles": obstacles}
+    monitor = make_monitor(module, lambda done: tell(events, progress=done))
     config = builder_config(builder, library, settings, profiles, monitor)
     cache = request["timing_cache"]
     if cache:
@@ -116,7 +117,9 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
         "network_layers": network.num_layers,
         "layers": table.layers,
         "memory_bytes": table.memory_bytes,
-        "parse_s": parsed - begin,
+        "attention": parsed.attention and parsed.attention.model_dump(),
+        "logits": parsed.logits,
+        "parse_s": parsed.seconds,
         "build_s": built - begun,
     }
 

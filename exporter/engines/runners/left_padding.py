@@ -43,6 +43,14 @@ def needs_packing(inputs: Mapping[str, Array]) -> bool:
     return (batch > 1 and 1 < new < total) or not np.all(inputs[MASK])
 
 
+def padded_before(inputs: Mapping[str, Array]) -> bool:
+    """Whether padding stands before a row's tokens, or among them."""
+    if MASK not in inputs:
+        return False
+    told = inputs[MASK].astype(bool)
+    return bool(np.any(told[:, 1:] & ~told[:, :-1]))
+
+
 def run_packed(
     run: Run, inputs: Mapping[str, Array], outputs: Sequence[str], caches: Mapping[str, str]
 ) -> dict[str, Array]:

@@ -15,8 +15,10 @@ import numpy as np
 from exporter.engines.build.engine_set import EngineSet, choose_profile, find_engines
 from exporter.engines.build.session import ReadyProfile, Session, try_engines
 from exporter.engines.build.settings import Phase
+from exporter.engines.build.sidecar import EngineRecord
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.cache_form import CacheForm, has_fixed_length
+from exporter.engines.runners.left_padding import IDS, MASK, padded_before, run_packed
 from exporter.engines.tensors import TensorSpec, written_shape
 from exporter.errors import BackendError
 
@@ -124,7 +126,8 @@ class TensorRtRunner(OnEngines, Runner):
         self.threads = 1
         self._inputs = tuple(each.spec for each in engines.inputs)
         self._outputs = tuple(each.spec for each in engines.outputs)
-        self._form = _cache_form(self._inputs, self._outputs)
+        sums = any(each.attention and each.attention.reads != "room" for each in engines.records)
+        self._form = _cache_form(self._inputs, self._outputs, sums_mask=sums)
 
     def _take_memory(self, session: Session) -> None:
         self._buffers = session.allocate("high")
@@ -157,8 +160,15 @@ class TensorRtRunner(OnEngines, Runner):
         Caches may be as long as what is in them, also where the engine fixes their length.
 
         Raises:
-            BackendError: No profile holds the inputs' shapes, or the run fails.
+            BackendError: No profile holds the inputs' shapes, caches are filled where a prefill
+                reads none, or the run fails.
         """
+        if self._form.sums_mask and padded_before(inputs):
+            names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
+            return run_packed(self._run, inputs, names, self._form.shared)
+        return self._run(inputs, outputs)
+
+    def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
         profile = self._fill(inputs)
         cuda = self._loaded().cuda
         profile.enqueue()
@@ -176,8 +186,9 @@ class TensorRtRunner(OnEngines, Runner):
         Where the library makes no CUDA graph by itself, the run is captured as one.
 
         Raises:
-            BackendError: No profile holds the shapes, a run fails or can't be captured; or the
-                call that is returned runs after a later ``run`` or ``prepare``.
+            BackendError: No profile holds the shapes, caches or padding are such that the engine
+                can't be told, a run fails or can't be captured; or the call that is returned runs
+                after a later ``run`` or ``prepare``.
         """
         profile = self._fill(inputs)
         cuda = self._loaded().cuda
@@ -213,6 +224,7 @@ class TensorRtRunner(OnEngines, Runner):
         shapes = {name: array.shape for name, array in arrays.items()}
         entries = [profile.slot.profile for profile in session.profiles]
         profile = session.profiles[choose_profile(self.engines.name, entries, shapes)]
+        refuse_untold(self.engines.records[profile.slot.engine], inputs)
         self._bound += 1
         profile.set_shapes(shapes)
         for name, address in self._buffers.items():
@@ -220,6 +232,34 @@ class TensorRtRunner(OnEngines, Runner):
         for name, array in arrays.items():
             session.cuda.upload(self._buffers[name], array)
         return profile
+
+
+def refuse_untold(record: EngineRecord, inputs: Mapping[str, Array]) -> None:
+    """Refuses a call that an engine would take for another.
+
+    Args:
+        record: Of an engine, which may read no more than what is filled.
+        inputs: The call's.
+
+    Raises:
+        BackendError: Padding stands before tokens, or caches are filled that it doesn't read.
+    """
+    attention = record.attention
+    if attention is None or attention.reads == "room":
+        return
+    if padded_before(inputs):
+        raise BackendError(
+            f"{record.engine} takes no padding before a row's tokens.",
+            "Put it behind them, or build with attention: room in a --config file.",
+            code="no-padding",
+        )
+    new = inputs[IDS].shape[1]
+    if attention.reads == "new" and np.any(inputs[MASK].sum(axis=1) > new):
+        raise BackendError(
+            f"{record.engine} runs a prompt on empty caches; here they are filled.",
+            "Build with attention: room in a --config file.",
+            code="filled-caches",
+        )
 
 
 def checked_input(engine: str, spec: TensorSpec, array: Array) -> Array:
@@ -241,7 +281,9 @@ def checked_input(engine: str, spec: TensorSpec, array: Array) -> Array:
     return np.ascontiguousarray(array, spec.dtype)
 
 
-def _cache_form(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> CacheForm:
+def _cache_form(
+    inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], *, sums_mask: bool
+) -> CacheForm:
     """What is known of caches whose length the engine fixes."""
     pasts, presents = (
         [each for each in ends if has_fixed_length(each)] for ends in (inputs, outputs)
@@ -250,4 +292,5 @@ def _cache_form(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> 
     if not rooms or not isinstance(rooms[0], int):
         return CacheForm()
     names = [[each.name for each in ends] for ends in (pasts, presents)]
-    return CacheForm(shared=dict(zip(*names, strict=False)), buffer=rooms[0], mask=rooms[0])
+    shared = dict(zip(*names, strict=False))
+    return CacheForm(shared=shared, buffer=rooms[0], mask=rooms[0], sums_mask=sums_mask)

@@ -75,8 +75,9 @@ def test_the_parser_updates_caches_in_place(
     form: Literal["grouped", "in_place"], updates: int, tmp_path: Path
 ) -> None:
     builder = Builder(pytest.importorskip("tensorrt_rtx"))
-    network, obstacles = builder.parse(written(tmp_path, form))
-    assert not obstacles
+    parsed = builder.parse(written(tmp_path, form))
+    assert not parsed.obstacles
+    network = parsed.network
     kinds = [network.get_layer(number).type.name for number in range(network.num_layers)]
     assert kinds.count("KV_CACHE_UPDATE") == updates
     assert kinds.count("ATTENTION_INPUT") == 2

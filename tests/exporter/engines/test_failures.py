@@ -8,10 +8,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from exporter.engines.build.adapted import let_decompose
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
 from exporter.engines.build.logs import no_engine
-from exporter.engines.build.network import Builder, let_decompose
+from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import EngineError
@@ -86,17 +87,17 @@ def test_without_leave_the_builder_refuses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("exporter.engines.build.network.let_decompose", lambda graph: False)
+    monkeypatch.setattr("exporter.engines.build.adapted.let_decompose", lambda graph: False)
     ir.save(ir.from_onnx_text(ATTENTION), tmp_path / "m.onnx")
     builder = Builder(tensorrt_rtx)
-    network, obstacles = builder.parse(tmp_path / "m.onnx")
-    assert not obstacles
+    parsed = builder.parse(tmp_path / "m.onnx")
+    assert not parsed.obstacles
     config = builder.builder.create_builder_config()
     profile = builder.builder.create_optimization_profile()
     for name in "qkv":
         profile.set_shape(name, (1, 2, 1, 32), (1, 2, 4, 32), (1, 2, 8, 32))
     config.add_optimization_profile(profile)
-    assert builder.builder.build_serialized_network(network, config) is None
+    assert builder.builder.build_serialized_network(parsed.network, config) is None
     told = no_engine(builder.listener.errors())
     assert told.code == "no-kernel"
     assert "opset 20" in told.hint

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_support import CACHE, decoder_record
+from engine_support import CACHE, decoder_record, record
 
 from exporter.engines.build.engine_set import choose_profile
-from exporter.engines.runners.tensorrt import checked_input
+from exporter.engines.build.sidecar import AttentionRecord
+from exporter.engines.runners.left_padding import padded_before
+from exporter.engines.runners.tensorrt import checked_input, refuse_untold
 from exporter.engines.tensors import TensorSpec, numpy_dtype, out_of_memory, plan_buffers
 from exporter.errors import BackendError
 from tests.raising import raises
@@ -74,3 +76,39 @@ def test_an_input_takes_the_engine_s_type() -> None:
         checked_input("m", spec, np.zeros((2, 5)))
     with raises(BackendError, "wrong-shape", 4):
         checked_input("m", spec, np.zeros(4))
+
+
+ROOM = AttentionRecord(told_by="mask", reads="room")
+FILLED = AttentionRecord(told_by="lengths", reads="filled")
+NEW = AttentionRecord(told_by="order", reads="new")
+
+
+@pytest.mark.parametrize(
+    ("mask", "new", "refusing"),
+    [
+        ([1, 1, 1, 0], 3, {}),
+        ([1, 1, 0, 0], 3, {}),
+        ([1, 1, 1, 1], 3, {"new": "filled-caches"}),
+        ([0, 1, 1, 0], 3, {"new": "no-padding", "filled": "no-padding"}),
+        ([1, 0, 1, 0], 1, {"new": "no-padding", "filled": "no-padding"}),
+    ],
+)
+def test_what_an_engine_would_misread_is_refused(
+    mask: list[int], new: int, refusing: dict[str, str]
+) -> None:
+    inputs = {
+        "input_ids": np.ones((2, new), np.int64),
+        "attention_mask": np.array([[1] * new + [0] * (4 - new), mask]),
+    }
+    assert padded_before(inputs) == ("filled" in refusing)
+    for attention in (None, ROOM, FILLED, NEW):
+        code = refusing.get("" if attention is None else attention.reads)
+        if code is None:
+            refuse_untold(record(attention=attention), inputs)
+        else:
+            with raises(BackendError, code, "m.engine"):
+                refuse_untold(record(attention=attention), inputs)
+
+
+def test_nothing_is_padded_where_there_is_no_mask() -> None:
+    assert not padded_before({"pixel_values": np.zeros((1, 3))})

@@ -1,0 +1,183 @@
+"""What a graph is changed to for an engine of one phase, and what TensorRT-RTX makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from exporter.engines.build.adapted import Adapted, adapt
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.network import Builder
+from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.settings import BuildSettings, Phase
+from exporter.engines.build.sidecar import EngineRecord, read_sidecar
+from graph_passes import save_model
+from graph_passes.fusing.cache_in_place import CacheInPlacePass
+from graph_passes.fusing.onnx_attention import GroupedAttentionPass
+from tests.attention_alone import attention_in_place
+from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
+
+ROOM = 256
+LARGE = Ranges(batch=Span(1, 32, 32), prompt=Span(1, 128, 128))
+WITH_LENGTHS: Any = SimpleNamespace(
+    IAttentionInputLayer=object, IAttention=SimpleNamespace(key_value_lengths=None)
+)
+WITHOUT: Any = SimpleNamespace()
+"""TensorRT 10.15 and 10.16 have none."""
+
+
+def in_place(**spec: Any) -> ir.Model:
+    model = decoder_model(DecoderSpec(**spec))
+    CacheInPlacePass(ROOM)(model)
+    return model
+
+
+def adapted(
+    model: ir.Model, *phases: Phase, module: Any = WITH_LENGTHS, **settings: Any
+) -> Adapted:
+    return adapt(ir.to_proto(model), BuildSettings(**settings), phases, module)
+
+
+@pytest.mark.parametrize(
+    ("phases", "module", "told_by", "reads"),
+    [
+        (["prefill"], WITH_LENGTHS, "order", "new"),
+        (["prefill"], WITHOUT, "order", "new"),
+        (["decode"], WITH_LENGTHS, "lengths", "filled"),
+        (["decode"], WITHOUT, "mask", "room"),
+        (["prefill", "decode"], WITH_LENGTHS, "mask", "room"),
+    ],
+)
+def test_an_engine_for_one_phase_reads_no_more_than_it_needs(
+    phases: Sequence[Phase], module: Any, told_by: str, reads: str
+) -> None:
+    found = adapted(in_place(), *phases, module=module).attention
+    assert found is not None
+    assert (found.told_by, found.reads, found.remark is None) == (told_by, reads, reads != "room")
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_window_keeps_its_mask(phase: Phase) -> None:
+    found = adapted(in_place(window=8), phase)
+    assert found.attention is not None
+    assert found.attention.reads == "room"
+    assert found.attention.remark is not None
+    masks = [node.input[3] for node in found.model.graph.node if node.op_type == "Attention"]
+    assert all(masks)
+
+
+def test_the_mask_can_be_asked_for() -> None:
+    found = adapted(in_place(), "decode", attention="room").attention
+    assert found is not None
+    assert (found.reads, found.remark) == ("room", None)
+
+
+def test_caches_that_grow_are_told_by_nothing() -> None:
+    grown = decoder_model()
+    GroupedAttentionPass()(grown)
+    assert adapted(grown, "decode").attention is None
+
+
+@pytest.mark.parametrize(
+    ("phases", "wanted", "logits", "length"),
+    [
+        (["prefill"], "last", "last", 1),
+        (["prefill", "decode"], "last", "last", 1),
+        (["prefill"], "all", "all", None),
+        (["decode"], "last", "last", None),
+        (["encode"], "last", "all", None),
+    ],
+)
+def test_a_prompt_gives_the_logits_that_are_wanted(
+    phases: Sequence[Phase], wanted: str, logits: str, length: int | None
+) -> None:
+    found = adapted(in_place(), *phases, logits=wanted)
+    assert found.logits == logits
+    size = found.model.graph.output[0].type.tensor_type.shape.dim[1]
+    assert (size.dim_value or None) == length
+
+
+def test_a_graph_without_logits_has_none_on_record() -> None:
+    model = in_place()
+    model.graph.outputs[0].name = "hidden"
+    assert adapted(model, "prefill").logits is None
+
+
+def test_nothing_of_a_file_that_needs_nothing_is_changed() -> None:
+    model = ir.to_proto(decoder_model(DecoderSpec(softmax=True)))
+    found = adapt(model, BuildSettings(logits="all"), ["decode"], WITH_LENGTHS)
+    assert not found.changed
+    assert found.model is model
+
+
+def built(folder: Path, phase: Phase, attention: str, dtype: str = "float16") -> EngineRecord:
+    onnx = folder / "m.onnx"
+    save_model(attention_in_place(dtype, heads=8, kv_heads=2, size=64, room=ROOM), onnx)
+    settings = BuildSettings(compute_capabilities=("sm89",), attention=attention)  # type: ignore[arg-type]
+    target = folder / f"{attention}.engine"
+    new = "1" if phase == "decode" else "1:128:128"
+    ranges = Ranges(batch=Span(1, 32, 32), dims=(f"sequence={new}",))  # type: ignore[arg-type]
+    ((engine, record),) = build_engines(
+        onnx, target, phases=[phase], ranges=ranges, settings=settings
+    )
+    assert read_sidecar(engine).attention == record.attention
+    return record
+
+
+@pytest.mark.rtx
+def test_a_decode_step_is_a_scatter_and_one_attention(tmp_path: Path) -> None:
+    filled, room = (built(tmp_path, "decode", each) for each in ("filled", "room"))
+    assert filled.attention is not None
+    assert filled.attention.reads == "filled"
+    assert filled.layers == {"attention": 1, "kgen": 2}  # and the lengths, once for all layers
+    assert filled.memory_bytes["activation"] < 1e4 < room.memory_bytes["activation"]
+
+
+@pytest.mark.rtx
+def test_a_prefill_is_one_attention_and_a_scatter(tmp_path: Path) -> None:
+    new, room = (built(tmp_path, "prefill", each) for each in ("filled", "room"))
+    mask_bytes = 32 * 128 * ROOM * 2
+    assert new.layers == {"attention": 1, "kgen": 1}
+    assert room.layers["kgen"] > 1
+    assert new.memory_bytes["activation"] < 1e4
+    assert room.memory_bytes["activation"] >= mask_bytes
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_lengths_are_set_on_every_attention_of_a_decode_step(phase: Phase, tmp_path: Path) -> None:
+    import tensorrt_rtx as trt
+
+    save_model(in_place(layers=3), tmp_path / "m.onnx")
+    parsed = Builder(trt).parse(tmp_path / "m.onnx", BuildSettings(), [phase])
+    network = parsed.network
+    layers = [network.get_layer(number) for number in range(network.num_layers)]
+    found = [each for each in layers if each.type == trt.LayerType.ATTENTION_INPUT]
+    assert len(found) == 3
+    for layer in found:
+        layer.__class__ = trt.IAttentionInputLayer
+        attention = layer.attention
+        assert attention.mask is None
+        assert (attention.key_value_lengths is not None) == (phase == "decode")
+        causal = trt.CausalMaskKind.UPPER_LEFT if phase == "prefill" else trt.CausalMaskKind.NONE
+        assert attention.causal_kind == causal
+    updates = [each for each in layers if each.type == trt.LayerType.KV_CACHE_UPDATE]
+    assert len(updates) == 6
+
+
+@pytest.mark.rtx
+def test_the_records_of_both_phases_belong_together(tmp_path: Path) -> None:
+    from exporter.engines.build.engine_set import find_engines
+
+    save_model(in_place(), tmp_path / "m.onnx")
+    build_engines(tmp_path / "m.onnx", tmp_path / "out", split=True, ranges=LARGE)
+    decode, prefill = find_engines(tmp_path / "out").records
+    assert (decode.attention and decode.attention.reads) == "filled"
+    assert (prefill.attention and prefill.attention.reads) == "new"
+    assert [each.logits for each in (decode, prefill)] == ["last", "last"]
+    assert {each.name: each.shape for each in prefill.outputs}["logits"][1] == 1
