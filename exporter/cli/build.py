@@ -40,8 +40,12 @@ class BuildCall(Options):
         usual="prefill,decode with a cache, else encode",
         section=SHAPES,
     )
-    split: bool = option(
-        False, "Build one engine for each profile, instead of one for all.", section=SHAPES
+    split: bool | None = option(
+        None,
+        "Build one engine for each profile, or one for all.",
+        "--split/--no-split",
+        usual="one for each, where caches have a fixed length",
+        section=SHAPES,
     )
     ranges: Ranges = part(Ranges())
     settings: BuildSettings = part(BuildSettings())
@@ -73,7 +77,7 @@ def build(call: BuildCall, progress: ConsoleProgress) -> None:
         progress=progress,
     )
     if progress.as_json:
-        echo_json(_json([record for _, record in built], call.split or call.builds > 1))
+        echo_json(_json([record for _, record in built]))
         return
     for path, record in built:
         echo(_line(record), path)
@@ -92,10 +96,10 @@ def _use(
     return write_built_use(call.model, paths, stage, generates="decode" in phases)
 
 
-def _json(records: list[EngineRecord], several: bool) -> str:
-    """The record; of ``--split`` and ``--builds``, a list of them."""
+def _json(records: list[EngineRecord]) -> str:
+    """The record; of several engines, a list of them."""
     dumped = [record.model_dump(mode="json") for record in records]
-    return json.dumps(dumped if several else dumped[0], indent=2)
+    return json.dumps(dumped if len(dumped) > 1 else dumped[0], indent=2)
 
 
 def _line(record: EngineRecord) -> str:

@@ -95,9 +95,10 @@ class EngineRequest(Options):
         ),
         rare=("compute_capabilities", "optimization_level"),
     )
-    split: bool = option(
-        False,
-        "Build one engine for each phase, instead of one for both, which has the weights twice.",
+    split: bool | None = option(
+        None,
+        "Build one engine for each phase, or one for both, which has the weights twice.",
+        usual="one for each, where caches have a fixed length",
         section=ENGINES,
         rare=True,
     )

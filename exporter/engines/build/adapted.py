@@ -79,7 +79,7 @@ def _for_one_phase(
     if all(node.op_type != SCATTER for node in graph.graph):
         return None
     by_mask = AttentionRecord(told_by="mask", reads="room")
-    if settings.attention == "room":
+    if settings.cache_reads == "room":
         return by_mask
     if set(phases) == {"prefill"}:
         if OnePhasePass("prefill")(graph).modified:

@@ -18,7 +18,13 @@ from exporter.engines.build.child import EngineJob
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
 from exporter.engines.build.libraries import LIBRARIES, Backend, EngineLibrary, refuse_unbuildable
-from exporter.engines.build.profiles import Ranges, phases_of, profile, refuse_unknown_axes
+from exporter.engines.build.profiles import (
+    Ranges,
+    has_fixed_caches,
+    phases_of,
+    profile,
+    refuse_unknown_axes,
+)
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.engines.tensors import TensorSpec
@@ -64,7 +70,7 @@ def build_engines(
     target: Path,
     *,
     phases: Sequence[str] | None = None,
-    split: bool = False,
+    split: bool | None = None,
     builds: int = 1,
     ranges: Ranges = _RANGES,
     profiles: Sequence[Profile] | None = None,
@@ -74,16 +80,19 @@ def build_engines(
     beside: Beside = _nothing_beside,
     progress: Progress = QUIET,
 ) -> list[tuple[Path, EngineRecord]]:
-    """Builds one engine with a profile for each phase, or an engine for each.
+    """Builds an engine for each phase, or one with a profile for each.
 
     Each appears with its record, or not at all. The builder runs in a process of its own. Precision
     comes from the graph: the network is strongly typed.
 
     Args:
         onnx: The ONNX file.
-        target: The engine's file or folder; with ``split``, the phase's name is put in.
+        target: The engine's file or folder; the phase's name is put in where there is an engine
+            for each.
         phases: Which of ``prefill``, ``decode`` and ``encode``; all that the graph has when None.
-        split: An engine for each phase.
+        split: Whether there is an engine for each phase: where caches have a fixed length, when
+            None, since an engine for both reads all of them at each step and holds the weights
+            twice.
         builds: How many of each, named ``-b1``, ``-b2`` and so on when several: builds may differ,
             so one build of each arm is a thin ground for a comparison. TensorRT's share a timing
             cache, ``timing_cache`` or one for the occasion.
@@ -113,13 +122,13 @@ def build_engines(
         job = jobs.enter_context(graph.job())
         inputs = graph.source.inputs
         groups = [list(profiles)] if profiles else _groups(inputs, phases, ranges, split=split)
-        whole = len(groups[0]) == len(phases_of(inputs))
+        whole = sum(map(len, groups)) == len(phases_of(inputs))
         wanted = list(itertools.product(groups, numbers))
         for group, number in wanted:
             if done:
                 jobs.close()
                 job = jobs.enter_context(graph.job())
-            tells = split or (_is_folder(target) and not whole)
+            tells = len(groups) > 1 or split or (_is_folder(target) and not whole)
             last = len(done) + 1 == len(wanted)
             marks = _marks(group if tells else (), number)
             more = beside if last else _nothing_beside
@@ -258,7 +267,11 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _groups(
-    inputs: Sequence[TensorSpec], phases: Sequence[str] | None, ranges: Ranges, *, split: bool
+    inputs: Sequence[TensorSpec],
+    phases: Sequence[str] | None,
+    ranges: Ranges,
+    *,
+    split: bool | None,
 ) -> list[list[Profile]]:
     """The profiles of each engine."""
     names = list(phases or phases_of(inputs))
@@ -266,7 +279,8 @@ def _groups(
         raise UsageError(f"A phase is named twice: {', '.join(names)}.", code="named-twice")
     refuse_unknown_axes(inputs, ranges)
     wanted = [profile(inputs, phase, ranges) for phase in names]
-    return [[each] for each in wanted] if split else [wanted]
+    for_each = has_fixed_caches(inputs) if split is None else split
+    return [[each] for each in wanted] if for_each else [wanted]
 
 
 @contextlib.contextmanager

@@ -182,6 +182,11 @@ def phases_of(inputs: Sequence[TensorSpec]) -> tuple[Phase, ...]:
     return ("prefill", "decode") if any(_is_cache(each) for each in inputs) else ("encode",)
 
 
+def has_fixed_caches(inputs: Sequence[TensorSpec]) -> bool:
+    """Whether caches have lengths that the graph fixes, as those have that are updated in place."""
+    return any(_is_cache(each) and isinstance(each.shape[_PAST_AXIS], int) for each in inputs)
+
+
 def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
     """Keeps a range from being passed over.
 

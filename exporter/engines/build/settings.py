@@ -121,7 +121,7 @@ class BuildSettings(Options):
         section=ENGINES,
         rare=True,
     )
-    attention: Reading = option(
+    cache_reads: Reading = option(
         "filled",
         "What attentions read of caches of fixed length: what is filled, in an engine for one "
         "phase where library and graph allow it; or all the room, with a mask.",

@@ -250,14 +250,14 @@ def refuse_untold(record: EngineRecord, inputs: Mapping[str, Array]) -> None:
     if padded_before(inputs):
         raise BackendError(
             f"{record.engine} takes no padding before a row's tokens.",
-            "Put it behind them, or build with attention: room in a --config file.",
+            "Put it behind them, or build with cache_reads: room in a --config file.",
             code="no-padding",
         )
     new = inputs[IDS].shape[1]
     if attention.reads == "new" and np.any(inputs[MASK].sum(axis=1) > new):
         raise BackendError(
             f"{record.engine} runs a prompt on empty caches; here they are filled.",
-            "Build with attention: room in a --config file.",
+            "Build with cache_reads: room in a --config file.",
             code="filled-caches",
         )
 

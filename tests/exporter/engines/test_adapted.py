@@ -12,6 +12,7 @@ import pytest
 
 from exporter.engines.build.adapted import Adapted, adapt
 from exporter.engines.build.build import build_engines
+from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings, Phase
@@ -24,6 +25,7 @@ from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 
 ROOM = 256
 LARGE = Ranges(batch=Span(1, 32, 32), prompt=Span(1, 128, 128))
+SMALL = Ranges(prompt=Span(1, 4, 8))
 WITH_LENGTHS: Any = SimpleNamespace(
     IAttentionInputLayer=object, IAttention=SimpleNamespace(key_value_lengths=None)
 )
@@ -72,7 +74,7 @@ def test_a_window_keeps_its_mask(phase: Phase) -> None:
 
 
 def test_the_mask_can_be_asked_for() -> None:
-    found = adapted(in_place(), "decode", attention="room").attention
+    found = adapted(in_place(), "decode", cache_reads="room").attention
     assert found is not None
     assert (found.reads, found.remark) == ("room", None)
 
@@ -118,7 +120,7 @@ def test_nothing_of_a_file_that_needs_nothing_is_changed() -> None:
 def built(folder: Path, phase: Phase, attention: str, dtype: str = "float16") -> EngineRecord:
     onnx = folder / "m.onnx"
     save_model(attention_in_place(dtype, heads=8, kv_heads=2, size=64, room=ROOM), onnx)
-    settings = BuildSettings(compute_capabilities=("sm89",), attention=attention)  # type: ignore[arg-type]
+    settings = BuildSettings(compute_capabilities=("sm89",), cache_reads=attention)  # type: ignore[arg-type]
     target = folder / f"{attention}.engine"
     new = "1" if phase == "decode" else "1:128:128"
     ranges = Ranges(batch=Span(1, 32, 32), dims=(f"sequence={new}",))  # type: ignore[arg-type]
@@ -171,13 +173,26 @@ def test_lengths_are_set_on_every_attention_of_a_decode_step(phase: Phase, tmp_p
 
 
 @pytest.mark.rtx
-def test_the_records_of_both_phases_belong_together(tmp_path: Path) -> None:
-    from exporter.engines.build.engine_set import find_engines
-
+def test_of_caches_in_place_there_is_an_engine_for_each_phase(tmp_path: Path) -> None:
     save_model(in_place(), tmp_path / "m.onnx")
-    build_engines(tmp_path / "m.onnx", tmp_path / "out", split=True, ranges=LARGE)
+    built = build_engines(tmp_path / "m.onnx", tmp_path / "out", ranges=LARGE)
+    assert ["prefill" in path.name for path, _ in built] == [True, False]
     decode, prefill = find_engines(tmp_path / "out").records
     assert (decode.attention and decode.attention.reads) == "filled"
     assert (prefill.attention and prefill.attention.reads) == "new"
     assert [each.logits for each in (decode, prefill)] == ["last", "last"]
     assert {each.name: each.shape for each in prefill.outputs}["logits"][1] == 1
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("grows", [True, False])
+def test_one_engine_for_both_can_be_asked_for(grows: bool, tmp_path: Path) -> None:
+    """Caches that grow need not be asked for: one engine is what they had."""
+    save_model(decoder_model() if grows else in_place(), tmp_path / "m.onnx")
+    target = tmp_path / "m.engine"
+    split = None if grows else False
+    ((path, record),) = build_engines(tmp_path / "m.onnx", target, split=split, ranges=SMALL)
+    assert path == target
+    assert [each.phase for each in record.profiles] == ["prefill", "decode"]
+    assert (record.attention and record.attention.reads) == (None if grows else "room")
+    assert record.logits == "last"

@@ -38,7 +38,8 @@ def written(folder: Path, form: Literal["repeated", "grouped", "in_place"]) -> P
 
 def built(onnx: Path, *phases: str) -> EngineRecord:
     ranges = fitting(graph_inputs(onnx), LARGE)
-    ((_, record),) = build_engines(onnx, onnx.parent / "out", phases=phases, ranges=ranges)
+    out = onnx.parent / "out"
+    ((_, record),) = build_engines(onnx, out, phases=phases, split=False, ranges=ranges)
     return record
 
 
