@@ -136,7 +136,7 @@ endef
 	@echo "Installing PyTorch with CUDA, ONNX Runtime and TensorRT-RTX ..."
 	@.venv-gpu/bin/python $(PIP) -e '.[torch,cpu,rtx,dev]'
 	@echo "Installing TensorRT; its libraries come from NVIDIA's own server ..."
-	@.venv-gpu/bin/python $(PIP) 'tensorrt>=10.13' \
+	@.venv-gpu/bin/python $(PIP) 'tensorrt>=10.15' \
 	  || echo "TensorRT can't be installed here: TensorRT-RTX alone is tested and measured."
 	@touch $@
 

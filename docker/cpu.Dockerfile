@@ -28,6 +28,6 @@ COPY --from=build /opt/depthcut /opt/depthcut
 ENV PATH=/opt/depthcut/bin:/usr/local/bin:/usr/bin:/bin
 USER 10001
 WORKDIR /models
-HEALTHCHECK --interval=5m --timeout=60s CMD ["depthcut", "doctor"]
+HEALTHCHECK --interval=5m --timeout=60s CMD ["depthcut", "doctor", "--health", "cpu"]
 ENTRYPOINT ["depthcut"]
 CMD ["--help"]

@@ -2,7 +2,8 @@
 #   docker build -f docker/tensorrt.Dockerfile -t depthcut:tensorrt .
 #   docker run --rm --gpus all -v "$PWD:/models" depthcut:tensorrt doctor
 # pip takes TensorRT's libraries from NVIDIA's own server. Where that can't be reached,
-# EXTRAS=rtx,cpu builds engines with TensorRT-RTX alone.
+# EXTRAS=rtx,cpu builds engines with TensorRT-RTX alone. A driver older than 580 takes
+# EXTRAS=gpu-cu12,rtx-cu12. Without a card the image is unhealthy.
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build
@@ -31,6 +32,6 @@ ENV PATH=/opt/depthcut/bin:/usr/local/bin:/usr/bin:/bin \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001
 WORKDIR /models
-HEALTHCHECK --interval=5m --timeout=60s CMD ["depthcut", "doctor"]
+HEALTHCHECK --interval=5m --timeout=60s CMD ["depthcut", "doctor", "--health", "gpu"]
 ENTRYPOINT ["depthcut"]
 CMD ["--help"]

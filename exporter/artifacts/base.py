@@ -20,7 +20,8 @@ SCHEMA_VERSION = 1
 _TOLD_VERSIONS = (
     "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu",
     "onnxruntime-genai", "onnxruntime-genai-cuda", "onnxscript", "torch", "transformers",
-    "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt", "tensorrt-rtx",
+    "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt", "tensorrt-cu12", "tensorrt-rtx",
+    "tensorrt-rtx-cu12", "polygraphy",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.libraries import usual_backend
 from exporter.engines.build.profiles import SHAPES, Ranges
 from exporter.engines.build.settings import ENGINES, BuildSettings, EngineOption
 from exporter.engines.build.sidecar import EngineRecord, built_for
@@ -70,7 +71,7 @@ def build(call: BuildCall, progress: ConsoleProgress) -> None:
         split=call.split,
         builds=call.builds,
         ranges=call.ranges,
-        backend=call.library.engine,
+        backend=usual_backend(call.library.engine, call.settings.compute_capabilities),
         settings=call.settings,
         timing_cache=call.timing_cache,
         beside=partial(_use, call),

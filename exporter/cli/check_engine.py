@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
+from exporter.engines.build.libraries import usual_backend
 from exporter.engines.build.settings import EngineOption
 from exporter.option_types import OnnxFile
 from exporter.options import Options, argument, dataclass, part
@@ -35,7 +36,7 @@ def check_engine(call: CheckEngineCall, progress: ConsoleProgress) -> int:
     """
     from exporter.engines.build.check import check_engine as check
 
-    found = check(call.model, backend=call.library.engine, progress=progress)
+    found = check(call.model, backend=usual_backend(call.library.engine), progress=progress)
     if progress.as_json:
         echo_json(json.dumps(asdict(found), indent=2))
     else:

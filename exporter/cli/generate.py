@@ -57,7 +57,7 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     """
     from exporter.engines.decoding.generate import generate as run
     from exporter.engines.decoding.generate import refuse_too_long
-    from exporter.engines.runners.widening import tell_widened
+    from exporter.engines.runners.base import tell_notes
 
     texts = TextModel.of(call.model, call.tokenizer)
     prompt_ids = texts.encode_chat(call.prompt) if call.chat else texts.encode(call.prompt)
@@ -67,7 +67,7 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     silent = progress.as_json
     stream = texts.stream(lambda piece: None if silent else click.echo(pieces.add(piece), nl=False))
     with decoder:
-        tell_widened([decoder.capabilities], progress)
+        tell_notes([decoder.capabilities], progress)
         done = run(
             decoder,
             prompt_ids,

@@ -8,6 +8,7 @@ from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.engines.build.engine_set import holds_engines_alone
 from exporter.engines.packaging.tarball import package_tarball
+from exporter.engines.packaging.triton import MAX_BATCH
 from exporter.models.model_folder import find_model
 from exporter.option_types import Count, InputFolder, InputPath, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, only_with, option
@@ -34,6 +35,11 @@ class PackageCall(Options):
     )
     device: Literal["gpu", "cpu"] = option("gpu", "For --triton: where it runs.")
     instances: Count = option(1, "For --triton: number of instances.", config_only=True)
+    max_batch: Count = option(
+        MAX_BATCH,
+        "For --triton: the largest batch that Triton makes of requests to an ONNX file; an "
+        "engine's is built in.",
+    )
     rules = (
         Rule(
             ("triton", "tarball"),
@@ -41,7 +47,7 @@ class PackageCall(Options):
             "Say where to: {0} REPOSITORY or {1} FILE, or both.",
         ),
         only_with("beside", "tarball"),
-        *(only_with(name, "triton") for name in ("name", "device", "instances")),
+        *(only_with(name, "triton") for name in ("name", "device", "instances", "max_batch")),
     )
 
 
@@ -49,8 +55,9 @@ class PackageCall(Options):
 def package(call: PackageCall, _progress: ConsoleProgress) -> None:
     """Pack MODEL for serving.
 
-    Triton takes an ONNX file, a folder with model.onnx, or an engine of TensorRT; the archive takes
-    an engine with the record next to it, or a folder with an engine for each phase.
+    Triton takes an encoder, or another model without a KV cache: an ONNX file, a folder with
+    model.onnx, or an engine of TensorRT. The archive takes an engine with the record next to it, or
+    a folder with an engine for each phase.
     """
     from exporter.engines.packaging.triton import package_triton
 
@@ -67,5 +74,6 @@ def package(call: PackageCall, _progress: ConsoleProgress) -> None:
                 name=call.name,
                 device=call.device,
                 instances=call.instances,
+                max_batch=call.max_batch,
             )
         )

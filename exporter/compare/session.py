@@ -33,7 +33,7 @@ from exporter.compare.quantization_grid import quantization_grid, refuse_no_grid
 from exporter.compare.threads import settle_threads
 from exporter.compare.witness import witness_checks
 from exporter.engines.environment import default_threads, environment
-from exporter.engines.runners.widening import tell_widened
+from exporter.engines.runners.base import tell_notes
 from exporter.errors import ComparisonError
 from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
 from exporter.progress import QUIET, Progress
@@ -188,7 +188,7 @@ def _measured(
     probe: ThreadProbe | None,
 ) -> ComparisonReport:
     pair.refuse_other_interface()
-    tell_widened((each.capabilities for each in pair.runners), pair.progress)
+    tell_notes((each.capabilities for each in pair.runners), pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
     answers = measure_accuracy(pair, texts, store)

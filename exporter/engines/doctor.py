@@ -5,11 +5,20 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from exporter.engines.build.driver import Driver, ask_driver
+from exporter.engines.build.cuda_versions import (
+    BINDINGS,
+    ONNX_RUNTIME,
+    too_old,
+    version_of,
+    way_out,
+)
+from exporter.engines.build.driver import Device, Driver, ask_driver
 from exporter.engines.build.libraries import LIBRARIES, EngineLibrary
+
+Place = Literal["cpu", "gpu"]
 
 _TIMEOUT_S = 60
 _BROKEN = "it is installed, but does not load: install it again"
@@ -48,7 +57,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All components, and whether ONNX files can be pruned, verified and compared here."""
+    """All components that were looked at, and whether what was asked for can be done here."""
 
     components: tuple[Component, ...]
     fit: bool
@@ -72,21 +81,56 @@ _ENGINES = {
 
 
 def diagnose() -> Diagnosis:
-    """Looks at everything; nothing of CUDA is loaded before the driver was asked."""
+    """Looks at everything; nothing of CUDA is loaded before the driver was asked.
+
+    Fit is a machine on which ONNX files can be pruned, verified and compared.
+    """
     driver = ask_driver()
     runtime, providers = _runtime_components()
     components = [Component("Python", platform.python_version(), "everything"), runtime, *providers]
     components += [_distribution(name, extra, serves) for name, extra, serves in _DISTRIBUTIONS]
     components += [_engine_library(LIBRARIES[name], serves) for name, serves in _ENGINES.items()]
-    components += _driver_components(driver)
-    return Diagnosis(tuple(components), fit=bool(runtime.found))
+    told = [_with_driver(each, driver) for each in components]
+    return Diagnosis((*told, *_driver_components(driver)), fit=bool(runtime.found))
+
+
+def health(place: Place) -> Diagnosis:
+    """Whether models can run on the CPU or on a GPU, for a health check that disturbs nothing.
+
+    No session is made, and no memory is taken on a GPU: something may be measured meanwhile.
+    """
+    runtime = _importable_runtime()
+    if place == "cpu":
+        return Diagnosis((runtime,), fit=not runtime.remedy)
+    driver = ask_driver()
+    engines = [_distribution(name, LIBRARIES[name].extra, _ENGINES[name]) for name in _ENGINES]
+    components = [runtime, *(each for each in engines if each.found)]
+    components = [_with_driver(each, driver) for each in components]
+    components += _driver_components(driver)[:1]
+    return Diagnosis(tuple(components), fit=not any(each.remedy for each in components))
+
+
+def _importable_runtime() -> Component:
+    """ONNX Runtime; importing it touches no device."""
+    runtime = _installed_runtime()
+    broken = runtime.found and _output_of("import onnxruntime") is None
+    return Component(runtime.name, "", runtime.serves, _BROKEN) if broken else runtime
+
+
+def _with_driver(component: Component, driver: Driver) -> Component:
+    """The same, with what is wrong between it and the driver."""
+    package = component.name
+    known = package in (*LIBRARIES, BINDINGS, ONNX_RUNTIME)
+    if not known or component.remedy or not (problem := too_old(driver, package)):
+        return component
+    extra = LIBRARIES[package].extra_cuda12 if package in LIBRARIES else "gpu-cu12"
+    return replace(component, remedy=f"{problem}. {way_out(extra)}")
 
 
 def _distribution(name: str, extra: str, serves: str) -> Component:
-    try:
-        return Component(name, metadata.version(name), serves)
-    except metadata.PackageNotFoundError:
-        return Component(name, "", serves, f"pip install 'depthcut[{extra}]'")
+    version = version_of(name)
+    missing = "" if version else f"pip install 'depthcut[{extra}]'"
+    return Component(name, version or "", serves, missing)
 
 
 def _engine_library(library: EngineLibrary, serves: str) -> Component:
@@ -99,23 +143,29 @@ def _engine_library(library: EngineLibrary, serves: str) -> Component:
 
 def _runtime_components() -> tuple[Component, list[Component]]:
     """ONNX Runtime and its providers; one that is listed need not load, so each is tried."""
-    serves = "verifying and comparing ONNX files"
-    installed = [p for p in ("onnxruntime", "onnxruntime-gpu") if _distribution(p, "", "").found]
-    if not installed:
-        return Component("onnxruntime", "", serves, "pip install 'depthcut[cpu]' (or [gpu])"), []
-    name = " and ".join(installed)
+    runtime = _installed_runtime()
+    if not runtime.found:
+        return runtime, []
     loads = _loading_providers()
     if loads is None:
-        return Component(name, "", serves, _BROKEN), []
-    remedy = "" if len(installed) == 1 else "both own one folder: uninstall both, install one"
-    version = ", ".join(metadata.version(each) for each in installed)
-    return Component(name, version, serves, remedy), [
+        return Component(runtime.name, "", runtime.serves, _BROKEN), []
+    return runtime, [
         Component(
             f"  {provider}", "loads" if ok else "", "running on it",
             "" if ok else "listed, but does not load: a library or the driver is missing",
         )
         for provider, ok in loads.items()
     ]  # fmt: skip
+
+
+def _installed_runtime() -> Component:
+    serves = "verifying and comparing ONNX files"
+    versions = {name: version_of(name) for name in ("onnxruntime", ONNX_RUNTIME)}
+    installed = {name: version for name, version in versions.items() if version}
+    if not installed:
+        return Component("onnxruntime", "", serves, "pip install 'depthcut[cpu]' (or [gpu])")
+    remedy = "" if len(installed) == 1 else "both own one folder: uninstall both, install one"
+    return Component(" and ".join(installed), ", ".join(installed.values()), serves, remedy)
 
 
 def _loading_providers() -> dict[str, bool] | None:
@@ -143,10 +193,12 @@ def _driver_components(driver: Driver) -> list[Component]:
     if driver.problem:
         remedy = f"{driver.problem}; engines for TensorRT-RTX are built all the same"
         return [Component("NVIDIA driver", "", serves, remedy)]
-    cards = [
-        Component(
-            f"  {each.name}", f"{each.compute_capability}, {each.memory_bytes >> 30} GiB", serves
-        )
-        for each in driver.devices
-    ]
+    cards = [_card(each, serves) for each in driver.devices]
     return [Component("NVIDIA driver", f"CUDA {driver.cuda_version}", serves), *cards]
+
+
+def _card(device: Device, serves: str) -> Component:
+    kind = device.compute_capability
+    served = LIBRARIES["tensorrt-rtx"].supports(kind)
+    remedy = "" if served else f"TensorRT-RTX does not support {kind}: --engine tensorrt does"
+    return Component(f"  {device.name}", f"{kind}, {device.memory_bytes >> 30} GiB", serves, remedy)

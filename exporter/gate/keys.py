@@ -17,7 +17,15 @@ from exporter.errors import RegressionError
 from exporter.files import sha256_bytes
 
 FIELDS = tuple(RunKey.model_fields)
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
+_RUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-rtx",
+    "tensorrt-rtx-cu12",
+    "torch",
+)
 """Distributions that run an arm; each is named like the backends that it serves."""
 
 
@@ -111,6 +119,7 @@ def _runtimes(report: ComparisonReport) -> list[str]:
 
 
 def _serves(distribution: str, backend: str) -> bool:
+    distribution = distribution.removesuffix("-cu12")
     if backend.startswith("tensorrt-rtx"):
         return distribution == "tensorrt-rtx"
     if backend in ("pytorch", "torch.compile"):

@@ -1,16 +1,17 @@
 #!/bin/sh
-# Packs a model for Triton and shows its config; serves it with Docker when told to.
-# Needs: pip install 'depthcut[cpu]', and what make demo leaves (or another depthcut export).
-# Usage: run.sh [MODEL] [REPOSITORY]; MODEL is a folder with model.onnx, or an engine of TensorRT.
+# Packs an encoder for Triton and shows its config; serves it with Docker when told to.
+# Needs: pip install 'depthcut[cpu]', and what samples/02_prune_any_onnx/encoder.sh leaves.
+# Usage: run.sh [MODEL] [REPOSITORY]; MODEL is an ONNX file, a folder with model.onnx, or an engine
+# of TensorRT; a decoder is refused.
 set -eu
-model=${1:-out/demo/candidate}
+model=${1:-out/encoder/pruned.onnx}
 repository=${2:-out/triton}
 image=${TRITON:-nvcr.io/nvidia/tritonserver:25.08-py3}
 device=${DEVICE:-cpu}
 
-depthcut package "$model" --triton "$repository" --name smollm2 --device "$device"
+depthcut package "$model" --triton "$repository" --name encoder --device "$device"
 echo "== What Triton is told"
-cat "$repository/smollm2/config.pbtxt"
+cat "$repository/encoder/config.pbtxt"
 
 gpus=""
 [ "$device" = cpu ] || gpus="--gpus all "

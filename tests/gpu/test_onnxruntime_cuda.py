@@ -28,8 +28,8 @@ def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:
             shape = Shape("decode", 1, 1, 8)
             inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 32))
             outputs[provider] = runner.run(inputs)["logits"]
-    # TF32 products on the GPU round to 10 bits.
-    np.testing.assert_allclose(outputs["cuda"], outputs["cpu"], rtol=2e-3, atol=2e-3)
+    # Sums in another order; TF32 is off.
+    np.testing.assert_allclose(outputs["cuda"], outputs["cpu"], rtol=1e-3, atol=1e-3)
 
 
 def test_a_comparison_on_the_gpu_says_so(tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def _write_graph(work: Path) -> None:
     }  # fmt: skip
     told = {"model": {"type": "llama", "decoder": decoder, "vocab_size": 64}, "search": {}}
     Path("onnx/genai_config.json").write_text(json.dumps(told))
+    _write_encoder_graph(Path("encoder"))
+
+
+def _write_encoder_graph(folder: Path) -> None:
+    """The same files beside a graph without caches, which alone is packed for Triton."""
+    from tests.tiny_graphs import TinySpec, tiny_model
+
+    shutil.copytree("onnx", folder)
+    (data,) = folder.glob("*.data*")
+    encoder = tiny_model(TinySpec(cache=False))
+    data.unlink()
+    ir.save(encoder, folder / "model.onnx", external_data=data.name, size_threshold_bytes=0)
 
 
 def _write_records(work: Path) -> None:

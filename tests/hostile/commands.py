@@ -109,7 +109,7 @@ COMMANDS: list[Command] = [
     needs="onnxruntime"),
     Command(("compare", "onnx", "in/cut", "-o", "out/res", *TIMING), "onnx", GRAPH_KINDS, ("res",),
     2, needs="onnxruntime"),
-    Command(("package", "onnx", "--triton", "out", "--name", "res", "--device", "cpu"), "onnx",
+    Command(("package", "encoder", "--triton", "out", "--name", "res", "--device", "cpu"), "encoder",
     GRAPH_KINDS, ("res",), 3, needs="onnxruntime"),
     Command(("generate", "onnx", "the list of", "-n", "3", "--threads", "1"), "onnx", GRAPH_KINDS,
     (), 3, needs="onnxruntime"),

@@ -56,6 +56,11 @@ def _write_graphs(folder: Path) -> None:
         (folder / name).mkdir()
         write_llama(folder / name / "model.onnx", shape, noise=0.1)
     save_model(tiny_model(TinySpec(layers=2)), folder / "tiny.onnx")
+    for name, layers in {"encoder": 3, "encoder-cut": 2}.items():
+        (folder / name).mkdir()
+        encoder = tiny_model(TinySpec(layers=layers, cache=False))
+        file = folder / name / "model.onnx"
+        ir.save(encoder, file, external_data="model.onnx.data", size_threshold_bytes=0)
 
 
 def _write_engine(folder: Path) -> None:

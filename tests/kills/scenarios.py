@@ -250,8 +250,8 @@ SCENARIOS: dict[str, Scenario] = {
         {"out/res": _loads("out/res")},
     ),
     "package": Scenario(
-        (_triton("in/cut"),),
-        _triton("in/whole"),
+        (_triton("in/encoder-cut"),),
+        _triton("in/encoder"),
         {"out/res": ("inspect", "out/res/1/model.onnx/model.onnx")},
         needs=("onnxruntime",),
     ),

@@ -4,24 +4,33 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from engine_support import written, written_as
 
 from exporter.cli import run
 from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.settings import BuildSettings, Profile
+from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineTensor
 from exporter.engines.packaging.tarball import package_tarball
 from exporter.engines.packaging.triton import TritonModel, package_triton, triton_config
 from exporter.errors import EngineError, PackagingError, UnsafeInputError, UsageError
 from graph_passes import save_model
+from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
+
+
+def encode(low: int, usual: int, high: int) -> Profile:
+    """A profile for batches of these sizes."""
+    shapes = {"low": (low, 1), "usual": (usual, 64), "high": (high, 512)}
+    return Profile(phase="encode", shapes={"input_ids": ShapeRange(**shapes)})
+
 
 TENSORRT: dict[str, Any] = {
     "backend": "tensorrt", "settings": BuildSettings(), "precision": "fp16",
-    "profiles": [Profile(phase="prefill", shapes={}), Profile(phase="decode", shapes={})],
+    "profiles": [encode(1, 8, 32)],
     "inputs": [{"name": "input_ids", "dtype": "int64", "shape": (-1, -1)}],
-    "outputs": [{"name": "logits", "dtype": "half", "shape": (-1, -1, 11)}],
+    "outputs": [{"name": "embedding", "dtype": "half", "shape": (-1, 11)}],
 }  # fmt: skip
 
 TENSORRT_ALONE: dict[str, Any] = {"backend": "tensorrt", "settings": BuildSettings()}
@@ -29,9 +38,9 @@ TENSORRT_ALONE: dict[str, Any] = {"backend": "tensorrt", "settings": BuildSettin
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    home = tmp_path / "tiny-decoder"
+    home = tmp_path / "tiny-encoder"
     home.mkdir()
-    save_model(tiny_model(TinySpec(layers=2)), home / "model.onnx")
+    save_model(tiny_model(TinySpec(layers=2, cache=False)), home / "model.onnx")
     (home / "tokenizer.json").write_text("{}")
     return home
 
@@ -45,20 +54,51 @@ def parsed(config: Path) -> Any:
 
 def test_an_onnx_file_becomes_a_model_of_the_repository(folder: Path, tmp_path: Path) -> None:
     home = package_triton(folder / "model.onnx", tmp_path / "repo", device="cpu")
-    assert home == tmp_path / "repo" / "tiny-decoder"
+    assert home == tmp_path / "repo" / "tiny-encoder"
     files = sorted(p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file())
     assert files == ["1/model.onnx", "config.pbtxt", "tokenizer.json"]
     text = (home / "config.pbtxt").read_text()
-    assert (
-        'input { name: "past_key_values.1.key" data_type: TYPE_FP32 dims: [ -1, 2, -1, 4 ] }'
-        in text
-    )
+    assert 'input { name: "attention_mask" data_type: TYPE_INT64 dims: [ -1 ] }' in text
+    assert 'output { name: "logits" data_type: TYPE_FP32 dims: [ -1, 11 ] }' in text
     assert "KIND_CPU" in text
 
 
-def test_a_model_of_several_files_stands_in_a_folder(folder: Path, tmp_path: Path) -> None:
-    import onnx_ir as ir
+def test_requests_to_an_onnx_file_are_put_together_up_to_the_batch_that_is_asked_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    for most, told in ((16, 16), (1, 0)):
+        home = package_triton(folder / "model.onnx", tmp_path / "repo", max_batch=most)
+        text = (home / "config.pbtxt").read_text()
+        assert f"max_batch_size: {told}\n" in text
+        assert ("dynamic_batching { }" in text) is (told > 1)
+    assert 'name: "attention_mask" data_type: TYPE_INT64 dims: [ -1, -1 ]' in text
 
+
+def test_a_model_without_a_batch_is_served_as_it_is(folder: Path, tmp_path: Path) -> None:
+    model = ir.load(folder / "model.onnx")
+    for value in model.graph.inputs:
+        value.shape = ir.Shape([1, *value.shape[1:]])
+    ir.save(model, folder / "one.onnx")
+    home = package_triton(folder / "one.onnx", tmp_path / "repo")
+    text = (home / "config.pbtxt").read_text()
+    assert "max_batch_size: 0\n" in text
+    assert "dynamic_batching" not in text
+
+
+@pytest.mark.parametrize("kind", ["onnx", "engine", "rtx"])
+def test_a_decoder_is_refused_with_what_serves_it(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "m.engine"
+    if kind == "onnx":
+        source = tmp_path / "m.onnx"
+        save_model(tiny_model(TinySpec(layers=2)), source)
+    else:
+        written_as(source, ["decode"], **({} if kind == "rtx" else TENSORRT_ALONE))
+    with raises(PackagingError, "decoder", source, "onnxruntime-genai", "depthcut checkpoint"):
+        package_triton(source, tmp_path / "repo", name="m")
+    assert not (tmp_path / "repo" / "m").exists()
+
+
+def test_a_model_of_several_files_stands_in_a_folder(folder: Path, tmp_path: Path) -> None:
     model = ir.load(folder / "model.onnx")
     ir.save(model, folder / "big.onnx", external_data="big.data", size_threshold_bytes=0)
     home = package_triton(folder / "big.onnx", tmp_path / "repo")
@@ -71,9 +111,28 @@ def test_an_engine_of_tensorrt_is_a_plan_with_its_profiles(tmp_path: Path) -> No
     engine = written(tmp_path, **TENSORRT)
     home = package_triton(engine, tmp_path / "repo", name="llm", instances=2)
     assert (home / "1" / "model.plan").read_bytes() == engine.read_bytes()
-    assert (
-        'count: 2 kind: KIND_GPU profile: "0" profile: "1"' in (home / "config.pbtxt").read_text()
-    )
+    text = (home / "config.pbtxt").read_text()
+    assert 'count: 2 kind: KIND_GPU profile: "0"' in text
+    assert "max_batch_size: 32\ndynamic_batching { preferred_batch_size: [ 8, 32 ] }\n" in text
+
+
+@pytest.mark.parametrize(
+    ("profiles", "batch", "preferred"),
+    [
+        ([encode(1, 4, 4)], 4, "[ 4 ]"),
+        ([encode(1, 1, 16)], 16, "[ 16 ]"),
+        ([encode(1, 1, 1)], 0, ""),
+        ([encode(4, 4, 8)], 0, ""),  # Triton would send single requests too
+        ([encode(1, 8, 32), encode(1, 8, 64)], 0, ""),
+    ],
+)
+def test_an_engine_s_batches_are_those_of_its_profile(
+    profiles: list[Profile], batch: int, preferred: str, tmp_path: Path
+) -> None:
+    engine = written(tmp_path, **{**TENSORRT, "profiles": profiles})
+    text = (package_triton(engine, tmp_path / "repo", name="m") / "config.pbtxt").read_text()
+    assert f"max_batch_size: {batch}\n" in text
+    assert (f"preferred_batch_size: {preferred}" in text) is bool(preferred)
 
 
 def test_an_engine_of_tensorrt_rtx_is_refused(tmp_path: Path) -> None:
@@ -88,11 +147,11 @@ def test_an_engine_never_runs_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_kind_is_not_replaced(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "repo" / "tiny-decoder").mkdir(parents=True)
-    (tmp_path / "repo" / "tiny-decoder" / "precious.txt").write_text("mine")
-    with pytest.raises(PackagingError, match="tiny-decoder"):
+    (tmp_path / "repo" / "tiny-encoder").mkdir(parents=True)
+    (tmp_path / "repo" / "tiny-encoder" / "precious.txt").write_text("mine")
+    with pytest.raises(PackagingError, match="tiny-encoder"):
         package_triton(folder / "model.onnx", tmp_path / "repo")
-    assert (tmp_path / "repo" / "tiny-decoder" / "precious.txt").read_text() == "mine"
+    assert (tmp_path / "repo" / "tiny-encoder" / "precious.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", "a/b", ".", "..", ".hidden"])
@@ -125,11 +184,14 @@ def test_tritons_own_protobuf_reads_the_config(kind: str, folder: Path, tmp_path
     config = parsed(package_triton(source, tmp_path / "repo", name="m") / "config.pbtxt")
     assert config.name == "m"
     assert config.backend == ("onnxruntime" if kind == "onnx" else "tensorrt")
-    assert config.max_batch_size == 0
+    assert config.max_batch_size == 32
+    assert config.HasField("dynamic_batching")
+    preferred = list(config.dynamic_batching.preferred_batch_size)
+    assert preferred == ([] if kind == "onnx" else [8, 32])
     assert config.input[0].name == "input_ids"
-    assert list(config.input[0].dims) == [-1, -1]
-    assert list(config.instance_group[0].profile) == ([] if kind == "onnx" else ["0", "1"])
-    assert len(config.output) == (5 if kind == "onnx" else 1)
+    assert list(config.input[0].dims) == [-1]
+    assert list(config.instance_group[0].profile) == ([] if kind == "onnx" else ["0"])
+    assert len(config.output) == 1
 
 
 def test_a_tarball_holds_all_that_belongs_to_an_engine(tmp_path: Path) -> None:
@@ -247,5 +309,3 @@ def test_triton_takes_no_engines_for_each_phase(tmp_path: Path) -> None:
         written_as(tmp_path / f"m-{phase}.engine", [phase], **TENSORRT_ALONE)
     with pytest.raises(PackagingError, match="holds 2 engines"):
         package_triton(tmp_path, tmp_path / "repo", name="m")
-    (tmp_path / "m-prefill.engine").unlink()
-    assert (package_triton(tmp_path, tmp_path / "repo", name="m") / "1" / "model.plan").is_file()

@@ -12,9 +12,8 @@ from exporter.compare.tasks.probes import make_probes
 from exporter.compare.tasks.probing import score_probes, why_unaskable
 from exporter.compare.tasks.scores import TaskScores
 from exporter.compare.threads import choose_threads
-from exporter.engines.runners.base import Runner
+from exporter.engines.runners.base import Runner, tell_notes
 from exporter.engines.runners.registry import open_model
-from exporter.engines.runners.widening import tell_widened
 from exporter.errors import TaskError
 from exporter.files import sha256_file
 from exporter.models.model_folder import ModelFolder
@@ -52,7 +51,7 @@ def evaluate_model(
     if threads is None:
         probe = choose_threads(runner, longest=folder.longest_sequence, progress=progress)
     with runner:
-        tell_widened([runner.capabilities], progress)
+        tell_notes([runner.capabilities], progress)
         scores = score_tasks(tasks, runner, folder, progress=progress) if tasks.tasks else []
         if tasks.probes:
             scores += _probes(tasks, runner, folder, progress)

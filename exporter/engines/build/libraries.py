@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.cuda_versions import BINDINGS, refuse_old_driver
+from exporter.engines.build.driver import Driver, ask_driver
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import EngineError, UsageError
 from exporter.optional import require
@@ -26,6 +29,7 @@ class EngineLibrary:
         short: Its name in an engine's file name.
         builds_without_gpu: Whether it builds for cards that are not here. The other one's builder
             can only be made where there is a driver.
+        cards: A pattern of the compute capabilities that NVIDIA names as supported.
     """
 
     backend: Backend
@@ -33,6 +37,16 @@ class EngineLibrary:
     extra: str
     short: str
     builds_without_gpu: bool
+    cards: str = r"sm\d+"
+
+    @property
+    def extra_cuda12(self) -> str:
+        """The extra that brings it for CUDA 12."""
+        return f"{self.extra}-cu12"
+
+    def supports(self, compute_capability: str) -> bool:
+        """Whether it runs on such a card, such as ``sm89``."""
+        return re.fullmatch(self.cards, compute_capability) is not None
 
     @property
     def has_timing_cache(self) -> bool:
@@ -48,9 +62,25 @@ class EngineLibrary:
 LIBRARIES: dict[str, EngineLibrary] = {
     "tensorrt": EngineLibrary("tensorrt", "tensorrt", "gpu", "trt", builds_without_gpu=False),
     "tensorrt-rtx": EngineLibrary(
-        "tensorrt-rtx", "tensorrt_rtx", "rtx", "rtx", builds_without_gpu=True
+        "tensorrt-rtx", "tensorrt_rtx", "rtx", "rtx", builds_without_gpu=True,
+        cards=r"sm(75|86|89|12\d)",
     ),
-}
+}  # fmt: skip
+
+
+def usual_backend(
+    asked: Backend | None = None, compute_capabilities: Sequence[str] = ()
+) -> Backend:
+    """Which library builds: the one that is asked for, or the one that serves the card.
+
+    That is TensorRT-RTX where there is no card, where engines are for other cards than the one
+    here, and where it supports the card; else TensorRT.
+    """
+    if asked is not None:
+        return asked
+    cards = () if compute_capabilities else ask_driver().devices
+    served = all(LIBRARIES["tensorrt-rtx"].supports(each.compute_capability) for each in cards[:1])
+    return "tensorrt-rtx" if served else "tensorrt"
 
 
 def load(library: EngineLibrary) -> ModuleType:
@@ -76,6 +106,7 @@ def refuse_unbuildable(
 
     Raises:
         EngineError: It can't build here.
+        BackendError: The driver is too old for it.
         UsageError: An option that this library has not.
     """
     library = LIBRARIES[backend]
@@ -85,18 +116,32 @@ def refuse_unbuildable(
 
 
 def refuse_without_driver(library: EngineLibrary) -> None:
-    """Keeps a library that needs a driver from being touched where there is none.
+    """Keeps a library that needs a driver from being touched where there is none for it.
 
     Raises:
         EngineError: There is none.
+        BackendError: It is too old.
     """
+    if library.builds_without_gpu:
+        return
     driver = ask_driver()
-    if not library.builds_without_gpu and driver.problem:
+    if driver.problem:
         raise EngineError(
             f"{library.backend} can't be used here: {driver.problem}.",
             "Take tensorrt-rtx instead: it builds without a GPU.",
             code="no-driver",
         )
+    refuse_old_driver(driver, library.backend, library.extra_cuda12)
+
+
+def refuse_driver_for_running(library: EngineLibrary, driver: Driver) -> None:
+    """Refuses a driver that is too old for what runs engines.
+
+    Raises:
+        BackendError: It is.
+    """
+    for package in (library.backend, BINDINGS):
+        refuse_old_driver(driver, package, library.extra_cuda12)
 
 
 def _refuse_foreign_options(

@@ -17,10 +17,11 @@ from exporter.engines.build.child import run_job
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.driver import Device, ask_driver
 from exporter.engines.build.engine_set import EngineSet, Slot
-from exporter.engines.build.libraries import load
+from exporter.engines.build.libraries import load, refuse_driver_for_running
 from exporter.engines.build.logs import Listener
 from exporter.engines.build.settings import End, Phase
 from exporter.engines.build.sidecar import EngineRecord, refuse_mismatch, sidecar_path
+from exporter.engines.build.validity import refuse_invalid
 from exporter.engines.tensors import (
     byte_count,
     bytes_in_words,
@@ -258,8 +259,9 @@ def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Pat
     """Loads one engine; the library reads the file itself, page by page.
 
     Raises:
-        EngineError: The library doesn't take it.
+        EngineError: The library doesn't take it; see :func:`refuse_invalid`.
     """
+    refuse_invalid(module, runtime, path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
@@ -280,7 +282,7 @@ def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
         The library's module, and the GPU that will run.
 
     Raises:
-        BackendError: There is no driver or no GPU.
+        BackendError: There is no driver or no GPU, or the driver is too old for the library.
         MissingDependencyError: The library is not installed.
         EngineError: It is another version than the engines', or the GPU is of another kind.
     """
@@ -291,6 +293,7 @@ def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
             "Run it on a machine with an NVIDIA GPU and its driver.",
             code="no-driver",
         )
+    refuse_driver_for_running(engines.library, driver)
     module = load(engines.library)
     for record in engines.records:
         refuse_mismatch(record, module.__version__, driver.devices)

@@ -66,9 +66,10 @@ class Profile(Record):
 class EngineOption(Options):
     """Which library builds."""
 
-    engine: Engine = option(
-        "tensorrt-rtx",
+    engine: Engine | None = option(
+        None,
         "Which library to build with; TensorRT needs the GPU that will run the engine.",
+        usual="tensorrt-rtx; tensorrt on a GPU that it does not support",
         section=ENGINES,
     )
 

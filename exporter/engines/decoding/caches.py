@@ -15,6 +15,7 @@ import numpy as np
 from exporter.engines.decoding.decoder import IDS, LOGITS
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.ort_values import host_array
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
 
@@ -124,10 +125,10 @@ class GrowingCache(Cache):
         """Runs the model."""
         outputs = [LOGITS, *self._pairs.values()]
         given = self._runner.token_values(tokens)
-        logits, *presents = self._runner.run_bound({**given, **self._values}, outputs)
+        inputs = {**given, **self._values}
+        logits, *presents = self._runner.run_bound(inputs, outputs, on_host=[LOGITS])
         self._values = dict(zip(self._pairs, presents, strict=True))
-        found: Array = logits.numpy()
-        return found
+        return host_array(logits)
 
     def free(self) -> None:
         """Drops it."""
@@ -182,8 +183,7 @@ class SharedCache(Cache):
         elif logits is None:
             self._feed(self._binding, given)
             self._runner.run_binding(self._binding)
-        found: Array = (self._logits if logits is None else logits).numpy()
-        return found
+        return host_array(self._logits if logits is None else logits)
 
     def free(self) -> None:
         """Drops the buffers."""
@@ -194,7 +194,7 @@ class SharedCache(Cache):
     def _answer(self, binding: Any, tokens: Mapping[str, Any]) -> Any:
         """Runs a binding whose logits have no buffer yet."""
         self._feed(binding, tokens)
-        binding.bind_output(LOGITS, self._runner.device)
+        binding.bind_output(LOGITS, "cpu")  # of all outputs the one that the host reads
         self._runner.run_binding(binding)
         return binding.get_outputs()[-1]
 

@@ -1,4 +1,9 @@
-"""A Triton model repository with one model."""
+"""A Triton model repository with one model: an encoder, or another model without caches.
+
+A decoder has no place there. Its cache would go in and out with each request, and TensorRT's caches
+in place can't run at all: an output must lie where its input does, and Triton's TensorRT backend
+allocates each output itself.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,14 @@ from exporter.engines.build.profiles import graph_inputs, graph_outputs
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar, sidecar_path
 from exporter.errors import PackagingError, UsageError
 from exporter.files import staged_directory
+from exporter.models.graph_facts import CACHE_INPUT
 from graph_passes.files.reading import copy_file
 from graph_passes.files.storage import data_files, load_model
 
 Device = Literal["gpu", "cpu"]
+
+MAX_BATCH = 32
+"""The largest batch that Triton makes of requests, where nobody says."""
 
 _CONFIG, _VERSION = "config.pbtxt", "1"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
@@ -42,6 +51,9 @@ class TritonModel:
         outputs: All of them.
         device: Where instances run.
         instances: How many.
+        batch: The largest batch that Triton makes of requests; 0 where it makes none, and each
+            tensor tells its whole shape. Else every tensor's first size is the batch's.
+        preferred: Sizes of a batch that the model was built for.
         profiles: TensorRT: the engine's optimisation profiles, by number.
         parameters: Notes for whoever reads the config.
     """
@@ -53,13 +65,15 @@ class TritonModel:
     outputs: Sequence[EngineTensor]
     device: Device = "gpu"
     instances: int = 1
+    batch: int = 0
+    preferred: tuple[int, ...] = ()
     profiles: int = 0
     parameters: tuple[tuple[str, str], ...] = ()
 
 
 def package_triton(
     source: Path, repository: Path, *, name: str | None = None, device: Device = "gpu",
-    instances: int = 1,
+    instances: int = 1, max_batch: int = MAX_BATCH,
 ) -> Path:  # fmt: skip
     """Puts a model into a Triton model repository, for the TensorRT or ONNX Runtime backend.
 
@@ -69,13 +83,16 @@ def package_triton(
         name: The model's name; by default that of the source's folder.
         device: Where Triton runs it.
         instances: How many instances.
+        max_batch: The largest batch that Triton may make of requests to an ONNX file; 1 for none.
+            An engine's profile tells it.
 
     Returns:
         The model's folder in the repository. An earlier one of that name is replaced at once.
 
     Raises:
-        PackagingError: The engine is TensorRT-RTX's, which Triton has no backend for; the folder
-            holds an engine for each phase; the name is none; or a type is unknown to Triton.
+        PackagingError: It is a decoder; the engine is TensorRT-RTX's, which Triton has no backend
+            for; the folder holds an engine for each phase; the name is none; or a type is unknown
+            to Triton.
         UsageError: The model would replace its source.
         EngineError: The engine and its record don't belong together.
         OnnxFileError: The ONNX file can't be read.
@@ -93,7 +110,7 @@ def package_triton(
         version = stage / _VERSION
         version.mkdir()
         if source.suffix == ".onnx":
-            model = _onnx_model(source, version, name, device, instances)
+            model = _onnx_model(source, version, name, device, instances, max_batch)
         else:
             model = _engine_model(source, version, name, device, instances)
         (stage / _CONFIG).write_text(triton_config(model), encoding="utf-8")
@@ -129,9 +146,26 @@ def _refuse_within(folder: Path, source: Path) -> None:
         )
 
 
+def _refuse_decoder(source: Path, inputs: Sequence[EngineTensor]) -> None:
+    if any(CACHE_INPUT.fullmatch(each.name) for each in inputs):
+        raise PackagingError(
+            f"{source} is a decoder with a KV cache, which Triton would send with each request.",
+            "Run it with onnxruntime-genai (depthcut export --target onnxruntime-cuda) or depthcut "
+            "generate; where the plan drops whole blocks, serve its checkpoint (depthcut "
+            "checkpoint) with vLLM or TensorRT-LLM, for which Triton has backends.",
+            code="decoder",
+        )
+
+
 def _onnx_model(
-    source: Path, version: Path, name: str, device: Device, instances: int
+    source: Path, version: Path, name: str, device: Device, instances: int, max_batch: int
 ) -> TritonModel:
+    specs = graph_inputs(source)
+    inputs, outputs = (
+        [EngineTensor.of(spec) for spec in ends] for ends in (specs, graph_outputs(source))
+    )
+    _refuse_decoder(source, inputs)
+    batches = len({spec.shape[:1] for spec in specs}) == 1 and _free_first(inputs, outputs)
     data = data_files(load_model(source))
     # A model of several files stands in a folder of the model's name, and is called so there.
     home = version / "model.onnx" if data else version
@@ -141,17 +175,20 @@ def _onnx_model(
         target = home / file.relative_to(source.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(file, target, source.parent)
-    inputs, outputs = (
-        [EngineTensor.of(spec) for spec in specs]
-        for specs in (graph_inputs(source), graph_outputs(source))
-    )
-    return TritonModel(name, "onnxruntime", "model.onnx", inputs, outputs, device, instances)
+    batch = max_batch if batches and max_batch > 1 else 0
+    return TritonModel(name, "onnxruntime", "model.onnx", inputs, outputs, device, instances, batch)
+
+
+def _free_first(*ends: Sequence[EngineTensor]) -> bool:
+    """Whether the first size of every tensor is free, as a batch's is."""
+    return all(tensor.shape[:1] == (-1,) for tensors in ends for tensor in tensors)
 
 
 def _engine_model(
     source: Path, version: Path, name: str, device: Device, instances: int
 ) -> TritonModel:
     record = read_sidecar(source)
+    _refuse_decoder(source, record.inputs)
     if record.backend != "tensorrt":
         raise PackagingError(
             f"{source.name} is an engine of {record.backend}, for which Triton has no backend.",
@@ -162,10 +199,25 @@ def _engine_model(
         raise PackagingError("An engine runs on a GPU only.", "Leave --device cpu out.")
     copy_file(source, version / "model.plan", named=True)
     copy_file(sidecar_path(source), version / "model.plan.json")
+    preferred = _batches(record)
     return TritonModel(
         name, "tensorrt", "model.plan", record.inputs, record.outputs,
-        "gpu", instances, len(record.profiles), _notes(record),
+        "gpu", instances, max(preferred, default=0), preferred, len(record.profiles),
+        _notes(record),
     )  # fmt: skip
+
+
+def _batches(record: EngineRecord) -> tuple[int, ...]:
+    """The usual and the largest batch that an engine serves; none where it serves one size alone.
+
+    Triton makes batches of any size up to the largest, so the smallest must be 1.
+    """
+    spans = [each for profile in record.profiles for each in profile.shapes.values()]
+    sizes = {(span.low[0], span.usual[0], span.high[0]) for span in spans if span.low}
+    if len(sizes) != 1 or not _free_first(record.inputs, record.outputs):
+        return ()
+    low, usual, high = sizes.pop()
+    return tuple(sorted({usual, high} - {1})) if low == 1 < high else ()
 
 
 def _notes(record: EngineRecord) -> tuple[tuple[str, str], ...]:
@@ -183,8 +235,8 @@ def _copy_beside(source: Path, stage: Path) -> None:
 def triton_config(model: TritonModel) -> str:
     """Writes the config.
 
-    ``max_batch_size`` is 0: the sizes of mask and cache differ from input to input, so each tensor
-    tells its whole shape, and Triton doesn't batch requests.
+    Triton puts waiting requests of one shape together; the batch's size is then left out of each
+    tensor's shape. An engine names the sizes that its kernels were chosen for.
 
     Raises:
         PackagingError: A tensor has a type that Triton doesn't know.
@@ -193,9 +245,10 @@ def triton_config(model: TritonModel) -> str:
         f"name: {_quoted(model.name)}",
         f"backend: {_quoted(model.backend)}",
         f"default_model_filename: {_quoted(model.file)}",
-        "max_batch_size: 0",
-        *(_tensor("input", tensor) for tensor in model.inputs),
-        *(_tensor("output", tensor) for tensor in model.outputs),
+        f"max_batch_size: {model.batch}",
+        *([_batching(model)] if model.batch else []),
+        *(_tensor("input", tensor, model) for tensor in model.inputs),
+        *(_tensor("output", tensor, model) for tensor in model.outputs),
         _instances(model),
     ]
     for key, value in model.parameters:
@@ -205,10 +258,15 @@ def triton_config(model: TritonModel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tensor(what: str, tensor: EngineTensor) -> str:
+def _batching(model: TritonModel) -> str:
+    sizes = ", ".join(map(str, model.preferred))
+    return f"dynamic_batching {{ {f'preferred_batch_size: [ {sizes} ] ' if sizes else ''}}}"
+
+
+def _tensor(what: str, tensor: EngineTensor, model: TritonModel) -> str:
     if tensor.dtype not in _TYPES:
         raise PackagingError(f"Triton has no type for {tensor.name!r}, which is {tensor.dtype}.")
-    dims = ", ".join(map(str, tensor.shape))
+    dims = ", ".join(map(str, tensor.shape[1:] if model.batch else tensor.shape))
     fields = f"name: {_quoted(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]"
     return f"{what} {{ {fields} }}"
 

@@ -7,7 +7,7 @@ the model on numpy arrays, or hands out a call that is bound to its buffers, for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
+from exporter.progress import Progress
 
 Array = NDArray[Any]
+
+_WIDENED = "ONNX Runtime's CPU has no bfloat16 kernels: the same weights run in float32"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Capabilities:
             as it has room for. 0 where prompts run whole.
         cpu_nodes: By operator, how many nodes run on the CPU although another provider was asked
             for. By their operators they compute shapes.
+        notes: What else its user must know, such as that an engine was built on another card.
     """
 
     device: Literal["cpu", "gpu"] = "cpu"
@@ -44,6 +48,7 @@ class Capabilities:
     huge_page_bytes: int = 0
     prefill_chunk_tokens: int = 0
     cpu_nodes: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def batch_size(self) -> int | None:
@@ -52,6 +57,14 @@ class Capabilities:
         An engine takes the shapes that it was built for, of which one sequence is the surest.
         """
         return 1 if self.shapes == "profiles" else None
+
+
+def tell_notes(capabilities: Iterable[Capabilities], progress: Progress) -> None:
+    """Says what a user must know of the runners that were entered, each thing once."""
+    every = list(capabilities)
+    widened = [_WIDENED] if any(each.widened for each in every) else []
+    for note in dict.fromkeys([*widened, *(note for each in every for note in each.notes)]):
+        progress.say(note)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import onnx
 
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.cache_form import (
@@ -22,6 +21,7 @@ from exporter.engines.runners.cache_form import (
 )
 from exporter.engines.runners.huge_pages import move_to_huge_pages
 from exporter.engines.runners.left_padding import MASK, needs_packing, packed, run_packed
+from exporter.engines.runners.ort_values import BoundInputs, device_value, host_array
 from exporter.engines.runners.prefill_chunks import chunk_tokens, in_chunks
 from exporter.engines.runners.sessions import (
     CPU,
@@ -205,7 +205,7 @@ class OnnxRuntimeRunner(Runner):
             bound.binding.bind_output(name, "cpu")
         with self._run_errors():
             session.run_with_iobinding(bound.binding)
-            arrays = [value.numpy() for value in bound.binding.get_outputs()]
+            arrays = [host_array(value) for value in bound.binding.get_outputs()]
         found = dict(zip(names, arrays, strict=True))
         return form.filled_part(found, inputs) if roomy else found
 
@@ -233,8 +233,15 @@ class OnnxRuntimeRunner(Runner):
         with self._run_errors():
             self._loaded().run_with_iobinding(binding)
 
-    def run_bound(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+    def run_bound(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], on_host: Collection[str] = ()
+    ) -> list[Any]:
         """Runs on values that are where the model runs, and leaves the outputs there.
+
+        Args:
+            inputs: By name, such values.
+            outputs: Which outputs.
+            on_host: Those of them that come to the host.
 
         Raises:
             BackendError: When the run fails.
@@ -244,7 +251,7 @@ class OnnxRuntimeRunner(Runner):
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
-            binding.bind_output(name, self.device)
+            binding.bind_output(name, "cpu" if name in on_host else self.device)
         with self._run_errors():
             session.run_with_iobinding(binding)
         return list(binding.get_outputs())
@@ -315,21 +322,17 @@ class OnnxRuntimeRunner(Runner):
             raise self.not_entered()
         return self._session
 
-    def _bound_inputs(self, inputs: Mapping[str, Array]) -> _BoundInputs:
+    def _bound_inputs(self, inputs: Mapping[str, Array]) -> BoundInputs:
         session = self._loaded()
         self.refuse_missing(inputs)
-        bound = _BoundInputs(session.io_binding(), {}, [])
+        bound = BoundInputs(session.io_binding(), {}, [])
         for spec in self.inputs:
             array = np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype)
             bound.add(spec.name, self._device_value(array), array)
         return bound
 
     def _device_value(self, array: Array) -> Any:
-        if array.dtype == np.dtype("bfloat16"):
-            return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-                array, onnx.TensorProto.BFLOAT16
-            )
-        return self._ort.OrtValue.ortvalue_from_numpy(array, self.device)
+        return device_value(self._ort.OrtValue, array, self.device)
 
     def _sized(self, spec: TensorSpec) -> TensorSpec:
         return spec if sizes_are_told(spec) else self.cache_form.sized(spec)
@@ -351,37 +354,3 @@ class OnnxRuntimeRunner(Runner):
             f"ONNX Runtime failed while it ran {self.model}: {first_sentence(str(error))}",
             code="run-failed",
         )
-
-
-@dataclass(frozen=True)
-class _BoundInputs:
-    """A binding with the arrays whose memory it borrows for as long as it is used.
-
-    Attributes:
-        binding: Of inputs, and of outputs once it is settled.
-        values: What the inputs are bound to.
-        arrays: The memory of values on the CPU.
-    """
-
-    binding: Any
-    values: dict[str, Any]
-    arrays: list[Array]
-
-    def add(self, name: str, value: Any, array: Array) -> None:
-        """Binds one more input."""
-        self.values[name] = value
-        self.arrays.append(array)
-        self.binding.bind_ortvalue_input(name, value)
-
-    def settle(
-        self, session: Any, outputs: Sequence[str], shared: Mapping[str, str], device: str
-    ) -> None:
-        """Runs once; the outputs' buffers are then those of all later runs."""
-        for name in outputs:
-            if name in shared:
-                self.binding.bind_ortvalue_output(name, self.values[shared[name]])
-            else:
-                self.binding.bind_output(name, device)
-        session.run_with_iobinding(self.binding)
-        for name, value in zip(outputs, self.binding.get_outputs(), strict=True):
-            self.binding.bind_ortvalue_output(name, value)

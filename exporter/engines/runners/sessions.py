@@ -6,13 +6,17 @@ telemetry off.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from exporter.engines.build.cuda_versions import ONNX_RUNTIME, refuse_old_driver
+from exporter.engines.build.driver import ask_driver
 from exporter.errors import BackendError
 from exporter.optional import require
 
@@ -43,6 +47,8 @@ _SHAPE_OPERATORS = frozenset(
 )
 
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
+# Engines are built without TF32 unless they are told otherwise: fp32 means the same on both sides.
+_PROVIDER_OPTIONS = {PROVIDERS["cuda"]: {"use_tf32": "0"}}
 _ONLY_FATAL = 4  # the log severity that leaves errors to the exceptions
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _NO_WEIGHTS: Mapping[str, Any] = MappingProxyType({})
@@ -86,7 +92,7 @@ def check_provider(name: str) -> Any:
     """Gives the onnxruntime module, when it has a provider.
 
     Raises:
-        BackendError: When the installed onnxruntime lacks it.
+        BackendError: When the installed onnxruntime lacks it, or the driver is too old for it.
         MissingDependencyError: Without onnxruntime.
     """
     ort = require("onnxruntime", extra=_EXTRAS[name])
@@ -98,6 +104,8 @@ def check_provider(name: str) -> Any:
             "the two packages can't live together.",
             code="provider-missing",
         )
+    if name == "cuda":
+        refuse_old_driver(ask_driver(), ONNX_RUNTIME, "gpu-cu12")
     return ort
 
 
@@ -150,8 +158,20 @@ def new_session(
         options.enable_mem_pattern = False
         # Widens each half-precision weight just before it is needed, not all at the start.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    if PROVIDERS["cuda"] in providers:
+        _load_cuda(ort)
     given = model if isinstance(model, bytes) else str(model)
-    return ort.InferenceSession(given, options, providers=list(providers))
+    told = [_PROVIDER_OPTIONS.get(name, {}) for name in providers]
+    return ort.InferenceSession(given, options, providers=list(providers), provider_options=told)
+
+
+def _load_cuda(ort: Any) -> None:
+    """Loads CUDA's and cuDNN's libraries from the packages that pip has put them in.
+
+    ONNX Runtime alone looks where the system keeps libraries. What it can't load it prints.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # the command's own output may be JSON
+        ort.preload_dlls()
 
 
 def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> dict[str, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from exporter.engines.build.engine_set import EngineSet, choose_profile, find_engines
 from exporter.engines.build.session import ReadyProfile, Session, try_engines
 from exporter.engines.build.settings import Phase
-from exporter.engines.build.sidecar import EngineRecord
+from exporter.engines.build.sidecar import EngineRecord, other_card
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.cache_form import CacheForm, has_fixed_length
 from exporter.engines.runners.left_padding import IDS, MASK, padded_before, run_packed
@@ -73,7 +73,12 @@ class OnEngines:
         session.__enter__()
         try:
             self._take_memory(session)
-            self.capabilities = replace(self.capabilities, gpu_memory_bytes=session.used_bytes)
+            notes = (other_card(record, session.card) for record in self.engines.records)
+            self.capabilities = replace(
+                self.capabilities,
+                gpu_memory_bytes=session.used_bytes,
+                notes=tuple(filter(None, notes)),
+            )
         except BaseException:
             session.__exit__()
             raise

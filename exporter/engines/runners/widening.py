@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporter.engines.runners.base import Capabilities
 from exporter.files import scratch_folder
-from exporter.progress import Progress
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.replacements import array_of
 
@@ -156,9 +154,3 @@ def is_bfloat16(model: Path) -> bool:
         OnnxFileError: The file can't be read.
     """
     return has_bfloat16(load_model(model))
-
-
-def tell_widened(capabilities: Iterable[Capabilities], progress: Progress) -> None:
-    """Says so where one of them runs such a copy."""
-    if any(each.widened for each in capabilities):
-        progress.say("ONNX Runtime's CPU has no bfloat16 kernels: the same weights run in float32")

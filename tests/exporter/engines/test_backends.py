@@ -14,10 +14,13 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.artifacts.latency import Shape
+from exporter.engines.build import cuda_versions
+from exporter.engines.build.driver import Device, Driver
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners import onnxruntime as backend
 from exporter.engines.runners import sessions
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.ort_values import bfloat16_copy, device_value, host_array
 from exporter.engines.runners.sessions import RECORD_PLACEMENT, placement
 from exporter.errors import BackendError, MissingDependencyError
 from tests.raising import raises
@@ -212,6 +215,7 @@ def fake_runtime(
         SessionOptions=FakeOptions,
         ExecutionMode=types.SimpleNamespace(ORT_SEQUENTIAL=0),
         InferenceSession=session,
+        preload_dlls=lambda: None,
         __version__="0",
     )
 
@@ -237,6 +241,51 @@ def test_a_silent_fallback_is_refused(model: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sessions, "require", lambda *_a, **_k: right)
     with OnnxRuntimeRunner(model, provider="cuda", threads=1) as runner:
         assert runner.provider == "CUDAExecutionProvider"
+
+
+def test_cuda_s_session_loads_its_libraries_and_has_no_tf32(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    told: list[Any] = []
+    fake = fake_runtime(both, both)
+    fake.preload_dlls = lambda: print("Failed to load libcudnn.so.9")
+    fake.InferenceSession = lambda *_a, **options: told.append(options)
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
+    sessions.new_session(model, providers=both)
+    assert told[0]["provider_options"] == [{"use_tf32": "0"}, {}]
+    assert "libcudnn" not in capsys.readouterr().out  # which may be a command's JSON
+    monkeypatch.setattr(fake, "preload_dlls", lambda: pytest.fail("not for the CPU"))
+    sessions.new_session(model)
+    assert told[1]["provider_options"] == [{}]
+
+
+def test_cuda_with_an_old_driver_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("", "12.8", (Device("a card", "sm89", 24 << 30),))
+    monkeypatch.setattr(sessions, "ask_driver", lambda: driver)
+    monkeypatch.setattr(cuda_versions, "built_for_cuda", {"onnxruntime-gpu": 13}.get)
+    runner = cuda_runner(model, monkeypatch, [ON_GPU])
+    with raises(BackendError, "driver-too-old", "onnxruntime-gpu", "12.8", "gpu-cu12"), runner:
+        pass
+    monkeypatch.setattr(cuda_versions, "built_for_cuda", {"onnxruntime-gpu": 12}.get)
+    with runner:
+        pass
+
+
+def test_bfloat16_values_are_copied_to_a_device_and_back() -> None:
+    """With the CPU as the device: what is left to show on a card is the copy itself."""
+    import onnxruntime
+
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).astype("bfloat16")
+    value = bfloat16_copy(onnxruntime.OrtValue, array, "cpu")
+    assert value.data_type() == "tensor(bfloat16)"
+    found = host_array(value)
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
+    array[:] = 0  # a copy, not a view
+    assert host_array(value)[1, 2] == 5
+    plain = np.ones(2, np.float32)
+    assert host_array(device_value(onnxruntime.OrtValue, plain, "cpu")).dtype == plain.dtype
 
 
 def cuda_runner(

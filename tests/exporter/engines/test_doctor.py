@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from exporter.cli import run
 from exporter.engines import doctor
+from exporter.engines.build import cuda_versions
 from exporter.engines.build.driver import Device, Driver
 
 
@@ -17,14 +17,8 @@ def found(name: str) -> doctor.Component:
 
 def missing(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """As if these distributions were not installed."""
-    version = metadata.version
-
-    def asked(name: str) -> str:
-        if name in names:
-            raise metadata.PackageNotFoundError(name)
-        return version(name)
-
-    monkeypatch.setattr(doctor.metadata, "version", asked)
+    version = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name in names else version(name))
 
 
 def test_a_machine_with_a_runtime_is_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,9 +70,67 @@ def test_what_runs_engines_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_engine_library_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.metadata, "version", lambda _: "1.0")
+    monkeypatch.setattr(doctor, "version_of", lambda _: "1.0")
     monkeypatch.setattr(doctor, "_output_of", lambda program: None if "rtx" in program else "")
     assert found("tensorrt").found == "1.0"
     broken = found("tensorrt-rtx")
     assert broken.found == ""
     assert "does not load" in broken.remedy
+
+
+CARD = Device("a card", "sm89", 24 << 30)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **cuda: int) -> None:
+    """As if these packages were installed alone, built for these versions of CUDA."""
+    built = {name.replace("_", "-"): version for name, version in cuda.items()}
+    monkeypatch.setattr(doctor, "version_of", lambda name: "1.0" if name in built else None)
+    monkeypatch.setattr(cuda_versions, "built_for_cuda", built.get)
+    monkeypatch.setattr(doctor, "_output_of", lambda program: "")
+
+
+def test_a_driver_that_is_too_old_is_told_where_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, tensorrt=13, tensorrt_rtx=12, cuda_bindings=13, onnxruntime_gpu=13)
+    monkeypatch.setattr(doctor, "ask_driver", lambda: Driver("", "12.8", (CARD,)))
+    for name in ("tensorrt", "cuda-bindings", "onnxruntime-gpu"):
+        assert "CUDA 13" in found(name).remedy
+        assert "[gpu-cu12]" in found(name).remedy
+    assert found("tensorrt-rtx").remedy == ""
+    monkeypatch.setattr(doctor, "ask_driver", lambda: Driver("", "13.0", (CARD,)))
+    assert found("tensorrt").remedy == ""
+
+
+def test_a_card_that_tensorrt_rtx_does_not_support_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = (CARD, Device("another", "sm90", 80 << 30))
+    monkeypatch.setattr(doctor, "ask_driver", lambda: Driver("", "13.0", cards))
+    assert found("a card").remedy == ""
+    assert "sm90" in found("another").remedy
+
+
+def test_health_on_a_gpu_needs_a_card_and_a_driver_that_is_new_enough(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed(monkeypatch, onnxruntime_gpu=13, tensorrt=13)
+    driver = Driver("", "13.0", (CARD,))
+    monkeypatch.setattr(doctor, "ask_driver", lambda: driver)
+    assert run(["doctor", "--health", "gpu"]) == 0
+    driver = Driver("", "12.8", (CARD,))
+    assert run(["doctor", "--health", "gpu"]) == 1
+    driver = Driver("no NVIDIA driver")
+    assert run(["doctor", "--health", "gpu"]) == 1
+    assert run(["doctor", "--health", "cpu"]) == 0
+    assert "no NVIDIA driver" in capsys.readouterr().out
+    missing(monkeypatch, "onnxruntime-gpu")
+    assert run(["doctor", "--health", "cpu"]) == 1
+
+
+def test_health_makes_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One on a GPU would disturb what is measured meanwhile."""
+    programs: list[str] = []
+    run_program = doctor._output_of
+    monkeypatch.setattr(
+        doctor, "_output_of", lambda text: programs.append(text) or run_program(text)
+    )
+    assert doctor.health("cpu").fit
+    doctor.health("gpu")
+    assert programs == ["import onnxruntime"] * 2
