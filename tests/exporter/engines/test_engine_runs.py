@@ -20,6 +20,7 @@ from exporter.engines.packaging.triton import package_triton
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
 from exporter.errors import PackagingError
+from tests.raising import raises
 from tests.stand_in.decoders import decoder_engine
 from tests.stand_in.installed import stand_in
 from tests.stand_in.machine import Machine
@@ -180,8 +181,7 @@ def test_memory_is_the_engine_s_own_and_that_of_the_buffers(tmp_path: Path) -> N
             assert runner.capabilities.gpu_memory_bytes == own
 
 
-@pytest.mark.xfail(reason="it is packed, and the server gives its caches outputs of their own")
 def test_triton_is_given_no_engine_whose_outputs_lie_in_its_inputs(tmp_path: Path) -> None:
     engine = decoder_engine(tmp_path, backend="tensorrt")
-    with pytest.raises(PackagingError):
+    with raises(PackagingError, "decoder"):
         package_triton(engine, tmp_path / "repository", name="m")
