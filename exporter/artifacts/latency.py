@@ -167,6 +167,8 @@ class LatencyRow(Record):
     than once, and may be narrower than the speedup's own, since a verdict speaks of one side.
     ``dropped_rounds`` were thrown away because a clock jumped. ``settled`` says whether times had
     stopped changing when the warm-up ended. ``clock`` is the host's, or the device's own events.
+    ``launches`` says by arm how an engine's runs got to the device: kernel by kernel, as one CUDA
+    graph, or kernel by kernel because a capture failed.
     ``imported`` rows were timed by another tool.
     ``references`` are further arms by name, in the same rounds; they get no verdict.
     """
@@ -193,6 +195,7 @@ class LatencyRow(Record):
     settled: bool | None = None
     clock: Literal["host", "device"] = "host"
     timer_overhead_ns: float | None = None
+    launches: dict[str, str] = Field(default_factory=dict)
     imported: bool = False
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from exporter.artifacts import LatencyRow, MachineState, Phase
+from exporter.artifacts import LatencyRow, MachineState
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.arms import Pair
@@ -17,7 +17,7 @@ from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
 from exporter.engines.decoding.open_decoder import own_decoder
 from exporter.engines.environment import ThrottleCounts, machine_state
-from exporter.engines.inputs import has_cache
+from exporter.engines.inputs import has_cache, whole_phase
 from exporter.errors import ComparisonError
 from exporter.processes import cpu_times, other_cpu_share
 
@@ -134,8 +134,8 @@ def shapes_of(pair: Pair) -> list[Shape]:
     Raises:
         ComparisonError: No cell is left to time.
     """
-    options, cached = pair.options, has_cache(pair.baseline.runner.inputs)
-    phase: Phase = "prefill" if cached else "encode"
+    options, inputs = pair.options, pair.baseline.runner.inputs
+    cached, phase = has_cache(inputs), whole_phase(inputs)
     found = [Shape(phase, b, n) for n in options.prefill_lengths for b in options.batches]
     if cached:
         pasts = options.decode_past_lengths

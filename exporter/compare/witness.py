@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.artifacts import ParityCheck
 from exporter.artifacts.latency import Shape
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.engines.inputs import has_cache, make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens, whole_phase
 from exporter.engines.runners.base import Runner
 
 _TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
@@ -61,13 +62,10 @@ def _two(pair: Pair) -> tuple[tuple[str, ComparedArm], tuple[str, ComparedArm]]:
 
 
 def _check(pair: Pair, arm: ComparedArm, witness: Runner, what: str) -> ParityCheck:
-    shape = Shape("prefill" if has_cache(witness.inputs) else "encode", 1, _tokens(pair))
+    shape = Shape(whole_phase(witness.inputs), 1, _tokens(pair))
     tokens = random_tokens(shape, pair.vocabulary())
     output = next(s.name for s in witness.outputs if not s.name.startswith("present"))
-    got, want = (
-        runner.run(make_inputs(runner.inputs, shape, tokens), [output])[output].astype(np.float64)
-        for runner in (arm.runner, witness)
-    )
+    got, want = (_output(runner, shape, tokens, output) for runner in (arm.runner, witness))
     error = float(np.abs(got - want).max()) if got.shape == want.shape else float("inf")
     tolerance = _TOLERANCE.get(arm.facts.precision, 1e-1) * max(1.0, float(np.abs(want).max()))
     return ParityCheck(
@@ -77,6 +75,13 @@ def _check(pair: Pair, arm: ComparedArm, witness: Runner, what: str) -> ParityCh
         tolerance=tolerance,
         passed=bool(error <= tolerance),
     )
+
+
+def _output(
+    runner: Runner, shape: Shape, tokens: NDArray[np.int64], output: str
+) -> NDArray[np.float64]:
+    inputs = make_inputs(runner.inputs, shape, tokens)
+    return runner.run(inputs, [output], phase=shape.phase)[output].astype(np.float64)
 
 
 def _tokens(pair: Pair) -> int:

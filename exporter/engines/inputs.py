@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts.latency import Shape
+from exporter.artifacts.latency import Phase, Shape
 from exporter.engines.runners.base import Array
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
@@ -21,6 +21,11 @@ TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_
 def has_cache(specs: Sequence[TensorSpec]) -> bool:
     """Whether a graph takes a KV cache."""
     return any(CACHE_INPUT.fullmatch(spec.name) for spec in specs)
+
+
+def whole_phase(specs: Sequence[TensorSpec]) -> Phase:
+    """What a run of whole sequences is called: they begin a text where there is a KV cache."""
+    return "prefill" if has_cache(specs) else "encode"
 
 
 def make_inputs(

@@ -15,6 +15,10 @@ from exporter.errors import BackendError
 ALIGNMENT_BYTES = 256
 """Of what CUDA hands out; every buffer is rounded up to it."""
 
+OUT_OF_MEMORY = "out-of-memory"
+"""The code of an error where a device has too little memory left."""
+LESS_MEMORY = "Stop other programs on the GPU, or build for a smaller batch or a shorter context."
+
 _SHORT = {"float": "float32", "half": "float16", "bf16": "bfloat16", "double": "float64"}
 _KNOWN = frozenset(
     {"bool", "bfloat16", "float16", "float32", "float64"}
@@ -90,7 +94,8 @@ def out_of_memory(what: str, asked: int, free: int, total: int) -> BackendError:
     takes, left, whole = (bytes_in_words(size) for size in (asked, free, total))
     return BackendError(
         f"{what} takes {takes} of device memory; {left} of {whole} are free.",
-        "Stop other programs on the GPU, or build for a smaller batch or a shorter context.",
+        LESS_MEMORY,
+        code=OUT_OF_MEMORY,
     )
 
 

@@ -73,7 +73,8 @@ def decode_step(
         for batch in case.batches:
             shape = Shape("decode", batch, 1, case.past)
             tokens = random_tokens(shape, case.shape.vocabulary)
-            times = _times(runner.prepare(make_inputs(runner.inputs, shape, tokens)))
+            inputs = make_inputs(runner.inputs, shape, tokens)
+            times = _times(runner.prepare(inputs, phase=shape.phase))
             least = sizes.step_bytes(batch, case.past)
             rows.append({
                 "part": "decode", "backend": backend, "batch": batch, "past": case.past,
@@ -85,15 +86,11 @@ def decode_step(
 
 
 def _times(call: BoundCall) -> list[float]:
-    if call.device_ms is None:
+    if call.timed is None:
         raise TypeError("the runner gives no device times")
     for _ in range(WARM_UP):
         call()
-    times = []
-    for _ in range(SAMPLES):
-        call()
-        times.append(call.device_ms())
-    return times
+    return [call.timed() for _ in range(SAMPLES)]
 
 
 def _told(row: dict[str, Any], speeds: dict[str, float]) -> str:

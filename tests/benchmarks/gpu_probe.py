@@ -119,11 +119,8 @@ def _run(onnx: Path, engine: Path) -> dict[str, Any]:
             each.run(inputs, ["logits"])["logits"].astype(np.float32)
             for each in (runner, reference)
         )
-        call = runner.prepare(inputs)
-        times = []
-        for _ in range(50):
-            call()
-            times.append(call.device_ms() if call.device_ms else float("nan"))
+        call = runner.prepare(inputs, phase=STEP.phase)
+        times = [call.timed() if call.timed else float("nan") for _ in range(50)]
     error = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     return {"median_ms": round(statistics.median(times), 4), "largest_error": f"{error:.1e}"}
 

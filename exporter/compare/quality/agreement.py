@@ -16,7 +16,7 @@ from exporter.artifacts import Accuracy, PerplexityPair, PositionError, SampleLo
 from exporter.artifacts.latency import Shape
 from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
-from exporter.engines.inputs import has_cache, make_inputs
+from exporter.engines.inputs import has_cache, make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
 from exporter.models.ablation.divergences import Distributions, chunks, divergence
@@ -41,8 +41,9 @@ def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:
         runner: An entered runner with an output ``logits``.
         sample: Token ids, ``[positions]``.
     """
-    inputs = make_inputs(runner.inputs, Shape("prefill", 1, len(sample)), sample[None])
-    logits = runner.run(inputs, [LOGITS])[LOGITS]
+    shape = Shape(whole_phase(runner.inputs), 1, len(sample))
+    inputs = make_inputs(runner.inputs, shape, sample[None])
+    logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
     return logits.reshape(-1, logits.shape[-1])
 
 

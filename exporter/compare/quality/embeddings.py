@@ -15,7 +15,7 @@ from scipy import stats
 from exporter.artifacts import EmbeddingAgreement
 from exporter.artifacts.latency import Shape
 from exporter.compare.quality.intervals import clipped, mean_interval
-from exporter.engines.inputs import make_inputs
+from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
@@ -100,8 +100,9 @@ def _embedding(runner: Runner, ids: NDArray[np.int64], arm: str, number: int) ->
     """One text's embedding of length 1."""
     name = embedding_output(runner.outputs)
     assert name is not None
-    inputs = make_inputs(runner.inputs, Shape("encode", 1, len(ids)), ids[None])
-    values = runner.run(inputs, [name])[name].astype(np.float64)
+    shape = Shape(whole_phase(runner.inputs), 1, len(ids))
+    inputs = make_inputs(runner.inputs, shape, ids[None])
+    values = runner.run(inputs, [name], phase=shape.phase)[name].astype(np.float64)
     states = values.reshape(-1, values.shape[-1])
     embedding: Floats = pooled(states, np.ones(len(states)))
     length = np.linalg.norm(embedding)

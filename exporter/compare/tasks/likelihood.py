@@ -21,7 +21,7 @@ from exporter.artifacts.latency import Shape
 from exporter.compare.quality.agreement import LOGITS, check_tokens
 from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.inputs import make_inputs
+from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
 from exporter.models.ablation.divergences import to_log_probabilities
@@ -207,9 +207,9 @@ class LikelihoodScorer:
         rests = [rows[number].tokens[shared:] for number in numbers]
         width = max(map(len, rests))
         ids = np.array([[*rest, *[rest[-1]] * (width - len(rest))] for rest in rests], np.int64)
-        shape = Shape("prefill", len(ids), width, begun.length)
+        shape = Shape(whole_phase(self.runner.inputs), len(ids), width, begun.length)
         inputs = make_inputs(self.runner.inputs, shape, ids, cache=begun.cache)
-        logits = self.runner.run(inputs, [LOGITS])[LOGITS]
+        logits = self.runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
         for answer, number in zip(logits, numbers, strict=True):
             end = len(rows[number].tokens) - shared
             yield number, answer[end - len(rows[number].targets) : end]
@@ -220,7 +220,7 @@ class LikelihoodScorer:
         cache = before.repeated(len(ids)).cache
         shape = Shape("prefill", len(ids), ids.shape[1], before.length)
         inputs = make_inputs(self.runner.inputs, shape, ids, cache=cache)
-        found = self.runner.run(inputs, list(caches.values()))
+        found = self.runner.run(inputs, list(caches.values()), phase="prefill")
         after = {past: found[present] for past, present in caches.items()}
         return _Begun(before.length + ids.shape[1], after)
 

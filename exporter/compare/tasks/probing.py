@@ -11,7 +11,7 @@ from exporter.compare.tasks.items import TaskItems
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
 from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.inputs import make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.errors import BackendError, TaskError
 from exporter.models.model_folder import ModelFolder
@@ -56,9 +56,10 @@ def _why_too_long(
         return f"the model ends at {longest} positions"
     try:
         for length in (min(lengths), max(lengths)):
-            shape = Shape("prefill", 1, length)
+            shape = Shape(whole_phase(runner.inputs), 1, length)
             inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 1))
-            runner.refuse_shapes({name: array.shape for name, array in inputs.items()})
+            shapes = {name: array.shape for name, array in inputs.items()}
+            runner.refuse_shapes(shapes, phase=shape.phase)
     except BackendError as error:
         return error.message.rstrip(".")
     return ""

@@ -36,7 +36,7 @@ from exporter.compare.timing.rounds import (
     keep_chunk,
 )
 from exporter.compare.timing.row import MeasuredRow
-from exporter.compare.timing.subjects import Probe, TimedArm, TimedCell, clock_of
+from exporter.compare.timing.subjects import Probe, TimedArm, TimedCell, launches_of, one_clock
 from exporter.compare.timing.verdict import CHUNKS, FEWEST_LOADS
 from exporter.compare.timing.warmup import Warmup, calls_per_visit, warm_up
 from exporter.errors import ComparisonError
@@ -218,6 +218,7 @@ class _Measurement:
 
     def _chunk(self, row: MeasuredRow, number: int, *, reloading: bool) -> Chunk:
         probes = [arm.probe(row.cell) for arm in self._arms.values()]
+        clock = one_clock(probes)
         warm = self._warm_up(probes, row.cell, number)
         calls = row.chunks[0].calls if row.chunks else calls_per_visit(warm.call_ms)
         wanted = self._wanted(row, number, warm.call_ms, calls)
@@ -232,10 +233,11 @@ class _Measurement:
             np.array(taken),
             seconds,
             warm.stable,
-            clock_of(probes),
+            clock,
             planned=self._chunks,
             reloaded=reloading,
             dropped=dropped,
+            launches=launches_of(probes),
         )
 
     def _warm_up(self, probes: Sequence[Probe], cell: TimedCell, number: int) -> Warmup:

@@ -78,6 +78,7 @@ class Chunk:
         planned: In how many chunks the row was to be measured.
         reloaded: Whether each of them has a loading of its own.
         dropped: Rounds that were thrown away.
+        launches: How each arm's runs got to the device; empty where there is one way.
     """
 
     times_ms: NDArray[np.float64]
@@ -87,6 +88,7 @@ class Chunk:
     planned: int
     reloaded: bool
     dropped: int = 0
+    launches: tuple[str, ...] = ()
 
     @property
     def calls(self) -> int:
@@ -106,7 +108,8 @@ class Chunk:
         """
         try:
             times = np.array(data["times_ms"], np.float64)
-            found = cls(**{**data, "times_ms": times})
+            launches = tuple(map(str, data.get("launches", ())))
+            found = cls(**{**data, "times_ms": times, "launches": launches})
         except (TypeError, KeyError) as error:
             raise ValueError("this is no chunk") from error
         if times.ndim != 4 or not times.size or not np.isfinite(times).all() or (times <= 0).any():

@@ -143,6 +143,12 @@ class MeasuredRow:
         """What the report says of it, a row for each phase."""
         return [self._record(phase, timer_overhead_ns) for phase in range(len(self.cell.phases))]
 
+    def _launches(self) -> dict[str, str]:
+        """By arm; where its chunks differ, each way once."""
+        ways = zip(*(chunk.launches for chunk in self.chunks if chunk.launches), strict=True)
+        joined = [" or ".join(sorted(set(each))) for each in ways]
+        return dict(zip(self._arms, joined, strict=False))
+
     def _record(self, phase: int, timer_overhead_ns: float) -> LatencyRow:
         cell, times = self.cell, self.times(phase)
         summaries = dict(zip(self._arms[2:], map(summarize, times[2:]), strict=True))
@@ -176,4 +182,5 @@ class MeasuredRow:
             settled=self.chunks[0].settled,
             clock=self.chunks[0].clock,
             timer_overhead_ns=timer_overhead_ns,
+            launches=self._launches(),
         )

@@ -79,27 +79,47 @@ class CallProbe:
     """A bound call, timed by the host's clock or, where it can tell, by the device's."""
 
     def __init__(self, call: BoundCall) -> None:
-        self._run, self._device_ms = call.run, call.device_ms
+        self._run, self._timed = call.run, call.timed
+        self.launches = call.launches
 
     @property
     def on_device(self) -> bool:
         """Whether the device's own clock is read."""
-        return self._device_ms is not None
+        return self._timed is not None
+
+    def by_host(self) -> None:
+        """Reads the host's clock from now on."""
+        self._timed = None
 
     def sample(self, clock: Clock) -> Sample:
-        """Runs once; see :class:`Probe`."""
+        """Runs; see :class:`Probe`."""
+        if self._timed is not None:
+            return (self._timed(),)
         run = self._run
         begin = clock()
         run()
         end = clock()
-        if self._device_ms is not None:
-            return (self._device_ms(),)
         return ((end - begin) / 1e6,)
 
 
-def clock_of(probes: Sequence[Probe]) -> Literal["host", "device"]:
-    """``device`` where all arms are timed by the device, else ``host``."""
-    return "device" if all(getattr(probe, "on_device", False) for probe in probes) else "host"
+def one_clock(probes: Sequence[Probe]) -> Literal["host", "device"]:
+    """Has all arms of a row timed by one clock, and says which.
+
+    The device's where all can tell it; a device's time leaves out what a host's has.
+    """
+    calls = [probe for probe in probes if isinstance(probe, CallProbe)]
+    if len(calls) == len(probes) and all(call.on_device for call in calls):
+        return "device"
+    for call in calls:
+        call.by_host()
+    return "host"
+
+
+def launches_of(probes: Sequence[Probe]) -> tuple[str, ...]:
+    """How each arm's last run got to the device; see :class:`BoundCall`."""
+    calls = [probe for probe in probes if isinstance(probe, CallProbe)]
+    found = tuple(call.launches() for call in calls)
+    return found if any(found) else ()
 
 
 class Loadable(Protocol):
@@ -169,4 +189,5 @@ class RunnerArm(Builds[Runner]):
             raise TypeError(f"{cell} is no run of a graph")
         runner = self.current
         tokens = random_tokens(cell, self._vocabulary)
-        return CallProbe(runner.prepare(make_inputs(runner.inputs, cell, tokens)))
+        inputs = make_inputs(runner.inputs, cell, tokens)
+        return CallProbe(runner.prepare(inputs, phase=cell.phase))

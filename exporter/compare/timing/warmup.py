@@ -22,7 +22,8 @@ class Warmup:
 
     Attributes:
         calls: Calls of each arm.
-        call_ms: The slowest arm's median time of its last windows.
+        call_ms: What a call of the slowest arm takes of the host's time, the median of its last
+            windows; a call may run more than what it times.
         stable: Whether times had settled.
         seconds: What it took.
     """
@@ -45,18 +46,21 @@ def warm_up(probes: Sequence[Probe], *, seconds: float, clock: Clock) -> Warmup:
         clock: The clock.
     """
     windows: list[list[float]] = [[] for _ in probes]
+    taken_ms: list[list[float]] = [[] for _ in probes]
     begin = clock()
     calls, per_window = 0, 1
     while True:
-        for probe, medians in zip(probes, windows, strict=True):
+        for probe, medians, passed_ms in zip(probes, windows, taken_ms, strict=True):
+            began = clock()
             medians.append(_window(probe, per_window, clock))
+            passed_ms.append((clock() - began) / 1e6 / per_window)
         calls += per_window
         taken = (clock() - begin) / 1e9
         stable = all(map(_settled, windows))
         if stable or (len(windows[0]) >= _AGREEING_WINDOWS and taken > seconds):
-            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in windows)
+            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in taken_ms)
             return Warmup(calls, call_ms, stable, taken)
-        per_window = calls_per_visit(max(found[-1] for found in windows))
+        per_window = calls_per_visit(max(found[-1] for found in taken_ms))
 
 
 def calls_per_visit(call_ms: float) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.engines.tensors import out_of_memory, rounded_up
+from exporter.engines.tensors import LESS_MEMORY, OUT_OF_MEMORY, out_of_memory, rounded_up
 from exporter.errors import BackendError
 from exporter.optional import require
 
@@ -25,8 +25,24 @@ _NON_BLOCKING = 1  # cudaStreamNonBlocking: doesn't wait for the default stream
 _STAGE_BYTES = 32 << 20
 
 
+@dataclass(frozen=True)
+class CapturedRun:
+    """A CUDA graph.
+
+    Attributes:
+        launch: Puts it on the stream at once, with the shapes and addresses of its capture.
+        free: Gives it back.
+    """
+
+    launch: Callable[[], None]
+    free: Callable[[], None]
+
+
 class Cuda:
     """A stream of its own, and memory that is given back when it is closed.
+
+    Attributes:
+        allocated_bytes: Device memory that was asked for here and not given back.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -36,10 +52,16 @@ class Cuda:
     def __init__(self, extra: str) -> None:
         self._rt = require("cuda.bindings.runtime", extra=extra)
         self._kinds = self._rt.cudaMemcpyKind
-        self._open = ExitStack()
+        self._held: dict[tuple[str, int], Any] = {}
+        self._sizes: dict[int, int] = {}
         self._stage: Bytes | None = None
         self.stream = self._do("make a stream", "cudaStreamCreateWithFlags", _NON_BLOCKING)
-        self._open.callback(self._rt.cudaStreamDestroy, self.stream)
+        self._hold("cudaStreamDestroy", self.stream)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """See the class."""
+        return sum(self._sizes.values())
 
     def finish(self) -> None:
         """Waits for the stream; a failure was told where it arose."""
@@ -49,7 +71,9 @@ class Cuda:
         """Gives everything back, also after a failure."""
         self.finish()
         self._stage = None
-        self._open.close()
+        while self._held:  # the last made goes first
+            self._give_back(*next(reversed(self._held)))
+        self._sizes = {}
 
     def free_bytes(self) -> tuple[int, int]:
         """Device memory: what is free, and all."""
@@ -70,8 +94,15 @@ class Cuda:
             self._rt.cudaGetLastError()  # the next call would tell it again
             raise out_of_memory(what, rounded_up(size), *self.free_bytes())
         self._refuse(code, f"allocate memory for {what}")
-        self._open.callback(self._rt.cudaFree, pointer)
+        self._hold("cudaFree", pointer)
+        self._sizes[int(pointer)] = rounded_up(size)
         return int(pointer)
+
+    def free(self, address: int) -> None:
+        """Gives device memory back, once the stream has done what uses it."""
+        self.finish()
+        del self._sizes[address]
+        self._give_back("cudaFree", address)
 
     def pinned(self, size: int) -> Bytes:
         """Host memory that copies to and from the device don't have to go round, ``[size]``.
@@ -80,7 +111,7 @@ class Cuda:
             BackendError: There is too little left.
         """
         pointer = self._do(f"pin {size} bytes of host memory", "cudaMallocHost", size)
-        self._open.callback(self._rt.cudaFreeHost, pointer)
+        self._hold("cudaFreeHost", pointer)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
 
     def send(self, target: int, source: Bytes) -> None:
@@ -138,7 +169,7 @@ class Cuda:
     def event(self) -> Any:
         """A point of time on the device."""
         event = self._do("make an event", "cudaEventCreate")
-        self._open.callback(self._rt.cudaEventDestroy, event)
+        self._hold("cudaEventDestroy", event)
         return event
 
     def record(self, event: Any) -> None:
@@ -149,11 +180,8 @@ class Cuda:
         """Milliseconds between two events that have passed."""
         return float(self._do("read an event", "cudaEventElapsedTime", begin, end))
 
-    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+    def captured(self, work: Callable[[], None]) -> CapturedRun:
         """Records what ``work`` puts on the stream as a CUDA graph.
-
-        Returns:
-            Puts it there at once.
 
         Raises:
             BackendError: Not all of it can be captured.
@@ -167,11 +195,25 @@ class Cuda:
             self._rt.cudaGetLastError()
             raise
         graph = self._do("capture", "cudaStreamEndCapture", self.stream)
-        self._open.callback(self._rt.cudaGraphDestroy, graph)
-        ready = self._do("make a CUDA graph", "cudaGraphInstantiate", graph, 0)
-        self._open.callback(self._rt.cudaGraphExecDestroy, ready)
+        try:
+            ready = self._do("make a CUDA graph", "cudaGraphInstantiate", graph, 0)
+        finally:
+            self._rt.cudaGraphDestroy(graph)  # what was made of it is its own
+        self._hold("cudaGraphExecDestroy", ready)
         launch, stream, refuse = self._rt.cudaGraphLaunch, self.stream, self._refuse
-        return lambda: refuse(launch(ready, stream)[0], "launch a CUDA graph")
+        return CapturedRun(
+            lambda: refuse(launch(ready, stream)[0], "launch a CUDA graph"),
+            lambda: self._give_back("cudaGraphExecDestroy", int(ready)),
+        )
+
+    def _hold(self, end: str, handle: Any) -> None:
+        """What has to be given back, by the call that does it."""
+        self._held[end, int(handle)] = handle
+
+    def _give_back(self, end: str, number: int) -> None:
+        handle = self._held.pop((end, number), None)
+        if handle is not None:
+            getattr(self._rt, end)(handle)
 
     def _staging(self) -> Bytes:
         if self._stage is None:
@@ -191,4 +233,7 @@ class Cuda:
         if code != self._rt.cudaError_t.cudaSuccess:
             _, text = self._rt.cudaGetErrorString(code)
             said = text.decode() if isinstance(text, bytes) else text
-            raise BackendError(f"CUDA can't {what}: {said} ({int(code)}).", code="cuda-failed")
+            told = f"CUDA can't {what}: {said} ({int(code)})."
+            if code == self._rt.cudaError_t.cudaErrorMemoryAllocation:
+                raise BackendError(told, LESS_MEMORY, code=OUT_OF_MEMORY)
+            raise BackendError(told, code="cuda-failed")

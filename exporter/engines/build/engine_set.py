@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.engines.build.libraries import LIBRARIES, EngineLibrary
-from exporter.engines.build.settings import End, Profile
+from exporter.engines.build.settings import End, Phase, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar
 from exporter.engines.tensors import written_shape
 from exporter.errors import BackendError, EngineError
+from exporter.models.graph_facts import CACHE_INPUT
 
 Shape = tuple[int, ...]
 
 SUFFIXES = (".engine", ".plan")
 """What engines are called; in a folder only such files are looked at."""
 
+_LENGTH = 2  # a cache's axis
 _NUMBERED = re.compile(r"-b(\d+)$")  # as exporter.engines.build.build marks one
 _NONE_BUILT = f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}."
 _OF_ONE_MODEL: dict[str, Callable[[EngineRecord], object]] = {
@@ -90,6 +92,17 @@ class EngineSet:
     def outputs(self) -> tuple[EngineTensor, ...]:
         """What comes out."""
         return tuple(self.records[0].outputs)
+
+    @property
+    def steady(self) -> frozenset[Phase]:
+        """The phases whose runs have the shapes and the addresses of the run before.
+
+        Decode steps on caches of fixed length, and runs without a cache, since nobody knows other
+        shapes. Prompts differ, and a cache that grows brings a new shape at every step.
+        """
+        caches = [each for each in self.inputs if CACHE_INPUT.fullmatch(each.name)]
+        grows = any(min(each.shape[_LENGTH:]) < 0 for each in caches)
+        return frozenset({"encode"} if grows else {"encode", "decode"})
 
     def shapes(self, slot: Slot, end: End) -> dict[str, Shape]:
         """By input, the smallest, usual or largest shape that a profile takes."""
@@ -238,19 +251,38 @@ def _difference(
     return ""
 
 
-def choose_profile(name: str, profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
-    """The number of the first profile that a call fits.
+def choose_profile(
+    name: str,
+    profiles: Sequence[Profile],
+    shapes: Mapping[str, Shape],
+    phase: Phase | None = None,
+) -> int:
+    """The number of the profile that runs a call: of those that hold it, the tightest.
+
+    That is the one with the fewest free sizes, and among equals the smaller one: a decode profile
+    serves a step better than a prefill profile that holds it, too.
+
+    Args:
+        name: The engines, for the message.
+        profiles: Among which.
+        shapes: The call's, by input.
+        phase: What the call is a run of; profiles for another phase don't count. None where the
+            caller can't know it.
 
     Raises:
         BackendError: None holds it; an input is told that lies outside, and what would fit.
     """
-    outside = [profile.outside(shapes) for profile in profiles]
-    if [] in outside:
-        return outside.index([])
-    first = min(outside, key=len)[0]
+    asked = [number for number, each in enumerate(profiles) if phase in (None, each.phase)]
+    outside = {number: profiles[number].outside(shapes) for number in asked}
+    fitting = [number for number in asked if not outside[number]]
+    if fitting:
+        return min(fitting, key=lambda number: profiles[number].looseness)
+    if not asked:
+        raise no_phase(name, str(phase))
+    first = min(outside.values(), key=len)[0]
     held = ", ".join(
         f"{profile.phase} takes {profile.shapes[first]}"
-        for profile in profiles
+        for profile in (profiles[number] for number in asked)
         if first in profile.shapes
     )
     raise BackendError(
@@ -258,4 +290,13 @@ def choose_profile(name: str, profiles: Sequence[Profile], shapes: Mapping[str, 
         f"{held}.",
         "Ask for less, or build it with another --batch-range, --prompt-range or --context-range.",
         code="no-profile-fits",
+    )
+
+
+def no_phase(name: str, phase: str) -> BackendError:
+    """The error for engines that serve another phase alone."""
+    return BackendError(
+        f"{name} has no profile for {phase}.",
+        "Build it for all phases, or put the engines of all of them in one folder.",
+        code="phase-missing",
     )

@@ -15,6 +15,7 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
+from exporter.engines.tensors import OUT_OF_MEMORY
 from exporter.errors import EngineError
 
 _ERRORS = frozenset({"ERROR", "INTERNAL_ERROR"})
@@ -46,6 +47,7 @@ _KNOWN = (
         "Narrower ranges, a lower --optimization-level or a smaller --workspace need less.",
     ),
 )
+_NO_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 _STEP = 0.01  # of the progress that is told
 
 
@@ -78,6 +80,10 @@ class Listener:
     def last_error(self) -> str:
         """The last of them."""
         return (self.errors() or ["it gives no reason"])[-1]
+
+    def code(self, other: str) -> str:
+        """The code of the error that the last message is: out of memory, or the other."""
+        return OUT_OF_MEMORY if _NO_MEMORY.search(self.last_error()) else other
 
     def messages(self) -> list[str]:
         """Every message."""

@@ -15,7 +15,7 @@ from exporter.engines.build.child import run_job
 from exporter.engines.build.engine_set import EngineSet
 from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
 from exporter.engines.build.logs import Listener
-from exporter.engines.build.session import deserialised, refuse_unready
+from exporter.engines.build.session import allow_host_code, deserialised, refuse_unready
 from exporter.engines.build.sidecar import EngineRecord, read_sidecar, sidecar_path
 from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, sha256_file
@@ -85,6 +85,7 @@ def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
     module, _ = refuse_unready(EngineSet((engine,), (record,)))
     listener = Listener(module)
     runtime = module.Runtime(listener.log)
+    allow_host_code(runtime, record)
     loaded = deserialised(module, runtime, listener, engine)
     refitter = module.Refitter(loaded, listener.log)
     parser = module.OnnxParserRefitter(refitter, listener.log)

@@ -7,8 +7,7 @@ it. So it decides little: shapes, sizes and messages are made in modules that ne
 from __future__ import annotations
 
 import mmap
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -19,95 +18,33 @@ from exporter.engines.build.driver import Device, ask_driver
 from exporter.engines.build.engine_set import EngineSet, Slot
 from exporter.engines.build.libraries import load, refuse_driver_for_running
 from exporter.engines.build.logs import Listener
+from exporter.engines.build.ready import ReadyProfile
 from exporter.engines.build.settings import End, Phase
 from exporter.engines.build.sidecar import EngineRecord, refuse_mismatch, sidecar_path
 from exporter.engines.build.validity import refuse_invalid
 from exporter.engines.tensors import (
+    LESS_MEMORY,
+    OUT_OF_MEMORY,
     byte_count,
     bytes_in_words,
     numpy_dtype,
     plan_buffers,
-    written_shape,
 )
 from exporter.errors import BackendError, EngineError
 from exporter.progress import QUIET
 
-
-@dataclass(frozen=True)
-class ReadyProfile:
-    """One profile, ready to run.
-
-    Attributes:
-        slot: Which profile of which engine.
-        context: The library's execution context.
-        names: The inputs and outputs that the engine has. A builder may leave out an input that
-            nothing uses; what is said of it is passed over.
-        stream: The stream's number.
-        listener: Hears why something fails.
-        aliases: By output that must lie where an input does, that input: a cache in place.
-    """
-
-    slot: Slot
-    context: Any
-    names: frozenset[str]
-    stream: int
-    listener: Listener
-    aliases: Mapping[str, str] = field(default_factory=dict)
-
-    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Sets every input's shape.
-
-        Raises:
-            BackendError: The library refuses one.
-        """
-        for name, shape in shapes.items():
-            if name in self.names and not self.context.set_input_shape(name, tuple(shape)):
-                told = f"refuses the shape {written_shape(shape)} for {name}"
-                raise self._failed(told, "wrong-shape")
-
-    def output_shape(self, name: str) -> tuple[int, ...]:
-        """An output's shape, once all inputs have one.
-
-        Raises:
-            BackendError: It depends on values.
-        """
-        try:
-            missing = self.context.infer_shapes()
-        except RuntimeError as error:  # the one call of a context that raises
-            raise self._failed(f"can't tell the shape of {name}") from error
-        shape = tuple(self.context.get_tensor_shape(name))
-        if missing or min(shape, default=0) < 0:
-            raise self._failed(f"can't tell the shape of {name} before it runs")
-        return shape
-
-    def bind(self, name: str, address: int) -> None:
-        """Tells where a tensor lies."""
-        if name in self.names and not self.context.set_tensor_address(name, address):
-            raise self._failed(f"does not take the address of {name}")
-
-    def enqueue(self) -> None:
-        """Puts a run on the stream.
-
-        Raises:
-            BackendError: The library refuses.
-        """
-        if not self.context.execute_async_v3(self.stream):
-            raise self._failed("failed while it ran", "run-failed")
-
-    def _failed(self, what: str, code: str = "") -> BackendError:
-        phase, reason = self.slot.profile.phase, self.listener.last_error()
-        return BackendError(f"The engine's {phase} {what}: {reason}", code=code)
+_TRIAL_RUNS = 3  # the second is captured where graphs are, the third is one
 
 
 class Session:
     """Engines between ``__enter__`` and ``__exit__``.
 
+    A profile for a phase in ``engines.steady`` runs as a CUDA graph: TensorRT-RTX makes it by
+    itself, of kernels that it compiles for the shapes at once. Other profiles keep to kernels that
+    serve every shape, and to no graph.
+
     Args:
         engines: Which.
-        fixed_shapes: Whether each profile is run at one shape again and again; or the phases whose
-            profiles are. TensorRT-RTX then compiles its kernels for it at once and runs them as a
-            CUDA graph. Else it keeps to kernels that serve every shape: a growing cache brings a
-            new one at every step.
 
     Attributes:
         engines: The same.
@@ -116,10 +53,9 @@ class Session:
         card: The GPU's name; once entered.
     """
 
-    def __init__(self, engines: EngineSet, *, fixed_shapes: bool | Collection[Phase]) -> None:
+    def __init__(self, engines: EngineSet) -> None:
         self.engines = engines
-        self._fixed_shapes = fixed_shapes
-        self._free_before = 0
+        self._engine_bytes = 0
         self._kept: list[Any] = []
         self.profiles: tuple[ReadyProfile, ...] = ()
         self.card = ""
@@ -152,8 +88,8 @@ class Session:
 
     @property
     def used_bytes(self) -> int:
-        """Device memory that went since it was entered: weights, scratch memory, buffers."""
-        return max(0, self._free_before - self.cuda.free_bytes()[0])
+        """Device memory of weights and scratch, as the engines say, and of own buffers."""
+        return self._engine_bytes + self.cuda.allocated_bytes
 
     def allocate(self, end: End) -> dict[str, int]:
         """Zeroed device memory for every input and output: one buffer serves all profiles.
@@ -186,25 +122,33 @@ class Session:
         return {t.name: byte_count(numpy_dtype(t.dtype), shapes[t.name]) for t in tensors}
 
     def _load(self, module: ModuleType) -> None:
-        self._free_before, _ = self.cuda.free_bytes()
         listener = Listener(module, errors_only=True)
         runtime = module.Runtime(listener.log)
         self._kept.extend((listener, runtime))
         loaded = []
-        for path in self.engines.paths:
+        for path, record in zip(self.engines.paths, self.engines.records, strict=True):
+            allow_host_code(runtime, record)
             loaded.append(deserialised(module, runtime, listener, path))
+            self._engine_bytes += weight_bytes(module, loaded[-1], record)
             self._kept.append(loaded[-1])
-        ready = []
-        for slot in self.engines.slots:
-            engine = loaded[slot.engine]
-            context = self._context(module, engine, slot, listener)
-            self._kept.append(context)
-            names = frozenset(engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
-            stream = int(self.cuda.stream)
-            ready.append(
-                ReadyProfile(slot, context, names, stream, listener, _aliases(engine, names))
-            )
-        self.profiles = tuple(ready)
+        self.profiles = tuple(
+            self._ready(module, loaded[slot.engine], slot, listener) for slot in self.engines.slots
+        )
+
+    def _ready(
+        self, module: ModuleType, engine: Any, slot: Slot, listener: Listener
+    ) -> ReadyProfile:
+        context = self._context(module, engine, slot, listener)
+        self._kept.append(context)
+        self._engine_bytes += int(engine.get_device_memory_size_for_profile_v2(slot.number))
+        names = frozenset(engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+        own_graphs = self.engines.library.compiles_on_card
+        steady = slot.profile.phase in self.engines.steady
+        return ReadyProfile(
+            slot, context, names, int(self.cuda.stream), listener, _aliases(engine, names),
+            graphs=self.cuda.captured if steady and not own_graphs else None,
+            launches="CUDA graph" if steady and own_graphs else "kernels",
+        )  # fmt: skip
 
     def _context(self, module: ModuleType, engine: Any, slot: Slot, listener: Listener) -> Any:
         # Memory for this profile alone, not for the largest of the engine.
@@ -228,11 +172,10 @@ class Session:
             module.CudaGraphStrategy,
             module.DynamicShapesKernelSpecializationStrategy,
         )
-        told = self._fixed_shapes
-        fixed = told if isinstance(told, bool) else phase in told
-        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if fixed else graphs.DISABLED
+        steady = phase in self.engines.steady
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if steady else graphs.DISABLED
         config.dynamic_shapes_kernel_specialization_strategy = (
-            kernels.EAGER if fixed else kernels.NONE
+            kernels.EAGER if steady else kernels.NONE
         )
         return config
 
@@ -243,8 +186,29 @@ class Session:
         return BackendError(
             f"{path}: the {slot.profile.phase} profile takes {bytes_in_words(asked)} of scratch "
             f"memory; {free} of {total} are free: {listener.last_error()}",
-            "Stop other programs on the GPU, or build for a smaller batch or a shorter context.",
+            LESS_MEMORY,
+            code=listener.code("no-context"),
         )
+
+
+def allow_host_code(runtime: Any, record: EngineRecord) -> None:
+    """Lets a runtime take an engine that holds code for the host, as one for later versions does.
+
+    Such code runs here, so no other engine may bring any.
+    """
+    runtime.engine_host_code_allowed = record.settings.version_compatible
+
+
+def weight_bytes(module: ModuleType, engine: Any, record: EngineRecord) -> int:
+    """What an engine's weights take of the card.
+
+    The library says how large they are. Its file tells more where each of several profiles has its
+    own: with TensorRT-RTX 1.7.1 a second profile doubled it.
+    """
+    told = -1
+    if hasattr(engine, "get_engine_stat"):  # TensorRT before 10.14
+        told = int(engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
+    return max(told, record.engine_bytes)
 
 
 def _aliases(engine: Any, names: Iterable[str]) -> dict[str, str]:
@@ -259,16 +223,21 @@ def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Pat
     """Loads one engine; the library reads the file itself, page by page.
 
     Raises:
-        EngineError: The library doesn't take it; see :func:`refuse_invalid`.
+        EngineError: The library doesn't take it, see :func:`refuse_invalid`, or there is too little
+            memory for it.
     """
     refuse_invalid(module, runtime, path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
+        code = listener.code("not-loaded")
         raise EngineError(
             f"{path} does not load in {module.__name__} {module.__version__}: "
             f"{listener.last_error()}",
-            "Build it again, on this machine where you can.",
+            LESS_MEMORY
+            if code == OUT_OF_MEMORY
+            else "Build it again, on this machine where you can.",
+            code=code,
         )
     return engine
 
@@ -301,7 +270,7 @@ def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
 
 
 def try_engines(engines: EngineSet) -> None:
-    """Runs each profile once at its smallest shapes, in a child process.
+    """Runs each profile at its smallest shapes, in a child process, as it will run here.
 
     An engine that is broken inside, or a card that the library doesn't serve, can end the process
     that loads it. Then it is this one.
@@ -328,11 +297,12 @@ def run_once(paths: list[Path]) -> dict[str, Any]:
     """
     records = tuple(EngineRecord.read(sidecar_path(path)) for path in paths)
     engines = EngineSet(tuple(paths), records)
-    with Session(engines, fixed_shapes=False) as session:
+    with Session(engines) as session:
         buffers = session.allocate("low")
         for profile in session.profiles:
             for name, address in buffers.items():
                 profile.bind(name, address)
-            profile.enqueue()
-            session.cuda.wait()
+            for _ in range(_TRIAL_RUNS):
+                profile.enqueue()
+                session.cuda.wait()
         return {"card": session.card}

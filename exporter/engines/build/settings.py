@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -52,6 +53,15 @@ class Profile(Record):
 
     phase: Phase
     shapes: dict[str, ShapeRange]
+
+    @property
+    def looseness(self) -> tuple[int, int]:
+        """How many of the inputs' sizes are free, and the values of all inputs at the largest."""
+        spans = self.shapes.values()
+        free = sum(
+            low < high for span in spans for low, high in zip(span.low, span.high, strict=True)
+        )
+        return free, sum(math.prod(span.high) for span in spans)
 
     def outside(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """The inputs whose shape it doesn't hold; one that it doesn't name has a fixed shape."""

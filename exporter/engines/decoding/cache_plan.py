@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.engines.build.engine_set import EngineSet, Slot
+from exporter.engines.build.engine_set import EngineSet, Slot, no_phase
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.sidecar import EngineTensor
 from exporter.engines.decoding.decoder import IDS, LOGITS, MASK, POSITIONS, cache_pairs, no_decoder
@@ -272,11 +272,7 @@ def _cache_shape(cache: EngineTensor, batch: int, length: int) -> tuple[int, ...
 def _slot(engines: EngineSet, phase: str) -> Slot:
     found = next((slot for slot in engines.slots if slot.profile.phase == phase), None)
     if found is None:
-        raise BackendError(
-            f"{engines.name} has no profile for {phase}, so it can't generate.",
-            "Build it for both phases, or put the engines of both in one folder.",
-            code="phase-missing",
-        )
+        raise no_phase(engines.name, phase)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter.artifacts.latency import Phase
 from exporter.engines.decoding.decoder import IDS, LOGITS
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -98,7 +99,9 @@ class HostCache(Cache):
     def run(self, tokens: Mapping[str, Array], total: int) -> Array:
         """Runs the model."""
         outputs = [LOGITS, *self._pairs.values()]
-        found = self._runner.run({**tokens, **self._arrays}, outputs)
+        new = tokens[IDS].shape[1]
+        phase: Phase = "prefill" if new == total else "decode"
+        found = self._runner.run({**tokens, **self._arrays}, outputs, phase=phase)
         self._arrays = {past: found[present] for past, present in self._pairs.items()}
         return found[LOGITS]
 

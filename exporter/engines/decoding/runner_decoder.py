@@ -123,7 +123,7 @@ class RunnerDecoder(Decoder):
             spec.name: known.get(spec.name) or cache_shape(spec, batch, past)
             for spec in self._runner.inputs
         }
-        self._runner.refuse_shapes(shapes)
+        self._runner.refuse_shapes(shapes, phase="decode" if past else "prefill")
 
     def _run(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         total = self._length + token_ids.shape[1]

@@ -8,7 +8,6 @@ Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from exporter.engines.build.cuda import Bytes
 from exporter.engines.build.engine_set import EngineSet
-from exporter.engines.build.session import ReadyProfile, Session
+from exporter.engines.build.ready import ReadyProfile
+from exporter.engines.build.session import Session
 from exporter.engines.decoding.cache_plan import DeviceCache, plan_cache
 from exporter.engines.decoding.decoder import IDS, LOGITS, MASK, POSITIONS, Decoder
 from exporter.engines.runners.tensorrt import OnEngines
@@ -45,15 +45,13 @@ class TensorRtDecoder(OnEngines, Decoder):
     def __init__(self, engines: EngineSet, *, trial: bool = True) -> None:
         super().__init__(engines, trial=trial)
         self.plan = plan_cache(engines)
-        # In place a step is like the one before; prompts differ.
-        self.fixed_shapes = [] if self.plan.room is None else ["decode"]
         self._dtypes = {
             each.name: numpy_dtype(each.dtype) for each in (*engines.inputs, *engines.outputs)
         }
         self._profiles: dict[str, ReadyProfile] = {}
         self._buffers: dict[str, int] = {}
         self._cache = DeviceCache({})
-        self._bound: dict[str, tuple[object, object]] = {}
+        self._bound: dict[str, object] = {}
         self._pinned: dict[str, Bytes] = {}
         self._batch = self._length = 0
 
@@ -126,7 +124,7 @@ class TensorRtDecoder(OnEngines, Decoder):
         batch, sequence = token_ids.shape
         positions = np.arange(self._length, self._length + sequence)
         fed = {IDS: token_ids, POSITIONS: np.broadcast_to(positions, (batch, sequence))}
-        self._bind(phase, self.plan.shapes(batch, sequence, self._length), row, sequence)
+        self._bind(phase, batch, sequence, row)
         for name in self._pinned.keys() & fed.keys():
             content = np.ascontiguousarray(fed[name], self._dtypes[name])
             source = self._pinned[name][: content.nbytes]
@@ -135,21 +133,24 @@ class TensorRtDecoder(OnEngines, Decoder):
         profile.enqueue()
         return profile
 
-    def _bind(
-        self, phase: str, shapes: Mapping[str, tuple[int, ...]], row: int, sequence: int
-    ) -> None:
-        """Tells the profile shapes and addresses, where they are not those of its last run."""
+    def _bind(self, phase: str, batch: int, sequence: int, row: int) -> None:
+        """Tells the profile shapes and addresses, where they are not those of its last run.
+
+        In place they follow from these numbers alone; what grows has new ones at each step.
+        """
+        length = self._length if self.plan.room is None else None
+        run = batch, sequence, row, length
+        if self._bound.get(phase) == run:
+            return
         offsets = self.plan.offsets(row, sequence)
         addresses = {**self._buffers, **self._cache.bindings(offsets)}
         if MASK in addresses:
             addresses[MASK] += offsets.get(MASK, 0)
-        if self._bound.get(phase) == (shapes, addresses):
-            return
         profile = self._profiles[phase]
-        profile.set_shapes(shapes)
+        profile.set_shapes(self.plan.shapes(batch, sequence, self._length))
         for name, address in addresses.items():
             profile.bind(name, address)
-        self._bound[phase] = shapes, addresses
+        self._bound[phase] = run
 
     def _last_logits(self, session: Session, profile: ReadyProfile) -> NDArray[Any]:
         batch, length, vocabulary = profile.output_shape(LOGITS)

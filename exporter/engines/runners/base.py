@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
 
+from exporter.artifacts.latency import Phase
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
 from exporter.progress import Progress
@@ -73,12 +74,15 @@ class BoundCall:
 
     Attributes:
         run: Runs once and waits for the device.
-        device_ms: Milliseconds of the last run between two events on the device's own clock; None
-            where the backend reads none, and the host's clock has to do.
+        timed: Runs several times, one behind the other on the device, and gives the milliseconds
+            of one run by the device's own clock; None where the backend reads none, and the host's
+            clock has to do.
+        launches: How a run gets to the device, where there is more than one way; else empty.
     """
 
     run: Callable[[], None]
-    device_ms: Callable[[], float] | None = None
+    timed: Callable[[], float] | None = None
+    launches: Callable[[], str] = lambda: ""
 
     def __call__(self) -> None:
         """Runs once."""
@@ -127,19 +131,29 @@ class Runner(ABC):
 
     @abstractmethod
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        phase: Phase | None = None,
     ) -> dict[str, Array]:
         """Runs once and returns the named outputs, or all of them.
+
+        Args:
+            inputs: By name.
+            outputs: Which; None for all.
+            phase: What it is a run of, for engines that are built for each; None where the caller
+                can't know.
 
         Raises:
             BackendError: When the run fails.
         """
 
     @abstractmethod
-    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+    def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Binds inputs and preallocated outputs, so that a call costs the engine's work alone.
 
-        The model runs once to learn the shapes of its outputs.
+        The model runs once to learn the shapes of its outputs. ``phase`` is as in :meth:`run`.
 
         Raises:
             BackendError: When that run fails; so does the call that is returned, when it fails.
@@ -163,7 +177,9 @@ class Runner(ABC):
             f"The runner of {self.name} is used outside its with block.", code="not-entered"
         )
 
-    def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027
+    def refuse_shapes(  # noqa: B027
+        self, shapes: Mapping[str, tuple[int, ...]], *, phase: Phase | None = None
+    ) -> None:
         """Refuses inputs of such shapes; a runner that takes any refuses none.
 
         Raises:

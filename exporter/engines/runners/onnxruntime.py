@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from exporter.artifacts.latency import Phase
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.cache_form import (
     CacheForm,
@@ -164,7 +165,11 @@ class OnnxRuntimeRunner(Runner):
         return {KEEP: np.ones(1, np.int64)} if KEEP in optional else {}
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        phase: Phase | None = None,
     ) -> dict[str, Array]:
         """Runs once and returns the named outputs, or all of them, as arrays on the host.
 
@@ -256,7 +261,7 @@ class OnnxRuntimeRunner(Runner):
             session.run_with_iobinding(binding)
         return list(binding.get_outputs())
 
-    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+    def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Binds the inputs on the device, and outputs that each call overwrites.
 
         A cache that may be past and present in one buffer is: each call then writes the same new

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
+from exporter.artifacts.latency import Phase
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.huge_pages import move_to_huge_pages
 from exporter.engines.tensors import TensorSpec, numpy_dtype
@@ -126,7 +127,11 @@ class TorchRunner(Runner):
         return (main, *_cache_specs(interface, interface.present_names, "total_sequence"))
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        phase: Phase | None = None,
     ) -> dict[str, Array]:
         """Runs once and returns the named outputs, or all of them, as arrays on the host.
 
@@ -139,7 +144,7 @@ class TorchRunner(Runner):
             names = self.interface.output_names if outputs is None else outputs
             return {name: _to_numpy(found[name]) for name in names}
 
-    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+    def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Puts the inputs on the device, and runs until everything is compiled.
 
         Raises:

@@ -5,22 +5,30 @@ Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from exporter.artifacts.latency import Phase
+from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import EngineSet, choose_profile, find_engines
-from exporter.engines.build.session import ReadyProfile, Session, try_engines
-from exporter.engines.build.settings import Phase
+from exporter.engines.build.ready import ReadyProfile
+from exporter.engines.build.session import Session, try_engines
 from exporter.engines.build.sidecar import EngineRecord, other_card
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.cache_form import CacheForm, has_fixed_length
 from exporter.engines.runners.left_padding import IDS, MASK, padded_before, run_packed
 from exporter.engines.tensors import TensorSpec, written_shape
 from exporter.errors import BackendError
+
+_WARM_RUNS = 2  # kernels and lazy memory; then a graph is captured, where there is one
+_AHEAD_MS, _TIMED_MS = 0.5, 1.0  # what is queued before the time begins, and within it, at least
+_MOST_RUNS = 16
 
 
 def open_engine(path: Path | Sequence[Path], *, trial: bool = True) -> Runner:
@@ -47,9 +55,6 @@ class OnEngines:
         capabilities: See :class:`exporter.engines.runners.base.Capabilities`.
     """
 
-    fixed_shapes: bool | Sequence[Phase] = True
-    """See :class:`exporter.engines.build.session.Session`."""
-
     def __init__(self, engines: EngineSet, *, trial: bool) -> None:
         self.engines = engines
         self.name = engines.name
@@ -69,7 +74,7 @@ class OnEngines:
         if self._trial:
             try_engines(self.engines)
             self._trial = False  # once is enough: a comparison loads it again and again
-        session = Session(self.engines, fixed_shapes=self.fixed_shapes)
+        session = Session(self.engines)
         session.__enter__()
         try:
             self._take_memory(session)
@@ -126,7 +131,6 @@ class TensorRtRunner(OnEngines, Runner):
         super().__init__(engines, trial=trial)
         self._buffers: dict[str, int] = {}
         self._bound = 0
-        self._launch: Callable[[], None] | None = None
         self.provider = f"{self.backend} {engines.records[0].backend_version}"
         self.threads = 1
         self._inputs = tuple(each.spec for each in engines.inputs)
@@ -140,7 +144,7 @@ class TensorRtRunner(OnEngines, Runner):
 
     def _forget(self) -> None:
         self._bound += 1
-        self._buffers, self._launch = {}, None
+        self._buffers = {}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -152,13 +156,19 @@ class TensorRtRunner(OnEngines, Runner):
         """What they give."""
         return self._outputs
 
-    def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def refuse_shapes(
+        self, shapes: Mapping[str, tuple[int, ...]], *, phase: Phase | None = None
+    ) -> None:
         """Refuses what no profile holds."""
         profiles = [slot.profile for slot in self.engines.slots]
-        choose_profile(self.engines.name, profiles, self._form.fixed_shapes(shapes))
+        choose_profile(self.engines.name, profiles, self._form.fixed_shapes(shapes), phase)
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        phase: Phase | None = None,
     ) -> dict[str, Array]:
         """Runs once and returns the named outputs, or all of them, on the host.
 
@@ -170,11 +180,14 @@ class TensorRtRunner(OnEngines, Runner):
         """
         if self._form.sums_mask and padded_before(inputs):
             names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
-            return run_packed(self._run, inputs, names, self._form.shared)
-        return self._run(inputs, outputs)
+            alone = partial(self._run, phase=phase)
+            return run_packed(alone, inputs, names, self._form.shared)
+        return self._run(inputs, outputs, phase)
 
-    def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
-        profile = self._fill(inputs)
+    def _run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, phase: Phase | None
+    ) -> dict[str, Array]:
+        profile = self._fill(inputs, phase)
         cuda = self._loaded().cuda
         profile.enqueue()
         cuda.wait()
@@ -185,42 +198,41 @@ class TensorRtRunner(OnEngines, Runner):
             cuda.download(found[name], self._buffers[name])
         return found if self._form.mask is None else self._form.filled_part(found, inputs)
 
-    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+    def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Fills the inputs on the device; each call runs the engine on them, and waits.
 
-        Where the library makes no CUDA graph by itself, the run is captured as one.
+        It runs as in a text that a decoder continues: as a CUDA graph where each step is like the
+        one before, else kernel by kernel.
 
         Raises:
             BackendError: No profile holds the shapes, caches or padding are such that the engine
-                can't be told, a run fails or can't be captured; or the call that is returned runs
-                after a later ``run`` or ``prepare``.
+                can't be told, or a run fails; or the call that is returned runs after a later
+                ``run`` or ``prepare``.
         """
-        profile = self._fill(inputs)
+        profile = self._fill(inputs, phase)
         cuda = self._loaded().cuda
-        profile.enqueue()  # kernels and lazy memory, before anything is captured
-        cuda.wait()
-        own_graphs = self.engines.library.compiles_on_card
-        self._launch = profile.enqueue if own_graphs else cuda.captured(profile.enqueue)
+        for _ in range(_WARM_RUNS):
+            profile.enqueue()
+            cuda.wait()
+        queue = _Queue(cuda, self._events, self._still(profile))
+        return BoundCall(queue.run, queue.timed, lambda: profile.launches)
+
+    def _still(self, profile: ReadyProfile) -> Callable[[], None]:
+        """Runs what is bound now, as long as nothing else is."""
         bound = self._bound
-        return BoundCall(lambda: self._run_timed(bound), self._last_ms)
 
-    def _run_timed(self, bound: int) -> None:
-        """Runs what was bound, between two events."""
-        if bound != self._bound or self._launch is None:
-            raise BackendError(
-                f"{self.engines.name}: other inputs have been bound since this call was prepared."
-            )
-        cuda = self._loaded().cuda
-        begin, end = self._events
-        cuda.record(begin)
-        self._launch()
-        cuda.record(end)
-        cuda.wait()
+        def launch() -> None:
+            if bound != self._bound:
+                raise BackendError(
+                    f"{self.engines.name}: other inputs have been bound since this call was "
+                    "prepared.",
+                    code="bound-again",
+                )
+            profile.enqueue()
 
-    def _last_ms(self) -> float:
-        return self._loaded().cuda.elapsed_ms(*self._events)
+        return launch
 
-    def _fill(self, inputs: Mapping[str, Array]) -> ReadyProfile:
+    def _fill(self, inputs: Mapping[str, Array], phase: Phase | None) -> ReadyProfile:
         session = self._loaded()
         self.refuse_missing(inputs)
         fixed = self._form.mask is not None
@@ -228,7 +240,7 @@ class TensorRtRunner(OnEngines, Runner):
         arrays = {s.name: checked_input(self.name, s, given[s.name]) for s in self.inputs}
         shapes = {name: array.shape for name, array in arrays.items()}
         entries = [profile.slot.profile for profile in session.profiles]
-        profile = session.profiles[choose_profile(self.engines.name, entries, shapes)]
+        profile = session.profiles[choose_profile(self.engines.name, entries, shapes, phase)]
         refuse_untold(self.engines.records[profile.slot.engine], inputs)
         self._bound += 1
         profile.set_shapes(shapes)
@@ -265,6 +277,42 @@ def refuse_untold(record: EngineRecord, inputs: Mapping[str, Array]) -> None:
             "Build with cache_reads: room in a --config file.",
             code="filled-caches",
         )
+
+
+class _Queue:
+    """Launches of one run, and their time on the device.
+
+    An event on an idle stream passes at once, and what the host takes to launch would count. So
+    some runs go ahead, the events and the runs between them are put behind these, and the device
+    comes to them when they are all there.
+    """
+
+    def __init__(self, cuda: Cuda, events: tuple[Any, Any], launch: Callable[[], None]) -> None:
+        self._cuda, self._launch = cuda, launch
+        self._begin, self._end = events
+        self._ahead = self._timed = 1
+
+    def run(self) -> None:
+        """Runs once and waits."""
+        self._launch()
+        self._cuda.wait()
+
+    def timed(self) -> float:
+        """Milliseconds of one run; see :class:`BoundCall`."""
+        for _ in range(self._ahead):
+            self._launch()
+        self._cuda.record(self._begin)
+        for _ in range(self._timed):
+            self._launch()
+        self._cuda.record(self._end)
+        self._cuda.wait()
+        run_ms = self._cuda.elapsed_ms(self._begin, self._end) / self._timed
+        self._ahead, self._timed = (_runs_in(span, run_ms) for span in (_AHEAD_MS, _TIMED_MS))
+        return run_ms
+
+
+def _runs_in(span_ms: float, run_ms: float) -> int:
+    return max(1, min(_MOST_RUNS, math.ceil(span_ms / max(run_ms, 1e-3))))
 
 
 def checked_input(engine: str, spec: TensorSpec, array: Array) -> Array:

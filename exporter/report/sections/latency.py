@@ -199,6 +199,11 @@ def _stops(rows: Sequence[LatencyRow]) -> Iterator[str]:
 def _clock(rows: Sequence[LatencyRow]) -> Iterator[Note]:
     if device := [row for row in rows if row.clock == "device"]:
         yield Note(f"{_shapes(device)}.", lead="Timed by the device's own clock:")
+    for ways in dict.fromkeys(tuple(row.launches.items()) for row in rows if row.launches):
+        alike = len({way for _, way in ways}) == 1
+        told = ways[0][1] if alike else "; ".join(f"{arm}: {way}" for arm, way in ways)
+        found = [row for row in rows if tuple(row.launches.items()) == ways]
+        yield Note(f"{_shapes(found)}.", lead=f"Launched as {told}:")
     overheads = [row.timer_overhead_ns for row in rows if row.timer_overhead_ns is not None]
     if overheads:
         yield Note(f"Reading the timer takes {significant(max(overheads), 2)} ns at most.")

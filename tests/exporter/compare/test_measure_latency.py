@@ -31,7 +31,7 @@ from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.rounds import Rounds
 from exporter.compare.timing.row import MeasuredRow
 from exporter.compare.timing.statistics import as_rounds, estimate, log_ratios
-from exporter.compare.timing.subjects import CallProbe, RunnerArm
+from exporter.compare.timing.subjects import CallProbe, RunnerArm, one_clock
 from exporter.compare.timing.verdict import CHUNKS, ONE_LOOK, SequentialTest, noise_floor
 from exporter.compare.timing.warmup import warm_up
 from exporter.engines.inputs import has_cache, make_inputs, random_tokens
@@ -86,6 +86,22 @@ def test_rounds_run_forwards_and_backwards_in_an_order_that_is_drawn() -> None:
     assert min(orders.values()) >= 10
     for times in rounds:
         np.testing.assert_array_equal(times[..., 0], [[100.0, 100.0], [50.0, 50.0]])
+
+
+def test_a_row_has_one_clock() -> None:
+    """A device's time beside a host's would be another thing."""
+    clock = FakeClock()
+
+    def by_device(device_ms: float) -> CallProbe:
+        host = clock.probe("engine", lambda _: 7.0)
+        return CallProbe(BoundCall(lambda: host.sample(clock) and None, lambda: device_ms))
+
+    both = [by_device(3.0), by_device(4.0)]
+    assert one_clock(both) == "device"
+    assert [probe.sample(clock) for probe in both] == [(3.0,), (4.0,)]
+    mixed = [by_device(3.0), clock.probe("other", lambda _: 5.0)]
+    assert one_clock(mixed) == "host"
+    assert [probe.sample(clock) for probe in mixed] == [(7.0,), (5.0,)]
 
 
 def test_three_arms_have_two_turns_each() -> None:

@@ -216,7 +216,7 @@ def test_answers_of_an_interrupted_comparison_are_kept(
 class Refusing(OnnxRuntimeRunner):
     """An engine whose profiles are too short."""
 
-    def refuse_shapes(self, shapes: Any) -> None:
+    def refuse_shapes(self, shapes: Any, **_: Any) -> None:
         if shapes["input_ids"][1] > 8:
             raise BackendError("no profile holds them.")
 

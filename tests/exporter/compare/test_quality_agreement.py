@@ -36,13 +36,17 @@ class TableRunner(Runner):
         return None
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        phase: Any = None,
     ) -> dict[str, Array]:
         assert outputs == ["logits"]
         self.longest_run = max(self.longest_run, inputs["input_ids"].size)
         return {"logits": self.table[inputs["input_ids"]]}
 
-    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+    def prepare(self, inputs: Mapping[str, Array], *, phase: Any = None) -> BoundCall:
         raise NotImplementedError
 
 

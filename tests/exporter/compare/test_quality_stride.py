@@ -136,13 +136,17 @@ class TorchRunner(Runner):
         return None
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        phase: Any = None,
     ) -> dict[str, Array]:
         import torch
 
         return {"logits": self.model(torch.from_numpy(inputs["input_ids"].copy())).logits.numpy()}
 
-    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+    def prepare(self, inputs: Mapping[str, Array], *, phase: Any = None) -> BoundCall:
         raise NotImplementedError
 
 

@@ -48,7 +48,9 @@ class Counting:
         self.inner, self.tokens, self.rows = inner, 0, 0
         self.inputs, self.outputs = inner.inputs, inner.outputs
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], **_: Any
+    ) -> dict[str, Array]:
         self.tokens += inputs["input_ids"].size
         self.rows = max(self.rows, len(inputs["input_ids"]))
         return self.inner.run(inputs, outputs)

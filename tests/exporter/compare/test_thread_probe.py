@@ -50,10 +50,10 @@ class Stub(Runner):
     def __exit__(self, *exc_info: object) -> None:
         pass
 
-    def run(self, inputs: Mapping[str, Array], outputs: Any = None) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], outputs: Any = None, **_: Any) -> dict[str, Array]:
         raise AssertionError("nothing but prepared calls is timed")
 
-    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+    def prepare(self, inputs: Mapping[str, Array], *, phase: Any = None) -> BoundCall:
         self.lengths.add(inputs["input_ids"].shape[1])
         threads, visit = self.threads, self.entered.count(self.threads)
 

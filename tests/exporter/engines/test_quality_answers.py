@@ -202,7 +202,9 @@ class Copying:
     def __init__(self, reach: int) -> None:
         self.reach = reach
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], **_: Any
+    ) -> dict[str, Array]:
         return {"logits": np.stack([self._row(row.tolist()) for row in inputs["input_ids"]])}
 
     def _row(self, ids: list[int]) -> Array:

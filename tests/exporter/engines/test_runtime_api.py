@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 from engine_support import written_as
 
-from exporter.engines.build import cuda, refit, session
+from exporter.engines.build import cuda, ready, refit, session
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.logs import Listener
 from exporter.errors import BackendError
@@ -61,7 +60,7 @@ def asked(source: str, names: set[str]) -> set[tuple[str, str]]:
 
 def test_the_library_has_every_attribute_that_is_asked_of_it() -> None:
     known = api()
-    wanted = asked(inspect.getsource(session), set(known))
+    wanted = asked(inspect.getsource(session) + inspect.getsource(ready), set(known))
     assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
     assert ("context", "execute_async_v3") in wanted
     assert {owner for owner, _ in wanted} == set(known)
@@ -109,7 +108,7 @@ def driverless() -> cuda.Cuda:
     made = cuda.Cuda.__new__(cuda.Cuda)
     made._rt = runtime()
     made._kinds = made._rt.cudaMemcpyKind
-    made._open = ExitStack()
+    made._held, made._sizes = {}, {}
     made._stage = None
     made.stream = made._rt.cudaStream_t(0)
     return made
@@ -205,9 +204,9 @@ def test_a_profile_tells_what_the_library_refuses() -> None:
     from exporter.engines.build.settings import Profile
 
     refuses = SimpleNamespace(set_input_shape=lambda *_: False, execute_async_v3=lambda _: False)
-    listener = SimpleNamespace(last_error=lambda: "no room")
+    listener = SimpleNamespace(last_error=lambda: "no room", code=lambda other: other)
     slot = Slot(0, 0, Profile(phase="decode", shapes={}))
-    profile = session.ReadyProfile(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
+    profile = ready.ReadyProfile(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
     with raises(BackendError, "wrong-shape", "decode", "1x2", "no room"):
         profile.set_shapes({"dropped": (1, 2), "x": (1, 2)})
     with raises(BackendError, "run-failed", "decode", "no room"):
