@@ -25,6 +25,7 @@ from exporter.artifacts import (
 from exporter.compare.options import CompareOptions
 from exporter.engines.inputs import TOKEN_INPUTS
 from exporter.engines.runners.base import Runner
+from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import GraphFacts
 from exporter.models.model_folder import ModelFolder
@@ -173,11 +174,29 @@ class Pair:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Enters a runner of each arm."""
+        """Enters a runner of each arm; engines that don't fit together are loaded in turns."""
         with ExitStack() as stack:
-            for arm in self.arms.values():
-                stack.enter_context(arm.running())
+
+            def load() -> None:
+                with ExitStack() as entering:
+                    for arm in self.arms.values():
+                        entering.enter_context(arm.running())
+                    stack.push(entering.pop_all())
+
+            if not fit_together(load, self._on_engines):
+                self.progress.say(IN_TURNS)
+                load()
             yield
+
+    @property
+    def _on_engines(self) -> list[OnEngines]:
+        builds = (runner for arm in self.arms.values() for runner in arm.builds)
+        return [runner for runner in builds if isinstance(runner, OnEngines)]
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether engines of the arms are loaded in turns."""
+        return any(runner.turns is not None for runner in self._on_engines)
 
     @property
     def runners(self) -> tuple[Runner, Runner]:

@@ -14,8 +14,9 @@ from exporter.compare.evaluation import EvaluationTokens, tokenize
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import ANSWER_TOKENS, compare_long_context
 from exporter.compare.tasks.opening import task_texts
+from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.generate import agreement, continuations
-from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.open_decoder import decoder_on
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import has_cache
 from exporter.errors import BackendError, ComparisonError
@@ -83,7 +84,7 @@ def refuse_steps(pair: Pair, arms: Mapping[str, ComparedArm], positions: int) ->
 
 
 @contextmanager
-def decoder_of(arm: ComparedArm, prompt: int, new_tokens: int) -> Iterator[RunnerDecoder]:
+def decoder_of(arm: ComparedArm, prompt: int, new_tokens: int) -> Iterator[Decoder]:
     """What generates with a running arm.
 
     Args:
@@ -94,7 +95,11 @@ def decoder_of(arm: ComparedArm, prompt: int, new_tokens: int) -> Iterator[Runne
     Raises:
         LeftOutError: It has no room for that.
     """
-    with RunnerDecoder(arm.runner) as decoder:
+    try:
+        made = decoder_on(arm.runner)
+    except BackendError as error:
+        raise LeftOutError(error.message) from error
+    with made as decoder:
         try:
             decoder.refuse_unfit(1, prompt, new_tokens)
         except BackendError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
 from exporter.engines.decoding.open_decoder import own_decoder
 from exporter.engines.environment import ThrottleCounts, machine_state
 from exporter.engines.inputs import has_cache, whole_phase
+from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
 from exporter.errors import ComparisonError
 from exporter.processes import cpu_times, other_cpu_share
 
@@ -49,7 +51,7 @@ def time_all(pair: Pair, store: Store | None = None) -> Timed:
     before = cpu_times()
     session = _TimingSession(pair, store)
     if shapes:
-        session.measure(arms, shapes)
+        session.measure(arms, shapes, together=not pair.in_turns)
     if generations:
         # One kind of arms at a time: each holds the weights.
         for arm in arms.values():
@@ -74,7 +76,9 @@ class _TimingSession:
         self._throttle = ThrottleCounts()
         self._look()
 
-    def measure(self, arms: Mapping[str, TimedArm], cells: Sequence[TimedCell]) -> None:
+    def measure(
+        self, arms: Mapping[str, TimedArm], cells: Sequence[TimedCell], *, together: bool
+    ) -> None:
         options = self._pair.options
         budget = TimingBudget(
             seconds=options.timing.time_budget_s,
@@ -89,16 +93,19 @@ class _TimingSession:
             budget,
             store=self._store,
             paired=len(self._pair.judged),
+            together=together,
             after_chunk=self._look,
             progress=self._pair.progress,
         )
 
     def generate(self, vocabulary: int, cells: Sequence[GenerationCell]) -> None:
         arms = _decoder_arms(self._pair, vocabulary)
-        for arm in arms.values():
-            arm.load()
         try:
-            self.measure(arms, cells)
+            fit = fit_together(lambda: _load(arms), _on_engines(arms))
+            if not fit:
+                self._pair.progress.say(IN_TURNS)
+            together = fit and not self._pair.in_turns
+            self.measure(arms, cells, together=together)
         finally:
             for arm in arms.values():
                 arm.unload()
@@ -109,8 +116,20 @@ class _TimingSession:
         self.timed.states.append(state)
 
 
-def _decoder_arms(pair: Pair, vocabulary: int) -> dict[str, TimedArm]:
-    found: dict[str, TimedArm] = {}
+def _load(arms: Mapping[str, DecoderArm]) -> None:
+    with ExitStack() as stack:
+        for arm in arms.values():
+            arm.load()
+            stack.callback(arm.unload)
+        stack.pop_all()
+
+
+def _on_engines(arms: Mapping[str, DecoderArm]) -> list[OnEngines]:
+    return [each for arm in arms.values() for each in arm.every if isinstance(each, OnEngines)]
+
+
+def _decoder_arms(pair: Pair, vocabulary: int) -> dict[str, DecoderArm]:
+    found: dict[str, DecoderArm] = {}
     for name, arm in pair.arms.items():
         decoders = [own_decoder(runner) for runner in arm.builds]
         own = [decoder for decoder in decoders if decoder is not None]

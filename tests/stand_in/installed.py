@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import io
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -80,6 +82,8 @@ def stand_in(**facts: Any) -> Iterator[Machine]:
         "tensorrt_rtx": module_of(machine, "tensorrt-rtx"),
     }
     with (
+        tempfile.TemporaryDirectory() as home,
+        mock.patch.dict(os.environ, {"XDG_CACHE_HOME": home}),
         mock.patch.dict(sys.modules, modules),  # type: ignore[arg-type]
         mock.patch.object(ctypes, "CDLL", library),
         mock.patch.object(session, "run_job", job),

@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from exporter.compare.tasks.likelihood import ContinuationRequest, Likelihood, LikelihoodScorer
 from exporter.compare.tasks.opening import open_scorer
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.open_decoder import decoder_on
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import TaskError
 
@@ -112,7 +112,7 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             TaskError: A task asks for drawn tokens or several beams.
         """
         found = []
-        with RunnerDecoder(self._scorer.runner) as decoder:
+        with decoder_on(self._scorer.runner) as decoder:
             for context, how in (request.args for request in requests):
                 text = self._continue(decoder, context, dict(how))
                 self.cache_hook.add_partial("generate_until", (context, how), text)

@@ -33,6 +33,7 @@ from exporter.compare.timing.rounds import (
     Times,
     calls_of_round,
     find_chunk,
+    joined,
     keep_chunk,
 )
 from exporter.compare.timing.row import MeasuredRow
@@ -79,6 +80,7 @@ def measure_rows(
     *,
     store: Store | None = None,
     paired: int = 2,
+    together: bool = True,
     clocks: Clocks | None = None,
     after_chunk: Callable[[], None] = lambda: None,
     enough: Callable[[Sequence[MeasuredRow]], bool] | None = None,
@@ -93,6 +95,8 @@ def measure_rows(
         budget: How long.
         store: What an earlier run left, and where this one keeps its chunks.
         paired: So many of the first arms are held against each other, and so loaded anew together.
+        together: Whether all arms are loaded at once. Else one is loaded when it is bound, in the
+            place of another, and takes all its turns of a chunk in one go.
         clocks: The clocks.
         after_chunk: Called between chunks.
         enough: Asked between chunks about all rows together; where it says so, they end. A row's
@@ -105,6 +109,7 @@ def measure_rows(
     """
     measurement = _Measurement(arms, budget, store, clocks or Clocks(), progress, paired)
     measurement.enough = enough
+    measurement.together = together
     what = cells[0] if len(cells) == 1 else counted(len(cells), "shape")
     with little_garbage(), progress.task(f"time {what}"):
         return measurement.measure(cells, after_chunk)
@@ -121,6 +126,7 @@ class _Measurement:
         paired: int,
     ) -> None:
         self.enough: Callable[[Sequence[MeasuredRow]], bool] | None = None
+        self.together = True
         self._arms = arms
         self._paired = paired
         self._budget = budget
@@ -138,7 +144,7 @@ class _Measurement:
         begin, most = time.monotonic(), self._budget.wall_seconds
         first = find_chunk(self._store, cells[0], 0)
         if first is None:
-            reloading = self._reloading(len(cells))
+            reloading = self._reloading(cells)
         else:  # loading may take another time today, but all chunks of a row must be of one kind
             self._chunks, reloading = first.planned, first.reloaded
         rows = [self._row(cell, reloading) for cell in cells]
@@ -171,17 +177,23 @@ class _Measurement:
             looks=self.enough is None,
         )
 
-    def _reloading(self, cells: int) -> bool:
+    def _reloading(self, cells: Sequence[TimedCell]) -> bool:
         """Whether to load anew for every chunk: tried once; fewer chunks where it takes long."""
         budget = self._budget
         if not budget.reload or self._builds > 1 or self._chunks < FEWEST_LOADS:
             return False
         begin = time.monotonic()
-        self._reload(backwards=False)
+        if self.together:
+            self._reload(backwards=False)
+        else:
+            for arm in self._arms.values():
+                arm.probe(cells[0])
         if budget.rounds is not None:
             return True
         taken = max(time.monotonic() - begin, 1e-3)
-        self._chunks = min(self._chunks, int(_LOADING * budget.seconds * cells / taken))
+        self._chunks = min(self._chunks, int(_LOADING * budget.seconds * len(cells) / taken))
+        if not self.together:
+            self._chunks = max(self._chunks, FEWEST_LOADS)
         if self._chunks >= FEWEST_LOADS:
             return True
         self._chunks = CHUNKS
@@ -207,22 +219,44 @@ class _Measurement:
                 missing.append(row)
             else:
                 row.add(known)
-        if missing and reloading and number:
+        if missing and reloading and number and self.together:
             self._reload(backwards=number % 2 == 1)
         for arm in self._arms.values() if missing else ():
             arm.use_build(number % self._builds)
-        for row in missing:
-            chunk = self._chunk(row, number, reloading=reloading)
+        for place, row in enumerate(missing):
+            backwards = (number * len(missing) + place) % 2 == 1
+            chunk = self._chunk(row, number, reloading=reloading, backwards=backwards)
             keep_chunk(self._store, row.cell, number, chunk)
             row.add(chunk)
 
-    def _chunk(self, row: MeasuredRow, number: int, *, reloading: bool) -> Chunk:
-        probes = [arm.probe(row.cell) for arm in self._arms.values()]
-        clock = one_clock(probes)
+    def _chunk(self, row: MeasuredRow, number: int, *, reloading: bool, backwards: bool) -> Chunk:
+        """All arms' rounds: in turns, or where they aren't loaded together one after the other."""
+        names = list(self._arms)
+        groups = [names] if self.together else [[name] for name in names]
+        parts: dict[str, Chunk] = {}
+        for group in reversed(groups) if backwards else groups:
+            like = next(iter(parts.values()), row.chunks[0] if row.chunks else None)
+            parts[group[0]] = self._part(row, number, group, like, reloading=reloading)
+        return joined([parts[group[0]] for group in groups])
+
+    def _part(
+        self,
+        row: MeasuredRow,
+        number: int,
+        names: Sequence[str],
+        like: Chunk | None,
+        *,
+        reloading: bool,
+    ) -> Chunk:
+        """Rounds of arms that are loaded together, as many and as long as another part's."""
+        probes = [self._arms[name].probe(row.cell) for name in names]
+        told = self.together or all(getattr(arm, "on_device", False) for arm in self._arms.values())
+        clock = one_clock(probes, device=told)
         warm = self._warm_up(probes, row.cell, number)
-        calls = row.chunks[0].calls if row.chunks else calls_per_visit(warm.call_ms)
-        wanted = self._wanted(row, number, warm.call_ms, calls)
+        calls = calls_per_visit(warm.call_ms) if like is None else like.calls
+        wanted = self._wanted(like, number, warm.call_ms, calls)
         label = f"time {row.cell}, {number + 1} of at most {row.most}"
+        label += "" if self.together else f", {names[0]}"
         begin = self._clocks.now()
         with no_garbage_collection():
             taken, dropped = self._rounds(
@@ -250,13 +284,13 @@ class _Measurement:
             self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
         return found
 
-    def _wanted(self, row: MeasuredRow, number: int, call_ms: float, calls: int) -> int:
+    def _wanted(self, like: Chunk | None, number: int, call_ms: float, calls: int) -> int:
         """Rounds in a chunk."""
         budget = self._budget
         if budget.rounds is not None:
             return rounds_of_chunks(budget.rounds, self._chunks, self._builds)[number]
-        if row.chunks:
-            return len(row.chunks[0].times_ms)
+        if like is not None:
+            return len(like.times_ms)
         round_ms = call_ms * calls_of_round(len(self._arms), calls)
         return max(1, round(budget.seconds * 1000 / self._chunks / max(round_ms, 1e-3)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -115,6 +115,21 @@ class Chunk:
         if times.ndim != 4 or not times.size or not np.isfinite(times).all() or (times <= 0).any():
             raise ValueError("these are no times")
         return found
+
+
+def joined(parts: Sequence[Chunk]) -> Chunk:
+    """Parts of a chunk that were taken arm by arm, as one: the arms in the parts' order."""
+    first, *others = parts
+    if not others:
+        return first
+    return replace(
+        first,
+        times_ms=np.concatenate([part.times_ms for part in parts], axis=1),
+        seconds=sum(part.seconds for part in parts),
+        settled=all(part.settled for part in parts),
+        dropped=sum(part.dropped for part in parts),
+        launches=tuple(way for part in parts for way in part.launches),
+    )
 
 
 def find_chunk(store: Store, cell: TimedCell, number: int) -> Chunk | None:

@@ -102,13 +102,17 @@ class CallProbe:
         return ((end - begin) / 1e6,)
 
 
-def one_clock(probes: Sequence[Probe]) -> Literal["host", "device"]:
+def one_clock(probes: Sequence[Probe], *, device: bool = True) -> Literal["host", "device"]:
     """Has all arms of a row timed by one clock, and says which.
 
     The device's where all can tell it; a device's time leaves out what a host's has.
+
+    Args:
+        probes: The arms, or those that are loaded.
+        device: Whether the others tell it, too.
     """
     calls = [probe for probe in probes if isinstance(probe, CallProbe)]
-    if len(calls) == len(probes) and all(call.on_device for call in calls):
+    if device and len(calls) == len(probes) and all(call.on_device for call in calls):
         return "device"
     for call in calls:
         call.by_host()
@@ -149,6 +153,11 @@ class Builds(Generic[_B]):
         return len(self._builds)
 
     @property
+    def every(self) -> Sequence[_B]:
+        """All of them."""
+        return self._builds
+
+    @property
     def current(self) -> _B:
         """The build that is timed now."""
         return self._builds[self._number]
@@ -182,6 +191,11 @@ class RunnerArm(Builds[Runner]):
     def __init__(self, builds: Sequence[Runner], vocabulary: int) -> None:
         super().__init__(builds)
         self._vocabulary = vocabulary
+
+    @property
+    def on_device(self) -> bool:
+        """Whether its times are the device's."""
+        return self.current.has_device_clock
 
     def probe(self, cell: TimedCell) -> Probe:
         """Binds the same random tokens for every arm."""

@@ -8,7 +8,7 @@ here runs in ``tests/gpu`` alone.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,7 @@ class Cuda:
         """Gives everything back, also after a failure."""
         self.finish()
         self._stage = None
-        while self._held:  # the last made goes first
-            self._give_back(*next(reversed(self._held)))
-        self._sizes = {}
+        self.back_to(())
 
     def free_bytes(self) -> tuple[int, int]:
         """Device memory: what is free, and all."""
@@ -98,11 +96,15 @@ class Cuda:
         self._sizes[int(pointer)] = rounded_up(size)
         return int(pointer)
 
-    def free(self, address: int) -> None:
-        """Gives device memory back, once the stream has done what uses it."""
+    def held(self) -> frozenset[tuple[str, int]]:
+        """What is held now, for :meth:`back_to`."""
+        return frozenset(self._held)
+
+    def back_to(self, before: Collection[tuple[str, int]]) -> None:
+        """Gives back what was taken since, once the stream has done what uses it."""
         self.finish()
-        del self._sizes[address]
-        self._give_back("cudaFree", address)
+        for since in [each for each in reversed(self._held) if each not in before]:
+            self._give_back(*since)
 
     def pinned(self, size: int) -> Bytes:
         """Host memory that copies to and from the device don't have to go round, ``[size]``.
@@ -211,6 +213,10 @@ class Cuda:
         self._held[end, int(handle)] = handle
 
     def _give_back(self, end: str, number: int) -> None:
+        if end == "cudaFree":
+            self._sizes.pop(number, None)
+        if self._stage is not None and self._stage.ctypes.data == number:
+            self._stage = None
         handle = self._held.pop((end, number), None)
         if handle is not None:
             getattr(self._rt, end)(handle)

@@ -57,7 +57,7 @@ class ReadyProfile:
         for name, shape in shapes.items():
             if name not in self.names or self._shapes.get(name) == tuple(shape):
                 continue
-            self._forget_run()
+            self.forget_run()
             if not self.context.set_input_shape(name, tuple(shape)):
                 self._shapes.pop(name, None)
                 told = f"refuses the shape {written_shape(shape)} for {name}"
@@ -83,7 +83,7 @@ class ReadyProfile:
         """Tells where a tensor lies."""
         if name not in self.names or self._addresses.get(name) == address:
             return
-        self._forget_run()
+        self.forget_run()
         if not self.context.set_tensor_address(name, address):
             raise self._failed(f"does not take the address of {name}")
         self._addresses[name] = address
@@ -115,7 +115,7 @@ class ReadyProfile:
             self.graphs = None
             self.launches = "kernels, since no CUDA graph could be captured"
 
-    def _forget_run(self) -> None:
+    def forget_run(self) -> None:
         """A graph holds the shapes and addresses of its capture: others take another."""
         self._has_run = False
         if self._graph is not None:

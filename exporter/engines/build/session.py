@@ -7,7 +7,7 @@ it. So it decides little: shapes, sizes and messages are made in modules that ne
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -19,7 +19,8 @@ from exporter.engines.build.engine_set import EngineSet, Slot
 from exporter.engines.build.libraries import load, refuse_driver_for_running
 from exporter.engines.build.logs import Listener
 from exporter.engines.build.ready import ReadyProfile
-from exporter.engines.build.settings import End, Phase
+from exporter.engines.build.runtime_cache import RuntimeCache
+from exporter.engines.build.settings import End
 from exporter.engines.build.sidecar import EngineRecord, refuse_mismatch, sidecar_path
 from exporter.engines.build.validity import refuse_invalid
 from exporter.engines.tensors import (
@@ -51,12 +52,16 @@ class Session:
         cuda: Stream and memory; once entered.
         profiles: Each ready to run; once entered.
         card: The GPU's name; once entered.
+        notes: What its user must know.
     """
 
     def __init__(self, engines: EngineSet) -> None:
         self.engines = engines
+        self.notes: list[str] = []
         self._engine_bytes = 0
         self._kept: list[Any] = []
+        self._loaded: list[Any] = []
+        self._caches: dict[int, RuntimeCache] = {}
         self.profiles: tuple[ReadyProfile, ...] = ()
         self.card = ""
 
@@ -79,12 +84,23 @@ class Session:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Frees contexts, engines, the runtime, then memory and stream."""
+        """Keeps what was compiled; frees contexts, engines, the runtime, memory and stream."""
         self.cuda.finish()  # what a context works with must outlive its work
-        self.profiles = ()
+        for cache in self._caches.values():
+            cache.keep()
+        for profile in self.profiles:
+            profile.context = None  # whoever still holds the profile holds no memory of the card
+        self.profiles, self._caches = (), {}
+        self._loaded.clear()
         while self._kept:  # the last made goes first
             self._kept.pop()
         self.cuda.close()
+
+    def back_to(self, before: Collection[tuple[str, int]]) -> None:
+        """Gives back what was taken of :class:`Cuda` since, and the graphs that lie on it."""
+        for profile in self.profiles:
+            profile.forget_run()
+        self.cuda.back_to(before)
 
     @property
     def used_bytes(self) -> int:
@@ -125,19 +141,15 @@ class Session:
         listener = Listener(module, errors_only=True)
         runtime = module.Runtime(listener.log)
         self._kept.extend((listener, runtime))
-        loaded = []
         for path, record in zip(self.engines.paths, self.engines.records, strict=True):
             allow_host_code(runtime, record)
-            loaded.append(deserialised(module, runtime, listener, path))
-            self._engine_bytes += weight_bytes(module, loaded[-1], record)
-            self._kept.append(loaded[-1])
-        self.profiles = tuple(
-            self._ready(module, loaded[slot.engine], slot, listener) for slot in self.engines.slots
-        )
+            self._loaded.append(deserialised(module, runtime, listener, path))
+            self._engine_bytes += weight_bytes(module, self._loaded[-1], record)
+            self._kept.append(self._loaded[-1])
+        self.profiles = tuple(self._ready(module, slot, listener) for slot in self.engines.slots)
 
-    def _ready(
-        self, module: ModuleType, engine: Any, slot: Slot, listener: Listener
-    ) -> ReadyProfile:
+    def _ready(self, module: ModuleType, slot: Slot, listener: Listener) -> ReadyProfile:
+        engine = self._loaded[slot.engine]
         context = self._context(module, engine, slot, listener)
         self._kept.append(context)
         self._engine_bytes += int(engine.get_device_memory_size_for_profile_v2(slot.number))
@@ -155,29 +167,39 @@ class Session:
         strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         how = strategy
         if self.engines.library.compiles_on_card:
-            how = self._runtime_config(module, engine, strategy, slot.profile.phase)
+            how = self._runtime_config(module, engine, strategy, slot)
         context = engine.create_execution_context(how)
         made = context is not None and context.set_optimization_profile_async(
             slot.number, int(self.cuda.stream)
         )
         if not made:
+            del context  # or the error would hold it
             raise self._no_context(engine, slot, listener)
         self.cuda.wait()
         return context
 
-    def _runtime_config(self, module: ModuleType, engine: Any, strategy: Any, phase: Phase) -> Any:
+    def _runtime_config(self, module: ModuleType, engine: Any, strategy: Any, slot: Slot) -> Any:
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         graphs, kernels = (
             module.CudaGraphStrategy,
             module.DynamicShapesKernelSpecializationStrategy,
         )
-        steady = phase in self.engines.steady
+        steady = slot.profile.phase in self.engines.steady
         config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if steady else graphs.DISABLED
         config.dynamic_shapes_kernel_specialization_strategy = (
             kernels.EAGER if steady else kernels.NONE
         )
+        config.set_runtime_cache(self._cache(config, slot.engine).cache)
         return config
+
+    def _cache(self, config: Any, engine: int) -> RuntimeCache:
+        """The one that all contexts of an engine share."""
+        if engine not in self._caches:
+            record = self.engines.records[engine]
+            self._caches[engine] = RuntimeCache.open(config, record, ask_driver())
+            self.notes += filter(None, [self._caches[engine].problem])
+        return self._caches[engine]
 
     def _no_context(self, engine: Any, slot: Slot, listener: Listener) -> BackendError:
         path = self.engines.paths[slot.engine]

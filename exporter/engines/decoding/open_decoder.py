@@ -8,7 +8,7 @@ from pathlib import Path
 from exporter.engines.build.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.engines.build.sidecar import sidecar_path
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Runner
@@ -71,10 +71,25 @@ def open_decoder(
     return OnnxRuntimeDecoder(folder.onnx, provider=provider, threads=number, context=context)
 
 
+def decoder_on(runner: Runner) -> Decoder:
+    """A decoder on an entered runner, which stays entered; the cache stays where the model runs.
+
+    While it is entered nothing else may use the runner.
+
+    Raises:
+        BackendError: The engines can't generate.
+    """
+    if isinstance(runner, TensorRtRunner):
+        return TensorRtDecoder(runner.engines, on=runner)
+    return RunnerDecoder(runner)
+
+
 def own_decoder(runner: Runner) -> Decoder | None:
     """A decoder that loads a runner's model by itself, for timing; None where there is none."""
     if isinstance(runner, TensorRtRunner):
-        return TensorRtDecoder(runner.engines)
+        decoder = TensorRtDecoder(runner.engines, trial=not runner.tried)
+        decoder.turns = runner.turns
+        return decoder
     if isinstance(runner, OnnxRuntimeRunner):
         return OnnxRuntimeDecoder(runner.model, provider=runner.device, threads=runner.threads)
     return None

@@ -19,7 +19,7 @@ from exporter.engines.build.ready import ReadyProfile
 from exporter.engines.build.session import Session
 from exporter.engines.decoding.cache_plan import DeviceCache, plan_cache
 from exporter.engines.decoding.decoder import IDS, LOGITS, MASK, POSITIONS, Decoder
-from exporter.engines.runners.tensorrt import OnEngines
+from exporter.engines.runners.on_engines import OnEngines
 from exporter.engines.tensors import byte_count, numpy_dtype
 from exporter.errors import BackendError
 
@@ -37,13 +37,16 @@ class TensorRtDecoder(OnEngines, Decoder):
     Args:
         engines: One engine with a prefill and a decode profile, or one for each.
         trial: Whether the engines are run in a process of their own first.
+        on: A runner of these engines that is entered: it is used, and nothing is loaded twice.
 
     Raises:
         BackendError: They can't generate.
     """
 
-    def __init__(self, engines: EngineSet, *, trial: bool = True) -> None:
-        super().__init__(engines, trial=trial)
+    def __init__(
+        self, engines: EngineSet, *, trial: bool = True, on: OnEngines | None = None
+    ) -> None:
+        super().__init__(engines, trial=trial and on is None, on=on)
         self.plan = plan_cache(engines)
         self._dtypes = {
             each.name: numpy_dtype(each.dtype) for each in (*engines.inputs, *engines.outputs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
 
@@ -98,8 +98,10 @@ class Runner(ABC):
         provider: The device path that really runs, as the backend calls it.
         threads: CPU threads that the backend may use for one operator, from when it is entered on.
         capabilities: What it can do and what it takes.
+        has_device_clock: Whether what it prepares tells times by the device's own clock.
     """
 
+    has_device_clock: ClassVar[bool] = False
     backend: str
     name: str
     provider: str

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +17,12 @@ from exporter.artifacts.latency import Phase
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import EngineSet, choose_profile, find_engines
 from exporter.engines.build.ready import ReadyProfile
-from exporter.engines.build.session import Session, try_engines
-from exporter.engines.build.sidecar import EngineRecord, other_card
-from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
+from exporter.engines.build.session import Session
+from exporter.engines.build.sidecar import EngineRecord
+from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.runners.cache_form import CacheForm, has_fixed_length
 from exporter.engines.runners.left_padding import IDS, MASK, padded_before, run_packed
+from exporter.engines.runners.on_engines import OnEngines
 from exporter.engines.tensors import TensorSpec, written_shape
 from exporter.errors import BackendError
 
@@ -47,70 +47,6 @@ def open_engine(path: Path | Sequence[Path], *, trial: bool = True) -> Runner:
     return TensorRtRunner(find_engines(path), trial=trial)
 
 
-class OnEngines:
-    """What a runner and a decoder on engines share: the trial, the session and its end.
-
-    Attributes:
-        backend: The library that runs them.
-        capabilities: See :class:`exporter.engines.runners.base.Capabilities`.
-    """
-
-    def __init__(self, engines: EngineSet, *, trial: bool) -> None:
-        self.engines = engines
-        self.name = engines.name
-        self.backend: str = engines.library.backend
-        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
-        self._trial = trial
-        self._session: Session | None = None
-
-    def __enter__(self) -> Self:
-        """Loads the engines and takes all device memory that any run will need.
-
-        Raises:
-            BackendError: There is no driver, no GPU, or too little memory.
-            EngineError: The engines are not for this machine, or can't be loaded and run.
-            MissingDependencyError: The library or cuda-bindings is not installed.
-        """
-        if self._trial:
-            try_engines(self.engines)
-            self._trial = False  # once is enough: a comparison loads it again and again
-        session = Session(self.engines)
-        session.__enter__()
-        try:
-            self._take_memory(session)
-            notes = (other_card(record, session.card) for record in self.engines.records)
-            self.capabilities = replace(
-                self.capabilities,
-                gpu_memory_bytes=session.used_bytes,
-                notes=tuple(filter(None, notes)),
-            )
-        except BaseException:
-            session.__exit__()
-            raise
-        self._session = session
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Frees everything on the device."""
-        self._forget()
-        if self._session is not None:
-            session, self._session = self._session, None
-            session.__exit__()
-
-    def _take_memory(self, session: Session) -> None:
-        """Allocates what runs need."""
-        raise NotImplementedError
-
-    def _forget(self) -> None:
-        """Drops what lies in that memory."""
-        raise NotImplementedError
-
-    def _loaded(self) -> Session:
-        if self._session is None:
-            raise BackendError(f"{self.name} is used outside its with block.", code="not-entered")
-        return self._session
-
-
 class TensorRtRunner(OnEngines, Runner):
     """Engines that serve one model.
 
@@ -126,6 +62,8 @@ class TensorRtRunner(OnEngines, Runner):
     Raises:
         BackendError: A tensor's type is unknown.
     """
+
+    has_device_clock = True
 
     def __init__(self, engines: EngineSet, *, trial: bool = True) -> None:
         super().__init__(engines, trial=trial)
@@ -234,6 +172,8 @@ class TensorRtRunner(OnEngines, Runner):
 
     def _fill(self, inputs: Mapping[str, Array], phase: Phase | None) -> ReadyProfile:
         session = self._loaded()
+        if not self._buffers:  # they were lent
+            self._take_memory(session)
         self.refuse_missing(inputs)
         fixed = self._form.mask is not None
         given = {**inputs, **(self._form.with_room(inputs) if fixed else {})}

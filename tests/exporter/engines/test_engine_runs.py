@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from exporter.artifacts.latency import Shape
+from exporter.engines.build.driver import Device, Driver
 from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.runtime_cache import cache_path
+from exporter.engines.build.session import Session
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.decoding.cache_plan import CachePlan
-from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.open_decoder import decoder_on
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.packaging.triton import package_triton
@@ -125,7 +128,6 @@ def test_the_trial_takes_the_path_that_runs_later(backend: str, tmp_path: Path) 
         assert (1, True, False) in [mode(run) for run in machine.runs]
 
 
-@pytest.mark.xfail(strict=True, reason="no runtime cache is kept")
 def test_kernels_are_compiled_once_for_an_engine_a_card_and_a_driver(tmp_path: Path) -> None:
     engine = decoder_engine(tmp_path)
 
@@ -140,11 +142,10 @@ def test_kernels_are_compiled_once_for_an_engine_a_card_and_a_driver(tmp_path: P
         assert compiled(machine) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the KV cache goes through the host")
 @PLACES
 def test_greedy_agreement_leaves_the_cache_on_the_device(in_place: bool, tmp_path: Path) -> None:
     engine = decoder_engine(tmp_path, in_place=in_place)
-    with stand_in() as machine, open_engine(engine) as runner, RunnerDecoder(runner) as decoder:
+    with stand_in() as machine, open_engine(engine) as runner, decoder_on(runner) as decoder:
         stepped(decoder, 1)
         before = dict(machine.calls)
         decoder.step(np.array([[1], [2]]))
@@ -239,3 +240,24 @@ def test_a_file_that_is_no_engine_is_no_lack_of_memory(tmp_path: Path) -> None:
     EngineRecord.read(path).model_copy(update=changes).write(path)
     with stand_in(), raises(EngineError, "not-loaded", engine):
         open_engine(engine, trial=False).__enter__()
+
+
+@pytest.mark.parametrize("content", [b"broken", b'{"place": ["1.6", "card", 12], "known": []}'])
+def test_a_broken_runtime_cache_is_told_and_written_anew(content: bytes, tmp_path: Path) -> None:
+    engines = find_engines(decoder_engine(tmp_path))
+    path = None
+    with stand_in():
+        for said in ("", "anew", ""):
+            with Session(engines) as session:
+                (cache,) = session._caches.values()
+                assert [said in note for note in session.notes] == ([True] if said else [])
+                path = cache.path
+            if not said:
+                path.write_bytes(content)
+
+
+def test_another_driver_or_card_has_another_runtime_cache(tmp_path: Path) -> None:
+    (record,) = find_engines(decoder_engine(tmp_path)).records
+    cards = [Device("A", "sm89", 1), Device("B", "sm89", 1)]
+    drivers = [Driver("", version, (card,)) for version in ("13.0", "13.1") for card in cards]
+    assert len({cache_path(record, driver) for driver in drivers}) == 4

@@ -1,0 +1,82 @@
+"""Engines compared on the stand-in of a card: clocks, graphs, and arms that don't fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_lm import write_tiny_lm, write_tokenizer
+
+from exporter.artifacts import ComparisonReport
+from exporter.compare.options import CompareOptions, TimingOptions
+from exporter.compare.session import compare
+from exporter.engines.build.profiles import Ranges, Span
+from exporter.errors import DepthcutError
+from tests.made_reports import as_markdown
+from tests.raising import raises
+from tests.stand_in.engine_files import write_engine
+from tests.stand_in.installed import stand_in
+
+RANGES = Ranges(batch=Span(1, 1, 1), prompt=Span(1, 8, 128), context=Span(1, 8, 128))
+OPTIONS = CompareOptions(
+    threads=1,
+    prefill_lengths=(4,),
+    decode_past_lengths=(6,),
+    rounds=2,
+    eval_tokens=64,
+    eval_sequence_length=16,
+    timing=TimingOptions(generate=((4, 3),)),
+)
+WEIGHTS = 1 << 22
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two engines, the second without its first attention."""
+    root = tmp_path_factory.mktemp("arms")
+    for name, layers in {"baseline": (0, 1), "candidate": (1,)}.items():
+        folder = write_tiny_lm(root / name, layers=layers)
+        write_tokenizer(folder)
+        engine = root / "engines" / name / "m.engine"
+        write_engine(
+            folder / "model.onnx", engine, ("prefill", "decode"), RANGES, weights_bytes=WEIGHTS
+        )
+    return root / "engines/baseline", root / "engines/candidate"
+
+
+def compared(arms: tuple[Path, Path], **machine: int) -> tuple[ComparisonReport, int, int]:
+    with stand_in(**machine) as found:
+        report = compare(*arms, OPTIONS)
+        assert found.left_over == {}
+    return report, found.most_used, found.calls["deserialize_cuda_engine"]
+
+
+def test_engines_are_timed_by_the_device_and_whole_texts_by_the_host(
+    arms: tuple[Path, Path],
+) -> None:
+    report, _, _ = compared(arms)
+    clocks = {row.phase: row.clock for row in report.latency}
+    assert clocks["prefill"] == clocks["decode"] == "device"
+    assert clocks["generate"] == "host"
+    told = {row.phase: set(row.launches.values()) for row in report.latency}
+    assert told["decode"] == {"kernels"}  # a cache that grows has a new shape at each step
+    assert all(check.passed for check in report.parity)
+    assert "kernels" in as_markdown(report)
+
+
+def test_arms_that_do_not_fit_together_are_loaded_in_turns(arms: tuple[Path, Path]) -> None:
+    together, most, loads = compared(arms)
+    apart, used, more = compared(arms, memory_bytes=most - 1)
+    assert used < most
+    assert more > loads
+    assert [row.phase for row in apart.latency] == [row.phase for row in together.latency]
+    assert {row.clock for row in apart.latency} == {"device", "host"}
+    assert apart.accuracy is not None
+    assert together.accuracy is not None
+    assert apart.accuracy.kl_divergence == together.accuracy.kl_divergence
+    assert apart.accuracy.generation == together.accuracy.generation
+
+
+def test_an_arm_that_does_not_fit_alone_is_refused(arms: tuple[Path, Path]) -> None:
+    with raises(DepthcutError, "out-of-memory", "batch"):
+        compared(arms, memory_bytes=WEIGHTS)
