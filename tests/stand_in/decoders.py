@@ -35,3 +35,11 @@ def decoder_engine(
     """Its engine, with a profile for each phase; see :func:`write_engine`."""
     onnx = decoder_onnx(folder, in_place=in_place)
     return write_engine(onnx, folder / "model.engine", phases, RANGES, **facts)
+
+
+def split_engines(folder: Path, **facts: Any) -> Path:
+    """A folder with an engine for each phase, on caches in place."""
+    onnx = decoder_onnx(folder, in_place=True)
+    for phase in ("prefill", "decode"):
+        write_engine(onnx, folder / f"model-{phase}.engine", [phase], RANGES, **facts)
+    return folder

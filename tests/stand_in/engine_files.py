@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph_outputs, profile
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import EngineTensor, sidecar_path
+from exporter.engines.build.sidecar import AttentionRecord, EngineTensor, sidecar_path
 from exporter.engines.tensors import numpy_dtype
 from exporter.files import sha256_file, sha256_files
 from graph_passes.files.storage import data_files, load_model
@@ -31,7 +31,7 @@ class EngineFile:
         kernels: Launches of a run.
         host_code: Whether it holds code for the host, as a version-compatible one does.
         capturable: Whether a run can be captured.
-        reads_filled: Whether in-place attention reads what is filled alone.
+        reads: What in-place attention reads of the caches, as ``AttentionRecord`` has it.
     """
 
     onnx: str
@@ -41,7 +41,7 @@ class EngineFile:
     kernels: int = 8
     host_code: bool = False
     capturable: bool = True
-    reads_filled: bool = False
+    reads: str = "room"
 
 
 def write_engine(
@@ -72,7 +72,9 @@ def write_engine(
         for each in entries
     ]
     engine.parent.mkdir(parents=True, exist_ok=True)
-    engine.write_text(json.dumps(asdict(EngineFile(str(onnx), shapes, **facts))))
+    attention = _attention(onnx, phases)
+    told = {"reads": attention.reads, **facts} if attention else facts
+    engine.write_text(json.dumps(asdict(EngineFile(str(onnx), shapes, **told))))
     given, made = ([EngineTensor.of(spec) for spec in ends] for ends in (inputs, outputs))
     weights = data_files(load_model(onnx))
     hashes = {"model": sha256_file(onnx)}
@@ -82,9 +84,20 @@ def write_engine(
         engine_bytes=engine.stat().st_size, backend=backend, backend_version=VERSIONS[backend],
         built_on={"compute_capability": "sm89"} if backend == "tensorrt" else {},
         settings=settings or BuildSettings(), precision="fp32", profiles=entries, inputs=given,
-        outputs=made, made_from=hashes,
+        outputs=made, made_from=hashes, attention=attention,
     ).write(sidecar_path(engine))  # fmt: skip
     return engine
+
+
+def _attention(onnx: Path, phases: Sequence[str]) -> AttentionRecord | None:
+    """What the builder makes of caches of fixed length, in an engine for one phase or for both."""
+    if not GraphEnds.of(onnx).aliases:
+        return None
+    if len(phases) > 1:
+        return AttentionRecord(told_by="mask", reads="room")
+    if phases[0] == "prefill":
+        return AttentionRecord(told_by="order", reads="new")
+    return AttentionRecord(told_by="lengths", reads="filled")
 
 
 def read_engine(content: bytes) -> EngineFile | None:

@@ -380,9 +380,12 @@ class IExecutionContext:
             total = sum(array.nbytes for array in caches)
             return total, total
         positions = [array.nbytes // max(1, array.shape[0] * array.shape[2]) for array in caches]
-        filled = sum(positions) * int(feed["attention_mask"].sum())
+        mask, new = feed["attention_mask"], feed["input_ids"].shape[1]
+        filled = sum(positions) * int(mask.sum())
+        if self.engine.file.reads == "new" and (mask.sum(axis=1) > new).any():
+            raise RuleError("A prefill that reads no past is run on caches that are filled.")
         whole = sum(array.nbytes for array in caches)
-        return filled, filled if self.engine.file.reads_filled else whole
+        return filled, whole if self.engine.file.reads == "room" else filled
 
 
 def _nothing() -> None: ...

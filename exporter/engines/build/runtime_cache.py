@@ -57,6 +57,8 @@ class RuntimeCache:
             return found
         if not found.cache.deserialize(found.read):
             found.read = b""
+            with contextlib.suppress(OSError):
+                found.path.unlink()  # ours; what is of another kind would not be replaced
             found.problem = (
                 f"{found.path} is no runtime cache of this engine and card, or is broken: kernels "
                 "are compiled again, and it is written anew"

@@ -148,38 +148,46 @@ class Session:
             self._kept.append(self._loaded[-1])
         self.profiles = tuple(self._ready(module, slot, listener) for slot in self.engines.slots)
 
+    def _engine(self, slot: Slot) -> Any:
+        """A slot's engine; kept in no variable, or an error's traceback would hold its memory."""
+        return self._loaded[slot.engine]
+
     def _ready(self, module: ModuleType, slot: Slot, listener: Listener) -> ReadyProfile:
-        engine = self._loaded[slot.engine]
-        context = self._context(module, engine, slot, listener)
+        context = self._context(module, slot, listener)
         self._kept.append(context)
-        self._engine_bytes += int(engine.get_device_memory_size_for_profile_v2(slot.number))
-        names = frozenset(engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+        self._engine_bytes += self._scratch_bytes(slot)
+        count = self._engine(slot).num_io_tensors
+        names = frozenset(self._engine(slot).get_tensor_name(number) for number in range(count))
         own_graphs = self.engines.library.compiles_on_card
         steady = slot.profile.phase in self.engines.steady
+        aliases = _aliases(self._engine(slot), names)
         return ReadyProfile(
-            slot, context, names, int(self.cuda.stream), listener, _aliases(engine, names),
+            slot, context, names, int(self.cuda.stream), listener, aliases,
             graphs=self.cuda.captured if steady and not own_graphs else None,
             launches="CUDA graph" if steady and own_graphs else "kernels",
         )  # fmt: skip
 
-    def _context(self, module: ModuleType, engine: Any, slot: Slot, listener: Listener) -> Any:
+    def _scratch_bytes(self, slot: Slot) -> int:
+        return int(self._engine(slot).get_device_memory_size_for_profile_v2(slot.number))
+
+    def _context(self, module: ModuleType, slot: Slot, listener: Listener) -> Any:
         # Memory for this profile alone, not for the largest of the engine.
         strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         how = strategy
         if self.engines.library.compiles_on_card:
-            how = self._runtime_config(module, engine, strategy, slot)
-        context = engine.create_execution_context(how)
+            how = self._runtime_config(module, strategy, slot)
+        context = self._engine(slot).create_execution_context(how)
         made = context is not None and context.set_optimization_profile_async(
             slot.number, int(self.cuda.stream)
         )
         if not made:
-            del context  # or the error would hold it
-            raise self._no_context(engine, slot, listener)
+            del context, how  # as in _engine
+            raise self._no_context(slot, listener)
         self.cuda.wait()
         return context
 
-    def _runtime_config(self, module: ModuleType, engine: Any, strategy: Any, slot: Slot) -> Any:
-        config = engine.create_runtime_config()
+    def _runtime_config(self, module: ModuleType, strategy: Any, slot: Slot) -> Any:
+        config = self._engine(slot).create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         graphs, kernels = (
             module.CudaGraphStrategy,
@@ -201,9 +209,9 @@ class Session:
             self.notes += filter(None, [self._caches[engine].problem])
         return self._caches[engine]
 
-    def _no_context(self, engine: Any, slot: Slot, listener: Listener) -> BackendError:
+    def _no_context(self, slot: Slot, listener: Listener) -> BackendError:
         path = self.engines.paths[slot.engine]
-        asked = engine.get_device_memory_size_for_profile_v2(slot.number)
+        asked = self._scratch_bytes(slot)
         free, total = (bytes_in_words(size) for size in self.cuda.free_bytes())
         return BackendError(
             f"{path}: the {slot.profile.phase} profile takes {bytes_in_words(asked)} of scratch "

@@ -26,7 +26,7 @@ from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
 from exporter.errors import BackendError, DepthcutError, EngineError, PackagingError
 from exporter.files import sha256_file
 from tests.raising import raises
-from tests.stand_in.decoders import decoder_engine
+from tests.stand_in.decoders import decoder_engine, split_engines
 from tests.stand_in.installed import stand_in
 from tests.stand_in.machine import Machine
 from tests.stand_in.trt import Run
@@ -67,12 +67,18 @@ def test_a_decode_step_runs_the_decode_profile(backend: str, tmp_path: Path) -> 
         assert machine.runs[-1].profile == 0
 
 
-@pytest.mark.xfail(reason="the mask form reads the whole room")
-def test_a_step_in_place_reads_what_is_filled(tmp_path: Path) -> None:
-    engine = decoder_engine(tmp_path)
+@BACKENDS
+@pytest.mark.parametrize("split", [True, False])
+def test_a_step_in_place_reads_what_is_filled_where_an_engine_serves_one_phase(
+    backend: str, split: bool, tmp_path: Path
+) -> None:
+    made = split_engines if split else decoder_engine
+    engine = made(tmp_path, backend=backend)
     with stand_in() as machine, TensorRtDecoder(find_engines(engine)) as decoder:
         stepped(decoder)
-        assert machine.runs[-1].cache_bytes == machine.runs[-1].filled_bytes
+        run = machine.runs[-1]
+    assert (run.cache_bytes == run.filled_bytes) == split
+    assert run.cache_bytes >= run.filled_bytes > 0
 
 
 def test_an_engine_with_host_code_loads_where_its_record_says_so(tmp_path: Path) -> None:

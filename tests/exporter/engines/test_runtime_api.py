@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from engine_support import written_as
 
-from exporter.engines.build import cuda, ready, refit, session
+from exporter.engines.build import cuda, ready, refit, runtime_cache, session
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.logs import Listener
 from exporter.errors import BackendError
@@ -51,10 +51,10 @@ def asked(source: str, names: set[str]) -> set[tuple[str, str]]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
-            owner = node.value
-            name = getattr(owner, "id", None) or getattr(owner, "attr", None)
+            owner = node.value.func if isinstance(node.value, ast.Call) else node.value
+            name = str(getattr(owner, "id", None) or getattr(owner, "attr", None)).strip("_")
             if name in names:
-                found.add((str(name), node.attr))
+                found.add((name, node.attr))
     return found
 
 
@@ -64,6 +64,17 @@ def test_the_library_has_every_attribute_that_is_asked_of_it() -> None:
     assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
     assert ("context", "execute_async_v3") in wanted
     assert {owner for owner, _ in wanted} == set(known)
+
+
+def test_the_library_has_every_attribute_that_a_kept_cache_asks_for() -> None:
+    import tensorrt_rtx as trt
+
+    known = {"config": trt.IRuntimeConfig, "cache": trt.IRuntimeCache}
+    wanted = asked(inspect.getsource(runtime_cache), set(known))
+    assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
+    assert {attribute for _, attribute in wanted} == {
+        "create_runtime_cache", "deserialize", "serialize",
+    }  # fmt: skip
 
 
 def test_the_library_has_every_attribute_that_a_refit_asks_for() -> None:
