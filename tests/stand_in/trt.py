@@ -31,6 +31,7 @@ Kernels = enum.Enum("DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NON
 Allocation = enum.Enum(
     "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
 )
+EngineValidity = enum.Enum("EngineValidity", "VALID SUBOPTIMAL INVALID")
 EngineStat = enum.Enum("EngineStat", "TOTAL_WEIGHTS_SIZE STRIPPED_WEIGHTS_SIZE")
 
 
@@ -73,6 +74,12 @@ class Runtime:
     def error(self, text: str) -> None:
         """Tells the logger."""
         self._logger.log(Severity.ERROR, f"[stand_in.cpp::said::1] {text}")  # type: ignore[attr-defined]
+
+    engine_header_size = 64
+
+    def get_engine_validity(self, header: bytes) -> tuple[EngineValidity, int]:
+        """Every engine of the stand-in fits its card."""
+        return EngineValidity.VALID, 0
 
     def deserialize_cuda_engine(self, content: Any) -> ICudaEngine | None:
         """None where it is no engine, or there is no room."""
@@ -400,6 +407,7 @@ def module_of(machine: Machine, library: str) -> SimpleNamespace:
     }  # fmt: skip
     own = {
         "CudaGraphStrategy": CudaGraphStrategy,
+        "EngineValidity": EngineValidity,
         "DynamicShapesKernelSpecializationStrategy": Kernels,
     }
     return SimpleNamespace(**shared, **(own if library == "tensorrt-rtx" else {}))
