@@ -75,12 +75,6 @@ class Runtime:
         """Tells the logger."""
         self._logger.log(Severity.ERROR, f"[stand_in.cpp::said::1] {text}")  # type: ignore[attr-defined]
 
-    engine_header_size = 64
-
-    def get_engine_validity(self, header: bytes) -> tuple[EngineValidity, int]:
-        """Every engine of the stand-in fits its card."""
-        return EngineValidity.VALID, 0
-
     def deserialize_cuda_engine(self, content: Any) -> ICudaEngine | None:
         """None where it is no engine, or there is no room."""
         machine, data = self._machine, bytes(content)
@@ -93,6 +87,16 @@ class Runtime:
         if not machine.take(file.weights_bytes, "weights"):
             return self.error("Error Code 1: Cuda Runtime (out of memory)")
         return ICudaEngine(self, machine, file, hashlib.sha256(data).hexdigest())
+
+
+class RtxRuntime(Runtime):
+    """TensorRT-RTX's, which can be asked before it loads."""
+
+    engine_header_size = 64
+
+    def get_engine_validity(self, header: bytes) -> tuple[EngineValidity, int]:
+        """Every engine of the stand-in fits its card."""
+        return EngineValidity.VALID, 0
 
 
 class ICudaEngine:
@@ -400,9 +404,10 @@ def _nothing() -> None: ...
 
 def module_of(machine: Machine, library: str) -> SimpleNamespace:
     """``tensorrt`` or ``tensorrt_rtx``."""
+    kind = RtxRuntime if library == "tensorrt-rtx" else Runtime
     shared = {
         "__name__": library.replace("-", "_"), "__version__": VERSIONS[library],
-        "ILogger": ILogger, "Runtime": partial(Runtime, machine, library),
+        "ILogger": ILogger, "Runtime": partial(kind, machine, library),
         "ExecutionContextAllocationStrategy": Allocation, "EngineStat": EngineStat,
     }  # fmt: skip
     own = {
