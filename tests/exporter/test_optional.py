@@ -36,6 +36,14 @@ def test_a_module_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             require("made_up", extra="torch", oldest=oldest)
 
 
+def test_what_works_without_pytorch_does_not_import_it() -> None:
+    names = ("score.scoring", "score.cluster", "choose.selection", "artifacts.plans.by_score")
+    code = "".join(f"import exporter.{name}\n" for name in names)
+    code += "import sys; print({'torch', 'transformers', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 _ASKS = """
 import os, sys, time
 from exporter.optional import require

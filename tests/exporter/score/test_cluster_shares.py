@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Any
 
@@ -110,9 +109,3 @@ def test_wrong_calls_say_what_is_meant(
 ) -> None:
     assert cli.run(arguments) == 2
     assert told in " ".join(capfd.readouterr().err.split())
-
-
-def test_the_package_loads_neither_ray_nor_torch() -> None:
-    code = "import sys, exporter.score.cluster; print({'ray', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
