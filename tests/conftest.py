@@ -37,8 +37,13 @@ TIERS = (
     "gpu",
 )
 
-LONG_FILES = ("test_build_table.py", "test_smollm2.py", "test_compare_resume.py", "test_fuzz.py")
-"""What takes minutes begins first, or one process would still be at it when the others are done."""
+LONG_FILES = (
+    *("test_kills.py", "test_smollm2.py", "test_catalogue.py", "test_dialects.py"),
+    *("test_commands.py", "test_build_table.py", "test_prune_any_onnx.py", "test_hostile.py"),
+    *("test_compare_resume.py", "test_fuzz.py", "test_ledger_safety.py", "test_site.py"),
+)
+"""What takes long begins first, the longest before the others, or one process would still be at it
+when the others are done."""
 
 
 def _missing(*modules: str) -> str | None:
@@ -133,13 +138,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for tier in tiers:
             if reasons[tier] is not None:
                 item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reasons[tier]}"))
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def short_thread_probe() -> Iterator[None]:
-    """Which number of threads is the fastest is for no test to find out, but on a stub."""
+def no_waiting() -> Iterator[None]:
+    """For the disk, which is for power cuts, and for the number of threads that is the fastest."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
         patch.setattr("exporter.compare.threads._VISIT_MS", 1.0)
         yield
 

@@ -57,7 +57,6 @@ CASES = [*((write, ("old",)) for write in WRITERS), (several_files, ()), (a_fold
 
 @pytest.fixture(params=["exchange", "no exchange"], autouse=True)
 def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)  # slow, and for power cuts, not for kills
     if request.param == "no exchange":
         without_exchange(monkeypatch)
 

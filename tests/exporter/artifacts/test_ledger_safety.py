@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,13 @@ def prepared(root: Path, *versions: str) -> Path:
     (root / "candidate" / "latest").symlink_to("one")
     (root / "candidate" / "broken").symlink_to("nowhere")
     return root
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Copies what `prepared` makes of the old version."""
+    made = prepared(tmp_path_factory.mktemp("old") / "old", "old")
+    return lambda root: shutil.copytree(made, root, symlinks=True)
 
 
 def mine(root: Path) -> dict[str, Any]:
@@ -145,26 +154,28 @@ def test_an_interrupted_plan_without_replacements_takes_the_earlier_ones_away(
 
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_killed_run_leaves_old_or_new_and_what_is_the_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exchange: bool,
+    old: Callable[[Path], Path],
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)
     if not exchange:
         without_exchange(monkeypatch)
-    old = contents(prepared(tmp_path / "old", "old"))
-    walk(prepared(tmp_path / "new", "old"), "new")
+    before = contents(old(tmp_path / "old"))
+    walk(old(tmp_path / "new"), "new")
     new = contents(tmp_path / "new")
     places = ("read", "again")
     for reads in (True, False):
         for root in every_kill(
-            lambda step: prepared(tmp_path / places[reads] / str(step), "old"),  # noqa: B023
+            lambda step: old(tmp_path / places[reads] / str(step)),  # noqa: B023
             lambda root: walk(root, "new"),
         ):
             raw = contents(root)
-            assert raw in (old, new) or pending(root), root
+            assert raw in (before, new) or pending(root), root
             if reads:
                 finish_interrupted(root / "candidate" / "one")
                 assert pending(root) == []
-                assert contents(root) in (old, new), root
+                assert contents(root) in (before, new), root
             walk(root, "new")
             assert contents(root) == new
             assert os.listdir(root / ".depthcut") == ["stages.json"]  # noqa: PTH208
@@ -183,16 +194,14 @@ def test_a_first_run_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
 
 
 def test_what_was_changed_after_a_kill_is_kept_off_readers_until_it_is_made_again(
-    tmp_path: Path,
+    tmp_path: Path, old: Callable[[Path], Path]
 ) -> None:
     met = 0
-    for root in every_kill(
-        lambda step: prepared(tmp_path / str(step), "old"), lambda root: walk(root, "new")
-    ):
+    for root in every_kill(lambda step: old(tmp_path / str(step)), lambda root: walk(root, "new")):
         if not pending(root):
             continue
         (root / "report.json").write_text("edited by hand")
-        before = mine(prepared(tmp_path / "whole" / str(met), "old"))
+        before = mine(old(tmp_path / "whole" / str(met)))
         for _ in range(2):
             with pytest.raises(InterruptedResultError):
                 finish_interrupted(root / "candidate")
