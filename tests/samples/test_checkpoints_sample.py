@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from exporter.artifacts import DepthsReport, StabilityReport
+from tests.samples.running import run_sample
 
 pytestmark = pytest.mark.torch
 
-SAMPLE = Path(__file__).parents[2] / "samples" / "04_checkpoints" / "run.sh"
-
 
 def test_a_training_is_followed_and_its_last_model_pruned(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["sh", SAMPLE, tmp_path / "out", "32", "-n", "1,2", "--eval-tokens", "512"],
-        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    asked = ("32", "-n", "1,2", "--eval-tokens", "512")
+    done = run_sample(tmp_path, "04_checkpoints/run.sh", tmp_path / "out", *asked)
     assert done.returncode == 0, done.stderr
     report = StabilityReport.read(tmp_path / "out" / "training" / "stability.json")
     assert [point.step for point in report.points] == [1, 2, 4, 8, 16, 32]

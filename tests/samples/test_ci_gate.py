@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,16 @@ import yaml
 import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
 from tests.made_reports import gate_report, gate_row
+from tests.samples.running import SAMPLES, run_sample
 
-SAMPLE = Path(__file__).parents[2] / "samples" / "07_ci"
+SAMPLE = SAMPLES / "07_ci"
 
 
 def gate(folder: Path, row: Any, *, accept: bool = False, **changes: Any) -> int:
     report = gate_report([row], **changes).write(folder / "report.json")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "ACCEPT": str(int(accept)), "CONFIRM": "0"}
-    done = subprocess.run(
-        ["sh", SAMPLE / "gate.sh", report, folder / "kept", folder / "results"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    settings = {"ACCEPT": str(int(accept)), "CONFIRM": "0"}
+    folders = (folder / "kept", folder / "results")
+    done = run_sample(folder, "07_ci/gate.sh", report, *folders, **settings)
     assert "Traceback" not in done.stderr
     return done.returncode
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from exporter.engines.build.sidecar import read_sidecar
 from graph_passes import Deletion, prune_graph, save_model
+from tests.samples.running import run_sample
 from tests.tiny_graphs import TinySpec, tiny_model
-
-SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 @pytest.fixture
@@ -28,12 +24,8 @@ def demo(tmp_path: Path) -> Path:
     return tmp_path / "demo"
 
 
-def run(script: str, *arguments: str | Path, **settings: str) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["sh", SAMPLES / script, *arguments],
-        env={**os.environ, "PATH": path, **settings}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def run(folder: Path, script: str, *arguments: str | Path, **settings: str) -> str:
+    done = run_sample(folder, script, *arguments, **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -45,7 +37,7 @@ def test_engines_are_built_ahead_of_time(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what follows there needs a real tokenizer
     out = tmp_path / "out"
     sizes = ["--prompt-range", "1:4:8", "--context-range", "1:4:8"]
-    output = run("05_tensorrt/run.sh", demo, out, "sm80,sm89", *sizes)
+    output = run(tmp_path, "05_tensorrt/run.sh", demo, out, "sm80,sm89", *sizes)
     engines = sorted(out.glob("*/*.engine"))
     assert len(engines) == 4
     for engine in engines:
@@ -60,13 +52,13 @@ def test_an_encoder_is_packed_for_triton(tmp_path: Path) -> None:
     repository, encoder = tmp_path / "repository", tmp_path / "encoder" / "pruned.onnx"
     encoder.parent.mkdir()
     save_model(tiny_model(TinySpec(layers=2, cache=False)), encoder)
-    output = run("06_triton/run.sh", encoder, repository)
+    output = run(tmp_path, "06_triton/run.sh", encoder, repository)
     assert (repository / "encoder" / "1" / "model.onnx").exists()
     assert 'backend: "onnxruntime"' in output
     assert "dynamic_batching" in output
     line = output.splitlines()[-1]
     assert line.startswith("docker run --rm -p 8000:8000 ")
     assert "--gpus" not in line
-    again = run("06_triton/run.sh", encoder, repository, DEVICE="gpu")
+    again = run(tmp_path, "06_triton/run.sh", encoder, repository, DEVICE="gpu")
     assert "docker run --rm --gpus all -p 8000:8000 " in again
     assert "KIND_GPU" in again

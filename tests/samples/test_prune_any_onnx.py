@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from exporter.artifacts import PruneReport
+from tests.samples.running import run_sample
 
-SAMPLE = Path(__file__).parents[2] / "samples" / "02_prune_any_onnx"
 
-
-def run(script: str, *arguments: str | Path) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["sh", SAMPLE / script, *arguments],
-        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def run(folder: Path, script: str, *arguments: str) -> str:
+    done = run_sample(folder, f"02_prune_any_onnx/{script}", folder, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -32,7 +24,7 @@ def assert_verified(report: Path, cut: int) -> None:
 
 @pytest.mark.real_model
 def test_an_encoder_from_pytorch(tmp_path: Path) -> None:
-    output = run("encoder.sh", tmp_path)
+    output = run(tmp_path, "encoder.sh")
     assert_verified(tmp_path / "prune.json", 2)
     assert "12 sites can be cut" in output
     assert "0.60" in output.partition("before  after")[2]  # the uncut model's first pair
@@ -40,7 +32,7 @@ def test_an_encoder_from_pytorch(tmp_path: Path) -> None:
 
 @pytest.mark.optimum
 def test_an_encoder_from_optimum(tmp_path: Path) -> None:
-    output = run("optimum.sh", tmp_path, "--prefill", "32", "--rounds", "2")
+    output = run(tmp_path, "optimum.sh", "--prefill", "32", "--rounds", "2")
     assert_verified(tmp_path / "pruned" / "prune.json", 2)
     assert (tmp_path / "report" / "report.md").is_file()
     assert "0.60" in output.partition("before  after")[2]

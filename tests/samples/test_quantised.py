@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from exporter.artifacts import ComparisonReport
 from tests.exporter.tiny_lm import write_tiny_lm, write_tokenizer
-
-SAMPLE = Path(__file__).parents[2] / "samples" / "09_quantised" / "run.sh"
+from tests.samples.running import run_sample
 
 
 def _once(folder: Path) -> Path:
@@ -28,7 +24,6 @@ def test_all_four_are_compared(tmp_path: Path) -> None:
         )
         write_tiny_lm(folder, layers=layers, plan=plan)
         write_tokenizer(folder)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     quick = [
         "--threads",
         "1",
@@ -43,10 +38,8 @@ def test_all_four_are_compared(tmp_path: Path) -> None:
         "--eval-tokens",
         "64",
     ]
-    done = subprocess.run(
-        ["sh", SAMPLE, tmp_path / "demo", tmp_path / "out", "int8", *quick],
-        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    folders = (tmp_path / "demo", tmp_path / "out")
+    done = run_sample(tmp_path, "09_quantised/run.sh", *folders, "int8", *quick)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("products: 1 in 8 bits") == 2
     assert (tmp_path / "out" / "candidate" / "tokenizer.json").is_file()
