@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from exporter.models.loading.checked_folder import CONFIG, read_object
 from exporter.models.loading.model_source import DTYPES, LoadedModel
 from exporter.models.loading.sources import resolve_source
 from graph_passes.files.reading import read_text
+
+CheckpointForm = Literal["own", "decilm"]
+"""As transformers has a pruned model, or as servers load one with gaps."""
 
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 _LICENSE_LINE = re.compile(r"(license(?:_name|_link)?): *(\S.*?) *")
@@ -47,6 +50,7 @@ class CheckpointFacts(Record):
         license: The lines on the licence in the base's card.
         has_tokenizer: Whether it has a tokenizer.
         has_modules: Whether sentence-transformers knows it by its files.
+        servers: Those that load it as DeciLM; empty where it isn't one.
     """
 
     base: str
@@ -64,6 +68,7 @@ class CheckpointFacts(Record):
     license: dict[str, str] = Field(default_factory=dict)
     has_tokenizer: bool = False
     has_modules: bool = False
+    servers: list[str] = Field(default_factory=list)
 
     @property
     def healed(self) -> bool:
@@ -73,6 +78,8 @@ class CheckpointFacts(Record):
     @property
     def loader_words(self) -> str:
         """Who loads it, in half a sentence."""
+        if self.servers:
+            return f"a DeciLM for {', '.join(self.servers)}"
         if self.kept is not None:
             return "transformers loads it like any model"
         if self.plain:

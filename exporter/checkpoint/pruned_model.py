@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 """Files of a model that go with whatever is made of it."""
+CONFIG_CODE = "configuration_decilm.py"
+"""The one file of code that a checkpoint may have: it comes from depthcut."""
 _ENDINGS = {".safetensors", ".json", ".md", ".txt", ".model", ".jinja"}
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 _NARROW_TOLERANCE = 2e-2  # sums of half a dozen numbers, each rounded
@@ -151,7 +153,9 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
 def _is_ours(path: Path) -> bool:
     """Whether a checkpoint could have such a file; a training leaves others, and folders."""
     return path.is_file() and (
-        path.suffix in _ENDINGS or any(path.match(pattern) for pattern in LICENSE_FILES)
+        path.suffix in _ENDINGS
+        or path.name == CONFIG_CODE
+        or any(path.match(pattern) for pattern in LICENSE_FILES)
     )
 
 

@@ -14,6 +14,19 @@ _REFUSED = (
     "(`drop_attn_list`, `drop_mlp_list`) and transformers (`per_layer_config`) have it, where "
     "nothing stands in its place, and under `depthcut` in full."
 )
+_DECILM = (
+    "transformers doesn't load this folder. `configuration_decilm.py` in it, which depthcut wrote, "
+    "gives vLLM, SGLang and TensorRT-LLM the entries of `block_configs` as attributes; they run it "
+    "only if they are told to trust it."
+)
+_VLLM = f"""from vllm import LLM
+
+model = LLM({PLACE}, trust_remote_code=True)"""
+_MLX = f"""from mlx_lm import load
+
+trusted = {{"trust_remote_code": True}}  # the tokenizer's loader asks for it
+model, tokenizer = load({PLACE}, tokenizer_config=trusted)"""
+_SERVERS = {"vllm": ("vllm", _VLLM), "mlx": ("mlx-lm", _MLX)}
 _PLAIN = "It is a plain model with fewer layers; whatever loads the base loads it."
 
 
@@ -24,6 +37,8 @@ def checkpoint_uses(facts: CheckpointFacts, *, folder: str = HERE) -> FolderUses
         facts: What is known of it.
         folder: What the lines call its folder.
     """
+    if facts.servers:
+        return FolderUses(folder=folder, uses=_by_servers(facts), notes=[_DECILM])
     if not facts.plain:
         return FolderUses(
             folder=folder, uses=[_own(facts)], notes=[_REFUSED.format(facts.transformers)]
@@ -32,6 +47,11 @@ def checkpoint_uses(facts: CheckpointFacts, *, folder: str = HERE) -> FolderUses
     if facts.has_modules:
         uses.append(_by_sentence_transformers())
     return FolderUses(folder=folder, uses=uses)
+
+
+def _by_servers(facts: CheckpointFacts) -> list[Use]:
+    known = [_SERVERS[name] for name in facts.servers if name in _SERVERS]
+    return [Use(library=needs, needs=needs, text=text) for needs, text in known]
 
 
 def _own(facts: CheckpointFacts) -> Use:

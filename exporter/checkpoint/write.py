@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PruningPlan
+from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server
+from exporter.checkpoint.decilm import save_decilm
 from exporter.checkpoint.facts import (
     CheckpointFacts,
+    CheckpointForm,
     Weights,
     license_of_base,
     name_of_base,
@@ -57,6 +60,8 @@ def write_checkpoint(
     replacements: Replacements | None = None,
     cut: BranchReplacements | None = None,
     card: Callable[[CheckpointFacts], str] | None = None,
+    form: CheckpointForm = "own",
+    server: Server | None = None,
     progress: Progress = QUIET,
 ) -> CheckpointFacts:
     """Prunes a model and writes it as a Hugging Face folder, which is there whole or not.
@@ -69,6 +74,8 @@ def write_checkpoint(
         replacements: The plan's numbers.
         cut: What takes the branches' places, where that is at hand already.
         card: Makes the text of ``README.md``; None writes none.
+        form: ``own``: as transformers has the model; ``decilm``: as servers load gaps.
+        server: The one that a DeciLM is for; None: all of them.
         progress: Hears of the form and the size.
 
     Raises:
@@ -80,28 +87,37 @@ def write_checkpoint(
     refuse_checkpoint_folder(folder, [loaded.path] if folder.exists() else [])
     before = weights_of(loaded.model)
     with staged_directory(folder) as stage:
+        after: Weights | None = None
         if isinstance(loaded, MetaModel):
             pruned, kept = write_streamed(
                 loaded, plan, stage, replacements=replacements, progress=progress
             )
         else:
-            cut = (
-                branch_replacements_of(plan.deletions, replacements, loaded.model)
-                if cut is None
-                else cut
-            )
-            pruned, kept = _pruned(loaded, plan, cut, progress)
+            if cut is None:
+                cut = branch_replacements_of(plan.deletions, replacements, loaded.model)
             with progress.task(f"write {folder}"):
-                save_pruned_into(pruned, stage)
+                if form == "decilm":
+                    pruned, kept = loaded, None
+                    after = save_decilm(loaded, plan.deletions, cut, server, stage)
+                else:
+                    pruned, kept = _pruned(loaded, plan, cut, progress)
+                    save_pruned_into(pruned, stage)
         with telling_full_disk(stage):
             _copy_licenses(loaded.path, stage)
             copy_sentence_files(loaded.path, stage)
         facts = _facts(loaded, plan, before, pruned, kept, stage)
+        if after is not None:
+            facts = _as_decilm(facts, after, server)
         with telling_full_disk(stage):
             if card is not None:
                 write_text(stage / CARD, card(facts))
     _say(facts, progress)
     return facts
+
+
+def _as_decilm(facts: CheckpointFacts, after: Weights, server: Server | None) -> CheckpointFacts:
+    servers = [server] if server else list(CHECKPOINT_SERVERS)
+    return facts.model_copy(update={"after": after, "servers": servers, "plain": False})
 
 
 def _pruned(

@@ -7,7 +7,8 @@ from pathlib import Path
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, PruningPlan
 from exporter.artifacts.plans.by_score import read_plan, validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
-from exporter.checkpoint.facts import CheckpointFacts, own_dtype
+from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server
+from exporter.checkpoint.facts import CheckpointFacts, CheckpointForm, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder
 from exporter.cli.command import command
@@ -18,7 +19,7 @@ from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
 from exporter.option_types import Dtype, InputFile, OutputFolder
-from exporter.options import Options, argument, dataclass, excludes, option, part, required
+from exporter.options import Options, Rule, argument, dataclass, excludes, option, part, required
 from graph_passes.files.placing import working
 
 
@@ -32,14 +33,37 @@ class CheckpointCall(Options):
     importance: InputFile | None = option(
         None, "The importance.json that PLAN was made from, for the model card."
     )
+    form: CheckpointForm = option(
+        "own",
+        "How the folder says what is dropped: as transformers has it, or as DeciLM, which vLLM, "
+        "SGLang, TensorRT-LLM and mlx-lm load.",
+        "--as",
+    )
+    server: Server | None = option(
+        None,
+        "The runtime that --as decilm is for; linear maps have other names in each.",
+        "--for",
+        usual="all that load it",
+    )
     dtype: Dtype | None = option(
         None, "Type of the written weights.", usual="the model's own", section=LOADING
     )
     streaming: StreamOptions = part(StreamOptions(), without=("stream_dir",))
     load: SourceOptions = part(SourceOptions(), without=("dtype",))
-    rules = tuple(
-        excludes("streaming.stream", other, "it reads safetensors a layer at a time")
-        for other in ("load.trust_remote_code", "load.allow_pickle")
+    rules = (
+        *(
+            excludes("streaming.stream", other, "it reads safetensors a layer at a time")
+            for other in ("form", "load.trust_remote_code", "load.allow_pickle")
+        ),
+        Rule(
+            ("server", "form"),
+            lambda told: (
+                told.server is not None
+                and (told.form != "decilm" or told.server not in CHECKPOINT_SERVERS)
+            ),
+            "{0} is for {1} decilm, and names one of " + ", ".join(CHECKPOINT_SERVERS) + ".",
+            "For llama.cpp cut the GGUF file: depthcut gguf.",
+        ),
     )
 
 
@@ -86,6 +110,8 @@ def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts
             call.output,
             replacements=replacements,
             card=lambda facts: model_card(facts, sources),
+            form=call.form,
+            server=call.server,
             progress=progress,
         )
 

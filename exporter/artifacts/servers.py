@@ -1,0 +1,142 @@
+"""The runtimes that a plan may be meant for, and which cuts each of them can hold.
+
+Whole blocks without replacements go everywhere: what is left is a plain model. Read in the
+runtimes' own files: llama.cpp ``src/models/deci.cpp``; vLLM and SGLang ``models/nemotron_nas.py``;
+TensorRT-LLM ``_torch/models/modeling_nemotron_nas.py``; mlx-lm ``models/nemotron-nas.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from exporter.artifacts.stages import PlannedDeletion
+from exporter.errors import PlanError
+from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef
+
+Server = Literal[
+    "llama.cpp", "vllm", "sglang", "tensorrt-llm", "mlx", "onnxruntime", "tensorrt"
+]  # fmt: skip
+
+_ANY: tuple[Replacement, ...] = ("none", "bias", "linear")
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a runtime can hold of a cut.
+
+    Attributes:
+        attention: What may take an attention's place.
+        mlp: What may take an MLP's place.
+        first: What may take the place of layer 0's attention.
+        intercept: Whether a linear map may have one.
+        llama_only: Whether that is so for models that compute as Llama does alone.
+        form: What is written for it.
+    """
+
+    attention: tuple[Replacement, ...] = ("none",)
+    mlp: tuple[Replacement, ...] = ("none",)
+    first: tuple[Replacement, ...] = ()
+    intercept: bool = False
+    llama_only: bool = True
+    form: Literal["GGUF", "DeciLM", "ONNX"] = "DeciLM"
+
+    def places(self, ref: SublayerRef) -> tuple[Replacement, ...]:
+        """What may take a sublayer's place; empty: it has to stay."""
+        if ref.kind == "attention":
+            return self.attention if ref.layer else self.first
+        return self.mlp if ref.kind == "mlp" else ()
+
+
+_GRAPH = Held(_ANY, _ANY, _ANY, intercept=True, llama_only=False, form="ONNX")
+SERVERS: Mapping[Server, Held] = {
+    # The width of all heads is that of layer 0, which needs heads; a linear map has them.
+    "llama.cpp": Held(("none", "linear"), first=("linear",), form="GGUF"),
+    # The stream is None before the first attention has been met.
+    "vllm": Held(),
+    "sglang": Held(),
+    "tensorrt-llm": Held(("none", "linear"), ("none", "linear"), ("none", "linear")),
+    # The mask is made from the cache of the first attention that isn't dropped.
+    "mlx": Held(("none", "linear"), ("none", "linear"), ("none",)),
+    "onnxruntime": _GRAPH,
+    "tensorrt": _GRAPH,
+}
+CHECKPOINT_SERVERS = tuple(name for name, held in SERVERS.items() if held.form == "DeciLM")
+
+
+def is_plain(deletions: Sequence[PlannedDeletion]) -> bool:
+    """Whether only whole blocks go, and nothing takes their places."""
+    gone: dict[int, set[SublayerKind]] = {}
+    for ref in (ref for each in deletions for ref in each.sublayers):
+        gone.setdefault(ref.layer, set()).add(ref.kind)
+    bare = all(each.replacement == "none" for each in deletions)
+    return bare and all(kinds == set(BLOCK_KINDS) for kinds in gone.values())
+
+
+def refuse_unheld(
+    servers: Iterable[Server], deletions: Sequence[PlannedDeletion], *, plain: bool = True
+) -> None:
+    """Refuses a plan that one of some runtimes can't hold.
+
+    Args:
+        servers: The runtimes.
+        deletions: The plan's.
+        plain: Whether whole blocks may go by leaving out their layers.
+
+    Raises:
+        PlanError: With the sublayer, what is to take its place, and the runtime.
+    """
+    if plain and is_plain(deletions):
+        return
+    for server in servers:
+        for each in deletions:
+            refuse_needed(server, each.sublayers)
+            for ref in each.sublayers:
+                if each.replacement not in SERVERS[server].places(ref):
+                    raise _unheld(server, ref, each.replacement)
+
+
+def where_served(deletions: Sequence[PlannedDeletion]) -> dict[Server, str]:
+    """For each runtime why it can't hold a plan; empty where it can.
+
+    A map's numbers may still have an intercept, and the model be no Llama: who writes it looks.
+    """
+    found: dict[Server, str] = {}
+    for server in SERVERS:
+        try:
+            refuse_unheld([server], deletions)
+            found[server] = ""
+        except PlanError as error:
+            found[server] = error.message
+    return found
+
+
+def places_of(server: Server | None, ref: SublayerRef) -> tuple[Replacement, ...]:
+    """What may take a sublayer's place in a plan for a runtime; None: for any of them."""
+    return _ANY if server is None else SERVERS[server].places(ref)
+
+
+def refuse_needed(server: Server, refs: Iterable[SublayerRef]) -> None:
+    """Refuses a plan that drops what a runtime can't do without.
+
+    Raises:
+        PlanError: With the sublayer.
+    """
+    for ref in refs:
+        if not SERVERS[server].places(ref):
+            raise PlanError(
+                f"{ref} is to go, and {server} can't do without it.",
+                f"Plan with --for {server}, which keeps it, or drop whole blocks.",
+                code="server-needs-it",
+            )
+
+
+def _unheld(server: Server, ref: SublayerRef, asked: Replacement) -> PlanError:
+    places = SERVERS[server].places(ref)
+    what = "nothing" if asked == "none" else f"a {asked}"
+    return PlanError(
+        f"{what} is to take the place of {ref}; {server} can have {' or '.join(places)} there.",
+        f"Heal the plan for it (depthcut heal --for {server}), or name a runtime that holds it.",
+        code="replacement-unheld",
+    )

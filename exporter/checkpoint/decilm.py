@@ -1,0 +1,256 @@
+"""A checkpoint as DeciLM (Nemotron-NAS): the folder with gaps that servers load.
+
+``config.json`` says in ``block_configs`` what each layer has; vLLM, SGLang, TensorRT-LLM and mlx-lm
+read it, each some of the keys, so all are there. The first three read them as attributes, which
+the small module beside it makes of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.plans.dialects import without_drops
+from exporter.artifacts.plans.dialects.section import ORIGIN
+from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server, refuse_unheld
+from exporter.checkpoint.facts import Weights
+from exporter.checkpoint.pruned_model import CONFIG_CODE
+from exporter.checkpoint.shard_writer import Piece, piece_of, write_shards
+from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.files import telling_full_disk, write_text
+from exporter.models.ablation.branch_replacements import BranchReplacement, BranchReplacements
+from exporter.models.loading.model_files import save_pretrained_files, shipped_config
+from exporter.models.loading.model_source import LoadedModel
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_TYPE, CLASS = "nemotron-nas", "DeciLMForCausalLM"
+
+_WIDTH_UNIT = 256
+_SHARD_BYTES = 5 * 10**9
+_LAYER = re.compile(
+    r"model\.layers\.(\d+)\.(self_attn|input_layernorm|mlp|post_attention_layernorm)\."
+)
+_KINDS = {
+    "self_attn": "attention", "input_layernorm": "attention",
+    "mlp": "mlp", "post_attention_layernorm": "mlp",
+}  # fmt: skip
+_NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
+_MAPS: Mapping[str, Mapping[str, str]] = {
+    "tensorrt-llm": {"attention": "self_attn.linear_attn", "mlp": "mlp.linear_mlp"},
+    "mlx": {"attention": "self_attn.linear", "mlp": "mlp.linear"},
+}
+_ALIKE = ("llama", "mistral")
+_HINT = "Write the checkpoint without --as decilm, or the ONNX graph: depthcut export."
+
+_CONFIG_TEXT = '''"""Gives the entries of block_configs as attributes, as servers read them."""
+
+from transformers import LlamaConfig
+
+
+class Entry(dict):
+    """A JSON object whose keys are attributes too."""
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class DeciLMConfig(LlamaConfig):
+    """A Llama's config with what each layer has."""
+
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs=None, **kwargs):
+        super().__init__(**kwargs)
+        self.block_configs = [
+            Entry({part: Entry(entry) for part, entry in block.items()})
+            for block in block_configs or []
+        ]
+'''
+
+
+def check_decilm(
+    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], server: Server | None
+) -> None:
+    """Refuses what a server would compute wrongly, or not load.
+
+    Args:
+        loaded: The whole model.
+        deletions: The plan's.
+        server: The one that is meant; None: all that load such folders.
+
+    Raises:
+        PlanError: The server can't hold the plan.
+        UnknownArchitectureError: The model isn't Llama's arithmetic.
+    """
+    refuse_unheld([server] if server else CHECKPOINT_SERVERS, deletions, plain=False)
+    found = _other_arithmetic(loaded.model.config)
+    if found is not None:
+        raise UnknownArchitectureError(
+            f"{loaded.ref.architecture} is not what servers compute of {CLASS}: {found}.",
+            _HINT,
+            code="not-llama",
+        )
+
+
+def save_decilm(
+    loaded: LoadedModel,
+    deletions: Sequence[PlannedDeletion],
+    cut: BranchReplacements,
+    server: Server | None,
+    stage: Path,
+) -> Weights:
+    """Writes the folder; all layers keep their numbers.
+
+    Args:
+        loaded: The whole model; not changed.
+        deletions: The plan's.
+        cut: What takes which branch's place.
+        server: The one that is meant, whose names linear maps get.
+        stage: The folder, which the caller stages.
+
+    Returns:
+        What of weights it holds.
+
+    Raises:
+        PlanError: A map has an intercept.
+        UnknownArchitectureError: As :func:`check_decilm`.
+        OSError: It can't be written.
+    """
+    check_decilm(loaded, deletions, server)
+    pieces = [*_kept(loaded.model, cut), *_maps(loaded.model, cut, server)]
+    save_pretrained_files(loaded, stage)
+    write_text(stage / "config.json", _json(decilm_config(loaded, deletions, cut)))
+    with telling_full_disk(stage):
+        write_text(stage / CONFIG_CODE, _CONFIG_TEXT)
+        write_shards(stage, _shards(pieces), lambda _: None)
+    return Weights(
+        parameters=sum(math.prod(piece.shape) for piece in pieces),
+        bytes=sum(piece.nbytes for piece in pieces),
+    )
+
+
+def decilm_config(
+    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], cut: BranchReplacements
+) -> dict[str, Any]:
+    """``config.json``: the base's, with every layer's entry."""
+    config = without_drops(shipped_config(loaded.model))
+    layers = int(config["num_hidden_layers"])
+    return {
+        **config,
+        "model_type": MODEL_TYPE,
+        "architectures": [CLASS],
+        "auto_map": {"AutoConfig": f"{Path(CONFIG_CODE).stem}.DeciLMConfig"},
+        "rope_theta": _rope_theta(config),
+        "rope_scaling": config.get("rope_scaling"),
+        "block_configs": [_entry(config, layer, cut) for layer in range(layers)],
+        ORIGIN: {
+            "version": 1,
+            "base_sha256": loaded.ref.sha256,
+            "layers": list(range(layers)),
+            "deletions": [each.model_dump(mode="json") for each in deletions],
+        },
+    }
+
+
+def _entry(config: Mapping[str, Any], layer: int, cut: BranchReplacements) -> dict[str, Any]:
+    """One layer's entry, with every key that any server reads."""
+    attention, mlp = (cut.get(SublayerRef(layer, kind)) for kind in ("attention", "mlp"))
+    group = config["num_attention_heads"] // config["num_key_value_heads"]
+    width = 1.5 * config["intermediate_size"] / config["hidden_size"]
+    return {
+        "attention": {**_told(attention), "n_heads_in_group": None if attention else group},
+        "ffn": {**_told(mlp), "ffn_mult": None if mlp else width},
+    }
+
+
+def _told(replacement: BranchReplacement | None) -> dict[str, bool]:
+    maps = replacement is not None and bool(replacement.maps)
+    return {"no_op": replacement is not None and not maps, "replace_with_linear": maps}
+
+
+def _kept(model: Any, cut: BranchReplacements) -> Iterator[Piece]:
+    """The weights that stay; the norm before a map is one of them."""
+    tied = bool(model.config.tie_word_embeddings)
+    for name, tensor in model.state_dict().items():
+        place = _LAYER.match(name)
+        ref = None if place is None else SublayerRef(int(place[1]), _KINDS[place[2]])  # type: ignore[arg-type]
+        gone = ref in cut
+        norm_of_map = place is not None and gone and place[2] == _NORMS[_KINDS[place[2]]]
+        if norm_of_map and ref is not None and cut[ref].maps:
+            gone = False
+        if not gone and not (tied and name == "lm_head.weight"):
+            yield piece_of(name, tensor)
+
+
+def _maps(model: Any, cut: BranchReplacements, server: Server | None) -> Iterator[Piece]:
+    for ref, replacement in cut.items():
+        if not replacement.maps:
+            continue
+        if replacement.bias is not None and bool(replacement.bias.any()):
+            raise PlanError(
+                f"The map in place of {ref} has an intercept; {server} takes only maps without "
+                "one.",
+                f"Heal the plan for it: depthcut heal --for {server}.",
+                code="intercept",
+            )
+        name = _MAPS[server or ""][ref.kind]
+        yield piece_of(f"model.layers.{ref.layer}.{name}.weight", _whole(replacement.maps, model))
+
+
+def _whole(maps: Sequence[torch.Tensor], model: Any) -> torch.Tensor:
+    """``[hidden, hidden]``; the factors of a map of low rank are multiplied out."""
+    whole = maps[0].float()
+    for factor in maps[1:]:
+        whole = factor.float() @ whole
+    return whole.to(model.dtype)
+
+
+def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    shards: list[list[Piece]] = [[]]
+    filled = 0
+    for piece in pieces:
+        if shards[-1] and filled + piece.nbytes > _SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(piece)
+        filled += piece.nbytes
+    return shards
+
+
+def _other_arithmetic(config: Any) -> str | None:
+    """What of a config servers would pass over; None where nothing is."""
+    if config.model_type not in _ALIKE:
+        return f"its type is {config.model_type}"
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    width = config.intermediate_size
+    head = getattr(config, "head_dim", None) or hidden // heads
+    rules = (
+        (config.hidden_act != "silu", f"its activation is {config.hidden_act}"),
+        (bool(getattr(config, "attention_bias", False)), "its attention has biases"),
+        (bool(getattr(config, "mlp_bias", False)), "its MLP has biases"),
+        (getattr(config, "sliding_window", None) is not None, "its attention has a window"),
+        (head * heads != hidden, f"its heads are {head} wide, not hidden_size / heads"),
+        (width % _WIDTH_UNIT != 0, f"its MLP is {width} wide, no multiple of {_WIDTH_UNIT}"),
+    )
+    return next((what for broken, what in rules if broken), None)
+
+
+def _rope_theta(config: Mapping[str, Any]) -> float:
+    """The rotary base, without which servers take one of their own without a word."""
+    rope = config.get("rope_parameters") or {}
+    return float(config.get("rope_theta") or rope["rope_theta"])
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
