@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from exporter.artifacts import PruningPlan
+from exporter.artifacts.servers import SERVERS, is_plain, where_served
 from exporter.choose.budgets.request import PlanRequest
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code
-from exporter.cli.results import print_artifact
+from exporter.cli.results import print_artifact, print_rows
 from exporter.options import Options, dataclass, only_with, part
+
+_CONDITIONS = {True: "yes, of a Llama", False: "yes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,17 @@ class PlanCall(Options):
     )
 
 
+def _print_servers(plan: PruningPlan) -> None:
+    """Where the plan can be served; most runtimes hold gaps only in models that are Llamas."""
+    if is_plain(plan.deletions):
+        return  # everywhere
+    rows = [
+        (server, SERVERS[server].form, reason or _CONDITIONS[SERVERS[server].llama_only])
+        for server, reason in where_served(plan.deletions).items()
+    ]
+    print_rows(("runtime", "form", "can hold the plan"), rows)
+
+
 @command(PlanCall)
 def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     """Choose what to drop from an importance.json: by its scores, by a search, or for a budget.
@@ -39,5 +54,7 @@ def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     made = make_plan(call.request, progress)
     if made is None:
         return 0
+    if not progress.as_json:
+        _print_servers(made)
     print_artifact(made, call.request.output, progress.as_json, "Drop " + made.describe())
     return exit_code(made) if call.required.require_speedup else 0

@@ -42,6 +42,7 @@ def fit_branches(
     *,
     rank: int | None = None,
     ridge: float | None = None,
+    intercept: bool = True,
     batch_size: int = 4,
     held_out: float = 0.2,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
@@ -58,6 +59,7 @@ def fit_branches(
         rank: Of the maps; None: full.
         ridge: Relative to the mean eigenvalue of a branch's inputs; None: chosen for each branch
             on held-out tokens.
+        intercept: Whether maps may have one. Without, there are no biases either.
         batch_size: Samples in one forward pass.
         held_out: Share of the samples that a ridge is judged on. The maps that are returned are
             then fitted on all.
@@ -81,15 +83,23 @@ def fit_branches(
     for group in _groups(left, loaded, memory_limit_bytes):
         sums = _collected(loaded, text, later, group, batch_size, progress)
         for name in sorted(sums):
-            found[name] = fitted(*sums.pop(name), rank=rank, ridge=ridge)
+            found[name] = fitted(*sums.pop(name), rank=rank, ridge=ridge, intercept=intercept)
             if store is not None:
                 store.keep(name, found[name])
     if uses_maps:
         tell_if_few(text, loaded, progress)
+        tell_without_intercept(found.values(), progress)
     return {name: found[name] for name in sorted(found)}
 
 
-def fitted(first: Sums, later: Sums, *, rank: int | None = None, ridge: float | None = None) -> Fit:
+def fitted(
+    first: Sums,
+    later: Sums,
+    *,
+    rank: int | None = None,
+    ridge: float | None = None,
+    intercept: bool = True,
+) -> Fit:
     """The fit from a branch's sums.
 
     Args:
@@ -97,11 +107,18 @@ def fitted(first: Sums, later: Sums, *, rank: int | None = None, ridge: float | 
         later: Over the held-out tokens.
         rank: Of the map; None: full.
         ridge: None: chosen on ``later``.
+        intercept: Whether the map may have one; without, the bias is zero too.
 
     Raises:
         HealingError: As :func:`fit_branches`.
     """
-    choice = choose_ridge(first, later, RIDGES if ridge is None else [ridge])
+    ridges = RIDGES if ridge is None else [ridge]
+    with_intercept = None
+    if not intercept:
+        with_intercept = choose_ridge(first, later, ridges).linear_explained
+        first.through_origin()
+        later.through_origin()
+    choice = choose_ridge(first, later, ridges)
     share = choice.linear_explained
     if rank is not None:
         share = explained(later, _map(first, choice.ridge, rank)[0])
@@ -115,7 +132,23 @@ def fitted(first: Sums, later: Sums, *, rank: int | None = None, ridge: float | 
         ridge=choice.ridge,
         bias_explained=choice.bias_explained,
         linear_explained=share,
+        intercept_explained=with_intercept,
     )
+
+
+def tell_without_intercept(fits: Iterable[Fit], progress: Progress) -> None:
+    """Says what maps lose by having no intercept, as a mean over the branches."""
+    pairs = [
+        (fit.linear_explained, fit.intercept_explained)
+        for fit in fits
+        if fit.intercept_explained is not None
+    ]
+    if pairs:
+        without, with_one = (sum(shares) / len(pairs) for shares in zip(*pairs, strict=True))
+        progress.say(
+            f"healing: maps without intercept give back {without:.1%} of the branches' outputs on "
+            f"held-out tokens; with intercept it would be {with_one:.1%}"
+        )
 
 
 def tell_if_few(text: CalibrationText, loaded: LoadedModel, progress: Progress) -> None:

@@ -31,6 +31,8 @@ class Fit:
         bias_explained: Share of the output's ``sum |y|²`` over held-out tokens that ``bias``,
             fitted on the others, takes away; 1 at best, negative where it does harm.
         linear_explained: The same for ``linear``.
+        intercept_explained: The same for a map with an intercept, where ``linear`` was fitted
+            without one.
     """
 
     bias: BranchReplacement
@@ -38,6 +40,7 @@ class Fit:
     ridge: float
     bias_explained: float
     linear_explained: float
+    intercept_explained: float | None = None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Its numbers by name."""
@@ -47,7 +50,8 @@ class Fit:
 
     def figures(self) -> list[float]:
         """What else is known of it."""
-        return [self.ridge, self.bias_explained, self.linear_explained]
+        own = [self.ridge, self.bias_explained, self.linear_explained]
+        return own if self.intercept_explained is None else [*own, self.intercept_explained]
 
     @classmethod
     def of(cls, arrays: dict[str, NDArray[Any]], figures: list[float]) -> Fit:

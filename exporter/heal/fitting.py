@@ -9,6 +9,7 @@ from typing import Any
 
 from exporter.artifacts import HealKind, Training
 from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.artifacts.servers import places_of
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
 from exporter.heal.options import HealOptions
@@ -21,7 +22,10 @@ from exporter.models.ablation.meter import CutMeter, Within
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from graph_passes.types import SublayerRef
+from graph_passes.types import Replacement, SublayerRef
+
+Choices = Mapping[Replacement, tuple[float, BranchReplacement]]
+"""What may take a branch's place, with the share of its output that it gives back."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Fitting:
         fits, size = self._alone(), self.options.batch_size
         ids, mask = chooser.input_ids, chooser.mask
         meter: CutMeter[Any] = meter_of(self.loaded.model, ids, mask, batch_size=size)
-        found = _by_damage(meter, fits, self.progress)
+        found = _by_damage(meter, fits, self._choices(fits), self.progress)
         if self.options.sequential:
             return self._in_turn({name: kind_of(what) for name, what in found.items()}), {}
         return found, fits
@@ -83,20 +87,40 @@ class Fitting:
         self, kind: HealKind
     ) -> tuple[dict[SublayerRef, BranchReplacement], dict[SublayerRef, Fit]]:
         """The same kind everywhere."""
+        held = [name for name in self.names if kind in places_of(self.options.server, name)]
         if self.options.sequential:
-            return self._in_turn(dict.fromkeys(self.names, kind)), {}
-        fits = self._alone(uses_maps=kind != "bias")
+            chosen = {name: kind if name in held else "none" for name in self.names}
+            return self._in_turn(chosen), {}
+        fits = self._alone(held, uses_maps=kind != "bias")
         found = {name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()}
-        return found, fits
+        return {name: found.get(name, NOTHING) for name in self.names}, fits
 
-    def _alone(self, *, uses_maps: bool = True) -> dict[SublayerRef, Fit]:
+    def _choices(self, fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, Choices]:
+        """What may stand in each place, the simplest first, with the share that it explains."""
+        return {
+            name: {
+                kind: what
+                for kind, what in {
+                    "none": (0.0, NOTHING),
+                    "bias": (fit.bias_explained, fit.bias),
+                    "linear": (fit.linear_explained, fit.linear),
+                }.items()
+                if kind in places_of(self.options.server, name)
+            }
+            for name, fit in fits.items()
+        }
+
+    def _alone(
+        self, names: list[SublayerRef] | None = None, *, uses_maps: bool = True
+    ) -> dict[SublayerRef, Fit]:
         """Each fitted on the whole model."""
         return fit_branches(
             self.loaded,
             self.texts.fitting,
-            self.names,
+            self.names if names is None else names,
             rank=self.options.rank,
             ridge=self.options.ridge,
+            intercept=self.options.intercept,
             batch_size=self.options.batch_size,
             uses_maps=uses_maps,
             store=self._store("alone"),
@@ -112,6 +136,7 @@ class Fitting:
             choices,
             rank=self.options.rank,
             ridge=self.options.ridge,
+            intercept=self.options.intercept,
             batch_size=self.options.batch_size,
             store=self._store("in-turn", choices=told),
             progress=self.progress,
@@ -122,27 +147,25 @@ class Fitting:
         if self.work is None:
             return None
         how = {"rank": self.options.rank, "ridge": self.options.ridge, **more}
+        if not self.options.intercept:
+            how["intercept"] = False
         return FitStore(self.work / f"{name}.jsonl", self.loaded, self.texts.fitting, **how)
 
 
-def _by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, BranchReplacement]:
-    """What explains most of each branch's output over held-out tokens; nothing where neither does.
-
-    A first guess.
-    """
-    found = {}
-    for name, fit in fits.items():
-        options = [
-            (0.0, NOTHING),
-            (fit.bias_explained, fit.bias),
-            (fit.linear_explained, fit.linear),
-        ]
-        found[name] = max(options, key=lambda option: option[0])[1]
-    return found
+def _by_explained(
+    choices: Mapping[SublayerRef, Choices],
+) -> dict[SublayerRef, BranchReplacement]:
+    """What explains most of each branch's output over held-out tokens; a first guess."""
+    return {
+        name: max(own.values(), key=lambda choice: choice[0])[1] for name, own in choices.items()
+    }
 
 
 def _by_damage(
-    meter: CutMeter[Any], fits: Mapping[SublayerRef, Fit], progress: Progress = QUIET
+    meter: CutMeter[Any],
+    fits: Mapping[SublayerRef, Fit],
+    choices: Mapping[SublayerRef, Choices],
+    progress: Progress = QUIET,
 ) -> dict[SublayerRef, BranchReplacement]:
     """What leaves the answers nearest, branch after branch, the others as they stand.
 
@@ -151,14 +174,15 @@ def _by_damage(
 
     Args:
         meter: Of the model, on samples that nothing was fitted on.
-        fits: What may take each branch's place.
+        fits: What was fitted for each branch.
+        choices: What may take each branch's place.
         progress: Told of every run.
     """
-    current = _by_explained(fits)
+    current = _by_explained(choices)
     with progress.task("choose replacements", total=len(fits)) as task:
         for name in sorted(fits, reverse=True):
             taken = current[name]
-            options = [NOTHING, fits[name].bias, fits[name].linear]
+            options = [what for _, what in choices[name].values()]
             others = [one for one in options if one is not taken]
             cuts = [{**current, name: one} for one in others]
             damages = meter.measure_many(current, cuts)

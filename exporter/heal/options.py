@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from exporter.artifacts import HealKind, Train
+from exporter.artifacts.servers import SERVERS, Server
 from exporter.option_types import Amount, Count, Duration, PositiveNumber, Seed, Several, Tokens
 from exporter.options import Options, Rule, dataclass, option
 from exporter.score.options import NAMED_ONCE, SCORING
@@ -64,6 +65,7 @@ class HealOptions(Options):
         step_tokens: Tokens of a step; few make many steps.
         replacements: What takes the branches' places and is trained with the kept weights.
         states_weight: Of the hidden states' relative squared error, beside that of the answers.
+        server: Replacements are those that it can hold; None: any.
     """
 
     kind: HealChoice = option(
@@ -166,6 +168,15 @@ class HealOptions(Options):
         section=HEALING,
         config_only=True,
     )
+    server: Server | None = option(
+        None,
+        "The runtime that the plan is for: only replacements that it can hold are fitted, without "
+        "intercept where it has no place for one.",
+        "--for",
+        brief="The runtime that the plan is for",
+        usual="any",
+        section=HEALING,
+    )
     rules = (
         *_only_for("distill", *TRAINED),
         Rule(
@@ -206,6 +217,12 @@ class HealOptions(Options):
         ),
         NAMED_ONCE,
         Rule(
+            ("replacements", "server"),
+            lambda told: told.replacements != "none" and not told.intercept,
+            "{0} trains an intercept, for which the runtime of {1} has no place.",
+            "Leave {0} out, or fit maps with {1} alone.",
+        ),
+        Rule(
             ("check_text", "calibration"),
             lambda told: told.check_text is not None and told.check_text in told.calibration,
             "{0} names a text that replacements are fitted on.",
@@ -223,6 +240,11 @@ class HealOptions(Options):
     def decided(self) -> HealKind:
         """The kind, where ``auto`` trains."""
         return "distill" if self.kind == "auto" else self.kind
+
+    @property
+    def intercept(self) -> bool:
+        """Whether linear maps may have one."""
+        return self.server is None or SERVERS[self.server].intercept
 
     @property
     def trains(self) -> bool:

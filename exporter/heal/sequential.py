@@ -10,7 +10,7 @@ the branch would, with ``c = 1`` it takes back all of the error that came in bel
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ def fit_sequential(
     *,
     rank: int | None = None,
     ridge: float | None = None,
+    intercept: bool = True,
     batch_size: int = 4,
     compensation: float = COMPENSATION,
     store: FitStore | None = None,
@@ -73,6 +74,7 @@ def fit_sequential(
         rank: Of the maps; None: full.
         ridge: Relative to the mean eigenvalue of a branch's inputs; None: chosen for each branch
             on held-out tokens.
+        intercept: Whether maps may have one.
         batch_size: Samples in one forward pass.
         compensation: From 0 to 1: how much of the error that came in below a map shall take back.
         store: Keeps what is finished; what is there of an earlier call is not fitted again.
@@ -98,7 +100,9 @@ def fit_sequential(
                 for name in [name for name in wanted if name[0] == layer]:
                     found[name] = NOTHING
                     if choices[name] != "none":
-                        make = partial(pair.fit, parts[name], compensation, found, rank, ridge)
+                        sums = partial(pair.sums, parts[name], compensation, found)
+                        how = {"rank": rank, "ridge": ridge, "intercept": intercept}
+                        make = partial(_fitted, sums, how)
                         fit = fits.get(name, make)
                         found[name] = fit.bias if choices[name] == "bias" else fit.linear
                 pair.advance(layer, found)
@@ -124,23 +128,13 @@ class _TwoModels:
         layers = layer_modules(model)
         self._walk = LayerWalk(model, layers, text, batch_size, 2, stack, progress)
 
-    def fit(
-        self,
-        part: SublayerModules,
-        compensation: float,
-        found: Mapping[SublayerRef, BranchReplacement],
-        rank: int | None,
-        ridge: float | None,
-    ) -> Fit:
-        """Of what a branch reads in the healed model, to what its map shall give."""
-        return fitted(*self._sums(part, compensation, found), rank=rank, ridge=ridge)
-
-    def _sums(
+    def sums(
         self,
         part: SublayerModules,
         compensation: float,
         found: Mapping[SublayerRef, BranchReplacement],
     ) -> tuple[Sums, Sums]:
+        """Of what a branch reads in the healed model, and of what its map shall give."""
         import torch
 
         sums: dict[SublayerRef, tuple[Sums, Sums]] = {}
@@ -173,6 +167,10 @@ class _TwoModels:
             self._walk.keep(_WHOLE, batch, whole)
             self._walk.keep(_HEALED, batch, healed)
         self._differ = self._differ or bool(here)
+
+
+def _fitted(sums: Callable[[], tuple[Sums, Sums]], how: Mapping[str, Any]) -> Fit:
+    return fitted(*sums(), **how)
 
 
 def _into(heard: list[torch.Tensor]) -> Branch:

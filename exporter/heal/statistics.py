@@ -58,8 +58,7 @@ class Sums:
 
     def through_origin(self) -> None:
         """Counts every token with its opposite beside it, so that a fit has no bias."""
-        self.x.zero_()
-        self.y.zero_()
+        self.x, self.y = self.x.new_zeros(len(self.x)), self.y.new_zeros(len(self.y))
 
     def plus(self, other: Sums) -> Sums:
         """The sums over the tokens of both."""

@@ -170,6 +170,7 @@ class ExportRequest(Options):
     heal: HealOptions | None = part(
         switch="kind",
         off="none",
+        without=("server",),  # it writes graphs, which hold anything
         shared=("samples", "sequence_length", "batch_size", "seed"),
         config_only=("calibration", "sequential", "check_text", "rank"),
         section=HEALING,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import HealKind, ImportanceReport, PlannedDeletion
+from exporter.artifacts.servers import Server, places_of
 from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
 from exporter.choose.budgets.units import Unit
 from exporter.choose.selection.meters import Meter, RememberingMeter
@@ -60,6 +61,7 @@ def sublayer_options(
     protected: Collection[SublayerRef] = (),
     known: Collection[tuple[int, str]] | None = None,
     without_map: Collection[tuple[int, str]] = (),
+    server: Server | None = None,
 ) -> SublayerOptions:
     """Every sublayer (or block, where blocks are asked for) in every way allowed.
 
@@ -71,6 +73,7 @@ def sublayer_options(
         protected: Sublayers that stay.
         known: Sublayers whose size and cost are known; the others stay. None: all.
         without_map: Sublayers whose place no linear map can take.
+        server: The runtime that has to hold what is chosen; None: any.
     """
     options = [
         _option(names, replacement, fits)
@@ -79,6 +82,7 @@ def sublayer_options(
         if known is None or set(names) <= set(known)
         for replacement in replacements_of(heal)
         if replacement != "linear" or not set(names) & set(without_map)
+        if all(replacement in places_of(server, name) for name in names)
     ]
     quality = {option: _quality(option, fits) for option in options}
     best: dict[SublayerRef, float] = {}

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from exporter.artifacts import HealKind, ImportanceReport
+from exporter.artifacts.servers import places_of
 from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
 from exporter.choose.budgets.candidates import (
     QualityCheck,
@@ -44,7 +45,7 @@ from exporter.models.texts.mixtures import text_of_report
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from graph_passes.files.placing import SCRATCH
-from graph_passes.types import SublayerRef
+from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 
 @dataclass(frozen=True)
@@ -233,13 +234,15 @@ class PlanInputs:
             return {}
         text, batch_size = self.texts.searched, self.settings.batch_size
         rank, ridge = heal.rank, heal.ridge
+        without = {} if heal.intercept else {"intercept": False}
         return fit_branches(
             self.loaded,
             text,
             rank=rank,
             ridge=ridge,
+            intercept=heal.intercept,
             batch_size=batch_size,
-            store=FitStore(self._work.fits, self.loaded, text, rank=rank, ridge=ridge),
+            store=FitStore(self._work.fits, self.loaded, text, rank=rank, ridge=ridge, **without),
             progress=self._progress,
         )
 
@@ -257,6 +260,7 @@ class PlanInputs:
             self._protected,
             known,
             {name for name, size in self.sizes.sublayers.items() if not size.takes_linear},
+            self.settings.server,
         )
 
     @cached_property
@@ -299,7 +303,13 @@ class PlanInputs:
 
     @property
     def _protected(self) -> frozenset[SublayerRef]:
-        return protected_names(self.settings.search.protect, self.report.model.num_layers)
+        """Sublayers that stay; a runtime needs some, unless only whole blocks go."""
+        layers, server = self.report.model.num_layers, self.settings.server
+        named = protected_names(self.settings.search.protect, layers)
+        if server is None or set(self.budget.counts) == {"block"}:
+            return named
+        every = (SublayerRef(layer, kind) for layer in range(layers) for kind in BLOCK_KINDS)
+        return named | {ref for ref in every if "none" not in places_of(server, ref)}
 
 
 def _refuse_missing(

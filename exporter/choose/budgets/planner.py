@@ -192,6 +192,7 @@ class Planner(HealedLimits):
             choices,
             rank=heal.rank,
             ridge=heal.ridge,
+            intercept=heal.intercept,
             batch_size=self.settings.batch_size,
             progress=self._progress,
         )

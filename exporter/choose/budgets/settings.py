@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from exporter.artifacts.servers import Server
 from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
 from exporter.choose.selection.search_options import (
     DROPPING,
@@ -30,6 +31,7 @@ class PlanSettings(Options):
         heal: None: nothing. A search by damage weighs replacements as it goes, and takes their
             kind, rank, ridge and the other domain from here; what is chosen by scores is healed
             afterwards, by all of it.
+        server: None: any.
         held_out: Share of the text that is not searched on: half of it to check, half to report on.
         rounds: Candidates that are measured at most.
         allow_all: Where numbers alone are asked for.
@@ -40,7 +42,7 @@ class PlanSettings(Options):
         switch="kind",
         off="none",
         without=("calibration", "samples", "sequence_length", "seed"),
-        shared=("batch_size",),
+        shared=("batch_size", "server"),
         config_only=("sequential", "time_s", "check_text"),
     )
     calibration: tuple[str, ...] = option(
@@ -53,6 +55,15 @@ class PlanSettings(Options):
         section=SCORING,
     )
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
+    server: Server | None = option(
+        None,
+        "The runtime that the plan is for: what it can't do without stays, and only replacements "
+        "that it can hold are fitted.",
+        "--for",
+        brief="The runtime that the plan is for",
+        usual="any",
+        section=DROPPING,
+    )
     held_out: float = 0.25
     rounds: int = ROUNDS
     allow_all: bool = option(
@@ -131,7 +142,7 @@ class PlanSettings(Options):
     def told(self) -> dict[str, int | float | str]:
         """What a plan notes of it, beside what was asked for."""
         search = self.search
-        if search.search == "one-shot" and not search.protect:
+        if search.search == "one-shot" and not search.protect and self.server is None:
             return {}
         found: dict[str, int | float | str | None] = {
             "search": search.search,
@@ -139,6 +150,7 @@ class PlanSettings(Options):
             "heal": None if self.weighed is None else self.weighed.kind,
             "rank": self.rank,
             "protect": ", ".join(search.protect) or None,
+            "for": self.server,
         }
         return {name: value for name, value in found.items() if value is not None}
 

@@ -283,3 +283,26 @@ def test_an_interrupted_command_leaves_its_journal(
     assert len(lines) > 6
     _choose(report, loaded, cache, {"joint": 2}, _options("greedy"), work=tmp_path)
     assert journal.read_text().splitlines() == lines  # Greedy has nothing left to measure.
+
+
+@pytest.mark.parametrize("search", ["one-shot", "greedy"])
+@pytest.mark.parametrize("server", ["llama.cpp", "vllm"])
+def test_what_a_runtime_needs_stays(
+    report: Any, loaded: Any, cache: Path, search: Any, server: Any
+) -> None:
+    counts = {"attention": 2}
+    plan = _choose(report, loaded, cache, counts, _options(search), server=server)
+    assert {each.layer for each in plan.deletions} == {1, 2}
+    assert plan.budget["for"] == server
+    with pytest.raises(PlanError):
+        _choose(report, loaded, cache, {"attention": 3}, _options(search), server=server)
+    free = _choose(report, loaded, cache, {"attention": 3}, _options(search))
+    assert len(free.deletions) == 3
+
+
+def test_whole_blocks_go_everywhere(report: Any, loaded: Any, cache: Path) -> None:
+    plan = _choose(report, loaded, cache, {"block": 2}, _options("one-shot"), server="vllm")
+    assert (
+        plan.deletions
+        == _choose(report, loaded, cache, {"block": 2}, _options("one-shot")).deletions
+    )

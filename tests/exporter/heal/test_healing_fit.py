@@ -217,3 +217,28 @@ def test_branches_that_are_not_there() -> None:
 def test_a_share_that_is_none() -> None:
     with raises(HealingError, "share-out-of-range", 1):
         fit_branches(tiny_loaded("llama"), _text(), held_out=1)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_without_intercept_it_is_least_squares_through_the_origin(rank: int | None) -> None:
+    loaded, text, name = tiny_loaded("llama"), _text(), (0, "attention")
+    with_one = fit_branches(loaded, text, [name], ridge=1e-9, rank=rank)[name]
+    fit = fit_branches(loaded, text, [name], ridge=1e-9, rank=rank, intercept=False)[name]
+    assert not fit.linear.bias.any()
+    assert not fit.bias.bias.any()
+    assert with_one.intercept_explained is None
+    assert fit.intercept_explained is not None
+    assert with_one.linear.bias.any()
+    x, y = _heard(loaded, text, name)
+    if rank is None:
+        wanted = np.linalg.lstsq(x, y, rcond=None)[0].T
+        found = fit.linear.maps[0].double().numpy()
+        assert np.abs(wanted - found).max() < 1e-3 * np.abs(wanted).max()
+
+
+def test_what_the_intercept_was_worth_is_kept_with_the_fit() -> None:
+    loaded, text, name = tiny_loaded("llama"), _text(), (0, "attention")
+    fit = fit_branches(loaded, text, [name], intercept=False)[name]
+    again = type(fit).of(fit.arrays(), fit.figures())
+    assert again.intercept_explained == fit.intercept_explained
+    assert type(fit).of(fit.arrays(), fit.figures()[:3]).intercept_explained is None

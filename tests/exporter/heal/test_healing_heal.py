@@ -667,3 +667,42 @@ def test_a_training_that_fails_is_replaced_only_where_nobody_asked_for_it(
     else:
         with raises(HealingError, "distillation-gained-nothing"):
             healed(loaded, texts, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "server", "wanted"),
+    [
+        ("linear", "llama.cpp", {"linear", "none"}),
+        ("best", "llama.cpp", {"linear", "none"}),
+        ("linear", "mlx", {"linear"}),
+        ("linear", "onnxruntime", {"linear"}),
+    ],
+)
+def test_replacements_are_those_that_a_runtime_holds(
+    loaded: Any, texts: tuple[str, str], kind: Any, server: Any, wanted: set[str]
+) -> None:
+    from exporter.artifacts.servers import SERVERS, refuse_unheld
+
+    found = healed(loaded, texts, kind=kind, server=server)
+    deletions = found.plan.deletions
+    assert {each.replacement for each in deletions} <= wanted
+    refuse_unheld([server], deletions)
+    maps = [each for each in found.branch_replacements.values() if each.maps]
+    free = not SERVERS[server].intercept
+    assert all(free == (not each.bias.any()) for each in maps if each.bias is not None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "kind", "server", "error", "code"),
+    [
+        (PLAN, "linear", "vllm", HealingError, "server-holds-none"),
+        (PLAN, "bias", "llama.cpp", HealingError, "server-holds-none"),
+        (planned(("attention", 0, "none")), "fold", "vllm", PlanError, "server-needs-it"),
+        (planned(("attention", 0, "none")), "linear", "sglang", PlanError, "server-needs-it"),
+    ],
+)
+def test_a_runtime_without_a_place_for_it_is_named(
+    loaded: Any, texts: tuple[str, str], plan: Any, kind: Any, server: Any, error: Any, code: str
+) -> None:
+    with raises(error, code, server):
+        healed(loaded, texts, plan, kind=kind, server=server)
