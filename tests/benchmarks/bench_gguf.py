@@ -1,0 +1,162 @@
+"""Cut GGUF files in llama.cpp itself: their answers held against PyTorch's, and their times.
+
+Run it with ``python -m tests.benchmarks.bench_gguf --python ENV/bin/python [--times ROUNDS]``. ENV
+is an environment with llama-cpp-python: ``pip install llama-cpp-python numpy``, which builds it.
+PyTorch's answers are those of the same file in float32 with the same branches off, or with the same
+maps in their places. Every kept tensor is compared by its hash, and the sizes are counted. A wrong
+result makes it fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import PruningPlan
+from exporter.artifacts.plans.by_score import parse_drops
+from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.cut.branch_replacements import branch_replacements_of
+from exporter.cut.gguf.header import Tensor, read_header
+from exporter.cut.gguf.layers import place_in_layer
+from exporter.cut.gguf.surgery import GgufFacts, cut_gguf
+from exporter.heal.healed import heal
+from exporter.heal.options import HealOptions
+from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.loading.model_source import load_model
+from exporter.models.texts.calibration import calibration_text
+from tests.benchmarks.machine import print_machine
+from tests.benchmarks.small_model import default_model
+
+RUNS = Path(__file__).with_name("llama_cpp_runs.py")
+FIRST = "25,26,28,7,9,6,29,12"
+CUTS = {
+    "8 attentions": f"attention:{FIRST}",
+    "15 attentions": f"attention:{FIRST},27,3,22,10,14,13,5",
+    "8 attentions, maps": f"attention:{FIRST}",
+    "4 blocks": "block:13,14,12,25",
+    "2 MLPs": "mlp:13,25",
+    "4 attentions, 2 blocks, 1 MLP": "attention:26,28,7,9 block:13,14 mlp:25",
+}
+"""By the cosines of attentions and blocks on WikiText-2's valid part, MLPs aside."""
+TOKENS = 256
+MOST_KL_RATIO = 2.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_gguf")
+    parser.add_argument("--python", required=True, help="of an environment with llama-cpp-python")
+    parser.add_argument("--only", action="append", choices=list(CUTS))
+    parser.add_argument("--times", type=int, default=0, metavar="ROUNDS")
+    options = parser.parse_args()
+    print_machine("torch", "transformers")
+    with tempfile.TemporaryDirectory() as folder:
+        return _judged(options, Path(folder))
+
+
+def _judged(options: Any, folder: Path) -> int:
+    source = Path(default_model())
+    loaded = load_model(str(source))
+    text = calibration_text(loaded, "pydoc", samples=1, sequence_length=TOKENS)
+    ids = text.input_ids[0]
+    np.save(folder / "ids.npy", ids)
+    whole_kl = _row("whole", source, loaded, LoadedPlan.of([]), ids, options.python, folder)
+    failed = 0
+    for name in options.only or CUTS:
+        plan, target = _plan(name, loaded, folder), folder / f"{name.replace(' ', '_')}.gguf"
+        facts = cut_gguf(source, target, plan)
+        _hold_bytes(source, target, facts)
+        kl = _row(name, target, loaded, plan, ids, options.python, folder)
+        failed += kl > MOST_KL_RATIO * whole_kl
+        if options.times:
+            words = [
+                options.python,
+                str(RUNS),
+                "times",
+                str(options.times),
+                str(source),
+                str(target),
+            ]
+            told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            print(f"  {told.strip()}", flush=True)
+    return int(failed > 0)
+
+
+def _plan(name: str, loaded: Any, folder: Path) -> LoadedPlan:
+    plan = parse_drops(CUTS[name].split())
+    if "maps" not in name:
+        return LoadedPlan(plan)
+    options = HealOptions(kind="linear", server="llama.cpp", calibration=("pydoc",))
+    heal(loaded, plan, options).write(folder / "healed")
+    return LoadedPlan.read(next((folder / "healed").glob("*plan*.json")))
+
+
+def _row(
+    name: str, file: Path, loaded: Any, plan: LoadedPlan, ids: Any, python: str, folder: Path
+) -> float:
+    """Prints the divergence of llama.cpp's answers from PyTorch's."""
+    out = folder / "answers.npy"
+    words = [python, str(RUNS), "answers", str(file), str(folder / "ids.npy"), str(out)]
+    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    ours, theirs = _answers(loaded, plan.plan, plan, ids), _log_shares(np.load(out))
+    kl = float((np.exp(ours) * (ours - theirs)).sum(-1).mean())
+    top = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
+    size = file.stat().st_size
+    version = json.loads(told)["version"]
+    print(f"| {name} | {size / 1e6:.1f} | {kl:.4f} | {top:.0%} | {version} |", flush=True)
+    return kl
+
+
+def _answers(loaded: Any, plan: PruningPlan, given: LoadedPlan, ids: Any) -> NDArray[np.float64]:
+    import torch
+
+    cut = branch_replacements_of(plan.deletions, given.replacements, loaded.model)
+    with torch.inference_mode(), branches_replaced(loaded.model, cut):
+        logits = loaded.model(torch.from_numpy(ids)[None]).logits[0]
+    return _log_shares(logits.float().numpy())
+
+
+def _log_shares(logits: Any) -> NDArray[np.float64]:
+    numbers = logits.astype(np.float64)
+    numbers -= numbers.max(-1, keepdims=True)
+    shares: NDArray[np.float64] = numbers - np.log(np.exp(numbers).sum(-1, keepdims=True))
+    return shares
+
+
+def _hold_bytes(source: Path, target: Path, facts: GgufFacts) -> None:
+    """Every kept tensor is the source's, and no byte is there that no tensor accounts for."""
+    before = {tensor.name: tensor for tensor in read_header(source).tensors}
+    same = added = 0
+    for tensor in read_header(target).tensors:
+        place = place_in_layer(tensor.name)
+        name = tensor.name if place is None else f"blk.{facts.kept[place[0]]}.{place[1]}"
+        if (
+            name in before
+            and before[name].shape == tensor.shape
+            and _sha(before[name]) == _sha(tensor)
+        ):
+            same += 1
+        else:
+            added += tensor.nbytes
+    assert same == facts.tensors_kept, (same, facts)
+    removed = facts.bytes_before - facts.bytes_after + added
+    print(f"  {same} tensors the same by hash, {facts.tensors_removed} gone with {removed} bytes, "
+          f"{facts.tensors_added} added with {added}", flush=True)  # fmt: skip
+
+
+def _sha(tensor: Tensor) -> str:
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        return hashlib.sha256(file.read(tensor.nbytes)).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
