@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -54,6 +54,8 @@ class ComparedArm:
         witness: ONNX Runtime on that ONNX file, where the engines run; what they compute is held
             against it.
         prefix: What is written before its path where an arm is named, such as ``torch:``.
+        judge: Makes a runner of the same model whose answers can be judged, where the builds give
+            too little for that; None where they do.
     """
 
     builds: tuple[Runner, ...]
@@ -63,6 +65,7 @@ class ComparedArm:
     not_run: str | None = None
     witness: Runner | None = None
     prefix: str = ""
+    judge: Callable[[Progress], AbstractContextManager[Runner]] | None = None
 
     @property
     def runner(self) -> Runner:
@@ -187,6 +190,37 @@ class Pair:
                 self.progress.say(IN_TURNS)
                 load()
             yield
+
+    @contextmanager
+    def judging(self) -> Iterator[Pair]:
+        """The same with runners whose answers can be judged; the arms are running.
+
+        Those that can't be are off the device meanwhile.
+
+        Raises:
+            ComparisonError: There is no such runner.
+            EngineError: One can't be built.
+        """
+        arms = {name: arm for name, arm in self.judged.items() if arm.judge is not None}
+        if not arms:
+            yield self
+            return
+        for arm in arms.values():
+            arm.runner.__exit__(None, None, None)
+        with ExitStack() as stack:
+            judges = {
+                name: replace(arm, builds=(stack.enter_context(arm.judge(self.progress)),))
+                for name, arm in arms.items()
+                if arm.judge is not None
+            }
+            yield replace(
+                self,
+                baseline=judges.pop("baseline", self.baseline),
+                candidate=judges.pop("candidate", self.candidate),
+                references={**self.references, **judges},
+            )
+        for arm in arms.values():
+            arm.runner.__enter__()
 
     @property
     def _on_engines(self) -> list[OnEngines]:

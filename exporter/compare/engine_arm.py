@@ -7,15 +7,18 @@ engines were built from, and the arm's backend and ``not_run`` say so.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from exporter.artifacts import EngineFacts
 from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
+from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.engine_set import EngineSet, find_builds
+from exporter.engines.build.engine_set import EngineSet, find_builds, find_engines
 from exporter.engines.build.settings import Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineRecord, built_for
 from exporter.engines.runners.base import Runner
@@ -23,9 +26,10 @@ from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.engines.tensors import byte_count, numpy_dtype
 from exporter.errors import ComparisonError
-from exporter.files import sha256_file, sha256_files
+from exporter.files import scratch_folder, sha256_file, sha256_files
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts, read_facts
 from exporter.models.model_folder import ModelFolder, find_model
+from exporter.progress import Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.plan_record import PLAN_KEY
 
@@ -77,14 +81,16 @@ def open_engine_pair(
 
 def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None:
     """What differs but for the model would be taken for what the cut has brought."""
-    ways = [_ways(build) for build in (baseline, candidate)]
+    builds = (baseline, candidate)
+    ways = [_ways(build) for build in builds]
     different = [name for name, way in ways[0].items() if way != ways[1][name]]
     shared = {each.name for each in baseline.inputs} & {each.name for each in candidate.inputs}
-    profiles = [
-        [_kept(slot.profile, shared) for slot in build.slots] for build in (baseline, candidate)
-    ]
+    profiles = [[_kept(slot.profile, shared) for slot in build.slots] for build in builds]
     if profiles[0] != profiles[1]:
         different.append("profiles")
+    reads = [{each.attention.reads for each in build.records if each.attention} for build in builds]
+    if all(reads) and reads[0] != reads[1]:
+        different.append("reading of caches")
     if different:
         raise ComparisonError(
             f"{baseline.name} and {candidate.name} were built in different ways: their "
@@ -145,7 +151,47 @@ def _arm(
     if problem:
         return ComparedArm((), folder, facts, engines, built + _UNMEASURED)
     runners = tuple(TensorRtRunner(build) for build in builds)
-    return ComparedArm(runners, folder, facts, engines, witness=_witness(source, facts, threads))
+    judge = None if _gives_all(builds[0]) else partial(_judge, builds[0], source)
+    witness = _witness(source, facts, threads)
+    return ComparedArm(runners, folder, facts, engines, witness=witness, judge=judge)
+
+
+def _gives_all(build: EngineSet) -> bool:
+    """Whether its answers can be judged: at all positions, with padding, on filled caches."""
+    return all(
+        record.logits != "last" and (record.attention is None or record.attention.reads == "room")
+        for record in build.records
+    )
+
+
+@contextmanager
+def _judge(build: EngineSet, onnx: Path | None, progress: Progress) -> Iterator[Runner]:
+    """An engine of the same model that gives all logits and reads all of its caches.
+
+    Raises:
+        ComparisonError: The ONNX file is not there.
+        EngineError: It can't be built.
+    """
+    first = build.records[0]
+    if onnx is None:
+        raise ComparisonError(
+            f"{build.name} gives the logits of the last position alone, and the ONNX file that it "
+            "was built from is not beside it: so its accuracy can't be measured.",
+            "Name it with --engine-onnx, or build with --logits all.",
+            code="last-logits-only",
+        )
+    settings = replace(first.settings, logits="all", cache_reads="room", strip_weights=False)
+    with scratch_folder("judge") as folder:
+        ((engine, _),) = build_engines(
+            onnx,
+            folder / "judge.engine",
+            profiles=[slot.profile for slot in build.slots],
+            backend=first.backend,
+            settings=settings,
+            progress=progress,
+        )
+        with TensorRtRunner(find_engines(engine)) as runner:
+            yield runner
 
 
 def open_onnx_arm(

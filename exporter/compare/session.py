@@ -191,7 +191,8 @@ def _measured(
     tell_notes((each.capabilities for each in pair.runners), pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
-    answers = measure_accuracy(pair, texts, store)
+    with pair.judging() as judges:
+        answers = measure_accuracy(judges, texts, store)
     timed = time_all(pair, store)
     seen = {
         "other_cpu_share": timed.other_cpu_share,

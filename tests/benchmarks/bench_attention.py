@@ -1,4 +1,4 @@
-"""What TensorRT-RTX makes of one layer of Llama 3 8B, by how its attention and cache are written.
+"""What TensorRT-RTX makes of an attention of Llama 3 8B, and of one of its layers, by their form.
 
 ``python -m tests.benchmarks.bench_attention [--write PAGE]``; no GPU is needed, and nothing is run.
 """
@@ -8,50 +8,89 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
-from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.config import builder_config
+from exporter.engines.build.libraries import LIBRARIES
+from exporter.engines.build.logs import LayerTable, read_layers
+from exporter.engines.build.network import Builder
+from exporter.engines.build.profiles import (
+    NamedSpan,
+    Ranges,
+    Span,
+    fitting,
+    graph_inputs,
+    profile,
+)
+from exporter.engines.build.settings import BuildSettings, Phase
 from exporter.errors import EngineError
+from exporter.optional import require
+from tests.attention_alone import attention_in_place
 from tests.benchmarks.bench_engines import versions
 
 COMMAND = "make engines"
 ROOM = 4096
-FORMS = ("opset 20", "opset 23", "opset 23, nothing repeated", "in place")
+BATCH, PROMPT = 64, 2048
+FORMS = ("opset 20", "opset 23", "opset 23, nothing repeated", "in place, mask", "in place")
+PHASES: tuple[Phase, ...] = ("decode", "prefill")
 _SIZES: dict[str, Any] = {
     "hidden_size": 4096, "num_hidden_layers": 1, "num_attention_heads": 32,
     "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 1024,
     "max_position_embeddings": 8192, "tie_word_embeddings": True,
 }  # fmt: skip
 _RANGES = {
-    "decode": Ranges(batch=Span(1, 64, 64), context=Span(1, ROOM - 1, ROOM - 1)),
-    "prefill": Ranges(batch=Span(1, 8, 8), prompt=Span(1, 2048, 2048)),
+    "decode": Ranges(batch=Span(1, BATCH, BATCH), context=Span(1, ROOM - 1, ROOM - 1)),
+    "prefill": Ranges(batch=Span(1, 8, 8), prompt=Span(1, PROMPT, PROMPT)),
 }
-_SM89 = BuildSettings(compute_capabilities=("sm89",))
+_CAUSAL = {"lengths, UPPER_LEFT": "UPPER_LEFT", "lengths, LOWER_RIGHT": "LOWER_RIGHT"}
 _HEAD = """\
 # Attention and caches in engines
 
 Written by `{command}`; don't edit it.
 Versions: {versions}.
 
-One layer of Llama 3 8B with constant weights and a vocabulary of 1024, exported by PyTorch and
-rewritten, built with TensorRT-RTX for sm89 on a machine without a GPU. Nothing was run.
+Built with TensorRT-RTX on a machine without a GPU. Nothing was run. *Fused* are kernels that do an
+attention as a whole, *others* all that do work besides.
+
+## One attention
+
+With the heads of Llama 3 8B (32 for queries, 8 for keys and values, 128 wide) and its caches of
+{room} positions in place, and nothing else; queries, keys and values are inputs. Batch {batch};
+prefill: {prompt} tokens.
+
+| column | meaning |
+| --- | --- |
+| told by | what tells the attention which keys count: a mask over the whole cache; lengths of the \
+cache, with the causal kind for several new tokens; or, in a prefill from empty caches, \
+the order of the new keys, of which alone it reads |
+| scratch MB | what the engine needs beside caches, inputs and outputs; 10^6 bytes |
+
+| card | dtype | phase | told by | scratch MB | fused | others |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+_LAYERS = """
+## One layer
+
+Of Llama 3 8B with constant weights and a vocabulary of 1024, exported by PyTorch and rewritten, for
+sm89. *in place* is what `depthcut build` makes of a graph with caches in place: an engine for one
+phase, and the last position's logits.
 
 | column | meaning |
 | --- | --- |
 | form | how attention and cache are written: basic operators (opset 20), the operator \
 Attention on repeated keys and values (opset 23), on those of the cache, and that with a \
-cache of {room} positions updated in place (opset 24) |
-| phase | decode: batch 64, {context} filled; prefill: batch 8, 2048 tokens |
+cache of {room} positions updated in place (opset 24), by a mask and without |
+| phase | decode: batch {batch}, {context} filled; prefill: batch 8, {prompt} tokens |
 | scratch MB | what the engine needs beside weights and caches; 10^6 bytes |
 | cache MB | that a decoder takes in decode for this layer: two sets of buffers, or one in place |
-| real layers | kernels that the builder made, without synchronisation and shapes |
 
-| dtype | form | phase | network layers | real layers | scratch MB | cache MB |
-| --- | --- | --- | --- | --- | --- | --- |
+| dtype | form | phase | network layers | fused | others | scratch MB | cache MB |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -60,30 +99,88 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page to write")
     options = parser.parse_args(arguments)
-    lines = []
+    alone = _printed(attention_rows())
+    layers: list[str] = []
     for dtype in ("bfloat16", "float32"):
         with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-            for line in rows(dtype, Path(folder)):
-                print(line, flush=True)
-                lines.append(line)
+            layers += _printed(layer_rows(dtype, Path(folder)))
     if options.write:
         from exporter.files import write_text
 
         told = ", ".join(f"{name} {number}" for name, number in versions().items())
-        head = _HEAD.format(command=COMMAND, versions=told, room=ROOM, context=ROOM - 1)
-        write_text(options.write, head + "".join(f"{line}\n" for line in lines))
+        facts = {"room": ROOM, "context": ROOM - 1, "batch": BATCH, "prompt": PROMPT}
+        head = _HEAD.format(command=COMMAND, versions=told, **facts)
+        parts = [head, *alone, _LAYERS.format(**facts), *layers]
+        write_text(options.write, "".join(parts))
     return 0
 
 
-def rows(dtype: str, folder: Path) -> Iterator[str]:
-    """A table's lines, form by form."""
+def _printed(rows: Iterator[Sequence[str]]) -> list[str]:
+    lines = []
+    for cells in rows:
+        lines.append(f"| {' | '.join(cells)} |\n")
+        print(lines[-1], end="", flush=True)
+    return lines
+
+
+def attention_rows() -> Iterator[Sequence[str]]:
+    """The cells of each line of the table of one attention."""
+    for card, dtype in (("sm89", "bfloat16"), ("sm89", "float16"), ("sm120", "bfloat16")):
+        for phase in PHASES:
+            for told_by in ("mask", *(_CAUSAL if phase == "prefill" else ()), "depthcut build"):
+                name, table = _attention(dtype, card, phase, told_by)
+                scratch = table.memory_bytes.get("activation", 0) / 1e6
+                yield card, dtype, phase, name, f"{scratch:.1f}", *_kernels(table.layers)
+
+
+def _attention(dtype: str, card: str, phase: Phase, told_by: str) -> tuple[str, LayerTable]:
+    """What an attention is told by, and the layers that are made of it."""
+    trt = require("tensorrt_rtx", extra="rtx")
+    settings = BuildSettings(
+        compute_capabilities=(card,), cache_reads="room" if told_by == "mask" else "filled"
+    )
+    model = attention_in_place(dtype, heads=32, kv_heads=8, size=128, room=ROOM)
+    builder = Builder(trt)
+    with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
+        path = Path(folder) / "m.onnx"
+        ir.save(model, path)
+        # Lengths are what a decode step is told; here several tokens are told them.
+        parsed = builder.parse(path, settings, ["decode" if told_by in _CAUSAL else phase])
+        new = Span(1, PROMPT, PROMPT) if phase == "prefill" else Span(1, 1, 1)
+        ranges = Ranges(batch=Span(1, BATCH, BATCH), dims=(NamedSpan("sequence", new),))
+        shapes = profile(graph_inputs(path), phase, ranges)
+    assert parsed.attention is not None
+    if told_by in _CAUSAL:
+        _set_causal(parsed.network, trt, _CAUSAL[told_by])
+    config = builder_config(builder, LIBRARIES["tensorrt-rtx"], settings, [shapes], None)
+    assert builder.builder.build_serialized_network(parsed.network, config) is not None
+    name = told_by if told_by in _CAUSAL else parsed.attention.told_by
+    return name, read_layers(builder.listener.messages())
+
+
+def _set_causal(network: Any, trt: Any, kind: str) -> None:
+    layers = (network.get_layer(number) for number in range(network.num_layers))
+    for layer in layers:
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.causal_kind = getattr(trt.CausalMaskKind, kind)
+
+
+def _kernels(layers: Mapping[str, int]) -> tuple[str, str]:
+    """How many do an attention as a whole, and how many others there are."""
+    fused = layers.get("attention", 0)
+    return str(fused), str(sum(layers.values()) - fused)
+
+
+def layer_rows(dtype: str, folder: Path) -> Iterator[Sequence[str]]:
+    """The cells of each line of the table of one layer, form by form."""
     loaded = _layer(dtype)
     for form in FORMS:
         onnx = _written(loaded, form, folder / "model")
-        for phase in ("decode", "prefill"):
-            cells = [dtype, form, phase, *_built(onnx, phase, folder / "engine")]
+        for phase in PHASES:
+            cells = [dtype, form, phase, *_built(onnx, form, phase, folder / "engine")]
             cells.append(_cache_mb(dtype, form) if phase == "decode" else "")
-            yield f"| {' | '.join(cells)} |"
+            yield cells
 
 
 def _layer(dtype: str) -> Any:
@@ -102,38 +199,43 @@ def _layer(dtype: str) -> Any:
 
 
 def _written(loaded: Any, form: str, folder: Path) -> Path:
-    import onnx_ir as ir
-
     from exporter.export.forms.tensorrt import rewrite_decoder
     from exporter.export.onnx_output import save_graph
     from exporter.export.torch_export import export_onnx
 
     path = export_onnx(loaded, folder, opset=20 if form == FORMS[0] else 23)
     if form in FORMS[2:]:
-        room = ROOM if form == FORMS[-1] else None
+        room = ROOM if _in_place(form) else None
         model, _, remark = rewrite_decoder(ir.load(path), room)
         assert remark is None
         save_graph(model, folder)
     return path
 
 
-def _built(onnx: Path, phase: str, folder: Path) -> list[str]:
+def _in_place(form: str) -> bool:
+    return form.startswith("in place")
+
+
+def _built(onnx: Path, form: str, phase: Phase, folder: Path) -> list[str]:
     ranges = fitting(graph_inputs(onnx), _RANGES[phase])
+    settings = BuildSettings(
+        compute_capabilities=("sm89",), cache_reads="filled" if form == FORMS[-1] else "room"
+    )
     try:
         ((engine, record),) = build_engines(
-            onnx, folder, phases=[phase], ranges=ranges, settings=_SM89
+            onnx, folder, phases=[phase], ranges=ranges, settings=settings
         )
     except EngineError as error:
-        return ["", "", error.message]
+        return ["", "", "", error.message]
     engine.unlink()
     scratch = record.memory_bytes["activation"] / 1e6
-    return [str(record.network_layers), str(sum(record.layers.values())), f"{scratch:.1f}"]
+    return [str(record.network_layers), *_kernels(record.layers), f"{scratch:.1f}"]
 
 
 def _cache_mb(dtype: str, form: str) -> str:
     item = 2 if dtype == "bfloat16" else 4
-    one = 2 * 64 * 8 * ROOM * 128 * item
-    return f"{one * (1 if form == FORMS[-1] else 2) / 1e6:.0f}"
+    one = 2 * BATCH * 8 * ROOM * 128 * item
+    return f"{one * (1 if _in_place(form) else 2) / 1e6:.0f}"
 
 
 if __name__ == "__main__":

@@ -122,11 +122,10 @@ def _largest(
 ) -> Rows:
     """Begins with what should fit; an eighth less whenever it doesn't.
 
-    One engine with both phases, so that the weights lie there once. Prompts run one at a time: at
-    this batch a whole prefill's logits alone would fill the card.
+    One engine with both phases, each of which has the weights. Prompts run one at a time.
     """
     free, total = (80 << 30, 80 << 30) if driver.problem else _free()
-    batch = max(1, sizes.largest_batch(free, total, case.prompt + case.new))
+    batch = max(1, sizes.largest_batch(free, total, case.prompt + case.new, profiles=2))
     prompt = Span(case.prompt, case.prompt, case.prompt)
     context = Span(case.prompt, case.prompt + case.new // 2, case.prompt + case.new)
     one = Ranges(batch=Span(1, 1, 1), prompt=prompt)

@@ -53,13 +53,14 @@ class Sizes:
         """What a cache that grows by concatenation reads and writes on top of that."""
         return 2 * batch * past * self.cache_per_token
 
-    def largest_batch(self, free: int, total: int, positions: int) -> int:
+    def largest_batch(self, free: int, total: int, positions: int, *, profiles: int = 1) -> int:
         """Sequences of which both sets of cache buffers fit beside the weights.
 
         Args:
             free: Bytes of the device that are free.
             total: Bytes of the device.
             positions: Of each sequence.
+            profiles: Of the engine or engines that are loaded; each has weights of its own.
         """
-        left = free - self.weights - self.embedding - _RESERVE * total
+        left = free - profiles * (self.weights + self.embedding) - _RESERVE * total
         return max(0, min(_LARGEST, int(left // (2 * positions * self.cache_per_token))))

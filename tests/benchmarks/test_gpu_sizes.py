@@ -62,3 +62,5 @@ def test_a_smaller_cache_leaves_room_for_more_sequences() -> None:
     free = 20_000_000
     assert 0 < whole.largest_batch(free, free, 256) < cut.largest_batch(free, free, 256)
     assert whole.largest_batch(whole.weights, free, 256) == 0
+    twice = whole.largest_batch(free + whole.weights + whole.embedding, free, 256, profiles=2)
+    assert twice == whole.largest_batch(free, free, 256)

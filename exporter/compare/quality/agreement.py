@@ -18,7 +18,7 @@ from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
 from exporter.engines.inputs import has_cache, make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
-from exporter.errors import ComparisonError
+from exporter.errors import BackendError, ComparisonError
 from exporter.models.ablation.divergences import Distributions, chunks, divergence
 from exporter.models.ablation.ratios import Floats
 from exporter.models.model_folder import ModelFolder
@@ -40,11 +40,31 @@ def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:
     Args:
         runner: An entered runner with an output ``logits``.
         sample: Token ids, ``[positions]``.
+
+    Raises:
+        BackendError: The run fails, or gives fewer.
     """
     shape = Shape(whole_phase(runner.inputs), 1, len(sample))
     inputs = make_inputs(runner.inputs, shape, sample[None])
-    logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
+    logits = all_logits(runner, inputs, shape)
     return logits.reshape(-1, logits.shape[-1])
+
+
+def all_logits(runner: Runner, inputs: Mapping[str, Array], shape: Shape) -> Array:
+    """The logits of every new token, ``[batch, new, vocabulary]`` or ``[new, vocabulary]``.
+
+    Raises:
+        BackendError: The run fails, or gives those of fewer tokens.
+    """
+    logits, tokens = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS], shape.sequence_length
+    if logits.shape[-2] != tokens:
+        raise BackendError(
+            f"The model on {runner.backend} gives the logits of {logits.shape[-2]} of {tokens} "
+            "tokens; measures of accuracy need all.",
+            "Build its engine with --logits all.",
+            code="last-logits-only",
+        )
+    return logits
 
 
 def figures(baseline: Distributions, candidate: Distributions) -> Floats:

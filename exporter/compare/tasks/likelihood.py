@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.latency import Shape
-from exporter.compare.quality.agreement import LOGITS, check_tokens
+from exporter.compare.quality.agreement import all_logits, check_tokens
 from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, whole_phase
@@ -209,7 +209,7 @@ class LikelihoodScorer:
         ids = np.array([[*rest, *[rest[-1]] * (width - len(rest))] for rest in rests], np.int64)
         shape = Shape(whole_phase(self.runner.inputs), len(ids), width, begun.length)
         inputs = make_inputs(self.runner.inputs, shape, ids, cache=begun.cache)
-        logits = self.runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
+        logits = all_logits(self.runner, inputs, shape)
         for answer, number in zip(logits, numbers, strict=True):
             end = len(rows[number].tokens) - shared
             yield number, answer[end - len(rows[number].targets) : end]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,11 @@ class Adapted:
     changed: bool
     attention: AttentionRecord | None
     logits: Logits | None
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """A graph without the weights that lie in files of their own."""
+    return onnx.load(path, load_external_data=False)
 
 
 def adapt(

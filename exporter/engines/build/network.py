@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from exporter.engines.build.adapted import adapt, attentions, set_lengths
+from exporter.engines.build.adapted import adapt, attentions, read_graph, set_lengths
 from exporter.engines.build.logs import Listener
 from exporter.engines.build.settings import BuildSettings, Logits, Phase
 from exporter.engines.build.sidecar import AttentionRecord
@@ -80,7 +80,7 @@ class Builder:
     ) -> Parsed:
         """Reads a graph, adapts it to what is wanted, and has it parsed."""
         network, parser = self._network_and_parser()
-        graph = _read_graph(path)
+        graph = read_graph(path)
         if ignored := _ignored(graph):
             return Parsed(network, ignored)
         adapted = adapt(graph, settings, phases, self.module)
@@ -101,7 +101,7 @@ class Builder:
         """Everything in a file that the parser says it can't take; empty where it takes all."""
         _, parser = self._network_and_parser()
         if parser.supports_model_v2(path.read_bytes(), str(path)):
-            return _ignored(_read_graph(path))
+            return _ignored(read_graph(path))
         return self._obstacles(parser)
 
     def supports(self, operator: str) -> bool:
@@ -123,11 +123,6 @@ def _obstacles(parser: Any) -> Iterator[Obstacle]:
         error = parser.get_error(number)
         name = error.node_name() or (f"number {error.node()}" if error.node() >= 0 else "")
         yield Obstacle(name, error.node_operator() or "", error.desc() or error.code().name)
-
-
-def _read_graph(path: Path) -> onnx.ModelProto:
-    """A graph without the weights that lie in files of their own."""
-    return onnx.load(path, load_external_data=False)
 
 
 def _ignored(model: onnx.ModelProto) -> list[Obstacle]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from exporter.engines.build.adapted import adapt, read_graph
 from exporter.engines.build.child import run_job
 from exporter.engines.build.engine_set import EngineSet
 from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
@@ -33,7 +34,8 @@ def refit_engine(
     ``depthcut compare`` does with every engine that runs.
 
     Args:
-        engine: Built with ``--strip-weights`` or ``--refittable``.
+        engine: Built with ``--refittable``; or with ``--strip-weights`` alone, whose weights must
+            then be those that it was built from: others are undefined behaviour.
         onnx: A graph with the engine's structure.
         target: The new engine's file.
         progress: Where progress is shown.
@@ -89,7 +91,8 @@ def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
     loaded = deserialised(module, runtime, listener, engine)
     refitter = module.Refitter(loaded, listener.log)
     parser = module.OnnxParserRefitter(refitter, listener.log)
-    if not parser.refit_from_file(str(onnx)):
+    adapted = adapt(read_graph(onnx), record.settings, record.phases, module)
+    if not parser.refit_from_bytes(adapted.model.SerializeToString(), str(onnx)):
         raise _not_taken(engine, onnx, _first_error(parser) or listener.last_error())
     if missing := refitter.get_missing_weights():
         raise _not_taken(
@@ -99,6 +102,8 @@ def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
         raise _not_taken(engine, onnx, listener.last_error())
     saving = loaded.create_serialization_config()
     saving.clear_flag(module.SerializationFlag.EXCLUDE_WEIGHTS)  # set for a stripped engine
+    if record.settings.refittable:  # or it were so no longer, and its record untrue
+        saving.set_flag(module.SerializationFlag.INCLUDE_REFIT)
     content = loaded.serialize_with_config(saving)
     if content is None:
         raise _not_taken(engine, onnx, listener.last_error())
@@ -132,6 +137,13 @@ def _refuse_foreign_weights(
             f"{engine} was built with its weights fixed.",
             "Build it with --refittable or --strip-weights.",
             code="weights-fixed",
+        )
+    if not record.settings.refittable and graph_hashes(onnx, source) != record.made_from:
+        raise EngineError(
+            f"{engine} was built with --strip-weights alone: it takes back the weights that it was "
+            f"built from, and {onnx} is another graph or has other weights.",
+            "Refit it with the graph that it was built from, or build it with --refittable.",
+            code="other-weights",
         )
     if source.plan != record.plan:
         raise EngineError(

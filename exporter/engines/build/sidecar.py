@@ -9,7 +9,7 @@ from typing import Any, Literal
 from exporter.artifacts import Artifact, Record
 from exporter.engines.build.driver import Device
 from exporter.engines.build.libraries import LIBRARIES
-from exporter.engines.build.settings import BuildSettings, Logits, Profile
+from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profile
 from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import EngineError
 from exporter.files import sha256_file
@@ -106,6 +106,11 @@ class EngineRecord(Artifact):
     parse_s: float
     build_s: float
     total_s: float
+
+    @property
+    def phases(self) -> list[Phase]:
+        """What it serves, by profile number."""
+        return [profile.phase for profile in self.profiles]
 
 
 def sidecar_path(engine: Path) -> Path:

@@ -11,6 +11,7 @@ from exporter.engines.build import refit
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import BackendError, EngineError, UsageError
+from exporter.files import sha256_file
 from graph_passes import save_model
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -36,6 +37,29 @@ def test_the_graph_of_another_cut_is_refused(onnx: Path, tmp_path: Path) -> None
     plan = [{"kind": "attention", "layer": 1, "replacement": "none"}]
     engine = written(tmp_path, settings=REFITTABLE, plan=plan)
     with raises(EngineError, "other-sublayers"):
+        refit.refit_engine(engine, onnx, tmp_path / "new.engine")
+
+
+STRIPPED = BuildSettings(compute_capabilities=("sm89",), strip_weights=True)
+
+
+def test_a_stripped_engine_takes_back_its_own_weights_alone(onnx: Path, tmp_path: Path) -> None:
+    """Others are undefined behaviour, a healed model's with the same plan too."""
+    engine = written(tmp_path, settings=STRIPPED, made_from={"model": "0" * 64})
+    with raises(EngineError, "other-weights") as caught:
+        refit.refit_engine(engine, onnx, tmp_path / "new.engine")
+    assert "--refittable" in (caught.value.hint or "")
+
+
+@no_driver
+@pytest.mark.parametrize("settings", [STRIPPED, REFITTABLE])
+def test_weights_that_fit_are_refused_by_the_driver_alone(
+    settings: BuildSettings, onnx: Path, tmp_path: Path
+) -> None:
+    own = {"model": sha256_file(onnx)}
+    made_from = {"model": "0" * 64} if settings.refittable else own
+    engine = written(tmp_path, settings=settings, made_from=made_from)
+    with raises(BackendError, "no-driver"):
         refit.refit_engine(engine, onnx, tmp_path / "new.engine")
 
 
