@@ -19,14 +19,16 @@ class FormRecord(Record):
     """For which runtime a graph was written, by what, and which operators that fused.
 
     ``writer`` names the exporter and its version. ``passes`` are what rewrote its graph after it,
-    in order. ``fused`` counts the fused operators. ``remark`` says why a faster form was not to be
-    had, where that is so.
+    in order. ``fused`` counts the fused operators. ``cache_room`` is the fixed length of its
+    caches: a run of this graph reads all of it, an engine what its own record says. ``remark`` says
+    why a faster form was not to be had, where that is so.
     """
 
     target: str
     writer: str
     passes: list[str] = Field(default_factory=list)
     fused: dict[str, int] = Field(default_factory=dict)
+    cache_room: int | None = None
     remark: str | None = None
 
     @property

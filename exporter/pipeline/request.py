@@ -91,7 +91,6 @@ class EngineRequest(Options):
             "strip_weights",
             "refittable",
             "tf32",
-            "detailed",
         ),
         rare=("compute_capabilities", "optimization_level"),
     )

@@ -16,7 +16,6 @@ import onnx_ir as ir
 
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.config import builder_config
-from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.logs import LayerTable, read_layers
 from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import (
@@ -152,7 +151,7 @@ def _attention(dtype: str, card: str, phase: Phase, told_by: str) -> tuple[str, 
     assert parsed.attention is not None
     if told_by in _CAUSAL:
         _set_causal(parsed.network, trt, _CAUSAL[told_by])
-    config = builder_config(builder, LIBRARIES["tensorrt-rtx"], settings, [shapes], None)
+    config = builder_config(builder, settings, [shapes], None)
     assert builder.builder.build_serialized_network(parsed.network, config) is not None
     name = told_by if told_by in _CAUSAL else parsed.attention.told_by
     return name, read_layers(builder.listener.messages())

@@ -42,7 +42,6 @@ import sys
 from pathlib import Path
 import tensorrt_rtx as trt
 from exporter.engines.build.config import builder_config
-from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.logs import Listener, make_monitor
 from exporter.engines.build.network import Builder
 from exporter.engines.build.settings import BuildSettings
@@ -53,8 +52,7 @@ parsed = builder.parse(Path(onnx))
 assert not parsed.obstacles, parsed.obstacles
 profiles = EngineRecord.read(Path(record)).profiles
 monitor = make_monitor(trt, lambda done: None)
-library = LIBRARIES["tensorrt-rtx"]
-config = builder_config(builder, library, BuildSettings(), profiles, monitor)
+config = builder_config(builder, BuildSettings(), profiles, monitor)
 if target != "default":
     config.num_compute_capabilities = 1
     assert config.set_compute_capability(getattr(trt.ComputeCapability, target), 0), "not settable"

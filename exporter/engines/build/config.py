@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from exporter.engines.build.libraries import EngineLibrary
 from exporter.engines.build.network import Builder
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.errors import EngineError
@@ -25,7 +24,6 @@ _NO_CARD = frozenset({"NONE", "CURRENT"})
 
 def builder_config(
     builder: Builder,
-    library: EngineLibrary,
     settings: BuildSettings,
     profiles: Sequence[Profile],
     monitor: object,
@@ -38,10 +36,8 @@ def builder_config(
     module = builder.module
     config = builder.builder.create_builder_config()
     config.progress_monitor = monitor
-    # Without it a builder doesn't say which layers it made.
-    detailed = settings.detailed or library.builds_without_gpu
-    verbosity = module.ProfilingVerbosity
-    config.profiling_verbosity = verbosity.DETAILED if detailed else verbosity.LAYER_NAMES_ONLY
+    # Without it neither the builder's log nor an inspector says which layers it made.
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     if settings.workspace_bytes is not None:

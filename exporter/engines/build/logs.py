@@ -1,15 +1,16 @@
 """What a library logs and tells while it works: errors, layers, progress.
 
-There is no inspector where there is no GPU, but with detailed profiling the builder logs a line for
-each layer that it made. That is a log and no interface: a version that says it otherwise gives an
-empty table here, never a wrong one.
+There is no inspector where there is no GPU, but with detailed profiling TensorRT-RTX's builder logs
+a line for each layer that it made. That is a log and no interface: a version that says it otherwise
+gives an empty table here, never a wrong one. Where a GPU can load the engine, it is asked itself,
+see :mod:`exporter.engines.build.inspector`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from types import ModuleType
@@ -109,16 +110,21 @@ def read_layers(lines: Iterable[str]) -> LayerTable:
     kinds: Counter[str] = Counter()
     memory: dict[str, int] = {}
     for line in lines:
-        kinds.update(map(_kind, _LAYER.finditer(line)))
+        kinds.update(layer_kind(each["name"], each["kind"]) for each in _LAYER.finditer(line))
         for kind, amount in _MEMORY.findall(line):
             key = kind.lower().replace(" ", "_")
             memory[key] = max(memory.get(key, 0), int(amount))
-    real = {kind: count for kind, count in sorted(kinds.items()) if kind not in _NO_WORK}
-    return LayerTable(real, memory)
+    return LayerTable(real_layers(kinds), memory)
 
 
-def _kind(layer: re.Match[str]) -> str:
-    return "attention" if _FUSED_ATTENTION in layer["name"] else layer["kind"]
+def real_layers(kinds: Mapping[str, int]) -> dict[str, int]:
+    """Those that do work."""
+    return {kind: count for kind, count in sorted(kinds.items()) if kind not in _NO_WORK}
+
+
+def layer_kind(name: str, kind: str) -> str:
+    """The library's kind of a layer, or ``attention``."""
+    return "attention" if _FUSED_ATTENTION in name else kind
 
 
 def no_engine(errors: Sequence[str]) -> EngineError:

@@ -139,6 +139,3 @@ class BuildSettings(Options):
         section=ENGINES,
         config_only=True,
     )
-    detailed: bool = option(
-        False, "Keep the layers' names and shapes.", section=ENGINES, config_only=True
-    )

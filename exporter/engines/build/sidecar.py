@@ -74,7 +74,9 @@ class EngineRecord(Artifact):
         logits: Of which positions a decoder gives logits; None where there are none.
         network_layers: Layers of the parsed network.
         layers: By type, the layers that the builder made and that do real work.
-        memory_bytes: By kind, what the builder says it needs.
+        memory_bytes: By kind, what it needs: ``weights``, those of each profile counted, and
+            ``activation``, its scratch memory. By the engine's own figures where it was built on
+            the card, else by the builder's log.
         fixed_addresses: Whether the builder's process had them. TensorRT-RTX then gives the same
             bytes for a small graph again, as a rule; for a large one it need not.
         timing_cache_sha256: Of the timing cache that it was built with; None without one.

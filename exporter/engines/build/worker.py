@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from exporter.engines.build.child import has_fixed_addresses
 from exporter.engines.build.config import builder_config, read_timing_cache, write_timing_cache
+from exporter.engines.build.inspector import inspected
 from exporter.engines.build.libraries import LIBRARIES, load
 from exporter.engines.build.logs import make_monitor, no_engine, read_layers
 from exporter.engines.build.network import Builder
@@ -92,7 +93,7 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
         obstacles = [vars(each) for each in parsed.obstacles]
         return {"version": module.__version__, "obstacles": obstacles}
     monitor = make_monitor(module, lambda done: tell(events, progress=done))
-    config = builder_config(builder, library, settings, profiles, monitor)
+    config = builder_config(builder, settings, profiles, monitor)
     cache = request["timing_cache"]
     if cache:
         read_timing_cache(config, Path(cache["read"]))
@@ -106,6 +107,8 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
         written = pool.submit(write_engine, Path(request["engine"]), memoryview(engine))
         table = read_layers(builder.listener.messages())
     written.result()
+    if not library.builds_without_gpu:  # the card is here, and the log has no table
+        table = inspected(module, builder.listener, memoryview(engine), table)
     if cache:
         write_timing_cache(config, Path(cache["write"]))
     return {

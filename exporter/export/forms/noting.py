@@ -25,11 +25,13 @@ class WrittenForm:
     Attributes:
         writer: The exporter and its version.
         passes: What rewrote its graph after it, in order.
+        cache_room: The fixed length of its caches; None where they grow.
         remark: Why it is not the fastest form of its target; None where it is.
     """
 
     writer: str
     passes: tuple[str, ...] = ()
+    cache_room: int | None = None
     remark: str | None = None
 
 
@@ -53,6 +55,7 @@ def note_form(
         writer=written.writer,
         passes=list(written.passes),
         fused=fused_operators(model),
+        cache_room=written.cache_room,
         remark=written.remark,
     )
     model.metadata_props[FORM_KEY] = record.model_dump_json()
@@ -73,6 +76,8 @@ def form_in_words(record: FormRecord) -> str:
     fused = ", ".join(f"{count} {name}" for name, count in record.fused.items())
     after = f", then {', '.join(record.passes)}" if record.passes else ""
     remark = f"; {record.remark}" if record.remark else ""
+    if record.cache_room is not None:
+        remark = f"; each run reads {record.cache_room} positions of its caches{remark}"
     by = f"written by {record.writer}{after}"
     return f"form: {record.target}, {by}; fused: {fused or 'nothing'}{remark}"
 

@@ -64,7 +64,8 @@ def write_for_tensorrt(
         progress.say(f"form: {remark}")
     if passes:
         save_graph(model, folder)
-    return replace(written, passes=passes, remark=remark)
+    fixed = length if remark is None else None
+    return replace(written, passes=passes, cache_room=fixed, remark=remark)
 
 
 def rewrite_decoder(

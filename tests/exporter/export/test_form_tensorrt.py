@@ -57,7 +57,7 @@ def test_caches_lie_in_place(tmp_path: Path) -> None:
     assert record.fused == {
         "Attention": 1, "RMSNormalization": 3, "RotaryEmbedding": 2, "TensorScatter": 2,
     }  # fmt: skip
-    assert record.remark is None
+    assert (record.cache_room, record.remark) == (128, None)
     assert read_cache_form(onnx).buffer == 128
     with open_decoder(onnx, threads=1) as decoder:
         assert len(generate(decoder, PROMPT, new_tokens=NEW).token_ids) == NEW

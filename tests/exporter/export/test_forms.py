@@ -81,3 +81,7 @@ def test_a_form_is_noted_in_the_graph(tmp_path: Path) -> None:
     assert "someone 1.0, then a, b" in told
     assert "2 GroupQueryAttention" in told
     assert told.endswith("no faster one")
+    assert record.cache_room is None
+    fixed = record.model_copy(update={"cache_room": 4096})
+    assert "4096" in form_in_words(fixed)
+    assert "4096" not in told
