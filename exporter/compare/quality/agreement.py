@@ -56,7 +56,8 @@ def all_logits(runner: Runner, inputs: Mapping[str, Array], shape: Shape) -> Arr
     Raises:
         BackendError: The run fails, or gives those of fewer tokens.
     """
-    logits, tokens = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS], shape.sequence_length
+    logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
+    tokens = shape.sequence_length
     if logits.shape[-2] != tokens:
         raise BackendError(
             f"The model on {runner.backend} gives the logits of {logits.shape[-2]} of {tokens} "

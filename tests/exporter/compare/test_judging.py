@@ -123,7 +123,7 @@ def test_the_last_logits_are_never_taken_for_all(positions: int) -> None:
     runner: Any = SimpleNamespace(
         backend="tensorrt",
         inputs=(TensorSpec("input_ids", np.dtype(np.int64), ("batch", "sequence")),),
-        run=lambda inputs, outputs: {"logits": np.ones((1, positions, 7))},
+        run=lambda inputs, outputs, phase: {"logits": np.ones((1, positions, 7))},
     )
     if positions == 4:
         assert prefill_logits(runner, np.arange(4)).shape == (4, 7)
