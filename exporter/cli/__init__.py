@@ -52,6 +52,7 @@ _COMMANDS = {
         "gguf": "Cut sublayers out of a GGUF file, for llama.cpp.",
         "checkpoint": "Write the pruned model as a Hugging Face checkpoint.",
         "check-engine": "Check whether an engine's parser accepts an ONNX file.",
+        "verify-engine": "Compare an engine's answers with ONNX Runtime's.",
         "refit": "Put a graph's weights into an engine.",
         "generate": "Continue a text with a model or an engine.",
         "evaluate": "Score a model on tasks with correct answers.",

@@ -18,14 +18,8 @@ from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.quality.agreement import LOGITS
 from exporter.engines.inputs import make_inputs, random_tokens, whole_phase
 from exporter.engines.runners.base import Runner
+from exporter.engines.tensors import TOLERANCE
 
-_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
-"""By precision; times the witness's largest value, or 1 when that is smaller.
-
-A wrong layer is off by a large part of that; two libraries' rounding is below it by ten times.
-ONNX Runtime's CPU runs bfloat16 in float32, so there it is all of bfloat16's rounding; no card has
-tried that one yet.
-"""
 _TOKENS = 16
 
 
@@ -70,7 +64,7 @@ def _check(pair: Pair, arm: ComparedArm, witness: Runner, what: str) -> ParityCh
     if output == LOGITS:  # an engine may give those of a prompt's last token alone
         want = want[:, -got.shape[1] :]
     error = float(np.abs(got - want).max()) if got.shape == want.shape else float("inf")
-    tolerance = _TOLERANCE.get(arm.facts.precision, 1e-1) * max(1.0, float(np.abs(want).max()))
+    tolerance = TOLERANCE.get(arm.facts.precision, 1e-1) * max(1.0, float(np.abs(want).max()))
     return ParityCheck(
         name=f"{output} of the {what}",
         phase=shape.phase,
@@ -95,5 +89,6 @@ def _tell(pair: Pair, check: ParityCheck) -> None:
     if not check.passed:
         pair.progress.say(
             f"{check.name}: off by {check.max_abs_error:.2e}, more than {check.tolerance:.2e}: "
-            "they compute different results"
+            "they compute different results; depthcut verify-engine finds the first layer that "
+            "differs"
         )

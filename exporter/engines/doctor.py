@@ -73,6 +73,7 @@ _DISTRIBUTIONS = (
     ("lm-eval", "eval", "tasks with right answers"),
     ("ray", "cluster", "scores and searches on several machines"),
     ("cuda-bindings", "rtx", "running engines"),
+    ("polygraphy", "rtx", "depthcut verify-engine"),
 )
 _ENGINES = {
     "tensorrt-rtx": "engines, built without a GPU too",

@@ -25,6 +25,14 @@ _KNOWN = frozenset(
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
 
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+"""By precision, how far libraries may differ; times a tensor's largest value, or 1 when smaller.
+
+A wrong layer is off by a large part of that; two libraries' rounding is below it by ten times.
+ONNX Runtime's CPU runs bfloat16 in float32, so there it is all of bfloat16's rounding; no card has
+tried that one yet.
+"""
+
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -24,6 +24,7 @@ from exporter.engines.build.inspector import inspected
 from exporter.engines.build.libraries import LIBRARIES, load
 from exporter.engines.build.logs import make_monitor, no_engine, read_layers
 from exporter.engines.build.network import Builder
+from exporter.engines.build.polygraphy_run import run_engine
 from exporter.engines.build.refit import write_engine, write_refitted
 from exporter.engines.build.session import run_once
 from exporter.engines.build.settings import BuildSettings, Profile
@@ -144,7 +145,11 @@ def _refit(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
     return {}
 
 
-_JOBS = {"check": _check, "build": _build, "try": _try, "refit": _refit}
+def _polygraphy(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    return run_engine(request)
+
+
+_JOBS = {"check": _check, "build": _build, "try": _try, "refit": _refit, "polygraphy": _polygraphy}
 
 
 if __name__ == "__main__":

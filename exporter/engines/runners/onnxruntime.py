@@ -318,6 +318,15 @@ class OnnxRuntimeRunner(Runner):
         return new_session(file, providers=providers, threads=self.threads, thrifty=self._thrifty)
 
     @property
+    def session(self) -> Any:
+        """The ``InferenceSession``, for other tools.
+
+        Raises:
+            BackendError: The runner is not entered.
+        """
+        return self._loaded()
+
+    @property
     def device(self) -> str:
         """Where values lie, as ONNX Runtime calls it."""
         return self._short_name
