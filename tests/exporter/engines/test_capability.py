@@ -13,7 +13,8 @@ from exporter.cli import run
 pytestmark = pytest.mark.rtx
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
-g (float[2,2] x) => (float[2,2] y) {{ a = Add(x, x)  d = {operator}(a)  b = Mul(a, d)  y = Relu(b) }}"""
+g (float[2,2] x) => (float[2,2] y) {{
+a = Add(x, x)  d = {operator}(a)  b = Mul(a, d)  y = Relu(b) }}"""
 
 
 def reported(folder: Path, operator: str) -> tuple[int, list[str]]:
