@@ -7,6 +7,7 @@ from typing import Any
 
 from exporter.heal.distill.memory import needed_by
 from exporter.heal.options import TRAINED, HealOptions
+from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
 from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
@@ -93,9 +94,9 @@ def _free_bytes(model: Any) -> int | None:
 
 
 def operations_per_second() -> float:
-    """Of this machine, as a rule of thumb."""
+    """Of this machine while it is quiet, as a rule of thumb."""
     import torch
 
     if torch.cuda.is_available():
         return _RATES["cuda"]
-    return _RATES["cpu"] * torch.get_num_threads()
+    return _RATES["cpu"] * IDLE_THREADS.most

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from exporter.artifacts import AnswerDamage, HealedEmbeddings, HealedText
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
-from exporter.models.ablation.embeddings import meter_of
-from exporter.models.ablation.meter import Within
+from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage, joined
+from exporter.models.ablation.embeddings import EmbeddingMeter, meter_of
+from exporter.models.ablation.meter import DamageMeter, Within
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -21,19 +21,24 @@ _LEAST_SHARE = 0.05
 _STD_ERRORS = 2.0
 _ALIKE = 1 / 3
 """Where one domain's share of the gain is below this part of the other's, they disagree."""
+Role = Literal["calibration", "other"]
+Measured = HealedText | HealedEmbeddings
+Lost = Callable[[Measured], bool]
+"""Whether what was measured shows that a cut is not worth measuring on."""
 
 
 def measured_text(
     model: Any,
-    role: Literal["calibration", "other"],
+    role: Role,
     text: CalibrationText,
     dropped: BranchReplacements,
     healed: BranchReplacements,
     *,
     batch_size: int = 4,
     within: Within | None = None,
+    lost: Lost | None = None,
     progress: Progress = QUIET,
-) -> HealedText | HealedEmbeddings:
+) -> Measured:
     """Measures both cuts on one text, against the whole model.
 
     Args:
@@ -44,28 +49,52 @@ def measured_text(
         healed: The same branches, with their replacements.
         batch_size: Samples in one forward pass.
         within: Makes what gives the model the healed one's weights; None: they are the same.
-        progress: Told of every run.
+        lost: Told after each batch of what was measured so far; True ends the measurement there.
+        progress: Told of every batch.
+
+    Returns:
+        The figures, with the samples that they were measured on.
 
     Raises:
         ScoringError: Answers are not finite, or there is no position to compare at.
     """
-    meter = meter_of(model, text.input_ids, text.mask, batch_size=batch_size)
-    before: AnyDamage
-    after: AnyDamage
+    befores: list[Any] = []
+    afters: list[Any] = []
+    starts = range(0, len(text.input_ids), batch_size)
+    with progress.task("measure the healed cut", total=len(starts)) as task:
+        for start in starts:
+            part = text.rows(slice(start, start + batch_size))
+            meter = meter_of(model, part.input_ids, part.mask, batch_size=batch_size)
+            before, after = _both(meter, dropped, healed, within)
+            befores.append(before)
+            afters.append(after)
+            task.advance()
+            found = _told(role, text.rows(slice(0, start + batch_size)), befores, afters)
+            if lost is not None and lost(found):
+                break
+    return found
+
+
+def _both(
+    meter: DamageMeter | EmbeddingMeter,
+    dropped: BranchReplacements,
+    healed: BranchReplacements,
+    within: Within | None,
+) -> tuple[AnyDamage, AnyDamage]:
+    """The damage of both cuts; the whole model runs once."""
     if within is None:
-        before, after = meter.measure_many(dropped, [healed], progress)
-    else:
-        before = meter.measure(dropped, progress)
-        changed = meter_of(model, text.input_ids, text.mask, batch_size=batch_size, within=within)
-        after = changed.measure(healed, progress)
-    if isinstance(before, EmbeddingDamage) and isinstance(after, EmbeddingDamage):
+        before, after = meter.measure_many(dropped, [healed])
+        return before, after
+    return meter.measure(dropped), meter.inside(within).measure(healed)
+
+
+def _told(
+    role: Role, text: CalibrationText, befores: Sequence[Any], afters: Sequence[Any]
+) -> Measured:
+    before, after = joined(befores), joined(afters)
+    if isinstance(before, EmbeddingDamage):
         return _healed_embeddings(role, text, before, after)
-    assert isinstance(before, Damage)
-    assert isinstance(after, Damage)
     return _healed_text(role, text, before, after)
-
-
-Role = Literal["calibration", "other"]
 
 
 def _healed_embeddings(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from exporter.artifacts import (
     CalibrationRef,
@@ -25,7 +25,13 @@ from exporter.artifacts.servers import is_plain, places_of, refuse_needed
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
 from exporter.heal.automatic import in_turn
 from exporter.heal.distill.student import adapter_library
-from exporter.heal.domains import embedding_warnings, measured_text, warnings_of
+from exporter.heal.domains import (
+    Lost,
+    Measured,
+    embedding_warnings,
+    measured_text,
+    warnings_of,
+)
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.options import HealOptions
@@ -84,6 +90,7 @@ def heal(
     allow_all: bool = False,
     work: Path | None = None,
     texts: HealingTexts | None = None,
+    lost: Lost | None = None,
     progress: Progress = QUIET,
 ) -> Healed:
     """Makes up for what a plan drops, and measures what that gains.
@@ -101,6 +108,8 @@ def heal(
         work: A folder that keeps each fit once it is finished, so that an interrupted call goes on
             from there.
         texts: What is fitted on and held out; None reads what the options name.
+        lost: Ends the measurement of the healed cut early; see
+            :func:`exporter.heal.domains.measured_text`.
         progress: Told what goes on.
 
     Raises:
@@ -117,7 +126,7 @@ def heal(
     names = named_sublayers(plan.deletions, ref.num_layers)
     parents = {**(made_from or {}), "model": ref.sha256}
     *others, last = (
-        _Asked(loaded, plan, names, options, work, texts, progress)
+        _Asked(loaded, plan, names, options, work, texts, lost, progress)
         for options in in_turn(asked, loaded, progress)
     )
     for each in others:
@@ -138,6 +147,7 @@ class _Asked:
     options: HealOptions
     work: Path | None
     texts: HealingTexts | None
+    lost: Lost | None
     progress: Progress
 
 
@@ -157,6 +167,7 @@ def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
             made.fits,
             _choice_warnings(options, texts, asked.plan),
             made=made,
+            lost=asked.lost,
             progress=progress,
         )
     sources = {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
@@ -307,6 +318,7 @@ def measured_healing(
     fits: Mapping[SublayerRef, Fit] | None = None,
     warnings: Sequence[str] = (),
     made: Made | None = None,
+    lost: Lost | None = None,
     progress: Progress = QUIET,
 ) -> Healing:
     """Measures what replacements gain in both domains, and warns where the two disagree.
@@ -321,17 +333,20 @@ def measured_healing(
         fits: What is known of the single fits.
         warnings: What else a reader must know.
         made: What training made; None where nothing was trained.
+        lost: As for :func:`heal`; a lost cut isn't measured in the other domain.
         progress: Told of every run.
 
     Raises:
         ScoringError: Answers are not finite.
     """
     within = None if made is None else made.within
-    measured = _measured(loaded, texts, found, options.batch_size, within, progress)
+    measured = _measured(loaded, texts, found, options.batch_size, within, lost, progress)
     answers = [each for each in measured if isinstance(each, HealedText)]
     embeddings = [each for each in measured if isinstance(each, HealedEmbeddings)]
-    warnings = [*warnings, *warnings_of(answers), *embedding_warnings(embeddings)]
-    for warning in warnings:
+    told = list(warnings)
+    if lost is None or not lost(measured[0]):
+        told = [*told, *warnings_of(answers), *embedding_warnings(embeddings)]
+    for warning in told:
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
     return Healing(
@@ -345,7 +360,7 @@ def measured_healing(
         training=None if made is None else made.training,
         texts=answers,
         embeddings=embeddings,
-        warnings=warnings,
+        warnings=told,
     )
 
 
@@ -355,25 +370,24 @@ def _measured(
     found: Mapping[SublayerRef, BranchReplacement],
     batch_size: int,
     within: Within | None,
+    lost: Lost | None,
     progress: Progress,
-) -> list[HealedText | HealedEmbeddings]:
-    """The damage in both domains."""
-    dropped = dict.fromkeys(found, NOTHING)
-    roles: tuple[Literal["calibration", "other"], ...] = ("calibration", "other")
-    return [
-        measured_text(
-            loaded.model,
-            role,
-            text,
-            dropped,
-            found,
-            batch_size=batch_size,
-            within=within,
-            progress=progress,
-        )
-        for role, text in zip(roles, texts, strict=True)
-        if text is not None
-    ]
+) -> list[Measured]:
+    """The damage in both domains; in the first alone where that shows the cut to be lost."""
+    measured = partial(
+        measured_text,
+        loaded.model,
+        dropped=dict.fromkeys(found, NOTHING),
+        healed=found,
+        batch_size=batch_size,
+        within=within,
+        progress=progress,
+    )
+    own, other = texts
+    first = measured("calibration", own, lost=lost)
+    if other is None or (lost is not None and lost(first)):
+        return [first]
+    return [first, measured("other", other)]
 
 
 def _predicted(healing: Healing) -> dict[str, float]:

@@ -39,8 +39,8 @@ from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
 _SAMPLED_SHARE = 0.25
-_FEW_SAMPLED = 8
-"""Samples of a text that the model samples just to judge a training by: each token takes a run."""
+_FEW_SAMPLED, _SAMPLED_LENGTH = 16, 128
+"""Of a text that the model samples just to judge by: each token of a sample takes a run."""
 _MOST_PASSAGES = 64
 """That are held out of a text that is read by paragraphs."""
 MOST_HELD_OUT = 32
@@ -110,8 +110,9 @@ def healing_texts(
     refuse_same(whole, HealingError)
     parts = [_parted(text, *each) for text, each in zip(whole, asked, strict=True)]
     samples, length = sum(more for _, more in few), options.sequence_length
-    if options.trains and options.check_text is None and _other_spec(loaded, specs) == SELF:
-        samples, length = min(samples, _FEW_SAMPLED), min(length, CHAT_TOKENS)
+    judges = options.trains or judged
+    if judges and options.check_text is None and _other_spec(loaded, specs) == SELF:
+        samples, length = _FEW_SAMPLED, min(length, _SAMPLED_LENGTH)
     other = other_domain(
         loaded,
         specs,

@@ -35,6 +35,13 @@ class IdleThreads:
     _looked: float = -math.inf
     _before: CpuTimes | None = None
 
+    @property
+    def most(self) -> int:
+        """PyTorch's own number of threads, which it works with on a quiet machine."""
+        import torch
+
+        return self._most or torch.get_num_threads()
+
     def fit(self) -> None:
         """Sets PyTorch's threads to its own number, less the share that others take.
 

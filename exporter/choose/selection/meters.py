@@ -16,7 +16,7 @@ from exporter.models.ablation.branch_replacements import (
 )
 from exporter.models.ablation.choices import ChoiceItems, ChoiceMeter
 from exporter.models.ablation.damage import AnyDamage, D, D_co, damage_of_numbers
-from exporter.models.ablation.embeddings import meter_of
+from exporter.models.ablation.embeddings import POSITIONS, meter_here
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -53,26 +53,6 @@ whether embeddings count, to what measures cuts on them."""
 _AT_ONCE = 12
 """Cuts that are measured before they are written down. Each such group runs the cut that they start
 from once more; a command that is stopped loses one group."""
-POSITIONS = 2
-"""Answers are compared at every second position: the head costs a third of a small model."""
-
-
-def meter_here(
-    loaded: LoadedModel,
-    text: CalibrationText,
-    batch_size: int = 4,
-    positions: int = POSITIONS,
-    embeds: bool | None = None,
-) -> Meter:
-    """Measures in this process, on all of a text."""
-    return meter_of(
-        loaded.model,
-        text.input_ids,
-        text.mask,
-        batch_size=batch_size,
-        positions=positions,
-        embeds=embeds,
-    )
 
 
 def searched_meter(

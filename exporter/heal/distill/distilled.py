@@ -112,6 +112,10 @@ def training_device(model: Any) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+_FREE = ("check_text", "time_s")
+"""Options that may differ where a training goes on."""
+
+
 def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     """All that a state of the training hangs on."""
     asked = vars(fitting.options)
@@ -122,5 +126,5 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,
-        "options": {name: asked[name] for name in sorted(asked) if name != "check_text"},
+        "options": {name: asked[name] for name in sorted(asked) if name not in _FREE},
     }

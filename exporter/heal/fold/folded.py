@@ -117,12 +117,8 @@ def _refuse_loss(fitting: Fitting, text: CalibrationText, values: Sequence[OwnVa
 
 def _loses(fitting: Fitting, text: CalibrationText, values: Sequence[OwnValue]) -> bool:
     cut: Any = dict.fromkeys(fitting.names, NOTHING)
-
-    def distance(within: Any) -> float:
-        size = fitting.options.batch_size
-        meter = meter_of(
-            fitting.loaded.model, text.input_ids, text.mask, batch_size=size, within=within
-        )
-        return meter.measure(cut, fitting.progress).distance
-
-    return distance(lambda: swapped(values)) >= distance(None)
+    size = fitting.options.batch_size
+    meter = meter_of(fitting.loaded.model, text.input_ids, text.mask, batch_size=size)
+    healed = meter.inside(lambda: swapped(values))
+    bare, found = (each.measure(cut, fitting.progress).distance for each in (meter, healed))
+    return found >= bare

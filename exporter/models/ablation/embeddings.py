@@ -25,6 +25,12 @@ from exporter.models.texts.batches import Batch, batches_of
 if TYPE_CHECKING:
     import torch
 
+    from exporter.models.loading.model_source import LoadedModel
+    from exporter.models.texts.calibration import CalibrationText
+
+POSITIONS = 2
+"""Searches compare answers at every second position: the head costs a third of a small model."""
+
 
 def pooled(states: Any, mask: Any) -> Any:
     """The mean of each text's states, ``[..., hidden]``; of NumPy or of PyTorch.
@@ -127,6 +133,24 @@ def meter_of(
         return EmbeddingMeter(model, input_ids, mask, batch_size=batch_size, within=within)
     return DamageMeter(
         model, input_ids, mask, batch_size=batch_size, positions=positions, within=within
+    )
+
+
+def meter_here(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    batch_size: int = 4,
+    positions: int = POSITIONS,
+    embeds: bool | None = None,
+) -> DamageMeter | EmbeddingMeter:
+    """Measures in this process, on all of a text; see :func:`meter_of`."""
+    return meter_of(
+        loaded.model,
+        text.input_ids,
+        text.mask,
+        batch_size=batch_size,
+        positions=positions,
+        embeds=embeds,
     )
 
 

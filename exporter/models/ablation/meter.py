@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,12 @@ class CutMeter(Generic[D]):
     def num_layers(self) -> int:
         """How many layers the model has."""
         return len(self._runner.layers)
+
+    def inside(self, within: Within) -> Self:
+        """The same for cut models that run in something else, beside these whole answers."""
+        found = copy.copy(self)
+        found._within, found._same_weights = within, False
+        return found
 
     def measure(self, cut: BranchReplacements, progress: Progress = QUIET) -> D:
         """What one cut costs."""

@@ -18,7 +18,7 @@ from typing import Any
 from exporter.errors import ClusterError
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.ablation.damage import AnyDamage, D, joined
-from exporter.models.ablation.embeddings import meter_of
+from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
@@ -161,15 +161,7 @@ def _meter(
     positions: int,
     embeds: bool | None,
 ) -> CutMeter[Any]:
-    loaded = model.load()
-    return meter_of(
-        loaded.model,
-        text.input_ids,
-        text.mask,
-        batch_size=batch_size,
-        positions=positions,
-        embeds=embeds,
-    )
+    return meter_here(model.load(), text, batch_size, positions, embeds)
 
 
 def measured(meter: CutMeter[D], job: CutJob) -> list[D]:

@@ -26,9 +26,9 @@ from exporter.choose.budgets.inputs import Workplace  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
-from exporter.choose.selection.meters import meter_here  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.options import HealOptions  # noqa: E402
+from exporter.models.ablation.embeddings import meter_here  # noqa: E402
 from exporter.progress import Quiet  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 from tests.raising import raises  # noqa: E402
