@@ -82,6 +82,10 @@ class UnmetGoalError(PlanError):
     """No plan keeps what was asked for: the answer is no, and says what is in reach."""
 
 
+class UndecidedGoalError(UnmetGoalError):
+    """No plan was shown to keep what was asked for, nor that none does."""
+
+
 class UnsafePlanError(UnsafeInputError, PlanError):
     """A plan names a file outside of its folder."""
 

@@ -19,6 +19,7 @@ from exporter.errors import (
     FULL_DISK,
     DepthcutError,
     SweepError,
+    UndecidedGoalError,
     UnmetGoalError,
     UsageError,
     first_line,
@@ -26,7 +27,7 @@ from exporter.errors import (
 )
 from exporter.printable import printable, printable_output
 
-NO, FAILED, INTERRUPTED = 1, 2, 130
+NO, FAILED, UNDECIDED, INTERRUPTED = 1, 2, 3, 130
 _COMMANDS = {
     "Everything in one command": {
         "export": "Score, cut, export to ONNX and compare, in one command.",
@@ -152,7 +153,8 @@ def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
         echo(f"depthcut: {error}", err=True)
         return FAILED
     except UnmetGoalError as error:
-        return _fail(progress, str(error), NO)
+        undecided = isinstance(error, UndecidedGoalError)
+        return _fail(progress, str(error), UNDECIDED if undecided else NO)
     except DepthcutError as error:
         return _fail(progress, str(error))
     except BrokenPipeError:

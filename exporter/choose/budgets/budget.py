@@ -37,12 +37,12 @@ _Kinds = Annotated[
     comma_list,
     Written("KIND,KIND", ",".join, listed=True),
 ]
-_Increase = Annotated[Share, Field(gt=0, allow_inf_nan=False)]
+Increase = Annotated[Share, Field(gt=0, allow_inf_nan=False)]
 _Speedup = Annotated[
     float, Field(gt=1, allow_inf_nan=False), BeforeValidator(_without_x), Written("X")
 ]
 USUAL_REQUEST = RequestShape(batch=1, prompt=512, new=64)
-"""What is made faster where nothing is said."""
+"""What is made faster where nothing is said, as far as a model can serve it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Memory(Options):
 class Floors(Options):
     """What the cut model's answers must keep, on tokens that the search has not seen."""
 
-    perplexity_increase: _Increase | None = option(
+    perplexity_increase: Increase | None = option(
         None,
         "Maximum increase of the perplexity, such as 5%, on tokens that the search does not "
         "use. Without another budget, as much as this allows is dropped: for speed if --at is "
@@ -193,7 +193,7 @@ class Budget(Options):
         None,
         "The request to make faster, such as batch=1,prompt=512,new=128.",
         brief="The request: batch=1,prompt=512,new=128",
-        usual=f"{USUAL_REQUEST} with --faster",
+        usual=f"{USUAL_REQUEST} with --faster, and in export without a budget; for encoders new=0",
         section=REACHING,
     )
     floors: Floors = part(Floors())

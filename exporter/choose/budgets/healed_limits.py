@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -11,17 +12,24 @@ from exporter.artifacts import PruningPlan, Speedup, TriedCut
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words, percent
 from exporter.choose.budgets.figures import Outcome, damage_figures, elsewhere, size_figures
-from exporter.choose.budgets.ladder import SHARES, Ladder, Rung
+from exporter.choose.budgets.ladder import (
+    HIGH,
+    LOW,
+    SHARES,
+    Ladder,
+    Rung,
+    is_hopeless,
+    rung_of,
+)
 from exporter.choose.budgets.refusals import gains_of
 from exporter.choose.budgets.solving import Solving
-from exporter.choose.budgets.trial_runs import HIGH, LOW, TrialRuns, trial_options
+from exporter.choose.budgets.trial_runs import TrialRuns, time_of, trial_options
 from exporter.choose.budgets.units import Goal, Unit
-from exporter.errors import UnmetGoalError
+from exporter.choose.selection.affordable import SEARCH_S
+from exporter.choose.selection.options import Step
+from exporter.errors import UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
-
-LEAST_SHARE = 0.08
-"""No healing is expected to leave less than this share of a cut's cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +48,6 @@ class Candidate:
 def cost_of(damage: AnyDamage, floors: Floors) -> float:
     """The share of the limits that a bare cut uses up."""
     return floors.used_up(damage_figures(damage))
-
-
-def is_hopeless(damage: AnyDamage, floors: Floors) -> bool:
-    """Whether no healing can be expected to bring a cut within the limits."""
-    return cost_of(damage, floors) * LEAST_SHARE > 1
 
 
 def largest_within(
@@ -69,6 +72,9 @@ def largest_within(
     costs = [cost_of(each.damage, floors) for each in candidates]
     ladder = Ladder(costs, SHARES.get(runs.first.decided, 0.5))
     while (number := ladder.next) is not None:
+        if not runs.has_time:
+            progress.say(f"plan: no time is left for the cut {number + 1} (--time)")
+            break
         plan = plan_of(candidates[number].candidate)
         progress.say(
             f"plan: try the cut {number + 1} of {len(candidates)}: without {plan.describe()} "
@@ -98,7 +104,11 @@ def outcome_words(tried: TriedCut, floors: Floors) -> str:
 
 
 def refuse_all(
-    tried: Sequence[TriedCut], floors: Floors, goals: Sequence[Goal] = (), reach: str = ""
+    tried: Sequence[TriedCut],
+    floors: Floors,
+    goals: Sequence[Goal] = (),
+    reach: str = "",
+    smaller: bool = False,
 ) -> NoReturn:
     """Says that nothing is worth cutting, or that the goals cost too much, and what it would cost.
 
@@ -107,18 +117,26 @@ def refuse_all(
         floors: The limits on quality.
         goals: What was to be reached beside them.
         reach: What of the goals is in reach.
+        smaller: Whether smaller cuts were not tried.
 
     Raises:
-        UnmetGoalError: Always.
+        UnmetGoalError: That is so.
+        UndecidedGoalError: A smaller cut, or a measurement on more text, may still keep the limits.
     """
     least = min(tried, key=lambda cut: len(cut.deletions))
     dropped = PruningPlan(deletions=least.deletions).describe()
     wanted = " and ".join(goal.words() for goal in goals)
     lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
-    raise UnmetGoalError(
+    code = "goals-beyond-limits" if goals else "nothing-within-limits"
+    kind: type[UnmetGoalError] = UnmetGoalError
+    if smaller or rung_of(0, least.healed, floors).cost <= 1:
+        kind, code = UndecidedGoalError, f"undecided-{code}"
+        lead = f"It isn't shown that {wanted} keeps" if goals else "It isn't shown that a cut keeps"
+        lead += " the limits on quality"
+    raise kind(
         f"{lead}: without {dropped}, {outcome_words(least, floors)}.",
         f"{reach}{_allowing(least, floors)}more --time or more text may recover more.",
-        code="goals-beyond-limits" if goals else "nothing-within-limits",
+        code=code,
     )
 
 
@@ -151,13 +169,15 @@ class HealedLimits(Solving):
             self.floors,
             self._work.trials,
             len(self.texts.searched.input_ids),
+            time.monotonic() - self._began,
             self._progress,
         )
         found = largest_within(candidates, self.floors, runs, self._chosen_plan, self._progress)
         if found.best is None:
             tried = [each.tried for each in runs.cuts]
             reach = self._in_reach(candidates[0], found.tried[0]) if self.goals else ""
-            refuse_all(tried, self.floors, self.goals, reach)
+            smaller = min(rung.number for rung in found.tried) > 0
+            refuse_all(tried, self.floors, self.goals, reach, smaller)
         candidate = candidates[found.best.number].candidate
         cut = runs.cuts[found.tried.index(found.best)]
         figures = size_figures(
@@ -176,17 +196,26 @@ class HealedLimits(Solving):
         if self.goals:
             found, speedup = self._measured() if self._times_candidates else (self._solved(), None)
             return [Candidate(found, self.search.damage(found))], speedup
-        found_all = self._path(self._used_up)
+        assert self.settings.heal is not None
+        half_s = time_of(self.settings.heal) / 2
+        found_all = self._path(self._used_up, self._began + half_s)
         if not found_all:
             smallest = self.search.smallest(self._used_up)
             found_all = [Candidate(smallest, self.search.damage(smallest))]
         return found_all, None
 
-    def _path(self, unit: Unit) -> list[Candidate]:
-        """Ever larger cuts, as long as healing may bring them within the limits."""
+    def _path(self, unit: Unit, until: float) -> list[Candidate]:
+        """Ever larger cuts, as long as healing may bring them within the limits, and until then."""
         floors = self.floors
+
+        def ends(step: Step) -> bool:
+            late = time.monotonic() > until
+            if late:
+                self._progress.say("plan: the search ends here for want of time (--time)")
+            return late or is_hopeless(damage_figures(step.damage), floors)
+
         with self._progress.task("search for ever larger cuts"):
-            path = self.search.path(unit, lambda step: is_hopeless(step.damage, floors))
+            path = self.search.path(unit, ends)
         return [Candidate(*each) for each in path]
 
     def _in_reach(self, reached: Candidate, rung: Rung) -> str:
@@ -195,7 +224,7 @@ class HealedLimits(Solving):
         remaining = max(0.0, rung.cost) / max(1e-6, cost_of(reached.damage, floors))
         allowed = [
             each.candidate
-            for each in self._path(unit)
+            for each in self._path(unit, time.monotonic() + SEARCH_S)
             if cost_of(each.damage, floors) * remaining + rung.high - rung.cost <= 1
         ]
         if not allowed:

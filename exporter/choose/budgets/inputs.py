@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,6 @@ from exporter.choose.selection.meters import (
     MakeMeter,
     RememberingMeter,
     items_meter,
-    meter_here,
     searched_meter,
 )
 from exporter.choose.selection.options import protected_names
@@ -39,6 +39,7 @@ from exporter.errors import UsageError
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
 from exporter.models.ablation.damage import AnyDamage
+from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import text_of_report
@@ -129,6 +130,7 @@ class PlanInputs:
         cache_dir: Path | None = None,
         progress: Progress = QUIET,
     ) -> None:
+        self._began = time.monotonic()
         budget = with_context(budget, sizes, progress)
         self.report, self.budget, self.settings = report, budget, settings.for_budget(budget)
         self.importance_sha256 = importance_sha256

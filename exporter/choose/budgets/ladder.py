@@ -7,12 +7,18 @@ of its cost that is expected to remain, the next by the share that was measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from exporter.choose.budgets.budget import Floors
+
+HIGH, LOW = "log_perplexity_increase_high", "cosine_low"
+"""In figures, the end of the 95 % interval that is further from the whole model."""
 SHARES = {"distill": 0.25, "fold": 0.4, "best": 0.5}
 """What is expected to remain of a bare cut's cost after each kind of healing."""
+LEAST_SHARE = 0.08
+"""No healing is expected to leave less than this share of a cut's cost."""
 TRIALS = 3
 _LEAST = 1e-6
 _CAUTION = 0.1
@@ -37,6 +43,25 @@ class Rung:
     def holds(self) -> bool:
         """Whether the limit is kept for certain."""
         return self.high <= 1.0
+
+
+def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
+    """A cut by the share of the limits that it uses up: the one rule of what holds them.
+
+    Args:
+        number: Its place among the cuts.
+        figures: As a plan has them in ``predicted``, with :data:`HIGH` or :data:`LOW` where the
+            interval is known.
+        floors: The limits.
+    """
+    ends = {"log_perplexity_increase": HIGH, "cosine": LOW}
+    worst = dict(figures) | {name: figures[end] for name, end in ends.items() if end in figures}
+    return Rung(number, floors.used_up(figures), floors.used_up(worst))
+
+
+def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
+    """Whether no healing can be expected to bring a bare cut within the limits."""
+    return floors.used_up(figures) * LEAST_SHARE > 1
 
 
 class Ladder:

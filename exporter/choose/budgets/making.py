@@ -11,6 +11,7 @@ from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.request import PlanRequest
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.budgets.units import with_request
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
@@ -128,11 +129,13 @@ def _planner(
     workers: ExitStack,
     progress: Progress,
 ) -> Planner:
+    weighed = None if request.onnx is None else sizes(request.onnx)
+    budget = with_request(request.budget, weighed, progress)
     stopwatch = None
-    if request.onnx is not None and request.budget.at is not None:
+    if request.onnx is not None and budget.at is not None:
         stopwatch = OnnxStopwatch(
             request.onnx,
-            request.budget.at,
+            budget.at,
             request.costs or work.costs,
             work.scratch,
             provider=request.run.provider,
@@ -146,11 +149,11 @@ def _planner(
     return Planner(
         report,
         lambda: _model(request, report.model.source, progress),
-        request.budget,
+        budget,
         request.settings,
         work=work,
         make_meter=_spread_meters(request, workers, progress),
-        sizes=None if request.onnx is None else sizes(request.onnx),
+        sizes=weighed,
         stopwatch=stopwatch,
         costs=None if known is None else CostTable.read(known),
         importance_sha256=sha256_file(request.importance),

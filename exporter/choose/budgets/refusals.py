@@ -7,16 +7,16 @@ from typing import NoReturn
 
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
 from exporter.choose.budgets.units import Goal
-from exporter.errors import PlanError
+from exporter.errors import PlanError, UnmetGoalError
 
 
 def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoReturn:
     """Refuses a goal that even dropping everything that may be dropped doesn't reach.
 
     Raises:
-        PlanError: Always.
+        UnmetGoalError: Always.
     """
-    raise PlanError(
+    raise UnmetGoalError(
         "The budget is out of reach: dropping everything that may be dropped gives "
         f"{goal.unit.words(most)}; the budget is {goal.words()}.",
         "Ask for less, or let more be dropped: more kinds, fewer protected, no replacements.",
@@ -36,10 +36,10 @@ def refuse_floors(
         nearest: The best candidate within the floors.
 
     Raises:
-        PlanError: Always.
+        UnmetGoalError: Always.
     """
     wanted = " and ".join(goal.words() for goal in goals)
-    raise PlanError(
+    raise UnmetGoalError(
         f"The budget can't be met: with {wanted}, " + " and ".join(checker.broken(candidate)) + ".",
         f"Within the limits on quality, this is possible: {gains_of(nearest, goals)} "
         f"({damage_words(checker.damage(nearest))}). Ask for that, allow more damage, let more "
@@ -57,10 +57,10 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
         candidate: The smallest cut; without options where nothing may go.
 
     Raises:
-        PlanError: Always.
+        UnmetGoalError: Always.
     """
     _refuse_no_options(candidate)
-    raise PlanError(
+    raise UnmetGoalError(
         f"Nothing can be dropped within the limits on quality: with {candidate.options[0]} alone, "
         + " and ".join(checker.broken(candidate))
         + ".",

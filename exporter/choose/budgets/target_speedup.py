@@ -21,7 +21,7 @@ from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.errors import PlanError
+from exporter.errors import PlanError, UnmetGoalError
 from exporter.heal.plan_file import write_healed_plan
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
@@ -118,7 +118,7 @@ def _refuse_target(target: float, tried: list[TimedCandidate], error: PlanError)
     if not tried:
         raise error
     nearest = _best(tried, target).speedup.ratio
-    raise PlanError(
+    raise UnmetGoalError(
         f"A speedup of {target:g} is out of reach: the nearest candidate measured {nearest:.3f} "
         f"times as fast, and no more can be dropped. {error}",
         f"Ask for at most {nearest:.3f}, allow more damage, or let more be dropped.",

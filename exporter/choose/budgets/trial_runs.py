@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from scipy import stats
 
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
-from exporter.artifacts.healing import AnswerDamage, Healing
+from exporter.artifacts.healing import AnswerDamage, HealedEmbeddings, Healing
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.ladder import Rung
+from exporter.choose.budgets.ladder import HIGH, LOW, Rung, rung_of
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import HealingError
-from exporter.heal.automatic import USUAL_TIME_S, settled, without_training
+from exporter.heal.automatic import (
+    USUAL_TIME_S,
+    operations_per_second,
+    settled,
+    without_training,
+)
+from exporter.heal.domains import Measured
 from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
@@ -34,8 +41,13 @@ from graph_passes.files.placing import remove_tree
 from graph_passes.replacements import array_of
 
 JUDGED = 16
-"""Samples of each text that judge, beside those that a healing holds out anyway."""
-HIGH, LOW = "log_perplexity_increase_high", "cosine_low"
+"""Samples of each text that judge, at most, beside those that a healing holds out anyway."""
+FEWEST_SEEN = 4
+"""Samples on which a healed cut may be given up."""
+_SHORTEST_S = 30.0
+"""Of a training that was asked for by name."""
+_FIRST_SHARE = 0.4
+"""Of the time for choosing and healing, for the first training: checks take time, too."""
 _GAINED_NOTHING = ("folding-gained-nothing", "distillation-gained-nothing")
 _USUAL_TEXTS = ((SELF,), (PYDOC,))
 
@@ -84,15 +96,21 @@ def trial_options(
     return replace(options, seed=options.seed + 1)
 
 
+def time_of(options: HealOptions) -> float:
+    """For choosing, healing and checking together, in seconds."""
+    return options.time_s or USUAL_TIME_S
+
+
 class TrialRuns:
     """The healing of several cuts of one model, in one time, on one text.
 
     Args:
         loaded: The model.
-        options: How to heal; its time is that of all trainings together.
+        options: How to heal; its time is that of choosing and healing together.
         floors: The limits on quality.
         work: Keeps each healed cut for a later call.
         skipped: Samples at the beginning of each text that have chosen the cuts.
+        spent_s: What choosing has taken; half of the time is left for healing in any case.
         progress: Told what goes on.
     """
 
@@ -103,16 +121,42 @@ class TrialRuns:
         floors: Floors,
         work: Path,
         skipped: int = 0,
+        spent_s: float = 0.0,
         progress: Progress = QUIET,
     ) -> None:
         self._loaded, self._options, self._floors = loaded, options, floors
         self._work, self._skipped, self._progress = work, skipped, progress
-        self._seconds = 0.0
+        self._whole_s = time_of(options)
+        self._ends = time.monotonic() + self._whole_s - min(spent_s, self._whole_s / 2)
+        self._beside_s = 0.0
         self.cuts: list[HealedCut] = []
+
+    @property
+    def has_time(self) -> bool:
+        """Whether one more cut can be healed and checked, if need be without a training."""
+        least = _SHORTEST_S if self._options.kind == "distill" else 0.0
+        return not self.cuts or self._left_s > least
+
+    @property
+    def _left_s(self) -> float:
+        """For a training, before the checks that come after it."""
+        return self._ends - time.monotonic() - self._beside_s
+
+    @property
+    def _check_s(self) -> float:
+        """About what the checks of a cut take that is not given up: three runs."""
+        texts = self.texts
+        read = (texts.halves[1], *([] if texts.other is None else [texts.other]))
+        tokens = sum(text.ref.tokens for text in read)
+        operations = 3 * 2 * self._loaded.model.num_parameters() * tokens
+        return float(operations / operations_per_second())
 
     @cached_property
     def first(self) -> HealOptions:
-        """How the first cut is healed: by a training of half of the time, where that is enough."""
+        """How the first cut is healed: by a training of a part of the time, if that is enough.
+
+        It doesn't hang on what choosing has taken: a later call takes the same samples.
+        """
         return settled(replace(self._options, time_s=self._time_s()), self._loaded, self._progress)
 
     @cached_property
@@ -121,7 +165,8 @@ class TrialRuns:
         asked = self.first
         if asked.samples is not None:
             asked = replace(asked, samples=max(asked.samples, self._skipped))
-        return healing_texts(self._loaded, asked, self._progress, judged=JUDGED)
+        judged = min(JUDGED, self._options.samples or JUDGED)
+        return healing_texts(self._loaded, asked, self._progress, judged=judged)
 
     def run(self, number: int, plan: PruningPlan) -> Rung:
         """Heals a cut and measures it, or takes what an earlier call has left.
@@ -136,10 +181,18 @@ class TrialRuns:
         Raises:
             DepthcutError: It can't be healed.
         """
-        cut = self._found(plan) or self._healed(plan)
+        began = time.monotonic()
+        cut = self._found(plan)
+        if cut is not None:
+            self._ends -= cut.tried.training_seconds
+        else:
+            cut = self._healed(plan)
+            taken = time.monotonic() - began - cut.tried.training_seconds
+            self._beside_s = max(taken, self._check_s)
         self.cuts.append(cut)
-        self._seconds += cut.tried.training_seconds
-        return rung_of(number, cut.tried.healed, self._floors)
+        seen, whole = _held_out(cut.report.healing).text.samples, len(self.texts.halves[1].mask)
+        rung = rung_of(number, cut.tried.healed, self._floors)
+        return rung if seen >= whole else _on_all_samples(rung, seen, whole)
 
     def noted(self, cut: HealedCut, figures: Mapping[str, float]) -> PruningPlan:
         """The plan of a cut, with what was tried and on what it was held against the limits.
@@ -159,11 +212,10 @@ class TrialRuns:
         )
 
     def _time_s(self) -> float | None:
-        """For the next training: half of the time, then what is left."""
-        whole = self._options.time_s or USUAL_TIME_S
+        """For the next training: a part of the time, then what is left."""
         if not self._options.trains:
             return None
-        return max(1.0, whole - self._seconds) if self.cuts else whole / 2
+        return max(1.0, self._left_s) if self.cuts else _FIRST_SHARE * self._whole_s
 
     def _healed(self, plan: PruningPlan) -> HealedCut:
         """Heals and keeps a cut."""
@@ -193,15 +245,22 @@ class TrialRuns:
             made_from=plan.made_from,
             work=self._work / "healing",
             texts=self.texts,
+            lost=partial(is_lost, floors=self._floors),
             progress=self._progress,
         )
 
     def _found(self, plan: PruningPlan) -> HealedCut | None:
+        """What an earlier call has left, unless it gave the cut up under stricter limits."""
         folder = self._folder(plan)
         if self._store.find(self._name(plan)) != folder.name:
             return None
+        cut = self._read(folder)
+        held_out = _held_out(cut.report.healing)
+        whole = len(self.texts.halves[1].input_ids)
+        if held_out.text.samples < whole and not is_lost(held_out, self._floors):
+            return None
         self._progress.say(f"heal: {plan.describe()}: as an earlier call left it")
-        return self._read(folder)
+        return cut
 
     def _read(self, folder: Path) -> HealedCut:
         loaded = LoadedPlan.read(folder / FOLDER_PLAN)
@@ -235,17 +294,10 @@ class TrialRuns:
         return plan.describe()
 
 
-def rung_of(number: int, healed: Mapping[str, float], floors: Floors) -> Rung:
-    """A healed cut by the share of the limits that it uses up.
-
-    Args:
-        number: Its place among the cuts.
-        healed: Its figures, as :func:`figures_of` gives them.
-        floors: The limits.
-    """
-    ends = {"log_perplexity_increase": HIGH, "cosine": LOW}
-    worst = dict(healed) | {name: healed[end] for name, end in ends.items() if end in healed}
-    return Rung(number, floors.used_up(healed), floors.used_up(worst))
+def _on_all_samples(rung: Rung, seen: int, whole: int) -> Rung:
+    """A cut that was given up after some samples, with about the interval that all would give."""
+    share = _reach(math.sqrt(seen / whole), whole) / _reach(1.0, seen)
+    return replace(rung, high=rung.cost + share * (rung.high - rung.cost))
 
 
 def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
@@ -254,21 +306,50 @@ def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
     Of the healed one also the end of the 95 % interval that is further from the whole model:
     ``log_perplexity_increase_high`` or ``cosine_low``.
     """
-    for text in healing.texts:
-        if text.role == "calibration":
-            rise, error = (
-                text.healed.log_perplexity_increase,
-                text.healed.log_perplexity_increase_std_error,
-            )
-            high = rise + _reach(error, text.text.samples)
-            return _figures(text.dropped), _figures(text.healed) | {HIGH: high}
-    for embedded in healing.embeddings:
-        if embedded.role == "calibration":
-            low = embedded.healed - _reach(embedded.healed_std_error, embedded.text.samples)
-            return {"cosine": embedded.dropped}, {"cosine": embedded.healed, LOW: low}
+    held_out = _held_out(healing)
+    if isinstance(held_out, HealedEmbeddings):
+        healed = {"cosine": held_out.healed, LOW: _ends(held_out)[1]}
+        return {"cosine": held_out.dropped}, healed
+    return _figures(held_out.dropped), _figures(held_out.healed) | {HIGH: _ends(held_out)[1]}
+
+
+def _held_out(healing: Healing) -> Measured:
+    """What was measured on text like that which was fitted on."""
+    measured: list[Measured] = [*healing.texts, *healing.embeddings]
+    for each in measured:
+        if each.role == "calibration":
+            return each
     raise HealingError(
         "There is no held-out text to measure a healed cut on.", "Give a longer --calibration."
     )
+
+
+def is_lost(measured: Measured, floors: Floors) -> bool:
+    """Whether all of the 95 % interval is beyond a limit, on a few samples at least.
+
+    Args:
+        measured: A healed cut on some samples.
+        floors: The limits; agreement has no interval, and loses nothing.
+    """
+    if measured.text.samples < FEWEST_SEEN:
+        return False
+    name = "cosine" if isinstance(measured, HealedEmbeddings) else "log_perplexity_increase"
+    return replace(floors, top1_agreement=None).used_up({name: _ends(measured)[0]}) > 1
+
+
+def _ends(measured: Measured) -> tuple[float, float]:
+    """The 95 % interval of what the healed cut costs, the better end first."""
+    if isinstance(measured, HealedEmbeddings):
+        value, error, worse = measured.healed, measured.healed_std_error, -1
+    else:
+        healed = measured.healed
+        value, error, worse = (
+            healed.log_perplexity_increase,
+            healed.log_perplexity_increase_std_error,
+            1,
+        )
+    reach = worse * _reach(error, measured.text.samples)
+    return value - reach, value + reach
 
 
 def _reach(error: float | None, samples: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from exporter.choose.budgets.budget import USUAL_CONTEXT, Budget, Memory
+from exporter.choose.budgets.budget import USUAL_CONTEXT, USUAL_REQUEST, Budget, Memory
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.errors import PlanError
 from exporter.printable import counted
@@ -249,3 +249,15 @@ def with_context(budget: Budget, sizes: GraphSizes | None, progress: Progress = 
     context = min(USUAL_CONTEXT, longest or USUAL_CONTEXT)
     progress.say(f"plan: caches of {context} tokens are to fit (--context)")
     return replace(budget, fits=replace(budget.fits, context=context))
+
+
+def with_request(budget: Budget, sizes: GraphSizes | None, progress: Progress = QUIET) -> Budget:
+    """The usual request is one that the graph can serve: an encoder decodes nothing."""
+    asked = budget.at
+    if asked is None or asked != USUAL_REQUEST or sizes is None:
+        return budget
+    longest = sizes.longest or asked.longest
+    new = min(asked.new, longest // 2) if sizes.has_cache else 0
+    found = replace(asked, prompt=min(asked.prompt, longest - new), new=new)
+    progress.say(f"plan: the request that is timed is {found} (--at)")
+    return replace(budget, at=found)

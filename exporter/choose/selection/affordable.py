@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from exporter.artifacts import ImportanceReport
@@ -47,6 +48,29 @@ def affordable_tokens(parameters: int, runs: float, operations_per_s: float) -> 
     return found if found >= FEWEST_TOKENS else 0
 
 
+def affordable_shortlist(
+    parameters: int, candidates: int, operations_per_s: float, shortlist: int
+) -> int:
+    """How many candidates a step measures, so that a search on few tokens takes :data:`SEARCH_S`.
+
+    Args:
+        parameters: Of the model.
+        candidates: How many sublayers may be dropped.
+        operations_per_s: Of the machine.
+        shortlist: What was asked for; it is never exceeded.
+    """
+    most = min(candidates, shortlist or candidates)
+    affords = partial(affordable_tokens, parameters, operations_per_s=operations_per_s)
+    return next(
+        (
+            each
+            for each in range(most, 1, -1)
+            if affords(search_runs(candidates, USUAL_DROPS, each))
+        ),
+        1,
+    )
+
+
 def affordable(
     search: SearchOptions,
     report: ImportanceReport,
@@ -72,9 +96,13 @@ def affordable(
     groups = [group for group, _ in groups_of(counts)] or ["attention", "mlp"]
     options = sum(len(options_for(group, layers, protected)) for group in groups)
     runs = search_runs(options, sum(counts.values()) or USUAL_DROPS, search.shortlist)
-    tokens = affordable_tokens(model.num_parameters(), runs, operations_per_second())
+    parameters, speed = model.num_parameters(), operations_per_second()
+    tokens = affordable_tokens(parameters, runs, speed)
     if not counts or tokens:
-        tokens = tokens or FEWEST_TOKENS
+        if not tokens:  # nothing but measured damage decides, so fewer are tried
+            tokens = FEWEST_TOKENS
+            shortlist = affordable_shortlist(parameters, options, speed, search.shortlist)
+            search = replace(search, shortlist=shortlist)
         tokens = min(tokens, search.tokens)
         progress.say(f"plan: chosen by measured damage, on up to {tokens:,} tokens")
         return replace(search, search="greedy", tokens=tokens)

@@ -10,6 +10,9 @@ import pytest
 from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, Score
 from exporter.choose.selection.affordable import (
     FEWEST_TOKENS,
+    SEARCH_S,
+    USUAL_DROPS,
+    affordable_shortlist,
     affordable_tokens,
     by_scores_inside,
     search_runs,
@@ -69,3 +72,17 @@ def test_a_search_gets_the_tokens_that_its_time_allows_or_none() -> None:
     assert many == 10 * affordable_tokens(10**8, runs=50, operations_per_s=1e11)
     assert many > FEWEST_TOKENS
     assert affordable_tokens(10**10, runs=50, operations_per_s=1e11) == 0
+
+
+def test_a_search_that_takes_too_long_measures_fewer_candidates() -> None:
+    def found(parameters: int, shortlist: int = 12) -> int:
+        return affordable_shortlist(parameters, 60, 1e11, shortlist)
+
+    assert found(10**7) == 12
+    assert found(10**7, 5) == 5
+    assert 1 < found(3 * 10**8) < 12
+    assert (
+        search_runs(60, USUAL_DROPS, found(3 * 10**8)) * 2 * 3e8 * FEWEST_TOKENS < SEARCH_S * 1e11
+    )
+    assert found(10**10) == 1
+    assert affordable_shortlist(10**6, 60, 1e11, 0) == 60

@@ -26,7 +26,7 @@ from exporter.artifacts import (
     ReplacementsRef,
     Score,
 )
-from exporter.choose.budgets.budget import Budget, Floors, Memory
+from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.choose.budgets.request import PlanRequest
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.units import (
@@ -38,12 +38,21 @@ from exporter.choose.budgets.units import (
     goals_of,
     unit_to_use_up,
     with_context,
+    with_request,
 )
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.cli import run
-from exporter.errors import DepthcutError, OptionError, PlanError, UnmetGoalError, UsageError
+from exporter.cli.export import export
+from exporter.errors import (
+    DepthcutError,
+    OptionError,
+    PlanError,
+    UndecidedGoalError,
+    UnmetGoalError,
+    UsageError,
+)
 from exporter.heal.options import HealOptions
 from exporter.options import build, values_of
 from exporter.score.options import ScoreOptions
@@ -465,6 +474,13 @@ def test_a_required_speedup_is_told_by_the_exit_code(
         monkeypatch.setattr(f"exporter.{name}", answer)
     assert run(call) == 1, "the answer is no"
 
+    def undecided(*_: object) -> None:
+        raise UndecidedGoalError("nothing is shown to keep it.")
+
+    for name in ("choose.budgets.making.make_plan", "pipeline.road.write_models"):
+        monkeypatch.setattr(f"exporter.{name}", undecided)
+    assert run(call) == 3
+
 
 _FOREIGN = {"search_seed": "greedy", "search_seconds": "greedy", "rescore_every": "greedy"}
 _HEEDING = {"search_seed": "evolution", "search_seconds": "evolution", "rescore_every": "iterative"}
@@ -509,3 +525,45 @@ def test_the_usual_context_is_what_the_model_can_hold(longest: Any, context: int
     asked = Budget(fits=Memory(10**6)), Budget(fits=Memory(10**6, 60))
     found = [with_context(each, sizes).fits for each in asked]
     assert found == [Memory(10**6, context), Memory(10**6, 60)]
+
+
+@pytest.mark.parametrize(
+    ("longest", "caches", "found"),
+    [
+        (None, True, (512, 64)),
+        (8192, True, (512, 64)),
+        (540, True, (476, 64)),
+        (64, True, (32, 32)),
+        (None, False, (512, 0)),
+        (256, False, (256, 0)),  # an encoder of sentences
+    ],
+)
+def test_the_usual_request_is_one_that_the_model_can_serve(
+    longest: Any, caches: bool, found: tuple[int, int]
+) -> None:
+    sizes = replace(SIZES, longest=longest)
+    if not caches:
+        bare = {name: replace(each, caches=()) for name, each in SIZES.sublayers.items()}
+        sizes = replace(sizes, sublayers=bare)
+    fitted = with_request(Budget(floors=Floors(0.02), at=USUAL_REQUEST), sizes)
+    assert fitted.at == RequestShape(1, *found)
+    assert with_request(Budget(at=AT), sizes).at == AT
+    assert with_request(Budget(parameters=0.1), sizes).at is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "at"),
+    [
+        ((), USUAL_REQUEST),
+        (("--at-most", "5%"), USUAL_REQUEST),
+        (("--at-most", "5%", "--heal", "fold", "--at", str(AT)), AT),
+        (("--at-most", "5%", "--heal", "best"), None),  # as in depthcut plan
+        (("--at-most", "5%", "--parameters", "10%"), None),
+        (("--drop-attn", "2"), None),
+        (("--target", "tensorrt"), None),
+    ],
+)
+def test_an_export_without_a_goal_saves_time(asked: tuple[str, ...], at: Any) -> None:
+    budget = export.read(["model", "-o", "out", *asked]).request.drops.budget
+    assert budget is not None
+    assert budget.at == at

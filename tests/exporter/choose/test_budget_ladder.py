@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.ladder import TRIALS, Ladder, Rung
+from exporter.choose.budgets.ladder import (
+    HIGH,
+    LEAST_SHARE,
+    LOW,
+    TRIALS,
+    Ladder,
+    Rung,
+    is_hopeless,
+    rung_of,
+)
 
 COSTS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -56,6 +66,22 @@ def test_no_more_than_a_few_are_tried_and_the_last_with_caution() -> None:
 def test_a_larger_cut_is_not_taken_for_cheaper() -> None:
     assert Ladder((5.0, 1.0, 6.0), 0.25).next == 0
     assert Ladder((-0.1, -0.2, 0.0), 0.25).next == 2
+
+
+def test_a_bare_cut_is_hopeless_where_no_healing_leaves_so_little() -> None:
+    limit = Floors(0.02)
+    most = limit.log_perplexity_increase / LEAST_SHARE
+    assert is_hopeless({"log_perplexity_increase": 1.01 * most}, limit)
+    assert not is_hopeless({"log_perplexity_increase": 0.99 * most}, limit)
+
+
+def test_a_cut_holds_by_the_worse_end_of_its_interval() -> None:
+    limit, rise = Floors(0.02), math.log(1.02)
+    held = {"log_perplexity_increase": 0.5 * rise, HIGH: 0.99 * rise}
+    assert rung_of(2, held, limit).holds
+    assert not rung_of(2, held | {HIGH: 1.01 * rise}, limit).holds
+    assert rung_of(2, {"cosine": 0.99, LOW: 0.981}, Floors(embedding_cosine=0.98)).holds
+    assert not rung_of(2, {"cosine": 0.99, LOW: 0.979}, Floors(embedding_cosine=0.98)).holds
 
 
 @pytest.mark.parametrize(

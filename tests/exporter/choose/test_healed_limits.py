@@ -9,30 +9,50 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.artifacts import (
+    CalibrationRef,
+    HealedText,
+    PlannedDeletion,
+    PruningPlan,
+    TriedCut,
+)
+from exporter.artifacts.healing import AnswerDamage
 from exporter.artifacts.ledger import FOLDER
-from exporter.errors import UnmetGoalError
+from exporter.errors import UndecidedGoalError, UnmetGoalError
 from exporter.heal.options import HealOptions
+from graph_passes.types import SublayerKind, SublayerRef
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
+from cost_tables import made_table  # noqa: E402
 from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose.budgets.budget import Budget, Floors  # noqa: E402
+from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
+from exporter.choose.budgets.healed_limits import (  # noqa: E402
+    Candidate,
+    largest_within,
+    refuse_all,
+)
 from exporter.choose.budgets.inputs import Workplace  # noqa: E402
+from exporter.choose.budgets.ladder import HIGH  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
-from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns  # noqa: E402
+from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns, is_lost  # noqa: E402
+from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
+from exporter.choose.selection.options import Option  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.automatic import USUAL_TIME_S  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
+from exporter.models.ablation.damage import Damage  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
 NEVER = Floors(None, 0.99999)
 FOLD: dict[str, Any] = {"kind": "fold", "samples": 24, "sequence_length": 16}
-DISTILL = {"kind": "distill", "tokens": 12 * 64, "step_tokens": 64, "time_s": 60.0}
+DISTILL = {"kind": "distill", "tokens": 12 * 64, "step_tokens": 64, "time_s": 3600.0}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +76,7 @@ def report(loaded: Any, texts: list[str]) -> Any:
 
 @pytest.fixture
 def planner(loaded: Any, texts: list[str], report: Any, tmp_path: Path) -> Any:
-    def made(budget: Budget, **heal: Any) -> Planner:
+    def made(budget: Budget, costs: Any = None, **heal: Any) -> Planner:
         return Planner(
             report,
             lambda: loaded,
@@ -66,6 +86,7 @@ def planner(loaded: Any, texts: list[str], report: Any, tmp_path: Path) -> Any:
                 heal=HealOptions(**{**FOLD, "check_text": texts[1], **heal}),
             ),
             work=Workplace(tmp_path / FOLDER / "work"),
+            costs=costs,
             importance_sha256="a" * 64,
         )
 
@@ -89,6 +110,20 @@ def test_the_largest_cut_within_the_limits_is_taken_and_says_by_what(planner: An
     own = {ref.ids_sha256 for ref in roles["judged"] if ref in roles["stopped"]}
     assert own, "the text that was held against the limits"
     assert not own & {ref.ids_sha256 for name in ("chosen", "fitted") for ref in roles[name]}
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_the_largest_cut_is_that_of_a_requests_time_where_one_is_named(
+    planner: Any, kind: SublayerKind
+) -> None:
+    at = RequestShape(prompt=8, new=4)
+    kinds: dict[str, float] = {"attention": 0.0, "mlp": 0.0, kind: 20.0}
+    saved = {(n, each): {"none": ms} for n in range(2) for each, ms in kinds.items()}
+    budget = Budget(floors=Floors(0.5), at=at)
+    plan = planner(budget, made_table(saved, at=at)).plan().plan
+    assert {deletion.kind for deletion in plan.deletions} == {kind}
+    assert plan.predicted["speedup"] == pytest.approx(100 / (100 - 20 * len(plan.deletions)))
+    assert plan.budget["at"] == str(at)
 
 
 def test_the_text_that_judges_has_neither_chosen_nor_fitted_nor_stopped(
@@ -138,7 +173,119 @@ def test_an_interrupted_search_goes_on_from_the_cuts_that_it_has_healed(
 
 def test_trainings_share_their_time(loaded: Any, texts: list[str], tmp_path: Path) -> None:
     runs = TrialRuns(loaded, HealOptions(kind="distill", time_s=60.0), Floors(0.5), tmp_path)
-    assert runs.first.time_s == 30.0
+    assert runs.first.time_s == 24.0
+    late = TrialRuns(
+        loaded, HealOptions(kind="distill", time_s=60.0), Floors(0.5), tmp_path, spent_s=500.0
+    )
+    assert late.first.time_s == 24.0, "the same for a call that goes on"
     unlimited = TrialRuns(loaded, HealOptions(kind="distill"), Floors(0.5), tmp_path)
-    assert unlimited.first.time_s == USUAL_TIME_S / 2
+    assert unlimited.first.time_s == 0.4 * USUAL_TIME_S
     assert TrialRuns(loaded, HealOptions(kind="fold"), Floors(0.5), tmp_path).first.time_s is None
+
+
+@pytest.mark.parametrize(
+    ("time_s", "spent_s", "tried"),
+    [(3600.0, 0.0, 2), (0.001, 0.0, 1), (3600.0, 3599.0, 2)],  # half is left for healing
+)
+def test_no_cut_is_begun_that_can_not_be_finished_in_time(
+    loaded: Any, texts: list[str], tmp_path: Path, time_s: float, spent_s: float, tried: int
+) -> None:
+    options = HealOptions(
+        **FOLD | DISTILL | {"kind": "auto", "check_text": texts[1], "time_s": time_s},
+        calibration=(texts[0],),
+    )
+    never = Floors(1e-9)
+    runs = TrialRuns(loaded, options, never, tmp_path / FOLDER, 0, spent_s)
+    cuts = [cut_of(layer, 1e-10 * (1 + layer)) for layer in range(2)]
+    ladder = largest_within(cuts, never, runs, plan_of)
+    assert [rung.number for rung in ladder.tried] == [1, 0][:tried]
+    assert not any(rung.holds for rung in ladder.tried)
+
+
+def cut_of(layer: int, rise: float) -> Candidate:
+    """The MLPs up to a layer, with what they are said to cost."""
+    options = (Option((SublayerRef(each, "mlp"),)) for each in range(layer + 1))
+    ones = np.ones(2)
+    damage = Damage(ones, rise * ones, rise * ones, 0 * ones, ones)
+    return Candidate(PlanCandidate(tuple(options)), damage)
+
+
+def plan_of(candidate: PlanCandidate) -> PruningPlan:
+    return PruningPlan(deletions=candidate.deletions)
+
+
+def measured(rise: float, error: float | None, samples: int) -> HealedText:
+    damage = AnswerDamage(
+        perplexity=1.0, log_perplexity_increase=rise, log_perplexity_increase_std_error=error,
+        kl=rise, kl_std_error=None, top1_agreement=0.5,
+    )  # fmt: skip
+    ref = CalibrationRef(
+        source="t", samples=samples, sequence_length=8, tokens=8 * samples, sha256="0" * 64
+    )
+    return HealedText(
+        role="calibration", text=ref, baseline_perplexity=1.0, dropped=damage, healed=damage,
+        gain=0.0, gain_std_error=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rise", "error", "samples", "lost"),
+    [
+        (0.06, 0.005, 4, True),  # Student's t of 3 degrees: from 0.044 on
+        (0.06, 0.02, 4, False),  # from -0.004 on
+        (0.06, 0.02, 16, False),
+        (0.065, 0.02, 16, True),
+        (0.06, 0.005, 3, False),
+        (0.06, None, 1, False),
+        (0.01, 0.001, 16, False),
+    ],
+)
+def test_a_cut_is_given_up_where_all_of_its_interval_is_beyond_a_limit(
+    rise: float, error: float | None, samples: int, lost: bool
+) -> None:
+    assert is_lost(measured(rise, error, samples), Floors(0.02)) is lost
+    assert not is_lost(measured(rise, error, samples), Floors(None, 0.99))
+
+
+def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(
+    loaded: Any, texts: list[str], tmp_path: Path
+) -> None:
+    options = HealOptions(**FOLD | {"check_text": texts[1]}, calibration=(texts[0],))
+    plan = PruningPlan(deletions=[PlannedDeletion(layer=1, kind="mlp")])
+
+    rungs = []
+
+    def healing(floors: Floors, work: Path) -> Any:
+        runs = TrialRuns(loaded, options, floors, work)
+        rungs.append(runs.run(0, plan))
+        return runs.cuts[0].report.healing
+
+    whole = healing(Floors(1e6), tmp_path / FOLDER / "whole")
+    assert [text.role for text in whole.texts] == ["calibration", "other"]
+    assert whole.texts[0].text.samples == 3 + JUDGED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporter.choose.budgets.trial_runs.is_lost", lambda *_, **__: True)
+        short = healing(Floors(1e6), tmp_path / FOLDER / "short")
+    assert [text.text.samples for text in short.texts] == [4]
+    figures = short.texts[0].healed
+    error = figures.log_perplexity_increase_std_error / Floors(1e6).log_perplexity_increase
+    assert rungs[1].high - rungs[1].cost < 2 * error, "as wide as on all samples, not on four"
+    again = healing(Floors(1e6), tmp_path / FOLDER / "short")
+    assert again.texts == whole.texts, "limits that it may keep after all"
+
+
+def test_what_is_not_shown_is_no_answer() -> None:
+    def tried(rise: float, high: float, number: int = 1) -> TriedCut:
+        healed = {"log_perplexity_increase": rise, HIGH: high, "top1_agreement": 0.9}
+        deletions = [PlannedDeletion(layer=layer, kind="mlp") for layer in range(number)]
+        return TriedCut(
+            deletions=deletions, healed_by="fold", training_seconds=0.0, bare=healed,
+            healed=healed, holds=False,
+        )  # fmt: skip
+
+    limit = Floors(0.02)
+    with raises(UnmetGoalError, "nothing-within-limits", "mlp 0"):
+        refuse_all([tried(0.05, 0.06), tried(0.1, 0.2, 2)], limit)
+    for cuts, smaller in (([tried(0.015, 0.03)], False), ([tried(0.05, 0.06)], True)):
+        with raises(UndecidedGoalError, "undecided-nothing-within-limits"):
+            refuse_all(cuts, limit, smaller=smaller)
