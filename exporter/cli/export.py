@@ -8,7 +8,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from exporter.artifacts import PruningPlan
-from exporter.choose.budgets.budget import USUAL_LIMITS, asks_for_more_than_numbers
+from exporter.choose.budgets.budget import (
+    USUAL_LIMITS,
+    USUAL_REQUEST,
+    asks_for_more_than_numbers,
+)
 from exporter.choose.selection.search_options import DROPPING
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
@@ -19,16 +23,21 @@ from exporter.pipeline.request import ExportRequest
 
 _QUICK = {
     "calibration": ("pydoc",),
-    "samples": 12,
+    "samples": 8,
     "search_tokens": 512,
+    "shortlist": 8,
     "time_budget": 10.0,
     "eval_tokens": 2048,
     "agreement_prompts": 2,
     "probes": 20,
 }
 """What --quick asks for, unless it is asked for otherwise."""
-_WEIGHTS = (None, "none", "auto", "fold", "distill")
-"""Ways of healing that put nothing in the branches' places, and none."""
+_ROW_S = 20.0
+"""For a measured row where nothing is said at all: an answer within a quarter of an hour."""
+_CHANGING = (None, "auto", "fold", "distill")
+"""Ways of healing that change kept weights, the usual one among them."""
+_WEIGHTS = (*_CHANGING, "none")
+"""Ways that put nothing in the branches' places, and none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,9 @@ class ExportCall(Options):
     request: ExportRequest = part()
     allow_damage: bool = option(
         False,
-        "Go on even if the perplexity more than doubles.",
+        "Go on even if the perplexity more than doubles; for encoders, if the mean cosine of the "
+        "embeddings falls below 0.8.",
+        brief="Go on even if the model becomes useless",
         section=DROPPING,
     )
     quick: bool = option(
@@ -59,14 +70,26 @@ class ExportCall(Options):
         if told.get("plan") is not None or told.get("stream"):
             return told
         told = {**_QUICK, **told} if told.get("quick") else told
-        counts = any(f"drop_{kind}" in told for kind in ("attn", "mlp", "block", "joint"))
-        if not counts and not asks_for_more_than_numbers(told):
-            told = {**_fastest_form(told), **told, **USUAL_LIMITS}
+        if not _names_goal(told) and not asks_for_more_than_numbers(told):
+            told = {**_fastest_form(told), "time_budget": _ROW_S, **told, **USUAL_LIMITS}
+        if not _names_goal(told) and told.get("heal") in _CHANGING:
+            told = {**_usual_request(told), **told}
         if told.get("search") == "one-shot":
             return told
         by_itself = "auto" if told.get("heal") in _WEIGHTS else None
         usual = "fold" if told.get("quick") else "auto"
         return {"search": by_itself, **told, "heal": told.get("heal") or usual}
+
+
+def _names_goal(told: Mapping[str, Any]) -> bool:
+    """Whether more is asked for than the largest cut within limits on quality."""
+    counts = tuple(f"drop_{kind}" for kind in ("attn", "mlp", "block", "joint"))
+    return any(told.get(name) is not None for name in (*counts, "parameters", "fits", "faster"))
+
+
+def _usual_request(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Whose time the largest cut saves; TensorRT's graphs are not timed on ONNX Runtime."""
+    return {} if str(told.get("target")).startswith("tensorrt") else {"at": USUAL_REQUEST}
 
 
 def _fastest_form(told: Mapping[str, Any]) -> Mapping[str, Any]:

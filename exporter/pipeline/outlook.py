@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.ladder import TRIALS
 from exporter.choose.selection.affordable import SEARCH_S, USUAL_DROPS, search_runs
 from exporter.heal.automatic import USUAL_TIME_S, operations_per_second
 from exporter.models.texts.self_text import SELF
+from exporter.pipeline.pace import Pace, time_words
+from exporter.pipeline.planning import variant_s
 from exporter.pipeline.request import ExportRequest
-from exporter.pipeline.run import Run
+from exporter.pipeline.run import HEALING, Run
 
 _USUAL_TOKENS = 10_000
-_VARIANTS = 8
-"""Graphs that are timed, at most, to find what the sublayers cost."""
+_VARIANTS, _BARE_VARIANTS = 8, 4
+"""Graphs that are timed to find what sublayers cost, with replacements and without, at most."""
 _BYTES_PER_S = 1e10
 """Read from memory; each sampled token reads all weights."""
 _EXPORT_S, _EXPORTED_PER_S = 15.0, 2e7
@@ -57,17 +61,25 @@ def expected_s(request: ExportRequest, machine: Machine) -> dict[str, float]:
     if sampled:
         found["score"] += score.sequence_length * machine.bytes / _BYTES_PER_S
     if request.drops.budget is not None and request.drops.budget.at is not None:
-        found["time the sublayers"] = _VARIANTS * request.compare.timing.time_budget_s
+        found["time the sublayers"] = _timed_s(request, request.drops.budget)
     if request.drops.budget is not None and request.search.by_damage:
         found["choose"] = _search_s(request, machine)
     heal = request.heal
     if heal is not None:
         limit = heal.time_s or USUAL_TIME_S
+        if not request.heals_plan:  # choosing and healing share the time
+            chosen = sum(found.get(name, 0.0) for name in ("time the sublayers", "choose"))
+            limit -= min(chosen, limit / 2)
         found["heal"] = limit if heal.trains else TRIALS * 4 * machine.run_s(tokens)
     found["export and cut"] = 2 * (_EXPORT_S + machine.parameters / _EXPORTED_PER_S)
     if request.compared:
         found["measure"] = _measure_s(request, machine)
     return found
+
+
+def _timed_s(request: ExportRequest, budget: Budget) -> float:
+    weighed = request.plan_settings.for_budget(budget).weighs_replacements
+    return variant_s(request, budget) * (_VARIANTS if weighed else _BARE_VARIANTS)
 
 
 def _search_s(request: ExportRequest, machine: Machine) -> float:
@@ -86,6 +98,19 @@ def _measure_s(request: ExportRequest, machine: Machine) -> float:
     return rows * compare.timing.time_budget_s * _ROW_SHARE + evaluated
 
 
+def by_stage(request: ExportRequest, expected: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The parts that :func:`expected_s` tells, by the stages that a run goes through."""
+    planned = ["time the sublayers", "choose", *([] if request.heals_plan else ["heal"])]
+    parts = {"score": ["score"], "plan": planned, "measure": ["measure"]}
+    if request.heals_plan:
+        parts[HEALING] = ["heal"]
+    half = {"export and cut": expected["export and cut"] / 2}
+    return {"export": half, "prune": half} | {
+        stage: {name: expected[name] for name in names if name in expected}
+        for stage, names in parts.items()
+    }
+
+
 def say_outlook(run: Run) -> None:
     """Tells the stages and their times before the first of them begins."""
     request, model = run.request, run.choosing.model
@@ -94,15 +119,13 @@ def say_outlook(run: Run) -> None:
         model.num_parameters(), run.choosing.ref.num_layers, size, operations_per_second()
     )
     expected = expected_s(request, machine)
-    told = ", ".join(f"{name} {_time(seconds)}" for name, seconds in expected.items())
-    run.progress.say(f"export: about {_time(sum(expected.values()))} on a quiet machine: {told}")
+    told = ", ".join(f"{name} {time_words(seconds)}" for name, seconds in expected.items())
+    run.progress.say(
+        f"export: about {time_words(sum(expected.values()))} on a quiet machine: {told}"
+    )
     if request.heal is not None and request.heal.trains:
         run.progress.say(
             "export: a longer training (--time) recovers more, so that more can be dropped; "
             "--quick trains nothing"
         )
-
-
-def _time(seconds: float) -> str:
-    """``40 s``, ``3 min``."""
-    return f"{max(1, round(seconds))} s" if seconds < 100 else f"{round(seconds / 60)} min"
+    run.pace = Pace(by_stage(request, expected))

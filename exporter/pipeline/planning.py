@@ -14,6 +14,7 @@ from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.budgets.units import with_request
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
 from exporter.cut.branch_replacements import branch_replacements_of
@@ -30,12 +31,21 @@ from exporter.heal.plan_file import (
 )
 from exporter.models.changed_weights import refuse_streamed_changes
 from exporter.pipeline.keys import Key, file_hash
+from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import HEALING, Run, files_below
 from exporter.report.sections.healing import healing_words
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.reading import copy_file
 
 _PLACE, _FITS = "planning", "healing-fits"
+_RANKED_S = 10.0
+"""For a variant whose time only orders sublayers, and no target speedup rests on it."""
+
+
+def variant_s(request: ExportRequest, budget: Budget) -> float:
+    """How long a variant of the graph is timed, to learn what sublayers cost."""
+    seconds = request.compare.timing.time_budget_s
+    return seconds if budget.target_speedup is not None else min(seconds / 2, _RANKED_S)
 
 
 def plan_key(run: Run) -> Key:
@@ -128,9 +138,11 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
         PlanError: There is no such plan; says what is reachable.
     """
     work = Workplace(run.request.out / FOLDER / _PLACE)
-    graph = None
+    graph = weighed = None
     if run.request.plans_on_graph:
         graph = run.ledger.path("baseline") / "model.onnx"
+        weighed = sizes(graph)
+        budget = with_request(budget, weighed, run.progress)
     if budget.at is not None:
         run.free_model()  # costs are measured first, and want the machine for themselves
     settings = _settings(run, budget)
@@ -140,7 +152,7 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
         budget,
         settings,
         work=work,
-        sizes=None if graph is None else sizes(graph),
+        sizes=weighed,
         stopwatch=None if budget.at is None else _stopwatch(run, budget, graph, work),
         importance_sha256=sha256_file(run.ledger.path("importance.json")),
         progress=run.progress,
@@ -170,7 +182,6 @@ def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Workplace) ->
     if budget.at is None or graph is None:
         raise UsageError("No request is named.", "Name it with --at.")
     compare = run.request.compare
-    seconds = compare.timing.time_budget_s
     return OnnxStopwatch(
         graph,
         budget.at,
@@ -178,8 +189,8 @@ def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Workplace) ->
         work.scratch,
         provider=compare.provider,
         threads=compare.threads,
-        variants=Effort(seconds=seconds, rounds=compare.rounds),
-        candidates=Effort(seconds=2 * seconds, rounds=compare.rounds),
+        variants=Effort(seconds=variant_s(run.request, budget), rounds=compare.rounds),
+        candidates=Effort(seconds=2 * compare.timing.time_budget_s, rounds=compare.rounds),
         progress=run.progress,
     )
 

@@ -33,6 +33,9 @@ from exporter.report.files import REPORTS
 
 _USELESS = math.log(2)
 """Rise of the log-perplexity with which nobody would ship a model."""
+USELESS_COSINE = 0.8
+"""Mean cosine with the whole model's embeddings below which nobody would ship an encoder."""
+_SLACK = 1e-6
 _RESULTS: tuple[str, ...] = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
 )  # fmt: skip
@@ -191,30 +194,48 @@ def refuse_useless(run: Run) -> None:
     """Refuses a cut that ruins the model, where that was measured and no limit was asked for.
 
     Raises:
-        UnmetGoalError: The perplexity more than doubles, healed or not.
+        UnmetGoalError: The perplexity more than doubles, healed or not; of an encoder the mean
+            cosine with the whole model's embeddings falls below :data:`USELESS_COSINE`.
     """
     budget, plan = run.request.drops.budget, run.plan.plan
-    rise = plan.predicted.get("log_perplexity_increase", 0.0)
-    if not run.request.refuses_useless or budget is None or budget.floors or rise <= _USELESS:
+    if not run.request.refuses_useless or budget is None or budget.floors:
         return
-    fewer = {
-        option: int(number * _USELESS / rise) for option, number in _count_options(budget).items()
-    }
-    words = " ".join(f"{option} {number}" for option, number in fewer.items() if number)
+    share, lost = _useful_share(plan)
+    if share >= 1:
+        return
+    words = " ".join(_smaller(budget, share))
     hint = f"About {words} may leave a useful one; without" if words else "Without"
     raise UnmetGoalError(
-        f"Without {plan.describe()} the model is useless: its perplexity is "
-        f"{math.exp(min(rise, 50.0)):.1f} times as high, on text of "
+        f"Without {plan.describe()} the model is useless: {lost}, on text of "
         f"{', '.join(text.source for text in plan.judged_on[:1]) or 'the search'}.",
-        f"{hint} a number the largest cut is found that costs next to nothing, or --allow-damage "
-        "goes on.",
+        f"{hint} a number or a goal the largest cut is found that costs next to nothing, or "
+        "--allow-damage goes on.",
         code="useless",
     )
 
 
-def _count_options(budget: Budget) -> dict[str, int]:
+def _useful_share(plan: PruningPlan) -> tuple[float, str]:
+    """What of a cut's damage a useful model may have; the damage in words."""
+    rise, cosine = (plan.predicted.get(name) for name in ("log_perplexity_increase", "cosine"))
+    if rise is not None:
+        told = f"its perplexity is {math.exp(min(rise, 50.0)):.1f} times as high"
+        return _USELESS / max(rise, 1e-9), told
+    if cosine is not None:
+        told = f"the mean cosine of the embeddings is {cosine:.3f}, less than {USELESS_COSINE}"
+        return (1 - USELESS_COSINE) / max(1 - cosine, 1e-9), told
+    return math.inf, ""
+
+
+def _smaller(budget: Budget, share: float) -> list[str]:
+    """The options that ask for a share of a budget; damage grows faster than what is dropped."""
     short = {"attention": "attn"}
-    return {f"--drop-{short.get(kind, kind)}": n for kind, n in budget.counts.items()}
+    fewer = {kind: int(share * number + _SLACK) for kind, number in budget.counts.items()}
+    found = [f"--drop-{short.get(kind, kind)} {number}" for kind, number in fewer.items() if number]
+    if budget.parameters is not None:
+        found.append(f"--parameters {100 * share * budget.parameters:.1f}%")
+    if budget.target_speedup is not None:
+        found.append(f"--faster {1 + share * (budget.target_speedup - 1):.2f}x")
+    return found
 
 
 def refuse_foreign_results(run: Run) -> None:

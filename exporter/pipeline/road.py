@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -160,10 +161,13 @@ def _engines(run: Run) -> None:
 def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:
     if run.ledger.valid(name, key):
         run.progress.say(f"{name}: reused, nothing it depends on has changed")
+        run.pace.ended(name, None, run.progress)
         return
+    began = time.monotonic()
     shared = run.request.shared if name in SHARED else None
     run.progress.detail(f"{name}: begins")
     found, made = take_or_make(shared, name, key, run.ledger.work, lambda: make(run))
     if not made:
         run.progress.say(f"{name}: shared, it was made from the same before")
     run.ledger.record(name, key, *found)
+    run.pace.ended(name, time.monotonic() - began if made else None, run.progress)

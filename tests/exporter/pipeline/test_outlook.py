@@ -9,7 +9,10 @@ from exporter.cli.export import export
 pytest.importorskip("torch")
 
 from exporter.choose.selection.affordable import SEARCH_S
-from exporter.pipeline.outlook import Machine, expected_s
+from exporter.pipeline.outlook import Machine, by_stage, expected_s
+from exporter.pipeline.pace import Pace
+from tests.heard import Heard
+from tests.raising import tells
 
 pytestmark = pytest.mark.torch
 
@@ -22,13 +25,25 @@ def expected(machine: Machine, *words: str) -> dict[str, float]:
 
 
 def test_the_stages_are_told_in_their_order() -> None:
-    assert [*expected(SMALL)] == ["score", "choose", "heal", "export and cut", "measure"]
+    stages = ["score", "time the sublayers", "choose", "heal", "export and cut", "measure"]
+    assert [*expected(SMALL)] == stages
+    assert [*expected(SMALL, "--target", "tensorrt", "--no-measure")] == [
+        stage for stage in stages if stage not in ("time the sublayers", "measure")
+    ]
     assert [*expected(SMALL, "--drop-attn", "2", "--search", "one-shot", "--no-measure")] == [
         "score",
         "export and cut",
     ]
     timed = expected(SMALL, "--faster", "1.2x", "--time-budget", "10s")
-    assert timed["time the sublayers"] == 80.0
+    assert timed["time the sublayers"] == 40.0
+    weighed = expected(SMALL, "--faster", "1.2x", "--time-budget", "10s", "--heal", "best")
+    assert weighed["time the sublayers"] == 80.0
+    # Where no speedup rests on the times, they need not be precise.
+    assert (
+        expected(SMALL)["time the sublayers"]
+        == expected(SMALL, "--at-most", "5%")["time the sublayers"]
+        < expected(SMALL, "--faster", "1.2x")["time the sublayers"]
+    )
 
 
 def test_times_follow_the_model_and_what_is_asked_for() -> None:
@@ -39,7 +54,50 @@ def test_times_follow_the_model_and_what_is_asked_for() -> None:
     assert expected(LARGE, *asked)["choose"] == pytest.approx(
         10 * expected(SMALL, *asked)["choose"]
     )
-    assert expected(SMALL, "--time", "3m")["heal"] == 180.0
-    assert small["heal"] == 600.0
-    assert sum(quick.values()) < sum(small.values()) / 3
+    drops = ("--drop-attn", "2")
+    assert expected(SMALL, "--time", "3m", *drops)["heal"] == 180.0
+    assert expected(SMALL, *drops)["heal"] == 600.0
+    both = small["time the sublayers"] + small["choose"] + small["heal"]
+    assert both == 600.0, "without a number choosing and healing share the time"
+    assert sum(quick.values()) < sum(small.values()) / 2
     assert all(quick[stage] <= small[stage] for stage in quick)
+
+
+def test_the_time_that_is_left_is_told_again_where_a_stage_took_another() -> None:
+    heard = Heard()
+    pace = Pace({"score": {"score": 20.0}, "plan": {"choose": 100.0}, "measure": {"measure": 60.0}})
+    assert pace.left_s == 180.0
+    pace.ended("score", 35.0, heard)
+    assert not heard.lines, "15 s more are not worth a line"
+    assert pace.left_s == pytest.approx(100 * 35 / 20 + 60)
+    pace.ended("plan", 300.0, heard)
+    assert len(heard.lines) == 1
+    assert tells(heard.lines[0], "plan")
+    assert tells(heard.lines[0], "60 s")
+    pace.ended("measure", 600.0, heard)
+    assert len(heard.lines) == 1, "nothing is left"
+
+
+def test_what_was_there_already_or_not_told_corrects_nothing() -> None:
+    heard = Heard()
+    pace = Pace({"score": {"score": 20.0}, "plan": {"choose": 100.0}})
+    pace.ended("score", None, heard)
+    pace.ended("export", 1000.0, heard)
+    assert pace.left_s == 100.0
+    Pace().ended("plan", 1000.0, heard)
+    assert not heard.lines
+
+
+@pytest.mark.parametrize(
+    ("asked", "stages"),
+    [
+        ((), {"score", "export", "plan", "prune", "measure"}),
+        (("--drop-attn", "2"), {"score", "plan", "healing", "export", "prune", "measure"}),
+    ],
+)
+def test_what_is_told_is_what_the_stages_make_up(asked: tuple[str, ...], stages: set[str]) -> None:
+    request = export.read(["model", "-o", "out", *asked]).request
+    told = expected_s(request, SMALL)
+    parts = by_stage(request, told)
+    assert {*parts} == stages
+    assert sum(sum(each.values()) for each in parts.values()) == pytest.approx(sum(told.values()))

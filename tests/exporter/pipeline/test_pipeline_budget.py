@@ -124,3 +124,32 @@ def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
     with raises(UnmetGoalError, "nothing-within-limits"):
         _walk(replace(never, out=tmp_path / "other"))
     assert {path.name for path in (tmp_path / "other").iterdir()} == {".depthcut"}
+
+
+def test_without_a_number_the_cut_is_trained_checked_and_compared(
+    checkpoint: Path, tmp_path: Path, made_times: list[Path]
+) -> None:
+    """What `depthcut export MODEL -o out` does, with fewer tokens."""
+    from exporter.cli.export import export
+
+    out = tmp_path / "out"
+    asked = export.read([str(checkpoint), "-o", str(out), "--at-most", "90%", "--at", str(AT)])
+    usual, tiny = asked.request, _request(checkpoint, out)
+    assert usual.heal is not None
+    heal = replace(
+        usual.heal, tokens=12 * 64, step_tokens=64, sequence_length=16, samples=24, time_s=3600.0
+    )
+    report, heard = _walk(replace(usual, heal=heal, score=tiny.score, compare=tiny.compare))
+    plan = PruningPlan.read(out / "plan.json")
+    assert plan.tried[0].healed_by == "distill"
+    assert plan.tried[0].training_seconds > 0
+    assert plan.tried[-1].holds
+    assert plan.budget["at"] == str(AT)
+    assert plan.predicted["speedup"] > 1
+    assert plan.changed_weights > 0
+    assert report.healing is not None
+    assert report.healing.training is not None
+    assert [graph.name for graph in made_times] == ["model.onnx"]
+    assert all(check.passed for check in report.parity)
+    assert PruneReport.read(out / "prune.json").verification.passed is True
+    assert any("--time" in line for line in heard.lines), "what more time would give"

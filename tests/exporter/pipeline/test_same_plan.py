@@ -87,8 +87,7 @@ class Road:
             if request.search.search == "auto":  # numbers alone go by scores in a plan
                 request = replace(request, search=replace(request.search, search=None))
             by_itself = request.heal is not None and request.heal.kind == "auto"
-            usual = None if request.drops.budget.only_counts else HealOptions(kind="best")
-            return replace(request, heal=usual) if by_itself else request
+            return _as_planned(request, asked) if by_itself else request
         except (DepthcutError, click.ClickException):
             return None
 
@@ -103,6 +102,15 @@ class Road:
             road._stage(run, "score", keys.score_key(run), stages.score_sublayers)
             road._plan_and_export(run)
             return run.plan.path
+
+
+def _as_planned(request: Any, asked: list[str]) -> Any:
+    """What a plan does where nothing is said: replacements, and parameters instead of a time."""
+    budget = request.drops.budget
+    usual = None if budget.only_counts else HealOptions(kind="best")
+    at = budget.at if {"--at", "--faster"} & {*asked} else None
+    drops = replace(request.drops, budget=replace(budget, at=at))
+    return replace(request, heal=usual, drops=drops)
 
 
 @pytest.fixture(scope="module")

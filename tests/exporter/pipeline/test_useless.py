@@ -9,17 +9,21 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
-from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.errors import UnmetGoalError
-from exporter.pipeline.refusals import refuse_useless
+from exporter.pipeline.refusals import USELESS_COSINE, refuse_useless
 from tests.raising import raises
 
 
 def run(
-    rise: float | None, budget: Budget | None = None, refuses: bool = True, given: bool = False
+    rise: float | None,
+    budget: Budget | None = None,
+    refuses: bool = True,
+    given: bool = False,
+    figure: str = "log_perplexity_increase",
 ) -> Any:
     deletions = [PlannedDeletion(layer=n, kind="attention", replacement="none") for n in range(8)]
-    figures = {} if rise is None else {"log_perplexity_increase": rise}
+    figures = {} if rise is None else {figure: rise}
     plan = PruningPlan(deletions=deletions, predicted=figures)
     drops = SimpleNamespace(budget=None if given else budget or Budget(attention=8))
     request = SimpleNamespace(drops=drops, refuses_useless=refuses)
@@ -29,6 +33,28 @@ def run(
 def test_twice_the_perplexity_is_refused_with_the_number_that_may_do() -> None:
     with raises(UnmetGoalError, "useless", "--drop-attn 5", "--allow-damage"):
         refuse_useless(run(1.6 * math.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (Budget(target_speedup=1.2, at=USUAL_REQUEST), "--faster 1.10x"),
+        (Budget(parameters=0.1), "--parameters 5.0%"),
+        (Budget(fits=Memory(10**6)), "--allow-damage"),
+    ],
+)
+def test_a_goal_that_ruins_the_model_is_refused_with_the_goal_that_may_do(
+    budget: Budget, words: str
+) -> None:
+    with raises(UnmetGoalError, "useless", words):
+        refuse_useless(run(2 * math.log(2), budget))
+
+
+def test_so_is_an_encoder_whose_embeddings_are_others() -> None:
+    with raises(UnmetGoalError, "useless", "--drop-attn 4", "0.600", USELESS_COSINE):
+        refuse_useless(run(0.6, figure="cosine"))
+    refuse_useless(run(USELESS_COSINE + 0.01, figure="cosine"))
+    refuse_useless(run(0.6, refuses=False, figure="cosine"))
 
 
 @pytest.mark.parametrize(
