@@ -24,12 +24,14 @@ from exporter.artifacts import (
     Way,
 )
 from exporter.artifacts.store import Store
+from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.ladder import is_hopeless, rung_of
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.selection.meters import RememberingMeter
-from exporter.choose.studies.damages import depth_damage
+from exporter.choose.studies.damages import depth_damage, limit_figures
 from exporter.errors import BackendError, CalibrationError, CostError, HealingError
 from exporter.heal.fitting import Fitting
 from exporter.heal.fold.folded import folded_values
@@ -49,8 +51,9 @@ Place = tuple[Way, int]
 
 _TIMED_SECONDS = 8.0
 _FITTED_TOKENS = 3072
-_SAMPLED_LENGTH = 128
+_SAMPLED_LENGTH, _SAMPLED_TOKENS = 128, 2048
 _SEED = 1  # scores rest on what the model samples with another one
+_TOO_FAR = "Where so much is lost no healing can be expected to bring it within the limit."
 _LEAST_SPEEDUP = 1.01
 """A cut that gains less isn't worth its loss."""
 
@@ -76,6 +79,8 @@ class Question:
         other_text: The other domain's, as the user names it; None: what the model samples.
         request: What is timed.
         most_increase: The share by which the perplexity may rise.
+        own_numbers: Whether the cuts were chosen here; those that no healing can bring within the
+            limit are then not healed.
         batch_size: Samples in one forward pass.
         kept: The folder where what is measured is kept for a later call; None keeps nothing.
         progress: Told what goes on.
@@ -86,6 +91,7 @@ class Question:
     other_text: str | None
     request: RequestShape
     most_increase: float
+    own_numbers: bool
     batch_size: int
     kept: Path | None
     progress: Progress
@@ -118,7 +124,10 @@ def answered(
     fitted = text_of_report(asked.loaded, report.calibration, progress=asked.progress)
     fitted = fitted.first_tokens(_FITTED_TOKENS)
     whole, others = _in_other_domain(asked, other, cuts)
-    healed = _healed(asked, other, fitted, cuts)
+    hopeless = _hopeless(asked, report)
+    promising = {place: cut for place, cut in cuts.items() if place not in hopeless}
+    healed = dict.fromkeys(hopeless, _HealedCell(not_healed=_TOO_FAR))
+    healed |= _healed(asked, other, fitted, promising)
     table = _timed(asked, cuts)
     cells = [
         cell.model_copy(
@@ -147,17 +156,31 @@ def answered(
     return report.model_copy(update={"cells": cells, "answer": answer})
 
 
-def recommended(cells: Sequence[DepthCell], most_increase: float) -> DepthCell | None:
-    """The fastest cell whose perplexity on the held-out text, healed or not, rises little enough.
-
-    Where no speed was measured, the one that removes most parameters.
-    """
-    fitting = [
-        cell
-        for cell in cells
-        if least_ratio(cell) <= 1 + most_increase and _gain(cell) > _LEAST_SPEEDUP
+def _hopeless(asked: Question, report: DepthsReport) -> list[Place]:
+    """The cuts that lose too much for any healing."""
+    limit = Floors(asked.most_increase)
+    return [
+        (cell.way, cell.number)
+        for cell in report.cells
+        if asked.own_numbers and cell.damage is not None
+        if is_hopeless(limit_figures(cell.damage), limit)
     ]
+
+
+def recommended(cells: Sequence[DepthCell], most_increase: float) -> DepthCell | None:
+    """The fastest cell that keeps the limit on held-out text, healed or not.
+
+    By the rule of a budget's limits: all of the 95 % interval is within. Where no speed was
+    measured, the one that removes most parameters.
+    """
+    limit = Floors(most_increase)
+    fitting = [cell for cell in cells if _holds(cell, limit) and _gain(cell) > _LEAST_SPEEDUP]
     return max(fitting, key=lambda cell: (_gain(cell), -least_ratio(cell)), default=None)
+
+
+def _holds(cell: DepthCell, limit: Floors) -> bool:
+    damages = [each for each in (cell.damage, cell.healed) if each is not None]
+    return any(rung_of(0, limit_figures(each), limit).holds for each in damages)
 
 
 def least_ratio(cell: DepthCell) -> float:
@@ -177,6 +200,7 @@ def _other_domain(asked: Question, report: DepthsReport) -> CalibrationText:
     length = int(asked.text.input_ids.shape[1])
     length = min(length, _SAMPLED_LENGTH) if spec in SAMPLED else length
     tokens = asked.text.input_ids.size
+    tokens = min(tokens, _SAMPLED_TOKENS) if spec in SAMPLED else tokens
     found = calibration_text(
         asked.loaded,
         spec,

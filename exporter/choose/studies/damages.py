@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from exporter.artifacts import DepthDamage
+from exporter.choose.budgets.ladder import HIGH
 from exporter.compare.quality.intervals import mean_interval
 from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.ratios import Floats
@@ -25,6 +26,19 @@ def depth_damage(damage: Damage) -> DepthDamage:
         kl_ci95=None if kl is None else (max(0.0, kl[0]), kl[1]),
         top1_agreement=damage.top1_agreement,
     )
+
+
+def limit_figures(damage: DepthDamage) -> dict[str, float]:
+    """What limits on quality are held against, as a plan has it in ``predicted``.
+
+    Without an interval, of a single sample, nothing is certain.
+    """
+    high = math.inf if damage.perplexity_ratio_ci95 is None else damage.perplexity_ratio_ci95[1]
+    return {
+        "log_perplexity_increase": math.log(damage.perplexity_ratio),
+        HIGH: math.log(high),
+        "top1_agreement": damage.top1_agreement,
+    }
 
 
 def _interval(sums: Floats, counts: Floats) -> tuple[float, float] | None:

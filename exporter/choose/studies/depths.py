@@ -22,6 +22,7 @@ from exporter.artifacts import (
     Way,
 )
 from exporter.artifacts.plans.by_score import plan_drop
+from exporter.choose.budgets.budget import Increase
 from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
@@ -39,15 +40,15 @@ from exporter.models.ablation.meter import DamageMeter
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import calibration_text
 from exporter.models.texts.sources import refuse_same_text
-from exporter.option_types import Count, Lengths, Several, Share, Written, comma_list
+from exporter.option_types import Count, Lengths, Several, Written, comma_list
 from exporter.options import Options, Rule, dataclass, is_given, option, part
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
-QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (2, 4, 8), "block": (2,)}
+QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (1, 2, 4, 8), "block": (2,)}
 """What is tried where no numbers are asked for."""
-_STUDY_TOKENS, _QUICK_TOKENS = 8192, 2048
+_STUDY_TOKENS, _QUICK_TOKENS = 8192, 4096
 ANSWER = "How much may be dropped"
 _Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
 
@@ -73,7 +74,7 @@ class DepthOptions(Options):
         "Numbers of sublayers to drop, in all ways, and what that costs.",
         "-n",
         "--numbers",
-        usual="2, 4 and 8 attentions and 2 blocks, with --recommend",
+        usual="1, 2, 4 and 8 attentions and 2 blocks, with --recommend",
         section=DROPPING,
     )
     ways: _Ways = option(
@@ -108,9 +109,10 @@ class DepthOptions(Options):
         usual="text that the model samples",
         section=ANSWER,
     )
-    most_increase: Share = option(
+    most_increase: Increase = option(
         0.02,
-        "With --recommend: how much the perplexity on held-out text may rise.",
+        "With --recommend: how much the perplexity on held-out text may rise, by the upper end of "
+        "its 95 % interval.",
         "--at-most",
         usual="2%",
         section=ANSWER,
@@ -148,7 +150,8 @@ class DepthOptions(Options):
         """The cells, way by way; of those that nobody asked for, what the model has."""
         if self.numbers is not None:
             return [(way, n) for way in self.ways for n in sorted(set(self.numbers))]
-        quick = QUICK_NUMBERS if self.ways == WAYS else dict.fromkeys(self.ways, (2, 4, 8))
+        own = dict.fromkeys(self.ways, QUICK_NUMBERS["attention"])
+        quick = QUICK_NUMBERS if self.ways == WAYS else own
         return [(way, n) for way, numbers in quick.items() for n in numbers if n < num_layers]
 
 
@@ -191,32 +194,49 @@ def measure_depths(
         if not cell.refused
     }
     whole, measured = _measured(loaded, text, cells, cuts, options, kept, progress)
+    cells = [measured.get(_place(cell), cell) for cell in cells]
     found = DepthsReport(
         model=report.model,
         metric=report.metric,
         calibration=report.calibration,
         text=text.ref,
         baseline_perplexity=whole.baseline_perplexity,
-        cells=[measured.get(_place(cell), cell) for cell in cells],
-        made_from={
-            "model": loaded.ref.sha256,
-            "importance": importance_sha256,
-            "text": text.ref.sha256,
-        },
+        cells=cells,
+        made_from=_made_from(report, text, importance_sha256),
     )
     if not options.recommends:
         return found
-    asked = Question(
+    return answered(_question(loaded, text, options, kept, progress), found, cuts)
+
+
+def _made_from(
+    report: ImportanceReport, text: CalibrationText, importance_sha256: str
+) -> dict[str, str]:
+    return {
+        "model": report.model.sha256,
+        "importance": importance_sha256,
+        "text": text.ref.sha256,
+    }
+
+
+def _question(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    options: DepthOptions,
+    kept: Path | None,
+    progress: Progress,
+) -> Question:
+    return Question(
         loaded,
         text,
         options.other_text,
         options.at,
         options.most_increase,
+        options.numbers is None,
         options.batch_size,
         kept,
         progress,
     )
-    return answered(asked, found, cuts)
 
 
 def _place(cell: DepthCell) -> Place:

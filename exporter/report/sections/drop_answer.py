@@ -36,16 +36,23 @@ def answer_words(report: DepthsReport, answer: DropAnswer) -> str:
     if best is not None:
         return (
             f"Recommended: drop {dropped_words(best)}{_faster(best)}. Of the cuts that keep the "
-            f"perplexity on {_short(report.text.source)} within {limit} after healing, it is the "
-            "fastest."
+            f"perplexity on {_short(report.text.source)} within {limit} after healing, with all of "
+            "the 95 % interval, it is the fastest."
         )
     measured = [cell for cell in report.cells if cell.damage is not None]
     if not measured:
         return "Nothing could be dropped at these numbers."
-    least = min(measured, key=_least)
+    least = min(measured, key=lambda cell: _least(cell).perplexity_ratio)
+    cost = _least(least)
+    if cost.perplexity_ratio <= 1 + answer.most_increase:
+        return (
+            f"No cut is shown to cost at most {limit} perplexity: {dropped_words(least)} "
+            f"{_interval(cost)}. More text (--eval-tokens) makes the interval narrower; "
+            "depthcut export measures on more, and trains."
+        )
     return (
         f"Nothing is worth cutting within {limit} more perplexity. The next step would be "
-        f"{dropped_words(least)}{_faster(least)}, at {_rise(_least(least))} perplexity; a training "
+        f"{dropped_words(least)}{_faster(least)}, at {_damage(cost)} perplexity; a training "
         "may lower that (depthcut export --time 10m), or allow more with --at-most."
     )
 
@@ -88,9 +95,15 @@ def _rise(ratio: float) -> str:
     return f"{change:+.1f} %" if change < 1000 else f"x {ratio:,.0f}"
 
 
-def _least(cell: DepthCell) -> float:
-    found = [each.perplexity_ratio for each in (cell.damage, cell.healed) if each is not None]
-    return min(found)
+def _least(cell: DepthCell) -> DepthDamage:
+    found = [each for each in (cell.damage, cell.healed) if each is not None]
+    return min(found, key=lambda each: each.perplexity_ratio)
+
+
+def _interval(damage: DepthDamage) -> str:
+    """``+1.1 % [-0.3 %, +2.5 %]``."""
+    ends = ", ".join(map(_rise, damage.perplexity_ratio_ci95 or ()))
+    return f"{_damage(damage)} [{ends}]" if ends else _damage(damage)
 
 
 def _about(report: DepthsReport, answer: DropAnswer) -> str:

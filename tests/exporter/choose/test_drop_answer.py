@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from exporter.artifacts import DepthCell
+from exporter.artifacts import DepthCell, DepthDamage
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
 from exporter.choose.studies.answer import recommended, speedups
@@ -19,13 +19,21 @@ from tests.made_reports import gate_row, made_environment
 from tests.raising import raises
 
 
-def cell(number: int, bare: float, healed: float | None, speedup: float | None) -> DepthCell:
+def within(ratio: float, reach: float) -> DepthDamage:
+    """Of a ratio that is known to so much."""
+    ends = (ratio - reach, ratio + reach)
+    return damage(ratio, 0.1).model_copy(update={"perplexity_ratio_ci95": ends})
+
+
+def cell(
+    number: int, bare: float, healed: float | None, speedup: float | None, reach: float = 0.001
+) -> DepthCell:
     return DepthCell(
         way="attention",
         number=number,
         parameters_removed=0.01 * number,
-        damage=damage(bare, 0.1),
-        healed=None if healed is None else damage(healed, 0.1),
+        damage=within(bare, reach),
+        healed=None if healed is None else within(healed, reach),
         speedups={} if speedup is None else {"request": speedup},
     )
 
@@ -35,7 +43,9 @@ def cell(number: int, bare: float, healed: float | None, speedup: float | None) 
     [
         ([cell(2, 1.01, None, 1.05), cell(4, 1.015, None, 1.1)], 4),
         ([cell(2, 1.01, None, 1.05), cell(4, 1.03, None, 1.1)], 2),
-        ([cell(2, 1.01, None, 1.05), cell(4, 1.03, 1.02, 1.1)], 4),  # healed, just at the limit
+        ([cell(2, 1.01, None, 1.05), cell(4, 1.03, 1.018, 1.1)], 4),
+        ([cell(2, 1.01, None, 1.05), cell(4, 1.03, 1.0195, 1.1)], 2),  # its interval is too wide
+        ([cell(2, 1.01, None, 1.05), cell(4, 1.015, None, 1.1, 0.006)], 2),
         ([cell(2, 1.01, 1.5, 1.05)], 2),  # healing did harm: the bare cut keeps it
         ([cell(2, 1.03, 1.021, 1.05)], None),
         ([cell(2, 1.0, None, 1.005)], None),  # not worth it
@@ -50,6 +60,13 @@ def test_the_fastest_cut_within_the_limit_is_recommended(
 ) -> None:
     best = recommended(cells, 0.02)
     assert (best and best.number) == number
+
+
+def test_a_single_sample_recommends_nothing() -> None:
+    alone = cell(2, 1.0, None, 1.5)
+    unsure = damage(1.0, 0.1).model_copy(update={"perplexity_ratio_ci95": None})
+    assert recommended([alone.model_copy(update={"damage": unsure})], 0.02) is None
+    assert recommended([alone], 0.02) == alone
 
 
 def table(candidate_ms: float) -> CostTable:
@@ -87,10 +104,12 @@ def test_speeds_are_told_for_the_prompt_for_a_token_and_for_both() -> None:
 
 def test_a_few_cuts_are_tried_where_no_numbers_are_asked_for() -> None:
     assert DepthOptions().asked(30) == [
-        ("attention", 2), ("attention", 4), ("attention", 8), ("block", 2),
+        ("attention", 1), ("attention", 2), ("attention", 4), ("attention", 8), ("block", 2),
     ]  # fmt: skip
-    assert DepthOptions().asked(3) == [("attention", 2), ("block", 2)]
-    assert DepthOptions(ways=("mlp",)).asked(6) == [("mlp", 2), ("mlp", 4)]
+    assert DepthOptions().asked(3) == [
+        ("attention", 1), ("attention", 2), ("block", 2),
+    ]  # fmt: skip
+    assert DepthOptions(ways=("mlp",)).asked(6) == [("mlp", 1), ("mlp", 2), ("mlp", 4)]
     study = DepthOptions(numbers=(4, 2), ways=("attention", "joint"))
     assert study.asked(3) == [("attention", 2), ("attention", 4), ("joint", 2), ("joint", 4)]
 

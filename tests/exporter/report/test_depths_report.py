@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from html_page import Page
-from made_depths import made_answer, made_depths
+from made_depths import damage, made_answer, made_depths
 
 from exporter.artifacts import DepthCell, DepthsReport
 from exporter.cli import run
@@ -75,12 +75,22 @@ def test_the_answer_comes_first_with_its_reason(tmp_path: Path) -> None:
     assert "2.0 %" in lead
 
 
-def test_where_nothing_keeps_the_limit_the_next_step_is_told() -> None:
+@pytest.mark.parametrize(
+    ("healed", "told"),
+    [(1.05, ("+5.0 %", "--at-most")), (1.012, ("+1.2 %", "-8.9 %", "--eval-tokens"))],
+)
+def test_where_nothing_keeps_the_limit_the_next_step_is_told(
+    healed: float, told: tuple[str, ...]
+) -> None:
     report = made_answer(None)
+    cells = [
+        cell if cell.healed is None else cell.model_copy(update={"healed": damage(healed, 0.01)})
+        for cell in report.cells
+    ]
+    report = report.model_copy(update={"cells": cells})
     assert report.recommended is None
     lead = depths_document(report).lead
-    assert "+1.2 %" in lead
-    assert "--at-most" in lead
+    assert all(each in lead for each in told)
     assert "recommended" not in str(depths_document(report).sections[0].blocks[0])
 
 
