@@ -53,8 +53,8 @@ def write_template(work: Path) -> None:
 def _write_inputs(folder: Path) -> None:
     """A decoder in PyTorch and as graphs, whole and cut, with texts, scores, plans and a sweep."""
     from engine_support import written
-    from llama_shaped import LlamaShape, write_llama
 
+    from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
     from tests.exporter.tiny_lm import WORDS, write_llama_folder, write_tokenizer
 
     words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from llama_shaped import LlamaShape, write_llama
 from test_verification import wrong_layer  # noqa: F401
 
 import exporter.cli as command_line
@@ -20,6 +19,7 @@ from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.errors import TooLittleMemoryError, VerificationError
 from exporter.option_types import size
+from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
 from tests.raising import raises

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from exporter.export.forms.tensorrt import rewrite_decoder
+
 _PIECE_BYTES = 64 << 20
 _PAGE_BYTES = 4096
 
@@ -33,6 +35,8 @@ class LlamaShape:
         dtype: Of weights and activations.
         fused_norm: RMSNormalization as one operator (opset 23) instead of six.
         fused_attention: Attention as one operator (opset 23), which repeats no keys or values.
+        positions: With the input position_ids, and a mask that attention_mask decides, as exporters
+            write it; else both are reckoned from the length of the cache.
     """
 
     layers: int = 80
@@ -45,6 +49,7 @@ class LlamaShape:
     dtype: ir.DataType = ir.DataType.FLOAT16
     fused_norm: bool = False
     fused_attention: bool = False
+    positions: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -52,19 +57,28 @@ class LlamaShape:
         return self.hidden // self.heads
 
 
-def write_llama(path: Path, shape: LlamaShape, *, noise: float = 0.0) -> Path:
+def write_llama(
+    path: Path, shape: LlamaShape, *, noise: float = 0.0, room: int | None = None
+) -> Path:
     """Writes ``path`` and ``<path>.data``.
 
     Args:
         path: The ONNX file.
         shape: The model's sizes.
         noise: The standard deviation of the weights; 0 leaves the data file one hole.
+        room: Positions of caches that are updated in place, as the form for TensorRT has them; None
+            lets them grow.
 
     Raises:
+        ValueError: Its caches can't lie in place.
         OSError: The file system takes no file of that size.
     """
     builder = _Builder(shape, f"{path.name}.data")
     model = builder.build()
+    if room is not None:
+        model, _, remark = rewrite_decoder(model, room)
+        if remark:
+            raise ValueError(remark)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(builder.location)
     with data.open("wb") as file:
@@ -79,8 +93,8 @@ def write_llama(path: Path, shape: LlamaShape, *, noise: float = 0.0) -> Path:
 def _noise(size: int, dtype: ir.DataType, scale: float) -> Iterator[bytes]:
     """Pieces of normal noise, the same few over and over, each time begun elsewhere."""
     rng = np.random.default_rng(0)
-    count = min(_PIECE_BYTES, size) // dtype.itemsize + 1
-    noise = (rng.standard_normal(int(count)) * scale).astype(dtype.numpy())
+    count = int(min(_PIECE_BYTES, size) // dtype.itemsize) + 1
+    noise = (rng.standard_normal(count) * scale).astype(dtype.numpy())
     while size > 0:
         piece = np.roll(noise, int(rng.integers(count))).tobytes()[:size]
         size -= len(piece)
@@ -104,6 +118,8 @@ class _Builder:
         if shape.cache:
             mask = _value("attention_mask", ir.DataType.INT64, "batch", "total")
             self._inputs.append(mask)
+            if shape.positions:
+                self._inputs.append(_value("position_ids", ir.DataType.INT64, "batch", "seq"))
             self._pasts = [
                 [self._past(layer, part) for part in ("key", "value")]
                 for layer in range(shape.layers)
@@ -124,13 +140,14 @@ class _Builder:
             opset_imports={"": 23 if shape.fused_norm or shape.fused_attention else 20},
             name="llama",
         )
-        return ir.Model(graph, ir_version=10, producer_name="depthcut tests")
+        return ir.Model(graph, ir_version=10, producer_name="depthcut")
 
     def _attention(self, x: ir.Value, layer: int) -> ir.Value:
         s = self._shape
         query = self._heads(x, f"{layer}.q", s.heads)
         key, value = (self._heads(x, f"{layer}.{name}", s.kv_heads) for name in "kv")
         query, key = self._rotated(query), self._rotated(key)
+        _declare(query, s.dtype, "batch", s.heads, "seq", s.head_dim)  # an exporter knows it
         if s.cache:
             past_key, past_value = self._pasts[layer]
             key = self._op("Concat", past_key, key, axis=2)
@@ -202,7 +219,10 @@ class _Builder:
         return self._op("Mul", self._op("Cast", scaled, to=self._shape.dtype.value), gain)
 
     def _causal_bias(self) -> ir.Value:
-        """[1, 1, seq, total]: 0 for what was before, far below 0 for what comes; rotary tables."""
+        """0 for what was before, far below 0 for what comes; rotary tables.
+
+        ``[seq, total]``, or where the mask is told ``[batch, 1, seq, total]``.
+        """
         s = self._shape
         zero, one = self._number(np.int64(0)), self._number(np.int64(1))
         total = seq = self._length(self._inputs[0], 1)
@@ -212,19 +232,24 @@ class _Builder:
             total = self._op("Add", past, seq)
         columns = self._op("Range", zero, total, one)
         rows = self._op("Range", past, total, one)
-        self._tables = self._rotary_tables(rows)
+        self._tables = self._rotary_tables(self._inputs[2] if s.positions else rows)
         seen = self._op(
             "LessOrEqual", columns, self._op("Unsqueeze", rows, self._number(np.array([1])))
         )
-        low = self._number(np.asarray(-1e4, s.dtype.numpy()))
+        if s.positions:
+            told = self._op("Cast", self._inputs[1], to=ir.DataType.BOOL.value)
+            told = self._op("Unsqueeze", told, self._number(np.array([1, 2])))
+            seen = self._op("And", seen, told)
+        low = self._number(np.asarray(-3e4, s.dtype.numpy()))
         return self._op("Where", seen, self._number(np.asarray(0, s.dtype.numpy())), low)
 
     def _rotary_tables(self, positions: ir.Value) -> list[ir.Value]:
         size = self._shape.head_dim
         speeds = 10000.0 ** (-np.arange(0, size, 2, dtype=np.float32) / size)
+        axes = np.array([1, 3] if self._shape.positions else [1])  # [batch, 1, seq, 1] or [seq, 1]
         angles = self._op(
             "Mul",
-            self._op("Cast", self._op("Unsqueeze", positions, self._number(np.array([1]))), to=1),
+            self._op("Cast", self._op("Unsqueeze", positions, self._number(axes)), to=1),
             self._number(np.concatenate([speeds, speeds])[None].astype(np.float32)),
         )
         kind = self._shape.dtype.value
@@ -241,8 +266,8 @@ class _Builder:
         return value
 
     def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
-        value.name, value.shape = name, ir.Shape(dims)
-        value.type = ir.TensorType(self._shape.dtype)
+        value.name = name
+        _declare(value, self._shape.dtype, *dims)
 
     def _weight(self, name: str, *dims: int) -> ir.Value:
         value = _value(name, self._shape.dtype, *dims)
@@ -255,7 +280,7 @@ class _Builder:
         self._weights.append(value)
         return value
 
-    def _number(self, data: np.ndarray | np.generic) -> ir.Value:  # type: ignore[type-arg]
+    def _number(self, data: np.ndarray | np.generic) -> ir.Value:
         array = np.asarray(data)
         key = (str(array.dtype), str(array.tolist()))
         if key not in self._small:
@@ -271,6 +296,10 @@ class _Builder:
         node.outputs[0].name = f"v{len(self._nodes)}"
         self._nodes.append(node)
         return node.outputs[0]
+
+
+def _declare(value: ir.Value, dtype: ir.DataType, *dims: int | str) -> None:
+    value.type, value.shape = ir.TensorType(dtype), ir.Shape(dims)
 
 
 def _value(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
