@@ -1,93 +1,18 @@
-"""The process that one cell runs in: ``python -m exporter.pipeline.sweep.worker``.
-
-It is told whose child it is, and its job in one line of JSON on standard input. What it has to say
-goes to standard output, one JSON object a line: ``say`` and ``detail``; ``task``, ``advance`` and
-``end`` of a piece of work; and at the end ``cell``, or ``full`` where the disk is. What libraries
-print goes to standard error.
-"""
+"""The process that one cell runs in: ``python -m exporter.pipeline.sweep.worker``."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from exporter.pipeline.sweep.job import Job, run_job
-from exporter.printable import printable_output
-from exporter.processes import end_with_parent
-from exporter.progress import Task
+from exporter.pipeline.telling import work
+from exporter.progress import Progress
 
 
-class Told:
-    """A progress listener that passes everything on.
-
-    Args:
-        events: Where to.
-    """
-
-    def __init__(self, events: TextIO) -> None:
-        self._events = events
-
-    def send(self, **event: Any) -> None:
-        """Sends one event."""
-        self._events.write(json.dumps(event) + "\n")
-        self._events.flush()
-
-    def say(self, message: str) -> None:
-        """Passes a line on."""
-        self.send(say=message)
-
-    def detail(self, message: str) -> None:
-        """Passes a line for the curious on."""
-        self.send(detail=message)
-
-    @contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
-        """Passes a piece of work on, and how far it is."""
-        self.send(task=description, total=total)
-        failed = True
-        try:
-            yield _Steps(self)
-            failed = False
-        finally:
-            self.send(end=description, failed=failed)
-
-
-class _Steps:
-    def __init__(self, told: Told) -> None:
-        self._told = told
-
-    def advance(self, steps: int = 1) -> None:
-        """Passes it on."""
-        self._told.send(advance=steps)
-
-
-def main() -> int:
-    """Does the job, and tells what came of it."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    signal.signal(signal.SIGTERM, _interrupt)
-    told = Told(events)
-    try:
-        with printable_output():
-            cell = run_job(Job.from_json(sys.stdin.readline()), told)
-        told.send(cell=cell.model_dump(mode="json"))
-    except OSError as error:  # only a full disk comes through
-        told.send(full=str(error.filename or ""), errno=error.errno)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def _cell(request: str, progress: Progress) -> dict[str, Any]:
+    return {"cell": run_job(Job.from_json(request), progress).model_dump(mode="json")}
 
 
 if __name__ == "__main__":
-    end_with_parent(int(sys.argv[1]))
-    sys.exit(main())
+    sys.exit(work(_cell))
