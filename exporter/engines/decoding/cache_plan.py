@@ -106,7 +106,7 @@ class CachePlan:
         Raises:
             BackendError: It says what is asked and what the engines hold.
         """
-        self._refuse(f"a batch of {batch}", batch, self.batch, "--batch-range")
+        self.refuse_batch(batch)
         self._refuse(f"a prompt length of {prompt}", prompt, self.prompt, "--prompt-range")
         for rows in self.groups(batch):
             size = rows.stop - rows.start
@@ -123,6 +123,14 @@ class CachePlan:
         if new_tokens > 1:
             self.refuse_context(prompt)
             self.refuse_context(prompt + new_tokens - 2)
+
+    def refuse_batch(self, batch: int) -> None:
+        """Refuses a number of sequences that the decode profile doesn't hold.
+
+        Raises:
+            BackendError: It says what the engine holds.
+        """
+        self._refuse(f"a batch of {batch}", batch, self.batch, "--batch-range")
 
     def refuse_context(self, length: int) -> None:
         """Refuses a decode step after a cache of this length, where the profile doesn't hold it.
@@ -178,8 +186,13 @@ class DeviceCache:
         self._banks = self._banks[::-1]
 
 
-def plan_cache(engines: EngineSet) -> CachePlan:
+def plan_cache(engines: EngineSet, *, batch: int | None = None, begins: bool = True) -> CachePlan:
     """Reckons a decoder's plan.
+
+    Args:
+        engines: Which.
+        batch: Sequences that there is to be room for; None for as many as the engines hold.
+        begins: Whether it begins texts; else it only continues them, and needs no prefill.
 
     Raises:
         BackendError: They are no decoder with a cache, or lack a phase.
@@ -188,15 +201,17 @@ def plan_cache(engines: EngineSet) -> CachePlan:
     outputs = {each.name: len(each.shape) for each in engines.outputs}
     if not caches or outputs.get(LOGITS) != _LOGITS_AXES:
         raise no_decoder(engines.name)
-    prefill, decode = (_slot(engines, phase) for phase in ("prefill", "decode"))
+    decode = _slot(engines, "decode")
+    prefill = _slot(engines, "prefill") if begins else decode
     room = _room(engines, caches.values())
     past = next(iter(caches))
-    if room is None and _span(engines, prefill, past, _PAST).low != 0:
+    if begins and room is None and _span(engines, prefill, past, _PAST).low != 0:
         raise BackendError(f"{engines.name}: its prefill profile does not take an empty cache.")
-    prefill_batch, batch = (_span(engines, slot, IDS, _BATCH) for slot in (prefill, decode))
+    prefill_batch, rows = (_span(engines, slot, IDS, _BATCH) for slot in (prefill, decode))
+    rows = rows if batch is None else Span(*(min(batch, size) for size in vars(rows).values()))
     prompt, context = _lengths(engines, prefill, decode, past, room)
     longest = room or max(prompt.high, context.high + 1)
-    shapes = {name: _cache_shape(each, batch.high, longest) for name, each in caches.items()}
+    shapes = {name: _cache_shape(each, rows.high, longest) for name, each in caches.items()}
     dtypes = {name: numpy_dtype(each.dtype) for name, each in caches.items()}
     return CachePlan(
         name=engines.name,
@@ -204,7 +219,7 @@ def plan_cache(engines: EngineSet) -> CachePlan:
         decode=decode,
         pairs=cache_pairs(caches, outputs),
         tokens=_tokens(engines, caches),
-        batch=batch,
+        batch=rows,
         prefill_batch=prefill_batch,
         prompt=prompt,
         context=context,

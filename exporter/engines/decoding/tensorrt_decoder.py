@@ -38,16 +38,25 @@ class TensorRtDecoder(OnEngines, Decoder):
         engines: One engine with a prefill and a decode profile, or one for each.
         trial: Whether the engines are run in a process of their own first.
         on: A runner of these engines that is entered: it is used, and nothing is loaded twice.
+        batch: Sequences that there is to be room for; None for as many as the engines hold.
+        begins: Whether it begins texts; else it only continues them, for timing, and an engine for
+            decode alone will do.
 
     Raises:
         BackendError: They can't generate.
     """
 
     def __init__(
-        self, engines: EngineSet, *, trial: bool = True, on: OnEngines | None = None
+        self,
+        engines: EngineSet,
+        *,
+        trial: bool = True,
+        on: OnEngines | None = None,
+        batch: int | None = None,
+        begins: bool = True,
     ) -> None:
         super().__init__(engines, trial=trial and on is None, on=on)
-        self.plan = plan_cache(engines)
+        self.plan = plan_cache(engines, batch=batch, begins=begins)
         self._dtypes = {
             each.name: numpy_dtype(each.dtype) for each in (*engines.inputs, *engines.outputs)
         }
@@ -84,6 +93,22 @@ class TensorRtDecoder(OnEngines, Decoder):
         logits = self._run("decode", token_ids)
         self._advance(1)
         return logits
+
+    def begin_at(self, batch: int, length: int) -> None:
+        """Takes so many positions of the caches for filled, whatever lies there: for timing.
+
+        Args:
+            batch: Sequences.
+            length: Positions of each.
+
+        Raises:
+            BackendError: The engines don't hold so much.
+        """
+        self.plan.refuse_batch(batch)
+        self.plan.refuse_context(length)
+        self._batch, self._length = batch, 0
+        self._tell_filled(length)
+        self._length = length
 
     def advance(self, token_ids: NDArray[np.int64]) -> None:
         """A step that leaves its logits on the device, for timing; ``[batch, 1]``."""
