@@ -10,7 +10,7 @@ PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-r
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 
 .PHONY: help demo docs environments test test-plain test-torch test-optimum test-gpu lint bench \
-  bench-gpu has-driver dialects architectures forms engines rivals clean
+  gpu has-driver dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,7 +20,7 @@ help:
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
 	@echo "make bench  print the benchmarks' figures (long)"
 	@echo "make test-gpu   run what needs an NVIDIA GPU"
-	@echo "make bench-gpu  measure engines on an NVIDIA GPU (60 GB of disk, an hour)"
+	@echo "make gpu    measure engines on an NVIDIA GPU (50 GB of disk, an hour; goes on where it was)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
 	@echo "make forms  try fusers on each architecture, write the table (minutes)"
@@ -72,13 +72,14 @@ bench: .venv/bench.done
 
 # Asked first: without a driver nothing is installed and nothing is measured.
 has-driver:
-	@$(PYTHON) -m tests.benchmarks.bench_gpu --ask-driver
+	@$(PYTHON) -c 'import sys; from exporter.engines.build.driver import ask_driver as ask; \
+	  told = ask().problem; sys.exit(told and f"{told}: nothing was measured")'
 
 test-gpu: has-driver .venv-gpu/test.done
 	.venv-gpu/bin/python $(PYTEST) -n 0 -m gpu --require gpu tests/gpu
 
-bench-gpu: has-driver .venv-gpu/test.done
-	.venv-gpu/bin/python -m tests.benchmarks.bench_gpu
+gpu: has-driver .venv-gpu/test.done
+	.venv-gpu/bin/depthcut gpu-session out/gpu --tests tests/gpu
 
 dialects: .venv/test.done .venv-optimum/test.done
 	.venv/bin/python -m tests.dialects --write $(DIALECTS)

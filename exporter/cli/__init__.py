@@ -60,6 +60,7 @@ _COMMANDS = {
         "lm-eval": "Run lm-eval's command line on depthcut's models.",
         "package": "Pack a model for serving.",
         "doctor": "Show what this machine can do.",
+        "gpu-session": "The first hour on a GPU: measure engines, step by step.",
     },
 }
 """By headings, with what each does. A command's module is loaded when it is asked for."""

@@ -50,6 +50,9 @@ class CudaRuntime:
     )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaStreamNonBlocking = 1
+    cudaDeviceAttr = SimpleNamespace(
+        cudaDevAttrMemoryClockRate=36, cudaDevAttrGlobalMemoryBusWidth=37
+    )
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -91,6 +94,10 @@ class _Calls:
     @staticmethod
     def MemGetInfo(machine: Machine) -> tuple[Any, ...]:
         return _OK, machine.free_bytes, machine.memory_bytes
+
+    @staticmethod
+    def DeviceGetAttribute(machine: Machine, which: int, device: int) -> int:
+        return {36: 1_000_000, 37: 128}[which]  # kHz and bits: 32 GB/s
 
     @staticmethod
     def Malloc(machine: Machine, size: int) -> tuple[Any, ...]:

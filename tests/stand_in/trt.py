@@ -8,6 +8,7 @@ import json
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -404,9 +405,9 @@ def _nothing() -> None: ...
 
 def module_of(machine: Machine, library: str) -> SimpleNamespace:
     """``tensorrt`` or ``tensorrt_rtx``."""
-    kind = RtxRuntime if library == "tensorrt-rtx" else Runtime
+    name, kind = library.replace("-", "_"), RtxRuntime if library == "tensorrt-rtx" else Runtime
     shared = {
-        "__name__": library.replace("-", "_"), "__version__": VERSIONS[library],
+        "__name__": name, "__spec__": ModuleSpec(name, None), "__version__": VERSIONS[library],
         "ILogger": ILogger, "Runtime": partial(kind, machine, library),
         "ExecutionContextAllocationStrategy": Allocation, "EngineStat": EngineStat,
     }  # fmt: skip

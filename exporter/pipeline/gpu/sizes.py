@@ -1,13 +1,12 @@
-"""What a decode step has to move, and how many sequences fit: arithmetic alone."""
+"""What a decode step has to read, and how many sequences fit: arithmetic alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.llama_shaped import LlamaShape
+from exporter.pipeline.gpu.llama_shaped import LlamaShape
 
-_RESERVE = 0.08  # of the device, for contexts, scratch memory and what the libraries keep
-_LARGEST = 512
+_RESERVE = 0.04  # of the card, for contexts, scratch memory and what the libraries keep
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,16 @@ class Sizes:
         )
 
     def step_bytes(self, batch: int, past: int) -> int:
-        """What a decode step must read at least: the weights, and the cache, once."""
+        """What a decode step must read at least: the weights, and what is filled, once."""
         return self.weights + batch * past * self.cache_per_token
 
-    def copied_bytes(self, batch: int, past: int) -> int:
-        """What a cache that grows by concatenation reads and writes on top of that."""
-        return 2 * batch * past * self.cache_per_token
-
-    def largest_batch(self, free: int, total: int, positions: int, *, profiles: int = 1) -> int:
-        """Sequences of which both sets of cache buffers fit beside the weights.
+    def largest_batch(self, total: int, room: int, *, copies: int = 1) -> int:
+        """Sequences whose caches fit beside the weights; caches in place lie there once.
 
         Args:
-            free: Bytes of the device that are free.
-            total: Bytes of the device.
-            positions: Of each sequence.
-            profiles: Of the engine or engines that are loaded; each has weights of its own.
+            total: Bytes of the card.
+            room: Positions of each sequence's caches.
+            copies: How often the weights lie there: once for each profile that holds them.
         """
-        left = free - profiles * (self.weights + self.embedding) - _RESERVE * total
-        return max(0, min(_LARGEST, int(left // (2 * positions * self.cache_per_token))))
+        left = total * (1 - _RESERVE) - copies * (self.weights + self.embedding)
+        return max(0, int(left // (room * self.cache_per_token)))
