@@ -44,7 +44,7 @@ def gpu_session(call: GpuSessionCall, progress: ConsoleProgress) -> int:
     numbers, attention, logits, smollm2, 8b, 70b. Models have random weights; nothing is downloaded.
     Finished steps are kept, and a stopped step goes on where it was. DIR takes session.md,
     session.json and steps/. Without a GPU nothing is measured. Exit code 2 if a step failed, 3 if
-    one is still to run.
+    one of those that were asked for is still to run.
     """
     from exporter.pipeline.gpu.session import run_session, usual_engine
     from exporter.pipeline.gpu.steps import STEPS
@@ -57,14 +57,13 @@ def gpu_session(call: GpuSessionCall, progress: ConsoleProgress) -> int:
         engine=call.engine or usual_engine(),
         tests=None if call.tests is None else str(call.tests.resolve()),
     )
-    session = run_session(
-        call.folder, order, names=call.steps or tuple(STEPS), time_s=call.time_s, progress=progress
-    )
+    names = call.steps or tuple(STEPS)
+    session = run_session(call.folder, order, names=names, time_s=call.time_s, progress=progress)
     if progress.as_json:
         echo_json(session.to_json())
     else:
         rows = [(step.title, step.status, f"{step.seconds:.0f} s") for step in session.steps]
         print_rows(("step", "status", "time"), rows)
         echo(f"Page: {session_files(call.folder, rehearsal=session.rehearsal)[1]}")
-    statuses = {step.status for step in session.steps}
+    statuses = {step.status for step in session.steps if step.name in names}
     return 2 if "failed" in statuses else 3 if statuses != {"done"} else 0

@@ -27,9 +27,13 @@ def look_at_card(place: Workplace) -> None:
     peak, copied = memory_speed(LIBRARIES[place.order.engine].extra)
     card = driver.devices[0]
     place.found.card = GpuCard(
-        **vars(card), cuda_version=driver.cuda_version, peak_bytes_per_s=peak,
+        name=card.name,
+        compute_capability=card.compute_capability,
+        memory_bytes=card.memory_bytes,
+        cuda_version=driver.cuda_version,
+        peak_bytes_per_s=peak,
         copy_bytes_per_s=copied,
-    )  # fmt: skip
+    )
     for each in diagnose().components:
         told = each.found or f"missing ({each.remedy})"
         place.found.notes.append(f"{each.name.strip()}: {told}")

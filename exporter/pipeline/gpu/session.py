@@ -9,11 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from exporter.artifacts import GpuSession, GpuStep, SweepFailure, library_versions
+from exporter.artifacts import GpuSession, GpuStep, SweepFailure
 from exporter.artifacts.ledger import FOLDER, locked
 from exporter.artifacts.store import Store
 from exporter.engines.build.driver import ask_driver
@@ -102,16 +101,11 @@ class _Session:
 
     def __post_init__(self) -> None:
         self._begin = time.monotonic()
-        self._store = Store(self.out / FOLDER / "steps.jsonl", self._key(), self.out.resolve())
+        made_from = self.order.conditions()
+        self._store = Store(self.out / FOLDER / "steps.jsonl", made_from, self.out.resolve())
         self._steps = {name: self._job(name).missing() for name in STEPS}
         for name in STEPS:
             self._take_kept(name)
-
-    def _key(self) -> Any:
-        """What all steps depend on."""
-        driver = ask_driver()
-        cards = [vars(device) for device in driver.devices]
-        return [self.order.to_dict(), cards, driver.cuda_version, library_versions()]
 
     def _job(self, name: str) -> StepJob:
         return StepJob(name, str(self.out.resolve() / FOLDER / _WORK / name), self.order)

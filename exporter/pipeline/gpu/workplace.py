@@ -12,9 +12,17 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from exporter.artifacts import GpuCard, GpuCheck, GpuLargest, GpuTests, GpuTime
+from exporter.artifacts import (
+    GpuCard,
+    GpuCheck,
+    GpuLargest,
+    GpuTests,
+    GpuTime,
+    library_versions,
+)
 from exporter.artifacts.store import Store
 from exporter.engines.build.build import build_engines
+from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import Ranges
 from exporter.engines.build.settings import BuildSettings
@@ -51,6 +59,12 @@ class Order:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
+
+    def conditions(self) -> list[Any]:
+        """What every measurement depends on: how it is made, the card, the libraries."""
+        driver = ask_driver()
+        cards = [vars(device) for device in driver.devices]
+        return [self.engine, self.stand_in, cards, driver.cuda_version, library_versions()]
 
 
 @dataclass
@@ -99,7 +113,7 @@ class Workplace:
 
     @cached_property
     def _store(self) -> Store:
-        return Store(self.folder.with_suffix(".jsonl"), self.order.to_dict())
+        return Store(self.folder.with_suffix(".jsonl"), self.order.conditions())
 
     def rows(self, name: str, kind: type[_R], make: Callable[[], list[_R]]) -> list[_R]:
         """What an interrupted run of the step has measured under a name, or what is measured now.
