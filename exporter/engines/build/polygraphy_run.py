@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from exporter.engines.build.engine_set import EngineSet
 from exporter.engines.build.logs import Listener
-from exporter.engines.build.session import deserialised, refuse_unready
+from exporter.engines.build.session import allow_host_code, deserialised, refuse_unready
 from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.tensors import numpy_dtype
 from exporter.errors import EngineError, first_line
@@ -70,6 +70,7 @@ def run_engine(request: Mapping[str, Any]) -> dict[str, Any]:
     _show_cuda_runtime()
     listener = Listener(module, errors_only=True)
     runtime = module.Runtime(listener.log)
+    allow_host_code(runtime, record)
     with polygraphy(engines.library.extra):
         from polygraphy.backend.trt import TrtRunner
         from polygraphy.comparator import Comparator

@@ -14,6 +14,7 @@ from onnx.shape_inference import infer_shapes
 
 from exporter.cli import run
 from exporter.engines.build import polygraphy_run
+from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.explain import arms, narrowing, verify
 from exporter.engines.explain.polygraphy_runs import Difference, differences, run_onnx
@@ -176,6 +177,16 @@ def test_an_engine_runs_by_polygraphys_own_runner(in_place: bool, tmp_path: Path
         assert [each.phase for each in found] == ["prefill", "decode"]
         assert [each.first for each in found] == [None, None]
         assert {run.profile for run in machine.runs} == {0, 1}
+
+
+def test_an_engine_with_host_code_runs_where_its_record_says_so(tmp_path: Path) -> None:
+    from tests.stand_in.for_polygraphy import polygraphy_on
+
+    settings = BuildSettings(version_compatible=True)
+    engine = decoder_engine(tmp_path, backend="tensorrt", settings=settings, host_code=True)
+    with stand_in() as machine, polygraphy_on(machine, "tensorrt"):
+        found = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
+    assert [each.first for each in found] == [None, None]
 
 
 def inferred(onnx: Path) -> ir.Model:
