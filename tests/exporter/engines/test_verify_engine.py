@@ -14,12 +14,16 @@ from onnx.shape_inference import infer_shapes
 
 from exporter.cli import run
 from exporter.engines.build import polygraphy_run
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import EngineRecord, sidecar_path
+from exporter.engines.build.sidecar import EngineRecord, read_sidecar, sidecar_path
 from exporter.engines.explain import arms, narrowing, verify
 from exporter.engines.explain.polygraphy_runs import Difference, differences, run_onnx
 from exporter.errors import EngineError, MissingDependencyError
 from exporter.files import sha256_file
+from exporter.progress import QUIET
 from graph_passes import save_model
 from graph_passes.locate import locate
 from tests.raising import raises
@@ -232,6 +236,23 @@ def test_a_wrong_engine_is_narrowed_by_engines_with_inner_outputs(
     assert found.first.sublayer == (1, "mlp")
     assert [each.name for each in found.first.nodes] == [node.name]
     assert len(built) == 2  # the residual stream, then the sublayer
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_real_builder_gives_inner_tensors_as_outputs(cache: bool, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    save_model(tiny_model(TinySpec(layers=2, cache=cache)), model)
+    stream = [value for value, _ in narrowing._stream(ir.load(model))]
+    context = Span(1, 4, 8) if cache else None
+    sizes = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 4, 8), context=context)
+    settings = BuildSettings(compute_capabilities=("sm89",))
+    built = build_engines(model, tmp_path / "engines", ranges=sizes, settings=settings)
+    engines = find_engines([path for path, _ in built])
+    source = arms.OnnxArm(model, tmp_path, 1)
+    arm = arms.EngineArm(engines, engines.slots[-1], source, tmp_path, QUIET)
+    record = read_sidecar(arm._marked(stream[:2]))
+    assert {each.name for each in record.outputs} >= {"logits", *stream[:2]}
+    assert [each.phase for each in record.profiles] == [engines.slots[-1].profile.phase]
 
 
 def test_an_engine_of_another_graph_is_refused(sound: Path, tmp_path: Path) -> None:
