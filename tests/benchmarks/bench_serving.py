@@ -1,10 +1,11 @@
-"""Cut GGUF files in llama.cpp itself: their answers held against PyTorch's, and their times.
+"""Cut models in the runtimes that serve them: their answers held against PyTorch's, their times.
 
-Run it with ``python -m tests.benchmarks.bench_gguf --python ENV/bin/python [--times ROUNDS]``. ENV
-is an environment with llama-cpp-python: ``pip install llama-cpp-python numpy``, which builds it.
-PyTorch's answers are those of the same file in float32 with the same branches off, or with the same
-maps in their places. Every kept tensor is compared by its hash, and the sizes are counted. A wrong
-result makes it fail.
+Run it with ``python -m tests.benchmarks.bench_serving --llama ENV/bin/python [--times ROUNDS]``, or
+with ``--mlx ENV/bin/python``. ENV is an environment of its own: of ``pip install llama-cpp-python
+numpy``, which builds it, or of ``pip install mlx-lm 'mlx[cpu]'``. PyTorch's answers are those
+of the same file in float32 with the same branches off, or the same maps in their places. Every kept
+tensor of a GGUF file is compared by its hash, and the sizes are counted. A wrong result makes it
+fail.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import PruningPlan
 from exporter.artifacts.plans.by_score import parse_drops
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.servers import Server
+from exporter.checkpoint.write import write_checkpoint
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.gguf.header import Tensor, read_header
 from exporter.cut.gguf.layers import place_in_layer
@@ -37,6 +39,7 @@ from tests.benchmarks.machine import print_machine
 from tests.benchmarks.small_model import default_model
 
 RUNS = Path(__file__).with_name("llama_cpp_runs.py")
+MLX_RUNS = Path(__file__).with_name("mlx_runs.py")
 FIRST = "25,26,28,7,9,6,29,12"
 CUTS = {
     "8 attentions": f"attention:{FIRST}",
@@ -49,36 +52,71 @@ CUTS = {
 """By the cosines of attentions and blocks on WikiText-2's valid part, MLPs aside."""
 TOKENS = 256
 MOST_KL_RATIO = 2.0
+MOST_MLX_ERROR = 1e-3
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_gguf")
-    parser.add_argument("--python", required=True, help="of an environment with llama-cpp-python")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_serving")
+    parser.add_argument("--llama", help="Python of an environment with llama-cpp-python")
+    parser.add_argument("--mlx", help="Python of an environment with mlx-lm")
     parser.add_argument("--only", action="append", choices=list(CUTS))
     parser.add_argument("--times", type=int, default=0, metavar="ROUNDS")
     options = parser.parse_args()
     print_machine("torch", "transformers")
     with tempfile.TemporaryDirectory() as folder:
-        return _judged(options, Path(folder))
+        failed = 0
+        if options.llama:
+            failed += _in_llama_cpp(options, Path(folder))
+        if options.mlx:
+            failed += _in_mlx(options, Path(folder))
+    return int(failed > 0)
 
 
-def _judged(options: Any, folder: Path) -> int:
+def _opened(folder: Path) -> tuple[Path, Any, Any]:
+    """The file, the model, and the tokens that are asked."""
     source = Path(default_model())
     loaded = load_model(str(source))
-    text = calibration_text(loaded, "pydoc", samples=1, sequence_length=TOKENS)
-    ids = text.input_ids[0]
+    ids = calibration_text(loaded, "pydoc", samples=1, sequence_length=TOKENS).input_ids[0]
     np.save(folder / "ids.npy", ids)
-    whole_kl = _row("whole", source, loaded, LoadedPlan.of([]), ids, options.python, folder)
+    return source, loaded, ids
+
+
+def _in_mlx(options: Any, folder: Path) -> int:
+    """Holds DeciLM folders against PyTorch, by the largest error beside the largest logit."""
+    _, loaded, ids = _opened(folder)
     failed = 0
     for name in options.only or CUTS:
-        plan, target = _plan(name, loaded, folder), folder / f"{name.replace(' ', '_')}.gguf"
+        plan, target = _plan(name, loaded, folder, "mlx"), folder / name.replace(" ", "_")
+        write_checkpoint(
+            loaded, plan.plan, target, replacements=plan.replacements, form="decilm", server="mlx"
+        )
+        out = folder / "answers.npy"
+        words = [options.mlx, str(MLX_RUNS), str(target), str(folder / "ids.npy"), str(out)]
+        told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        ours, theirs = _logits(loaded, plan, ids), np.load(out)
+        error = float(np.abs(ours - theirs).max() / np.abs(ours).max())
+        version = json.loads(told.splitlines()[-1])["version"]
+        print(f"| {name} | {error:.1e} | {version} |", flush=True)
+        failed += error > MOST_MLX_ERROR
+    return failed
+
+
+def _in_llama_cpp(options: Any, folder: Path) -> int:
+    source, loaded, ids = _opened(folder)
+    whole_kl = _row("whole", source, loaded, LoadedPlan.of([]), ids, options.llama, folder)
+    failed = 0
+    for name in options.only or CUTS:
+        plan, target = (
+            _plan(name, loaded, folder, "llama.cpp"),
+            folder / f"{name.replace(' ', '_')}.gguf",
+        )
         facts = cut_gguf(source, target, plan)
         _hold_bytes(source, target, facts)
-        kl = _row(name, target, loaded, plan, ids, options.python, folder)
+        kl = _row(name, target, loaded, plan, ids, options.llama, folder)
         failed += kl > MOST_KL_RATIO * whole_kl
         if options.times:
             words = [
-                options.python,
+                options.llama,
                 str(RUNS),
                 "times",
                 str(options.times),
@@ -87,14 +125,14 @@ def _judged(options: Any, folder: Path) -> int:
             ]
             told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
             print(f"  {told.strip()}", flush=True)
-    return int(failed > 0)
+    return failed
 
 
-def _plan(name: str, loaded: Any, folder: Path) -> LoadedPlan:
+def _plan(name: str, loaded: Any, folder: Path, server: Server) -> LoadedPlan:
     plan = parse_drops(CUTS[name].split())
     if "maps" not in name:
         return LoadedPlan(plan)
-    options = HealOptions(kind="linear", server="llama.cpp", calibration=("pydoc",))
+    options = HealOptions(kind="linear", server=server, calibration=("pydoc",))
     heal(loaded, plan, options).write(folder / "healed")
     return LoadedPlan.read(next((folder / "healed").glob("*plan*.json")))
 
@@ -106,7 +144,7 @@ def _row(
     out = folder / "answers.npy"
     words = [python, str(RUNS), "answers", str(file), str(folder / "ids.npy"), str(out)]
     told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    ours, theirs = _answers(loaded, plan.plan, plan, ids), _log_shares(np.load(out))
+    ours, theirs = _log_shares(_logits(loaded, plan, ids)), _log_shares(np.load(out))
     kl = float((np.exp(ours) * (ours - theirs)).sum(-1).mean())
     top = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
     size = file.stat().st_size
@@ -115,13 +153,13 @@ def _row(
     return kl
 
 
-def _answers(loaded: Any, plan: PruningPlan, given: LoadedPlan, ids: Any) -> NDArray[np.float64]:
+def _logits(loaded: Any, plan: LoadedPlan, ids: Any) -> NDArray[np.float32]:
     import torch
 
-    cut = branch_replacements_of(plan.deletions, given.replacements, loaded.model)
+    cut = branch_replacements_of(plan.plan.deletions, plan.replacements, loaded.model)
     with torch.inference_mode(), branches_replaced(loaded.model, cut):
-        logits = loaded.model(torch.from_numpy(ids)[None]).logits[0]
-    return _log_shares(logits.float().numpy())
+        logits: NDArray[np.float32] = loaded.model(torch.from_numpy(ids)[None]).logits[0].numpy()
+    return logits
 
 
 def _log_shares(logits: Any) -> NDArray[np.float64]:
