@@ -37,8 +37,8 @@ GONE = {
 }
 """What options were called before; the changelog says so."""
 FOREIGN = {
-    "--build-arg", "--exportTimes", "--jobs", "--kills", "--save-results", "--strace", "--table",
-    "--text", "--tokens", "--trials", "--tries",
+    "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--mlx", "--save-results",
+    "--strace", "--table", "--text", "--tokens", "--trials", "--tries",
 }  # fmt: skip
 """Options of docker, trtexec, polygraphy, the benchmarks and the trials of tests/README.md."""
 
