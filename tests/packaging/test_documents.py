@@ -38,7 +38,7 @@ GONE = {
 """What options were called before; the changelog says so."""
 FOREIGN = {
     "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--mlx", "--save-results",
-    "--strace", "--table", "--text", "--tokens", "--trials", "--tries",
+    "--strace", "--table", "--text", "--times", "--tokens", "--trials", "--tries",
 }  # fmt: skip
 """Options of docker, trtexec, polygraphy, the benchmarks and the trials of tests/README.md."""
 
