@@ -107,13 +107,17 @@ def regularised(sums: Sums, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
     return xx, xy
 
 
-def explained(sums: Sums, found: LinearMap) -> float:
-    """Share of ``sum |y|²`` over some tokens that a map takes away; at most 1."""
+def lost(sums: Sums, found: LinearMap) -> float:
+    """``sum |y - W x - b|²`` over some tokens."""
     xx, xy = sums.about(sums.x * 0, found.bias)
     weight = found.weight
     cross = float((weight.T * xy).sum())
-    loss = sums.y_squares_about(found.bias) - 2 * cross + float((weight @ xx * weight).sum())
-    return 1 - loss / (sums.y_squares or 1.0)
+    return sums.y_squares_about(found.bias) - 2 * cross + float((weight @ xx * weight).sum())
+
+
+def explained(sums: Sums, found: LinearMap) -> float:
+    """Share of ``sum |y|²`` over some tokens that a map takes away; at most 1."""
+    return 1 - lost(sums, found) / (sums.y_squares or 1.0)
 
 
 class _Spectrum:

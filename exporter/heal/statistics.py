@@ -24,7 +24,7 @@ class Sums:
         y: ``[outputs]``, sum of y.
         xx: ``[inputs, inputs]``, sum of x xᵀ.
         xy: ``[inputs, outputs]``, sum of x yᵀ.
-        y_squares: Sum of the squared length of y.
+        yy: ``[outputs]``, sum of the squares of y, column by column.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
@@ -34,9 +34,8 @@ class Sums:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.tokens: float = 0
-        self.x, self.y = zeros(inputs), zeros(outputs)
+        self.x, self.y, self.yy = zeros(inputs), zeros(outputs), zeros(outputs)
         self.xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
-        self.y_squares = 0.0
 
     def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Takes tokens in.
@@ -54,7 +53,7 @@ class Sums:
         self.y += counts @ y
         self.xx.addmm_(weighed.T, x)
         self.xy.addmm_(weighed.T, y)
-        self.y_squares += float((counts @ (y * y)).sum())
+        self.yy += counts @ (y * y)
 
     def through_origin(self) -> None:
         """Counts every token with its opposite beside it, so that a fit has no bias."""
@@ -64,10 +63,21 @@ class Sums:
         """The sums over the tokens of both."""
         total = Sums(len(self.x), len(self.y), self.xx.device)
         total.tokens = self.tokens + other.tokens
-        for name in ("x", "y", "xx", "xy"):
+        for name in ("x", "y", "yy", "xx", "xy"):
             setattr(total, name, getattr(self, name) + getattr(other, name))
-        total.y_squares = self.y_squares + other.y_squares
         return total
+
+    def columns(self, columns: slice) -> Sums:
+        """The sums for some columns of y; what is of x alone is shared."""
+        part = Sums(0, 0)
+        part.tokens, part.x, part.xx = self.tokens, self.x, self.xx
+        part.y, part.yy, part.xy = self.y[columns], self.yy[columns], self.xy[:, columns]
+        return part
+
+    @property
+    def y_squares(self) -> float:
+        """Sum of the squared length of y."""
+        return float(self.yy.sum())
 
     @property
     def x_mean(self) -> torch.Tensor:

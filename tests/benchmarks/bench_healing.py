@@ -112,6 +112,7 @@ class Bench:
         """The same of a row that changes weights, and so shares no run with others."""
         from exporter.heal.fold.places import places_of
         from exporter.heal.fold.refit import refitted
+        from exporter.heal.fold.writers import writers_of
         from exporter.models.ablation.branch_replacements import NOTHING
         from exporter.models.ablation.meter import DamageMeter
         from exporter.models.anatomy.architectures import layer_modules
@@ -120,7 +121,10 @@ class Bench:
         began, model, names = time.perf_counter(), self._loaded.model, self._names(row)
         layers, cut = layer_modules(model), dict.fromkeys(names, NOTHING)
         places, _ = places_of(model, layers, names)
-        values = refitted(model, self._mixture(row), layers, names, places, batch_size=BATCH)
+        values = refitted(
+            model, self._mixture(row), layers, names, places,
+            writers=writers_of(model, layers, names, places), batch_size=BATCH,
+        )  # fmt: skip
         dropped = sorted({name.layer for name in names})
         taken = time.perf_counter() - began
         found: dict[str, Any] = {"name": row.name, "dropped": dropped, "fit_s": taken}

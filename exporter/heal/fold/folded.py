@@ -11,6 +11,7 @@ from exporter.heal.fit import tell_if_few
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.fold.places import Place, places_of
 from exporter.heal.fold.refit import refitted
+from exporter.heal.fold.writers import writers_of
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.embeddings import meter_of
 from exporter.models.anatomy.architectures import layer_modules
@@ -60,12 +61,19 @@ def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
     model, options = fitting.loaded.model, fitting.options
     refuse_quantized(model)
     layers = layer_modules(model)
+    places = _places(fitting, layers)
+    writers = writers_of(model, layers, fitting.names, places)
+    if not writers:
+        fitting.progress.say(
+            "heal: the stream gets no factors: its embedding or a branch has no weight of its own"
+        )
     return refitted(
         model,
         text,
         layers,
         fitting.names,
-        _places(fitting, layers),
+        places,
+        writers=writers,
         ridge=options.ridge,
         batch_size=options.batch_size,
         progress=fitting.progress,

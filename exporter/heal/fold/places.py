@@ -58,7 +58,7 @@ def places_of(
     """
     parts = {part.ref: part for part in sublayers_of(layers)}
     runs = [*_runs(layers, cut)]
-    products = _products(model, [parts[run.kept] for run in runs if run.kept is not None])
+    products = products_of(model, [parts[run.kept] for run in runs if run.kept is not None])
     found, without = [], []
     lacking = False
     for run in runs:
@@ -113,7 +113,7 @@ def _groups(layers: Sequence[LayerModules]) -> Iterator[tuple[SublayerRef, ...]]
             yield (mlp,)
 
 
-def _products(
+def products_of(
     model: Any, parts: Sequence[SublayerModules]
 ) -> dict[SublayerRef, tuple[str, torch.nn.Module]]:
     """The product that gives what a branch adds, as a few tokens show; a weight of its own."""

@@ -7,6 +7,9 @@ makes up for what an earlier one could not. Readers of the stream norm it: a tok
 1 / mean(t²), else the few with huge activations would decide.
 Source: ReplaceMe (arXiv 2505.02819) multiplies the projection before a gap by a map of its output;
 fitting what that projection reads and the weights of tokens are ours.
+
+Where all that writes to the stream can be multiplied (``writers.py``), the stream before the gap
+also gets a factor, fitted together with the map (``factor.py``).
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from numpy.typing import NDArray
 
 from exporter.heal.activations import held_out_tokens
 from exporter.heal.fit import Adding
+from exporter.heal.fold.factor import fitted_map, map_and_factor
 from exporter.heal.fold.places import Place
+from exporter.heal.fold.writers import Writer
 from exporter.heal.layer_walk import LayerWalk
-from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, solve
+from exporter.heal.ridge import RIDGES, LinearMap
 from exporter.heal.statistics import Sums
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -51,6 +56,7 @@ def refitted(
     cut: Sequence[SublayerRef],
     places: Sequence[Place],
     *,
+    writers: Sequence[Writer] = (),
     ridge: float | None = None,
     batch_size: int = 4,
     held_out: float = 0.2,
@@ -66,6 +72,7 @@ def refitted(
         layers: The model's.
         cut: The branches that are dropped.
         places: The products, in the layers' order.
+        writers: All that writes to the stream up to the last place; none: it gets no factors.
         ridge: Relative to the mean eigenvalue of what a product reads; None: chosen for each on
             held-out tokens. Where the best takes nothing away there, the product stays as it is.
         batch_size: Samples in one forward pass.
@@ -78,42 +85,15 @@ def refitted(
     """
     later = held_out_tokens(text.mask, held_out)
     ridges = RIDGES if ridge is None else [ridge]
-    values: list[OwnValue] = []
     with contextlib.ExitStack() as stack:
         walk = LayerWalk(model, layers, text, batch_size, 3, stack, progress)
-        pair = _Pair(model, layers, walk, cut, values)
+        pair = _Pair(model, layers, walk, cut, writers)
         with progress.task("fold layer by layer", total=len(places)) as task:
             for place in places:
                 pair.go_to(place)
-                change = _change(*pair.sums(place, later), ridges)
-                if change is not None:
-                    values += _changed(place, change)
+                pair.fit(place, later, ridges)
                 task.advance()
-    return values
-
-
-def _change(first: Sums, later: Sums, ridges: Sequence[float]) -> LinearMap | None:
-    """The map on the tokens of both; None where it would take nothing away on ``later``."""
-    choice = choose_ridge(first, later, ridges)
-    if choice.linear_explained <= 0:
-        return None
-    return solve(first.plus(later), choice.ridge)
-
-
-def _changed(place: Place, change: LinearMap) -> list[OwnValue]:
-    """A product's weight, and its bias where it has one, with a map added to what they give."""
-    product: Any = place.product
-    added = change.weight.T if is_transposed(product) else change.weight
-    found = [_sum(f"{place.name}.weight", product.weight, added / place.part.multiplier)]
-    if product.bias is not None:
-        bias = change.bias / place.part.multiplier
-        found.append(_sum(f"{place.name}.bias", product.bias, bias))
-    return found
-
-
-def _sum(name: str, parameter: torch.nn.Parameter, added: torch.Tensor) -> OwnValue:
-    old = parameter.detach()
-    return OwnValue(name, parameter, (old.double() + added.to(old.device)).to(old.dtype))
+    return [*pair.values.values()]
 
 
 class _Pair:
@@ -124,7 +104,10 @@ class _Pair:
         layers: The model's.
         walk: Keeps three streams.
         cut: The branches that the healed model lacks.
-        values: The weights that it has, as far as they are known.
+        writers: All that writes to the stream.
+
+    Attributes:
+        values: The weights that the healed model has so far, by name.
     """
 
     def __init__(
@@ -133,9 +116,10 @@ class _Pair:
         layers: Sequence[LayerModules],
         walk: LayerWalk,
         cut: Sequence[SublayerRef],
-        values: Sequence[OwnValue],
+        writers: Sequence[Writer],
     ) -> None:
-        self._model, self._layers, self._walk, self._values = model, layers, walk, values
+        self._model, self._layers, self._walk, self._writers = model, layers, walk, writers
+        self.values: dict[str, OwnValue] = {}
         self._cut: BranchReplacements = dict.fromkeys(cut, NOTHING)
         self._first_cut = min(cut).layer
         self._whole_at = self._healed_at = 0
@@ -143,7 +127,7 @@ class _Pair:
     def go_to(self, place: Place) -> None:
         """Takes the healed model in front of a product's layer, and the whole one over its gap."""
         while self._healed_at < place.part.layer:
-            if not self._values and self._whole_at == self._healed_at < self._first_cut:
+            if not self.values and self._whole_at == self._healed_at < self._first_cut:
                 self._share(self._healed_at)
             else:
                 self._heal(self._healed_at)
@@ -152,8 +136,50 @@ class _Pair:
             self._teach(self._whole_at)
             self._whole_at += 1
 
-    def sums(self, place: Place, later: NDArray[np.bool_]) -> tuple[Sums, Sums]:
-        """Of what a product reads, to what it lacks; over the first and the held-out tokens."""
+    def fit(self, place: Place, later: NDArray[np.bool_], ridges: Sequence[float]) -> None:
+        """Changes a product, and with it what writes to the stream, where that gains something."""
+        sums = self._sums(place, later)
+        if self._writers:
+            change, factor = map_and_factor(*sums, ridges)
+        else:
+            change, factor = fitted_map(*sums, ridges), 1.0
+        if factor != 1:
+            self._multiply(place, factor)
+        if change is not None:
+            self._add(place, change)
+
+    def _multiply(self, place: Place, factor: float) -> None:
+        """Multiplies the stream behind a product, in front of its gap."""
+        for writer in self._writers:
+            if writer.ref is None or writer.ref <= place.part.ref:
+                value = self._value(writer.name, writer.parameter)
+                value.other = (value.other.double() * factor).to(value.other.dtype)
+        for batch in self._walk.batches if self._healed_at else ():
+            self._walk.keep(_HEALED, batch, self._walk.kept(_HEALED, batch) * factor)
+
+    def _add(self, place: Place, change: LinearMap) -> None:
+        """Adds a map to what a product gives; its bias where the product has one."""
+        product: Any = place.product
+        added = {"weight": change.weight.T if is_transposed(product) else change.weight}
+        if product.bias is not None:
+            added["bias"] = change.bias
+        for name, numbers in added.items():
+            value = self._value(f"{place.name}.{name}", getattr(product, name))
+            new = value.other.double() + (numbers / place.part.multiplier).to(value.other.device)
+            value.other = new.to(value.other.dtype)
+
+    def _value(self, name: str, parameter: torch.nn.Parameter) -> OwnValue:
+        if name not in self.values:
+            self.values[name] = OwnValue(name, parameter, parameter.detach().clone())
+        return self.values[name]
+
+    def _sums(self, place: Place, later: NDArray[np.bool_]) -> tuple[Sums, Sums]:
+        """Of what a product reads, to what it lacks; over the first and the held-out tokens.
+
+        With writers, to what it lacks, the stream and the wanted stream side by side.
+        """
+        import torch
+
         found: dict[SublayerRef, tuple[Sums, Sums]] = {}
         read: list[torch.Tensor] = []
 
@@ -170,7 +196,8 @@ class _Pair:
                 counts = 1 / wanted.float().square().mean(-1).clamp(min=1e-30)
                 u = read.pop().reshape(*batch.ids.shape, -1)
                 adding = Adding(found, batch, later, self._model.device)
-                adding(place.part, u, wanted - now, counts)
+                beside = (now, wanted) if self._writers else ()
+                adding(place.part, u, torch.cat([wanted - now, *beside], -1), counts)
         pair = found[place.part.ref]
         if place.product.bias is None:
             for sums in pair:
@@ -204,5 +231,5 @@ class _Pair:
 
     def _run_healed(self, layer: int, batch: Batch) -> LayerStates:
         here = {ref: what for ref, what in self._cut.items() if ref.layer == layer}
-        with swapped(self._values), branches_replaced(self._model, here):
+        with swapped([*self.values.values()]), branches_replaced(self._model, here):
             return self._walk.run(layer, batch, _HEALED)

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch")
 from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.fold.folded import folded  # noqa: E402
 from exporter.heal.fold.places import places_of  # noqa: E402
+from exporter.heal.fold.writers import writers_of  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
 from exporter.models.anatomy.architectures import layer_modules  # noqa: E402
@@ -91,8 +92,11 @@ def tapped_streams(model: Any, ids: Any, cut: Any, product: Any) -> tuple[Any, l
 
 
 @pytest.mark.parametrize("family", ["llama", "granite", "gpt2", "opt", "gpt_neox"])
-def test_the_first_fold_is_the_map_beside_the_product(family: str) -> None:
+def test_the_first_fold_is_the_map_beside_the_product(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By hand from runs of the whole model: weighted least squares, added as an operator."""
+    monkeypatch.setattr("exporter.heal.fold.folded.writers_of", lambda *_: [])
     loaded, fitted_on = tiny_loaded(family), text(40)
     cut = dict.fromkeys(BLOCK, NOTHING)
     place = places_of(loaded.model, layer_modules(loaded.model), BLOCK)[0][0]
@@ -118,6 +122,41 @@ def test_the_first_fold_is_the_map_beside_the_product(family: str) -> None:
         found.double(), given.double() + x @ operator / factor, rtol=0, atol=2e-4
     )
     assert (found - given).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("names", [BLOCK, [ATTENTION, MLP]])
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_a_factor_multiplies_the_stream_before_a_gap_and_nothing_that_branches_read(
+    family: str, names: list[SublayerRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubled(first: Any, later: Any, ridges: Any) -> Any:
+        return None, 2.0
+
+    monkeypatch.setattr("exporter.heal.fold.refit.map_and_factor", doubled)
+    monkeypatch.setattr("exporter.heal.fold.folded._refuse_loss", lambda *_: None)
+    loaded, ids = tiny_loaded(family), text(8, seed=2).input_ids
+    layers, cut = layer_modules(loaded.model), dict.fromkeys(names, NOTHING)
+    places = places_of(loaded.model, layers, names)[0]
+    assert len(writers_of(loaded.model, layers, names, places)) >= 3
+    read, bare, _ = tapped_streams(loaded.model, ids, cut, places[0].product)
+    with folded(fitting(loaded, names)) as made:
+        assert made.within is not None
+        with made.within():
+            read_now, now, _ = tapped_streams(loaded.model, ids, cut, places[0].product)
+    # A norm's epsilon is all that can tell the two apart.
+    torch.testing.assert_close(read_now, read, rtol=0, atol=2e-3)
+    factor = 2.0 ** len(places)
+    torch.testing.assert_close(now[0].leaving, factor * bare[0].leaving, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "gemma2", "mixtral"])
+def test_no_factor_where_the_head_reads_the_embedding_or_a_branch_has_no_product(
+    family: str,
+) -> None:
+    llama, model = tiny_loaded("llama").model, tiny_loaded(family).model
+    places = places_of(llama, layer_modules(llama), BLOCK)[0]
+    assert writers_of(llama, layer_modules(llama), BLOCK, places)
+    assert writers_of(model, layer_modules(model), BLOCK, places) == []
 
 
 @pytest.mark.parametrize(

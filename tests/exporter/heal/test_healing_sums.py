@@ -12,6 +12,7 @@ from exporter.errors import HealingError
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
+from exporter.heal.fold.factor import map_and_factor  # noqa: E402
 from exporter.heal.ridge import choose_ridge, explained, solve  # noqa: E402
 from exporter.heal.statistics import Sums  # noqa: E402
 from tests.raising import raises  # noqa: E402
@@ -52,6 +53,32 @@ def test_least_squares_about_a_large_mean() -> None:
     torch.testing.assert_close(found.bias, expected[-1], rtol=0, atol=1e-7)
     left = ((y - x @ found.weight.T - found.bias) ** 2).sum() / (y**2).sum()
     assert explained(_sums(x, y, 16), found) == pytest.approx(1 - float(left), abs=1e-9)
+
+
+@pytest.mark.parametrize(("made_with", "found"), [(1.25, 1.25), (1.0, 1.0), (0.1, 0.5)])
+def test_the_stream_s_factor_is_found_beside_the_map(made_with: float, found: float) -> None:
+    rng = np.random.default_rng(4)
+    u, stream, noise = (torch.from_numpy(rng.standard_normal((800, n))) for n in (6, 4, 4))
+    rule = torch.from_numpy(rng.normal(size=(6, 4)))
+    wanted = made_with * stream + u @ rule + 0.01 * noise
+    y = torch.cat([wanted - stream, stream, wanted], 1)
+    change, factor = map_and_factor(_sums(u[:600], y[:600], 600), _sums(u[600:], y[600:], 200), [0])
+    assert factor == pytest.approx(found, abs=0.01)
+    # Beside a factor that the bounds keep from its value, the map is no more the rule.
+    if made_with == found:
+        assert change is not None
+        torch.testing.assert_close(change.weight.T, rule, rtol=0, atol=0.02)
+
+
+def test_a_factor_that_held_out_tokens_deny_is_one() -> None:
+    rng = np.random.default_rng(5)
+    u, stream = (torch.from_numpy(rng.standard_normal((800, n))) for n in (6, 4))
+    signs = torch.cat([torch.full((600, 1), 0.3), torch.full((200, 1), -0.3)]).double()
+    wanted = (1 + signs) * stream + u.sum(1, keepdim=True)
+    y = torch.cat([wanted - stream, stream, wanted], 1)
+    change, factor = map_and_factor(_sums(u[:600], y[:600], 600), _sums(u[600:], y[600:], 200), [0])
+    assert factor == 1
+    assert change is not None
 
 
 def test_noise_takes_a_large_ridge_and_a_rule_a_small_one() -> None:
