@@ -67,7 +67,8 @@ class Shape:
 class MachineState(Record):
     """The machine at one moment; None where the kernel or the driver doesn't say.
 
-    ``seconds`` is the time since measuring began.
+    ``seconds`` is the time since measuring began. Of a GPU it is what was seen since the moment
+    before, while it worked: the median of its clock, its highest temperature, any throttling.
     """
 
     seconds: float
@@ -100,7 +101,8 @@ class Environment(Record):
     time while the arms were timed; None where the kernel doesn't say. ``affinity`` are the CPUs
     that the process may use. ``order_seed`` is what the arms' order in each round was drawn from; a
     comparison that went on drew its earlier rounds from another. ``thread_probe`` is None where
-    ``threads`` was asked for, or where there was nothing to choose.
+    ``threads`` was asked for, or where there was nothing to choose. ``gpu_settings`` are the GPU's
+    power limit (W), clocks (MHz) and modes, by the names of ``nvidia-smi``.
     """
 
     machine: str
@@ -111,6 +113,7 @@ class Environment(Record):
     platform: str
     python: str
     gpu: str | None = None
+    gpu_settings: dict[str, str] = Field(default_factory=dict)
     load_average_1m: float | None = None
     other_cpu_share: float | None = None
     affinity: list[int] | None = None

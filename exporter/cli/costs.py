@@ -9,7 +9,7 @@ from exporter.choose.costs.table import CostTable
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
-from exporter.compare.options import SPEED, RunOptions
+from exporter.compare.options import SPEED, DeviceOption, RunOptions
 from exporter.option_types import Arm, Count, Duration, Engine, OutputFile
 from exporter.options import Options, Rule, argument, dataclass, option, part
 from exporter.report.words import significant
@@ -37,6 +37,7 @@ class CostsCall(Options):
         None, "Build engines of the graph and its variants, and time them on the GPU."
     )
     run: RunOptions = part(RunOptions())
+    gpu: DeviceOption = part(DeviceOption())
     time_budget_s: Duration = option(
         60.0,
         "Maximum time to measure one variant, in seconds; it ends earlier if the cost is known.",
@@ -64,6 +65,7 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
     from exporter.choose.costs.measuring import CostSettings, measure_costs
     from exporter.choose.costs.timing import Effort
 
+    call.gpu.use()
     with working(call.output):
         table = measure_costs(
             call.model,

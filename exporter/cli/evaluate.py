@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.compare.options import RunOptions, TaskOptions
+from exporter.compare.options import DeviceOption, RunOptions, TaskOptions
 from exporter.files import refuse_overwriting
 from exporter.option_types import InputPath, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, option, part
@@ -20,6 +20,7 @@ class EvaluateCall(Options):
         None, "File for the scores of each item, as JSON.", "-o", "--output"
     )
     run: RunOptions = part(RunOptions())
+    gpu: DeviceOption = part(DeviceOption())
     rules = (
         Rule(
             ("tasks.tasks", "tasks.probes"),
@@ -40,6 +41,7 @@ def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
 
     if call.output is not None:
         refuse_overwriting(call.output, [call.model], "evaluation_report")
+    call.gpu.use()
     report = evaluate_model(
         call.model,
         call.tasks,

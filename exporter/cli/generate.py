@@ -10,6 +10,7 @@ import click
 
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
+from exporter.compare.options import DeviceOption
 from exporter.engines.decoding.sampling import SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
@@ -40,6 +41,7 @@ class GenerateCall(Options):
     runner: Literal["onnxruntime", "engine"] | None = option(
         None, "What to run, if the folder has both an ONNX file and engines.", usual="onnxruntime"
     )
+    gpu: DeviceOption = part(DeviceOption())
     tokenizer: InputPath | None = option(
         None, "tokenizer.json or its folder.", usual="beside the model"
     )
@@ -59,6 +61,7 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     from exporter.engines.decoding.generate import refuse_too_long
     from exporter.engines.runners.base import tell_notes
 
+    call.gpu.use()
     texts = TextModel.of(call.model, call.tokenizer)
     prompt_ids = texts.encode_chat(call.prompt) if call.chat else texts.encode(call.prompt)
     decoder = _decoder(call, progress)

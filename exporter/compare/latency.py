@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from exporter.compare.generating import DecoderArm, GenerationCell
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
 from exporter.engines.decoding.open_decoder import own_decoder
-from exporter.engines.environment import ThrottleCounts, machine_state
+from exporter.engines.environment import GpuWatch, ThrottleCounts, machine_state
 from exporter.engines.inputs import has_cache, whole_phase
 from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
 from exporter.errors import ComparisonError
@@ -49,18 +49,12 @@ def time_all(pair: Pair, store: Store | None = None) -> Timed:
     vocabulary = pair.vocabulary()
     arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in pair.arms.items()}
     before = cpu_times()
-    session = _TimingSession(pair, store)
-    if shapes:
-        session.measure(arms, shapes, together=not pair.in_turns)
-    if generations:
-        # One kind of arms at a time: each holds the weights.
-        for arm in arms.values():
-            arm.unload()
-        try:
-            session.generate(vocabulary, generations)
-        finally:
-            for arm in arms.values():
-                arm.load()
+    with GpuWatch() if pair.on_gpu else nullcontext() as watch:
+        session = _TimingSession(pair, store, watch)
+        if shapes:
+            session.measure(arms, shapes, together=not pair.in_turns)
+        if generations:
+            session.generate_apart(arms, vocabulary, generations)
     session.timed.other_cpu_share = other_cpu_share(before, cpu_times())
     return session.timed
 
@@ -68,12 +62,13 @@ def time_all(pair: Pair, store: Store | None = None) -> Timed:
 class _TimingSession:
     """Measures, and looks at the machine in between."""
 
-    def __init__(self, pair: Pair, store: Store | None) -> None:
+    def __init__(self, pair: Pair, store: Store | None, watch: GpuWatch | None) -> None:
         self.timed = Timed()
         self._pair = pair
         self._begin = time.monotonic()
         self._store = store
         self._throttle = ThrottleCounts()
+        self._watch = watch
         self._look()
 
     def measure(
@@ -98,6 +93,18 @@ class _TimingSession:
             progress=self._pair.progress,
         )
 
+    def generate_apart(
+        self, runs: Mapping[str, RunnerArm], vocabulary: int, cells: Sequence[GenerationCell]
+    ) -> None:
+        """One kind of arms at a time: each holds the weights."""
+        for arm in runs.values():
+            arm.unload()
+        try:
+            self.generate(vocabulary, cells)
+        finally:
+            for arm in runs.values():
+                arm.load()
+
     def generate(self, vocabulary: int, cells: Sequence[GenerationCell]) -> None:
         arms = _decoder_arms(self._pair, vocabulary)
         try:
@@ -112,7 +119,7 @@ class _TimingSession:
 
     def _look(self) -> None:
         seconds = time.monotonic() - self._begin
-        state = machine_state(seconds, self._throttle, gpu=self._pair.on_gpu)
+        state = machine_state(seconds, self._throttle, self._watch)
         self.timed.states.append(state)
 
 

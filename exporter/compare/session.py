@@ -93,6 +93,7 @@ def compare(
             raise ComparisonError("Imported times have no reference.", code="untimed-reference")
         return compare_times(*(name.path for name in names))
     options = options or CompareOptions()
+    options.gpu.use()
     parts = parts or PlanParts()
     scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
     texts = evaluation_text(options, scored | decided_on(parts))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from exporter.artifacts import Environment, MachineState
+from exporter.engines.build.driver import ask_driver
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MHZ = re.compile(r"^cpu MHz\s*:\s*([\d.]+)", re.MULTILINE)
 _CPUS = Path("/sys/devices/system/cpu")
-_FIELDS = ("clocks.sm", "temperature.gpu", "clocks_event_reasons.active")
+_FIELDS = ("clocks.sm", "temperature.gpu", "clocks_event_reasons.active", "utilization.gpu")
+_SETTINGS = (
+    "power.limit", "clocks.max.sm", "clocks.max.memory", "clocks.applications.graphics",
+    "ecc.mode.current", "persistence_mode",
+)  # fmt: skip
+_EVERY_MS = 500
 # Why clocks are below what was asked for, from nvml.h: heat and power, in software and hardware.
 # Idling and a limit that the user has set are no throttling.
 _THROTTLING = 0x04 | 0x08 | 0x20 | 0x40 | 0x80
@@ -33,21 +42,24 @@ def environment(*, threads: int, gpu: bool) -> Environment:
         platform=platform.platform(),
         python=platform.python_version(),
         gpu=gpu_name() if gpu else None,
+        gpu_settings=gpu_settings() if gpu else {},
         load_average_1m=os.getloadavg()[0],
         affinity=sorted(os.sched_getaffinity(0)),
         governor=_text(_CPUS / "cpu0/cpufreq/scaling_governor"),
     )
 
 
-def machine_state(seconds: float, throttle: ThrottleCounts, *, gpu: bool) -> MachineState:
+def machine_state(
+    seconds: float, throttle: ThrottleCounts, watch: GpuWatch | None = None
+) -> MachineState:
     """The machine at this moment.
 
     Args:
         seconds: Since measuring began.
         throttle: The CPU's counts, as they were at the moment before.
-        gpu: Whether an NVIDIA GPU is in use.
+        watch: Of the NVIDIA GPU that is in use; None where none is.
     """
-    clocks = gpu_clocks() if gpu else None
+    clocks = watch.seen() if watch else None
     return MachineState(
         seconds=seconds,
         load_average_1m=os.getloadavg()[0],
@@ -73,21 +85,91 @@ def processor_name() -> str:
 
 
 def gpu_name() -> str | None:
-    """The first NVIDIA GPU's name and driver; None where the driver's tool doesn't answer."""
+    """The GPU's name and driver; None where the driver's tool doesn't answer."""
     return _nvidia_smi("name,driver_version") or None
 
 
+def gpu_settings() -> dict[str, str]:
+    """How the GPU is set, by the names and in the units of the driver's tool.
+
+    What it doesn't know is left out. It has no name for locked clocks: they show in the clocks
+    while something runs.
+    """
+    told = _nvidia_smi(",".join(_SETTINGS)).split(",")
+    if len(told) != len(_SETTINGS):  # one field that it doesn't know, and it answers nothing
+        told = [_nvidia_smi(field) for field in _SETTINGS]
+    found = zip(_SETTINGS, (each.strip() for each in told), strict=True)
+    return {name: each for name, each in found if each and "N/A" not in each}
+
+
 def _nvidia_smi(fields: str) -> str:
-    """What the driver's own tool says of the first GPU; empty where it doesn't answer."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    """What the driver's own tool says of the GPU; empty where it doesn't answer."""
+    query = _query(fields)
+    if query is None:
         return ""
-    query = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def _query(fields: str) -> list[str] | None:
+    """The tool's call for CUDA's first card, by its UUID, since the tool counts otherwise."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    card = next((each.uuid for each in ask_driver().devices if each.uuid), "0")
+    return [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={card}"]
+
+
+class GpuWatch:
+    """Looks at the GPU twice a second while something runs on it.
+
+    One process of the driver's tool does that from entering to leaving.
+    """
+
+    def __init__(self) -> None:
+        self._tool: subprocess.Popen[bytes] | None = None
+        self._rest = b""
+
+    def __enter__(self) -> Self:
+        query = _query(",".join(_FIELDS))
+        if query is not None:
+            command = [*query, f"--loop-ms={_EVERY_MS}"]
+            with contextlib.suppress(OSError):
+                self._tool = subprocess.Popen(  # noqa: S603
+                    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
+        if self._tool is not None and self._tool.stdout is not None:
+            os.set_blocking(self._tool.stdout.fileno(), False)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._tool is not None:
+            self._tool.kill()
+            self._tool.communicate()
+            self._tool = None
+
+    def seen(self) -> GpuClocks | None:
+        """What was seen since this was last asked, while the GPU worked; None where nothing was."""
+        looks = [each for each in map(parse_clocks, self._lines()) if each is not None]
+        looks = [each for each in looks if each.busy is not False]
+        if not looks:
+            return gpu_clocks()
+        clocks = [each.sm_mhz for each in looks if each.sm_mhz is not None]
+        heats = [each.celsius for each in looks if each.celsius is not None]
+        throttled = [each.throttled for each in looks if each.throttled is not None]
+        return GpuClocks(
+            statistics.median(clocks) if clocks else None,
+            max(heats, default=None),
+            any(throttled) if throttled else None,
+        )
+
+    def _lines(self) -> list[str]:
+        told = self._tool.stdout.read() if self._tool and self._tool.stdout else None
+        *whole, self._rest = (self._rest + (told or b"")).split(b"\n")
+        return [line.decode(errors="replace") for line in whole]
 
 
 def _cpu_info() -> str:
@@ -157,6 +239,7 @@ class GpuClocks:
     sm_mhz: float | None
     celsius: float | None
     throttled: bool | None
+    busy: bool | None = None
 
 
 def gpu_clocks() -> GpuClocks | None:
@@ -171,7 +254,10 @@ def parse_clocks(line: str) -> GpuClocks | None:
         return None
     reasons = _number(fields[2])
     throttled = None if reasons is None else bool(int(reasons) & _THROTTLING)
-    return GpuClocks(_number(fields[0]), _number(fields[1]), throttled)
+    used = _number(fields[3])
+    return GpuClocks(
+        _number(fields[0]), _number(fields[1]), throttled, None if used is None else used > 0
+    )
 
 
 def _number(text: str) -> float | None:

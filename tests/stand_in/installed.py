@@ -55,7 +55,7 @@ class DriverLibrary:
 
     def cuDeviceGetUuid_v2(self, uuid: Any, device: Any) -> int:
         content = bytes.fromhex(self._machine.uuid.removeprefix("GPU-").replace("-", ""))
-        ctypes.memmove(uuid._obj, content, 16)
+        ctypes.memmove(uuid, content, 16)
         return 0
 
 

@@ -130,7 +130,8 @@ def read_timing_cache(config: Any, path: Path) -> None:
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError(
             f"{path} is not a timing cache of this card and version.",
-            "Name another file: a new cache is written there.",
+            "Name another file: a new cache is written there. This one stays as it is.",
+            code="no-timing-cache",
         )
 
 

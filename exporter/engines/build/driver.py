@@ -7,10 +7,16 @@ must be asked first. Only libcuda, which the driver itself brings, is loaded.
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
+import uuid
 from dataclasses import dataclass
 
+from exporter.errors import BackendError
+
 _LIBRARY = "libcuda.so.1"
-_NAME_BYTES = 256
+_NAME_BYTES, _UUID_BYTES = 256, 16
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
@@ -22,11 +28,14 @@ class Device:
         name: As the driver calls it.
         compute_capability: Such as ``sm89``.
         memory_bytes: All of its memory.
+        uuid: Its name to NVIDIA's tools, which count cards in another order than CUDA does; empty
+            where the driver doesn't say.
     """
 
     name: str
     compute_capability: str
     memory_bytes: int
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,49 @@ def _device(cuda: ctypes.CDLL, number: int) -> Device:
     cuda.cuDeviceGetName(name, _NAME_BYTES, handle)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
     major, minor = (_attribute(cuda, which, handle) for which in (_MAJOR, _MINOR))
-    return Device(name.value.decode(errors="replace"), f"sm{major}{minor}", memory.value)
+    told, capability = name.value.decode(errors="replace"), f"sm{major}{minor}"
+    return Device(told, capability, memory.value, _uuid(cuda, handle))
+
+
+def _uuid(cuda: ctypes.CDLL, device: ctypes.c_int) -> str:
+    found = ctypes.create_string_buffer(_UUID_BYTES)
+    ask = getattr(cuda, "cuDeviceGetUuid_v2", None)
+    if ask is None or ask(found, device) != 0:
+        return ""
+    return f"GPU-{uuid.UUID(bytes=found.raw)}"
+
+
+def use_device(device: str | None) -> None:
+    """Has this process, and those that it starts, see one GPU alone.
+
+    It comes before anything else of CUDA, which looks at ``CUDA_VISIBLE_DEVICES`` once.
+
+    Args:
+        device: Its number among the GPUs that are visible, as CUDA counts them, or its UUID; None
+            leaves all visible, and the first is used.
+
+    Raises:
+        BackendError: There is no such number among them.
+    """
+    if device is None:
+        return
+    visible = _visible()
+    if device.isdigit() and visible is not None:
+        if int(device) >= len(visible):
+            raise BackendError(
+                f"There is no GPU {device}: CUDA_VISIBLE_DEVICES names {len(visible)}.",
+                "Numbers begin at 0.",
+                code="no-such-device",
+            )
+        device = visible[int(device)]
+    os.environ[_VISIBLE] = device
+
+
+@functools.cache
+def _visible() -> list[str] | None:
+    """What is visible before one is chosen; None where nothing limits it."""
+    told = os.environ.get(_VISIBLE)
+    return None if told is None else [each.strip() for each in told.split(",")]
 
 
 def _attribute(cuda: ctypes.CDLL, which: int, device: ctypes.c_int) -> int:

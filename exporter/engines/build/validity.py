@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from exporter.engines.tensors import OUT_OF_MEMORY
 from exporter.errors import EngineError
 
 
@@ -48,7 +49,7 @@ _REASONS = {
         "Build it with --compute-capability for this card, or with --engine tensorrt on it.",
     ),
     "INSUFFICIENT_GPU_MEMORY": _Reason(
-        "no-gpu-memory",
+        OUT_OF_MEMORY,
         "needs more GPU memory than is free",
         "Stop other programs on the GPU, or build for a smaller batch or a shorter context.",
     ),

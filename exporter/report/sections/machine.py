@@ -78,6 +78,9 @@ def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     if machine.governor is not None:
         yield ["frequency governor", machine.governor]
     yield ["GPU", machine.gpu or "none used"]
+    if machine.gpu_settings:
+        told = ", ".join(f"{name} {value}" for name, value in machine.gpu_settings.items())
+        yield ["GPU's settings (W, MHz)", told]
     yield ["memory", f"{machine.memory_bytes / 2**30:.1f} GiB"]
     yield ["other processes while timing", _share(machine.other_cpu_share)]
     yield [

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from exporter.engines import environment as module
+from exporter.engines.build import driver
 from exporter.engines.environment import (
     GpuClocks,
+    GpuWatch,
     default_threads,
     environment,
     gpu_name,
+    gpu_settings,
     parse_clocks,
     processor_name,
 )
+from exporter.errors import BackendError
+from tests.raising import raises
+from tests.stand_in.installed import stand_in
 
 
 def cpu(processor: int, socket: int, core: int) -> str:
@@ -90,12 +98,65 @@ def test_a_gpu_is_named_only_by_the_driver_s_tool(
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("1980, 41, 0x0000000000000000\n", GpuClocks(1980, 41, False)),
-        ("345, 33, 0x0000000000000001\n", GpuClocks(345, 33, False)),  # idle
-        ("1200, 87, 0x0000000000000020\n", GpuClocks(1200, 87, True)),
-        ("[N/A], 41, [N/A]\n", GpuClocks(None, 41, None)),
+        ("1980, 41, 0x0000000000000000, 97\n", GpuClocks(1980, 41, False, True)),
+        ("345, 33, 0x0000000000000001, 0\n", GpuClocks(345, 33, False, False)),
+        ("1200, 87, 0x0000000000000020, 99\n", GpuClocks(1200, 87, True, True)),
+        ("[N/A], 41, [N/A], [N/A]\n", GpuClocks(None, 41, None, None)),
         ("no devices were found\n", None),
     ],
 )
 def test_clocks_are_read(line: str, found: GpuClocks | None) -> None:
     assert parse_clocks(line) == found
+
+
+def tool_that(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Has the driver's tool be a script, which writes down how it was called."""
+    tool = folder / "nvidia-smi"
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{script}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_the_tool_is_asked_of_the_card_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool_that(tmp_path, monkeypatch, "echo 'Test GPU, 600.1'")
+    with stand_in() as machine:
+        assert gpu_name() == "Test GPU, 600.1"
+    assert f"--id={machine.uuid}" in (tmp_path / "calls").read_text()
+
+
+def test_settings_that_the_tool_does_not_know_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knows = {"power.limit": "300.00", "ecc.mode.current": "Enabled", "persistence_mode": "[N/A]"}
+    cases = " ".join(f"--query-gpu={name}) echo '{told}';;" for name, told in knows.items())
+    tool_that(tmp_path, monkeypatch, f'case "$1" in {cases} *) exit 2;; esac')
+    assert gpu_settings() == {"power.limit": "300.00", "ecc.mode.current": "Enabled"}
+
+
+def test_the_gpu_is_looked_at_while_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["1500, 60, 0x0, 90", "300, 50, 0x0, 0", "1400, 70, 0x20, 95", "1500, 65, 0x0, 90"]
+    looked = "".join(f"{line}\\n" for line in lines)
+    once = "210, 40, 0x1, 0"
+    script = (
+        f"case \"$*\" in *--loop-ms*) printf '{looked}'; exec sleep 60;; *) echo '{once}';; esac"
+    )
+    tool_that(tmp_path, monkeypatch, script)
+    with GpuWatch() as watch:
+        while (seen := watch.seen()) is not None and seen.sm_mhz == 210:
+            time.sleep(0.05)
+    assert seen == GpuClocks(1500, 70, True)
+
+
+def test_a_gpu_is_chosen_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-abc")
+    driver._visible.cache_clear()
+    for device, found in (("1", "GPU-abc"), ("0", "3"), ("GPU-x", "GPU-x"), (None, "GPU-x")):
+        driver.use_device(device)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == found
+    with raises(BackendError, "no-such-device", 2):
+        driver.use_device("2")
+    driver._visible.cache_clear()

@@ -27,7 +27,7 @@ CODES = {
     2: "unsupported-card",
     4: "driver-too-old",
     8: "runtime-too-old",
-    16: "no-gpu-memory",
+    16: "out-of-memory",
     32: "malformed-engine",
     64: "cuda-broken",
     2 | 16: "unsupported-card",  # memory is no matter on a card that can't run it
