@@ -31,6 +31,7 @@ class Turns:
         """Loads one in the place of the one that is loaded."""
         if self._loaded is not None:
             self._loaded.unload()
+            self._loaded = None
         one.load()
         self._loaded = one
 

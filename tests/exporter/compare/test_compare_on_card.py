@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from exporter.engines.build.profiles import Ranges, Span
 from exporter.errors import DepthcutError
 from tests.made_reports import as_markdown
 from tests.raising import raises
+from tests.stand_in.decoders import split_engines
 from tests.stand_in.engine_files import write_engine
 from tests.stand_in.installed import stand_in
 
@@ -62,6 +64,28 @@ def test_engines_are_timed_by_the_device_and_whole_texts_by_the_host(
     assert told["decode"] == {"kernels"}  # a cache that grows has a new shape at each step
     assert all(check.passed for check in report.parity)
     assert "kernels" in as_markdown(report)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_steps_in_place_are_timed_as_graphs_on_the_decode_engine(
+    backend: str, tmp_path: Path
+) -> None:
+    folders = [
+        split_engines(tmp_path / name, backend=backend, weights_bytes=size) / "*.engine"
+        for name, size in (("whole", 1 << 21), ("cut", 1 << 20))
+    ]
+    options = replace(OPTIONS, timing=TimingOptions())
+    with stand_in() as machine:
+        report = compare(*folders, options)
+        runs = [run for run in machine.runs if run.as_graph]
+    told = {row.phase: row.launches for row in report.latency}
+    assert set(told["decode"].values()) == {"CUDA graph"}
+    assert set(told["prefill"].values()) == {"kernels"}
+    assert runs
+    assert all(run.cache_bytes == run.filled_bytes for run in runs)
+    decode = next(row for row in report.latency if row.phase == "decode")
+    assert decode.clock == "device"
+    assert 1.5 < decode.speedup.ratio < 2  # weights of half the size, and the same caches
 
 
 def test_arms_that_do_not_fit_together_are_loaded_in_turns(arms: tuple[Path, Path]) -> None:
