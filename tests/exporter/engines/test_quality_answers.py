@@ -150,7 +150,7 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
 def test_generation_beyond_what_a_runner_holds_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest_cache: int, generates: bool
 ) -> None:
-    def refuse(_: object, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def refuse(_: object, shapes: Mapping[str, tuple[int, ...]], **_phase: object) -> None:
         if shapes["attention_mask"][1] > longest_cache:
             raise BackendError("no profile holds this call")
 
