@@ -135,10 +135,10 @@ def test_every_arm_reads_the_text_once(
     read: list[str] = []
     run = OnnxRuntimeRunner.run
 
-    def heard(self: OnnxRuntimeRunner, inputs: Any, outputs: Any = None) -> Any:
+    def heard(self: OnnxRuntimeRunner, inputs: Any, outputs: Any = None, **told: Any) -> Any:
         if outputs == ["logits"] and inputs["input_ids"].shape == (1, 16):
             read.append(Path(self.model).parent.name)
-        return run(self, inputs, outputs)
+        return run(self, inputs, outputs, **told)
 
     monkeypatch.setattr(OnnxRuntimeRunner, "run", heard)
     monkeypatch.setattr("exporter.compare.accuracy.generation_agreements", lambda *_: {})
