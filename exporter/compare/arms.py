@@ -25,7 +25,7 @@ from exporter.artifacts import (
 from exporter.compare.options import CompareOptions
 from exporter.engines.inputs import TOKEN_INPUTS
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
+from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, Turns, fit_together
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import GraphFacts
 from exporter.models.model_folder import ModelFolder
@@ -65,7 +65,7 @@ class ComparedArm:
     not_run: str | None = None
     witness: Runner | None = None
     prefix: str = ""
-    judge: Callable[[Progress], AbstractContextManager[Runner]] | None = None
+    judge: Callable[[Progress, Turns | None], AbstractContextManager[Runner]] | None = None
 
     @property
     def runner(self) -> Runner:
@@ -207,9 +207,10 @@ class Pair:
             return
         for arm in arms.values():
             arm.runner.__exit__(None, None, None)
+        turns = next((each.turns for each in self._on_engines), None)
         with ExitStack() as stack:
             judges = {
-                name: replace(arm, builds=(stack.enter_context(arm.judge(self.progress)),))
+                name: replace(arm, builds=(stack.enter_context(arm.judge(self.progress, turns)),))
                 for name, arm in arms.items()
                 if arm.judge is not None
             }

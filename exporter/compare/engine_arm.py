@@ -22,6 +22,7 @@ from exporter.engines.build.engine_set import EngineSet, find_builds, find_engin
 from exporter.engines.build.settings import Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineRecord, built_for
 from exporter.engines.runners.base import Runner
+from exporter.engines.runners.on_engines import Turns
 from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.engines.tensors import byte_count, numpy_dtype
@@ -165,8 +166,12 @@ def _gives_all(build: EngineSet) -> bool:
 
 
 @contextmanager
-def _judge(build: EngineSet, onnx: Path | None, progress: Progress) -> Iterator[Runner]:
+def _judge(
+    build: EngineSet, onnx: Path | None, progress: Progress, turns: Turns | None
+) -> Iterator[Runner]:
     """An engine of the same model that gives all logits and reads all of its caches.
+
+    It takes turns where the arms do.
 
     Raises:
         ComparisonError: The ONNX file is not there.
@@ -190,8 +195,10 @@ def _judge(build: EngineSet, onnx: Path | None, progress: Progress) -> Iterator[
             settings=settings,
             progress=progress,
         )
-        with TensorRtRunner(find_engines(engine)) as runner:
-            yield runner
+        judge = TensorRtRunner(find_engines(engine))
+        judge.turns = turns
+        with judge:
+            yield judge
 
 
 def open_onnx_arm(

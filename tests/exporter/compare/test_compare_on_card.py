@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
+from exporter.compare import engine_arm
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.errors import DepthcutError
 from tests.made_reports import as_markdown
 from tests.raising import raises
+from tests.stand_in.decoders import RANGES as ROOMY
 from tests.stand_in.decoders import split_engines
 from tests.stand_in.engine_files import write_engine
 from tests.stand_in.installed import stand_in
@@ -68,8 +71,13 @@ def test_engines_are_timed_by_the_device_and_whole_texts_by_the_host(
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_steps_in_place_are_timed_as_graphs_on_the_decode_engine(
-    backend: str, tmp_path: Path
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def judge(onnx: Path, target: Path, *, profiles: Any, **how: Any) -> list[tuple[Path, None]]:
+        write_engine(onnx, target, [each.phase for each in profiles], ROOMY, backend=backend)
+        return [(target, None)]
+
+    monkeypatch.setattr(engine_arm, "build_engines", judge)
     folders = [
         split_engines(tmp_path / name, backend=backend, weights_bytes=size) / "*.engine"
         for name, size in (("whole", 1 << 21), ("cut", 1 << 20))
@@ -77,12 +85,11 @@ def test_steps_in_place_are_timed_as_graphs_on_the_decode_engine(
     options = replace(OPTIONS, timing=TimingOptions())
     with stand_in() as machine:
         report = compare(*folders, options)
-        runs = [run for run in machine.runs if run.as_graph]
+        last = [run for run in machine.runs if run.as_graph][-1]  # the judges have run before
     told = {row.phase: row.launches for row in report.latency}
     assert set(told["decode"].values()) == {"CUDA graph"}
     assert set(told["prefill"].values()) == {"kernels"}
-    assert runs
-    assert all(run.cache_bytes == run.filled_bytes for run in runs)
+    assert last.cache_bytes == last.filled_bytes > 0
     decode = next(row for row in report.latency if row.phase == "decode")
     assert decode.clock == "device"
     assert 1.5 < decode.speedup.ratio < 2  # weights of half the size, and the same caches

@@ -43,7 +43,7 @@ class Loaded:
 
 def arm(name: str, heard: list[str], *, judged: bool) -> ComparedArm:
     @contextmanager
-    def judge(_: object) -> Any:
+    def judge(*_: object) -> Any:
         with Loaded(f"{name}'s judge", heard) as runner:
             yield runner
 
@@ -104,7 +104,7 @@ def test_a_judge_is_built_for_the_same_shapes(
     heard: list[str] = []
     monkeypatch.setattr(engine_arm, "build_engines", built)
     monkeypatch.setattr(engine_arm, "TensorRtRunner", lambda engines: Loaded("judge", heard))
-    with engine_arm._judge(build, tmp_path / "model.onnx", QUIET):
+    with engine_arm._judge(build, tmp_path / "model.onnx", QUIET, None):
         assert heard == ["+judge"]
     told = asked["settings"]
     assert (told.logits, told.cache_reads, told.optimization_level) == ("all", "room", 2)
@@ -115,7 +115,7 @@ def test_a_judge_is_built_for_the_same_shapes(
 def test_without_its_graph_an_engine_has_no_judge(tmp_path: Path) -> None:
     build = find_engines(written_as(tmp_path / "m.engine", ["prefill"], logits="last"))
     with raises(ComparisonError, "last-logits-only", "--engine-onnx"):
-        engine_arm._judge(build, None, QUIET).__enter__()
+        engine_arm._judge(build, None, QUIET, None).__enter__()
 
 
 @pytest.mark.parametrize("positions", [1, 4])
