@@ -181,6 +181,7 @@ def test_of_caches_in_place_there_is_an_engine_for_each_phase(tmp_path: Path) ->
     assert (decode.attention and decode.attention.reads) == "filled"
     assert (prefill.attention and prefill.attention.reads) == "new"
     assert [each.logits for each in (decode, prefill)] == ["last", "last"]
+    assert decode.layers["attention"] == 2  # one kernel for each layer's attention
     assert {each.name: each.shape for each in prefill.outputs}["logits"][1] == 1
 
 
