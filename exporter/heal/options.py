@@ -134,8 +134,10 @@ class HealOptions(Options):
     )
     time_s: Duration | None = option(
         None,
-        "Maximum training time; the learning rate decays to zero by then.",
+        "Maximum training time; the learning rate decays to zero by then. With a limit on quality "
+        "(--at-most): the time for choosing, healing and checking together.",
         "--time",
+        brief="Time for the training, or for choosing and healing",
         usual="no limit",
         section=HEALING,
     )

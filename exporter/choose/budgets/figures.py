@@ -22,6 +22,7 @@ from exporter.choose.budgets.text import TextParts
 from exporter.choose.budgets.units import Parameters
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
+from exporter.errors import CostError
 from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
@@ -31,7 +32,7 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words
 from exporter.score import CalibrationText
-from graph_passes.types import SublayerRef
+from graph_passes.types import Replacement, SublayerRef
 
 _TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}
 
@@ -155,7 +156,7 @@ def size_figures(
         "parameters": float(sizes.total_parameters(choices, rank)),
         "parameters_before": float(sizes.parameters),
         "bytes": float(sizes.total_bytes(choices, rank, context=context, batch=batch)),
-        "speedup": None if costs is None else costs.speedup(choices),
+        "speedup": _foretold(costs, choices),
     }
     if speedup is not None:
         low, high = speedup.ci95
@@ -165,6 +166,16 @@ def size_figures(
             "measured_speedup_high": high,
         }
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _foretold(costs: CostTable | None, choices: Mapping[SublayerRef, Replacement]) -> float | None:
+    """The speedup that costs foretell; None without any, or where they can't be right."""
+    if costs is None:
+        return None
+    try:
+        return costs.speedup(choices)
+    except CostError:
+        return None
 
 
 def healing_of(

@@ -35,7 +35,7 @@ from exporter.choose.selection.refusals import refuse_another_model
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.choose.selection.task_items import TaskParts, part_items, read_tasks, task_parts
 from exporter.compare.tasks.items import TaskItems
-from exporter.errors import UsageError
+from exporter.errors import BackendError, CostError, UsageError
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
 from exporter.models.ablation.damage import AnyDamage
@@ -143,10 +143,20 @@ class PlanInputs:
 
     @cached_property
     def costs(self) -> CostTable | None:
-        """What sublayers cost; None where no time is asked for."""
+        """What sublayers cost; None where no time is asked for.
+
+        A time that only orders sublayers may be missing: parameters are counted then.
+        """
         if self._given_costs is not None or self._stopwatch is None:
             return self._given_costs
-        return self._stopwatch.costs(replacements_of(self._kind), self.settings.rank)
+        try:
+            return self._stopwatch.costs(replacements_of(self._kind), self.settings.rank)
+        except (BackendError, CostError) as error:
+            if self.budget.target_speedup is not None:
+                raise
+            self._progress.say(f"plan: parameters are counted instead of time: {error.message}")
+            self._stopwatch = None
+            return None
 
     @cached_property
     def loaded(self) -> LoadedModel:

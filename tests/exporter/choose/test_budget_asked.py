@@ -27,6 +27,8 @@ from exporter.artifacts import (
     Score,
 )
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
+from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.figures import size_figures
 from exporter.choose.budgets.request import PlanRequest
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.units import (
@@ -42,6 +44,7 @@ from exporter.choose.budgets.units import (
 )
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.selection.options import Option
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.cli import run
 from exporter.cli.export import export
@@ -567,3 +570,15 @@ def test_an_export_without_a_goal_saves_time(asked: tuple[str, ...], at: Any) ->
     budget = export.read(["model", "-o", "out", *asked]).request.drops.budget
     assert budget is not None
     assert budget.at == at
+
+
+def test_costs_that_can_not_be_right_foretell_nothing() -> None:
+    cut = PlanCandidate(tuple(Option((name,)) for name in NAMES[:3]))
+
+    def told(saved_ms: float) -> dict[str, float]:
+        table = made_table({name: {"none": saved_ms} for name in NAMES}, at=AT)
+        return size_figures(Budget(at=AT), cut, SIZES, table, None, None)
+
+    assert told(20.0)["speedup"] == 2.5
+    assert "speedup" not in told(40.0)
+    assert told(40.0)["parameters"] == told(20.0)["parameters"]

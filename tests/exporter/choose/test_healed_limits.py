@@ -18,7 +18,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.healing import AnswerDamage
 from exporter.artifacts.ledger import FOLDER
-from exporter.errors import UndecidedGoalError, UnmetGoalError
+from exporter.errors import CostError, UndecidedGoalError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
 from tests.raising import raises
@@ -76,7 +76,7 @@ def report(loaded: Any, texts: list[str]) -> Any:
 
 @pytest.fixture
 def planner(loaded: Any, texts: list[str], report: Any, tmp_path: Path) -> Any:
-    def made(budget: Budget, costs: Any = None, **heal: Any) -> Planner:
+    def made(budget: Budget, costs: Any = None, stopwatch: Any = None, **heal: Any) -> Planner:
         return Planner(
             report,
             lambda: loaded,
@@ -87,6 +87,7 @@ def planner(loaded: Any, texts: list[str], report: Any, tmp_path: Path) -> Any:
             ),
             work=Workplace(tmp_path / FOLDER / "work"),
             costs=costs,
+            stopwatch=stopwatch,
             importance_sha256="a" * 64,
         )
 
@@ -124,6 +125,22 @@ def test_the_largest_cut_is_that_of_a_requests_time_where_one_is_named(
     assert {deletion.kind for deletion in plan.deletions} == {kind}
     assert plan.predicted["speedup"] == pytest.approx(100 / (100 - 20 * len(plan.deletions)))
     assert plan.budget["at"] == str(at)
+
+
+class Broken:
+    """A stopwatch whose graph can't be run."""
+
+    def costs(self, *_: Any) -> Any:
+        raise CostError("It has no such input.", code="no-input")
+
+
+def test_parameters_are_counted_where_no_request_can_be_timed(planner: Any) -> None:
+    at = RequestShape(prompt=8, new=4)
+    plan = planner(Budget(floors=Floors(0.5), at=at), stopwatch=Broken()).plan().plan
+    assert plan.deletions == planner(Budget(floors=Floors(0.5))).plan().plan.deletions
+    assert "speedup" not in plan.predicted
+    with raises(CostError, "no-input"):
+        planner(Budget(target_speedup=1.1, at=at), stopwatch=Broken()).plan()
 
 
 def test_the_text_that_judges_has_neither_chosen_nor_fitted_nor_stopped(
