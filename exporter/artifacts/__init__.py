@@ -16,6 +16,7 @@ from exporter.artifacts.accuracy import (
     LongContext,
     NearestNeighbours,
     Neighbour,
+    OtherText,
     PerplexityPair,
     PositionError,
     QueryNeighbours,
@@ -44,6 +45,8 @@ from exporter.artifacts.comparison import (
 )
 from exporter.artifacts.depths import DepthCell, DepthDamage, DepthsReport, DropAnswer, Way
 from exporter.artifacts.forms import (
+    FLOAT_BASELINE,
+    FLOAT_CANDIDATE,
     FORM_KEY,
     QUANTIZATION_KEY,
     Corner,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -167,6 +168,24 @@ class NearestNeighbours(Record):
     left_out: str = ""
 
 
+class OtherText(Record):
+    """Text of another domain that both models read, too.
+
+    ``log_perplexity_increase`` as that of :class:`Accuracy`.
+    """
+
+    text_source: str
+    text_sha256: str
+    tokens: int
+    perplexity: PerplexityPair | None
+    log_perplexity_increase: Interval | None = None
+
+    @property
+    def name(self) -> str:
+        """Short: of a file without its folder."""
+        return Path(self.text_source).name
+
+
 class Accuracy(Record):
     """How far the candidate's predictions are from the baseline's.
 
@@ -177,8 +196,8 @@ class Accuracy(Record):
     paired samples, as those of ``kl_interval`` and ``top1_interval``. ``probes`` are tasks whose
     items are made from a seed: of each the share of right answers, ``acc``, and the mean
     log-probability of the right answer in nats, ``log_prob``; ``probes_left_out`` says why there
-    are none. ``answers`` and ``neighbours`` are None where nobody asked for them, or the model is
-    of the other kind.
+    are none. ``other``, ``answers`` and ``neighbours`` are None where nobody asked for them, or the
+    model is of the other kind.
     """
 
     text_source: str
@@ -200,6 +219,7 @@ class Accuracy(Record):
     probes: list[TaskResult] = Field(default_factory=list)
     probes_left_out: str = ""
     embeddings: EmbeddingAgreement | None = None
+    other: OtherText | None = None
     answers: SampleAnswers | None = None
     neighbours: NearestNeighbours | None = None
 

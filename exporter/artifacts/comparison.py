@@ -8,7 +8,13 @@ from pydantic import Field
 
 from exporter.artifacts.accuracy import Accuracy
 from exporter.artifacts.base import Artifact, Record
-from exporter.artifacts.forms import Corner, FormRecord, QuantizationRecord
+from exporter.artifacts.forms import (
+    FLOAT_BASELINE,
+    FLOAT_CANDIDATE,
+    Corner,
+    FormRecord,
+    QuantizationRecord,
+)
 from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
@@ -98,7 +104,8 @@ class ComparisonReport(Artifact):
     """report.json.
 
     ``corners`` are empty, or the four of whole and cut, float and quantised; the quantised ones are
-    then the baseline and the candidate. ``healing`` is how the plan was healed on the way, if at
+    then the baseline and the candidate. Further forms that were asked for stand behind these, or
+    behind the pair alone. ``healing`` is how the plan was healed on the way, if at
     all, with what that gained before anything was exported. ``parts`` are the texts that the plan
     was made by, as far as they are known; ``calibration`` is that of the scores. ``uses`` are the
     lines that load and run each folder which was written with it.
@@ -116,3 +123,17 @@ class ComparisonReport(Artifact):
     corners: list[Corner] = Field(default_factory=list)
     healing: Healing | None = None
     uses: list[FolderUses] = Field(default_factory=list)
+
+    @property
+    def floats(self) -> tuple[str, str] | None:
+        """Where the models in float lie whose quantised forms the two arms are."""
+        found = [self.arms.references.get(name) for name in (FLOAT_BASELINE, FLOAT_CANDIDATE)]
+        paths = [arm.path for arm in found if arm is not None]
+        return (paths[0], paths[1]) if len(paths) > 1 else None
+
+    @property
+    def also(self) -> list[str]:
+        """Where the further forms lie."""
+        known = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
+        names = [corner.arm for corner in self.corners if corner.arm not in known]
+        return [self.arms.references[name].path for name in names]

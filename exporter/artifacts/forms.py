@@ -75,17 +75,23 @@ class QuantizationRecord(Record):
         return f"{self.scheme} ({', '.join(part for part in told if part)})"
 
 
+FLOAT_BASELINE, FLOAT_CANDIDATE = "float baseline", "float candidate"
+"""What the report calls the whole and the cut model in float, beside their quantised forms."""
+
+
 class Corner(Record):
-    """One of four: the whole or the cut model, in float or quantised.
+    """The whole or a cut model, in float or quantised; further ones stand behind the usual four.
 
     ``arm`` is its name among the arms: ``baseline``, ``candidate``, or that of a reference, by
     which its times are found in the latency rows. The accuracy is against the whole model in float,
     whose own is its perplexity alone; ``embedding_cosine`` is that of models that predict no
-    tokens. ``speedups`` are over the whole model in float, by the row's
-    shape name.
+    tokens, ``other_perplexity`` that on the second text. ``whole`` is the whole model that is
+    quantised alike, None if it is this one or not among the arms. ``speedups`` are over the whole
+    model in float, ``over_whole`` over ``whole``, by the row's shape name.
     """
 
     arm: str
+    whole: str | None = None
     pruned: bool
     quantized: bool
     file_bytes: int
@@ -94,7 +100,9 @@ class Corner(Record):
     top1_agreement: float | None = None
     exact_match: float | None = None
     embedding_cosine: float | None = None
+    other_perplexity: float | None = None
     speedups: dict[str, Interval] = Field(default_factory=dict)
+    over_whole: dict[str, Interval] = Field(default_factory=dict)
 
 
 Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]

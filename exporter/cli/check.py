@@ -188,6 +188,7 @@ def remeasuring(
             asked.candidate,
             options,
             references=asked.references,
+            also=asked.also,
             floats=asked.floats,
             onnx=asked.onnx,
             progress=progress,
@@ -196,13 +197,6 @@ def remeasuring(
         return again
 
     return measure
-
-
-def _floats(report: ComparisonReport) -> tuple[str, str] | None:
-    """Where the models in float lie that ``depthcut export`` timed beside the quantised ones."""
-    names = [corner.arm for corner in report.corners if not corner.quantized]
-    paths = [report.arms.references[name].path for name in names]
-    return (paths[0], paths[1]) if paths else None
 
 
 def _asked(report: ComparisonReport) -> CompareCall:
@@ -219,13 +213,14 @@ def _asked(report: ComparisonReport) -> CompareCall:
     try:
         if command[1] == "compare":
             call = compare_command.read(command[2:])
-            return replace(call, floats=call.floats or _floats(report))
+            return replace(call, floats=call.floats or report.floats)
         request = export.read(command[2:]).request
         return CompareCall(
             baseline=report.arms.baseline.path,
             candidate=report.arms.candidate.path,
             output=request.out,
-            floats=_floats(report),
+            also=tuple(report.also),
+            floats=report.floats,
             compare=request.compare,
         )
     except (click.ClickException, UsageError) as error:

@@ -28,6 +28,12 @@ class CompareCall(Options):
         "--reference",
         metavar="ARM",
     )
+    also: tuple[Arm, ...] = option(
+        (),
+        "Another form of the model, such as another cut, whole or quantised: timed in the same "
+        "rounds and on the same text, in one table with both. Repeatable.",
+        metavar="ARM",
+    )
     floats: tuple[Arm, Arm] | None = option(
         None,
         "The float versions of BASELINE and CANDIDATE, if these are quantised: all four are "
@@ -64,6 +70,7 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
             call.candidate,
             call.compare,
             references=call.references,
+            also=call.also,
             floats=call.floats,
             onnx=call.onnx,
             resume=call.output,
@@ -80,7 +87,7 @@ def _refuse_places(call: CompareCall) -> None:
 
     for name, kind in zip(REPORTS, ("comparison_report", TEXT, HTML), strict=True):
         refuse_foreign(call.output / name, kind)
-    for arm in (call.baseline, call.candidate, *call.references, *(call.floats or ())):
+    for arm in (call.baseline, call.candidate, *call.references, *call.also, *(call.floats or ())):
         path = Path(arm.partition(":")[2] or arm)
         if path.exists() and call.output.exists() and call.output.samefile(path):
             raise UsageError(

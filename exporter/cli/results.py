@@ -60,7 +60,7 @@ def _more_there(report: ComparisonReport) -> str:
     """What was measured beside the table's rows, so that nobody looks for it there."""
     accuracy = report.accuracy
     more = {
-        "references": len(report.arms.references) > len(report.corners) // 2,
+        "references": len(report.arms.references) + 2 > max(2, len(report.corners)),
         "long contexts": accuracy and accuracy.long_context,
         "tasks": accuracy and accuracy.tasks,
     }

@@ -9,10 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from exporter.artifacts import Accuracy, GenerationAgreement, LongContext, SampleAnswers
+from exporter.artifacts import (
+    Accuracy,
+    GenerationAgreement,
+    LongContext,
+    OtherText,
+    SampleAnswers,
+)
 from exporter.artifacts.store import Store
 from exporter.compare.answers import nearest_neighbours, sample_answers
-from exporter.compare.arms import FLOAT_BASELINE, Pair
+from exporter.compare.arms import Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
 from exporter.compare.evaluation import EvaluationTokens, random_ids, tokenize, tokenize_passages
 from exporter.compare.kept import AccuracyCache
@@ -49,12 +55,19 @@ class AccuracyResult:
     grid: Mapping[str, GridAccuracy] = field(default_factory=dict)
 
 
-def measure_accuracy(pair: Pair, texts: TextSource, store: Store | None = None) -> AccuracyResult:
+def measure_accuracy(
+    pair: Pair,
+    texts: TextSource,
+    other: TextSource | None = None,
+    *,
+    store: Store | None = None,
+) -> AccuracyResult:
     """Judges all arms that are judged on the same tokens; each reads them once.
 
     Args:
         pair: Running arms.
         texts: What they are judged on.
+        other: Text of another domain, for the perplexity alone.
         store: What an earlier run had found, and where this one keeps what it finds.
 
     Raises:
@@ -64,9 +77,11 @@ def measure_accuracy(pair: Pair, texts: TextSource, store: Store | None = None) 
         BackendError: A run fails.
     """
     check_questions(pair)
-    answers = AccuracyCache(pair, texts, store)
+    answers = AccuracyCache(pair, texts, store, other)
     if LOGITS in {spec.name for spec in pair.baseline.runner.outputs}:
-        return _of_text(pair, texts, answers)
+        return _of_text(pair, texts, other, answers)
+    if other is not None:
+        pair.progress.say(f"accuracy: {other.source} is left out, there is no perplexity")
     embedded = answers.found(
         "embeddings", TypeAdapter(AccuracyResult | None), lambda: _of_embeddings(pair, texts)
     )
@@ -75,12 +90,13 @@ def measure_accuracy(pair: Pair, texts: TextSource, store: Store | None = None) 
     return embedded or AccuracyResult()
 
 
-def _of_text(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult:
+def _of_text(
+    pair: Pair, texts: TextSource, other: TextSource | None, answers: AccuracyCache
+) -> AccuracyResult:
     """For models that predict tokens."""
     tokens = _tokens(pair, texts)
-    check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
-    pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
     told = _predictions(pair, tokens, answers)
+    there = {} if other is None else _predictions(pair, _tokens(pair, other), answers, "other text")
     generated = answers.found(
         "generation",
         TypeAdapter(list[tuple[tuple[str, str], GenerationAgreement]]),
@@ -90,6 +106,7 @@ def _of_text(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyR
     why_not = why_no_probes(pair)
     more = {
         "stride": pair.options.quality.stride,
+        "other": _other(there[pair.held_against[0]]) if there else None,
         "generation": texts_of.get(("baseline", "candidate")),
         "answers": answers.found(
             "sample answers", TypeAdapter(SampleAnswers | None), lambda: sample_answers(pair)
@@ -102,17 +119,24 @@ def _of_text(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyR
         "probes": [] if why_not else probe_results(pair, answers),
     }
     own = told["baseline", "candidate"].model_copy(update=more)
-    return AccuracyResult(own, dict(_grid(told, texts_of)))
+    grid = _grid(pair.whole, told, texts_of, there) if pair.grid else ()
+    return AccuracyResult(own, dict(grid))
+
+
+def _other(found: Accuracy) -> OtherText:
+    return OtherText(**{name: getattr(found, name) for name in OtherText.model_fields})
 
 
 def _predictions(
-    pair: Pair, tokens: EvaluationTokens, answers: AccuracyCache
+    pair: Pair, tokens: EvaluationTokens, answers: AccuracyCache, name: str = "predictions"
 ) -> dict[tuple[str, str], Accuracy]:
-    """All that one pass over the text tells, by what is held against what."""
+    """All that one pass over a text tells, by what is held against what."""
+    check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
+    pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
     baseline = pair.baseline
     causal = predicts_next_token(baseline.runner, baseline.folder)
     found = answers.found(
-        "predictions",
+        name,
         TypeAdapter(list[Accuracy]),
         lambda: compare_predictions(
             {name: arm.runner for name, arm in pair.judged.items()},
@@ -126,21 +150,31 @@ def _predictions(
 
 
 def _grid(
+    whole: str,
     predictions: Mapping[tuple[str, str], Accuracy],
     texts: Mapping[tuple[str, str], GenerationAgreement],
+    there: Mapping[tuple[str, str], Accuracy],
 ) -> Iterator[tuple[str, GridAccuracy]]:
     """What was found against the whole model in float, whose own is its perplexity alone."""
     for names, found in predictions.items():
-        if names[0] != FLOAT_BASELINE:
+        if names[0] != whole:
             continue
         pair, text = found.perplexity, texts.get(names)
+        other = there[names].perplexity if there else None
         own = GridAccuracy(
             perplexity=pair.candidate if pair else None,
+            other_perplexity=other.candidate if other else None,
             kl_divergence=found.kl_divergence,
             top1_agreement=found.top1_agreement,
             exact_match=text.exact_match if text else None,
         )
-        yield FLOAT_BASELINE, GridAccuracy(perplexity=pair.baseline if pair else None)
+        yield (
+            whole,
+            GridAccuracy(
+                perplexity=pair.baseline if pair else None,
+                other_perplexity=other.baseline if other else None,
+            ),
+        )
         yield names[1], own
 
 
@@ -199,7 +233,7 @@ def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
         {
             second: GridAccuracy(embedding_cosine=agreement.cosine)
             for (first, second), agreement in found.items()
-            if first == FLOAT_BASELINE
+            if pair.grid and first == pair.whole
         },
     )
 

@@ -11,6 +11,8 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from exporter.artifacts import (
+    FLOAT_BASELINE,
+    FLOAT_CANDIDATE,
     FORM_KEY,
     QUANTIZATION_KEY,
     RUN_IN_FP32,
@@ -32,9 +34,6 @@ from exporter.models.model_folder import ModelFolder
 from exporter.progress import Progress
 from graph_passes.files.reading import parse_json
 from graph_passes.plan_record import PLAN_KEY
-
-FLOAT_BASELINE, FLOAT_CANDIDATE = "float baseline", "float candidate"
-"""What the report calls the whole and the cut model in float, beside their quantised forms."""
 
 _R = TypeVar("_R", bound=Record)
 
@@ -138,6 +137,7 @@ class Pair:
         references: Further arms by name: timed in the same rounds, without a verdict.
         has_floats: Whether the references begin with both models in float, of which the two arms
             are the quantised forms.
+        also: The references, behind those in float, whose answers are judged like the arms'.
     """
 
     options: CompareOptions
@@ -146,19 +146,31 @@ class Pair:
     progress: Progress
     references: Mapping[str, ComparedArm] = field(default_factory=dict)
     has_floats: bool = False
+    also: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> str:
+        """The name of the whole model, in float where that stands beside its quantised form."""
+        return FLOAT_BASELINE if self.has_floats else "baseline"
+
+    @property
+    def grid(self) -> tuple[str, ...]:
+        """The arms that stand in one table, the whole model first; none for a pair alone."""
+        if self.has_floats:
+            return (FLOAT_BASELINE, FLOAT_CANDIDATE, "baseline", "candidate", *self.also)
+        return ("baseline", "candidate", *self.also) if self.also else ()
 
     @property
     def judged(self) -> dict[str, ComparedArm]:
         """The arms whose answers are judged, by name."""
-        names = (FLOAT_BASELINE, FLOAT_CANDIDATE) if self.has_floats else ()
         pair = {"baseline": self.baseline, "candidate": self.candidate}
-        return pair | {name: self.references[name] for name in names}
+        return pair | {name: self.references[name] for name in self.grid if name not in pair}
 
     @property
     def held_against(self) -> list[tuple[str, str]]:
-        """Which of them is held against which, the other first: the two arms, then all floats'."""
-        others = (FLOAT_CANDIDATE, "baseline", "candidate") if self.has_floats else ()
-        return [("baseline", "candidate"), *((FLOAT_BASELINE, name) for name in others)]
+        """Which is held against which, the other first: the arms, then all against the whole."""
+        others = ((self.whole, name) for name in self.grid if name != self.whole)
+        return list(dict.fromkeys([("baseline", "candidate"), *others]))
 
     @property
     def arms(self) -> dict[str, ComparedArm]:

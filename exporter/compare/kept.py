@@ -70,12 +70,19 @@ class AccuracyCache:
         pair: Whose answers.
         texts: What the arms are judged on.
         store: Where results are kept; None keeps none.
+        other: The text of another domain.
     """
 
-    def __init__(self, pair: Pair, texts: TextSource, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        texts: TextSource,
+        store: Store | None = None,
+        other: TextSource | None = None,
+    ) -> None:
         self._pair = pair
         self._store = store or Store(None)
-        self._asked = _asked(pair, texts)
+        self._asked = _asked(pair, texts, other)
 
     def found(self, name: str, kind: TypeAdapter[_T], find: Callable[[], _T]) -> _T:
         """What an earlier run found under a name, or what is found now: that is kept if it is any.
@@ -91,11 +98,12 @@ class AccuracyCache:
         )
 
 
-def _asked(pair: Pair, texts: TextSource) -> dict[str, Any]:
+def _asked(pair: Pair, texts: TextSource, other: TextSource | None) -> dict[str, Any]:
     """Everything that answers depend on, beside what times do."""
     options = pair.options
     return {
         "text": [texts.source, texts.sha256],
+        "other text": other and [other.source, other.sha256],
         "samples": [options.eval_tokens, options.eval_sequence_length],
         "quality": vars(options.quality),
         "tasks": task_versions(options.quality),

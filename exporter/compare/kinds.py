@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm
+from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE
+from exporter.compare.arms import ComparedArm
 from exporter.compare.engine_arm import open_engine_pair, open_engine_reference, open_onnx_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.torch_arm import open_torch_arm

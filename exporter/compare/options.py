@@ -218,6 +218,7 @@ class CompareOptions(RunOptions):
         batches: Every length is timed with each.
         rounds: Whatever they take; below 6 there is no verdict. None goes by the time budget.
         eval_text: See :func:`exporter.models.texts.sources.read_texts`.
+        other_text: Likewise; None: no second text.
         eval_tokens: Rounded down to whole samples.
     """
 
@@ -235,6 +236,13 @@ class CompareOptions(RunOptions):
         "pydoc",
         "Evaluation text: a text or JSONL file, hf:DATASET or pydoc.",
         brief="Evaluation text: a file, hf:DATASET or pydoc",
+        metavar="SOURCE",
+        section=ACCURACY,
+    )
+    other_text: str | None = option(
+        None,
+        "Evaluation text of another domain, of which the perplexity is measured too.",
+        brief="A second evaluation text, of another domain",
         metavar="SOURCE",
         section=ACCURACY,
     )
@@ -258,6 +266,11 @@ class CompareOptions(RunOptions):
         ),
         Rule(("batches",), lambda told: not told.batches, "{0} names no number.", "1 is usual."),
     )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the arms are judged on, a text of another domain last."""
+        return (self.eval_text, *([] if self.other_text is None else [self.other_text]))
 
     @property
     def longest(self) -> int:

@@ -1,7 +1,7 @@
-"""The grid of four: the whole and the cut model, in float and quantised.
+"""The grid of four: the whole and the cut model, in float and quantised; or of more cuts.
 
-The two arms with a verdict are the quantised ones; the two in float are timed in the same rounds
-and read the same text. All four are held against the whole model in float.
+The two arms with a verdict are the quantised ones; the two in float, and further ones, are timed in
+the same rounds and read the same text. All are held against the whole model in float.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from exporter.artifacts import Corner, Interval, LatencyRow
-from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm, Pair
+from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE, Corner, Interval, LatencyRow
+from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.timing.statistics import speedup_between, times_of
 from exporter.errors import ComparisonError
 
@@ -31,39 +31,71 @@ class GridAccuracy:
     top1_agreement: float | None = None
     exact_match: float | None = None
     embedding_cosine: float | None = None
+    other_perplexity: float | None = None
 
 
 def quantization_grid(
     pair: Pair, rows: Sequence[LatencyRow], answers: Mapping[str, GridAccuracy]
 ) -> list[Corner]:
-    """All four, the whole model in float first; none where the pair has no floats.
+    """All of them, the whole model in float first; none for a pair alone.
 
     Args:
         pair: The arms.
         rows: Their times.
         answers: By arm; those that were not judged are left out.
     """
-    if not pair.has_floats:
-        return []
-    names = (FLOAT_BASELINE, FLOAT_CANDIDATE, "baseline", "candidate")
+    pruned = {name: _is_pruned(pair, name) for name in pair.grid}
+    wholes = [name for name in pair.grid if not pruned[name]]
+    alike = {name: _alike(pair, wholes, name) for name in pair.grid}
     return [
         Corner(
             arm=name,
-            pruned=name in _PRUNED,
-            quantized=name not in (FLOAT_BASELINE, FLOAT_CANDIDATE),
+            whole=whole,
+            pruned=pruned[name],
+            quantized=_is_quantized(pair, name),
             file_bytes=pair.judged[name].facts.file_bytes,
-            speedups={} if name == FLOAT_BASELINE else _speedups(rows, name),
+            speedups=_speedups(rows, pair.whole, name),
+            over_whole={} if whole is None else _speedups(rows, whole, name),
             **vars(answers.get(name, GridAccuracy())),
         )
-        for name in names
+        for name, whole in alike.items()
     ]
 
 
-def _speedups(rows: Sequence[LatencyRow], name: str) -> dict[str, Interval]:
+def _is_pruned(pair: Pair, name: str) -> bool:
+    """By the arm's place among the usual four; a further one says so itself."""
+    return bool(pair.references[name].plan()) if name in pair.also else name in _PRUNED
+
+
+def _is_quantized(pair: Pair, name: str) -> bool:
+    """Likewise."""
+    if pair.has_floats and name not in pair.also:
+        return name not in (FLOAT_BASELINE, FLOAT_CANDIDATE)
+    return pair.judged[name].quantization is not None
+
+
+def _alike(pair: Pair, wholes: Sequence[str], name: str) -> str | None:
+    """The whole model in the same form as a cut one, if it is among the arms.
+
+    The arms of a pair are of one form, also where their graphs don't say how they were quantised.
+    """
+    if name == "candidate":
+        return "baseline"
+    own = _form(pair.judged[name])
+    found = (whole for whole in wholes if _form(pair.judged[whole]) == own)
+    return None if name in wholes else next(found, None)
+
+
+def _form(arm: ComparedArm) -> list[object]:
+    record = arm.quantization
+    return [arm.facts.precision, *(getattr(record, field, None) for field in _ALIKE)]
+
+
+def _speedups(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, Interval]:
     found = {}
-    for row in rows:
-        if {name, FLOAT_BASELINE} <= times_of(row).keys():
-            speedup = speedup_between(row, FLOAT_BASELINE, name)
+    for row in rows if whole != name else ():
+        if {name, whole} <= times_of(row).keys():
+            speedup = speedup_between(row, whole, name)
             found[row.shape_name] = Interval(value=speedup.ratio, ci95=speedup.ci95)
     return found
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.artifacts import (
+    FLOAT_BASELINE,
     CalibrationRef,
     ComparisonReport,
     Environment,
@@ -23,7 +24,7 @@ from exporter.artifacts import (
 from exporter.artifacts.plans.origin import noted_texts
 from exporter.artifacts.store import Store
 from exporter.compare.accuracy import AccuracyResult, measure_accuracy
-from exporter.compare.arms import FLOAT_BASELINE, Pair
+from exporter.compare.arms import Pair
 from exporter.compare.imported import compare_times
 from exporter.compare.kept import open_store
 from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
@@ -45,6 +46,7 @@ def compare(
     options: CompareOptions | None = None,
     *,
     references: Sequence[Path | str] = (),
+    also: Sequence[Path | str] = (),
     floats: tuple[Path | str, Path | str] | None = None,
     onnx: tuple[Path, Path] | None = None,
     parity: Sequence[ParityCheck] = (),
@@ -63,6 +65,8 @@ def compare(
         candidate: The pruned model, of the same kind. Its inputs are among the baseline's.
         options: How to measure.
         references: Further arms of any kind, timed in the same rounds; they get no verdict.
+        also: Further forms of the model, timed in the same rounds and on the same text; the report
+            then has one table of all.
         floats: The whole and the cut model in float, where the two arms are their quantised forms:
             timed in the same rounds, on the same text; the report then has the grid of four.
         onnx: For engines, the ONNX files that both were built from; by default they are looked
@@ -89,16 +93,18 @@ def compare(
     """
     names = same_kind(baseline, candidate)
     if names[0].kind == "times":
-        if references or floats:
+        if references or also or floats:
             raise ComparisonError("Imported times have no reference.", code="untimed-reference")
         return compare_times(*(name.path for name in names))
     options = options or CompareOptions()
     options.gpu.use()
     parts = parts or PlanParts()
     scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
-    texts = evaluation_text(options, scored | decided_on(parts))
-    pair = _open((baseline, candidate), options, references, floats, onnx, progress)
-    _refuse_noted(texts, pair)
+    texts = evaluation_texts(options, scored | decided_on(parts))
+    further = _Further(references, also, floats, onnx)
+    pair = _open((baseline, candidate), options, further, progress)
+    for text in texts:
+        _refuse_noted(text, pair)
     known = _Known(list(parity), list(plan) or pair.dropped(), calibration, parts)
     if not pair.runs:
         return _described(pair, known)
@@ -108,49 +114,67 @@ def compare(
         return _measured(pair, texts, known, store, probe)
 
 
+@dataclass(frozen=True)
+class _Further:
+    """What stands beside the two arms; see :func:`compare`."""
+
+    references: Sequence[Path | str]
+    also: Sequence[Path | str]
+    floats: tuple[Path | str, Path | str] | None
+    onnx: tuple[Path, Path] | None
+
+
 def _open(
     arms: tuple[Path | str, Path | str],
     options: CompareOptions,
-    references: Sequence[Path | str],
-    floats: tuple[Path | str, Path | str] | None,
-    onnx: tuple[Path, Path] | None,
+    asked: _Further,
     progress: Progress,
 ) -> Pair:
     """The arms, and what stands beside them; none of them runs yet."""
     threads = options.threads or default_threads()
-    first, second = open_pair(*arms, options, threads=threads, onnx=onnx)
+    floats = asked.floats
+    first, second = open_pair(*arms, options, threads=threads, onnx=asked.onnx)
     beside = open_floats(floats, (first, second), options, threads=threads) if floats else {}
     whole = beside.get(FLOAT_BASELINE, first)
-    further = open_references(references, whole, options, threads=threads)
+    named = (*asked.also, *asked.references)
+    further = open_references(named, whole, options, threads=threads)
+    also = tuple(further)[: len(asked.also)]
     if first.facts.sha256 == second.facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
-    pair = Pair(options, first, second, progress, beside | further, has_floats=bool(beside))
+    pair = Pair(options, first, second, progress, beside | further, bool(beside), also)
     refuse_no_grid(pair)
     pair.refuse_foreign_inputs()
     return pair
 
 
-def evaluation_text(
+def evaluation_texts(
     options: CompareOptions, decided: Mapping[str, Iterable[TextSource | CalibrationRef]]
-) -> TextSource:
-    """The text that the arms are judged on, which is never one that anything was decided by.
+) -> list[TextSource]:
+    """The texts that the arms are judged on, which are never such that anything was decided by.
 
     Args:
-        options: Which text.
+        options: Which texts.
         decided: Other texts, by what was decided by them, in words.
 
+    Returns:
+        The text, and that of another domain if one was asked for.
+
     Raises:
-        ComparisonError: It is one of them.
-        TextSourceError: When it can't be read.
+        ComparisonError: One is one of them, or both are the same.
+        TextSourceError: When one can't be read.
     """
-    judged = read_texts(options.eval_text, part="evaluation")
-    for what, others in decided.items():
-        refuse_same_text(judged, others, what)
+    judged = [read_texts(spec, part="evaluation") for spec in options.texts]
+    for text, option in zip(judged, ("--eval-text", "--other-text"), strict=False):
+        for what, others in decided.items():
+            refuse_same_text(text, others, what, f"Name another text with {option}.")
+    for other in judged[1:]:
+        hint = "Name another text with --other-text."
+        refuse_same_text(other, judged[:1], "what both models are judged on already", hint)
     return judged
 
 
 def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
-    """The texts that a plan was made by, for :func:`evaluation_text`."""
+    """The texts that a plan was made by, for :func:`evaluation_texts`."""
     return {f"what the plan was {role} on": refs for role, refs in parts.decided.items()}
 
 
@@ -183,7 +207,7 @@ def _described(pair: Pair, known: _Known) -> ComparisonReport:
 
 def _measured(
     pair: Pair,
-    texts: TextSource,
+    texts: Sequence[TextSource],
     known: _Known,
     store: Store,
     probe: ThreadProbe | None,
@@ -192,8 +216,12 @@ def _measured(
     tell_notes((each.capabilities for each in pair.runners), pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
+<<<<<<< HEAD
     with pair.judging() as judges:
         answers = measure_accuracy(judges, texts, store)
+=======
+    answers = measure_accuracy(pair, *texts, store=store)
+>>>>>>> bc06fada (Compare further cuts in one table, on a second text too; choose with the replacements that a training begins with)
     timed = time_all(pair, store)
     seen = {
         "other_cpu_share": timed.other_cpu_share,

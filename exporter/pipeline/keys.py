@@ -14,6 +14,8 @@ from exporter.artifacts import library_versions
 from exporter.compare.options import QualityOptions
 from exporter.engines.environment import default_threads, gpu_name, processor_name
 from exporter.files import sha256_file
+from exporter.models.graph_facts import read_facts
+from exporter.models.model_folder import find_model
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
 from exporter.report.files import REPORTS
@@ -66,7 +68,8 @@ def measure_key(run: Run) -> Key:
         "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
         "options": vars(run.request.compare),
-        "text": file_hash(run.request.compare.eval_text),
+        "texts": [file_hash(text) for text in run.request.compare.texts],
+        "also": [read_facts(find_model(path).onnx).sha256 for path in run.request.also],
         "tasks": _question_hashes(run.request.compare.quality),
         "calibration": run.ledger.files_hash("score"),
         "machine": [processor_name(), default_threads(), gpu_name()],
@@ -85,7 +88,7 @@ def request_key(request: ExportRequest, source_sha256: str, plan: str | None) ->
     asked = asdict(request) | {"out": None, "redo": None, "shared": None}
     asked["drops"] = asked["drops"] | {"plan": None}
     heal, quantize = request.heal, request.quantize
-    texts: list[str | None] = [*request.score.calibration, request.compare.eval_text]
+    texts: list[str | None] = [*request.score.calibration, *request.compare.texts]
     texts += () if heal is None else (*heal.calibration, heal.check_text)
     texts += () if quantize is None else (*quantize.calibration, str(quantize.gguf))
     return {

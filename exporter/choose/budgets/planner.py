@@ -184,7 +184,8 @@ class Planner(HealedLimits):
         """The candidate's replacements, fitted again on the healed model where that is better."""
         choices: dict[SublayerRef, Replacement] = candidate.choices
         heal = self.settings.weighed
-        if heal is None or all(replacement == "none" for replacement in choices.values()):
+        idle = heal is None or all(replacement == "none" for replacement in choices.values())
+        if heal is None or idle or self.settings.heals_afterwards:
             return candidate.cut
         again = fit_sequential(
             self.loaded,
@@ -216,12 +217,13 @@ class Planner(HealedLimits):
             self.budget, candidate, self.sizes, self.costs, self.settings.rank, speedup
         )
         healing = None
-        if self.settings.weighed is not None:
+        weighed = self.settings.weighed
+        if weighed is not None and not self.settings.heals_afterwards:
             healing = healing_of(
                 self.loaded,
                 self.texts,
                 branch_replacements,
-                self.settings.weighed,
+                weighed,
                 batch_size=self.settings.batch_size,
                 progress=self._progress,
             )

@@ -115,14 +115,17 @@ class PlanSettings(Options):
     @property
     def weighed(self) -> HealOptions | None:
         """How a search weighs replacements; None where it chooses among bare cuts."""
-        if self.heal is None or self.heal.changes_weights or not self.search.by_damage:
+        heal = self.heal
+        if heal is None or not self.search.by_damage:
             return None
-        return self.heal
+        if heal.trains and heal.replacements != "none":
+            return HealOptions(kind=heal.replacements, rank=heal.rank)
+        return None if heal.changes_weights else heal
 
     @property
     def heals_afterwards(self) -> bool:
-        """Whether replacements are fitted to what was chosen without them."""
-        return self.heal is not None and self.weighed is None
+        """Whether what was chosen is healed then: by fits, or by a training."""
+        return self.heal is not None and self.weighed is not self.heal
 
     def limits_healed(self, budget: Budget) -> bool:
         """Whether limits on quality are those of a cut whose weights were healed."""

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -276,10 +277,11 @@ class _Measurement:
 
     def _warm_up(self, probes: Sequence[Probe], cell: TimedCell, number: int) -> Warmup:
         budget = self._budget
-        longest = budget.warmup_seconds
+        limits: dict[str, Any] = {"seconds": budget.warmup_seconds}
         if number:  # the model's files, the threads and the processor are warm by then
-            longest = min(longest, budget.seconds / self._chunks)
-        found = warm_up(probes, seconds=longest, clock=self._clocks.now)
+            limits["seconds"] = min(budget.warmup_seconds, budget.seconds / self._chunks)
+            limits["fewest"] = 1
+        found = warm_up(probes, clock=self._clocks.now, **limits)
         if not found.stable and not number:
             self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
         return found

@@ -34,7 +34,9 @@ class Warmup:
     seconds: float
 
 
-def warm_up(probes: Sequence[Probe], *, seconds: float, clock: Clock) -> Warmup:
+def warm_up(
+    probes: Sequence[Probe], *, seconds: float, clock: Clock, fewest: int = _AGREEING_WINDOWS
+) -> Warmup:
     """Calls all arms in turn until the last three windows of each agree within 5 %.
 
     Or, where noise doesn't let them, until the mean of the last three to eight agrees so with that
@@ -42,8 +44,9 @@ def warm_up(probes: Sequence[Probe], *, seconds: float, clock: Clock) -> Warmup:
 
     Args:
         probes: The arms.
-        seconds: It ends here, after three windows at least, even when times have not settled.
+        seconds: It ends here, even when times have not settled.
         clock: The clock.
+        fewest: Windows that there are in any case.
     """
     windows: list[list[float]] = [[] for _ in probes]
     taken_ms: list[list[float]] = [[] for _ in probes]
@@ -57,8 +60,13 @@ def warm_up(probes: Sequence[Probe], *, seconds: float, clock: Clock) -> Warmup:
         calls += per_window
         taken = (clock() - begin) / 1e9
         stable = all(map(_settled, windows))
+<<<<<<< HEAD
         if stable or (len(windows[0]) >= _AGREEING_WINDOWS and taken > seconds):
             call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in taken_ms)
+=======
+        if stable or (len(windows[0]) >= fewest and taken > seconds):
+            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in windows)
+>>>>>>> bc06fada (Compare further cuts in one table, on a second text too; choose with the replacements that a training begins with)
             return Warmup(calls, call_ms, stable, taken)
         per_window = calls_per_visit(max(found[-1] for found in taken_ms))
 

@@ -33,8 +33,9 @@ _TIMES_OF_EMBEDDINGS = 2
 """So many times as high for encoders: all-MiniLM-L6-v2 learned faster so."""
 _WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
-_CHECKS = 10
-"""How often held-out text is looked at."""
+_MOST_CHECKS, _FEWEST_CHECKS = 10, 3
+_TOKENS_PER_CHECKED = 4
+"""Held-out text is looked at so often that it is a quarter of what is trained on, within limits."""
 _PATIENCE = 3
 _LEAST_GAIN = 0.002
 """Of the held-out loss; checks in a row that gain less end the training."""
@@ -102,6 +103,9 @@ class Trainer:
         states = _states_weight(student, options)
         self._teacher = Teacher(student, keeps=schedule.reads_steps_again, states=states)
         self._judges = Lesson.of(held_out, options.batch_size)
+        wanted = self._total_steps * self._step_tokens / _TOKENS_PER_CHECKED
+        often = int(wanted / held_out.mask.sum())
+        self._checks = min(_MOST_CHECKS, max(_FEWEST_CHECKS, often))
         self._judge = Teacher(student, keeps=True)
         self._tensors = student.trained
         rate = options.learning_rate or self._usual_rate()
@@ -186,7 +190,7 @@ class Trainer:
 
     def _is_check_due(self, done: float) -> bool:
         made = sum(check.tokens > 0 for check in self._state.checks)
-        return bool(done * _CHECKS >= made + 1)
+        return bool(done * self._checks >= made + 1)
 
     def _step(self) -> float:
         """One step of the optimizer; the loss before it."""

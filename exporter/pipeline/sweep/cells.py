@@ -29,7 +29,7 @@ SHARED = "shared"
 _CHOOSE_IN: Dtype = "float32"
 _BLOCKS_ON_DEMAND = ("kl", "perplexity")  # the other metrics score them anyway
 _NO_PATH = (*SAMPLED, PYDOC)
-_TEXTS = ("calibration", "heal_calibration", "check_text", "eval_text")
+_TEXTS = ("calibration", "heal_calibration", "check_text", "eval_text", "other_text")
 _PATHS = {"plan": "plan", "task_data": "folder", "prompts": "file"}
 _HUB_ID = re.compile(r"hf:[\w./-]+|[\w][\w.-]*/[\w][\w.-]*")
 

@@ -71,6 +71,11 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
         f"(SHA-256 `{accuracy.text_sha256[:12]}`)."
     )
     yield from other_part(report.parts, accuracy.text_source)
+    if (other := accuracy.other) is not None:
+        yield Note(
+            f"The second text: {other.text_source}, {other.tokens:,} tokens "
+            f"(SHA-256 `{other.text_sha256[:12]}`)."
+        )
     if accuracy.perplexity is None:
         yield Note(_why_no_perplexity(accuracy))
     if (text := report.calibration) is None:

@@ -1,11 +1,12 @@
-"""The cut and the quantisation crossed: whole and cut, in float and quantised, all four models.
+"""The cut and the quantisation crossed: whole and cut, in float and quantised, and further cuts.
 
-Each is compared with the whole model in float.
+Of the four models each is compared with the whole model in float, a column each. With further ones
+each is a row, and compared with the whole model that is quantised alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from exporter.artifacts import ComparisonReport, Corner, LatencyRow, LatencySamples
 from exporter.report.charts.intervals import IntervalLine, Intervals
@@ -23,12 +24,18 @@ from exporter.report.words import (
     speedup_words,
 )
 
+Column = tuple[str, list[str]]
+"""A name, and a cell for each model."""
 _HOW = (
     "All four took turns in the same rounds and read the same text. Below each time is how many "
     "times as fast as the whole model in float it is, with the 95 % interval in brackets, "
     "computed as the speedup of the pair is. KL divergence and agreement are with the whole model "
     "in float, too; the same continuation is the share of prompts that are continued greedily with "
     "the same tokens to the end."
+)
+_HOW_MORE = (
+    "All took turns in the same rounds and read the same text. A cut model's speed and perplexity "
+    "are compared with those of the whole model that is quantised in the same way."
 )
 _ROWS: dict[str, tuple[Callable[[Corner], float | None], Callable[[float], str]]] = {
     "files, MB": (lambda c: c.file_bytes / 1e6, lambda size: f"{size:,.1f}"),
@@ -41,20 +48,23 @@ _ROWS: dict[str, tuple[Callable[[Corner], float | None], Callable[[float], str]]
 
 
 def corners_section(report: ComparisonReport) -> Section | None:
-    """A column a model; None where the report has no four of them."""
+    """All models in one table; None for a pair alone."""
     if not report.corners:
         return None
     grid, figures = corners_grid(report), _speedups(report)
-    return Section("corners", "Four corners", [grid, Note(_HOW)], figures, stays_open=True)
+    title, how = ("All models", _HOW_MORE) if report.also else ("Four corners", _HOW)
+    return Section("corners", title, [grid, Note(how)], figures, stays_open=True)
 
 
 def corners_grid(report: ComparisonReport, *, brief: bool = False) -> Grid:
-    """Times, bytes and accuracy of all four; what was measured of none is left out.
+    """Times, bytes and accuracy of all; what was measured of none is left out.
 
     Args:
-        report: One with all four.
-        brief: With the speedup beside the time, and without its interval: for a terminal.
+        report: One with the four, or more.
+        brief: For a terminal: of the four the speedup beside the time, and without its interval.
     """
+    if report.also:
+        return _models_grid(report, brief)
     corners = report.corners
     rows = [cells for row in report.latency for cells in _times(row, report, brief)]
     for what, (value, words) in _ROWS.items():
@@ -65,11 +75,52 @@ def corners_grid(report: ComparisonReport, *, brief: bool = False) -> Grid:
     return Grid("Whole and cut, in float and quantised", header, rows, right=range(1, 5))
 
 
+def _models_grid(report: ComparisonReport, brief: bool) -> Grid:
+    """A row a model, those in float first."""
+    corners = sorted(report.corners, key=lambda corner: corner.quantized)
+    columns = [column for row in report.latency for column in _times_and_gains(row, corners)]
+    known = {corner.arm: corner for corner in corners}
+    other = report.accuracy.other if report.accuracy else None
+    text = "second text" if other is None else f"on {other.name}"
+    for name, field in {"perplexity": "perplexity", text: "other_perplexity"}.items():
+        columns.append((name, [_with_change(known, each, field) for each in corners]))
+    for name in ("KL divergence, nats", "same top-1 token", "files, MB")[2 * brief :]:
+        value, words = _ROWS[name]
+        columns.append((name, [or_dash(value(each), words) for each in corners]))
+    columns = [(name, cells) for name, cells in columns if set(cells) != {"-"}]
+    names = [corner_name(report, corner) for corner in corners]
+    rows = [list(row) for row in zip(names, *(cells for _, cells in columns), strict=True)]
+    header = ["", *(name for name, _ in columns)]
+    caption = "All models; cut ones against the whole one in the same form"
+    return Grid(caption, header, rows, right=range(1, len(header)))
+
+
+def _times_and_gains(row: LatencyRow, corners: Sequence[Corner]) -> Iterator[Column]:
+    times = {"baseline": row.baseline, "candidate": row.candidate, **row.references}
+    yield f"{short_shape(row)}, ms", [or_dash(times.get(c.arm), _median) for c in corners]
+    gains = [corner.over_whole.get(row.shape_name) for corner in corners]
+    yield (
+        "speedup",
+        ["" if g is None else speedup_words(g.value, g.ci95, digits=2) for g in gains],
+    )
+
+
+def _with_change(known: Mapping[str, Corner], corner: Corner, field: str) -> str:
+    """A perplexity, and of a cut model the change from that of the whole one."""
+    own: float | None = getattr(corner, field)
+    whole = None if corner.whole is None else getattr(known[corner.whole], field)
+    if own is None or whole is None:
+        return or_dash(own, significant)
+    return f"{significant(own)} ({relative_change(whole, own)})"
+
+
 def corner_name(report: ComparisonReport, corner: Corner) -> str:
     """Its model, and what its weights are: ``cut, int4``."""
     arm = named_arms(report)[corner.arm]
     unnoted = "quantised" if corner.quantized else arm.precision
     weights = arm.quantization.scheme if arm.quantization else unnoted
+    if arm.path in report.also:
+        return f"{corner.arm.removesuffix(f'-{weights}')}, {weights}"
     return f"{'cut' if corner.pruned else 'whole'}, {weights}"
 
 
@@ -77,7 +128,8 @@ def corners_sentence(report: ComparisonReport) -> str | None:
     """What the cut and the quantisation did together; None without the four models."""
     if not report.corners:
         return None
-    whole, both = report.corners[0], report.corners[-1]
+    whole = report.corners[0]
+    both = next(corner for corner in report.corners if corner.arm == "candidate")
     names = f"The {corner_name(report, both)} model against the {corner_name(report, whole)} one"
     told = []
     if both.speedups:

@@ -165,9 +165,9 @@ def _on_cpu(arm: Arm) -> str:
 def reproduce_section(report: ComparisonReport) -> Section:
     """The command that wrote the report, and the one that compares alone."""
     arms = report.arms
-    floats = [arms.references[c.arm].path for c in report.corners if not c.quantized]
     alone = ["depthcut", "compare", arms.baseline.path, arms.candidate.path, "-o", "DIR"]
-    alone += ["--float", *floats] if floats else []
+    alone += ["--float", *report.floats] if report.floats else []
+    alone += [word for path in report.also for word in ("--also", path)]
     return Section(
         "reproduce",
         "How to reproduce",

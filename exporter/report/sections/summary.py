@@ -51,10 +51,14 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
     rows: list[SummaryRow] = []
     if accuracy is None:
         return rows
-    if (pair := accuracy.perplexity) is not None:
-        before, after = significant(pair.baseline), significant(pair.candidate)
-        change = relative_change(pair.baseline, pair.candidate)
-        rows.append(("perplexity", before, after, change, ""))
+    other = accuracy.other
+    pairs = {"perplexity": accuracy.perplexity}
+    if other is not None:
+        pairs[f"on {other.name}"] = other.perplexity
+    for what, pair in pairs.items():
+        if pair is not None:
+            before, after = significant(pair.baseline), significant(pair.candidate)
+            rows.append((what, before, after, relative_change(pair.baseline, pair.candidate), ""))
     if accuracy.kl_divergence is not None:
         rows.append(("KL divergence, nats", "", significant(accuracy.kl_divergence, 3), "", ""))
     if accuracy.top1_agreement is not None:

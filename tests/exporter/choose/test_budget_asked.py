@@ -267,6 +267,21 @@ def test_a_search_that_weighs_replacements_fits_them_in_its_own_way(own: Any) ->
     assert replace(settings, heal=HealOptions(calibration=("a.txt",))).for_budget(Budget(joint=1))
 
 
+def test_a_training_with_replacements_weighs_them_before_it() -> None:
+    def settings(**heal: Any) -> PlanSettings:
+        asked = PlanSettings(SearchOptions("greedy"), heal=HealOptions(kind="distill", **heal))
+        return asked.for_budget(Budget(attention=1))
+
+    found = settings(replacements="linear", rank=4)
+    assert found.weighed == HealOptions(kind="linear", rank=4)
+    assert found.heals_afterwards
+    bare = settings()
+    assert bare.weighed is None
+    assert bare.heals_afterwards
+    best = PlanSettings(SearchOptions("greedy"), heal=HealOptions(kind="best"))
+    assert not best.for_budget(Budget(attention=1)).heals_afterwards
+
+
 @pytest.mark.parametrize("schema", [PlanSettings, ScoreOptions])
 def test_a_mixture_names_each_text_once(schema: Any) -> None:
     with raises(OptionError, "", "--calibration"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from exporter.compare.session import compare
 from exporter.compare.timing.statistics import speedup_between
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UnsafeInputError
+from exporter.report.sections.corners import corners_grid
 from tests.raising import raises
 
 OPTIONS = CompareOptions(
@@ -31,6 +33,7 @@ OPTIONS = CompareOptions(
 )
 FLOATS = ("float baseline", "float candidate")
 PLAN = [{"layer": 0, "kind": "attention", "replacement": "none"}]
+OTHER_PLAN = [{"layer": 1, "kind": "attention", "replacement": "none"}]
 EIGHT = QuantizationRecord(scheme="int8", method="rtn", bits={"8": 1}, block_size=32)
 
 
@@ -229,6 +232,84 @@ def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
     assert alone is not None
     assert alone.embeddings is not None
     assert cosines[3] == alone.embeddings.cosine
+
+
+def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) -> None:
+    root = four["whole"].parent
+    made = {
+        "other": write_tiny_lm(root / "other-cut", layers=(0,), noise=0.4, plan=OTHER_PLAN),
+        "other-q": write_tiny_lm(root / "other-cut-int8", layers=(0,), noise=0.5, plan=OTHER_PLAN),
+    }
+    note(made["other-q"], EIGHT)
+    floats, also = (four["whole"], four["cut"]), tuple(made.values())
+    found = compare(four["whole-q"], four["cut-q"], OPTIONS, floats=floats, also=also)
+    names = ("other-cut", "other-cut-int8")
+    assert [(c.arm, c.whole, c.pruned, c.quantized) for c in found.corners] == [
+        ("float baseline", None, False, False),
+        ("float candidate", "float baseline", True, False),
+        ("baseline", None, False, True),
+        ("candidate", "baseline", True, True),
+        ("other-cut", "float baseline", True, False),
+        ("other-cut-int8", "baseline", True, True),
+    ]
+    assert found.also == [str(folder / "model.onnx") for folder in also]
+    assert found.floats == tuple(str(folder / "model.onnx") for folder in floats)
+    row = found.latency[0]
+    for corner in found.corners:
+        if corner.whole is None:
+            assert corner.over_whole == {}
+        else:
+            told = corner.over_whole[row.shape_name].value
+            assert told == speedup_between(row, corner.whole, corner.arm).ratio
+    other, other_q = found.corners[-2:]
+    alone = compare(four["whole"], made["other-q"], OPTIONS).accuracy
+    assert alone is not None
+    assert alone.perplexity is not None
+    assert other_q.perplexity == alone.perplexity.candidate
+    assert other.perplexity not in (None, other_q.perplexity)
+    grid = corners_grid(found, brief=True)
+    assert [row[0] for row in grid.rows] == [
+        "whole, fp32", "cut, fp32", "other-cut, fp32",
+        "whole, int8", "cut, int8", "other-cut, int8",
+    ]  # fmt: skip
+    assert list(found.arms.references) == [*FLOATS, *names]
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_a_further_cut_beside_a_pair_needs_no_floats(four: dict[str, Path]) -> None:
+    found = compare(four["whole"], four["cut"], OPTIONS, also=(four["cut-q"],))
+    assert [(c.arm, c.whole, c.quantized) for c in found.corners] == [
+        ("baseline", None, False),
+        ("candidate", "baseline", False),
+        ("cut-q", None, True),  # no whole model is quantised so
+    ]
+    assert found.floats is None
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_a_second_text_has_a_perplexity_of_its_own(four: dict[str, Path], tmp_path: Path) -> None:
+    text = tmp_path / "other.txt"
+    text.write_text("b c a a c b " * 200)
+    floats = (four["whole"], four["cut"])
+    options = replace(OPTIONS, other_text=str(text))
+    found = compare(four["whole-q"], four["cut-q"], options, floats=floats)
+    alone = replace(OPTIONS, eval_text=str(text))
+    there = compare(four["whole-q"], four["cut-q"], alone, floats=floats)
+    assert found.accuracy is not None
+    assert there.accuracy is not None
+    assert found.accuracy.other is not None
+    assert found.accuracy.other.perplexity == there.accuracy.perplexity
+    assert found.accuracy.other.text_sha256 == there.accuracy.text_sha256
+    own = [corner.other_perplexity for corner in found.corners]
+    assert own == [corner.perplexity for corner in there.corners]
+    without = compare(four["whole-q"], four["cut-q"], OPTIONS, floats=floats)
+    assert without.accuracy == found.accuracy.model_copy(update={"other": None})
+    assert {corner.other_perplexity for corner in without.corners} == {None}
+
+
+def test_the_second_text_is_another_one(four: dict[str, Path]) -> None:
+    with raises(ComparisonError, "same-text", "--other-text"):
+        compare(four["whole"], four["cut"], replace(OPTIONS, other_text="pydoc"))
 
 
 def test_a_reference_can_not_take_an_arm_s_name(four: dict[str, Path], tmp_path: Path) -> None:

@@ -296,6 +296,13 @@ def test_a_training_that_gains_nothing_ends_early_but_not_while_the_rate_is_high
         assert 0.5 <= made.training.tokens / (64 * 400) < 0.95
 
 
+@pytest.mark.parametrize(("steps", "checks"), [(12, 3), (24, 6)])
+def test_held_out_text_takes_a_small_part_of_the_tokens(steps: int, checks: int) -> None:
+    with distilled(fitting(tiny_loaded("llama"), tokens=steps * 64)) as made:
+        assert made.training is not None
+        assert sum(check.tokens > 0 for check in made.training.checks) == checks
+
+
 def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_loaded("llama")
     with distilled(fitting(loaded, tokens=10**6, time_s=3.0, learning_rate=1e-3)) as made:
