@@ -216,12 +216,8 @@ def _measured(
     tell_notes((each.capabilities for each in pair.runners), pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
-<<<<<<< HEAD
     with pair.judging() as judges:
-        answers = measure_accuracy(judges, texts, store)
-=======
-    answers = measure_accuracy(pair, *texts, store=store)
->>>>>>> bc06fada (Compare further cuts in one table, on a second text too; choose with the replacements that a training begins with)
+        answers = measure_accuracy(judges, *texts, store=store)
     timed = time_all(pair, store)
     seen = {
         "other_cpu_share": timed.other_cpu_share,

@@ -247,13 +247,10 @@ class PlanInputs:
             return {}
         text, batch_size = self.texts.searched, self.settings.batch_size
         rank, ridge = heal.rank, heal.ridge
-<<<<<<< HEAD
         without = {} if heal.intercept else {"intercept": False}
-=======
         names = {
             name for each in subjects(self.report.model.num_layers, self.budget) for name in each
         }
->>>>>>> bc06fada (Compare further cuts in one table, on a second text too; choose with the replacements that a training begins with)
         return fit_branches(
             self.loaded,
             text,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from exporter.artifacts import Accuracy, PerplexityPair, PositionError, SampleLo
 from exporter.artifacts.latency import Shape
 from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
+from exporter.engines.environment import default_threads
 from exporter.engines.inputs import has_cache, make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import BackendError, ComparisonError
@@ -120,15 +123,20 @@ def compare_predictions(
     token_ids, overlap = tokens.token_ids, tokens.overlap
     by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
     by_position = np.zeros((len(pairs), len(COLUMNS), token_ids.shape[1]))
-    with progress.task("perplexity, KL divergence, agreement", total=len(token_ids)) as task:
+    with (
+        progress.task("perplexity, KL divergence, agreement", total=len(token_ids)) as task,
+        ThreadPoolExecutor(default_threads()) as pool,
+    ):
         for number, sample in enumerate(token_ids):
             logits = _logits(arms, sample, backwards=number % 2 == 1)
             vocabulary = _one_vocabulary(logits)
             check_tokens(int(token_ids.max()), vocabulary)
             first = overlap - 1 if overlap and number else 0
             last = len(sample) - 1 if overlap else len(sample)
-            for rows in chunks(first, last, vocabulary):
-                found = _chunk(logits, pairs, rows, sample if causal else sample[:0], number)
+            targets = sample if causal else sample[:0]
+            parts = list(chunks(first, last, vocabulary))
+            reduce = partial(_chunk, logits, pairs, sample=targets, number=number)
+            for rows, found in zip(parts, pool.map(reduce, parts), strict=True):
                 by_position[:, :, rows] += found
                 by_sample[:, :, number] += found.sum(axis=2)
             task.advance()

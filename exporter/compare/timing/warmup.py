@@ -60,13 +60,8 @@ def warm_up(
         calls += per_window
         taken = (clock() - begin) / 1e9
         stable = all(map(_settled, windows))
-<<<<<<< HEAD
-        if stable or (len(windows[0]) >= _AGREEING_WINDOWS and taken > seconds):
-            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in taken_ms)
-=======
         if stable or (len(windows[0]) >= fewest and taken > seconds):
-            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in windows)
->>>>>>> bc06fada (Compare further cuts in one table, on a second text too; choose with the replacements that a training begins with)
+            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in taken_ms)
             return Warmup(calls, call_ms, stable, taken)
         per_window = calls_per_visit(max(found[-1] for found in taken_ms))
 
