@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from exporter.progress import Progress
 
-_TIMED = ("time the sublayers", "measure")
+_TIMED = ("time the sublayers", "heal", "measure")
 """Parts that keep to a time, whatever the machine does."""
 _WORTH_TELLING, _WORTH_TELLING_S = 0.3, 20.0
 """A stage's time that is off by this share of it, and by so many seconds, is told."""
