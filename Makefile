@@ -25,7 +25,7 @@ help:
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
 	@echo "make forms  try fusers on each architecture, write the table (minutes)"
 	@echo "make engines  build engines of SmolLM2, BERT, ViT and a Llama layer, write the tables (minutes)"
-	@echo "make rivals  cut SmolLM2 by published methods and by ours, write the table (about an hour; goes on where it was)"
+	@echo "make rivals  cut SmolLM2 by published methods and by ours, write the table (two hours; goes on where it was)"
 	@echo "make clean  remove environments and outputs"
 
 demo: .venv/demo.done

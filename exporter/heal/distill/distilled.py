@@ -122,7 +122,7 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     return {
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
-        "begins": "folded on each text",
+        "begins": "folded on each text, with factors",
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,

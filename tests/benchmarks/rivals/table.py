@@ -50,7 +50,8 @@ there, *distilled* trains adapters on the whole model's answers and merges them.
 | log p | rise of the right answers' mean log-probability against the others, in nats, paired |
 | right | items answered right |
 
-**Bold**: the best of its column, and those whose interval holds the best.
+**Bold**: the best of its column, and those whose interval holds the best. Tasks have few items, so
+much of what is bold there differs by chance.
 """
 
 

@@ -149,11 +149,20 @@ def test_a_factor_multiplies_the_stream_before_a_gap_and_nothing_that_branches_r
     torch.testing.assert_close(now[0].leaving, factor * bare[0].leaving, rtol=0, atol=2e-2)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bloom", "gemma2", "mixtral"])
-def test_no_factor_where_the_head_reads_the_embedding_or_a_branch_has_no_product(
-    family: str,
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        ("llama", True),  # the head reads the embedding's weight
+        ("bloom", False),  # a norm follows the embedding
+        ("gemma2", False),  # a norm follows each product
+        ("mixtral", False),  # experts
+    ],
+)
+def test_no_factor_where_not_all_that_writes_to_the_stream_can_be_multiplied(
+    family: str, tied: bool
 ) -> None:
-    llama, model = tiny_loaded("llama").model, tiny_loaded(family).model
+    llama = tiny_loaded("llama").model
+    model = tiny_loaded(family, tie_word_embeddings=tied).model
     places = places_of(llama, layer_modules(llama), BLOCK)[0]
     assert writers_of(llama, layer_modules(llama), BLOCK, places)
     assert writers_of(model, layer_modules(model), BLOCK, places) == []
