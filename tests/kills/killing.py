@@ -121,7 +121,7 @@ class Killing:
     ) -> bool:
         for _ in range(_TRIES):
             kill = _choose(beginning.run, rng)
-            outcome.story.append(f"{' '.join(scenario.new[:1])} killed {kill}")
+            outcome.story.append(f"{outcome.command} killed {kill}")
             ended = self.bench.run(scenario.new, kill)
             if ended.left_running:
                 outcome.blame("different", ["a child of the killed process went on"])

@@ -44,7 +44,7 @@ class Scenario:
     """
 
     olds: Sequence[Arguments]
-    new: Arguments
+    new: Task
     readers: Mapping[str, Task] = field(default_factory=dict)
     apart: Sequence[str] = ()
     growing: Sequence[str] = ()
