@@ -78,7 +78,7 @@ def _checked(data: bytes, cut: Cut, *, run: bool) -> str:
 def test_mutated_graphs_are_refused_or_cut_right() -> None:
     outcomes: Counter[str] = Counter()
 
-    @_examples(200)
+    @_examples(120)
     @given(graph=_GRAPHS, steps=_STEPS, cut=_CUTS)
     def check(graph: str, steps: list[tuple[str, int]], cut: Cut) -> None:
         outcomes[_checked(_mutant(graph, steps).SerializeToString(), cut, run=True)] += 1
