@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -213,7 +212,7 @@ def test_plans_for_other_models(tmp_path: Path, plan: LoadedPlan, code: str, nam
 def test_what_is_no_gguf_file(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "s.gguf"
     path.write_bytes(data)
-    with pytest.raises(GgufFileError, match=re.escape(str(path))):
+    with raises(GgufFileError, "", path):
         read_model(path)
 
 
