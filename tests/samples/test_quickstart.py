@@ -48,6 +48,6 @@ def test_the_demo_puts_both_cuts_in_one_table(tmp_path: Path, quick: str) -> Non
     assert all(corner.perplexity and corner.other_perplexity for corner in report.corners)
     assert report.healing is not None
     assert (report.healing.training is None) == bool(quick)
-    assert {deletion.replacement for deletion in report.plan} == {"linear"}
+    assert {deletion.replacement for deletion in report.plan} == {"none"}
     assert {d.replacement for d in PruningPlan.read(out / "paper-plan.json").deletions} == {"none"}
     assert str(out / "report.html") in done.stdout
