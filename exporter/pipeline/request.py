@@ -190,7 +190,10 @@ class ExportRequest(Options):
             *("stride", "agreement_tokens", "long_context"),
             *("threshold", "generate", "task_limit", "probes"),
         ),
-        rare=("threads", "time_budget_s", "rounds", "eval_tokens", "task_data", "prompts"),
+        rare=(
+            *("threads", "time_budget_s", "rounds", "eval_tokens", "other_text"),
+            *("task_data", "prompts"),
+        ),
     )
     quantize: QuantizeSettings | None = part(
         switch="scheme",

@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -49,21 +50,31 @@ def run_sample(
 
 
 def _served(here: Path, call: list[str]) -> subprocess.CompletedProcess[str]:
-    for name in ("asked", "told"):
-        (here / name).unlink(missing_ok=True)
-        os.mkfifo(here / name)
-    asked = os.open(here / "asked", os.O_RDWR | os.O_NONBLOCK)
-    try:
-        with (here / "out").open("w+") as out, (here / "err").open("w+") as err:
-            process = subprocess.Popen(call, stdout=out, stderr=err)
-            while process.poll() is None:
-                if select.select([asked], [], [], 0.02)[0]:
-                    os.read(asked, 1)
-                    (here / "told").write_text(f"{_answered(here)}\n")
-    finally:
-        os.close(asked)
+    with (
+        _pipe(here / "asked") as asked,
+        _pipe(here / "told") as told,
+        (here / "out").open("w+") as out,
+        (here / "err").open("w+") as err,
+    ):
+        process = subprocess.Popen(call, stdout=out, stderr=err)
+        while process.poll() is None:
+            if select.select([asked], [], [], 0.02)[0]:
+                os.read(asked, 1)
+                os.write(told, f"{_answered(here)}\n".encode())
     said = ((here / name).read_text() for name in ("out", "err"))
     return subprocess.CompletedProcess(call, process.returncode, *said)
+
+
+@contextlib.contextmanager
+def _pipe(path: Path) -> Iterator[int]:
+    """Both ends of a named pipe: whoever opens it meets the other end, and never its close."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        yield pipe
+    finally:
+        os.close(pipe)
 
 
 def _answered(here: Path) -> int:

@@ -63,7 +63,7 @@ SHAPES = ("prefill", "decode_past", "batch", "generate")
 MEASURING = _keys(CompareOptions, *SHAPES)
 EXPORT = ("target", "exporter", "opset", "cache_length", "checkpoint")
 CHOICE = ("metric", *_keys(SearchOptions))
-PLAN = ("plan", *COUNTS, *CHOICE, *_keys(HealOptions, *SCORING))
+PLAN = ("plan", *COUNTS, *CHOICE, *_keys(HealOptions, *SCORING, "for"))
 PRECISION = ("dtype", *_keys(QuantizeSettings, "gguf", "modelopt_python"))
 
 

@@ -409,7 +409,7 @@ def test_amounts_are_read_as_they_are_written() -> None:
             (share if text != "8 QB" else size)(text)
 
 
-_OTHERWISE = {"output"}  # a file, or a folder
+_OTHERWISE = {"output", "report", "also"}  # a file, or a folder; a model, or any arm
 
 
 def _commands() -> list[SchemaCommand[Any]]:

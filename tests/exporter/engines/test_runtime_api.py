@@ -108,7 +108,8 @@ def runtime() -> ModuleType:
 def test_every_cuda_name_exists() -> None:
     module = runtime()
     wanted = set(re.findall(r"\bcuda[A-Z]\w+", inspect.getsource(cuda)))
-    members = {*dir(module), *dir(module.cudaMemcpyKind), *dir(module.cudaStreamCaptureMode)}
+    kinds = module.cudaMemcpyKind, module.cudaStreamCaptureMode, module.cudaDeviceAttr
+    members = {*dir(module), *(name for kind in kinds for name in dir(kind))}
     assert {"cudaMalloc", "cudaMemcpyHostToDevice"} < wanted
     assert wanted - members - set(dir(module.cudaError_t)) == set()
     assert module.cudaStreamNonBlocking == cuda._NON_BLOCKING

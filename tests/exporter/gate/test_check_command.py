@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 import exporter.cli as command_line
-from exporter.artifacts import Arms, CheckReport, ComparisonReport, Corner
+from exporter.artifacts import (
+    FLOAT_BASELINE,
+    FLOAT_CANDIDATE,
+    Arms,
+    CheckReport,
+    ComparisonReport,
+    Corner,
+)
 from exporter.compare.options import CompareOptions
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.baselines import read_baselines
@@ -293,11 +300,11 @@ def test_the_models_in_float_are_timed_again_beside_the_quantised_ones(
         return gate_report([FAST])
 
     monkeypatch.setattr("exporter.compare.session.compare", compare)
-    floats = {name: gate_arm(name) for name in ("whole", "short")}
+    floats = {name: gate_arm(name) for name in (FLOAT_BASELINE, FLOAT_CANDIDATE)}
     arms = gate_report().arms.model_copy(update={"references": floats})
     corners = [
-        Corner(arm=name, pruned=name in ("short", "candidate"), quantized=name not in floats,
-               file_bytes=1)
+        Corner(arm=name, pruned=name in (FLOAT_CANDIDATE, "candidate"),
+               quantized=name not in floats, file_bytes=1)
         for name in (*floats, "baseline", "candidate")
     ]  # fmt: skip
     for command in (COMMAND, ["depthcut", "export", "m", "-o", "out", "--drop-joint", "1"]):
@@ -306,7 +313,7 @@ def test_the_models_in_float_are_timed_again_beside_the_quantised_ones(
         assert command_line.run(["check", str(path), "--min-speedup", "1.2", "--confirm", "1"]) == 0
     gate_report([SLOW], command=COMMAND).write(path)
     command_line.run(["check", str(path), "--min-speedup", "1.2", "--confirm", "1"])
-    assert asked == [("whole/model.onnx", "short/model.onnx")] * 2 + [None]
+    assert asked == [tuple(arm.path for arm in floats.values())] * 2 + [None]
 
 
 def test_a_regression_that_is_there_each_time_is_one(
