@@ -120,7 +120,7 @@ def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
     never = replace(asked, drops=DropRequest(Budget(floors=Floors(1e-12, 0.999999))))
     # Times decide which cuts are tried: one that changes nothing may leave it undecided.
     for request in (never, replace(never, out=tmp_path / "other")):
-        with raises(UnmetGoalError):
+        with pytest.raises(UnmetGoalError):
             _walk(request)
     assert (out / "plan.json").read_bytes() == before
     assert {path.name for path in (tmp_path / "other").iterdir()} == {".depthcut"}
