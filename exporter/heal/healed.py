@@ -21,10 +21,8 @@ from exporter.artifacts import (
 from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import ChangedWeight
-from exporter.artifacts.servers import is_plain, places_of, refuse_needed
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
 from exporter.heal.automatic import in_turn
-from exporter.heal.distill.student import adapter_library
 from exporter.heal.domains import (
     Lost,
     Measured,
@@ -42,11 +40,11 @@ from exporter.heal.plan_file import (
     kind_of,
     write_healed_plan,
 )
+from exporter.heal.refusals import refuse_early
 from exporter.heal.texts import HealingTexts, healing_texts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.meter import Within
 from exporter.models.anatomy.architectures import named_sublayers
-from exporter.models.changed_weights import refuse_quantized
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -154,8 +152,7 @@ class _Asked:
 def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
     """Heals by one kind, and measures what that gains."""
     loaded, options, progress = asked.loaded, asked.options, asked.progress
-    _refuse_early(options, loaded)
-    refuse_server(options, asked.plan)
+    refuse_early(options, loaded, asked.plan)
     texts = asked.texts or healing_texts(loaded, options, progress)
     with _made(Fitting(loaded, texts, asked.names, options, asked.work, progress)) as made:
         healing = measured_healing(
@@ -242,48 +239,6 @@ def _choice_warnings(options: HealOptions, texts: HealingTexts, plan: PruningPla
             "model looks better than it is. Give more text, or heal on another."
         )
     return found
-
-
-def _refuse_early(options: HealOptions, loaded: LoadedModel) -> None:
-    """Refuses what can't be done before minutes go into its texts."""
-    _refuse_rank(options.rank, loaded)
-    if options.changes_weights:
-        refuse_quantized(loaded.model)
-    if options.trains and options.train == "adapters":
-        adapter_library()
-
-
-def refuse_server(options: HealOptions, plan: PruningPlan) -> None:
-    """Refuses a plan that its runtime can't hold, and healing that finds no place there.
-
-    Raises:
-        PlanError: A sublayer has to stay.
-        HealingError: Nothing of what is to be fitted could be held.
-    """
-    server = options.server
-    if server is None or is_plain(plan.deletions):
-        return
-    refs = [ref for each in plan.deletions for ref in each.sublayers]
-    refuse_needed(server, refs)
-    wanted = {"bias", "linear"} if options.kind == "best" else {options.kind}
-    held = {place for ref in refs for place in places_of(server, ref)}
-    if not options.changes_weights and not wanted & held:
-        raise HealingError(
-            f"{server} has no place for what --heal {options.kind} fits: there the dropped "
-            f"sublayers of this plan can have {' or '.join(sorted(held))}.",
-            "Give --heal fold or distill, which change kept weights, or leave the plan as it is.",
-            code="server-holds-none",
-        )
-
-
-def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
-    width = loaded.model.config.get_text_config().hidden_size
-    if rank is not None and not 1 <= rank <= width:
-        raise HealingError(
-            f"There is no map of rank {rank} here.",
-            f"Ask for a rank from 1 to {width}.",
-            code="rank-out-of-range",
-        )
 
 
 def _healed_plan(

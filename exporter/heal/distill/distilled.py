@@ -11,7 +11,7 @@ import torch
 
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError, ScoringError
-from exporter.heal.distill.memory import told_memory
+from exporter.heal.distill.memory import telling_memory, told_memory
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.training import Trainer
 from exporter.heal.distill.workers import Workers
@@ -51,10 +51,11 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     own = model.device
     with contextlib.ExitStack() as stack:
         stack.callback(model.to, own)
-        model.to(training_device(model))
-        for value in begun:
-            value.other = value.other.to(model.device)
-        with torch.random.fork_rng(devices=[]):
+        with telling_memory(options):
+            model.to(training_device(model))
+            for value in begun:
+                value.other = value.other.to(model.device)
+        with torch.random.fork_rng(devices=[]), telling_memory(options):
             torch.manual_seed(options.seed)
             student = Student(model, cut, options.train, options.used_rank, begun)
         stack.callback(student.close)
@@ -92,7 +93,8 @@ def _folded(fitting: Fitting) -> list[OwnValue]:
     every = slice(None, None, max(1, text.ref.tokens // DEFAULT_TOKENS))
     few = joined([each.rows(every) for each in text.apart])
     try:
-        found = folded_values(fitting, few)
+        with telling_memory(fitting.options):
+            found = folded_values(fitting, few)
     except (HealingError, ScoringError) as error:
         fitting.progress.say(
             f"heal: {error.message} The training begins with the model's own weights."

@@ -94,7 +94,8 @@ def telling_memory(options: HealOptions) -> Iterator[None]:
             raise
         smaller = (
             f"step_tokens {max(1, options.step_tokens // 2)}, "
-            f"--sequence-length {max(2, options.sequence_length // 2)}"
+            f"--sequence-length {max(2, options.sequence_length // 2)}, "
+            f"batch_size {max(1, options.batch_size // 2)} (of checks)"
         )
         raise HealingError(
             f"Memory ran out while the cut was trained ({options.train}, "

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from exporter.artifacts import StoppedBy, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
+from exporter.heal.distill.kept_arrays import moments_of, named, tensor_like
 from exporter.heal.distill.memory import telling_memory
 from exporter.heal.distill.schedule import Schedule
 from exporter.heal.distill.student import Student
@@ -41,6 +41,9 @@ _LEAST_GAIN = 0.002
 """Of the held-out loss; checks in a row that gain less end the training."""
 _HALF = 0.5
 """Before that no training ends for want of a gain: most comes when the learning rate falls."""
+_LOST = 2
+_FAR = 2.0
+"""So many checks in a row, each with so many times the bare cut's loss: the training diverges."""
 _LONGEST_GRADIENT = 1.0
 _SAVE_EVERY_S = 60.0
 _SHARE_FOR_SAVING = 0.05
@@ -71,6 +74,13 @@ class _State:
         if len(losses) <= _PATIENCE:
             return False
         return min(losses[-_PATIENCE:]) > min(losses[:-_PATIENCE]) * (1 - _LEAST_GAIN)
+
+    @property
+    def diverges(self) -> bool:
+        """Whether the last checks were far worse than the bare cut."""
+        losses = [check.held_out_loss for check in self.checks if check.tokens]
+        far = _FAR * self.checks[0].held_out_loss
+        return len(losses) >= _LOST and min(losses[-_LOST:]) > far
 
 
 class Trainer:
@@ -171,6 +181,9 @@ class Trainer:
                 return "diverged"
             if done >= 1 or self._is_check_due(done):
                 self._check(loss, began)
+                if self._state.diverges:
+                    self._progress.say("heal: the loss only grows; the best state is kept")
+                    return "diverged"
         finally:
             self._state.seconds += time.monotonic() - began
         if done >= 1:
@@ -314,26 +327,27 @@ class Trainer:
             "checks": [check.model_dump(mode="json") for check in state.checks],
             "updates": {},
         }
-        arrays = _named("now", self._values()) | _named("best", state.best)
+        arrays = named("now", self._values()) | named("best", state.best)
         for name, tensor in self._tensors.items():
             moments = dict(self._optimizer.state.get(tensor, {}))
             if moments:  # a weight without a gradient in a step has fewer updates than steps
                 told["updates"][name] = float(moments.pop("step"))
-            arrays |= _named(f"moments:{name}", moments)
+            arrays |= named(f"moments:{name}", moments)
         # Two names in turn: a kill while one is written leaves the other.
         self._store.keep_arrays(f"state-{self._saves % 2}", told, arrays)
         self._saves += 1
 
     def _resume(self) -> None:
-        found = [] if self._store is None else [
-            each for each in map(self._store.find_arrays, ("state-0", "state-1")) if each
-        ]  # fmt: skip
-        found = self._workers.from_first(found)
+        kept = {} if self._store is None else {
+            number: self._store.find_arrays(f"state-{number}") for number in range(2)
+        }  # fmt: skip
+        found = self._workers.from_first({name: each for name, each in kept.items() if each})
         if not found:
             return
-        told, arrays = max(found, key=lambda each: each[0]["steps"])
         with contextlib.suppress(KeyError, TypeError, ValueError):  # anybody may have written it
-            self._take(told, arrays)
+            newest = max(found, key=lambda number: found[number][0]["steps"])
+            self._take(*found[newest])
+            self._saves = newest + 1  # the next one is written over the older one
             self._progress.say(
                 f"heal: resuming from step {self._state.steps} of an interrupted run"
             )
@@ -343,12 +357,17 @@ class Trainer:
             int(told["steps"]),
             float(told["seconds"]),
             float(told["best_loss"]),
-            {name: _tensor(arrays[f"best:{name}"], each) for name, each in self._tensors.items()},
+            {
+                name: tensor_like(arrays[f"best:{name}"], each)
+                for name, each in self._tensors.items()
+            },
             [TrainingCheck.model_validate(each) for each in told["checks"]],
         )
-        now = {name: _tensor(arrays[f"now:{name}"], each) for name, each in self._tensors.items()}
+        now = {
+            name: tensor_like(arrays[f"now:{name}"], each) for name, each in self._tensors.items()
+        }
         moments = {
-            name: _moments(arrays, name, each, told["updates"].get(name, state.steps))
+            name: moments_of(arrays, name, each, told["updates"].get(name, state.steps))
             for name, each in self._tensors.items()
         }
         with self._student.healed(), torch.no_grad():
@@ -364,29 +383,6 @@ def _states_weight(student: Student, options: HealOptions) -> float:
     """Of the hidden states' error; an embedding alone is too little to learn from."""
     usual = 0.0 if predicts_tokens(student.model) else 1.0
     return options.states_weight or usual
-
-
-def _moments(
-    arrays: Mapping[str, NDArray[Any]], name: str, like: torch.Tensor, updates: float
-) -> dict[str, torch.Tensor]:
-    prefix = f"moments:{name}:"
-    held = {key.removeprefix(prefix): value for key, value in arrays.items()
-            if key.startswith(prefix)}  # fmt: skip
-    if not held:
-        return {}
-    count = torch.tensor(float(updates))
-    return {"step": count, **{key: _tensor(value, like) for key, value in held.items()}}
-
-
-def _named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
-    return {f"{prefix}:{name}": each.detach().float().cpu().numpy()
-            for name, each in tensors.items()}  # fmt: skip
-
-
-def _tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
-    if array.shape != tuple(like.shape):
-        raise ValueError(f"{array.shape} is not the shape {tuple(like.shape)}")
-    return torch.from_numpy(np.array(array)).to(dtype=like.dtype, device=like.device)
 
 
 def _rate_share(done: float) -> float:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.store import Store
 from exporter.cli.export import export
 from exporter.errors import HealingError, PlanError
 from exporter.heal.options import HealOptions
@@ -165,6 +167,13 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
         steps.append(1)
         return step(trainer)
 
+    kept: list[str] = []
+    keep = Store.keep_arrays
+    monkeypatch.setattr(
+        Store,
+        "keep_arrays",
+        lambda store, name, *more: (kept.append(name), keep(store, name, *more)),
+    )
     monkeypatch.setattr(Trainer, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt), distilled(fitting(loaded, tmp_path, train=train)):
         pass
@@ -172,6 +181,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     with distilled(fitting(loaded, tmp_path, train=train)) as made:
         found = made.weights
     assert len(steps) == training.steps
+    assert len(kept) > 8
+    assert all(one != other for one, other in pairwise(kept)), "the newest state is written over"
     assert found.keys() == wanted.keys()
     for name, change in wanted.items():
         for one, other in zip(found[name].numbers, change.numbers, strict=True):
@@ -287,6 +298,36 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_state(
         assert made.training.stopped_by == "diverged"
         losses = [check.held_out_loss for check in made.training.checks]
         assert min(losses) < losses[0]
+
+
+@pytest.mark.parametrize(("times", "stopped"), [(50.0, "diverged"), (1.0, "tokens")])
+def test_a_loss_that_only_grows_ends_the_training_with_the_best_state(
+    times: float, stopped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = Trainer._held_out_loss
+
+    def growing(trainer: Trainer) -> float:
+        return held_out(trainer) * (times if trainer._state.steps > 12 else 1.0)
+
+    monkeypatch.setattr(Trainer, "_held_out_loss", growing)
+    with distilled(fitting(tiny_loaded("llama"), tokens=64 * 40)) as made:
+        assert made.training is not None
+        assert made.training.stopped_by == stopped
+        assert (made.training.tokens < 64 * 40) == (stopped == "diverged")
+        losses = [check.held_out_loss for check in made.training.checks]
+        assert min(losses) < losses[0]
+
+
+def test_memory_that_is_short_for_the_fold_leaves_the_training_to_begin_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*_given: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", short)
+    with distilled(fitting(tiny_loaded("llama"))) as made:
+        assert made.training is not None
+        assert made.training.fitted_loss is None
 
 
 def test_a_training_that_gains_nothing_ends_early_but_not_while_the_rate_is_high() -> None:
