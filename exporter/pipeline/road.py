@@ -63,7 +63,7 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
         run = _started(request, progress)
         _write_models(run)
         if run.ledger.has("measure") and not run.ledger.valid("measure", keys.measure_key(run)):
-            progress.say("report: that of other models is removed")
+            progress.say("report: it compares something else than is asked for now, and is removed")
             run.ledger.forget("measure")
         _card(run)
         _publish(run)

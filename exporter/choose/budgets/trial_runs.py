@@ -185,6 +185,7 @@ class TrialRuns:
         cut = self._found(plan)
         if cut is not None:
             self._ends -= cut.tried.training_seconds
+            self._beside_s = max(self._beside_s, self._check_s)
         else:
             cut = self._healed(plan)
             taken = time.monotonic() - began - cut.tried.training_seconds

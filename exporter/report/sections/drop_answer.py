@@ -44,7 +44,13 @@ def answer_words(report: DepthsReport, answer: DropAnswer) -> str:
         return "Nothing could be dropped at these numbers."
     least = min(measured, key=lambda cell: _least(cell).perplexity_ratio)
     cost = _least(least)
-    if cost.perplexity_ratio <= 1 + answer.most_increase:
+    most, ends = 1 + answer.most_increase, cost.perplexity_ratio_ci95
+    if cost.perplexity_ratio <= most and (ends is None or ends[1] <= most):
+        return (
+            f"Nothing is worth cutting: no cut that keeps the perplexity within {limit}, such as "
+            f"{dropped_words(least)}, is more than 1 % faster."
+        )
+    if cost.perplexity_ratio <= most:
         return (
             f"No cut is shown to cost at most {limit} perplexity: {dropped_words(least)} "
             f"{_interval(cost)}. More text (--eval-tokens) makes the interval narrower; "

@@ -120,8 +120,9 @@ def test_the_largest_cut_that_keeps_its_quality_is_cut_with_its_healed_weights(
     never = replace(asked, drops=DropRequest(Budget(floors=Floors(1e-12, 0.999999))))
     # Times decide which cuts are tried: one that changes nothing may leave it undecided.
     for request in (never, replace(never, out=tmp_path / "other")):
-        with pytest.raises(UnmetGoalError):
+        with pytest.raises(UnmetGoalError) as refused:
             _walk(request)
+        assert refused.value.code.endswith("nothing-within-limits")
     assert (out / "plan.json").read_bytes() == before
     assert {path.name for path in (tmp_path / "other").iterdir()} == {".depthcut"}
 

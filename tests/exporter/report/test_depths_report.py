@@ -94,6 +94,17 @@ def test_where_nothing_keeps_the_limit_the_next_step_is_told(
     assert "recommended" not in str(depths_document(report).sections[0].blocks[0])
 
 
+def test_a_cut_that_keeps_the_limit_but_is_not_faster_asks_for_no_more_text() -> None:
+    report = made_answer(None)
+    sure = damage(1.005, 0.01).model_copy(update={"perplexity_ratio_ci95": (1.001, 1.009)})
+    cells = [cell if cell.healed is None else cell.model_copy(update={"healed": sure})
+             for cell in report.cells]  # fmt: skip
+    lead = depths_document(report.model_copy(update={"cells": cells})).lead
+    assert "1 attention," in lead
+    assert "2.0 %" in lead
+    assert not any(option in lead for option in ("--eval-tokens", "--at-most", "--time"))
+
+
 def test_the_page_is_whole_and_escaped() -> None:
     text = render([depths_document(made_depths(text="<script>alert(1)</script>"))])
     page = Page(text)
