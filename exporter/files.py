@@ -18,8 +18,9 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from exporter.errors import FULL_DISK, UsageError, error_chain
 from graph_passes.files.exchange import absolute
@@ -42,6 +43,30 @@ _TEXT_WAITS_S = 10.0
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 # numpy counts what its write took and does not look at why it stopped.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+
+
+class Sized(Protocol):
+    """What takes up so many bytes of a file."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many."""
+
+
+_Part = TypeVar("_Part", bound=Sized)
+
+
+def in_shards(pieces: Sequence[_Part], limit_bytes: int | None) -> list[list[_Part]]:
+    """Parts tensors, in their order, by the bytes that a shard may have; None: one part."""
+    parts: list[list[_Part]] = [[]]
+    filled = 0
+    for piece in pieces:
+        if limit_bytes is not None and parts[-1] and filled + piece.nbytes > limit_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(piece)
+        filled += piece.nbytes
+    return parts
 
 
 def refuse_overwriting(output: Path, inputs: Iterable[Path], kind: str = "") -> None:

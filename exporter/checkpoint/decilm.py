@@ -22,7 +22,7 @@ from exporter.checkpoint.facts import Weights
 from exporter.checkpoint.pruned_model import CONFIG_CODE
 from exporter.checkpoint.shard_writer import Piece, piece_of, write_shards
 from exporter.errors import PlanError, UnknownArchitectureError
-from exporter.files import telling_full_disk, write_text
+from exporter.files import in_shards, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacement, BranchReplacements
 from exporter.models.loading.model_files import save_pretrained_files, shipped_config
 from exporter.models.loading.model_source import LoadedModel
@@ -133,7 +133,7 @@ def save_decilm(
     write_text(stage / "config.json", _json(decilm_config(loaded, deletions, cut)))
     with telling_full_disk(stage):
         write_text(stage / CONFIG_CODE, _CONFIG_TEXT)
-        write_shards(stage, _shards(pieces), lambda _: None)
+        write_shards(stage, in_shards(pieces, _SHARD_BYTES), lambda _: None)
     return Weights(
         parameters=sum(math.prod(piece.shape) for piece in pieces),
         bytes=sum(piece.nbytes for piece in pieces),
@@ -214,18 +214,6 @@ def _whole(maps: Sequence[torch.Tensor], model: Any) -> torch.Tensor:
     for factor in maps[1:]:
         whole = factor.float() @ whole
     return whole.to(model.dtype)
-
-
-def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    shards: list[list[Piece]] = [[]]
-    filled = 0
-    for piece in pieces:
-        if shards[-1] and filled + piece.nbytes > _SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append(piece)
-        filled += piece.nbytes
-    return shards
 
 
 def _other_arithmetic(config: Any) -> str | None:

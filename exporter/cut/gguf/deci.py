@@ -21,6 +21,7 @@ DECI = "deci"
 ZERO_WIDTH = 32
 """How wide an MLP of zeros is: kernels want whole blocks of 32."""
 
+HIDDEN = "embedding_length"
 HEADS, KV_HEADS, MLP_WIDTH = (
     "attention.head_count", "attention.head_count_kv", "feed_forward_length",
 )  # fmt: skip
@@ -40,6 +41,8 @@ _OUTSIDE = frozenset(
         "rope_factors_short.weight",
     }
 )
+_NORMS = ("attn_norm.weight", "ffn_norm.weight")
+_MOST = 1 << 31
 _EXPERTS = ("expert_count", "expert_used_count")
 _BLOCKS = "Whole blocks can go from it: plan with --drop-block."
 
@@ -78,7 +81,7 @@ def check_deci(model: GgufModel, layers: Sequence[Layer]) -> None:
     _refuse_experts(model)
     _refuse_tensors(model)
     _refuse_replacements(layers)
-    _refuse_headless(model, layers)
+    refuse_headless(model, layers)
 
 
 def deci_entries(model: GgufModel, layers: Sequence[Layer]) -> list[Entry]:
@@ -109,13 +112,14 @@ def left_of(size: LayerSizes, layer: Layer) -> LayerSizes:
 def _of_layers(model: GgufModel, name: str) -> list[int]:
     """One whole number for each layer: an array's, or the same for all."""
     count, entry = layers_of(model), model.entry(name)
-    numbers = None if entry is None else entry.wholes
-    if numbers is None:
-        return [model.whole(name)] * count
-    if len(numbers) != count or min(numbers) < 0:
+    if entry is None or entry.length is None:
+        numbers = [model.whole(name)] * count
+    else:  # an array of another length may be a huge one
+        numbers = (entry.wholes or []) if entry.length == count else []
+    if len(numbers) != count or not 0 <= min(numbers) <= max(numbers) < _MOST:
         raise SurgeryError(
-            f"{model.path}: {model.architecture}.{name} has {len(numbers)} values for {count} "
-            "layers, or one below 0.",
+            f"{model.path}: {model.architecture}.{name} is not a whole number from 0 to "
+            f"{_MOST - 1}, nor one for each of the {count} layers.",
             "It may be broken: fetch or write it again.",
             code="wrong-array",
         )
@@ -153,10 +157,10 @@ def _head_width(model: GgufModel, sizes: Sequence[LayerSizes]) -> int:
     Raises:
         SurgeryError: The file says several.
     """
-    usual = model.whole("embedding_length") // max(sizes[0].heads, 1)
+    usual = model.whole(HIDDEN) // max(sizes[0].heads, 1)
     said = [model.whole(name) for name in _HEAD_WIDTHS if model.entry(name) is not None]
     told = {*said} if len(said) == len(_HEAD_WIDTHS) else {usual, *said}
-    if len(told) > 1 or not all(told):
+    if len(told) > 1 or not all(0 < each < _MOST for each in told):
         raise SurgeryError(
             f"{model.path}: {', '.join(_HEAD_WIDTHS)} are {sorted(told)}; {DECI} has one width.",
             _BLOCKS,
@@ -166,17 +170,17 @@ def _head_width(model: GgufModel, sizes: Sequence[LayerSizes]) -> int:
 
 
 def _refuse_experts(model: GgufModel) -> None:
-    for name in _EXPERTS:
-        entry = model.entry(name)
-        if entry is not None and entry.whole != 0:
-            raise SurgeryError(
-                f"{model.path} has experts ({entry.key}), which {DECI} doesn't compute.",
-                _BLOCKS,
-                code="experts",
-            )
+    entry = model.said(_EXPERTS)
+    if entry is not None:
+        raise SurgeryError(
+            f"{model.path} has experts ({entry.key}), which {DECI} doesn't compute.",
+            _BLOCKS,
+            code="experts",
+        )
 
 
 def _refuse_tensors(model: GgufModel) -> None:
+    hidden = model.whole(HIDDEN)
     for tensor in model.tensors:
         name = re.sub(r"^blk\.\d+\.", "", tensor.name)
         if name == tensor.name and name in _OUTSIDE:
@@ -187,6 +191,13 @@ def _refuse_tensors(model: GgufModel) -> None:
                 "read.",
                 _BLOCKS,
                 code="unread-tensor",
+            )
+        if name in _NORMS and (tensor.shape, tensor.kind_name) != ((hidden,), "F32"):
+            raise SurgeryError(
+                f"{model.path}: {tensor.name} has the shape {list(tensor.shape)} in "
+                f"{tensor.kind_name}; {model.architecture}.{HIDDEN} wants [{hidden}] in F32.",
+                "It may be broken: fetch or write it again.",
+                code="wrong-norm",
             )
 
 
@@ -204,14 +215,23 @@ def _refuse_replacements(layers: Sequence[Layer]) -> None:
                 )
 
 
-def _refuse_headless(model: GgufModel, layers: Sequence[Layer]) -> None:
+def refuse_headless(model: GgufModel, layers: Sequence[Layer]) -> None:
+    """Refuses a cut whose first layer has no heads, or that leaves no attention.
+
+    Raises:
+        SurgeryError: llama.cpp would load no such file.
+    """
     first = layers[0]
     sizes = sizes_of(model)
     if left_of(sizes[first.number], first).heads == 0:
+        missing = first.attention is None
         raise SurgeryError(
-            f"attention {first.number} is to go from the first layer that stays; llama.cpp takes "
-            f"the width of all heads from layer 0, and loads no file in which that has none.",
-            f"Keep it: plan with --protect attention:{first.number}, or --for llama.cpp.",
+            f"attention {first.number} {'is missing' if missing else 'is to go'} from the first "
+            "layer that stays; llama.cpp takes the width of all heads from layer 0, and loads no "
+            "file in which that has none.",
+            "Keep the blocks before it."
+            if missing
+            else f"Keep it: plan with --protect attention:{first.number}, or --for llama.cpp.",
             code="first-attention",
         )
     if not any(left_of(sizes[each.number], each).kv_heads for each in layers):

@@ -263,7 +263,10 @@ class _Reader:
                 self.path, f"{key} is an array of the type {element}", "unknown-value-type"
             )
         self._fits(8 * length, key)
-        return head + b"".join(self._string(key, self.nbytes) for _ in range(length))
+        data = bytearray(head)  # a list of millions of strings would take many times as much
+        for _ in range(length):
+            data += self._string(key, self.nbytes)
+        return bytes(data)
 
     def _string(self, what: str, most: int) -> bytes:
         """A string with its length before it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,13 @@ class GgufModel:
         """The architecture's entry of this name, such as ``attention.head_count``."""
         return self.entries.get(f"{self.architecture}.{name}")
 
+    def said(self, names: Sequence[str]) -> Entry | None:
+        """The first of the architecture's entries that is there and isn't 0; None: none is."""
+        found = map(self.entry, names)
+        return next((each for each in found if each is not None and each.whole != 0), None)
+
     def whole(self, name: str) -> int:
-        """The same as a whole number.
+        """The architecture's entry of this name as a whole number.
 
         Raises:
             GgufFileError: It is missing, or something else.

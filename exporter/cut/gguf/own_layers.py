@@ -7,6 +7,7 @@ periods are read in llama.cpp's ``src/models/*.cpp``; an architecture that isn't
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from exporter.cut.gguf.header import Entry, array_entry, whole_entry
@@ -32,6 +33,7 @@ _PERIODS = {
 }
 # llama.cpp takes these from the number of layers, or from layers' numbers, where they aren't said.
 _NEEDED = {"minicpm": "residual_scale"}
+_SIZED = {"gemma2": 46, "gemma3": 62}  # with so many layers llama.cpp scales attention otherwise
 _TELLING = ("moe_every_n_layers", "interleave_moe_layer_step", "leading_dense_block_count")
 _PER_LAYER = frozenset(
     {
@@ -61,7 +63,9 @@ def check_own(model: GgufModel, layers: Sequence[Layer]) -> None:
             _WAY_OUT,
             code="unread-architecture",
         )
-    _refuse_what_tells_layers(model)
+    told = model.entry("attention.sliding_window_pattern")
+    period = math.lcm(period, (told and told.whole) or 1)
+    _refuse_what_tells_layers(model, layers)
     for place, layer in enumerate(layers):
         if (layer.number - place) % period:
             raise SurgeryError(
@@ -109,7 +113,7 @@ def _of_layers(model: GgufModel, entry: Entry, name: str, layers: Sequence[Layer
     return array_entry(entry.key, kind, [elements[layer.number] for layer in layers])
 
 
-def _refuse_what_tells_layers(model: GgufModel) -> None:
+def _refuse_what_tells_layers(model: GgufModel, layers: Sequence[Layer]) -> None:
     needed = _NEEDED.get(model.architecture)
     if needed is not None and model.entry(needed) is None:
         raise SurgeryError(
@@ -118,11 +122,18 @@ def _refuse_what_tells_layers(model: GgufModel) -> None:
             _WAY_OUT,
             code="made-of-layer-count",
         )
-    for name in _TELLING:
-        entry = model.entry(name)
-        if entry is not None and entry.whole != 0:
-            raise SurgeryError(
-                f"{model.path}: {entry.key} tells some layers from the rest by their numbers.",
-                _WAY_OUT,
-                code="pattern-of-layers",
-            )
+    sized = _SIZED.get(model.architecture)
+    if sized in (model.whole(BLOCK_COUNT), len(layers)):
+        raise SurgeryError(
+            f"{model.path} would have {len(layers)} layers; llama.cpp scales the attention of "
+            f"{model.architecture} otherwise with {sized} layers than with any other number.",
+            _WAY_OUT,
+            code="made-of-layer-count",
+        )
+    telling = model.said(_TELLING)
+    if telling is not None:
+        raise SurgeryError(
+            f"{model.path}: {telling.key} tells some layers from the rest by their numbers.",
+            _WAY_OUT,
+            code="pattern-of-layers",
+        )

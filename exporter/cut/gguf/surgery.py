@@ -16,7 +16,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record
 from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.deci import DECI, check_deci, deci_entries
+from exporter.cut.gguf.deci import DECI, HIDDEN, check_deci, deci_entries, refuse_headless
 from exporter.cut.gguf.header import Entry, text_entry
 from exporter.cut.gguf.layers import (
     Layer,
@@ -30,9 +30,9 @@ from exporter.cut.gguf.maps import map_piece, zero_mlp
 from exporter.cut.gguf.model_files import SPLIT_KEYS, GgufModel, read_model, shard_path
 from exporter.cut.gguf.options import GgufOptions
 from exporter.cut.gguf.own_layers import check_own, own_entries
-from exporter.cut.gguf.writing import Head, Piece, in_shards, piece_of, write_file
+from exporter.cut.gguf.writing import Head, Piece, piece_of, write_file
 from exporter.errors import SurgeryError
-from exporter.files import refuse_overwriting, sha256_file, telling_full_disk
+from exporter.files import in_shards, refuse_overwriting, sha256_file, telling_full_disk
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files.kinds import GGUF
 from graph_passes.files.placing import staging
@@ -40,7 +40,6 @@ from graph_passes.plan_record import PLAN_KEY, canonical_json
 from graph_passes.types import DeletionKind, SublayerRef
 
 _KINDS = get_args(DeletionKind)
-_EMBEDDING = "embedding_length"
 _MAP = "attn_output.weight"
 _NORM_OF_MAP = "attn_norm.weight"
 _NORM_OF_MLP = "ffn_norm.weight"
@@ -151,6 +150,8 @@ def _result(
     """The metadata and the tensors of the result; nothing is written yet."""
     if all(layer.whole for layer in layers):
         check_own(model, layers)
+        if model.architecture == DECI:
+            refuse_headless(model, layers)
         return own_entries(model, layers), list(_whole_layers(model, layers))
     check_deci(model, layers)
     return deci_entries(model, layers), list(_deci_tensors(model, layers, plan, options))
@@ -170,7 +171,7 @@ def _deci_tensors(
     model: GgufModel, layers: Sequence[Layer], plan: LoadedPlan, options: GgufOptions
 ) -> Iterator[Piece]:
     """What is copied, and behind the norm of a layer's part what takes that part's place."""
-    hidden = model.whole(_EMBEDDING)
+    hidden = model.whole(HIDDEN)
     left = {layer.number: (place, layer) for place, layer in enumerate(layers)}
     for tensor in model.tensors:
         at = place_in_layer(tensor.name)

@@ -90,19 +90,6 @@ class Head:
         return Head(self.version, [*kept, *numbered])
 
 
-def in_shards(pieces: Sequence[Piece], limit_bytes: int | None) -> list[list[Piece]]:
-    """Parts the tensors, in their order, by the bytes that a shard may have; None: one part."""
-    parts: list[list[Piece]] = [[]]
-    filled = 0
-    for piece in pieces:
-        if limit_bytes is not None and parts[-1] and filled + piece.nbytes > limit_bytes:
-            parts.append([])
-            filled = 0
-        parts[-1].append(piece)
-        filled += piece.nbytes
-    return parts
-
-
 def write_file(
     path: Path, head: Head, pieces: Sequence[Piece], advance: Callable[[int], None]
 ) -> None:

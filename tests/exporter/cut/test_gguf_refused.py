@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.deci import check_deci, deci_entries
+from exporter.cut.gguf.deci import check_deci, deci_entries, sizes_of
 from exporter.cut.gguf.header import read_header
 from exporter.cut.gguf.layers import layers_left, layers_of
 from exporter.cut.gguf.model_files import read_model
@@ -58,8 +59,14 @@ def drop(*named: str, replacement: str = "none") -> LoadedPlan:
     )
 
 
+def head_widths(number: tuple[str, int]) -> Change:
+    names = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    return lambda tiny: tiny.entries.update({f"llama.{name}": number for name in names})
+
+
 ONE = drop("attention:1")
 BLOCK = drop("block:1")
+TWO = drop("block:0", "block:1")
 
 
 @pytest.mark.parametrize(
@@ -114,6 +121,20 @@ def test_files_that_can_not_be_read(
         ("smollm3", None, drop("block:0", "block:1"), "pattern-of-layers", "layer 2"),
         ("gemma2", None, drop("block:1"), "pattern-of-layers", "layer 2"),
         ("minicpm", None, BLOCK, "made-of-layer-count", "residual_scale"),
+        ("gemma2", entry("gemma2.block_count", ("I", 46)), TWO, "made-of-layer-count", "44"),
+        ("gemma2", entry("gemma2.block_count", ("I", 48)), TWO, "made-of-layer-count", "46"),
+        ("gemma2", entry("gemma2.block_count", ("I", 44)), TWO, "", ""),
+        ("gemma3", entry("gemma3.block_count", ("I", 62)), BLOCK, "made-of-layer-count", "62"),
+        ("gemma3", entry("gemma3.block_count", ("I", 46)), BLOCK, "pattern-of-layers", "layer 2"),
+        (
+            "gemma2",
+            entry("gemma2.attention.sliding_window_pattern", ("I", 3)),
+            TWO,
+            "pattern-of-layers",
+            "layer 2",
+        ),
+        ("gemma2", entry("gemma2.attention.sliding_window_pattern", ("I", 2)), TWO, "", ""),
+        ("gemma2", entry("gemma2.attention.sliding_window_pattern", ("I", 0)), TWO, "", ""),
         (
             "bert",
             entry("bert.moe_every_n_layers", ("I", 2)),
@@ -142,6 +163,40 @@ def test_files_that_can_not_be_read(
             "wrong-array",
             "",
         ),
+        (
+            "llama",
+            entry("llama.attention.head_count", ("I", 1 << 31)),
+            ONE,
+            "wrong-array",
+            "head_count",
+        ),
+        ("llama", entry("llama.attention.head_count", ("i", -4)), ONE, "wrong-array", ""),
+        (
+            "llama",
+            entry("llama.feed_forward_length", ("Q", [96, 96, 96, 1 << 40])),
+            ONE,
+            "wrong-array",
+            "feed_forward_length",
+        ),
+        ("llama", entry("llama.feed_forward_length", ("f", [96.0] * 4)), ONE, "wrong-array", ""),
+        ("llama", head_widths(("Q", 1 << 32)), ONE, "head-widths", 1 << 32),
+        ("llama", head_widths(("i", -16)), ONE, "head-widths", "-16"),
+        ("llama", head_widths(("i", 16)), ONE, "", ""),
+        ("llama", entry("llama.embedding_length", ("I", 1 << 31)), ONE, "wrong-norm", 1 << 31),
+        (
+            "llama",
+            entry("llama.embedding_length", ("i", -64)),
+            ONE,
+            "wrong-norm",
+            "blk.0.attn_norm",
+        ),
+        (
+            "llama",
+            tensor("blk.1.ffn_norm.weight", (HIDDEN,), 1, 2 * HIDDEN),
+            ONE,
+            "wrong-norm",
+            "blk.1.ffn_norm.weight",
+        ),
         ("llama", tensor("blk.2.attn_q_norm.weight", (16,)), ONE, "unread-tensor", "attn_q_norm"),
         ("llama", tensor("blk.2.ffn_up.scale", (1,)), ONE, "unread-tensor", "ffn_up.scale"),
         ("llama", tensor("position_embd.weight", (HIDDEN, 8)), ONE, "unread-tensor", "position"),
@@ -169,7 +224,7 @@ def test_cuts_that_llama_cpp_would_not_compute(
     change: Change | None,
     plan: LoadedPlan,
     code: str,
-    named: str,
+    named: object,
 ) -> None:
     tiny = TinyGguf.llama(architecture=architecture)
     if change is not None:
@@ -187,6 +242,9 @@ def test_what_is_not_there_can_not_go(tmp_path: Path) -> None:
     tiny.entries["deci.attention.head_count"] = ("i", [4, 0, 4, 4])
     tiny.entries["deci.attention.head_count_kv"] = ("i", [2, 0, 2, 2])
     _refused(tmp_path, tiny, ONE, SurgeryError, "sublayer-missing", "attention 1")
+    for plan in (drop("block:0"), drop("block:0", "attention:2")):
+        _refused(tmp_path, tiny, plan, SurgeryError, "first-attention", "attention 1")
+    cut_gguf(tmp_path / "s.gguf", tmp_path / "blocks.gguf", drop("block:3"))
     cut_gguf(tmp_path / "s.gguf", tmp_path / "cut.gguf", drop("attention:2"))
     found = read_header(tmp_path / "cut.gguf").entries["deci.attention.head_count"].wholes
     assert found == [4, 0, 0, 4]
@@ -206,13 +264,20 @@ def test_plans_for_other_models(tmp_path: Path, plan: LoadedPlan, code: str, nam
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"GG", b"GGUF", b"GGUF\3\0\0\0", b"ONNX" + bytes(100), b"GGUF\3\0\0\0" + b"\xff" * 400],
+    ("data", "code"),
+    [
+        (b"", "not-gguf"),
+        (b"GG", "not-gguf"),
+        (b"GGUF", "beyond-end"),
+        (b"GGUF\3\0\0\0", "beyond-end"),
+        (b"ONNX" + bytes(100), "not-gguf"),
+        (b"GGUF\3\0\0\0" + b"\xff" * 400, "too-many"),
+    ],
 )
-def test_what_is_no_gguf_file(tmp_path: Path, data: bytes) -> None:
+def test_what_is_no_gguf_file(tmp_path: Path, data: bytes, code: str) -> None:
     path = tmp_path / "s.gguf"
     path.write_bytes(data)
-    with raises(GgufFileError, "", path):
+    with raises(GgufFileError, code, path):
         read_model(path)
 
 
@@ -250,6 +315,25 @@ def test_a_header_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with raises(GgufFileError, "too-large", path):
         read_model(path)
+
+
+def test_arrays_take_no_more_memory_than_their_bytes(tmp_path: Path) -> None:
+    """Strings are not kept one by one, nor numbers that are too many for the layers."""
+    tiny, many = TinyGguf.llama(), 200_000
+    tiny.entries["tokenizer.ggml.tokens"] = [""] * many
+    tiny.entries["llama.attention.head_count"] = ("B", [4] * many)
+    path = tiny.write(tmp_path / "s.gguf")
+    tracemalloc.start()
+    try:
+        model = read_model(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 8 * many
+        tracemalloc.reset_peak()
+        held = tracemalloc.get_traced_memory()[0]
+        with raises(SurgeryError, "wrong-array", "head_count"):
+            sizes_of(model)
+        assert tracemalloc.get_traced_memory()[1] - held < many
+    finally:
+        tracemalloc.stop()
 
 
 def test_every_cut_short_file_is_refused(tmp_path: Path) -> None:
@@ -328,7 +412,7 @@ def test_a_map_of_a_type_that_can_not_hold_it(tmp_path: Path) -> None:
 
 
 def _refused(
-    folder: Path, tiny: TinyGguf, plan: LoadedPlan, kind: type[Any], code: str, named: str
+    folder: Path, tiny: TinyGguf, plan: LoadedPlan, kind: type[Any], code: str, named: object
 ) -> None:
     source, target = tiny.write(folder / "s.gguf"), folder / "out" / "cut.gguf"
     with raises(kind, code, *filter(None, [named])):
