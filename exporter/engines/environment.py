@@ -156,7 +156,7 @@ class GpuWatch:
         looks = [each for each in map(parse_clocks, self._lines()) if each is not None]
         looks = [each for each in looks if each.busy is not False]
         if not looks:
-            return gpu_clocks()
+            return None
         clocks = [each.sm_mhz for each in looks if each.sm_mhz is not None]
         heats = [each.celsius for each in looks if each.celsius is not None]
         throttled = [each.throttled for each in looks if each.throttled is not None]
@@ -240,11 +240,6 @@ class GpuClocks:
     celsius: float | None
     throttled: bool | None
     busy: bool | None = None
-
-
-def gpu_clocks() -> GpuClocks | None:
-    """Asks the driver's own tool; None where it doesn't answer."""
-    return parse_clocks(_nvidia_smi(",".join(_FIELDS)))
 
 
 def parse_clocks(line: str) -> GpuClocks | None:

@@ -114,6 +114,8 @@ class Chunk:
             raise ValueError("this is no chunk") from error
         if times.ndim != 4 or not times.size or not np.isfinite(times).all() or (times <= 0).any():
             raise ValueError("these are no times")
+        if launches and len(launches) != times.shape[1]:
+            raise ValueError("it isn't told which arm's launches these are")
         return found
 
 
@@ -122,13 +124,14 @@ def joined(parts: Sequence[Chunk]) -> Chunk:
     first, *others = parts
     if not others:
         return first
+    ways = [way for part in parts for way in part.launches or ("",) * part.times_ms.shape[1]]
     return replace(
         first,
         times_ms=np.concatenate([part.times_ms for part in parts], axis=1),
         seconds=sum(part.seconds for part in parts),
         settled=all(part.settled for part in parts),
         dropped=sum(part.dropped for part in parts),
-        launches=tuple(way for part in parts for way in part.launches),
+        launches=tuple(ways) if any(ways) else (),
     )
 
 

@@ -147,7 +147,7 @@ class MeasuredRow:
         """By arm; where its chunks differ, each way once."""
         ways = zip(*(chunk.launches for chunk in self.chunks if chunk.launches), strict=True)
         joined = [" or ".join(sorted(set(each))) for each in ways]
-        return dict(zip(self._arms, joined, strict=False))
+        return dict(zip(self._arms, joined, strict=bool(joined)))
 
     def _record(self, phase: int, timer_overhead_ns: float) -> LatencyRow:
         cell, times = self.cell, self.times(phase)

@@ -67,7 +67,10 @@ class RuntimeCache:
 
     def keep(self) -> None:
         """Writes what was compiled since, where that can be: it is of use, and nothing more."""
-        content = bytes(memoryview(self.cache.serialize()))
+        told = self.cache.serialize()
+        if told is None:
+            return
+        content = bytes(memoryview(told))
         if content == self.read:
             return
         with contextlib.suppress(OSError, DepthcutError):

@@ -201,7 +201,7 @@ def _clock(rows: Sequence[LatencyRow]) -> Iterator[Note]:
         yield Note(f"{_shapes(device)}.", lead="Timed by the device's own clock:")
     for ways in dict.fromkeys(tuple(row.launches.items()) for row in rows if row.launches):
         alike = len({way for _, way in ways}) == 1
-        told = ways[0][1] if alike else "; ".join(f"{arm}: {way}" for arm, way in ways)
+        told = ways[0][1] if alike else "; ".join(f"{arm}: {way}" for arm, way in ways if way)
         found = [row for row in rows if tuple(row.launches.items()) == ways]
         yield Note(f"{_shapes(found)}.", lead=f"Launched as {told}:")
     overheads = [row.timer_overhead_ns for row in rows if row.timer_overhead_ns is not None]

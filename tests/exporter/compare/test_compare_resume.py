@@ -27,7 +27,8 @@ from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.compare.timing.measuring import TimingBudget
-from exporter.compare.timing.rounds import Chunk, find_chunk, keep_chunk
+from exporter.compare.timing.rounds import Chunk, find_chunk, joined, keep_chunk
+from exporter.compare.timing.row import MeasuredRow
 from exporter.errors import ComparisonError, UsageError
 from tests.raising import raises
 
@@ -199,14 +200,37 @@ def test_answers_to_another_question_are_measured_anew(
 @pytest.mark.parametrize("times", [[[[[0]]]], [[[0.1]]], [], "many"])
 def test_what_are_no_times_is_measured_again(tmp_path: Path, times: Any) -> None:
     cell, store = Shape("prefill", 1, 4, 0), Store(tmp_path / "kept.jsonl")
-    whole = np.ones((1, 1, 2, 1))
-    chunk = Chunk(whole, seconds=1, settled=True, clock="host", planned=2, reloaded=False)
-    keep_chunk(store, cell, 0, chunk)
-    keep_chunk(store, cell, 1, chunk)
+    keep_chunk(store, cell, 0, ONE_ARM)
+    keep_chunk(store, cell, 1, ONE_ARM)
     assert find_chunk(store, cell, 1) is not None
-    store.keep(f"{cell} #1", {**chunk.to_json(), "times_ms": times})
+    store.keep(f"{cell} #1", {**ONE_ARM.to_json(), "times_ms": times})
     assert find_chunk(store, cell, 1) is None
     assert find_chunk(store, cell, 0) is not None
+
+
+ONE_ARM = Chunk(np.ones((1, 1, 2, 1)), 1, settled=True, clock="host", planned=2, reloaded=False)
+
+
+def test_launches_stay_with_their_arm_where_arms_are_loaded_in_turns(tmp_path: Path) -> None:
+    graph = replace(ONE_ARM, launches=("CUDA graph",))
+    assert joined([ONE_ARM, graph]).launches == ("", "CUDA graph")
+    assert joined([graph, ONE_ARM]).launches == ("CUDA graph", "")
+    assert joined([ONE_ARM, ONE_ARM]).launches == ()
+    cell, store = Shape("prefill", 1, 4, 0), Store(tmp_path / "kept.jsonl")
+    for launches, sound in (((), True), (("kernels",), True), (("kernels", "kernels"), False)):
+        keep_chunk(store, cell, 0, replace(ONE_ARM, launches=launches))
+        assert (find_chunk(store, cell, 0) is not None) == sound
+
+
+def test_a_row_says_of_each_arm_how_it_was_launched() -> None:
+    row = MeasuredRow(
+        Shape("prefill", 1, 4, 0), ["a", "b"], builds=1, reloaded=False, threshold=0.02, chunks=2,
+        seconds=None,
+    )  # fmt: skip
+    for way in ("CUDA graph", "kernels"):
+        row.add(joined([ONE_ARM, replace(ONE_ARM, launches=(way,))]))
+    (record,) = row.records(1.0)
+    assert record.launches == {"a": "", "b": "CUDA graph or kernels"}
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "interface"])

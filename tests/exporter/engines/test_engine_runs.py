@@ -28,6 +28,7 @@ from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
 from exporter.errors import BackendError, DepthcutError, EngineError, PackagingError
 from exporter.files import sha256_file
 from tests.raising import raises
+from tests.stand_in import trt
 from tests.stand_in.decoders import decoder_engine, split_engines
 from tests.stand_in.installed import stand_in
 from tests.stand_in.machine import Machine
@@ -262,6 +263,20 @@ def test_a_broken_runtime_cache_is_told_and_written_anew(content: bytes, tmp_pat
                 path = cache.path
             if not said:
                 path.write_bytes(content)
+
+
+def test_a_runtime_cache_that_gives_nothing_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = find_engines(decoder_engine(tmp_path))
+    for gives_nothing in (True, False):
+        with stand_in() as machine, monkeypatch.context() as patch:
+            if gives_nothing:
+                patch.setattr(trt.IRuntimeCache, "serialize", lambda _: None)
+            with Session(engines) as session:
+                (cache,) = session._caches.values()
+            assert machine.left_over == {}
+            assert cache.path.exists() != gives_nothing
 
 
 def test_another_driver_or_card_has_another_runtime_cache(tmp_path: Path) -> None:

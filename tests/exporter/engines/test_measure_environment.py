@@ -109,6 +109,9 @@ def test_clocks_are_read(line: str, found: GpuClocks | None) -> None:
     assert parse_clocks(line) == found
 
 
+STAYS = 'case "$*" in *--loop-ms*) exec sleep 60;; esac'
+
+
 def tool_that(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Has the driver's tool be a script, which writes down how it was called."""
     tool = folder / "nvidia-smi"
@@ -140,15 +143,23 @@ def test_the_gpu_is_looked_at_while_it_works(
 ) -> None:
     lines = ["1500, 60, 0x0, 90", "300, 50, 0x0, 0", "1400, 70, 0x20, 95", "1500, 65, 0x0, 90"]
     looked = "".join(f"{line}\\n" for line in lines)
-    once = "210, 40, 0x1, 0"
-    script = (
-        f"case \"$*\" in *--loop-ms*) printf '{looked}'; exec sleep 60;; *) echo '{once}';; esac"
-    )
-    tool_that(tmp_path, monkeypatch, script)
+    tool_that(tmp_path, monkeypatch, f"printf '{looked}'; {STAYS}")
     with GpuWatch() as watch:
-        while (seen := watch.seen()) is not None and seen.sm_mhz == 210:
+        while (seen := watch.seen()) is None:
             time.sleep(0.05)
+        assert watch.seen() is None
     assert seen == GpuClocks(1500, 70, True)
+
+
+def test_an_idle_gpu_tells_nothing_of_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = tmp_path / "done"
+    tool_that(tmp_path, monkeypatch, f"echo '210, 40, 0x1, 0'; touch {done}; {STAYS}")
+    with GpuWatch() as watch:
+        while not done.exists():
+            time.sleep(0.05)
+        assert watch.seen() is None
 
 
 def test_a_gpu_is_chosen_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:

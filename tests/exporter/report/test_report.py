@@ -223,6 +223,15 @@ def test_rows_that_had_not_settled_are_named(
     assert "**Not settled:** prefill of 512 tokens. Times" in text.split("## Accuracy")[0]
 
 
+def test_only_arms_that_have_a_way_are_told_by_their_launches(report: ComparisonReport) -> None:
+    for way, other in (("", False), ("kernels", True)):
+        launches = {"whole-arm": way, "cut-arm": "CUDA graph"}
+        rows = [row("prefill", 512, 0, 1.13, "faster", launches=launches)]
+        text = as_markdown(report.model_copy(update={"latency": rows}))
+        assert "cut-arm: CUDA graph" in text
+        assert ("whole-arm:" in text) == other
+
+
 def test_on_a_gpu_the_report_says_what_ran_on_the_cpu(report: ComparisonReport) -> None:
     cuda = {"provider": "CUDAExecutionProvider"}
     arms = Arms(
