@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from exporter.artifacts import GpuCheck, Phase
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.decoding.decoder import Decoder
+from exporter.pipeline.gpu.cases import TOKENS
 
 BOTH: tuple[Phase, ...] = ("prefill", "decode")
-_BATCH, _PROMPT, _STEPS, _TOKENS = 2, 8, 8, 90
+_BATCH, _PROMPT, _STEPS = 2, 8, 8
 RANGES = Ranges(batch=Span(1, _BATCH, _BATCH), prompt=Span(1, _PROMPT, _PROMPT))
 """What an engine serves that is asked."""
 
@@ -29,9 +30,9 @@ def answers(decoder: Decoder, room: int) -> Answers:
         room: Positions that a text may have.
     """
     rng = np.random.default_rng(0)
-    prompts = rng.integers(0, _TOKENS, (_BATCH, _PROMPT))
+    prompts = rng.integers(0, TOKENS, (_BATCH, _PROMPT))
     first = decoder.prefill(prompts, context=room)
-    steps = [decoder.step(token) for token in rng.integers(0, _TOKENS, (_STEPS, _BATCH, 1))]
+    steps = [decoder.step(token) for token in rng.integers(0, TOKENS, (_STEPS, _BATCH, 1))]
     return {"prefill": first[None], "decode": np.stack(steps)}
 
 

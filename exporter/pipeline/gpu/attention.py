@@ -49,13 +49,13 @@ def _time_form(place: Workplace, form: str) -> None:
     case = place.case
     ranges = Ranges(batch=Span(1, max(case.batches), max(case.batches)))
     sizes = Sizes.of(case.attention)
+    onnx = place.model(_SUBJECT, case.attention)
+    engines = place.engines(onnx, form, ("decode",), ranges, cache_reads=FORMS[form])
+    record = record_of(engines)
+    if record.attention is not None and record.attention.told_by != form:
+        place.found.notes.append(f"{form}: {record.attention.remark}")
 
     def measured(batch: int) -> list[GpuTime]:
-        onnx = place.model(_SUBJECT, case.attention)
-        engines = place.engines(onnx, form, ("decode",), ranges, cache_reads=FORMS[form])
-        record = record_of(engines)
-        if record.attention is not None and record.attention.told_by != form:
-            place.found.notes.append(f"{form}: {record.attention.remark}")
         facts = {
             "subject": _SUBJECT,
             "arm": form,
@@ -67,7 +67,7 @@ def _time_form(place: Workplace, form: str) -> None:
                 for past in case.pasts
             ]
 
-    for batch in case.batches:  # one that is too large for the card leaves the others
+    for batch in case.batches:  # one that is too large for the card leaves those before it
         name = f"a decode step, told by {form}, batch {batch}"
         place.rows(name, GpuTime, partial(measured, batch))
 

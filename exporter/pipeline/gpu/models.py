@@ -27,7 +27,6 @@ from exporter.processes import available_bytes
 
 ARMS = ("whole", "cut")
 _ROOM_TO_GROW = 1.25  # of the reckoned batch, for the engine
-_TOO_MUCH = (OUT_OF_MEMORY, "no-gpu-memory")
 # Of what there is, what the weights of a slice may take: of the card, so that caches have the rest
 # (8B whole on 24 GB); of the disk, for a model and one engine; of the machine's memory, of which a
 # builder took three times the weights (TensorRT-RTX 1.7).
@@ -177,6 +176,7 @@ class _Arm:
 
     def _largest(self, prompt: GpuTime) -> list[GpuLargest]:
         case = self.place.case
+        engines = self._decode  # a builder that runs out of memory says nothing of a batch
         batch, fits_not = largest_fit(self._fits, self._reckoned, self._high)
         if not batch:
             raise EngineError(
@@ -192,7 +192,7 @@ class _Arm:
                 batch_with_both=min(batch, self._reckon(copies=2)),
                 prompt=case.prompt, new=case.new, prefill_s=prefill_s, decode_s=decode_s,
                 tokens_per_s=batch * case.new / (prefill_s + decode_s),
-                weights_bytes=self._decode.records[0].engine_bytes,
+                weights_bytes=engines.records[0].engine_bytes,
                 cache_bytes=batch * case.room * self._sizes.cache_per_token, **self._facts,
             )
         ]  # fmt: skip
@@ -204,7 +204,7 @@ class _Arm:
                 decoder.begin_at(batch, self.place.case.room - 1)
                 decoder.advance(np.ones((batch, 1), np.int64))
         except DepthcutError as error:
-            if error.code not in _TOO_MUCH:
+            if error.code != OUT_OF_MEMORY:
                 raise
             self.place.progress.say(f"{self._told}: batch {batch} doesn't fit")
             return False

@@ -117,7 +117,10 @@ class _Session:
         """A step that is done, or what a stopped one had found."""
         with contextlib.suppress(ValidationError):
             if (told := self._store.find(name)) is not None:
-                self._steps[name] = GpuStep.model_validate(told)
+                found = GpuStep.model_validate(told)
+                # A session that had no folder of tests has run none; this one may have it.
+                if name != "tests" or found.tests or self.order.tests is None:
+                    self._steps[name] = found
 
     def step(self, name: str) -> None:
         """Runs a step, if it isn't done and there is time, and writes down what came of it."""

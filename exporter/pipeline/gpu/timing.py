@@ -20,10 +20,10 @@ from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.tensorrt import open_engine
+from exporter.pipeline.gpu.cases import TOKENS
 from exporter.pipeline.gpu.workplace import Workplace
 
 _COPY_BYTES, _COPIES = 4 << 30, 10
-_TOKENS = 90
 
 
 def memory_speed(extra: str) -> tuple[float | None, float]:
@@ -115,4 +115,4 @@ def prompt_logits(engines: Path, batch: int, prompt: int) -> NDArray[Any]:
 
 def _prompts(runner: Runner, batch: int, prompt: int) -> dict[str, Array]:
     shape = Shape("prefill", batch, prompt)
-    return make_inputs(runner.inputs, shape, random_tokens(shape, _TOKENS))
+    return make_inputs(runner.inputs, shape, random_tokens(shape, TOKENS))

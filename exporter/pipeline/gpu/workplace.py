@@ -165,7 +165,9 @@ class Workplace:
             settings: Those of :class:`BuildSettings`.
         """
         folder = self.folder / name
-        wanted = json.dumps([sha256_file(onnx), list(phases), str(ranges), settings])
+        made_from = [backend or self.order.engine, self.order.conditions()]
+        asked = [sha256_file(onnx), list(phases), str(ranges), settings]
+        wanted = json.dumps([*made_from, *asked], default=str)
         mark = folder / "built"
         if not mark.is_file() or mark.read_text(encoding="utf-8") != wanted:
             remove_tree(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,17 @@ def test_a_step_whose_process_ends_without_a_word_is_a_result(
     if failure is not None:
         assert "a build" in failure.message
     assert GpuStep.read(tmp_path / "steps/7-8b.json").status == status
+
+
+def test_tests_that_are_given_later_are_run(tmp_path: Path) -> None:
+    found = []
+    for order in (replace(ORDER, tests=None), ORDER, replace(ORDER, tests=None)):
+        session = run_session(tmp_path, order, names=("tests",))
+        (step,) = (step for step in session.steps if step.name == "tests")
+        assert step.status == "done"
+        found.append(step)
+    assert [step.tests is not None for step in found] == [False, True, True]
+    assert found[1] == found[2]
 
 
 @no_driver
