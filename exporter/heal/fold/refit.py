@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +94,45 @@ def refitted(
                 pair.go_to(place)
                 pair.fit(place, later, ridges)
                 task.advance()
-    return [*pair.values.values()]
+    return [change.value for change in pair.changes.values()]
+
+
+@dataclass(eq=False)
+class _Change:
+    """What a weight is multiplied by, and what is added to it; rounded to its dtype once.
+
+    Attributes:
+        value: The weight, with its new value.
+        factor: Of all gaps so far.
+        added: Of a product's map, multiplied by the factors of the later gaps; float32.
+    """
+
+    value: OwnValue
+    factor: float = 1.0
+    added: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, name: str, parameter: torch.nn.Parameter) -> _Change:
+        """A weight as it is."""
+        return cls(OwnValue(name, parameter, parameter.detach().clone()))
+
+    def multiply(self, factor: float) -> None:
+        """Multiplies the new value."""
+        self.factor *= factor
+        if self.added is not None:
+            self.added *= factor
+        self._round()
+
+    def add(self, numbers: torch.Tensor) -> None:
+        """Adds to the new value."""
+        numbers = numbers.to(self.value.other.device).float()
+        self.added = numbers if self.added is None else self.added + numbers
+        self._round()
+
+    def _round(self) -> None:
+        wide = self.value.parameter.detach().double() * self.factor
+        new = wide if self.added is None else wide + self.added
+        self.value.other = new.to(self.value.other.dtype)
 
 
 class _Pair:
@@ -107,7 +146,7 @@ class _Pair:
         writers: All that writes to the stream.
 
     Attributes:
-        values: The weights that the healed model has so far, by name.
+        changes: The weights that the healed model has so far, by name.
     """
 
     def __init__(
@@ -119,7 +158,7 @@ class _Pair:
         writers: Sequence[Writer],
     ) -> None:
         self._model, self._layers, self._walk, self._writers = model, layers, walk, writers
-        self.values: dict[str, OwnValue] = {}
+        self.changes: dict[str, _Change] = {}
         self._cut: BranchReplacements = dict.fromkeys(cut, NOTHING)
         self._first_cut = min(cut).layer
         self._whole_at = self._healed_at = 0
@@ -127,7 +166,7 @@ class _Pair:
     def go_to(self, place: Place) -> None:
         """Takes the healed model in front of a product's layer, and the whole one over its gap."""
         while self._healed_at < place.part.layer:
-            if not self.values and self._whole_at == self._healed_at < self._first_cut:
+            if not self.changes and self._whole_at == self._healed_at < self._first_cut:
                 self._share(self._healed_at)
             else:
                 self._heal(self._healed_at)
@@ -152,8 +191,7 @@ class _Pair:
         """Multiplies the stream behind a product, in front of its gap."""
         for writer in self._writers:
             if writer.ref is None or writer.ref <= place.part.ref:
-                value = self._value(writer.name, writer.parameter)
-                value.other = (value.other.double() * factor).to(value.other.dtype)
+                self._change(writer.name, writer.parameter).multiply(factor)
         for batch in self._walk.batches if self._healed_at else ():
             self._walk.keep(_HEALED, batch, self._walk.kept(_HEALED, batch) * factor)
 
@@ -164,14 +202,13 @@ class _Pair:
         if product.bias is not None:
             added["bias"] = change.bias
         for name, numbers in added.items():
-            value = self._value(f"{place.name}.{name}", getattr(product, name))
-            new = value.other.double() + (numbers / place.part.multiplier).to(value.other.device)
-            value.other = new.to(value.other.dtype)
+            weight = self._change(f"{place.name}.{name}", getattr(product, name))
+            weight.add(numbers / place.part.multiplier)
 
-    def _value(self, name: str, parameter: torch.nn.Parameter) -> OwnValue:
-        if name not in self.values:
-            self.values[name] = OwnValue(name, parameter, parameter.detach().clone())
-        return self.values[name]
+    def _change(self, name: str, parameter: torch.nn.Parameter) -> _Change:
+        if name not in self.changes:
+            self.changes[name] = _Change.of(name, parameter)
+        return self.changes[name]
 
     def _sums(self, place: Place, later: NDArray[np.bool_]) -> tuple[Sums, Sums]:
         """Of what a product reads, to what it lacks; over the first and the held-out tokens.
@@ -231,5 +268,6 @@ class _Pair:
 
     def _run_healed(self, layer: int, batch: Batch) -> LayerStates:
         here = {ref: what for ref, what in self._cut.items() if ref.layer == layer}
-        with swapped([*self.values.values()]), branches_replaced(self._model, here):
+        values = [change.value for change in self.changes.values()]
+        with swapped(values), branches_replaced(self._model, here):
             return self._walk.run(layer, batch, _HEALED)

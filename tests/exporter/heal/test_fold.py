@@ -21,7 +21,9 @@ torch = pytest.importorskip("torch")
 from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.fold.folded import folded  # noqa: E402
 from exporter.heal.fold.places import places_of  # noqa: E402
+from exporter.heal.fold.refit import refitted  # noqa: E402
 from exporter.heal.fold.writers import writers_of  # noqa: E402
+from exporter.heal.ridge import LinearMap  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
 from exporter.models.anatomy.architectures import layer_modules  # noqa: E402
@@ -147,6 +149,41 @@ def test_a_factor_multiplies_the_stream_before_a_gap_and_nothing_that_branches_r
     torch.testing.assert_close(read_now, read, rtol=0, atol=2e-3)
     factor = 2.0 ** len(places)
     torch.testing.assert_close(now[0].leaving, factor * bare[0].leaving, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_weights_of_16_bits_are_rounded_once_whatever_the_number_of_gaps(
+    mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = iter([1.003, 1.003, 1.003])
+    torch.manual_seed(0)
+    change = LinearMap(torch.randn(32, 64) * 1e-3, torch.zeros(32))
+    maps = iter([change if mapped else None, None, None])
+    monkeypatch.setattr(
+        "exporter.heal.fold.refit.map_and_factor", lambda *_: (next(maps), next(factors))
+    )
+    loaded = tiny_loaded("llama", num_hidden_layers=4)
+    loaded.model.to(torch.bfloat16)
+    names = [SublayerRef(layer, "attention") for layer in (1, 2, 3)]
+    layers = layer_modules(loaded.model)
+    places = places_of(loaded.model, layers, names)[0]
+    writers = writers_of(loaded.model, layers, names, places)
+    assert len(places) == 3
+    values = {
+        value.name: value
+        for value in refitted(loaded.model, text(8), layers, names, places, writers=writers)
+    }
+    embedding = values["model.embed_tokens.weight"]
+    wide, again = embedding.parameter.double() * 1.003**3, embedding.parameter
+    for _ in range(3):
+        again = (again.double() * 1.003).bfloat16()
+    assert torch.equal(embedding.other, wide.bfloat16())
+    assert not torch.equal(embedding.other, again)
+    first = values[f"{places[0].name}.weight"]
+    wide = first.parameter.double() * 1.003**3
+    if mapped:
+        wide = wide + change.weight.double() * 1.003**2
+    torch.testing.assert_close(first.other, wide.bfloat16(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
