@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.heal.distill.memory import needed_by
+from exporter.heal.distill.workers import Workers
 from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
@@ -40,7 +41,7 @@ def in_turn(
 
 
 def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIET) -> HealOptions:
-    """The options with ``auto`` made one of the kinds.
+    """The options with ``auto`` made one of the kinds, by the first of several processes.
 
     Args:
         options: How to heal.
@@ -49,6 +50,10 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
     """
     if options.kind != "auto":
         return options
+    return Workers().once(lambda: _settled(options, loaded, progress))
+
+
+def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> HealOptions:
     time_s = options.time_s or USUAL_TIME_S
     tokens = int(time_s * operations_per_second() / (_OPERATIONS * loaded.model.num_parameters()))
     reason = _why_no_training(loaded.model, options, tokens, time_s)

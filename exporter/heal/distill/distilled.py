@@ -85,7 +85,14 @@ def _replaced(fitting: Fitting) -> tuple[BranchReplacements, Mapping[SublayerRef
 
 
 def _folded(fitting: Fitting) -> list[OwnValue]:
-    """The weights to begin with, folded on some of the text; none if the model can't be folded.
+    """The weights to begin with, folded by the first process; none if that can't be done."""
+    parameters = dict(fitting.loaded.model.named_parameters())
+    found = Workers().once(lambda: {each.name: each.other.cpu() for each in _fold(fitting)})
+    return [OwnValue(name, parameters[name], value) for name, value in found.items()]
+
+
+def _fold(fitting: Fitting) -> list[OwnValue]:
+    """The weights, folded on some of the text; none if the model can't be folded.
 
     Each text of a mixture is thinned by itself: its samples stand at regular places in the mixture.
     """
@@ -94,16 +101,12 @@ def _folded(fitting: Fitting) -> list[OwnValue]:
     few = joined([each.rows(every) for each in text.apart])
     try:
         with telling_memory(fitting.options):
-            found = folded_values(fitting, few)
+            return folded_values(fitting, few)
     except (HealingError, ScoringError) as error:
         fitting.progress.say(
             f"heal: {error.message} The training begins with the model's own weights."
         )
         return []
-    values = Workers().from_first([each.other for each in found])
-    for each, value in zip(found, values, strict=True):
-        each.other = value
-    return found
 
 
 def training_device(model: Any) -> torch.device:

@@ -174,8 +174,8 @@ class Trainer:
         """One step, with a check where one is due; why the training ends, if it does."""
         began = time.monotonic()
         try:
-            loss = self._step()
-            self._done = done = self._fraction(began)
+            loss, done = self._workers.from_first((self._step(), self._fraction(began)))
+            self._done = done
             if not math.isfinite(loss):
                 self._progress.say("heal: the loss is no longer finite; the best state is kept")
                 return "diverged"
@@ -199,7 +199,7 @@ class Trainer:
         if self._options.time_s is not None:
             more = 0.0 if began is None else time.monotonic() - began
             found = max(found, (self._state.seconds + more) / self._options.time_s)
-        return self._workers.mean(min(1.0, found), self._student.model.device)
+        return min(1.0, found)
 
     def _is_check_due(self, done: float) -> bool:
         made = sum(check.tokens > 0 for check in self._state.checks)
@@ -223,11 +223,11 @@ class Trainer:
             tensors = [each for each in self._tensors.values() if each.grad is not None]
             self._workers.average(each.grad for each in tensors if each.grad is not None)
             length = torch.nn.utils.clip_grad_norm_(tensors, _LONGEST_GRADIENT)
-            found = float(loss.detach()) if bool(length.isfinite()) else math.nan
-            if math.isfinite(found):
+            usable = bool(length.isfinite())  # in all processes, or in none
+            if usable:
                 self._optimizer.step()
         self._state.steps += 1
-        return found
+        return float(loss.detach()) if usable else math.nan
 
     def _lesson(self, step: int) -> Lesson:
         """This process's share of a step's samples."""
@@ -235,7 +235,7 @@ class Trainer:
 
     def _check(self, loss: float, began: float | None = None) -> None:
         """Looks at held-out text, and keeps the state if it is the best so far."""
-        held_out = self._held_out_loss()
+        held_out = self._workers.from_first(self._held_out_loss())
         state = self._state
         seconds = state.seconds + (0.0 if began is None else time.monotonic() - began)
         tokens = state.steps * self._step_tokens
@@ -281,7 +281,7 @@ class Trainer:
                 loss = float(self._judge.loss(given, answers, lesson))
             total += loss * self._judge.weight(lesson)
             weights += self._judge.weight(lesson)
-        return self._workers.mean(total / weights, self._student.model.device)
+        return total / weights
 
     def _values(self) -> dict[str, torch.Tensor]:
         """The student's tensors."""

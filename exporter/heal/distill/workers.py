@@ -1,18 +1,23 @@
 """The processes of one training, as accelerate or torchrun starts them.
 
-Each takes a share of every step, the gradients are averaged, and all decide alike.
+Each takes a share of every step, and the gradients are averaged. What is decided, by held-out text,
+time or memory, the first process decides for all: what the others see may differ a little, and
+processes that decide differently wait for each other for ever.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     import torch
 
 _T = TypeVar("_T")
+_LONGEST_WAIT = timedelta(hours=6)
+"""For what the first process does alone, such as the fold of a large model."""
 
 
 def is_first_process() -> bool:
@@ -30,7 +35,7 @@ class Workers:
             import torch
             from accelerate import PartialState
 
-            state = PartialState(cpu=not torch.cuda.is_available())
+            state = PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
             self.count, self._number = state.num_processes, state.process_index
 
     def share(self, rows: Sequence[_T]) -> Sequence[_T]:
@@ -42,14 +47,6 @@ class Workers:
         for tensor in tensors if self.count > 1 else ():
             tensor.copy_(_mean(tensor))
 
-    def mean(self, value: float, device: Any) -> float:
-        """The mean of a number over all processes, so that all decide alike."""
-        if self.count == 1:
-            return value
-        import torch
-
-        return float(_mean(torch.tensor(value, dtype=torch.float32, device=device)))
-
     def from_first(self, value: _T) -> _T:
         """The first process's value, in all of them."""
         if self.count == 1:
@@ -59,6 +56,10 @@ class Workers:
         held = [value]
         broadcast_object_list(held)
         return held[0]
+
+    def once(self, make: Callable[[], _T]) -> _T:
+        """What the first process makes while the others wait, in all of them."""
+        return self.from_first(make() if self._number == 0 else cast("_T", None))
 
 
 def _mean(tensor: torch.Tensor) -> torch.Tensor:

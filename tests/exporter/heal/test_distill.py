@@ -435,7 +435,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         LoadedPlan.read(tmp_path / "plan.json")
 
 
-def test_two_processes_train_one_student_together(tmp_path: Path) -> None:
+def test_two_processes_train_one_student_together_and_the_first_decides(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = dict(
         os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="",
@@ -449,8 +449,11 @@ def test_two_processes_train_one_student_together(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
+    alike, other = first
+    assert other == alike
     # Half of the steps of one process: each takes a share.
-    assert (first["steps"], first["gained"]) == (6, True)
+    assert (alike["steps"], alike["stopped_by"], alike["kind"]) == (6, "tokens", "distill")
+    assert min(alike["losses"][1:]) < alike["losses"][0]
 
 
 @pytest.mark.parametrize(
