@@ -63,6 +63,42 @@ def test_a_page_has_the_finished_rows_and_marks_the_best() -> None:
     assert table[2].name in page
 
 
+def _bold(page: str, method: str) -> list[bool]:
+    return [cell.startswith("**") for line in _lines(page, method) for cell in line]
+
+
+@pytest.mark.parametrize(("better", "noise", "is_bold"), [(0.02, 0.0, False), (0.02, 0.5, True)])
+def test_bold_is_what_only_chance_tells_from_the_best_on_the_same_samples(
+    better: float, noise: float, is_bold: bool
+) -> None:
+    """All samples vary far more than the two methods differ."""
+    table = [Row("blocks", 4, "SLEB"), Row("blocks", 4, "ours")]
+    first, second = (_finished(row, 1.0, [1.0, 0.0, 1.0, 0.0]) for row in table)
+    spread, shift = np.array([-8.0, 8.0, -3.0, 3.0]), np.array([1.0, -1.0, 1.0, -1.0])
+    sums = {**first["domains"]["test"], "nll_sums": (30 + spread).tolist()}
+    other = {**sums, "nll_sums": (30 + spread + 10 * (better + noise * shift)).tolist()}
+    first["domains"], second["domains"] = ({"test": each, "docs": each} for each in (sums, other))
+    found = dict(zip([row.name for row in table], (first, second), strict=True))
+    page = render(table, found, {"answers": {}, "layers": 30}, SETTING)
+    assert _bold(page, "SLEB")[2]
+    assert _bold(page, "ours")[2] == is_bold
+    (told,) = [line for line in page.splitlines() if line.startswith("Columns in which no row")]
+    assert ("excess" in told) != is_bold
+
+
+def test_items_are_paired_too() -> None:
+    table = [Row("blocks", 4, "SLEB"), Row("blocks", 4, "ours")]
+    best, alike, worse = [1.0] * 30 + [0.0] * 10, [0.0] + [1.0] * 28 + [0.0] * 11, [0.0] * 40
+    answers = {"quiz": {"right": best, "log_p": best}}
+    for right, is_bold in ((alike, True), (worse, False)):
+        found = {}
+        for row, each in zip(table, (best, right), strict=True):
+            found[row.name] = _finished(row, 1.0, each)
+            found[row.name]["answers"]["quiz"]["log_p"] = each
+        page = render(table, found, {"answers": answers, "layers": 30}, SETTING)
+        assert _bold(page, "ours")[-2:] == [is_bold] * 2
+
+
 def test_a_page_without_tasks_has_none() -> None:
     row = Row("attentions", 8, "NBL")
     kept = _finished(row, 1.0, [1.0]) | {"answers": {}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.benchmarks.rivals.methods import NUMBERS, Row, Unit, of_size
 from tests.benchmarks.rivals.papers import PUBLISHED
 
 DOMAINS = {"test": "the test text", "docs": "CPython's documentation"}
+_DAMAGES = "perplexity", "excess", "KL"
 Finished = Mapping[str, Any]
 """A row as it is kept."""
 
@@ -50,7 +51,8 @@ there, *distilled* trains adapters on the whole model's answers and merges them.
 | log p | rise of the right answers' mean log-probability against the others, in nats, paired |
 | right | items answered right |
 
-**Bold**: the best of its column, and those whose interval holds the best. Tasks have few items, so
+**Bold**: the best of its column, and those that are not worse than it beyond chance: the 95 %
+interval of the difference, over the same samples or items, has 0 in it. Tasks have few items, so
 much of what is bold there differs by chance.
 """
 
@@ -77,12 +79,22 @@ class Cell:
     Attributes:
         text: As it is printed.
         value: Lower is better.
-        low: The lower end of its interval.
+        losses: Of each sample or item; all cells of a column have the same ones.
+        counts: The positions of each sample; None for items.
     """
 
     text: str
     value: float
-    low: float
+    losses: Any
+    counts: Any = None
+
+    def is_as_good_as(self, best: Cell) -> bool:
+        """Whether it is the best, or only worse by chance."""
+        if self.counts is None:
+            interval: Interval | None = difference_interval(best.losses, self.losses)
+        else:
+            interval = mean_interval(self.losses - best.losses, self.counts)
+        return self.value <= best.value or (interval is not None and interval.ci95[0] <= 0)
 
 
 def render(
@@ -122,20 +134,32 @@ def _section(
     results = [found[row.name] for row in rows]
     names = [_title(row) for row in rows]
     yield f"## {dropped} {unit} of {whole['layers']}\n"
+    domains = [*_domain_columns(results)]
     yield _table(
         ["method", *_domain_titles(), "speed", "made in"],
         [["whole", *_whole_domains(results[0]), "1", ""]],
         names,
-        [*_domain_columns(results), [_speed(r) for r in results], [_made(r) for r in results]],
+        [*domains, [_speed(r) for r in results], [_made(r) for r in results]],
     )
     tasks = sorted(whole["answers"])
+    titles = [f"{task}: {what}" for task in tasks for what in ("log p", "right")]
+    columns = [*_task_columns(results, whole, tasks)]
     if tasks:
-        yield _table(
-            ["method", *(f"{task}: {what}" for task in tasks for what in ("log p", "right"))],
-            [["whole", *_whole_tasks(whole, tasks)]],
-            names,
-            list(_task_columns(results, whole, tasks)),
-        )
+        yield _table(["method", *titles], [["whole", *_whole_tasks(whole, tasks)]], names, columns)
+    places = [f"{name}: {what}" for name in DOMAINS.values() for what in _DAMAGES]
+    figures = zip([*places, *titles], [*domains, *columns], strict=True)
+    yield _told_of_ours(names, {title: column for title, column in figures if _is_judged(column)})
+
+
+def _told_of_ours(names: Sequence[str], columns: Mapping[str, Sequence[Cell | str]]) -> str:
+    """In which columns none of our rows is as good as the best."""
+    ours = [name.startswith("ours") for name in names]
+    without = [
+        title
+        for title, column in columns.items()
+        if not any(bold for bold, own in zip(_bold(column), ours, strict=True) if own)
+    ]
+    return f"Columns in which no row of *ours* is bold: {', '.join(without) or 'none'}.\n"
 
 
 def _title(row: Row) -> str:
@@ -144,8 +168,9 @@ def _title(row: Row) -> str:
 
 
 def _domain_titles() -> Iterator[str]:
+    first, *others = _DAMAGES
     for name in DOMAINS.values():
-        yield from (f"{name}: perplexity", "excess", "KL")
+        yield from (f"{name}: {first}", *others)
 
 
 def _whole_domains(result: Finished) -> Iterator[str]:
@@ -174,10 +199,10 @@ def _rise(sums: Any, sample: Mapping[str, Any], *, ends: bool = True) -> Cell:
     interval = mean_interval(sums, sample["positions"])
     if interval is None:
         value = float(sums.sum() / sample["positions"].sum())
-        return Cell(f"{value:.3f}", value, value)
+        return Cell(f"{value:.3f}", value, sums, sample["positions"])
     low, high = interval.ci95
     told = f" [{low:.3f}, {high:.3f}]" if ends else ""
-    return Cell(f"{interval.value:.3f}{told}", interval.value, low)
+    return Cell(f"{interval.value:.3f}{told}", interval.value, sums, sample["positions"])
 
 
 def _speed(result: Finished) -> str:
@@ -202,16 +227,16 @@ def _task_columns(
         for key, told in (("log_p", _nats), ("right", _percent)):
             base = np.array(whole["answers"][task][key])
             arms = [np.array(result["answers"][task][key]) for result in results]
-            yield [told(difference_interval(base, arm), float(base.mean())) for arm in arms]
+            yield [told(difference_interval(base, arm), float(base.mean()), arm) for arm in arms]
 
 
-def _nats(change: Interval, _base: float) -> Cell:
+def _nats(change: Interval, _base: float, arm: Any) -> Cell:
     low, high = change.ci95
-    return Cell(f"{change.value:+.3f} [{low:+.3f}, {high:+.3f}]", -change.value, -high)
+    return Cell(f"{change.value:+.3f} [{low:+.3f}, {high:+.3f}]", -change.value, -arm)
 
 
-def _percent(change: Interval, base: float) -> Cell:
-    return Cell(f"{100 * (base + change.value):.1f} %", -change.value, -change.ci95[1])
+def _percent(change: Interval, base: float, arm: Any) -> Cell:
+    return Cell(f"{100 * (base + change.value):.1f} %", -change.value, -arm)
 
 
 def _table(
@@ -227,9 +252,20 @@ def _table(
 
 
 def _marked(column: Sequence[Cell | str]) -> list[str]:
-    best = min((cell.value for cell in column if isinstance(cell, Cell)), default=0.0)
-    mark: Callable[[Cell], str] = lambda c: f"**{c.text}**" if c.low <= best else c.text  # noqa: E731
-    return [cell if isinstance(cell, str) else mark(cell) for cell in column]
+    return [
+        cell if isinstance(cell, str) else f"**{cell.text}**" if bold else cell.text
+        for cell, bold in zip(column, _bold(column), strict=True)
+    ]
+
+
+def _is_judged(column: Sequence[Cell | str]) -> bool:
+    return any(isinstance(cell, Cell) for cell in column)
+
+
+def _bold(column: Sequence[Cell | str]) -> list[bool]:
+    figures = [cell for cell in column if isinstance(cell, Cell)]
+    best = min(figures, key=lambda cell: cell.value, default=None)
+    return [best is not None and isinstance(c, Cell) and c.is_as_good_as(best) for c in column]
 
 
 def _published() -> Iterator[str]:
