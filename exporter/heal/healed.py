@@ -153,7 +153,7 @@ def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
     """Heals by one kind, and measures what that gains."""
     loaded, options, progress = asked.loaded, asked.options, asked.progress
     refuse_early(options, loaded, asked.plan)
-    texts = asked.texts or healing_texts(loaded, options, progress)
+    texts = asked.texts or healing_texts(loaded, options, progress, chosen_on=asked.plan.chosen_on)
     with _made(Fitting(loaded, texts, asked.names, options, asked.work, progress)) as made:
         healing = measured_healing(
             loaded,
@@ -214,11 +214,11 @@ def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
 def _chose(texts: HealingTexts, plan: PruningPlan) -> list[str]:
     """The texts of which held-out samples are among those that the plan was chosen on.
 
-    Both take a text from its start, and what is held out stands behind what is fitted on.
+    Both take a short text from its start; what is held out stands behind what is fitted on.
     """
     return [
         fitted.source
-        for fitted in texts.sources
+        for fitted in texts.again
         if any(
             chosen.sha256 == fitted.sha256 and chosen.tokens > fitted.tokens
             for chosen in plan.chosen_on
@@ -233,10 +233,16 @@ def _choice_warnings(options: HealOptions, texts: HealingTexts, plan: PruningPla
             f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
             "measured on the same one: the gain looks better than it is. Give more text."
         )
-    if chose := _chose(texts, plan):
+    chose = _chose(texts, plan)
+    if chose:
         found.append(
             f"Some held-out samples of {', '.join(chose)} also decided what to drop, so the healed "
             "model looks better than it is. Give more text, or heal on another."
+        )
+    if again := [ref.source for ref in texts.again if ref.source not in chose]:
+        found.append(
+            f"{', '.join(again)}: too short for four parts, so healing is fitted on samples that "
+            "also decided what to drop. Those that judge it are others."
         )
     return found
 

@@ -18,6 +18,7 @@ from exporter.models.texts.calibration import (
     CalibrationText,
     calibration_text,
     default_calibration,
+    seed_of,
     spec_of,
 )
 from exporter.models.texts.mixtures import (
@@ -35,6 +36,7 @@ from exporter.models.texts.self_text import (
     chat_prefix,
 )
 from exporter.models.texts.sources import PYDOC, refuse_same_text
+from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
@@ -57,6 +59,8 @@ class HealingTexts:
         held: Further samples of the same texts, one text after the other.
         other: Samples of another domain; None where there is none.
         choosing: How many of a text's held-out samples choose; None for one half of them.
+        again: Those of the sources that are too short for further samples: what the cut was chosen
+            on is fitted on again.
     """
 
     fitting: CalibrationText
@@ -64,6 +68,7 @@ class HealingTexts:
     held: tuple[CalibrationText, ...]
     other: CalibrationText | None
     choosing: int | None = None
+    again: tuple[CalibrationRef, ...] = ()
 
     @property
     def held_out(self) -> CalibrationText:
@@ -81,9 +86,15 @@ class HealingTexts:
 
 
 def healing_texts(
-    loaded: LoadedModel, options: HealOptions, progress: Progress = QUIET, judged: int = 0
+    loaded: LoadedModel,
+    options: HealOptions,
+    progress: Progress = QUIET,
+    judged: int = 0,
+    chosen_on: Sequence[CalibrationRef] = (),
 ) -> HealingTexts:
     """Reads or samples all that a healing needs.
+
+    Of a text that has chosen the cut, the samples behind those are taken, if there are enough.
 
     Args:
         loaded: The model.
@@ -91,12 +102,14 @@ def healing_texts(
         progress: Told what goes on.
         judged: So many more samples of each text that is read are held out, to judge by; of
             paragraphs there are always more.
+        chosen_on: What has chosen the cut.
 
     Raises:
         CalibrationError: A text is too short, or the model can't be given it.
         HealingError: A text gives one sample only, or is the other domain too.
         TextSourceError: A text can't be read.
     """
+    options = _with_fresh_seed(options, chosen_on)
     specs = options.calibration or _default_texts(loaded, options)
     few = [_wanted(options, spec, specs) for spec in specs]
     asked = [
@@ -108,7 +121,11 @@ def healing_texts(
         for spec, (wanted, more) in zip(specs, asked, strict=True)
     ]
     refuse_same(whole, HealingError)
-    parts = [_parted(text, *each) for text, each in zip(whole, asked, strict=True)]
+    further = [
+        _further(loaded, spec, text, sum(each), options, chosen_on)
+        for spec, text, each in zip(specs, whole, asked, strict=True)
+    ]
+    parts = [_parted(text, *each) for (text, _), each in zip(further, asked, strict=True)]
     samples, length = sum(more for _, more in few), options.sequence_length
     judges = options.trains or judged
     if judges and options.check_text is None and _other_spec(loaded, specs) == SELF:
@@ -137,7 +154,51 @@ def healing_texts(
         tuple(held for _, held in parts),
         other,
         min(more for _, more in few) // 2 if judged and predicts_tokens(loaded.model) else None,
+        tuple(fit.ref for fit, (_, again) in zip(fitting, further, strict=True) if again),
     )
+
+
+def _with_fresh_seed(options: HealOptions, chosen_on: Sequence[CalibrationRef]) -> HealOptions:
+    """Another seed where the model has sampled the text that has chosen, so that it is another."""
+    seeds = [seed_of(ref.source) for ref in chosen_on if spec_of(ref.source) in SAMPLED]
+    return replace(options, seed=max(seeds) + 1) if options.seed in seeds else options
+
+
+def _further(
+    loaded: LoadedModel,
+    spec: str,
+    text: CalibrationText,
+    wanted: int,
+    options: HealOptions,
+    chosen_on: Sequence[CalibrationRef],
+) -> tuple[CalibrationText, bool]:
+    """As much of a text behind what has chosen; the text as it is, with True, if it is too short.
+
+    That is, if less is left than was read, and less than has chosen.
+    """
+    chosen = [ref for ref in chosen_on if ref.sha256 == text.ref.sha256]
+    if not chosen:
+        return text, False
+    more = math.ceil(max(ref.tokens for ref in chosen) / _inner_tokens(loaded, text)) + 1
+    whole = _samples(loaded, spec, wanted + more, options, QUIET)
+    before = max(_samples_of(loaded, whole, ref) for ref in chosen)
+    first, rest = whole.rows(slice(0, before)), whole.rows(slice(before, None))
+    rest = rest.first_tokens(text.ref.tokens)
+    if len(rest.input_ids) < 2 or rest.ref.tokens < min(text.ref.tokens, first.ref.tokens):
+        return text, True
+    return rest, False
+
+
+def _inner_tokens(loaded: LoadedModel, text: CalibrationText) -> int:
+    """Of a sample, without those that the tokenizer puts around a text."""
+    return int(text.input_ids.shape[1]) - sum(map(len, tokenizer_of(loaded).ends))
+
+
+def _samples_of(loaded: LoadedModel, text: CalibrationText, ref: CalibrationRef) -> int:
+    """How many of a text's first samples hold the tokens of a part that begins it as well."""
+    ends = text.input_ids.shape[1] - _inner_tokens(loaded, text)
+    tokens = np.cumsum(text.mask.sum(axis=1) - ends)
+    return 1 + int(np.searchsorted(tokens, ref.tokens - ref.samples * ends))
 
 
 def _default_texts(loaded: LoadedModel, options: HealOptions) -> tuple[str, ...]:

@@ -168,7 +168,7 @@ class HealedLimits(Solving):
             trial_options(self.settings.heal, self.report.calibration, self.settings.calibration),
             self.floors,
             self._work.trials,
-            len(self.texts.searched.input_ids),
+            [*self.report.calibration.texts, *self._parts()["chosen_on"]],
             time.monotonic() - self._began,
             self._progress,
         )

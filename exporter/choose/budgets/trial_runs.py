@@ -109,7 +109,7 @@ class TrialRuns:
         options: How to heal; its time is that of choosing and healing together.
         floors: The limits on quality.
         work: Keeps each healed cut for a later call.
-        skipped: Samples at the beginning of each text that have chosen the cuts.
+        chosen_on: What has chosen the cuts.
         spent_s: What choosing has taken; half of the time is left for healing in any case.
         progress: Told what goes on.
     """
@@ -120,12 +120,12 @@ class TrialRuns:
         options: HealOptions,
         floors: Floors,
         work: Path,
-        skipped: int = 0,
+        chosen_on: Sequence[CalibrationRef] = (),
         spent_s: float = 0.0,
         progress: Progress = QUIET,
     ) -> None:
         self._loaded, self._options, self._floors = loaded, options, floors
-        self._work, self._skipped, self._progress = work, skipped, progress
+        self._work, self._chosen_on, self._progress = work, chosen_on, progress
         self._whole_s = time_of(options)
         self._ends = time.monotonic() + self._whole_s - min(spent_s, self._whole_s / 2)
         self._beside_s = 0.0
@@ -162,11 +162,10 @@ class TrialRuns:
     @cached_property
     def texts(self) -> HealingTexts:
         """What is fitted on, stopped by and judged on: the same for all cuts."""
-        asked = self.first
-        if asked.samples is not None:
-            asked = replace(asked, samples=max(asked.samples, self._skipped))
         judged = min(JUDGED, self._options.samples or JUDGED)
-        return healing_texts(self._loaded, asked, self._progress, judged=judged)
+        return healing_texts(
+            self._loaded, self.first, self._progress, judged=judged, chosen_on=self._chosen_on
+        )
 
     def run(self, number: int, plan: PruningPlan) -> Rung:
         """Heals a cut and measures it, or takes what an earlier call has left.

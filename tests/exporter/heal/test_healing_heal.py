@@ -14,7 +14,7 @@ from healed_models import planned
 from tiny_lm import WORDS, write_tokenizer
 
 import exporter.cli as command_line
-from exporter.artifacts import HealingReport, PruningPlan
+from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan
 from exporter.errors import (
     HealingError,
     MissingDependencyError,
@@ -195,21 +195,87 @@ def test_a_sample_that_serves_both_ends_is_warned_of(loaded: Any, texts: tuple[s
     assert told == [True, False]
 
 
-def test_samples_that_chose_and_judge_are_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
-    from exporter.heal.healed import heal
+def chosen_part(loaded: Any, source: str, samples: int, length: int = 16) -> CalibrationRef:
     from exporter.models.texts.calibration import calibration_text
 
+    return calibration_text(loaded, source, samples=samples, sequence_length=length).part
+
+
+@pytest.mark.parametrize(
+    ("samples", "length", "begins", "again"),
+    [
+        (13, 16, 13, False),
+        (34, 16, 34, False),
+        (25, 16, 25, False),
+        (6, 32, 12, False),
+        (5, 40, 13, False),  # 12 and a half
+        (35, 16, 0, True),  # 15 are left, and 16 wanted
+        (50, 16, 0, True),
+    ],
+)
+def test_what_has_chosen_is_not_fitted_on_again_where_the_text_is_long_enough(
+    samples: int, length: int, begins: int, again: bool, loaded: Any, texts: tuple[str, str]
+) -> None:
+    from exporter.heal.texts import healing_texts
+    from exporter.models.texts.calibration import calibration_text
+
+    whole = calibration_text(loaded, texts[0], samples=60, sequence_length=16).input_ids
+    assert len(whole) == 50
     options = HealOptions(calibration=texts[:1], check_text=texts[1], **SHORT)  # type: ignore[arg-type]
+    part = chosen_part(loaded, texts[0], samples, length)
+    found = healing_texts(loaded, options, chosen_on=[part])
+    assert np.array_equal(found.fitting.input_ids, whole[begins : begins + 12])
+    assert np.array_equal(found.held_out.input_ids, whole[begins + 12 : begins + 16])
+    assert [ref.source for ref in found.again] == [texts[0]] * again
+
+
+def test_what_has_chosen_leaves_other_texts_alone(loaded: Any, texts: tuple[str, str]) -> None:
+    from exporter.heal.texts import healing_texts
+
+    part = chosen_part(loaded, texts[0], 13)
+    options = HealOptions(calibration=texts, check_text="pydoc", **SHORT)  # type: ignore[arg-type]
+    found = [healing_texts(loaded, options, chosen_on=each) for each in ([part], [])]
+    (first, second), (whole, other) = ([text.input_ids for text in each.held] for each in found)
+    assert not np.array_equal(first, whole)
+    assert np.array_equal(second, other)
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(0, 1), (3, 0)])
+def test_text_that_the_model_samples_is_another_than_what_has_chosen(
+    seed: int, expected: int, loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    from exporter.heal.texts import healing_texts
+    from exporter.models.texts.calibration import calibration_text, seed_of
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    part = calibration_text(loaded, "self", samples=2, sequence_length=16, seed=seed).part
+    options = HealOptions(calibration=("self",), check_text=texts[0], **SHORT)  # type: ignore[arg-type]
+    found = healing_texts(loaded, options, chosen_on=[part])
+    assert seed_of(found.fitting.ref.source) == expected
+
+
+def test_a_text_that_is_too_short_for_four_parts_is_told_of(
+    loaded: Any, texts: tuple[str, str]
+) -> None:
+    from exporter.heal.healed import heal
+
+    short = write_text(Path(texts[0]).with_name("short.txt"), FIRST, count=16 * 20, seed=7)
     told = {}
-    for source, samples in ((texts[0], 12), (texts[0], 13), (texts[1], 13)):
-        chosen = calibration_text(loaded, source, samples=samples, sequence_length=16).part
+    for source, samples in ((short, 12), (short, 13), (texts[0], 13), (texts[1], 13)):
+        options = HealOptions(calibration=(source,), check_text="pydoc", **SHORT)  # type: ignore[arg-type]
+        chosen = chosen_part(loaded, source if source != texts[1] else short, samples)
         found = heal(loaded, PruningPlan(deletions=PLAN, chosen_on=[chosen]), options)
-        warned = any("decided what to drop" in one for one in found.report.healing.warnings)
-        told[source == texts[0], samples] = found.plan.predicted_on, warned
+        parts = [ref.ids_sha256 for refs in found.plan.roles.values() for ref in refs]
+        assert (len(set(parts)) == len(parts)) == ((source, samples) != (short, 12))
+        warnings = len(found.report.healing.warnings)
+        told[source, samples] = found.plan.predicted_on, warnings
+    usual = told[texts[1], 13][1]
     assert told == {
-        (True, 12): ("unseen", False),
-        (True, 13): ("searched", True),
-        (False, 13): ("unseen", False),
+        (short, 12): ("unseen", usual + 1),
+        (short, 13): ("searched", usual + 1),
+        (texts[0], 13): ("unseen", usual),
+        (texts[1], 13): ("unseen", usual),
     }
 
 
@@ -223,7 +289,7 @@ def test_what_can_not_be_trained_costs_no_text(
 ) -> None:  # fmt: skip
     import peft
 
-    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_, **__: pytest.fail("read"))
     if cause == "quantized":
         monkeypatch.setattr(loaded.model, "is_quantized", True, raising=False)
     else:
@@ -244,7 +310,7 @@ def test_no_figures_of_fits_that_were_not_put_in(loaded: Any, texts: tuple[str, 
 def test_a_rank_that_is_none_costs_no_pass(
     loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_, **__: pytest.fail("read"))
     with raises(HealingError, "rank-out-of-range", 33, 32):
         healed(loaded, texts, rank=33)
 
