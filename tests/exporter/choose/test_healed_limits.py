@@ -212,7 +212,7 @@ def test_no_cut_is_begun_that_can_not_be_finished_in_time(
         calibration=(texts[0],),
     )
     never = Floors(1e-9)
-    runs = TrialRuns(loaded, options, never, tmp_path / FOLDER, 0, spent_s)
+    runs = TrialRuns(loaded, options, never, tmp_path / FOLDER, (), spent_s)
     cuts = [cut_of(layer, 1e-10 * (1 + layer)) for layer in range(2)]
     ladder = largest_within(cuts, never, runs, plan_of)
     assert [rung.number for rung in ladder.tried] == [1, 0][:tried]
