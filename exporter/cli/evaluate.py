@@ -6,7 +6,7 @@ from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.compare.options import DeviceOption, RunOptions, TaskOptions
 from exporter.files import refuse_overwriting
-from exporter.option_types import InputPath, OutputPath
+from exporter.option_types import Arm, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, option, part
 
 
@@ -14,7 +14,7 @@ from exporter.options import Options, Rule, argument, dataclass, option, part
 class EvaluateCall(Options):
     """What `depthcut evaluate` is asked to do."""
 
-    model: InputPath = argument("MODEL")
+    model: Arm = argument("MODEL")
     tasks: TaskOptions = part(TaskOptions())
     output: OutputPath | None = option(
         None, "File for the scores of each item, as JSON.", "-o", "--output"
@@ -35,12 +35,14 @@ class EvaluateCall(Options):
 def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
     """Score MODEL on tasks and probes. To score two models on the same items, use compare.
 
-    MODEL is an ONNX file with its tokenizer next to it, their folder, or an engine.
+    MODEL is an ONNX file with its tokenizer next to it, their folder, or an engine; or
+    openvino:DIR, or a GGUF file in llama.cpp: llama.cpp:FILE.
     """
     from exporter.compare.tasks.evaluation import evaluate_model
+    from exporter.engines.runners.registry import named_backend
 
     if call.output is not None:
-        refuse_overwriting(call.output, [call.model], "evaluation_report")
+        refuse_overwriting(call.output, [named_backend(call.model)[1]], "evaluation_report")
     call.gpu.use()
     report = evaluate_model(
         call.model,

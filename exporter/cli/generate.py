@@ -14,7 +14,7 @@ from exporter.compare.options import DeviceOption
 from exporter.engines.decoding.sampling import SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
-from exporter.option_types import Count, InputPath, NumberOrAuto, Provider
+from exporter.option_types import Arm, Count, InputPath, NumberOrAuto, Provider
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.printable import Pieces
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class GenerateCall(Options):
     """What `depthcut generate` is asked to do."""
 
-    model: InputPath = argument("MODEL")
+    model: Arm = argument("MODEL")
     prompt: str = argument("PROMPT")
     new_tokens: Count = option(64, "Maximum number of tokens to generate.", "-n", "--new-tokens")
     chat: bool = option(False, "Ask PROMPT as a user of a chat: in the tokenizer's chat template.")
@@ -52,7 +52,8 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     """Continue PROMPT with a model and the tokenizer next to it.
 
     MODEL is an ONNX file, an engine, or a folder with one of them or with an engine for prefill and
-    one for decode; of several builds (-b1, -b2) the first runs.
+    one for decode; of several builds (-b1, -b2) the first runs. Or openvino:DIR, or a GGUF file in
+    llama.cpp: llama.cpp:FILE.
 
     Control sequences for a terminal or a CI system are escaped in the printed text; --json has the
     text as it is.
@@ -60,9 +61,10 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     from exporter.engines.decoding.generate import generate as run
     from exporter.engines.decoding.generate import refuse_too_long
     from exporter.engines.runners.base import tell_notes
+    from exporter.engines.runners.registry import named_backend
 
     call.gpu.use()
-    texts = TextModel.of(call.model, call.tokenizer)
+    texts = TextModel.of(named_backend(call.model)[1], call.tokenizer)
     prompt_ids = texts.encode_chat(call.prompt) if call.chat else texts.encode(call.prompt)
     decoder = _decoder(call, progress)
     refuse_too_long(decoder, len(prompt_ids), call.new_tokens, texts.positions)

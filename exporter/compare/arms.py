@@ -29,7 +29,7 @@ from exporter.engines.inputs import TOKEN_INPUTS
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, Turns, fit_together
 from exporter.errors import ComparisonError
-from exporter.models.graph_facts import GraphFacts
+from exporter.models.graph_facts import CACHE_INPUT, GraphFacts
 from exporter.models.model_folder import ModelFolder
 from exporter.progress import Progress
 from graph_passes.files.reading import parse_json
@@ -79,6 +79,12 @@ class ComparedArm:
                 stack.callback(runner.__exit__, None, None, None)
             self.runner.__enter__()
             yield
+
+    def own_caches(self, other: ComparedArm) -> set[str]:
+        """The caches of another arm that have no like here, since another library keeps them."""
+        if other.runner.backend == self.runner.backend:
+            return set()
+        return {spec.name for spec in other.runner.inputs if CACHE_INPUT.fullmatch(spec.name)}
 
     @property
     def quantization(self) -> QuantizationRecord | None:
@@ -295,7 +301,8 @@ class Pair:
     def refuse_other_interface(self) -> None:
         """Refuses arms that don't take and give the same.
 
-        References may want positions or token types that the baseline's graph makes by itself.
+        References may want positions or token types that the baseline's graph makes by itself, and
+        another library's may keep their caches in another form.
 
         Raises:
             ComparisonError: They are no forms of one model.
@@ -303,8 +310,13 @@ class Pair:
         known = {spec.name for spec in self.baseline.runner.inputs}
         _refuse_foreign(self.baseline.runner, self.candidate.runner, "candidate", known)
         for name, arm in self.references.items():
-            title = f"reference {name}"
-            _refuse_foreign(self.baseline.runner, arm.runner, title, known | TOKEN_INPUTS)
+            caches = self.baseline.own_caches(arm)
+            _refuse_foreign(
+                self.baseline.runner,
+                arm.runner,
+                f"reference {name}",
+                known | TOKEN_INPUTS | caches,
+            )
 
 
 def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractSet[str]) -> None:

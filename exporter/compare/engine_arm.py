@@ -23,7 +23,7 @@ from exporter.engines.build.settings import Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineRecord, built_for
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.on_engines import Turns
-from exporter.engines.runners.registry import ONNX, open_runner
+from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.engines.tensors import byte_count, numpy_dtype
 from exporter.errors import ComparisonError
@@ -146,7 +146,7 @@ def _arm(
     )
     built = f"built, not run: {problem}"
     if problem and source is not None:
-        arm = open_onnx_arm(source, options, threads=threads)
+        arm = open_file_arm(source, options, threads=threads)
         return replace(arm, engines=engines, not_run=built + _BY_OTHERS)
     folder, facts = _described(builds[0], source)
     if problem:
@@ -201,18 +201,20 @@ def _judge(
             yield judge
 
 
-def open_onnx_arm(
+def open_file_arm(
     path: Path, options: CompareOptions, *, threads: int, backend: str = ONNX
 ) -> ComparedArm:
-    """An ONNX file on a backend among :data:`exporter.engines.runners.registry.RUNNERS`.
+    """A model's file on a backend among :data:`exporter.engines.runners.registry.RUNNERS`.
 
     Raises:
         OnnxFileError: There is no ONNX file, or more than one to choose from.
+        GgufFileError: It is no GGUF file.
         BackendError: The provider is not known.
     """
-    folder = find_model(path)
+    files = RUNNERS[backend]
+    folder = files.folder(path)
     runner = open_runner(backend, folder.onnx, provider=options.provider, threads=threads)
-    return ComparedArm((runner,), folder, read_facts(folder.onnx))
+    return ComparedArm((runner,), folder, files.facts(folder.onnx))
 
 
 def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:

@@ -1,6 +1,7 @@
 """What an arm is, told by how it is written.
 
-``torch:DIR`` and ``torch-compile:DIR`` are run by PyTorch. An engine is told by its file's name,
+``torch:DIR`` and ``torch-compile:DIR`` are run by PyTorch, ``openvino:DIR`` by OpenVINO and
+``llama.cpp:FILE`` by llama.cpp. An engine is told by its file's name,
 a folder by what lies in it: where there is an ONNX file that is meant, and engines must be named.
 ``times:FILE`` are times that another tool took; such arms are compared among themselves.
 """
@@ -14,11 +15,11 @@ from pathlib import Path
 
 from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE
 from exporter.compare.arms import ComparedArm
-from exporter.compare.engine_arm import open_engine_pair, open_engine_reference, open_onnx_arm
+from exporter.compare.engine_arm import open_engine_pair, open_engine_reference, open_file_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.torch_arm import open_torch_arm
 from exporter.engines.build.engine_set import names_engines
-from exporter.engines.runners.registry import ONNX, RUNNERS
+from exporter.engines.runners.registry import ONNX, named_backend
 from exporter.errors import ComparisonError, UsageError
 
 _PREFIXES = ("torch", "torch-compile", "times")
@@ -43,10 +44,10 @@ class ArmName:
     def of(cls, text: Path | str) -> ArmName:
         """Reads ``PATH`` or ``KIND:PATH``; a file of such a name is written ``./torch:x``."""
         kind, colon, rest = str(text).partition(":")
-        if colon and (kind in _PREFIXES or kind in RUNNERS):
+        if colon and kind in _PREFIXES:
             return cls(kind, Path(rest))
-        path = Path(text)
-        return cls("engine" if names_engines(path) else ONNX, path)
+        backend, path = named_backend(text)
+        return cls(backend or ("engine" if names_engines(path) else ONNX), path)
 
     @property
     def prefix(self) -> str:
@@ -203,7 +204,7 @@ def _open(
             threads=threads,
             precision=precision,
         )
-    arm = open_onnx_arm(name.path, options, threads=threads, backend=name.kind)
+    arm = open_file_arm(name.path, options, threads=threads, backend=name.kind)
     return replace(arm, prefix=name.prefix)
 
 

@@ -25,6 +25,8 @@ _RUNTIMES = (
     "tensorrt-rtx",
     "tensorrt-rtx-cu12",
     "torch",
+    "openvino",
+    "llama-cpp-python",
 )
 """Distributions that run an arm; each is named like the backends that it serves."""
 
@@ -124,6 +126,8 @@ def _serves(distribution: str, backend: str) -> bool:
         return distribution == "tensorrt-rtx"
     if backend in ("pytorch", "torch.compile"):
         return distribution == "torch"
+    if backend == "llama.cpp":
+        return distribution == "llama-cpp-python"
     return distribution.removesuffix("-gpu") == backend
 
 

@@ -23,6 +23,8 @@ _LIBRARIES = (
     "transformers",
     "tensorrt",
     "tensorrt-rtx",
+    "openvino",
+    "llama-cpp-python",
 )
 
 
@@ -103,6 +105,8 @@ def _decides(library: str, backend: str) -> bool:
     """Whether a library's version decides how fast a backend is."""
     if backend.startswith(("pytorch", "torch")):
         return library in ("torch", "transformers")
+    if backend == "llama.cpp":
+        return library == "llama-cpp-python"
     return library.removesuffix("-gpu") == backend
 
 

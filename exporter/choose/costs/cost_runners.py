@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class CostRunner(Protocol):
 
 @dataclass
 class OnnxCostRunner:
-    """An ONNX file on ONNX Runtime.
+    """An ONNX file on ONNX Runtime, or on another backend for such files.
 
     Attributes:
         onnx: The file.
@@ -91,6 +91,7 @@ class OnnxCostRunner:
         device: ``cpu`` or ``cuda``.
         threads: CPU threads.
         rank: Of linear maps; None for full ones.
+        runs_on: Among :data:`exporter.engines.runners.registry.RUNNERS`.
     """
 
     onnx: Path
@@ -98,7 +99,12 @@ class OnnxCostRunner:
     device: str = "cpu"
     threads: int = 1
     rank: int | None = None
-    backend: ClassVar[str] = "onnxruntime"
+    runs_on: str = ONNX
+
+    @property
+    def backend(self) -> str:
+        """See :class:`CostRunner`."""
+        return self._runner(self.onnx).backend
 
     @property
     def provider(self) -> str:
@@ -152,7 +158,7 @@ class OnnxCostRunner:
                 yield loaded
 
     def _runner(self, onnx: Path) -> Runner:
-        return open_runner(ONNX, onnx, provider=self.device, threads=self.threads)
+        return open_runner(self.runs_on, onnx, provider=self.device, threads=self.threads)
 
 
 @contextmanager

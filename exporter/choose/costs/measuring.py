@@ -89,7 +89,8 @@ def measure_costs(
     graph in turns; the difference is shared among them. At most two models are loaded at a time.
 
     Args:
-        model: An ONNX file in any form, or a folder with one; or ``torch:DIR``, which PyTorch runs.
+        model: An ONNX file in any form, or a folder with one; or ``torch:DIR``, which PyTorch runs;
+            or a backend and the path of its model, as in ``llama.cpp:FILE``.
         settings: What is measured, and how well.
         names: The sublayers whose costs are wanted, by layer and kind; all attentions and MLPs
             when None.

@@ -8,6 +8,7 @@ from exporter.choose.costs.cost_runners import CostRunner, OnnxCostRunner
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.compare.kinds import ArmName
 from exporter.engines.build.libraries import Backend
+from exporter.engines.runners.registry import ONNX, RUNNERS
 from exporter.errors import CostError, UsageError
 from exporter.models.loading.model_source import load_model
 from exporter.models.model_folder import find_onnx
@@ -28,7 +29,8 @@ def open_cost_runner(
     """Finds what runs a model.
 
     Args:
-        model: An ONNX file, or a folder with one; or ``torch:DIR``, which PyTorch runs.
+        model: An ONNX file, or a folder with one; or ``torch:DIR``, which PyTorch runs, or a
+            backend and the path of its model, as in ``llama.cpp:FILE``.
         folder: Where variants are written for a while.
         at: The request, whose shapes an engine is built for.
         provider: Where ONNX Runtime or PyTorch runs: ``cpu`` or ``cuda``.
@@ -46,14 +48,19 @@ def open_cost_runner(
     name = ArmName.of(model)
     if name.is_torch and engine is None:
         return _torch(name, provider, rank)
-    if name.kind != "onnx" or name.is_torch:
+    runs_on = RUNNERS.get(name.kind)
+    if runs_on is None or (engine is not None and name.kind != ONNX):
         raise CostError(
             f"No variants of {name} can be made.",
             "Name the ONNX file, and for engines of it the library: --engine.",
         )
+    if runs_on.gguf:
+        from exporter.choose.costs.gguf_cost_runner import GgufCostRunner
+
+        return GgufCostRunner(name.path, folder, provider, rank=rank)
     onnx = find_onnx(name.path)
     if engine is None:
-        return OnnxCostRunner(onnx, folder, provider, rank=rank)
+        return OnnxCostRunner(onnx, folder, provider, rank=rank, runs_on=name.kind)
     from exporter.choose.costs.engine_cost_runner import EngineCostRunner
 
     return EngineCostRunner(onnx, folder, at, engine, rank=rank, progress=progress)

@@ -21,7 +21,7 @@ from exporter.progress import QUIET, Progress
 
 
 def evaluate_model(
-    path: Path,
+    model: Path | str,
     tasks: TaskOptions,
     *,
     provider: str = "cpu",
@@ -31,7 +31,8 @@ def evaluate_model(
     """Scores one model.
 
     Args:
-        path: An ONNX file with its tokenizer beside it, their folder, or an engine.
+        model: An ONNX file with its tokenizer beside it, their folder, or an engine; or a backend
+            and the path of its model, as in ``llama.cpp:FILE``.
         tasks: The tasks and probes; a model that can't be asked probes is scored on tasks alone.
         provider: Where ONNX Runtime runs the model: ``cpu`` or ``cuda``.
         threads: CPU threads; None finds what makes a step fastest, in a short probe.
@@ -46,7 +47,7 @@ def evaluate_model(
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
     local_tasks(tasks)  # what can't be read is told before a model is loaded
-    folder, runner = open_model(path, provider=provider, threads=threads)
+    folder, runner = open_model(model, provider=provider, threads=threads)
     probe = None
     if threads is None:
         probe = choose_threads(runner, longest=folder.longest_sequence, progress=progress)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,7 +143,8 @@ class PathLM(RunnerLM):
     """What ``--model depthcut`` makes of its arguments.
 
     Args:
-        path: A folder with ``model.onnx`` and its tokenizer, an ONNX file, or an engine.
+        path: A folder with ``model.onnx`` and its tokenizer, an ONNX file, or an engine; or a
+            backend and the path of its model, as in ``llama.cpp:FILE``.
         pretrained: The same: lm-eval's usual name for it.
         provider: ``cpu`` or ``cuda``, for ONNX Runtime.
         threads: CPU threads; by default all physical cores.
@@ -180,7 +180,7 @@ class PathLM(RunnerLM):
         rows = None if batch_size in (None, 1, "1", "auto") else int(str(batch_size))
         self._open = ExitStack()
         scorer, text_model = open_scorer(
-            Path(path or pretrained or ""),
+            path or pretrained or "",
             self._open,
             provider=provider,
             threads=threads,

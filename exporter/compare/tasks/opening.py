@@ -46,7 +46,7 @@ def task_texts(folder: ModelFolder) -> TextModel:
 
 
 def open_scorer(
-    path: Path,
+    model: Path | str,
     stack: ExitStack,
     *,
     provider: str = "cpu",
@@ -57,7 +57,8 @@ def open_scorer(
     """Loads a model and its tokenizer.
 
     Args:
-        path: An ONNX file with its tokenizer beside it, their folder, or an engine.
+        model: An ONNX file with its tokenizer beside it, their folder, or an engine; or a backend
+            and the path of its model, as in ``llama.cpp:FILE``.
         stack: Frees the model when it is closed.
         provider: ``cpu`` or ``cuda``.
         threads: CPU threads; None for all physical cores.
@@ -69,7 +70,7 @@ def open_scorer(
         TaskError: There is no tokenizer.
         BackendError: The model can't be loaded.
     """
-    folder, runner = open_model(path, provider=provider, threads=threads)
+    folder, runner = open_model(model, provider=provider, threads=threads)
     text_model = task_texts(folder)
     stack.enter_context(runner)
     return LikelihoodScorer.of(runner, folder, rows=batch_size, longest=longest), text_model

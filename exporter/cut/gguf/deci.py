@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from exporter.cut.gguf.header import Entry, text_entry, whole_entry, wholes_entry
-from exporter.cut.gguf.layers import BLOCK_COUNT, Layer, layers_of
-from exporter.cut.gguf.model_files import ARCHITECTURE_KEY, GgufModel
+from exporter.cut.gguf.layers import Layer
 from exporter.errors import SurgeryError
+from exporter.models.gguf.header import Entry, text_entry, whole_entry, wholes_entry
+from exporter.models.gguf.layer_sizes import (
+    BLOCK_COUNT,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    MLP_WIDTH,
+    LayerSizes,
+    sizes_of,
+)
+from exporter.models.gguf.model_files import ARCHITECTURE_KEY, GgufModel
 
 DECI = "deci"
 ZERO_WIDTH = 32
 """How wide an MLP of zeros is: kernels want whole blocks of 32."""
 
-HIDDEN = "embedding_length"
-HEADS, KV_HEADS, MLP_WIDTH = (
-    "attention.head_count", "attention.head_count_kv", "feed_forward_length",
-)  # fmt: skip
 _HEAD_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _REWRITTEN = (BLOCK_COUNT, HEADS, KV_HEADS, MLP_WIDTH, *_HEAD_WIDTHS)
 _ALIKE = ("llama", DECI)
@@ -45,21 +50,6 @@ _NORMS = ("attn_norm.weight", "ffn_norm.weight")
 _MOST = 1 << 31
 _EXPERTS = ("expert_count", "expert_used_count")
 _BLOCKS = "Whole blocks can go from it: plan with --drop-block."
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """What a layer of a Llama consists of.
-
-    Attributes:
-        heads: Of its attention; 0 without one.
-        kv_heads: Of its keys and values.
-        width: Of its MLP.
-    """
-
-    heads: int
-    kv_heads: int
-    width: int
 
 
 def check_deci(model: GgufModel, layers: Sequence[Layer]) -> None:
@@ -90,40 +80,11 @@ def deci_entries(model: GgufModel, layers: Sequence[Layer]) -> list[Entry]:
     return [*_kept_entries(model), *_layer_entries(model, layers, sizes)]
 
 
-def sizes_of(model: GgufModel) -> list[LayerSizes]:
-    """What each layer of the file consists of.
-
-    Raises:
-        SurgeryError: The file's arrays don't fit its layers.
-    """
-    heads = _of_layers(model, HEADS)
-    kv_heads = heads if model.entry(KV_HEADS) is None else _of_layers(model, KV_HEADS)
-    widths = _of_layers(model, MLP_WIDTH)
-    return [LayerSizes(*each) for each in zip(heads, kv_heads, widths, strict=True)]
-
-
 def left_of(size: LayerSizes, layer: Layer) -> LayerSizes:
     """What a cut leaves of a layer."""
     if layer.attention is not None:
         size = replace(size, heads=size.heads if layer.attention == "linear" else 0, kv_heads=0)
     return size if layer.mlp is None else replace(size, width=ZERO_WIDTH)
-
-
-def _of_layers(model: GgufModel, name: str) -> list[int]:
-    """One whole number for each layer: an array's, or the same for all."""
-    count, entry = layers_of(model), model.entry(name)
-    if entry is None or entry.length is None:
-        numbers = [model.whole(name)] * count
-    else:  # an array of another length may be a huge one
-        numbers = (entry.wholes or []) if entry.length == count else []
-    if len(numbers) != count or not 0 <= min(numbers) <= max(numbers) < _MOST:
-        raise SurgeryError(
-            f"{model.path}: {model.architecture}.{name} is not a whole number from 0 to "
-            f"{_MOST - 1}, nor one for each of the {count} layers.",
-            "It may be broken: fetch or write it again.",
-            code="wrong-array",
-        )
-    return numbers
 
 
 def _kept_entries(model: GgufModel) -> Iterator[Entry]:

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from exporter.artifacts import PlannedDeletion
-from exporter.cut.gguf.model_files import GgufModel
 from exporter.errors import SurgeryError
+from exporter.models.gguf.model_files import GgufModel
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
-BLOCK_COUNT = "block_count"
 _LAYER = re.compile(r"blk\.(0|[1-9]\d*)\.(.+)")
-_MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,6 @@ class Layer:
     def whole(self) -> bool:
         """Whether all of it stays."""
         return self.attention is None and self.mlp is None
-
-
-def layers_of(model: GgufModel) -> int:
-    """How many layers a file has.
-
-    Raises:
-        GgufFileError: It doesn't tell.
-        SurgeryError: It says a number that can't be.
-    """
-    count = model.whole(BLOCK_COUNT)
-    if not 0 < count <= _MOST_LAYERS:
-        raise SurgeryError(
-            f"{model.path} is said to have {count} layers ({model.architecture}.{BLOCK_COUNT}).",
-            "It may be broken: fetch or write it again.",
-            code="layer-count",
-        )
-    return count
 
 
 def layers_left(deletions: Sequence[PlannedDeletion], count: int) -> list[Layer]:
@@ -83,7 +64,7 @@ def refuse_missing(model: GgufModel, deletions: Sequence[PlannedDeletion]) -> No
     Raises:
         SurgeryError: A layer has no tensors of the sublayer that is to go.
     """
-    parts = {_sublayer_of(tensor.name) for tensor in model.tensors}
+    parts = {sublayer_of(tensor.name) for tensor in model.tensors}
     for ref in (ref for each in deletions for ref in each.sublayers):
         if ref not in parts:
             raise SurgeryError(
@@ -93,7 +74,8 @@ def refuse_missing(model: GgufModel, deletions: Sequence[PlannedDeletion]) -> No
             )
 
 
-def _sublayer_of(name: str) -> SublayerRef | None:
+def sublayer_of(name: str) -> SublayerRef | None:
+    """The sublayer that a tensor belongs to; None: it is in no layer."""
     place = place_in_layer(name)
     if place is None:
         return None

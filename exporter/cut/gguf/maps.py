@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.block_types import BLOCK_TYPES, NUMBERS
 from exporter.cut.gguf.deci import ZERO_WIDTH
 from exporter.cut.gguf.writing import Piece, made_piece
 from exporter.errors import PlanError, SurgeryError
+from exporter.models.gguf.block_types import BLOCK_TYPES, NUMBERS
 from exporter.optional import require
 from graph_passes.replacements import ReplacementTensors, array_of
 from graph_passes.types import SublayerRef

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from exporter.cut.gguf.header import Entry, array_entry, whole_entry
-from exporter.cut.gguf.layers import BLOCK_COUNT, Layer
-from exporter.cut.gguf.model_files import GgufModel
+from exporter.cut.gguf.layers import Layer
 from exporter.errors import SurgeryError
+from exporter.models.gguf.header import Entry, array_entry, whole_entry
+from exporter.models.gguf.layer_sizes import BLOCK_COUNT
+from exporter.models.gguf.model_files import GgufModel
 
 _ALIKE = (
     "llama", "deci", "mistral3", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "phi2",

@@ -16,23 +16,23 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record
 from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.deci import DECI, HIDDEN, check_deci, deci_entries, refuse_headless
-from exporter.cut.gguf.header import Entry, text_entry
+from exporter.cut.gguf.deci import DECI, check_deci, deci_entries, refuse_headless
 from exporter.cut.gguf.layers import (
     Layer,
     layers_left,
-    layers_of,
     new_numbers,
     place_in_layer,
     refuse_missing,
 )
 from exporter.cut.gguf.maps import map_piece, zero_mlp
-from exporter.cut.gguf.model_files import SPLIT_KEYS, GgufModel, read_model, shard_path
 from exporter.cut.gguf.options import GgufOptions
 from exporter.cut.gguf.own_layers import check_own, own_entries
 from exporter.cut.gguf.writing import Head, Piece, piece_of, write_file
 from exporter.errors import SurgeryError
 from exporter.files import in_shards, refuse_overwriting, sha256_file, telling_full_disk
+from exporter.models.gguf.header import Entry, text_entry
+from exporter.models.gguf.layer_sizes import HIDDEN, layers_of
+from exporter.models.gguf.model_files import SPLIT_KEYS, GgufModel, read_model, shard_path
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files.kinds import GGUF
 from graph_passes.files.placing import staging

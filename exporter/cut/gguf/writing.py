@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.cut.gguf.header import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, Entry, Tensor
-from exporter.cut.gguf.model_files import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NUMBER, SPLIT_TENSORS
+from exporter.models.gguf.header import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, Entry, Tensor
+from exporter.models.gguf.model_files import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NUMBER, SPLIT_TENSORS
 from graph_passes.files.reading import opened
 
 _PIECE_BYTES = 4 << 20

@@ -8,21 +8,26 @@ from pathlib import Path
 from exporter.engines.build.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.engines.build.sidecar import sidecar_path
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
+from exporter.engines.decoding.runner_decoder import (
+    LoadingDecoder,
+    OnnxRuntimeDecoder,
+    RunnerDecoder,
+)
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Runner
+from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.registry import ONNX, RUNNERS, named_backend, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import UsageError
-from exporter.models.model_folder import find_model
 
 ThreadChoice = Callable[[Runner, int | None], object]
 """Sets a runner's threads, given the longest sequence that the model knows."""
 
 
 def open_decoder(
-    model: Path,
+    model: Path | str,
     *,
     backend: str | None = None,
     provider: str = "cpu",
@@ -34,27 +39,37 @@ def open_decoder(
 
     Args:
         model: An ONNX file, an engine, or a folder with one of them or with an engine for each
-            phase. Of several builds, ``-b1``, ``-b2`` and so on, the first runs.
+            phase. Of several builds, ``-b1``, ``-b2`` and so on, the first runs. Or a backend and
+            the path of its model, as in ``llama.cpp:FILE``.
         backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
         provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
-        threads: CPU threads for ONNX Runtime; all cores when None.
-        choose_threads: Sets the threads of ONNX Runtime's runner in place of ``threads``.
-        context: Positions that a text may have at most on ONNX Runtime; None for what it needs.
+        threads: CPU threads, but for an engine; all cores when None.
+        choose_threads: Sets the runner's threads in place of ``threads``.
+        context: Positions that a text may have at most, but for an engine; None for what it needs.
 
     Raises:
         OnnxFileError: There is no ONNX file, or more than one to choose from.
         EngineError: There is no engine, or it is not what its record says.
         UsageError: The file is of the other kind, or an engine is given a context.
         BackendError: The engines can't generate.
+        GgufFileError: It is no GGUF file.
     """
-    is_engine = model.is_file() and _is_engine(model)
+    named, model = named_backend(model)
+    if named is not None and backend is not None:
+        raise UsageError(
+            f"{named}: says already what runs the model.",
+            "Leave --runner out.",
+            code="wrong-backend",
+        )
+    is_engine = named is None and model.is_file() and _is_engine(model)
     if model.is_file() and backend is not None and is_engine != (backend == "engine"):
         raise UsageError(
             f"{model} is {'an' if is_engine else 'no'} engine.",
             "Leave --runner out.",
             code="wrong-backend",
         )
-    if is_engine or backend == "engine" or (backend is None and holds_engines_alone(model)):
+    alone = named is None and backend is None and holds_engines_alone(model)
+    if is_engine or backend == "engine" or alone:
         if context is not None:
             raise UsageError(
                 "How long a text may be is built into an engine.",
@@ -62,13 +77,13 @@ def open_decoder(
                 code="context-fixed",
             )
         return TensorRtDecoder(find_builds(model)[0])
-    folder = find_model(model)
+    files = RUNNERS[named or ONNX]
+    folder = files.folder(model)
     number = threads or default_threads()
+    runner = open_runner(named or ONNX, folder.onnx, provider=provider, threads=number)
     if choose_threads is not None:
-        runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=number)
         choose_threads(runner, folder.longest_sequence)
-        number = runner.threads
-    return OnnxRuntimeDecoder(folder.onnx, provider=provider, threads=number, context=context)
+    return LoadingDecoder(runner, context=context)
 
 
 def decoder_on(runner: Runner) -> Decoder:
@@ -92,6 +107,8 @@ def own_decoder(runner: Runner) -> Decoder | None:
         return decoder
     if isinstance(runner, OnnxRuntimeRunner):
         return OnnxRuntimeDecoder(runner.model, provider=runner.device, threads=runner.threads)
+    if isinstance(runner, LlamaCppRunner):
+        return LoadingDecoder(LlamaCppRunner(runner.model, threads=runner.threads))
     return None
 
 

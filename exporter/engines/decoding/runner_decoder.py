@@ -147,15 +147,8 @@ class RunnerDecoder(Decoder):
         }
 
 
-class OnnxRuntimeDecoder(RunnerDecoder):
-    """The same of an ONNX file, which it loads itself."""
-
-    def __init__(
-        self, model: Path, *, provider: str = "cpu", threads: int, context: int | None = None
-    ) -> None:
-        super().__init__(
-            OnnxRuntimeRunner(model, provider=provider, threads=threads), context=context
-        )
+class LoadingDecoder(RunnerDecoder):
+    """The same on a runner that it enters and leaves itself."""
 
     def __enter__(self) -> Self:
         """Loads the model."""
@@ -174,3 +167,13 @@ class OnnxRuntimeDecoder(RunnerDecoder):
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         """Refuses what is longer than the context or the graph's tables; it need not be loaded."""
         self._refuse_too_long(prompt, new_tokens)
+
+
+class OnnxRuntimeDecoder(LoadingDecoder):
+    """The same of an ONNX file on ONNX Runtime."""
+
+    def __init__(
+        self, model: Path, *, provider: str = "cpu", threads: int, context: int | None = None
+    ) -> None:
+        runner = OnnxRuntimeRunner(model, provider=provider, threads=threads)
+        super().__init__(runner, context=context)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import BackendError
+from exporter.models.gguf.facts import gguf_config
+from exporter.models.gguf.model_files import GGUF_SUFFIX, read_model
 from exporter.models.model_folder import longest_sequence, read_config, read_object
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.tokenizer import read_tokenizer
 from exporter.optional import require
 
 _FILE = "tokenizer.json"
+_BROKEN = "\ufffd"  # stands for a character's first bytes
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class TextModel:
     """What turns text into tokens and back.
 
     Attributes:
-        tokenizer: The tokenizer's file.
+        tokenizer: The tokenizer's file, or the GGUF file that it is in.
         stop_ids: Tokens that end a text.
         positions: How many positions the model knows; None where no config says so.
         prefix_id: What stands before a text that has nothing before it; None where nobody asked.
@@ -40,7 +43,7 @@ class TextModel:
         Args:
             model: The model's file or folder.
             tokenizer: ``tokenizer.json`` or its folder, where it isn't beside the model. Configs
-                that are missing beside the model are read there too.
+                that are missing beside the model are read there too. A GGUF file has its own.
 
         Raises:
             BackendError: There is no tokenizer.
@@ -49,6 +52,9 @@ class TextModel:
         home = model if model.is_dir() else model.parent
         given = tokenizer or home
         file = given / _FILE if given.is_dir() else given
+        in_gguf = model.suffix == GGUF_SUFFIX
+        if in_gguf and tokenizer is None and not file.is_file():
+            file = model
         if not file.is_file():
             beside = f"beside {model}" if tokenizer is None else f"at {tokenizer}"
             raise BackendError(
@@ -56,7 +62,8 @@ class TextModel:
                 "Copy the model's tokenizer there, or say with --tokenizer where it is.",
                 code="no-tokenizer",
             )
-        config = read_config(home) or read_config(file.parent)
+        own = gguf_config(read_model(model)) if in_gguf else {}
+        config = own or read_config(home) or read_config(file.parent)
         # Chat models often end a turn with a token of which only the generation config knows.
         generation = _first(home, file.parent, "generation_config.json")
         ends = generation.get("eos_token_id", config.get("eos_token_id"))
@@ -98,7 +105,7 @@ class TextModel:
 
     @cached_property
     def chat(self) -> ChatTemplate | None:
-        """The chat template in the tokenizer's folder."""
+        """The chat template in the tokenizer's folder, or in the GGUF file."""
         return ChatTemplate.beside(self.tokenizer)
 
     @cached_property
@@ -112,14 +119,22 @@ class TextStream:
     def __init__(self, texts: TextModel, write: Callable[[str], object]) -> None:
         self._texts = texts
         self._write = write
-        self._decoder = require("tokenizers.decoders", extra="cpu").DecodeStream(
-            skip_special_tokens=True
-        )
+        self._ids: list[int] = []
+        self._decoder: Any = None
+        if texts.tokenizer.suffix != GGUF_SUFFIX:
+            decoders = require("tokenizers.decoders", extra="cpu")
+            self._decoder = decoders.DecodeStream(skip_special_tokens=True)
         self._written = ""
 
     def add(self, token: int) -> None:
         """Takes one more token."""
-        self._put(self._decoder.step(self._texts._loaded, token) or "")
+        if self._decoder is not None:
+            self._put(self._decoder.step(self._texts._loaded, token) or "")
+            return
+        self._ids.append(token)
+        text = self._texts.decode(self._ids)
+        if not text.endswith(_BROKEN):
+            self.finish(self._ids)
 
     def finish(self, token_ids: Sequence[int]) -> None:
         """Writes what is still held back of the whole text."""

@@ -89,6 +89,20 @@ class BoundCall:
         self.run()
 
 
+def refuse_cuda(backend: str, provider: str) -> None:
+    """Refuses another provider than the CPU, which is all that some backends are run on.
+
+    Raises:
+        BackendError: With the provider.
+    """
+    if provider != "cpu":
+        raise BackendError(
+            f"The provider {provider!r} is not known: depthcut runs {backend} on the CPU.",
+            "Leave --provider out.",
+            code="unknown-provider",
+        )
+
+
 class Runner(ABC):
     """A model, ready to run between ``__enter__`` and ``__exit__``.
 

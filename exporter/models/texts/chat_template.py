@@ -24,6 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from exporter.errors import BackendError, first_line
+from exporter.models.gguf.model_files import GGUF_SUFFIX, read_model
 from exporter.models.model_folder import read_object
 from graph_passes.files.reading import read_text
 
@@ -31,6 +32,8 @@ _FILE = "chat_template.jinja"
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 _USUAL = "default"  # of several templates, the one for chats
 _MOST_CHARACTERS = 1 << 20
+_GGUF_TEMPLATE, _GGUF_TOKENS = "tokenizer.chat_template", "tokenizer.ggml.tokens"
+_GGUF_NAMED = {f"{name}_token": f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unk")}
 _SPECIAL_NAME = re.compile(r"\w+_token")
 
 
@@ -53,7 +56,7 @@ class ChatTemplate:
         """The template in a tokenizer's folder: ``chat_template.jinja``, or in its config.
 
         Args:
-            tokenizer: The file ``tokenizer.json``.
+            tokenizer: The file ``tokenizer.json``, or the GGUF file that the tokenizer is in.
 
         Returns:
             None where there is none.
@@ -62,7 +65,10 @@ class ChatTemplate:
             UnsafeInputError: A file may not be read from where it is.
             ComparisonError: A config is no JSON object.
             BackendError: The template is no text.
+            GgufFileError: The GGUF file can't be read.
         """
+        if tokenizer.suffix == GGUF_SUFFIX:
+            return cls._in_gguf(tokenizer)
         folder = tokenizer.parent
         config = read_object(folder / _CONFIG)
         tokens = _named_tokens(read_object(folder / _SPECIAL)) | _named_tokens(config)
@@ -74,6 +80,21 @@ class ChatTemplate:
             return None if text is None else cls(text, folder / _CONFIG, tokens)
         except (OSError, UnicodeDecodeError) as error:
             raise BackendError(f"{file} can't be read: {error}.", code="unreadable") from error
+
+    @classmethod
+    def _in_gguf(cls, file: Path) -> ChatTemplate | None:
+        entries = read_model(file).entries
+        text = entries[_GGUF_TEMPLATE].text if _GGUF_TEMPLATE in entries else None
+        if text is None:
+            return None
+        table = entries.get(_GGUF_TOKENS)
+        numbers = {key: entries[name].whole for key, name in _GGUF_NAMED.items() if name in entries}
+        tokens = {
+            key: table.string(number)
+            for key, number in numbers.items()
+            if table is not None and number is not None
+        }
+        return cls(text, file, {key: told for key, told in tokens.items() if told is not None})
 
     def prompt(self, said: str, **more: object) -> str:
         """What the model reads when a user says something: up to where its answer begins.

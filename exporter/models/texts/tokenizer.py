@@ -15,6 +15,8 @@ from exporter.errors import (
     first_line,
     panics_as_errors,
 )
+from exporter.models.gguf.model_files import GGUF_SUFFIX
+from exporter.models.texts.gguf_tokenizer import GgufTokenizer
 from exporter.optional import require
 from graph_passes.files.reading import TABLE_BYTES, read_bytes
 
@@ -88,11 +90,15 @@ def tokenizer_in(path: Path) -> TextTokenizer:
 def read_tokenizer(path: Path) -> Any:
     """The tokenizers library's object; it neither pads nor cuts, whatever the file says.
 
+    Of a GGUF file it is one that does the same by llama.cpp.
+
     Raises:
         UnsafeInputError: It may not be read from where it is.
         ComparisonError: The file is no tokenizer.
         MissingDependencyError: Without the tokenizers library.
     """
+    if path.suffix == GGUF_SUFFIX:
+        return GgufTokenizer(path)
     module = require("tokenizers", extra="cpu")
     try:
         with panics_as_errors():

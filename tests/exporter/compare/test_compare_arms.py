@@ -10,7 +10,7 @@ from tiny_lm import write_tiny_lm
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.registry import RUNNERS
+from exporter.engines.runners.registry import RUNNERS, Backend
 from exporter.errors import ComparisonError, UsageError
 from tests.raising import raises
 
@@ -74,7 +74,7 @@ class OtherRunner(OnnxRuntimeRunner):
 def test_a_backend_is_a_class_and_a_row(
     arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RUNNERS, "other", (__name__, OtherRunner.__name__))
+    monkeypatch.setitem(RUNNERS, "other", Backend(__name__, OtherRunner.__name__))
     found = compare(*(f"other:{arm}" for arm in arms), OPTIONS, references=[arms[0]]).arms
     assert (found.baseline.backend, found.candidate.backend) == ("other", "other")
     assert found.baseline.path.startswith("other:")

@@ -14,11 +14,11 @@ from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cli import run
 from exporter.cut.gguf.deci import ZERO_WIDTH
-from exporter.cut.gguf.header import read_header
-from exporter.cut.gguf.model_files import read_model
 from exporter.cut.gguf.options import GgufOptions
 from exporter.cut.gguf.surgery import cut_gguf
 from exporter.errors import PlanError, SurgeryError, UsageError
+from exporter.models.gguf.header import read_header
+from exporter.models.gguf.model_files import read_model
 from graph_passes.plan_record import PLAN_KEY
 from tests.exporter.tiny_gguf import (
     HEADS,

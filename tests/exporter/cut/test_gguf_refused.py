@@ -13,10 +13,8 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.deci import check_deci, deci_entries, sizes_of
-from exporter.cut.gguf.header import read_header
-from exporter.cut.gguf.layers import layers_left, layers_of
-from exporter.cut.gguf.model_files import read_model
+from exporter.cut.gguf.deci import check_deci, deci_entries
+from exporter.cut.gguf.layers import layers_left
 from exporter.cut.gguf.options import GgufOptions
 from exporter.cut.gguf.surgery import cut_gguf
 from exporter.errors import (
@@ -26,6 +24,9 @@ from exporter.errors import (
     SurgeryError,
     UnsafeInputError,
 )
+from exporter.models.gguf.header import read_header
+from exporter.models.gguf.layer_sizes import layers_of, sizes_of
+from exporter.models.gguf.model_files import read_model
 from tests.exporter.tiny_gguf import HIDDEN, TinyGguf
 from tests.raising import raises
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.cut.gguf.header import Entry, GgufFile, Tensor, broken, read_header
 from exporter.errors import GgufFileError
+from exporter.models.gguf.header import Entry, GgufFile, Tensor, broken, read_header
 
 ARCHITECTURE_KEY = "general.architecture"
+GGUF_SUFFIX = ".gguf"
 SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = (SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS)
 

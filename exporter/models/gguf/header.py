@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.cut.gguf.block_types import BLOCK_TYPES
 from exporter.errors import GgufFileError
+from exporter.models.gguf.block_types import BLOCK_TYPES
 from graph_passes.files.reading import opened
 
 MAGIC = b"GGUF"
@@ -92,6 +92,19 @@ class Entry:
         if kind not in _INTEGERS or elements is None:
             return None
         return [int(self._unpacked(kind, each)) for each in elements]
+
+    def string(self, number: int) -> str | None:
+        """One string of an array of them; None where there is none, or it is no UTF-8."""
+        if self.element_kind != STRING or not 0 <= number < (self.length or 0):
+            return None
+        at = 12
+        for _ in range(number):
+            at += 8 + int.from_bytes(self.value[at : at + 8], "little")
+        length = int.from_bytes(self.value[at : at + 8], "little")
+        try:
+            return self.value[at + 8 : at + 8 + length].decode()
+        except UnicodeDecodeError:
+            return None
 
     @staticmethod
     def _unpacked(kind: int, value: bytes) -> Any:

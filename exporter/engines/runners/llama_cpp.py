@@ -1,0 +1,238 @@
+"""llama.cpp on the CPU, by llama-cpp-python: a GGUF file behind the inputs and outputs of graphs.
+
+llama.cpp keeps keys and values to itself. So what stands for a cache here is the tokens that it
+holds: an input ``[batch, 1, past, 1]`` of token ids, and an output that has the new ones, too. The
+runner looks how much of a call's past its context holds already, and runs the rest of it first. A
+text that goes on by a token costs a token, and texts that begin alike share their beginning.
+
+What is timed has its context, caches and batches made and filled before the clock starts.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from exporter.artifacts.latency import Phase
+from exporter.engines.runners.base import Array, BoundCall, Runner, refuse_cuda
+from exporter.engines.runners.left_padding import IDS, MASK
+from exporter.engines.runners.llama_context import LlamaContext, Piece
+from exporter.engines.tensors import TensorSpec
+from exporter.errors import BackendError
+from exporter.models.gguf.llama_library import llama_library, said
+
+PAST, PRESENT, LOGITS = "past_key_values.0.key", "present.0.key", "logits"
+_INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float32)
+
+
+class LlamaCppRunner(Runner):
+    """One GGUF file, loaded by llama.cpp.
+
+    Weights stay in the file, mapped into memory; keys and values are float16, and flash attention
+    is used where llama.cpp has it: its own defaults.
+
+    Args:
+        model: The file, or the first of its shards.
+        provider: ``cpu``.
+        threads: CPU threads.
+
+    Raises:
+        BackendError: For another provider.
+    """
+
+    backend = "llama.cpp"
+
+    def __init__(self, model: Path, *, provider: str = "cpu", threads: int) -> None:
+        refuse_cuda(self.backend, provider)
+        self.model, self.name = model, str(model)
+        self.provider, self.threads = "CPU", threads
+        self._model: Any = None
+        self._contexts: weakref.WeakSet[LlamaContext] = weakref.WeakSet()
+        self._context: LlamaContext | None = None
+        self._held: list[int] = []
+
+    def __enter__(self) -> Self:
+        """Loads the model.
+
+        Raises:
+            BackendError: llama.cpp can't load it.
+            MissingDependencyError: Without llama-cpp-python.
+        """
+        library = self._library = llama_library()
+        if not self.model.is_file():
+            raise BackendError(f"The GGUF file {self.model} does not exist.", code="file-missing")
+        params = library.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self._model = library.llama_model_load_from_file(str(self.model).encode(), params)
+        if not self._model:
+            raise BackendError(
+                f"llama.cpp (llama-cpp-python {library.__version__}) can't load {self.model}"
+                f"{said()}.",
+                "A newer llama-cpp-python may know its architecture; depthcut gguf tells what "
+                "of a cut llama.cpp loads.",
+                code="load-failed",
+            )
+        vocabulary = library.llama_model_get_vocab(self._model)
+        self._vocabulary = library.llama_vocab_n_tokens(vocabulary)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Frees the model and its contexts."""
+        for context in list(self._contexts):
+            context.close()
+        self._contexts.clear()
+        self._context, self._held = None, []
+        if self._model:
+            self._library.llama_model_free(self._model)
+        self._model = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Tokens, the mask, and the tokens that stand for the cache."""
+        self._loaded()
+        return (
+            TensorSpec(IDS, _INT, ("batch", "sequence")),
+            TensorSpec(MASK, _INT, ("batch", "total")),
+            TensorSpec(PAST, _INT, ("batch", 1, "past", 1)),
+        )
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Logits, and the tokens that stand for the cache."""
+        self._loaded()
+        return (
+            TensorSpec(LOGITS, _FLOAT, ("batch", "sequence", self._vocabulary)),
+            TensorSpec(PRESENT, _INT, ("batch", 1, "total", 1)),
+        )
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        phase: Phase | None = None,
+    ) -> dict[str, Array]:
+        """Runs one row after the other; masked positions are no tokens, and their logits are 0.
+
+        Raises:
+            BackendError: When the run fails.
+        """
+        past, new, mask = self._tokens(inputs)
+        wanted = {LOGITS, PRESENT} if outputs is None else set(outputs)
+        found: dict[str, Array] = {}
+        if PRESENT in wanted:
+            found[PRESENT] = np.concatenate([past, new], axis=1)[:, None, :, None]
+        if LOGITS in wanted:
+            rows = [self._row(*each) for each in zip(past, new, mask, strict=True)]
+            found[LOGITS] = np.stack(rows)
+        return found
+
+    def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
+        """Fills the caches of a context of its own; a call runs the new tokens of all rows.
+
+        Each call gives the logits of the last position alone, which is what a server asks for, and
+        begins by dropping what the call before has put into the caches.
+
+        Raises:
+            BackendError: A row is padded, the first run fails, or a later call does.
+        """
+        past, new, mask = self._tokens(inputs)
+        if not mask.all():
+            raise BackendError(f"{self.name} is timed on rows without padding.", code="no-padding")
+        context = self._new_context(len(new), mask.shape[1])
+        length, rows = past.shape[1], range(len(new))
+        if length:
+            context.fill([Piece(n, 0, past[n].tolist()) for n in rows])
+        batches = context.batches([Piece(n, length, new[n].tolist()) for n in rows], "last")
+
+        def call() -> None:
+            kept = [context.forget(number, length) for number in rows]
+            if length and not all(kept):
+                raise BackendError(
+                    f"{self.name} keeps a state that can't be taken back, so its steps can't be "
+                    "timed one by one.",
+                    "Time whole generations: --generate.",
+                    code="state-not-kept",
+                )
+            context.run(batches)
+
+        call()
+        return BoundCall(call)
+
+    def _tokens(self, inputs: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+        """The past's tokens, the new ones and the mask, each ``[batch, ...]``.
+
+        A cache of random numbers, as timings have it, is one of some tokens.
+        """
+        self.refuse_missing(inputs)
+        new, mask = (np.asarray(inputs[name]).astype(np.int64) for name in (IDS, MASK))
+        past = np.abs(np.asarray(inputs[PAST]).astype(np.int64))[:, 0, :, 0]
+        every = np.concatenate([past, new], axis=1)
+        if every.shape != mask.shape:
+            raise BackendError(
+                f"The attention mask has {mask.shape[1]} positions; {past.shape[1]} in the cache "
+                f"and {new.shape[1]} new tokens make another number.",
+                code="wrong-mask-length",
+            )
+        if every.size and not 0 <= every.min() <= every.max() < self._vocabulary:
+            raise BackendError(
+                f"{self.name} knows {self._vocabulary} tokens; {every.max()} is none of them.",
+                code="token-out-of-range",
+            )
+        return past, new, mask.astype(bool)
+
+    def _row(self, past: Array, new: Array, mask: Array) -> Array:
+        """One row's logits, ``[new, vocabulary]``."""
+        real = mask[len(past) :]
+        before, tokens = past[mask[: len(past)]].tolist(), new[real].tolist()
+        found = np.zeros((len(new), self._vocabulary), np.float32)
+        if tokens:
+            found[real] = self._continued(before, tokens)
+        return found
+
+    def _continued(self, before: list[int], tokens: list[int]) -> Array:
+        """The logits of tokens behind others, of which the context may hold the first ones."""
+        context = self._with_room(len(before) + len(tokens))
+        same = _common(self._held, before)
+        if not context.forget(0, same):
+            same = 0
+        self._held = []  # should the run fail
+        if same < len(before):
+            context.fill([Piece(0, same, before[same:])])
+        logits = context.logits([Piece(0, len(before), tokens)])
+        self._held = [*before, *tokens]
+        return logits
+
+    def _with_room(self, positions: int) -> LlamaContext:
+        context = self._context
+        if context is None or context.positions < positions:
+            if context is not None:
+                context.close()
+            context = self._context = self._new_context(1, positions)
+            self._held = []
+        return context
+
+    def _new_context(self, sequences: int, positions: int) -> LlamaContext:
+        context = LlamaContext(
+            self._library,
+            self._loaded(),
+            sequences=sequences,
+            positions=positions,
+            threads=self.threads,
+        )
+        self._contexts.add(context)
+        return context
+
+    def _loaded(self) -> Any:
+        if not self._model:
+            raise self.not_entered()
+        return self._model
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))

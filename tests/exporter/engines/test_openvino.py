@@ -1,0 +1,142 @@
+"""OpenVINO behind a runner: what ONNX Runtime gives, caches included."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import TIED, written
+from tiny_lm import write_tiny_lm
+
+from exporter.artifacts.latency import Shape
+from exporter.engines.decoding.generate import generate
+from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.inputs import make_inputs, random_tokens
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.openvino import OpenVinoRunner
+from exporter.errors import BackendError, MissingDependencyError
+from graph_passes import Deletion, prune_graph, save_model
+from tests.graph_passes.fused_graphs import FusedSpec, fused_model
+from tests.raising import raises
+from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
+
+SPEC = TinySpec()
+SHAPES = (Shape("prefill", 2, 5), Shape("decode", 2, 1, 5), Shape("decode", 1, 3, 4))
+openvino = pytest.mark.openvino
+
+
+@pytest.fixture(params=["whole", "cut"])
+def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    model = tiny_model(SPEC)
+    if request.param == "cut":
+        model, _ = prune_graph(model, [Deletion(1, "attention"), Deletion(2, "block")])
+    save_model(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def close(graph: Path, shape: Shape, *, padded: bool = False) -> None:
+    with OpenVinoRunner(graph, threads=1) as runner, OnnxRuntimeRunner(graph, threads=1) as other:
+        assert [s.name for s in runner.inputs] == [s.name for s in other.inputs]
+        inputs = make_inputs(other.inputs, shape, random_tokens(shape, VOCABULARY))
+        if padded:
+            inputs["attention_mask"][0, :2] = 0
+        got, wanted = (each.run(inputs) for each in (runner, other))
+        assert list(got) == [spec.name for spec in other.outputs]
+        real = inputs["attention_mask"][:, -shape.sequence_length :].astype(bool)
+        for name, array in wanted.items():
+            rows = (got[name], array) if array.ndim != 3 else (got[name][real], array[real])
+            np.testing.assert_allclose(*rows, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@openvino
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_gives_what_onnx_runtime_gives(graph: Path, shape: Shape) -> None:
+    close(graph, shape)
+
+
+@openvino
+def test_padding_is_masked(graph: Path) -> None:
+    close(graph, SHAPES[0], padded=True)
+
+
+@openvino
+def test_calls_that_are_timed_run_in_turns(graph: Path) -> None:
+    with OpenVinoRunner(graph, threads=2) as runner:
+        calls = [
+            runner.prepare(
+                make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY)),
+                phase=shape.phase,
+            )
+            for shape in SHAPES
+        ]
+        for call in (*calls, *calls):
+            call()
+
+
+@openvino
+def test_what_it_gave_stays(graph: Path) -> None:
+    with OpenVinoRunner(graph, threads=1) as runner:
+        inputs = [
+            make_inputs(runner.inputs, SHAPES[0], random_tokens(SHAPES[0], VOCABULARY) * k)
+            for k in (1, 0)
+        ]
+        first = runner.run(inputs[0])["logits"]
+        kept = first.copy()
+        runner.run(inputs[1])
+        np.testing.assert_array_equal(first, kept)
+
+
+@openvino
+def test_it_generates(graph: Path) -> None:
+    found = []
+    for name in (f"openvino:{graph}", graph):
+        with open_decoder(name, threads=1) as decoder:
+            found.append(generate(decoder, [3, 1, 4], new_tokens=5).token_ids)
+    assert found[0] == found[1]
+
+
+@openvino
+def test_what_it_doesnt_load(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"\x08\x0anothing")
+    with raises(BackendError, "load-failed", broken, "--target portable"):
+        OpenVinoRunner(broken, threads=1).__enter__()
+    fused = tmp_path / "fused" / "model.onnx"
+    save_model(fused_model(FusedSpec()), fused)
+    with raises(BackendError, "cache-in-place", fused, "--target portable"):
+        OpenVinoRunner(fused, threads=1).__enter__()
+    narrow = written(TIED, tmp_path / "narrow.onnx", kind=ir.DataType.BFLOAT16)
+    runner = OpenVinoRunner(narrow, threads=1)
+    with runner, raises(BackendError, "unknown-type", narrow, "logits"):
+        _ends(runner)
+
+
+def _ends(runner: Runner) -> None:
+    assert runner.inputs
+    assert runner.outputs
+
+
+@openvino
+def test_a_call_that_fails(graph: Path) -> None:
+    with OpenVinoRunner(graph, threads=1) as runner:
+        inputs = make_inputs(runner.inputs, SHAPES[1], random_tokens(SHAPES[1], VOCABULARY))
+        flat = {**inputs, "input_ids": inputs["input_ids"][0]}
+        with raises(BackendError, "run-failed", graph):
+            runner.run(flat)
+        with raises(BackendError, "input-missing", "input_ids"):
+            runner.run({name: array for name, array in inputs.items() if name != "input_ids"})
+
+
+def test_what_it_doesnt_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny_lm(tmp_path) / "model.onnx"
+    with raises(BackendError, "unknown-provider", "cuda", "openvino"):
+        OpenVinoRunner(path, provider="cuda", threads=1)
+    with raises(BackendError, "not-entered", path):
+        _ends(OpenVinoRunner(path, threads=1))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with raises(MissingDependencyError, "", "openvino", "depthcut[openvino]"):
+        OpenVinoRunner(path, threads=1).__enter__()

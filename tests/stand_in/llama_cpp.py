@@ -1,0 +1,173 @@
+"""llama-cpp-python where it isn't installed: its C interface on tiny GGUF files, in numpy.
+
+It keeps what each sequence holds as tokens, refuses what llama.cpp refuses (positions that don't go
+on, a context that is full), and counts what is alive and how many tokens were run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from exporter.errors import DepthcutError
+from tests.exporter.tiny_gguf import VOCABULARY, llama_cpp_logits
+
+
+@dataclass
+class _Context:
+    model: Path
+    positions: int
+    sequences: int
+    held: dict[int, list[int]] = field(default_factory=dict)
+    logits: Any = None
+
+
+@dataclass
+class LlamaCpp:
+    """The module.
+
+    Attributes:
+        alive: Models, contexts and batches that nobody has freed.
+        run_tokens: How many tokens were run.
+        threads: Of the last context.
+        takes_back: Whether a part of a sequence can be dropped, unlike in recurrent models.
+        no_memory: Has every context fail.
+    """
+
+    alive: dict[int, Any] = field(default_factory=dict)
+    run_tokens: int = 0
+    threads: int = 0
+    takes_back: bool = True
+    no_memory: bool = False
+    __version__: str = "stand-in"
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._log: Any = lambda *_: None
+
+    def llama_log_callback(self, function: Any) -> Any:
+        return function
+
+    def llama_backend_init(self) -> None:
+        pass
+
+    def llama_log_set(self, callback: Any, _user: Any) -> None:
+        self._log = callback
+
+    def llama_model_default_params(self) -> Any:
+        return SimpleNamespace(n_gpu_layers=99, vocab_only=False)
+
+    def llama_context_default_params(self) -> Any:
+        return SimpleNamespace(n_ctx=512, n_seq_max=1, n_batch=2048, n_threads=4)
+
+    def llama_model_load_from_file(self, path: bytes, params: Any) -> int | None:
+        file = Path(path.decode())
+        try:
+            if not params.vocab_only:
+                llama_cpp_logits(file, [0])
+        except (DepthcutError, AssertionError, KeyError, IndexError) as error:
+            self._log(4, b"llama_model_load: error loading model: " + repr(error).encode(), None)
+            return None
+        return self._keep(file)
+
+    def llama_model_free(self, model: int) -> None:
+        del self.alive[model]
+
+    def llama_model_get_vocab(self, model: int) -> int:
+        assert model in self.alive
+        return model
+
+    def llama_vocab_n_tokens(self, _vocabulary: int) -> int:
+        return VOCABULARY
+
+    def llama_init_from_model(self, model: int, params: Any) -> int | None:
+        if self.no_memory:
+            self._log(4, b"llama_init_from_model: failed to allocate\n", None)
+            return None
+        self.threads = params.n_threads
+        positions = params.n_ctx // params.n_seq_max
+        return self._keep(_Context(self.alive[model], positions, params.n_seq_max))
+
+    def llama_free(self, context: int) -> None:
+        del self.alive[context]
+
+    def llama_get_memory(self, context: int) -> _Context:
+        found: _Context = self.alive[context]
+        return found
+
+    def llama_memory_seq_rm(self, memory: _Context, sequence: int, start: int, _end: int) -> bool:
+        held = memory.held.setdefault(sequence, [])
+        if 0 < start < len(held) and not self.takes_back:
+            return False
+        del held[max(start, 0) :]
+        return True
+
+    def llama_batch_init(self, count: int, _embd: int, _sequences: int) -> Any:
+        batch = SimpleNamespace(
+            number=next(self._numbers),
+            token=[0] * count,
+            pos=[0] * count,
+            n_seq_id=[0] * count,
+            seq_id=[[0] for _ in range(count)],
+            logits=[False] * count,
+        )
+        self.alive[batch.number] = batch
+        return batch
+
+    def llama_batch_free(self, batch: Any) -> None:
+        del self.alive[batch.number]
+
+    def llama_decode(self, context: int, batch: Any) -> int:
+        known: _Context = self.alive[context]
+        outputs = []
+        for place in range(batch.n_tokens):
+            (sequence,) = batch.seq_id[place]
+            held = known.held.setdefault(sequence, [])
+            if sequence >= known.sequences or batch.pos[place] != len(held):
+                self._log(4, b"decode: the positions don't go on\n", None)
+                return -1
+            if len(held) >= known.positions:
+                return 1
+            held.append(batch.token[place])
+            self.run_tokens += 1
+            if batch.logits[place]:
+                outputs.append(llama_cpp_logits(known.model, held)[-1])
+        known.logits = np.array(outputs, np.float32)
+        return 0
+
+    def llama_synchronize(self, context: int) -> None:
+        assert context in self.alive
+
+    def llama_get_logits(self, context: int) -> Any:
+        known: _Context = self.alive[context]
+        return known.logits.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
+    def llama_tokenize(
+        self, _vocab: int, text: bytes, _size: int, tokens: Any, room: int, _own: bool, _parse: bool
+    ) -> int:
+        """A word or a sign is a token."""
+        words = re.findall(rb"\w+|[^\w\s]", text)
+        for place, word in enumerate(words[:room]):
+            tokens[place] = sum(word) % VOCABULARY
+        return len(words)
+
+    def llama_detokenize(
+        self, _vocab: int, tokens: Any, count: int, text: Any, room: int, _own: bool, _names: bool
+    ) -> int:
+        found = "".join(f" t{token}" for token in tokens[:count]).encode()
+        if len(found) > room:
+            return -len(found)
+        ctypes.memmove(text, found, len(found))
+        return len(found)
+
+    def _keep(self, thing: Any) -> int:
+        number = next(self._numbers)
+        self.alive[number] = thing
+        return number
