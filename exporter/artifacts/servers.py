@@ -16,9 +16,16 @@ from exporter.errors import PlanError
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef
 
 Server = Literal[
-    "llama.cpp", "vllm", "sglang", "tensorrt-llm", "mlx", "onnxruntime", "tensorrt"
+    "llama.cpp", "vllm", "sglang", "tensorrt-llm", "mlx", "onnxruntime", "openvino", "tensorrt"
 ]  # fmt: skip
 
+_KINDS_OF_ROW: tuple[tuple[int, SublayerKind], ...] = (
+    (1, "attention"),
+    (1, "mlp"),
+    (0, "attention"),
+)
+_WORDS: Mapping[Replacement, str] = {"none": "drop", "bias": "bias", "linear": "map"}
+STAYS = "has to stay"
 _ANY: tuple[Replacement, ...] = ("none", "bias", "linear")
 
 
@@ -60,6 +67,7 @@ SERVERS: Mapping[Server, Held] = {
     # The mask is made from the cache of the first attention that isn't dropped.
     "mlx": Held(("none", "linear"), ("none", "linear"), ("none",)),
     "onnxruntime": _GRAPH,
+    "openvino": _GRAPH,
     "tensorrt": _GRAPH,
 }
 CHECKPOINT_SERVERS = tuple(name for name, held in SERVERS.items() if held.form == "DeciLM")
@@ -95,6 +103,56 @@ def refuse_unheld(
             for ref in each.sublayers:
                 if each.replacement not in SERVERS[server].places(ref):
                     raise _unheld(server, ref, each.replacement)
+
+
+@dataclass(frozen=True)
+class ServingRow:
+    """What one runtime can hold of a model, and of a plan.
+
+    Attributes:
+        runtime: Its name.
+        form: What is written for it.
+        attention: What may become of an attention, in words: a drop, a bias or a map in its place.
+        mlp: Likewise of an MLP.
+        first: Likewise of layer 0's attention.
+        problem: Why it can't hold the plan; empty where it can, None without a plan.
+    """
+
+    runtime: Server
+    form: str
+    attention: str
+    mlp: str
+    first: str
+    problem: str | None = None
+
+
+def serving_rows(
+    other_arithmetic: str = "", deletions: Sequence[PlannedDeletion] | None = None
+) -> list[ServingRow]:
+    """What each runtime can hold; whole blocks without replacements go everywhere.
+
+    Args:
+        other_arithmetic: Why the model doesn't compute as Llama does; empty where it does, or
+            where nobody knows.
+        deletions: A plan's; None: no plan.
+    """
+    problems = {} if deletions is None else where_served(deletions)
+    plain = deletions is not None and is_plain(deletions)
+    found = []
+    for server, held in SERVERS.items():
+        alien = bool(other_arithmetic) and held.llama_only
+        told = [STAYS] * 3 if alien else [_places(held, *ref) for ref in _KINDS_OF_ROW]
+        problem = problems.get(server)
+        if problem == "" and alien and not plain:
+            problem = f"it computes such models as Llama does, and {other_arithmetic}"
+        found.append(ServingRow(server, held.form, *told, problem))
+    return found
+
+
+def _places(held: Held, layer: int, kind: SublayerKind) -> str:
+    places = held.places(SublayerRef(layer, kind))
+    without = " without intercept" if "linear" in places and not held.intercept else ""
+    return ", ".join(_WORDS[each] for each in places) + without or STAYS
 
 
 def where_served(deletions: Sequence[PlannedDeletion]) -> dict[Server, str]:

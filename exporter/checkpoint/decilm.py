@@ -24,6 +24,7 @@ from exporter.checkpoint.shard_writer import Piece, piece_of, write_shards
 from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.files import in_shards, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacement, BranchReplacements
+from exporter.models.llama_arithmetic import other_arithmetic
 from exporter.models.loading.model_files import save_pretrained_files, shipped_config
 from exporter.models.loading.model_source import LoadedModel
 from graph_passes.types import SublayerRef
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 MODEL_TYPE, CLASS = "nemotron-nas", "DeciLMForCausalLM"
 
-_WIDTH_UNIT = 256
 _SHARD_BYTES = 5 * 10**9
 _LAYER = re.compile(
     r"model\.layers\.(\d+)\.(self_attn|input_layernorm|mlp|post_attention_layernorm)\."
@@ -47,7 +47,6 @@ _MAPS: Mapping[str, Mapping[str, str]] = {
     "tensorrt-llm": {"attention": "self_attn.linear_attn", "mlp": "mlp.linear_mlp"},
     "mlx": {"attention": "self_attn.linear", "mlp": "mlp.linear"},
 }
-_ALIKE = ("llama", "mistral")
 _HINT = "Write the checkpoint without --as decilm, or the ONNX graph: depthcut export."
 
 _CONFIG_TEXT = '''"""Gives the entries of block_configs as attributes, as servers read them."""
@@ -94,8 +93,8 @@ def check_decilm(
         UnknownArchitectureError: The model isn't Llama's arithmetic.
     """
     refuse_unheld([server] if server else CHECKPOINT_SERVERS, deletions, plain=False)
-    found = _other_arithmetic(loaded.model.config)
-    if found is not None:
+    found = other_arithmetic(loaded.model.config.to_dict())
+    if found:
         raise UnknownArchitectureError(
             f"{loaded.ref.architecture} is not what servers compute of {CLASS}: {found}.",
             _HINT,
@@ -214,24 +213,6 @@ def _whole(maps: Sequence[torch.Tensor], model: Any) -> torch.Tensor:
     for factor in maps[1:]:
         whole = factor.float() @ whole
     return whole.to(model.dtype)
-
-
-def _other_arithmetic(config: Any) -> str | None:
-    """What of a config servers would pass over; None where nothing is."""
-    if config.model_type not in _ALIKE:
-        return f"its type is {config.model_type}"
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    width = config.intermediate_size
-    head = getattr(config, "head_dim", None) or hidden // heads
-    rules = (
-        (config.hidden_act != "silu", f"its activation is {config.hidden_act}"),
-        (bool(getattr(config, "attention_bias", False)), "its attention has biases"),
-        (bool(getattr(config, "mlp_bias", False)), "its MLP has biases"),
-        (getattr(config, "sliding_window", None) is not None, "its attention has a window"),
-        (head * heads != hidden, f"its heads are {head} wide, not hidden_size / heads"),
-        (width % _WIDTH_UNIT != 0, f"its MLP is {width} wide, no multiple of {_WIDTH_UNIT}"),
-    )
-    return next((what for broken, what in rules if broken), None)
 
 
 def _rope_theta(config: Mapping[str, Any]) -> float:

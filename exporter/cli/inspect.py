@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+from exporter.artifacts.servers import ServingRow, serving_rows
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.cli.results import print_rows
+from exporter.cli.results import print_rows, print_serving
 from exporter.option_types import OnnxFile
 from exporter.options import Options, argument, dataclass
 from graph_passes.types import Refusal, ResidualSite
@@ -24,19 +29,66 @@ class InspectCall(Options):
 def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
     """List the sublayers of MODEL: what can be cut, what can't, and why.
 
-    MODEL is an ONNX file, or a folder with one.
+    MODEL is an ONNX file, a folder with one, or a GGUF file. A table tells which runtimes can hold
+    such cuts of it.
     """
-    from exporter.cut.surgery import inspect_file
+    from exporter.models.gguf.model_files import GGUF_SUFFIX
 
-    found = inspect_file(call.model)
-    sites = [item for item in found if isinstance(item, ResidualSite)]
-    refusals = [item for item in found if isinstance(item, Refusal)]
+    of_gguf = call.model.suffix == GGUF_SUFFIX
+    listing, runtimes = _of_gguf(call.model) if of_gguf else _of_graph(call.model)
     if progress.as_json:
-        listing = {"sites": list(map(asdict, sites)), "refusals": list(map(asdict, refusals))}
-        echo_json(json.dumps(listing, indent=2))
+        told = {**listing, "runtimes": list(map(asdict, runtimes))}
+        echo_json(json.dumps(told, indent=2, default=asdict))
         return
-    _print_sites(sites)
-    _print_refusals(refusals)
+    if of_gguf:
+        _print_sublayers(listing["sublayers"])
+    else:
+        _print_sites(listing["sites"])
+        _print_refusals(listing["refusals"])
+    if runtimes:
+        print_serving(runtimes)
+
+
+def _of_graph(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
+    from exporter.cut.surgery import inspect_file
+    from exporter.models.llama_arithmetic import other_arithmetic
+    from exporter.models.model_folder import read_config
+
+    found = inspect_file(model)
+    sites = [item for item in found if isinstance(item, ResidualSite)]
+    listing: dict[str, list[Any]] = {
+        "sites": sites,
+        "refusals": [item for item in found if isinstance(item, Refusal)],
+    }
+    config = read_config(model.parent)
+    return listing, serving_rows(other_arithmetic(config)) if sites else []
+
+
+def _of_gguf(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
+    from exporter.cut.gguf.deci import ALIKE
+    from exporter.cut.gguf.layers import sublayers_of
+    from exporter.models.gguf.model_files import read_model
+
+    file = read_model(model)
+    sublayers = [
+        {
+            "layer": ref.layer,
+            "kind": ref.kind,
+            "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+            "bytes": sum(tensor.nbytes for tensor in tensors),
+        }
+        for ref, tensors in sublayers_of(file).items()
+    ]
+    other = "" if file.architecture in ALIKE else f"its architecture is {file.architecture}"
+    return {"sublayers": sublayers}, serving_rows(other)
+
+
+def _print_sublayers(found: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        (str(each["layer"]), each["kind"], f"{each['parameters']:,}", f"{each['bytes']:,}")
+        for each in found
+    ]
+    print_rows(("layer", "kind", "parameters", "bytes"), rows)
 
 
 def _print_sites(sites: list[ResidualSite]) -> None:

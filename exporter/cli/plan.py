@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import PruningPlan
-from exporter.artifacts.servers import SERVERS, is_plain, where_served
+from pathlib import Path
+
+from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.artifacts.servers import is_plain, serving_rows
 from exporter.choose.budgets.request import PlanRequest
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code
-from exporter.cli.results import print_artifact, print_rows
+from exporter.cli.results import print_artifact, print_serving
+from exporter.models.llama_arithmetic import other_class
 from exporter.options import Options, dataclass, only_with, part
-
-_CONDITIONS = {True: "yes, of a Llama", False: "yes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +31,12 @@ class PlanCall(Options):
     )
 
 
-def _print_servers(plan: PruningPlan) -> None:
+def _print_servers(plan: PruningPlan, importance: Path) -> None:
     """Where the plan can be served; most runtimes hold gaps only in models that are Llamas."""
     if is_plain(plan.deletions):
         return  # everywhere
-    rows = [
-        (server, SERVERS[server].form, reason or _CONDITIONS[SERVERS[server].llama_only])
-        for server, reason in where_served(plan.deletions).items()
-    ]
-    print_rows(("runtime", "form", "can hold the plan"), rows)
+    architecture = ImportanceReport.read(importance).model.architecture
+    print_serving(serving_rows(other_class(architecture), plan.deletions))
 
 
 @command(PlanCall)
@@ -55,6 +53,6 @@ def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     if made is None:
         return 0
     if not progress.as_json:
-        _print_servers(made)
+        _print_servers(made, call.request.importance)
     print_artifact(made, call.request.output, progress.as_json, "Drop " + made.describe())
     return exit_code(made) if call.required.require_speedup else 0

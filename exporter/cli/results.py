@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.artifacts import Artifact, ComparisonReport, PruneReport
+from exporter.artifacts.servers import ServingRow
 from exporter.cli.console import echo, echo_json
 from exporter.printable import printable, raw_output
 
@@ -66,6 +67,17 @@ def _more_there(report: ComparisonReport) -> str:
     }
     told = ", ".join(name for name, found in more.items() if found)
     return f" (with more than the table: {told})" if told else ""
+
+
+def print_serving(rows: Sequence[ServingRow]) -> None:
+    """Which runtimes can hold what of a model, and a plan if there is one."""
+    header = ["runtime", "form", "an attention", "an MLP", "attention 0"]
+    told = [[row.runtime, row.form, row.attention, row.mlp, row.first] for row in rows]
+    if any(row.problem is not None for row in rows):
+        header.append("the plan")
+        told = [[*cells, row.problem or "yes"] for cells, row in zip(told, rows, strict=True)]
+    echo("What may become of a sublayer in each runtime (whole blocks can go everywhere):")
+    print_rows(header, told)
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.by_score import is_foreign_plan, validate_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.servers import refuse_unheld
 from exporter.artifacts.store import key_hash
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.inputs import Workplace
@@ -122,6 +123,8 @@ def check_plan(run: Run, plan: LoadedPlan) -> None:
         path=run.request.drops.plan,
         allow_all=run.request.allow_empty,
     )
+    if run.request.server is not None:
+        refuse_unheld([run.request.server], plan.plan.deletions)
     if not run.request.heals_plan:  # healing holds it against the model itself
         plan.hold_against(run.source_sha256, run.request.source, run.progress)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from exporter.artifacts import Target
+from exporter.artifacts.servers import Server
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.settings import PlanSettings, idle_rules, settled_heal
 from exporter.choose.selection.search_options import DROPPING, SearchOptions
@@ -166,6 +167,16 @@ class ExportRequest(Options):
     )
     redo: bool = option(False, "Run stages again whose results are still valid.")
     drops: DropRequest = part()
+    server: Server | None = option(
+        None,
+        "The runtime that will serve the model: the plan keeps what it can't do without, and "
+        "replacements are such that it can hold.",
+        "--for",
+        brief="The runtime that will serve the model",
+        usual="any",
+        section=DROPPING,
+        rare=True,
+    )
     allow_empty: bool = option(
         False,
         "Drop the sublayers even if no attention and no MLP is left.",
@@ -176,8 +187,7 @@ class ExportRequest(Options):
     heal: HealOptions | None = part(
         switch="kind",
         off="none",
-        without=("server",),  # it writes graphs, which hold anything
-        shared=("samples", "sequence_length", "batch_size", "seed"),
+        shared=("samples", "sequence_length", "batch_size", "seed", "server"),
         config_only=("calibration", "sequential", "check_text", "rank"),
         section=HEALING,
     )
@@ -279,6 +289,7 @@ class ExportRequest(Options):
             heal=self.heal,
             calibration=self.score.calibration,
             batch_size=self.score.batch_size,
+            server=self.server,
             allow_all=self.allow_empty,
         )
 

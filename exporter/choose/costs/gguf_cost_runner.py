@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSiz
 from exporter.choose.costs.grouping import Variant
 from exporter.compare.threads import choose_threads, fastest
 from exporter.compare.timing.subjects import TimedArm
-from exporter.cut.gguf.layers import place_in_layer, sublayer_of
+from exporter.cut.gguf.layers import place_in_layer, sublayers_of
 from exporter.cut.gguf.surgery import cut_gguf
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.registry import RUNNERS, open_runner
@@ -83,11 +82,7 @@ class GgufCostRunner:
         """
         model = read_model(self.model)
         layers, hidden = sizes_of(model), model.whole(HIDDEN)
-        held: defaultdict[SublayerRef, list[Tensor]] = defaultdict(list)
-        for tensor in model.tensors:
-            ref = sublayer_of(tensor.name)
-            if ref is not None:
-                held[ref].append(tensor)
+        held = sublayers_of(model)
         held.pop(_FIRST, None)
         if not held:
             raise CostError(f"{self.model} holds no sublayer that can be cut.", code="no-sublayers")

@@ -32,7 +32,8 @@ ZERO_WIDTH = 32
 
 _HEAD_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _REWRITTEN = (BLOCK_COUNT, HEADS, KV_HEADS, MLP_WIDTH, *_HEAD_WIDTHS)
-_ALIKE = ("llama", DECI)
+ALIKE = ("llama", DECI)
+"""What llama.cpp computes as ``deci``."""
 _IN_LAYER = re.compile(
     r"(attn_norm|ffn_norm)\.weight|(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.(weight|bias)"
 )
@@ -60,11 +61,11 @@ def check_deci(model: GgufModel, layers: Sequence[Layer]) -> None:
     """
     first = next(each for each in layers if not each.whole)
     what = f"{'attention' if first.attention else 'mlp'} {first.number}"
-    if model.architecture not in _ALIKE:
+    if model.architecture not in ALIKE:
         raise SurgeryError(
             f"{what} of {model.path} is to go, and the file is of the architecture "
             f"{model.architecture}. llama.cpp has layers without attention only in {DECI}, which "
-            f"computes as {_ALIKE[0]} does.",
+            f"computes as {ALIKE[0]} does.",
             f"{_BLOCKS} The ONNX graph can be cut as planned: depthcut prune.",
             code="not-llama",
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import SurgeryError
+from exporter.models.gguf.header import Tensor
 from exporter.models.gguf.model_files import GgufModel
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
@@ -64,7 +65,7 @@ def refuse_missing(model: GgufModel, deletions: Sequence[PlannedDeletion]) -> No
     Raises:
         SurgeryError: A layer has no tensors of the sublayer that is to go.
     """
-    parts = {sublayer_of(tensor.name) for tensor in model.tensors}
+    parts = sublayers_of(model)
     for ref in (ref for each in deletions for ref in each.sublayers):
         if ref not in parts:
             raise SurgeryError(
@@ -74,7 +75,17 @@ def refuse_missing(model: GgufModel, deletions: Sequence[PlannedDeletion]) -> No
             )
 
 
-def sublayer_of(name: str) -> SublayerRef | None:
+def sublayers_of(model: GgufModel) -> dict[SublayerRef, list[Tensor]]:
+    """The tensors of each attention and MLP, by layer."""
+    found: dict[SublayerRef, list[Tensor]] = {}
+    for tensor in model.tensors:
+        ref = _sublayer_of(tensor.name)
+        if ref is not None:
+            found.setdefault(ref, []).append(tensor)
+    return dict(sorted(found.items()))
+
+
+def _sublayer_of(name: str) -> SublayerRef | None:
     """The sublayer that a tensor belongs to; None: it is in no layer."""
     place = place_in_layer(name)
     if place is None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from healed_models import planned
 
-from exporter.artifacts.servers import SERVERS, is_plain, refuse_unheld, where_served
+from exporter.artifacts.servers import (
+    SERVERS,
+    STAYS,
+    is_plain,
+    refuse_unheld,
+    serving_rows,
+    where_served,
+)
 from exporter.errors import PlanError
+from exporter.options import build
+from exporter.pipeline.request import ExportRequest
 from tests.raising import raises
 
 ALL = set(SERVERS)
-GRAPHS = {"onnxruntime", "tensorrt"}
+GRAPHS = {"onnxruntime", "openvino", "tensorrt"}
 
 
 @pytest.mark.parametrize(
@@ -49,3 +59,37 @@ def test_layers_that_can_not_be_left_out() -> None:
     with raises(PlanError, "server-needs-it", "attention 0", "vllm"):
         refuse_unheld(["vllm"], planned(("block", 0, "none")), plain=False)
     refuse_unheld(["vllm"], planned(("block", 1, "none")), plain=False)
+
+
+def test_a_row_tells_what_may_become_of_each_sublayer() -> None:
+    rows = {row.runtime: row for row in serving_rows()}
+    assert set(rows) == ALL
+    assert rows["vllm"].first == STAYS != rows["vllm"].attention
+    assert rows["mlx"].first == rows["vllm"].attention
+    assert rows["onnxruntime"].mlp == rows["onnxruntime"].first
+    assert "bias" in rows["onnxruntime"].mlp
+    assert all(row.problem is None for row in rows.values())
+
+
+def test_a_row_says_why_a_plan_does_not_go_there() -> None:
+    plan = planned(("attention", 3, "none"))
+    assert {row.runtime for row in serving_rows("", plan) if row.problem == ""} == ALL
+    alien = {row.runtime: row for row in serving_rows("its type is qwen3", plan)}
+    assert {name for name, row in alien.items() if row.problem == ""} == GRAPHS
+    assert "qwen3" in (alien["vllm"].problem or "")
+    assert alien["vllm"].attention == STAYS
+    blocks = serving_rows("its type is qwen3", planned(("block", 3, "none")))
+    assert {row.runtime for row in blocks if row.problem == ""} == ALL
+
+
+def test_an_export_for_a_runtime_plans_and_heals_for_it(tmp_path: Path) -> None:
+    told = {"source": "M", "output": str(tmp_path), "drop_attn": 2, "heal": "linear", "for": "mlx"}
+    request = build(ExportRequest, told)
+    assert request.plan_settings.server == "mlx"
+    assert request.heal is not None
+    assert request.heal.server == "mlx"
+    assert not request.heal.intercept
+    free = build(ExportRequest, {key: told[key] for key in told if key != "for"})
+    assert free.plan_settings.server is None
+    assert free.heal is not None
+    assert free.heal.intercept

@@ -1,0 +1,75 @@
+"""What `depthcut inspect` tells of a model: its sublayers, and which runtimes hold cuts of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.artifacts.servers import SERVERS, STAYS
+from exporter.cli import run
+from graph_passes import save_model
+from tests.exporter.tiny_gguf import TinyGguf
+from tests.tiny_graphs import tiny_model
+
+ON_GRAPHS = {"onnxruntime", "openvino", "tensorrt"}
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    save_model(tiny_model(), tmp_path / "model.onnx")
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
+    assert run(["inspect", str(path), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def holding(found: dict[str, Any]) -> set[str]:
+    return {row["runtime"] for row in found["runtimes"] if row["attention"] != STAYS}
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (None, set(SERVERS)),  # nobody says what it is
+        ({**LLAMA, "intermediate_size": 256}, set(SERVERS)),
+        ({**LLAMA, "intermediate_size": 100}, ON_GRAPHS),
+        ({**LLAMA, "intermediate_size": 256, "attention_bias": True}, ON_GRAPHS),
+        ({**LLAMA, "intermediate_size": 256, "hidden_act": "gelu"}, ON_GRAPHS),
+        ({**LLAMA, "intermediate_size": 256, "mlp_bias": True}, ON_GRAPHS),
+        ({**LLAMA, "intermediate_size": 256, "sliding_window": 8}, ON_GRAPHS),
+        ({**LLAMA, "intermediate_size": 256, "head_dim": 32}, ON_GRAPHS),
+        ({"model_type": "qwen3"}, ON_GRAPHS),
+        ({"architectures": ["GPT2LMHeadModel"]}, ON_GRAPHS),
+        ({"architectures": ["LlamaForCausalLM"]}, set(SERVERS)),
+    ],
+)
+def test_a_graph_tells_where_it_can_go(
+    graph: Path, capsys: pytest.CaptureFixture[str], config: Any, wanted: set[str]
+) -> None:
+    if config is not None:
+        (graph / "config.json").write_text(json.dumps(config))
+    found = told(capsys, graph)
+    assert len(found["sites"]) == 6
+    assert holding(found) == wanted
+
+
+def test_a_gguf_file_tells_its_sublayers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = told(capsys, TinyGguf.llama(layers=2).write(tmp_path / "a.gguf"))
+    named = [(each["layer"], each["kind"]) for each in found["sublayers"]]
+    assert named == [(0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp")]
+    assert all(each["bytes"] == 4 * each["parameters"] for each in found["sublayers"])
+    assert holding(found) == set(SERVERS)
+    other = TinyGguf.llama(layers=2, architecture="qwen2").write(tmp_path / "b.gguf")
+    assert holding(told(capsys, other)) == ON_GRAPHS
+    assert run(["inspect", str(other)]) == 0
+    out = capsys.readouterr().out
+    assert all(server in out for server in SERVERS)
