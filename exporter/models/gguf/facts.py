@@ -16,7 +16,6 @@ from exporter.models.graph_facts import GraphFacts
 from exporter.models.model_folder import ModelFolder
 from graph_passes.plan_record import PLAN_KEY
 
-_FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 CACHE_BYTES = 2
 """Of a key's or value's number: llama.cpp keeps float16, unless it is told otherwise."""
 _WIDTHS = ("attention.key_length", "attention.value_length")
@@ -92,11 +91,11 @@ def _vocabulary(model: GgufModel) -> int | None:
 
 
 def _precision(model: GgufModel) -> str:
+    """The block type of most bytes, in llama.cpp's words: its caches are float16 with any."""
     held: Counter[str] = Counter()
     for tensor in model.tensors:
         held[tensor.kind_name] += tensor.nbytes
-    name = held.most_common(1)[0][0] if held else "none"
-    return _FLOATS.get(name, name.lower())
+    return held.most_common(1)[0][0].lower() if held else "none"
 
 
 def _cache_bytes(model: GgufModel) -> int:

@@ -163,7 +163,7 @@ def test_facts_tell_the_cut(whole: Path, cut: Path) -> None:
         token,
     )
     assert before.vocabulary == after.vocabulary == VOCABULARY
-    assert (before.precision, before.metadata) == ("fp32", {})
+    assert (before.precision, before.metadata) == ("f32", {})
     assert after.parameters < before.parameters
     assert "depthcut.plan" in after.metadata
 
