@@ -141,11 +141,11 @@ def serving_rows(
     found = []
     for server, held in SERVERS.items():
         alien = bool(other_arithmetic) and held.llama_only
-        told = [STAYS] * 3 if alien else [_places(held, *ref) for ref in _KINDS_OF_ROW]
+        attention, mlp, first = (STAYS if alien else _places(held, *ref) for ref in _KINDS_OF_ROW)
         problem = problems.get(server)
         if problem == "" and alien and not plain:
             problem = f"it computes such models as Llama does, and {other_arithmetic}"
-        found.append(ServingRow(server, held.form, *told, problem))
+        found.append(ServingRow(server, held.form, attention, mlp, first, problem))
     return found
 
 
