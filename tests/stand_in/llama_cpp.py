@@ -126,7 +126,7 @@ class LlamaCpp:
 
     def llama_decode(self, context: int, batch: Any) -> int:
         known: _Context = self.alive[context]
-        outputs = []
+        wanted = []
         for place in range(batch.n_tokens):
             (sequence,) = batch.seq_id[place]
             held = known.held.setdefault(sequence, [])
@@ -138,8 +138,9 @@ class LlamaCpp:
             held.append(batch.token[place])
             self.run_tokens += 1
             if batch.logits[place]:
-                outputs.append(llama_cpp_logits(known.model, held)[-1])
-        known.logits = np.array(outputs, np.float32)
+                wanted.append((sequence, len(held) - 1))
+        found = {n: llama_cpp_logits(known.model, known.held[n]) for n in {n for n, _ in wanted}}
+        known.logits = np.array([found[n][at] for n, at in wanted], np.float32)
         return 0
 
     def llama_synchronize(self, context: int) -> None:

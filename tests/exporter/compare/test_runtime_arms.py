@@ -22,6 +22,7 @@ from exporter.compare.tasks.evaluation import evaluate_model
 from exporter.cut.gguf.surgery import cut_gguf
 from exporter.errors import ComparisonError, GgufFileError, UsageError
 from exporter.gate.keys import key_of
+from exporter.report.files import write_reports
 from graph_passes import save_model
 from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import raises
@@ -34,9 +35,9 @@ OPTIONS = CompareOptions(
     decode_past_lengths=(6,),
     batches=(1, 2),
     rounds=2,
-    eval_tokens=48,
+    eval_tokens=32,
     eval_sequence_length=16,
-    quality=QualityOptions(agreement_prompts=2, agreement_tokens=3, answer_tokens=3, probes=3),
+    quality=QualityOptions(agreement_prompts=2, agreement_tokens=3, answer_tokens=3, probes=0),
     timing=TimingOptions(generate=((4, 3),)),
 )
 AT = RequestShape(batch=1, prompt=4, new=3)
@@ -83,7 +84,6 @@ def test_llama_cpp_is_an_arm(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_p
     assert accuracy.kl_divergence is not None
     assert accuracy.kl_divergence > 0
     assert accuracy.generation is not None
-    assert {probe.task for probe in accuracy.probes} or accuracy.probes_left_out
     assert key_of(report).backend == "llama.cpp"
     assert not stand_in.alive
 
@@ -97,6 +97,18 @@ def test_one_file_against_itself_loses_nothing(
     assert accuracy is not None
     assert accuracy.kl_divergence == 0
     assert accuracy.top1_agreement == 1
+
+
+def test_the_gate_holds_its_report(
+    stand_in: LlamaCpp, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    quick = replace(OPTIONS, batches=(1,), timing=TimingOptions(), eval_tokens=160)
+    report = compare(*(f"llama.cpp:{file}" for file in files), quick)
+    write_reports(report, tmp_path / "report")
+    path = str(tmp_path / "report" / "report.json")
+    assert run(["check", path, "--max-kl", "1000"]) == 0
+    assert run(["check", path, "--max-kl", "0"]) == 1
+    assert run(["check", path, "--baseline", path, "--max-size-increase", "1%"]) == 0
 
 
 def test_arms_of_two_runtimes_are_no_pair(stand_in: LlamaCpp, files: tuple[Path, Path]) -> None:
