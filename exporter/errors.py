@@ -19,6 +19,9 @@ from graph_passes.errors import UsageError as UsageError
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The ``errno`` of an ``OSError`` where there is no room, a quota, or a limit on files."""
 
+OUT_OF_MEMORY = "out-of-memory"
+"""The code of an error where a device has too little memory left."""
+
 
 class OptionError(UsageError):
     """Options are of the wrong type, out of bounds, or don't go together.

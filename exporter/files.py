@@ -123,6 +123,14 @@ def write_texts(texts: Mapping[Path, str]) -> None:
         stage.place(moves)
 
 
+def write_through(path: Path, content: memoryview) -> None:
+    """Writes a file through to the disk; it is to take its name when it is whole."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_private(path: Path, text: str) -> None:
     """Writes a UTF-8 file of a folder of ours whose lock is held, whole or not at all.
 

@@ -59,7 +59,8 @@ class Arm(Record):
     ``quantization`` are what the graph notes of itself; None for a graph that notes nothing.
     ``huge_page_bytes`` is how much of the process lay on huge pages once this arm was loaded.
     ``prefill_chunk_tokens`` is the fewest tokens of a chunk, where a prompt of one row was run in
-    chunks while it was timed; 0 where prompts ran whole.
+    chunks while it was timed; 0 where prompts ran whole. ``notes`` are what else the reader must
+    know of how it ran, such as that an engine was built on another card.
     """
 
     backend: str
@@ -80,6 +81,7 @@ class Arm(Record):
     quantization: QuantizationRecord | None = None
     huge_page_bytes: int = 0
     prefill_chunk_tokens: int = 0
+    notes: list[str] = Field(default_factory=list)
 
 
 class Arms(Record):

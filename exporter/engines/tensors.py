@@ -10,13 +10,11 @@ from typing import Any
 import ml_dtypes  # noqa: F401  # it comes with onnx; numpy knows bfloat16 from its import on
 import numpy as np
 
-from exporter.errors import BackendError
+from exporter.errors import OUT_OF_MEMORY, BackendError
 
 ALIGNMENT_BYTES = 256
 """Of what CUDA hands out; every buffer is rounded up to it."""
 
-OUT_OF_MEMORY = "out-of-memory"
-"""The code of an error where a device has too little memory left."""
 LESS_MEMORY = "Stop other programs on the GPU, or build for a smaller batch or a shorter context."
 
 _SHORT = {"float": "float32", "half": "float16", "bf16": "bfloat16", "double": "float64"}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from exporter.engines.build.adapted import adapt, read_graph
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.config import builder_config
 from exporter.engines.build.logs import LayerTable, read_layers
@@ -75,9 +77,9 @@ the order of the new keys, of which alone it reads |
 _LAYERS = """
 ## One layer
 
-Of Llama 3 8B with constant weights and a vocabulary of 1024, exported by PyTorch and rewritten, for
-sm89. *in place* is what `depthcut build` makes of a graph with caches in place: an engine for one
-phase, and the last position's logits.
+Of Llama 3 8B with constant weights and a vocabulary of 1024, exported by PyTorch and rewritten.
+*in place* is what `depthcut build` makes of a graph with caches in place: an engine for one phase,
+and the last position's logits.
 
 | column | meaning |
 | --- | --- |
@@ -88,8 +90,8 @@ cache of {room} positions updated in place (opset 24), by a mask and without |
 | scratch MB | what the engine needs beside weights and caches; 10^6 bytes |
 | cache MB | that a decoder takes in decode for this layer: two sets of buffers, or one in place |
 
-| dtype | form | phase | network layers | fused | others | scratch MB | cache MB |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| card | dtype | form | phase | network layers | fused | others | scratch MB | cache MB |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -100,9 +102,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     alone = _printed(attention_rows())
     layers: list[str] = []
-    for dtype in ("bfloat16", "float32"):
+    for dtype, *cards in (("bfloat16", "sm89", "sm120"), ("float32", "sm89")):
         with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-            layers += _printed(layer_rows(dtype, Path(folder)))
+            layers += _printed(layer_rows(dtype, cards, Path(folder)))
     if options.write:
         from exporter.files import write_text
 
@@ -144,16 +146,18 @@ def _attention(dtype: str, card: str, phase: Phase, told_by: str) -> tuple[str, 
         path = Path(folder) / "m.onnx"
         ir.save(model, path)
         # Lengths are what a decode step is told; here several tokens are told them.
-        parsed = builder.parse(path, settings, ["decode" if told_by in _CAUSAL else phase])
+        phases: list[Phase] = ["decode" if told_by in _CAUSAL else phase]
+        made = adapt(read_graph(path), settings, phases, has_lengths=True)
+        parsed = builder.parse(path, made.write(Path(folder) / "graph.onnx"), made.lengths)
         new = Span(1, PROMPT, PROMPT) if phase == "prefill" else Span(1, 1, 1)
         ranges = Ranges(batch=Span(1, BATCH, BATCH), dims=(NamedSpan("sequence", new),))
         shapes = profile(graph_inputs(path), phase, ranges)
-    assert parsed.attention is not None
+    assert made.attention is not None
     if told_by in _CAUSAL:
         _set_causal(parsed.network, trt, _CAUSAL[told_by])
     config = builder_config(builder, settings, [shapes], None)
     assert builder.builder.build_serialized_network(parsed.network, config) is not None
-    name = told_by if told_by in _CAUSAL else parsed.attention.told_by
+    name = told_by if told_by in _CAUSAL else made.attention.told_by
     return name, read_layers(builder.listener.messages())
 
 
@@ -171,15 +175,15 @@ def _kernels(layers: Mapping[str, int]) -> tuple[str, str]:
     return str(fused), str(sum(layers.values()) - fused)
 
 
-def layer_rows(dtype: str, folder: Path) -> Iterator[Sequence[str]]:
+def layer_rows(dtype: str, cards: Sequence[str], folder: Path) -> Iterator[Sequence[str]]:
     """The cells of each line of the table of one layer, form by form."""
     loaded = _layer(dtype)
     for form in FORMS:
         onnx = _written(loaded, form, folder / "model")
-        for phase in PHASES:
-            cells = [dtype, form, phase, *_built(onnx, form, phase, folder / "engine")]
-            cells.append(_cache_mb(dtype, form) if phase == "decode" else "")
-            yield cells
+        for card, phase in itertools.product(cards, PHASES):
+            found = _built(onnx, form, phase, card, folder / "engine")
+            cache = _cache_mb(dtype, form) if phase == "decode" else ""
+            yield [card, dtype, form, phase, *found, cache]
 
 
 def _layer(dtype: str) -> Any:
@@ -215,10 +219,10 @@ def _in_place(form: str) -> bool:
     return form.startswith("in place")
 
 
-def _built(onnx: Path, form: str, phase: Phase, folder: Path) -> list[str]:
+def _built(onnx: Path, form: str, phase: Phase, card: str, folder: Path) -> list[str]:
     ranges = fitting(graph_inputs(onnx), _RANGES[phase])
     settings = BuildSettings(
-        compute_capabilities=("sm89",), cache_reads="filled" if form == FORMS[-1] else "room"
+        compute_capabilities=(card,), cache_reads="filled" if form == FORMS[-1] else "room"
     )
     try:
         ((engine, record),) = build_engines(

@@ -7,7 +7,10 @@ engine is the same with it.
 
 An engine for one phase reads no more of caches in place than is filled, where its library and the
 graph allow it, see :mod:`graph_passes.fusing.one_phase`; with a mask it reads all the room. The
-parsers pass over lengths, so they are set on the layers that a parser makes.
+parsers pass over lengths, so the building process sets them on the layers that a parser makes.
+
+All of it happens in the process that asks for an engine: what reads graphs takes longer to import
+than the library takes to load, so the building process does without.
 
 A decoder gives the logits of the last position alone, unless all are wanted.
 """
@@ -17,8 +20,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -29,6 +30,11 @@ from graph_passes.fusing.cache_in_place import SCATTER
 from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
 from graph_passes.fusing.one_phase import LENGTHS, OnePhasePass
 
+FILLED_INPUT = "nonpad_kv_seqlen"
+"""How many keys of each sequence are filled, where the others lie behind them."""
+PASSED_OVER = f"the parser passes over its input {FILLED_INPUT}, without a word"
+
+_FILLED_PLACE = 6
 _DECOMPOSABLE = "TRT_decomposable"
 _BOTH_PHASES = "one engine serves both phases"
 _NO_LENGTHS = "this version of the library has no lengths"
@@ -51,6 +57,19 @@ class Adapted:
     attention: AttentionRecord | None
     logits: Logits | None
 
+    @property
+    def lengths(self) -> str:
+        """The tensor that tells attentions how much of the caches is filled; empty without one."""
+        by_lengths = self.attention is not None and self.attention.told_by == "lengths"
+        return LENGTHS if by_lengths else ""
+
+    def write(self, path: Path) -> Path | None:
+        """Writes the graph for a parser; None, and no file, where it is the source's own."""
+        if not self.changed:
+            return None
+        path.write_bytes(self.model.SerializeToString())
+        return path
+
 
 def read_graph(path: Path) -> onnx.ModelProto:
     """A graph without the weights that lie in files of their own."""
@@ -58,7 +77,11 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
 
 def adapt(
-    model: onnx.ModelProto, settings: BuildSettings, phases: Collection[Phase], module: ModuleType
+    model: onnx.ModelProto,
+    settings: BuildSettings,
+    phases: Collection[Phase],
+    *,
+    has_lengths: bool,
 ) -> Adapted:
     """Changes a graph for an engine.
 
@@ -66,10 +89,10 @@ def adapt(
         model: As it was read; it may be changed.
         settings: What is wanted.
         phases: What the engine serves.
-        module: The library that builds it.
+        has_lengths: Whether attentions of the library that builds it can be told lengths.
     """
     graph = ir.serde.deserialize_model(model)
-    attention = _for_one_phase(graph, settings, phases, module)
+    attention = _for_one_phase(graph, settings, phases, has_lengths=has_lengths)
     logits = _keep_logits(graph, settings, phases)
     unmasked = attention is not None and attention.reads != "room"
     changed = unmasked or (logits == "last" and "prefill" in phases)
@@ -79,7 +102,7 @@ def adapt(
 
 
 def _for_one_phase(
-    graph: ir.Model, settings: BuildSettings, phases: Collection[Phase], module: ModuleType
+    graph: ir.Model, settings: BuildSettings, phases: Collection[Phase], *, has_lengths: bool
 ) -> AttentionRecord | None:
     """Takes the masks of caches in place out, where that can be."""
     if all(node.op_type != SCATTER for node in graph.graph):
@@ -92,7 +115,7 @@ def _for_one_phase(
             return AttentionRecord(told_by="order", reads="new")
     elif set(phases) != {"decode"}:
         return by_mask.model_copy(update={"remark": _BOTH_PHASES})
-    elif not has_lengths(module):
+    elif not has_lengths:
         return by_mask.model_copy(update={"remark": _NO_LENGTHS})
     elif OnePhasePass("decode")(graph).modified:
         return AttentionRecord(told_by="lengths", reads="filled")
@@ -110,40 +133,6 @@ def _keep_logits(
     # A decode step has one position: there is nothing to keep from it.
     alone = set(phases) == {"decode"}
     return "last" if alone or LogitsToKeepPass(1)(graph).modified else "all"
-
-
-def has_lengths(module: ModuleType) -> bool:
-    """Whether a library's attentions can be told lengths: TensorRT 11 and TensorRT-RTX 1.7 do."""
-    return hasattr(module, "IAttentionInputLayer") and hasattr(
-        getattr(module, "IAttention", None), "key_value_lengths"
-    )
-
-
-def set_lengths(network: Any, module: ModuleType) -> int:
-    """Tells the attentions of a parsed decode step the lengths that the parser has passed over.
-
-    Args:
-        network: Parsed from a graph that :class:`OnePhasePass` has changed.
-        module: The library.
-
-    Returns:
-        How many there are.
-
-    Raises:
-        RuntimeError: The network has no lengths.
-    """
-    layers = [network.get_layer(number) for number in range(network.num_layers)]
-    outputs = (layer.get_output(0) for layer in layers if layer.num_outputs)
-    lengths = next((tensor for tensor in outputs if tensor.name == LENGTHS), None)
-    if lengths is None:
-        raise RuntimeError(f"the parsed network has no tensor {LENGTHS}")
-    told = network.add_cast(lengths, module.DataType.INT32).get_output(0)
-    found = [each for each in layers if each.type == module.LayerType.ATTENTION_INPUT]
-    for layer in found:
-        layer.__class__ = module.IAttentionInputLayer  # the bindings give the base class alone
-        layer.attention.key_value_lengths = told
-        layer.attention.causal_kind = module.CausalMaskKind.NONE
-    return len(found)
 
 
 def let_decompose(model: onnx.ModelProto) -> bool:
@@ -168,3 +157,15 @@ def attentions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
                 yield from attentions(body)
+
+
+def ignored_inputs(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The Attentions that are told how many keys are filled, which a parser passes over.
+
+    An engine of such a graph would attend to what is not filled yet.
+    """
+    return [
+        node
+        for node in attentions(model.graph)
+        if len(node.input) > _FILLED_PLACE and node.input[_FILLED_PLACE]
+    ]

@@ -14,10 +14,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from exporter.engines.build.adapted import (
+    PASSED_OVER,
+    Adapted,
+    adapt,
+    ignored_inputs,
+    read_graph,
+)
 from exporter.engines.build.child import EngineJob
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
 from exporter.engines.build.libraries import LIBRARIES, Backend, EngineLibrary, refuse_unbuildable
+from exporter.engines.build.network import Obstacle
 from exporter.engines.build.profiles import (
     Ranges,
     has_fixed_caches,
@@ -26,7 +34,7 @@ from exporter.engines.build.profiles import (
     refuse_unknown_axes,
 )
 from exporter.engines.build.settings import BuildSettings, Profile
-from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
+from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, scratch_folder, sha256_file
@@ -35,7 +43,7 @@ from graph_passes.files.placing import staging
 
 _DEFAULT = BuildSettings()
 _RANGES = Ranges()
-_NEW_CACHE = "timing.cache"
+_NEW_ENGINE, _NEW_CACHE = "engine", "timing.cache"
 _SHORT = {"attention": "attn", "cross_attention": "cross"}
 
 
@@ -116,28 +124,29 @@ def build_engines(
     """
     refuse_unbuildable(backend, settings, timing_cache)
     graph = _BuiltGraph(onnx, LIBRARIES[backend], settings, timing_cache, progress)
-    numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
     done: list[tuple[Path, EngineRecord]] = []
-    with _alike(graph, builds) as graph, contextlib.ExitStack() as jobs:
-        job = jobs.enter_context(graph.job())
+    with _alike(graph, builds) as graph, graph.job() as first:
         inputs = graph.source.inputs
         groups = [list(profiles)] if profiles else _groups(inputs, phases, ranges, split=split)
         whole = sum(map(len, groups)) == len(phases_of(inputs))
-        wanted = list(itertools.product(groups, numbers))
-        for group, number in wanted:
-            if done:
-                jobs.close()
-                job = jobs.enter_context(graph.job())
-            tells = len(groups) > 1 or split or (_is_folder(target) and not whole)
-            last = len(done) + 1 == len(wanted)
-            marks = _marks(group if tells else (), number)
-            more = beside if last else _nothing_beside
-            done.append(graph.build(job, target, group, marks, more, done))
+        named = len(groups) > 1 or bool(split) or (_is_folder(target) and not whole)
+        wanted = _wanted(groups, builds, named=named)
+        for place, (group, marks) in enumerate(wanted, 1):
+            more = beside if place == len(wanted) else _nothing_beside
+            with graph.job() if done else contextlib.nullcontext(first) as job:
+                done.append(graph.build(job, target, group, marks, more, done))
     return done
 
 
-def _marks(told: Sequence[Profile], number: str) -> Marks:
-    return Marks("+".join(profile.phase for profile in told), number)
+def _wanted(
+    groups: Sequence[list[Profile]], builds: int, *, named: bool
+) -> list[tuple[list[Profile], Marks]]:
+    """The profiles of each engine, and what its name tells: its phases where it is ``named``."""
+    numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
+    return [
+        (group, Marks("+".join(profile.phase for profile in group if named), number))
+        for group, number in itertools.product(groups, numbers)
+    ]
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ class _BuiltGraph:
         return graph_hashes(self.onnx, self.source)
 
     def job(self) -> EngineJob:
-        """A process that begins with reading the graph, while it is read here too."""
+        """A process that begins with loading the library, while the graph is read here."""
         return EngineJob(self.library, {"job": "build", "onnx": str(self.onnx.absolute())})
 
     def build(
@@ -177,42 +186,67 @@ class _BuiltGraph:
         if not in_folder:
             self._refuse_own_source(place)
         with staging(place) as staged:
-            stage = staged.folder
-            built = stage / "engine"
-            with ThreadPoolExecutor(1) as pool:
-                parents = pool.submit(lambda: self.made_from)  # while the builder is at work
-                result = self._result(job, built, profiles)
-            path = target / self._name(result["version"], marks) if in_folder else place
+            record = self._built(job, staged.folder, profiles)
+            name = self._name(record.backend_version, marks) if in_folder else place.name
+            path = place.with_name(name)
             for each in (path, sidecar_path(path)):
                 self._refuse_own_source(each)
-            record = EngineRecord(
-                made_from=parents.result(),
-                engine=path.name,
-                engine_bytes=built.stat().st_size,
-                backend=self.library.backend,
-                built_on=_this_card(),
-                settings=self.settings,
-                precision=self.source.precision,
-                plan=self.source.plan,
-                profiles=list(profiles),
-                timing_cache_sha256=_hash_of(stage / _NEW_CACHE),
-                total_s=time.perf_counter() - job.begin,
-                **_told(result),
-            )
-            sidecar = record.write(stage / "engine.json")
+            told = {"engine": name, "total_s": time.perf_counter() - job.begin}
+            record = record.model_copy(update=told)
+            sidecar = record.write(staged.folder / "engine.json")
             if self.timing_cache is not None:  # first: a cache without an engine does no harm
-                _keep_cache(stage / _NEW_CACHE, self.timing_cache)
-            more = beside([*earlier, (path, record)], stage)
+                self._keep_cache(staged.folder / _NEW_CACHE, self.timing_cache)
+            more = beside([*earlier, (path, record)], staged.folder)
+            built = staged.folder / _NEW_ENGINE
             staged.place([*more, (sidecar, sidecar_path(path)), (built, path)])
         return path, record
 
-    def _result(self, job: EngineJob, built: Path, profiles: Sequence[Profile]) -> dict[str, Any]:
-        """What the process answers, once it is told what was read here."""
+    def _built(self, job: EngineJob, stage: Path, profiles: Sequence[Profile]) -> EngineRecord:
+        """Has an engine built in a folder; its name is not on record yet."""
+        built, adapted = stage / _NEW_ENGINE, self._adapted(job, profiles)
+        with ThreadPoolExecutor(1) as pool:
+            parents = pool.submit(lambda: self.made_from)  # while the builder is at work
+            result = self._result(job, built, profiles, adapted)
+        return EngineRecord(
+            made_from=parents.result(),
+            engine=built.name,
+            engine_bytes=built.stat().st_size,
+            backend=self.library.backend,
+            backend_version=job.version,
+            built_on=_this_card(),
+            settings=self.settings,
+            precision=self.source.precision,
+            plan=self.source.plan,
+            profiles=list(profiles),
+            attention=adapted.attention,
+            logits=adapted.logits,
+            timing_cache_sha256=_hash_of(stage / _NEW_CACHE),
+            total_s=0.0,
+            **result,
+        )
+
+    def _adapted(self, job: EngineJob, profiles: Sequence[Profile]) -> Adapted:
+        """The graph as an engine for these profiles needs it."""
+        model = read_graph(self.onnx)
+        if ignored := ignored_inputs(model):
+            first = Obstacle(ignored[0].name, ignored[0].op_type, PASSED_OVER)
+            raise self._not_parsed(first, job.version)
+        phases = [profile.phase for profile in profiles]
+        has_lengths = self.library.has_lengths(job.version)
+        return adapt(model, self.settings, phases, has_lengths=has_lengths)
+
+    def _result(
+        self, job: EngineJob, built: Path, profiles: Sequence[Profile], adapted: Adapted
+    ) -> dict[str, Any]:
+        """What the process says of the engine, once it is told what was read here."""
         cache = None
         if self.timing_cache is not None:
             new = built.parent / _NEW_CACHE
             cache = {"read": str(self.timing_cache.resolve()), "write": str(new.resolve())}
+        graph = adapted.write(built.parent.resolve() / "graph.onnx")
         request = {
+            "graph": graph and str(graph),
+            "lengths": adapted.lengths,
             "engine": str(built.resolve()),
             "settings": asdict(self.settings),
             "profiles": [profile.model_dump() for profile in profiles],
@@ -220,16 +254,29 @@ class _BuiltGraph:
         }
         phases = " and ".join(profile.phase for profile in profiles)
         result = job.finish(request, self.progress, f"build {phases} with {self.library.backend}")
-        if result["obstacles"]:
-            first = result["obstacles"][0]
-            where = f"at node {first['node']!r} ({first['operator']}): " if first["node"] else ""
-            raise EngineError(
-                f"{self.onnx} does not parse in {self.library.backend} {result['version']}: "
-                f"{where}{first['reason']}.",
-                f"depthcut check-engine {self.onnx} lists all obstacles, and what to do.",
-                code="not-parsed",
-            )
+        if obstacles := result.pop("obstacles"):
+            raise self._not_parsed(Obstacle(**obstacles[0]), job.version)
         return result
+
+    def _not_parsed(self, first: Obstacle, version: str) -> EngineError:
+        where = f"at node {first.node!r} ({first.operator}): " if first.node else ""
+        return EngineError(
+            f"{self.onnx} does not parse in {self.library.backend} {version}: "
+            f"{where}{first.reason}.",
+            f"depthcut check-engine {self.onnx} lists all obstacles, and what to do.",
+            code="not-parsed",
+        )
+
+    def _keep_cache(self, new: Path, timing_cache: Path) -> None:
+        """It may lie on another file system than the engine."""
+        if not new.is_file():
+            self.progress.say(
+                f"{self.library.backend} gives no timing cache: {timing_cache} stays as it was, "
+                "and engines that are built later may differ"
+            )
+            return
+        with staging(timing_cache) as staged:
+            staged.place([(shutil.copyfile(new, staged.folder / "cache"), timing_cache)])
 
     def _refuse_own_source(self, path: Path) -> None:
         refuse_overwriting(path, [self.onnx, *self.source.weights])
@@ -250,20 +297,6 @@ class _BuiltGraph:
 def _is_folder(target: Path) -> bool:
     """Whether an engine is to be named after what it is, in a folder."""
     return target.is_dir() or not target.suffix
-
-
-def _told(result: dict[str, Any]) -> dict[str, Any]:
-    """What the building process says of the engine, as the record has it."""
-    same = (
-        "engine_sha256", "attention", "logits", "network_layers", "layers", "memory_bytes",
-        "fixed_addresses", "parse_s", "build_s",
-    )  # fmt: skip
-    return {
-        **{name: result[name] for name in same},
-        "backend_version": result["version"],
-        "inputs": [EngineTensor.model_validate(each) for each in result["inputs"]],
-        "outputs": [EngineTensor.model_validate(each) for each in result["outputs"]],
-    }
 
 
 def _groups(
@@ -291,12 +324,6 @@ def _alike(graph: _BuiltGraph, builds: int) -> Iterator[_BuiltGraph]:
         return
     with scratch_folder("timing-cache") as folder:
         yield replace(graph, timing_cache=folder / _NEW_CACHE)
-
-
-def _keep_cache(new: Path, timing_cache: Path) -> None:
-    """It may lie on another file system than the engine."""
-    with staging(timing_cache) as staged:
-        staged.place([(shutil.copyfile(new, staged.folder / "cache"), timing_cache)])
 
 
 def _hash_of(path: Path) -> str | None:

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.artifacts import EngineParse
+from exporter.engines.build.adapted import (
+    FILLED_INPUT,
+    PASSED_OVER,
+    ignored_inputs,
+    read_graph,
+)
 from exporter.engines.build.child import run_job
 from exporter.engines.build.graph import read_source
 from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_without_driver
-from exporter.engines.build.network import FILLED_INPUT
 from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET, Progress
 
@@ -96,6 +101,9 @@ def check_engine(
     ]
     if told:  # the parser stops at the first: list the rest of the same sort
         told += _further(told, operators, result["unknown_operators"])
+    else:
+        ignored = ignored_inputs(read_graph(onnx))
+        told = [_finding(node.name, node.op_type, PASSED_OVER) for node in ignored]
     return EngineCheck(backend, result["version"], tuple(sorted(told, key=_place)))
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 from exporter.engines.build.libraries import EngineLibrary
@@ -46,7 +47,7 @@ class EngineJob:
     """A building process, which starts at once; it is gone when the block ends.
 
     What it needs first is told at the start, the rest when it is known: meanwhile it loads the
-    library and reads the graph.
+    library.
 
     Attributes:
         begin: When it was started, by ``time.perf_counter``.
@@ -78,6 +79,19 @@ class EngineJob:
     def __exit__(self, *exc_info: object) -> None:
         self._leave.close()
 
+    @cached_property
+    def version(self) -> str:
+        """Of the library that a build's process has loaded; it is waited for.
+
+        Raises:
+            EngineError: It can't load the library, or crashed.
+        """
+        told = _next_event(self._child)
+        if "version" in told:
+            return str(told["version"])
+        self._child.wait()
+        raise _failure(told, self._child.returncode, self._library, self._words())
+
     def finish(self, rest: dict[str, Any], progress: Progress, what: str) -> dict[str, Any]:
         """Tells the process the rest and waits for its result.
 
@@ -87,11 +101,17 @@ class EngineJob:
         with progress.task(what, _PERCENT) as task:
             self._tell(rest)
             outcome = _listen(self._child, task)
-            words = self._said.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
+            words, code = self._words(), self._child.returncode
             if words:
                 progress.detail(words)
+            if "result" in outcome and code == 0:
+                result: dict[str, Any] = outcome["result"]
+                return result
             # Within: what failed isn't done.
-            return _result(outcome, self._child.returncode, self._library, words)
+            raise _failure(outcome, code, self._library, words)
+
+    def _words(self) -> str:
+        return self._said.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
 
     def _tell(self, request: dict[str, Any]) -> None:
         assert self._child.stdin
@@ -105,12 +125,18 @@ class EngineJob:
             self._child.communicate()
 
 
+def _next_event(child: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What a process says next; empty where it has ended."""
+    line = child.stdout.readline() if child.stdout else b""
+    told: dict[str, Any] = json.loads(line) if line else {}
+    return told
+
+
 def _listen(child: subprocess.Popen[bytes], task: Task) -> dict[str, Any]:
     """Hears a process to its end."""
     outcome: dict[str, Any] = {}
     percent = 0
-    for line in child.stdout or ():
-        event = json.loads(line)
+    while event := _next_event(child):
         if "progress" in event:
             reached = max(percent, int(event["progress"] * _PERCENT))  # phases begin again
             task.advance(reached - percent)
@@ -122,21 +148,17 @@ def _listen(child: subprocess.Popen[bytes], task: Task) -> dict[str, Any]:
     return outcome
 
 
-def _result(
-    outcome: dict[str, Any], code: int, library: EngineLibrary, words: str
-) -> dict[str, Any]:
-    if "result" in outcome and code == 0:
-        result: dict[str, Any] = outcome["result"]
-        return result
+def _failure(outcome: dict[str, Any], code: int, library: EngineLibrary, words: str) -> EngineError:
+    """Why a process gave no result."""
     if "error" in outcome:
         told = outcome["error"]
-        raise EngineError(told["message"], told["hint"], code=told["code"])
+        return EngineError(told["message"], told["hint"], code=told["code"])
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
         hint = "Memory may have run out." if code == -signal.SIGKILL else "See depthcut doctor."
-        raise EngineError(f"{library.backend} crashed: its process {how}.", hint)
+        return EngineError(f"{library.backend} crashed: its process {how}.", hint)
     last = words.splitlines()[-1] if words else f"exit code {code}"
-    raise EngineError(f"{library.backend} failed: {last}")
+    return EngineError(f"{library.backend} failed: {last}")
 
 
 @contextlib.contextmanager

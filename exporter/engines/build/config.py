@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.engines.build.network import Builder
-from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.errors import EngineError
+
+if TYPE_CHECKING:  # the building process is given their values, without what reads and checks them
+    from exporter.engines.build.settings import BuildSettings, Profile
 
 _COMPATIBILITY = {
     "ampere+": "AMPERE_PLUS",
@@ -136,12 +138,8 @@ def read_timing_cache(config: Any, path: Path) -> None:
 
 
 def write_timing_cache(config: Any, path: Path) -> None:
-    """Writes what the builder knows now.
-
-    Raises:
-        EngineError: The builder has no cache.
-    """
+    """Writes what the builder knows now; no file where it doesn't tell: the engine is there."""
     cache = config.get_timing_cache()
-    if cache is None:
-        raise EngineError("The builder gives no timing cache.")
-    path.write_bytes(memoryview(cache.serialize()))
+    content = None if cache is None else cache.serialize()
+    if content is not None:
+        path.write_bytes(memoryview(content))

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.engines.tensors import LESS_MEMORY, OUT_OF_MEMORY, out_of_memory, rounded_up
-from exporter.errors import BackendError
+from exporter.engines.tensors import LESS_MEMORY, out_of_memory, rounded_up
+from exporter.errors import OUT_OF_MEMORY, BackendError
 from exporter.optional import require
 
 Bytes = NDArray[np.uint8]

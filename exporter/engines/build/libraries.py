@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from exporter.engines.build.cuda_versions import BINDINGS, refuse_old_driver
 from exporter.engines.build.driver import Driver, ask_driver
-from exporter.engines.build.settings import BuildSettings
 from exporter.errors import EngineError, UsageError
 from exporter.optional import require
+
+if TYPE_CHECKING:  # the building process has no other use for what these need
+    from exporter.engines.build.settings import BuildSettings
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -29,6 +31,8 @@ class EngineLibrary:
         short: Its name in an engine's file name.
         builds_without_gpu: Whether it builds for cards that are not here. The other one's builder
             can only be made where there is a driver.
+        oldest: The first version whose runtime has all that is asked of it.
+        lengths_since: The first version whose attentions can be told lengths.
         cards: A pattern of the compute capabilities that NVIDIA names as supported.
     """
 
@@ -37,6 +41,8 @@ class EngineLibrary:
     extra: str
     short: str
     builds_without_gpu: bool
+    oldest: str
+    lengths_since: tuple[int, int]
     cards: str = r"sm\d+"
 
     @property
@@ -47,6 +53,10 @@ class EngineLibrary:
     def supports(self, compute_capability: str) -> bool:
         """Whether it runs on such a card, such as ``sm89``."""
         return re.fullmatch(self.cards, compute_capability) is not None
+
+    def has_lengths(self, version: str) -> bool:
+        """Whether the attentions of a version, such as ``1.7.1.116``, can be told lengths."""
+        return tuple(int(number) for number in version.split(".")[:2]) >= self.lengths_since
 
     @property
     def has_timing_cache(self) -> bool:
@@ -60,10 +70,13 @@ class EngineLibrary:
 
 
 LIBRARIES: dict[str, EngineLibrary] = {
-    "tensorrt": EngineLibrary("tensorrt", "tensorrt", "gpu", "trt", builds_without_gpu=False),
+    "tensorrt": EngineLibrary(
+        "tensorrt", "tensorrt", "gpu", "trt", builds_without_gpu=False,
+        oldest="10.15", lengths_since=(11, 0),
+    ),
     "tensorrt-rtx": EngineLibrary(
         "tensorrt-rtx", "tensorrt_rtx", "rtx", "rtx", builds_without_gpu=True,
-        cards=r"sm(75|86|89|12\d)",
+        oldest="1.6", lengths_since=(1, 7), cards=r"sm(75|86|89|12\d)",
     ),
 }  # fmt: skip
 
@@ -87,11 +100,11 @@ def load(library: EngineLibrary) -> ModuleType:
     """Imports a library's module.
 
     Raises:
-        MissingDependencyError: It is not installed.
+        MissingDependencyError: It is not installed, or too old.
         EngineError: Its libraries can't be loaded.
     """
     try:
-        return require(library.module, extra=library.extra)
+        return require(library.module, extra=library.extra, oldest=library.oldest)
     except (OSError, RuntimeError) as error:  # the bindings are there, the libraries are not
         raise EngineError(
             f"{library.module} is installed, but its libraries can't be loaded ({error}).",

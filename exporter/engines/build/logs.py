@@ -16,8 +16,7 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
-from exporter.engines.tensors import OUT_OF_MEMORY
-from exporter.errors import EngineError
+from exporter.errors import OUT_OF_MEMORY, EngineError
 
 _ERRORS = frozenset({"ERROR", "INTERNAL_ERROR"})
 _PLACE = re.compile(r"^\[[^\]]*\] *")  # such as [checkMacros.cpp::catchCudaError::250]

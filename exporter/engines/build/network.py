@@ -1,29 +1,18 @@
 """Runs inside the building process: from an ONNX file to a network, or to what is in the way.
 
-The parsers pass over an input that they don't know, without a word.
+It is given graphs that are ready to be parsed, see :mod:`exporter.engines.build.adapted`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import onnx
-
-from exporter.engines.build.adapted import adapt, attentions, read_graph, set_lengths
 from exporter.engines.build.logs import Listener
-from exporter.engines.build.settings import BuildSettings, Logits, Phase
-from exporter.engines.build.sidecar import AttentionRecord
-
-FILLED_INPUT = "nonpad_kv_seqlen"
-"""How many keys of each sequence are filled, where the others lie behind them."""
-
-_DEFAULT = BuildSettings()
-_FILLED = 6  # that input's place
 
 
 @dataclass(frozen=True)
@@ -48,15 +37,11 @@ class Parsed:
     Attributes:
         network: The library's; unusable where something is in the way.
         obstacles: What the parser could not take.
-        attention: How caches of fixed length are told; None where there are none.
-        logits: Of which positions there are logits; None where there are none.
         seconds: That the parser took.
     """
 
     network: Any
     obstacles: list[Obstacle]
-    attention: AttentionRecord | None = None
-    logits: Logits | None = None
     seconds: float = 0.0
 
 
@@ -75,33 +60,32 @@ class Builder:
             raise RuntimeError("the library gives no builder")
         module.init_libnvinfer_plugins(self.listener.log, "")
 
-    def parse(
-        self, path: Path, settings: BuildSettings = _DEFAULT, phases: Collection[Phase] = ()
-    ) -> Parsed:
-        """Reads a graph, adapts it to what is wanted, and has it parsed."""
+    def parse(self, path: Path, graph: Path | None = None, lengths: str = "") -> Parsed:
+        """Has a graph parsed.
+
+        Args:
+            path: The ONNX file, beside which its weights lie.
+            graph: The graph that is read in its place; None for that file.
+            lengths: The tensor that attentions are told lengths by; empty without one.
+        """
         network, parser = self._network_and_parser()
-        graph = read_graph(path)
-        if ignored := _ignored(graph):
-            return Parsed(network, ignored)
-        adapted = adapt(graph, settings, phases, self.module)
         begin = time.perf_counter()
-        if adapted.changed:
-            parsed = parser.parse(adapted.model.SerializeToString(), str(path))
-        else:
+        if graph is None:
             parsed = parser.parse_from_file(str(path))
+        else:
+            parsed = parser.parse(graph.read_bytes(), str(path))
         seconds = time.perf_counter() - begin
         if not parsed:
             return Parsed(network, self._obstacles(parser))
-        attention = adapted.attention
-        if attention is not None and attention.told_by == "lengths":
-            set_lengths(network, self.module)
-        return Parsed(network, [], attention, adapted.logits, seconds)
+        if lengths:
+            set_lengths(network, self.module, lengths)
+        return Parsed(network, [], seconds)
 
     def check(self, path: Path) -> list[Obstacle]:
         """Everything in a file that the parser says it can't take; empty where it takes all."""
         _, parser = self._network_and_parser()
         if parser.supports_model_v2(path.read_bytes(), str(path)):
-            return _ignored(read_graph(path))
+            return []
         return self._obstacles(parser)
 
     def supports(self, operator: str) -> bool:
@@ -125,14 +109,29 @@ def _obstacles(parser: Any) -> Iterator[Obstacle]:
         yield Obstacle(name, error.node_operator() or "", error.desc() or error.code().name)
 
 
-def _ignored(model: onnx.ModelProto) -> list[Obstacle]:
-    """The nodes of which a parser would take a part only.
+def set_lengths(network: Any, module: ModuleType, name: str) -> int:
+    """Tells the attentions of a parsed decode step the lengths that the parser has passed over.
 
-    An engine of such a graph would attend to what is not filled yet.
+    Args:
+        network: Parsed from a graph for decode, see :mod:`graph_passes.fusing.one_phase`.
+        module: The library.
+        name: The tensor with the lengths.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        RuntimeError: The network has no lengths.
     """
-    reason = f"the parser passes over its input {FILLED_INPUT}, without a word"
-    return [
-        Obstacle(node.name, "Attention", reason)
-        for node in attentions(model.graph)
-        if len(node.input) > _FILLED and node.input[_FILLED]
-    ]
+    layers = [network.get_layer(number) for number in range(network.num_layers)]
+    outputs = (layer.get_output(0) for layer in layers if layer.num_outputs)
+    lengths = next((tensor for tensor in outputs if tensor.name == name), None)
+    if lengths is None:
+        raise RuntimeError(f"the parsed network has no tensor {name}")
+    told = network.add_cast(lengths, module.DataType.INT32).get_output(0)
+    found = [each for each in layers if each.type == module.LayerType.ATTENTION_INPUT]
+    for layer in found:
+        layer.__class__ = module.IAttentionInputLayer  # the bindings give the base class alone
+        layer.attention.key_value_lengths = told
+        layer.attention.causal_kind = module.CausalMaskKind.NONE
+    return len(found)

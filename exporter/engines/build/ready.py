@@ -9,8 +9,8 @@ from typing import Any, Literal
 from exporter.engines.build.cuda import CapturedRun
 from exporter.engines.build.engine_set import Slot
 from exporter.engines.build.logs import Listener
-from exporter.engines.tensors import LESS_MEMORY, OUT_OF_MEMORY, written_shape
-from exporter.errors import BackendError
+from exporter.engines.tensors import LESS_MEMORY, written_shape
+from exporter.errors import OUT_OF_MEMORY, BackendError
 
 Launches = Literal["kernels", "CUDA graph", "kernels, since no CUDA graph could be captured"]
 """How a run gets on the stream."""

@@ -6,20 +6,20 @@ here has not run in this project's CI; ``tests/gpu`` runs it.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.adapted import adapt, read_graph
+from exporter.engines.build.adapted import Adapted, adapt, read_graph
 from exporter.engines.build.child import run_job
 from exporter.engines.build.engine_set import EngineSet
 from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
+from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.logs import Listener
 from exporter.engines.build.session import allow_host_code, deserialised, refuse_unready
 from exporter.engines.build.sidecar import EngineRecord, read_sidecar, sidecar_path
 from exporter.errors import EngineError, UsageError
-from exporter.files import refuse_overwriting, sha256_file
+from exporter.files import refuse_overwriting, sha256_file, write_through
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import staging
 
@@ -60,24 +60,40 @@ def refit_engine(
     refuse_unready(engines)
     with staging(target) as staged:
         built = staged.folder / "engine"
-        paths = {"engine": engine, "onnx": onnx, "target": built}
-        request = {"job": "refit", **{name: str(path.resolve()) for name, path in paths.items()}}
+        graph = _as_built(onnx, record).write(staged.folder / "graph.onnx")
+        paths = {"engine": engine, "onnx": onnx, "graph": graph or onnx, "target": built}
+        request = {"job": "refit", **{name: str(path.absolute()) for name, path in paths.items()}}
         run_job(engines.library, request, progress, f"refit with {record.backend}")
-        changes = {
-            "engine": target.name,
-            "engine_sha256": sha256_file(built),
-            "engine_bytes": built.stat().st_size,
-            "made_from": graph_hashes(onnx, source),
-            "settings": replace(record.settings, strip_weights=False),
-        }
-        refitted = record.model_copy(update=changes)
+        changes = {"engine": target.name, "made_from": graph_hashes(onnx, source)}
+        refitted = record.model_copy(update={**changes, **_filled(record, built)})
         record_file = refitted.write(staged.folder / "engine.json")
         staged.place([(record_file, sidecar_path(target)), (built, target)])
     return target, refitted
 
 
-def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
+def _filled(record: EngineRecord, engine: Path) -> dict[str, object]:
+    """What a record says of an engine that has its weights."""
+    return {
+        "engine_sha256": sha256_file(engine),
+        "engine_bytes": engine.stat().st_size,
+        "settings": replace(record.settings, strip_weights=False),
+    }
+
+
+def _as_built(onnx: Path, record: EngineRecord) -> Adapted:
+    """The graph as it was changed for an engine."""
+    has_lengths = LIBRARIES[record.backend].has_lengths(record.backend_version)
+    return adapt(read_graph(onnx), record.settings, record.phases, has_lengths=has_lengths)
+
+
+def write_refitted(engine: Path, onnx: Path, graph: Path, target: Path) -> None:
     """What the child process does. The engine was held against its record before.
+
+    Args:
+        engine: The engine.
+        onnx: The ONNX file, beside which its weights lie.
+        graph: The graph that is read in its place.
+        target: The new engine.
 
     Raises:
         BackendError: There is no driver or no GPU.
@@ -91,8 +107,7 @@ def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
     loaded = deserialised(module, runtime, listener, engine)
     refitter = module.Refitter(loaded, listener.log)
     parser = module.OnnxParserRefitter(refitter, listener.log)
-    adapted = adapt(read_graph(onnx), record.settings, record.phases, module)
-    if not parser.refit_from_bytes(adapted.model.SerializeToString(), str(onnx)):
+    if not parser.refit_from_bytes(graph.read_bytes(), str(onnx)):
         raise _not_taken(engine, onnx, _first_error(parser) or listener.last_error())
     if missing := refitter.get_missing_weights():
         raise _not_taken(
@@ -107,15 +122,7 @@ def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
     content = loaded.serialize_with_config(saving)
     if content is None:
         raise _not_taken(engine, onnx, listener.last_error())
-    write_engine(target, memoryview(content))
-
-
-def write_engine(path: Path, content: memoryview) -> None:
-    """Writes an engine through to the disk: it takes its name when it is whole."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write_through(target, memoryview(content))
 
 
 def _first_error(parser: Any) -> str:

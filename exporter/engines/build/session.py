@@ -25,13 +25,12 @@ from exporter.engines.build.sidecar import EngineRecord, refuse_mismatch, sideca
 from exporter.engines.build.validity import refuse_invalid
 from exporter.engines.tensors import (
     LESS_MEMORY,
-    OUT_OF_MEMORY,
     byte_count,
     bytes_in_words,
     numpy_dtype,
     plan_buffers,
 )
-from exporter.errors import BackendError, EngineError
+from exporter.errors import OUT_OF_MEMORY, BackendError, EngineError
 from exporter.progress import QUIET
 
 _TRIAL_RUNS = 3  # the second is captured where graphs are, the third is one
@@ -235,16 +234,12 @@ def weight_bytes(module: ModuleType, engine: Any, record: EngineRecord) -> int:
     The library says how large they are. Its file tells more where each of several profiles has its
     own: with TensorRT-RTX 1.7.1 a second profile doubled it.
     """
-    told = -1
-    if hasattr(engine, "get_engine_stat"):  # TensorRT before 10.14
-        told = int(engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
+    told = int(engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
     return max(told, record.engine_bytes)
 
 
 def _aliases(engine: Any, names: Iterable[str]) -> dict[str, str]:
     """By output that shares its memory with an input, that input."""
-    if not hasattr(engine, "get_aliased_input_tensor"):  # TensorRT before 10.15
-        return {}
     found = {name: engine.get_aliased_input_tensor(name) for name in names}
     return {name: source for name, source in found.items() if source}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from exporter.engines.tensors import OUT_OF_MEMORY
-from exporter.errors import EngineError
+from exporter.engines.build.libraries import LIBRARIES
+from exporter.errors import OUT_OF_MEMORY, EngineError
 
 
 class _Reason(NamedTuple):
@@ -67,7 +67,7 @@ def refuse_invalid(module: ModuleType, runtime: Any, path: Path) -> None:
     Raises:
         EngineError: It is invalid; the code tells why.
     """
-    if not hasattr(runtime, "get_engine_validity"):  # TensorRT's has none
+    if module.__name__ != LIBRARIES["tensorrt-rtx"].module:
         return
     with path.open("rb") as file:
         header = file.read(runtime.engine_header_size)

@@ -16,6 +16,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 from exporter.engines.build.child import has_fixed_addresses
@@ -24,11 +25,8 @@ from exporter.engines.build.inspector import inspected
 from exporter.engines.build.libraries import LIBRARIES, load
 from exporter.engines.build.logs import make_monitor, no_engine, read_layers
 from exporter.engines.build.network import Builder
-from exporter.engines.build.polygraphy_run import run_engine
-from exporter.engines.build.refit import write_engine, write_refitted
-from exporter.engines.build.session import run_once
-from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.errors import DepthcutError, first_line
+from exporter.files import write_through
 from exporter.processes import end_with_parent
 
 
@@ -84,17 +82,16 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
     library = LIBRARIES[request["backend"]]
     module = load(library)
     builder = Builder(module)
+    tell(events, version=module.__version__)
     request |= _heard()
-    settings = BuildSettings(**request["settings"])
-    profiles = [Profile.model_validate(entry) for entry in request["profiles"]]
-    phases = [profile.phase for profile in profiles]
-    parsed = builder.parse(Path(request["onnx"]), settings, phases)
-    network = parsed.network
+    graph = request["graph"] and Path(request["graph"])
+    parsed = builder.parse(Path(request["onnx"]), graph, request["lengths"])
     if parsed.obstacles:
-        obstacles = [vars(each) for each in parsed.obstacles]
-        return {"version": module.__version__, "obstacles": obstacles}
+        return {"obstacles": [vars(each) for each in parsed.obstacles]}
+    network = parsed.network
     monitor = make_monitor(module, lambda done: tell(events, progress=done))
-    config = builder_config(builder, settings, profiles, monitor)
+    settings: Any = SimpleNamespace(**request["settings"])
+    config = builder_config(builder, settings, _profiles(request), monitor)
     cache = request["timing_cache"]
     if cache:
         read_timing_cache(config, Path(cache["read"]))
@@ -105,7 +102,7 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
         raise no_engine(builder.listener.errors())
     with ThreadPoolExecutor(2) as pool:  # neither holds up the other, nor the reading of the log
         digest = pool.submit(lambda: hashlib.sha256(memoryview(engine)).hexdigest())
-        written = pool.submit(write_engine, Path(request["engine"]), memoryview(engine))
+        written = pool.submit(write_through, Path(request["engine"]), memoryview(engine))
         table = read_layers(builder.listener.messages())
     written.result()
     if not library.builds_without_gpu:  # the card is here, and the log has no table
@@ -113,7 +110,6 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
     if cache:
         write_timing_cache(config, Path(cache["write"]))
     return {
-        "version": module.__version__,
         "obstacles": [],
         "engine_sha256": digest.result(),
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
@@ -121,8 +117,6 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
         "network_layers": network.num_layers,
         "layers": table.layers,
         "memory_bytes": table.memory_bytes,
-        "attention": parsed.attention and parsed.attention.model_dump(),
-        "logits": parsed.logits,
         "parse_s": parsed.seconds,
         "build_s": built - begun,
     }
@@ -136,16 +130,33 @@ def _tensor(tensor: Any) -> dict[str, Any]:
     }
 
 
+def _profiles(request: dict[str, Any]) -> list[Any]:
+    """By the names of their parts; they were checked before they came."""
+    return [
+        SimpleNamespace(
+            phase=each["phase"],
+            shapes={name: SimpleNamespace(**span) for name, span in each["shapes"].items()},
+        )
+        for each in request["profiles"]
+    ]
+
+
 def _try(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    from exporter.engines.build.session import run_once
+
     return run_once([Path(path) for path in request["engines"]])
 
 
 def _refit(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
-    write_refitted(*(Path(request[name]) for name in ("engine", "onnx", "target")))
+    from exporter.engines.build.refit import write_refitted
+
+    write_refitted(*(Path(request[name]) for name in ("engine", "onnx", "graph", "target")))
     return {}
 
 
 def _polygraphy(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    from exporter.engines.build.polygraphy_run import run_engine
+
     return run_engine(request)
 
 

@@ -10,8 +10,7 @@ from exporter.engines.build.engine_set import EngineSet
 from exporter.engines.build.session import Session, try_engines
 from exporter.engines.build.sidecar import other_card
 from exporter.engines.runners.base import Capabilities
-from exporter.engines.tensors import OUT_OF_MEMORY
-from exporter.errors import BackendError, DepthcutError
+from exporter.errors import OUT_OF_MEMORY, BackendError, DepthcutError
 
 _FEWEST = 2
 

@@ -16,8 +16,7 @@ from exporter.cut.surgery import prune_file
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.engine_set import EngineSet, find_engines
 from exporter.engines.build.profiles import Ranges, Span
-from exporter.engines.tensors import OUT_OF_MEMORY
-from exporter.errors import DepthcutError, EngineError
+from exporter.errors import OUT_OF_MEMORY, DepthcutError, EngineError
 from exporter.pipeline.gpu.largest import largest_fit
 from exporter.pipeline.gpu.llama_shaped import LlamaShape
 from exporter.pipeline.gpu.sizes import Sizes

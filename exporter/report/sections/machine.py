@@ -34,6 +34,7 @@ def engines_section(report: ComparisonReport) -> Section | None:
             blocks.append(Note(_spread(arm.engines), lead=f"Builds, {name}:"))
         if arm.not_run is not None:
             blocks.append(Note(f"{arm.not_run}", lead=f"Not run, {name}:"))
+        blocks += [Note(f"{note}.", lead=f"{name}:") for note in arm.notes]
     return Section("engines", "Engines", blocks) if blocks else None
 
 

@@ -14,6 +14,7 @@ from exporter.compare import engine_arm
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.sidecar import EngineRecord
 from exporter.errors import DepthcutError
 from tests.made_reports import as_markdown
 from tests.raising import raises
@@ -69,19 +70,25 @@ def test_engines_are_timed_by_the_device_and_whole_texts_by_the_host(
     assert "kernels" in as_markdown(report)
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_steps_in_place_are_timed_as_graphs_on_the_decode_engine(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def in_place(folder: Path, backend: str, patch: pytest.MonkeyPatch, **facts: Any) -> list[Path]:
+    """Two arms whose caches are in place, the second with half the weights."""
+
     def judge(onnx: Path, target: Path, *, profiles: Any, **how: Any) -> list[tuple[Path, None]]:
         write_engine(onnx, target, [each.phase for each in profiles], ROOMY, backend=backend)
         return [(target, None)]
 
-    monkeypatch.setattr(engine_arm, "build_engines", judge)
-    folders = [
-        split_engines(tmp_path / name, backend=backend, weights_bytes=size) / "*.engine"
+    patch.setattr(engine_arm, "build_engines", judge)
+    return [
+        split_engines(folder / name, backend=backend, weights_bytes=size, **facts) / "*.engine"
         for name, size in (("whole", 1 << 21), ("cut", 1 << 20))
     ]
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_steps_in_place_are_timed_as_graphs_on_the_decode_engine(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = in_place(tmp_path, backend, monkeypatch)
     options = replace(OPTIONS, timing=TimingOptions())
     with stand_in() as machine:
         report = compare(*folders, options)
@@ -93,6 +100,26 @@ def test_steps_in_place_are_timed_as_graphs_on_the_decode_engine(
     decode = next(row for row in report.latency if row.phase == "decode")
     assert decode.clock == "device"
     assert 1.5 < decode.speedup.ratio < 2  # weights of half the size, and the same caches
+
+
+def test_what_is_to_be_known_of_how_arms_ran_is_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture that failed, and a card of another name than the one that it was built on."""
+    folders = in_place(tmp_path, "tensorrt", monkeypatch, capturable=False)
+    for path in (tmp_path / "whole").glob("*.engine.json"):
+        built_on = {"gpu": "A10", "compute_capability": "sm89"}
+        EngineRecord.read(path).model_copy(update={"built_on": built_on}).write(path)
+    with stand_in() as machine:
+        report = compare(*folders, replace(OPTIONS, timing=TimingOptions()))
+    told = next(row.launches for row in report.latency if row.phase == "decode")
+    assert [each.partition(",")[0] for each in told.values()] == ["kernels", "kernels"]
+    assert all("no CUDA graph" in each for each in told.values())
+    notes = report.arms.baseline.notes
+    assert len(notes) == 2  # one for each of its engines
+    assert all("A10" in note and machine.name in note for note in notes)
+    assert report.arms.candidate.notes == []
+    assert "A10" in as_markdown(report)
 
 
 def test_arms_that_do_not_fit_together_are_loaded_in_turns(arms: tuple[Path, Path]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import pytest
 from exporter.engines.build.adapted import Adapted, adapt
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings, Phase
@@ -26,11 +28,6 @@ from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 ROOM = 256
 LARGE = Ranges(batch=Span(1, 32, 32), prompt=Span(1, 128, 128))
 SMALL = Ranges(prompt=Span(1, 4, 8))
-WITH_LENGTHS: Any = SimpleNamespace(
-    IAttentionInputLayer=object, IAttention=SimpleNamespace(key_value_lengths=None)
-)
-WITHOUT: Any = SimpleNamespace()
-"""TensorRT 10.15 and 10.16 have none."""
 
 
 def in_place(**spec: Any) -> ir.Model:
@@ -39,27 +36,28 @@ def in_place(**spec: Any) -> ir.Model:
     return model
 
 
-def adapted(
-    model: ir.Model, *phases: Phase, module: Any = WITH_LENGTHS, **settings: Any
-) -> Adapted:
-    return adapt(ir.to_proto(model), BuildSettings(**settings), phases, module)
+def adapted(model: ir.Model, *phases: Phase, has_lengths: bool = True, **settings: Any) -> Adapted:
+    made = BuildSettings(**settings)
+    return adapt(ir.to_proto(model), made, phases, has_lengths=has_lengths)
 
 
 @pytest.mark.parametrize(
-    ("phases", "module", "told_by", "reads"),
+    ("phases", "has_lengths", "told_by", "reads"),
     [
-        (["prefill"], WITH_LENGTHS, "order", "new"),
-        (["prefill"], WITHOUT, "order", "new"),
-        (["decode"], WITH_LENGTHS, "lengths", "filled"),
-        (["decode"], WITHOUT, "mask", "room"),
-        (["prefill", "decode"], WITH_LENGTHS, "mask", "room"),
+        (["prefill"], True, "order", "new"),
+        (["prefill"], False, "order", "new"),
+        (["decode"], True, "lengths", "filled"),
+        (["decode"], False, "mask", "room"),
+        (["prefill", "decode"], True, "mask", "room"),
     ],
 )
 def test_an_engine_for_one_phase_reads_no_more_than_it_needs(
-    phases: Sequence[Phase], module: Any, told_by: str, reads: str
+    phases: Sequence[Phase], has_lengths: bool, told_by: str, reads: str
 ) -> None:
-    found = adapted(in_place(), *phases, module=module).attention
+    made = adapted(in_place(), *phases, has_lengths=has_lengths)
+    found = made.attention
     assert found is not None
+    assert bool(made.lengths) == (told_by == "lengths")
     assert (found.told_by, found.reads, found.remark is None) == (told_by, reads, reads != "room")
 
 
@@ -110,11 +108,45 @@ def test_a_graph_without_logits_has_none_on_record() -> None:
     assert adapted(model, "prefill").logits is None
 
 
-def test_nothing_of_a_file_that_needs_nothing_is_changed() -> None:
+def test_nothing_of_a_file_that_needs_nothing_is_changed(tmp_path: Path) -> None:
     model = ir.to_proto(decoder_model(DecoderSpec(softmax=True)))
-    found = adapt(model, BuildSettings(logits="all"), ["decode"], WITH_LENGTHS)
+    found = adapt(model, BuildSettings(logits="all"), ["decode"], has_lengths=True)
     assert not found.changed
     assert found.model is model
+    assert found.write(tmp_path / "graph.onnx") is None
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "has_lengths"),
+    [
+        ("tensorrt", "10.16.0.72", False),  # and IAttention has none there
+        ("tensorrt", "11.0.0.12", True),
+        ("tensorrt-rtx", "1.6.0.1", False),
+        ("tensorrt-rtx", "1.7.1.116", True),
+        ("tensorrt-rtx", "1.10.0.1", True),
+        ("tensorrt-rtx", "2.0.0.1", True),
+    ],
+)
+def test_lengths_begin_with_a_version(backend: str, version: str, has_lengths: bool) -> None:
+    assert LIBRARIES[backend].has_lengths(version) == has_lengths
+
+
+@pytest.mark.rtx
+def test_the_installed_library_has_what_its_version_says() -> None:
+    import tensorrt_rtx as trt
+
+    told = LIBRARIES["tensorrt-rtx"].has_lengths(trt.__version__)
+    assert told == hasattr(getattr(trt, "IAttention", None), "key_value_lengths")
+
+
+def test_a_build_waits_for_nothing_that_reads_graphs() -> None:
+    """The process imports it before it loads the library: that was a second of each build."""
+    asked = "import sys, exporter.engines.build.worker as w; print(*sys.modules, w.__name__)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "exporter.engines.build.worker" in loaded
+    assert not {"onnx", "onnx_ir", "numpy", "pydantic", "sympy"} & loaded
 
 
 def built(folder: Path, phase: Phase, attention: str, dtype: str = "float16") -> EngineRecord:
@@ -156,8 +188,9 @@ def test_lengths_are_set_on_every_attention_of_a_decode_step(phase: Phase, tmp_p
     import tensorrt_rtx as trt
 
     save_model(in_place(layers=3), tmp_path / "m.onnx")
-    parsed = Builder(trt).parse(tmp_path / "m.onnx", BuildSettings(), [phase])
-    network = parsed.network
+    made = adapted(in_place(layers=3), phase)
+    graph = made.write(tmp_path / "graph.onnx")
+    network = Builder(trt).parse(tmp_path / "m.onnx", graph, made.lengths).network
     layers = [network.get_layer(number) for number in range(network.num_layers)]
     found = [each for each in layers if each.type == trt.LayerType.ATTENTION_INPUT]
     assert len(found) == 3

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from exporter.engines.build import cuda_versions, libraries
 from exporter.engines.build.driver import Device, Driver
-from exporter.errors import BackendError
+from exporter.errors import BackendError, MissingDependencyError
 from tests.raising import raises
 
 CARD = Device("a card", "sm89", 24 << 30)
@@ -110,3 +113,25 @@ def test_the_library_that_serves_the_card_is_the_usual_one(
     assert libraries.usual_backend(None) == backend
     assert libraries.usual_backend("tensorrt-rtx") == "tensorrt-rtx"
     assert libraries.usual_backend(None, ["sm89"]) == "tensorrt-rtx"  # for a card elsewhere
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "fits"),
+    [
+        ("tensorrt", "10.14.1.48", False), ("tensorrt", "10.15.0.1", True),
+        ("tensorrt", "11.4.0.106", True), ("tensorrt-rtx", "1.5.2.1", False),
+        ("tensorrt-rtx", "1.7.1.116", True),
+    ],
+)  # fmt: skip
+def test_a_library_that_is_too_old_is_refused(
+    backend: str, version: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runtime lacks calls that running an engine makes."""
+    library = libraries.LIBRARIES[backend]
+    installed = SimpleNamespace(__version__=version, __spec__=ModuleSpec(library.module, None))
+    monkeypatch.setitem(sys.modules, library.module, installed)
+    if fits:
+        assert libraries.load(library) is installed
+        return
+    with raises(MissingDependencyError, "too-old", version, library.oldest):
+        libraries.load(library)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.build.config import read_timing_cache
+from exporter.engines.build.config import read_timing_cache, write_timing_cache
 from exporter.engines.build.driver import Device, Driver
 from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.runtime_cache import cache_path
@@ -128,6 +128,22 @@ def test_a_step_like_the_one_before_reckons_nothing(
         for _ in range(3):
             decoder.step(np.array([[1], [2]]))
     assert told == {}
+
+
+@PLACES
+def test_what_a_step_tells_the_library_is_known(in_place: bool, tmp_path: Path) -> None:
+    """Nothing in place; a cache that grows has a new shape and two new addresses."""
+    engines = find_engines(decoder_engine(tmp_path, in_place=in_place))
+    caches = [each for each in engines.inputs if "past" in each.name]
+    with stand_in() as machine, TensorRtDecoder(engines, trial=False) as decoder:
+        stepped(decoder, 2)
+        before = dict(machine.calls)
+        decoder.step(np.array([[1], [2]]))
+        told = [
+            machine.calls[name] - before[name] for name in ("set_input_shape", "set_tensor_address")
+        ]
+    assert len(caches) == 4
+    assert told == ([0, 0] if in_place else [len(caches) + 1, 2 * len(caches)])  # and the mask's
 
 
 @BACKENDS
@@ -284,6 +300,16 @@ def test_another_driver_or_card_has_another_runtime_cache(tmp_path: Path) -> Non
     cards = [Device("A", "sm89", 1), Device("B", "sm89", 1)]
     drivers = [Driver("", version, (card,)) for version in ("13.0", "13.1") for card in cards]
     assert len({cache_path(record, driver) for driver in drivers}) == 4
+
+
+@pytest.mark.parametrize("given", [None, SimpleNamespace(serialize=lambda: None)])
+def test_a_builder_without_a_timing_cache_loses_no_engine(given: object, tmp_path: Path) -> None:
+    config = SimpleNamespace(get_timing_cache=lambda: given)
+    write_timing_cache(config, tmp_path / "new.cache")
+    assert not any(tmp_path.iterdir())
+    config.get_timing_cache = lambda: SimpleNamespace(serialize=lambda: b"known")
+    write_timing_cache(config, tmp_path / "new.cache")
+    assert (tmp_path / "new.cache").read_bytes() == b"known"
 
 
 @pytest.mark.parametrize("made", [None, object()])

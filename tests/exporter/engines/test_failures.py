@@ -83,11 +83,8 @@ def test_attention_in_fp32_is_written_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.rtx
-def test_without_leave_the_builder_refuses_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_leave_the_builder_refuses_it(tmp_path: Path) -> None:
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("exporter.engines.build.adapted.let_decompose", lambda graph: False)
     ir.save(ir.from_onnx_text(ATTENTION), tmp_path / "m.onnx")
     builder = Builder(tensorrt_rtx)
     parsed = builder.parse(tmp_path / "m.onnx")

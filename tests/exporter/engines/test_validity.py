@@ -74,7 +74,7 @@ def test_what_is_valid_passes_and_the_header_alone_is_read(validity: int, tmp_pa
 
 
 def test_tensorrt_has_no_such_call(tmp_path: Path) -> None:
-    runtime = SimpleNamespace()
+    runtime = SimpleNamespace(__name__="tensorrt")
     refuse_invalid(runtime, runtime, tmp_path / "not-even-there.engine")  # type: ignore[arg-type]
 
 
