@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.inputs import make_inputs
-from exporter.engines.runners.left_padding import needs_packing
+from exporter.engines.inputs import make_inputs, random_tokens
+from exporter.engines.runners.left_padding import needs_packing, run_packed
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
 from graph_passes import save_model
+from graph_passes.fusing.one_phase import OnePhasePass
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises
+from tests.stand_in.decoders import decoder_onnx
 
 IDS = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8], [1, 6, 1, 8, 0, 3, 3, 9]])
 MASKS = {
@@ -125,10 +128,29 @@ def test_a_past_that_others_read_takes_no_padding(tmp_path: Path) -> None:
 
 
 def _identity(model: Any, value: Any) -> Any:
-    import onnx_ir as ir
-
     node = ir.node("Identity", [value])
     node.outputs[0].name, node.outputs[0].dtype = "copy", value.dtype
     node.outputs[0].shape = value.shape
     model.graph.append(node)
     return node.outputs[0]
+
+
+def test_rows_of_a_step_that_is_told_lengths_are_moved_too(tmp_path: Path) -> None:
+    """What an engine for decode computes, by its graph on the CPU, against the graph's mask."""
+    masked = decoder_onnx(tmp_path, in_place=True)
+    model = ir.load(masked)
+    assert OnePhasePass("decode")(model).modified
+    save_model(model, tmp_path / "decode.onnx")
+    shape = Shape("decode", 2, 1, 8)
+    with (
+        OnnxRuntimeRunner(masked, threads=1) as whole,
+        OnnxRuntimeRunner(tmp_path / "decode.onnx", threads=1) as told,
+    ):
+        inputs = make_inputs(whole.inputs, shape, random_tokens(shape, 11))
+        inputs["attention_mask"][1, :3] = 0
+        inputs["position_ids"][1] -= 3
+        wanted = whole.run(inputs, ["logits"])["logits"]
+        found = run_packed(told.run, inputs, ["logits"], told.cache_form.shared)["logits"]
+        misread = told.run(inputs, ["logits"])["logits"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(misread[1] - wanted[1]).max() > 1e-2
