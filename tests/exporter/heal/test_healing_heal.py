@@ -709,7 +709,7 @@ def test_an_encoder_is_healed_by_its_embeddings() -> None:
     texts = HealingTexts(text, (ref,), (text,), None)
     found: Any = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.heal.healed.healing_texts", lambda *_: texts)
+        patch.setattr("exporter.heal.healed.healing_texts", lambda *_, **__: texts)
         plan = PruningPlan(deletions=planned(("attention", 0, "none")))
         found = heal(tiny_loaded("bert"), plan, HealOptions(kind="best"))
     assert found.report.healing.texts == []
