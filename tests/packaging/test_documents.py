@@ -37,10 +37,11 @@ GONE = {
 }
 """What options were called before; the changelog says so."""
 FOREIGN = {
-    "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--mlx", "--save-results",
-    "--strace", "--table", "--text", "--times", "--tokens", "--trials", "--tries",
+    "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--mlx", "--model-path",
+    "--save-results", "--strace", "--table", "--text", "--times", "--tokens", "--trials", "--tries",
+    "--vllm",
 }  # fmt: skip
-"""Options of docker, trtexec, polygraphy, the benchmarks and the trials of tests/README.md."""
+"""Options of docker, trtexec, polygraphy, SGLang, benchmarks and the trials of tests/README.md."""
 
 
 def shell_lines(text: str) -> list[str]:
