@@ -43,7 +43,14 @@ from exporter.artifacts.comparison import (
     EngineFacts,
     ParityCheck,
 )
-from exporter.artifacts.depths import DepthCell, DepthDamage, DepthsReport, DropAnswer, Way
+from exporter.artifacts.depths import (
+    DepthCell,
+    DepthDamage,
+    DepthsInt8,
+    DepthsReport,
+    DropAnswer,
+    Way,
+)
 from exporter.artifacts.forms import (
     FLOAT_BASELINE,
     FLOAT_CANDIDATE,

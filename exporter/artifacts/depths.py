@@ -56,13 +56,27 @@ class DepthCell(Record):
     refused: str | None = None
 
 
+class DepthsInt8(Record):
+    """The whole model with its weights in int8, beside the cuts, on ONNX Runtime.
+
+    ``bytes_removed`` is the share of its files that goes. The ratios are its perplexity over the
+    float model's, on the held-out text and in the other domain. ``speedups`` as those of a cell.
+    """
+
+    bytes_removed: float
+    perplexity_ratio: float
+    other_perplexity_ratio: float
+    speedups: dict[str, float]
+
+
 class DropAnswer(Record):
     """How much may be dropped: on what else the cells were judged, and which one is recommended.
 
     ``fitted_on`` is the text that folded weights were fitted on; ``most_increase`` the share by
     which the perplexity on the held-out text may rise. ``request`` was timed on ``backend`` with
-    ``threads``; all three are empty where nothing could be. ``way`` and ``number`` name the
-    recommended cell; None: none keeps the limit, or is faster.
+    ``threads``; all three are empty where nothing could be. ``int8`` is None where no graph could
+    be written; ``no_int8`` then says why. ``way`` and ``number`` name the recommended cell; None:
+    none keeps the limit, or is faster.
     """
 
     other_text: CalibrationRef
@@ -72,6 +86,8 @@ class DropAnswer(Record):
     request: str = ""
     backend: str = ""
     threads: int | None = None
+    int8: DepthsInt8 | None = None
+    no_int8: str = ""
     way: Way | None = None
     number: int | None = None
 

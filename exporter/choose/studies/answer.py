@@ -2,15 +2,13 @@
 
 Healing is by folded weights, which take seconds (:mod:`exporter.heal.fold`); a training takes
 minutes for each cut, and comes after the choice. Speed is foretold from a few variants that are
-timed in PyTorch, as :mod:`exporter.choose.costs` does.
+timed, as :mod:`exporter.choose.costs` does; see :mod:`exporter.choose.studies.speeds`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -21,35 +19,28 @@ from exporter.artifacts import (
     DepthsReport,
     DropAnswer,
     Record,
-    Way,
 )
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.ladder import is_hopeless, rung_of
-from exporter.choose.costs.measuring import CostSettings, measure_on
-from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.studies.damages import depth_damage, limit_figures
-from exporter.errors import BackendError, CalibrationError, CostError, HealingError
+from exporter.choose.studies.question import Place, Question
+from exporter.choose.studies.speeds import Judged, measured_speeds, speedups
+from exporter.errors import CalibrationError, HealingError
 from exporter.heal.fitting import Fitting
 from exporter.heal.fold.folded import folded_values
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import DamageMeter
 from exporter.models.changed_weights import OwnValue, swapped
-from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.self_text import SAMPLED, SELF
 from exporter.models.texts.sources import refuse_same_text
-from exporter.progress import Progress
 
-Place = tuple[Way, int]
-
-_TIMED_SECONDS = 8.0
 _FITTED_TOKENS = 3072
 _SAMPLED_LENGTH, _SAMPLED_TOKENS = 128, 2048
 _SEED = 1  # scores rest on what the model samples with another one
@@ -67,42 +58,6 @@ class _HealedCell(Record):
 
 
 _HEALED = TypeAdapter(_HealedCell)
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked, and what it is judged on.
-
-    Attributes:
-        loaded: The model.
-        text: The held-out text.
-        other_text: The other domain's, as the user names it; None: what the model samples.
-        request: What is timed.
-        most_increase: The share by which the perplexity may rise.
-        own_numbers: Whether the cuts were chosen here; those that no healing can bring within the
-            limit are then not healed.
-        batch_size: Samples in one forward pass.
-        kept: The folder where what is measured is kept for a later call; None keeps nothing.
-        progress: Told what goes on.
-    """
-
-    loaded: LoadedModel
-    text: CalibrationText
-    other_text: str | None
-    request: RequestShape
-    most_increase: float
-    own_numbers: bool
-    batch_size: int
-    kept: Path | None
-    progress: Progress
-
-    def place(self, name: str) -> Path | None:
-        """A file that is kept."""
-        return None if self.kept is None else self.kept / name
-
-    def about(self, *texts: CalibrationText) -> dict[str, object]:
-        """What figures on some texts depend on."""
-        return {**self.loaded.identity(), "ids": [text.ids_sha256 for text in texts]}
 
 
 def answered(
@@ -128,7 +83,9 @@ def answered(
     promising = {place: cut for place, cut in cuts.items() if place not in hopeless}
     healed = dict.fromkeys(hopeless, _HealedCell(not_healed=_TOO_FAR))
     healed |= _healed(asked, other, fitted, promising)
-    table = _timed(asked, cuts)
+    names = {name for cut in cuts.values() for name in cut}
+    speeds = measured_speeds(asked, Judged(other, whole), names)
+    table = speeds.table
     cells = [
         cell.model_copy(
             update={
@@ -144,12 +101,14 @@ def answered(
     best = recommended(cells, asked.most_increase)
     answer = DropAnswer(
         other_text=other.ref,
-        other_baseline_perplexity=whole,
+        other_baseline_perplexity=whole.baseline_perplexity,
         fitted_on=fitted.ref,
         most_increase=asked.most_increase,
         request="" if table is None else str(table.at),
         backend="" if table is None else table.backend,
         threads=None if table is None else table.environment.threads,
+        int8=speeds.int8,
+        no_int8=speeds.no_int8,
         way=None if best is None else best.way,
         number=None if best is None else best.number,
     )
@@ -218,8 +177,8 @@ def _other_domain(asked: Question, report: DepthsReport) -> CalibrationText:
 
 def _in_other_domain(
     asked: Question, text: CalibrationText, cuts: Mapping[Place, BranchReplacements]
-) -> tuple[float, dict[Place, DepthDamage]]:
-    """The whole model's perplexity there, and the damage of all cuts."""
+) -> tuple[Damage, dict[Place, DepthDamage]]:
+    """One that knows the whole model's losses there, and the damage of all cuts."""
     meter = RememberingMeter(
         DamageMeter(
             asked.loaded.model, text.input_ids, text.mask, batch_size=asked.batch_size
@@ -229,7 +188,7 @@ def _in_other_domain(
     )  # fmt: skip
     asked.progress.say(f"depths: in another domain, {text.ref.source}")
     whole, *found = meter.measure_many({}, list(cuts.values()), asked.progress)
-    return whole.baseline_perplexity, dict(zip(cuts, map(depth_damage, found), strict=True))
+    return whole, dict(zip(cuts, map(depth_damage, found), strict=True))
 
 
 def _healed(
@@ -284,35 +243,3 @@ class _Healer:
             return _HealedCell(not_healed="No weight that is kept could make up for it.")
         here, there = (depth_damage(each.measure(cut, asked.progress)) for each in self._meters)
         return _HealedCell(healed=here, other_healed=there)
-
-
-def _timed(asked: Question, cuts: Mapping[Place, BranchReplacements]) -> CostTable | None:
-    """What the cut branches cost of a request; None where that can't be measured here."""
-    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
-
-    names = {name for cut in cuts.values() for name in cut}
-    settings = CostSettings(
-        asked.request,
-        replacements=("none",),
-        effort=Effort(seconds=_TIMED_SECONDS, reload=False),
-        kept=asked.place("costs.json"),
-    )
-    if not names:
-        return None
-    try:
-        return measure_on(TorchCostRunner(asked.loaded), settings, names, asked.progress)
-    except (BackendError, CostError) as error:
-        asked.progress.say(f"depths: no speeds: {error.message}")
-        return None
-
-
-def speedups(table: CostTable, cut: BranchReplacements) -> dict[str, float]:
-    """How many times faster a cut is foretold to be; nothing where the costs can't be right."""
-    choices: dict[Any, Any] = dict.fromkeys(cut, "none")
-    parts = {"prefill": table.of_cell(0), "request": table}
-    if table.at.new:
-        parts["decode"] = table.of_cell(1)
-    try:
-        return {phase: part.speedup(choices) for phase, part in parts.items()}
-    except CostError:
-        return {}

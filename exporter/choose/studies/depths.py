@@ -28,8 +28,9 @@ from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.selection.search_options import DROPPING
-from exporter.choose.studies.answer import Place, Question, answered
+from exporter.choose.studies.answer import answered
 from exporter.choose.studies.damages import depth_damage
+from exporter.choose.studies.question import Place, Question
 from exporter.choose.studies.task_scores import compared_tasks
 from exporter.compare.options import ACCURACY, TaskOptions
 from exporter.compare.tasks.choosing import local_tasks
@@ -206,7 +207,7 @@ def measure_depths(
     )
     if not options.recommends:
         return found
-    return answered(_question(loaded, text, options, kept, progress), found, cuts)
+    return answered(_question(loaded, text, whole, options, kept, progress), found, cuts)
 
 
 def _made_from(
@@ -222,6 +223,7 @@ def _made_from(
 def _question(
     loaded: LoadedModel,
     text: CalibrationText,
+    whole: Damage,
     options: DepthOptions,
     kept: Path | None,
     progress: Progress,
@@ -234,6 +236,7 @@ def _question(
         options.most_increase,
         options.numbers is None,
         options.batch_size,
+        whole,
         kept,
         progress,
     )

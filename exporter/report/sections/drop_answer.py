@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, DropAnswer
+from exporter.artifacts import DepthCell, DepthDamage, DepthsInt8, DepthsReport, DropAnswer
 from exporter.report.sections.blocks import Cell, Grid, Note, Section, Sign
 from exporter.report.words import KINDS, counted_kind, or_dash, percent, significant
 
@@ -11,23 +11,19 @@ def answer_section(report: DepthsReport, answer: DropAnswer) -> Section:
     """The table, the recommendation with its reason, and how far the figures go."""
     here, there = _short(report.text.source), _short(answer.other_text.source)
     header = [
-        "dropped", "parameters", "prompt", "token", here, "healed", there, "healed", "",
+        "dropped", "size", "prompt", "token", here, "healed", there, "healed", "",
     ]  # fmt: skip
     best = report.recommended
     rows: list[list[Cell]] = [["nothing", "", "", "", *_whole(report, answer), ""]]
     rows += [_row(cell, is_best=cell is best) for cell in report.cells if cell.damage is not None]
+    rows += [] if answer.int8 is None else [_int8_row(answer.int8)]
     caption = "Speed, and the rise of the perplexity in two domains"
     grid = Grid(caption, header, rows, right=range(1, 8))
-    notes = [Note(answer_words(report, answer)), Note(_about(report, answer)), Note(_INT8)]
+    notes = [Note(answer_words(report, answer)), Note(_about(report, answer))]
+    notes.append(Note(_int8_words(answer)))
     reasons = dict.fromkeys(cell.not_healed for cell in report.cells if cell.not_healed)
     notes += [Note(reason, lead="Not healed:") for reason in reasons]
     return Section("answer", "How much may I drop?", [grid, *notes])
-
-
-_INT8 = (
-    "int8 alone often gains more than a cut: depthcut export MODEL -o out --plan FILE --quantize "
-    "int8 compares the whole and the cut model in both forms, with sizes, speed and perplexity."
-)
 
 
 def answer_words(report: DepthsReport, answer: DropAnswer) -> str:
@@ -85,6 +81,24 @@ def _row(cell: DepthCell, *, is_best: bool) -> list[Cell]:
         *(or_dash(damage, _damage) for damage in figures),
         Sign("recommended", "good") if is_best else "",
     ]
+
+
+def _int8_row(int8: DepthsInt8) -> list[Cell]:
+    speeds = (int8.speedups.get(phase) for phase in ("prefill", "decode"))
+    return [
+        "nothing, int8",
+        f"-{percent(int8.bytes_removed)}",
+        *(or_dash(speed, "{:.2f}x".format) for speed in speeds),
+        *(_rise(int8.perplexity_ratio), "-", _rise(int8.other_perplexity_ratio), "-", ""),
+    ]
+
+
+def _int8_words(answer: DropAnswer) -> str:
+    """What int8 means for a cut, or why it isn't in the table."""
+    both = "depthcut export MODEL -o out --plan FILE --quantize int8 measures a cut in int8."
+    if answer.int8 is None:
+        return f"There is no int8 model in the table: {answer.no_int8}. {both}"
+    return f"int8 is the whole model as --quantize int8 writes it. A cut adds to it: {both}"
 
 
 def _whole(report: DepthsReport, answer: DropAnswer) -> list[Cell]:

@@ -210,9 +210,10 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from exporter.artifacts import PruningPlan
-    from exporter.choose.studies import answer
+    from exporter.choose.studies import answer, speeds
 
-    monkeypatch.setattr(answer, "_TIMED_SECONDS", 0.2)
+    monkeypatch.setattr(speeds, "_TIMED_SECONDS", 0.2)
+    monkeypatch.setattr(speeds, "find_spec", lambda _name: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "short.yaml").write_text(f"eval_sequence_length: {LENGTH}\n")
     out = tmp_path / "depths.json"
@@ -227,6 +228,8 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     ]  # fmt: skip
     assert report.answer is not None
     assert report.answer.other_text.source.startswith("self")
+    assert (report.answer.backend, report.answer.int8) == ("pytorch", None)
+    assert "genai" in report.answer.no_int8
     for cell in report.cells:
         assert cell.other is not None
         assert (cell.healed is None) == bool(cell.not_healed)
@@ -249,6 +252,36 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     assert again.answer.other_text.source == str(text)
     for one, other in zip(report.cells, again.cells, strict=True):
         assert one.damage == other.damage
+
+
+@pytest.mark.genai
+def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
+    loaded: Any, scores: ImportanceReport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its loss is that of the graph that `quantize` writes, run by ONNX Runtime."""
+    from exporter.choose.costs.request_shape import RequestShape
+    from exporter.choose.studies import speeds
+    from exporter.choose.studies.depths import DepthOptions, measure_depths
+
+    monkeypatch.setattr(speeds, "_TIMED_SECONDS", 0.2)
+    options = DepthOptions(
+        numbers=(1,), ways=("attention",), recommend=True, tokens=96, sequence_length=LENGTH,
+        at=RequestShape(prompt=16, new=4),
+    )  # fmt: skip
+    report = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
+    assert report.answer is not None
+    int8 = report.answer.int8
+    assert int8 is not None
+    assert (report.answer.backend, report.answer.no_int8) == ("onnxruntime", "")
+    assert 0.2 < int8.bytes_removed < 0.8
+    assert 0 < abs(int8.perplexity_ratio - 1) < 0.05  # activations are rounded, too
+    assert 0 < abs(int8.other_perplexity_ratio - 1) < 0.05
+    assert set(int8.speedups) == {"prefill", "decode", "request"}
+    # What was measured is not measured again.
+    monkeypatch.setattr(speeds, "_int8", None)
+    again = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
+    assert again.answer is not None
+    assert again.answer.int8 == int8
 
 
 def test_a_fold_lowers_the_damage_that_it_is_fitted_to(
