@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.choose.studies.depths import DepthOptions, measure_depths
+from exporter.choose.studies.depths import DepthOptions, measure_depths, refuse_encoder
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.study_results import print_study
@@ -20,7 +20,7 @@ from exporter.score.options import SCORING, MetricName
 from graph_passes.files.kinds import HTML, TEXT
 from graph_passes.files.placing import working
 
-_SCORED_SAMPLES = 8
+_SCORED_SAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,9 @@ def _sha256(report: ImportanceReport) -> str:
 def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     """How much of MODEL may be dropped? A short table, one row of it recommended.
 
-    MODEL runs in PyTorch with a few attentions or blocks left out; nothing is exported. The table
-    lists how much faster each cut is and what it costs in perplexity in two domains, with and
-    without healing by folded weights. The recommended cut is written as a plan, for `depthcut
+    MODEL runs with a few attentions or blocks left out. The table lists how much faster each cut
+    is and what it costs in perplexity in two domains, with and without healing by folded weights,
+    and the whole model in int8 beside them. The recommended cut is written as a plan, for `depthcut
     export --plan`. With -n: all ways of dropping at these numbers, with perplexity and KL
     divergence. After an interruption the same command resumes.
     """
@@ -89,6 +89,7 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     with working(call.output) as kept:
         with progress.task(f"load {call.model}"):
             loaded = load_model(call.model, **vars(call.load))
+        refuse_encoder(loaded.model)
         report = given or _scored(call, loaded, progress)
         scores = sha256_file(call.importance) if call.importance else _sha256(report)
         found = measure_depths(

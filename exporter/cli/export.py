@@ -18,6 +18,7 @@ from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code
 from exporter.cli.results import print_comparison, print_models
+from exporter.errors import OptionError
 from exporter.options import Options, dataclass, only_with, option, part
 from exporter.pipeline.request import ExportRequest
 
@@ -67,6 +68,7 @@ class ExportCall(Options):
         A cut is healed as the machine can afford; the paper's own way is not, nor is a model that
         is read a layer at a time.
         """
+        _refuse_quick_training(told)
         if told.get("plan") is not None or told.get("stream"):
             return told
         told = {**_QUICK, **told} if told.get("quick") else told
@@ -79,6 +81,15 @@ class ExportCall(Options):
         by_itself = "auto" if told.get("heal") in _WEIGHTS else None
         usual = "fold" if told.get("quick") else "auto"
         return {"search": by_itself, **told, "heal": told.get("heal") or usual}
+
+
+def _refuse_quick_training(told: Mapping[str, Any]) -> None:
+    if told.get("quick") and told.get("time") is not None and told.get("heal") is None:
+        raise OptionError(
+            "--quick trains nothing, so there is no training for --time to limit.",
+            "Leave --quick out for a training of that length, or --time for a first look.",
+            ["quick", "time"],
+        )
 
 
 def _names_goal(told: Mapping[str, Any]) -> bool:

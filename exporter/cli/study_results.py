@@ -33,7 +33,8 @@ def print_study(report: StabilityReport | DepthsReport, output: Path, *, as_json
             echo(f"{block.caption}.", "")
             print_rows(block.header, block.rows)
         elif isinstance(block, Note):
-            echo("", *click.wrap_text(one_line(block.text), _WIDTH).split("\n"))
+            text = one_line(f"{block.lead} {block.text}".strip())
+            echo("", *click.wrap_text(text, _WIDTH).split("\n"))
         elif isinstance(block, Bullets):
             echo("", *block.lines)
     echo("", f"Page: {study_files(output)[2]}")

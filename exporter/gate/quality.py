@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 
@@ -19,6 +20,16 @@ from exporter.gate.limits import Limits
 from exporter.gate.verdicts import CheckedValue, checked, difference_interval
 
 _MEASURE = "Leave the limit out, or measure it: depthcut compare on models with a tokenizer."
+_HINTS = {
+    "max_perplexity_increase": "For a model without next tokens give --min-embedding-cosine.",
+    "min_embedding_cosine": "It is for models without next tokens; for others give "
+    "--max-perplexity-increase.",
+}
+_NAMES = {
+    "kl_divergence": "KL divergence",
+    "top1_agreement": "agreement of top-1 tokens",
+    "embedding_cosine": "cosine of embeddings",
+}
 _NO_INTERVAL = "The report has no interval for it."
 
 _Found = tuple[float | None, Interval | None]
@@ -78,19 +89,23 @@ def _accuracy(report: ComparisonReport, limit: str) -> Accuracy:
     return report.accuracy
 
 
+def _refuse_missing(limit: str, what: str) -> NoReturn:
+    raise RegressionError(
+        f"{_option(limit)} is set, but a report has no {what}.",
+        _HINTS.get(limit, _MEASURE),
+        code="quantity-missing",
+    )
+
+
 def _option(limit: str) -> str:
-    return limit.replace("_", "-")
+    return f"--{limit.replace('_', '-')}"
 
 
 def _from_the_unpruned_arm(accuracy: Accuracy, limit: str) -> CheckedValue:
     quantity, found_in = _FROM_THE_UNPRUNED_ARM[limit]
     value, interval = found_in(accuracy)
     if value is None:
-        raise RegressionError(
-            f"{_option(limit)} is set, but a report has no {quantity}.",
-            _MEASURE,
-            code="quantity-missing",
-        )
+        _refuse_missing(limit, _NAMES[quantity])
     higher = limit.startswith("min_")
     return CheckedValue(
         quantity,
@@ -137,11 +152,7 @@ def _perplexity(report: ComparisonReport, baseline: ComparisonReport | None) -> 
 def _candidate_perplexity(report: ComparisonReport) -> float:
     accuracy = _accuracy(report, "max_perplexity_increase")
     if accuracy.perplexity is None:
-        raise RegressionError(
-            "max-perplexity-increase is set, but a report has no perplexity.",
-            _MEASURE,
-            code="quantity-missing",
-        )
+        _refuse_missing("max_perplexity_increase", "perplexity")
     return accuracy.perplexity.candidate
 
 
@@ -212,11 +223,7 @@ def _by_name(report: ComparisonReport, limit: str) -> dict[str, TaskResult]:
             raise RegressionError(f"$.accuracy.{quantity}s has {name} twice.", code="named-twice")
         found[name] = score
     if not found:
-        raise RegressionError(
-            f"{_option(limit)} is set, but a report has no {quantity}.",
-            _MEASURE,
-            code="quantity-missing",
-        )
+        _refuse_missing(limit, quantity)
     return found
 
 

@@ -19,7 +19,10 @@ from exporter.report.words import short_shape
 
 _IMPORTED = "Timed by another tool, not in turns, on a machine that it doesn't name."
 _TOO_FEW = "Too few rounds for a verdict."
-_ONCE = "Loaded once: what its place in memory does to its speed is not in the interval."
+_ONCE = (
+    "The models were loaded once, so how their place in memory affects their speed is not in the "
+    "interval."
+)
 
 
 def time_checks(

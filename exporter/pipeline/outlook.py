@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.ladder import TRIALS
+from exporter.choose.budgets.trial_runs import FIRST_SHARE
 from exporter.choose.selection.affordable import SEARCH_S, USUAL_DROPS, search_runs
-from exporter.heal.automatic import USUAL_TIME_S, operations_per_second
+from exporter.heal.automatic import USUAL_TIME_S, operations_per_second, settled
+from exporter.heal.options import HealOptions
 from exporter.models.texts.self_text import SELF
 from exporter.pipeline.pace import Pace, time_words
 from exporter.pipeline.planning import variant_s
@@ -18,10 +21,16 @@ from exporter.pipeline.run import HEALING, Run
 _USUAL_TOKENS = 10_000
 _VARIANTS, _BARE_VARIANTS = 8, 4
 """Graphs that are timed to find what sublayers cost, with replacements and without, at most."""
+_READS, _TOGETHER = 7, 3
+"""Of a prompt by each graph that is timed, and the graphs that are timed together."""
 _BYTES_PER_S = 1e10
-"""Read from memory; each sampled token reads all weights."""
-_EXPORT_S, _EXPORTED_PER_S = 15.0, 2e7
-"""An export's own time, and the parameters that it writes and checks in a second."""
+"""Read from memory."""
+_SAMPLED = 2.5
+"""Times as long as a run with the same operations: products of few tokens are slow."""
+_EXPORT_S, _BUILD_S, _EXPORTED_PER_S = 15.0, 5.0, 2e7
+"""The own time of PyTorch's exporter and of onnxruntime-genai's builder, and the parameters that
+are written and checked in a second."""
+_BUILDER = "onnxruntime_genai"
 _ROW_SHARE = 1.5
 """Of the time budget of a row: loading and warming up come on top."""
 
@@ -46,6 +55,10 @@ class Machine:
         """Of a run over so many tokens."""
         return 2 * self.parameters * tokens / self.operations_per_s
 
+    def sample_s(self, tokens: float, steps: float) -> float:
+        """Of sampling so many tokens: each step reads all weights, for few tokens at a time."""
+        return steps * self.bytes / _BYTES_PER_S + _SAMPLED * self.run_s(tokens)
+
 
 def expected_s(request: ExportRequest, machine: Machine) -> dict[str, float]:
     """About how many seconds each stage takes, in their order.
@@ -59,9 +72,9 @@ def expected_s(request: ExportRequest, machine: Machine) -> dict[str, float]:
     sampled = not score.calibration or SELF in score.calibration
     found = {"score": machine.run_s(tokens)}
     if sampled:
-        found["score"] += score.sequence_length * machine.bytes / _BYTES_PER_S
+        found["score"] += machine.sample_s(tokens, score.sequence_length)
     if request.drops.budget is not None and request.drops.budget.at is not None:
-        found["time the sublayers"] = _timed_s(request, request.drops.budget)
+        found["time the sublayers"] = _timed_s(request, machine, request.drops.budget)
     if request.drops.budget is not None and request.search.by_damage:
         found["choose"] = _search_s(request, machine)
     heal = request.heal
@@ -71,15 +84,23 @@ def expected_s(request: ExportRequest, machine: Machine) -> dict[str, float]:
             chosen = sum(found.get(name, 0.0) for name in ("time the sublayers", "choose"))
             limit -= min(chosen, limit / 2)
         found["heal"] = limit if heal.trains else TRIALS * 4 * machine.run_s(tokens)
-    found["export and cut"] = 2 * (_EXPORT_S + machine.parameters / _EXPORTED_PER_S)
+    built = request.target.startswith("onnxruntime")
+    own_s = _BUILD_S if built else _EXPORT_S
+    found["export and cut"] = 2 * (own_s + machine.parameters / _EXPORTED_PER_S)
     if request.compared:
         found["measure"] = _measure_s(request, machine)
     return found
 
 
-def _timed_s(request: ExportRequest, budget: Budget) -> float:
+def _timed_s(request: ExportRequest, machine: Machine, budget: Budget) -> float:
+    """An arm reads the prompt at least seven times: three to warm up, and four in two rounds."""
     weighed = request.plan_settings.for_budget(budget).weighs_replacements
-    return variant_s(request, budget) * (_VARIANTS if weighed else _BARE_VARIANTS)
+    asked, read = variant_s(request, budget), 0.0
+    if budget.at is not None:
+        read = _READS * machine.run_s(budget.at.batch * budget.at.prompt)
+    if budget.target_speedup is None and not weighed:
+        return asked + _TOGETHER * read
+    return max(asked, 2 * read) * (_VARIANTS if weighed else _BARE_VARIANTS)
 
 
 def _search_s(request: ExportRequest, machine: Machine) -> float:
@@ -112,20 +133,39 @@ def by_stage(request: ExportRequest, expected: Mapping[str, float]) -> dict[str,
 
 
 def say_outlook(run: Run) -> None:
-    """Tells the stages and their times before the first of them begins."""
+    """Tells the stages and their times before the first of them begins, and what is missing."""
     request, model = run.request, run.choosing.model
     size = sum(each.numel() * each.element_size() for each in model.parameters())
     machine = Machine(
         model.num_parameters(), run.choosing.ref.num_layers, size, operations_per_second()
     )
-    expected = expected_s(request, machine)
+    heal = _affordable_healing(run)
+    expected = expected_s(replace(request, heal=heal), machine)
     told = ", ".join(f"{name} {time_words(seconds)}" for name, seconds in expected.items())
     run.progress.say(
         f"export: about {time_words(sum(expected.values()))} on a quiet machine: {told}"
     )
-    if request.heal is not None and request.heal.trains:
+    if heal is not None and heal.trains:
         run.progress.say(
             "export: a longer training (--time) recovers more, so that more can be dropped; "
             "--quick trains nothing"
         )
+    if request.target == "portable" and find_spec(_BUILDER) is None:
+        run.progress.say(
+            "export: the graphs are portable; the extra genai and --target onnxruntime-cpu would "
+            "give faster ones"
+        )
     run.pace = Pace(by_stage(request, expected))
+
+
+def _affordable_healing(run: Run) -> HealOptions | None:
+    """How the first cut is going to be healed; tells why nothing is trained, if that is so."""
+    heal = run.request.heal
+    if heal is None or heal.kind != "auto":
+        return heal
+    share = 1.0 if run.request.heals_plan else FIRST_SHARE
+    asked = replace(heal, time_s=share * (heal.time_s or USUAL_TIME_S))
+    found = settled(asked, run.choosing)
+    if found.trains:
+        return heal
+    return settled(asked, run.choosing, run.progress)

@@ -194,6 +194,7 @@ def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Workplace) ->
         threads=compare.threads,
         variants=Effort(seconds=variant_s(run.request, budget), rounds=compare.rounds),
         candidates=Effort(seconds=2 * compare.timing.time_budget_s, rounds=compare.rounds),
+        together=budget.target_speedup is None,
         progress=run.progress,
     )
 

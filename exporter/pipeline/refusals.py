@@ -20,6 +20,7 @@ from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
+from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.model_folder import find_model
 from exporter.models.texts.self_text import SAMPLED
@@ -169,6 +170,17 @@ def _refuse_modelopt(request: ExportRequest) -> None:
             "Leave --cache-length out: the caches then grow.",
             code="caches-in-place",
         )
+
+
+def refuse_foreign_goals(run: Run) -> None:
+    """Refuses goals that the model can't be held to, before it is scored.
+
+    Raises:
+        PlanError: Its kind has no such figure, such as an encoder no perplexity.
+    """
+    budget = run.request.drops.budget
+    if budget is not None:
+        budget.floors.of_model(predicts_tokens=predicts_tokens(run.choosing.model))
 
 
 def refuse_lost_caches(run: Run) -> None:

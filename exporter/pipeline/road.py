@@ -17,6 +17,7 @@ from exporter.pipeline.outlook import say_outlook
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
     refuse_bad_options,
+    refuse_foreign_goals,
     refuse_foreign_results,
     refuse_useless,
 )
@@ -99,6 +100,7 @@ def _write_models(run: Run) -> None:
 def _score(run: Run) -> None:
     if run.request.scored:
         if not run.request.stream and not run.ledger.valid("score", keys.score_key(run)):
+            refuse_foreign_goals(run)
             say_outlook(run)
         _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     elif run.ledger.has("score") and not run.ledger.valid("score", keys.score_key(run)):

@@ -109,6 +109,7 @@ def refuse_all(
     goals: Sequence[Goal] = (),
     reach: str = "",
     smaller: bool = False,
+    gained: Sequence[str] = (),
 ) -> NoReturn:
     """Says that nothing is worth cutting, or that the goals cost too much, and what it would cost.
 
@@ -118,13 +119,16 @@ def refuse_all(
         goals: What was to be reached beside them.
         reach: What of the goals is in reach.
         smaller: Whether smaller cuts were not tried.
+        gained: What each of those that were healed gains.
 
     Raises:
         UnmetGoalError: That is so.
         UndecidedGoalError: A smaller cut, or a measurement on more text, may still keep the limits.
     """
-    least = min(tried, key=lambda cut: len(cut.deletions))
+    costs = [rung_of(0, cut.healed, floors).cost for cut in tried]
+    least = tried[costs.index(min(costs))]
     dropped = PruningPlan(deletions=least.deletions).describe()
+    dropped += f" ({gained[costs.index(min(costs))]})" if gained else ""
     wanted = " and ".join(goal.words() for goal in goals)
     lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
     code = "goals-beyond-limits" if goals else "nothing-within-limits"
@@ -135,7 +139,7 @@ def refuse_all(
         lead += " the limits on quality"
     raise kind(
         f"{lead}: without {dropped}, {outcome_words(least, floors)}.",
-        f"{reach}{_allowing(least, floors)}more --time or more text may recover more.",
+        f"{reach}{_allowing(least, floors)}{_recovering(least)}",
         code=code,
     )
 
@@ -148,6 +152,13 @@ def _allowing(tried: TriedCut, floors: Floors) -> str:
         return ""
     needed = math.expm1(min(50.0, max(0.001, tried.healed[HIGH])))
     return f"--at-most {100 * needed:.1f}% would allow it; "
+
+
+def _recovering(tried: TriedCut) -> str:
+    """What may recover more of a cut's quality."""
+    if tried.healed_by == "distill":
+        return "more --time or more text may recover more."
+    return "a training may recover more than folding does: --heal distill, or without --quick."
 
 
 class HealedLimits(Solving):
@@ -177,7 +188,9 @@ class HealedLimits(Solving):
             tried = [each.tried for each in runs.cuts]
             reach = self._in_reach(candidates[0], found.tried[0]) if self.goals else ""
             smaller = min(rung.number for rung in found.tried) > 0
-            refuse_all(tried, self.floors, self.goals, reach, smaller)
+            gains = [candidates[rung.number].candidate.gain(self._used_up) for rung in found.tried]
+            gained = [self._used_up.words(gain) for gain in gains]
+            refuse_all(tried, self.floors, self.goals, reach, smaller, gained)
         candidate = candidates[found.best.number].candidate
         cut = runs.cuts[found.tried.index(found.best)]
         figures = size_figures(
@@ -192,7 +205,11 @@ class HealedLimits(Solving):
         )
 
     def _candidates(self) -> tuple[list[Candidate], Speedup | None]:
-        """The cut that reaches the goals; without goals ever larger ones."""
+        """The cut that reaches the goals; without goals ever larger ones.
+
+        Each of these saves most for its damage. Where that begins with a large sublayer, the one of
+        least damage is put before it: it may hold where no other does.
+        """
         if self.goals:
             found, speedup = self._measured() if self._times_candidates else (self._solved(), None)
             return [Candidate(found, self.search.damage(found))], speedup
@@ -202,7 +219,9 @@ class HealedLimits(Solving):
         if not found_all:
             smallest = self.search.smallest(self._used_up)
             found_all = [Candidate(smallest, self.search.damage(smallest))]
-        return found_all, None
+        gentlest = Candidate(*self.search.gentlest(self._used_up))
+        cheaper = cost_of(gentlest.damage, self.floors) < cost_of(found_all[0].damage, self.floors)
+        return [gentlest, *found_all] if cheaper else found_all, None
 
     def _path(self, unit: Unit, until: float) -> list[Candidate]:
         """Ever larger cuts, as long as healing may bring them within the limits, and until then."""

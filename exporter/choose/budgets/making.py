@@ -143,6 +143,7 @@ def _planner(
             may_replace=request.costs is None,  # a file that was named is nobody's memory
             variants=Effort(seconds=request.time_budget_s),
             candidates=Effort(seconds=2 * request.time_budget_s),
+            together=budget.target_speedup is None,
             progress=progress,
         )
     known = request.costs if stopwatch is None else None

@@ -19,7 +19,7 @@ from exporter.choose.budgets.candidates import (
 from exporter.choose.budgets.refusals import refuse_floors, refuse_goal
 from exporter.choose.budgets.units import Counted, CountedBlocks, Goal, Unit
 from exporter.choose.selection.evolution import evolve
-from exporter.choose.selection.greedy import greedy
+from exporter.choose.selection.greedy import FIRST, by_prior, greedy
 from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import (
     Objective,
@@ -140,6 +140,15 @@ class Search:
 
         self._greedy(unit, math.inf, PlanCandidate(), only)
         return PlanCandidate().plus(first)
+
+    def gentlest(self, unit: Unit) -> tuple[PlanCandidate, AnyDamage]:
+        """The one step of least damage, whatever it gains, of those that a path begins with."""
+        options = by_prior([o for o in self._with_gains(unit) if o.gain > 0], self._prior)
+        looked_at = options[: FIRST * self._shortlist] if self._shortlist else options
+        candidates = [PlanCandidate().plus([unmeasured_step(option)]) for option in looked_at]
+        damages = self._meter.measure_many({}, [each.cut for each in candidates])[1:]
+        found = zip(candidates, damages, strict=True)
+        return min(found, key=lambda each: objective_of(each[1], self._objective))
 
     def _reaching(self, goals: Sequence[Goal]) -> PlanCandidate:
         """Greedy steps to one goal after the other."""

@@ -15,10 +15,12 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
 from exporter.choose.costs.candidates import measure_speedup
+from exporter.choose.costs.cost_runners import OnnxCostRunner
 from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.together import measure_together
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError, UnmetGoalError
@@ -196,7 +198,9 @@ class OnnxStopwatch:
         threads: CPU threads; None: what makes the graph's step fastest, found with the costs.
         may_replace: Whether costs of something else that the file holds are replaced; else they
             are refused.
-        variants: How long each variant is timed.
+        variants: How long each variant is timed, or all together.
+        together: Whether one variant of each kind is timed, all in the same rounds: enough where
+            times only order the sublayers, and only without replacements.
         candidates: How long each candidate is timed.
         progress: Told what goes on.
     """
@@ -210,6 +214,7 @@ class OnnxStopwatch:
     may_replace: bool = True
     variants: Effort = field(default_factory=Effort)
     candidates: Effort = field(default_factory=lambda: Effort(seconds=120.0))
+    together: bool = False
     progress: Progress = QUIET
 
     def costs(self, replacements: Sequence[Replacement], rank: int | None) -> CostTable:
@@ -228,6 +233,9 @@ class OnnxStopwatch:
             kept=self.kept,
             may_replace=self.may_replace,
         )
+        if self.together and set(replacements) <= {"none"}:
+            runner = OnnxCostRunner(self.onnx, self.folder, self.provider)
+            return measure_together(runner, settings, progress=self.progress)[0]
         table = measure_costs(
             self.onnx,
             settings,

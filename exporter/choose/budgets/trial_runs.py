@@ -46,7 +46,7 @@ FEWEST_SEEN = 4
 """Samples on which a healed cut may be given up."""
 _SHORTEST_S = 30.0
 """Of a training that was asked for by name."""
-_FIRST_SHARE = 0.4
+FIRST_SHARE = 0.4
 """Of the time for choosing and healing, for the first training: checks take time, too."""
 _GAINED_NOTHING = ("folding-gained-nothing", "distillation-gained-nothing")
 _USUAL_TEXTS = ((SELF,), (PYDOC,))
@@ -215,7 +215,7 @@ class TrialRuns:
         """For the next training: a part of the time, then what is left."""
         if not self._options.trains:
             return None
-        return max(1.0, self._left_s) if self.cuts else _FIRST_SHARE * self._whole_s
+        return max(1.0, self._left_s) if self.cuts else FIRST_SHARE * self._whole_s
 
     def _healed(self, plan: PruningPlan) -> HealedCut:
         """Heals and keeps a cut."""

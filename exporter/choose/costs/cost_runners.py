@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,6 +156,23 @@ class OnnxCostRunner:
             runners = {"baseline": self._runner(self.onnx), "candidate": self._runner(graph)}
             with subjects(runners, self.vocabulary) as loaded:
                 yield loaded
+
+    @contextmanager
+    def arms_of(
+        self, variants: Mapping[str, Variant], beside: Mapping[str, Path]
+    ) -> Iterator[Mapping[str, TimedArm]]:
+        """The whole model, several variants and other graphs, all loaded while the block runs.
+
+        Raises:
+            SurgeryError: A variant can't be cut.
+        """
+        with ExitStack() as stack:
+            runners = {"baseline": self._runner(self.onnx)}
+            for name, variant in variants.items():
+                cut = cut_for_a_while(self.onnx, self.folder, variant, self.sizes, self.rank)
+                runners[name] = self._runner(stack.enter_context(cut))
+            runners |= {name: self._runner(graph) for name, graph in beside.items()}
+            yield stack.enter_context(subjects(runners, self.vocabulary))
 
     def _runner(self, onnx: Path) -> Runner:
         return open_runner(self.runs_on, onnx, provider=self.device, threads=self.threads)

@@ -15,6 +15,7 @@ from exporter.artifacts.latency import Shape
 from exporter.choose.costs.conditions import MODEL, Conditions, conditions, refuse_too_long
 from exporter.choose.costs.cost_runners import CostRunner
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
+from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant, groups_of, variants
 from exporter.choose.costs.opening import open_cost_runner
 from exporter.choose.costs.request_shape import RequestShape
@@ -147,7 +148,7 @@ def measure_on(
     cells = settings.at.cells(cached=sizes.has_cache)
     has_linear = "linear" in settings.replacements
     here = conditions(cost_runner, settings.at, threads, has_linear=has_linear)
-    earlier = _usable(settings, here, progress)
+    earlier = usable(settings, here, progress)
     if threads is not None:
         cost_runner.threads = threads
     elif earlier is not None:
@@ -156,11 +157,23 @@ def measure_on(
         cost_runner.choose_threads(cells[min(1, len(cells) - 1)][0], progress)
     if earlier is not None and not has_linear:
         cost_runner.rank = earlier.rank  # that of the maps that are there
-    return _CostRun(cost_runner, settings, cells, progress).measure(names, earlier)
+    return CostRun(cost_runner, settings, cells, progress).measure(names, earlier)
+
+
+def wanted_names(sizes: GraphSizes, names: Collection[SublayerRef] | None) -> list[SublayerRef]:
+    """Those that were named; all attentions and MLPs where none were.
+
+    Raises:
+        CostError: There is none.
+    """
+    wanted = [n for n in sizes.sublayers if n[1] in BLOCK_KINDS] if names is None else [*names]
+    if not wanted:
+        raise CostError("No sublayer to measure is given.", code="nothing-asked")
+    return wanted
 
 
 @dataclass
-class _CostRun:
+class CostRun:
     """One table in the making."""
 
     cost_runner: CostRunner
@@ -173,10 +186,9 @@ class _CostRun:
     def measure(
         self, names: Collection[SublayerRef] | None, earlier: CostTable | None
     ) -> CostTable:
+        """Times what no earlier run has timed, one variant after the other."""
         sizes = self.cost_runner.sizes
-        wanted = [n for n in sizes.sublayers if n[1] in BLOCK_KINDS] if names is None else names
-        if not wanted:
-            raise CostError("No sublayer to measure is given.", code="nothing-asked")
+        wanted = wanted_names(sizes, names)
         self._recall(earlier)
         groups = groups_of(sizes, wanted)
         self.groups |= {group.signature: group for group in groups}
@@ -196,7 +208,7 @@ class _CostRun:
                 "See the messages above.",
                 code="nothing-measured",
             )
-        return self._table()
+        return self.table()
 
     def _measure(self, variant: Variant) -> None:
         """Adds a variant to the table, or says why it can't be timed."""
@@ -206,7 +218,7 @@ class _CostRun:
         except SurgeryError as error:
             self.progress.say(f"costs: {variant} can't be measured: {error.message}")
             return
-        table = self._table()
+        table = self.table()
         self._tell(table, variant)
         if self.settings.kept is not None:
             table.write(self.settings.kept)
@@ -237,7 +249,8 @@ class _CostRun:
             effort, known = self.settings.effort, self.settings.is_known
             return time_request(arms, self.cells, effort, known, self.progress)
 
-    def _table(self) -> CostTable:
+    def table(self) -> CostTable:
+        """Of what was timed so far."""
         counts = [count for _, count in self.cells]
         baselines = [
             statistics.median(rows[n].baseline.median_ms for rows in self.rows.values())
@@ -307,7 +320,7 @@ def _workplace(folder: Path | None) -> Iterator[Path]:
         yield place
 
 
-def _usable(settings: CostSettings, here: Conditions, progress: Progress) -> CostTable | None:
+def usable(settings: CostSettings, here: Conditions, progress: Progress) -> CostTable | None:
     """What an earlier run has left, where it was measured under the same conditions."""
     kept = settings.kept
     if kept is None or not kept.exists():

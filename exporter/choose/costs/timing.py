@@ -50,10 +50,10 @@ def time_request(
     """Times all cells of a request.
 
     Args:
-        arms: Two of them, loaded: the baseline first.
+        arms: Two of them or more, loaded: the baseline first.
         cells: What is timed, and how often each counts.
         effort: How long.
-        known: Whether an estimate is good enough to end.
+        known: Whether the estimate of the first two is good enough to end.
         progress: Hears what goes on.
 
     Returns:

@@ -33,7 +33,8 @@ from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
-_FIRST = 3  # times the shortlist are measured at the first step
+FIRST = 3
+"""Times the shortlist are measured at the first step."""
 _NEW_PART = 4  # one place in so many goes to candidates that were never measured
 
 
@@ -98,6 +99,11 @@ def greedy(
     return steps
 
 
+def by_prior(options: Sequence[Option], prior: Mapping[SublayerRef, float]) -> list[Option]:
+    """What is likely to cost least for its gain first."""
+    return sorted(options, key=lambda o: sum(prior.get(name, 0.0) for name in o.names) / o.gain)
+
+
 class _Greedy:
     """What is chosen, and what candidates looked like when they were last measured."""
 
@@ -127,10 +133,9 @@ class _Greedy:
         if number is None or len(candidates) <= number:
             return candidates
         known = sorted((o for o in candidates if o in self._price), key=self._price.__getitem__)
-        new = [option for option in candidates if option not in self._price]
-        new.sort(key=lambda o: sum(prior.get(name, 0.0) for name in o.names) / o.gain)
+        new = by_prior([option for option in candidates if option not in self._price], prior)
         if not self._price:
-            return new[: _FIRST * number]
+            return new[: FIRST * number]
         fresh = min(len(new), max(number - len(known), -(-number // _NEW_PART)))
         return [*new[:fresh], *known[: number - fresh]]
 

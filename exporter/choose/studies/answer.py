@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -33,7 +32,6 @@ from exporter.heal.fold.folded import folded_values
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import DamageMeter
 from exporter.models.changed_weights import OwnValue, swapped
 from exporter.models.texts.calibration import CalibrationText, calibration_text
@@ -41,10 +39,10 @@ from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.self_text import SAMPLED, SELF
 from exporter.models.texts.sources import refuse_same_text
 
-_FITTED_TOKENS = 3072
-_SAMPLED_LENGTH, _SAMPLED_TOKENS = 128, 2048
+_FITTED_TOKENS = 2048
+_SAMPLED_LENGTH, _SAMPLED_TOKENS = 128, 1024
 _SEED = 1  # scores rest on what the model samples with another one
-_TOO_FAR = "Where so much is lost no healing can be expected to bring it within the limit."
+_TOO_FAR = "cuts that lose so much that no healing is expected to bring them within the limit."
 _LEAST_SPEEDUP = 1.01
 """A cut that gains less isn't worth its loss."""
 
@@ -75,16 +73,16 @@ def answered(
         TextSourceError: It can't be read.
         ScoringError: Logits are not finite.
     """
-    other = _other_domain(asked, report)
+    text = _other_domain(asked, report)
     fitted = text_of_report(asked.loaded, report.calibration, progress=asked.progress)
     fitted = fitted.first_tokens(_FITTED_TOKENS)
-    whole, others = _in_other_domain(asked, other, cuts)
+    other, others = _in_other_domain(asked, text, cuts)
     hopeless = _hopeless(asked, report)
     promising = {place: cut for place, cut in cuts.items() if place not in hopeless}
     healed = dict.fromkeys(hopeless, _HealedCell(not_healed=_TOO_FAR))
     healed |= _healed(asked, other, fitted, promising)
     names = {name for cut in cuts.values() for name in cut}
-    speeds = measured_speeds(asked, Judged(other, whole), names)
+    speeds = measured_speeds(asked, other, names)
     table = speeds.table
     cells = [
         cell.model_copy(
@@ -100,8 +98,8 @@ def answered(
     ]
     best = recommended(cells, asked.most_increase)
     answer = DropAnswer(
-        other_text=other.ref,
-        other_baseline_perplexity=whole.baseline_perplexity,
+        other_text=text.ref,
+        other_baseline_perplexity=other.whole.baseline_perplexity,
         fitted_on=fitted.ref,
         most_increase=asked.most_increase,
         request="" if table is None else str(table.at),
@@ -156,9 +154,9 @@ def _gain(cell: DepthCell) -> float:
 
 def _other_domain(asked: Question, report: DepthsReport) -> CalibrationText:
     spec = asked.other_text or SELF
-    length = int(asked.text.input_ids.shape[1])
+    length = int(asked.judged.text.input_ids.shape[1])
     length = min(length, _SAMPLED_LENGTH) if spec in SAMPLED else length
-    tokens = asked.text.input_ids.size
+    tokens = asked.judged.text.input_ids.size
     tokens = min(tokens, _SAMPLED_TOKENS) if spec in SAMPLED else tokens
     found = calibration_text(
         asked.loaded,
@@ -169,7 +167,7 @@ def _other_domain(asked: Question, report: DepthsReport) -> CalibrationText:
         part="evaluation",
         progress=asked.progress,
     )
-    used = [asked.text.ref, *report.calibration.texts]
+    used = [asked.judged.text.ref, *report.calibration.texts]
     what = "the held-out text, or that of the scores, and no other domain"
     refuse_same_text(found.ref, used, what, "Give --other-text another text.", CalibrationError)
     return found
@@ -177,28 +175,25 @@ def _other_domain(asked: Question, report: DepthsReport) -> CalibrationText:
 
 def _in_other_domain(
     asked: Question, text: CalibrationText, cuts: Mapping[Place, BranchReplacements]
-) -> tuple[Damage, dict[Place, DepthDamage]]:
-    """One that knows the whole model's losses there, and the damage of all cuts."""
-    meter = RememberingMeter(
-        DamageMeter(
-            asked.loaded.model, text.input_ids, text.mask, batch_size=asked.batch_size
-        ),
-        asked.place("other-damages.jsonl"),
-        asked.about(text),
-    )  # fmt: skip
+) -> tuple[Judged, dict[Place, DepthDamage]]:
+    """The text with what the whole model makes of it, and the damage of all cuts."""
+    meter = DamageMeter(asked.loaded.model, text.input_ids, text.mask, batch_size=asked.batch_size)
+    kept = RememberingMeter(meter, asked.place("other-damages.jsonl"), asked.about(text))
     asked.progress.say(f"depths: in another domain, {text.ref.source}")
-    whole, *found = meter.measure_many({}, list(cuts.values()), asked.progress)
-    return whole, dict(zip(cuts, map(depth_damage, found), strict=True))
+    whole, *found = kept.measure_many({}, list(cuts.values()), asked.progress)
+    damages = dict(zip(cuts, map(depth_damage, found), strict=True))
+    return Judged(text, meter, whole), damages
 
 
 def _healed(
     asked: Question,
-    other: CalibrationText,
+    other: Judged,
     fitted: CalibrationText,
     cuts: Mapping[Place, BranchReplacements],
 ) -> dict[Place, _HealedCell]:
     """What folded weights leave of each cut's damage in both domains."""
-    store = Store(asked.place("healed.jsonl"), asked.about(asked.text, other, fitted))
+    about = asked.about(asked.judged.text, other.text, fitted)
+    store = Store(asked.place("healed.jsonl"), about)
     healer = _Healer(asked, other, fitted)
     found = {}
     for (way, number), cut in cuts.items():
@@ -214,19 +209,11 @@ class _Healer:
     The whole model's answers are kept in between.
     """
 
-    def __init__(self, asked: Question, other: CalibrationText, fitted: CalibrationText) -> None:
+    def __init__(self, asked: Question, other: Judged, fitted: CalibrationText) -> None:
         self._asked, self._fitted = asked, fitted
         self._values: list[OwnValue] = []
-        model: Any = asked.loaded.model
         self._meters = [
-            DamageMeter(
-                model,
-                text.input_ids,
-                text.mask,
-                batch_size=asked.batch_size,
-                within=lambda: swapped(self._values),
-            )
-            for text in (asked.text, other)
+            each.meter.inside(lambda: swapped(self._values)) for each in (asked.judged, other)
         ]
 
     def heal(self, cut: BranchReplacements) -> _HealedCell:
@@ -240,6 +227,6 @@ class _Healer:
         except HealingError as error:
             return _HealedCell(not_healed=error.message)
         if not self._values:
-            return _HealedCell(not_healed="No weight that is kept could make up for it.")
+            return _HealedCell(not_healed="no weight that is kept could make up for it.")
         here, there = (depth_damage(each.measure(cut, asked.progress)) for each in self._meters)
         return _HealedCell(healed=here, other_healed=there)

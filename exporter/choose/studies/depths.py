@@ -30,14 +30,14 @@ from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.selection.search_options import DROPPING
 from exporter.choose.studies.answer import answered
 from exporter.choose.studies.damages import depth_damage
-from exporter.choose.studies.question import Place, Question
+from exporter.choose.studies.question import Judged, Place, Question
 from exporter.choose.studies.task_scores import compared_tasks
 from exporter.compare.options import ACCURACY, TaskOptions
 from exporter.compare.tasks.choosing import local_tasks
 from exporter.errors import CalibrationError, PlanError, ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements, without_branches
 from exporter.models.ablation.damage import Damage
-from exporter.models.ablation.meter import DamageMeter
+from exporter.models.ablation.meter import DamageMeter, predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import calibration_text
 from exporter.models.texts.sources import refuse_same_text
@@ -49,7 +49,7 @@ from exporter.score import CalibrationText
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
 QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (1, 2, 4, 8), "block": (2,)}
 """What is tried where no numbers are asked for."""
-_STUDY_TOKENS, _QUICK_TOKENS = 8192, 4096
+_STUDY_TOKENS, _QUICK_TOKENS = 8192, 3072
 ANSWER = "How much may be dropped"
 _Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
 
@@ -67,7 +67,7 @@ class DepthOptions(Options):
 
     Attributes:
         numbers: None: a few, with all that the answer needs.
-        tokens: None: 8192, for an answer 2048.
+        tokens: None: 8192, for an answer 3072.
     """
 
     numbers: Lengths | None = option(
@@ -185,6 +185,7 @@ def measure_depths(
         TextSourceError: A text can't be read.
         TaskError: A task can't be read.
     """
+    refuse_encoder(loaded.model)
     _check_model(loaded, report)
     local_tasks(options.tasks)  # what can't be read is told before hours of measuring
     text = _held_out(loaded, report.calibration, options, progress)
@@ -194,7 +195,8 @@ def measure_depths(
         for cell in cells
         if not cell.refused
     }
-    whole, measured = _measured(loaded, text, cells, cuts, options, kept, progress)
+    meter = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
+    whole, measured = _measured(loaded, text, meter, cells, cuts, options, kept, progress)
     cells = [measured.get(_place(cell), cell) for cell in cells]
     found = DepthsReport(
         model=report.model,
@@ -207,7 +209,8 @@ def measure_depths(
     )
     if not options.recommends:
         return found
-    return answered(_question(loaded, text, whole, options, kept, progress), found, cuts)
+    judged = Judged(text, meter, whole)
+    return answered(_question(loaded, judged, options, kept, progress), found, cuts)
 
 
 def _made_from(
@@ -222,21 +225,19 @@ def _made_from(
 
 def _question(
     loaded: LoadedModel,
-    text: CalibrationText,
-    whole: Damage,
+    judged: Judged,
     options: DepthOptions,
     kept: Path | None,
     progress: Progress,
 ) -> Question:
     return Question(
         loaded,
-        text,
+        judged,
         options.other_text,
         options.at,
         options.most_increase,
         options.numbers is None,
         options.batch_size,
-        whole,
         kept,
         progress,
     )
@@ -244,6 +245,20 @@ def _question(
 
 def _place(cell: DepthCell) -> Place:
     return cell.way, cell.number
+
+
+def refuse_encoder(model: Any) -> None:
+    """Refuses a model whose cuts have no perplexity to raise.
+
+    Raises:
+        ScoringError: It predicts no next token.
+    """
+    if not predicts_tokens(model):
+        raise ScoringError(
+            f"{type(model).__name__} predicts no next token, so it has no perplexity.",
+            "depthcut export MODEL -o out finds the largest cut that keeps its embeddings.",
+            code="no-next-token",
+        )
 
 
 def _check_model(loaded: LoadedModel, report: ImportanceReport) -> None:
@@ -293,6 +308,7 @@ def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
 def _measured(
     loaded: LoadedModel,
     text: CalibrationText,
+    meter: DamageMeter,
     cells: Sequence[DepthCell],
     cuts: Mapping[Place, BranchReplacements],
     options: DepthOptions,
@@ -300,7 +316,7 @@ def _measured(
     progress: Progress,
 ) -> tuple[Damage, dict[Place, DepthCell]]:
     """A damage that knows the whole model's losses, and every cell that has a cut, measured."""
-    whole, damages = _damages(loaded, text, cuts, options, kept, progress)
+    whole, damages = _damages(loaded, text, meter, cuts, options, kept, progress)
     sizes = module_sizes(loaded)
     scored = compared_tasks(
         loaded,
@@ -324,6 +340,7 @@ def _measured(
 def _damages(
     loaded: LoadedModel,
     text: CalibrationText,
+    meter: DamageMeter,
     cuts: Mapping[Place, BranchReplacements],
     options: DepthOptions,
     kept: Path | None,
@@ -331,20 +348,20 @@ def _damages(
 ) -> tuple[Damage, dict[Place, Damage]]:
     """One that knows the whole model's losses, and every cut's.
 
-    Way by way, so that a call that is cut short leaves some.
+    A study goes way by way, so that a call that is cut short leaves some. An answer's few cuts are
+    measured together: each way begins with a run of the whole model.
     """
-    measuring = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
     about = {**loaded.identity(), "text": text.ref.model_dump(), "by": "depths"}
-    meter = RememberingMeter(measuring, None if kept is None else kept / "damages.jsonl", about)
+    remembering = RememberingMeter(meter, None if kept is None else kept / "damages.jsonl", about)
     found: dict[Place, Damage] = {}
-    for way in dict.fromkeys(way for way, _ in cuts):
-        some = {place: cut for place, cut in cuts.items() if place[0] == way}
-        if some:
-            progress.say(f"depths: {way} at {', '.join(str(number) for _, number in some)}")
-            _, *damages = meter.measure_many({}, list(some.values()), progress)
-            found.update(zip(some, damages, strict=True))
+    ways = dict.fromkeys(way for way, _ in cuts)
+    for group in [tuple(ways)] if options.recommends else [(way,) for way in ways]:
+        some = {place: cut for place, cut in cuts.items() if place[0] in group}
+        progress.say(f"depths: {', '.join(f'{way} at {number}' for way, number in some)}")
+        _, *damages = remembering.measure_many({}, list(some.values()), progress)
+        found.update(zip(some, damages, strict=True))
     any_cut = next(iter(found.values()), None)  # each knows the whole model's losses too
-    return any_cut or meter.measure_many({}, [], progress)[0], found
+    return any_cut or remembering.measure_many({}, [], progress)[0], found
 
 
 def _share(cut: BranchReplacements, sizes: GraphSizes) -> float:

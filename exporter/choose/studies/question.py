@@ -8,6 +8,7 @@ from pathlib import Path
 from exporter.artifacts import Way
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.meter import DamageMeter
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress
@@ -16,31 +17,44 @@ Place = tuple[Way, int]
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A text, and what the whole model makes of it.
+
+    Attributes:
+        text: The text.
+        meter: Holds cut models against the whole one on it.
+        whole: A damage that knows the whole model's losses.
+    """
+
+    text: CalibrationText
+    meter: DamageMeter
+    whole: Damage
+
+
+@dataclass(frozen=True)
 class Question:
     """What is asked, and what it is judged on.
 
     Attributes:
         loaded: The model.
-        text: The held-out text.
+        judged: The held-out text.
         other_text: The other domain's, as the user names it; None: what the model samples.
         request: What is timed.
         most_increase: The share by which the perplexity may rise.
         own_numbers: Whether the cuts were chosen here; those that no healing can bring within the
             limit are then not healed.
         batch_size: Samples in one forward pass.
-        whole: A damage that knows the whole model's losses on the held-out text.
         kept: The folder where what is measured is kept for a later call; None keeps nothing.
         progress: Told what goes on.
     """
 
     loaded: LoadedModel
-    text: CalibrationText
+    judged: Judged
     other_text: str | None
     request: RequestShape
     most_increase: float
     own_numbers: bool
     batch_size: int
-    whole: Damage
     kept: Path | None
     progress: Progress
 

@@ -16,25 +16,25 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from exporter.artifacts import DepthsInt8, LatencyRow
+from exporter.artifacts import DepthsInt8, LatencyRow, Record
 from exporter.artifacts.store import Store
-from exporter.choose.costs.cost_runners import OnnxCostRunner, subjects
+from exporter.choose.costs.cost_runners import OnnxCostRunner
 from exporter.choose.costs.estimates import of_rows
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort, time_request
-from exporter.choose.studies.question import Question
+from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.together import measure_together
+from exporter.choose.studies.question import Judged, Question
 from exporter.compare.quality.agreement import prefill_logits
+from exporter.engines.environment import default_threads, processor_name
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.errors import BackendError, CostError, DepthcutError
 from exporter.export.forms.write import write_form
 from exporter.files import scratch_folder
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.ratios import ratio
 from exporter.models.loading.model_files import save_pretrained_files
-from exporter.models.texts.calibration import CalibrationText
 from exporter.processes import available_bytes
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
@@ -42,9 +42,19 @@ from graph_passes.files.storage import data_files, load_model
 from graph_passes.types import SublayerRef
 
 _TIMED_SECONDS = 8.0
+_TOGETHER = Effort(seconds=10.0, reload=False)
 _BESIDE = 3
 """Times the weights: the graph is built, and then loaded with a variant of it."""
-_INT8 = TypeAdapter(DepthsInt8)
+
+
+class _Timed(Record):
+    """What is kept for a later call."""
+
+    table: CostTable
+    int8: DepthsInt8
+
+
+_TIMED = TypeAdapter(_Timed)
 
 
 @dataclass(frozen=True)
@@ -62,14 +72,6 @@ class Speeds:
     no_int8: str = ""
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A text, and the whole model's losses on it."""
-
-    text: CalibrationText
-    whole: Damage
-
-
 def measured_speeds(asked: Question, other: Judged, names: Collection[SublayerRef]) -> Speeds:
     """Times what cutting sublayers saves, and the whole model in int8.
 
@@ -78,6 +80,8 @@ def measured_speeds(asked: Question, other: Judged, names: Collection[SublayerRe
         other: The other domain.
         names: The sublayers that some cut drops.
     """
+    if not names:
+        return Speeds(None, no_int8="nothing could be dropped")
     reason = _no_graph(asked)
     if not reason:
         try:
@@ -112,25 +116,51 @@ def _no_graph(asked: Question) -> str:
 
 
 def _on_graph(asked: Question, other: Judged, names: Collection[SublayerRef]) -> Speeds:
+    store = Store(
+        asked.place("speeds.jsonl"),
+        {
+            **asked.about(asked.judged.text, other.text),
+            "request": str(asked.request),
+            "machine": [processor_name(), default_threads()],
+        },
+    )
+    found = store.once(str(sorted(names)), _TIMED, lambda: _timed(asked, other, names))
+    return Speeds(found.table, found.int8)
+
+
+def _timed(asked: Question, other: Judged, names: Collection[SublayerRef]) -> _Timed:
+    """Writes the graphs for a while, times them, and reads both texts with the one in int8."""
+    settings = CostSettings(asked.request, effort=_TOGETHER)
     with scratch_folder("depths") as place:
-        whole = place / "whole"
-        whole.mkdir()
+        whole, int8 = place / "whole", place / "int8" / "model.onnx"
+        for folder in (whole, int8.parent):
+            folder.mkdir()
         save_pretrained_files(asked.loaded, whole)
         graph, _ = write_form(
             asked.loaded, whole, target="onnxruntime-cpu", progress=asked.progress
         )
+        quantize_file(graph, int8, QuantizeSettings(scheme="int8"), progress=asked.progress)
         runner = OnnxCostRunner(graph, place)
-        table = measure_on(runner, _settings(asked), names, asked.progress) if names else None
-        store = Store(asked.place("int8.jsonl"), asked.about(asked.text, other.text))
-        int8 = store.once("int8", _INT8, lambda: _int8(asked, other, runner))
-    return Speeds(table, int8)
+        table, rows = measure_together(runner, settings, names, {"int8": int8}, asked.progress)
+        asked.progress.say("depths: the whole model in int8, on both texts")
+        with open_runner(ONNX, int8, threads=runner.threads) as reading:
+            here, there = (_ratio(reading, each) for each in (asked.judged, other))
+        saved = 1 - _bytes(int8) / _bytes(graph)
+    counts = [count for _, count in asked.request.cells(cached=runner.sizes.has_cache)]
+    return _Timed(
+        table=table,
+        int8=DepthsInt8(
+            bytes_removed=saved,
+            perplexity_ratio=here,
+            other_perplexity_ratio=there,
+            speedups=_speedups(rows["int8"], counts),
+        ),
+    )
 
 
 def _in_torch(asked: Question, names: Collection[SublayerRef]) -> CostTable | None:
     from exporter.choose.costs.torch_cost_runner import TorchCostRunner
 
-    if not names:
-        return None
     try:
         return measure_on(TorchCostRunner(asked.loaded), _settings(asked), names, asked.progress)
     except (BackendError, CostError) as error:
@@ -144,29 +174,6 @@ def _settings(asked: Question) -> CostSettings:
         replacements=("none",),
         effort=Effort(seconds=_TIMED_SECONDS, reload=False),
         kept=asked.place("costs.json"),
-    )
-
-
-def _int8(asked: Question, other: Judged, whole: OnnxCostRunner) -> DepthsInt8:
-    """Quantises the graph, and holds it against the float one."""
-    graph = whole.folder / "int8" / whole.onnx.name
-    graph.parent.mkdir()
-    asked.progress.say("depths: the whole model in int8")
-    quantize_file(whole.onnx, graph, QuantizeSettings(scheme="int8"), progress=asked.progress)
-    runners = {
-        name: open_runner(ONNX, path, threads=whole.threads)
-        for name, path in (("baseline", whole.onnx), ("candidate", graph))
-    }
-    with subjects(runners, whole.vocabulary) as arms:
-        settings, cells = _settings(asked), asked.request.cells(cached=whole.sizes.has_cache)
-        rows = time_request(arms, cells, settings.effort, settings.is_known, asked.progress)
-        texts = [Judged(asked.text, asked.whole), other]
-        here, there = (_ratio(runners["candidate"], each) for each in texts)
-    return DepthsInt8(
-        bytes_removed=1 - _bytes(graph) / _bytes(whole.onnx),
-        perplexity_ratio=here,
-        other_perplexity_ratio=there,
-        speedups=_speedups(rows, [count for _, count in cells]),
     )
 
 

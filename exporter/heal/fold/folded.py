@@ -64,8 +64,8 @@ def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
     places = _places(fitting, layers)
     writers = writers_of(model, layers, fitting.names, places)
     if not writers:
-        fitting.progress.say(
-            "heal: the stream gets no factors: its embedding or a branch has no weight of its own"
+        fitting.progress.detail(
+            "heal: no factors for the hidden states: the embedding or a branch shares its weight"
         )
     return refitted(
         model,

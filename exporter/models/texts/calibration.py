@@ -159,7 +159,7 @@ def calibration_text(
         ids, label, digest = _packed(loaded, spec, wanted, length, part)
     text = CalibrationText.unpadded(ids, label, digest)
     check_text(loaded, ids, text.mask)
-    _tell_if_short(ids, wanted, label, progress)
+    _tell_if_short(ids, wanted, label, part, progress)
     return text
 
 
@@ -304,9 +304,11 @@ def _inner_length(length: int, ends: int) -> int:
     return length - ends
 
 
-def _tell_if_short(ids: NDArray[np.int64], wanted: int, source: str, progress: Progress) -> None:
-    """Warns of little text; what it is for, scores or a healing's gain, isn't known here."""
+def _tell_if_short(
+    ids: NDArray[np.int64], wanted: int, source: str, part: Part, progress: Progress
+) -> None:
+    """Warns of little text to calibrate on; what is judged on little has wide intervals."""
     if len(ids) < wanted:
         progress.say(f"{source}: the text gives {len(ids)} samples of the {wanted} asked for")
-    if ids.size < _FEW_TOKENS:
+    if ids.size < _FEW_TOKENS and part == "calibration":
         progress.say(f"{source}: warning: only {ids.size} tokens; results will be imprecise")

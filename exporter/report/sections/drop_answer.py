@@ -48,14 +48,15 @@ def answer_words(report: DepthsReport, answer: DropAnswer) -> str:
         )
     if cost.perplexity_ratio <= most:
         return (
-            f"No cut is shown to cost at most {limit} perplexity: {dropped_words(least)} "
-            f"{_interval(cost)}. More text (--eval-tokens) makes the interval narrower; "
-            "depthcut export measures on more, and trains."
+            f"It is not certain that a cut keeps the perplexity within {limit}: without "
+            f"{dropped_words(least)} it rises by {_interval(cost)}. depthcut export MODEL -o out "
+            "trains the cut and measures on more text; --eval-tokens does the latter here."
         )
     return (
-        f"Nothing is worth cutting within {limit} more perplexity. The next step would be "
-        f"{dropped_words(least)}{_faster(least)}, at {_damage(cost)} perplexity; a training "
-        "may lower that (depthcut export --time 10m), or allow more with --at-most."
+        f"Nothing is worth cutting within {limit} more perplexity. The smallest step costs more: "
+        f"without {dropped_words(least)}{_faster(least)}, the perplexity rises by {_damage(cost)}. "
+        "A training may lower that (depthcut export MODEL -o out --time 10m), or --at-most allows "
+        "more."
     )
 
 
@@ -95,10 +96,16 @@ def _int8_row(int8: DepthsInt8) -> list[Cell]:
 
 def _int8_words(answer: DropAnswer) -> str:
     """What int8 means for a cut, or why it isn't in the table."""
-    both = "depthcut export MODEL -o out --plan FILE --quantize int8 measures a cut in int8."
+    both = (
+        "To measure a cut in int8: depthcut export MODEL -o out --plan depths.plan.json --quantize "
+        "int8."
+    )
     if answer.int8 is None:
-        return f"There is no int8 model in the table: {answer.no_int8}. {both}"
-    return f"int8 is the whole model as --quantize int8 writes it. A cut adds to it: {both}"
+        return f"The whole model in int8 is not in the table: {answer.no_int8}. {both}"
+    return (
+        "int8: the whole model, quantised as --quantize int8 does. The gain of a cut comes on top "
+        f"of it. {both}"
+    )
 
 
 def _whole(report: DepthsReport, answer: DropAnswer) -> list[Cell]:
@@ -123,23 +130,26 @@ def _least(cell: DepthCell) -> DepthDamage:
 def _interval(damage: DepthDamage) -> str:
     """``+1.1 % [-0.3 %, +2.5 %]``."""
     ends = ", ".join(map(_rise, damage.perplexity_ratio_ci95 or ()))
-    return f"{_damage(damage)} [{ends}]" if ends else _damage(damage)
+    return f"{_damage(damage)}, 95 % interval [{ends}]" if ends else _damage(damage)
 
 
 def _about(report: DepthsReport, answer: DropAnswer) -> str:
     """On what the figures rest."""
+    runtime = {"onnxruntime": "ONNX Runtime", "pytorch": "PyTorch"}.get(
+        answer.backend, answer.backend
+    )
     timed = (
-        f"Times are foretold from a few variants that {answer.backend} ran with "
-        f"{answer.threads} threads ({answer.request}); other runtimes differ."
+        f"Speeds are estimated from variants that {runtime} ran with {answer.threads} threads "
+        f"({answer.request}); other runtimes differ."
         if answer.request
         else "No speed could be measured here."
     )
     return (
-        f"Approximate: {report.text.tokens:,} tokens of {report.text.source}, "
-        f"{answer.other_text.tokens:,} of {answer.other_text.source}. Dropped are the lowest by "
-        f"{report.metric} on {report.calibration.source}. healed: kept weights were fitted anew by "
-        f"least squares on {answer.fitted_on.tokens:,} of those tokens (--heal fold), without a "
-        f"training. {timed}"
+        f"The figures are approximate: {report.text.tokens:,} tokens of {report.text.source}, "
+        f"{answer.other_text.tokens:,} of {answer.other_text.source}. Sublayers with the lowest "
+        f"scores are dropped ({report.metric}, on {report.calibration.source}). healed: kept "
+        "weights are fitted anew by least squares (--heal fold), on "
+        f"{answer.fitted_on.tokens:,} tokens; nothing is trained. {timed}"
     )
 
 

@@ -597,3 +597,13 @@ def test_costs_that_can_not_be_right_foretell_nothing() -> None:
     assert told(20.0)["speedup"] == 2.5
     assert "speedup" not in told(40.0)
     assert told(40.0)["parameters"] == told(20.0)["parameters"]
+
+
+def test_a_first_look_that_trains_nothing_takes_no_time_for_a_training() -> None:
+    asked = ["model", "-o", "out", "--quick", "--time", "5m"]
+    with raises(OptionError, "", "--quick", "--time"):
+        export.read(asked)
+    heal = export.read([*asked, "--heal", "distill"]).request.heal
+    assert heal is not None
+    assert (heal.kind, heal.time_s) == ("distill", 300.0)
+    assert export.read(["model", "-o", "out", "--time", "5m"]).request.heal is not None

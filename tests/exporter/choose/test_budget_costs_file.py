@@ -1,17 +1,22 @@
-"""A file of costs that was named is used where it fits, and else refused, not replaced."""
+"""Costs on a graph: where they are kept, and what is timed together."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
 from cost_tables import made_table
 
+from exporter.choose.budgets import target_speedup
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.costs.cost_runners import OnnxCostRunner
+from exporter.choose.costs.measuring import CostSettings
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.together import measure_together
 from exporter.errors import CostError
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -42,3 +47,57 @@ def test_costs_of_another_graph_are_refused_where_the_file_was_named(tmp_path: P
     assert CostTable.read(kept) == table
     watch.may_replace = False  # it fits by now
     assert watch.costs(["none"], None).groups == table.groups
+
+
+QUICK = Effort(seconds=0.1, reload=False)
+AT = RequestShape(1, 4, 1)
+
+
+def test_all_variants_and_other_graphs_are_timed_in_the_same_rounds(tmp_path: Path) -> None:
+    onnx, kept = tmp_path / "model.onnx", tmp_path / "costs.json"
+    ir.save(tiny_model(TinySpec(layers=3)), onnx)
+    runner = OnnxCostRunner(onnx, tmp_path / "work")
+    settings = CostSettings(AT, threads=1, effort=QUICK, kept=kept)
+    table, rows = measure_together(runner, settings, beside={"same": onnx})
+    assert {*table.names} == {(n, kind) for n in range(3) for kind in ("attention", "mlp")}
+    assert [len(group.trials) for group in table.groups] == [1, 1]
+    trials = [trial for group in table.groups for trial in group.trials]
+    assert all(trial.replacement == "none" for trial in trials)
+    (beside,) = rows.values()
+    cells = len(AT.cells(cached=True))
+    assert len(beside) == len(trials[0].rows) == cells
+    # The whole graph's times are those of the same rounds; each has its own candidate.
+    arms = [beside, *(trial.rows for trial in trials)]
+    assert len({tuple(each[0].baseline.samples_ms) for each in arms}) == 1
+    assert len({tuple(each[0].candidate.samples_ms) for each in arms}) == 3
+    assert CostTable.read(kept) == table
+
+
+def test_what_was_timed_together_is_not_timed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx, kept = tmp_path / "model.onnx", tmp_path / "costs.json"
+    ir.save(tiny_model(TinySpec(layers=2)), onnx)
+    runner = OnnxCostRunner(onnx, tmp_path / "work")
+    settings = CostSettings(AT, threads=1, effort=QUICK, kept=kept)
+    first, _ = measure_together(runner, settings, [(0, "mlp")])
+    monkeypatch.setattr(OnnxCostRunner, "arms_of", None)
+    assert measure_together(runner, settings, [(1, "mlp")])[0] == first
+    with pytest.raises(TypeError):  # attentions were not timed
+        measure_together(runner, settings)
+
+
+@pytest.mark.parametrize(
+    ("together", "replacements", "is_together"),
+    [(True, ("none",), True), (True, ("none", "bias"), False), (False, ("none",), False)],
+)
+def test_times_that_only_order_sublayers_are_measured_together(
+    tmp_path: Path, monkeypatch: Any, together: bool, replacements: Any, is_together: bool
+) -> None:
+    table = made_table({(0, "mlp"): {"none": 1.0}})
+    monkeypatch.setattr(target_speedup, "measure_costs", lambda *_, **__: table)
+    monkeypatch.setattr(target_speedup, "measure_together", lambda *_, **__: (None, {}))
+    watch = OnnxStopwatch(
+        tmp_path / "model.onnx", AT, tmp_path / "costs.json", tmp_path, together=together
+    )
+    assert (watch.costs(replacements, None) is None) == is_together

@@ -257,6 +257,18 @@ def test_floors_that_nothing_keeps_leave_nothing() -> None:
     assert len(search.smallest(unit).options) == 1
 
 
+@pytest.mark.parametrize("seed", CASES)
+def test_the_gentlest_step_is_known_from_the_path(seed: int, monkeypatch: Any) -> None:
+    search, meter, *_, options, unit = _search(seed)
+    search.path(unit, lambda _: True)
+    monkeypatch.setattr(meter, "measure_many", None)
+    candidate, damage = search.gentlest(unit)
+    monkeypatch.undo()
+    alone = [PlanCandidate((option,)) for option in options if _gain(unit, [option]) > 0]
+    assert damage.kl == pytest.approx(min(meter.kl(each.cut) for each in alone))
+    assert damage.kl == pytest.approx(meter.kl(candidate.cut))
+
+
 def test_the_path_goes_on_to_the_end_or_to_enough() -> None:
     search, meter, *_, unit = _search(7)
     whole = [candidate for candidate, _ in search.path(unit, lambda _: False)]

@@ -209,3 +209,23 @@ def test_a_healed_encoder_is_held_by_its_embeddings(planner: Any) -> None:
     assert found.plan.predicted["cosine"] == found.plan.tried[-1].healed["cosine"]
     with raises(UnmetGoalError, "nothing-within-limits", "--min-embedding-cosine"):
         planner(Budget(floors=Floors(embedding_cosine=0.999999)), "greedy", heal=heal).plan()
+
+
+def test_an_export_refuses_such_limits_before_it_scores() -> None:
+    from types import SimpleNamespace
+
+    from exporter.pipeline.refusals import refuse_foreign_goals
+
+    def run(model_type: str, floors: Floors) -> Any:
+        drops = SimpleNamespace(budget=Budget(floors=floors))
+        return SimpleNamespace(
+            request=SimpleNamespace(drops=drops), choosing=tiny_loaded(model_type)
+        )
+
+    words, embeddings = Floors(perplexity_increase=0.02), Floors(embedding_cosine=0.9)
+    with raises(PlanError, "no-next-token", "--min-embedding-cosine"):
+        refuse_foreign_goals(run("bert", words))
+    with raises(PlanError, "no-embeddings", "--at-most"):
+        refuse_foreign_goals(run("llama", embeddings))
+    refuse_foreign_goals(run("bert", embeddings))
+    refuse_foreign_goals(run("llama", words))

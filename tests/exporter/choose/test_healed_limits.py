@@ -127,6 +127,25 @@ def test_the_largest_cut_is_that_of_a_requests_time_where_one_is_named(
     assert plan.budget["at"] == str(at)
 
 
+def test_the_gentlest_sublayer_is_tried_where_all_that_saves_more_costs_too_much(
+    planner: Any,
+) -> None:
+    counted = planner(Budget(floors=Floors(0.5)))
+    gentle, _ = counted.search.gentlest(counted._used_up)
+    (name,) = gentle.choices
+    at = RequestShape(prompt=8, new=4)
+    names = [*counted.sizes.sublayers]
+    saved = {each: {"none": 0.01 if each == name else 20.0} for each in names}
+    found = planner(Budget(floors=Floors(0.5), at=at), made_table(saved, at=at))
+    first, second, *_ = found._candidates()[0]
+    assert [*first.candidate.choices] == [name]
+    assert name not in second.candidate.choices
+    # Where what saves most also costs least, nothing is put before it.
+    table = made_table({each: {"none": 10.0} for each in names}, at=at)
+    even = planner(Budget(floors=Floors(0.5), at=at), table)._candidates()[0]
+    assert [len(each.candidate.choices) for each in even] == [*range(1, len(even) + 1)]
+
+
 class Broken:
     """A stopwatch whose graph can't be run."""
 
@@ -303,6 +322,9 @@ def test_what_is_not_shown_is_no_answer() -> None:
     limit = Floors(0.02)
     with raises(UnmetGoalError, "nothing-within-limits", "mlp 0"):
         refuse_all([tried(0.05, 0.06), tried(0.1, 0.2, 2)], limit)
+    with raises(UnmetGoalError, "nothing-within-limits", "mlp 0", "1.020"):
+        cuts = [tried(0.1, 0.2, 2), tried(0.05, 0.06)]
+        refuse_all(cuts, limit, gained=["a speedup of 1.050", "a speedup of 1.020"])
     for cuts, smaller in (([tried(0.015, 0.03)], False), ([tried(0.05, 0.06)], True)):
         with raises(UndecidedGoalError, "undecided-nothing-within-limits"):
             refuse_all(cuts, limit, smaller=smaller)

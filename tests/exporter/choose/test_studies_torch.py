@@ -16,7 +16,7 @@ from html_page import Page
 import exporter.cli as command_line
 from exporter.artifacts import DepthsReport, ImportanceReport, StabilityReport
 from exporter.errors import CalibrationError, ScoringError
-from tests.raising import raises, tells
+from tests.raising import ends_in, raises, tells
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -254,16 +254,29 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
         assert one.damage == other.damage
 
 
+def test_a_model_without_next_tokens_is_told_what_answers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.cli import depths
+    from tests.exporter.tiny_families import tiny_loaded
+
+    monkeypatch.setattr(depths, "load_model", lambda *_, **__: tiny_loaded("bert"))
+    monkeypatch.setattr(depths, "score", None)  # it would be the first work
+    with ends_in(ScoringError, "no-next-token", "depthcut export"):
+        assert command_line.run(["depths", "bert", "-o", str(tmp_path / "depths.json")]) == 2
+
+
 @pytest.mark.genai
 def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
     loaded: Any, scores: ImportanceReport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its loss is that of the graph that `quantize` writes, run by ONNX Runtime."""
     from exporter.choose.costs.request_shape import RequestShape
+    from exporter.choose.costs.timing import Effort
     from exporter.choose.studies import speeds
     from exporter.choose.studies.depths import DepthOptions, measure_depths
 
-    monkeypatch.setattr(speeds, "_TIMED_SECONDS", 0.2)
+    monkeypatch.setattr(speeds, "_TOGETHER", Effort(seconds=0.5, reload=False))
     options = DepthOptions(
         numbers=(1,), ways=("attention",), recommend=True, tokens=96, sequence_length=LENGTH,
         at=RequestShape(prompt=16, new=4),
@@ -278,7 +291,7 @@ def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
     assert 0 < abs(int8.other_perplexity_ratio - 1) < 0.05
     assert set(int8.speedups) == {"prefill", "decode", "request"}
     # What was measured is not measured again.
-    monkeypatch.setattr(speeds, "_int8", None)
+    monkeypatch.setattr(speeds, "_timed", None)
     again = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
     assert again.answer is not None
     assert again.answer.int8 == int8

@@ -132,7 +132,7 @@ def test_arms_that_were_loaded_once_are_told(once: dict[str, int], often: dict[s
             rows = gate_row(**old), gate_row(candidate_ms=81.0, **new)
             (one,) = against(gate_report([rows[1]]), gate_report([rows[0]]), limits).checks
             told = told and (limits is SLOWDOWN or new is once)  # a speedup is one session's
-            assert ("Loaded once" in one.reason) == told
+            assert ("loaded once" in one.reason) == told
 
 
 def test_few_rounds_say_nothing() -> None:

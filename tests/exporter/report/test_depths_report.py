@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 from html_page import Page
 from made_depths import damage, made_answer, made_depths
 
-from exporter.artifacts import DepthCell, DepthsReport
+from exporter.artifacts import DepthCell, DepthsInt8, DepthsReport
 from exporter.cli import run
 from exporter.report.charts.lines import Line, LinePoint, Lines
 from exporter.report.files import write_study
@@ -73,6 +74,32 @@ def test_the_answer_comes_first_with_its_reason(tmp_path: Path) -> None:
     lead = depths_document(made_answer()).lead
     assert "1.06 times as fast" in lead
     assert "2.0 %" in lead
+
+
+def test_int8_stands_beside_the_cuts_or_says_why_not() -> None:
+    without: Any = made_answer()
+    int8 = DepthsInt8(
+        bytes_removed=0.715,
+        perplexity_ratio=1.004,
+        other_perplexity_ratio=1.006,
+        speedups={"prefill": 1.15, "decode": 2.46, "request": 1.6},
+    )
+
+    def section(**told: Any) -> tuple[list[list[Any]], str]:
+        answer = without.answer.model_copy(update=told)
+        grid, *notes = (
+            depths_document(without.model_copy(update={"answer": answer})).sections[0].blocks
+        )
+        return grid.rows, " ".join(note.text for note in notes)
+
+    rows, words = section(int8=int8)
+    assert [rows[-1][n] for n in (1, 2, 3, 4, 6)] == [
+        "-71.5 %", "1.15x", "2.46x", "+0.4 %", "+0.6 %",
+    ]  # fmt: skip
+    assert "--quantize int8" in words
+    fewer, reason = section(no_int8="the extra genai is not installed")
+    assert len(fewer) == len(rows) - 1
+    assert "the extra genai is not installed" in reason
 
 
 @pytest.mark.parametrize(
