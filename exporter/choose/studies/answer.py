@@ -24,8 +24,8 @@ from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.ladder import is_hopeless, rung_of
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.studies.damages import depth_damage, limit_figures
-from exporter.choose.studies.question import Place, Question
-from exporter.choose.studies.speeds import Judged, measured_speeds, speedups
+from exporter.choose.studies.question import Judged, Place, Question
+from exporter.choose.studies.speeds import measured_speeds, speedups
 from exporter.errors import CalibrationError, HealingError
 from exporter.heal.fitting import Fitting
 from exporter.heal.fold.folded import folded_values
