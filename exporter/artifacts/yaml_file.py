@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,17 @@ from graph_passes.files.reading import read_text
 _Key = int | str
 _UNREADABLE = (ValueError, AttributeError, OverflowError, LookupError)  # PyYAML lets them through
 _MOST_VALUES = 10_000  # aliases counted as often as they stand for something
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which takes ``3e-4`` for the number that YAML 1.2 says it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def parse_yaml(text: str, path: Path, error: type[UsageError] = UsageError) -> Y
         UsageError: As :func:`read_yaml` does.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
         if _count(root, {}) > _MOST_VALUES:
             raise error(f"{path} holds more than {_MOST_VALUES} values, or one that holds itself.")
         for key in _repeated_keys(root, set()):
@@ -92,7 +104,7 @@ def parse_yaml(text: str, path: Path, error: type[UsageError] = UsageError) -> Y
 
 def _data(root: Any, path: Path, error: type[UsageError]) -> Any:
     """The nodes' values."""
-    loader = yaml.SafeLoader("")
+    loader = _Loader("")
     try:
         return None if root is None else loader.construct_document(root)
     except _UNREADABLE as found:
@@ -126,7 +138,7 @@ def _unreadable(node: Any) -> int:
         )
         return next((line for part in parts if (line := _unreadable(part))), 0)
     try:
-        yaml.SafeLoader("").construct_document(node)
+        _Loader("").construct_document(node)
     except _UNREADABLE:
         return int(node.start_mark.line) + 1
     return 0
