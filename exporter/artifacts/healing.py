@@ -104,7 +104,8 @@ class Training(Record):
     token 1 minus the mean cosine of ``embeddings``; earlier versions took the relative squared
     error of hidden ``states``. The first check is that of the
     unhealed cut, a second one before the training that of what was fitted; the state with the least
-    held-out loss was kept. ``stopped_on`` is the held-out text.
+    held-out loss was kept. ``stopped_on`` is the held-out text; ``learning_rate`` is the highest
+    that was used, which earlier versions didn't tell.
     """
 
     train: Train
@@ -116,6 +117,7 @@ class Training(Record):
     stopped_by: StoppedBy
     stopped_on: CalibrationRef
     checks: list[TrainingCheck]
+    learning_rate: float | None = None
 
     @property
     def fitted_loss(self) -> float | None:

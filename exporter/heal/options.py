@@ -61,7 +61,7 @@ class HealOptions(Options):
         time_s: Of training, in seconds; None: no limit.
         train: ``adapters``, which are merged into the weights, or ``all`` weights.
         learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights, twice as much for
-            models without next tokens.
+            models without next tokens, less for a cut whose answers are near to the whole model's.
         step_tokens: Tokens of a step; few make many steps.
         replacements: What takes the branches' places and is trained with the kept weights.
         states_weight: Of the hidden states' relative squared error, beside that of the answers.

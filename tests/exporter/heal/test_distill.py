@@ -330,6 +330,26 @@ def test_memory_that_is_short_for_the_fold_leaves_the_training_to_begin_without(
         assert made.training.fitted_loss is None
 
 
+@pytest.mark.parametrize(("scale", "full"), [(1, False), (60, True)])
+def test_the_rate_is_lower_where_answers_are_near(scale: float, full: bool) -> None:
+    loaded = tiny_loaded("llama")
+    with torch.no_grad():
+        loaded.model.lm_head.weight *= scale
+    with distilled(fitting(loaded, learning_rate=None, tokens=12 * 64)) as made:
+        assert made.training is not None
+        begins = min(check.held_out_loss for check in made.training.checks if not check.tokens)
+        assert (begins > 0.2) is full
+        assert made.training.learning_rate == pytest.approx(
+            1e-3 * min(1.0, (begins / 0.2) ** 0.5), rel=1e-6
+        )
+
+
+def test_a_rate_that_is_asked_for_is_taken() -> None:
+    with distilled(fitting(tiny_loaded("llama"), learning_rate=0.01)) as made:
+        assert made.training is not None
+        assert made.training.learning_rate == 0.01
+
+
 def test_a_training_that_gains_nothing_ends_early_but_not_while_the_rate_is_high() -> None:
     with distilled(fitting(tiny_loaded("llama"), tokens=64 * 400, learning_rate=1e-7)) as made:
         assert made.training is not None
