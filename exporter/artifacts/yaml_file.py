@@ -20,7 +20,7 @@ _UNREADABLE = (ValueError, AttributeError, OverflowError, LookupError)  # PyYAML
 _MOST_VALUES = 10_000  # aliases counted as often as they stand for something
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """PyYAML's, which takes ``3e-4`` for the number that YAML 1.2 says it is."""
 
 
