@@ -1,7 +1,8 @@
 """Builds the engines of the table: ``python -m tests.benchmarks.bench_engines [NAME ...]``.
 
 Names are such as ``smollm2-float16-20``, or their beginnings; all by default. ``--write PAGE``
-writes the table, of all of them. No GPU is needed.
+writes the table, of all of them. ``--graphs FOLDER`` keeps the exported graphs there, and takes
+those that it finds, so that only builds are left to be timed. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from exporter.engines.build.build import build_engines
+from exporter.engines.build.profiles import fitting, graph_inputs
 from exporter.engines.build.settings import BuildSettings
 from tests.benchmarks.engine_subjects import SUBJECTS, Subject, make_graphs
 from tests.benchmarks.engine_table import BuildRow, render
 
 LIBRARIES = ("tensorrt-rtx", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
-_SM89 = BuildSettings(compute_capabilities=("sm89",))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks engines", description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of the table; all by default")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page to write")
+    parser.add_argument("--graphs", type=Path, metavar="FOLDER", help="where graphs are kept")
+    parser.add_argument("--export-only", action="store_true", help="builds nothing")
     options = parser.parse_args(arguments)
     wanted = [each for each in SUBJECTS if each.key.startswith(tuple(options.names or [""]))]
     if not wanted or (options.write and options.names):
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     rows = []
     for subject in wanted:
         with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-            for row in build_rows(subject, Path(folder)):
+            graphs = kept_graphs(subject, (options.graphs or Path(folder)) / subject.key)
+            for row in build_rows(subject, graphs, Path(folder)) if not options.export_only else ():
                 print(f"{subject.key}: {row}", flush=True)
                 rows.append(row)
     if options.write:
@@ -50,23 +54,40 @@ def versions() -> dict[str, str]:
     return {name: version(name).partition("+")[0] for name in LIBRARIES}
 
 
-def build_rows(subject: Subject, folder: Path) -> Iterator[BuildRow]:
-    """The rows of a subject: as it is, and cut."""
-    for graph, cut in zip(make_graphs(subject, folder), (0, len(subject.cut)), strict=True):
-        ((_, record),) = build_engines(
-            graph, folder / "engines", phases=subject.phases, ranges=subject.ranges, settings=_SM89
-        )
+def kept_graphs(subject: Subject, folder: Path) -> tuple[Path, Path]:
+    """A subject's graphs, as it is and cut: those that are there, or new ones."""
+    whole, cut = (folder / arm / "model.onnx" for arm in ("baseline", "candidate"))
+    return (whole, cut) if whole.exists() and cut.exists() else make_graphs(subject, folder)
+
+
+def build_rows(subject: Subject, graphs: tuple[Path, Path], folder: Path) -> Iterator[BuildRow]:
+    """The rows of a subject: as it is, and cut; the engines are built in a folder."""
+    settings = BuildSettings(compute_capabilities=(subject.card,))
+    for graph, cut in zip(graphs, (0, len(subject.cut)), strict=True):
+        ranges = fitting(graph_inputs(graph), subject.ranges)
+        built = [
+            build_engines(
+                graph, folder / "engines", phases=subject.phases, ranges=ranges, settings=settings
+            )[0][1]
+            for _ in range(2)
+        ]
+        record = min(built, key=lambda each: each.total_s)
+        builder_s = record.parse_s + record.build_s
         onnx_bytes = sum(f.stat().st_size for f in graph.parent.iterdir() if ".onnx" in f.name)
         yield BuildRow(
             model=subject.name,
             dtype=subject.dtype,
             opset=subject.opset,
+            card=subject.card,
             cut=cut,
             onnx_mb=round(onnx_bytes / 1e6, 1),
             engine_mb=round(record.engine_bytes / 1e6, 1),
             network_layers=record.network_layers,
             real_layers=sum(record.layers.values()),
-            builder_s=round(record.parse_s + record.build_s, 1),
+            fused=record.layers.get("attention", 0),
+            builder_s=round(builder_s, 1),
+            rest_s=round(record.total_s - builder_s, 1),
+            alike="yes" if built[0].engine_sha256 == built[1].engine_sha256 else "no",
         )
 
 

@@ -24,6 +24,7 @@ _SMOLLM2 = {
     "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
 }  # fmt: skip
 _PIXELS = 224
+IN_PLACE = 24
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Subject:
         name: What the table calls it.
         load: Gives it in a dtype, as the loader would.
         dtype: ``float16`` or ``bfloat16``.
-        opset: Of the export.
+        opset: Of the export; 24 stands for caches in place.
         cut: The layers whose attentions are cut out of the candidate.
         phases: What an engine serves.
         ranges: The sizes that it serves.
+        card: The compute capability that engines are for.
     """
 
     name: str
@@ -47,10 +49,11 @@ class Subject:
     cut: tuple[int, ...]
     phases: tuple[str, ...]
     ranges: Ranges = field(default_factory=Ranges)
+    card: str = "sm89"
 
     @property
     def key(self) -> str:
-        """What chooses it, such as ``smollm2-float16-20``."""
+        """What chooses it, such as ``smollm2-float16-20``; its graphs are kept by that name."""
         first = re.split(r"\W", self.name)[0].lower()
         return f"{first}-{self.dtype}-{self.opset}"
 
@@ -117,9 +120,15 @@ _ENCODER = Ranges(prompt=Span(1, 128, 512))
 
 SUBJECTS = (
     *(
-        Subject("SmolLM2-135M", smollm2, dtype, opset, _EIGHT, ("decode",), _DECODER)
-        for opset in (20, 23)
-        for dtype in ("float16", "bfloat16")
+        Subject("SmolLM2-135M", smollm2, dtype, opset, _EIGHT, ("decode",), _DECODER, card=card)
+        for dtype, opset, card in (
+            ("float16", 20, "sm89"),
+            ("float16", 23, "sm89"),
+            ("float16", IN_PLACE, "sm89"),
+            ("float16", IN_PLACE, "sm120"),
+            ("bfloat16", IN_PLACE, "sm89"),
+            ("bfloat16", IN_PLACE, "sm120"),
+        )
     ),
     Subject("BERT, 12 layers, 384 wide", bert, "float16", 20, _FOUR, ("encode",), _ENCODER),
     Subject("ViT-S/16", vit, "float16", 20, _FOUR, ("encode",)),
@@ -144,6 +153,8 @@ def _exported(loaded: Any, opset: int, folder: Path) -> Path:
     """By depthcut's own exporter; what takes images, which that one doesn't, by PyTorch alone."""
     from exporter.export.torch_export import export_onnx
 
+    if opset == IN_PLACE:
+        return _in_place(loaded, folder)
     if loaded.model.main_input_name != "pixel_values":
         return export_onnx(loaded, folder, opset=opset)
     import torch
@@ -162,6 +173,16 @@ def _exported(loaded: Any, opset: int, folder: Path) -> Path:
     assert program is not None
     folder.mkdir(parents=True)
     program.save(folder / "model.onnx", external_data=True)
+    return folder / "model.onnx"
+
+
+def _in_place(loaded: Any, folder: Path) -> Path:
+    from exporter.export.forms.tensorrt import write_for_tensorrt
+
+    context = _DECODER.context
+    assert context is not None
+    written = write_for_tensorrt(loaded, folder, room=context.high)
+    assert written.remark is None
     return folder / "model.onnx"
 
 

@@ -13,22 +13,27 @@ _INTRODUCTION = """\
 Written by `{command}`; don't edit it.
 Versions: {versions}.
 
-Real builds with TensorRT-RTX for sm89, on a machine without a GPU. Each model is exported in the
-dtype and opset of its row and built as it is (cut 0) and with attentions cut out. SmolLM2's engines
-have one profile, decode; BERT's and ViT's one for all that they do. BERT and ViT have random
-weights.
+Real builds with TensorRT-RTX on a machine without a GPU. Each model is exported in the dtype and
+opset of its row and built as it is (cut 0) and with attentions cut out. SmolLM2's engines
+have one profile, decode; at opset 24 its caches are in place. BERT's and ViT's have one for all
+that they do. BERT and ViT have random weights. Each engine is built twice.
 
 | column | meaning |
 | --- | --- |
 | ONNX MB, engine MB | the graph with its weights; the engine's file |
 | network layers | of the parsed network |
 | real layers | that the builder made of them: kernels, without synchronisation and shapes |
-| builder s | the builder's own time with parsing, on {processor}; depends on the machine |
+| fused | of these, kernels that do an attention as a whole |
+| builder s | the builder's own time with parsing, on {processor}; depends on the machine; of the \
+faster build |
+| rest s | what the build took beside: starting a process, loading the library, reading, changing \
+and hashing the graph, writing and hashing the engine; of the same build |
+| alike | whether both builds gave the same bytes |
 
 """
 _COLUMNS = (
-    "model", "dtype", "opset", "attentions cut", "ONNX MB", "engine MB", "network layers",
-    "real layers", "builder s",
+    "model", "dtype", "opset", "card", "attentions cut", "ONNX MB", "engine MB", "network layers",
+    "real layers", "fused", "builder s", "rest s", "alike",
 )  # fmt: skip
 
 
@@ -40,23 +45,31 @@ class BuildRow:
         model: The subject's name.
         dtype: ``float16`` or ``bfloat16``.
         opset: Of the export.
+        card: The compute capability that it is for.
         cut: How many attentions were cut out.
         onnx_mb: Graph and weights, in MB (10^6 bytes).
         engine_mb: The engine's file, in MB.
         network_layers: Of the parsed network.
         real_layers: That the builder made.
+        fused: Of these, kernels that do an attention as a whole.
         builder_s: Seconds that the builder took, parsing included.
+        rest_s: Seconds that the build took beside.
+        alike: ``yes`` where a second build gave the same bytes.
     """
 
     model: str
     dtype: str
     opset: int
+    card: str
     cut: int
     onnx_mb: float
     engine_mb: float
     network_layers: int
     real_layers: int
+    fused: int
     builder_s: float
+    rest_s: float
+    alike: str
 
 
 def render(rows: Sequence[BuildRow], versions: Mapping[str, str], processor: str) -> str:
@@ -80,9 +93,9 @@ def read_rows(page: str) -> list[BuildRow]:
 
 def pairs(rows: Iterable[BuildRow]) -> list[tuple[BuildRow, BuildRow]]:
     """Each baseline with its candidate."""
-    found: dict[tuple[str, str, int], list[BuildRow]] = {}
+    found: dict[tuple[str, str, int, str], list[BuildRow]] = {}
     for row in rows:
-        found.setdefault((row.model, row.dtype, row.opset), []).append(row)
+        found.setdefault((row.model, row.dtype, row.opset, row.card), []).append(row)
     return [(first, second) for first, second in found.values()]
 
 
