@@ -55,6 +55,11 @@ def test_fewer_samples_than_asked_for_are_told(words: Path) -> None:
     assert any(name in line and tells(line, 5) and tells(line, 9) for line in heard.lines)
     warning = f"{name}: warning: only 100 tokens; results will be imprecise"
     assert warning in heard.lines
+    judging = Heard()
+    calibration_text(
+        loaded, str(words), samples=5, sequence_length=20, part="evaluation", progress=judging
+    )
+    assert not any("warning" in line for line in judging.lines), "its intervals tell"
 
 
 @pytest.mark.torch
