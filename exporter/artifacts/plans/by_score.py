@@ -80,6 +80,36 @@ def plan_drop(
     return plan
 
 
+def keep_first(
+    report: ImportanceReport, number: int, *, importance_sha256: str | None = None
+) -> PruningPlan:
+    """Drops the blocks of all layers but the first, the last first: an early exit.
+
+    Args:
+        report: Of the model; its scores choose nothing.
+        number: How many layers stay.
+        importance_sha256: The digest of the report's file, for the plan.
+
+    Raises:
+        PlanError: The model has no more layers.
+    """
+    layers = report.model.num_layers
+    if number >= layers:
+        raise PlanError(
+            f"{report.model.source} has {layers} layers; --keep-first {number} drops none.",
+            f"Keep at most {layers - 1}.",
+            code="nothing-to-drop",
+        )
+    return PruningPlan(
+        deletions=[
+            PlannedDeletion(layer=layer, kind="block") for layer in reversed(range(number, layers))
+        ],
+        budget={"keep_first": number},
+        importance_sha256=importance_sha256,
+        made_from=parents_of(report, importance_sha256),
+    )
+
+
 def parse_drops(texts: Iterable[str]) -> PruningPlan:
     """Makes a plan by hand from texts such as ``attention:25,26``, ``mlp:3`` or ``block:3-7``.
 

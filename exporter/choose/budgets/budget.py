@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -144,6 +144,8 @@ class Floors(Options):
 
 
 NO_FLOORS = Floors()
+_COUNTS = ("attention", "mlp", "block", "joint")
+_FLOORS = tuple(f"floors.{field.name}" for field in fields(Floors))
 
 
 def _leaves_out(kind: SublayerKind) -> Rule:
@@ -175,6 +177,11 @@ class Budget(Options):
         "--drop-joint",
         section=DROPPING,
     )
+    keep_first: Count | None = option(
+        None,
+        "Keep the first N layers and drop the blocks of all behind them.",
+        section=DROPPING,
+    )
     parameters: OpenShare | None = option(
         None,
         "Share of the parameters to remove, such as 10%.",
@@ -204,6 +211,10 @@ class Budget(Options):
         _leaves_out("mlp"),
         excludes("joint", "attention", "a joint number already covers both kinds"),
         excludes("joint", "mlp", "a joint number already covers both kinds"),
+        *(
+            excludes("keep_first", other, "it says all that is dropped")
+            for other in (*_COUNTS, "parameters", "fits", "target_speedup", *_FLOORS)
+        ),
     )
 
     @classmethod
@@ -216,8 +227,7 @@ class Budget(Options):
     @property
     def counts(self) -> dict[str, int]:
         """The numbers of sublayers or blocks that are asked for."""
-        names = ("attention", "mlp", "block", "joint")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {name: getattr(self, name) for name in _COUNTS if getattr(self, name)}
 
     @property
     def only_counts(self) -> bool:
@@ -231,13 +241,14 @@ class Budget(Options):
         Raises:
             UsageError: It does.
         """
-        if self.only_counts and not self.counts:
+        if self.only_counts and not self.counts and self.keep_first is None:
             raise UsageError("The plan has no budget.", ASK_HINT, code="nothing-asked")
 
     def asked(self) -> dict[str, int | float | str]:
         """What was asked for, as a plan notes it."""
         found: dict[str, int | float | str | None] = {
             **self.counts,
+            "keep_first": self.keep_first,
             "parameters": self.parameters,
             "target_speedup": self.target_speedup,
             "at": None if self.at is None else str(self.at),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
-from exporter.artifacts.plans.by_score import check_counts, validate_plan
+from exporter.artifacts.plans.by_score import check_counts, keep_first, validate_plan
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import (
     ENOUGH_NATS,
@@ -26,6 +26,7 @@ from exporter.choose.selection.options import cut_of_options, objective_of
 from exporter.choose.selection.refusals import refuse_counts
 from exporter.choose.selection.task_items import judged_tasks, task_figures, task_results
 from exporter.compare.tasks.scores import TaskScores
+from exporter.errors import PlanError
 from exporter.heal.healed import heal
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import on_text_of
@@ -46,7 +47,7 @@ class Planner(HealedLimits):
             DepthcutError: Of the stage that failed.
         """
         self.budget.refuse_empty()
-        if self.budget.only_counts:
+        if self.budget.only_counts and self.budget.keep_first is None:
             check_counts(self.budget.counts)
         _ = self.task_files  # what can't be read is told before a model is loaded
         if self.settings.search.search == "auto":
@@ -62,7 +63,9 @@ class Planner(HealedLimits):
                 ),
             )
         method = self.settings.search.search
-        if method == "one-shot":
+        if self.budget.keep_first is not None:
+            found = Outcome(self._noted(self._first_layers(self.budget.keep_first)))
+        elif method == "one-shot":
             found = Outcome(self._noted(self._lowest_scores()))
         elif method == "iterative":
             found = self._iterative()
@@ -86,6 +89,18 @@ class Planner(HealedLimits):
             allow_all=self._allow_all,
             progress=self._progress,
         )
+
+    def _first_layers(self, number: int) -> PruningPlan:
+        plan = keep_first(self.report, number, importance_sha256=self.importance_sha256)
+        kept = {ref for each in plan.deletions for ref in each.sublayers} & self._protected
+        if kept:
+            layer, kind = min(kept)
+            raise PlanError(
+                f"--keep-first {number} drops {kind} {layer}, which --protect keeps.",
+                "Leave one of them out.",
+                code="protected",
+            )
+        return plan
 
     def _iterative(self) -> Outcome:
         """Scored on all of the text, so what is measured there is measured where it was chosen."""

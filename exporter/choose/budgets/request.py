@@ -150,7 +150,8 @@ class PlanRequest(Options):
     @property
     def wants_plan(self) -> bool:
         """Whether a plan is asked for, and not the front alone."""
-        return bool(self.budget.counts or not self.budget.only_counts)
+        budget = self.budget
+        return bool(budget.counts or budget.keep_first or not budget.only_counts)
 
     @property
     def goes_by_scores(self) -> bool:

@@ -87,6 +87,8 @@ class PlanSettings(Options):
             UsageError: A budget can't be held by the method that was asked for, or replacements
                 can't be weighed so.
         """
+        if budget.keep_first is not None:
+            return self._without_search()
         method = self.search.search or ("one-shot" if budget.only_counts else "greedy")
         search = replace(self.search, search=method)
         if not budget.only_counts and not search.by_damage:
@@ -98,6 +100,17 @@ class PlanSettings(Options):
         if search.by_damage and self.heal is not None and not self.heal.changes_weights:
             self._refuse_own_fits(self.heal)
         return replace(self, search=search)
+
+    def _without_search(self) -> PlanSettings:
+        """For a plan that the budget says in full; what it drops is healed afterwards."""
+        if self.search.search not in (None, "auto", "one-shot"):
+            raise UsageError(
+                f"--keep-first says what is dropped, so there is nothing for --search "
+                f"{self.search.search} to choose.",
+                "Leave one of them out.",
+                code="nothing-to-search",
+            )
+        return replace(self, search=replace(self.search, search="one-shot"))
 
     def _refuse_own_fits(self, heal: HealOptions) -> None:
         if heal.sequential or heal.calibration not in ((), self.calibration):
