@@ -8,9 +8,8 @@ positions that hold real tokens.
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,12 @@ from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import DEFAULT_LIMIT_BYTES
 from exporter.cut.oracle.setting import choose
-from exporter.engines.runners.base import Array, Runner
+from exporter.engines.runners.base import Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.widening import WidenedCopy
-from exporter.engines.tensors import TensorSpec
 from exporter.errors import ExportError
+from exporter.export.pooled import pooling_for
+from exporter.export.renumbered import RenumberedCaches
 from exporter.export.streamed import interface_without_weights
 from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.loading.filled_modules import filled_while_running
@@ -34,6 +34,7 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import load_model
+from graph_passes.fusing.pooling import EMBEDDING
 
 if TYPE_CHECKING:
     from exporter.artifacts.replacement_file import Replacements
@@ -48,7 +49,6 @@ scale of attention is one: a graph of thirty layers was off by 4e-4 there, at op
 """
 
 _BATCH, _TOKENS, _PADDED = 2, 16, 5
-_CACHE = re.compile(r"(past_key_values|present)\.(\d+)\.(key|value)")
 _TEXT = (
     "A river that runs through flat country bends, and every bend grows: the water is faster on "
     "the outer side, where it takes the bank away, and slower on the inner one, where it lets the "
@@ -100,7 +100,8 @@ def check_export(
         progress: Hears of the two runs.
 
     Returns:
-        For each phase one check of the main output and, with a cache, one of all keys and values.
+        For each phase one check of the main output, one of the texts' vectors if the graph has them
+        and, with a cache, one of all keys and values.
         They are compared at real tokens; an error that isn't finite counts as infinite.
 
     Raises:
@@ -196,6 +197,8 @@ class _Sides:
         kept: list[str],
         relative_tolerance: float,
     ) -> None:
+        pools = EMBEDDING in {spec.name for spec in runner.outputs}
+        self._pooling = pooling_for(loaded) if pools else None
         self._module = InterfaceModule(loaded.model, interface)
         self._runner = runner
         self._interface = interface
@@ -217,8 +220,14 @@ class _Sides:
         self._onnx_past = {name: got[_present(name)] for name in self._kept}
 
         head = self._interface.main_output
-        differences = [_difference(head, got[head], want[head], step.real)]
+        texts = torch.ones(len(main), dtype=torch.bool)
+        real = texts if self._interface.per_text else step.real
+        differences = [_difference(head, got[head], want[head], real)]
         checks = [self._check(step, head, differences)]
+        if self._pooling is not None:
+            vectors = self._pooling(main.float(), step.real)
+            differences = [_difference(EMBEDDING, got[EMBEDDING], vectors, texts)]
+            checks.append(self._check(step, EMBEDDING, differences))
         caches = [_present(name) for name in self._kept]
         if caches:
             real = step.tokens["attention_mask"].bool()
@@ -321,7 +330,7 @@ def _require_interface(
     """Every output must be there and no other, and every input one that we can fill."""
     outputs = {spec.name for spec in runner.outputs}
     wanted = {interface.main_output, *map(_present, kept)}
-    if outputs != wanted:
+    if outputs - {EMBEDDING} != wanted:
         odd = sorted(outputs ^ wanted)
         raise ExportError(
             f"{path}: the outputs are not the model's; first {odd[0]}.", code="other-outputs"
@@ -352,45 +361,3 @@ def _require_passed(checks: Sequence[ParityCheck], path: Path) -> None:
             "Try another --opset or --exporter.",
             code="wrong-results",
         )
-
-
-class RenumberedCaches:
-    """A runner under a shallower model's numbers: the caches of its layers count from 0.
-
-    Args:
-        runner: It is entered and left by whoever made it.
-        layers: The numbers that its graph has, in order.
-    """
-
-    def __init__(self, runner: Runner, layers: Sequence[int]) -> None:
-        self._runner = runner
-        self._inner = dict(enumerate(layers))
-        self._outer = {old: new for new, old in self._inner.items()}
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's, renamed."""
-        return tuple(map(self._outside, self._runner.inputs))
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's, renamed."""
-        return tuple(map(self._outside, self._runner.outputs))
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the graph once and returns all outputs."""
-        given = {_renamed(name, self._inner): value for name, value in inputs.items()}
-        found = self._runner.run(given)
-        return {_renamed(name, self._outer): value for name, value in found.items()}
-
-    def _outside(self, spec: TensorSpec) -> TensorSpec:
-        return replace(spec, name=_renamed(spec.name, self._outer))
-
-
-def _renamed(name: str, numbers: Mapping[int, int]) -> str:
-    found = _CACHE.fullmatch(name)
-    if found is None:
-        return name
-    # A layer that should not be there must not be taken for one that has its number now.
-    number = numbers.get(int(found[2]), f"cut{found[2]}")
-    return f"{found[1]}.{number}.{found[3]}"

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
+from exporter.models.sentence_folder import sentence_files
 from graph_passes.files.locations import real
-from graph_passes.files.reading import TABLE_BYTES, check_file, copy_file, read_json
+from graph_passes.files.reading import TABLE_BYTES, check_file, copy_file
 
 _NAMES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
@@ -18,16 +18,6 @@ _NAMES = (
     "vocab.*", "merges.txt", "*.spm", "spiece.model",
 )  # fmt: skip
 _TEXTS = {".json", ".jinja", ".model", ".txt", ".spm", ".vocab", ".bpe", ".tiktoken"}
-MODULES = "modules.json"
-"""Which modules sentence-transformers makes a model of, and in which folder each has its files."""
-_SENTENCE = (MODULES, "sentence_bert_config.json", "config_sentence_transformers.json")
-_LIBRARY = "sentence_transformers."
-_MODULE_FILES: dict[str, tuple[str, ...]] = {
-    "Transformer": (),  # the model itself
-    "Normalize": (),
-    "Pooling": ("config.json",),
-    "Dense": ("config.json", "model.safetensors"),
-}
 
 
 def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path, Path]]:
@@ -45,6 +35,7 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
         Staged file or folder, and final name.
 
     Raises:
+        ModelSourceError: A pooling that is listed is not there.
         UnsafeInputError: One of them may not be read from where it is, or is too large.
     """
     folder, final = source.parent, output.parent
@@ -62,49 +53,11 @@ def copy_sentence_files(source: Path, folder: Path) -> None:
     """Copies what sentence-transformers reads of a model into a folder that the caller stages.
 
     Raises:
+        ModelSourceError: The pooling that it lists is not there.
         UnsafeInputError: A file may not be read from where it is, or is too large.
         OSError: It can't be copied.
     """
     _copy(source, sentence_files(source), folder)
-
-
-def sentence_files(folder: Path) -> list[str]:
-    """The files that make a model's folder one of sentence-transformers, relative to it.
-
-    Empty where it is none, or where it needs more than configs and safetensors: modules of
-    somebody's own code, pickled weights, a Transformer in a folder below.
-
-    Raises:
-        UnsafeInputError: The list of its modules may not be read.
-    """
-    if not (folder / MODULES).is_file():
-        return []
-    try:
-        modules = read_json(folder / MODULES, folder)
-    except ValueError:
-        return []
-    found = [name for name in _SENTENCE if (folder / name).is_file()]
-    for module in modules if isinstance(modules, list) else [None]:
-        files = _module_files(folder, module)
-        if files is None:
-            return []
-        found += files
-    return found
-
-
-def _module_files(folder: Path, module: Any) -> list[str] | None:
-    """Those of one module; None where it can't be taken along."""
-    told = module if isinstance(module, dict) else {}
-    kind, place = str(told.get("type")), told.get("path")
-    name = kind.rpartition(".")[2]
-    if not kind.startswith(_LIBRARY) or name not in _MODULE_FILES:
-        return None
-    if not isinstance(place, str) or Path(place).name != place:
-        return None
-    if bool(place) == (name == "Transformer"):  # a model in a folder below is not what was exported
-        return None
-    files = [f"{place}/{each}" for each in _MODULE_FILES[name]]
-    return files if all((folder / file).is_file() for file in files) else None
 
 
 def _belongs(path: Path) -> bool:

@@ -47,6 +47,7 @@ class OnnxInterface:
         token_inputs: int64 inputs ``[batch, sequence]``, ``attention_mask`` of the total length.
         cache: One slot a layer; empty for a model that is exported without a cache.
         main_output: ``logits`` ``[batch, sequence, vocabulary]`` or ``last_hidden_state``.
+        per_text: Whether a classifier gives one row of logits for each text, ``[batch, classes]``.
         cache_argument: The name under which the model takes its cache.
         dtype: Of the cache and of the outputs.
         length_keepers: In a pruned model, the layers that keep one number a token, from which it
@@ -59,6 +60,7 @@ class OnnxInterface:
     cache_argument: str
     dtype: torch.dtype
     length_keepers: tuple[int, ...] = ()
+    per_text: bool = False
 
     @property
     def past_names(self) -> list[str]:
@@ -162,6 +164,7 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
         cache_argument=argument,
         dtype=model.dtype,
         length_keepers=() if structure is None else tuple(structure.length_keepers),
+        per_text=hasattr(output, "logits") and output.logits.dim() == 2,
     )
 
 

@@ -43,6 +43,7 @@ def export_key(run: Run) -> Key:
         "cache_room": run.request.cache_room,
         "exporter": run.request.exporter,
         "opset": run.request.opset,
+        "pooling": run.request.pooling,
         "versions": run.versions,
     }
 

@@ -20,6 +20,7 @@ from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
+from exporter.export.pooled import pooling_for
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.model_folder import find_model
@@ -181,6 +182,17 @@ def refuse_foreign_goals(run: Run) -> None:
     budget = run.request.drops.budget
     if budget is not None:
         budget.floors.of_model(predicts_tokens=predicts_tokens(run.choosing.model))
+
+
+def refuse_unpooled(run: Run) -> None:
+    """Refuses to pool what doesn't say how, before it is scored and exported.
+
+    Raises:
+        ModelSourceError: The folder doesn't say it, or says what a graph can't do.
+        ExportError: The model doesn't answer with token states.
+    """
+    if run.request.pooling and not run.ledger.has("export"):
+        pooling_for(run.choosing)
 
 
 def refuse_lost_caches(run: Run) -> None:

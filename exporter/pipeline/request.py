@@ -146,6 +146,12 @@ class ExportRequest(Options):
         usual="4096, or the model's maximum if that is less",
         rare=True,
     )
+    pooling: bool = option(
+        False,
+        "For a folder of sentence-transformers: put its pooling and normalisation into both "
+        "graphs, as a further output, sentence_embedding.",
+        rare=True,
+    )
     checkpoint: bool = option(
         False,
         "Also write the pruned model as a Hugging Face checkpoint, candidate/hf/, without the "

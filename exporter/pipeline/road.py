@@ -19,6 +19,7 @@ from exporter.pipeline.refusals import (
     refuse_bad_options,
     refuse_foreign_goals,
     refuse_foreign_results,
+    refuse_unpooled,
     refuse_useless,
 )
 from exporter.pipeline.request import ExportRequest
@@ -88,6 +89,7 @@ def _publish(run: Run) -> None:
 
 def _write_models(run: Run) -> None:
     checkpoint.refuse_early(run)
+    refuse_unpooled(run)
     _score(run)
     _plan_and_export(run)
     _stage(run, "prune", keys.prune_key(run), stages.prune)

@@ -139,6 +139,7 @@ def _written_form(
         exporter=request.exporter,
         opset=request.opset,
         room=request.cache_room,
+        pooling=request.pooling,
         unfinished=unfinished,
         progress=run.progress,
     )

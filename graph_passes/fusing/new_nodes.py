@@ -24,7 +24,12 @@ class NewNodes:
         self._taken = {value.name for value in values} | set(graph.initializers)
         self._count = 0
 
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: int | float | str) -> ir.Value:
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value,
+        **attributes: int | float | str | Sequence[int] | ir.TensorProtocol,
+    ) -> ir.Value:
         """A node with one output."""
         node = ir.node(op_type, list(inputs), attributes or None)
         node.outputs[0].name = node.name = self._name()
@@ -46,6 +51,11 @@ class NewNodes:
     def put_before(self, node: ir.Node) -> None:
         """Puts what was collected into the graph."""
         self._graph.insert_before(node, self._nodes)
+        self._nodes = []
+
+    def append(self) -> None:
+        """Puts it at the end of the graph."""
+        self._graph.extend(self._nodes)
         self._nodes = []
 
     def _name(self) -> str:

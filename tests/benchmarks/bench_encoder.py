@@ -74,13 +74,13 @@ def _embeddings(model: Any, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.flo
     """One text at a time, so that no padding takes part; ``[texts, hidden]``."""
     import torch
 
-    from exporter.models.ablation.embeddings import pooled
+    from exporter.models.sentence_folder import MEAN
 
     found = []
     for row in rows:
         with torch.inference_mode():
             states = model(input_ids=torch.from_numpy(row)[None]).last_hidden_state[0]
-        found.append(pooled(states.double().numpy(), np.ones(len(row))))
+        found.append(MEAN(states.double().numpy(), np.ones(len(row))))
     return np.stack(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, cast
 
@@ -17,6 +17,7 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.choices import ChoiceItems, ChoiceMeter
 from exporter.models.ablation.damage import AnyDamage, D, D_co, damage_of_numbers
 from exporter.models.ablation.embeddings import POSITIONS, meter_here
+from exporter.models.sentence_folder import pooling_of
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -74,7 +75,13 @@ def searched_meter(
         kept: Keeps what was measured.
         make: Makes what measures.
     """
-    about = {**loaded.identity(), "ids": text.ids_sha256, "positions": POSITIONS, "embeds": embeds}
+    about = {
+        **loaded.identity(),
+        "ids": text.ids_sha256,
+        "positions": POSITIONS,
+        "embeds": embeds,
+        "pooling": asdict(pooling_of(loaded.path)),
+    }
     return RememberingMeter(make(loaded, text, batch_size, POSITIONS, embeds), kept, about)
 
 

@@ -1,7 +1,8 @@
 """How near two encoders' sentence embeddings of the same texts are.
 
-An embedding is the mean of the hidden states over a text's tokens; texts run one at a time, so
-that no padding takes part. Where the graph pools by itself, its own output is taken.
+An embedding is made of the hidden states of a text's tokens as the model's folder says, else it is
+their mean; texts run one at a time, so that no padding takes part. Where the graph pools by itself,
+its own output is taken.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
-from exporter.models.ablation.embeddings import pooled
+from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.progress import QUIET, Progress
+from graph_passes.fusing.pooling import EMBEDDING
 
-OUTPUTS = ("sentence_embedding", "last_hidden_state", "token_embeddings", "hidden_states")
+OUTPUTS = (EMBEDDING, "last_hidden_state", "token_embeddings", "hidden_states")
 """Outputs that embed a text, the first that a model has."""
 
 FEWEST_TEXTS = 3  # below that there are no two pairs to rank
@@ -41,6 +43,7 @@ def embed(
     texts: Sequence[NDArray[np.int64]],
     *,
     arm: str,
+    pooling: Pooling = MEAN,
     progress: Progress = QUIET,
 ) -> Floats:
     """One arm's embeddings, each of length 1, ``[texts, size]``.
@@ -49,10 +52,25 @@ def embed(
         runner: An entered runner; it has one of :data:`OUTPUTS`.
         texts: The token ids of each text.
         arm: Its name in an error.
+        pooling: How its token states are pooled.
         progress: Hears of each text.
 
     Raises:
-        ComparisonError: There are fewer than three texts, or embeddings are zero or not finite.
+        ComparisonError: Embeddings are zero or not finite.
+    """
+    found = []
+    with progress.task(f"embeddings, {arm}", total=len(texts)) as task:
+        for number, ids in enumerate(texts):
+            found.append(_embedding(runner, ids, pooling, arm, number))
+            task.advance()
+    return np.stack(found)
+
+
+def refuse_few_texts(texts: Sequence[object]) -> None:
+    """Refuses what leaves no two pairs to rank.
+
+    Raises:
+        ComparisonError: There are fewer than three texts.
     """
     if len(texts) < FEWEST_TEXTS:
         raise ComparisonError(
@@ -60,12 +78,6 @@ def embed(
             "Name a longer text with --eval-text.",
             code="too-few-texts",
         )
-    found = []
-    with progress.task(f"embeddings, {arm}", total=len(texts)) as task:
-        for number, ids in enumerate(texts):
-            found.append(_embedding(runner, ids, arm, number))
-            task.advance()
-    return np.stack(found)
 
 
 def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreement:
@@ -96,7 +108,9 @@ def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreemen
     )
 
 
-def _embedding(runner: Runner, ids: NDArray[np.int64], arm: str, number: int) -> Floats:
+def _embedding(
+    runner: Runner, ids: NDArray[np.int64], pooling: Pooling, arm: str, number: int
+) -> Floats:
     """One text's embedding of length 1."""
     name = embedding_output(runner.outputs)
     assert name is not None
@@ -104,7 +118,8 @@ def _embedding(runner: Runner, ids: NDArray[np.int64], arm: str, number: int) ->
     inputs = make_inputs(runner.inputs, shape, ids[None])
     values = runner.run(inputs, [name], phase=shape.phase)[name].astype(np.float64)
     states = values.reshape(-1, values.shape[-1])
-    embedding: Floats = pooled(states, np.ones(len(states)))
+    pools = MEAN if name == EMBEDDING else pooling  # a vector is its own mean
+    embedding: Floats = pools(states, np.ones(len(states)))
     length = np.linalg.norm(embedding)
     if not np.isfinite(length) or length == 0:
         raise ComparisonError(

@@ -121,9 +121,8 @@ class TorchRunner(Runner):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The model's outputs, logits or hidden states first."""
         interface = self.interface
-        main = TensorSpec(
-            interface.main_output, _numpy_dtype(interface.dtype), ("batch", "sequence", None)
-        )
+        axes = ("batch", None) if interface.per_text else ("batch", "sequence", None)
+        main = TensorSpec(interface.main_output, _numpy_dtype(interface.dtype), axes)
         return (main, *_cache_specs(interface, interface.present_names, "total_sequence"))
 
     def run(

@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from exporter.artifacts.forms import FORM_KEY, FormRecord
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form
-from exporter.models.companions import MODULES
 from exporter.models.genai_config import find_config
 from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.model_folder import longest_sequence, read_object
+from exporter.models.sentence_folder import MEAN, MODULES, Pooling, pooling_of
 from graph_passes.files.storage import load_model
 
 TOKENIZER = "tokenizer.json"
@@ -38,7 +38,7 @@ class UsedModel:
         ends: Tokens that end a text.
         has_tokenizer: Whether ``tokenizer.json`` is there.
         has_modules: Whether sentence-transformers knows the folder.
-        pooling: What ``1_Pooling/config.json`` says.
+        pooling: How its token states are pooled.
         for_genai: Whether onnxruntime-genai's config names the graph.
     """
 
@@ -51,7 +51,7 @@ class UsedModel:
     ends: Sequence[int]
     has_tokenizer: bool
     has_modules: bool
-    pooling: Mapping[str, Any]
+    pooling: Pooling
     for_genai: bool
 
     @classmethod
@@ -72,6 +72,7 @@ class UsedModel:
             value for value in model.graph.inputs if value.name not in model.graph.initializers
         ]
         config = _object(beside, "config.json")
+        listed = _first(beside, MODULES)
         ends = _object(beside, "generation_config.json").get("eos_token_id")
         return cls(
             file=graph.name,
@@ -82,8 +83,8 @@ class UsedModel:
             config=config,
             ends=_numbers(config.get("eos_token_id") if ends is None else ends),
             has_tokenizer=_first(beside, TOKENIZER) is not None,
-            has_modules=_first(beside, MODULES) is not None,
-            pooling=_object(beside, "1_Pooling/config.json"),
+            has_modules=listed is not None,
+            pooling=MEAN if listed is None else pooling_of(listed.parent),
             for_genai=any(find_config(folder / graph.name) is not None for folder in beside),
         )
 

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from exporter.artifacts.uses import PLACE, Use
 from exporter.engines.usage.model import TOKENIZER, UsedModel
+from graph_passes.fusing.pooling import EMBEDDING, STATES
 
 PROMPT = "The capital of France is"
 _TEXTS = ("A cat sits on the mat.", "A dog lies on the rug.")
@@ -68,26 +69,39 @@ def encoder_lines(model: UsedModel) -> Use | None:
             for name in model.inputs
         ),
         "}",
-        f'found = session.run(["{model.outputs[0]}"], feed)[0]',
+        f'found = session.run(["{_shown(model)}"], feed)[0]',
         *_answer(model),
     ]
     return Use(library="ONNX Runtime", needs=_needs(model), text="\n".join(lines))
 
 
+_VECTORS: dict[tuple[str, ...], list[str]] = {
+    ("mean",): [
+        'mask = feed["attention_mask"][..., None]',
+        "vectors = (found * mask).sum(1) / mask.sum(1)",
+    ],
+    ("cls",): ["vectors = found[:, 0]"],
+    ("lasttoken",): [
+        'last = feed["attention_mask"].sum(1) - 1',
+        "vectors = found[np.arange(len(found)), last]",
+    ],
+}
+"""How a vector is made of token states, by the modes of the pooling."""
+
+
+def _shown(model: UsedModel) -> str:
+    return EMBEDDING if EMBEDDING in model.outputs else model.outputs[0]
+
+
 def _answer(model: UsedModel) -> list[str]:
-    """What is made of an encoder's first output: a vector for each text, or what its head says."""
-    if model.outputs[0] != "last_hidden_state":
+    """What is made of an encoder's output: a vector for each text, or what its head says."""
+    pooled = {EMBEDDING: ["vectors = found"], STATES: _VECTORS.get(model.pooling.modes)}
+    vectors = pooled.get(_shown(model))
+    if vectors is None:
         return ["print(found.shape)"]
-    if model.pooling.get("pooling_mode_cls_token"):
-        vectors = ["vectors = found[:, 0]"]
-    else:
-        vectors = [
-            'mask = feed["attention_mask"][..., None]',
-            "vectors = (found * mask).sum(1) / mask.sum(1)",
-        ]
     return [
         *vectors,
-        "vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)",
+        "vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)",
         "print(vectors @ vectors.T)  # their cosines",
     ]
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.models.ablation.embeddings import cosines, pooled
+from exporter.models.ablation.embeddings import cosines
+from exporter.models.sentence_folder import MEAN, Pooling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,7 @@ def answer_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
 
 
 def embedding_loss(
-    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, pooling: Pooling = MEAN
 ) -> torch.Tensor:
     """1 minus the mean cosine of the student's embeddings with the teacher's.
 
@@ -72,8 +73,9 @@ def embedding_loss(
         student: The last hidden states, ``[batch, tokens, hidden]``.
         teacher: The same.
         mask: ``[batch, tokens]``, boolean; False marks padding.
+        pooling: How an embedding is made of them.
     """
-    own, other = pooled(student.float(), mask), pooled(teacher.float(), mask)
+    own, other = pooling(student.float(), mask), pooling(teacher.float(), mask)
     loss: torch.Tensor = 1 - cosines(other, own).mean()
     return loss
 

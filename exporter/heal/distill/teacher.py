@@ -14,6 +14,7 @@ from exporter.heal.distill.loss import answer_loss, embedding_loss, state_loss
 from exporter.heal.distill.memory import KEPT_BYTES
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.bfloat16 import bfloat16_where_fast
+from exporter.models.sentence_folder import pooling_of_model
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 
@@ -70,6 +71,7 @@ class Teacher:
         self._states = states
         self.predicts_tokens = predicts_tokens(student.model)
         self.wants_states = states > 0
+        self._pooling = pooling_of_model(student.model)
 
     def answers(self, lesson: Lesson) -> list[torch.Tensor]:
         """Logits or last hidden states, then those of each layer where they are wanted."""
@@ -89,8 +91,10 @@ class Teacher:
     def loss(self, given: Answer, answers: list[torch.Tensor], lesson: Lesson) -> torch.Tensor:
         """How far what the student gave is from what :meth:`answers` gave, over real tokens."""
         mask = torch.from_numpy(lesson.mask).to(answers[0].device)
-        distance = answer_loss if self.predicts_tokens else embedding_loss
-        loss = distance(given.given, answers[0], mask)
+        if self.predicts_tokens:
+            loss = answer_loss(given.given, answers[0], mask)
+        else:
+            loss = embedding_loss(given.given, answers[0], mask, self._pooling)
         if self._states:
             loss = loss + self._states * state_loss(given.states, answers[1:], mask)
         return loss

@@ -1,7 +1,7 @@
 """Measures what cuts do to the embeddings of texts: a model without next tokens has no others.
 
-An embedding is the mean of the last hidden states over a text's tokens, as sentence encoders are
-mostly trained; both arms of a comparison are pooled so too.
+An embedding is made of a text's last hidden states as the model's folder says, else it is their
+mean, as sentence encoders are mostly trained; both arms of a comparison are pooled so too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from exporter.models.ablation.meter import (
     Within,
     predicts_tokens,
 )
+from exporter.models.sentence_folder import Pooling, pooling_of_model
 from exporter.models.texts.batches import Batch, batches_of
 
 if TYPE_CHECKING:
@@ -30,17 +31,6 @@ if TYPE_CHECKING:
 
 POSITIONS = 2
 """Searches compare answers at every second position: the head costs a third of a small model."""
-
-
-def pooled(states: Any, mask: Any) -> Any:
-    """The mean of each text's states, ``[..., hidden]``; of NumPy or of PyTorch.
-
-    Args:
-        states: ``[..., tokens, hidden]``, floats.
-        mask: ``[..., tokens]``, 1 or True at tokens, 0 at padding; at least one of them a token.
-    """
-    weights = mask[..., None]
-    return (states * weights).sum(-2) / weights.sum(-2)
 
 
 def cosines(whole: Any, cut: Any) -> Any:
@@ -99,7 +89,8 @@ class EmbeddingMeter(CutMeter[EmbeddingDamage]):
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
     ) -> None:
-        asked = [_Embedded(each.trimmed()) for each in batches_of(input_ids, mask, batch_size)]
+        pooling, batches = pooling_of_model(model), batches_of(input_ids, mask, batch_size)
+        asked = [_Embedded(each.trimmed(), pooling) for each in batches]
         super().__init__(model, asked, kept_bytes=kept_bytes, within=within, headless=True)
 
 
@@ -159,6 +150,7 @@ class _Embedded:
     """The embeddings of a batch of texts."""
 
     batch: Batch
+    pooling: Pooling
 
     @property
     def first_sample(self) -> int:
@@ -168,7 +160,8 @@ class _Embedded:
         return self.batch.inputs(device)
 
     def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        embeddings: torch.Tensor = pooled(hidden.float(), self.batch.mask_on(hidden.device))
+        mask = self.batch.mask_on(hidden.device)
+        embeddings: torch.Tensor = self.pooling(hidden.float(), mask)
         return embeddings
 
     def answers(self, logits: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from exporter.artifacts import ComparisonReport
 from exporter.cli import run
 from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
-from exporter.compare.quality.embeddings import compare_embeddings, embed
+from exporter.compare.quality.embeddings import compare_embeddings, embed, refuse_few_texts
 from exporter.compare.session import compare
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import compare_long_context, make_needles
@@ -296,7 +296,7 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
             for one in (first, second)
         ]
         with raises(ComparisonError, "too-few-texts", 2):
-            embed(first, texts[:2], arm="baseline")
+            refuse_few_texts(texts[:2])
     unit = [arm / np.linalg.norm(arm, axis=1, keepdims=True) for arm in arms]
     assert found.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
     pairs = [[one[i] @ one[j] for i in range(5) for j in range(i)] for one in unit]

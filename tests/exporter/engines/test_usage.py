@@ -29,6 +29,7 @@ from exporter.engines.usage.library_lines import genai_lines, optimum_lines, sen
 from exporter.engines.usage.model import UsedModel
 from exporter.engines.usage.onnxruntime_lines import decoder_lines, encoder_lines
 from exporter.export.forms.genai_folder import write_genai_config
+from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.report.sections import comparison_document
 from exporter.report.sections.use import use_section
 from graph_passes import save_model
@@ -262,17 +263,22 @@ def bert(folder: Path, **more: Any) -> UsedModel:
     values: dict[str, Any] = {
         "file": "model.onnx", "inputs": {name: ir.Value(name=name) for name in names},
         "outputs": ["last_hidden_state"], "form": UsedModel, "written": None, "config": config,
-        "ends": (), "has_tokenizer": True, "has_modules": True, "pooling": {}, "for_genai": False,
+        "ends": (), "has_tokenizer": True, "has_modules": True, "pooling": MEAN, "for_genai": False,
     }  # fmt: skip
     return UsedModel(**{**values, **more})
 
 
 def test_encoders_are_pooled_as_their_files_say(tmp_path: Path) -> None:
-    mean, cls = bert(tmp_path / "a"), bert(tmp_path / "b", pooling={"pooling_mode_cls_token": True})
+    mean, cls = bert(tmp_path / "a"), bert(tmp_path / "b", pooling=Pooling(("cls",)))
+    last, most = (bert(tmp_path / each, pooling=Pooling((each,))) for each in ("lasttoken", "max"))
     head, pixels = bert(tmp_path / "c", outputs=["logits"]), bert(tmp_path / "d", inputs={"x": 1})
-    texts = [use.text for use in map(encoder_lines, (mean, cls, head)) if use is not None]
-    assert ["mask" in text.partition("found =")[2] for text in texts] == [True, False, False]
-    assert ["norm" in text for text in texts] == [True, True, False]
+    pooled = bert(tmp_path / "e", outputs=["last_hidden_state", "sentence_embedding"])
+    models = (mean, cls, last, most, head, pooled)
+    texts = [use.text for use in map(encoder_lines, models) if use is not None]
+    after = [text.partition("found =")[2] for text in texts]
+    assert ["mask" in text for text in after] == [True, False, True, False, False, False]
+    assert ["norm" in text for text in after] == [True, True, True, False, False, True]
+    assert ["sentence_embedding" in text for text in texts] == [*[False] * 5, True]
     assert encoder_lines(pixels) is None
     assert sentence_lines(mean) is not None
     assert sentence_lines(replace(mean, has_modules=False)) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,12 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.usage.folder import write_graph_use
 from exporter.export.optimum_export import export_with_optimum
+from exporter.export.pooled import add_pooling
+from exporter.models.sentence_folder import read_pooling
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
+from tests.exporter.sentence_folders import write_sentence_files
 from tests.exporter.tiny_lm import write_tokenizer
 from tests.exporter.use_lines import lines_of, run_lines
 
@@ -120,14 +122,7 @@ def encoder(tmp_path: Path) -> dict[str, str]:
     loaded.model.config.architectures = ["BertModel"]
     loaded.model.config.save_pretrained(folder)
     with_tokenizer(folder)
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    (folder / "modules.json").write_text(json.dumps([
-        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for n, (path, kind) in enumerate(modules)
-    ]))  # fmt: skip
-    (folder / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 96, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    write_sentence_files(folder, normalise=True)
     write_graph_use(graph)
     return lines_of((folder / "USE.md").read_text())
 
@@ -144,7 +139,14 @@ def test_sentence_transformers_gives_the_vectors_of_the_lines_for_onnx_runtime(
     )
     import numpy as np
 
-    _, theirs = run_lines(encoder["sentence-transformers"], tmp_path / "bert")
-    _, ours = run_lines(encoder["ONNX Runtime"], tmp_path / "bert")
-    lengths = np.linalg.norm(theirs["vectors"], axis=1, keepdims=True)
-    assert np.allclose(theirs["vectors"] / lengths, ours["vectors"], atol=1e-4)
+    folder = tmp_path / "bert"
+    _, theirs = run_lines(encoder["sentence-transformers"], folder)
+    _, ours = run_lines(encoder["ONNX Runtime"], folder)
+    assert np.allclose(theirs["vectors"], ours["vectors"], atol=1e-5)
+    add_pooling(folder, read_pooling(folder))
+    write_graph_use(folder / "model.onnx")
+    lines = lines_of((folder / "USE.md").read_text())
+    _, pooled = run_lines(lines["ONNX Runtime"], folder)
+    _, again = run_lines(lines["sentence-transformers"], folder)
+    assert np.allclose(theirs["vectors"], pooled["found"], atol=1e-5)
+    assert np.allclose(again["vectors"], pooled["found"], atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from exporter.models.ablation.branch_replacements import (
     branches_replaced,
 )
 from exporter.models.ablation.damage import Damage, EmbeddingDamage
-from exporter.models.ablation.embeddings import EmbeddingMeter, meter_of, pooled
+from exporter.models.ablation.embeddings import EmbeddingMeter, meter_of
+from exporter.models.sentence_folder import MEAN
+from tests.exporter.sentence_folders import write_sentence_files
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -28,15 +31,15 @@ _MASK = np.arange(12) < np.array([12, 7, 12, 3, 9])[:, None]
 _ENCODERS = ("bert", "roberta", "electra", "mpnet", "distilbert", "modernbert", "llama", "gpt2")
 
 
-def _cosines(model: Any, cut: Any) -> list[float]:
+def _cosines(model: Any, cut: Any, pool: Any = lambda states: states.mean(0)) -> list[float]:
     """Text by text, without padding and with nothing reused."""
     found = []
     for ids, mask in zip(_IDS, _MASK, strict=True):
         given = torch.tensor(ids[mask])[None]
         with torch.no_grad():
-            whole = model.base_model(given).last_hidden_state[0].double().mean(0)
+            whole = pool(model.base_model(given).last_hidden_state[0].double())
             with branches_replaced(model, cut):
-                other = model.base_model(given).last_hidden_state[0].double().mean(0)
+                other = pool(model.base_model(given).last_hidden_state[0].double())
         found.append(float(torch.cosine_similarity(whole, other, dim=0)))
     return found
 
@@ -75,9 +78,21 @@ def test_the_standard_error_is_that_of_texts() -> None:
 
 def test_padding_is_left_out_of_the_mean() -> None:
     states, mask = np.arange(12.0).reshape(2, 3, 2), np.array([[1, 1, 0], [1, 1, 1]])
-    assert pooled(states, mask).tolist() == [[1, 2], [8, 9]]
-    tensors = pooled(torch.tensor(states), torch.tensor(mask).bool())
+    assert MEAN(states, mask).tolist() == [[1, 2], [8, 9]]
+    tensors = MEAN(torch.tensor(states), torch.tensor(mask).bool())
     assert tensors.tolist() == [[1, 2], [8, 9]]
+
+
+def test_states_are_pooled_as_the_model_s_folder_says(tmp_path: Path) -> None:
+    model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
+    by_mean = EmbeddingMeter(model, _IDS, _MASK).measure(cut)
+    write_sentence_files(tmp_path, pooling={"pooling_mode": "lasttoken"})
+    model.config.name_or_path = str(tmp_path)
+    by_last = EmbeddingMeter(model, _IDS, _MASK).measure(cut)
+    assert by_last.cosines == pytest.approx(
+        _cosines(model, cut, lambda states: states[-1]), abs=1e-5
+    )
+    assert by_last.cosines != pytest.approx(by_mean.cosines, abs=1e-3)
 
 
 def test_embeddings_that_are_not_finite() -> None:

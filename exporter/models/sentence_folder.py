@@ -1,0 +1,299 @@
+"""What makes a model's folder one of sentence-transformers: its modules, pooling and prompts.
+
+The only place that reads those files. No code and no pickle is among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.errors import ModelSourceError
+from graph_passes.files.reading import read_json
+from graph_passes.fusing.pooling import MODES, PoolingMode
+
+MODULES = "modules.json"
+"""Which modules sentence-transformers makes a model of, and in which folder each has its files."""
+PROMPTS = "config_sentence_transformers.json"
+_BESIDE = (MODULES, "sentence_bert_config.json", PROMPTS)
+_CONFIG = "config.json"
+_LIBRARY = "sentence_transformers."
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "Transformer": (),  # the model itself
+    "Normalize": (),
+    "Pooling": (_CONFIG,),
+    "Dense": (_CONFIG, "model.safetensors"),
+}
+"""The files of each module that can be taken along."""
+_SWITCHES: dict[str, PoolingMode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""How versions before 6 wrote the modes, in the order of their vectors."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How one vector is made of a text's token states.
+
+    Attributes:
+        modes: One at least; the vectors of several stand one after the other.
+        normalised: Whether the vector has length 1.
+    """
+
+    modes: tuple[PoolingMode, ...]
+    normalised: bool = False
+
+    def __call__(self, states: Any, mask: Any) -> Any:
+        """Each text's vector, ``[..., size]``; of NumPy or of PyTorch.
+
+        Args:
+            states: ``[..., tokens, hidden]``, floats.
+            mask: ``[..., tokens]``, 1 or True at tokens, 0 at padding; at least one a token.
+        """
+        found = [_vector(mode, states, mask) for mode in self.modes]
+        joined = found[0] if len(found) == 1 else _joined(found)
+        return joined / (joined**2).sum(-1)[..., None] ** 0.5 if self.normalised else joined
+
+
+MEAN = Pooling(("mean",))
+"""As sentence encoders are mostly trained, where a folder says nothing else."""
+
+
+def _vector(mode: PoolingMode, states: Any, mask: Any) -> Any:
+    if mode == "max":
+        spread = mask[..., None] > 0
+        lowest = states.min() - 1
+        largest = (states * spread + lowest * ~spread).max(-2)
+        return getattr(largest, "values", largest)  # PyTorch gives the places, too
+    weights, divisor = _weights(mode, mask)
+    return (states * weights[..., None]).sum(-2) / divisor
+
+
+def _weights(mode: PoolingMode, mask: Any) -> tuple[Any, Any]:
+    """Of each token in a sum, ``[..., tokens]``, 0 at padding; and what the sum is divided by."""
+    total = mask.sum(-1)[..., None]
+    if mode in ("mean", "mean_sqrt_len_tokens"):
+        return mask, total if mode == "mean" else total**0.5
+    order = mask.cumsum(-1)
+    if mode == "weightedmean":
+        return mask * order, (mask * order).sum(-1)[..., None]
+    return mask * (order == (1 if mode == "cls" else total)), 1
+
+
+def _joined(vectors: Sequence[Any]) -> Any:
+    if isinstance(vectors[0], np.ndarray):
+        return np.concatenate(vectors, -1)
+    import torch
+
+    return torch.cat(list(vectors), -1)
+
+
+def sentence_files(folder: Path) -> list[str]:
+    """The files that make a model's folder one of sentence-transformers, relative to it.
+
+    Empty where it is none, or where it needs more than configs and safetensors: modules of
+    somebody's own code, pickled weights, a Transformer in a folder below.
+
+    Raises:
+        ModelSourceError: It names a pooling whose config is not there.
+        UnsafeInputError: The list of its modules may not be read.
+    """
+    try:
+        modules = _modules(folder)
+    except ModelSourceError:
+        return []
+    found = [name for name in _BESIDE if (folder / name).is_file()]
+    for module in modules:
+        files = _module_files(folder, module)
+        if files is None:
+            return []
+        found += files
+    return found if modules else []
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """How a folder's model pools.
+
+    Raises:
+        ModelSourceError: sentence-transformers doesn't know the folder, its pooling is not there or
+            of an unknown kind, it leaves out a prompt's tokens, or further modules follow it.
+        UnsafeInputError: A file may not be read from where it is.
+    """
+    modules = _modules(folder)
+    if not modules:
+        raise ModelSourceError(
+            f"{folder} has no {MODULES}, so it doesn't say how its token states are pooled.",
+            "Give a folder of sentence-transformers, all of it: for a model from the Hub the path "
+            "of a downloaded folder.",
+            code="no-modules",
+        )
+    kinds = [_kind(module) for module in modules]
+    others = sorted({str(kind) for kind in kinds if kind not in ("Pooling", "Normalize")})
+    if others[:1] != ["Transformer"] or len(others) > 1 or kinds.count("Pooling") != 1:
+        raise ModelSourceError(
+            f"{folder / MODULES} lists {', '.join(map(str, kinds))}; pooling needs a Transformer, "
+            "one Pooling, and at most a Normalize.",
+            "Let sentence-transformers apply the modules behind the model.",
+            code="other-modules",
+        )
+    place = modules[kinds.index("Pooling")].get("path")
+    return Pooling(_modes(folder / str(place) / _CONFIG, folder), "Normalize" in kinds)
+
+
+def pooling_of(folder: Path) -> Pooling:
+    """How a folder's model pools; :data:`MEAN` where it doesn't say, or says what isn't known.
+
+    Raises:
+        UnsafeInputError: A file may not be read from where it is.
+    """
+    try:
+        return read_pooling(folder)
+    except ModelSourceError:
+        return MEAN
+
+
+def pooling_of_model(model: Any) -> Pooling:
+    """How a loaded model of transformers pools, as the folder says that it was loaded from.
+
+    Raises:
+        UnsafeInputError: A file may not be read from where it is.
+    """
+    name = str(getattr(model.config, "name_or_path", ""))
+    return pooling_of(Path(name)) if name else MEAN
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What stands before a model's texts.
+
+    Attributes:
+        by_name: As ``config_sentence_transformers.json`` has them.
+        default: The text of the default one; empty where there is none.
+    """
+
+    by_name: Mapping[str, str]
+    default: str = ""
+
+    def of(self, *names: str) -> str:
+        """The first of these that is there, else the default."""
+        return next((self.by_name[each] for each in names if each in self.by_name), self.default)
+
+
+def read_prompts(folder: Path) -> Prompts:
+    """A folder's prompts; none where it has none.
+
+    Raises:
+        ModelSourceError: The default prompt that it names is not there, or they can't be read.
+        UnsafeInputError: The file may not be read from where it is.
+    """
+    path = folder / PROMPTS
+    told = _read(path, folder) if path.is_file() else {}
+    told = told if isinstance(told, dict) else {}
+    listed = told.get("prompts")
+    known = {
+        str(name): text
+        for name, text in (listed.items() if isinstance(listed, dict) else ())
+        if isinstance(text, str)
+    }
+    default = told.get("default_prompt_name")
+    if default is not None and default not in known:
+        raise ModelSourceError(
+            f"{path} has no prompt {default!r}, its default; it has {', '.join(known) or 'none'}.",
+            "Correct default_prompt_name.",
+            code="prompt-missing",
+        )
+    return Prompts(known, known.get(str(default), ""))
+
+
+def _modules(folder: Path) -> list[Mapping[str, Any]]:
+    """What ``modules.json`` lists; empty where there is none."""
+    if not (folder / MODULES).is_file():
+        return []
+    told = _read(folder / MODULES, folder)
+    if not isinstance(told, list) or not told or not all(isinstance(each, dict) for each in told):
+        raise ModelSourceError(
+            f"{folder / MODULES} holds no list of modules.",
+            "Fetch the model again.",
+            code="modules-unreadable",
+        )
+    return told
+
+
+def _read(path: Path, folder: Path) -> Any:
+    try:
+        return read_json(path, folder)
+    except ValueError as error:
+        raise ModelSourceError(
+            f"{path} can't be read as JSON: {error}.",
+            "Fetch the model again.",
+            code="modules-unreadable",
+        ) from error
+
+
+def _kind(module: Mapping[str, Any]) -> str | None:
+    """The class of sentence-transformers; None for somebody's own."""
+    kind = str(module.get("type"))
+    return kind.rpartition(".")[2] if kind.startswith(_LIBRARY) else None
+
+
+def _module_files(folder: Path, module: Mapping[str, Any]) -> list[str] | None:
+    """Those of one module; None where it can't be taken along."""
+    kind, place = _kind(module), module.get("path")
+    if kind not in _NEEDED or not isinstance(place, str) or Path(place).name != place:
+        return None
+    if bool(place) == (kind == "Transformer"):  # a model in a folder below is not what was exported
+        return None
+    if kind == "Pooling" and not (folder / place / _CONFIG).is_file():
+        raise _no_pooling(folder / place / _CONFIG)
+    needed = [f"{place}/{each}" for each in _NEEDED[kind]]
+    if not all((folder / file).is_file() for file in needed):
+        return None
+    also = [f"{place}/{_CONFIG}"] if kind == "Normalize" else []
+    return needed + [file for file in also if (folder / file).is_file()]
+
+
+def _modes(config: Path, folder: Path) -> tuple[PoolingMode, ...]:
+    if not config.is_file():
+        raise _no_pooling(config)
+    told = _read(config, folder)
+    told = told if isinstance(told, dict) else {}
+    named = tuple(_named_modes(told)) or ("mean",)
+    if unknown := [each for each in named if each not in MODES]:
+        raise ModelSourceError(
+            f"{config} names the pooling {unknown[0]!r}; known are {', '.join(MODES)}.",
+            "Correct it, or let sentence-transformers pool.",
+            code="unknown-pooling",
+        )
+    if told.get("include_prompt") is False:
+        raise ModelSourceError(
+            f"{config} leaves a prompt's tokens out of the pooling; where they end is not among a "
+            "graph's inputs.",
+            "Let sentence-transformers pool.",
+            code="prompt-left-out",
+        )
+    return named
+
+
+def _named_modes(told: Mapping[str, Any]) -> Iterator[Any]:
+    mode = told.get("pooling_mode")
+    if mode is None:
+        yield from (name for key, name in _SWITCHES.items() if told.get(key) is True)
+    else:
+        yield from mode if isinstance(mode, list) else [mode]
+
+
+def _no_pooling(config: Path) -> ModelSourceError:
+    return ModelSourceError(
+        f"{config} is not there, but {MODULES} lists that pooling.",
+        "Fetch the whole folder; for a model from the Hub give the path of a downloaded one.",
+        code="pooling-missing",
+    )

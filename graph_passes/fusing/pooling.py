@@ -1,0 +1,148 @@
+"""Adds what makes one vector of a text's token states: the pooling of a sentence encoder.
+
+The graph keeps its outputs and gets one more, ``sentence_embedding``, float32 ``[batch, size]``.
+Sources: sentence-transformers' modules Pooling and Normalize, whose results it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import onnx_ir as ir
+
+from graph_passes.errors import SurgeryError
+from graph_passes.fusing.masks import MASK
+from graph_passes.fusing.new_nodes import NewNodes
+
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""The first token, the largest value of each channel, the mean, the sum over the root of the number
+of tokens, the mean weighted by position, the last token; of a text's tokens without padding."""
+MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
+STATES, EMBEDDING = "last_hidden_state", "sentence_embedding"
+
+_TOKENS = 1  # the axis
+_AXES_AS_INPUT = 18  # the opset from which every reduction takes them so
+_SHORTEST = 1e-12  # what a length is at least, before it is divided by
+
+
+class SentencePoolingPass(ir.passes.InPlacePass):
+    """Adds the output; see the module.
+
+    Args:
+        modes: One at least; the vectors of several stand one after the other.
+        normalised: Whether the vector is brought to length 1.
+    """
+
+    def __init__(self, modes: Sequence[PoolingMode], *, normalised: bool) -> None:
+        super().__init__()
+        self.modes = tuple(modes)
+        self.normalised = normalised
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Appends the nodes.
+
+        Raises:
+            SurgeryError: The graph has no token states or no mask, or has the output already.
+        """
+        graph = model.graph
+        states = _named(graph.outputs, STATES)
+        mask = _named(graph.inputs, MASK)
+        if states is None or mask is None or _named(graph.outputs, EMBEDDING) is not None:
+            raise SurgeryError(
+                f"Pooling needs an output {STATES}, an input {MASK} and no {EMBEDDING} yet.",
+                "Pool a graph of a sentence encoder that is not pooled.",
+                code="not-poolable",
+            )
+        pooled = _Pooling(graph, states, mask, graph.opset_imports.get("", 0))
+        found = pooled.vector(self.modes)
+        pooled.append(pooled.normalised(found) if self.normalised else found)
+        return ir.passes.PassResult(model, modified=True)
+
+
+class _Pooling:
+    """The nodes, while they are made.
+
+    Args:
+        graph: The main graph.
+        states: ``[batch, tokens, hidden]``.
+        mask: int64 ``[batch, tokens]``.
+        opset: Of the graph.
+    """
+
+    def __init__(self, graph: ir.Graph, states: ir.Value, mask: ir.Value, opset: int) -> None:
+        self._graph = graph
+        self._opset = opset
+        self._new = NewNodes(graph, "pooling")
+        self._width = None if states.shape is None else states.shape[-1]
+        self._states = self._float(states) if states.dtype != ir.DataType.FLOAT else states
+        self._mask = self._float(mask)
+        self._batch = None if mask.shape is None else mask.shape[0]
+        self._vectors = 1
+
+    def vector(self, modes: Sequence[PoolingMode]) -> ir.Value:
+        """``[batch, size]``."""
+        self._vectors = len(modes)
+        found = [self._largest() if mode == "max" else self._weighted(mode) for mode in modes]
+        return found[0] if len(found) == 1 else self._new.op("Concat", *found, axis=-1)
+
+    def normalised(self, vector: ir.Value) -> ir.Value:
+        """The same of length 1."""
+        squares = self._new.op("Mul", vector, vector)
+        length = self._new.op("Sqrt", self._sum(squares))
+        return self._new.op("Div", vector, self._new.op("Max", length, self._number(_SHORTEST)))
+
+    def append(self, vector: ir.Value) -> None:
+        """Puts all nodes at the graph's end, and makes the vector an output."""
+        self._new.append()
+        vector.name = EMBEDDING
+        vector.dtype = ir.DataType.FLOAT
+        size = self._width * self._vectors if isinstance(self._width, int) else None
+        vector.shape = ir.Shape([self._batch, size])
+        self._graph.outputs.append(vector)
+
+    def _weighted(self, mode: PoolingMode) -> ir.Value:
+        """A sum of states, ``[batch, hidden]``."""
+        weights, divisor = self._weights(mode)
+        flat = self._new.op("Unsqueeze", weights, self._new.integers([_TOKENS]))
+        row = self._new.op("MatMul", flat, self._states)
+        found = self._new.op("Squeeze", row, self._new.integers([_TOKENS]))
+        return found if divisor is None else self._new.op("Div", found, divisor)
+
+    def _weights(self, mode: PoolingMode) -> tuple[ir.Value, ir.Value | None]:
+        """Of each token in a sum, ``[batch, tokens]``, 0 at padding; and the sum's divisor."""
+        total = self._sum(self._mask)
+        if mode == "mean":
+            return self._mask, total
+        if mode == "mean_sqrt_len_tokens":
+            return self._mask, self._new.op("Sqrt", total)
+        order = self._new.op("CumSum", self._mask, self._new.integers(_TOKENS))
+        if mode == "weightedmean":
+            rising = self._new.op("Mul", order, self._mask)
+            return rising, self._sum(rising)
+        place = self._number(1.0) if mode == "cls" else total
+        chosen = self._float(self._new.op("Equal", order, place))
+        return self._new.op("Mul", chosen, self._mask), None
+
+    def _largest(self) -> ir.Value:
+        padding = self._new.op("Equal", self._mask, self._number(0.0))
+        spread = self._new.op("Unsqueeze", padding, self._new.integers([-1]))
+        lowest = self._number(float("-inf"))
+        kept = self._new.op("Where", spread, lowest, self._states)
+        if self._opset < _AXES_AS_INPUT:
+            return self._new.op("ReduceMax", kept, axes=[_TOKENS], keepdims=0)
+        return self._new.op("ReduceMax", kept, self._new.integers([_TOKENS]), keepdims=0)
+
+    def _sum(self, value: ir.Value) -> ir.Value:
+        """Over the last axis, which stays with length 1."""
+        return self._new.op("ReduceSum", value, self._new.integers([-1]), keepdims=1)
+
+    def _float(self, value: ir.Value) -> ir.Value:
+        return self._new.op("Cast", value, to=int(ir.DataType.FLOAT))
+
+    def _number(self, number: float) -> ir.Value:
+        return self._new.op("Constant", value=ir.tensor(number, dtype=ir.DataType.FLOAT))
+
+
+def _named(values: Sequence[ir.Value], name: str) -> ir.Value | None:
+    return next((value for value in values if value.name == name), None)

@@ -1,0 +1,150 @@
+"""What is read of a folder of sentence-transformers, and what is wrong with some."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.errors import ModelSourceError
+from exporter.models.sentence_folder import (
+    MEAN,
+    Pooling,
+    pooling_of,
+    read_pooling,
+    read_prompts,
+    sentence_files,
+)
+from graph_passes.fusing.pooling import MODES, PoolingMode
+from tests.exporter.sentence_folders import write_sentence_files
+from tests.raising import raises
+
+STATES = np.array([[[1.0, 8.0], [2.0, 4.0], [6.0, 0.0]]])
+VECTORS: dict[PoolingMode, list[float]] = {
+    "cls": [1, 8],
+    "max": [2, 8],
+    "mean": [1.5, 6],
+    "mean_sqrt_len_tokens": [3 / 2**0.5, 12 / 2**0.5],
+    "weightedmean": [5 / 3, 16 / 3],
+    "lasttoken": [2, 4],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_vector_is_made_of_the_tokens_without_padding(mode: PoolingMode) -> None:
+    found = Pooling((mode,))(STATES, np.array([[1, 1, 0]]))
+    assert found[0] == pytest.approx(VECTORS[mode])
+    assert Pooling((mode,))(STATES, np.ones((1, 3)))[0] != pytest.approx(VECTORS[mode]) or (
+        mode == "cls"
+    )
+
+
+def test_vectors_of_several_modes_have_length_1_together() -> None:
+    found = Pooling(("cls", "lasttoken"), normalised=True)(STATES, np.array([[1, 1, 0]]))
+    assert found[0] == pytest.approx(np.array([1, 8, 2, 4]) / 85**0.5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("mode", MODES)
+def test_pytorch_gives_the_same(mode: PoolingMode) -> None:
+    import torch
+
+    mask = torch.tensor([[True, True, False]])
+    found = Pooling((mode, "mean"))(torch.tensor(STATES), mask)
+    assert found[0].tolist() == pytest.approx([*VECTORS[mode], *VECTORS["mean"]])
+
+
+@pytest.mark.parametrize(
+    ("told", "modes"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("cls",)),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ("max", "mean")),
+        ({"pooling_mode_cls_token": False}, ("mean",)),
+        ({"pooling_mode": "lasttoken"}, ("lasttoken",)),
+        ({"pooling_mode": ["mean", "max"]}, ("mean", "max")),
+    ],
+)
+def test_both_ways_to_write_a_pooling(tmp_path: Path, told: Any, modes: Any) -> None:
+    write_sentence_files(tmp_path, pooling=told)
+    assert read_pooling(tmp_path) == Pooling(modes, normalised=False)
+    write_sentence_files(tmp_path, pooling=told, normalise=True)
+    assert read_pooling(tmp_path) == pooling_of(tmp_path) == Pooling(modes, normalised=True)
+
+
+def test_a_folder_without_its_pooling(tmp_path: Path) -> None:
+    write_sentence_files(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    for read in (read_pooling, sentence_files):
+        with raises(ModelSourceError, "pooling-missing", "1_Pooling/config.json"):
+            read(tmp_path)
+    (tmp_path / "modules.json").unlink()
+    assert sentence_files(tmp_path) == []
+    assert pooling_of(tmp_path) == MEAN
+    with raises(ModelSourceError, "no-modules", "modules.json"):
+        read_pooling(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "field"),
+    [
+        ({"pooling_mode": "median"}, "unknown-pooling", "median"),
+        ({"pooling_mode": ["mean", 3]}, "unknown-pooling", "3"),
+        ({"pooling_mode": "mean", "include_prompt": False}, "prompt-left-out", "1_Pooling"),
+    ],
+)
+def test_poolings_that_no_graph_has(tmp_path: Path, told: Any, code: str, field: str) -> None:
+    write_sentence_files(tmp_path, pooling=told)
+    with raises(ModelSourceError, code, field):
+        read_pooling(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("modules", "code"),
+    [
+        (["Transformer", "Dense"], "other-modules"),
+        (["Transformer", "Pooling", "Dense"], "other-modules"),
+        (["Transformer", "Pooling", "Pooling"], "other-modules"),
+        (["Pooling"], "other-modules"),
+        (["Transformer", "Pooling", "Normalize"], None),
+    ],
+)
+def test_modules_that_a_graph_can_have(tmp_path: Path, modules: Any, code: str | None) -> None:
+    write_sentence_files(tmp_path)
+    listed = [
+        {"path": "1_Pooling" if kind == "Pooling" else "", "type": f"sentence_transformers.{kind}"}
+        for kind in modules
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    if code is None:
+        assert read_pooling(tmp_path).normalised
+        return
+    with raises(ModelSourceError, code, modules[0]):
+        read_pooling(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", "[3]"])
+def test_a_list_of_modules_that_is_none(tmp_path: Path, text: str) -> None:
+    write_sentence_files(tmp_path)
+    (tmp_path / "modules.json").write_text(text)
+    with raises(ModelSourceError, "modules-unreadable", "modules.json"):
+        read_pooling(tmp_path)
+    assert pooling_of(tmp_path) == MEAN
+
+
+def test_prompts_by_name_and_by_default(tmp_path: Path) -> None:
+    write_sentence_files(tmp_path, prompts={"query": "query: ", "web": "w: "})
+    found = read_prompts(tmp_path)
+    assert [found.of("query"), found.of("passage", "web"), found.of("passage")] == [
+        *("query: ", "w: "),
+        "",
+    ]
+    write_sentence_files(tmp_path, prompts={"query": "query: "}, default_prompt="query")
+    assert read_prompts(tmp_path).of("passage") == "query: "
+    write_sentence_files(tmp_path, prompts={"query": "query: "}, default_prompt="web")
+    with raises(ModelSourceError, "prompt-missing", "web", "query"):
+        read_prompts(tmp_path)
+    (tmp_path / "config_sentence_transformers.json").unlink()
+    assert read_prompts(tmp_path).of("query") == ""

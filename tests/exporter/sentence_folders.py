@@ -1,0 +1,72 @@
+"""Folders of encoders: random weights, a tokenizer, what sentence-transformers adds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.exporter.tiny_lm import WORDS, write_tokenizer
+
+_MEAN = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+
+
+def write_sentence_files(
+    folder: Path,
+    *,
+    pooling: Mapping[str, Any] = _MEAN,
+    normalise: bool = False,
+    prompts: Mapping[str, str] | None = None,
+    default_prompt: str | None = None,
+) -> None:
+    """Writes them beside a model."""
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalise else [])]
+    modules = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{kind}" if number else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for number, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    if prompts is not None:
+        told = json.dumps({"prompts": prompts, "default_prompt_name": default_prompt})
+        (folder / "config_sentence_transformers.json").write_text(told)
+
+
+def write_encoder(folder: Path, head: str = "Model", **config: Any) -> None:
+    """A random BERT of three layers, whose tokenizer knows the words of ``tiny_lm``.
+
+    Args:
+        folder: There.
+        head: How its class is called behind ``Bert``.
+        config: Changes of its config.
+    """
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2,
+    }  # fmt: skip
+    made = getattr(transformers, f"Bert{head}")(transformers.BertConfig(**sizes | config))
+    made.save_pretrained(folder)
+    write_tokenizer(folder)
+    told = {"model_input_names": ["input_ids", "attention_mask"], "pad_token": "[UNK]"}
+    file = str(folder / "tokenizer.json")
+    transformers.PreTrainedTokenizerFast(tokenizer_file=file, **told).save_pretrained(folder)
+
+
+def write_passages(path: Path, number: int = 40) -> None:
+    """A text of paragraphs of known words, no two alike."""
+    rng = np.random.default_rng(0)
+    paragraphs = [" ".join(rng.choice(WORDS, rng.integers(14, 30))) for _ in range(number)]
+    path.write_text("\n\n".join(paragraphs))
