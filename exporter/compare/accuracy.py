@@ -28,14 +28,22 @@ from exporter.compare.quality.agreement import (
     compare_predictions,
     predicts_next_token,
 )
-from exporter.compare.quality.embeddings import compare_embeddings, embed, embedding_output
+from exporter.compare.quality.classes import class_log_probabilities, compare_classes
+from exporter.compare.quality.embeddings import (
+    compare_embeddings,
+    embed,
+    embedding_output,
+    refuse_few_texts,
+)
 from exporter.compare.quantization_grid import GridAccuracy
 from exporter.compare.task_answers import (
     check_questions,
+    encoder_probes,
     probe_results,
     task_results,
     why_no_probes,
 )
+from exporter.models.sentence_folder import pooling_of
 from exporter.models.texts.passages import LONGEST_PASSAGE
 from exporter.models.texts.sources import TextSource
 
@@ -78,12 +86,19 @@ def measure_accuracy(
     """
     check_questions(pair)
     answers = AccuracyCache(pair, texts, store, other)
-    if LOGITS in {spec.name for spec in pair.baseline.runner.outputs}:
+    outputs = {spec.name: spec.shape for spec in pair.baseline.runner.outputs}
+    gives_logits = LOGITS in outputs
+    per_text = gives_logits and len(outputs[LOGITS]) == 2
+    if gives_logits and not (per_text or pair.baseline.folder.classifies):
         return _of_text(pair, texts, other, answers)
     if other is not None:
         pair.progress.say(f"accuracy: {other.source} is left out, there is no perplexity")
+    if gives_logits:
+        return _of_classes(pair, texts, answers)
     embedded = answers.found(
-        "embeddings", TypeAdapter(AccuracyResult | None), lambda: _of_embeddings(pair, texts)
+        "embeddings",
+        TypeAdapter(AccuracyResult | None),
+        lambda: _of_embeddings(pair, texts, answers),
     )
     if embedded is None:
         pair.progress.say("accuracy: left out, the models have no output called logits")
@@ -200,7 +215,27 @@ def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
     )
 
 
-def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
+def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult:
+    """For classifiers of texts or of their tokens, on passages of the text."""
+    passages = _passages(pair, texts)
+    pair.progress.say(f"accuracy: classes of {len(passages.ids)} texts from {passages.source}")
+    said = {
+        name: class_log_probabilities(arm.runner, passages.ids, arm=name, progress=pair.progress)
+        for name, arm in pair.judged.items()
+    }
+    found = {
+        names: compare_classes(
+            *(said[name] for name in names), source=passages.source, sha256=passages.sha256
+        )
+        for names in pair.held_against
+    }
+    more = {"tasks": task_results(pair, answers), "probes_left_out": why_no_probes(pair)}
+    own = found["baseline", "candidate"].model_copy(update=more)
+    grid = _grid(pair.whole, found, {}, {}) if pair.grid else ()
+    return AccuracyResult(own, dict(grid))
+
+
+def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult | None:
     """For encoders: passages of the text embedded; None for models that embed nothing."""
     runner = pair.baseline.runner
     if embedding_output(runner.outputs) is None:
@@ -210,13 +245,16 @@ def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
         return None
     passages = _passages(pair, texts)
     pair.progress.say(f"accuracy: embeddings of {len(passages.ids)} texts from {passages.source}")
+    refuse_few_texts(passages.ids)
+    pooling = pooling_of(pair.baseline.folder.home)
     vectors = {
-        name: embed(arm.runner, passages.ids, arm=name, progress=pair.progress)
+        name: embed(arm.runner, passages.ids, arm=name, pooling=pooling, progress=pair.progress)
         for name, arm in pair.judged.items()
     }
     found = {
         names: compare_embeddings(*(vectors[name] for name in names)) for names in pair.held_against
     }
+    probes, left_out = encoder_probes(pair, texts, answers)
     own = Accuracy(
         text_source=passages.source,
         text_sha256=passages.sha256,
@@ -226,7 +264,9 @@ def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
         top1_agreement=None,
         embeddings=found["baseline", "candidate"],
         neighbours=nearest_neighbours(pair),
-        probes_left_out=why_no_probes(pair),
+        tasks=task_results(pair, answers),
+        probes=probes,
+        probes_left_out=left_out,
     )
     return AccuracyResult(
         own,

@@ -22,6 +22,7 @@ from exporter.compare.quality.embeddings import FEWEST_TEXTS, Floats, embed
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import BackendError, ComparisonError
+from exporter.models.sentence_folder import pooling_of
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.printable import counted
 
@@ -157,8 +158,9 @@ def nearest_neighbours(pair: Pair) -> NearestNeighbours | None:
     encode = tokenizer_in(tokenizer).encode
     ids = [np.array(encode(text, True)[: folder.longest_sequence]) for text in asked.texts]
     check_tokens(max(int(each.max()) for each in ids), pair.vocabulary())
+    pooling = pooling_of(folder.home)
     first, second = (
-        embed(arm.runner, ids, arm=name, progress=pair.progress)
+        embed(arm.runner, ids, arm=name, pooling=pooling, progress=pair.progress)
         for name, arm in (("baseline", pair.baseline), ("candidate", pair.candidate))
     )
     queries = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -12,12 +13,20 @@ from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.kept import AccuracyCache
 from exporter.compare.prompts import questions
 from exporter.compare.quality.agreement import LOGITS, predicts_next_token
-from exporter.compare.tasks.choosing import refuse_missing_tasks, score_tasks
+from exporter.compare.tasks.choosing import (
+    only_for_encoders,
+    refuse_missing_tasks,
+    score_tasks,
+)
+from exporter.compare.tasks.encoder_items import made_retrieval
+from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
 from exporter.compare.tasks.probes import make_probes
 from exporter.compare.tasks.probing import score_probes, why_unaskable
 from exporter.compare.tasks.scores import TaskScores, compare_scores
+from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError
 from exporter.models.model_folder import ModelFolder
+from exporter.models.texts.sources import TextSource
 
 
 def check_questions(pair: Pair) -> None:
@@ -33,7 +42,8 @@ def check_questions(pair: Pair) -> None:
     questions(quality.prompts)
     if not (quality.tasks or quality.long_context):
         return
-    if LOGITS not in {spec.name for spec in runner.outputs}:
+    for_encoders = not quality.long_context and only_for_encoders(quality)
+    if not for_encoders and LOGITS not in {spec.name for spec in runner.outputs}:
         raise ComparisonError(
             f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
             "Leave --tasks and --long-context out.",
@@ -98,6 +108,41 @@ def probe_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
     """
     probes = make_probes(pair.options.quality.probes)
     return _compared(pair, answers, "probes", partial(score_probes, probes))
+
+
+def encoder_probes(
+    pair: Pair, texts: TextSource, answers: AccuracyCache
+) -> tuple[list[TaskResult], str]:
+    """Both arms' scores of a retrieval that is made of the evaluation text.
+
+    Args:
+        pair: Running arms, which embed texts.
+        texts: The evaluation text.
+        answers: Keeps each arm's scores as soon as they are there.
+
+    Returns:
+        The results; or none, and why.
+
+    Raises:
+        ComparisonError: An embedding isn't finite, or the tokenizer is another model's.
+        BackendError: A run fails.
+    """
+    number = pair.options.quality.probes
+    task = made_retrieval(texts, number) if number else None
+    if not number:
+        why = "none was asked for"
+    elif _with_tokenizer(pair, pair.baseline).tokenizer is None:
+        why = "there is no tokenizer.json next to the models"
+    else:
+        why = "the evaluation text has no passages of several sentences" if task is None else ""
+    if task is None or why:
+        pair.progress.say(f"probes: left out, {why}")
+        return [], why
+
+    def score(runner: Runner, folder: ModelFolder, **asked: Any) -> list[TaskScores]:
+        return [score_encoder_task(task, TaskEncoder(runner, folder, **asked))]
+
+    return _compared(pair, answers, "probes", score), ""
 
 
 def _compared(

@@ -215,7 +215,7 @@ def _by_name(report: ComparisonReport, limit: str) -> dict[str, TaskResult]:
     accuracy, quantity = _accuracy(report, limit), _SCORES[limit]
     scores = accuracy.tasks
     if quantity == "probe":  # a limit in points is none for a log-probability
-        scores = [probe for probe in accuracy.probes if probe.metric == "acc"]
+        scores = [probe for probe in accuracy.probes if probe.metric != "log_prob"]
     found: dict[str, TaskResult] = {}
     for score in scores:
         name = f"{score.task}, {score.metric}"

@@ -17,6 +17,7 @@ _GENAI_WORDS = {
 }
 """What ``config.json`` calls a value, and what ``genai_config.json`` does."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ class ModelFolder:
         check_file(tokenizer, limit=TABLE_BYTES)
         told = read_config(home) if config is None else config
         return cls(model, tokenizer if tokenizer.is_file() else None, told)
+
+    @property
+    def home(self) -> Path:
+        """The folder with what the model ships with."""
+        return (self.tokenizer or self.onnx).parent
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the config names a class that gives each text or token a class."""
+        names = self.config.get("architectures") or [""]
+        return str(names[0]).endswith(_CLASSIFIERS)
 
     @property
     def predicts_next_token(self) -> bool:

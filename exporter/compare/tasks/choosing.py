@@ -15,7 +15,9 @@ import numpy as np
 
 from exporter.compare.options import TaskOptions
 from exporter.compare.quality.agreement import LOGITS
-from exporter.compare.tasks.items import Item, TaskItems, read_task
+from exporter.compare.tasks.encoder_items import EncoderTask, encoder_task
+from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
+from exporter.compare.tasks.items import Item, TaskItems, choice_task, read_task_file
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
 from exporter.compare.tasks.opening import task_texts
 from exporter.compare.tasks.scores import TaskScores
@@ -46,7 +48,7 @@ def task_versions(asked: TaskOptions) -> list[str]:
     return [version("lm_eval")] if files is None else [file.sha256 for file in files]
 
 
-def local_tasks(asked: TaskOptions) -> list[TaskItems] | None:
+def local_tasks(asked: TaskOptions) -> list[TaskItems | EncoderTask] | None:
     """The files' items; None where lm-eval has them.
 
     Raises:
@@ -54,7 +56,19 @@ def local_tasks(asked: TaskOptions) -> list[TaskItems] | None:
     """
     if asked.task_data is None:
         return None
-    return [read_task(asked.task_data, name, limit=asked.task_limit) for name in asked.tasks]
+    files = [read_task_file(asked.task_data, name) for name in asked.tasks]
+    limit = asked.task_limit
+    return [encoder_task(file, limit) or choice_task(file, limit) for file in files]
+
+
+def only_for_encoders(asked: TaskOptions) -> bool:
+    """Whether no task chooses among answers, which takes logits of next tokens.
+
+    Raises:
+        TaskError: A local task is not there, or a line is broken.
+    """
+    files = local_tasks(asked)
+    return files is not None and all(isinstance(file, EncoderTask) for file in files)
 
 
 def score_tasks(
@@ -69,36 +83,50 @@ def score_tasks(
 
     Args:
         asked: The tasks.
-        runner: An entered runner with an output ``logits``.
+        runner: An entered runner.
         folder: Its tokenizer and config.
         vocabulary: Tokens that the model knows; by default as the config says.
         progress: Hears of each task.
 
     Raises:
         TaskError: A task is not known, its items can't be read, or there is no tokenizer.
-        ComparisonError: The model has no logits, or they aren't finite; the tokenizer is another
-            model's.
+        ComparisonError: The model can't do a task, or its logits or embeddings aren't finite; the
+            tokenizer is another model's; labels don't match its head.
         BackendError: A run fails.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
-    if LOGITS not in {spec.name for spec in runner.outputs}:
-        raise ComparisonError(
-            f"{folder.onnx} has no output called logits, so it can't choose answers.",
-            code="no-logits",
-        )
     files = local_tasks(asked)
-    text_model = task_texts(folder)
-    scorer = LikelihoodScorer.of(runner, folder, vocabulary=vocabulary)
     if files is None:
         from exporter.compare.tasks.lm_eval_tasks import run_lm_eval
 
-        limit = asked.task_limit
-        return run_lm_eval(asked.tasks, scorer, text_model, limit=limit, progress=progress)
+        chooser, limit = _Chooser(runner, folder, vocabulary), asked.task_limit
+        return run_lm_eval(
+            asked.tasks, chooser.scorer, chooser.text_model, limit=limit, progress=progress
+        )
     found = []
     for task in files:
         progress.say(f"{task.name}: {len(task.items)} items")
-        found.append(evaluate(task, scorer, text_model, progress=progress))
+        if isinstance(task, EncoderTask):
+            encoder = TaskEncoder(runner, folder, vocabulary=vocabulary, progress=progress)
+            found.append(score_encoder_task(task, encoder))
+        else:
+            chooser = _Chooser(runner, folder, vocabulary)
+            found.append(evaluate(task, chooser.scorer, chooser.text_model, progress=progress))
     return found
+
+
+class _Chooser:
+    """What a model chooses answers by; see :func:`score_tasks`."""
+
+    def __init__(self, runner: Runner, folder: ModelFolder, vocabulary: int | None) -> None:
+        if LOGITS not in {spec.name for spec in runner.outputs}:
+            raise ComparisonError(
+                f"{folder.onnx} has no output called logits, so it can't choose answers.",
+                "Leave this task out.",
+                code="no-logits",
+            )
+        self.text_model = task_texts(folder)
+        self.scorer = LikelihoodScorer.of(runner, folder, vocabulary=vocabulary)
 
 
 def evaluate(

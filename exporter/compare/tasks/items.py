@@ -8,9 +8,8 @@ of several texts (Winograd schemas).
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,20 +58,40 @@ class TaskItems:
     sha256: str
 
 
-def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskItems:
-    """Reads ``NAME.jsonl``.
+@dataclass(frozen=True)
+class TaskFile:
+    """The lines of a task's file.
 
-    There is an ``acc_norm`` where choices of unlike length are compared: not where one
-    continuation follows several texts.
+    Attributes:
+        name: The file's name without its end.
+        source: The file's name.
+        sha256: Of the file.
+        lines: Where each is, and its text; one at least, none blank.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    lines: tuple[tuple[str, str], ...]
+
+    def records(self, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
+        """Where each line is, and its object; of the first that many, or of all.
+
+        Raises:
+            TaskError: One of these lines is no JSON object.
+        """
+        return [(where, _record(line, where)) for where, line in self.lines[:limit]]
+
+
+def read_task_file(folder: Path, name: str) -> TaskFile:
+    """Reads ``NAME.jsonl``.
 
     Args:
         folder: Where task files are.
         name: The task.
-        limit: The first that many items; None for all.
 
     Raises:
-        TaskError: There is no such file, with the nearest name; a line is broken, with its
-            number; or there is no item.
+        TaskError: There is no such file, with the nearest name, or it holds no line.
     """
     path = folder / f"{name}.jsonl"
     _refuse_unknown(folder, name)
@@ -83,12 +102,43 @@ def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskItems
         raise TaskError(
             f"{path} can't be read: {error}.", FORMAT_HINT, code="unreadable"
         ) from error
-    items = tuple(itertools.islice(_items(text, path), limit))
-    if not items:
+    lines = tuple(
+        (f"{path}, line {number}", line)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    )
+    if not lines:
         raise TaskError(f"{path} holds no item.", FORMAT_HINT, code="no-items")
+    return TaskFile(name, path.name, sha256_bytes(content), lines)
+
+
+def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskItems:
+    """Reads the multiple-choice items of ``NAME.jsonl``.
+
+    Args:
+        folder: Where task files are.
+        name: The task.
+        limit: The first that many items; None for all.
+
+    Raises:
+        TaskError: As :func:`read_task_file`; or a line is no such item, with its number.
+    """
+    return choice_task(read_task_file(folder, name), limit)
+
+
+def choice_task(file: TaskFile, limit: int | None) -> TaskItems:
+    """The multiple-choice items of a file.
+
+    There is an ``acc_norm`` where choices of unlike length are compared: not where one
+    continuation follows several texts.
+
+    Raises:
+        TaskError: A line is no such item, with its number.
+    """
+    items = tuple(_item(record, where) for where, record in file.records(limit))
     one_context = all(len({context for context, _ in item.pairs}) == 1 for item in items)
     metrics = ("acc", "acc_norm") if one_context else ("acc",)
-    return TaskItems(name, path.name, items, metrics, sha256_bytes(content))
+    return TaskItems(file.name, file.source, items, metrics, file.sha256)
 
 
 def known_tasks(folder: Path) -> list[str]:
@@ -116,25 +166,22 @@ def _refuse_unknown(folder: Path, name: str) -> None:
         )
 
 
-def _items(text: str, path: Path) -> Iterator[Item]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise TaskError(
-                    f"{where}: not valid JSON ({error}).", FORMAT_HINT, code="not-json"
-                ) from None
-            yield _item(record, where)
-
-
-def _item(record: Any, where: str) -> Item:
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise TaskError(
+            f"{where}: not valid JSON ({error}).", FORMAT_HINT, code="not-json"
+        ) from None
     if not isinstance(record, dict):
         raise TaskError(f"{where}: no JSON object.", FORMAT_HINT, code="not-an-object")
+    return record
+
+
+def _item(record: dict[str, Any], where: str) -> Item:
     several = "context_options" in record
-    choices = _texts(record, "context_options" if several else "choices", where)
-    common = _text(record, "continuation" if several else "query", where)
+    choices = texts_in(record, "context_options" if several else "choices", where)
+    common = text_in(record, "continuation" if several else "query", where)
     gold = record.get("gold")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
         raise TaskError(
@@ -154,20 +201,30 @@ def _prompt(query: str) -> str:
     return f"{query.rstrip()}\nAnswer:" if query.startswith(_ASKS) else query
 
 
-def _texts(record: dict[str, Any], key: str, where: str) -> list[str]:
+def texts_in(record: Mapping[str, Any], key: str, where: str, hint: str = FORMAT_HINT) -> list[str]:
+    """Two or more texts of a line.
+
+    Raises:
+        TaskError: There are fewer.
+    """
     values = record.get(key)
     if not isinstance(values, list) or len(values) < 2:
         raise TaskError(
-            f'{where}: "{key}" is no list of two or more texts.', FORMAT_HINT, code="too-few-texts"
+            f'{where}: "{key}" is no list of two or more texts.', hint, code="too-few-texts"
         )
-    return [_checked(value, key, where) for value in values]
+    return [_checked(value, key, where, hint) for value in values]
 
 
-def _text(record: dict[str, Any], key: str, where: str) -> str:
-    return _checked(record.get(key), key, where)
+def text_in(record: Mapping[str, Any], key: str, where: str, hint: str = FORMAT_HINT) -> str:
+    """A text of a line.
+
+    Raises:
+        TaskError: There is none.
+    """
+    return _checked(record.get(key), key, where, hint)
 
 
-def _checked(value: Any, key: str, where: str) -> str:
+def _checked(value: Any, key: str, where: str, hint: str = FORMAT_HINT) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise TaskError(f'{where}: "{key}" holds no text.', FORMAT_HINT, code="empty-text")
+        raise TaskError(f'{where}: "{key}" holds no text.', hint, code="empty-text")
     return value

@@ -26,6 +26,12 @@ def paragraphs(texts: TextSource) -> list[str]:
     return [part for part in found if len(part) >= _CHARACTERS] or found
 
 
+def cut_to(tokenizer: TextTokenizer, text: str, longest: int) -> list[int]:
+    """A text's tokens with those that the tokenizer adds; a longer text loses its end."""
+    before, after = tokenizer.ends
+    return [*before, *tokenizer.plain(text)[: longest - len(before) - len(after)], *after]
+
+
 def pack_passages(
     tokenizer: TextTokenizer, texts: TextSource, *, longest: int, tokens: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -29,6 +29,13 @@ PROBES_NOTE = (
 )
 
 
+RETRIEVAL_NOTE = (
+    "First sentences of the evaluation text's passages are queries; the rest of each passage is to "
+    "be found among those of others. ndcg@10 counts a hit by its rank, recall@10 whether it is "
+    "among the ten nearest."
+)
+
+
 def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     """Perplexity and its like, or why there is none; then what else was measured."""
     found = report.accuracy
@@ -41,11 +48,15 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
         Section("accuracy", "Accuracy", blocks),
         _by_position(found),
         _scores("tasks", "Tasks", found.tasks),
-        _scores("probes", "Probes", found.probes, PROBES_NOTE),
+        _scores("probes", "Probes", found.probes, _probes_note(found)),
         _generation(found),
         _long_context(found),
         _embeddings(found),
     ]
+
+
+def _probes_note(accuracy: Accuracy) -> str:
+    return PROBES_NOTE if accuracy.embeddings is None else RETRIEVAL_NOTE
 
 
 def _intervals(accuracy: Accuracy) -> Iterator[Block]:
@@ -89,8 +100,8 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
         yield Note(f"{accuracy.probes_left_out}.", lead="Probes were left out:")
     if accuracy.kl_divergence is not None:
         yield Note(
-            "KL divergence is KL(baseline || candidate) of the next-token distributions, mean over "
-            "positions; 0 means that nothing changed."
+            "KL divergence is KL(baseline || candidate) of the next-token distributions, of a "
+            "classifier's classes, mean over positions; 0 means that nothing changed."
         )
 
 

@@ -363,12 +363,14 @@ def test_tasks_and_probes_are_compared_by_points(field: str) -> None:
         check(scored(*[task(0.5, -0.2, 0.0)] * 2), limits)
 
 
-def test_a_limit_on_probes_is_on_right_answers_and_on_no_task() -> None:
+@pytest.mark.parametrize("metric", ["acc", "ndcg@10"])
+def test_a_limit_on_probes_is_on_right_answers_and_on_no_task(metric: str) -> None:
     fell = task(0.1, -0.6, -0.4)
     nats = loss(9.0, higher_is_better=True).model_copy(update={"metric": "log_prob"})
-    accuracy = gate_accuracy(probes=[task(0.6, -0.01, 0.01), nats], tasks=[fell])
+    held = task(0.6, -0.01, 0.01).model_copy(update={"metric": metric})
+    accuracy = gate_accuracy(probes=[held, nats], tasks=[fell])
     (found,) = check(gate_report(accuracy=accuracy), Limits(max_probe_drop=0.02)).checks
-    assert (found.subject, found.verdict) == ("arc, acc", "within_limit")
+    assert (found.subject, found.verdict) == (f"arc, {metric}", "within_limit")
 
 
 def test_the_largest_build_of_an_engine_counts() -> None:

@@ -1,0 +1,114 @@
+"""How near two classifiers' answers to the same texts are, of each text or of each token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import Accuracy
+from exporter.artifacts.latency import Shape
+from exporter.compare.quality.agreement import LOGITS
+from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
+from exporter.engines.inputs import make_inputs, whole_phase
+from exporter.engines.runners.base import Runner
+from exporter.errors import ComparisonError
+from exporter.models.ablation.divergences import Distributions, divergence
+from exporter.models.ablation.ratios import Floats
+from exporter.progress import QUIET, Progress
+
+_TYPES = "token_type_ids"
+
+
+def class_log_probabilities(
+    runner: Runner,
+    texts: Sequence[NDArray[np.int64]],
+    *,
+    arm: str,
+    types: Sequence[NDArray[np.int64]] | None = None,
+    progress: Progress = QUIET,
+) -> list[Floats]:
+    """One arm's answers, of each text ``[rows, classes]``: one row, or one for each token.
+
+    A single logit is that of a yes, as rerankers have it: it makes two classes, the yes first.
+
+    Args:
+        runner: An entered runner with an output ``logits``.
+        texts: The token ids of each text, or pair of texts.
+        arm: Its name in an error.
+        types: Which text of a pair each token is of; None: the first.
+        progress: Hears of each text.
+
+    Raises:
+        ComparisonError: Logits aren't finite.
+        BackendError: A run fails.
+    """
+    found = []
+    with progress.task(f"classes, {arm}", total=len(texts)) as task:
+        for number, ids in enumerate(texts):
+            shape = Shape(whole_phase(runner.inputs), 1, len(ids))
+            inputs = make_inputs(runner.inputs, shape, ids[None])
+            if types is not None and _TYPES in inputs:
+                inputs[_TYPES] = types[number][None].astype(inputs[_TYPES].dtype)
+            logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS].astype(np.float64)
+            rows = logits.reshape(-1, logits.shape[-1])
+            if rows.shape[1] == 1:
+                rows = np.hstack([rows, np.zeros_like(rows)])
+            nothing = np.zeros(0, np.int64)
+            told = Distributions(rows, nothing, f"The {arm}'s logits of text {number}")
+            found.append(told.log_probabilities)
+            task.advance()
+    return found
+
+
+def compare_classes(
+    baseline: Sequence[Floats], candidate: Sequence[Floats], *, source: str, sha256: str
+) -> Accuracy:
+    """How near two arms' classes of the same texts are.
+
+    Args:
+        baseline: What :func:`class_log_probabilities` gave.
+        candidate: Likewise.
+        source: What a report calls the texts.
+        sha256: Of them.
+
+    Returns:
+        KL divergence and the share of the same likeliest class, over texts or tokens, with
+        intervals over texts.
+
+    Raises:
+        ComparisonError: There is no text, or the arms have other classes.
+    """
+    shapes = [[rows.shape for rows in arm] for arm in (baseline, candidate)]
+    if shapes[0] != shapes[1] or not shapes[0]:
+        raise ComparisonError(
+            f"The arms' classes have the shapes {shapes[0][:1]} and {shapes[1][:1]}.",
+            "Compare two forms of the same classifier, on a text that has paragraphs.",
+            code="other-classes",
+        )
+    kl, same, rows = (np.zeros(len(baseline)) for _ in range(3))
+    for number, (first, second) in enumerate(zip(baseline, candidate, strict=True)):
+        kl[number] = _divergences(first, second).sum()
+        same[number] = (first.argmax(axis=1) == second.argmax(axis=1)).sum()
+        rows[number] = len(first)
+    return Accuracy(
+        text_source=source,
+        text_sha256=sha256,
+        tokens=int(rows.sum()),
+        perplexity=None,
+        kl_divergence=float(kl.sum() / rows.sum()),
+        kl_interval=clipped(mean_interval(kl, rows), 0.0, math.inf),
+        top1_agreement=float(same.sum() / rows.sum()),
+        top1_interval=share_interval(same, rows),
+    )
+
+
+def _divergences(baseline: Floats, candidate: Floats) -> Floats:
+    """KL(baseline || candidate) of each row, in nats."""
+    nothing = np.zeros(0, np.int64)
+    first, second = (
+        Distributions(each.copy(), nothing, "The classes' logits") for each in (baseline, candidate)
+    )
+    return divergence(first, second)

@@ -1,0 +1,261 @@
+"""Items of a local file for encoders: retrieval, ranking, pairs with a score, texts with a label.
+
+JSON lines. Retrieval: ``{"id": ..., "text": ...}`` for each passage and ``{"query": ...,
+"relevant": [id, ...]}`` for each query. Ranking: ``{"query": ..., "passages": [...], "relevant":
+[place, ...]}``. Pairs, as STS has them: ``{"sentence1": ..., "sentence2": ..., "score": ...}``.
+Classes: ``{"text": ..., "label": ...}``, or ``label`` in place of a pair's score; a label's name or
+number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.compare.tasks.items import TaskFile, text_in, texts_in
+from exporter.errors import TaskError
+from exporter.models.texts.passages import paragraphs
+from exporter.models.texts.sources import TextSource
+
+RETRIEVAL_HINT = (
+    'Each line is {"id": NAME, "text": TEXT} or {"query": TEXT, "relevant": [NAME, ...]}.'
+)
+RANKING_HINT = 'Each line is {"query": TEXT, "passages": [TEXT, ...], "relevant": [PLACE, ...]}.'
+PAIR_HINT = 'Each line is {"sentence1": TEXT, "sentence2": TEXT, "score": NUMBER}.'
+LABEL_HINT = 'Each line is {"text": TEXT, "label": NAME or NUMBER}, or has a pair of sentences.'
+
+_SIDES = ("sentence1", "sentence2")
+_SENTENCE = re.compile(r"(.{20,200}?[.!?])\s+(?=\S)")
+_SHORTEST = 40  # characters of the rest of a passage
+_PASSAGES = 5  # for each query that is made of a text
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text, and the passages that answer it, by their place in the corpus."""
+
+    text: str
+    relevant: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries into one corpus."""
+
+    corpus: tuple[str, ...]
+    items: tuple[Query, ...]
+
+
+@dataclass(frozen=True)
+class RankedQuery:
+    """A text, its own passages, and the places of those that answer it, from 0."""
+
+    text: str
+    passages: tuple[str, ...]
+    relevant: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Queries, each with passages to put in order."""
+
+    items: tuple[RankedQuery, ...]
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """Two texts, and how alike they are."""
+
+    texts: tuple[str, str]
+    score: float
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Pairs that people have scored."""
+
+    items: tuple[ScoredPair, ...]
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text or a pair, and its class, by name or number."""
+
+    texts: tuple[str, ...]
+    label: str | int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Texts with their classes."""
+
+    items: tuple[LabelledText, ...]
+
+
+Asked = Retrieval | Ranking | Similarities | Labels
+
+
+@dataclass(frozen=True)
+class EncoderTask:
+    """A task for encoders.
+
+    Attributes:
+        name: The file's name without its end, or a probe's.
+        source: Where the items came from.
+        asked: What is asked.
+        sha256: Of the file, or of the text.
+    """
+
+    name: str
+    source: str
+    asked: Asked
+    sha256: str
+
+    @property
+    def items(self) -> Sequence[Query | RankedQuery | ScoredPair | LabelledText]:
+        """In their order."""
+        return self.asked.items
+
+
+def encoder_task(file: TaskFile, limit: int | None) -> EncoderTask | None:
+    """The items of a file; None where its first line is for another kind of model.
+
+    Args:
+        file: As it was read.
+        limit: The first that many items; None for all. A corpus is whole.
+
+    Raises:
+        TaskError: A line is broken, with its number; a pair has one side; a query's passages are
+            not there.
+    """
+    [(_, first)] = file.records(1)
+    if "passages" in first:
+        asked: Asked = Ranking(tuple(_ranked(*each) for each in file.records(limit)))
+    elif "id" in first or "relevant" in first:
+        asked = _retrieval(file, limit)
+    elif "label" in first:
+        asked = Labels(tuple(_labelled(*each) for each in file.records(limit)))
+    elif "sentence1" in first or "sentence2" in first:
+        asked = _similarities(file, limit)
+    else:
+        return None
+    return EncoderTask(file.name, file.source, asked, file.sha256)
+
+
+def made_retrieval(texts: TextSource, queries: int) -> EncoderTask | None:
+    """A retrieval from a text without labels: a passage's first sentence finds the rest of it.
+
+    Args:
+        texts: The text.
+        queries: How many, spread over it; among five times as many passages.
+
+    Returns:
+        None where the text has fewer than two such passages.
+    """
+    halves = [each for each in map(_halves, paragraphs(texts)) if each is not None]
+    most = queries * _PASSAGES
+    halves = halves[:: max(1, len(halves) // most)][:most]
+    if len(halves) < 2:
+        return None
+    step = max(1, len(halves) // queries)
+    items = [Query(halves[at][0], frozenset({at})) for at in range(0, len(halves), step)]
+    asked = Retrieval(tuple(rest for _, rest in halves), tuple(items[:queries]))
+    return EncoderTask("first sentence finds passage", texts.source, asked, texts.sha256)
+
+
+def _halves(passage: str) -> tuple[str, str] | None:
+    found = _SENTENCE.match(passage)
+    if found is None or len(passage) - found.end() < _SHORTEST:
+        return None
+    return found[1], passage[found.end() :]
+
+
+def _retrieval(file: TaskFile, limit: int | None) -> Retrieval:
+    corpus: dict[str, str] = {}
+    records = file.records()
+    for where, record in records:
+        if "query" in record:
+            continue
+        name = text_in(record, "id", where, RETRIEVAL_HINT)
+        if name in corpus:
+            raise TaskError(
+                f"{where}: the passage {name!r} is there twice.", RETRIEVAL_HINT, code="named-twice"
+            )
+        corpus[name] = text_in(record, "text", where, RETRIEVAL_HINT)
+    places = {name: place for place, name in enumerate(corpus)}
+    asking = [each for each in records if "query" in each[1]][:limit]
+    items = tuple(_query(*each, places) for each in asking)
+    if not items:
+        raise TaskError(f"{file.source} holds no query.", RETRIEVAL_HINT, code="no-items")
+    return Retrieval(tuple(corpus.values()), items)
+
+
+def _query(where: str, record: Mapping[str, Any], places: Mapping[str, int]) -> Query:
+    text = text_in(record, "query", where, RETRIEVAL_HINT)
+    named = record.get("relevant")
+    names: list[Any] = named if isinstance(named, list) and named else [None]
+    missing = [name for name in names if not isinstance(name, str) or name not in places]
+    if missing:
+        raise TaskError(
+            f'{where}: "relevant" names {missing[0]!r}, which no passage is called.',
+            RETRIEVAL_HINT,
+            code="passage-missing",
+        )
+    return Query(text, frozenset(places[name] for name in names))
+
+
+def _ranked(where: str, record: Mapping[str, Any]) -> RankedQuery:
+    query = text_in(record, "query", where, RANKING_HINT)
+    passages = texts_in(record, "passages", where, RANKING_HINT)
+    told = record.get("relevant")
+    places: list[Any] = told if isinstance(told, list) and told else [None]
+    wrong = [each for each in places if type(each) is not int or not 0 <= each < len(passages)]
+    if wrong:
+        raise TaskError(
+            f'{where}: "relevant" names {wrong[0]!r}, which is none of the {len(passages)} places.',
+            RANKING_HINT,
+            code="passage-missing",
+        )
+    return RankedQuery(query, tuple(passages), frozenset(places))
+
+
+def _similarities(file: TaskFile, limit: int | None) -> Similarities:
+    found = Similarities(tuple(_scored(*each) for each in file.records(limit)))
+    if len({pair.score for pair in found.items}) < 2:
+        raise TaskError(
+            f"{file.source}: all pairs have the same score, so there is no order.",
+            PAIR_HINT,
+            code="one-score",
+        )
+    return found
+
+
+def _scored(where: str, record: Mapping[str, Any]) -> ScoredPair:
+    score = record.get("score")
+    pair = _pair(where, record)
+    if not isinstance(score, int | float) or isinstance(score, bool) or score != score:
+        raise TaskError(f'{where}: "score" is {score!r}, no number.', PAIR_HINT, code="no-score")
+    return ScoredPair(pair, float(score))
+
+
+def _pair(where: str, record: Mapping[str, Any]) -> tuple[str, str]:
+    sides = [key for key in _SIDES if str(record.get(key) or "").strip()]
+    if len(sides) < 2:
+        raise TaskError(
+            f"{where}: a pair needs both sentence1 and sentence2; it has {sides or 'neither'}.",
+            PAIR_HINT,
+            code="one-sided",
+        )
+    first, second = (text_in(record, key, where, PAIR_HINT) for key in sides)
+    return first, second
+
+
+def _labelled(where: str, record: Mapping[str, Any]) -> LabelledText:
+    label = record.get("label")
+    if not isinstance(label, str | int) or isinstance(label, bool):
+        raise TaskError(f'{where}: "label" is {label!r}.', LABEL_HINT, code="no-label")
+    if any(side in record for side in _SIDES):
+        return LabelledText(_pair(where, record), label)
+    return LabelledText((text_in(record, "text", where, LABEL_HINT),), label)

@@ -1,0 +1,280 @@
+"""One arm's scores of tasks for encoders.
+
+Retrieval by cosine has ``ndcg@10`` (Järvelin and Kekäläinen, 2002) and ``recall@10``; ranking, by a
+reranker's logit or by cosine, ``ndcg@10`` and ``mrr@10``; pairs ``spearman``, the rank correlation
+of their similarities with people's scores; classes ``acc`` and ``f1``, averaged over the classes.
+The mean over items is the figure, also of those that are no means: an item then has the figure plus
+its influence on it, whose spread is that of the figure (the delta method).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from exporter.compare.quality.agreement import LOGITS, check_tokens
+from exporter.compare.quality.classes import class_log_probabilities
+from exporter.compare.quality.embeddings import embed, embedding_output
+from exporter.compare.tasks.encoder_items import (
+    EncoderTask,
+    Labels,
+    RankedQuery,
+    Ranking,
+    Retrieval,
+    Similarities,
+)
+from exporter.compare.tasks.scores import TaskScores
+from exporter.engines.inputs import has_cache
+from exporter.engines.runners.base import Runner
+from exporter.errors import ComparisonError, TaskError
+from exporter.models.ablation.ratios import Floats
+from exporter.models.model_folder import ModelFolder
+from exporter.models.sentence_folder import pooling_of, read_prompts
+from exporter.models.texts.passages import LONGEST_PASSAGE, cut_to
+from exporter.models.texts.tokenizer import read_tokenizer, tokenizer_in
+from exporter.progress import QUIET, Progress
+
+_BEST = 10
+_OF_TEXTS = 2  # the rank of logits of one class for each text
+_LONGEST_PAIR = 256  # tokens of both texts
+_PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+"""The names of the prompts that stand before each kind of text, the first that a folder has."""
+
+
+class TaskEncoder:
+    """Embeds and classifies texts.
+
+    Args:
+        runner: An entered runner.
+        folder: Its tokenizer, its config, and what sentence-transformers reads of it.
+        vocabulary: Tokens that the model knows; None: that isn't known.
+        progress: Hears of each text.
+
+    Raises:
+        TaskError: There is no tokenizer.
+        ModelSourceError: The folder's default prompt is not there.
+        UnsafeInputError: A file may not be read from where it is.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        folder: ModelFolder,
+        *,
+        vocabulary: int | None = None,
+        progress: Progress = QUIET,
+    ) -> None:
+        if folder.tokenizer is None:
+            raise TaskError(
+                f"There is no tokenizer.json next to {folder.onnx}, and tasks need one.",
+                "Copy the model's tokenizer there.",
+                code="no-tokenizer",
+            )
+        self._runner, self._folder, self._progress = runner, folder, progress
+        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer_in(folder.tokenizer)
+        self._of_pairs = read_tokenizer(folder.tokenizer)
+        self._of_pairs.enable_truncation(self._fitting(_LONGEST_PAIR), strategy="longest_first")
+        self._pooling, self._prompts = pooling_of(folder.home), read_prompts(folder.home)
+
+    def embed(self, texts: Sequence[str], kind: str = "") -> Floats:
+        """Embeddings of length 1, ``[texts, size]``.
+
+        Args:
+            texts: The texts.
+            kind: ``query`` or ``passage``, where the model's folder may have a prompt for it.
+
+        Raises:
+            ComparisonError: The model embeds nothing, or an embedding isn't finite.
+            BackendError: A run fails.
+        """
+        if embedding_output(self._runner.outputs) is None or has_cache(self._runner.inputs):
+            raise ComparisonError(
+                f"{self._folder.onnx} gives no embeddings, so it can't compare texts.",
+                "Leave this task out, or name a sentence encoder.",
+                code="no-embeddings",
+            )
+        prompt = self._prompts.of(*_PROMPTS.get(kind, ()))
+        ids = [self._ids(prompt + text) for text in texts]
+        return embed(self._runner, ids, arm="model", pooling=self._pooling, progress=self._progress)
+
+    def _ids(self, text: str) -> NDArray[np.int64]:
+        longest = self._fitting(LONGEST_PASSAGE)
+        return self._checked(cut_to(self._tokenizer, text, longest))
+
+    def _fitting(self, tokens: int) -> int:
+        return min(tokens, self._folder.longest_sequence or tokens)
+
+    def _checked(self, tokens: Sequence[int]) -> NDArray[np.int64]:
+        ids = np.array(tokens, np.int64)
+        if self._vocabulary is not None:
+            check_tokens(int(ids.max(initial=0)), self._vocabulary)
+        return ids
+
+    def log_probabilities(self, texts: Sequence[tuple[str, ...]]) -> Floats:
+        """Of the classes of each text or pair, ``[texts, classes]``.
+
+        Raises:
+            ComparisonError: The model doesn't classify texts, or logits aren't finite.
+            BackendError: A run fails.
+        """
+        if not self.classifies:
+            raise ComparisonError(
+                f"{self._folder.onnx} doesn't give each text one class.",
+                "Leave this task out, or name a classifier of texts.",
+                code="no-classes",
+            )
+        ids, types = zip(*(self._encoded(*each) for each in texts), strict=True)
+        rows = class_log_probabilities(
+            self._runner, ids, arm="model", types=types, progress=self._progress
+        )
+        return np.concatenate(rows)
+
+    def _encoded(self, *texts: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens of a text or a pair, and of which text each is."""
+        if len(texts) == 1:
+            ids = self._ids(texts[0])
+            return ids, np.zeros_like(ids)
+        found = self._of_pairs.encode(*texts)
+        return self._checked(found.ids), np.array(found.type_ids, np.int64)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model gives each text one class."""
+        outputs = {spec.name: spec.shape for spec in self._runner.outputs}
+        return len(outputs.get(LOGITS, ())) == _OF_TEXTS
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """The classes' numbers by name, as the config has them."""
+        told = self._folder.config.get("id2label")
+        named = told.items() if isinstance(told, dict) else ()
+        return {str(name): int(number) for number, name in named if str(number).isdigit()}
+
+
+def score_encoder_task(task: EncoderTask, encoder: TaskEncoder) -> TaskScores:
+    """One arm's scores.
+
+    Raises:
+        ComparisonError: The model can't do the task; labels don't match its head.
+        BackendError: A run fails.
+    """
+    asked = task.asked
+    if isinstance(asked, Retrieval):
+        metrics = _retrieved(asked, encoder)
+    elif isinstance(asked, Ranking):
+        metrics = _ranked(asked, encoder)
+    elif isinstance(asked, Similarities):
+        metrics = _alike(asked, encoder)
+    else:
+        metrics = _classified(task.name, asked, encoder)
+    told = f"{task.source}, {len(asked.items)} items (SHA-256 {task.sha256[:12]})"
+    return TaskScores(task=task.name, source=told, metrics=metrics)
+
+
+def _retrieved(asked: Retrieval, encoder: TaskEncoder) -> dict[str, Floats]:
+    corpus = encoder.embed(asked.corpus, "passage")
+    queries = encoder.embed([query.text for query in asked.items], "query")
+    hits = [
+        _hits(cosines, query.relevant)
+        for query, cosines in zip(asked.items, queries @ corpus.T, strict=True)
+    ]
+    shares = [each.sum() / len(q.relevant) for each, q in zip(hits, asked.items, strict=True)]
+    return {f"ndcg@{_BEST}": _gains(asked, hits), f"recall@{_BEST}": np.array(shares)}
+
+
+def _ranked(asked: Ranking, encoder: TaskEncoder) -> dict[str, Floats]:
+    hits = [_hits(_relevances(query, encoder), query.relevant) for query in asked.items]
+    first = [1 / (each.argmax() + 1) if each.any() else 0.0 for each in hits]
+    return {f"ndcg@{_BEST}": _gains(asked, hits), f"mrr@{_BEST}": np.array(first)}
+
+
+def _relevances(query: RankedQuery, encoder: TaskEncoder) -> Floats:
+    """Of each passage, ``[passages]``: the yes of a reranker, else the cosine."""
+    if not encoder.classifies:
+        found: Floats = (
+            encoder.embed(query.passages, "passage") @ encoder.embed([query.text], "query")[0]
+        )
+        return found
+    likely = encoder.log_probabilities([(query.text, passage) for passage in query.passages])
+    column = 0 if len(encoder.labels) == 1 else 1  # of two labels the second is the yes
+    yes: Floats = likely[:, column]
+    return yes
+
+
+def _hits(scores: Floats, relevant: frozenset[int]) -> NDArray[np.bool_]:
+    """Of the ten highest scores, best first, whether they are of relevant passages."""
+    best = np.argsort(-scores, kind="stable")[:_BEST]
+    return np.isin(best, list(relevant))
+
+
+def _gains(asked: Retrieval | Ranking, hits: Sequence[NDArray[np.bool_]]) -> Floats:
+    """The discounted gain of each query, as a share of the best that there is."""
+    gain = 1 / np.log2(np.arange(2, _BEST + 2))
+    best = np.array([gain[: len(query.relevant)].sum() for query in asked.items])
+    found: Floats = np.array([gain[: len(hit)][hit].sum() for hit in hits]) / best
+    return found
+
+
+def _alike(asked: Similarities, encoder: TaskEncoder) -> dict[str, Floats]:
+    first, second = (encoder.embed([pair.texts[side] for pair in asked.items]) for side in (0, 1))
+    people = np.array([pair.score for pair in asked.items])
+    return {"spearman": correlation_influences((first * second).sum(axis=1), people)}
+
+
+def correlation_influences(first: Floats, second: Floats) -> Floats:
+    """Spearman's correlation plus each item's influence on it; the mean is the correlation.
+
+    Args:
+        first: ``[items]``, not all the same.
+        second: ``[items]``, likewise.
+    """
+    one, other = (stats.zscore(stats.rankdata(values)) for values in (first, second))
+    whole = (one * other).mean()
+    found: Floats = whole + one * other - whole * (one**2 + other**2) / 2
+    return found
+
+
+def _classified(name: str, asked: Labels, encoder: TaskEncoder) -> dict[str, Floats]:
+    likely = encoder.log_probabilities([each.texts for each in asked.items])
+    right = np.array([_number(name, each.label, encoder, likely.shape[1]) for each in asked.items])
+    said = likely.argmax(axis=1)
+    return {"acc": (said == right).astype(np.float64), "f1": f1_influences(said, right)}
+
+
+def _number(name: str, label: str | int, encoder: TaskEncoder, classes: int) -> int:
+    """A label's class.
+
+    Raises:
+        ComparisonError: The model's head has none.
+    """
+    labels = encoder.labels
+    number = labels.get(label, -1) if isinstance(label, str) else label
+    if not 0 <= number < classes or (labels and len(labels) != classes):
+        raise ComparisonError(
+            f"{name} has the label {label!r}; the model has {classes} classes, and its config "
+            f"calls them {', '.join(labels) or 'nothing'}.",
+            "Write the labels as id2label in config.json has them, or their numbers.",
+            code="labels-mismatch",
+        )
+    return number
+
+
+def f1_influences(said: NDArray[np.int64], right: NDArray[np.int64]) -> Floats:
+    """Macro-averaged F1 plus each item's influence on it; the mean is the F1.
+
+    Args:
+        said: ``[items]``, the classes that the model gives.
+        right: ``[items]``, the right ones; each that either has counts.
+    """
+    found = []
+    for each in np.union1d(said, right):
+        hits = 2.0 * ((said == each) & (right == each))
+        either = (said == each).astype(np.float64) + (right == each)
+        score = hits.sum() / either.sum()
+        found.append(score + (hits - score * either) / either.mean())
+    mean: Floats = np.mean(found, axis=0)
+    return mean

@@ -1,0 +1,138 @@
+"""The whole road with a sentence encoder: its pooling becomes a part of both graphs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.choose.budgets.budget import Budget
+from exporter.compare.options import CompareOptions
+from exporter.errors import ExportError, ModelSourceError
+from exporter.pipeline.request import DropRequest, ExportRequest
+from exporter.quantize.settings import QuantizeSettings
+from exporter.score import ScoreOptions
+from tests.exporter.sentence_folders import write_encoder, write_passages, write_sentence_files
+from tests.exporter.use_lines import lines_of, run_lines
+from tests.raising import raises
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
+
+ARMS = ("baseline", "candidate", "baseline-quantized", "candidate-quantized")
+
+
+def request_for(source: Path, out: Path, **changes: Any) -> ExportRequest:
+    text, other = source / "scored.txt", source / "judged.txt"
+    write_passages(text)
+    other.write_text(text.read_text().replace("\n\n", " if if\n\n"))
+    return ExportRequest(
+        source=str(source), out=out, drops=DropRequest(Budget(attention=1)),
+        score=ScoreOptions(
+            calibration=(str(text),), samples=4, sequence_length=16, batch_size=2
+        ),
+        compare=CompareOptions(
+            prefill_lengths=(8,), decode_past_lengths=(), rounds=2, eval_text=str(other),
+            threads=1,
+        ),
+        **changes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pooled(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    from exporter.pipeline.road import export_model
+
+    source = tmp_path_factory.mktemp("source")
+    write_encoder(source)
+    write_sentence_files(source, normalise=True, prompts={"query": "the value"})
+    out = source / "out"
+    quantize = QuantizeSettings(scheme="int8")
+    report = export_model(request_for(source, out, pooling=True, quantize=quantize))
+    return out, report
+
+
+def vectors(folder: Path) -> np.ndarray[Any, Any]:
+    _, made = run_lines(lines_of((folder / "USE.md").read_text())["ONNX Runtime"], folder)
+    found: np.ndarray[Any, Any] = made["found"]
+    return found
+
+
+def test_both_models_give_vectors_of_length_1(pooled: tuple[Path, Any]) -> None:
+    out, report = pooled
+    names = {check.name.split(" against")[0] for check in report.parity}
+    assert {"last_hidden_state", "sentence_embedding"} <= names
+    found = {arm: vectors(out / arm) for arm in ARMS}
+    for each in found.values():
+        assert each.shape == (2, 32)
+        assert np.linalg.norm(each, axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.abs(found["baseline"] - found["candidate"]).max() > 1e-3
+    assert report.accuracy.embeddings.cosine < 0.9999
+
+
+def test_the_files_of_sentence_transformers_go_with_each(pooled: tuple[Path, Any]) -> None:
+    out, _ = pooled
+    for arm in ARMS:
+        for name in ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"):
+            assert (out / arm / name).read_text() == (out.parent / name).read_text()
+
+
+def test_without_the_option_the_graph_gives_token_states_alone(
+    pooled: tuple[Path, Any], tmp_path: Path
+) -> None:
+    from exporter.export.forms.write import write_form
+    from exporter.models.loading.model_source import load_model
+    from graph_passes.files.storage import load_model as load_graph
+
+    source = pooled[0].parent
+    graph, _ = write_form(load_model(str(source)), tmp_path / "plain")
+    assert [value.name for value in load_graph(graph).graph.outputs] == ["last_hidden_state"]
+
+
+@pytest.mark.parametrize(
+    ("head", "spoil", "kind", "code"),
+    [
+        ("Model", "modules.json", ModelSourceError, "no-modules"),
+        ("Model", "1_Pooling/config.json", ModelSourceError, "pooling-missing"),
+        ("ForSequenceClassification", "", ExportError, "no-token-states"),
+    ],
+)
+def test_what_can_t_be_pooled_is_refused_before_it_is_scored(
+    tmp_path: Path, head: str, spoil: str, kind: Any, code: str
+) -> None:
+    from exporter.pipeline.road import export_model
+
+    write_encoder(tmp_path, head)
+    write_sentence_files(tmp_path)
+    if spoil:
+        (tmp_path / spoil).unlink()
+    with raises(kind, code):
+        export_model(request_for(tmp_path, tmp_path / "out", pooling=True))
+    assert not (tmp_path / "out" / "importance.json").exists()
+
+
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification"])
+def test_a_classifier_keeps_its_head_and_its_labels(
+    exports_once: None, tmp_path: Path, head: str
+) -> None:
+    from exporter.models.loading.model_source import load_model
+    from exporter.pipeline.road import export_model
+
+    labels = {0: "bad", 1: "good", 2: "middling"}
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    write_encoder(source, head, id2label=labels, label2id={v: k for k, v in labels.items()})
+    report = export_model(request_for(source, out, checkpoint=True))
+    found = report.accuracy
+    assert found.kl_divergence > 0
+    assert found.kl_interval.ci95[0] > 0
+    assert 0 <= found.top1_agreement <= 1
+    for folder in (out / "baseline", out / "candidate", out / "candidate" / "hf"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["id2label"] == {str(number): name for number, name in labels.items()}
+        assert config["architectures"] == [f"Bert{head}"]
+    shape = (2, 3) if head == "ForSequenceClassification" else (2, 7, 3)
+    assert vectors(out / "candidate").shape == shape
+    assert load_model(str(source)).model.config.num_labels == 3
