@@ -146,15 +146,17 @@ def _visit(
         (first_ms,) = probe.sample(clock)
         fewest, most = _CALLS
         calls = max(fewest, min(most, round(_VISIT_MS / max(first_ms, 1e-3))))
+        times = [first_ms] if first_ms > _VISIT_MS else []  # of a long call the first is as good
         with no_garbage_collection():
-            return str(shape), [probe.sample(clock)[0] for _ in range(calls)]
+            return str(shape), times + [probe.sample(clock)[0] for _ in range(calls - len(times))]
 
 
 def settle_threads(pair: Pair, store: Store) -> ThreadProbe | None:
     """Gives all arms the number of threads that makes the baseline's step fastest.
 
-    That is its first decode step that is asked for, or its shortest prompt. It is not looked for
-    where a number was asked for, and a comparison that goes on keeps the number it began with.
+    That is its first decode step that is asked for, or its shortest prompt, but no more than 128
+    tokens of it. It is not looked for where a number was asked for, and a comparison that goes on
+    keeps the number it began with.
 
     Args:
         pair: Arms that are not running yet.
@@ -203,4 +205,7 @@ def _step(pair: Pair) -> Shape:
         cell = generations_of(quiet)[0]
         return Shape("decode", cell.batch, 1, cell.sequence_length)
     decoding = [shape for shape in asked if shape.phase == "decode"]
-    return (decoding or sorted(asked, key=lambda shape: shape.batch * shape.sequence_length))[0]
+    if decoding:
+        return decoding[0]
+    shortest = min(asked, key=lambda shape: shape.batch * shape.sequence_length)
+    return replace(shortest, sequence_length=min(shortest.sequence_length, _CONTEXT))

@@ -82,8 +82,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         streaming.going_on(run, "candidate", prune_key(run), stage) as unfinished,
     ):
         run.ledger.copy("export", "baseline", stage, leave_out=WRITTEN_ANEW)
-        loaded = run.healed_model()
-        with _whole_graph(run, loaded, baseline / "model.onnx", stage) as whole:
+        with _whole_graph(run, baseline / "model.onnx", stage) as (whole, loaded):
             report = prune_file(
                 whole,
                 stage / "model.onnx",
@@ -112,18 +111,27 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
 
 @contextlib.contextmanager
-def _whole_graph(run: Run, loaded: LoadedModel, baseline: Path, stage: Path) -> Iterator[Path]:
-    """The graph that the candidate is cut out of: the baseline's, or that of the healed model.
+def _whole_graph(run: Run, baseline: Path, stage: Path) -> Iterator[tuple[Path, LoadedModel]]:
+    """The graph that the candidate is cut out of, and the model that it was exported from.
 
-    Healing that changed weights wants a whole graph with those, of the same form. It is not kept.
+    Healing that changed weights wants a whole graph with those, of the baseline's form. It is not
+    kept.
     """
-    if not run.plan.changed_weights:
-        yield baseline
+    changes, folder = run.plan.changed_weights, stage / "whole"
+    if not changes:
+        yield baseline, run.loaded
         return
-    folder = stage / "whole"
+    from exporter.export.new_weights import weight_places, write_with_weights
+
+    places = weight_places(baseline, run.loaded.model, changes.keys())
+    loaded = run.healed_model()
     folder.mkdir()
-    model, _ = _written_form(run, loaded, folder)
-    yield model
+    if places is None:
+        model, _ = _written_form(run, loaded, folder)
+    else:
+        run.ledger.copy("export", "baseline", folder, leave_out=WRITTEN_ANEW)
+        model = write_with_weights(baseline, folder, loaded.model, places, run.progress)
+    yield model, loaded
     remove_tree(folder)
 
 

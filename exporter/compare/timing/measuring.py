@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -116,6 +116,25 @@ def measure_rows(
         return measurement.measure(cells, after_chunk)
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """Arms that are bound to a cell and warm.
+
+    Attributes:
+        cell: What they are timed at.
+        names: The arms.
+        probes: A call of each.
+        clock: That they are timed by.
+        warm: How their warm-up ended.
+    """
+
+    cell: TimedCell
+    names: Sequence[str]
+    probes: Sequence[Probe]
+    clock: Literal["host", "device"]
+    warm: Warmup
+
+
 class _Measurement:
     def __init__(
         self,
@@ -138,6 +157,7 @@ class _Measurement:
         self._builds = builds if budget.rounds is None else min(builds, budget.rounds)
         self._chunks = _chunks(budget.rounds, self._builds)
         self._rng = np.random.default_rng(budget.seed)
+        self._bound: _Bound | None = None
 
     def measure(
         self, cells: Sequence[TimedCell], after_chunk: Callable[[], None]
@@ -250,10 +270,8 @@ class _Measurement:
         reloading: bool,
     ) -> Chunk:
         """Rounds of arms that are loaded together, as many and as long as another part's."""
-        probes = [self._arms[name].probe(row.cell) for name in names]
-        told = self.together or all(getattr(arm, "on_device", False) for arm in self._arms.values())
-        clock = one_clock(probes, device=told)
-        warm = self._warm_up(probes, row.cell, number)
+        bound = self._warm(row.cell, number, names, reloading=reloading)
+        warm = bound.warm
         calls = calls_per_visit(warm.call_ms) if like is None else like.calls
         wanted = self._wanted(like, number, warm.call_ms, calls)
         label = f"time {row.cell}, {number + 1} of at most {row.most}"
@@ -261,19 +279,36 @@ class _Measurement:
         begin = self._clocks.now()
         with no_garbage_collection():
             taken, dropped = self._rounds(
-                Rounds(probes, calls, self._rng, self._clocks), wanted, label
+                Rounds(bound.probes, calls, self._rng, self._clocks), wanted, label
             )
         seconds = (self._clocks.now() - begin) / 1e9
         return Chunk(
             np.array(taken),
             seconds,
             warm.stable,
-            clock,
+            bound.clock,
             planned=self._chunks,
             reloaded=reloading,
             dropped=dropped,
-            launches=launches_of(probes),
+            launches=launches_of(bound.probes),
         )
+
+    def _warm(
+        self, cell: TimedCell, number: int, names: Sequence[str], *, reloading: bool
+    ) -> _Bound:
+        """Binds arms and warms them up; those that were not let go of since are still both."""
+        kept, self._bound = self._bound, None
+        if kept is not None and (kept.cell, kept.names) == (cell, names):
+            self._bound = kept
+            return kept
+        del kept  # what it holds is given back before others are bound
+        probes = [self._arms[name].probe(cell) for name in names]
+        told = self.together or all(getattr(arm, "on_device", False) for arm in self._arms.values())
+        clock = one_clock(probes, device=told)
+        bound = _Bound(cell, names, probes, clock, self._warm_up(probes, cell, number))
+        stays = self.together and self._builds == 1 and not reloading
+        self._bound = bound if stays else None
+        return bound
 
     def _warm_up(self, probes: Sequence[Probe], cell: TimedCell, number: int) -> Warmup:
         budget = self._budget

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -278,6 +279,44 @@ def test_arms_are_loaded_in_turns_the_other_way_round() -> None:
 
     measure_rows(arms, [VirtualCell()], TimingBudget(), clocks=time.clocks, after_chunk=look)
     assert seen == [True, False] * 3
+
+
+@dataclass
+class CountingArm(VirtualArm):
+    """Counts how often it is bound and called."""
+
+    bound: int = 0
+    calls: int = 0
+
+    def probe(self, cell: Any) -> Any:
+        self.bound += 1
+        return super().probe(cell)
+
+    def _call(self) -> None:
+        self.calls += 1
+        super()._call()
+
+
+@pytest.mark.parametrize(("reload", "bound"), [(False, 1), (True, 6)])
+def test_arms_that_stay_loaded_are_bound_and_warmed_up_once(reload: bool, bound: int) -> None:
+    time = VirtualTime()
+    arms = {name: CountingArm(time, 100.0, Quiet()) for name in ("baseline", "candidate")}
+    budget = TimingBudget(rounds=6, reload=reload)
+    measure_rows(arms, [VirtualCell()], budget, clocks=time.clocks)
+    assert [arm.bound for arm in arms.values()] == [bound, bound]
+    warm_up_calls = 3
+    if not reload:
+        assert [arm.calls for arm in arms.values()] == [warm_up_calls + 12] * 2
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_is_bound_is_let_go_of_for_another_cell(together: bool) -> None:
+    time = VirtualTime()
+    arms = {name: CountingArm(time, 100.0, Quiet()) for name in ("baseline", "candidate")}
+    cells = [VirtualCell(), replace(VirtualCell(), sequence_length=7)]
+    budget = TimingBudget(rounds=6, reload=False)
+    measure_rows(arms, cells, budget, clocks=time.clocks, together=together)
+    assert [arm.bound for arm in arms.values()] == [12, 12]
 
 
 class Builds(VirtualArm):

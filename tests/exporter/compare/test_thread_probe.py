@@ -111,6 +111,9 @@ def test_a_long_step_is_called_and_visited_rarely() -> None:
     assert {len(times) for trial in probe.trials for times in trial.visits_ms} == {2}
     assert max(len(trial.visits_ms) for trial in probe.trials) == 2
     assert stub.threads == 4
+    visits = sum(len(trial.visits_ms) for trial in probe.trials)
+    taken_ms = sum(sum(times) for trial in probe.trials for times in trial.visits_ms)
+    assert stub.now_ns == 1e6 * (500 * visits + taken_ms)  # no call that isn't timed
 
 
 def test_what_a_model_can_not_reach_is_not_asked_for() -> None:
@@ -165,6 +168,9 @@ def test_both_arms_get_the_number_and_the_report_says_how_it_was_found(
     decode = compare(*arms, replace(OPTIONS, decode_past_lengths=(6, 3))).environment.thread_probe
     assert decode is not None
     assert decode.step == "decode 1, cache 6"
+    longer = compare(*arms, replace(OPTIONS, prefill_lengths=(200,))).environment.thread_probe
+    assert longer is not None
+    assert longer.step == "prefill 128"
 
 
 def test_the_order_of_rounds_is_another_in_each_run_and_recorded(arms: tuple[Path, Path]) -> None:

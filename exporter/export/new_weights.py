@@ -1,0 +1,148 @@
+"""Gives the weights of an exported graph new values, which spares another export of the model.
+
+Exporters leave most weights as the model has them, or transposed. A weight is found by its bytes:
+so one that was packed together with others, or folded into a constant, counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+
+from exporter.export.onnx_output import save_onnx
+from exporter.progress import QUIET, Progress
+from graph_passes.files.storage import load_model
+from graph_passes.files.weight_file import read_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_Content = tuple[tuple[int, ...], bytes]
+"""A tensor's shape, and the SHA-256 of its bytes."""
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """An initializer that holds a parameter of the model.
+
+    Attributes:
+        initializer: Its name in the graph.
+        parameter: Its name in the model.
+        transposed: Whether the graph has it as ``[in, out]`` where the model has ``[out, in]``.
+    """
+
+    initializer: str
+    parameter: str
+    transposed: bool
+
+
+def weight_places(
+    graph: Path, model: PreTrainedModel, names: Collection[str]
+) -> list[WeightPlace] | None:
+    """Finds parameters in a graph that was exported from the model.
+
+    Args:
+        graph: The ONNX file.
+        model: The model, with the weights that the graph has.
+        names: Of the parameters.
+
+    Returns:
+        The places; None where the graph lacks a parameter, or has it in common with another one
+        that has the same values.
+
+    Raises:
+        OnnxFileError: The graph can't be read.
+    """
+    parameters = dict(model.named_parameters())
+    shapes = {tuple(parameters[name].shape) for name in names}
+    shapes |= {shape[::-1] for shape in shapes}
+    held = _initializers(load_model(graph), shapes)
+    found: list[WeightPlace] = []
+    for transposed in (False, True):
+        for content, alike in _by_content(parameters, shapes, transposed=transposed).items():
+            if not held[content] or set(names).isdisjoint(alike):
+                continue
+            owners = {each: _owner(each, alike) for each in held[content]}
+            if len(alike) > 1 and set(owners.values()) != set(alike):
+                return None
+            found += [WeightPlace(each, name, transposed) for each, name in owners.items()]
+    wanted = [place for place in found if place.parameter in names]
+    return wanted if {place.parameter for place in wanted} == set(names) else None
+
+
+def write_with_weights(
+    graph: Path,
+    folder: Path,
+    model: PreTrainedModel,
+    places: Sequence[WeightPlace],
+    progress: Progress = QUIET,
+) -> Path:
+    """Writes a graph with the values that a model's parameters have now.
+
+    Args:
+        graph: The ONNX file; it is unchanged.
+        folder: Takes ``model.onnx`` and its weights.
+        model: The model.
+        places: Where its parameters are in the graph.
+        progress: Hears how many bytes are written.
+
+    Returns:
+        The path of ``model.onnx``.
+
+    Raises:
+        OnnxFileError: The graph can't be read or written.
+        OSError: The disk is full.
+    """
+    found, parameters = load_model(graph), dict(model.named_parameters())
+    for place in places:
+        value = _oriented(parameters[place.parameter], transposed=place.transposed)
+        tensor = TorchTensor(value, name=place.initializer)
+        found.graph.initializers[place.initializer].const_value = tensor
+    return save_onnx(found, folder, progress=progress)
+
+
+def _initializers(model: ir.Model, shapes: set[tuple[int, ...]]) -> dict[_Content, list[str]]:
+    """The names of those of some shapes, by what is in them."""
+    found: defaultdict[_Content, list[str]] = defaultdict(list)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        shape = () if tensor is None else tuple(tensor.shape.numpy())
+        if tensor is not None and shape in shapes:
+            external = isinstance(tensor, ir.ExternalTensor)
+            data = read_bytes(tensor) if external else tensor.tobytes()
+            found[shape, hashlib.sha256(data).digest()].append(name)
+    return found
+
+
+def _by_content(
+    parameters: dict[str, torch.nn.Parameter], shapes: set[tuple[int, ...]], *, transposed: bool
+) -> dict[_Content, list[str]]:
+    """The names of parameters of some shapes, by what is in them as a graph would have it."""
+    found: defaultdict[_Content, list[str]] = defaultdict(list)
+    for name, each in parameters.items():
+        if tuple(each.shape) in shapes and not (transposed and each.ndim < 2):
+            value = _oriented(each, transposed=transposed)
+            digest = hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy()).digest()
+            found[tuple(value.shape), digest].append(name)
+    return found
+
+
+def _oriented(parameter: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+    """A parameter's value as it lies in a graph, ``[out, in]`` or ``[in, out]``."""
+    value = parameter.detach().cpu()
+    return (value.T if transposed else value).contiguous()
+
+
+def _owner(initializer: str, alike: Sequence[str]) -> str:
+    """Whose an initializer is; of parameters with equal values the one that it is named after."""
+    if len(alike) == 1:
+        return alike[0]
+    return next((name for name in alike if initializer.startswith(name)), "")
