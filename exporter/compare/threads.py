@@ -30,7 +30,7 @@ from exporter.progress import QUIET, Progress
 
 _NAME = "threads"
 _TIE = 0.02  # a gain of less doesn't pay for another thread
-_HOPELESS = 2.0  # times the fastest: such a number has no second visit
+_HOPELESS = 1.5  # times the fastest: such a number has no second visit
 _VISITS = 4
 _FEWEST_VISITS = 2
 _VISIT_MS = 120.0
@@ -99,9 +99,10 @@ def _probe(
     begin, named = clock(), ""
     for turn in range(_VISITS):
         late = (clock() - begin) / 1e9 > _SECONDS
-        if turn >= _FEWEST_VISITS and late:
+        hopeful = _hopeful(trials, downwards=turn % 2 == 0)
+        if turn and (len(hopeful) == 1 or (turn >= _FEWEST_VISITS and late)):
             break
-        for number in _hopeful(trials, downwards=turn % 2 == 0):
+        for number in hopeful:
             runner.threads = number
             named, times = visit()
             trials[number].visits_ms.append(times)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -116,8 +116,7 @@ def _initializers(model: ir.Model, shapes: set[tuple[int, ...]]) -> dict[_Conten
         tensor = value.const_value
         shape = () if tensor is None else tuple(tensor.shape.numpy())
         if tensor is not None and shape in shapes:
-            external = isinstance(tensor, ir.ExternalTensor)
-            data = read_bytes(tensor) if external else tensor.tobytes()
+            data = read_bytes(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor.tobytes()
             found[shape, hashlib.sha256(data).digest()].append(name)
     return found
 
@@ -130,8 +129,8 @@ def _by_content(
     for name, each in parameters.items():
         if tuple(each.shape) in shapes and not (transposed and each.ndim < 2):
             value = _oriented(each, transposed=transposed)
-            digest = hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy()).digest()
-            found[tuple(value.shape), digest].append(name)
+            data: Any = value.reshape(-1).view(torch.uint8).numpy()
+            found[tuple(value.shape), hashlib.sha256(data).digest()].append(name)
     return found
 
 

@@ -163,7 +163,7 @@ def _runner(
         if thrifty:
             progress.say(f"comparing with PyTorch at a cheaper setting: {setting.reason}")
     threads = torch.get_num_threads()
-    return OnnxRuntimeRunner(file, provider=provider, threads=threads, thrifty=thrifty)
+    return OnnxRuntimeRunner(file, provider=provider, threads=threads, thrifty=thrifty, brief=True)
 
 
 @contextlib.contextmanager

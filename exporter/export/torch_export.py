@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
+from exporter.compare.timing.clock import no_garbage_collection
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.exportable_experts import exportable_experts
 from exporter.export.onnx_output import save_onnx
@@ -84,7 +85,8 @@ def export_onnx(
             code="opset-out-of-range",
         )
     with progress.task(f"export to ONNX, opset {opset}", total=3) as task:
-        with captured_output(progress), torch.no_grad():
+        # A trace makes millions of objects that stay; each collection would look through all.
+        with captured_output(progress), torch.no_grad(), no_garbage_collection():
             interface = interface_without_weights(loaded.model)
             program = _translate(loaded.model, interface, opset)
             if isinstance(loaded, MetaModel):

@@ -14,6 +14,8 @@ from exporter.score.options import NAMED_ONCE, SCORING
 HEALING = "How the plan is healed"
 HealChoice = Literal["auto", HealKind]
 """``auto``: training where memory and time allow it, else ``fold``, else ``best``."""
+NO_TEXT = "none"
+"""The ``check_text`` that measures in no other domain."""
 _ADAPTER_RANK = 16
 
 
@@ -56,7 +58,8 @@ class HealOptions(Options):
         ridge: None: chosen for each branch.
         calibration: Alike much of each; empty: the default of scoring.
         samples: None: about 10,000 tokens of each text, or what ``tokens`` asks for.
-        check_text: None: ``pydoc``, or ``self`` for a model that is calibrated on that.
+        check_text: None: ``pydoc``, or ``self`` for a model that is calibrated on that. ``none``
+            for no other domain.
         tokens: Of training; a shorter text is read several times.
         time_s: Of training, in seconds; None: no limit.
         train: ``adapters``, which are merged into the weights, or ``all`` weights.
@@ -118,7 +121,7 @@ class HealOptions(Options):
     sequence_length: Several = option(512, "Tokens in a sample.", section=SCORING)
     check_text: str | None = option(
         None,
-        "Text of another domain, to measure the gain there too.",
+        "Text of another domain, to measure the gain there too; none: measure in one domain.",
         metavar="SOURCE",
         usual="pydoc, or self when calibrated on pydoc",
         section=HEALING,

@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, HealingError
-from exporter.heal.options import HealOptions
+from exporter.heal.options import NO_TEXT, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import (
@@ -272,17 +272,20 @@ def other_domain(
         samples: How many.
         sequence_length: Tokens in each.
         spec: The text; None: what needs no file, the documentation of Python, or what the model
-            samples where that is calibrated on.
+            samples where that is calibrated on; :data:`exporter.heal.options.NO_TEXT` for no
+            text.
         seed: For sampled text.
         progress: Told what goes on.
 
     Returns:
-        None where there is none at hand.
+        None where there is none at hand, or none is asked for.
 
     Raises:
         CalibrationError: The text is too short.
         TextSourceError: The text can't be read.
     """
+    if spec == NO_TEXT:
+        return None
     spec = spec or _other_spec(loaded, sources)
     if spec is None:
         progress.say("heal: there is no text of another domain; give one with --check-text")

@@ -31,6 +31,8 @@ _EXPORT_S, _BUILD_S, _EXPORTED_PER_S = 15.0, 5.0, 2e7
 """The own time of PyTorch's exporter and of onnxruntime-genai's builder, and the parameters that
 are written and checked in a second."""
 _BUILDER = "onnxruntime_genai"
+_TRAINED_RUNS, _FOLDED_RUNS = 4, 4
+"""Of the model over the text: whole, cut, and backwards like two; the fold's walks and sums."""
 _ROW_SHARE = 1.5
 """Of the time budget of a row: loading and warming up come on top."""
 
@@ -83,13 +85,20 @@ def expected_s(request: ExportRequest, machine: Machine) -> dict[str, float]:
         if not request.heals_plan:  # choosing and healing share the time
             chosen = sum(found.get(name, 0.0) for name in ("time the sublayers", "choose"))
             limit -= min(chosen, limit / 2)
-        found["heal"] = limit if heal.trains else TRIALS * 4 * machine.run_s(tokens)
+        training = min(limit, _training_s(heal, machine))
+        found["heal"] = training if heal.trains else TRIALS * 4 * machine.run_s(tokens)
     built = request.target.startswith("onnxruntime")
     own_s = _BUILD_S if built else _EXPORT_S
     found["export and cut"] = 2 * (own_s + machine.parameters / _EXPORTED_PER_S)
     if request.compared:
         found["measure"] = _measure_s(request, machine)
     return found
+
+
+def _training_s(heal: HealOptions, machine: Machine) -> float:
+    """Of all its tokens, and of the fold that it begins with."""
+    folded = min(heal.tokens, _USUAL_TOKENS)
+    return _TRAINED_RUNS * machine.run_s(heal.tokens) + _FOLDED_RUNS * machine.run_s(folded)
 
 
 def _timed_s(request: ExportRequest, machine: Machine, budget: Budget) -> float:

@@ -69,7 +69,7 @@ def rounding_difference(source: Path, result: Path, *, threads: int) -> Rounding
 
 
 def _output(path: Path, feed: dict[str, Any], name: str, threads: int) -> NDArray[np.float64]:
-    with OnnxRuntimeRunner(path, threads=threads) as runner:
+    with OnnxRuntimeRunner(path, threads=threads, brief=True) as runner:
         return runner.run(feed, [name])[name].astype(np.float64)
 
 

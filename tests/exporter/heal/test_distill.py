@@ -230,7 +230,14 @@ def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_not
         assert places <= {"down_proj", "o_proj", "embed_tokens"}
 
 
-def test_the_fold_is_of_alike_much_of_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("most", "fewest", "samples"),
+    [(6, 1, [5, 2]), (600, 16, [12, 4]), (600, 4, [9, 3]), (600, 600, [36, 12])],
+    ids=["the most", "the fewest", "a quarter", "all"],
+)
+def test_the_fold_is_of_alike_much_of_each_text(
+    monkeypatch: pytest.MonkeyPatch, most: int, fewest: int, samples: list[int]
+) -> None:
     heard: list[CalibrationText] = []
 
     def hear(_: Any, few: CalibrationText) -> Any:
@@ -238,14 +245,15 @@ def test_the_fold_is_of_alike_much_of_each_text(monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", hear)
-    monkeypatch.setattr("exporter.heal.distill.distilled.DEFAULT_TOKENS", 6 * 16)
+    monkeypatch.setattr("exporter.heal.distill.distilled.DEFAULT_TOKENS", most * 16)
+    monkeypatch.setattr("exporter.heal.distill.distilled._FEWEST_FOLDED", fewest * 16)
     asked = fitting(tiny_loaded("llama"))
     mixture = joined([text(36, seed=2), text(12, seed=3)])
     texts = replace(asked.texts, fitting=mixture)
     with pytest.raises(KeyboardInterrupt), distilled(replace(asked, texts=texts)):
         pass
     (few,) = heard
-    assert [each.ref.samples for each in few.apart] == [5, 2]
+    assert [each.ref.samples for each in few.apart] == samples
 
 
 def test_a_model_that_can_not_be_folded_is_trained_all_the_same(

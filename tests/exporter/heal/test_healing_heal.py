@@ -123,6 +123,12 @@ def test_healing_takes_back_what_dropping_cost(
     assert found.plan.predicted["kl"] == own.healed.kl
 
 
+def test_none_measures_in_no_other_domain(loaded: Any, texts: tuple[str, str]) -> None:
+    healing = healed(loaded, texts, kind="bias", check_text="none").report.healing
+    assert [text.role for text in healing.texts] == ["calibration"]
+    assert healing.warnings
+
+
 def test_linear_gains_more_than_bias(loaded: Any, texts: tuple[str, str]) -> None:
     """On the samples that nothing was fitted on; both kinds are judged on the same ones."""
     kl = {

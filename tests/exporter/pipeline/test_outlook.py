@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_the_stages_are_told_in_their_order() -> None:
     )
 
 
-def test_times_follow_the_model_and_what_is_asked_for() -> None:
+def test_times_follow_the_model_and_what_is_asked_for(tmp_path: Path) -> None:
     small, large, quick = expected(SMALL), expected(LARGE), expected(SMALL, "--quick")
     assert large["score"] == pytest.approx(10 * small["score"])
     assert large["choose"] == small["choose"] == SEARCH_S
@@ -66,6 +67,10 @@ def test_times_follow_the_model_and_what_is_asked_for() -> None:
     drops = ("--drop-attn", "2")
     assert expected(SMALL, "--time", "3m", *drops)["heal"] == 180.0
     assert expected(SMALL, *drops)["heal"] == 600.0
+    few = tmp_path / "few.yaml"
+    few.write_text("heal: distill\nheal_tokens: 10000\n", encoding="utf-8")
+    told = expected(SMALL, *drops, "--config", str(few))["heal"]
+    assert told == pytest.approx(8 * SMALL.run_s(10_000)) < 600.0, "it ends when its tokens do"
     both = small["time the sublayers"] + small["choose"] + small["heal"]
     assert both == 600.0, "without a number choosing and healing share the time"
     assert sum(quick.values()) < sum(small.values()) / 2
