@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   cut SmolLM2-135M in two ways, compare in fp32 and int8 (about ten minutes; QUICK=1 trains nothing)"
+	@echo "make demo   cut SmolLM2-135M in two ways, compare in fp32 and int8 (about seven minutes; QUICK=1 trains nothing)"
 	@echo "make docs   write the documentation to out/docs, to read and search without a network"
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"

@@ -28,7 +28,7 @@ echo "1. The recommended cut: chosen by measured damage, healed, exported, in fp
 recommended --no-measure "$@"
 
 echo "2. The paper's cut: the attentions with the lowest scores, not healed."
-depthcut plan "$out/importance.json" -o "$out/paper-plan.json" --drop-attn "${PAPER:-8}"
+depthcut plan "$out/importance.json" -o "$out/paper-plan.json" --drop-attn "${PAPER:-8}" > /dev/null
 depthcut prune "$out/baseline/model.onnx" -o "$out/paper/model.onnx" --plan "$out/paper-plan.json"
 depthcut quantize "$out/paper" -o "$out/paper-int8/model.onnx" --quantize int8
 
