@@ -83,7 +83,11 @@ def open_decoder(
     runner = open_runner(named or ONNX, folder.onnx, provider=provider, threads=number)
     if choose_threads is not None:
         choose_threads(runner, folder.longest_sequence)
-    return LoadingDecoder(runner, context=context)
+    if named is not None:
+        return LoadingDecoder(runner, context=context)
+    return OnnxRuntimeDecoder(
+        folder.onnx, provider=provider, threads=runner.threads, context=context
+    )
 
 
 def decoder_on(runner: Runner) -> Decoder:
