@@ -125,6 +125,10 @@ class Store:
             return None
         return entry.value
 
+    def is_stale(self, name: str) -> bool:
+        """Whether there is an entry of the name that :meth:`find` doesn't find: it is another."""
+        return name in self._entries and self.find(name) is None
+
     def keep(
         self,
         name: str,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from exporter.heal.distill.memory import needed_by
+from exporter.heal.distill.student import trained_numbers
 from exporter.heal.distill.workers import Workers
+from exporter.heal.memory import free_for_training, healing_memory
 from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
-from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
 
 USUAL_TIME_S = 600.0
@@ -77,7 +77,7 @@ def without_training(options: HealOptions) -> HealOptions:
 
 
 def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: float) -> str | None:
-    needed, available = needed_by(model, options), _free_bytes(model)
+    needed, available = _needed_bytes(model, options), free_for_training(model)
     if available is not None and needed > available:
         return (
             f"training needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} "
@@ -88,14 +88,10 @@ def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: floa
     return None
 
 
-def _free_bytes(model: Any) -> int | None:
-    """Memory for a training, beside the weights; on a GPU these come to it."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return available_bytes()
-    free = int(torch.cuda.mem_get_info()[0])
-    return free - int(model.num_parameters() * model.dtype.itemsize)
+def _needed_bytes(model: Any, options: HealOptions) -> int:
+    """Memory for a training, beside the weights, whatever is dropped."""
+    trained = trained_numbers(model, (), options.train, options.used_rank)
+    return healing_memory(model, options, trained).beside_weights
 
 
 def operations_per_second() -> float:

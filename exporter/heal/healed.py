@@ -23,6 +23,7 @@ from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
 from exporter.heal.automatic import in_turn
+from exporter.heal.distill.workers import is_alone
 from exporter.heal.domains import (
     Lost,
     Measured,
@@ -131,6 +132,8 @@ def heal(
         try:
             return _healed(each, parents)
         except (CalibrationError, HealingError, MissingDependencyError) as error:
+            if error.code == "out-of-memory" and not is_alone():
+                raise  # the other processes would wait for this one
             progress.say(f"heal: {error.message} Another way is taken instead.")
     return _healed(last, parents)
 

@@ -257,6 +257,11 @@ class HealOptions(Options):
         return self.kind in ("auto", "distill")
 
     @property
+    def begins_folded(self) -> bool:
+        """Whether a training begins with folded weights."""
+        return self.trains and self.train == "adapters" and self.replacements == "none"
+
+    @property
     def changes_weights(self) -> bool:
         """Whether the kept weights change."""
         return self.kind == "fold" or self.trains

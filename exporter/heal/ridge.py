@@ -139,9 +139,15 @@ class _Spectrum:
         With ``d = 1 / (eigenvalue + λ)`` the loss is a quadratic form in d, so that trying a ridge
         costs no product of matrices.
         """
+        import torch
+
         xx, xy = held_out.about(self._x_mean, self._y_mean)
-        linear = (self._xy * (self._vectors.T @ xy)).sum(1)
-        square = (self._vectors.T @ xx @ self._vectors) * (self._xy @ self._xy.T)
+        linear = torch.linalg.vecdot(self._xy, self._vectors.T @ xy)
+        half = self._vectors.T @ xx
+        del xx, xy
+        square = half @ self._vectors
+        del half
+        square *= self._xy @ self._xy.T
         constant = held_out.y_squares_about(self._y_mean)
         losses = []
         for ridge in ridges:

@@ -96,14 +96,22 @@ class Sums:
             x: The origin of x, ``[inputs]``.
             y: The origin of y, ``[outputs]``.
         """
-        n = self.tokens
-        xx = self.xx - self.x.outer(x) - x.outer(self.x) + n * x.outer(x)
-        xy = self.xy - self.x.outer(y) - x.outer(self.y) + n * x.outer(y)
-        return xx, xy
+        xx = _about(self.xx, (self.x, self.x), (x, x), self.tokens)
+        return xx, _about(self.xy, (self.x, self.y), (x, y), self.tokens)
 
     def y_squares_about(self, y: torch.Tensor) -> float:
         """Sum of the squared length of y, counted from another origin, ``[outputs]``."""
         return self.y_squares - 2 * float(self.y @ y) + self.tokens * float(y @ y)
+
+
+Two = tuple["torch.Tensor", "torch.Tensor"]
+
+
+def _about(products: torch.Tensor, sums: Two, origins: Two, tokens: float) -> torch.Tensor:
+    """A sum of products, each factor counted from another origin; one matrix is made, no more."""
+    found = products.addr(sums[0], origins[1], alpha=-1)
+    found.addr_(origins[0], sums[1], alpha=-1)
+    return found.addr_(origins[0], origins[1], alpha=tokens)
 
 
 def sums_bytes(inputs: int, outputs: int) -> int:

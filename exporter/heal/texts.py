@@ -10,6 +10,7 @@ import numpy as np
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, HealingError
+from exporter.heal.further import further, read_samples
 from exporter.heal.options import NO_TEXT, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
@@ -36,7 +37,6 @@ from exporter.models.texts.self_text import (
     chat_prefix,
 )
 from exporter.models.texts.sources import PYDOC, refuse_same_text
-from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
@@ -117,15 +117,15 @@ def healing_texts(
         for spec, (wanted, more) in zip(specs, few, strict=True)
     ]
     whole = [
-        _samples(loaded, spec, wanted + more, options, progress)
+        read_samples(loaded, spec, wanted + more, options, progress)
         for spec, (wanted, more) in zip(specs, asked, strict=True)
     ]
     refuse_same(whole, HealingError)
-    further = [
-        _further(loaded, spec, text, sum(each), options, chosen_on)
+    behind = [
+        further(loaded, spec, text, sum(each), options, chosen_on)
         for spec, text, each in zip(specs, whole, asked, strict=True)
     ]
-    parts = [_parted(text, *each) for (text, _), each in zip(further, asked, strict=True)]
+    parts = [_parted(text, *each) for (text, _), each in zip(behind, asked, strict=True)]
     samples, length = sum(more for _, more in few), options.sequence_length
     judges = options.trains or judged
     if judges and options.check_text is None and _other_spec(loaded, specs) == SELF:
@@ -154,7 +154,7 @@ def healing_texts(
         tuple(held for _, held in parts),
         other,
         min(more for _, more in few) // 2 if judged and predicts_tokens(loaded.model) else None,
-        tuple(fit.ref for fit, (_, again) in zip(fitting, further, strict=True) if again),
+        tuple(fit.ref for fit, (_, again) in zip(fitting, behind, strict=True) if again),
     )
 
 
@@ -162,43 +162,6 @@ def _with_fresh_seed(options: HealOptions, chosen_on: Sequence[CalibrationRef]) 
     """Another seed where the model has sampled the text that has chosen, so that it is another."""
     seeds = [seed_of(ref.source) for ref in chosen_on if spec_of(ref.source) in SAMPLED]
     return replace(options, seed=max(seeds) + 1) if options.seed in seeds else options
-
-
-def _further(
-    loaded: LoadedModel,
-    spec: str,
-    text: CalibrationText,
-    wanted: int,
-    options: HealOptions,
-    chosen_on: Sequence[CalibrationRef],
-) -> tuple[CalibrationText, bool]:
-    """As much of a text behind what has chosen; the text as it is, with True, if it is too short.
-
-    That is, if less is left than was read, and less than has chosen.
-    """
-    chosen = [ref for ref in chosen_on if ref.sha256 == text.ref.sha256]
-    if not chosen:
-        return text, False
-    more = math.ceil(max(ref.tokens for ref in chosen) / _inner_tokens(loaded, text)) + 1
-    whole = _samples(loaded, spec, wanted + more, options, QUIET)
-    before = max(_samples_of(loaded, whole, ref) for ref in chosen)
-    first, rest = whole.rows(slice(0, before)), whole.rows(slice(before, None))
-    rest = rest.first_tokens(text.ref.tokens)
-    if len(rest.input_ids) < 2 or rest.ref.tokens < min(text.ref.tokens, first.ref.tokens):
-        return text, True
-    return rest, False
-
-
-def _inner_tokens(loaded: LoadedModel, text: CalibrationText) -> int:
-    """Of a sample, without those that the tokenizer puts around a text."""
-    return int(text.input_ids.shape[1]) - sum(map(len, tokenizer_of(loaded).ends))
-
-
-def _samples_of(loaded: LoadedModel, text: CalibrationText, ref: CalibrationRef) -> int:
-    """How many of a text's first samples hold the tokens of a part that begins it as well."""
-    ends = text.input_ids.shape[1] - _inner_tokens(loaded, text)
-    tokens = np.cumsum(text.mask.sum(axis=1) - ends)
-    return 1 + int(np.searchsorted(tokens, ref.tokens - ref.samples * ends))
 
 
 def _default_texts(loaded: LoadedModel, options: HealOptions) -> tuple[str, ...]:
@@ -319,20 +282,6 @@ def _halved(
     if choosing is not None:
         first[2 * choosing :] = False
     return text.rows(first), text.rows(~first)
-
-
-def _samples(
-    loaded: LoadedModel, spec: str, samples: int, options: HealOptions, progress: Progress
-) -> CalibrationText:
-    return calibration_text(
-        loaded,
-        spec,
-        samples=samples,
-        sequence_length=options.sequence_length,
-        seed=options.seed,
-        passages=not predicts_tokens(loaded.model),
-        progress=progress,
-    )
 
 
 def _parted(

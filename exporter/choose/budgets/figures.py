@@ -18,7 +18,6 @@ from exporter.artifacts import (
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
-from exporter.choose.budgets.text import TextParts
 from exporter.choose.budgets.units import Parameters
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
@@ -180,7 +179,7 @@ def _foretold(costs: CostTable | None, choices: Mapping[SublayerRef, Replacement
 
 def healing_of(
     loaded: LoadedModel,
-    texts: TextParts,
+    texts: tuple[CalibrationText, CalibrationText],
     branch_replacements: Mapping[SublayerRef, BranchReplacement],
     heal: HealOptions,
     *,
@@ -191,7 +190,7 @@ def healing_of(
 
     Args:
         loaded: The model.
-        texts: What was searched and fitted on, and what is reported on.
+        texts: What was fitted on, and what is reported on.
         branch_replacements: What takes each branch's place.
         heal: What the planner could choose from, and the other domain.
         batch_size: Samples in one forward pass.
@@ -199,11 +198,11 @@ def healing_of(
     """
     if not any(each.bias is not None or each.maps for each in branch_replacements.values()):
         return None
-    fitted = texts.searched.ref
+    fitted, reported = texts[0].ref, texts[1]
     other = other_domain(
         loaded,
         [text.source for text in fitted.texts],
-        len(texts.reported.input_ids),
+        len(reported.input_ids),
         sequence_length=fitted.sequence_length,
         spec=heal.check_text,
         progress=progress,
@@ -211,7 +210,7 @@ def healing_of(
     healing = measured_healing(
         loaded,
         branch_replacements,
-        (texts.reported, other),
+        (reported, other),
         replace(heal, sequential=True, batch_size=batch_size),
         fitted.texts,
         progress=progress,

@@ -39,6 +39,7 @@ from exporter.compare.tasks.items import TaskItems
 from exporter.errors import BackendError, CostError, UsageError
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
+from exporter.heal.further import text_behind
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import predicts_tokens
@@ -207,7 +208,7 @@ class PlanInputs:
 
     @cached_property
     def texts(self) -> TextParts:
-        """What is searched and fitted on, checked on, and reported on.
+        """What is searched on, checked on, and reported on.
 
         Raises:
             CalibrationError: Too little is held out for what is asked.
@@ -240,12 +241,29 @@ class PlanInputs:
         return task_parts(self.loaded, search.task_files, self.task_files, search)
 
     @cached_property
+    def further_text(self) -> CalibrationText | None:
+        """As much again of the same texts, on which nothing was chosen; None of short ones."""
+        found = text_behind(self.loaded, self.text, self._cache_dir, self._progress)
+        if found is None:
+            self._progress.say(
+                f"plan: warning: {self.text.ref.source} is too short for four parts: what chooses "
+                "serves two ends"
+            )
+        return found
+
+    @property
+    def fitted_text(self) -> CalibrationText:
+        """What replacements are fitted on."""
+        searched = self.texts.searched  # refuses what is too short before more is read
+        return self.further_text or searched
+
+    @cached_property
     def fits(self) -> Mapping[SublayerRef, Fit]:
         """A replacement of each kind for what may go, fitted in one pass; none without healing."""
         heal = self.settings.weighed
         if heal is None:
             return {}
-        text, batch_size = self.texts.searched, self.settings.batch_size
+        text, batch_size = self.fitted_text, self.settings.batch_size
         rank, ridge = heal.rank, heal.ridge
         without = {} if heal.intercept else {"intercept": False}
         names = {

@@ -103,7 +103,7 @@ class Planner(HealedLimits):
         return plan
 
     def _iterative(self) -> Outcome:
-        """Scored on all of the text, so what is measured there is measured where it was chosen."""
+        """Scored on all of the text, and measured on further text where there is enough."""
         self._refuse_unreachable()
         options = scored_again(
             self.loaded,
@@ -118,11 +118,12 @@ class Planner(HealedLimits):
         )
         chosen_on = {"chosen_on": self.text.parts}
         plan = self._plan_of(PlanCandidate(tuple(options))).model_copy(update=chosen_on)
-        damage = self._searched_meter(self.text).measure_many(cut_of_options(options), [])[0]
-        measured_on = self._measured_on(self.text)
+        text = self.further_text or self.text
+        damage = self._searched_meter(text).measure_many(cut_of_options(options), [])[0]
+        measured_on = self._measured_on(text)
         told = {
             "predicted": damage_figures(damage),
-            "predicted_on": "searched",
+            "predicted_on": "searched" if self.further_text is None else "unseen",
             "judged_on": measured_on.parts,
             "judged_apart": judged_apart(damage, measured_on),
         }
@@ -204,7 +205,7 @@ class Planner(HealedLimits):
             return candidate.cut
         again = fit_sequential(
             self.loaded,
-            self.texts.searched,
+            self.fitted_text,
             choices,
             rank=heal.rank,
             ridge=heal.ridge,
@@ -236,7 +237,7 @@ class Planner(HealedLimits):
         if weighed is not None and not self.settings.heals_afterwards:
             healing = healing_of(
                 self.loaded,
-                self.texts,
+                (self.fitted_text, self.texts.reported),
                 branch_replacements,
                 weighed,
                 batch_size=self.settings.batch_size,

@@ -97,7 +97,7 @@ class Solving(PlanInputs):
         judged = [] if tasks is None else [task.part for task in tasks.judged]
         return {
             "chosen_on": steering or self._measured_on(texts.searched).parts,
-            "fitted_on": texts.searched.parts if fits else [],
+            "fitted_on": self.fitted_text.parts if fits else [],
             "stopped_on": texts.checked.parts if fits or self.budget.floors else [],
             "judged_on": [*texts.reported.parts, *judged],
         }

@@ -1,4 +1,4 @@
-"""Parts a calibration text: what is searched and fitted on, checked on, and reported on."""
+"""Parts a calibration text: what is searched on, checked on, and reported on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TextParts:
     """A text's samples by what they are for.
 
     Attributes:
-        searched: What is searched and fitted on.
+        searched: What is searched on.
         checked: What floors are held on, and refitted replacements.
         reported: What the finished plan's figures are measured on. Of a text of fewer than four
             samples it is the same as ``checked``, of a single one the same as both.
@@ -52,7 +52,7 @@ class TextParts:
 
 
 def parted(text: CalibrationText, held_out: float) -> TextParts:
-    """The first samples to search and fit on; of the last ones, in turn, to check and to report on.
+    """The first samples to search on; of the last ones, in turn, to check and to report on.
 
     Args:
         text: The samples.

@@ -11,13 +11,23 @@ import torch
 
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError, ScoringError
-from exporter.heal.distill.memory import telling_memory, told_memory
-from exporter.heal.distill.student import Student
+from exporter.heal.distill.schedule import Schedule
+from exporter.heal.distill.student import Student, trained_numbers
 from exporter.heal.distill.training import Trainer
 from exporter.heal.distill.workers import Workers
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.fold.folded import folded_values
+from exporter.heal.memory import (
+    HealingMemory,
+    free_for_training,
+    healing_memory,
+    sizes_told,
+    telling_memory,
+    that_fits,
+    training_device,
+)
+from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.changed_weights import OwnValue
@@ -48,9 +58,9 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     """
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves
+    _tell_memory(fitting)
     cut, fits = _replaced(fitting)
-    folds = options.train == "adapters" and options.replacements == "none"
-    begun = _folded(fitting) if folds else []
+    begun = _folded(fitting) if options.begins_folded else []
     model: Any = loaded.model
     own = model.device
     with contextlib.ExitStack() as stack:
@@ -63,13 +73,12 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
             torch.manual_seed(options.seed)
             student = Student(model, cut, options.train, options.used_rank, begun)
         stack.callback(student.close)
-        fitting.progress.say(told_memory(student, options))
         made_from = _made_from(fitting, stopping.ids_sha256)
         store = None if fitting.work is None else Store(fitting.work / "distill.jsonl", made_from)
-        trainer = Trainer(
+        # Nothing holds the trainer: what it keeps is gone before the healed cut is measured.
+        training = Trainer(
             student, fitting.texts.fitting, stopping, options, store, fitting.progress
-        )
-        training = trainer.run()
+        ).run()
         yield Made(
             judging,
             student.branch_replacements(),
@@ -115,12 +124,36 @@ def _fold(fitting: Fitting) -> list[OwnValue]:
         return []
 
 
-def training_device(model: Any) -> torch.device:
-    """Where a model is trained: on this process's GPU where there is one, else where it is."""
-    if model.device.type != "cpu" or not torch.cuda.is_available():
-        found: torch.device = model.device
-        return found
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+def _tell_memory(fitting: Fitting) -> None:
+    """Says how much memory is needed, and what would fit where that is more than is free."""
+    options, model = fitting.options, fitting.loaded.model
+    memory = _memory(fitting, options)
+    trained = trained_numbers(model, fitting.names, options.train, options.used_rank)
+    fitting.progress.say(
+        f"heal: {trained / 1e6:.1f} million numbers are trained ({options.train}), which takes "
+        f"{memory.told()}"
+    )
+    free = free_for_training(model)
+    if free is None or memory.beside_weights <= free:
+        return
+    fits = that_fits(options, lambda other: _memory(fitting, other).beside_weights, free)
+    fitting.progress.say(
+        f"heal: warning: {free / 1e9:.1f} GB are free beside the weights; "
+        + ("nothing smaller would fit" if fits is None else f"{sizes_told(fits)} would fit")
+    )
+
+
+def _memory(fitting: Fitting, options: HealOptions) -> HealingMemory:
+    text, model = fitting.texts.fitting, fitting.loaded.model
+    again = Schedule(text, options, Workers().count).reads_steps_again
+    return healing_memory(
+        model,
+        options,
+        trained_numbers(model, fitting.names, options.train, options.used_rank),
+        fitting.names,
+        held_out=fitting.texts.halves[0].ref.tokens,
+        read_again=text.ref.tokens if again else 0,
+    )
 
 
 _FREE = ("check_text", "time_s")

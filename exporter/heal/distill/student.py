@@ -7,7 +7,7 @@ on its products, or values of its own for all weights; both are switched on and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -276,7 +276,7 @@ def _detached(replacement: BranchReplacement) -> BranchReplacement:
     return BranchReplacement(bias, tuple(each.detach() for each in replacement.maps))
 
 
-def _dropped_modules(layers: list[LayerModules], cut: BranchReplacements) -> set[int]:
+def _dropped_modules(layers: list[LayerModules], cut: Collection[SublayerRef]) -> set[int]:
     """The ids of the modules that don't run in the cut model."""
     return {
         id(module)
@@ -291,12 +291,7 @@ def _with_adapters(
 ) -> dict[str, Any]:
     """Puts adapters beside the products of the kept branches; by the products' names."""
     peft = adapter_library()
-    inside = {id(module) for each in layers for module in each.layer.modules()}
-    names = [
-        name
-        for name, module in model.named_modules()
-        if id(module) in inside - dropped and is_product(module)
-    ]
+    names = _kept_products(model, layers, dropped)
     if not names:
         return {}
     transposed = any(is_transposed(model.get_submodule(name)) for name in names)
@@ -305,6 +300,27 @@ def _with_adapters(
     )
     peft.inject_adapter_in_model(wanted, model)
     return _kept_adapters(model, set(names))
+
+
+def _kept_products(model: Any, layers: list[LayerModules], dropped: set[int]) -> list[str]:
+    """The names of the kept branches' products."""
+    inside = {id(module) for each in layers for module in each.layer.modules()} - dropped
+    modules = model.named_modules()
+    return [name for name, module in modules if id(module) in inside and is_product(module)]
+
+
+def trained_numbers(
+    model: Any, cut: Collection[SublayerRef], train: Train, rank: int | None
+) -> int:
+    """How many numbers a student of a model would train; see :class:`Student`."""
+    layers = layer_modules(model)
+    dropped, found = _dropped_modules(layers, cut), 0
+    if train == "all" or model.dtype.itemsize > 2:
+        found = sum(each.numel() for _, each in _own_parameters(model, dropped, train))
+    if train == "adapters" and rank is not None:
+        names = _kept_products(model, layers, dropped)
+        found += sum(rank * sum(model.get_parameter(f"{n}.weight").shape) for n in names)
+    return found
 
 
 def _kept_adapters(model: Any, wanted: set[str]) -> dict[str, Any]:

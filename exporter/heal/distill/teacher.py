@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from exporter.heal.distill.loss import answer_loss, embedding_loss, state_loss
-from exporter.heal.distill.memory import KEPT_BYTES
+from exporter.heal.memory import KEPT_BYTES
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.sentence_folder import pooling_of_model

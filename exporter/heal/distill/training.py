@@ -16,11 +16,11 @@ from exporter.artifacts import StoppedBy, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
 from exporter.heal.distill.kept_arrays import moments_of, named, tensor_like
-from exporter.heal.distill.memory import telling_memory
 from exporter.heal.distill.schedule import Schedule
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.teacher import Lesson, Teacher
 from exporter.heal.distill.workers import Workers
+from exporter.heal.memory import telling_memory
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.bfloat16 import bfloat16_where_fast
@@ -128,7 +128,7 @@ class Trainer:
             self._tensors.values(), betas=(0.9, 0.95), weight_decay=0.0
         )
         self._rate = 0.0
-        self._state, self._done = _State(), 0.0
+        self._state, self._done, self._check_s = _State(), 0.0, 0.0
         self._saved_at, self._saves = time.monotonic(), 0
 
     def run(self) -> Training:
@@ -207,7 +207,9 @@ class Trainer:
         found: float = self._state.steps / self._total_steps
         if self._options.time_s is not None:
             more = 0.0 if began is None else time.monotonic() - began
-            found = max(found, (self._state.seconds + more) / self._options.time_s)
+            # The last check is within the time, too.
+            steps_s = max(self._options.time_s - self._check_s, self._options.time_s / 2)
+            found = max(found, (self._state.seconds + more) / steps_s)
         return min(1.0, found)
 
     def _is_check_due(self, done: float) -> bool:
@@ -244,7 +246,9 @@ class Trainer:
 
     def _check(self, loss: float, began: float | None = None) -> None:
         """Looks at held-out text, and keeps the state if it is the best so far."""
+        started = time.monotonic()
         held_out = self._workers.from_first(self._held_out_loss())
+        self._check_s = time.monotonic() - started
         state = self._state
         seconds = state.seconds + (0.0 if began is None else time.monotonic() - began)
         tokens = state.steps * self._step_tokens
@@ -348,11 +352,14 @@ class Trainer:
         self._saves += 1
 
     def _resume(self) -> None:
-        kept = {} if self._store is None else {
-            number: self._store.find_arrays(f"state-{number}") for number in range(2)
+        store = self._store
+        kept = {} if store is None else {
+            number: store.find_arrays(f"state-{number}") for number in range(2)
         }  # fmt: skip
         found = self._workers.from_first({name: each for name, each in kept.items() if each})
         if not found:
+            if store is not None and any(store.is_stale(f"state-{n}") for n in range(2)):
+                self._progress.say("heal: an interrupted run had other settings: begun again")
             return
         with contextlib.suppress(KeyError, TypeError, ValueError):  # anybody may have written it
             newest = max(found, key=lambda number: found[number][0]["steps"])

@@ -25,6 +25,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def is_alone() -> bool:
+    """Whether this is the only process of a training."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 class Workers:
     """All processes of a training. Alone, nothing is exchanged."""
 

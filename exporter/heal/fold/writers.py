@@ -71,7 +71,7 @@ def writers_of(
     products = products_of(model, parts)
     if len(products) < len(parts):
         return []
-    writers = [*_embeddings(model)]
+    writers = [*embeddings_of(model)]
     embedding = getattr(model.get_input_embeddings(), "weight", None)
     if not any(writer.parameter is embedding for writer in writers):
         return []
@@ -81,7 +81,7 @@ def writers_of(
     return writers if _double(model, layers[last], cut, writers) else []
 
 
-def _embeddings(model: Any) -> Iterator[Writer]:
+def embeddings_of(model: Any) -> Iterator[Writer]:
     """Those whose weight nothing else reads."""
     import torch
 

@@ -38,9 +38,12 @@ def test_under_another_key_it_is_stale_until_its_name_is_kept_again(path: Path) 
     Store(path, ABOUT).keep("a", 1)
     other = Store(path, {**ABOUT, "model": "n"})
     assert other.find("a") is None
+    assert (other.is_stale("a"), other.is_stale("b")) == (True, False)
     assert other.count == 0
     assert Store(path, ABOUT).find("a", key="narrower") is None
+    assert not Store(path, ABOUT).is_stale("a")
     other.keep("a", 2)
+    assert not other.is_stale("a")
     assert Store(path, ABOUT).find("a") is None
     assert len(path.read_text().splitlines()) == 1
 

@@ -257,12 +257,13 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
     assert steered == _rows(made.texts.searched) | _rows(made.texts.checked)
     assert reported
     assert not steered & reported
+    assert not _rows(made.fitted_text) & (steered | reported)
     assert found.plan.predicted_on == "unseen"
     texts = made.texts
     told = {role: [ref.ids_sha256 for ref in refs] for role, refs in found.plan.roles.items()}
     assert told == {
         "chosen": [texts.searched.ids_sha256],
-        "fitted": [texts.searched.ids_sha256],
+        "fitted": [made.fitted_text.ids_sha256],
         "stopped": [texts.checked.ids_sha256],
         "judged": [texts.reported.ids_sha256],
     }
@@ -277,7 +278,7 @@ def test_a_plan_without_fits_and_floors_was_stopped_by_nothing(planner: Any) -> 
 def _words(folder: Path) -> str:
     """A text for the model with :func:`_reading`'s tokenizer."""
     path = folder / "words.txt"
-    path.write_text(" ".join(f"w{n % 60}" for n in range(800)))
+    path.write_text(" ".join(f"w{n % 60}" for n in range(1700)))
     return str(path)
 
 
@@ -320,9 +321,25 @@ def test_a_search_takes_as_much_of_each_text_that_is_named(
     assert [ref.samples for ref in made.text.parts] == [report.calibration.samples] * 2
     roles = found.plan.roles
     assert all(len(refs) == 2 for refs in roles.values())
-    assert len({ref.ids_sha256 for refs in roles.values() for ref in refs}) == 6
+    assert len({ref.ids_sha256 for refs in roles.values() for ref in refs}) == 8
     assert found.healing is not None
     assert len(found.healing.healing.calibration) == 2
+
+
+def test_of_a_short_text_the_samples_that_are_searched_on_are_fitted_on_and_that_is_said(
+    planner: Any, said: list[str], tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text(" ".join(f"w{n % 60}" for n in range(300)))
+    counts = []
+    for text in (_words(tmp_path), str(short)):
+        said.clear()
+        made = _reading(planner(Budget(attention=1), heal="bias", calibration=(text,)))
+        roles = made.plan().plan.roles
+        chosen, fitted = ({ref.ids_sha256 for ref in roles[r]} for r in ("chosen", "fitted"))
+        assert (chosen == fitted) == (text == str(short))
+        counts.append(sum("four parts" in line for line in said))
+    assert counts == [0, 1]
 
 
 @pytest.mark.parametrize(

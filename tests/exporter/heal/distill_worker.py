@@ -54,7 +54,7 @@ def _trained() -> dict[str, Any]:
 
 def _see_other_things() -> None:
     from exporter.errors import HealingError
-    from exporter.heal import automatic
+    from exporter.heal import memory
     from exporter.heal.distill import distilled
     from exporter.heal.distill.training import Trainer
 
@@ -65,7 +65,7 @@ def _see_other_things() -> None:
     Trainer._held_out_loss = lambda trainer: held_out(trainer) * 10 ** len(trainer._state.checks)
     Trainer._fraction = lambda trainer, began=None: 1.0
     distilled.folded_values = refused
-    automatic.available_bytes = lambda: 1
+    memory.available_bytes = lambda: 1
 
 
 if __name__ == "__main__":

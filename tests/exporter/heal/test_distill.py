@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from exporter.errors import HealingError, PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.mixtures import joined
+from exporter.progress import QUIET, Quiet
 from graph_passes.types import SublayerRef
 from tests.raising import raises
 
@@ -68,8 +70,6 @@ def fitting(loaded: Any, work: Path | None = None, **options: Any) -> Fitting:
     asked = HealOptions(**usual | rate | options)
     first = text()
     texts = HealingTexts(first, (first.ref,), (text(8, seed=1),), None)
-    from exporter.progress import QUIET
-
     return Fitting(loaded, texts, DROPPED, asked, work, QUIET)
 
 
@@ -189,19 +189,33 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
             assert torch.equal(one, other)
 
 
-def test_a_state_of_other_settings_is_not_gone_on_from(
+class Heard(Quiet):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_a_state_of_other_settings_is_not_gone_on_from_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("exporter.heal.distill.training._SAVE_EVERY_S", 0.0)
     loaded = tiny_loaded("llama")
-    with distilled(fitting(loaded, tmp_path)):
-        pass
     counted: list[int] = []
     step = Trainer._step
     monkeypatch.setattr(Trainer, "_step", lambda trainer: (counted.append(1), step(trainer))[1])
-    with distilled(fitting(loaded, tmp_path, rank=2)):
-        pass
-    assert len(counted) == 12
+    said = []
+    for folder, rank in (("one", None), ("one", 2), ("other", 2)):
+        heard = Heard()
+        counted.clear()
+        asked = fitting(loaded, tmp_path / folder, rank=rank)
+        with distilled(replace(asked, progress=heard)):
+            assert len(counted) == 12
+        said.append(len(heard.lines))
+    assert said[1] == said[2] + 1
 
 
 def test_a_training_that_gains_nothing_is_refused_and_leaves_the_model() -> None:
@@ -383,6 +397,30 @@ def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert made.training.tokens < 10**6
 
 
+def test_the_last_check_is_within_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    step, held_out = Trainer._step, Trainer._held_out_loss
+
+    def taking(seconds: float, real: Any) -> Any:
+        def run(trainer: Trainer) -> Any:
+            now[0] += seconds
+            return real(trainer)
+
+        return run
+
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("exporter.heal.distill.training._PATIENCE", 100)
+    monkeypatch.setattr("exporter.heal.distill.training.time", clock)
+    monkeypatch.setattr(Trainer, "_step", taking(1.0, step))
+    monkeypatch.setattr(Trainer, "_held_out_loss", taking(4.0, held_out))
+    asked = fitting(tiny_loaded("llama"), tokens=10**6, time_s=60.0, learning_rate=1e-3)
+    with distilled(asked) as made:
+        assert made.training is not None
+        assert made.training.stopped_by == "time"
+        assert made.training.checks[-1].tokens == made.training.tokens
+        assert 59.0 <= made.training.seconds <= 61.0
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")]
 )
@@ -491,7 +529,7 @@ def test_two_processes_train_one_student_together_and_the_first_decides(tmp_path
 def test_what_a_machine_can_not_afford_is_not_trained(
     monkeypatch: pytest.MonkeyPatch, free_bytes: int, rate: float, kind: str
 ) -> None:
-    monkeypatch.setattr("exporter.heal.automatic.available_bytes", lambda: free_bytes)
+    monkeypatch.setattr("exporter.heal.memory.available_bytes", lambda: free_bytes)
     monkeypatch.setattr("exporter.heal.automatic._RATES", {"cpu": rate, "cuda": rate})
     asked = HealOptions(kind="auto", tokens=1000)
     found = settled(asked, tiny_loaded("llama"))

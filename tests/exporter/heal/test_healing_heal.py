@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -287,7 +288,11 @@ def test_a_text_that_is_too_short_for_four_parts_is_told_of(
 
 @pytest.mark.parametrize(
     ("cause", "error", "code"),
-    [("quantized", HealingError, "quantized-student"), ("old", MissingDependencyError, "too-old")],
+    [
+        ("quantized", HealingError, "quantized-student"),
+        ("old", MissingDependencyError, "too-old"),
+        ("missing", MissingDependencyError, ""),
+    ],
 )
 def test_what_can_not_be_trained_costs_no_text(
     cause: str, error: Any, code: str, loaded: Any, texts: tuple[str, str],
@@ -298,6 +303,8 @@ def test_what_can_not_be_trained_costs_no_text(
     monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_, **__: pytest.fail("read"))
     if cause == "quantized":
         monkeypatch.setattr(loaded.model, "is_quantized", True, raising=False)
+    elif cause == "missing":
+        monkeypatch.setitem(sys.modules, "peft", None)
     else:
         monkeypatch.setattr(peft, "__version__", "0.9.1")
     with raises(error, code):
@@ -739,6 +746,22 @@ def test_a_training_that_fails_is_replaced_only_where_nobody_asked_for_it(
     else:
         with raises(HealingError, "distillation-gained-nothing"):
             healed(loaded, texts, kind=kind)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_memory_that_is_short_in_one_of_several_processes_ends_it(
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    def short(_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("exporter.heal.distill.training.Trainer._begin", short)
+    monkeypatch.setattr("exporter.heal.healed.is_alone", lambda: alone)
+    if alone:
+        assert healed(loaded, texts, kind="auto").report.healing.training is None
+    else:
+        with raises(HealingError, "out-of-memory"):
+            healed(loaded, texts, kind="auto")
 
 
 @pytest.mark.parametrize(

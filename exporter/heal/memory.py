@@ -1,0 +1,268 @@
+"""How much memory healing takes, told before it begins."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import HealingError, is_out_of_memory
+from exporter.heal.fold.places import products_of
+from exporter.heal.fold.writers import embeddings_of
+from exporter.heal.texts import MOST_HELD_OUT
+from exporter.models.ablation.meter import KEPT_BYTES as CHECKED_BYTES
+from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.anatomy.architectures import layer_modules, sublayers_of
+from exporter.models.bfloat16 import has_fast_bfloat16
+from exporter.models.texts.calibration import DEFAULT_TOKENS
+from exporter.processes import available_bytes
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.heal.options import HealOptions
+
+KEPT_BYTES = 2 << 30
+"""At most so much of the whole model's answers is kept for a text that is read again."""
+_STATE_BYTES = 20
+"""For each trained number: its value, gradient, two moments and best value so far, in float32."""
+_ACTIVATIONS = 40
+"""Numbers that a layer keeps for each token of a step, in widths of the residual stream."""
+_STEP_ANSWERS = 4
+"""Both models' answers to a step, and the gradients of the student's."""
+_CHECKED_ANSWERS = 3
+"""Of a batch whose damage is measured: both models' answers, and what is compared of them."""
+_SQUARES, _MAPS = 6, 5
+"""Matrices of inputs by inputs, and by outputs, in float64, that a ridge is chosen with."""
+_STREAMS = 3
+_SMALLEST_STEP = 64
+
+
+@dataclass(frozen=True)
+class HealingMemory:
+    """About how much memory a healing takes, in bytes.
+
+    Attributes:
+        weights: The model's.
+        folded: The new values of weights that folding changes; they stay.
+        folding: What folding takes besides: sums over tokens, and the text's hidden states.
+        training: Trained numbers with all that belongs to them, the activations of a step, and
+            the whole model's answers.
+        measuring: To hold the healed cut against the whole model.
+    """
+
+    weights: int
+    folded: int
+    folding: int
+    training: int
+    measuring: int
+
+    @property
+    def beside_weights(self) -> int:
+        """At the most: it folds, trains and measures one after the other."""
+        return self.folded + max(self.folding, self.training, self.measuring)
+
+    @property
+    def total(self) -> int:
+        """With the model's weights."""
+        return self.weights + self.beside_weights
+
+    def told(self) -> str:
+        """In words."""
+        later = {"fold": self.folding, "train": self.training, "measure": self.measuring}
+        parts = [f"{_gb(size)} to {what}" for what, size in later.items() if size]
+        return (
+            f"about {_gb(self.total)} GB of memory: {_gb(self.weights)} for the weights, "
+            f"{_gb(self.folded)} for those that folding changes, and at different times "
+            f"{', '.join(parts)}"
+        )
+
+
+def healing_memory(
+    model: Any,
+    options: HealOptions,
+    trained: int,
+    cut: Collection[SublayerRef] = (),
+    *,
+    held_out: int | None = None,
+    read_again: int = 0,
+) -> HealingMemory:
+    """About how much memory the training or the fold of a model takes.
+
+    Args:
+        model: A transformers model.
+        options: How it is healed.
+        trained: How many numbers are trained; 0 for a fold.
+        cut: The branches that are dropped; empty where they aren't known yet.
+        held_out: Tokens that a training is stopped by; None: as many as may be of one text.
+        read_again: Tokens that a training reads several times.
+    """
+    most = options.sequence_length * MOST_HELD_OUT // 2
+    held_out = most if held_out is None else held_out
+    folds = options.kind == "fold" or options.begins_folded
+    folded, folding = _folding(model, options, cut) if folds else (0, 0)
+    return HealingMemory(
+        weights=model.num_parameters() * model.dtype.itemsize,
+        folded=folded,
+        folding=folding,
+        training=_training(model, options, trained, held_out, read_again) if trained else 0,
+        measuring=_measuring(model, options, held_out),
+    )
+
+
+def _training(
+    model: Any, options: HealOptions, trained: int, held_out: int, read_again: int
+) -> int:
+    config = model.config.get_text_config()
+    layers, width = config.num_hidden_layers, config.hidden_size
+    size = 2 if has_fast_bfloat16(training_device(model)) else model.dtype.itemsize
+    answer = size * (config.vocab_size if predicts_tokens(model) else width * (layers + 1))
+    step = max(options.step_tokens, options.sequence_length)
+    kept = sum(min(KEPT_BYTES, tokens * answer) for tokens in (held_out, read_again))
+    states = trained * _STATE_BYTES
+    found: int = (
+        states + step * (layers * width * _ACTIVATIONS * size + _STEP_ANSWERS * answer) + kept
+    )
+    return found
+
+
+def _measuring(model: Any, options: HealOptions, held_out: int) -> int:
+    """Of a fold also the answers that it is held against before that."""
+    if not predicts_tokens(model):
+        return 0
+    answer = int(model.config.get_text_config().vocab_size * model.dtype.itemsize)
+    batch = options.batch_size * options.sequence_length * answer
+    kept = min(CHECKED_BYTES, held_out * answer) if options.kind == "fold" else 0
+    return _CHECKED_ANSWERS * batch + kept
+
+
+def _folding(model: Any, options: HealOptions, cut: Collection[SublayerRef]) -> tuple[int, int]:
+    """What stays of a fold, and what it takes besides, at the most."""
+    layers = layer_modules(model)
+    parts = [part for part in sublayers_of(layers) if part.ref not in cut]
+    products: list[Any] = [product for _, product in products_of(model, parts).values()]
+    if not products or layers[0].form == "post_norm":
+        return 0, 0
+    width, size = model.config.get_text_config().hidden_size, model.dtype.itemsize
+    numbers = sorted(map(_own_numbers, products), reverse=True)
+    embeddings = [writer.parameter for writer in embeddings_of(model)]
+    read = model.get_input_embeddings().weight
+    has_factors = len(products) == len(parts) and any(each is read for each in embeddings)
+    places = len(cut) or len(products)
+    changed = sum(numbers[:places])
+    if has_factors:
+        changed = sum(numbers) + sum(each.numel() for each in embeddings)
+    inputs, outputs = numbers[0] // width, width * (3 if has_factors else 1)
+    tokens = options.batch_size * options.sequence_length
+    fitting = 8 * inputs * (_SQUARES * inputs + _MAPS * outputs)
+    working = fitting + 2 * tokens * (inputs + outputs) * 8
+    maps = 4 * sum(numbers[:places])
+    return changed * size, working + maps + _STREAMS * DEFAULT_TOKENS * width * size
+
+
+def _own_numbers(module: Any) -> int:
+    return sum(each.numel() for each in module.parameters(recurse=False))
+
+
+def free_for_training(model: Any) -> int | None:
+    """What is free beside the weights where a model is trained; None where that isn't known."""
+    device = training_device(model)
+    free = _free_bytes(device)
+    if free is None or device == model.device:
+        return free
+    return free - int(model.num_parameters() * model.dtype.itemsize)
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
+
+
+def refuse_short_memory(model: Any, memory: HealingMemory) -> None:
+    """Refuses to fold where that takes more memory than is free.
+
+    Raises:
+        HealingError: It does.
+    """
+    needed, free = memory.folded + memory.folding, _free_bytes(model.device)
+    if free is not None and needed > free:
+        raise HealingError(
+            f"Folding takes about {_gb(needed)} GB of memory beside the weights, but "
+            f"{_gb(free)} are free.",
+            "Give a smaller batch_size or --sequence-length, or heal with --heal bias.",
+            code="out-of-memory",
+        )
+
+
+def that_fits(
+    options: HealOptions, needed: Callable[[HealOptions], int], free: int
+) -> HealOptions | None:
+    """The options with a smaller step, length, batch and rank, so that no more is needed than free.
+
+    Args:
+        options: How it is trained.
+        needed: How much memory that takes.
+        free: How much there is.
+
+    Returns:
+        None where the smallest are too large.
+    """
+    while needed(options) > free:
+        if options.step_tokens <= _SMALLEST_STEP:
+            return None
+        options = _halved(options)
+    return options
+
+
+def _halved(options: HealOptions) -> HealOptions:
+    rank = options.used_rank
+    return replace(
+        options,
+        step_tokens=max(1, options.step_tokens // 2),
+        sequence_length=max(2, options.sequence_length // 2),
+        batch_size=max(1, options.batch_size // 2),
+        rank=None if rank is None else max(1, rank // 2),
+    )
+
+
+def sizes_told(options: HealOptions) -> str:
+    """What memory hangs on, as a user gives it."""
+    rank = "" if options.used_rank is None else f", --rank {options.used_rank}"
+    return (
+        f"step_tokens {options.step_tokens}, --sequence-length {options.sequence_length}, "
+        f"batch_size {options.batch_size} (of checks){rank}"
+    )
+
+
+@contextlib.contextmanager
+def telling_memory(options: HealOptions) -> Iterator[None]:
+    """Says what needs less where memory is short."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise HealingError(
+            f"Memory ran out while the cut was trained ({options.train}, {sizes_told(options)}).",
+            f"Try {sizes_told(_halved(options))}"
+            + (", or train: adapters." if options.train == "all" else "."),
+            code="out-of-memory",
+        ) from error
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f}"
+
+
+def training_device(model: Any) -> torch.device:
+    """Where a model is trained: on this process's GPU where there is one, else where it is."""
+    import torch
+
+    if model.device.type != "cpu" or not torch.cuda.is_available():
+        found: torch.device = model.device
+        return found
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
