@@ -149,7 +149,7 @@ def _folding(model: Any, options: HealOptions, cut: Collection[SublayerRef]) -> 
     width, size = model.config.get_text_config().hidden_size, model.dtype.itemsize
     numbers = sorted(map(_own_numbers, products), reverse=True)
     embeddings = [writer.parameter for writer in embeddings_of(model)]
-    read = model.get_input_embeddings().weight
+    read = getattr(model.get_input_embeddings(), "weight", None)
     has_factors = len(products) == len(parts) and any(each is read for each in embeddings)
     places = len(cut) or len(products)
     changed = sum(numbers[:places])
