@@ -16,6 +16,7 @@ from exporter.artifacts import StoppedBy, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
 from exporter.heal.distill.kept_arrays import moments_of, named, tensor_like
+from exporter.heal.distill.rate import rate_share, usual_rate
 from exporter.heal.distill.schedule import Schedule
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.teacher import Lesson, Teacher
@@ -28,17 +29,6 @@ from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 
-LEARNING_RATES = {"adapters": 1e-3, "all": 2e-4}
-_TIMES_OF_EMBEDDINGS = 2
-"""So many times as high for encoders: all-MiniLM-L6-v2 learned faster so."""
-_LOSS_OF_FULL_RATE = 0.2
-"""A cut that begins nearer to the whole model's answers, in nats, is trained at a lower rate.
-
-Their divergence grows with the square of the weights' distance, and the rate is how far a step of
-Adam goes. SmolLM2-135M without one attention of 30 began at 0.025: 1e-3 led away from there.
-"""
-_WARM_UP = 0.05
-"""Share of the training in which the learning rate rises."""
 _MOST_CHECKS, _FEWEST_CHECKS = 10, 3
 _TOKENS_PER_CHECKED = 4
 """Held-out text is looked at so often that it is a quarter of what is trained on, within limits."""
@@ -160,13 +150,6 @@ class Trainer:
         self._take_best()
         return self._told(stopped)
 
-    def _usual_rate(self) -> float:
-        rate = LEARNING_RATES[self._options.train]
-        if not self._teacher.predicts_tokens:
-            return _TIMES_OF_EMBEDDINGS * rate
-        begins = min(each.held_out_loss for each in self._state.checks if not each.tokens)
-        return rate * min(1.0, math.sqrt(begins / _LOSS_OF_FULL_RATE))
-
     def _begin(self) -> None:
         """Checks the bare cut and what was fitted, and drops a fold that gains nothing."""
         checks = self._state.checks
@@ -177,7 +160,9 @@ class Trainer:
                 self._check(0.0)
         if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
             self._student.unfold()
-        self._rate = self._options.learning_rate or self._usual_rate()
+        begins = min(each.held_out_loss for each in checks if not each.tokens)
+        near = begins if self._teacher.predicts_tokens else None
+        self._rate = self._options.learning_rate or usual_rate(self._options.train, near)
 
     def _go_on(self) -> StoppedBy | None:
         """One step, with a check where one is due; why the training ends, if it does."""
@@ -219,7 +204,7 @@ class Trainer:
     def _step(self) -> float:
         """One step of the optimizer; the loss before it."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * _rate_share(self._done)
+            group["lr"] = self._rate * rate_share(self._done)
         IDLE_THREADS.fit()
         lesson = self._lesson(self._state.steps)
         answers = self._teacher.answers(lesson)
@@ -400,10 +385,3 @@ def _states_weight(student: Student, options: HealOptions) -> float:
     """Of the hidden states' error; an embedding alone is too little to learn from."""
     usual = 0.0 if predicts_tokens(student.model) else 1.0
     return options.states_weight or usual
-
-
-def _rate_share(done: float) -> float:
-    """The learning rate's share: a short rise, then half a cosine down to nothing."""
-    if done < _WARM_UP:
-        return (done + 0.005) / (_WARM_UP + 0.005)
-    return 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
