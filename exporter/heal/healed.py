@@ -33,6 +33,7 @@ from exporter.heal.domains import (
 )
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
+from exporter.heal.memory import HealingMemory, healing_memory
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import (
     FOLDER_PLAN,
@@ -189,6 +190,7 @@ def _made(fitting: Fitting) -> Iterator[Made]:
     elif kind == "fold":
         from exporter.heal.fold.folded import folded
 
+        fitting.progress.say(f"heal: folding takes {_fold_memory(fitting).told()}")
         with folded(fitting) as made:
             yield made
     elif kind == "best":
@@ -196,6 +198,13 @@ def _made(fitting: Fitting) -> Iterator[Made]:
         yield Made(held_out, *fitting.best(chooser), deciding=chooser)
     else:
         yield Made(fitting.texts.held_out, *fitting.alike(kind))
+
+
+def _fold_memory(fitting: Fitting) -> HealingMemory:
+    deciding, _ = fitting.texts.halves
+    return healing_memory(
+        fitting.loaded.model, fitting.options, 0, fitting.names, held_out=deciding.ref.tokens
+    )
 
 
 def _figures_from(options: HealOptions, texts: HealingTexts, plan: PruningPlan) -> FiguresFrom:

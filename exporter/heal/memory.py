@@ -9,15 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import HealingError, is_out_of_memory
-from exporter.heal.fold.places import products_of
-from exporter.heal.fold.writers import embeddings_of
+from exporter.heal.fold.memory import folding_bytes, free_bytes, gigabytes
 from exporter.heal.texts import MOST_HELD_OUT
 from exporter.models.ablation.meter import KEPT_BYTES as CHECKED_BYTES
 from exporter.models.ablation.meter import predicts_tokens
-from exporter.models.anatomy.architectures import layer_modules, sublayers_of
 from exporter.models.bfloat16 import has_fast_bfloat16
-from exporter.models.texts.calibration import DEFAULT_TOKENS
-from exporter.processes import available_bytes
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
@@ -35,9 +31,6 @@ _STEP_ANSWERS = 4
 """Both models' answers to a step, and the gradients of the student's."""
 _CHECKED_ANSWERS = 3
 """Of a batch whose damage is measured: both models' answers, and what is compared of them."""
-_SQUARES, _MAPS = 6, 5
-"""Matrices of inputs by inputs, and by outputs, in float64, that a ridge is chosen with."""
-_STREAMS = 3
 _SMALLEST_STEP = 64
 
 
@@ -73,11 +66,11 @@ class HealingMemory:
     def told(self) -> str:
         """In words."""
         later = {"fold": self.folding, "train": self.training, "measure": self.measuring}
-        parts = [f"{_gb(size)} to {what}" for what, size in later.items() if size]
+        parts = [f"{gigabytes(size)} to {what}" for what, size in later.items() if size]
         return (
-            f"about {_gb(self.total)} GB of memory: {_gb(self.weights)} for the weights, "
-            f"{_gb(self.folded)} for those that folding changes, and at different times "
-            f"{', '.join(parts)}"
+            f"about {gigabytes(self.total)} GB of memory: {gigabytes(self.weights)} for the "
+            f"weights, {gigabytes(self.folded)} for those that folding changes, and at different "
+            f"times {', '.join(parts)}"
         )
 
 
@@ -103,7 +96,7 @@ def healing_memory(
     most = options.sequence_length * MOST_HELD_OUT // 2
     held_out = most if held_out is None else held_out
     folds = options.kind == "fold" or options.begins_folded
-    folded, folding = _folding(model, options, cut) if folds else (0, 0)
+    folded, folding = folding_bytes(model, options, cut) if folds else (0, 0)
     return HealingMemory(
         weights=model.num_parameters() * model.dtype.itemsize,
         folded=folded,
@@ -139,63 +132,13 @@ def _measuring(model: Any, options: HealOptions, held_out: int) -> int:
     return _CHECKED_ANSWERS * batch + kept
 
 
-def _folding(model: Any, options: HealOptions, cut: Collection[SublayerRef]) -> tuple[int, int]:
-    """What stays of a fold, and what it takes besides, at the most."""
-    layers = layer_modules(model)
-    parts = [part for part in sublayers_of(layers) if part.ref not in cut]
-    products: list[Any] = [product for _, product in products_of(model, parts).values()]
-    if not products or layers[0].form == "post_norm":
-        return 0, 0
-    width, size = model.config.get_text_config().hidden_size, model.dtype.itemsize
-    numbers = sorted(map(_own_numbers, products), reverse=True)
-    embeddings = [writer.parameter for writer in embeddings_of(model)]
-    read = getattr(model.get_input_embeddings(), "weight", None)
-    has_factors = len(products) == len(parts) and any(each is read for each in embeddings)
-    places = len(cut) or len(products)
-    changed = sum(numbers[:places])
-    if has_factors:
-        changed = sum(numbers) + sum(each.numel() for each in embeddings)
-    inputs, outputs = numbers[0] // width, width * (3 if has_factors else 1)
-    tokens = options.batch_size * options.sequence_length
-    fitting = 8 * inputs * (_SQUARES * inputs + _MAPS * outputs)
-    working = fitting + 2 * tokens * (inputs + outputs) * 8
-    maps = 4 * sum(numbers[:places])
-    return changed * size, working + maps + _STREAMS * DEFAULT_TOKENS * width * size
-
-
-def _own_numbers(module: Any) -> int:
-    return sum(each.numel() for each in module.parameters(recurse=False))
-
-
 def free_for_training(model: Any) -> int | None:
     """What is free beside the weights where a model is trained; None where that isn't known."""
     device = training_device(model)
-    free = _free_bytes(device)
+    free = free_bytes(device)
     if free is None or device == model.device:
         return free
     return free - int(model.num_parameters() * model.dtype.itemsize)
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    import torch
-
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
-
-
-def refuse_short_memory(model: Any, memory: HealingMemory) -> None:
-    """Refuses to fold where that takes more memory than is free.
-
-    Raises:
-        HealingError: It does.
-    """
-    needed, free = memory.folded + memory.folding, _free_bytes(model.device)
-    if free is not None and needed > free:
-        raise HealingError(
-            f"Folding takes about {_gb(needed)} GB of memory beside the weights, but "
-            f"{_gb(free)} are free.",
-            "Give a smaller batch_size or --sequence-length, or heal with --heal bias.",
-            code="out-of-memory",
-        )
 
 
 def that_fits(
@@ -252,10 +195,6 @@ def telling_memory(options: HealOptions) -> Iterator[None]:
             + (", or train: adapters." if options.train == "all" else "."),
             code="out-of-memory",
         ) from error
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f}"
 
 
 def training_device(model: Any) -> torch.device:

@@ -9,10 +9,10 @@ from typing import Any
 from exporter.errors import HealingError
 from exporter.heal.fit import tell_if_few
 from exporter.heal.fitting import Fitting, Made
+from exporter.heal.fold.memory import refuse_short_memory
 from exporter.heal.fold.places import Place, places_of
 from exporter.heal.fold.refit import refitted
 from exporter.heal.fold.writers import writers_of
-from exporter.heal.memory import HealingMemory, healing_memory, refuse_short_memory
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.embeddings import meter_of
 from exporter.models.anatomy.architectures import layer_modules
@@ -41,8 +41,6 @@ def folded(fitting: Fitting) -> Iterator[Made]:
             gained.
     """
     deciding, judging = fitting.texts.halves
-    memory = _memory(fitting, deciding.ref.tokens)
-    fitting.progress.say(f"heal: folding takes {memory.told()}")
     values = folded_values(fitting, fitting.texts.fitting)
     tell_if_few(fitting.texts.fitting, fitting.loaded, fitting.progress)
     _refuse_loss(fitting, deciding, values)
@@ -64,7 +62,7 @@ def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
     """
     model, options = fitting.loaded.model, fitting.options
     refuse_quantized(model)
-    refuse_short_memory(model, _memory(fitting))
+    refuse_short_memory(model, options, fitting.names)
     layers = layer_modules(model)
     places = _places(fitting, layers)
     writers = writers_of(model, layers, fitting.names, places)
@@ -83,11 +81,6 @@ def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
         batch_size=options.batch_size,
         progress=fitting.progress,
     )
-
-
-def _memory(fitting: Fitting, held_out: int = 0) -> HealingMemory:
-    model, options = fitting.loaded.model, fitting.options
-    return healing_memory(model, options, 0, fitting.names, held_out=held_out)
 
 
 def _places(fitting: Fitting, layers: Sequence[LayerModules]) -> list[Place]:

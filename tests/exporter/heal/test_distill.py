@@ -529,7 +529,7 @@ def test_two_processes_train_one_student_together_and_the_first_decides(tmp_path
 def test_what_a_machine_can_not_afford_is_not_trained(
     monkeypatch: pytest.MonkeyPatch, free_bytes: int, rate: float, kind: str
 ) -> None:
-    monkeypatch.setattr("exporter.heal.memory.available_bytes", lambda: free_bytes)
+    monkeypatch.setattr("exporter.heal.fold.memory.available_bytes", lambda: free_bytes)
     monkeypatch.setattr("exporter.heal.automatic._RATES", {"cpu": rate, "cuda": rate})
     asked = HealOptions(kind="auto", tokens=1000)
     found = settled(asked, tiny_loaded("llama"))

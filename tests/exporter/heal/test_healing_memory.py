@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch")
 from exporter.heal import memory as module  # noqa: E402
 from exporter.heal.distill.distilled import distilled  # noqa: E402
 from exporter.heal.distill.student import Student, trained_numbers  # noqa: E402
+from exporter.heal.fold import memory as folding  # noqa: E402
 from exporter.heal.fold.folded import folded_values  # noqa: E402
 from exporter.heal.memory import KEPT_BYTES, healing_memory, that_fits  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING  # noqa: E402
@@ -117,7 +118,7 @@ def test_a_fold_that_needs_more_than_is_free_is_refused(
     asked = fitting(tiny_loaded("llama"))
     said = healing_memory(asked.loaded.model, asked.options, 0, DROPPED, held_out=0)
     free = said.folded + said.folding + more
-    monkeypatch.setattr(module, "available_bytes", lambda: free)
+    monkeypatch.setattr(folding, "available_bytes", lambda: free)
     if more < 0:
         with raises(HealingError, "out-of-memory", "--sequence-length"):
             folded_values(asked, text(40))
@@ -177,7 +178,7 @@ def test_the_page_has_the_estimates_for_models_of_three_sizes(
         paths = {p.ref: f"model.layers.{p.layer}.{last[p.kind]}" for p in parts}
         return {ref: (path, model.get_submodule(path)) for ref, path in paths.items()}
 
-    monkeypatch.setattr(module, "products_of", by_name)
+    monkeypatch.setattr(folding, "products_of", by_name)
     monkeypatch.setattr(module, "has_fast_bfloat16", lambda _: True)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPES[name]))
