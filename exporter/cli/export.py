@@ -122,12 +122,12 @@ def _check(call: ExportCall) -> None:
 
 @command(ExportCall, check=_check)
 def export(call: ExportCall, progress: ConsoleProgress) -> int:
-    """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
+    """Score MODEL, drop its most redundant sublayers, export and compare both.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Without a number, a goal or a plan, the
     largest cut is taken that costs at most 2 % perplexity after healing (encoders: 0.98 mean cosine
-    of the embeddings). The output folder holds the plan, both models and the report
-    (exporter/docs/exporting.md). Valid stages of an earlier run are reused.
+    of the embeddings). The output folder holds the plan, both models and the report. Valid stages
+    of an earlier run are reused.
     """
     from exporter.pipeline.road import export_model, write_models
 

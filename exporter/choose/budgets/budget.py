@@ -180,6 +180,7 @@ class Budget(Options):
     keep_first: Count | None = option(
         None,
         "Keep the first N layers and drop the blocks of all behind them.",
+        brief="Keep the first N layers, drop the blocks behind them",
         section=DROPPING,
     )
     parameters: OpenShare | None = option(

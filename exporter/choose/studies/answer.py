@@ -199,7 +199,10 @@ def _healed(
     for (way, number), cut in cuts.items():
         asked.progress.say(f"depths: {way} at {number}, healed by folded weights")
         name = f"{way} {number}: {', '.join(f'{kind} {layer}' for layer, kind in sorted(cut))}"
-        found[way, number] = store.once(name, _HEALED, lambda cut=cut: healer.heal(cut))  # type: ignore[misc]
+        try:
+            found[way, number] = store.once(name, _HEALED, lambda cut=cut: healer.heal(cut))  # type: ignore[misc]
+        except HealingError as error:  # memory is short now: the next call tries again
+            found[way, number] = _HealedCell(not_healed=error.message)
     return found
 
 
@@ -217,7 +220,11 @@ class _Healer:
         ]
 
     def heal(self, cut: BranchReplacements) -> _HealedCell:
-        """What is left of a cut's damage."""
+        """What is left of a cut's damage.
+
+        Raises:
+            HealingError: Memory is short.
+        """
         asked = self._asked
         texts = HealingTexts(self._fitted, (self._fitted.ref,), (), None)
         options = HealOptions(kind="fold", batch_size=asked.batch_size)
@@ -225,6 +232,8 @@ class _Healer:
         try:
             self._values = folded_values(fitting, self._fitted)
         except HealingError as error:
+            if error.code == "out-of-memory":
+                raise
             return _HealedCell(not_healed=error.message)
         if not self._values:
             return _HealedCell(not_healed="no weight that is kept could make up for it.")

@@ -324,6 +324,7 @@ class Trainer:
             "seconds": state.seconds,
             "best_loss": state.best_loss,
             "checks": [check.model_dump(mode="json") for check in state.checks],
+            "check_s": self._check_s,
             "updates": {},
         }
         arrays = named("now", self._values()) | named("best", state.best)
@@ -365,6 +366,7 @@ class Trainer:
             },
             [TrainingCheck.model_validate(each) for each in told["checks"]],
         )
+        self._check_s = float(told["check_s"])
         now = {
             name: tensor_like(arrays[f"now:{name}"], each) for name, each in self._tensors.items()
         }

@@ -64,7 +64,7 @@ def refuse_short_memory(model: Any, options: HealOptions, cut: Collection[Sublay
         raise HealingError(
             f"Folding takes about {gigabytes(needed)} GB of memory beside the weights, but "
             f"{gigabytes(free)} are free.",
-            "Give a smaller batch_size or --sequence-length, or heal with --heal bias.",
+            "Free memory, or heal with --heal bias; a smaller --sequence-length saves little.",
             code="out-of-memory",
         )
 
