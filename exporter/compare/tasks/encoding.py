@@ -27,7 +27,6 @@ from exporter.compare.tasks.encoder_items import (
     Similarities,
 )
 from exporter.compare.tasks.scores import TaskScores
-from exporter.engines.inputs import has_cache
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError
 from exporter.models.ablation.ratios import Floats
@@ -91,7 +90,7 @@ class TaskEncoder:
             ComparisonError: The model embeds nothing, or an embedding isn't finite.
             BackendError: A run fails.
         """
-        if embedding_output(self._runner.outputs) is None or has_cache(self._runner.inputs):
+        if embedding_output(self._runner.outputs) is None:
             raise ComparisonError(
                 f"{self._folder.onnx} gives no embeddings, so it can't compare texts.",
                 "Leave this task out, or name a sentence encoder.",

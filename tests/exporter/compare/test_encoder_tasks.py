@@ -38,10 +38,12 @@ class Encoder:
         shape = ("batch", table.shape[1]) if pools else ("batch", "sequence", table.shape[1])
         self.outputs = (TensorSpec(output, np.dtype(np.float32), shape),)
         self.read: list[list[int]] = []
+        self.past: set[int] = set()
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str], **_: Any) -> dict[str, Any]:
         ids = inputs["input_ids"]
         self.read += ids.tolist()
+        self.past |= {inputs[name].shape[2] for name in inputs if name.startswith("past")}
         states = self._table[ids].astype(np.float32)
         return {outputs[0]: states.mean(1) if self._pools else states}
 
@@ -89,6 +91,15 @@ def test_retrieval_counts_a_hit_by_its_rank(folder: ModelFolder) -> None:
         "ndcg@10": pytest.approx([1, 1 / both, 0]),
         "recall@10": pytest.approx([1, 0.5, 0]),
     }
+
+
+def test_an_embedder_with_a_cache_begins_each_text_anew(folder: ModelFolder) -> None:
+    lines = [*PASSAGES, {"query": "value", "relevant": ["a"]}]
+    runner = embedder()
+    past = TensorSpec("past_key_values.0.key", np.dtype(np.float32), ("batch", 1, "past", 2))
+    runner.inputs = (IDS, past)
+    assert scored(folder, runner, *lines) == scored(folder, embedder(), *lines)
+    assert runner.past == {0}
 
 
 def test_prompts_of_the_folder_stand_before_queries_and_passages(folder: ModelFolder) -> None:
