@@ -32,7 +32,7 @@ def class_log_probabilities(
 ) -> list[Floats]:
     """One arm's answers, of each text ``[rows, classes]``: one row, or one for each token.
 
-    A single logit is that of a yes, as rerankers have it: it makes two classes, the yes first.
+    A single logit is that of a yes, as rerankers have it: it makes two classes, the yes second.
 
     Args:
         runner: An entered runner with an output ``logits``.
@@ -55,7 +55,7 @@ def class_log_probabilities(
             logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS].astype(np.float64)
             rows = logits.reshape(-1, logits.shape[-1])
             if rows.shape[1] == 1:
-                rows = np.hstack([rows, np.zeros_like(rows)])
+                rows = np.hstack([np.zeros_like(rows), rows])
             nothing = np.zeros(0, np.int64)
             told = Distributions(rows, nothing, f"The {arm}'s logits of text {number}")
             found.append(told.log_probabilities)

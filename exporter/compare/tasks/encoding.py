@@ -38,6 +38,7 @@ from exporter.progress import QUIET, Progress
 
 _BEST = 10
 _OF_TEXTS = 2  # the rank of logits of one class for each text
+_NO_AND_YES = 2  # classes of a reranker, also of one with a single logit
 _LONGEST_PAIR = 256  # tokens of both texts
 _PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 """The names of the prompts that stand before each kind of text, the first that a folder has."""
@@ -148,10 +149,11 @@ class TaskEncoder:
 
     @property
     def labels(self) -> Mapping[str, int]:
-        """The classes' numbers by name, as the config has them."""
+        """The classes' numbers by name, as the config has them; a single one's is the yes, 1."""
         told = self._folder.config.get("id2label")
         named = told.items() if isinstance(told, dict) else ()
-        return {str(name): int(number) for number, name in named if str(number).isdigit()}
+        found = {str(name): int(number) for number, name in named if str(number).isdigit()}
+        return dict.fromkeys(found, 1) if len(found) == 1 else found
 
 
 def score_encoder_task(task: EncoderTask, encoder: TaskEncoder) -> TaskScores:
@@ -199,8 +201,13 @@ def _relevances(query: RankedQuery, encoder: TaskEncoder) -> Floats:
         )
         return found
     likely = encoder.log_probabilities([(query.text, passage) for passage in query.passages])
-    column = 0 if len(encoder.labels) == 1 else 1  # of two labels the second is the yes
-    yes: Floats = likely[:, column]
+    if likely.shape[1] != _NO_AND_YES:
+        raise ComparisonError(
+            f"The model has {likely.shape[1]} classes, of which none is known to be the yes.",
+            "Rank with a reranker: one logit, or two of which the second is the yes.",
+            code="no-reranker",
+        )
+    yes: Floats = likely[:, 1]
     return yes
 
 
@@ -252,7 +259,8 @@ def _number(name: str, label: str | int, encoder: TaskEncoder, classes: int) -> 
     """
     labels = encoder.labels
     number = labels.get(label, -1) if isinstance(label, str) else label
-    if not 0 <= number < classes or (labels and len(labels) != classes):
+    named = {1: _NO_AND_YES}.get(len(labels), len(labels))  # a single logit makes two classes
+    if not 0 <= number < classes or (labels and named != classes):
         raise ComparisonError(
             f"{name} has the label {label!r}; the model has {classes} classes, and its config "
             f"calls them {', '.join(labels) or 'nothing'}.",

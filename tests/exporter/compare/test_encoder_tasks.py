@@ -157,10 +157,34 @@ def test_a_reranker_reads_a_query_and_its_passage_together(folder: ModelFolder) 
     assert scored(folder, runner, line)["mrr@10"] == [1]
     numbers = [WORDS.index(word) + 1 for word in ("value", "list", "of", "in")]
     assert runner.read[0] == numbers
-    single = Encoder("logits", np.eye(len(WORDS) + 1)[:, :1] * 0, pools=True)
-    single._table[WORDS.index("the") + 1] = 1
-    folder.config["id2label"] = {"0": "LABEL_0"}
-    assert scored(folder, single, line)["mrr@10"] == [1]
+
+
+def one_logit(yes: str) -> Any:
+    table = np.full((len(WORDS) + 1, 1), -1.0)
+    table[WORDS.index(yes) + 1] = 2
+    return Encoder("logits", table, pools=True)
+
+
+@pytest.mark.parametrize("labels", [None, {"0": "LABEL_0"}, {"0": "bad", "1": "good"}])
+def test_a_single_logit_is_that_of_a_yes(folder: ModelFolder, labels: Any) -> None:
+    folder.config["id2label"] = labels
+    line = {"query": "value list", "passages": ["of in", "the a", "a of"], "relevant": [1]}
+    assert scored(folder, one_logit("the"), line)["mrr@10"] == [1]
+    texts = [{"text": "the", "label": 1}, {"text": "of", "label": 0}, {"text": "of", "label": 1}]
+    assert scored(folder, one_logit("the"), *texts)["acc"] == [1, 1, 0]
+
+
+def test_the_name_of_a_single_logit_is_that_of_the_yes(folder: ModelFolder) -> None:
+    folder.config["id2label"] = {"0": "toxic"}
+    texts = [{"text": "the", "label": "toxic"}, {"text": "of", "label": "toxic"}]
+    assert scored(folder, one_logit("the"), *texts)["acc"] == [1, 0]
+
+
+def test_three_classes_rank_nothing(folder: ModelFolder) -> None:
+    line = {"query": "value", "passages": ["of in", "the a"], "relevant": [1]}
+    three = Encoder("logits", np.zeros((len(WORDS) + 1, 3)), pools=True)
+    with raises(ComparisonError, "no-reranker", 3):
+        scored(folder, three, line)
 
 
 def test_classes_of_pairs(folder: ModelFolder) -> None:

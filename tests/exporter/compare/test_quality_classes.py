@@ -53,7 +53,7 @@ def test_divergence_and_agreement_over_the_rows_of_all_texts() -> None:
 
 def test_a_single_logit_is_that_of_a_yes() -> None:
     [found] = said([np.array([[2.0]])])
-    assert np.exp(found[0]) == pytest.approx([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))])
+    assert np.exp(found[0]) == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))])
 
 
 def test_the_same_answers_differ_by_nothing() -> None:
