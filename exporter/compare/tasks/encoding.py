@@ -10,6 +10,8 @@ its influence on it, whose spread is that of the figure (the delta method).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,9 +77,7 @@ class TaskEncoder:
             )
         self._runner, self._folder, self._progress = runner, folder, progress
         self._vocabulary = vocabulary
-        self._tokenizer = tokenizer_in(folder.tokenizer)
-        self._of_pairs = read_tokenizer(folder.tokenizer)
-        self._of_pairs.enable_truncation(self._fitting(_LONGEST_PAIR), strategy="longest_first")
+        self._file, self._tokenizer = folder.tokenizer, tokenizer_in(folder.tokenizer)
         self._pooling, self._prompts = pooling_of(folder.home), read_prompts(folder.home)
 
     def embed(self, texts: Sequence[str], kind: str = "") -> Floats:
@@ -132,6 +132,12 @@ class TaskEncoder:
             self._runner, ids, arm="model", types=types, progress=self._progress
         )
         return np.concatenate(rows)
+
+    @cached_property
+    def _of_pairs(self) -> Any:
+        tokenizer = read_tokenizer(self._file)
+        tokenizer.enable_truncation(self._fitting(_LONGEST_PAIR), strategy="longest_first")
+        return tokenizer
 
     def _encoded(self, *texts: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The tokens of a text or a pair, and of which text each is."""

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from exporter.compare.options import TaskOptions
+from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
 from exporter.compare.tasks.encoder_items import EncoderTask, Retrieval, made_retrieval
 from exporter.compare.tasks.encoding import correlation_influences, f1_influences
@@ -236,6 +237,19 @@ def test_a_model_that_can_t_do_the_task(folder: ModelFolder) -> None:
     bare = ModelFolder(folder.onnx, None, {})
     with raises(TaskError, "no-tokenizer", "tokenizer.json"):
         score_tasks(task_of(folder.home, *retrieval), embedder(), bare)
+
+
+def test_a_tokenizer_that_can_t_cut_pairs_is_none_s_trouble_without_pairs(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "read_tokenizer", lambda _: object())  # as of a GGUF file
+    retrieval = [*PASSAGES, {"query": "value", "relevant": ["a"]}]
+    assert scored(folder, embedder(), *retrieval)["recall@10"] == [1]
+    tokens = Encoder("logits", np.eye(len(WORDS) + 1))
+    with raises(ComparisonError, "no-embeddings", "model.onnx"):
+        scored(folder, tokens, *retrieval)
+    with raises(ComparisonError, "no-classes", "model.onnx"):
+        scored(folder, tokens, {"text": "the value", "label": 0}, {"text": "of", "label": 1})
 
 
 @pytest.mark.parametrize(
