@@ -5,6 +5,7 @@ The only place that reads those files. No code and no pickle is among them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +125,9 @@ def read_pooling(folder: Path) -> Pooling:
     """How a folder's model pools.
 
     Raises:
-        ModelSourceError: sentence-transformers doesn't know the folder, its pooling is not there or
-            of an unknown kind, it leaves out a prompt's tokens, or further modules follow it.
+        ModelSourceError: sentence-transformers doesn't know the folder, its pooling is not there,
+            outside of it or of an unknown kind, it leaves out a prompt's tokens, or further modules
+            follow it.
         UnsafeInputError: A file may not be read from where it is.
     """
     modules = _modules(folder)
@@ -145,8 +147,14 @@ def read_pooling(folder: Path) -> Pooling:
             "Let sentence-transformers apply the modules behind the model.",
             code="other-modules",
         )
-    place = modules[kinds.index("Pooling")].get("path")
-    return Pooling(_modes(folder / str(place) / _CONFIG, folder), "Normalize" in kinds)
+    place = _place(modules[kinds.index("Pooling")])
+    if not place:
+        raise ModelSourceError(
+            f"{folder / MODULES} doesn't name the folder of its pooling in it.",
+            "Correct its path, such as 1_Pooling.",
+            code="module-elsewhere",
+        )
+    return Pooling(_modes(folder / place / _CONFIG, folder), "Normalize" in kinds)
 
 
 def pooling_of(folder: Path) -> Pooling:
@@ -205,7 +213,7 @@ def read_prompts(folder: Path) -> Prompts:
         if isinstance(text, str)
     }
     default = told.get("default_prompt_name")
-    if default is not None and default not in known:
+    if default is not None and (not isinstance(default, str) or default not in known):
         raise ModelSourceError(
             f"{path} has no prompt {default!r}, its default; it has {', '.join(known) or 'none'}.",
             "Correct default_prompt_name.",
@@ -245,24 +253,35 @@ def _kind(module: Mapping[str, Any]) -> str | None:
     return kind.rpartition(".")[2] if kind.startswith(_LIBRARY) else None
 
 
+def _place(module: Mapping[str, Any]) -> str | None:
+    """The folder of a module in the model's, empty for that itself; None for one elsewhere."""
+    place = module.get("path")
+    plain = isinstance(place, str) and place != ".." and Path(place).name == place
+    return str(place) if plain else None
+
+
 def _module_files(folder: Path, module: Mapping[str, Any]) -> list[str] | None:
     """Those of one module; None where it can't be taken along."""
-    kind, place = _kind(module), module.get("path")
-    if kind not in _NEEDED or not isinstance(place, str) or Path(place).name != place:
+    kind, place = _kind(module), _place(module)
+    if kind not in _NEEDED or place is None:
         return None
     if bool(place) == (kind == "Transformer"):  # a model in a folder below is not what was exported
         return None
-    if kind == "Pooling" and not (folder / place / _CONFIG).is_file():
+    if kind == "Pooling" and not _is_file(folder / place / _CONFIG):
         raise _no_pooling(folder / place / _CONFIG)
     needed = [f"{place}/{each}" for each in _NEEDED[kind]]
-    if not all((folder / file).is_file() for file in needed):
+    if not all(_is_file(folder / file) for file in needed):
         return None
     also = [f"{place}/{_CONFIG}"] if kind == "Normalize" else []
-    return needed + [file for file in also if (folder / file).is_file()]
+    return needed + [file for file in also if _is_file(folder / file)]
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  # Path's raises for a name that is too long
 
 
 def _modes(config: Path, folder: Path) -> tuple[PoolingMode, ...]:
-    if not config.is_file():
+    if not _is_file(config):
         raise _no_pooling(config)
     told = _read(config, folder)
     told = told if isinstance(told, dict) else {}

@@ -125,6 +125,36 @@ def test_modules_that_a_graph_can_have(tmp_path: Path, modules: Any, code: str |
         read_pooling(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("..", "module-elsewhere"),
+        ("../1_Pooling", "module-elsewhere"),
+        ("/1_Pooling", "module-elsewhere"),
+        ("", "module-elsewhere"),
+        (3, "module-elsewhere"),
+        ("x" * 300, "pooling-missing"),
+    ],
+)
+def test_a_pooling_that_is_not_in_the_folder(tmp_path: Path, place: Any, code: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_sentence_files(folder)
+    write_sentence_files(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert sentence_files(folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = place
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with raises(ModelSourceError, code):
+        read_pooling(folder)
+    if code == "module-elsewhere":
+        assert sentence_files(folder) == []
+        return
+    with raises(ModelSourceError, code):
+        sentence_files(folder)
+
+
 @pytest.mark.parametrize("text", ["{", "{}", "[]", "[3]"])
 def test_a_list_of_modules_that_is_none(tmp_path: Path, text: str) -> None:
     write_sentence_files(tmp_path)
@@ -146,5 +176,9 @@ def test_prompts_by_name_and_by_default(tmp_path: Path) -> None:
     write_sentence_files(tmp_path, prompts={"query": "query: "}, default_prompt="web")
     with raises(ModelSourceError, "prompt-missing", "web", "query"):
         read_prompts(tmp_path)
-    (tmp_path / "config_sentence_transformers.json").unlink()
+    prompts = tmp_path / "config_sentence_transformers.json"
+    prompts.write_text(json.dumps({"default_prompt_name": []}))
+    with raises(ModelSourceError, "prompt-missing", "[]"):
+        read_prompts(tmp_path)
+    prompts.unlink()
     assert read_prompts(tmp_path).of("query") == ""
