@@ -122,7 +122,7 @@ def test_what_is_told_is_what_the_stages_make_up(asked: tuple[str, ...], stages:
 def test_what_can_not_be_trained_is_told_before_the_work_begins(
     monkeypatch: pytest.MonkeyPatch, free: int, folds: bool
 ) -> None:
-    monkeypatch.setattr(automatic, "available_bytes", lambda: free)
+    monkeypatch.setattr(automatic, "free_for_training", lambda _: free)
     heard = Heard()
     run: Any = SimpleNamespace(
         request=export.read(["model", "-o", "out"]).request,
