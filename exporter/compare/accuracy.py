@@ -43,7 +43,7 @@ from exporter.compare.task_answers import (
     task_results,
     why_no_probes,
 )
-from exporter.models.sentence_folder import pooling_of
+from exporter.models.sentence_folder import pooling_of, why_not_whole
 from exporter.models.texts.passages import LONGEST_PASSAGE
 from exporter.models.texts.sources import TextSource
 
@@ -246,7 +246,10 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
     passages = _passages(pair, texts)
     pair.progress.say(f"accuracy: embeddings of {len(passages.ids)} texts from {passages.source}")
     refuse_few_texts(passages.ids)
-    pooling = pooling_of(pair.baseline.folder.home)
+    home = pair.baseline.folder.home
+    pooling = pooling_of(home)
+    if why := why_not_whole(home):
+        pair.progress.say(f"embeddings: by {' and '.join(pooling.modes)} alone; {why}")
     vectors = {
         name: embed(arm.runner, passages.ids, arm=name, pooling=pooling, progress=pair.progress)
         for name, arm in pair.judged.items()

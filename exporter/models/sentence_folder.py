@@ -147,26 +147,34 @@ def read_pooling(folder: Path) -> Pooling:
             "Let sentence-transformers apply the modules behind the model.",
             code="other-modules",
         )
-    place = _place(modules[kinds.index("Pooling")])
-    if not place:
-        raise ModelSourceError(
-            f"{folder / MODULES} doesn't name the folder of its pooling in it.",
-            "Correct its path, such as 1_Pooling.",
-            code="module-elsewhere",
-        )
-    return Pooling(_modes(folder / place / _CONFIG, folder), "Normalize" in kinds)
+    return _listed_pooling(folder, modules, whole=True)
 
 
 def pooling_of(folder: Path) -> Pooling:
     """How a folder's model pools; :data:`MEAN` where it doesn't say, or says what isn't known.
 
+    Modules other than Pooling and Normalize are left out: :func:`why_not_whole` tells of them.
+
     Raises:
         UnsafeInputError: A file may not be read from where it is.
     """
     try:
-        return read_pooling(folder)
+        return _listed_pooling(folder, _modules(folder), whole=False)
     except ModelSourceError:
         return MEAN
+
+
+def why_not_whole(folder: Path) -> str:
+    """What keeps :func:`pooling_of` from all that the folder asks for; empty where nothing does.
+
+    Raises:
+        UnsafeInputError: A file may not be read from where it is.
+    """
+    try:
+        read_pooling(folder)
+    except ModelSourceError as error:
+        return "" if error.code == "no-modules" else error.message
+    return ""
 
 
 def pooling_of_model(model: Any) -> Pooling:
@@ -280,7 +288,20 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  # Path's raises for a name that is too long
 
 
-def _modes(config: Path, folder: Path) -> tuple[PoolingMode, ...]:
+def _listed_pooling(folder: Path, modules: Sequence[Mapping[str, Any]], *, whole: bool) -> Pooling:
+    """The first that is listed; ``whole`` refuses what can't be done to the letter."""
+    kinds = [_kind(module) for module in modules]
+    place = _place(modules[kinds.index("Pooling")]) if "Pooling" in kinds else None
+    if not place:
+        raise ModelSourceError(
+            f"{folder / MODULES} doesn't name the folder of its pooling in it.",
+            "Correct its path, such as 1_Pooling.",
+            code="module-elsewhere",
+        )
+    return Pooling(_modes(folder / place / _CONFIG, folder, whole=whole), "Normalize" in kinds)
+
+
+def _modes(config: Path, folder: Path, *, whole: bool) -> tuple[PoolingMode, ...]:
     if not _is_file(config):
         raise _no_pooling(config)
     told = _read(config, folder)
@@ -292,7 +313,7 @@ def _modes(config: Path, folder: Path) -> tuple[PoolingMode, ...]:
             "Correct it, or let sentence-transformers pool.",
             code="unknown-pooling",
         )
-    if told.get("include_prompt") is False:
+    if whole and told.get("include_prompt") is False:
         raise ModelSourceError(
             f"{config} leaves a prompt's tokens out of the pooling; where they end is not among a "
             "graph's inputs.",

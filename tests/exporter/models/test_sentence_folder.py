@@ -17,6 +17,7 @@ from exporter.models.sentence_folder import (
     read_pooling,
     read_prompts,
     sentence_files,
+    why_not_whole,
 )
 from graph_passes.fusing.pooling import MODES, PoolingMode
 from tests.exporter.sentence_folders import write_sentence_files
@@ -99,6 +100,25 @@ def test_poolings_that_no_graph_has(tmp_path: Path, told: Any, code: str, field:
     write_sentence_files(tmp_path, pooling=told)
     with raises(ModelSourceError, code, field):
         read_pooling(tmp_path)
+
+
+def test_what_is_left_out_leaves_the_folder_s_own_mode(tmp_path: Path) -> None:
+    assert (pooling_of(tmp_path), why_not_whole(tmp_path)) == (MEAN, "")
+    cls: dict[str, Any] = {"pooling_mode": "cls"}
+    write_sentence_files(tmp_path, pooling=cls)
+    assert (pooling_of(tmp_path).modes, why_not_whole(tmp_path)) == (("cls",), "")
+    write_sentence_files(tmp_path, pooling=cls | {"include_prompt": False})
+    assert pooling_of(tmp_path).modes == ("cls",)
+    assert "1_Pooling" in why_not_whole(tmp_path)
+    write_sentence_files(tmp_path, pooling=cls)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (tmp_path / "modules.json").write_text(json.dumps([*modules, dense]))
+    assert pooling_of(tmp_path).modes == ("cls",)
+    assert "Dense" in why_not_whole(tmp_path)
+    write_sentence_files(tmp_path, pooling={"pooling_mode": "median"})
+    assert pooling_of(tmp_path) == MEAN
+    assert "median" in why_not_whole(tmp_path)
 
 
 @pytest.mark.parametrize(
