@@ -50,6 +50,7 @@ class OpenVinoRunner(Runner):
         self.provider, self.threads = _DEVICE, threads
         self._compiled: Any = None
         self._request: Any = None
+        self._held: list[Array] = []
 
     def __enter__(self) -> Self:
         """Compiles the model.
@@ -80,6 +81,7 @@ class OpenVinoRunner(Runner):
     def __exit__(self, *exc_info: object) -> None:
         """Frees the model."""
         self._request = self._compiled = None
+        self._held = []
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -108,7 +110,7 @@ class OpenVinoRunner(Runner):
             BackendError: When the run fails.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else outputs
-        self._bind(self._request, inputs)
+        self._held = self._bind(self._request, inputs)  # the request only borrows their memory
         with self._run_errors():
             self._request.infer()
         return {name: np.array(self._request.get_tensor(name).data) for name in names}

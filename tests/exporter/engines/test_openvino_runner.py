@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -88,6 +90,40 @@ def test_what_it_gave_stays(graph: Path) -> None:
         kept = first.copy()
         runner.run(inputs[1])
         np.testing.assert_array_equal(first, kept)
+
+
+class _Watched:
+    """A request that looks whether the arrays which it borrows are alive while it runs."""
+
+    def __init__(self, request: Any, tensor: Any) -> None:
+        self._request, self._tensor = request, tensor
+        self._borrowed: list[weakref.ref[Any]] = []
+        self.get_tensor = request.get_tensor
+        self.set_tensor = request.set_tensor
+
+    def Tensor(self, array: Any, *, shared_memory: bool) -> Any:  # noqa: N802
+        assert shared_memory
+        self._borrowed.append(weakref.ref(array))
+        return self._tensor(array, shared_memory=True)
+
+    def infer(self) -> None:
+        assert self._borrowed
+        assert all(each() is not None for each in self._borrowed)
+        self._request.infer()
+
+
+@openvino
+def test_inputs_that_must_be_copied_stay_while_it_runs(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OpenVinoRunner(graph, threads=1) as runner:
+        inputs = make_inputs(runner.inputs, SHAPES[0], random_tokens(SHAPES[0], VOCABULARY))
+        wanted = runner.run(inputs)["logits"]
+        inputs["input_ids"] = np.asfortranarray(inputs["input_ids"].astype(np.int32))
+        watched = _Watched(runner._request, runner._library.Tensor)
+        monkeypatch.setattr(runner, "_request", watched)
+        monkeypatch.setattr(runner, "_library", watched)
+        np.testing.assert_array_equal(runner.run(inputs)["logits"], wanted)
 
 
 @openvino
