@@ -19,14 +19,14 @@ def other_arithmetic(config: Mapping[str, Any]) -> str:
     """
     kind = config.get("model_type")
     if kind is None:
-        return other_class(next(iter(config.get("architectures") or []), ""))
+        return other_class(_first_class(config.get("architectures")))
     if kind not in _ALIKE:
         return f"its type is {kind}"
-    if not all(isinstance(config.get(name), int) for name in _SIZES):
+    if not all(_is_size(config.get(name)) for name in _SIZES):
         return ""
     hidden, heads, width = (config[name] for name in _SIZES)
-    act = config.get("hidden_act", "silu")
-    head = config.get("head_dim") or hidden // heads
+    act, head = config.get("hidden_act", "silu"), config.get("head_dim")
+    head = head if _is_size(head) else hidden // heads
     rules = (
         (act != "silu", f"its activation is {act}"),
         (bool(config.get("attention_bias")), "its attention has biases"),
@@ -41,3 +41,12 @@ def other_arithmetic(config: Mapping[str, Any]) -> str:
 def other_class(name: str) -> str:
     """The same by what transformers calls the model's class alone."""
     return f"its class is {name}" if name and name not in _CLASSES else ""
+
+
+def _first_class(names: object) -> str:
+    first = names[0] if isinstance(names, list) and names else ""
+    return first if isinstance(first, str) else ""
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -17,11 +17,13 @@ from exporter.artifacts.servers import (
     where_served,
 )
 from exporter.errors import PlanError
+from exporter.models.llama_arithmetic import other_arithmetic
 from exporter.options import build
 from exporter.pipeline.request import ExportRequest
 from tests.raising import raises
 
 ALL = set(SERVERS)
+SIZES = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 512}
 GRAPHS = {"onnxruntime", "openvino", "tensorrt"}
 
 
@@ -80,6 +82,27 @@ def test_a_row_says_why_a_plan_does_not_go_there() -> None:
     assert alien["vllm"].attention == STAYS
     blocks = serving_rows("its type is qwen3", planned(("block", 3, "none")))
     assert {row.runtime for row in blocks if row.problem == ""} == ALL
+
+
+@pytest.mark.parametrize(
+    ("told", "other"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, False),
+        ({"architectures": ["Qwen3ForCausalLM"]}, True),
+        ({"architectures": "LlamaForCausalLM"}, False),
+        ({"architectures": 5}, False),
+        ({"architectures": [5]}, False),
+        ({"model_type": "llama", **SIZES}, False),
+        ({"model_type": "llama", **SIZES, "intermediate_size": 100}, True),
+        ({"model_type": "llama", **SIZES, "num_attention_heads": 0}, False),
+        ({"model_type": "llama", **SIZES, "hidden_size": "x"}, False),
+        ({"model_type": "llama", **SIZES, "head_dim": 16}, True),
+        ({"model_type": "llama", **SIZES, "head_dim": "x"}, False),
+    ],
+)
+def test_a_config_tells_whether_it_computes_as_llama(told: dict[str, Any], other: bool) -> None:
+    """What isn't a size or a class tells nothing."""
+    assert bool(other_arithmetic(told)) is other
 
 
 def test_an_export_for_a_runtime_plans_and_heals_for_it(tmp_path: Path) -> None:
