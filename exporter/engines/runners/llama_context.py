@@ -16,7 +16,7 @@ import numpy as np
 
 from exporter.engines.runners.base import Array
 from exporter.errors import BackendError
-from exporter.models.gguf.llama_library import said
+from exporter.models.gguf.llama_library import forget_said, said
 
 BATCH_TOKENS = 2048
 """Tokens of one call, the usual number of llama.cpp's own programs; it parts them further."""
@@ -65,6 +65,7 @@ class LlamaContext:
         params.n_threads = params.n_threads_batch = threads
         params.offload_kqv = params.op_offload = False
         params.no_perf = True
+        forget_said()
         self._context = library.llama_init_from_model(model, params)
         if not self._context:
             raise BackendError(
@@ -148,6 +149,7 @@ class LlamaContext:
         self._released()
 
     def _decode(self, batch: Any) -> None:
+        forget_said()
         code = self._library.llama_decode(self._context, batch)
         if code:
             raise BackendError(f"llama.cpp fails with {code}{said()}.", code="run-failed")

@@ -9,7 +9,7 @@ from exporter.optional import require
 
 _WARNING, _ERROR = 3, 4  # ggml.h
 _MOST = 16
-_SAID: list[str] = []
+_SAID: dict[int, list[str]] = {_ERROR: [], _WARNING: []}
 _HEARING: dict[str, Any] = {}  # by version; llama.cpp calls it as long as the process lives
 
 
@@ -23,15 +23,26 @@ def llama_library() -> Any:
     library.llama_backend_init()
     hearing = _HEARING.setdefault(library.__version__, library.llama_log_callback(_hear))
     library.llama_log_set(hearing, ctypes.c_void_p(0))
-    _SAID.clear()
+    forget_said()
     return library
 
 
+def forget_said() -> None:
+    """Drops what llama.cpp has told; before a call whose failure is to be explained."""
+    for texts in _SAID.values():
+        texts.clear()
+
+
 def said() -> str:
-    """What llama.cpp has told first of what went wrong, behind a colon; empty for nothing."""
-    return f": {_SAID[0].rstrip('.')}" if _SAID else ""
+    """The first error that llama.cpp has told of, else its first warning, behind a colon.
+
+    Empty for neither.
+    """
+    told = next((texts[0] for texts in _SAID.values() if texts), "")
+    return f": {told.rstrip('.')}" if told else ""
 
 
 def _hear(level: int, text: bytes, _user: Any) -> None:
-    if level in (_WARNING, _ERROR) and text.strip() and len(_SAID) < _MOST:
-        _SAID.append(text.decode(errors="replace").strip())
+    texts = _SAID.get(level)
+    if texts is not None and text.strip() and len(texts) < _MOST:
+        texts.append(text.decode(errors="replace").strip())
