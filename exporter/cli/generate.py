@@ -61,10 +61,13 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     from exporter.engines.decoding.generate import generate as run
     from exporter.engines.decoding.generate import refuse_too_long
     from exporter.engines.runners.base import tell_notes
-    from exporter.engines.runners.registry import named_backend
+    from exporter.engines.runners.registry import RUNNERS, named_backend
 
     call.gpu.use()
-    texts = TextModel.of(named_backend(call.model)[1], call.tokenizer)
+    backend, model = named_backend(call.model)
+    if backend is not None:
+        model = RUNNERS[backend].folder(model).onnx
+    texts = TextModel.of(model, call.tokenizer)
     prompt_ids = texts.encode_chat(call.prompt) if call.chat else texts.encode(call.prompt)
     decoder = _decoder(call, progress)
     refuse_too_long(decoder, len(prompt_ids), call.new_tokens, texts.positions)

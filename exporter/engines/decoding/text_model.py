@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import BackendError
-from exporter.models.gguf.facts import gguf_config
-from exporter.models.gguf.model_files import GGUF_SUFFIX, read_model
+from exporter.models.gguf.facts import gguf_folder
+from exporter.models.gguf.model_files import GGUF_SUFFIX
 from exporter.models.model_folder import longest_sequence, read_config, read_object
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.tokenizer import read_tokenizer
@@ -49,10 +49,14 @@ class TextModel:
             BackendError: There is no tokenizer.
             ComparisonError: A config is no JSON object.
         """
+        in_gguf = model.suffix == GGUF_SUFFIX and model.is_file()
+        own: dict[str, Any] = {}
+        if in_gguf:
+            folder = gguf_folder(model)
+            model, own = folder.onnx, folder.config
         home = model if model.is_dir() else model.parent
         given = tokenizer or home
         file = given / _FILE if given.is_dir() else given
-        in_gguf = model.suffix == GGUF_SUFFIX
         if in_gguf and tokenizer is None and not file.is_file():
             file = model
         if not file.is_file():
@@ -62,7 +66,6 @@ class TextModel:
                 "Copy the model's tokenizer there, or say with --tokenizer where it is.",
                 code="no-tokenizer",
             )
-        own = gguf_config(read_model(model)) if in_gguf else {}
         config = own or read_config(home) or read_config(file.parent)
         # Chat models often end a turn with a token of which only the generation config knows.
         generation = _first(home, file.parent, "generation_config.json")

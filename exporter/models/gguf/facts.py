@@ -24,9 +24,14 @@ _CONFIG = {
     "max_position_embeddings": "{}.context_length",
     "num_hidden_layers": "{}.block_count",
     "bos_token_id": "tokenizer.ggml.bos_token_id",
-    "eos_token_id": "tokenizer.ggml.eos_token_id",
 }
 """What ``config.json`` calls a whole number, and what a GGUF file does."""
+_ENDS = (
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.eom_token_id",
+)
+"""Tokens that end a text, a turn and a message: llama.cpp stops at each."""
 
 
 def gguf_folder(path: Path) -> ModelFolder:
@@ -47,7 +52,8 @@ def gguf_config(model: GgufModel) -> dict[str, Any]:
     """The metadata in the words of ``config.json``, as far as they are asked for."""
     told = {key: _whole(model, name) for key, name in _CONFIG.items()}
     vocabulary = _vocabulary(model)
-    known = {**told, "vocab_size": vocabulary}
+    ends = [end for name in _ENDS if (end := _whole(model, name)) is not None]
+    known = {**told, "eos_token_id": ends or None, "vocab_size": vocabulary}
     return {"architectures": [f"{model.architecture}ForCausalLM"]} | {
         key: value for key, value in known.items() if value is not None
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,11 @@ def test_commands_take_it(
 ) -> None:
     arm = f"llama.cpp:{files[1]}"
     assert run(["generate", arm, "one two", "-n", "3", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 3
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(files[1], alone)
+    assert run(["generate", f"llama.cpp:{alone}", "one two", "-n", "3", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 3
     (tmp_path / "mine.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}')
     asked = ["evaluate", arm, "--tasks", "mine", "--task-data", str(tmp_path), "--threads", "1"]
