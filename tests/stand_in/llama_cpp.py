@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ class LlamaCpp:
         threads: Of the last context.
         takes_back: Whether a part of a sequence can be dropped, unlike in recurrent models.
         no_memory: Has every context fail.
+        tokenizer_room: How many tokens more than it gives the tokenizer asks for.
     """
 
     alive: dict[int, Any] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class LlamaCpp:
     threads: int = 0
     takes_back: bool = True
     no_memory: bool = False
+    tokenizer_room: int = 0
     __version__: str = "stand-in"
 
     def __post_init__(self) -> None:
@@ -69,7 +72,7 @@ class LlamaCpp:
         return SimpleNamespace(n_ctx=512, n_seq_max=1, n_batch=2048, n_threads=4)
 
     def llama_model_load_from_file(self, path: bytes, params: Any) -> int | None:
-        file = Path(path.decode())
+        file = Path(os.fsdecode(path))
         try:
             if not params.vocab_only:
                 llama_cpp_logits(file, [0])
@@ -89,6 +92,7 @@ class LlamaCpp:
         return VOCABULARY
 
     def llama_init_from_model(self, model: int, params: Any) -> int | None:
+        self._log(3, b"llama_context: n_ctx_seq is not n_ctx_train\n", None)
         if self.no_memory:
             self._log(4, b"llama_init_from_model: failed to allocate\n", None)
             return None
@@ -156,7 +160,9 @@ class LlamaCpp:
     ) -> int:
         """A word or a sign is a token."""
         words = re.findall(rb"\w+|[^\w\s]", text)
-        for place, word in enumerate(words[:room]):
+        if len(words) > room - self.tokenizer_room:
+            return -len(words) - self.tokenizer_room
+        for place, word in enumerate(words):
             tokens[place] = sum(word) % VOCABULARY
         return len(words)
 

@@ -10,6 +10,7 @@ What is timed has its context, caches and batches made and filled before the clo
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class LlamaCppRunner(Runner):
             raise BackendError(f"The GGUF file {self.model} does not exist.", code="file-missing")
         params = library.llama_model_default_params()
         params.n_gpu_layers = 0
-        self._model = library.llama_model_load_from_file(str(self.model).encode(), params)
+        self._model = library.llama_model_load_from_file(os.fsencode(self.model), params)
         if not self._model:
             raise BackendError(
                 f"llama.cpp (llama-cpp-python {library.__version__}) can't load {self.model}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class GgufTokenizer:
         library = self._library = llama_library()
         params = library.llama_model_default_params()
         params.vocab_only = True
-        model = library.llama_model_load_from_file(str(path).encode(), params)
+        model = library.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise ComparisonError(
                 f"llama.cpp can't read the tokenizer in {path}{said()}.",
@@ -51,12 +52,21 @@ class GgufTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
         """A text's tokens, special ones by their names in the text too."""
         data = text.encode()
-        room = len(data) + 8  # no token is shorter than a byte, but for those that are added
-        tokens = (ctypes.c_int32 * room)()
-        count = self._library.llama_tokenize(
-            self._vocabulary, data, len(data), tokens, room, add_special_tokens, True
-        )
-        return Encoding(list(tokens[: max(count, 0)]))
+        room = len(data) + 8  # few tokens are shorter than a byte, but for those that are added
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = self._library.llama_tokenize(
+                self._vocabulary, data, len(data), tokens, room, add_special_tokens, True
+            )
+            if count >= 0:
+                return Encoding(list(tokens[:count]))
+            if not room < -count < 2**31:  # it doesn't ask for more room
+                raise ComparisonError(
+                    f"llama.cpp can't tokenize a text of {len(data)} bytes.",
+                    "Give a shorter text.",
+                    code="not-tokenized",
+                )
+            room = -count
 
     def decode(self, ids: Sequence[int]) -> str:
         """The tokens' text, without special tokens."""

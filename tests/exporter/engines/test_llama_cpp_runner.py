@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +17,19 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut.gguf.surgery import cut_gguf
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner
 from exporter.engines.runners.registry import open_model
 from exporter.errors import BackendError, GgufFileError, MissingDependencyError, UsageError
-from exporter.models.gguf.facts import gguf_facts
+from exporter.models.gguf.facts import gguf_facts, gguf_folder
+from exporter.models.gguf.llama_library import llama_library, said
+from exporter.models.texts.gguf_tokenizer import GgufTokenizer
 from tests.exporter.tiny_gguf import HEAD, KV_HEADS, VOCABULARY, TinyGguf, llama_cpp_logits
 from tests.raising import raises
 from tests.stand_in.llama_cpp import LlamaCpp
 
+_ENDS = ("eos", "eot", "eom")
 CLOSE = 2e-2  # keys and values are float16 there, and activations in some products
 
 
@@ -216,3 +221,34 @@ def test_without_llama_cpp(monkeypatch: pytest.MonkeyPatch, whole: Path) -> None
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with raises(MissingDependencyError, "", "llama_cpp", "depthcut[llama-cpp]"):
         LlamaCppRunner(whole, threads=1).__enter__()
+
+
+def test_a_failure_is_told_by_its_own_error(stand_in: LlamaCpp, whole: Path) -> None:
+    """Neither by a warning, nor by what was told of an earlier call."""
+    llama_library()
+    stand_in._log(3, b"a warning", None)
+    assert "a warning" in said()
+    stand_in._log(4, b"an error", None)
+    assert "an error" in said()
+    with LlamaCppRunner(whole, threads=1) as runner:
+        runner.run(call([[1, 2]]))
+        assert not said()
+
+
+def test_tokens_that_end_a_turn_end_a_text(tmp_path: Path) -> None:
+    tiny = TinyGguf.llama()
+    tiny.entries |= {f"tokenizer.ggml.{end}_token_id": ("I", n) for n, end in enumerate(_ENDS, 5)}
+    paths = tiny.write_shards(tmp_path, 2)
+    for path in paths:
+        texts = TextModel.of(path)
+        assert (texts.stop_ids, texts.tokenizer) == ({5, 6, 7}, paths[0])
+    assert gguf_folder(paths[1]).end_of_text == 5
+    assert TextModel.of(TinyGguf.llama().write(tmp_path / "none.gguf")).stop_ids == set()
+
+
+def test_a_text_of_more_tokens_than_expected(stand_in: LlamaCpp, whole: Path) -> None:
+    usual = GgufTokenizer(whole).encode("one two three").ids
+    stand_in.tokenizer_room = 50
+    assert GgufTokenizer(whole).encode("one two three").ids == usual
+    assert len(usual) == 3
+    gc.collect()
