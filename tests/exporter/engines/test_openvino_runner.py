@@ -101,7 +101,7 @@ class _Watched:
         self.get_tensor = request.get_tensor
         self.set_tensor = request.set_tensor
 
-    def Tensor(self, array: Any, *, shared_memory: bool) -> Any:  # noqa: N802
+    def Tensor(self, array: Any, *, shared_memory: bool) -> Any:
         assert shared_memory
         self._borrowed.append(weakref.ref(array))
         return self._tensor(array, shared_memory=True)
