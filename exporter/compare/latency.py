@@ -12,13 +12,14 @@ from typing import Protocol, TypeVar
 from exporter.artifacts import LatencyRow, MachineState
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
-from exporter.compare.arms import Pair
+from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.generating import DecoderArm, GenerationCell
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
 from exporter.engines.decoding.open_decoder import own_decoder
 from exporter.engines.environment import GpuWatch, ThrottleCounts, machine_state
 from exporter.engines.inputs import has_cache, whole_phase
+from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
 from exporter.errors import ComparisonError
 from exporter.processes import cpu_times, other_cpu_share
@@ -106,7 +107,7 @@ class _TimingSession:
                 arm.load()
 
     def generate(self, vocabulary: int, cells: Sequence[GenerationCell]) -> None:
-        arms = _decoder_arms(self._pair, vocabulary)
+        arms = _decoder_arms(self._pair, vocabulary, max(cell.batch for cell in cells))
         try:
             fit = fit_together(lambda: _load(arms), _on_engines(arms))
             if not fit:
@@ -135,10 +136,11 @@ def _on_engines(arms: Mapping[str, DecoderArm]) -> list[OnEngines]:
     return [each for arm in arms.values() for each in arm.every if isinstance(each, OnEngines)]
 
 
-def _decoder_arms(pair: Pair, vocabulary: int) -> dict[str, DecoderArm]:
+def _decoder_arms(pair: Pair, vocabulary: int, batch: int) -> dict[str, DecoderArm]:
     found: dict[str, DecoderArm] = {}
     for name, arm in pair.arms.items():
-        decoders = [own_decoder(runner) for runner in arm.builds]
+        one = batch > 1 and _one_text(arm)
+        decoders = [] if one else [own_decoder(runner) for runner in arm.builds]
         own = [decoder for decoder in decoders if decoder is not None]
         if own:
             found[name] = DecoderArm(own, vocabulary)
@@ -182,7 +184,8 @@ def generations_of(pair: Pair) -> list[GenerationCell]:
         pair: The baseline is entered.
 
     Raises:
-        ComparisonError: No cell is left to time, or the model has no cache.
+        ComparisonError: No cell is left to time, the model has no cache, or an arm generates one
+            text at a time.
     """
     options = pair.options
     cells = [
@@ -196,7 +199,20 @@ def generations_of(pair: Pair) -> list[GenerationCell]:
             "Leave --generate out.",
             code="no-kv-cache",
         )
-    return _within_reach(pair, cells)
+    found = _within_reach(pair, cells)
+    judged = [arm for name, arm in pair.arms.items() if name not in pair.references]
+    if max((cell.batch for cell in found), default=1) > 1 and any(map(_one_text, judged)):
+        raise ComparisonError(
+            f"Whole generations by {LlamaCppRunner.backend} are timed for one text at a time.",
+            "Take --batch 1, or leave --generate out.",
+            code="one-text-at-a-time",
+        )
+    return found
+
+
+def _one_text(arm: ComparedArm) -> bool:
+    """Whether its caches hold one text, so that more would be run from their start each step."""
+    return arm.runner.backend == LlamaCppRunner.backend
 
 
 class _Reaches(Protocol):

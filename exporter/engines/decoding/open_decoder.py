@@ -112,7 +112,8 @@ def own_decoder(runner: Runner) -> Decoder | None:
     if isinstance(runner, OnnxRuntimeRunner):
         return OnnxRuntimeDecoder(runner.model, provider=runner.device, threads=runner.threads)
     if isinstance(runner, LlamaCppRunner):
-        return LoadingDecoder(LlamaCppRunner(runner.model, threads=runner.threads))
+        own = LlamaCppRunner(runner.model, threads=runner.threads, last_logits=True)
+        return LoadingDecoder(own)
     return None
 
 

@@ -129,18 +129,23 @@ class LlamaContext:
         self.run(batches)
         self._free(batches)
 
-    def logits(self, pieces: Sequence[Piece]) -> Array:
+    def logits(self, pieces: Sequence[Piece], which: Literal["all", "last"] = "all") -> Array:
         """Runs tokens once: the logits of each, ``[tokens, vocabulary]``, float32.
+
+        Args:
+            pieces: The tokens.
+            which: Of all tokens, or of the last one of each piece.
 
         Raises:
             BackendError: llama.cpp can't.
         """
-        batches, found = self.batches(pieces, "all"), []
+        batches, found = self.batches(pieces, which), []
         for batch in batches:
             self._decode(batch)
-            pointer = self._library.llama_get_logits(self._context)
-            shape = (batch.n_tokens, self._vocabulary)
-            found.append(np.ctypeslib.as_array(pointer, shape).copy())
+            count = sum(map(bool, batch.logits[: batch.n_tokens]))
+            if count:
+                pointer = self._library.llama_get_logits(self._context)
+                found.append(np.ctypeslib.as_array(pointer, (count, self._vocabulary)).copy())
         self._free(batches)
         return np.concatenate(found)
 

@@ -14,7 +14,7 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class LlamaCppRunner(Runner):
         model: The file, or the first of its shards.
         provider: ``cpu``.
         threads: CPU threads.
+        last_logits: Whether :meth:`run` gives the logits of the last position alone.
 
     Raises:
         BackendError: For another provider.
@@ -47,10 +48,13 @@ class LlamaCppRunner(Runner):
 
     backend = "llama.cpp"
 
-    def __init__(self, model: Path, *, provider: str = "cpu", threads: int) -> None:
+    def __init__(
+        self, model: Path, *, provider: str = "cpu", threads: int, last_logits: bool = False
+    ) -> None:
         refuse_cuda(self.backend, provider)
         self.model, self.name = model, str(model)
         self.provider, self.threads = "CPU", threads
+        self._last_logits = last_logits
         self._model: Any = None
         self._contexts: weakref.WeakSet[LlamaContext] = weakref.WeakSet()
         self._context: LlamaContext | None = None
@@ -105,8 +109,9 @@ class LlamaCppRunner(Runner):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Logits, and the tokens that stand for the cache."""
         self._loaded()
+        length: int | str = 1 if self._last_logits else "sequence"
         return (
-            TensorSpec(LOGITS, _FLOAT, ("batch", "sequence", self._vocabulary)),
+            TensorSpec(LOGITS, _FLOAT, ("batch", length, self._vocabulary)),
             TensorSpec(PRESENT, _INT, ("batch", 1, "total", 1)),
         )
 
@@ -187,12 +192,13 @@ class LlamaCppRunner(Runner):
         return past, new, mask.astype(bool)
 
     def _row(self, past: Array, new: Array, mask: Array) -> Array:
-        """One row's logits, ``[new, vocabulary]``."""
+        """One row's logits, ``[new, vocabulary]``, or ``[1, vocabulary]`` of the last position."""
         real = mask[len(past) :]
         before, tokens = past[mask[: len(past)]].tolist(), new[real].tolist()
-        found = np.zeros((len(new), self._vocabulary), np.float32)
+        length = 1 if self._last_logits else len(new)
+        found = np.zeros((length, self._vocabulary), np.float32)
         if tokens:
-            found[real] = self._continued(before, tokens)
+            found[real[-length:]] = self._continued(before, tokens)
         return found
 
     def _continued(self, before: list[int], tokens: list[int]) -> Array:
@@ -204,7 +210,8 @@ class LlamaCppRunner(Runner):
         self._held = []  # should the run fail
         if same < len(before):
             context.fill([Piece(0, same, before[same:])])
-        logits = context.logits([Piece(0, len(before), tokens)])
+        which: Literal["all", "last"] = "last" if self._last_logits else "all"
+        logits = context.logits([Piece(0, len(before), tokens)], which)
         self._held = [*before, *tokens]
         return logits
 

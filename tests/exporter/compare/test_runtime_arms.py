@@ -66,7 +66,9 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 def test_llama_cpp_is_an_arm(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_path: Path) -> None:
     onnx = write_tiny_lm(tmp_path / "onnx", vocabulary=40)
     arms = [f"llama.cpp:{file}" for file in files]
-    report = compare(*arms, OPTIONS, references=[onnx])
+    with raises(ComparisonError, "one-text-at-a-time", "llama.cpp", "--batch", "--generate"):
+        compare(*arms, OPTIONS)
+    report = compare(*arms, replace(OPTIONS, batches=(1,)), references=[onnx])
     found = report.arms
     assert [arm.backend for arm in found.references.values()] == ["onnxruntime"]
     assert (found.baseline.backend, found.candidate.backend) == ("llama.cpp", "llama.cpp")
@@ -76,7 +78,7 @@ def test_llama_cpp_is_an_arm(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_p
     assert [(d.layer, d.kind) for d in report.plan] == [(1, "attention"), (3, "attention")]
     rows = {(row.phase, row.batch) for row in report.latency}
     assert rows == {
-        ("prefill", 2), ("decode", 2), ("first_token", 2), ("per_token", 2), ("generate", 2),
+        ("prefill", 1), ("decode", 1), ("first_token", 1), ("per_token", 1), ("generate", 1),
     }  # fmt: skip
     accuracy = report.accuracy
     assert accuracy is not None

@@ -16,7 +16,7 @@ from exporter.artifacts.latency import Shape
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut.gguf.surgery import cut_gguf
 from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.open_decoder import open_decoder, own_decoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner
@@ -158,6 +158,21 @@ def test_it_generates(library: Any, whole: Path) -> None:
     assert list(found.token_ids) == wanted
     with raises(UsageError, "wrong-backend", "--runner"):
         open_decoder(f"llama.cpp:{whole}", backend="onnxruntime")
+
+
+def test_what_generates_for_timing_asks_for_the_last_logits(library: Any, whole: Path) -> None:
+    tokens = [3, 1, 4, 1]
+    wanted = llama_cpp_logits(whole, tokens)
+    with LlamaCppRunner(whole, threads=1, last_logits=True) as runner:
+        found = runner.run(call([tokens[:3], tokens[:3]], mask=[[1, 1, 1], [1, 1, 0]]))
+        assert found["logits"].shape == (2, 1, VOCABULARY)
+        near(found["logits"][0], wanted[2:3])
+        assert not found["logits"][1].any()
+    decoder = own_decoder(LlamaCppRunner(whole, threads=1))
+    assert decoder is not None
+    with decoder:
+        near(decoder.prefill(np.array([tokens[:3]])), wanted[2:3])
+        near(decoder.step(np.array([tokens[3:]])), wanted[3:])
 
 
 def test_facts_tell_the_cut(whole: Path, cut: Path) -> None:
