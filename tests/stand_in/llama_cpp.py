@@ -41,6 +41,8 @@ class LlamaCpp:
         takes_back: Whether a part of a sequence can be dropped, unlike in recurrent models.
         no_memory: Has every context fail.
         tokenizer_room: How many tokens more than it gives the tokenizer asks for.
+        trained_positions: Of every model.
+        contexts: The positions of every context that was made.
     """
 
     alive: dict[int, Any] = field(default_factory=dict)
@@ -49,6 +51,8 @@ class LlamaCpp:
     takes_back: bool = True
     no_memory: bool = False
     tokenizer_room: int = 0
+    trained_positions: int = 4096
+    contexts: list[int] = field(default_factory=list)
     __version__: str = "stand-in"
 
     def __post_init__(self) -> None:
@@ -98,7 +102,12 @@ class LlamaCpp:
             return None
         self.threads = params.n_threads
         positions = params.n_ctx // params.n_seq_max
+        self.contexts.append(positions)
         return self._keep(_Context(self.alive[model], positions, params.n_seq_max))
+
+    def llama_model_n_ctx_train(self, model: int) -> int:
+        assert model in self.alive
+        return self.trained_positions
 
     def llama_free(self, context: int) -> None:
         del self.alive[context]

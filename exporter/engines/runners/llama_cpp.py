@@ -218,7 +218,9 @@ class LlamaCppRunner(Runner):
     def _with_room(self, positions: int) -> LlamaContext:
         context = self._context
         if context is None or context.positions < positions:
-            if context is not None:
+            if context is not None:  # twice as long, so that a growing text is seldom run again
+                longest = self._library.llama_model_n_ctx_train(self._loaded())
+                positions = max(positions, min(2 * context.positions, longest))
                 context.close()
             context = self._context = self._new_context(1, positions)
             self._held = []
