@@ -189,7 +189,7 @@ class CostRun:
         """Times what no earlier run has timed, one variant after the other."""
         sizes = self.cost_runner.sizes
         wanted = wanted_names(sizes, names)
-        self._recall(earlier)
+        self.recall(earlier)
         groups = groups_of(sizes, wanted)
         self.groups |= {group.signature: group for group in groups}
         planned = [t for g in groups for t in variants(g, sizes, self.settings.replacements)]
@@ -235,7 +235,7 @@ class CostRun:
             minutes = seconds * left / 60
             self.progress.say(f"costs: {left} more variants take about {minutes:.1f} min")
 
-    def _recall(self, earlier: CostTable | None) -> None:
+    def recall(self, earlier: CostTable | None) -> None:
         """Takes over all that an earlier run has measured, asked for now or not."""
         for group in earlier.groups if earlier is not None else ():
             self.groups[group.signature] = group

@@ -61,12 +61,13 @@ def measure_together(
     cells = settings.at.cells(cached=sizes.has_cache)
     groups = groups_of(sizes, wanted)
     run = CostRun(cost_runner, settings, cells, progress)
-    run.groups = {group.signature: group for group in groups}
+    run.recall(earlier)
+    run.groups |= {group.signature: group for group in groups}
     chosen = {str(v): v for g in groups for v in variants(g, sizes, ("none",))[:1]}
     with cost_runner.arms_of(chosen, beside) as arms:
         effort = replace(settings.effort, reload=False)
         found = time_request(arms, cells, effort, lambda _: False, progress)
-    run.rows = {variant: [_against(row, arm) for row in found] for arm, variant in chosen.items()}
+    run.rows |= {variant: [_against(row, arm) for row in found] for arm, variant in chosen.items()}
     table = run.table()
     _tell(table, progress)
     if settings.kept is not None:

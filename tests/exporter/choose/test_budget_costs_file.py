@@ -85,6 +85,10 @@ def test_what_was_timed_together_is_not_timed_again(
     assert measure_together(runner, settings, [(1, "mlp")])[0] == first
     with pytest.raises(TypeError):  # attentions were not timed
         measure_together(runner, settings)
+    monkeypatch.undo()
+    both, _ = measure_together(runner, settings, [(0, "attention")])
+    assert {*both.names} == {(layer, kind) for layer in (0, 1) for kind in ("attention", "mlp")}
+    assert CostTable.read(kept) == both
 
 
 @pytest.mark.parametrize(
