@@ -56,12 +56,15 @@ def weight_places(
 
     Returns:
         The places; None where the graph lacks a parameter, or has it in common with another one
-        that has the same values.
+        that has the same values, or where all numbers of one are the same, as in a bias of zeros:
+        a constant of the graph may be so by itself.
 
     Raises:
         OnnxFileError: The graph can't be read.
     """
     parameters = dict(model.named_parameters())
+    if any(parameters[name].min() == parameters[name].max() for name in names):
+        return None
     shapes = {tuple(parameters[name].shape) for name in names}
     shapes |= {shape[::-1] for shape in shapes}
     held = _initializers(load_model(graph), shapes)

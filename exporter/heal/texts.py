@@ -126,19 +126,8 @@ def healing_texts(
         for spec, text, each in zip(specs, whole, asked, strict=True)
     ]
     parts = [_parted(text, *each) for (text, _), each in zip(behind, asked, strict=True)]
-    samples, length = sum(more for _, more in few), options.sequence_length
-    judges = options.trains or judged
-    if judges and options.check_text is None and _other_spec(loaded, specs) == SELF:
-        samples, length = _FEW_SAMPLED, min(length, _SAMPLED_LENGTH)
-    other = other_domain(
-        loaded,
-        specs,
-        samples,
-        sequence_length=length,
-        spec=options.check_text,
-        seed=options.seed,
-        progress=progress,
-    )
+    few_sampled = bool(options.trains or judged)
+    other = _other_text(loaded, specs, sum(more for _, more in few), options, few_sampled, progress)
     if other is not None:
         refuse_same_text(
             other.ref,
@@ -155,6 +144,29 @@ def healing_texts(
         other,
         min(more for _, more in few) // 2 if judged and predicts_tokens(loaded.model) else None,
         tuple(fit.ref for fit, (_, again) in zip(fitting, behind, strict=True) if again),
+    )
+
+
+def _other_text(
+    loaded: LoadedModel,
+    specs: Sequence[str],
+    samples: int,
+    options: HealOptions,
+    few_sampled: bool,
+    progress: Progress,
+) -> CalibrationText | None:
+    """The other domain's; short, if the model must sample it and something else is waited for."""
+    length = options.sequence_length
+    if few_sampled and options.check_text is None and _other_spec(loaded, specs) == SELF:
+        samples, length = _FEW_SAMPLED, min(length, _SAMPLED_LENGTH)
+    return other_domain(
+        loaded,
+        specs,
+        samples,
+        sequence_length=length,
+        spec=options.check_text,
+        seed=options.seed,
+        progress=progress,
     )
 
 

@@ -20,7 +20,7 @@ from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.together import measure_together
+from exporter.choose.costs.together import fit_together, measure_together
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError, UnmetGoalError
@@ -233,8 +233,8 @@ class OnnxStopwatch:
             kept=self.kept,
             may_replace=self.may_replace,
         )
-        if self.together and set(replacements) <= {"none"}:
-            runner = OnnxCostRunner(self.onnx, self.folder, self.provider)
+        runner = OnnxCostRunner(self.onnx, self.folder, self.provider)
+        if self.together and set(replacements) <= {"none"} and fit_together(runner):
             return measure_together(runner, settings, progress=self.progress)[0]
         table = measure_costs(
             self.onnx,

@@ -16,10 +16,20 @@ from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import time_request
 from exporter.compare.timing.statistics import speedup_between
 from exporter.engines.environment import default_threads
+from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
+_LOADED = 1.5
+"""Times a graph's weights: ONNX Runtime keeps some of them in another order as well."""
 NOTHING: Mapping[str, Path] = MappingProxyType({})
+
+
+def fit_together(cost_runner: OnnxCostRunner) -> bool:
+    """Whether memory holds the whole graph and a variant of each group."""
+    sizes, free = cost_runner.sizes, available_bytes()
+    groups = groups_of(sizes, wanted_names(sizes, None))
+    return free is None or _LOADED * (1 + len(groups)) * sizes.weight_bytes <= free
 
 
 def measure_together(

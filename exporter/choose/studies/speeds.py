@@ -43,8 +43,10 @@ from graph_passes.types import SublayerRef
 
 _TIMED_SECONDS = 8.0
 _TOGETHER = Effort(seconds=10.0, reload=False)
-_BESIDE = 3
-"""Times the weights: the graph is built, and then loaded with a variant of it."""
+_BESIDE = 4
+"""Times the weights: the graph is loaded beside one without some attentions, one without some MLPs,
+and one in int8.
+"""
 
 
 class _Timed(Record):

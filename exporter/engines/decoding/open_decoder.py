@@ -61,15 +61,7 @@ def open_decoder(
             "Leave --runner out.",
             code="wrong-backend",
         )
-    is_engine = named is None and model.is_file() and _is_engine(model)
-    if model.is_file() and backend is not None and is_engine != (backend == "engine"):
-        raise UsageError(
-            f"{model} is {'an' if is_engine else 'no'} engine.",
-            "Leave --runner out.",
-            code="wrong-backend",
-        )
-    alone = named is None and backend is None and holds_engines_alone(model)
-    if is_engine or backend == "engine" or alone:
+    if named is None and _runs_engines(model, backend):
         if context is not None:
             raise UsageError(
                 "How long a text may be is built into an engine.",
@@ -88,6 +80,24 @@ def open_decoder(
     return OnnxRuntimeDecoder(
         folder.onnx, provider=provider, threads=runner.threads, context=context
     )
+
+
+def _runs_engines(model: Path, backend: str | None) -> bool:
+    """Whether engines are what runs of a file or folder.
+
+    Raises:
+        UsageError: The file is of the other kind.
+    """
+    if not model.is_file():
+        return backend == "engine" or (backend is None and holds_engines_alone(model))
+    is_engine = _is_engine(model)
+    if backend is not None and is_engine != (backend == "engine"):
+        raise UsageError(
+            f"{model} is {'an' if is_engine else 'no'} engine.",
+            "Leave --runner out.",
+            code="wrong-backend",
+        )
+    return is_engine
 
 
 def decoder_on(runner: Runner) -> Decoder:

@@ -184,7 +184,7 @@ def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> 
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise BackendError(
             f"onnxruntime {version} doesn't tell which nodes run on the CPU instead of {wanted}.",
-            "Update onnxruntime-gpu to 1.27 or newer.",
+            "Update onnxruntime-gpu to 1.25 or newer.",
             code="placement-unknown",
         )
     placed = placement(session)

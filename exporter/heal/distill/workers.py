@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from exporter.errors import HealingError, first_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -63,8 +65,26 @@ class Workers:
         return held[0]
 
     def once(self, make: Callable[[], _T]) -> _T:
-        """What the first process makes while the others wait, in all of them."""
-        return self.from_first(make() if self._number == 0 else cast("_T", None))
+        """What the first process makes while the others wait, in all of them.
+
+        Raises:
+            HealingError: The first process failed; that one raises what it failed with.
+        """
+        made, failed = cast("_T", None), ""
+        if self._number == 0:
+            try:
+                made = make()
+            except Exception as error:
+                self.from_first((made, first_line(error)))
+                raise
+        made, failed = self.from_first((made, failed))
+        if failed:
+            raise HealingError(
+                f"The first process failed: {failed}",
+                "See what that one says.",
+                code="first-process-failed",
+            )
+        return made
 
 
 def _mean(tensor: torch.Tensor) -> torch.Tensor:

@@ -92,12 +92,25 @@ def test_what_was_timed_together_is_not_timed_again(
 
 
 @pytest.mark.parametrize(
-    ("together", "replacements", "is_together"),
-    [(True, ("none",), True), (True, ("none", "bias"), False), (False, ("none",), False)],
+    ("together", "replacements", "free", "is_together"),
+    [
+        (True, ("none",), None, True),
+        (True, ("none",), 10**9, True),
+        (True, ("none",), 1, False),
+        (True, ("none", "bias"), None, False),
+        (False, ("none",), None, False),
+    ],
 )
-def test_times_that_only_order_sublayers_are_measured_together(
-    tmp_path: Path, monkeypatch: Any, together: bool, replacements: Any, is_together: bool
+def test_times_that_only_order_sublayers_are_measured_together_where_memory_holds_all(
+    tmp_path: Path,
+    monkeypatch: Any,
+    together: bool,
+    replacements: Any,
+    free: int | None,
+    is_together: bool,
 ) -> None:
+    ir.save(tiny_model(TinySpec(layers=2)), tmp_path / "model.onnx")
+    monkeypatch.setattr("exporter.choose.costs.together.available_bytes", lambda: free)
     table = made_table({(0, "mlp"): {"none": 1.0}})
     monkeypatch.setattr(target_speedup, "measure_costs", lambda *_, **__: table)
     monkeypatch.setattr(target_speedup, "measure_together", lambda *_, **__: (None, {}))

@@ -93,6 +93,18 @@ def test_weights_of_equal_values_are_told_by_their_names_or_not_at_all(written: 
     assert new is None or all(check.passed for check in check_export(loaded, new))
 
 
+def test_a_bias_of_zeros_may_be_any_constant_and_is_not_found(written: Any) -> None:
+    import torch
+
+    bias, others = "transformer.h.0.mlp.c_fc.bias", _loaded("gpt2")
+    for name, parameter in others.model.named_parameters():
+        if name.endswith("bias") and name != bias:
+            parameter.data += torch.rand_like(parameter)
+    assert written([bias], loaded=others)[1] is None
+    others.model.get_parameter(bias).data += torch.rand(others.model.get_parameter(bias).shape)
+    assert written([bias], loaded=others)[1] is not None
+
+
 def test_a_weight_that_the_graph_has_only_in_another_form_is_not_found(written: Any) -> None:
     def scale(model: ir.Model) -> None:
         value = model.graph.initializers[f"{PRODUCTS[0]}_transposed"]
