@@ -111,7 +111,7 @@ class OnEngines:
         if self._trial:
             try_engines(self.engines)
             self._trial = False  # once is enough: a comparison loads it again and again
-        session = Session(self.engines) if self._on is None else self._on.lent()
+        session = Session(self.engines) if self._on is None else self._on.shared_session()
         if self._on is None:
             session.__enter__()
         self._session, self._before = session, session.cuda.held()
@@ -137,7 +137,7 @@ class OnEngines:
             else:
                 session.back_to(self._before)
 
-    def lent(self) -> Session:
+    def shared_session(self) -> Session:
         """The session of a model that is loaded, for another use of it, which leaves it as it was.
 
         The memory for own runs is given back; it is taken again with the next one.

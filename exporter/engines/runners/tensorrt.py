@@ -172,7 +172,7 @@ class TensorRtRunner(OnEngines, Runner):
 
     def _fill(self, inputs: Mapping[str, Array], phase: Phase | None) -> ReadyProfile:
         session = self._loaded()
-        if not self._buffers:  # they were lent
+        if not self._buffers:  # another use of the session has them given back
             self._take_memory(session)
         self.refuse_missing(inputs)
         fixed = self._form.mask is not None
