@@ -76,6 +76,7 @@ from exporter.artifacts.gpu_session import (
 from exporter.artifacts.healing import (
     AnswerDamage,
     HealedBranch,
+    HealedClasses,
     HealedEmbeddings,
     HealedText,
     Healing,

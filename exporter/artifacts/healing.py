@@ -71,6 +71,26 @@ class HealedEmbeddings(Record):
     gain_std_error: float | None
 
 
+class HealedClasses(Record):
+    """What healing did for the classes of one text's paragraphs, of a classifier or reranker.
+
+    ``role`` as for :class:`HealedText`. ``dropped_kl`` and ``healed_kl`` are the mean KL divergence
+    from the whole model's classes, in nats, without and with what heals, ``dropped_same`` and
+    ``healed_same`` the share of the same likeliest class; ``gain`` is the divergence that is taken
+    back, its standard error paired by paragraph.
+    """
+
+    role: Literal["calibration", "other"]
+    text: CalibrationRef
+    dropped_kl: float
+    dropped_same: float
+    healed_kl: float
+    healed_same: float
+    healed_same_std_error: float | None
+    gain: float
+    gain_std_error: float | None
+
+
 class HealedBranch(Record):
     """What took one branch's place.
 
@@ -100,16 +120,16 @@ class TrainingCheck(Record):
 class Training(Record):
     """How the whole model taught the cut one.
 
-    ``loss`` is the mean KL divergence of ``answers`` in nats, or for a model that predicts no next
-    token 1 minus the mean cosine of ``embeddings``; earlier versions took the relative squared
-    error of hidden ``states``. The first check is that of the
+    ``loss`` is the mean KL divergence of ``answers`` or ``classes`` in nats (of a single logit half
+    the mean squared difference), or 1 minus the mean cosine of ``embeddings``; earlier versions
+    took the relative squared error of hidden ``states``. The first check is that of the
     unhealed cut, a second one before the training that of what was fitted; the state with the least
     held-out loss was kept. ``stopped_on`` is the held-out text; ``learning_rate`` is the highest
     that was used, which earlier versions didn't tell.
     """
 
     train: Train
-    loss: Literal["answers", "embeddings", "states"]
+    loss: Literal["answers", "classes", "embeddings", "states"]
     trained_parameters: int
     steps: int
     tokens: int
@@ -143,7 +163,13 @@ class Healing(Record):
     training: Training | None = None
     texts: list[HealedText] = Field(default_factory=list)
     embeddings: list[HealedEmbeddings] = Field(default_factory=list)
+    classes: list[HealedClasses] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+
+    @property
+    def measured(self) -> list[HealedText | HealedEmbeddings | HealedClasses]:
+        """What was measured on each text, whatever it is measured by."""
+        return [*self.texts, *self.embeddings, *self.classes]
 
 
 class HealingReport(Artifact):

@@ -119,7 +119,7 @@ def _write_checkpoint(
 
 
 def _print(report: HealingReport, output: Path, progress: ConsoleProgress) -> None:
-    if not progress.as_json and (report.healing.texts or report.healing.embeddings):
+    if not progress.as_json and report.healing.measured:
         grid = healing_grid(report.healing)
         print_rows(grid.header, grid.rows)
     # Whoever isn't quiet has heard the warnings already.

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporter.artifacts import AnswerDamage, HealedEmbeddings, HealedText
+from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage, joined
-from exporter.models.ablation.embeddings import EmbeddingMeter, meter_of
-from exporter.models.ablation.meter import DamageMeter, Within
+from exporter.models.ablation.damage import AnyDamage, ClassDamage, Damage, EmbeddingDamage, joined
+from exporter.models.ablation.embeddings import AnyMeter, meter_of
+from exporter.models.ablation.meter import Within
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -22,7 +22,7 @@ _STD_ERRORS = 2.0
 _ALIKE = 1 / 3
 """Where one domain's share of the gain is below this part of the other's, they disagree."""
 Role = Literal["calibration", "other"]
-Measured = HealedText | HealedEmbeddings
+Measured = HealedText | HealedEmbeddings | HealedClasses
 Lost = Callable[[Measured], bool]
 """Whether what was measured shows that a cut is not worth measuring on."""
 
@@ -76,7 +76,7 @@ def measured_text(
 
 
 def _both(
-    meter: DamageMeter | EmbeddingMeter,
+    meter: AnyMeter,
     dropped: BranchReplacements,
     healed: BranchReplacements,
     within: Within | None,
@@ -94,6 +94,8 @@ def _told(
     before, after = joined(befores), joined(afters)
     if isinstance(before, EmbeddingDamage):
         return _healed_embeddings(role, text, before, after)
+    if isinstance(before, ClassDamage):
+        return _healed_classes(role, text, before, after)
     return _healed_text(role, text, before, after)
 
 
@@ -110,6 +112,23 @@ def _healed_embeddings(
         healed_std_error=after.cosine_std_error,
         gain=float(gains.mean()),
         gain_std_error=ratio_std_error(gains, np.ones_like(gains)),
+    )
+
+
+def _healed_classes(
+    role: Role, text: CalibrationText, before: ClassDamage, after: ClassDamage
+) -> HealedClasses:
+    gains = before.kl_sums - after.kl_sums
+    return HealedClasses(
+        role=role,
+        text=text.ref,
+        dropped_kl=before.kl,
+        dropped_same=before.top1_agreement,
+        healed_kl=after.kl,
+        healed_same=after.top1_agreement,
+        healed_same_std_error=after.top1_std_error,
+        gain=before.kl - after.kl,
+        gain_std_error=ratio_std_error(gains, before.positions),
     )
 
 
@@ -137,8 +156,8 @@ def _damage(damage: Damage) -> AnswerDamage:
     )
 
 
-def embedding_warnings(texts: Sequence[HealedEmbeddings]) -> list[str]:
-    """What a reader must know before he trusts the gain of embeddings.
+def gain_warnings(texts: Sequence[HealedEmbeddings | HealedClasses]) -> list[str]:
+    """What a reader must know before he trusts the gain of embeddings or of classes.
 
     Args:
         texts: The calibration's domain and, where there is one, another.

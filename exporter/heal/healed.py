@@ -12,6 +12,7 @@ from exporter.artifacts import (
     CalibrationRef,
     FiguresFrom,
     HealedBranch,
+    HealedClasses,
     HealedEmbeddings,
     HealedText,
     Healing,
@@ -27,7 +28,7 @@ from exporter.heal.distill.workers import is_alone
 from exporter.heal.domains import (
     Lost,
     Measured,
-    embedding_warnings,
+    gain_warnings,
     measured_text,
     warnings_of,
 )
@@ -267,7 +268,7 @@ def _healed_plan(
     texts: HealingTexts,
     options: HealOptions,
 ) -> PruningPlan:
-    measured = bool(healing.texts or healing.embeddings)
+    measured = bool(healing.measured)
     return PruningPlan(
         deletions=healed_deletions(plan.deletions, made.branch_replacements),
         budget=plan.budget,
@@ -316,9 +317,10 @@ def measured_healing(
     measured = _measured(loaded, texts, found, options.batch_size, within, lost, progress)
     answers = [each for each in measured if isinstance(each, HealedText)]
     embeddings = [each for each in measured if isinstance(each, HealedEmbeddings)]
+    classes = [each for each in measured if isinstance(each, HealedClasses)]
     told = list(warnings)
     if lost is None or not lost(measured[0]):
-        told = [*told, *warnings_of(answers), *embedding_warnings(embeddings)]
+        told = [*told, *warnings_of(answers), *gain_warnings([*embeddings, *classes])]
     for warning in told:
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
@@ -333,6 +335,7 @@ def measured_healing(
         training=None if made is None else made.training,
         texts=answers,
         embeddings=embeddings,
+        classes=classes,
         warnings=told,
     )
 
@@ -375,6 +378,9 @@ def _predicted(healing: Healing) -> dict[str, float]:
     for embedded in healing.embeddings:
         if embedded.role == "calibration":
             return {"cosine": embedded.healed}
+    for classes in healing.classes:
+        if classes.role == "calibration":
+            return {"kl": classes.healed_kl, "top1_agreement": classes.healed_same}
     return {}
 
 

@@ -17,7 +17,8 @@ _GENAI_WORDS = {
 }
 """What ``config.json`` calls a value, and what ``genai_config.json`` does."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
-_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+"""How the names of classes end that give each text, or each of its tokens, a class."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ModelFolder:
     def classifies(self) -> bool:
         """Whether the config names a class that gives each text or token a class."""
         names = self.config.get("architectures") or [""]
-        return str(names[0]).endswith(_CLASSIFIERS)
+        return str(names[0]).endswith(CLASSIFIERS)
 
     @property
     def predicts_next_token(self) -> bool:

@@ -21,7 +21,7 @@ from exporter.engines.runners.sessions import check_provider
 from exporter.errors import PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.export.pooled import pooling_for
-from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.model_folder import find_model
 from exporter.models.texts.self_text import SAMPLED
@@ -181,7 +181,7 @@ def refuse_foreign_goals(run: Run) -> None:
     """
     budget = run.request.drops.budget
     if budget is not None:
-        budget.floors.of_model(predicts_tokens=predicts_tokens(run.choosing.model))
+        budget.floors.of_model(judged_by(run.choosing.model))
 
 
 def refuse_unpooled(run: Run) -> None:

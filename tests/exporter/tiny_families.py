@@ -36,8 +36,15 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 _ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta", "esm", "mpnet"}
 
 
-def tiny_model(model_type: str, **changes: Any) -> Any:
-    """A model in eval mode, its weights large enough that every branch counts."""
+def tiny_model(model_type: str, *, head: str = "", **changes: Any) -> Any:
+    """A model in eval mode, its weights large enough that every branch counts.
+
+    Args:
+        model_type: Its family.
+        head: What its class is for, such as ``SequenceClassification``; usually next tokens or
+            nothing.
+        changes: Of its config.
+    """
     import torch
     import transformers
 
@@ -46,6 +53,8 @@ def tiny_model(model_type: str, **changes: Any) -> Any:
     auto = transformers.AutoModel
     if generates and model_type not in _ENCODERS:
         auto = transformers.AutoModelForCausalLM
+    if head:
+        auto = getattr(transformers, f"AutoModelFor{head}")
     torch.manual_seed(0)
     model = auto.from_config(config).eval().requires_grad_(False)
     for parameter in model.parameters():

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.search_options import DROPPING
 from exporter.errors import PlanError, UsageError
+from exporter.models.ablation.meter import Judged
 from exporter.option_types import Count, OpenShare, Share, Size, Tokens, Whole, Written, comma_list
 from exporter.options import Options, Rule, dataclass, excludes, only_with, option, part, required
 from graph_passes.types import BLOCK_KINDS, SublayerKind
@@ -82,7 +83,8 @@ class Floors(Options):
     )
     top1_agreement: OpenShare | None = option(
         None,
-        "Minimum share of positions at which both models have the same top-1 token, such as 0.95.",
+        "Minimum share of positions at which both models have the same top-1 token, such as 0.95; "
+        "for classifiers of texts with the same likeliest class.",
         "--min-top1-agreement",
         brief="Share of equal top-1 tokens: 0.95",
         section=REACHING,
@@ -99,15 +101,28 @@ class Floors(Options):
         limits = (self.perplexity_increase, self.top1_agreement, self.embedding_cosine)
         return any(limit is not None for limit in limits)
 
-    def of_model(self, *, predicts_tokens: bool) -> Floors:
+    def of_model(self, judged: Judged) -> Floors:
         """Those that a model of this kind can be held to; others beside them are left out.
 
         Raises:
             PlanError: There are only others.
         """
-        of_encoders = Floors(embedding_cosine=self.embedding_cosine)
-        found = replace(self, embedding_cosine=None) if predicts_tokens else of_encoders
-        if self and not found and predicts_tokens:
+        of_kind = {
+            "tokens": replace(self, embedding_cosine=None),
+            "classes": Floors(top1_agreement=self.top1_agreement),
+            "embeddings": Floors(embedding_cosine=self.embedding_cosine),
+        }
+        found = of_kind[judged]
+        if self == USUAL_FLOORS and judged == "classes":
+            return Floors(top1_agreement=_USUAL_AGREEMENT)
+        if self and not found and judged == "classes":
+            raise PlanError(
+                "This model gives texts classes: it has no perplexity and is not judged by "
+                "embeddings.",
+                "Limit how many texts get another class: --min-top1-agreement 0.98.",
+                code="only-classes",
+            )
+        if self and not found and judged == "tokens":
             raise PlanError(
                 "This model predicts next tokens, so it is not judged by its embeddings.",
                 "Give --at-most 5% or --min-top1-agreement 0.95.",
@@ -144,6 +159,12 @@ class Floors(Options):
 
 
 NO_FLOORS = Floors()
+USUAL_FLOORS = Floors(
+    perplexity_increase=USUAL_LIMITS["at_most"],
+    embedding_cosine=USUAL_LIMITS["min_embedding_cosine"],
+)
+_USUAL_AGREEMENT = 0.98
+"""Of a classifier's likeliest classes, where nothing is asked for."""
 _COUNTS = ("attention", "mlp", "block", "joint")
 _FLOORS = tuple(f"floors.{field.name}" for field in fields(Floors))
 

@@ -18,7 +18,13 @@ from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import Option, Step, cut_of_options, standing_options
 from exporter.compare.quality.intervals import mean_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
+from exporter.models.ablation.damage import (
+    AnyDamage,
+    ClassDamage,
+    Damage,
+    DistributionDamage,
+    EmbeddingDamage,
+)
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
@@ -130,7 +136,7 @@ def _quality(option: Option, fits: Mapping[SublayerRef, Fit]) -> float:
 
 _ABOUT = 0.9
 """An option that gains this share of another's gains about as much."""
-_NOT_MEASURED = Damage(*(np.empty(0) for _ in range(5)))
+_NOT_MEASURED = ClassDamage(*(np.empty(0) for _ in range(3)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,24 +249,32 @@ class QualityCheck:
         """The floors that so much damage doesn't keep, in words."""
         if isinstance(damage, EmbeddingDamage):
             return self._broken_by_embeddings(damage)
+        found = [] if isinstance(damage, ClassDamage) else self._broken_by_perplexity(damage)
+        return [*found, *self._broken_by_agreement(damage)]
+
+    def _broken_by_perplexity(self, damage: Damage) -> list[str]:
         floors = self.floors
-        found = []
         most = _end(damage.nll_sums - damage.baseline_nll_sums, damage.positions, 1)
         if math.isnan(most):
-            found.append("the perplexity is not a number")
-        elif most > floors.log_perplexity_increase:
-            found.append(
-                f"the perplexity rises by {percent(damage.log_perplexity_increase)}, "
-                f"95 % interval up to {percent(most)} "
-                f"(allowed: {(floors.perplexity_increase or 0):.1%})"
-            )
+            return ["the perplexity is not a number"]
+        if most <= floors.log_perplexity_increase:
+            return []
+        return [
+            f"the perplexity rises by {percent(damage.log_perplexity_increase)}, "
+            f"95 % interval up to {percent(most)} "
+            f"(allowed: {(floors.perplexity_increase or 0):.1%})"
+        ]
+
+    def _broken_by_agreement(self, damage: DistributionDamage) -> list[str]:
+        floor = self.floors.top1_agreement
         least = _end(damage.agreements, damage.positions, 0)
-        if floors.top1_agreement is not None and not least >= floors.top1_agreement:
-            found.append(
-                f"{damage.top1_agreement:.1%} of the likeliest tokens stay the same, "
-                f"95 % interval down to {least:.1%} (at least: {floors.top1_agreement:.1%})"
-            )
-        return found
+        if floor is None or least >= floor:
+            return []
+        what = "classes" if isinstance(damage, ClassDamage) else "tokens"
+        return [
+            f"{damage.top1_agreement:.1%} of the likeliest {what} stay the same, "
+            f"95 % interval down to {least:.1%} (at least: {floor:.1%})"
+        ]
 
     def _broken_by_embeddings(self, damage: EmbeddingDamage) -> list[str]:
         floor = self.floors.embedding_cosine
@@ -288,6 +302,11 @@ def damage_words(damage: AnyDamage) -> str:
     """What a candidate costs, in a few words."""
     if isinstance(damage, EmbeddingDamage):
         return f"mean cosine of the embeddings {damage.cosine:.3f}"
+    if isinstance(damage, ClassDamage):
+        return (
+            f"KL divergence of the classes {damage.kl:.3f} nats, "
+            f"same likeliest class {damage.top1_agreement:.1%}"
+        )
     return (
         f"perplexity {math.expm1(min(damage.log_perplexity_increase, 50.0)):+.1%}, "
         f"KL divergence {damage.kl:.3f} nats, same top-1 token {damage.top1_agreement:.1%}"

@@ -26,7 +26,7 @@ from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
+from exporter.models.ablation.damage import AnyDamage, ClassDamage, Damage, EmbeddingDamage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words
@@ -96,20 +96,28 @@ def _rise(figures: Mapping[str, float], where: str = "") -> str:
 
 def _change(figures: Mapping[str, float]) -> str:
     """Of one text: the perplexity's, or the embeddings' cosine."""
-    return f"cosine {figures['cosine']:.3f}" if "cosine" in figures else _rise(figures)
+    if "cosine" in figures:
+        return f"cosine {figures['cosine']:.3f}"
+    if "log_perplexity_increase" not in figures:
+        return f"same likeliest class {figures['top1_agreement']:.1%}"
+    return _rise(figures)
 
 
 _ANSWER_FIGURES = (
     *("kl", "log_perplexity_increase", "top1_agreement"),
     *("kl_std_error", "log_perplexity_increase_std_error"),
 )
+_CLASS_FIGURES = ("kl", "kl_std_error", "top1_agreement")
 _EMBEDDING_FIGURES = ("cosine", "cosine_std_error")
 
 
 def damage_figures(damage: AnyDamage) -> dict[str, float]:
     """What a plan says of its damage, with standard errors as far as they are known."""
-    embedded = isinstance(damage, EmbeddingDamage)
-    names = _EMBEDDING_FIGURES if embedded else _ANSWER_FIGURES
+    names: tuple[str, ...] = _ANSWER_FIGURES
+    if isinstance(damage, EmbeddingDamage):
+        names = _EMBEDDING_FIGURES
+    elif isinstance(damage, ClassDamage):
+        names = _CLASS_FIGURES
     found = {name: getattr(damage, name) for name in names}
     return {name: float(value) for name, value in found.items() if value is not None}
 
@@ -226,6 +234,9 @@ def elsewhere(report: HealingReport | None) -> dict[str, float]:
     for embedded in report.healing.embeddings:
         if embedded.role == "other":
             return {"other_cosine": embedded.healed}
+    for classes in report.healing.classes:
+        if classes.role == "other":
+            return {"other_kl": classes.healed_kl, "other_top1_agreement": classes.healed_same}
     return {
         name: value
         for text in report.healing.texts

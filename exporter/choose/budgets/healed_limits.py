@@ -15,6 +15,7 @@ from exporter.choose.budgets.figures import Outcome, damage_figures, elsewhere, 
 from exporter.choose.budgets.ladder import (
     HIGH,
     LOW,
+    SAME,
     SHARES,
     Ladder,
     Rung,
@@ -94,6 +95,12 @@ def outcome_words(tried: TriedCut, floors: Floors) -> str:
             f"the mean cosine of the embeddings is {healed['cosine']:.3f} {by}, 95 % interval down "
             f"to {healed[LOW]:.3f}, at least {floors.embedding_cosine or 0:.3f} is asked for"
         )
+    if SAME in healed:
+        return (
+            f"{healed['top1_agreement']:.1%} of the texts keep their likeliest class {by}, 95 % "
+            f"interval down to {healed[SAME]:.1%}, at least {floors.top1_agreement or 0:.1%} is "
+            "asked for"
+        )
     rise, high = percent(healed["log_perplexity_increase"]), percent(healed[HIGH])
     limit = floors.perplexity_increase
     allowed = "" if limit is None else f", {limit:.1%} allowed"
@@ -148,6 +155,8 @@ def _allowing(tried: TriedCut, floors: Floors) -> str:
     """The option that would allow a cut."""
     if LOW in tried.healed:
         return f"--min-embedding-cosine {max(0.0, tried.healed[LOW]):.3f} would allow it; "
+    if SAME in tried.healed:
+        return f"--min-top1-agreement {max(0.0, tried.healed[SAME]):.3f} would allow it; "
     if floors.perplexity_increase is None:
         return ""
     needed = math.expm1(min(50.0, max(0.001, tried.healed[HIGH])))

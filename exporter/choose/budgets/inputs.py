@@ -42,7 +42,7 @@ from exporter.heal.fits import Fit, FitStore
 from exporter.heal.further import text_behind
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.ablation.embeddings import meter_here
-from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.ablation.meter import judged_by, predicts_tokens, refuse_headless
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import text_of_report
 from exporter.progress import QUIET, Progress
@@ -175,14 +175,19 @@ class PlanInputs:
         Raises:
             PlanError: There are only others.
         """
-        predicts = predicts_tokens(self.loaded.model)
-        return self.budget.floors.of_model(predicts_tokens=predicts)
+        return self.budget.floors.of_model(judged_by(self.loaded.model))
 
     @cached_property
     def searching(self) -> SearchOptions:
-        """How the search goes, with what it keeps small named."""
-        predicts = predicts_tokens(self.loaded.model)
-        return self.settings.search.for_model(predicts_tokens=predicts)
+        """How the search goes, with what it keeps small named.
+
+        Raises:
+            ScoringError: A classifier has no perplexity to keep small.
+        """
+        judged, search = judged_by(self.loaded.model), self.settings.search
+        if judged == "classes" and search.objective == "perplexity":
+            refuse_headless(self.loaded.model)
+        return search.for_model(embeds=judged == "embeddings")
 
     @property
     def embeds(self) -> bool:
@@ -202,7 +207,7 @@ class PlanInputs:
             self.report.calibration,
             calibration=self.settings.calibration,
             cache_dir=self._cache_dir,
-            passages=self.embeds,
+            passages=self.embeds or not predicts_tokens(self.loaded.model),
             progress=self._progress,
         )
 

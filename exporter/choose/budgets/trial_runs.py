@@ -12,12 +12,12 @@ from pathlib import Path
 from scipy import stats
 
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
-from exporter.artifacts.healing import AnswerDamage, HealedEmbeddings, Healing
+from exporter.artifacts.healing import AnswerDamage, HealedClasses, HealedEmbeddings, Healing
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.ladder import HIGH, LOW, Rung, rung_of
+from exporter.choose.budgets.ladder import HIGH, LOW, SAME, Rung, rung_of
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import HealingError
 from exporter.heal.automatic import (
@@ -310,13 +310,21 @@ def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
     if isinstance(held_out, HealedEmbeddings):
         healed = {"cosine": held_out.healed, LOW: _ends(held_out)[1]}
         return {"cosine": held_out.dropped}, healed
+    if isinstance(held_out, HealedClasses):
+        return (
+            {"kl": held_out.dropped_kl, "top1_agreement": held_out.dropped_same},
+            {
+                "kl": held_out.healed_kl,
+                "top1_agreement": held_out.healed_same,
+                SAME: _ends(held_out)[1],
+            },
+        )
     return _figures(held_out.dropped), _figures(held_out.healed) | {HIGH: _ends(held_out)[1]}
 
 
 def _held_out(healing: Healing) -> Measured:
     """What was measured on text like that which was fitted on."""
-    measured: list[Measured] = [*healing.texts, *healing.embeddings]
-    for each in measured:
+    for each in healing.measured:
         if each.role == "calibration":
             return each
     raise HealingError(
@@ -329,10 +337,12 @@ def is_lost(measured: Measured, floors: Floors) -> bool:
 
     Args:
         measured: A healed cut on some samples.
-        floors: The limits; agreement has no interval, and loses nothing.
+        floors: The limits; agreement of tokens has no interval, and loses nothing.
     """
     if measured.text.samples < FEWEST_SEEN:
         return False
+    if isinstance(measured, HealedClasses):
+        return floors.used_up({"top1_agreement": _ends(measured)[0]}) > 1
     name = "cosine" if isinstance(measured, HealedEmbeddings) else "log_perplexity_increase"
     return replace(floors, top1_agreement=None).used_up({name: _ends(measured)[0]}) > 1
 
@@ -341,6 +351,8 @@ def _ends(measured: Measured) -> tuple[float, float]:
     """The 95 % interval of what the healed cut costs, the better end first."""
     if isinstance(measured, HealedEmbeddings):
         value, error, worse = measured.healed, measured.healed_std_error, -1
+    elif isinstance(measured, HealedClasses):
+        value, error, worse = measured.healed_same, measured.healed_same_std_error, -1
     else:
         healed = measured.healed
         value, error, worse = (

@@ -15,7 +15,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.ablation.damage import AnyDamage, EmbeddingDamage
+from exporter.models.ablation.damage import AnyDamage, Damage
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
 
 Objective = Literal["kl", "perplexity", "tasks", "cosine"]
@@ -88,9 +88,9 @@ class Step:
 
 def objective_of(damage: AnyDamage, objective: Objective) -> float:
     """The number that a search keeps small: in nats, or of embeddings what the cosine lacks."""
-    if objective == "kl" or isinstance(damage, EmbeddingDamage):
-        return damage.distance
-    return damage.log_perplexity_increase
+    if objective != "kl" and isinstance(damage, Damage):
+        return damage.log_perplexity_increase
+    return damage.distance
 
 
 def options_for(

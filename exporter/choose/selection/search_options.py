@@ -52,7 +52,7 @@ class SearchOptions(Options):
     Attributes:
         search: None: one-shot for numbers of sublayers, greedy for budgets that are more than that.
             ``auto``: greedy where it takes minutes, else one-shot without the first and last layer.
-        objective: None: kl, or cosine for a model that predicts no next token.
+        objective: None: kl, or cosine for a model that answers with embeddings.
     """
 
     search: Search | None = option(
@@ -145,9 +145,9 @@ class SearchOptions(Options):
         """The objective without its files; that of next tokens where nothing is said."""
         return cast("Objective", "tasks" if self.task_files else self.objective or "kl")
 
-    def for_model(self, *, predicts_tokens: bool) -> SearchOptions:
+    def for_model(self, *, embeds: bool) -> SearchOptions:
         """The same with what is kept small named, as it goes with a model."""
-        if self.objective is not None or predicts_tokens:
+        if self.objective is not None or not embeds:
             return self
         return replace(self, objective="cosine")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.models.ablation.classes import by_position, positions_of
 from exporter.models.ablation.embeddings import cosines
 from exporter.models.sentence_folder import MEAN, Pooling
 
@@ -78,6 +79,24 @@ def embedding_loss(
     own, other = pooling(student.float(), mask), pooling(teacher.float(), mask)
     loss: torch.Tensor = 1 - cosines(other, own).mean()
     return loss
+
+
+def class_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean KL divergence of the student's classes from the teacher's, in nats.
+
+    Of a single logit, by which rerankers order, half the mean squared difference: of large logits a
+    divergence would tell little.
+
+    Args:
+        student: Logits ``[batch, classes]`` or ``[batch, tokens, classes]``.
+        teacher: The same.
+        mask: ``[batch, tokens]``, boolean; False marks padding.
+    """
+    counts = positions_of(teacher, mask)
+    if teacher.shape[-1] == 1:
+        differences = (student.float() - teacher.float()).reshape(counts.shape)
+        return differences[counts].square().mean() / 2
+    return answer_loss(by_position(student), by_position(teacher), counts)
 
 
 def state_loss(

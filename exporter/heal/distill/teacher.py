@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from exporter.heal.distill.loss import answer_loss, embedding_loss, state_loss
+from exporter.heal.distill.loss import answer_loss, class_loss, embedding_loss, state_loss
 from exporter.heal.memory import KEPT_BYTES
-from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.ablation.meter import judged_by
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.sentence_folder import pooling_of_model
 from exporter.models.texts.batches import Batch
@@ -69,12 +69,12 @@ class Teacher:
         self._kept: dict[tuple[int, ...], list[torch.Tensor]] = {}
         self._free_bytes = KEPT_BYTES
         self._states = states
-        self.predicts_tokens = predicts_tokens(student.model)
+        self.judged = judged_by(student.model)
         self.wants_states = states > 0
         self._pooling = pooling_of_model(student.model)
 
     def answers(self, lesson: Lesson) -> list[torch.Tensor]:
-        """Logits or last hidden states, then those of each layer where they are wanted."""
+        """Logits, or last hidden states to embed; then those of each layer if they are wanted."""
         if lesson.rows in self._kept:
             return self._kept[lesson.rows]
         with bfloat16_where_fast(self._student.model.device):
@@ -91,8 +91,10 @@ class Teacher:
     def loss(self, given: Answer, answers: list[torch.Tensor], lesson: Lesson) -> torch.Tensor:
         """How far what the student gave is from what :meth:`answers` gave, over real tokens."""
         mask = torch.from_numpy(lesson.mask).to(answers[0].device)
-        if self.predicts_tokens:
+        if self.judged == "tokens":
             loss = answer_loss(given.given, answers[0], mask)
+        elif self.judged == "classes":
+            loss = class_loss(given.given, answers[0], mask)
         else:
             loss = embedding_loss(given.given, answers[0], mask, self._pooling)
         if self._states:
@@ -101,4 +103,4 @@ class Teacher:
 
     def weight(self, lesson: Lesson) -> float:
         """How much a lesson's loss counts among others: by its tokens, or its texts."""
-        return float(lesson.mask.sum()) if self.predicts_tokens else float(len(lesson.rows))
+        return float(lesson.mask.sum()) if self.judged == "tokens" else float(len(lesson.rows))

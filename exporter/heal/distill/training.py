@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from exporter.heal.distill.teacher import Lesson, Teacher
 from exporter.heal.distill.workers import Workers
 from exporter.heal.memory import telling_memory
 from exporter.heal.options import HealOptions
-from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.ablation.meter import Judged, predicts_tokens
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.texts.calibration import CalibrationText
@@ -161,7 +161,7 @@ class Trainer:
         if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
             self._student.unfold()
         begins = min(each.held_out_loss for each in checks if not each.tokens)
-        near = begins if self._teacher.predicts_tokens else None
+        near = begins if self._teacher.judged == "tokens" else None
         self._rate = self._options.learning_rate or usual_rate(self._options.train, near)
 
     def _go_on(self) -> StoppedBy | None:
@@ -260,9 +260,9 @@ class Trainer:
         )
 
     def _seen(self, held_out: float) -> str:
-        if self._teacher.predicts_tokens:
-            return f"held-out loss {held_out:.4f}"
-        return f"held-out mean cosine {1 - held_out:.4f}"
+        if self._teacher.judged == "embeddings":
+            return f"held-out mean cosine {1 - held_out:.4f}"
+        return f"held-out loss {held_out:.4f}"
 
     def _held_out_loss(self) -> float:
         total = weights = 0.0
@@ -296,7 +296,7 @@ class Trainer:
         tokens = state.steps * self._step_tokens
         return Training(
             train=options.train,
-            loss="answers" if self._teacher.predicts_tokens else "embeddings",
+            loss=_LOSSES[self._teacher.judged],
             trained_parameters=sum(each.numel() for each in self._tensors.values()),
             steps=state.steps,
             tokens=tokens,
@@ -381,6 +381,11 @@ class Trainer:
                     self._optimizer.state[tensor] = moments[name]
         self._state = state
         self._done = self._fraction()
+
+
+_LOSSES: dict[Judged, Literal["answers", "classes", "embeddings"]] = {
+    "tokens": "answers", "classes": "classes", "embeddings": "embeddings",
+}  # fmt: skip
 
 
 def _states_weight(student: Student, options: HealOptions) -> float:

@@ -35,29 +35,19 @@ class BySample:
 
 
 @dataclass(frozen=True, eq=False)
-class Damage(BySample):
-    """What a cut costs next-token distributions; sums over a sample's chosen positions.
+class DistributionDamage(BySample):
+    """What a cut costs distributions; sums over a sample's positions.
 
     Attributes:
         positions: ``[samples]``, at how many positions.
         kl_sums: ``[samples]``, KL divergence of the whole model's distribution from the cut one's,
             in nats.
-        nll_sums: ``[samples]``, negative log-likelihood of the next tokens under the cut model, in
-            nats.
-        baseline_nll_sums: ``[samples]``, the same under the whole model.
-        agreements: ``[samples]``, at how many positions both think the same token the likeliest.
+        agreements: ``[samples]``, at how many positions both think the same answer the likeliest.
     """
 
     positions: Floats
     kl_sums: Floats
-    nll_sums: Floats
-    baseline_nll_sums: Floats
     agreements: Floats
-
-    @property
-    def finite(self) -> NDArray[np.bool_]:
-        """``[samples]``, whether the cut model's answers are finite."""
-        return np.isfinite(self.kl_sums) & np.isfinite(self.nll_sums)
 
     @property
     def distance(self) -> float:
@@ -73,6 +63,40 @@ class Damage(BySample):
     def kl_std_error(self) -> float | None:
         """Standard error of :attr:`kl` over samples; None with fewer than two."""
         return ratio_std_error(self.kl_sums, self.positions)
+
+    @property
+    def top1_agreement(self) -> float:
+        """Share of positions at which both think the same answer the likeliest; 0 to 1."""
+        return ratio(self.agreements, self.positions)
+
+    @property
+    def top1_std_error(self) -> float | None:
+        """Its standard error over samples; None with fewer than two."""
+        return ratio_std_error(self.agreements, self.positions)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassDamage(DistributionDamage):
+    """What a cut costs distributions over classes; a text has one position, or one for a token."""
+
+
+@dataclass(frozen=True, eq=False)
+class Damage(DistributionDamage):
+    """What a cut costs next-token distributions; sums over a sample's chosen positions.
+
+    Attributes:
+        nll_sums: ``[samples]``, negative log-likelihood of the next tokens under the cut model, in
+            nats.
+        baseline_nll_sums: ``[samples]``, the same under the whole model.
+    """
+
+    nll_sums: Floats
+    baseline_nll_sums: Floats
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """``[samples]``, whether the cut model's answers are finite."""
+        return np.isfinite(self.kl_sums) & np.isfinite(self.nll_sums)
 
     @property
     def log_perplexity_increase(self) -> float:
@@ -93,11 +117,6 @@ class Damage(BySample):
     def baseline_perplexity(self) -> float:
         """Of the whole model."""
         return math.exp(min(700.0, ratio(self.baseline_nll_sums, self.positions)))
-
-    @property
-    def top1_agreement(self) -> float:
-        """Share of positions at which both think the same token the likeliest; 0 to 1."""
-        return ratio(self.agreements, self.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +145,7 @@ class EmbeddingDamage(BySample):
         return ratio_std_error(self.cosines, np.ones_like(self.cosines))
 
 
-AnyDamage = Damage | EmbeddingDamage
+AnyDamage = Damage | ClassDamage | EmbeddingDamage
 D = TypeVar("D", bound=BySample)
 D_co = TypeVar("D_co", bound=BySample, covariant=True)
 
@@ -145,5 +164,6 @@ def damage_of_numbers(told: Mapping[str, Any]) -> AnyDamage:
         TypeError: They are no damage's fields.
         ValueError: They are no numbers.
     """
-    kind = EmbeddingDamage if "cosines" in told else Damage
+    kinds: tuple[type[AnyDamage], ...] = (EmbeddingDamage, ClassDamage)
+    kind = next((k for k in kinds if {f.name for f in fields(k)} == set(told)), Damage)
     return kind(**{name: np.asarray(numbers, np.float64) for name, numbers in told.items()})

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.models.ablation.classes import ClassMeter
 from exporter.models.ablation.damage import EmbeddingDamage
 from exporter.models.ablation.meter import (
     KEPT_BYTES,
     CutMeter,
     DamageMeter,
     Within,
-    predicts_tokens,
+    judged_by,
 )
 from exporter.models.sentence_folder import Pooling, pooling_of_model
 from exporter.models.texts.batches import Batch, batches_of
@@ -91,7 +92,10 @@ class EmbeddingMeter(CutMeter[EmbeddingDamage]):
     ) -> None:
         pooling, batches = pooling_of_model(model), batches_of(input_ids, mask, batch_size)
         asked = [_Embedded(each.trimmed(), pooling) for each in batches]
-        super().__init__(model, asked, kept_bytes=kept_bytes, within=within, headless=True)
+        super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="states")
+
+
+AnyMeter = DamageMeter | ClassMeter | EmbeddingMeter
 
 
 def meter_of(
@@ -103,7 +107,7 @@ def meter_of(
     positions: int = 1,
     embeds: bool | None = None,
     within: Within | None = None,
-) -> DamageMeter | EmbeddingMeter:
+) -> AnyMeter:
     """What measures damage to a model's answers: its distributions, or its embeddings.
 
     Args:
@@ -112,7 +116,7 @@ def meter_of(
         mask: ``[samples, tokens]``, boolean; False marks padding.
         batch_size: Samples in one forward pass.
         positions: Distributions are compared at every so many positions.
-        embeds: Whether embeddings count; None: where the model predicts no next token.
+        embeds: Whether embeddings count; None: where the model has neither next tokens nor classes.
         within: See :class:`~exporter.models.ablation.meter.CutMeter`.
 
     Raises:
@@ -120,8 +124,11 @@ def meter_of(
             that has none.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    if not predicts_tokens(model) if embeds is None else embeds:
+    judged = judged_by(model)
+    if judged == "embeddings" if embeds is None else embeds:
         return EmbeddingMeter(model, input_ids, mask, batch_size=batch_size, within=within)
+    if judged == "classes":
+        return ClassMeter(model, input_ids, mask, batch_size=batch_size, within=within)
     return DamageMeter(
         model, input_ids, mask, batch_size=batch_size, positions=positions, within=within
     )
@@ -133,7 +140,7 @@ def meter_here(
     batch_size: int = 4,
     positions: int = POSITIONS,
     embeds: bool | None = None,
-) -> DamageMeter | EmbeddingMeter:
+) -> AnyMeter:
     """Measures in this process, on all of a text; see :func:`meter_of`."""
     return meter_of(
         loaded.model,

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import D, D_co, Damage, joined
 from exporter.models.ablation.divergences import Reference
-from exporter.models.ablation.streams import StreamRunner, Streams
+from exporter.models.ablation.streams import Runs, StreamRunner, Streams
+from exporter.models.model_folder import CLASSIFIERS
 from exporter.models.texts.batches import Batch, batches_of
 from exporter.progress import QUIET, Progress
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 KEPT_BYTES = 1 << 30
+
+Judged = Literal["tokens", "classes", "embeddings"]
+"""What a model answers with: distributions of next tokens or of classes, or embeddings."""
 
 Within = Callable[[], AbstractContextManager[None]]
 """Makes what a model runs in, such as other weights."""
@@ -74,7 +78,8 @@ class CutMeter(Generic[D]):
         kept_bytes: How much of the whole model's answers is kept between calls, which spares
             later calls a run; 0 for a single call.
         within: What cut models run in; the whole model runs outside. None: both are alike.
-        headless: Whether what is asked is made of the last hidden states, without a language head.
+        runs: What is run: a language head, the whole model, or no head, where what is asked is made
+            of the last hidden states.
 
     Raises:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
@@ -87,12 +92,12 @@ class CutMeter(Generic[D]):
         *,
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
-        headless: bool = False,
+        runs: Runs = "language",
     ) -> None:
         self._model, self._within = model, within or nullcontext
         self._same_weights = within is None
         self._asked: dict[int, Asked[D]] = {each.first_sample: each for each in asked}
-        self._runner = StreamRunner(model, headless=headless)
+        self._runner = StreamRunner(model, runs)
         self._kept: dict[int, Answers[D]] = {}
         self._free_bytes = kept_bytes
 
@@ -331,3 +336,10 @@ def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> 
 def predicts_tokens(model: Any) -> bool:
     """Whether a model's answers can be compared: they are distributions of next tokens."""
     return bool(model.can_generate()) and model.get_output_embeddings() is not None
+
+
+def judged_by(model: Any) -> Judged:
+    """By which of its answers a model is judged."""
+    if predicts_tokens(model):
+        return "tokens"
+    return "classes" if type(model).__name__.endswith(CLASSIFIERS) else "embeddings"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
@@ -31,6 +31,9 @@ from graph_passes.types import SublayerRef
 if TYPE_CHECKING:
     import torch
 
+
+Runs = Literal["language", "all", "states"]
+"""The model with its language head at some places, all of it, or without any head."""
 
 Places = Callable[["torch.Tensor"], "torch.Tensor"]
 """From the last hidden states ``[batch, tokens, hidden]`` to those that the head is run on, or to
@@ -60,17 +63,18 @@ class StreamRunner:
 
     Args:
         model: A transformers model.
-        headless: Whether it runs without its language head, or has none.
+        runs: What of it runs.
 
     Raises:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
-    def __init__(self, model: Any, *, headless: bool = False) -> None:
+    def __init__(self, model: Any, runs: Runs = "language") -> None:
         import torch
 
         self._model = model
-        self._head = None if headless else model.get_output_embeddings()
+        self._runs = runs
+        self._head = model.get_output_embeddings() if runs == "language" else None
         self.layers: Sequence[LayerModules] = layer_modules(model)
         self._branches = CutBranches(self.layers)
         ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
@@ -89,7 +93,7 @@ class StreamRunner:
 
         Returns:
             What later runs can begin from, and the logits, ``[..., vocabulary]``, where they were
-            asked for; without a head what was asked.
+            asked for; without a head what was asked; of all of the model its logits.
         """
         streams = Streams(inputs, dict(cut), [None] * len(self.layers), {})
         with contextlib.ExitStack() as stack:
@@ -135,6 +139,11 @@ class StreamRunner:
     ) -> torch.Tensor:
         import torch
 
+        if self._runs == "all":
+            IDLE_THREADS.fit()
+            with torch.inference_mode():
+                found: torch.Tensor = self._model(**inputs).logits
+            return found
         if self._head is None:
             states = run_backbone(self._model, inputs).last_hidden_state
             with torch.inference_mode():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from exporter.artifacts import (
     ComparisonReport,
     HealedBranch,
+    HealedClasses,
     HealedEmbeddings,
     HealedText,
     Healing,
@@ -17,6 +18,7 @@ from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.words import or_dash, percent, significant
 
+_LOG = "log-perplexity"
 _HEADER = ("text", "figure", "whole", "dropped", "healed", "recovered")
 _ROLES = {"calibration": "held out", "other": "another domain"}
 
@@ -72,6 +74,7 @@ def healing_grid(healing: Healing, caption: str = "In PyTorch") -> Grid:
     """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed."""
     rows = [row for text in healing.texts for row in _rows(text)]
     rows += [_embedding_row(text) for text in healing.embeddings]
+    rows += [row for text in healing.classes for row in _class_rows(text)]
     return Grid(caption, _HEADER, rows, right=(2, 3, 4))
 
 
@@ -103,6 +106,19 @@ def _embedding_row(text: HealedEmbeddings) -> list[str]:
     return [name, "mean cosine of embeddings", "1", dropped, healed, gain]
 
 
+def _class_rows(text: HealedClasses) -> Iterator[list[str]]:
+    gain = f"{text.gain:+.4f} nats"
+    if text.gain_std_error is not None:
+        gain += f" ± {text.gain_std_error:.4f}"
+    if text.dropped_kl > 0:
+        gain += f" ({100 * text.gain / text.dropped_kl:.0f} %)"
+    kls = (significant(kl, 3) for kl in (text.dropped_kl, text.healed_kl))
+    yield [f"{text.text.source}, {_ROLES[text.role]}", "KL of classes, nats", "0", *kls, gain]
+    one, two = text.dropped_same, text.healed_same
+    change = f"{100 * (two - one):+.1f} points"
+    yield ["", "same likeliest class", "100 %", percent(one), percent(two), change]
+
+
 def _with_error(value: float, std_error: float | None) -> str:
     told = significant(value, 3)
     return told if std_error is None else f"{told} ± {significant(std_error, 2)}"
@@ -112,8 +128,8 @@ def _blocks(healing: Healing) -> Iterator[Block]:
     for warning in healing.warnings:
         yield Note(warning, lead="Warning:")
     yield Note(f"{healing_words(healing)}. {_method(healing)}")
-    if healing.texts or healing.embeddings:
-        lost = "log-perplexity" if healing.texts else "cosine"
+    if healing.measured:
+        lost = "cosine" if healing.embeddings else "divergence" if healing.classes else _LOG
         yield healing_grid(healing, "What dropping cost and what healing recovered, in PyTorch")
         yield Note(
             f"Recovered: the share of the lost {lost}, mean ± standard error over samples. "
@@ -163,6 +179,7 @@ def _beginning(training: Training) -> str:
 
 _GOALS = {
     "answers": "next-token distributions",
+    "classes": "classes and hidden states",
     "embeddings": "embeddings and hidden states",
     "states": "hidden states",
 }

@@ -17,6 +17,8 @@ _ROLES = {
     "judged": "Test text, on which the plan's own figures were measured:",
 }
 
+_RISE = "log_perplexity_increase"
+
 
 def parts_blocks(parts: PlanParts, shown: Callable[[str], str] = str) -> Iterator[Block]:
     """A sentence for each part that there was, and what the plan costs on each text of a mixture.
@@ -32,6 +34,8 @@ def parts_blocks(parts: PlanParts, shown: Callable[[str], str] = str) -> Iterato
         header = ["text", "perplexity", "KL, nats", "same top-1"]
         if any("cosine" in each.figures for each in parts.judged_apart):
             header = ["text", "mean cosine of embeddings"]
+        elif not any(_RISE in each.figures for each in parts.judged_apart):
+            header = ["text", "KL of classes, nats", "same likeliest class"]
         rows = [_row(each, shown) for each in parts.judged_apart]
         right = tuple(range(1, len(header)))
         yield Grid("What the plan costs on each text, in PyTorch", header, rows, right=right)
@@ -66,8 +70,8 @@ def _row(judged: JudgedText, shown: Callable[[str], str]) -> list[str]:
     figures = judged.figures
     if "cosine" in figures:
         return [shown(judged.text.source), f"{figures['cosine']:.4f}"]
-    rise = math.expm1(min(figures["log_perplexity_increase"], 50.0))
-    return [
-        shown(judged.text.source), f"{100 * rise:+.1f} %", significant(figures["kl"], 3),
-        percent(figures["top1_agreement"]),
-    ]  # fmt: skip
+    both = [significant(figures["kl"], 3), percent(figures["top1_agreement"])]
+    if _RISE not in figures:
+        return [shown(judged.text.source), *both]
+    rise = math.expm1(min(figures[_RISE], 50.0))
+    return [shown(judged.text.source), f"{100 * rise:+.1f} %", *both]

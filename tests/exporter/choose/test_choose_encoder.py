@@ -149,6 +149,59 @@ def test_limits_of_next_tokens_are_refused_and_say_which_make_sense(
         planner(Budget(floors=floors), "greedy").plan()
 
 
+def _divergence(loaded: Any, report: Any, names: Any, part: str) -> float:
+    """Of the classes, mean over a part's texts, one at a time."""
+    samples = getattr(parted(text_of_report(loaded, report.calibration, passages=True), 0.25), part)
+    found = []
+    for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
+        given = torch.tensor(ids[mask])[None]
+        with torch.no_grad():
+            whole = loaded.model(given).logits[0].log_softmax(0)
+            with skipped(loaded.model, names):
+                other = loaded.model(given).logits[0].log_softmax(0)
+        found.append(float((whole.exp() * (whole - other)).sum()))
+    return float(np.mean(found))
+
+
+@pytest.fixture
+def of_classifier(report: ImportanceReport, tmp_path: Path) -> Any:
+    loaded = tiny_loaded(
+        "bert", tiny_tokenizer(special_ends=True), head="SequenceClassification", num_labels=3
+    )
+    its = report.model_copy(update={"model": loaded.ref})
+
+    def made(budget: Budget, **options: Any) -> tuple[Any, Planner]:
+        settings = PlanSettings(SearchOptions(search="greedy", **options))
+        return loaded, Planner(its, lambda: loaded, budget, settings, work=Workplace(tmp_path))
+
+    return made
+
+
+def test_of_a_classifier_greedy_takes_what_changes_the_classes_least(
+    of_classifier: Any, report: Any
+) -> None:
+    loaded, planner = of_classifier(Budget(joint=1))
+    plan = planner.plan().plan
+    options = list(itertools.product(range(3), ("attention", "mlp")))
+    best = min(options, key=lambda name: _divergence(loaded, report, [name], "searched"))
+    assert _names(plan) == [best]
+    expected = _divergence(loaded, report, [best], "reported")
+    assert plan.predicted["kl"] == pytest.approx(expected, abs=1e-5)  # float32
+    assert 0 < plan.predicted["top1_agreement"] <= 1
+    assert plan.budget["objective"] == "kl"
+
+
+def test_a_classifier_is_limited_by_its_classes(of_classifier: Any) -> None:
+    _, planner = of_classifier(Budget(floors=Floors(top1_agreement=0.2)))
+    assert planner.plan().plan.deletions
+    _, planner = of_classifier(Budget(floors=Floors(embedding_cosine=0.9)))
+    with raises(PlanError, "only-classes", "--min-top1-agreement"):
+        planner.plan()
+    _, planner = of_classifier(Budget(joint=1), objective="perplexity")
+    with raises(ScoringError, "no-next-token"):
+        planner.plan()
+
+
 def test_a_decoder_is_not_limited_by_embeddings(report: Any, tmp_path: Path) -> None:
     decoder = tiny_loaded("llama", tiny_tokenizer())
     its = report.model_copy(update={"model": decoder.ref})
@@ -162,9 +215,11 @@ def test_a_decoder_is_not_limited_by_embeddings(report: Any, tmp_path: Path) -> 
 
 def test_each_model_heeds_the_limits_of_its_kind() -> None:
     floors = Floors(perplexity_increase=0.02, embedding_cosine=0.98)
-    assert floors.of_model(predicts_tokens=True) == Floors(perplexity_increase=0.02)
-    assert floors.of_model(predicts_tokens=False) == Floors(embedding_cosine=0.98)
-    assert not Floors().of_model(predicts_tokens=False)
+    assert floors.of_model("tokens") == Floors(perplexity_increase=0.02)
+    assert floors.of_model("embeddings") == Floors(embedding_cosine=0.98)
+    assert floors.of_model("classes") == Floors(top1_agreement=0.98)  # what is usual
+    assert Floors(0.1, 0.9).of_model("classes") == Floors(top1_agreement=0.9)
+    assert not Floors().of_model("embeddings")
 
 
 @pytest.mark.parametrize("objective", ["kl", "perplexity"])

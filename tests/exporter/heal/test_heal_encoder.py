@@ -18,7 +18,7 @@ from exporter.models.texts.calibration import CalibrationText
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.distill.loss import embedding_loss  # noqa: E402
+from exporter.heal.distill.loss import class_loss, embedding_loss  # noqa: E402
 from exporter.heal.distill.teacher import Lesson  # noqa: E402
 from exporter.heal.healed import heal  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
@@ -48,6 +48,11 @@ def loaded_encoder() -> Any:
     return tiny_loaded("bert", tiny_tokenizer(special_ends=True))
 
 
+def loaded_classifier(**changes: Any) -> Any:
+    tokenizer = tiny_tokenizer(special_ends=True)
+    return tiny_loaded("bert", tokenizer, head="SequenceClassification", **changes)
+
+
 def options(text: str, kind: Any, **more: Any) -> HealOptions:
     return HealOptions(kind=kind, calibration=(text,), samples=40, sequence_length=40, **more)
 
@@ -66,6 +71,22 @@ def cosine(texts: CalibrationText, whole: Any, cut: Any, within: Any) -> float:
             with within():
                 other = cut(given).last_hidden_state[0].double().mean(0)
         found.append(float(torch.cosine_similarity(one, other, dim=0)))
+    return float(np.mean(found))
+
+
+def divergence(texts: CalibrationText, whole: Any, cut: Any, within: Any) -> float:
+    """Mean over texts, one at a time; a single logit is that of a yes."""
+    found = []
+    for ids, mask in zip(texts.input_ids, texts.mask, strict=True):
+        given = torch.tensor(ids[mask])[None]
+        with torch.no_grad():
+            one = whole(given).logits[0].double()
+            with within():
+                other = cut(given).logits[0].double()
+        if len(one) == 1:
+            one, other = (torch.cat([torch.zeros(1), each]) for each in (one, other))
+        p = one.log_softmax(0)
+        found.append(float((p.exp() * (p - other.log_softmax(0))).sum()))
     return float(np.mean(found))
 
 
@@ -96,6 +117,54 @@ def test_a_training_brings_embeddings_back(text: str, train: Any) -> None:
     change_weights(loaded.model, found.weights)
     after = cosine(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
     assert own.healed == pytest.approx(after, abs=1e-4)  # adapters are merged in float32
+
+
+@pytest.mark.parametrize("classes", [3, 1])
+def test_a_training_brings_classes_back(text: str, classes: int) -> None:
+    loaded = loaded_classifier(num_labels=classes)
+    found = healed(
+        text, "distill", loaded, train="all", tokens=4000, step_tokens=100, learning_rate=1e-3
+    )
+    told = found.report.healing
+    assert not told.texts
+    assert not told.embeddings
+    (own,) = told.classes
+    assert own.gain == pytest.approx(own.dropped_kl - own.healed_kl)
+    assert own.healed_kl < 0.75 * own.dropped_kl
+    assert told.training.loss == "classes"
+    assert found.plan.predicted == {"kl": own.healed_kl, "top1_agreement": own.healed_same}
+    judged = healing_texts(loaded, options(text, "distill", tokens=4000)).halves[1]
+    whole = loaded_classifier(num_labels=classes).model
+    bare = divergence(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
+    assert own.dropped_kl == pytest.approx(bare, abs=1e-5)  # float32
+    change_weights(loaded.model, found.weights)
+    after = divergence(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
+    assert own.healed_kl == pytest.approx(after, abs=1e-4)  # adapters are merged in float32
+
+
+def test_the_best_replacements_are_those_of_the_classes(text: str) -> None:
+    told = healed(text, "best", loaded_classifier()).report.healing
+    (own,) = told.classes
+    assert own.healed_kl < own.dropped_kl
+    kl, same = healing_grid(told).rows
+    assert float(kl[4]) == pytest.approx(own.healed_kl, rel=0.01)  # three digits
+    assert same[2] == "100 %"
+
+
+def test_the_loss_of_classes_is_their_divergence_and_of_a_single_logit_its_error() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([[True, True], [True, False]])
+    student, teacher = torch.randn(2, 2, 3).unbind()
+    p = teacher.log_softmax(-1)
+    kl = (p.exp() * (p - student.log_softmax(-1))).sum(-1)
+    assert float(class_loss(student, teacher, mask)) == pytest.approx(float(kl.mean()), abs=1e-6)
+    by_token = [each.expand(2, 2, 3).clone() for each in (student, teacher)]
+    by_token[0][1, 1] = 100.0  # padding
+    found = float(class_loss(*by_token, mask))  # both texts have the rows as tokens
+    assert found == pytest.approx(float(2 * kl[0] + kl[1]) / 3, abs=1e-6)
+    one, other = student[:, :1], teacher[:, :1]
+    error = float(((one - other) ** 2).mean() / 2)
+    assert float(class_loss(one, other, mask)) == pytest.approx(error, abs=1e-6)
 
 
 def test_the_best_replacements_are_those_of_the_embeddings(text: str) -> None:
