@@ -115,6 +115,7 @@ from exporter.artifacts.regression import (
     Quantity,
     RunKey,
     Scale,
+    WorkChange,
 )
 from exporter.artifacts.stability import (
     KindStability,
@@ -158,3 +159,4 @@ from exporter.artifacts.sweep import (
     SweepResult,
     SweepShape,
 )
+from exporter.artifacts.work import GraphWork, WorkFigure

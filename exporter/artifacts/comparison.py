@@ -19,6 +19,7 @@ from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
 from exporter.artifacts.uses import FolderUses
+from exporter.artifacts.work import GraphWork, WorkFigure
 
 
 class EngineFacts(Record):
@@ -60,7 +61,8 @@ class Arm(Record):
     ``huge_page_bytes`` is how much of the process lay on huge pages once this arm was loaded.
     ``prefill_chunk_tokens`` is the fewest tokens of a chunk, where a prompt of one row was run in
     chunks while it was timed; 0 where prompts ran whole. ``notes`` are what else the reader must
-    know of how it ran, such as that an engine was built on another card.
+    know of how it ran, such as that an engine was built on another card. ``work`` is what the graph
+    at ``path`` does; None where there is no ONNX graph.
     """
 
     backend: str
@@ -82,6 +84,17 @@ class Arm(Record):
     huge_page_bytes: int = 0
     prefill_chunk_tokens: int = 0
     notes: list[str] = Field(default_factory=list)
+    work: GraphWork | None = None
+
+    @property
+    def counted(self) -> dict[WorkFigure, int]:
+        """What is counted and not measured, by name: of the graph, and of the largest engine."""
+        found: dict[WorkFigure, int] = {} if self.work is None else dict(self.work.figures)
+        if self.engines:
+            found["engine_layers"] = max(sum(each.layers.values()) for each in self.engines)
+        scratch = [each.memory_bytes.get("activation") for each in self.engines]
+        known = [size for size in scratch if size is not None]
+        return found | ({"scratch_bytes": max(known)} if known else {})
 
 
 class Arms(Record):

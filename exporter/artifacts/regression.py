@@ -8,20 +8,24 @@ from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.base import Artifact, Record
 from exporter.artifacts.comparison import ComparisonReport
+from exporter.artifacts.work import WorkFigure
 
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
-Quantity = Literal[
-    "time",
-    "speedup",
-    "perplexity",
-    "kl_divergence",
-    "top1_agreement",
-    "embedding_cosine",
-    "task",
-    "probe",
-    "size",
-    "memory",
-]
+Quantity = (
+    WorkFigure
+    | Literal[
+        "time",
+        "speedup",
+        "perplexity",
+        "kl_divergence",
+        "top1_agreement",
+        "embedding_cosine",
+        "task",
+        "probe",
+        "size",
+        "memory",
+    ]
+)
 Scale = Literal["ratio", "difference"]
 """Whether a value is a factor, of which 1 is no change, or an amount, of which 0 is none."""
 Against = Literal["baseline_report", "baseline_arm"]
@@ -91,6 +95,19 @@ class Check(Record):
     remeasured: list[CheckVerdict] = Field(default_factory=list)
 
 
+class WorkChange(Record):
+    """A figure that is counted and has changed since the earlier report.
+
+    ``kinds`` is by how much the nodes of an operator became more or fewer; a graph may keep their
+    number and have others.
+    """
+
+    figure: WorkFigure
+    before: int
+    after: int
+    kinds: dict[str, int] = Field(default_factory=dict)
+
+
 class Drift(Record):
     """A slow change over the history of one shape, which no single step shows.
 
@@ -109,7 +126,11 @@ class Drift(Record):
 
 
 class CheckReport(Artifact):
-    """What ``depthcut check`` found."""
+    """What ``depthcut check`` found.
+
+    ``work`` are the counted figures that have changed since the earlier report, within their limits
+    or not.
+    """
 
     kind: Literal["check_report"] = "check_report"
     verdict: CheckVerdict
@@ -118,6 +139,7 @@ class CheckReport(Artifact):
     accepted_differences: list[KeyDifference] = Field(default_factory=list)
     checks: list[Check]
     drift: list[Drift] = Field(default_factory=list)
+    work: list[WorkChange] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
 
@@ -140,7 +162,8 @@ class HistoryEntry(Record):
     """One line of the history: a run, without its samples.
 
     ``series`` is the hash of what all runs of one curve have in common: the key without shapes,
-    text and versions. ``time`` is ISO 8601 with its offset.
+    text and versions. ``time`` is ISO 8601 with its offset. ``work`` are the candidate's counted
+    figures; older lines have none.
     """
 
     schema_version: int
@@ -151,3 +174,4 @@ class HistoryEntry(Record):
     candidate_sha256: str
     verdict: Annotated[CheckVerdict, BeforeValidator(_renamed)]
     rows: list[HistoryRow]
+    work: dict[WorkFigure, int] = Field(default_factory=dict)

@@ -22,6 +22,7 @@ from exporter.gate.quality import accuracy_checks, has_perplexity
 from exporter.gate.sanity import refuse_unsound
 from exporter.gate.times import time_checks
 from exporter.gate.verdicts import CheckedValue, checked, overall
+from exporter.gate.work import work_changes, work_checks, work_notes
 from exporter.report.checks import VERDICT_WORDS, interval_words
 
 _TWO_SESSIONS = (
@@ -89,6 +90,7 @@ def check(
         *time_checks(report, old, limits, history.spreads),
         *accuracy_checks(report, old, limits),
         *_size_checks(report, old, limits),
+        *work_checks(report, old, limits),
     ]
     if not checks:
         raise RegressionError(
@@ -101,7 +103,11 @@ def check(
         accepted_differences=[] if baseline is None else list(baseline.differences),
         checks=checks,
         drift=list(history.drift),
-        notes=_notes(report, checks, two_sessions=old is not None),
+        work=work_changes(report, old),
+        notes=[
+            *_notes(report, checks, two_sessions=old is not None),
+            *work_notes(report, old, checks),
+        ],
     )
 
 

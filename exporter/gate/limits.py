@@ -48,6 +48,18 @@ class Limits(Options):
     max_probe_drop: _Share | None = _limit("Limit for the drop of a probe's accuracy: 1% is 0.01.")
     max_size_increase: _Share | None = _limit("Limit for the size of files and engines.")
     max_memory_increase: _Share | None = _limit("Limit for KV cache and device memory.")
+    max_node_increase: _Share | None = _limit("Limit for the graph's nodes: 0%.", rare=True)
+    max_weight_read_increase: _Share | None = _limit(
+        "Limit for the bytes of weights that a step reads.", rare=True
+    )
+    max_cache_read_increase: _Share | None = _limit(
+        "Limit for the bytes of caches that a step reads.", rare=True
+    )
+    max_mac_increase: _Share | None = _limit(
+        "Limit for the multiplications of a prompt and of a step.", rare=True
+    )
+    max_layer_increase: _Share | None = _limit("Limit for an engine's layers.", rare=True)
+    max_scratch_increase: _Share | None = _limit("Limit for an engine's scratch memory.", rare=True)
     noise_floor: _Share = option(
         0.01,
         "Smaller changes of time count as noise; so do those within the measured noise.",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from exporter.artifacts import Check, CheckReport, CheckVerdict, Drift
+from exporter.artifacts import Check, CheckReport, CheckVerdict, Drift, WorkChange
 from exporter.report.sections.blocks import Grid
-from exporter.report.words import milliseconds, significant
+from exporter.report.words import WORK, milliseconds, significant
 
 VERDICT_WORDS: dict[CheckVerdict, str] = {
     "regressed": "regression",
@@ -20,6 +20,7 @@ _NAMES = {
     "kl_divergence": "KL divergence",
     "top1_agreement": "same top-1 token",
     "embedding_cosine": "cosine of embeddings",
+    **WORK,
 }
 _UNITS = {"time": " ms", "speedup": " ms"}
 
@@ -55,6 +56,7 @@ def reasons(found: CheckReport) -> list[str]:
             for d in found.accepted_differences
         ),
         *(f"Drift. {drift_sentence(drift)}" for drift in found.drift),
+        *(f"Work. {work_sentence(change)}" for change in found.work),
         *found.notes,
     ]
 
@@ -94,6 +96,13 @@ def drift_sentence(drift: Drift) -> str:
     )
 
 
+def work_sentence(change: WorkChange) -> str:
+    """A counted figure that has changed, in one line."""
+    kinds = ", ".join(f"{kind} {count:+d}" for kind, count in change.kinds.items())
+    told = f" ({kinds})" if kinds else ""
+    return f"{WORK[change.figure]}: {change.before:,} before, {change.after:,} now{told}."
+
+
 def conclusion(found: CheckReport) -> str:
     """All checks in one line."""
     counts = Counter(check.verdict for check in found.checks)
@@ -107,6 +116,8 @@ def conclusion(found: CheckReport) -> str:
 def _value(check: Check, value: float) -> str:
     if check.quantity == "speedup":
         return f"{value:.3f}x"
+    if check.quantity in WORK:
+        return f"{100 * (value - 1):+.3g} %"
     if check.scale == "ratio":
         return f"{100 * (value - 1):+.1f} %"
     if check.quantity in ("kl_divergence", "embedding_cosine") or _is_loss(check):
@@ -118,6 +129,8 @@ def _value(check: Check, value: float) -> str:
 def _amount(check: Check, value: float) -> str:
     if check.quantity in _UNITS:
         return milliseconds(value) + _UNITS[check.quantity]
+    if check.quantity in WORK:
+        return f"{value:,.0f}{' B' * (check.unit == 'bytes')}"
     if check.quantity in ("size", "memory"):
         return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value:,.0f} B"
     if check.quantity in ("task", "probe", "top1_agreement") and not _is_loss(check):

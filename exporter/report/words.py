@@ -6,9 +6,26 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from exporter.artifacts import FEWEST_ROUNDS, Arm, ComparisonReport, LatencyRow, PlannedDeletion
+from exporter.artifacts import (
+    FEWEST_ROUNDS,
+    Arm,
+    ComparisonReport,
+    LatencyRow,
+    PlannedDeletion,
+)
 
 T = TypeVar("T")
+
+WORK: dict[str, str] = {
+    "nodes": "nodes",
+    "weight_bytes": "weights read",
+    "cache_bytes": "caches read",
+    "prompt_macs": "multiplications of a prompt",
+    "step_macs": "multiplications of a step",
+    "engine_layers": "engine layers",
+    "scratch_bytes": "scratch memory",
+}
+"""What is counted of an arm, in words."""
 
 
 class KindWords(NamedTuple):

@@ -18,14 +18,16 @@ from exporter.report.checks import (
     conclusion,
     drift_sentence,
     reasons,
+    work_sentence,
 )
 from exporter.report.markdown import escaped, table_lines
+from exporter.report.words import WORK
 
 _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "within_limit": "✅"}
 
 
 def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) -> list[str]:
-    """A line for each regression, each check without a verdict, and each drift."""
+    """A line for each regression, each check without a verdict, each drift, each change of work."""
     unsure = "error" if inconclusive_fails else "warning"
     levels = {"regressed": "error", "inconclusive": unsure}
     lines = [
@@ -33,10 +35,17 @@ def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) ->
         for check in found.checks
         if check.verdict in levels
     ]
-    return lines + [
-        _command("warning", f"{drift.subject}: drift", drift_sentence(drift))
-        for drift in found.drift
-    ]
+    return (
+        lines
+        + [
+            _command("warning", f"{drift.subject}: drift", drift_sentence(drift))
+            for drift in found.drift
+        ]
+        + [
+            _command("warning", f"{WORK[change.figure]}: changed", work_sentence(change))
+            for change in found.work
+        ]
+    )
 
 
 def summary(found: CheckReport) -> str:

@@ -84,5 +84,8 @@ def _sizes(report: ComparisonReport) -> Iterator[CiMetric]:
     arm = report.arms.candidate
     yield CiMetric("model", "file-size", "bytes", arm.file_bytes)
     yield CiMetric("model", "kv-cache-per-token", "bytes", arm.kv_cache_bytes_per_token)
+    for figure, value in arm.counted.items():
+        unit = "bytes" if figure.endswith("bytes") else ""
+        yield CiMetric("model", figure.replace("_", "-"), unit, value)
     if arm.device_memory_bytes is not None:
         yield CiMetric("model", "device-memory", "bytes", arm.device_memory_bytes)

@@ -1,0 +1,65 @@
+"""The sizes of a graph's inputs for one run: a prompt, or a step behind a filled cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from exporter.models.graph_facts import CACHE_INPUT
+from graph_passes.finding.shapes import head_count, head_size
+
+PROMPT_TOKENS = 128
+STEP_PAST = 512
+"""Positions that the cache holds when a step is counted."""
+
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """One run of a graph, of one sequence.
+
+    Attributes:
+        tokens: New tokens.
+        past: Tokens in the KV cache.
+    """
+
+    tokens: int
+    past: int = 0
+
+
+PROMPT, STEP = RunSize(PROMPT_TOKENS), RunSize(1, STEP_PAST)
+
+
+def has_caches(graph: ir.Graph) -> bool:
+    """Whether a graph takes a KV cache."""
+    return any(CACHE_INPUT.fullmatch(value.name or "") for value in graph.inputs)
+
+
+def input_sizes(graph: ir.Graph, run: RunSize) -> dict[ir.Value, Size]:
+    """The shape of every input that isn't a weight; sizes that the graph fixes stay as they are."""
+    return {
+        value: tuple(_size(value, axis, run) for axis in range(len(value.shape)))
+        for value in _inputs(graph)
+        if value.shape is not None
+    }
+
+
+def _inputs(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from (value for value in graph.inputs if value.name not in graph.initializers)
+
+
+def _size(value: ir.Value, axis: int, run: RunSize) -> int:
+    assert value.shape is not None
+    declared = value.shape[axis]
+    if isinstance(declared, int):
+        return declared
+    if axis == 0:
+        return 1  # one sequence
+    if CACHE_INPUT.fullmatch(value.name or ""):
+        if axis == 1:
+            return head_count(value) or 1
+        return run.past if axis == len(value.shape) - 2 else head_size(value) or 1
+    return run.tokens + (run.past if value.name == "attention_mask" else 0)

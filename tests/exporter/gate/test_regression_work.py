@@ -1,0 +1,138 @@
+"""The companion of time: counted figures in checks, history and what CI systems are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import Arm, Arms, CheckReport, ComparisonReport, EngineFacts, GraphWork
+from exporter.errors import RegressionError
+from exporter.gate.gate import BaselineMatch, check
+from exporter.gate.history import entry_of
+from exporter.gate.limits import Limits
+from exporter.report.ci.github import annotation_lines
+from exporter.report.ci.metrics import metrics
+from tests.made_reports import gate_arm, gate_report, gate_row
+from tests.raising import raises
+
+TIME = Limits(max_slowdown=0.03)
+
+
+def work(**changes: Any) -> GraphWork:
+    values: dict[str, Any] = {
+        "nodes": {"Cast": 2, "MatMul": 40},
+        "prompt_tokens": 128,
+        "step_past": 512,
+        "weight_bytes": 4000,
+        "cache_bytes": 2000,
+        "prompt_macs": 90_000,
+        "step_macs": 700,
+    }
+    return GraphWork(**{**values, **changes})
+
+
+def engine(layers: int, scratch: int) -> EngineFacts:
+    return EngineFacts(
+        path="e", sha256="9" * 64, engine_bytes=1, backend="tensorrt", backend_version="11",
+        built_for="sm90", precision="fp32", network_layers=9, layers={"gemm": layers},
+        memory_bytes={"activation": scratch}, build_s=1.0,
+    )  # fmt: skip
+
+
+def report(candidate: GraphWork | None, ms: float = 80.0, **changes: Any) -> ComparisonReport:
+    arms = Arms(
+        baseline=gate_arm("base", work=work()),
+        candidate=gate_arm("cand", work=candidate, **changes),
+    )
+    return gate_report([gate_row(candidate_ms=ms)], arms=arms)
+
+
+def against(new: ComparisonReport, old: ComparisonReport, limits: Limits = TIME) -> CheckReport:
+    return check(new, limits, baseline=BaselineMatch(old))
+
+
+CHANGES: list[tuple[dict[str, Any], str, str]] = [
+    ({"nodes": {"Cast": 3, "MatMul": 40}}, "nodes", "max_node_increase"),
+    ({"weight_bytes": 4001}, "weight_bytes", "max_weight_read_increase"),
+    ({"cache_bytes": 4000}, "cache_bytes", "max_cache_read_increase"),
+    ({"prompt_macs": 90_001}, "prompt_macs", "max_mac_increase"),
+    ({"step_macs": 701}, "step_macs", "max_mac_increase"),
+]
+
+
+@pytest.mark.parametrize(("change", "figure", "limit"), CHANGES)
+def test_each_figure_has_its_limit_and_one_more_is_beyond_it(
+    change: dict[str, Any], figure: str, limit: str
+) -> None:
+    old, new = report(work()), report(work(**change))
+    for share, verdict in ((0.0, "regressed"), (2.0, "within_limit")):
+        found = against(new, old, Limits(**{limit: share}))
+        (one,) = [each for each in found.checks if each.quantity == figure]
+        assert one.verdict == verdict
+        assert one.ci95 is None
+    assert against(old, old, Limits(**{limit: 0.0})).verdict == "within_limit"
+    assert against(old, new, Limits(**{limit: 0.0})).verdict == "improved"
+
+
+@pytest.mark.parametrize(("change", "figure", "limit"), CHANGES)
+def test_a_change_is_told_without_a_limit_and_without_a_change_of_time(
+    change: dict[str, Any], figure: str, limit: str
+) -> None:
+    found = against(report(work(**change)), report(work()))
+    assert found.verdict == "within_limit"
+    assert [one.figure for one in found.work] == [figure]
+    assert len(annotation_lines(found)) == 1
+    assert not against(report(work()), report(work())).work
+
+
+def test_other_operators_of_the_same_number_are_a_change() -> None:
+    (one,) = against(report(work(nodes={"Cast": 3, "MatMul": 39})), report(work())).work
+    assert (one.before, one.after, one.kinds) == (42, 42, {"Cast": 1, "MatMul": -1})
+
+
+@pytest.mark.parametrize(("ms", "count"), [(88.0, 1), (80.0, 0), (70.0, 1)])
+def test_a_change_of_time_of_the_same_graph_is_told(ms: float, count: int) -> None:
+    same, other = (against(report(work(**c), ms), report(work())) for c in ({}, {"step_macs": 1}))
+    still = against(report(work()), report(work()))
+    assert len(same.notes) - len(still.notes) == count
+    assert other.work
+    assert not same.work
+
+
+def test_engines_have_layers_and_scratch() -> None:
+    old, new = (report(work(), engines=[engine(n, 100 * n)]) for n in (4, 5))
+    told = {one.figure: (one.before, one.after) for one in against(new, old).work}
+    assert told == {"engine_layers": (4, 5), "scratch_bytes": (400, 500)}
+    limits = Limits(max_layer_increase=0.0, max_scratch_increase=1.0)
+    verdicts = {one.quantity: one.verdict for one in against(new, old, limits).checks}
+    assert verdicts == {"engine_layers": "regressed", "scratch_bytes": "within_limit"}
+
+
+def test_a_report_of_an_older_version_has_no_figures_and_no_limit_holds_for_it() -> None:
+    old, new = report(None), report(work())
+    assert against(new, old).verdict == "within_limit"
+    assert not against(new, old).work
+    with raises(RegressionError, "quantity-missing", "--max-node-increase"):
+        against(new, old, Limits(max_node_increase=0.0))
+
+
+def test_a_graph_without_steps_keeps_a_limit_on_multiplications_of_prompts() -> None:
+    encoder = work(step_past=None, step_macs=None, cache_bytes=None)
+    (one,) = against(report(encoder), report(encoder), Limits(max_mac_increase=0.0)).checks
+    assert one.quantity == "prompt_macs"
+    with raises(RegressionError, "quantity-missing", "--max-cache-read-increase"):
+        against(report(encoder), report(encoder), Limits(max_cache_read_increase=0.0))
+
+
+def test_history_and_ci_formats_have_the_figures() -> None:
+    new = report(work())
+    entry = entry_of(new, against(new, new), commit=None)
+    assert entry.work == new.arms.candidate.work.figures  # type: ignore[union-attr]
+    names = {metric.measure for metric in metrics(new)}
+    assert {"nodes", "weight-bytes", "step-macs"} <= names
+
+
+def test_an_arm_of_no_graph_has_no_figures() -> None:
+    arm: Arm = gate_arm("base")
+    assert arm.counted == {}

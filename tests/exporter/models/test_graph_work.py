@@ -1,0 +1,171 @@
+"""What a run of a graph does, counted by hand and by the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from exporter.artifacts import GraphWork
+from exporter.models.work.counting import count_work, work_of
+from tests.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, INNER, VOCABULARY, TinySpec, tiny_model
+
+LAYERS, PROMPT, PAST = 3, 128, 512
+FLOAT = 4
+
+
+def products(tokens: int, total: int) -> int:
+    """Of tiny models, by hand: four projections, two products of attention, an MLP; the head."""
+    linear = 4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER
+    attention = 2 * HEADS * HEAD_DIM * total
+    return LAYERS * tokens * (linear + attention) + tokens * HIDDEN * VOCABULARY
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_products_are_those_that_were_counted_by_hand(fused: bool) -> None:
+    found = work_of(tiny_model(TinySpec(fused=fused)))
+    assert (found.prompt_tokens, found.step_past) == (PROMPT, PAST)
+    assert found.prompt_macs == products(PROMPT, PROMPT)
+    assert found.step_macs == products(1, PAST + 1)
+    assert not found.uncounted
+
+
+def test_a_graph_without_annotations_has_the_same_figures() -> None:
+    plain, told = (tiny_model(TinySpec(annotated=each)) for each in (False, True))
+    assert work_of(plain) == work_of(told)
+
+
+def test_weights_are_read_once_and_of_tables_a_row() -> None:
+    layer = 4 * HIDDEN**2 + 2 * HIDDEN * INNER + 4 * HIDDEN  # two norms with scale and bias
+    rest = 2 * HIDDEN + HIDDEN * VOCABULARY + HIDDEN  # the last norm, the head, one row
+    assert work_of(tiny_model()).weight_bytes == FLOAT * (LAYERS * layer + rest)
+
+
+def test_caches_are_read_as_often_as_nodes_take_them() -> None:
+    past, present = (FLOAT * HEADS * HEAD_DIM * length for length in (PAST, PAST + 1))
+    joined = 2 * past  # Concat of keys, of values
+    read = 3 * present  # keys are turned, then multiplied; values are multiplied
+    assert work_of(tiny_model()).cache_bytes == LAYERS * (joined + read)
+    assert work_of(tiny_model(TinySpec(fused=True))).cache_bytes == LAYERS * joined
+
+
+def test_an_encoder_has_prompts_alone() -> None:
+    found = work_of(tiny_model(TinySpec(cache=False)))
+    assert (found.step_past, found.step_macs, found.cache_bytes) == (None, None, None)
+    assert found.prompt_macs == products(PROMPT, PROMPT)
+    assert found.figures.keys() == {"nodes", "weight_bytes", "prompt_macs"}
+
+
+def more_nodes(model: ir.Model) -> None:
+    (logits, *_) = model.graph.outputs
+    node = ir.node("Relu", [logits])
+    model.graph.append(node)
+    model.graph.outputs[0] = node.outputs[0]
+
+
+def more_casts(model: ir.Model) -> None:
+    product = [node for node in model.graph if node.op_type == "MatMul"][4]
+    value = product.inputs[0]
+    assert value is not None
+    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
+    model.graph.insert_before(product, cast)
+    product.replace_input_with(0, cast.outputs[0])
+
+
+def read_twice(model: ir.Model) -> None:
+    past = next(v for v in model.graph.inputs if v.name == "past_key_values.1.value")
+    node = ir.node("ReduceMax", [past])
+    model.graph.append(node)
+    model.graph.outputs.append(node.outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "figures"),
+    [
+        (more_nodes, "Relu", {"nodes"}),
+        (more_casts, "Cast", {"nodes"}),
+        (read_twice, "ReduceMax", {"nodes", "cache_bytes"}),
+    ],
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_smallest_change_is_seen(
+    change: Callable[[ir.Model], None], kind: str, figures: set[str], fused: bool
+) -> None:
+    model = tiny_model(TinySpec(fused=fused))
+    before = work_of(model)
+    change(model)
+    after = work_of(model)
+    assert after.nodes[kind] == before.nodes.get(kind, 0) + 1
+    changed = {name for name, value in after.figures.items() if value != before.figures[name]}  # type: ignore[index]
+    assert changed == figures
+    assert work_of(tiny_model(TinySpec(fused=fused))) == before
+
+
+def test_counting_changes_no_graph(tmp_path: Path) -> None:
+    model, path = tiny_model(), tmp_path / "model.onnx"
+    ir.save(model, path)
+    content = path.read_bytes()
+    assert count_work(path) == work_of(model)
+    ir.save(model, path)
+    assert path.read_bytes() == content
+
+
+def value(name: str, dtype: ir.DataType, *shape: int | str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def weight(name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(array.shape),
+        const_value=tensor,
+    )
+
+
+def counted(node: ir.Node, inputs: list[ir.Value], weights: list[ir.Value]) -> GraphWork:
+    graph = ir.Graph(
+        inputs, node.outputs[:1], nodes=[node], initializers=weights,
+        opset_imports={"": 21, "com.microsoft": 1}, name="one",
+    )  # fmt: skip
+    return work_of(ir.Model(graph, ir_version=10))
+
+
+def test_a_quantised_product_counts_its_numbers_and_reads_its_packed_bytes() -> None:
+    x = value("x", ir.DataType.FLOAT, "batch", "seq", 64)
+    packed = weight("packed", np.zeros((32, 2, 16), np.uint8))
+    scales = weight("scales", np.ones((32, 2), np.float32))
+    told = {"K": 64, "N": 32, "bits": 4, "block_size": 32}
+    node = ir.node("MatMulNBits", [x, packed, scales], told, domain="com.microsoft")
+    found = counted(node, [x], [packed, scales])
+    assert found.prompt_macs == PROMPT * 64 * 32
+    assert found.weight_bytes == 32 * 2 * 16 + 32 * 2 * FLOAT
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_grouped_attention_counts_queries_by_keys(packed: bool) -> None:
+    heads, groups, size = 4, 2, 8
+    width = (heads + 2 * groups * packed) * size
+    query = value("q", ir.DataType.FLOAT, "batch", "seq", width)
+    others = [value(n, ir.DataType.FLOAT, "batch", "seq", groups * size) for n in "kv"]
+    caches = [
+        value(f"past_key_values.0.{part}", ir.DataType.FLOAT, "batch", groups, "past", size)
+        for part in ("key", "value")
+    ]
+    node = ir.node(
+        "GroupQueryAttention", [query, *([None, None] if packed else others), *caches],
+        {"num_heads": heads, "kv_num_heads": groups}, domain="com.microsoft", num_outputs=3,
+    )  # fmt: skip
+    found = counted(node, [query, *([] if packed else others), *caches], [])
+    assert found.step_macs == 2 * heads * size * (PAST + 1)
+    assert found.cache_bytes == 2 * groups * PAST * size * FLOAT
+
+
+def test_what_a_graph_does_not_tell_is_named_and_not_guessed() -> None:
+    x = value("x", ir.DataType.FLOAT, "batch", "seq", 8)
+    found = counted(ir.node("Mystery", [x], domain="com.other"), [x], [])
+    assert (found.prompt_macs, found.uncounted) == (0, {"Mystery": 1})
