@@ -56,7 +56,7 @@ class MadeMeter:
         counts = np.array([10.0, 10.0])
         nll = np.array([30.0, 30.0])
         agreements = counts * max(0.0, 1 - kl / 3)
-        return Damage(counts, counts * kl, nll + counts * kl, nll, agreements)
+        return Damage(counts, counts * kl, agreements, nll + counts * kl, nll)
 
 
 @dataclass(frozen=True)

@@ -444,7 +444,7 @@ def test_a_refit_that_breaks_a_floor_is_not_taken(
             refit = cut[name] is again[name]
             rise, kept = (0.1, agreement) if refit else (0.2, 0.9)
             one = np.ones(1)
-            return [Damage(one, one, one + rise, one, kept * one)]
+            return [Damage(one, one, kept * one, one + rise, one)]
 
     monkeypatch.setattr(module, "fit_sequential", lambda *_, **__: again)
     made = planner(Budget(floors=Floors(top1_agreement=0.8)), heal="linear")

@@ -96,7 +96,7 @@ def test_agreement_is_a_floor_too() -> None:
 def _damage(rises: list[float], agreements: list[float]) -> Damage:
     """Samples of 100 tokens each, by their mean rise and agreement."""
     count = np.full(len(rises), 100.0)
-    return Damage(count, 0 * count, count * rises, 0 * count, count * agreements)
+    return Damage(count, 0 * count, count * agreements, count * rises, 0 * count)
 
 
 @pytest.mark.parametrize(

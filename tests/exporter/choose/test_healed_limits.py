@@ -242,7 +242,7 @@ def cut_of(layer: int, rise: float) -> Candidate:
     """The MLPs up to a layer, with what they are said to cost."""
     options = (Option((SublayerRef(each, "mlp"),)) for each in range(layer + 1))
     ones = np.ones(2)
-    damage = Damage(ones, rise * ones, rise * ones, 0 * ones, ones)
+    damage = Damage(ones, rise * ones, ones, rise * ones, 0 * ones)
     return Candidate(PlanCandidate(tuple(options)), damage)
 
 

@@ -69,7 +69,7 @@ class FakeMeter:
 
 def _damage(kl: float) -> Damage:
     one = np.ones(1)
-    return Damage(one, one * kl, one * -kl, one * 0, one)
+    return Damage(one, one * kl, one, one * -kl, one * 0)
 
 
 def _sublayers(layers: int = LAYERS) -> list[Option]:
