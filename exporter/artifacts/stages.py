@@ -14,13 +14,18 @@ from graph_passes.types import DeletionKind, Replacement, SublayerRef, sublayer_
 
 
 class ModelRef(Record):
-    """Which model a report speaks of; ``revision`` is the commit where it came from the hub."""
+    """Which model a report speaks of; ``revision`` is the commit where it came from the hub.
+
+    Of an encoder-decoder ``num_layers`` counts both stacks, whose layers are numbered through, and
+    ``encoder_layers`` those of the encoder, which come first; None for models of one stack.
+    """
 
     source: str
     architecture: str
     num_layers: int
     sha256: str
     revision: str | None = None
+    encoder_layers: int | None = None
 
 
 class CalibrationRef(Record):
@@ -207,12 +212,15 @@ class PruningPlan(PlanParts, Artifact):
     order in which they were tried. ``changed_weights`` tells how many of the weights that the model
     keeps have other values in the file of numbers: a graph of the model as it was can't be cut by
     such a plan.
+    ``encoder_layers`` is the encoder's number of layers where the plan is for an encoder-decoder,
+    whose layers are numbered through, the encoder's first; None for other models.
     """
 
     kind: Literal["pruning_plan"] = "pruning_plan"
     deletions: list[PlannedDeletion]
     replacements: ReplacementsRef | None = None
     changed_weights: int = Field(default=0, ge=0)
+    encoder_layers: int | None = Field(default=None, ge=1)
     budget: dict[str, int | float | str] = Field(default_factory=dict)
     importance_sha256: str | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
@@ -270,7 +278,8 @@ class DeletedEntry(Record):
     """What one deletion took out of the graph, and what its replacement put in.
 
     ``parameters_added`` are the replacement's numbers; those of a bias that could be added to one
-    of the graph's own are not counted, since the graph holds no more for it.
+    of the graph's own are not counted, since the graph holds no more for it. ``graph`` is the file
+    that it was taken out of, where a model is several.
     """
 
     layer: int
@@ -282,6 +291,7 @@ class DeletedEntry(Record):
     inputs_removed: list[str]
     outputs_removed: list[str]
     parameters_added: int = 0
+    graph: str = ""
 
 
 class RefusedEntry(Record):

@@ -100,7 +100,9 @@ def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts
         with progress.task(f"load {call.model}"):
             loaded = _loaded(call)
         # A plan that leaves no sublayer was asked for with --allow-empty when it was made.
-        validate_plan(plan, loaded.ref.num_layers, **place, allow_all=True)  # type: ignore[arg-type]
+        encoder_layers = loaded.ref.encoder_layers
+        layers = {"num_layers": loaded.ref.num_layers, "encoder_layers": encoder_layers}
+        validate_plan(plan, **layers, **place, allow_all=True)  # type: ignore[arg-type]
         hold_against_model(plan, loaded.ref.sha256, **place, progress=progress)  # type: ignore[arg-type]
         if replacements is not None:
             change_weights(loaded.model, replacements.weights)

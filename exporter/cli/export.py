@@ -94,7 +94,7 @@ def _refuse_quick_training(told: Mapping[str, Any]) -> None:
 
 def _names_goal(told: Mapping[str, Any]) -> bool:
     """Whether more is asked for than the largest cut within limits on quality."""
-    counts = tuple(f"drop_{kind}" for kind in ("attn", "mlp", "block", "joint"))
+    counts = tuple(f"drop_{kind}" for kind in ("attn", "cross", "mlp", "block", "joint"))
     others = ("keep_first", "parameters", "fits", "faster")
     return any(told.get(name) is not None for name in (*counts, *others))
 

@@ -22,6 +22,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.plans.origin import MODEL_KEY, note_texts
+from exporter.artifacts.plans.stacks import refuse_other_stacks
 from exporter.cut.options import CutOptions
 from exporter.cut.oracle.setting import Setting, choose
 from exporter.cut.oracle.verify import PrunedFile, UncutGraph, verify_candidate
@@ -99,6 +100,7 @@ def prune_file(
     """
     options = options or CutOptions()
     plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)
+    refuse_other_stacks(plan.plan, None, f"{source}: ", "one graph")
     if not weights_changed:
         _refuse_changed_weights(plan, source)
     if options.verify == "oracle":

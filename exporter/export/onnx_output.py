@@ -23,6 +23,7 @@ _LEFT_BYTES = 256  # what stays in it here
 def save_onnx(
     model: ir.Model,
     folder: Path,
+    name: str = MODEL_FILE,
     *,
     unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
@@ -35,6 +36,7 @@ def save_onnx(
     Args:
         model: It is unchanged.
         folder: Made when missing.
+        name: Of the graph's file.
         unfinished: Where the weights grow, for a run that goes on with what an interrupted one has
             left; None: nothing is left.
         progress: Hears how many bytes of large weights are written.
@@ -45,13 +47,13 @@ def save_onnx(
         OnnxFileError: The graph can't be serialised.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    size, target = weight_bytes(model), folder / MODEL_FILE
+    size, target = weight_bytes(model), folder / name
     with telling_full_disk(folder), staging(target) as staged:
         if any(map(_is_lazy, model.graph.initializers.values())):
             _require_room(folder, size, unfinished)
         with ByteCount.large(progress, f"write the weights of {target}", size) as count:
             written = write_files(
-                *(model, staged.folder, MODEL_FILE, "compact"),
+                *(model, staged.folder, name, "compact"),
                 inline_bytes=_LEFT_BYTES,
                 told=count.add,
                 unfinished=unfinished,
@@ -61,7 +63,7 @@ def save_onnx(
     return target
 
 
-def save_graph(model: ir.Model, folder: Path) -> Path:
+def save_graph(model: ir.Model, folder: Path, name: str = MODEL_FILE) -> Path:
     """Writes a graph that was loaded from ``folder`` back; its weights' file stays where it can.
 
     Where a pass has made weights of its own, graph and weights are both written anew.
@@ -70,10 +72,10 @@ def save_graph(model: ir.Model, folder: Path) -> Path:
         OSError: When it can't be written; a full disk by its number.
     """
     if any(map(_is_new, model.graph.initializers.values())):
-        return save_onnx(model, folder)
-    target = folder / MODEL_FILE
+        return save_onnx(model, folder, name)
+    target = folder / name
     with telling_full_disk(folder), staging(target) as staged:
-        staged.place([(_saved(model, staged.folder / MODEL_FILE), target)])
+        staged.place([(_saved(model, staged.folder / name), target)])
     return target
 
 

@@ -131,7 +131,7 @@ def check_export(
         sides = _Sides(loaded, runner, interface, kept, tolerance)
         checks = _compared(sides, _steps(interface, _token_ids(loaded)), progress, widened=widened)
     if not deletions:
-        _require_passed(checks, onnx_path)
+        require_passed(checks, onnx_path)
     return checks
 
 
@@ -351,7 +351,12 @@ def _refuse_uncheckable(interface: OnnxInterface) -> None:
         )
 
 
-def _require_passed(checks: Sequence[ParityCheck], path: Path) -> None:
+def require_passed(checks: Sequence[ParityCheck], path: Path) -> None:
+    """Refuses an export that doesn't compute what PyTorch computes.
+
+    Raises:
+        ExportError: A check did not hold.
+    """
     failed = [check for check in checks if not check.passed]
     if failed:
         worst = failed[0]

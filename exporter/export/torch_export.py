@@ -12,6 +12,8 @@ machine's paths first of all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from onnx_ir.passes import common
 from exporter.compare.timing.clock import no_garbage_collection
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.exportable_experts import exportable_experts
-from exporter.export.onnx_output import save_onnx
+from exporter.export.onnx_output import MODEL_FILE, save_onnx
 from exporter.export.streamed import (
     fake_parameters,
     fold_transposes,
@@ -78,17 +80,65 @@ def export_onnx(
         ModelSourceError: A shard can't be read.
         OSError: The files can't be written; a full disk by its number.
     """
-    if opset not in OPSETS:
-        raise ExportError(
-            f"Opset {opset} is not supported.",
-            f"Use {OPSETS.start} to {OPSETS.stop - 1}.",
-            code="opset-out-of-range",
-        )
+    _refuse_opset(opset)
+    return export_traced(
+        loaded,
+        lambda: _traced(loaded.model),
+        folder / MODEL_FILE,
+        opset=opset,
+        unfinished=unfinished,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What is traced to make one graph of a model.
+
+    Attributes:
+        module: Has the model as its attribute ``model``.
+        example: Its keyword arguments; no size that varies is 1, and no two are the same.
+        inputs: The inputs' names, in the order of the example's leaves.
+        outputs: The outputs' names.
+        dimensions: As the example, for each leaf the named dimensions that vary.
+    """
+
+    module: torch.nn.Module
+    example: dict[str, Any]
+    inputs: list[str]
+    outputs: list[str]
+    dimensions: dict[str, Any]
+
+
+def export_traced(
+    loaded: LoadedModel,
+    make: Callable[[], Traced],
+    target: Path,
+    *,
+    opset: int,
+    unfinished: Unfinished | None = None,
+    progress: Progress = QUIET,
+) -> Path:
+    """Exports one graph of a model; see :func:`export_onnx`.
+
+    Args:
+        loaded: The model.
+        make: What is traced.
+        target: The ONNX file.
+        opset: See :data:`OPSETS`.
+        unfinished: As there.
+        progress: As there.
+
+    Raises:
+        ExportError: PyTorch's exporter can't export the model.
+        ModelSourceError: A shard can't be read.
+        OSError: The files can't be written; a full disk by its number.
+    """
+    _refuse_opset(opset)
     with progress.task(f"export to ONNX, opset {opset}", total=3) as task:
         # A trace makes millions of objects that stay; each collection would look through all.
         with captured_output(progress), torch.no_grad(), no_garbage_collection():
-            interface = interface_without_weights(loaded.model)
-            program = _translate(loaded.model, interface, opset)
+            program = _translate(loaded.model, make(), opset)
             if isinstance(loaded, MetaModel):
                 read_weights_lazily(program.model.graph, loaded, _PREFIX)
             task.advance()
@@ -96,24 +146,46 @@ def export_onnx(
             model = _simplify(program)
             task.advance()
         _tidy(model, loaded.ref.architecture, names)
-        path = save_onnx(model, folder, unfinished=unfinished, progress=progress)
+        path = save_onnx(
+            model, target.parent, target.name, unfinished=unfinished, progress=progress
+        )
         task.advance()
     progress.detail(f"export: {len(model.graph)} nodes, opset {opset}")
     return path
 
 
-def _translate(model: PreTrainedModel, interface: OnnxInterface, opset: int) -> Any:
+def _refuse_opset(opset: int) -> None:
+    if opset not in OPSETS:
+        raise ExportError(
+            f"Opset {opset} is not supported.",
+            f"Use {OPSETS.start} to {OPSETS.stop - 1}.",
+            code="opset-out-of-range",
+        )
+
+
+def _traced(model: PreTrainedModel) -> Traced:
+    interface = interface_without_weights(model)
+    return Traced(
+        InterfaceModule(model, interface),
+        _example(interface),
+        interface.input_names,
+        interface.output_names,
+        _dynamic_shapes(interface),
+    )
+
+
+def _translate(model: PreTrainedModel, traced: Traced, opset: int) -> Any:
     """Traces the model and writes it in ONNX operators, as yet untidied: a ``ONNXProgram``."""
     with exportable_experts(model), fake_parameters(model):
         try:
             return torch.onnx.export(
-                InterfaceModule(model, interface).eval(),
-                kwargs=_example(interface),
-                input_names=interface.input_names,
-                output_names=interface.output_names,
+                traced.module.eval(),
+                kwargs=traced.example,
+                input_names=traced.inputs,
+                output_names=traced.outputs,
                 opset_version=opset,
                 dynamo=True,
-                dynamic_shapes=_dynamic_shapes(interface),
+                dynamic_shapes=traced.dimensions,
                 optimize=False,
                 verbose=False,
             )

@@ -122,7 +122,13 @@ def heal(
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     asked, ref = options or HealOptions(), loaded.ref
-    validate_plan(plan, ref.num_layers, model=ref.source, allow_all=allow_all)
+    validate_plan(
+        plan,
+        ref.num_layers,
+        encoder_layers=ref.encoder_layers,
+        model=ref.source,
+        allow_all=allow_all,
+    )
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
     names = named_sublayers(plan.deletions, ref.num_layers)
     parents = {**(made_from or {}), "model": ref.sha256}

@@ -17,6 +17,7 @@ _NAMES = (
     "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json",
     "vocab.*", "merges.txt", "*.spm", "spiece.model",
 )  # fmt: skip
+_SPEECH = ("preprocessor_config.json", "processor_config.json", "normalizer.json")
 _TEXTS = {".json", ".jinja", ".model", ".txt", ".spm", ".vocab", ".bpe", ".tiktoken"}
 
 
@@ -47,6 +48,16 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
     wanted = [top for top in tops if not (final / top).exists()]
     _copy(folder, [name for name in names if Path(name).parts[0] in wanted], stage)
     return [(stage / top, final / top) for top in wanted]
+
+
+def copy_speech_files(source: Path, folder: Path) -> None:
+    """Copies what says how a recording becomes features into a folder that the caller stages.
+
+    Raises:
+        UnsafeInputError: A file may not be read from where it is, or is too large.
+        OSError: It can't be copied.
+    """
+    _copy(source, [name for name in _SPEECH if (source / name).is_file()], folder)
 
 
 def copy_sentence_files(source: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ A data set of the hub is taken as unchanged.
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from exporter.engines.environment import default_threads, gpu_name, processor_na
 from exporter.files import sha256_file
 from exporter.models.graph_facts import read_facts
 from exporter.models.model_folder import find_model
+from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.sources import PYDOC, Part
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
 from exporter.report.files import REPORTS
@@ -29,7 +32,7 @@ def score_key(run: Run) -> Key:
         "model": run.source_sha256,
         "load": vars(run.request.choosing),
         "score": vars(run.request.score),
-        "texts": [file_hash(text) for text in run.request.score.calibration],
+        "texts": _text_hashes(run, run.request.score.calibration, "calibration"),
         "versions": run.versions,
     }
 
@@ -69,7 +72,7 @@ def measure_key(run: Run) -> Key:
         "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
         "options": vars(run.request.compare),
-        "texts": [file_hash(text) for text in run.request.compare.texts],
+        "texts": _text_hashes(run, run.request.compare.texts, "evaluation"),
         "also": [read_facts(find_model(path).onnx).sha256 for path in run.request.also],
         "tasks": _question_hashes(run.request.compare.quality),
         "calibration": run.ledger.files_hash("score"),
@@ -110,6 +113,14 @@ def _question_hashes(quality: QualityOptions) -> list[str | None]:
     names = () if folder is None else quality.tasks
     files = [*([prompts] if prompts else []), *(f"{folder}/{name}.jsonl" for name in names)]
     return [file_hash(str(file)) for file in files]
+
+
+def _text_hashes(run: Run, specs: Iterable[str], part: Part) -> list[str | None]:
+    """Of the texts that are files; of an encoder-decoder with the recordings that they name."""
+    if not run.is_encoder_decoder:
+        return [file_hash(text) for text in specs]
+    named = [text for text in specs if text != PYDOC]
+    return [read_pairs(text, part=part, sound=run.hears).sha256 for text in named]
 
 
 def file_hash(source: str | None) -> str | None:

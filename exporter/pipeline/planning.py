@@ -119,6 +119,7 @@ def check_plan(run: Run, plan: LoadedPlan) -> None:
     validate_plan(
         plan.plan,
         run.num_layers,
+        encoder_layers=run.encoder_layers,
         model=run.request.source,
         path=run.request.drops.plan,
         allow_all=run.request.allow_empty,

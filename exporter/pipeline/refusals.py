@@ -18,11 +18,12 @@ from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
-from exporter.errors import PlanError, UnmetGoalError, UsageError
+from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.export.pooled import pooling_for
 from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import check_dtype
+from exporter.models.loading.sources import encoder_decoder_config
 from exporter.models.model_folder import find_model
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import TextSource, read_texts
@@ -84,7 +85,8 @@ def refuse_bad_options(request: ExportRequest) -> None:
         _refuse_engines(request.engines)
     if request.quantize is not None and request.quantize.modelopt is not None:
         modelopt_version(request.quantize.modelopt)
-    _refuse_deciding_text(request)
+    if not _reads_pairs(request):
+        _refuse_deciding_text(request)
     _refuse_steering_items(request)
     refuse_missing_tasks(request.compare.quality)
     questions(request.compare.quality.prompts)
@@ -126,6 +128,14 @@ def _refuse_deciding_text(request: ExportRequest) -> None:
             decided.setdefault(what, []).append(read_texts(spec, part="calibration"))
     known = {} if given is None else decided_on(read_plan(given).parts)
     evaluation_texts(request.compare, {**decided, **known})
+
+
+def _reads_pairs(request: ExportRequest) -> bool:
+    """Whether the model reads recordings, or pairs of texts, as encoder-decoders do."""
+    try:
+        return encoder_decoder_config(request.source, **request.load.reading) is not None
+    except DepthcutError:  # told where the model is opened
+        return False
 
 
 def _refuse_steering_items(request: ExportRequest) -> None:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from exporter.artifacts import ComparisonReport, PruneReport
 from exporter.artifacts.ledger import locked
 from exporter.export.forms.targets import TARGETS
-from exporter.pipeline import checkpoint, keys, planning, stages, streaming
+from exporter.pipeline import checkpoint, encoder_decoder, keys, planning, stages, streaming
 from exporter.pipeline.engines import build, engines_key
 from exporter.pipeline.outlook import say_outlook
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
@@ -46,7 +47,7 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     with locked(request.out):
         run = _started(request, progress)
         _write_models(run)
-        _stage(run, "measure", keys.measure_key(run), stages.measure)
+        _stage(run, "measure", keys.measure_key(run), _of_kind(run).measure)
         _card(run)
         _publish(run)
         return ComparisonReport.read(request.out / "report.json")
@@ -74,12 +75,20 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
 
 def _started(request: ExportRequest, progress: Progress) -> Run:
     run = Run(request, progress)
+    if run.is_encoder_decoder:
+        encoder_decoder.refuse_unfit(request)
+        run = Run(encoder_decoder.settled(request, progress), progress)
     refuse_foreign_results(run)
     streaming.refuse_large_comparison(run)
     streaming.refuse_wide_check(run)
     if request.by_modelopt and TARGETS[request.target].fixed_caches:
         progress.say("export: caches that grow (--cache-length 0): ModelOpt can't run others")
     return run
+
+
+def _of_kind(run: Run) -> ModuleType:
+    """The stages that make and compare the graphs, as the model has one or three."""
+    return encoder_decoder if run.is_encoder_decoder else stages
 
 
 def _publish(run: Run) -> None:
@@ -92,7 +101,7 @@ def _write_models(run: Run) -> None:
     refuse_unpooled(run)
     _score(run)
     _plan_and_export(run)
-    _stage(run, "prune", keys.prune_key(run), stages.prune)
+    _stage(run, "prune", keys.prune_key(run), _of_kind(run).prune)
     _checkpoint(run)
     run.free_model()
     _quantize(run)
@@ -112,7 +121,7 @@ def _score(run: Run) -> None:
 def _plan_and_export(run: Run) -> None:
     """What depends on the graph is planned on it; else a plan that fails costs no export."""
     if run.request.plans_on_graph:
-        _stage(run, "export", keys.export_key(run), stages.export)
+        _stage(run, "export", keys.export_key(run), _of_kind(run).export)
     given = run.given_plan
     if given is not None:
         planning.check_plan(run, given)
@@ -122,7 +131,7 @@ def _plan_and_export(run: Run) -> None:
     _heal(run)
     refuse_useless(run)
     if not run.request.plans_on_graph:
-        _stage(run, "export", keys.export_key(run), stages.export)
+        _stage(run, "export", keys.export_key(run), _of_kind(run).export)
 
 
 def _heal(run: Run) -> None:

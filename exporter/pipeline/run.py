@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, library_versions
 from exporter.artifacts.ledger import StageLedger
@@ -14,7 +15,7 @@ from exporter.models.changed_weights import change_weights
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import SourceOptions
-from exporter.models.loading.sources import source_sha256
+from exporter.models.loading.sources import encoder_decoder_config, source_sha256
 from exporter.pipeline.pace import Pace
 from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
@@ -52,6 +53,21 @@ class Run:
         self.source_sha256 = source_sha256(request.source, **request.load.reading)
         self.ledger = StageLedger(request.out, force=request.redo)
         self.pace = Pace()
+
+    @cached_property
+    def stacks_config(self) -> dict[str, Any] | None:
+        """The config of a model that has two stacks of layers, and so three graphs; else None."""
+        return encoder_decoder_config(self.request.source, **self.request.load.reading)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it is such a model."""
+        return self.stacks_config is not None
+
+    @property
+    def hears(self) -> bool:
+        """Whether its encoder reads recordings."""
+        return "num_mel_bins" in (self.stacks_config or {})
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -110,6 +126,12 @@ class Run:
         """How many layers the model has."""
         scored = self.request.scored
         return self.importance.model.num_layers if scored else self.choosing.ref.num_layers
+
+    @property
+    def encoder_layers(self) -> int | None:
+        """How many of them are the encoder's, of an encoder-decoder; else None."""
+        ref = self.importance.model if self.request.scored else self.choosing.ref
+        return ref.encoder_layers
 
     @cached_property
     def given_plan(self) -> LoadedPlan | None:

@@ -94,7 +94,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
                 weights_changed=True,
                 progress=run.progress,
             )
-        _say_pruned(run, report)
+        say_pruned(run, report)
         checks = check_export(
             loaded,
             stage / "model.onnx",
@@ -176,7 +176,8 @@ def judge(run: Run, what: str, checks: list[ParityCheck]) -> None:
         )
 
 
-def _say_pruned(run: Run, report: PruneReport) -> None:
+def say_pruned(run: Run, report: PruneReport) -> None:
+    """Tells what a cut left."""
     before, after = report.before, report.after
     run.progress.say(
         f"prune: {before.nodes} -> {after.nodes} nodes, "
@@ -202,7 +203,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
         also=run.request.also,
         floats=floats,
         onnx=built_from,
-        parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],
+        parity=[*parity_notes(run, "export"), *parity_notes(run, "prune")],
         plan=plan.deletions,
         calibration=importance.calibration,
         parts=plan.parts,
@@ -210,13 +211,13 @@ def measure(run: Run) -> tuple[list[Path], None]:
         progress=run.progress,
     )
     told = {"healing": run.healing, "uses": folder_uses(run)}
-    report = _published(run, report.model_copy(update=told))
+    report = published(run, report.model_copy(update=told))
     paths = write_reports(report, run.ledger.work, importance)
     forget(run.request.out)
     return paths, None
 
 
-def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
+def published(run: Run, report: ComparisonReport) -> ComparisonReport:
     """The report with its arms' paths as they will be once everything is in its place."""
 
     def placed(path: str) -> str:
@@ -236,7 +237,7 @@ def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
     return report.model_copy(update={"arms": arms})
 
 
-def _parity_notes(run: Run, stage: str) -> list[ParityCheck]:
+def parity_notes(run: Run, stage: str) -> list[ParityCheck]:
     """What a stage's check against PyTorch gave, named after the model that was checked."""
     done = "skipped" if run.plan.replacements is None else "skipped or replaced"
     arm = {"export": "baseline", "prune": f"candidate, modules {done}"}[stage]

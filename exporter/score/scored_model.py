@@ -40,4 +40,5 @@ class ScoredModel:
     @cached_property
     def batches(self) -> list[Batch]:
         """The text, in its order."""
-        return batches_of(self.text.input_ids, self.text.mask, self.batch_size)
+        text = self.text
+        return batches_of(text.input_ids, text.mask, self.batch_size, text.sources)

@@ -16,8 +16,9 @@ import numpy as np
 from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, ModelRef, Score
 from exporter.errors import ScoringError, UsageError
 from exporter.files import sha256_bytes
-from exporter.models.anatomy.architectures import layer_modules, refuse_differing
+from exporter.models.anatomy.architectures import layer_modules, refuse_differing, stacked_layers
 from exporter.models.anatomy.residual_stream import LayerModules, probe
+from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText, check_text
@@ -143,6 +144,8 @@ def scored_model(
     if text is not None:
         check_text(loaded, text.input_ids, text.mask)
     layers = _checked_layers(loaded)
+    if loaded.model.config.is_encoder_decoder and text is None:
+        text = scored_pairs(loaded, options.calibration, samples=options.samples, progress=progress)
     return ScoredModel(
         loaded.model,
         layers,
@@ -184,6 +187,8 @@ def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[
     if isinstance(loaded, MetaModel):
         refuse_unstreamable(options)
     model: Any = loaded.model
+    if model.config.is_encoder_decoder:
+        _refuse_for_stacks(loaded, metrics)
     for metric in metrics:
         headless = not model.can_generate() or model.get_output_embeddings() is None
         if metric.needs_head and headless:
@@ -197,11 +202,29 @@ def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[
             refuse_without_gradients(model, metric.name)
 
 
+def _refuse_for_stacks(loaded: LoadedModel, metrics: Sequence[Metric]) -> None:
+    others = [metric.name for metric in metrics if not isinstance(metric, StreamMetric)]
+    if others:
+        raise UsageError(
+            f"{others[0]} is for models with one stack of layers; {loaded.ref.source} is an "
+            "encoder-decoder.",
+            "Take a metric of the residual stream, such as cosine.",
+            code="one-stack-metric",
+        )
+    if isinstance(loaded, MetaModel):
+        raise UsageError(
+            f"{loaded.ref.source} is an encoder-decoder, which is scored in memory.",
+            "Leave --stream out.",
+            code="one-stack-only",
+        )
+
+
 def _checked_layers(loaded: LoadedModel) -> list[LayerModules]:
     """The model's layers; of a model in memory a small run shows that they are what they seem."""
     if isinstance(loaded, MetaModel):
         return layers_of(loaded)
-    layers = layer_modules(loaded.model)
+    stacked = loaded.model.config.is_encoder_decoder
+    layers = stacked_layers(loaded.model) if stacked else layer_modules(loaded.model)
     refuse_differing(probe(loaded.model, layers), loaded.model)
     return layers
 

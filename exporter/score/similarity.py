@@ -8,6 +8,8 @@ left out. 0: the sublayer doesn't move the stream, so it is redundant.
 unit       X                                     Y
 =========  ====================================  =================================
 attention  stream that enters the layer          X plus the attention's contribution
+cross-     stream that it adds to                X plus its contribution
+attention
 MLP        stream that the MLP adds to           X plus the MLP's contribution
 block      stream that enters the layer          stream that leaves the layer
 =========  ====================================  =================================
@@ -140,10 +142,17 @@ class Change:
 
 
 def changes(states: LayerStates) -> Sequence[Change]:
-    """What the attention, the MLP and the whole layer make of the stream."""
+    """What the attention, the MLP and the whole layer make of the stream.
+
+    In the decoder of an encoder-decoder, its cross-attention too, between the first two.
+    """
     dot = DotProducts()
+    cross: Sequence[Change] = ()
+    if states.crossing is not None and states.crossed is not None:
+        cross = (Change(states.crossing, states.crossed, dot),)
     return (
         Change(states.entering, states.attended, dot),
+        *cross,
         Change(states.mlp_in, states.mlp_out, dot),
         Change(states.entering, states.leaving, dot),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporter.artifacts import Score
+from exporter.artifacts.plans.stacks import DECODER_UNITS
 from exporter.errors import ScoringError
 from exporter.models.ablation.ratios import Floats, RatioSums
 from exporter.models.anatomy.residual_stream import LayerStates, run_backbone, tapped
@@ -15,6 +18,7 @@ from exporter.models.texts.batches import Batch
 from exporter.score.metric import UNITS, StreamMetric
 from exporter.score.scored_model import ScoredModel
 from exporter.score.similarity import changes, cosine
+from graph_passes.types import DeletionKind
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +35,50 @@ def stream_scores(scored: ScoredModel, metrics: Sequence[StreamMetric]) -> dict[
         ScoringError: An activation is NaN or infinite (names layer and sample), or there is no
             token.
     """
-    sums = StreamSums(len(scored.layers), metrics)
+    stacks = stacks_of(scored)
+    sums = [StreamSums(len(stack.layers), metrics, stack) for stack in stacks]
     with scored.progress.task("score", total=len(scored.text.input_ids)) as task:
         for batch in scored.batches:
-            sums.add(*stream_sums(scored, metrics, batch))
+            for own, found in zip(sums, _stack_sums(scored, stacks, metrics, batch), strict=True):
+                own.add(*found)
             task.advance(len(batch.ids))
-    return sums.scores()
+    parts = [own.scores() for own in sums]
+    return {name: [each for part in parts for each in part[name]] for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class ScoredStack:
+    """Layers that consist of the same units and see the same tokens.
+
+    Attributes:
+        layers: Their numbers, which follow one another.
+        units: What of each is scored.
+        reads_sources: Whether their stream is that of what the encoder reads.
+    """
+
+    layers: range
+    units: Sequence[DeletionKind] = UNITS
+    reads_sources: bool = False
+
+    def mask(self, batch: Batch) -> torch.Tensor:
+        """``[batch, tokens]``, boolean; True for real tokens of its stream."""
+        import torch
+
+        if self.reads_sources and batch.sources is not None:
+            return torch.from_numpy(batch.sources.mask)
+        return batch.mask_on()
+
+
+def stacks_of(scored: ScoredModel) -> list[ScoredStack]:
+    """One for most models; of an encoder-decoder the encoder's and the decoder's."""
+    number = len(scored.layers)
+    if scored.text.sources is None:
+        return [ScoredStack(range(number))]
+    encoder = sum(modules.cross_attention is None for modules in scored.layers)
+    return [
+        ScoredStack(range(encoder), reads_sources=True),
+        ScoredStack(range(encoder, number), DECODER_UNITS),
+    ]
 
 
 def stream_sums(
@@ -46,16 +88,34 @@ def stream_sums(
 
     Returns:
         As :class:`StreamBatch` has them, the sums ``[metrics, layers, units, batch]`` and the
-        counts ``[batch]``.
+        counts ``[batch]``; of a model of two stacks those of the first.
 
     Raises:
         ScoringError: An activation is NaN or infinite (names layer and sample).
     """
+    return _stack_sums(scored, stacks_of(scored), metrics, batch)[0]
+
+
+def _stack_sums(
+    scored: ScoredModel,
+    stacks: Sequence[ScoredStack],
+    metrics: Sequence[StreamMetric],
+    batch: Batch,
+) -> list[tuple[Floats, Floats]]:
+    """The same of each stack, all from one pass."""
     device = scored.model.device
-    collected = StreamBatch(len(scored.layers), metrics, batch.mask_on(device), batch.first_sample)
-    with tapped(scored.layers, collected):
+    found = [
+        StreamBatch(
+            len(stack.layers), metrics, stack.mask(batch).to(device), batch.first_sample, stack
+        )
+        for stack in stacks
+    ]
+    with contextlib.ExitStack() as tapping:
+        for stack, collected in zip(stacks, found, strict=True):
+            layers = scored.layers[stack.layers.start : stack.layers.stop]
+            tapping.enter_context(tapped(layers, collected))
         run_backbone(scored.model, batch.inputs(device))
-    return collected.sums, collected.counts
+    return [(each.sums, each.counts) for each in found]
 
 
 def refuse_not_finite(scored: ScoredModel, batches: Iterable[Batch]) -> None:
@@ -79,6 +139,7 @@ class StreamBatch:
         metrics: What to collect.
         mask: ``[batch, tokens]``, boolean; True for real tokens.
         first_sample: The number of the batch's first sample in the text, for errors.
+        stack: Which layers; None: all of a model of one stack.
 
     Attributes:
         sums: ``[metrics, layers, units, batch]``.
@@ -91,13 +152,15 @@ class StreamBatch:
         metrics: Sequence[StreamMetric],
         mask: torch.Tensor,
         first_sample: int = 0,
+        stack: ScoredStack | None = None,
     ) -> None:
         import torch
 
+        self._stack = stack or ScoredStack(range(num_layers))
         self._metrics, self._mask, self._first_sample = metrics, mask, first_sample
         places = torch.arange(mask.shape[1], device=mask.device)
         self._last = torch.where(mask, places, 0).amax(dim=1, keepdim=True)
-        self.sums: Floats = np.zeros((len(metrics), num_layers, len(UNITS), len(mask)))
+        self.sums: Floats = np.zeros((len(metrics), num_layers, len(self._stack.units), len(mask)))
         self.counts: Floats = mask.sum(dim=1).double().cpu().numpy()
 
     def __call__(self, states: LayerStates) -> None:
@@ -113,7 +176,7 @@ class StreamBatch:
         stacked = torch.stack([torch.stack(row) for row in sums]).cpu().numpy()
         if not np.isfinite(stacked).all():
             self._refuse(states.number, stacked)
-        self.sums[:, states.number] = stacked
+        self.sums[:, states.number - self._stack.layers.start] = stacked
 
     def _reduced(self, metric: StreamMetric, values: torch.Tensor) -> torch.Tensor:
         """Each sample's sum, last or largest over its real tokens, ``[batch]``; 0 without any."""
@@ -131,7 +194,8 @@ class StreamBatch:
     def _refuse(self, layer: int, sums: Floats) -> None:
         _, unit, row = np.argwhere(~np.isfinite(sums))[0]
         raise ScoringError(
-            f"The activations around the {UNITS[unit]} of layer {layer} are not finite in "
+            f"The activations around the {self._stack.units[unit]} of layer {layer} are not "
+            "finite in "
             f"sample {self._first_sample + row}.",
             NOT_FINITE_HINT,
             code="not-finite",
@@ -144,11 +208,14 @@ class StreamSums:
     Args:
         num_layers: How many layers the model has.
         metrics: What is collected, in the order of the batches' first axis.
+        stack: Which layers; None: all of a model of one stack.
     """
 
-    def __init__(self, num_layers: int, metrics: Sequence[StreamMetric]) -> None:
-        self._metrics = metrics
-        self._sums = [RatioSums((num_layers, len(UNITS))) for _ in metrics]
+    def __init__(
+        self, num_layers: int, metrics: Sequence[StreamMetric], stack: ScoredStack | None = None
+    ) -> None:
+        self._metrics, self._stack = metrics, stack or ScoredStack(range(num_layers))
+        self._sums = [RatioSums((num_layers, len(self._stack.units))) for _ in metrics]
 
     def add(self, sums: Floats, counts: Floats) -> None:
         """Takes one batch; the order of the calls decides how the sums round.
@@ -168,11 +235,15 @@ class StreamSums:
             ScoringError: When there was no token.
         """
         found = zip(self._metrics, self._sums, strict=True)
-        return {metric.name: scores_of(sums) for metric, sums in found}
+        return {metric.name: scores_of(sums, self._stack) for metric, sums in found}
 
 
-def scores_of(sums: RatioSums) -> list[Score]:
+def scores_of(sums: RatioSums, stack: ScoredStack | None = None) -> list[Score]:
     """Scores from sums of the shape ``[layers, units]``, layer by layer.
+
+    Args:
+        sums: Of each layer.
+        stack: Which layers; None: all of a model of one stack.
 
     Raises:
         ScoringError: When there was no token.
@@ -182,13 +253,14 @@ def scores_of(sums: RatioSums) -> list[Score]:
             "There is no token to score on.", "Give a longer text.", code="no-tokens"
         )
     means, errors = sums.means, sums.std_errors
+    stack = stack or ScoredStack(range(len(means)))
     return [
         Score(
             layer=layer,
             kind=kind,
-            score=float(means[layer, unit]),
-            std_error=None if errors is None else float(errors[layer, unit]),
+            score=float(means[row, unit]),
+            std_error=None if errors is None else float(errors[row, unit]),
         )
-        for layer in range(len(means))
-        for unit, kind in enumerate(UNITS)
+        for row, layer in enumerate(stack.layers)
+        for unit, kind in enumerate(stack.units)
     ]

@@ -15,6 +15,12 @@ from typing import get_args
 from exporter.artifacts import ImportanceReport, PlannedDeletion, PruningPlan, Score
 from exporter.artifacts.plans.dialects import foreign_deletions
 from exporter.artifacts.plans.origin import parents_of
+from exporter.artifacts.plans.stacks import (
+    DECODER_KINDS,
+    DECODER_UNITS,
+    Stacks,
+    refuse_other_stacks,
+)
 from exporter.errors import PlanError, UsageError
 from exporter.files import sha256_file
 from exporter.printable import are, counted
@@ -22,9 +28,16 @@ from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import TABLE_BYTES, read_json
 from graph_passes.types import BLOCK_KINDS, DeletionKind, SublayerRef
 
-_NOUNS = {"attention": "attention", "mlp": "MLP", "block": "block"}
+_NOUNS = {
+    "attention": "attention",
+    "cross_attention": "cross-attention",
+    "mlp": "MLP",
+    "block": "block",
+}
 _DROP = re.compile(r"(?P<kind>[a-z_]+):(?P<layers>\d+(-\d+)?(,\d+(-\d+)?)*)")
 _DROP_HINT = "Write kind:layers, such as attention:25,26 or mlp:3-5."
+JOINT_KINDS = DECODER_KINDS
+"""What a joint number chooses among; most models have no cross-attention."""
 _MOST_LAYERS = 10_000  # A typing error in a range must not fill the memory.
 
 
@@ -32,6 +45,7 @@ def plan_drop(
     report: ImportanceReport,
     *,
     attention: int = 0,
+    cross_attention: int = 0,
     mlp: int = 0,
     block: int = 0,
     joint: int = 0,
@@ -47,9 +61,10 @@ def plan_drop(
     Args:
         report: The scores.
         attention: How many attentions to drop.
+        cross_attention: How many cross-attentions of an encoder-decoder to drop.
         mlp: How many MLPs to drop.
         block: How many blocks (attention and MLP of a layer) to drop.
-        joint: How many sublayers to drop, attentions and MLPs sorted together.
+        joint: How many sublayers to drop, those of all kinds sorted together.
         importance_sha256: The digest of the report's file, for the plan.
         allow_all: Lets every attention and every MLP go.
         progress: Told when the first or the last layer is touched.
@@ -57,25 +72,40 @@ def plan_drop(
     Raises:
         PlanError: When more is asked for than there is, everything, or one thing twice.
     """
-    budget = {"attention": attention, "mlp": mlp, "block": block, "joint": joint}
+    budget = {
+        "attention": attention,
+        "cross_attention": cross_attention,
+        "mlp": mlp,
+        "block": block,
+        "joint": joint,
+    }
     check_counts(budget)
     refuse_unscored_blocks(report, block)
     chosen = [
         *_lowest(report, ("attention",), attention),
+        *_lowest(report, ("cross_attention",), cross_attention),
         *_lowest(report, ("mlp",), mlp),
         *_lowest(report, ("block",), block),
-        *_lowest(report, BLOCK_KINDS, joint),
+        *_lowest(report, JOINT_KINDS, joint),
     ]
     plan = PruningPlan(
         deletions=[PlannedDeletion(layer=score.layer, kind=score.kind) for score in chosen],
+        encoder_layers=report.model.encoder_layers,
         budget={name: number for name, number in budget.items() if number},
         importance_sha256=importance_sha256,
         made_from=parents_of(report, importance_sha256),
         chosen_on=report.calibration.texts,
     )
     kinds = tuple({score.kind for score in report.scores})
-    layers, model = report.model.num_layers, report.model.source
-    validate_plan(plan, layers, kinds, model=model, allow_all=allow_all)
+    model = report.model
+    validate_plan(
+        plan,
+        model.num_layers,
+        kinds,
+        encoder_layers=model.encoder_layers,
+        model=model.source,
+        allow_all=allow_all,
+    )
     _warn_of_ends(plan, report.model.num_layers, progress)
     return plan
 
@@ -163,6 +193,7 @@ def validate_plan(
     num_layers: int,
     kinds: Sequence[str] = ("attention", "mlp", "block"),
     *,
+    encoder_layers: int | None = None,
     model: str = "the model",
     path: Path | None = None,
     allow_all: bool = False,
@@ -172,7 +203,8 @@ def validate_plan(
     Args:
         plan: The plan.
         num_layers: How many layers the model has.
-        kinds: What its layers consist of.
+        kinds: What its layers consist of; of an encoder-decoder they are known.
+        encoder_layers: How many of the layers are the encoder's; None for a model of one stack.
         model: What errors call the model.
         path: The plan's file, for errors; None when it comes from no file.
         allow_all: Whether every attention and every MLP may go.
@@ -183,6 +215,9 @@ def validate_plan(
     """
     where = "" if path is None else f"{path}: "
     _check_not_empty(plan.deletions, where)
+    refuse_other_stacks(plan, encoder_layers, where, model)
+    if encoder_layers is not None:
+        kinds = DECODER_UNITS
     for deletion in plan.deletions:
         if not 0 <= deletion.layer < num_layers:
             raise PlanError(
@@ -199,8 +234,14 @@ def validate_plan(
                 code="kind-missing",
             )
     _check_once(plan.deletions, where)
-    everything = len(BLOCK_KINDS) * num_layers
-    if not allow_all and sum(len(d.sublayers) for d in plan.deletions) >= everything:
+    if encoder_layers is None:
+        dropped = sum(len(deletion.sublayers) for deletion in plan.deletions)
+        everything = len(BLOCK_KINDS) * num_layers
+    else:
+        stacks = Stacks(encoder_layers, num_layers - encoder_layers)
+        dropped = sum(len(stacks.named(each.layer, each.kind)) for each in plan.deletions)
+        everything = stacks.sublayers
+    if not allow_all and dropped >= everything:
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
             "Keep at least one, or give --allow-empty.",
@@ -304,7 +345,7 @@ def _check_not_empty(deletions: Sequence[PlannedDeletion], where: str = "") -> N
 
 def _check_once(deletions: Iterable[PlannedDeletion], where: str = "") -> None:
     seen: set[SublayerRef] = set()
-    for ref in (ref for deletion in deletions for ref in deletion.sublayers):
+    for ref in (ref for deletion in deletions for ref in _all_of(deletion)):
         if ref in seen:
             raise PlanError(
                 f"{where}The plan drops {ref} twice.",
@@ -312,6 +353,13 @@ def _check_once(deletions: Iterable[PlannedDeletion], where: str = "") -> None:
                 code="dropped-twice",
             )
         seen.add(ref)
+
+
+def _all_of(deletion: PlannedDeletion) -> list[SublayerRef]:
+    """What it may remove of any model: a block also the cross-attention, where there is one."""
+    if deletion.kind == "block":
+        return [SublayerRef(deletion.layer, kind) for kind in JOINT_KINDS]
+    return list(deletion.sublayers)
 
 
 def _warn_of_ends(plan: PruningPlan, num_layers: int, progress: Progress) -> None:

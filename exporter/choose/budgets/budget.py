@@ -165,7 +165,7 @@ USUAL_FLOORS = Floors(
 )
 _USUAL_AGREEMENT = 0.98
 """Of a classifier's likeliest classes, where nothing is asked for."""
-_COUNTS = ("attention", "mlp", "block", "joint")
+_COUNTS = ("attention", "cross_attention", "mlp", "block", "joint")
 _FLOORS = tuple(f"floors.{field.name}" for field in fields(Floors))
 
 
@@ -190,11 +190,18 @@ class Budget(Options):
     """
 
     attention: Whole = option(0, "Drop N attentions.", "--drop-attn", section=DROPPING)
+    cross_attention: Whole = option(
+        0,
+        "Encoder-decoders: drop N cross-attentions of the decoder.",
+        "--drop-cross",
+        section=DROPPING,
+        rare=True,
+    )
     mlp: Whole = option(0, "Drop N MLPs.", "--drop-mlp", section=DROPPING)
     block: Whole = option(0, "Drop N blocks.", "--drop-block", section=DROPPING)
     joint: Whole = option(
         0,
-        "Drop N sublayers, attention and MLP ranked together.",
+        "Drop N sublayers, all kinds ranked together.",
         "--drop-joint",
         section=DROPPING,
     )
@@ -233,6 +240,7 @@ class Budget(Options):
         _leaves_out("mlp"),
         excludes("joint", "attention", "a joint number already covers both kinds"),
         excludes("joint", "mlp", "a joint number already covers both kinds"),
+        excludes("joint", "cross_attention", "a joint number already covers it"),
         *(
             excludes("keep_first", other, "it says all that is dropped")
             for other in (*_COUNTS, "parameters", "fits", "target_speedup", *_FLOORS)

@@ -345,7 +345,8 @@ class PlanInputs:
     def _protected(self) -> frozenset[SublayerRef]:
         """Sublayers that stay; a runtime needs some, unless only whole blocks go."""
         layers, server = self.report.model.num_layers, self.settings.server
-        named = protected_names(self.settings.search.protect, layers)
+        encoder_layers = self.report.model.encoder_layers
+        named = protected_names(self.settings.search.protect, layers, encoder_layers)
         if server is None or set(self.budget.counts) == {"block"}:
             return named
         every = (SublayerRef(layer, kind) for layer in range(layers) for kind in BLOCK_KINDS)

@@ -19,7 +19,7 @@ from exporter.choose.budgets.figures import (
     size_figures,
 )
 from exporter.choose.budgets.healed_limits import HealedLimits
-from exporter.choose.budgets.refusals import refuse_no_front
+from exporter.choose.budgets.refusals import refuse_more_than_scores, refuse_no_front
 from exporter.choose.selection.affordable import affordable
 from exporter.choose.selection.by_scores import one_shot, scored_again
 from exporter.choose.selection.options import cut_of_options, objective_of
@@ -47,6 +47,14 @@ class Planner(HealedLimits):
             DepthcutError: Of the stage that failed.
         """
         self.budget.refuse_empty()
+        if self.report.model.encoder_layers is None and self.budget.cross_attention:
+            raise PlanError(
+                f"{self.report.model.source} has no cross-attention: it is no encoder-decoder.",
+                "Leave --drop-cross out.",
+                code="no-cross-attention",
+            )
+        if self.report.model.encoder_layers is not None:
+            refuse_more_than_scores(self.budget, self.settings.search)
         if self.budget.only_counts and self.budget.keep_first is None:
             check_counts(self.budget.counts)
         _ = self.task_files  # what can't be read is told before a model is loaded
@@ -74,6 +82,7 @@ class Planner(HealedLimits):
         validate_plan(
             found.plan,
             self.report.model.num_layers,
+            encoder_layers=self.report.model.encoder_layers,
             model=self.report.model.source,
             allow_all=self._allow_all,
         )

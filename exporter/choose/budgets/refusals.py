@@ -5,9 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
+from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
 from exporter.choose.budgets.units import Goal
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError, UnmetGoalError
+
+
+def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
+    """Refuses what an encoder-decoder can't be planned by: all but numbers, by scores.
+
+    Raises:
+        PlanError: More is asked for.
+    """
+    if not budget.only_counts or budget.keep_first is not None:
+        raise PlanError(
+            "Encoder-decoders are planned by numbers of sublayers alone.",
+            "Say how many: --drop-attn, --drop-cross, --drop-mlp, --drop-block or --drop-joint.",
+            code="numbers-only",
+        )
+    if search.search not in (None, "one-shot"):
+        raise PlanError(
+            f"--search {search.search} runs models with one stack of layers.",
+            "Leave --search out, or take one-shot.",
+            code="scores-only",
+        )
 
 
 def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoReturn:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.by_score import parse_drops
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -188,22 +189,53 @@ Stop = Callable[[Step], bool]
 """Told of each step; True ends a search."""
 
 
-def protected_names(texts: Iterable[str], num_layers: int) -> frozenset[SublayerRef]:
+def protected_names(
+    texts: Iterable[str], num_layers: int, encoder_layers: int | None = None
+) -> frozenset[SublayerRef]:
     """Reads what is to stay.
 
     Args:
         texts: ``first``, ``last`` (both sublayers of that layer), or kinds with layers as
-            ``depthcut prune`` takes them: ``attention:0,29``, ``mlp:3-5``, ``block:0``.
+            ``depthcut prune`` takes them: ``attention:0,29``, ``mlp:3-5``, ``block:0``. Of an
+            encoder-decoder ``encoder`` or ``decoder``, too; ``first`` and ``last`` are those of
+            both.
         num_layers: How many layers the model has.
+        encoder_layers: How many of them are the encoder's; None for a model of one stack.
 
     Raises:
         UsageError: When a text can't be read, or names a layer that is not there.
-        PlanError: When one text names a sublayer twice.
+        PlanError: When one text names a sublayer twice, or one that the layer doesn't have.
     """
     found: set[SublayerRef] = set()
     for text in texts:
-        found.update(_names(text.strip(), num_layers))
+        if encoder_layers is None:
+            found.update(_names(text.strip(), num_layers))
+        else:
+            stacks = Stacks(encoder_layers, num_layers - encoder_layers)
+            found.update(_names_in(text.strip(), stacks))
     return frozenset(found)
+
+
+def _names_in(text: str, stacks: Stacks) -> Iterator[SublayerRef]:
+    """The same of an encoder-decoder."""
+    ends = {
+        "first": [range(1), range(stacks.encoder, stacks.encoder + 1)],
+        "last": [range(stacks.encoder - 1, stacks.encoder), range(stacks.layers)[-1:]],
+        "encoder": [range(stacks.encoder)],
+        "decoder": [range(stacks.encoder, stacks.layers)],
+    }
+    if text in ends:
+        for layer in (layer for part in ends[text] for layer in part):
+            yield from stacks.named(layer, "block")
+    elif ":" in text:
+        for deletion in parse_drops([text]).deletions:
+            yield from stacks.named(deletion.layer, deletion.kind)
+    else:
+        raise UsageError(
+            f"--protect {text}: this is not a set of sublayers.",
+            "Give encoder, decoder, first, last, or kind:layers such as cross_attention:7.",
+            code="no-sublayers",
+        )
 
 
 def _names(text: str, num_layers: int) -> Iterable[SublayerRef]:

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from exporter.artifacts import ImportanceReport
+from exporter.artifacts.plans.by_score import JOINT_KINDS
 from exporter.choose.selection.options import Group, most_sublayers, options_for
 from exporter.errors import PlanError
 from exporter.printable import are, counted
-from graph_passes.types import BLOCK_KINDS, SublayerRef
+from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
-_GROUPS: tuple[Group, ...] = ("attention", "mlp", "block", "joint")
+_GROUPS: tuple[Group, ...] = ("attention", "cross_attention", "mlp", "block", "joint")
 
 
 def groups_of(counts: Mapping[str, int]) -> Iterator[tuple[Group, int]]:
@@ -38,7 +39,7 @@ def refuse_too_many(
         PlanError: It says how many may go.
     """
     for group, number in groups_of(counts) if protected else ():
-        kinds = BLOCK_KINDS if group == "joint" else (group,)
+        kinds = JOINT_KINDS if group == "joint" else (group,)
         left = sum(score.kind in kinds for score in report.scores)
         if number > left:
             refuse_number(group, number, left, report.model.source)

@@ -77,7 +77,8 @@ class SearchOptions(Options):
     )
     protect: tuple[str, ...] = option(
         (),
-        "What must not be dropped: first, last, or kind:layers such as attention:0,29. Repeatable.",
+        "What must not be dropped: first, last, or kind:layers such as attention:0,29; of an "
+        "encoder-decoder also encoder or decoder. Repeatable.",
         metavar="WHAT",
         section=DROPPING,
     )

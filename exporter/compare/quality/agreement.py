@@ -140,7 +140,10 @@ def compare_predictions(
                 by_position[:, :, rows] += found
                 by_sample[:, :, number] += found.sum(axis=2)
             task.advance()
-    return [_accuracy(*sums, tokens) for sums in zip(by_sample, by_position, strict=True)]
+    return [
+        accuracy_of(*sums, tokens.source, tokens.sha256)
+        for sums in zip(by_sample, by_position, strict=True)
+    ]
 
 
 def _logits(
@@ -198,7 +201,18 @@ def _chunk(
     return np.stack([figures(arms[first], arms[second]) for first, second in pairs])
 
 
-def _accuracy(by_sample: Floats, by_position: Floats, tokens: EvaluationTokens) -> Accuracy:
+def accuracy_of(by_sample: Floats, by_position: Floats, source: str, sha256: str) -> Accuracy:
+    """What sums of :func:`figures` tell.
+
+    Args:
+        by_sample: ``[len(COLUMNS), samples]``.
+        by_position: ``[len(COLUMNS), positions]``.
+        source: What the report calls the text.
+        sha256: Of the text.
+
+    Raises:
+        ComparisonError: There was no position.
+    """
     totals = dict(zip(COLUMNS, by_position.sum(axis=1), strict=True))
     count = totals["positions"]
     if not count:
@@ -207,8 +221,8 @@ def _accuracy(by_sample: Floats, by_position: Floats, tokens: EvaluationTokens) 
     with np.errstate(invalid="ignore"):  # infinite losses give no interval
         increase = samples["candidate_loss"] - samples["baseline_loss"]
     return Accuracy(
-        text_source=tokens.source,
-        text_sha256=tokens.sha256,
+        text_source=source,
+        text_sha256=sha256,
         tokens=int(count),
         perplexity=_perplexity(totals),
         log_perplexity_increase=mean_interval(increase, samples["predicted"]),

@@ -123,6 +123,35 @@ def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -
     return Interval(value=value, ci95=(float(found.low), float(found.high)))
 
 
+def ratio_difference_interval(
+    baseline: Floats, candidate: Floats, weights: Floats, *, seed: int = 0
+) -> Interval:
+    """Difference of two ratios of sums over the same weights, candidate minus baseline.
+
+    Its 95 % interval is from a bootstrap over items (expanded percentiles), in which both arms'
+    sums and the weight of an item are drawn together. One item alone, or none that differs, gives
+    an interval without width.
+
+    Args:
+        baseline: ``[items]``, each item's sum, such as its edits.
+        candidate: ``[items]``, of the same items.
+        weights: ``[items]``, such as their words; not all are 0.
+        seed: For the resampling.
+    """
+    differences, number = candidate - baseline, len(baseline)
+    value = float(differences.sum() / weights.sum())
+    if number < 2 or not differences.any():
+        return Interval(value=value, ci95=(value, value))
+    rng, found = np.random.default_rng(seed), np.empty(_RESAMPLES)
+    for draw in range(_RESAMPLES):
+        rows = rng.integers(0, number, number)
+        words = weights[rows].sum()
+        found[draw] = differences[rows].sum() / words if words else value
+    outside = (1 - expanded_level(number, _LEVEL)) / 2
+    low, high = np.quantile(found, [outside, 1 - outside])
+    return Interval(value=value, ci95=(float(low), float(high)))
+
+
 def mcnemar_p(only_baseline: int, only_candidate: int) -> float:
     """Exact two-sided McNemar test of two arms that are right equally often.
 

@@ -24,6 +24,7 @@ _BATCH = 2
 _PROMPT = 7
 _PAST = 6
 _PADDING = 2
+_SOURCE = 5
 _CACHE_RANKS = (4, 5)  # keys and values apart, or packed in one
 _LENGTH_AXIS = -2
 _TABLE_SLOTS = {
@@ -115,7 +116,9 @@ def _axis_sizes(model: ir.Model, case: Case) -> dict[str, int]:
         names = _axis_names(value)
         if _is_cache(value):
             rank = len(names)
-            length = _window(value) or case.past_length
+            # What cross-attention reads of an encoder is there from the first step on.
+            source = _SOURCE if "encoder" in _words(value) else None
+            length = _window(value) or source or case.past_length
             _note(sizes, names, {rank - 4: _BATCH, rank + _LENGTH_AXIS: length})
             if (size := head_size(value)) is not None:
                 _note(sizes, names, {rank - 1: size})

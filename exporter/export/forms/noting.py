@@ -36,7 +36,12 @@ class WrittenForm:
 
 
 def note_form(
-    folder: Path, written: WrittenForm, target: Target, source_sha256: str | None = None
+    folder: Path,
+    written: WrittenForm,
+    target: Target,
+    source_sha256: str | None = None,
+    *,
+    name: str = MODEL_FILE,
 ) -> FormRecord:
     """Writes into a graph's notes how it is written.
 
@@ -45,11 +50,12 @@ def note_form(
         written: How it came about.
         target: What it is for.
         source_sha256: Of the model that it was exported from, if that is known.
+        name: Of the graph's file.
 
     Returns:
         The record, as written.
     """
-    model = ir.load(folder / MODEL_FILE)
+    model = ir.load(folder / name)
     record = FormRecord(
         target=target,
         writer=written.writer,
@@ -61,7 +67,7 @@ def note_form(
     model.metadata_props[FORM_KEY] = record.model_dump_json()
     if source_sha256 is not None:
         model.metadata_props[MODEL_KEY] = source_sha256
-    save_graph(model, folder)
+    save_graph(model, folder, name)
     return record
 
 

@@ -12,6 +12,8 @@ from exporter.files import sha256_bytes
 from exporter.models.anatomy.architectures import (
     LayerPart,
     SublayerModules,
+    every_sublayer,
+    named_in,
     named_sublayers,
     sublayers,
 )
@@ -97,8 +99,8 @@ def branches_replaced(
         PlanError: When a sublayer does not exist in this model.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    parts = {part.ref: part for part in sublayers(model)}
-    wanted = named_sublayers(cut, len(parts) // 2)
+    parts = {part.ref: part for part in every_sublayer(model)}
+    wanted = named_in(model, cut)
     return hooked(handle for name in wanted for handle in replacing_hooks(parts[name], cut[name]))
 
 

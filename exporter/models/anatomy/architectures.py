@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.errors import PlanError, UnknownArchitectureError
-from exporter.models.anatomy.families import FAMILIES, Family
+from exporter.models.anatomy.families import FAMILIES, STACKS, Family
 from exporter.models.anatomy.residual_stream import LayerModules, ProbeVerdict, ResidualForm, probe
 from graph_passes.types import DeletionKind, SublayerKind, SublayerRef, sublayer_kinds
 
@@ -66,16 +67,48 @@ def layer_modules(model: Any) -> list[LayerModules]:
         UnknownArchitectureError: When neither the table nor the probe knows the model.
     """
     model_type = model.config.model_type
+    if model_type in STACKS:
+        raise UnknownArchitectureError(
+            f"{type(model).__name__} is an encoder-decoder, and this takes one stack of layers.",
+            "score, plan, export and compare take encoder-decoders.",
+            code="two-stacks",
+        )
     if model_type in FAMILIES:
         found = _resolve(model, FAMILIES[model_type])
         if found is None:
-            raise UnknownArchitectureError(
-                f"This {model_type} model does not keep its layers where the family does.",
-                "Another version of transformers may help: 4.57 and 5 are known to work.",
-                code="layers-elsewhere",
-            )
+            raise layers_elsewhere(model_type)
         return found
     return _discover(model)
+
+
+def stacked_layers(model: Any) -> list[LayerModules]:
+    """The modules of every layer of an encoder-decoder, the encoder's first, numbered through.
+
+    Raises:
+        UnknownArchitectureError: The table doesn't know it, or it keeps its layers elsewhere.
+    """
+    rows = STACKS.get(model.config.model_type)
+    if rows is None:
+        raise unknown_layers(model)
+    depths = Stacks.of(model.config)
+    found: list[LayerModules] = []
+    for row, depth in zip(rows, (depths.encoder, depths.decoder), strict=True):
+        layers = _resolve(model, row, depth, first=len(found))
+        if layers is None:
+            raise layers_elsewhere(model.config.model_type)
+        found += layers
+    return found
+
+
+def every_sublayer(model: Any) -> list[SublayerModules]:
+    """As :func:`sublayers`, also of an encoder-decoder: both stacks, cross-attentions too.
+
+    Raises:
+        UnknownArchitectureError: As :func:`layer_modules`.
+    """
+    if model.config.is_encoder_decoder:
+        return sublayers_of(stacked_layers(model))
+    return sublayers(model)
 
 
 def sublayers(model: Any) -> list[SublayerModules]:
@@ -88,13 +121,15 @@ def sublayers(model: Any) -> list[SublayerModules]:
 
 
 def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
-    """The attention and the MLP of given layers, in their order."""
+    """The attention and the MLP of given layers, and a cross-attention between, in their order."""
     found = []
     for modules in layers:
         number, multiplier = modules.number, modules.multiplier
-        attention, mlp = modules.attention, modules.mlp
+        attention, mlp, cross = modules.attention, modules.mlp, modules.cross_attention
         reads = modules.attention_reads or attention, modules.mlp_reads or mlp
         found.append(SublayerModules(number, "attention", attention, multiplier, reads[0]))
+        if cross is not None:
+            found.append(SublayerModules(number, "cross_attention", cross, multiplier, cross))
         found.append(SublayerModules(number, "mlp", mlp, multiplier, reads[1]))
     return found
 
@@ -132,6 +167,22 @@ def named_sublayers(
     return sorted(names)
 
 
+def named_in(model: Any, deletions: Iterable[LayerPart | tuple[int, str]]) -> list[SublayerRef]:
+    """As :func:`named_sublayers`, of a model with one stack of layers or with two.
+
+    Raises:
+        PlanError: When a layer or kind does not exist in this model.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    if not model.config.is_encoder_decoder:
+        return named_sublayers(deletions, len(layer_modules(model)))
+    stacks, names = Stacks.of(model.config), set[SublayerRef]()
+    for each in deletions:
+        layer, kind = each if isinstance(each, tuple) else (each.layer, each.kind)
+        names.update(stacks.named(layer, kind))
+    return sorted(names)
+
+
 def candidate_layers(model: Any) -> Iterator[list[LayerModules]]:
     """The layers as each row of the table would have them, where the modules are there at all.
 
@@ -152,6 +203,15 @@ def unknown_layers(model: Any) -> UnknownArchitectureError:
         f"Where a {model.config.model_type} model keeps its attention and MLP is not known.",
         f"Known families: {known_families()}.",
         code="unknown-family",
+    )
+
+
+def layers_elsewhere(model_type: str) -> UnknownArchitectureError:
+    """The error for a model of a known family that its row doesn't fit."""
+    return UnknownArchitectureError(
+        f"This {model_type} model does not keep its layers where the family does.",
+        "Another version of transformers may help: 4.57 and 5 are known to work.",
+        code="layers-elsewhere",
     )
 
 
@@ -177,10 +237,19 @@ def _discover(model: Any) -> list[LayerModules]:
     raise unknown_layers(model)
 
 
-def _resolve(model: Any, family: Family) -> list[LayerModules] | None:
-    """Follows a row's paths; None where one leads nowhere or a layer lacks a part."""
+def _resolve(
+    model: Any, family: Family, depth: int | None = None, *, first: int = 0
+) -> list[LayerModules] | None:
+    """Follows a row's paths; None where one leads nowhere or a layer lacks a part.
+
+    Args:
+        model: The model.
+        family: The row.
+        depth: How many layers there must be; None: as the config says.
+        first: The number of the first.
+    """
     layers = _follow(model.base_model, family.layers)
-    expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    expected = depth or getattr(model.config.get_text_config(), "num_hidden_layers", None)
     if layers is None or not hasattr(layers, "__len__") or len(layers) != expected:
         return None
     form = _form(model.config, family)
@@ -190,14 +259,18 @@ def _resolve(model: Any, family: Family) -> list[LayerModules] | None:
     paths = [family.attention, family.mlp]
     reads = [family.attention_reads or family.attention, family.mlp_reads or family.mlp]
     paths += [family.attention_norm, family.mlp_norm] if form == "post_norm" else []
+    crossing = [path for path in (family.cross_attention, family.cross_attention_norm) if path]
     found = []
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layers, first):
         attention, mlp, *norms = (_follow(layer, path) for path in paths)
         read = [_follow(layer, path) for path in reads]
-        if None in (attention, mlp, *norms, *read):
+        cross = [_follow(layer, path) for path in crossing]
+        if None in (attention, mlp, *norms, *read, *cross):
             return None
         norms = norms or [None, None]
-        found.append(LayerModules(number, layer, attention, mlp, form, multiplier, *norms, *read))
+        found.append(
+            LayerModules(number, layer, attention, mlp, form, multiplier, *norms, *read, *cross)
+        )
     return found
 
 

@@ -40,6 +40,8 @@ class Family:
         attention_reads: From a layer, the module whose first input is what the attention is
             computed from: as a rule the output of the norm before it. Empty: ``attention``.
         mlp_reads: The same for the MLP.
+        cross_attention: From a layer of a decoder that reads an encoder, as ``attention``.
+        cross_attention_norm: Post-norm only: the norm that reads stream plus cross-attention.
     """
 
     layers: str
@@ -52,6 +54,8 @@ class Family:
     multiplier: str = ""
     attention_reads: str = ""
     mlp_reads: str = ""
+    cross_attention: str = ""
+    cross_attention_norm: str = ""
 
 
 _ALWAYS = ("always",)
@@ -198,6 +202,45 @@ FAMILIES: dict[str, Family] = {
         mlp_reads="mlp",
     ),
 }
+
+_BART_NORMS = ("self_attn_layer_norm", "final_layer_norm")
+# BART's make, with the norms before the branches.
+_PRE_NORM_STACKS = (
+    Family("encoder.layers", "self_attn", "fc2", mlp_reads="fc1"),
+    Family("decoder.layers", "self_attn", "fc2", mlp_reads="fc1", cross_attention="encoder_attn"),
+)
+_POST_NORM_STACKS = (
+    Family("encoder.layers", "self_attn", "fc2", *_BART_NORMS, mlp_reads="fc1"),
+    Family(
+        "decoder.layers",
+        "self_attn",
+        "fc2",
+        *_BART_NORMS,
+        mlp_reads="fc1",
+        cross_attention="encoder_attn",
+        cross_attention_norm="encoder_attn_layer_norm",
+    ),
+)
+
+STACKS: dict[str, tuple[Family, Family]] = {
+    "bart": _POST_NORM_STACKS,
+    "marian": _POST_NORM_STACKS,
+    "mbart": _PRE_NORM_STACKS,
+    "pegasus": _PRE_NORM_STACKS,
+    "m2m_100": _PRE_NORM_STACKS,
+    "blenderbot": _PRE_NORM_STACKS,
+    "whisper": _PRE_NORM_STACKS,
+    "t5": (
+        Family("encoder.block", "layer.0.SelfAttention", "layer.1.DenseReluDense"),
+        Family(
+            "decoder.block",
+            "layer.0.SelfAttention",
+            "layer.2.DenseReluDense",
+            cross_attention="layer.1.EncDecAttention",
+        ),
+    ),
+}
+"""Encoder-decoders: the encoder's row and the decoder's."""
 
 REVIEWED = frozenset(FAMILIES) | {
     "albert", "audio-spectrogram-transformer", "bamba", "bart", "beit", "blenderbot",

@@ -44,6 +44,9 @@ class LayerModules:
         attention_reads: The module whose first input the attention is computed from; None:
             ``attention``.
         mlp_reads: The same for the MLP.
+        cross_attention: The same as ``attention``, between it and the MLP: in the decoder of an
+            encoder-decoder.
+        cross_attention_norm: Post-norm only: reads stream plus cross-attention.
     """
 
     number: int
@@ -56,6 +59,8 @@ class LayerModules:
     mlp_norm: torch.nn.Module | None = None
     attention_reads: torch.nn.Module | None = None
     mlp_reads: torch.nn.Module | None = None
+    cross_attention: torch.nn.Module | None = None
+    cross_attention_norm: torch.nn.Module | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +78,8 @@ class LayerStates:
         mlp_out: Y of the MLP: ``mlp_in`` plus its contribution.
         leaving: Y of the block.
         output: What the layer itself returned, in the model's dtype.
+        crossing: X of the cross-attention; None in a layer without one.
+        crossed: Y of the cross-attention: ``crossing`` plus its contribution.
     """
 
     number: int
@@ -82,6 +89,8 @@ class LayerStates:
     mlp_out: torch.Tensor
     leaving: torch.Tensor
     output: torch.Tensor
+    crossing: torch.Tensor | None = None
+    crossed: torch.Tensor | None = None
 
 
 Listener = Callable[[LayerStates], None]
@@ -125,6 +134,8 @@ def run_backbone(model: Any, inputs: dict[str, Any]) -> Any:
     backbone = model.base_model
     if "use_cache" in inspect.signature(backbone.forward).parameters:
         inputs = {**inputs, "use_cache": False}
+    if "input_features" in inputs:
+        inputs = {**inputs, "input_features": inputs["input_features"].to(model.dtype)}
     IDLE_THREADS.fit()
     with torch.inference_mode():
         return backbone(**inputs)
@@ -214,8 +225,16 @@ class _LayerTap:
         yield modules.layer.register_forward_pre_hook(self._enter, with_kwargs=True)
         yield modules.attention.register_forward_hook(self._attention)
         yield modules.mlp.register_forward_hook(self._mlp)
+        cross = modules.cross_attention
+        behind = "mlp_in" if cross is None else "crossing"
         if modules.attention_norm is not None:
-            yield modules.attention_norm.register_forward_hook(self._between)
+            hook = partial(self._between, behind)
+            yield modules.attention_norm.register_forward_hook(hook)
+        if cross is not None:
+            yield cross.register_forward_hook(self._cross)
+        if modules.cross_attention_norm is not None:
+            hook = partial(self._between, "mlp_in")
+            yield modules.cross_attention_norm.register_forward_hook(hook)
         yield modules.layer.register_forward_hook(self._leave)
 
     def _enter(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -226,12 +245,19 @@ class _LayerTap:
         attended = self._sum(self._states["entering"], output)
         self._states["attended"] = attended
         if self._modules.form == "sequential":
-            self._states["mlp_in"] = attended
+            crosses = self._modules.cross_attention is not None
+            self._states["crossing" if crosses else "mlp_in"] = attended
         elif self._modules.form == "parallel":
             self._states["mlp_in"] = self._states["entering"]
 
-    def _between(self, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        self._states["mlp_in"] = _wide(output).view_as(self._states["entering"])
+    def _between(self, name: str, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        self._states[name] = _wide(output).view_as(self._states["entering"])
+
+    def _cross(self, _module: Any, _inputs: Any, output: Any) -> None:
+        crossed = self._sum(self._states["crossing"], output)
+        self._states["crossed"] = crossed
+        if self._modules.form == "sequential":
+            self._states["mlp_in"] = crossed
 
     def _mlp(self, _module: Any, _inputs: Any, output: Any) -> None:
         # At once: some layers go on adding to this very tensor.
@@ -285,6 +311,9 @@ def probe_inputs(model: Any) -> dict[str, torch.Tensor]:
     import torch
 
     config, device = model.config, model.device
+    if config.is_encoder_decoder:
+        tokens = (torch.arange(_PROBE_TOKENS, device=device)[None] * 7 + 5) % config.vocab_size
+        return {**encoder_inputs(model, tokens), "decoder_input_ids": tokens}
     if model.main_input_name == "pixel_values":
         shape = (1, config.num_channels, config.image_size, config.image_size)
         grid = torch.arange(torch.Size(shape).numel(), device=device, dtype=torch.float32)
@@ -293,12 +322,35 @@ def probe_inputs(model: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": (torch.arange(_PROBE_TOKENS, device=device)[None] * 7 + 5) % vocabulary}
 
 
+def encoder_inputs(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an encoder may read, ``[batch, ...]``: tokens, or the features of a sound.
+
+    Args:
+        model: An encoder-decoder.
+        tokens: ``[batch, tokens]``, for encoders of text.
+    """
+    import torch
+
+    if model.main_input_name != "input_features":
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    config = model.config
+    shape = (len(tokens), config.num_mel_bins, 2 * config.max_source_positions)
+    grid = torch.arange(torch.Size(shape).numel(), device=tokens.device, dtype=torch.float32)
+    return {"input_features": (grid * 0.7).sin().reshape(shape).to(model.dtype)}
+
+
 def _sums_hold(modules: LayerModules, states: LayerStates) -> bool:
     pairs = [(states.leaving, states.output)]
     if modules.attention_norm is not None and modules.mlp_norm is not None:
+        norms = [modules.attention_norm, modules.cross_attention_norm, modules.mlp_norm]
+        sums = [states.attended, states.crossed, states.mlp_out]
+        behind = [states.crossing, states.mlp_in, states.output]
+        if modules.cross_attention_norm is None:
+            norms[1:2], sums[1:2], behind[:1] = [], [], []
         pairs = [
-            (modules.attention_norm(states.attended.to(states.output.dtype)), states.mlp_in),
-            (modules.mlp_norm(states.mlp_out.to(states.output.dtype)), states.output),
+            (norm(added.to(states.output.dtype)), out)
+            for norm, added, out in zip(norms, sums, behind, strict=True)
+            if norm is not None and added is not None and out is not None
         ]
     tolerance = _PROBE_TOLERANCE[str(states.output.dtype).removeprefix("torch.")]
     limit = tolerance * max(1e-30, float(states.output.abs().max()))
@@ -306,4 +358,6 @@ def _sums_hold(modules: LayerModules, states: LayerStates) -> bool:
 
 
 def _is_silent(states: LayerStates) -> bool:
-    return states.attended.equal(states.entering) or states.mlp_out.equal(states.mlp_in)
+    crosses = states.crossing is not None and states.crossed is not None
+    silent = crosses and states.crossed.equal(states.crossing)  # type: ignore[union-attr,arg-type]
+    return silent or states.attended.equal(states.entering) or states.mlp_out.equal(states.mlp_in)

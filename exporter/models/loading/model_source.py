@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ModelRef, library_versions
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.errors import (
     ModelSourceError,
     UnknownArchitectureError,
@@ -200,10 +201,12 @@ def _loaded(
 ) -> LoadedModel:
     _refuse_missing(info, path)
     model.eval().requires_grad_(False)
+    stacks = Stacks.of(model.config) if model.config.is_encoder_decoder else None
     ref = ModelRef(
         source=source,
         architecture=type(model).__name__,
-        num_layers=_num_layers(model.config, path),
+        num_layers=_num_layers(model.config, path) if stacks is None else stacks.layers,
+        encoder_layers=None if stacks is None else stacks.encoder,
         sha256=path_sha256(path),
         revision=cache_revision(path),
     )

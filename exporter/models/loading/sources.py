@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from exporter.errors import ModelSourceError, first_line
 from exporter.files import sha256_file, sha256_files, telling_full_disk
+from exporter.models.anatomy.families import STACKS
 from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config
 from exporter.models.loading.checkpoint_shards import read_header, read_index
 from exporter.models.loading.config_walk import quantization_in
@@ -78,6 +80,23 @@ def source_sha256(source: str, *, revision: str | None = None, **allowed: bool) 
         ModelSourceError: When there is nothing there that could be loaded.
     """
     return path_sha256(resolve_source(source, revision=revision, **allowed))
+
+
+def encoder_decoder_config(
+    source: str, *, revision: str | None = None, **allowed: bool
+) -> dict[str, Any] | None:
+    """The config of a model that has an encoder and a decoder; None for others. No PyTorch.
+
+    Raises:
+        UnsafeInputError: A folder holds or says what a model may not.
+        ModelSourceError: When there is nothing there that could be loaded.
+    """
+    path = resolve_source(source, revision=revision, **allowed)
+    if path.is_file():
+        return None
+    config = checked_config(path, Dangers(**allowed))
+    both = config.get("is_encoder_decoder", config.get("model_type") in STACKS)
+    return config if both else None
 
 
 def _fetch(source: str, dangers: Dangers, revision: str | None) -> Path:

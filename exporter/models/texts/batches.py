@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What the encoder of an encoder-decoder reads, a row a sample.
+
+    Attributes:
+        arrays: By the model's arguments: ``input_features`` ``[samples, mels, frames]``, float32,
+            or ``input_ids`` and ``attention_mask`` ``[samples, tokens]``, int64.
+        mask: ``[samples, positions]`` of the encoder's stream; False marks padding, or the silence
+            behind a recording.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    mask: NDArray[np.bool_]
+
+    def rows(self, chosen: slice | NDArray[np.bool_]) -> Sources:
+        """Those of some of the samples."""
+        arrays = {name: array[chosen] for name, array in self.arrays.items()}
+        return Sources(arrays, self.mask[chosen])
+
+    @property
+    def content(self) -> bytes:
+        """All of it, for a hash."""
+        parts = [self.arrays[name] for name in sorted(self.arrays)]
+        return b"".join(
+            [*(np.ascontiguousarray(part).tobytes() for part in parts), self.mask.tobytes()]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,17 +50,20 @@ class Batch:
         first_sample: The number of its first sample in the text.
         ids: ``[batch, tokens]``.
         mask: ``[batch, tokens]``; False marks padding.
+        sources: What the encoder reads, where the tokens are those of a decoder behind one.
     """
 
     number: int
     first_sample: int
     ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
+    sources: Sources | None = None
 
     def trimmed(self) -> Batch:
         """The same without the columns at the end that hold padding alone."""
         width = int(np.flatnonzero(self.mask.any(axis=0)).max(initial=0)) + 1
-        return Batch(self.number, self.first_sample, self.ids[:, :width], self.mask[:, :width])
+        ids, mask = self.ids[:, :width], self.mask[:, :width]
+        return Batch(self.number, self.first_sample, ids, mask, self.sources)
 
     def ids_on(self, device: torch.device | None = None) -> torch.Tensor:
         """The token ids for PyTorch."""
@@ -47,18 +79,33 @@ class Batch:
 
     def inputs(self, device: torch.device | None = None) -> dict[str, torch.Tensor]:
         """What the model is called with."""
+        import torch
+
+        if self.sources is not None:
+            # A decoder sees what is before a token alone: padding behind it changes nothing.
+            arrays = self.sources.arrays.items()
+            given = {name: torch.from_numpy(array).to(device) for name, array in arrays}
+            return {**given, "decoder_input_ids": self.ids_on(device)}
         return {"input_ids": self.ids_on(device), "attention_mask": self.mask_on(device).long()}
 
 
-def batches_of(ids: NDArray[np.int64], mask: NDArray[np.bool_], size: int) -> list[Batch]:
+def batches_of(
+    ids: NDArray[np.int64],
+    mask: NDArray[np.bool_],
+    size: int,
+    sources: Sources | None = None,
+) -> list[Batch]:
     """A text in its order, ``size`` samples at a time.
 
     Args:
         ids: ``[samples, tokens]``.
         mask: ``[samples, tokens]``; False marks padding.
         size: Samples in a batch.
+        sources: What the encoder reads, of the same samples.
     """
-    return [
-        Batch(number, start, ids[start : start + size], mask[start : start + size])
-        for number, start in enumerate(range(0, len(ids), size))
-    ]
+    found = []
+    for number, start in enumerate(range(0, len(ids), size)):
+        rows = slice(start, start + size)
+        own = None if sources is None else sources.rows(rows)
+        found.append(Batch(number, start, ids[rows], mask[rows], own))
+    return found

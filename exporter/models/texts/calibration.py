@@ -17,6 +17,7 @@ from exporter.errors import CalibrationError
 from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
+from exporter.models.texts.batches import Sources
 from exporter.models.texts.packing import pack_tokens, with_ends
 from exporter.models.texts.passages import LONGEST_PASSAGE, pack_passages
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
@@ -40,12 +41,14 @@ class CalibrationText:
         mask: ``[samples, tokens]``, boolean; False marks padding.
         owners: ``[samples]``, of a mixture the number of each sample's text; see
             :mod:`exporter.models.texts.mixtures`.
+        sources: Of an encoder-decoder what its encoder reads; the tokens are then the decoder's.
     """
 
     ref: CalibrationRef
     input_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
     owners: NDArray[np.int64] | None = None
+    sources: Sources | None = None
 
     @classmethod
     def unpadded(cls, input_ids: NDArray[np.int64], source: str, sha256: str) -> CalibrationText:
@@ -63,7 +66,8 @@ class CalibrationText:
     @property
     def ids_sha256(self) -> str:
         """Of the tokens, and of which of them are padding."""
-        return sha256_bytes(self.input_ids.astype("<i8").tobytes() + self.mask.tobytes())
+        read = b"" if self.sources is None else self.sources.content
+        return sha256_bytes(self.input_ids.astype("<i8").tobytes() + self.mask.tobytes() + read)
 
     @property
     def part(self) -> CalibrationRef:
@@ -95,7 +99,8 @@ class CalibrationText:
         if owners is not None:
             counted = [_counted(r, mask[owners == i]) for i, r in enumerate(self.ref.mixture)]
             ref = ref.model_copy(update={"mixture": counted})
-        return CalibrationText(ref, self.input_ids[chosen], mask, owners)
+        sources = None if self.sources is None else self.sources.rows(chosen)
+        return CalibrationText(ref, self.input_ids[chosen], mask, owners, sources)
 
     def first_tokens(self, tokens: int) -> CalibrationText:
         """The first samples, enough for a number of tokens."""

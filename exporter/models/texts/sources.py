@@ -82,7 +82,7 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
             )
         return _read_hub(spec, part)
     path = Path(spec)
-    text = _read_file(path)
+    text = read_file(path)
     if path.suffix.lower() in _JSONL_SUFFIXES:
         return _source(spec, _jsonl_documents(text, path))
     return _source(spec, [text])
@@ -98,7 +98,7 @@ def read_prompts(path: Path) -> TextSource:
     Raises:
         TextSourceError: With the file, the line and what is wrong; or it holds no prompt.
     """
-    text = _read_file(path)
+    text = read_file(path)
     lines: Iterable[str] = map(str.strip, text.split("\n"))
     if path.suffix.lower() in _JSONL_SUFFIXES:
         lines = _jsonl_documents(text, path, "prompt")
@@ -138,7 +138,12 @@ def _source(label: str, documents: Iterable[str], hint: str = SPEC_HINT) -> Text
         ) from None
 
 
-def _read_file(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """A UTF-8 file that a user named.
+
+    Raises:
+        TextSourceError: It isn't there, can't be read, or is none.
+    """
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -158,10 +163,20 @@ def _read_file(path: Path) -> str:
 
 
 def _jsonl_documents(text: str, path: Path, field: str = "text") -> Iterator[str]:
+    for record, number in json_lines(text, path):
+        yield _record_text(record, f"{path}, line {number}", field)
+
+
+def json_lines(text: str, path: Path) -> Iterator[tuple[Any, int]]:
+    """The values of a JSON-lines file, each with the number of its line; empty lines don't count.
+
+    Raises:
+        TextSourceError: A line is no JSON.
+    """
     # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield _record_text(_parsed_line(line, path, number), f"{path}, line {number}", field)
+            yield _parsed_line(line, path, number), number
 
 
 def _parsed_line(line: str, path: Path, number: int) -> Any:

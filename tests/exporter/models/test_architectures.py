@@ -132,14 +132,22 @@ def test_an_unknown_layout_is_refused() -> None:
         layer_modules(model)
 
 
-@pytest.mark.parametrize("model_type", ["t5", "bart", "whisper", "mamba"])
-def test_other_kinds_of_models_are_refused(model_type: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "code", "named"),
+    [
+        ("t5", "two-stacks", "T5Model"),
+        ("bart", "two-stacks", "BartModel"),
+        ("whisper", "two-stacks", "WhisperModel"),
+        ("mamba", "unknown-family", "mamba"),
+    ],
+)
+def test_other_kinds_of_models_are_refused(model_type: str, code: str, named: str) -> None:
     from transformers import AutoConfig, AutoModel
 
     sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "num_layers": 2}
     sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     sizes |= {"d_ff": 16, "d_kv": 4, "hidden_size": 16, "num_hidden_layers": 2}
-    with raises(UnknownArchitectureError, "unknown-family", model_type):
+    with raises(UnknownArchitectureError, code, named):
         layer_modules(AutoModel.from_config(AutoConfig.for_model(model_type, **sizes)))
 
 

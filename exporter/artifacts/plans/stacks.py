@@ -1,0 +1,153 @@
+"""The two stacks of an encoder-decoder, whose layers are numbered through, the encoder's first.
+
+Layer 0 is the encoder's first; the first of the decoder follows the encoder's last. So one number
+and a kind name a sublayer, in plans, scores and reports, as they do in every other model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.errors import PlanError, UnknownArchitectureError
+from graph_passes.types import DeletionKind, SublayerKind, SublayerRef
+
+Stack = Literal["encoder", "decoder"]
+
+ENCODER_KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
+"""What a layer of the encoder consists of."""
+DECODER_KINDS: tuple[SublayerKind, ...] = ("attention", "cross_attention", "mlp")
+"""What a layer of the decoder consists of."""
+DECODER_UNITS: tuple[DeletionKind, ...] = (*DECODER_KINDS, "block")
+"""What may be dropped of it."""
+
+_DEPTHS = (("encoder_layers", "decoder_layers"), ("num_layers", "num_decoder_layers"))
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """How many layers the encoder and the decoder have."""
+
+    encoder: int
+    decoder: int
+
+    @classmethod
+    def of(cls, config: Any) -> Stacks:
+        """Those of a model's config.
+
+        Raises:
+            UnknownArchitectureError: It tells of no two stacks.
+        """
+        for names in _DEPTHS:
+            encoder, decoder = (getattr(config, name, None) for name in names)
+            if isinstance(encoder, int) and isinstance(decoder, int) and min(encoder, decoder) > 0:
+                return cls(encoder, decoder)
+        raise UnknownArchitectureError(
+            "The config doesn't tell how many layers the encoder and the decoder have.",
+            code="no-stacks",
+        )
+
+    @property
+    def layers(self) -> int:
+        """Of both together."""
+        return self.encoder + self.decoder
+
+    @property
+    def sublayers(self) -> int:
+        """Of both together."""
+        return len(ENCODER_KINDS) * self.encoder + len(DECODER_KINDS) * self.decoder
+
+    def stack(self, layer: int) -> Stack:
+        """Whose layer it is."""
+        return "encoder" if layer < self.encoder else "decoder"
+
+    def first(self, stack: Stack) -> int:
+        """The number of a stack's first layer."""
+        return 0 if stack == "encoder" else self.encoder
+
+    def kinds(self, layer: int) -> tuple[SublayerKind, ...]:
+        """What a layer consists of, in the order in which it runs."""
+        return ENCODER_KINDS if layer < self.encoder else DECODER_KINDS
+
+    def units(self, layer: int) -> tuple[DeletionKind, ...]:
+        """What of a layer is scored: its sublayers, and all of them as a block."""
+        return (*self.kinds(layer), "block")
+
+    def named(self, layer: int, kind: str) -> list[SublayerRef]:
+        """The sublayers that a deletion names; a block stands for all of its layer.
+
+        Raises:
+            PlanError: The model has no such layer, or the layer no such sublayer.
+        """
+        if not 0 <= layer < self.layers:
+            raise PlanError(
+                f"There is no layer {layer}: the encoder has layers 0 to {self.encoder - 1}, the "
+                f"decoder {self.encoder} to {self.layers - 1}.",
+                code="layer-missing",
+            )
+        kinds = self.kinds(layer)
+        if kind != "block" and kind not in kinds:
+            raise PlanError(
+                f"Layer {layer}, of the {self.stack(layer)}, has no {kind}.",
+                f"The decoder's layers are {self.encoder} to {self.layers - 1}.",
+                code="sublayer-missing",
+            )
+        return [SublayerRef(layer, each) for each in kinds if kind in (each, "block")]
+
+    def within(self, deletions: Iterable[PlannedDeletion], stack: Stack) -> list[PlannedDeletion]:
+        """What goes of one stack, by the layers' numbers in its own graph."""
+        first = self.first(stack)
+        return [
+            each.model_copy(update={"layer": each.layer - first})
+            for each in deletions
+            if self.stack(each.layer) == stack
+        ]
+
+    def words(self) -> str:
+        """``layers 0 to 5 are the encoder's, 6 to 11 the decoder's``."""
+        return (
+            f"layers 0 to {self.encoder - 1} are the encoder's, {self.encoder} to "
+            f"{self.layers - 1} the decoder's"
+        )
+
+
+def refuse_other_stacks(
+    plan: PruningPlan, encoder_layers: int | None, where: str = "", model: str = "the model"
+) -> None:
+    """Refuses a plan whose layers are numbered otherwise than the model's.
+
+    Args:
+        plan: The plan.
+        encoder_layers: The model's; None where it has one stack.
+        where: What errors begin with.
+        model: What errors call the model.
+
+    Raises:
+        PlanError: One has two stacks and the other has one, or the encoders differ.
+    """
+    if plan.encoder_layers == encoder_layers:
+        return
+    if encoder_layers is None:
+        raise PlanError(
+            f"{where}The plan is for an encoder-decoder, and {model} has one stack of layers.",
+            "Make a plan for this model, or cut the encoder-decoder that it was made for: "
+            "depthcut export.",
+            code="plan-of-two-stacks",
+        )
+    if plan.encoder_layers is None:
+        raise PlanError(
+            f"{where}The plan is for a model with one stack of layers, and {model} is an "
+            "encoder-decoder.",
+            "Make a plan for this model: depthcut export MODEL --drop-joint N. A plan by hand "
+            f'says "encoder_layers": {encoder_layers}; layer {encoder_layers} is then the '
+            "decoder's first.",
+            code="plan-of-one-stack",
+        )
+    raise PlanError(
+        f"{where}The plan is for an encoder of {plan.encoder_layers} layers; that of {model} has "
+        f"{encoder_layers}.",
+        "Make a plan for this model: depthcut export MODEL --drop-joint N.",
+        code="other-stacks",
+    )

@@ -1,0 +1,223 @@
+"""An encoder-decoder as an arm: its files, and its graphs as they are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.artifacts import FORM_KEY, Arm, FormRecord
+from exporter.artifacts.latency import Shape
+from exporter.compare.generating import GenerationCell
+from exporter.compare.timing.clock import Clock
+from exporter.compare.timing.subjects import CallProbe, Probe, Sample, TimedCell
+from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
+from exporter.engines.runners.base import Array
+from exporter.errors import ComparisonError
+from exporter.files import sha256_bytes
+from exporter.models.decoding_rules import DecodingRules
+from exporter.models.encoder_decoder_folder import (
+    ENCODER,
+    FIRST_STEP,
+    GRAPHS,
+    NEXT_STEP,
+    Graph,
+    graph_file,
+)
+from exporter.models.graph_facts import GraphFacts, read_facts
+from exporter.models.model_folder import read_object
+
+_GRAPH_OF: Mapping[str, Graph] = {
+    "encode": ENCODER, "prefill": FIRST_STEP, "decode": NEXT_STEP
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StackFolder:
+    """An exported encoder-decoder on disk."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.json``.
+
+        Raises:
+            ComparisonError: It is missing, or no JSON object.
+        """
+        found = read_object(self.path / "config.json")
+        if not found:
+            raise ComparisonError(
+                f"{self.path} has no config.json.",
+                "Give a folder that depthcut export has written.",
+                code="no-config",
+            )
+        return found
+
+    @cached_property
+    def rules(self) -> DecodingRules:
+        """How its targets begin and end."""
+        return DecodingRules.of(self.config, read_object(self.path / "generation_config.json"))
+
+    @property
+    def longest_target(self) -> int | None:
+        """Positions that the decoder knows; None where there is no limit."""
+        names = ("max_target_positions", "max_position_embeddings", "n_positions")
+        found = (self.config.get(name) for name in names)
+        return next((number for number in found if isinstance(number, int)), None)
+
+    @cached_property
+    def facts(self) -> dict[Graph, GraphFacts]:
+        """What each graph tells of itself.
+
+        Raises:
+            OnnxFileError: One is missing, or no complete ONNX file.
+        """
+        return {graph: read_facts(graph_file(self.path, graph)) for graph in GRAPHS}
+
+    def record(self, runner: EncoderDecoderRunner) -> Arm:
+        """What the report says of it; parameters count the decoder once."""
+        facts, own = self.facts, runner.graphs[ENCODER]
+        note = facts[ENCODER].metadata.get(FORM_KEY)
+        layers = runner_layers(self.config)
+        return Arm(
+            backend=own.backend,
+            provider=own.provider,
+            precision=facts[FIRST_STEP].precision,
+            path=str(self.path),
+            sha256=self.sha256,
+            file_bytes=sum(each.file_bytes for each in facts.values()),
+            parameters=facts[ENCODER].parameters + facts[FIRST_STEP].parameters,
+            nodes=sum(each.nodes for each in facts.values()),
+            kv_cache_bytes_per_token=_bytes_per_token(runner),
+            layers=layers,
+            form=None if note is None else FormRecord.model_validate_json(note),
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Of all three graphs with their weights."""
+        return sha256_bytes("\n".join(each.sha256 for each in self.facts.values()).encode())
+
+
+def runner_layers(config: Mapping[str, Any]) -> int | None:
+    """The layers of both stacks, as a config has them."""
+    for first, second in (
+        ("encoder_layers", "decoder_layers"),
+        ("num_layers", "num_decoder_layers"),
+    ):
+        found = config.get(first), config.get(second)
+        if all(isinstance(number, int) for number in found):
+            return sum(number for number in found if isinstance(number, int))
+    return None
+
+
+def _bytes_per_token(runner: EncoderDecoderRunner) -> int:
+    """What one token of a target adds to the caches; those of cross-attention don't grow."""
+    return sum(
+        int(np.prod([size for size in spec.shape if isinstance(size, int)])) * spec.dtype.itemsize
+        for spec in runner.graphs[NEXT_STEP].inputs
+        if ".decoder." in spec.name
+    )
+
+
+class StackArm:
+    """An encoder-decoder as :class:`~exporter.compare.timing.subjects.TimedArm`; one build.
+
+    Args:
+        runner: Entered by the caller, who leaves it in the end.
+        rules: How its targets begin.
+        source: What the encoder reads, ``[1, ...]``, by its inputs' names.
+        vocabulary: How many tokens it knows.
+    """
+
+    builds = 1
+
+    def __init__(
+        self,
+        runner: EncoderDecoderRunner,
+        rules: DecodingRules,
+        source: Mapping[str, Array],
+        vocabulary: int,
+    ) -> None:
+        self._runner, self._rules, self._vocabulary = runner, rules, vocabulary
+        self._source = source
+
+    def load(self) -> None:
+        """Loads all three graphs."""
+        self._runner.__enter__()
+
+    def unload(self) -> None:
+        """Frees them."""
+        self._runner.__exit__(None, None, None)
+
+    def use_build(self, number: int) -> None:
+        """There is one."""
+
+    def probe(self, cell: TimedCell) -> Probe:
+        """Binds one graph to a shape, or a whole generation.
+
+        Raises:
+            BackendError: A first run fails.
+        """
+        source = self._batched(cell)
+        if isinstance(cell, GenerationCell):
+            return _Generation(self._runner, source, self._tokens(cell), cell.new_tokens)
+        if not isinstance(cell, Shape):
+            raise TypeError(f"{cell} is no run of a graph")
+        graph = _GRAPH_OF[cell.phase]
+        values = dict(source)
+        if graph != ENCODER:
+            encoded, tokens = self._runner.encode(source), self._tokens(cell)
+            if graph == NEXT_STEP:
+                _, encoded = self._runner.step(encoded, self._random(cell.batch, cell.past_length))
+            values = {**encoded.given, **encoded.caches, "input_ids": tokens}
+        runner = self._runner.graphs[graph]
+        wanted = {spec.name: values[spec.name] for spec in runner.inputs}
+        return CallProbe(runner.prepare(wanted, phase=cell.phase))
+
+    def _batched(self, cell: TimedCell) -> dict[str, Array]:
+        """The source as often as the cell has rows; an encoder of text reads as many tokens."""
+        own = {name: np.repeat(array, cell.batch, axis=0) for name, array in self._source.items()}
+        if isinstance(cell, Shape) and cell.phase == "encode" and "input_ids" in own:
+            size = (cell.batch, cell.sequence_length)
+            return {"input_ids": self._random(*size), "attention_mask": np.ones(size, np.int64)}
+        return own
+
+    def _tokens(self, cell: TimedCell) -> Array:
+        if isinstance(cell, Shape) and cell.phase == "decode":
+            return self._random(cell.batch, 1)
+        return np.tile(np.array(self._rules.prompt, np.int64), (cell.batch, 1))
+
+    def _random(self, batch: int, length: int) -> Array:
+        rng = np.random.default_rng(0)
+        return rng.integers(0, self._vocabulary, (batch, length), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """A source from the encoder to its last token, each time anew."""
+
+    runner: EncoderDecoderRunner
+    source: Mapping[str, Array]
+    prompt: Array
+    new_tokens: int
+
+    def sample(self, clock: Clock) -> Sample:
+        """Generates once: to the first token, each later one, all of it."""
+        begin = clock()
+        logits, state = self.runner.step(self.runner.encode(self.source), self.prompt)
+        first = clock()
+        for _ in range(self.new_tokens - 1):
+            logits, state = self._next(logits, state)
+        end = clock()
+        later = (end - first) / max(1, self.new_tokens - 1)
+        return ((first - begin) / 1e6, later / 1e6, (end - begin) / 1e6)
+
+    def _next(self, logits: Array, state: Encoded) -> tuple[Array, Encoded]:
+        token = logits[:, -1].argmax(axis=-1).astype(np.int64)[:, None]
+        return self.runner.step(state, token)

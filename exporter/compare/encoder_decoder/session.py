@@ -1,0 +1,220 @@
+"""One comparison of two encoder-decoders, from two folders to a report."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import (
+    Accuracy,
+    Arms,
+    CalibrationRef,
+    ComparisonReport,
+    LatencyRow,
+    ParityCheck,
+    PruningPlan,
+)
+from exporter.artifacts.latency import Shape
+from exporter.compare.encoder_decoder.answers import Judged, judge_answers
+from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
+from exporter.compare.generating import GenerationCell
+from exporter.compare.options import CompareOptions
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.subjects import TimedCell
+from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
+from exporter.engines.environment import default_threads, environment
+from exporter.errors import ComparisonError
+from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
+from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text
+from exporter.models.texts.pairs import RANDOM, Pairs, read_pairs
+from exporter.models.texts.sources import PYDOC, TextSource, refuse_same_text
+from exporter.optional import require
+from exporter.progress import QUIET, Progress
+
+_NOISE = 8
+"""Sources of noise that both are judged on."""
+_TOKENIZERS = ("tokenizer*", "vocab.*", "*.spm", "spiece.model")
+
+
+def compare_stacks(
+    baseline: Path,
+    candidate: Path,
+    options: CompareOptions | None = None,
+    *,
+    parity: list[ParityCheck] | None = None,
+    plan: PruningPlan | None = None,
+    calibration: CalibrationRef | None = None,
+    progress: Progress = QUIET,
+) -> ComparisonReport:
+    """Measures a cut encoder-decoder against the whole one, on ONNX Runtime.
+
+    The encoder, the decoder's first step and its further steps are timed apart, whole generations
+    where they are asked for. Both are judged on the pairs of the evaluation text.
+
+    Args:
+        baseline: The folder of the whole model's graphs.
+        candidate: The folder of the cut one's.
+        options: How to measure.
+        parity: Checks that were made elsewhere, for the report.
+        plan: What was dropped.
+        calibration: What the scores rest on; the evaluation text must be another.
+        progress: Hears what goes on.
+
+    Raises:
+        ComparisonError: The evaluation text is that of the scores, or logits aren't finite.
+        DepthcutError: A file can't be read, or a run fails.
+    """
+    options = options or CompareOptions()
+    threads = options.threads or default_threads()
+    folders = {"baseline": StackFolder(baseline), "candidate": StackFolder(candidate)}
+    reader = _reader(folders["baseline"])
+    pairs = _pairs(reader, options, calibration, progress)
+    runners = {
+        name: EncoderDecoderRunner(each.path, provider=options.provider, threads=threads)
+        for name, each in folders.items()
+    }
+    with ExitStack() as stack:
+        for runner in runners.values():
+            stack.enter_context(runner)
+        judged = _judged(runners["baseline"], reader, pairs, progress)
+        accuracy = judge_answers(runners, judged, progress)
+        seed = secrets.randbits(32)
+        rows = _timed(runners, folders, judged, options, seed, progress)
+        arms = Arms(
+            baseline=folders["baseline"].record(runners["baseline"]),
+            candidate=folders["candidate"].record(runners["candidate"]),
+        )
+    machine = environment(threads=threads, gpu=options.provider == "cuda")
+    return _report(
+        arms,
+        plan or PruningPlan(deletions=[]),
+        calibration,
+        {
+            "parity": parity or [],
+            "latency": rows,
+            "accuracy": accuracy,
+            "environment": machine.model_copy(update={"order_seed": seed}),
+        },
+    )
+
+
+def _report(
+    arms: Arms, plan: PruningPlan, calibration: CalibrationRef | None, found: dict[str, Any]
+) -> ComparisonReport:
+    accuracy: Accuracy = found["accuracy"]
+    parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
+    return ComparisonReport(
+        made_from={**parents, "evaluation_text": accuracy.text_sha256},
+        arms=arms,
+        plan=plan.deletions,
+        calibration=calibration,
+        parts=plan.parts,
+        **found,
+    )
+
+
+def _reader(folder: StackFolder) -> PairReader:
+    tokenizer = None
+    if any(next(folder.path.glob(pattern), None) for pattern in _TOKENIZERS):
+        auto = require("transformers", extra="torch").AutoTokenizer
+        with quiet_transformers(), hub_off():
+            tokenizer = auto.from_pretrained(
+                folder.path, local_files_only=True, trust_remote_code=False
+            )
+    return PairReader(str(folder.path), folder.path, folder.config, folder.rules, tokenizer)
+
+
+def _pairs(
+    reader: PairReader,
+    options: CompareOptions,
+    calibration: CalibrationRef | None,
+    progress: Progress,
+) -> Pairs:
+    """What both are judged on: the evaluation text, or noise where there is none for the model."""
+    named = options.eval_text
+    if named == PYDOC and (reader.hears or reader.tokenizer is None):
+        progress.say("accuracy: on noise, since --eval-text names nothing that the model reads")
+        named = RANDOM
+    pairs = read_pairs(named, part="evaluation", sound=reader.hears)
+    text = TextSource(pairs.source, (), pairs.sha256)
+    what = "what importance was measured on"
+    refuse_same_text(text, [] if calibration is None else calibration.texts, what)
+    return pairs
+
+
+def _judged(
+    baseline: EncoderDecoderRunner, reader: PairReader, pairs: Pairs, progress: Progress
+) -> Judged:
+    """The pairs as inputs; the baseline's own answers stand where no targets are known."""
+    number = len(pairs.pairs) if pairs.has_targets else (_NOISE if pairs.is_random else PAIRS)
+
+    def generate(sources: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        return baseline.generate(sources, reader.rules, reader.new_tokens(OWN_TOKENS))
+
+    text = paired_text(reader, pairs, generate, number=number, part="evaluation", progress=progress)
+    return Judged(reader, pairs, text)
+
+
+def _timed(
+    runners: Mapping[str, EncoderDecoderRunner],
+    folders: Mapping[str, StackFolder],
+    judged: Judged,
+    options: CompareOptions,
+    seed: int,
+    progress: Progress,
+) -> list[LatencyRow]:
+    whole = folders["baseline"]
+    vocabulary = int(whole.config["vocab_size"])
+    arms = {
+        name: StackArm(runner, whole.rules, judged.source(0), vocabulary)
+        for name, runner in runners.items()
+    }
+    budget = TimingBudget(
+        seconds=options.timing.time_budget_s,
+        rounds=options.rounds,
+        threshold=options.timing.threshold,
+        reload=options.timing.reload,
+        seed=seed,
+    )
+    return measure_rows(arms, cells_of(whole, judged, options), budget, progress=progress)
+
+
+def cells_of(folder: StackFolder, judged: Judged, options: CompareOptions) -> list[TimedCell]:
+    """What is timed: each graph at each batch, and whole generations.
+
+    A cache is never longer than the decoder reaches.
+
+    Raises:
+        ComparisonError: Nothing is left to time.
+    """
+    longest, prompt = folder.longest_target, len(folder.rules.prompt)
+    positions = judged.source(0)
+    frames = positions["input_features"].shape[-1] if judged.reader.hears else None
+    lengths = (frames,) if frames is not None else options.prefill_lengths
+    most = None if longest is None else longest - 1
+    pasts = {past if most is None else min(past, most) for past in options.decode_past_lengths}
+    cells: list[TimedCell] = []
+    for batch in options.batches:
+        cells += [Shape("encode", batch, length) for length in _within(lengths, frames, folder)]
+        cells.append(Shape("prefill", batch, prompt))
+        cells += [Shape("decode", batch, 1, past) for past in sorted(pasts)]
+        cells += [
+            GenerationCell(batch, prompt, new)
+            for _, new in options.timing.generate
+            if longest is None or prompt + new <= longest
+        ]
+    if not cells:
+        raise ComparisonError("There is nothing to time.", code="no-shape-left")
+    return cells
+
+
+def _within(lengths: tuple[int, ...], frames: int | None, folder: StackFolder) -> list[int]:
+    """Lengths of sources that the encoder takes; a text's are limited like a target's."""
+    longest = None if frames is not None else folder.longest_target
+    return sorted({length if longest is None else min(length, longest) for length in lengths})

@@ -1,0 +1,159 @@
+"""Cuts sublayers out of an encoder-decoder's three graphs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+import onnx_ir as ir
+
+from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport, Verification
+from exporter.artifacts.plans.stacks import Stack, Stacks
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import NOT_VERIFIED, prune_file
+from exporter.models.encoder_decoder_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
+from exporter.progress import QUIET, Progress
+from graph_passes.files.storage import data_files, load_model
+from graph_passes.pipeline import graph_size
+
+
+def prune_stacks(
+    source: Path,
+    target: Path,
+    deletions: Sequence[PlannedDeletion],
+    stacks: Stacks,
+    options: CutOptions | None = None,
+    *,
+    progress: Progress = QUIET,
+) -> PruneReport:
+    """Cuts an encoder-decoder's graphs; a graph that nothing goes of is copied.
+
+    Both graphs of the decoder lose the same sublayers, and with them their caches: those of
+    self-attention, or of cross-attention.
+
+    Args:
+        source: The folder of the whole graphs.
+        target: The folder for the cut ones; there, and the caller's to drop when this fails.
+        deletions: What goes, by the numbers of both stacks.
+        stacks: How many layers they have.
+        options: How; there is one report for all graphs, which isn't written here.
+        progress: Told what goes on.
+
+    Returns:
+        What was done to all three; parameters count those of the encoder and of the first step,
+        since both graphs of the decoder hold the same.
+
+    Raises:
+        OnnxFileError: A graph can't be read.
+        SurgeryError: A graph can't be cut as asked.
+        VerificationError: A result doesn't compute what it should.
+    """
+    options = options or CutOptions()
+    reports: dict[Graph, PruneReport] = {}
+    for graph in GRAPHS:
+        own = stacks.within(deletions, _stack(graph))
+        before, after = graph_file(source, graph), graph_file(target, graph)
+        if own:
+            reports[graph] = _pruned(before, after, own, options, progress)
+            _order_caches(after)
+        else:
+            reports[graph] = _copied(before, after)
+    return _joined(reports, stacks)
+
+
+def _stack(graph: Graph) -> Stack:
+    return "encoder" if graph == ENCODER else "decoder"
+
+
+def _pruned(
+    source: Path,
+    target: Path,
+    deletions: Sequence[PlannedDeletion],
+    options: CutOptions,
+    progress: Progress,
+) -> PruneReport:
+    with tempfile.TemporaryDirectory(prefix=".report.", dir=target.parent) as place:
+        report = Path(place) / "prune.json"
+        asked = replace(options, report_path=report, companions=False, genai_config="none")
+        return prune_file(source, target, deletions, asked, model_checked=True, progress=progress)
+
+
+def _copied(source: Path, target: Path) -> PruneReport:
+    model = load_model(source)
+    for file in (source, *data_files(model)):
+        shutil.copyfile(file, target.parent / file.name)
+    size = graph_size(model)
+    entry = GraphSizeEntry(nodes=size.nodes, parameters=size.parameters, bytes=size.bytes)
+    return PruneReport(
+        target=target.name,
+        deleted=[],
+        refused=[],
+        before=entry,
+        after=entry,
+        verification=NOT_VERIFIED,
+    )
+
+
+def _order_caches(path: Path) -> None:
+    """Has the caches of both kinds take turns, as optimum's runtime hands them over.
+
+    It pairs the first self-attention that is left with the first cross-attention, and so on,
+    whatever their layers are.
+    """
+    model = load_model(path)
+    inputs: list[ir.Value] = list(model.graph.inputs)
+    pairs = {
+        side: _in_pairs([v for v in inputs if f".{side}." in str(v.name)])
+        for side in ("decoder", "encoder")
+    }
+    if not any(pairs.values()):
+        return
+    turns = zip_longest(pairs["decoder"], pairs["encoder"], fillvalue=())
+    caches = [value for turn in turns for pair in turn for value in pair]
+    others = [value for value in inputs if value not in caches]
+    model.graph.inputs[:] = [*others, *caches]
+    ir.save(model, path)
+
+
+def _in_pairs(values: Sequence[ir.Value]) -> list[Sequence[ir.Value]]:
+    return [values[start : start + 2] for start in range(0, len(values), 2)]
+
+
+def _joined(reports: dict[Graph, PruneReport], stacks: Stacks) -> PruneReport:
+    deleted, refused, parents = [], [], dict[str, str]()
+    for graph, report in reports.items():
+        first = stacks.first(_stack(graph))
+        for entry in report.deleted:
+            told = {"layer": entry.layer + first, "graph": f"{graph}.onnx"}
+            deleted.append(entry.model_copy(update=told))
+        refused += report.refused
+        parents |= {f"{graph}.{role}": digest for role, digest in report.made_from.items()}
+    return PruneReport(
+        made_from=parents,
+        deleted=deleted,
+        refused=refused,
+        before=_together({graph: report.before for graph, report in reports.items()}),
+        after=_together({graph: report.after for graph, report in reports.items()}),
+        verification=_weakest([r.verification for r in reports.values() if r.deleted]),
+    )
+
+
+def _together(sizes: dict[Graph, GraphSizeEntry]) -> GraphSizeEntry:
+    return GraphSizeEntry(
+        nodes=sum(size.nodes for size in sizes.values()),
+        parameters=sizes[ENCODER].parameters + sizes[FIRST_STEP].parameters,
+        bytes=sum(size.bytes for size in sizes.values()),
+    )
+
+
+def _weakest(checks: Sequence[Verification]) -> Verification:
+    """The check that came nearest to failing, with the runs of all."""
+    known = [check for check in checks if check.max_abs_error is not None and check.tolerance]
+    if not known:
+        return NOT_VERIFIED
+    worst = max(known, key=lambda check: (check.max_abs_error or 0.0) / (check.tolerance or 1.0))
+    return worst.model_copy(update={"runs": sum(check.runs for check in known)})

@@ -1,0 +1,263 @@
+"""Pairs as an encoder-decoder takes them: the encoder's inputs, and the decoder's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import CalibrationRef
+from exporter.errors import CalibrationError, ModelSourceError
+from exporter.models.decoding_rules import DecodingRules
+from exporter.models.texts.batches import Sources
+from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.pairs import Pair, Pairs
+from exporter.models.texts.sounds import Samples, read_sound
+from exporter.models.texts.sources import Part
+from exporter.optional import require
+from exporter.progress import QUIET, Progress
+from graph_passes.files.reading import read_json
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+
+PAIRS = 32
+"""Sources where nobody says how many."""
+LONGEST = 128
+"""Tokens of a source or a target; longer ones lose their end."""
+OWN_TOKENS = 48
+"""The most tokens of a target that the model makes itself."""
+_PREPROCESSOR = "preprocessor_config.json"
+_RANDOM_TOKENS = 24
+_SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
+_FEATURES = (
+    *("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value"),
+    "dither",
+)
+
+Generate = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.int64]]
+"""From the encoder's inputs to the model's own targets, prompt included, ``[samples, tokens]``."""
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """Turns pairs into an encoder-decoder's inputs.
+
+    Attributes:
+        name: What errors call the model.
+        folder: The model's, with the settings of its feature extractor.
+        config: As ``config.json`` has it, complete.
+        rules: How targets begin and end.
+        tokenizer: transformers' own; None for a model without one.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    rules: DecodingRules
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> PairReader:
+        """That of a loaded model."""
+        model: Any = loaded.model
+        config = model.config.to_dict()
+        rules = DecodingRules.of(config, model.generation_config.to_dict())
+        return cls(loaded.ref.source, loaded.path, config, rules, loaded.tokenizer)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it reads recordings."""
+        return "num_mel_bins" in self.config
+
+    @property
+    def longest_target(self) -> int:
+        """Tokens of a target, prompt and end included; longer ones lose their end."""
+        names = ("max_target_positions", "max_position_embeddings", "n_positions")
+        limits = (self.config.get(name) for name in names)
+        limit = next((number for number in limits if isinstance(number, int)), LONGEST)
+        return min(LONGEST, limit)
+
+    def new_tokens(self, most: int = LONGEST) -> int:
+        """The most tokens behind a prompt that a target may have."""
+        return max(1, min(most, self.longest_target - len(self.rules.prompt)))
+
+    def sources(
+        self, pairs: Pairs, number: int, *, part: Part, progress: Progress = QUIET
+    ) -> Sources:
+        """What the encoder reads of the first pairs.
+
+        Raises:
+            CalibrationError: Text is to be read without a tokenizer.
+            ModelSourceError: The settings of the feature extractor are missing or don't fit.
+            TextSourceError: A recording can't be read, or is too long.
+        """
+        if pairs.is_random:
+            return self._noise(number, _SEEDS[part])
+        chosen = pairs.pairs[:number]
+        return self._features(chosen, progress) if self.hears else self._tokens(chosen)
+
+    def targets(self, pairs: Pairs, number: int) -> list[list[int]]:
+        """The decoder's tokens of the first pairs: its prompt, the target, and its end.
+
+        Raises:
+            CalibrationError: There is no tokenizer.
+        """
+        tokenizer, rules, found = self._tokenizer(), self.rules, []
+        for pair in pairs.pairs[:number]:
+            given = tokenizer(text_target=pair.target or "", add_special_tokens=not self.hears)
+            ids = [*given["input_ids"]][: max(1, self.longest_target - len(rules.prompt) - 1)]
+            ends = rules.end_ids
+            first = () if ids[:1] == [*rules.prompt[-1:]] else rules.prompt[-1:]
+            row = [*rules.prompt[:-1], *first, *ids]
+            found.append(row if row[-1] in ends or not ends else [*row, min(ends)])
+        return found
+
+    def text(self, row: Sequence[int]) -> str:
+        """A target in words."""
+        words: str = self._tokenizer().decode(row, skip_special_tokens=True)
+        return words.strip()
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise CalibrationError(
+                f"{self.name} has no tokenizer, so no text can be turned into tokens.",
+                "Give a model with its tokenizer, or random as the text.",
+                code="no-tokenizer",
+            )
+        return self.tokenizer
+
+    def _tokens(self, pairs: Sequence[Pair]) -> Sources:
+        tokenizer = self._tokenizer()
+        rows = [tokenizer(pair.source)["input_ids"] for pair in pairs]
+        rows = [row if len(row) <= LONGEST else [*row[: LONGEST - 1], row[-1]] for row in rows]
+        ids, mask = padded(rows, self.rules.pad_id)
+        return Sources({"input_ids": ids, "attention_mask": mask.astype(np.int64)}, mask)
+
+    def _features(self, pairs: Sequence[Pair], progress: Progress) -> Sources:
+        extractor, longest = self.extractor, float(self.extractor.chunk_length)
+        rate = int(extractor.sampling_rate)
+        sounds = [read_sound(Path(pair.source), rate, longest) for pair in pairs]
+        others = sorted({sound.file_rate for sound in sounds if sound.file_rate != rate})
+        if others:
+            told = ", ".join(f"{other:,} Hz" for other in others)
+            progress.say(f"audio: resampled from {told} to {rate:,} Hz")
+        return self._heard([sound.samples for sound in sounds])
+
+    def _heard(self, sounds: Sequence[Samples]) -> Sources:
+        extractor, rate = self.extractor, int(self.extractor.sampling_rate)
+        made = extractor([*sounds], sampling_rate=rate, return_tensors="np")
+        features = np.asarray(made["input_features"], np.float32)
+        positions = -(-np.array([len(each) for each in sounds]) // (2 * int(extractor.hop_length)))
+        mask = np.arange(features.shape[-1] // 2) < positions[:, None]
+        return Sources({"input_features": features}, mask)
+
+    @cached_property
+    def extractor(self) -> Any:
+        """The feature extractor of a speech model.
+
+        Raises:
+            ModelSourceError: Its settings are missing, or don't fit the model.
+        """
+        told = self._extractor_settings()
+        made: Any = require("transformers", extra="torch").WhisperFeatureExtractor(**told)
+        frames = 2 * int(self.config["max_source_positions"])
+        found = int(made.feature_size), int(made.nb_max_frames)
+        if found != (self.config["num_mel_bins"], frames):
+            raise ModelSourceError(
+                f"{self.folder / _PREPROCESSOR} makes {found[0]} features of {found[1]} frames; "
+                f"the model takes {self.config['num_mel_bins']} of {frames}.",
+                "Take the file that belongs to the model.",
+                code="other-features",
+            )
+        return made
+
+    def _extractor_settings(self) -> dict[str, Any]:
+        for name in (_PREPROCESSOR, "processor_config.json"):
+            file = self.folder / name
+            if not file.is_file():
+                continue
+            told = read_json(file)
+            told = told.get("feature_extractor", told) if isinstance(told, dict) else {}
+            if isinstance(told, dict) and "feature_size" in told:
+                return {key: told[key] for key in _FEATURES if key in told}
+        raise ModelSourceError(
+            f"{self.folder} has no {_PREPROCESSOR}, which says how a recording becomes features.",
+            "Put the model's own there, or give random as the text.",
+            code="no-feature-extractor",
+        )
+
+    def _noise(self, number: int, seed: int) -> Sources:
+        rng = np.random.default_rng(seed)
+        if self.hears:
+            positions = int(self.config["max_source_positions"])
+            shape = (number, int(self.config["num_mel_bins"]), 2 * positions)
+            features = rng.standard_normal(shape, dtype=np.float32)
+            return Sources({"input_features": features}, np.ones((number, positions), np.bool_))
+        ids = rng.integers(3, int(self.config["vocab_size"]), (number, _RANDOM_TOKENS))
+        mask = np.ones(ids.shape, np.bool_)
+        return Sources({"input_ids": ids, "attention_mask": mask.astype(np.int64)}, mask)
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], Any]:
+    """Token ids and mask, ``[rows, longest]``."""
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_id, np.int64)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+    return ids, np.arange(longest) < np.array([len(row) for row in rows])[:, None]
+
+
+def paired_text(
+    reader: PairReader,
+    pairs: Pairs,
+    generate: Generate,
+    *,
+    number: int | None = None,
+    part: Part = "calibration",
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """Samples of an encoder-decoder: what its encoder reads, and its decoder's tokens.
+
+    Args:
+        reader: Turns pairs into inputs.
+        pairs: What the user named.
+        generate: Makes the targets where they are not known.
+        number: How many; None: :data:`PAIRS`, or all there are.
+        part: What they are for.
+        progress: Told of what is done to recordings, and whose the targets are.
+
+    Raises:
+        CalibrationError: There is no tokenizer.
+        ModelSourceError: As :meth:`PairReader.sources`.
+        TextSourceError: As there.
+    """
+    count = number or PAIRS
+    sources = reader.sources(pairs, count, part=part, progress=progress)
+    if pairs.has_targets:
+        rows = reader.targets(pairs, count)
+    else:
+        progress.say(f"{pairs.source}: the targets are the whole model's own")
+        rows = [_until_end(row, reader.rules) for row in generate(sources.arrays)]
+    ids, mask = padded(rows, reader.rules.pad_id)
+    ref = CalibrationRef(
+        source=pairs.source,
+        samples=len(ids),
+        sequence_length=ids.shape[1],
+        tokens=int(mask.sum()),
+        sha256=pairs.sha256,
+    )
+    return CalibrationText(ref, ids, mask, sources=sources)
+
+
+def _until_end(row: NDArray[np.int64], rules: DecodingRules) -> list[int]:
+    """A generated row without the padding behind its end."""
+    found = [int(token) for token in row]
+    start = len(rules.prompt)
+    ends = (n for n, token in enumerate(found) if n >= start and token in rules.end_ids)
+    return found[: next(ends, len(found)) + 1]

@@ -1,0 +1,161 @@
+"""The stages of `depthcut export` that make and compare the three graphs of an encoder-decoder.
+
+As in :mod:`exporter.pipeline.stages`, each returns its files, in the workplace, and what is worth
+remembering.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts.plans.stacks import Stacks
+from exporter.choose.budgets.refusals import refuse_more_than_scores
+from exporter.compare.encoder_decoder import compare_stacks
+from exporter.cut.encoder_decoder import prune_stacks
+from exporter.cut.options import CutOptions
+from exporter.errors import UsageError
+from exporter.files import staged_directory
+from exporter.models.companions import copy_speech_files
+from exporter.models.encoder_decoder_folder import GRAPHS
+from exporter.models.loading.model_files import save_pretrained_files
+from exporter.options import flag
+from exporter.pipeline.request import ExportRequest
+from exporter.pipeline.run import Run, files_below
+from exporter.pipeline.stages import judge, parity_notes, published, say_pruned
+from exporter.progress import Progress
+from exporter.report.files import write_reports
+
+_GRAPHS = tuple(f"{graph}.onnx*" for graph in GRAPHS)
+
+
+def refuse_unfit(request: ExportRequest) -> None:
+    """Refuses what an encoder-decoder can't be exported with, before anything is done.
+
+    Raises:
+        UsageError: With the option.
+        PlanError: A budget that is more than numbers, or a search that runs the model.
+    """
+    asked = {
+        "target": request.target != "portable",
+        "exporter": request.exporter == "optimum",
+        "pooling": request.pooling,
+        "checkpoint": request.checkpoint,
+        "also": bool(request.also),
+        "for": request.server is not None,
+        "stream": request.stream,
+        "quantize": request.quantize is not None,
+        "engine": request.engines is not None,
+        "heal": request.heal is not None and request.heal.kind != "auto",
+    }
+    found = next((name for name, given in asked.items() if given), None)
+    if found is not None:
+        raise UsageError(
+            f"{flag(found)} is for models of one graph; {request.source} is an encoder-decoder, "
+            "which becomes three.",
+            f"Leave {flag(found)} out.",
+            code="one-graph-option",
+        )
+    if request.load.dtype == "bfloat16":
+        raise UsageError(
+            "An encoder-decoder in bfloat16 has no graphs that ONNX Runtime's CPU runs.",
+            "Say --dtype float32 or float16.",
+            code="one-graph-option",
+        )
+    budget = request.drops.budget
+    if budget is not None:
+        auto = request.search.search == "auto"
+        search = replace(request.search, search=None) if auto else request.search
+        refuse_more_than_scores(budget, search)
+
+
+def settled(request: ExportRequest, progress: Progress) -> ExportRequest:
+    """The request without what export does by itself for other models; it says so."""
+    if request.heal is not None:
+        progress.say("heal: left out, there is no healing of encoder-decoders")
+    return _by_scores(replace(request, heal=None))
+
+
+def _by_scores(request: ExportRequest) -> ExportRequest:
+    search = request.search
+    if search.search != "auto":
+        return request
+    return replace(request, search=replace(search, search="one-shot"))
+
+
+def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Writes the three graphs of the baseline, and holds them against PyTorch."""
+    from exporter.export.encoder_decoder import write_stacks
+    from exporter.export.encoder_decoder_parity import check_stacks
+
+    folder = run.ledger.work / "baseline"
+    with staged_directory(folder) as stage:
+        write_stacks(run.loaded, stage, opset=run.request.opset, progress=run.progress)
+        save_pretrained_files(run.loaded, stage)
+        copy_speech_files(run.loaded.path, stage)
+        provider = run.request.compare.provider
+        checks = check_stacks(run.loaded, stage, provider=provider, progress=run.progress)
+        judge(run, "baseline against PyTorch", checks)
+    return files_below(folder), [check.model_dump() for check in checks]
+
+
+def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Cuts the candidate's graphs, and holds them against PyTorch and the masked baseline."""
+    from exporter.export.encoder_decoder_parity import check_stacks
+
+    baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
+    deletions = run.plan.plan.deletions
+    _refuse_replacements(run)
+    with staged_directory(folder) as stage:
+        run.ledger.copy("export", "baseline", stage, leave_out=_GRAPHS)
+        report = prune_stacks(
+            baseline,
+            stage,
+            deletions,
+            stacks(run),
+            CutOptions(allow_all=run.request.allow_empty),
+            progress=run.progress,
+        )
+        say_pruned(run, report)
+        checks = check_stacks(
+            run.loaded,
+            stage,
+            deletions=deletions,
+            provider=run.request.compare.provider,
+            progress=run.progress,
+        )
+        judge(run, "candidate against PyTorch with the same modules skipped", checks)
+    files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
+    return files, [check.model_dump() for check in checks]
+
+
+def _refuse_replacements(run: Run) -> None:
+    if run.plan.replacements is not None:
+        raise UsageError(
+            "The plan puts replacements in the branches' places, which encoder-decoders have none "
+            "of.",
+            "Take a plan without replacements.",
+            code="no-replacements",
+        )
+
+
+def stacks(run: Run) -> Stacks:
+    """How many layers the encoder and the decoder have."""
+    encoder = run.encoder_layers or 0
+    return Stacks(encoder, run.num_layers - encoder)
+
+
+def measure(run: Run) -> tuple[list[Path], None]:
+    """Compares both models and writes the report."""
+    report = compare_stacks(
+        run.ledger.path("baseline"),
+        run.ledger.path("candidate"),
+        run.request.compare,
+        parity=[*parity_notes(run, "export"), *parity_notes(run, "prune")],
+        plan=run.plan.plan,
+        calibration=run.importance.calibration,
+        progress=run.progress,
+    )
+    report = published(run, report)
+    return write_reports(report, run.ledger.work, run.importance), None

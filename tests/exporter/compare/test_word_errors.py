@@ -1,0 +1,62 @@
+"""The word error rate and the interval of its difference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from exporter.compare.encoder_decoder.words import word_errors
+from exporter.compare.quality.intervals import ratio_difference_interval
+from exporter.errors import ComparisonError, MissingDependencyError
+from tests.raising import raises
+
+RIGHT = ["the cat sat", "on the mat, today"]
+
+
+def test_an_interval_holds_the_difference_and_narrows_with_items() -> None:
+    rng = np.random.default_rng(0)
+
+    def width(items: int) -> float:
+        words = rng.integers(5, 20, items).astype(np.float64)
+        baseline = rng.binomial(words.astype(int), 0.1).astype(np.float64)
+        candidate = rng.binomial(words.astype(int), 0.2).astype(np.float64)
+        found = ratio_difference_interval(baseline, candidate, words)
+        low, high = found.ci95
+        assert low < found.value < high
+        assert found.value == pytest.approx((candidate - baseline).sum() / words.sum())
+        return high - low
+
+    assert width(400) < width(20) / 2
+
+
+@pytest.mark.parametrize("items", [1, 5])
+def test_equal_arms_have_no_width(items: int) -> None:
+    edits = np.ones(items)
+    found = ratio_difference_interval(edits, edits, np.full(items, 4.0))
+    assert found.ci95 == (0.0, 0.0)
+
+
+def test_without_jiwer_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jiwer", None)
+    with raises(MissingDependencyError, "", "speech"):
+        word_errors(RIGHT, RIGHT, RIGHT, "r")
+
+
+@pytest.mark.torch
+def test_case_and_punctuation_do_not_count() -> None:
+    pytest.importorskip("jiwer")
+    heard = ["The cat sat.", "on a mat today"]
+    found = word_errors(RIGHT, [text.upper() for text in RIGHT], heard, "r")
+    assert (found.baseline, found.candidate) == (0.0, pytest.approx(1 / 7))
+    assert found.difference.value == pytest.approx(1 / 7)
+    assert not found.higher_is_better
+    assert found.items == 2
+
+
+@pytest.mark.torch
+def test_words_where_nothing_was_said_are_edits() -> None:
+    pytest.importorskip("jiwer")
+    found = word_errors(["", "one two"], ["", "one two"], ["uh oh", "one two"], "r")
+    assert (found.baseline, found.candidate) == (0.0, 1.0)
+    with raises(ComparisonError, "no-words", "r"):
+        word_errors(["..."], ["a"], ["a"], "r")

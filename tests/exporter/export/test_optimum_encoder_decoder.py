@@ -1,0 +1,83 @@
+"""optimum's runtime loads an encoder-decoder's folder, whole and cut, and answers as our runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.plans.stacks import Stacks
+from tests.exporter.encoder_decoders import made_loaded
+
+pytestmark = [pytest.mark.optimum, pytest.mark.usefixtures("exports_once")]
+
+CUT = [
+    PlannedDeletion(layer=1, kind="attention"),
+    PlannedDeletion(layer=2, kind="mlp"),
+    PlannedDeletion(layer=2, kind="cross_attention"),
+]
+NEW = 9
+
+
+@pytest.mark.parametrize("family", ["whisper", "t5"])
+def test_optimum_answers_as_our_runner_does(
+    exports_once: None, tmp_path: Path, family: str
+) -> None:
+    from exporter.cut.encoder_decoder import prune_stacks
+    from exporter.export.encoder_decoder import write_stacks
+    from exporter.export.encoder_decoder_parity import check_stacks
+    from exporter.models.loading.model_files import save_pretrained_files
+
+    loaded, whole, cut = made_loaded(family), tmp_path / "whole", tmp_path / "cut"
+    cut.mkdir()
+    save_pretrained_files(loaded, whole)
+    save_pretrained_files(loaded, cut)
+    write_stacks(loaded, whole)
+    prune_stacks(whole, cut, CUT, Stacks(2, 2))
+    assert all(check.passed for check in check_stacks(loaded, cut, deletions=CUT))
+    answers = [by_optimum(folder, family) for folder in (whole, cut)]
+    assert answers == [by_us(folder, family) for folder in (whole, cut)]
+    assert answers[0] != answers[1]
+
+
+def source(family: str) -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    if family == "whisper":
+        return {"input_features": torch.randn(2, 8, 100, generator=generator)}
+    ids = torch.randint(6, 64, (2, 7), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def by_optimum(folder: Path, family: str) -> list[list[int]]:
+    import torch
+    from optimum import onnxruntime
+    from transformers import GenerationMixin
+
+    name = "SpeechSeq2Seq" if family == "whisper" else "Seq2SeqLM"
+    model = getattr(onnxruntime, f"ORTModelFor{name}").from_pretrained(folder)
+    given = source(family)
+    first = torch.full((2, 1), 1)
+    told = {"decoder_input_ids": first, "max_new_tokens": NEW, "do_sample": False, "num_beams": 1}
+    if family == "whisper":  # its own way is for recordings, and drops the start token
+        found = GenerationMixin.generate(model, inputs=given["input_features"], **told)
+    else:
+        found = model.generate(**given, **told)
+    rows: list[list[int]] = found.tolist()
+    return rows
+
+
+def by_us(folder: Path, family: str) -> list[list[int]]:
+    from exporter.compare.encoder_decoder.arms import StackFolder
+    from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
+
+    given = {name: tensor.numpy() for name, tensor in source(family).items()}
+    with EncoderDecoderRunner(folder, threads=1, brief=True) as runner:
+        found = runner.generate(given, StackFolder(folder).rules, NEW)
+    rows: list[list[int]] = found.tolist()
+    return rows

@@ -1,0 +1,202 @@
+"""Pairs of sources and targets, recordings, and how targets are decoded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.errors import ModelSourceError, TextSourceError
+from exporter.models.decoding_rules import DecodingRules, greedy
+from exporter.models.texts.pairs import Pair, read_pairs
+from exporter.models.texts.sounds import read_sound
+from tests.exporter.encoder_decoders import RATE, write_recordings, write_sound
+from tests.raising import raises
+
+
+def written(folder: Path, *lines: Any) -> str:
+    file = folder / "pairs.jsonl"
+    file.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    )
+    return str(file)
+
+
+def test_a_recording_is_read_as_it_is(tmp_path: Path) -> None:
+    sound = read_sound(write_sound(tmp_path / "a.wav", 0.5), RATE, 1)
+    assert sound.samples.shape == (RATE // 2,)
+    assert sound.samples.dtype == np.float32
+    assert 0.3 < np.abs(sound.samples).max() < 0.4
+    assert sound.file_rate == RATE
+
+
+def test_another_rate_keeps_pitch_and_length(tmp_path: Path) -> None:
+    sound = read_sound(write_sound(tmp_path / "a.wav", 0.5, 44_100, pitch=440), RATE, 1)
+    assert sound.file_rate == 44_100
+    assert len(sound.samples) == RATE // 2
+    spectrum = np.abs(np.fft.rfft(sound.samples))
+    assert abs(spectrum.argmax() * 2 - 440) <= 2
+
+
+def test_channels_become_their_mean(tmp_path: Path) -> None:
+    one = read_sound(write_sound(tmp_path / "a.wav"), RATE, 1)
+    two = read_sound(write_sound(tmp_path / "b.wav", channels=2), RATE, 1)
+    assert np.allclose(one.samples, two.samples, atol=1e-6)
+
+
+def test_eight_bits_are_centred(tmp_path: Path) -> None:
+    from scipy.io import wavfile
+
+    wavfile.write(tmp_path / "a.wav", RATE, np.full(100, 128, np.uint8))
+    assert not read_sound(tmp_path / "a.wav", RATE, 1).samples.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda path: None, "file-missing"),
+        (lambda path: path.write_bytes(b"no sound at all"), "no-recording"),
+        (lambda path: write_sound(path, 0), "no-sound"),
+        (lambda path: write_sound(path, 1.5), "sound-too-long"),
+        (lambda path: write_sound(path, 0.5, 100), "odd-rate"),
+    ],
+)
+def test_a_recording_that_can_not_be_taken_is_refused(tmp_path: Path, make: Any, code: str) -> None:
+    path = tmp_path / "a.wav"
+    make(path)
+    with raises(TextSourceError, code, path):
+        read_sound(path, RATE, 1)
+
+
+def test_samples_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    from scipy.io import wavfile
+
+    wavfile.write(tmp_path / "a.wav", RATE, np.full(100, np.nan, np.float32))
+    with raises(TextSourceError, "not-finite"):
+        read_sound(tmp_path / "a.wav", RATE, 1)
+
+
+def test_recordings_have_their_words(tmp_path: Path) -> None:
+    found = read_pairs(str(write_recordings(tmp_path / "r", 0)), part="evaluation", sound=True)
+    assert found.has_targets
+    assert [Path(pair.source).name for pair in found.pairs] == [f"{n}.wav" for n in range(4)]
+    assert found.pairs[1].target == "w1 w8 w21"
+
+
+def test_a_folder_gives_its_recordings_and_the_texts_beside(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_sound(tmp_path / f"{name}.wav")
+        (tmp_path / f"{name}.txt").write_text(f"{name} said\n")
+    (tmp_path / "notes.md").write_text("no sound")
+    found = read_pairs(str(tmp_path), part="calibration", sound=True)
+    assert [pair.target for pair in found.pairs] == ["a said", "b said"]
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.txt").unlink()
+    assert not read_pairs(str(tmp_path), part="calibration", sound=True).has_targets
+
+
+def test_other_recordings_have_another_hash(tmp_path: Path) -> None:
+    file = write_recordings(tmp_path / "r", 0)
+    before = read_pairs(str(file), part="evaluation", sound=True).sha256
+    assert before == read_pairs(str(file), part="evaluation", sound=True).sha256
+    write_sound(tmp_path / "r" / "0.wav", 0.7)
+    assert before != read_pairs(str(file), part="evaluation", sound=True).sha256
+
+
+def test_pairs_of_text_and_sources_alone(tmp_path: Path) -> None:
+    both = written(tmp_path, {"source": "one two", "target": "eins zwei"})
+    assert read_pairs(both, part="calibration", sound=False).pairs == (
+        Pair("one two", "eins zwei"),
+    )
+    alone = written(tmp_path, {"source": "one"}, {"source": "two", "target": None})
+    assert not read_pairs(alone, part="calibration", sound=False).has_targets
+    text = tmp_path / "text.txt"
+    text.write_text("a paragraph that is long enough to be one, at least\n\n" * 2)
+    assert len(read_pairs(str(text), part="calibration", sound=False).pairs) == 1
+
+
+def test_noise_is_another_for_each_part() -> None:
+    parts = [read_pairs("random", part=part, sound=True) for part in ("calibration", "evaluation")]
+    assert all(pairs.is_random and not pairs.has_targets for pairs in parts)
+    assert parts[0].sha256 != parts[1].sha256
+
+
+@pytest.mark.parametrize(
+    ("lines", "sound", "code"),
+    [
+        ([{"source": "a", "target": "b"}, {"source": "c"}], False, "one-sided"),
+        ([{"source": "a"}, {"target": "b"}], False, "field-missing"),
+        ([{"source": "a", "target": ""}], False, "field-missing"),
+        ([{"source": "a", "target": 3}], False, "field-missing"),
+        ([{"source": "a"}, "[1]"], False, "not-an-object"),
+        ([{"source": "a"}, "{"], False, "not-json"),
+        ([{"text": "no audio"}], True, "field-missing"),
+        ([{"audio": "gone.wav"}], True, "file-missing"),
+        ([], True, "no-text"),
+    ],
+)
+def test_pairs_that_can_not_be_taken_are_refused(
+    tmp_path: Path, lines: list[Any], sound: bool, code: str
+) -> None:
+    with raises(TextSourceError, code, "pairs.jsonl"):
+        read_pairs(written(tmp_path, *lines), part="calibration", sound=sound)
+
+
+def test_a_text_is_no_recording(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    for spec in (str(tmp_path / "a.txt"), str(tmp_path), "pydoc"):
+        with raises(TextSourceError, "no-recordings"):
+            read_pairs(spec, part="evaluation", sound=True)
+
+
+WHISPER = {
+    "decoder_start_token_id": 50, "eos_token_id": 57, "pad_token_id": 57,
+    "suppress_tokens": [3, 4], "begin_suppress_tokens": [5],
+    "lang_to_id": {"<|en|>": 59, "<|de|>": 61}, "task_to_id": {"transcribe": 62},
+    "no_timestamps_token_id": 63,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "prompt"),
+    [
+        ({"decoder_start_token_id": 0, "eos_token_id": 1}, (0,)),
+        (WHISPER, (50, 59, 62, 63)),
+        (WHISPER | {"language": "de"}, (50, 61, 62, 63)),
+        ({"decoder_start_token_id": 5, "forced_decoder_ids": [[2, 8], [1, 7]]}, (5, 7, 8)),
+        ({"decoder_start_token_id": 2, "forced_bos_token_id": 4, "eos_token_id": [2, 3]}, (2, 4)),
+    ],
+)
+def test_a_target_begins_as_the_configs_say(told: dict[str, Any], prompt: tuple[int, ...]) -> None:
+    assert DecodingRules.of({}, told).prompt == prompt
+    assert DecodingRules.of(told, {"eos_token_id": None}).prompt == prompt
+
+
+def test_a_model_that_does_not_say_how_a_target_begins_is_refused() -> None:
+    with raises(ModelSourceError, "no-start-token", "decoder_start_token_id"):
+        DecodingRules.of({"eos_token_id": 1}, {})
+
+
+def test_the_likeliest_token_that_may_come_is_taken_until_each_has_ended() -> None:
+    rules = DecodingRules((1,), frozenset({2}), 0, never=(7, 99), never_first=(6,))
+    fed = []
+
+    def step(state: int, tokens: Any) -> tuple[Any, int]:
+        fed.append(tokens.tolist())
+        logits = np.zeros((2, 8), np.float32)
+        logits[:, 7], logits[:, 6] = 9, 8  # 7 never comes, 6 not first
+        logits[:, 3] = 1
+        if state == 2:
+            logits[0, 2] = 20
+        if state == 3:
+            logits[1, 2] = 20
+        return logits, state + 1
+
+    found = greedy(step, 0, rules, 2, 10)
+    assert found.tolist() == [[1, 3, 6, 2, 0], [1, 3, 6, 6, 2]]
+    assert fed[0] == [[1], [1]]
+    assert fed[-1] == [[2], [6]]
+    assert greedy(step, 0, rules, 2, 1).tolist() == [[1, 3], [1, 3]]

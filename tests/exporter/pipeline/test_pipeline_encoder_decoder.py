@@ -1,0 +1,325 @@
+"""The whole road with an encoder-decoder: three graphs, scored, planned, cut and compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.artifacts import ImportanceReport, PruneReport, PruningPlan
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.selection.search_options import SearchOptions
+from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
+from exporter.errors import DepthcutError, PlanError, ScoringError, UsageError
+from exporter.heal.options import HealOptions
+from exporter.models.loading.options import SourceOptions
+from exporter.pipeline.request import DropRequest, ExportRequest
+from exporter.quantize.settings import QuantizeSettings
+from exporter.score import ScoreOptions
+from tests.exporter.encoder_decoders import write_recordings, write_source
+from tests.raising import raises
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
+
+GRAPHS = ("encoder_model", "decoder_model", "decoder_with_past_model")
+JOINT = DropRequest(Budget(joint=2))
+
+
+def request_for(source: Path, out: Path, **changes: Any) -> ExportRequest:
+    options: dict[str, Any] = {
+        "drops": JOINT,
+        "search": SearchOptions(search="auto", protect=("encoder",)),
+        "score": ScoreOptions(calibration=("random",), samples=2),
+        "compare": compare(),
+    }
+    return ExportRequest(source=str(source), out=out, **options | changes)
+
+
+def compare(**changes: Any) -> CompareOptions:
+    return CompareOptions(
+        prefill_lengths=(8,), decode_past_lengths=(512,), rounds=2, threads=1, **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def whisper(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A model that was scored on recordings, cut, and judged on others."""
+    pytest.importorskip("jiwer")
+    from exporter.pipeline.road import export_model
+
+    place = tmp_path_factory.mktemp("whisper")
+    source = write_source(place / "source", "whisper")
+    scored, judged = (write_recordings(place / name, at) for name, at in (("a", 0), ("b", 5)))
+    request = request_for(
+        source,
+        place / "out",
+        drops=DropRequest(Budget(attention=1, cross_attention=1, mlp=1)),
+        search=SearchOptions(search="auto"),
+        heal=HealOptions(kind="auto"),
+        score=ScoreOptions(calibration=(str(scored),)),
+        compare=compare(
+            eval_text=str(judged),
+            quality=QualityOptions(),
+            timing=TimingOptions(generate=((1, 4),)),
+        ),
+    )
+    return place / "out", export_model(request)
+
+
+def test_every_sublayer_of_both_halves_is_scored(whisper: tuple[Path, Any]) -> None:
+    report = ImportanceReport.read(whisper[0] / "importance.json")
+    assert (report.model.num_layers, report.model.encoder_layers) == (4, 2)
+    kinds = {n: [s.kind for s in report.scores if s.layer == n] for n in range(4)}
+    assert kinds[1] == ["attention", "mlp", "block"]
+    assert kinds[2] == ["attention", "cross_attention", "mlp", "block"]
+    assert all(0 < score.score < 2 for score in report.scores)
+    assert all(score.std_error is not None for score in report.scores)
+    assert report.calibration.samples == 4
+
+
+def test_the_plan_drops_what_was_asked_for(whisper: tuple[Path, Any]) -> None:
+    plan = PruningPlan.read(whisper[0] / "plan.json")
+    assert plan.encoder_layers == 2
+    kinds = [deletion.kind for deletion in plan.deletions]
+    assert sorted(kinds) == ["attention", "cross_attention", "mlp"]
+    assert next(d.layer for d in plan.deletions if d.kind == "cross_attention") in (2, 3)
+
+
+def test_both_decoder_graphs_lose_the_same_and_its_caches(whisper: tuple[Path, Any]) -> None:
+    report = PruneReport.read(whisper[0] / "prune.json")
+    plan = PruningPlan.read(whisper[0] / "plan.json")
+    for deletion in plan.deletions:
+        names = {
+            e.graph for e in report.deleted if (e.layer, e.kind) == (deletion.layer, deletion.kind)
+        }
+        inside = GRAPHS[:1] if deletion.layer < 2 else GRAPHS[1:]
+        assert names == {f"{graph}.onnx" for graph in inside}
+    cross = [entry for entry in report.deleted if entry.kind == "cross_attention"]
+    gone = [*cross[0].outputs_removed, *cross[1].inputs_removed]
+    assert len(gone) == 4
+    assert all(".encoder." in name for name in gone)
+    assert report.verification.passed
+    assert report.after.parameters < report.before.parameters
+
+
+def test_both_models_compute_what_pytorch_computes(whisper: tuple[Path, Any]) -> None:
+    parity = whisper[1].parity
+    assert {check.phase for check in parity} == {"encode", "prefill", "decode"}
+    names = {check.name.split(" against")[0] for check in parity}
+    assert {"logits", "last_hidden_state"} < names
+    assert {f"{kind}-attention keys and values" for kind in ("self", "cross")} < names
+    assert all(check.passed and check.max_abs_error < 1e-4 for check in parity)
+    assert any("candidate" in check.name for check in parity)
+
+
+def test_each_graph_and_a_generation_are_timed(whisper: tuple[Path, Any]) -> None:
+    rows = whisper[1].latency
+    assert [row.phase for row in rows] == [
+        "encode", "prefill", "decode", "first_token", "per_token", "generate",
+    ]  # fmt: skip
+    assert rows[0].sequence_length == 100  # frames
+    assert rows[2].past_length == 39  # as far as the decoder reaches
+
+
+def test_answers_are_judged(whisper: tuple[Path, Any]) -> None:
+    found = whisper[1].accuracy
+    assert found.kl_divergence > 0
+    assert 0 <= found.top1_agreement < 1
+    assert found.perplexity.baseline > 1
+    assert found.generation.prompts == 4
+    errors = found.tasks[0]
+    assert (errors.metric, errors.items, errors.higher_is_better) == ("wer", 4, False)
+    assert errors.difference.ci95[0] <= errors.difference.value <= errors.difference.ci95[1]
+    arms = whisper[1].arms
+    assert arms.candidate.parameters < arms.baseline.parameters
+    assert arms.candidate.kv_cache_bytes_per_token in (256, 512)
+    assert arms.baseline.kv_cache_bytes_per_token == 512  # 2 layers, 2 parts, 32 floats
+
+
+def test_everything_is_written_that_a_reader_wants(whisper: tuple[Path, Any]) -> None:
+    out, report = whisper
+    for arm in ("baseline", "candidate"):
+        names = {path.name for path in (out / arm).iterdir()}
+        assert {f"{graph}.onnx" for graph in GRAPHS} <= names
+        assert {"config.json", "generation_config.json", "preprocessor_config.json",
+                "tokenizer.json"} <= names  # fmt: skip
+    assert str(report.arms.candidate.path) == str(out / "candidate")
+    assert "cross-attention" in (out / "report.md").read_text()
+    assert "<svg" in (out / "report.html").read_text()
+
+
+def test_valid_stages_are_reused_and_other_recordings_are_not(
+    whisper: tuple[Path, Any], tmp_path: Path
+) -> None:
+    from exporter.pipeline import keys
+    from exporter.pipeline.run import Run
+    from exporter.progress import QUIET
+    from tests.exporter.encoder_decoders import write_sound
+
+    out = whisper[0]
+    recordings = tmp_path / "a"
+    shutil.copytree(out.parent / "a", recordings)
+    score = ScoreOptions(calibration=(str(recordings / "recordings.jsonl"),))
+    run = Run(request_for(out.parent / "source", tmp_path / "out", score=score), QUIET)
+    before = keys.score_key(run)
+    assert before == keys.score_key(run)
+    write_sound(recordings / "0.wav", 0.9)
+    assert before != keys.score_key(run)
+
+
+def test_greedy_generation_is_that_of_transformers(whisper: tuple[Path, Any]) -> None:
+    import torch
+    from transformers import GenerationMixin
+
+    from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
+    from exporter.models.decoding_rules import DecodingRules
+    from exporter.models.loading.model_source import load_model
+
+    loaded = load_model(str(whisper[0].parent / "source"))
+    model: Any = loaded.model
+    sound = torch.randn(3, 8, 100, generator=torch.Generator().manual_seed(2))
+    rules = DecodingRules.of(model.config.to_dict(), model.generation_config.to_dict())
+    with EncoderDecoderRunner(whisper[0] / "baseline", threads=1, brief=True) as runner:
+        ours = runner.generate({"input_features": sound.numpy()}, rules, 12)
+    with torch.inference_mode():
+        theirs = GenerationMixin.generate(  # Whisper's own drops the start token
+            model,
+            inputs=sound,
+            decoder_input_ids=torch.tensor([[1]] * 3),
+            max_new_tokens=12,
+            do_sample=False,
+            num_beams=1,
+        )
+    assert ours.tolist() == theirs.tolist()
+    assert len(set(map(tuple, ours.tolist()))) == 3
+
+
+def test_text_goes_the_same_way(exports_once: None, tmp_path: Path) -> None:
+    from exporter.pipeline.road import export_model
+
+    source = write_source(tmp_path / "source", "bart")
+    pairs = [{"source": f"w{n} w{n + 1} w{n + 2}", "target": f"w{n + 9} w{n}"} for n in range(6)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, pairs)))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(" ".join(f"w{n + k}" for k in range(20)) for n in range(9)))
+    report = export_model(
+        request_for(
+            source,
+            tmp_path / "out",
+            drops=DropRequest(Budget(block=1)),
+            score=ScoreOptions(calibration=(str(text),), samples=3),
+            compare=compare(eval_text=str(file)),
+        )
+    )
+    assert all(check.passed for check in report.parity)
+    assert report.accuracy.perplexity.candidate != report.accuracy.perplexity.baseline
+    assert [row.phase for row in report.latency] == ["encode", "prefill", "decode"]
+    deleted = PruneReport.read(tmp_path / "out" / "prune.json").deleted
+    assert {entry.kind for entry in deleted} == {"attention", "cross_attention", "mlp"}
+
+
+def plan_file(folder: Path, encoder_layers: int | None) -> Path:
+    deletions = [{"layer": 3, "kind": "mlp"}]
+    plan = PruningPlan(deletions=deletions, encoder_layers=encoder_layers)  # type: ignore[arg-type]
+    return plan.write(folder / "given.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "code"),
+    [
+        ({"target": "onnxruntime-cpu"}, UsageError, "one-graph-option"),
+        ({"exporter": "optimum"}, DepthcutError, ""),
+        ({"pooling": True}, UsageError, "one-graph-option"),
+        ({"checkpoint": True}, UsageError, "one-graph-option"),
+        ({"server": "llama.cpp"}, UsageError, "one-graph-option"),
+        ({"stream": True, "search": SearchOptions()}, UsageError, "one-graph-option"),
+        ({"quantize": QuantizeSettings(scheme="int8")}, UsageError, "one-graph-option"),
+        ({"heal": HealOptions(kind="bias")}, UsageError, "one-graph-option"),
+        ({"load": SourceOptions(dtype="bfloat16")}, UsageError, "one-graph-option"),
+        ({"drops": DropRequest(Budget(parameters=0.1))}, PlanError, "numbers-only"),
+        ({"drops": DropRequest(Budget(keep_first=1))}, PlanError, "numbers-only"),
+        ({"search": SearchOptions(search="greedy")}, PlanError, "scores-only"),
+        ({"score": ScoreOptions()}, UsageError, "no-recordings"),
+        ({"score": ScoreOptions(calibration=("random", "pydoc"))}, UsageError, "several-texts"),
+        (
+            {"score": ScoreOptions(metrics=("kl",), calibration=("random",))},
+            UsageError,
+            "one-stack-metric",
+        ),
+        ({"score": ScoreOptions(calibration=("pydoc",))}, DepthcutError, "no-recordings"),
+        ({"drops": DropRequest(Budget(joint=7))}, PlanError, "too-many"),
+        ({"drops": DropRequest(Budget(cross_attention=3))}, PlanError, "too-many"),
+    ],
+)
+def test_what_an_encoder_decoder_can_not_have_is_refused(
+    tmp_path: Path, changes: dict[str, Any], kind: type[DepthcutError], code: str
+) -> None:
+    from exporter.pipeline.road import export_model
+
+    source = write_source(tmp_path / "source", "whisper")
+    with raises(kind, code):
+        export_model(request_for(source, tmp_path / "out", **changes))
+    assert not (tmp_path / "out" / "baseline").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoder_layers", "code"), [(None, "plan-of-one-stack"), (1, "other-stacks")]
+)
+def test_a_plan_for_another_kind_of_model_is_refused(
+    tmp_path: Path, encoder_layers: int | None, code: str
+) -> None:
+    from exporter.pipeline.road import export_model
+
+    source = write_source(tmp_path / "source", "whisper")
+    drops = DropRequest(plan=plan_file(tmp_path, encoder_layers))
+    with raises(PlanError, code):
+        export_model(request_for(source, tmp_path / "out", drops=drops, search=SearchOptions()))
+
+
+def test_a_plan_by_hand_is_taken_without_scores(exports_once: None, tmp_path: Path) -> None:
+    from exporter.pipeline.road import write_models
+
+    source = write_source(tmp_path / "source", "whisper")
+    request = request_for(
+        source,
+        tmp_path / "out",
+        drops=DropRequest(plan=plan_file(tmp_path, 2)),
+        search=SearchOptions(),
+        compared=False,
+    )
+    report = write_models(request)
+    assert {(e.layer, e.kind, e.graph) for e in report.deleted} == {
+        (3, "mlp", f"{graph}.onnx") for graph in GRAPHS[1:]
+    }
+    assert not (tmp_path / "out" / "importance.json").exists()
+
+
+def test_the_features_must_be_there_and_fit(tmp_path: Path) -> None:
+    from exporter.errors import ModelSourceError
+    from exporter.models.loading.model_source import load_model
+    from exporter.score import score
+
+    source = write_source(tmp_path / "source", "whisper")
+    options = ScoreOptions(calibration=(str(write_recordings(tmp_path / "a", 0)),))
+    told = json.loads((source / "preprocessor_config.json").read_text())
+    (source / "preprocessor_config.json").write_text(json.dumps(told | {"feature_size": 9}))
+    with raises(ModelSourceError, "other-features", 9, 8):
+        score(load_model(str(source)), options)
+    (source / "preprocessor_config.json").unlink()
+    with raises(ModelSourceError, "no-feature-extractor", source):
+        score(load_model(str(source)), options)
+
+
+def test_a_stream_that_is_not_finite_is_told_with_its_layer(tmp_path: Path) -> None:
+    from exporter.score import score
+    from tests.exporter.encoder_decoders import made_loaded
+
+    loaded = made_loaded("t5")
+    loaded.model.decoder.block[1].layer[2].DenseReluDense.wo.weight.data[0, 0] = np.nan
+    with raises(ScoringError, "not-finite", 3):
+        score(loaded, ScoreOptions(calibration=("random",), samples=2))

@@ -1,0 +1,137 @@
+"""Scores of encoder-decoders: each branch against what it adds, counted over the right tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
+from exporter.models.anatomy.architectures import (
+    every_sublayer,
+    layer_modules,
+    named_in,
+    stacked_layers,
+)
+from exporter.models.anatomy.residual_stream import probe, probe_inputs, run_backbone
+from exporter.models.texts.paired import PairReader
+from exporter.models.texts.pairs import read_pairs
+from exporter.score import ScoreOptions, score
+from graph_passes.types import SublayerRef
+from tests.exporter.encoder_decoders import made_loaded, made_model
+from tests.exporter.tiny_families import hook_count
+from tests.raising import raises
+
+pytestmark = pytest.mark.torch
+
+FAMILIES = ["whisper", "t5", "bart", "marian", "mbart", "pegasus", "m2m_100", "blenderbot"]
+OF_BART = {"mbart": "MBart", "pegasus": "Pegasus", "m2m_100": "M2M100", "blenderbot": "Blenderbot"}
+
+
+def model_of(family: str) -> Any:
+    import torch
+    import transformers
+
+    from tests.exporter.tiny_families import tiny_config
+
+    if family not in OF_BART:
+        return made_model(family)
+    torch.manual_seed(0)
+    kind = getattr(transformers, f"{OF_BART[family]}ForConditionalGeneration")
+    model = kind(tiny_config(family)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_branches_add_up_to_the_streams(family: str) -> None:
+    model = model_of(family)
+    layers = stacked_layers(model)
+    assert probe(model, layers) == "adds_up"
+    assert [modules.number for modules in layers] == [*range(len(layers))]
+    half = len(layers) // 2
+    assert [modules.cross_attention is not None for modules in layers] == [False] * half + [
+        True
+    ] * half
+    with raises(UnknownArchitectureError, "two-stacks"):
+        layer_modules(model)  # what knows one stack alone is given none of two
+
+
+def test_a_wrong_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.models.anatomy.families import STACKS
+
+    model = made_model("bart")
+    monkeypatch.setitem(STACKS, "bart", STACKS["whisper"])
+    assert probe(model, stacked_layers(model)) == "differs"
+
+
+@pytest.mark.parametrize("family", ["whisper", "t5", "bart"])
+def test_each_branch_that_is_skipped_changes_the_answer(family: str) -> None:
+    model = made_model(family)
+    inputs = probe_inputs(model)
+    whole = run_backbone(model, inputs)[0]
+    refs = [part.ref for part in every_sublayer(model)]
+    assert len(refs) == 2 * 2 + 2 * 3
+    for ref in refs:
+        with branches_replaced(model, {ref: NOTHING}):
+            assert not run_backbone(model, inputs)[0].equal(whole)
+    assert run_backbone(model, inputs)[0].equal(whole)
+    assert hook_count(model) == 0
+
+
+def test_names_are_those_of_both_stacks() -> None:
+    model = made_model("t5")
+    assert named_in(model, [(2, "block")]) == [
+        SublayerRef(2, "attention"), SublayerRef(2, "cross_attention"), SublayerRef(2, "mlp"),
+    ]  # fmt: skip
+    with raises(PlanError, "sublayer-missing", 0):
+        named_in(model, [(0, "cross_attention")])
+
+
+def test_a_score_is_one_minus_the_cosine_over_real_tokens() -> None:
+    """The first MLP of the encoder, of sources padded to one length."""
+    import torch
+
+    loaded = made_loaded("t5")
+    report = score(loaded, ScoreOptions(calibration=("random",), samples=2))
+    sources = PairReader.of(loaded).sources(
+        read_pairs("random", part="calibration", sound=False), 2, part="calibration"
+    )
+    seen: dict[str, Any] = {}
+    layer = loaded.model.encoder.block[0].layer[1]
+    handles = [
+        layer.register_forward_pre_hook(lambda _m, args: seen.update(before=args[0].clone())),
+        layer.register_forward_hook(lambda _m, _i, out: seen.update(after=out.clone())),
+    ]
+    given = {name: torch.from_numpy(array) for name, array in sources.arrays.items()}
+    loaded.model.get_encoder()(**given)
+    for handle in handles:
+        handle.remove()
+    cosine = torch.cosine_similarity(seen["before"], seen["after"], dim=-1).double().numpy()
+    found = next(s for s in report.scores if (s.layer, s.kind) == (0, "mlp"))
+    assert found.score == pytest.approx(float(np.mean(1 - cosine)), abs=1e-6)
+
+
+def test_padding_of_the_source_does_not_count() -> None:
+    from exporter.models.texts.batches import Sources
+    from exporter.models.texts.calibration import CalibrationText
+    from exporter.score import score_on
+
+    loaded = made_loaded("bart")
+    rng = np.random.default_rng(0)
+    ids = rng.integers(6, 64, (1, 9))
+    target = CalibrationText.unpadded(rng.integers(6, 64, (1, 5)), "t", "0" * 64)
+
+    def scores(width: int) -> list[float]:
+        wide = np.zeros((1, width), np.int64)
+        wide[:, :9] = ids
+        mask = np.arange(width) < np.array([[9]])
+        sources = Sources({"input_ids": wide, "attention_mask": mask.astype(np.int64)}, mask)
+        text = CalibrationText(target.ref, target.input_ids, target.mask, sources=sources)
+        return [each.score for each in score_on(loaded, text).scores]
+
+    assert scores(9) == pytest.approx(scores(14), abs=1e-6)
