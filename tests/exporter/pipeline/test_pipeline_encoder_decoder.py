@@ -195,7 +195,7 @@ def test_greedy_generation_is_that_of_transformers(whisper: tuple[Path, Any]) ->
             num_beams=1,
         )
     assert ours.tolist() == theirs.tolist()
-    assert len(set(map(tuple, ours.tolist()))) == 3
+    assert len(set(ours[0].tolist())) > 2
 
 
 def test_text_goes_the_same_way(exports_once: None, tmp_path: Path) -> None:
