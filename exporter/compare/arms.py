@@ -99,16 +99,7 @@ class ComparedArm:
             ComparisonError: The record can't be read.
             UnsafeInputError: It is nested too deep.
         """
-        text = self.facts.metadata.get(PLAN_KEY)
-        if text is None:
-            return []
-        where = f"{self.folder.onnx}: the metadata entry {PLAN_KEY}"
-        try:
-            return TypeAdapter(list[PlannedDeletion]).validate_python(parse_json(text, where))
-        except (ValueError, ValidationError) as error:
-            raise ComparisonError(
-                f"{where} is not a list of deletions.", code="broken-plan-record"
-            ) from error
+        return noted_plan(self.facts, str(self.folder.onnx))
 
     def record(self) -> Arm:
         """What the report says of it."""
@@ -320,6 +311,29 @@ class Pair:
                 f"reference {name}",
                 known | TOKEN_INPUTS | caches,
             )
+
+
+def noted_plan(facts: GraphFacts, file: str) -> list[PlannedDeletion]:
+    """What a graph's metadata say was cut out of it.
+
+    Args:
+        facts: The graph's.
+        file: What errors call it.
+
+    Raises:
+        ComparisonError: The record can't be read.
+        UnsafeInputError: It is nested too deep.
+    """
+    text = facts.metadata.get(PLAN_KEY)
+    if text is None:
+        return []
+    where = f"{file}: the metadata entry {PLAN_KEY}"
+    try:
+        return TypeAdapter(list[PlannedDeletion]).validate_python(parse_json(text, where))
+    except (ValueError, ValidationError) as error:
+        raise ComparisonError(
+            f"{where} is not a list of deletions.", code="broken-plan-record"
+        ) from error
 
 
 def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractSet[str]) -> None:

@@ -25,6 +25,7 @@ from exporter.artifacts.plans.origin import noted_texts
 from exporter.artifacts.store import Store
 from exporter.compare.accuracy import AccuracyResult, measure_accuracy
 from exporter.compare.arms import Pair
+from exporter.compare.encoder_decoder.session import compare_stacks, refuse_beside_stacks
 from exporter.compare.imported import compare_times
 from exporter.compare.kept import open_store
 from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
@@ -36,6 +37,7 @@ from exporter.compare.witness import witness_checks
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
 from exporter.errors import ComparisonError
+from exporter.models.encoder_decoder_folder import holds_stacks
 from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
 from exporter.progress import QUIET, Progress
 
@@ -59,7 +61,8 @@ def compare(
     """Measures a candidate against a baseline.
 
     Args:
-        baseline: The unpruned model, as ``kinds`` reads it: an ONNX file or a folder with one, and
+        baseline: The unpruned model, as ``kinds`` reads it: an ONNX file or a folder with one, or
+            with the three of an encoder-decoder, and
             beside it ``tokenizer.json`` and ``config.json``; ``torch:DIR``; an engine, which is
             described where no GPU runs it; or ``times:FILE``, times that another tool took.
         candidate: The pruned model, of the same kind. Its inputs are among the baseline's.
@@ -92,6 +95,9 @@ def compare(
         TextSourceError: When the evaluation text can't be read.
     """
     names = same_kind(baseline, candidate)
+    if holds_stacks(names[0].path):
+        refuse_beside_stacks(names[1].path, references, also, floats, onnx)
+        return compare_stacks(names[0].path, names[1].path, options, progress=progress)
     if names[0].kind == "times":
         if references or also or floats:
             raise ComparisonError("Imported times have no reference.", code="untimed-reference")

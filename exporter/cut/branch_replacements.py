@@ -14,7 +14,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.anatomy.architectures import named_sublayers, sublayers
+from exporter.models.anatomy.architectures import named_in
 from graph_passes.replacements import array_of
 from graph_passes.types import SublayerRef
 
@@ -40,10 +40,9 @@ def branch_replacements_of(
             of another width than the model's.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    layers = len(sublayers(model)) // 2
     cut: dict[SublayerRef, BranchReplacement] = {}
     for deletion in deletions:
-        for name in named_sublayers([deletion], layers):
+        for name in named_in(model, [deletion]):
             if deletion.replacement == "none":
                 cut[name] = NOTHING
             else:

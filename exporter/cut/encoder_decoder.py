@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport, Verification
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.plans.stacks import Stack, Stacks
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import NOT_VERIFIED, prune_file
@@ -19,12 +20,13 @@ from exporter.models.encoder_decoder_folder import ENCODER, FIRST_STEP, GRAPHS, 
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.pipeline import graph_size
+from graph_passes.types import SublayerRef
 
 
 def prune_stacks(
     source: Path,
     target: Path,
-    deletions: Sequence[PlannedDeletion],
+    plan: LoadedPlan | Sequence[PlannedDeletion],
     stacks: Stacks,
     options: CutOptions | None = None,
     *,
@@ -38,7 +40,7 @@ def prune_stacks(
     Args:
         source: The folder of the whole graphs.
         target: The folder for the cut ones; there, and the caller's to drop when this fails.
-        deletions: What goes, by the numbers of both stacks.
+        plan: What goes, by the numbers of both stacks, with the numbers of replacements.
         stacks: How many layers they have.
         options: How; there is one report for all graphs, which isn't written here.
         progress: Told what goes on.
@@ -53,16 +55,31 @@ def prune_stacks(
         VerificationError: A result doesn't compute what it should.
     """
     options = options or CutOptions()
+    plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)
     reports: dict[Graph, PruneReport] = {}
     for graph in GRAPHS:
-        own = stacks.within(deletions, _stack(graph))
+        own = _part(plan, stacks, _stack(graph))
         before, after = graph_file(source, graph), graph_file(target, graph)
-        if own:
+        if own.deletions:
             reports[graph] = _pruned(before, after, own, options, progress)
             _order_caches(after)
         else:
             reports[graph] = _copied(before, after)
     return _joined(reports, stacks)
+
+
+def _part(plan: LoadedPlan, stacks: Stacks, stack: Stack) -> LoadedPlan:
+    """What of a plan is about one stack, by the numbers of its own graph."""
+    told = {"deletions": stacks.within(plan.plan.deletions, stack), "encoder_layers": None}
+    given, first = plan.replacements, stacks.first(stack)
+    if given is not None:
+        tensors = {
+            SublayerRef(ref.layer - first, ref.kind): numbers
+            for ref, numbers in given.tensors.items()
+            if stacks.stack(ref.layer) == stack
+        }
+        given = replace(given, tensors=tensors)
+    return replace(plan, plan=plan.plan.model_copy(update=told), replacements=given)
 
 
 def _stack(graph: Graph) -> Stack:
@@ -72,14 +89,14 @@ def _stack(graph: Graph) -> Stack:
 def _pruned(
     source: Path,
     target: Path,
-    deletions: Sequence[PlannedDeletion],
+    plan: LoadedPlan,
     options: CutOptions,
     progress: Progress,
 ) -> PruneReport:
     with tempfile.TemporaryDirectory(prefix=".report.", dir=target.parent) as place:
         report = Path(place) / "prune.json"
         asked = replace(options, report_path=report, companions=False, genai_config="none")
-        return prune_file(source, target, deletions, asked, model_checked=True, progress=progress)
+        return prune_file(source, target, plan, asked, model_checked=True, progress=progress)
 
 
 def _copied(source: Path, target: Path) -> PruneReport:

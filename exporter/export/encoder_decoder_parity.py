@@ -11,23 +11,26 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
+from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
 from exporter.engines.runners.base import Array
 from exporter.errors import ExportError
 from exporter.export.parity import RELATIVE_TOLERANCE, require_passed
-from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
-from exporter.models.anatomy.architectures import named_in
+from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.anatomy.residual_stream import encoder_inputs
 from exporter.models.encoder_decoder_folder import ENCODER, FIRST_STEP, NEXT_STEP, Graph
 from exporter.models.encoder_decoder_interface import StackModule, Tensors, interface_of_stacks
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.artifacts.replacement_file import Replacements
 
 _BATCH, _SOURCE, _PADDED = 2, 9, 3
 _STEPS = (4, 1, 2)  # tokens of each step
@@ -39,6 +42,7 @@ def check_stacks(
     folder: Path,
     *,
     deletions: Sequence[PlannedDeletion] = (),
+    replacements: Replacements | None = None,
     provider: str = "cpu",
     progress: Progress = QUIET,
 ) -> list[ParityCheck]:
@@ -47,7 +51,9 @@ def check_stacks(
     Args:
         loaded: The model that was exported.
         folder: Of its graphs, whole or cut.
-        deletions: What was cut out, by the numbers of both stacks; PyTorch skips the same.
+        deletions: What was cut out, by the numbers of both stacks; PyTorch skips or replaces
+            the same.
+        replacements: The numbers for those of them that are replaced.
         provider: Where ONNX Runtime runs them.
         progress: Hears of the runs.
 
@@ -60,7 +66,7 @@ def check_stacks(
         PlanError: The model has no such sublayers.
         BackendError: ONNX Runtime can't run a graph.
     """
-    cut = dict.fromkeys(named_in(loaded.model, deletions), NOTHING)
+    cut = branch_replacements_of(deletions, replacements, loaded.model)
     runner = EncoderDecoderRunner(
         folder, provider=provider, threads=torch.get_num_threads(), brief=True
     )

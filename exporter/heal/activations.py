@@ -44,8 +44,11 @@ def _hooks(part: SublayerModules, shape: tuple[int, ...], listener: Branch) -> I
         read[:] = [first_input(args, kwargs).clone()]
 
     def tell(_module: Any, _inputs: Any, output: Any) -> None:
-        x, y = read.pop(), first_tensor(output)
-        listener(part, x.reshape(*shape, -1), y.reshape(*shape, -1) * part.multiplier)
+        x, y = (
+            each if part.reads_sources else each.reshape(*shape, -1)
+            for each in (read.pop(), first_tensor(output))
+        )
+        listener(part, x, y * part.multiplier)
 
     yield part.reads.register_forward_pre_hook(remember, with_kwargs=True)
     yield part.contribution.register_forward_hook(tell)

@@ -8,6 +8,7 @@ model's width and on how many branches are fitted at once, not on the tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from exporter.heal.fits import Fit, FitStore
 from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
 from exporter.heal.statistics import Sums, sums_bytes
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.models.anatomy.architectures import SublayerModules, named_sublayers, sublayers
+from exporter.models.anatomy.architectures import SublayerModules, every_sublayer, named_in
 from exporter.models.anatomy.residual_stream import run_backbone
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.batches import Batch, batches_of
@@ -75,9 +76,9 @@ def fit_branches(
         PlanError: When a branch does not exist.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    parts = {part.ref: part for part in sublayers(loaded.model)}
-    wanted = named_sublayers(parts if names is None else names, len(parts) // 2)
-    later = held_out_tokens(text.mask, held_out)
+    parts = {part.ref: part for part in every_sublayer(loaded.model)}
+    wanted = named_in(loaded.model, parts if names is None else names)
+    later = HeldOut.of(text, held_out)
     found = {} if store is None else store.find(wanted, progress)
     left = [parts[name] for name in wanted if name not in found]
     for group in _groups(left, loaded, memory_limit_bytes):
@@ -183,7 +184,7 @@ def _groups(
 def _collected(
     loaded: LoadedModel,
     text: CalibrationText,
-    later: NDArray[np.bool_],
+    later: HeldOut,
     parts: Sequence[SublayerModules],
     batch_size: int,
     progress: Progress,
@@ -192,11 +193,31 @@ def _collected(
     found: dict[SublayerRef, tuple[Sums, Sums]] = {}
     device = loaded.model.device
     with progress.task("collect activations", total=len(text.input_ids)) as task:
-        for batch in batches_of(text.input_ids, text.mask, batch_size):
+        for batch in batches_of(text.input_ids, text.mask, batch_size, text.sources):
             with observing(parts, batch.ids.shape, Adding(found, batch, later, device)):
                 run_backbone(loaded.model, batch.inputs(device))
             task.advance(len(batch.ids))
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Which tokens belong to the second sums.
+
+    Attributes:
+        tokens: ``[samples, tokens]`` of the whole text.
+        positions: Of an encoder-decoder, the same of what its encoder reads.
+    """
+
+    tokens: NDArray[np.bool_]
+    positions: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(cls, text: CalibrationText, share: float) -> HeldOut:
+        """About a share of a text's tokens; see :func:`held_out_tokens`."""
+        sources = text.sources
+        positions = None if sources is None else held_out_tokens(sources.mask, share)
+        return cls(held_out_tokens(text.mask, share), positions)
 
 
 class Adding:
@@ -205,8 +226,7 @@ class Adding:
     Args:
         sums: Those so far, by branch; a branch met for the first time gets its own.
         batch: The samples.
-        later: ``[samples, tokens]`` of the whole text; True where a token belongs to the second
-            sums.
+        later: Which tokens of the whole text belong to the second sums.
         device: Of the model.
     """
 
@@ -214,15 +234,19 @@ class Adding:
         self,
         sums: dict[SublayerRef, tuple[Sums, Sums]],
         batch: Batch,
-        later: NDArray[np.bool_],
+        later: HeldOut | NDArray[np.bool_],
         device: torch.device,
     ) -> None:
         import torch
 
         self._sums, self._first_sample = sums, batch.first_sample
         rows = slice(batch.first_sample, batch.first_sample + len(batch.ids))
-        mask, held_out = batch.mask_on(device), torch.from_numpy(later[rows]).to(device)
-        self._mask, self._parts = mask, (mask & ~held_out, mask & held_out)
+        held = later if isinstance(later, HeldOut) else HeldOut(later)
+        self._target = batch.mask_on(device), torch.from_numpy(held.tokens[rows]).to(device)
+        self._source = self._target
+        if batch.sources is not None and held.positions is not None:
+            mask = torch.from_numpy(batch.sources.mask).to(device)
+            self._source = mask, torch.from_numpy(held.positions[rows]).to(device)
 
     def __call__(
         self,
@@ -242,11 +266,12 @@ class Adding:
         Raises:
             HealingError: When they are not finite.
         """
-        check_finite(part, (x, y), self._mask, self._first_sample)
+        mask, later = self._source if part.reads_sources else self._target
+        check_finite(part, (x, y), mask, self._first_sample)
         name = part.ref
         if name not in self._sums:
             device = x.device if x.device.type in ("cpu", "cuda") else "cpu"
             shape = x.shape[-1], y.shape[-1]
             self._sums[name] = Sums(*shape, device), Sums(*shape, device)
-        for sums, chosen in zip(self._sums[name], self._parts, strict=True):
+        for sums, chosen in zip(self._sums[name], (mask & ~later, mask & later), strict=True):
             sums.add(x[chosen], y[chosen], None if weights is None else weights[chosen])

@@ -17,12 +17,17 @@ from exporter.cut.encoder_decoder import prune_stacks
 from exporter.cut.options import CutOptions
 from exporter.errors import UsageError
 from exporter.files import staged_directory
+from exporter.heal.encoder_decoder import heal_stacks, refuse_other_ways
+from exporter.heal.options import HealOptions
+from exporter.heal.plan_file import FOLDER_PLAN, write_healed_plan
 from exporter.models.companions import copy_speech_files
 from exporter.models.encoder_decoder_folder import GRAPHS
+from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.options import flag
+from exporter.pipeline.keys import Key, score_key
 from exporter.pipeline.request import ExportRequest
-from exporter.pipeline.run import Run, files_below
+from exporter.pipeline.run import HEALING, Run, files_below
 from exporter.pipeline.stages import judge, parity_notes, published, say_pruned
 from exporter.progress import Progress
 from exporter.report.files import write_reports
@@ -35,6 +40,7 @@ def refuse_unfit(request: ExportRequest) -> None:
 
     Raises:
         UsageError: With the option.
+        HealingError: A way of healing that changes kept weights.
         PlanError: A budget that is more than numbers, or a search that runs the model.
     """
     asked = {
@@ -47,7 +53,6 @@ def refuse_unfit(request: ExportRequest) -> None:
         "stream": request.stream,
         "quantize": request.quantize is not None,
         "engine": request.engines is not None,
-        "heal": request.heal is not None and request.heal.kind != "auto",
     }
     found = next((name for name, given in asked.items() if given), None)
     if found is not None:
@@ -63,6 +68,8 @@ def refuse_unfit(request: ExportRequest) -> None:
             "Say --dtype float32 or float16.",
             code="one-graph-option",
         )
+    if request.heal is not None and request.heal.kind != "auto":
+        refuse_other_ways(request.heal)
     budget = request.drops.budget
     if budget is not None:
         auto = request.search.search == "auto"
@@ -71,10 +78,12 @@ def refuse_unfit(request: ExportRequest) -> None:
 
 
 def settled(request: ExportRequest, progress: Progress) -> ExportRequest:
-    """The request without what export does by itself for other models; it says so."""
-    if request.heal is not None:
-        progress.say("heal: left out, there is no healing of encoder-decoders")
-    return _by_scores(replace(request, heal=None))
+    """The request with what export does by itself as it goes with such a model; it says so."""
+    heal = request.heal
+    if heal is not None and heal.kind == "auto":
+        progress.say("heal: by biases and linear maps; kept weights stay as they are")
+        heal = replace(heal, kind="best")
+    return _by_scores(replace(request, heal=heal))
 
 
 def _by_scores(request: ExportRequest) -> ExportRequest:
@@ -105,14 +114,13 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     from exporter.export.encoder_decoder_parity import check_stacks
 
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
-    deletions = run.plan.plan.deletions
-    _refuse_replacements(run)
+    plan = run.plan
     with staged_directory(folder) as stage:
         run.ledger.copy("export", "baseline", stage, leave_out=_GRAPHS)
         report = prune_stacks(
             baseline,
             stage,
-            deletions,
+            plan,
             stacks(run),
             CutOptions(allow_all=run.request.allow_empty),
             progress=run.progress,
@@ -121,23 +129,41 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         checks = check_stacks(
             run.loaded,
             stage,
-            deletions=deletions,
+            deletions=plan.plan.deletions,
+            replacements=plan.replacements,
             provider=run.request.compare.provider,
             progress=run.progress,
         )
-        judge(run, "candidate against PyTorch with the same modules skipped", checks)
+        done = "skipped" if plan.replacements is None else "skipped or replaced"
+        judge(run, f"candidate against PyTorch with the same modules {done}", checks)
     files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
     return files, [check.model_dump() for check in checks]
 
 
-def _refuse_replacements(run: Run) -> None:
-    if run.plan.replacements is not None:
-        raise UsageError(
-            "The plan puts replacements in the branches' places, which encoder-decoders have none "
-            "of.",
-            "Take a plan without replacements.",
-            code="no-replacements",
-        )
+def heal_key(run: Run, wanted: HealOptions) -> Key:
+    """The model, the plan, how it is healed, and the pairs, which are those of the scores."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.choosing),
+        "plan": run.ledger.files_hash("plan"),
+        "options": [wanted.kind, wanted.rank, wanted.ridge, wanted.batch_size],
+        "pairs": score_key(run)["texts"],
+        "samples": run.request.score.samples,
+        "versions": run.versions,
+    }
+
+
+def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
+    """Fits what takes the dropped branches' places, on the pairs that the scores rest on."""
+    score, folder = run.request.score, run.ledger.work / HEALING
+    text = scored_pairs(
+        run.choosing, score.calibration, samples=score.samples, progress=run.progress
+    )
+    healed = heal_stacks(run.choosing, run.chosen_plan.plan, text, wanted, run.progress)
+    with staged_directory(folder) as stage:
+        write_healed_plan(stage / FOLDER_PLAN, healed.plan, healed.branch_replacements)
+    run.progress.say("heal: " + healed.plan.describe())
+    return files_below(folder), None
 
 
 def stacks(run: Run) -> Stacks:

@@ -137,8 +137,9 @@ def _plan_and_export(run: Run) -> None:
 def _heal(run: Run) -> None:
     wanted = run.request.heal
     if wanted is not None and run.request.heals_plan:
-        key = planning.heal_key(run, wanted)
-        _stage(run, HEALING, key, partial(planning.heal, wanted=wanted))
+        module = encoder_decoder if run.is_encoder_decoder else planning
+        key = module.heal_key(run, wanted)
+        _stage(run, HEALING, key, partial(module.heal, wanted=wanted))
     elif run.ledger.has(HEALING):
         run.ledger.forget(HEALING)
 

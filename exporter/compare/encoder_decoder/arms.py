@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import FORM_KEY, Arm, FormRecord
+from exporter.artifacts import FORM_KEY, Arm, FormRecord, PlannedDeletion
 from exporter.artifacts.latency import Shape
+from exporter.compare.arms import noted_plan
 from exporter.compare.generating import GenerationCell
 from exporter.compare.timing.clock import Clock
 from exporter.compare.timing.subjects import CallProbe, Probe, Sample, TimedCell
@@ -79,11 +80,25 @@ class StackFolder:
         """
         return {graph: read_facts(graph_file(self.path, graph)) for graph in GRAPHS}
 
+    def dropped(self) -> list[PlannedDeletion]:
+        """What its graphs note that was cut, by the numbers of both stacks.
+
+        Raises:
+            ComparisonError: A note can't be read.
+        """
+        first = stack_layers(self.config)[0] or 0
+        return [
+            each.model_copy(update={"layer": each.layer + offset})
+            for graph, offset in ((ENCODER, 0), (NEXT_STEP, first))
+            for each in noted_plan(self.facts[graph], str(graph_file(self.path, graph)))
+        ]
+
     def record(self, runner: EncoderDecoderRunner) -> Arm:
         """What the report says of it; parameters count the decoder once."""
         facts, own = self.facts, runner.graphs[ENCODER]
         note = facts[ENCODER].metadata.get(FORM_KEY)
-        layers = runner_layers(self.config)
+        depths = stack_layers(self.config)
+        layers = None if None in depths else sum(each or 0 for each in depths)
         return Arm(
             backend=own.backend,
             provider=own.provider,
@@ -104,16 +119,14 @@ class StackFolder:
         return sha256_bytes("\n".join(each.sha256 for each in self.facts.values()).encode())
 
 
-def runner_layers(config: Mapping[str, Any]) -> int | None:
-    """The layers of both stacks, as a config has them."""
-    for first, second in (
-        ("encoder_layers", "decoder_layers"),
-        ("num_layers", "num_decoder_layers"),
-    ):
-        found = config.get(first), config.get(second)
-        if all(isinstance(number, int) for number in found):
-            return sum(number for number in found if isinstance(number, int))
-    return None
+def stack_layers(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The layers of both stacks, as a config has them; None where it doesn't tell."""
+    names = ("encoder_layers", "num_layers"), ("decoder_layers", "num_decoder_layers")
+    encoder, decoder = (
+        next((config[name] for name in own if isinstance(config.get(name), int)), None)
+        for own in names
+    )
+    return encoder, decoder
 
 
 def _bytes_per_token(runner: EncoderDecoderRunner) -> int:

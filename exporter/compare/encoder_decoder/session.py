@@ -30,6 +30,7 @@ from exporter.compare.timing.subjects import TimedCell
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.environment import default_threads, environment
 from exporter.errors import ComparisonError
+from exporter.models.encoder_decoder_folder import holds_stacks
 from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
 from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text
 from exporter.models.texts.pairs import RANDOM, Pairs, read_pairs
@@ -73,7 +74,7 @@ def compare_stacks(
     options = options or CompareOptions()
     threads = options.threads or default_threads()
     folders = {"baseline": StackFolder(baseline), "candidate": StackFolder(candidate)}
-    reader = _reader(folders["baseline"])
+    reader = reader_of(folders["baseline"])
     pairs = _pairs(reader, options, calibration, progress)
     runners = {
         name: EncoderDecoderRunner(each.path, provider=options.provider, threads=threads)
@@ -93,7 +94,7 @@ def compare_stacks(
     machine = environment(threads=threads, gpu=options.provider == "cuda")
     return _report(
         arms,
-        plan or PruningPlan(deletions=[]),
+        plan or PruningPlan(deletions=folders["candidate"].dropped()),
         calibration,
         {
             "parity": parity or [],
@@ -102,6 +103,30 @@ def compare_stacks(
             "environment": machine.model_copy(update={"order_seed": seed}),
         },
     )
+
+
+def refuse_beside_stacks(candidate: Path, *others: object) -> None:
+    """Refuses what isn't compared with an encoder-decoder's folder.
+
+    Args:
+        candidate: Must be such a folder, too.
+        others: What else was asked for.
+
+    Raises:
+        ComparisonError: It isn't, or something is.
+    """
+    if not holds_stacks(candidate):
+        raise ComparisonError(
+            f"{candidate} is no encoder-decoder's folder, and the baseline is one.",
+            "Compare two folders that depthcut export has written.",
+            code="different-kinds",
+        )
+    if any(others):
+        raise ComparisonError(
+            "An encoder-decoder is compared with its cut alone, on ONNX Runtime.",
+            "Leave references, further forms and engines out.",
+            code="pair-alone",
+        )
 
 
 def _report(
@@ -119,7 +144,13 @@ def _report(
     )
 
 
-def _reader(folder: StackFolder) -> PairReader:
+def reader_of(folder: StackFolder) -> PairReader:
+    """What turns pairs into the inputs of an exported model.
+
+    Raises:
+        ComparisonError: It has no config.
+        ModelSourceError: That doesn't say how a target begins.
+    """
     tokenizer = None
     if any(next(folder.path.glob(pattern), None) for pattern in _TOKENIZERS):
         auto = require("transformers", extra="torch").AutoTokenizer

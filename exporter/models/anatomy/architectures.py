@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.artifacts.plans.stacks import Stacks
@@ -31,6 +31,8 @@ class SublayerModules:
         multiplier: That factor.
         reads: The module whose first input is what all of the branch is computed from: the output
             of the norm before it, or the stream where the branch begins with its product.
+        reads_sources: Whether it is in the encoder of an encoder-decoder, whose tokens are others
+            than the decoder's.
     """
 
     layer: int
@@ -38,6 +40,7 @@ class SublayerModules:
     contribution: torch.nn.Module
     multiplier: float
     reads: torch.nn.Module
+    reads_sources: bool = False
 
     @property
     def ref(self) -> SublayerRef:
@@ -106,9 +109,11 @@ def every_sublayer(model: Any) -> list[SublayerModules]:
     Raises:
         UnknownArchitectureError: As :func:`layer_modules`.
     """
-    if model.config.is_encoder_decoder:
-        return sublayers_of(stacked_layers(model))
-    return sublayers(model)
+    if not model.config.is_encoder_decoder:
+        return sublayers(model)
+    encoder = Stacks.of(model.config).encoder
+    found = sublayers_of(stacked_layers(model))
+    return [replace(part, reads_sources=part.layer < encoder) for part in found]
 
 
 def sublayers(model: Any) -> list[SublayerModules]:

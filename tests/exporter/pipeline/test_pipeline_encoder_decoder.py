@@ -14,7 +14,14 @@ from exporter.artifacts import ImportanceReport, PruneReport, PruningPlan
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
-from exporter.errors import DepthcutError, PlanError, ScoringError, UsageError
+from exporter.errors import (
+    ComparisonError,
+    DepthcutError,
+    HealingError,
+    PlanError,
+    ScoringError,
+    UsageError,
+)
 from exporter.heal.options import HealOptions
 from exporter.models.loading.options import SourceOptions
 from exporter.pipeline.request import DropRequest, ExportRequest
@@ -87,6 +94,17 @@ def test_the_plan_drops_what_was_asked_for(whisper: tuple[Path, Any]) -> None:
     kinds = [deletion.kind for deletion in plan.deletions]
     assert sorted(kinds) == ["attention", "cross_attention", "mlp"]
     assert next(d.layer for d in plan.deletions if d.kind == "cross_attention") in (2, 3)
+
+
+def test_the_plan_is_healed_by_what_takes_the_branches_places(whisper: tuple[Path, Any]) -> None:
+    chosen = PruningPlan.read(whisper[0] / "plan.json")
+    healed = PruningPlan.read(whisper[0] / "healing" / "plan.json")
+    assert [(d.layer, d.kind) for d in healed.deletions] == sorted(
+        (d.layer, d.kind) for d in chosen.deletions
+    )
+    assert {d.replacement for d in healed.deletions} & {"bias", "linear"}
+    assert healed.fitted_on[0].samples == 4
+    assert any("replaced" in check.name for check in whisper[1].parity)
 
 
 def test_both_decoder_graphs_lose_the_same_and_its_caches(whisper: tuple[Path, Any]) -> None:
@@ -239,7 +257,7 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"server": "llama.cpp"}, UsageError, "one-graph-option"),
         ({"stream": True, "search": SearchOptions()}, UsageError, "one-graph-option"),
         ({"quantize": QuantizeSettings(scheme="int8")}, UsageError, "one-graph-option"),
-        ({"heal": HealOptions(kind="bias")}, UsageError, "one-graph-option"),
+        ({"heal": HealOptions(kind="fold")}, HealingError, "no-weights-changed"),
         ({"load": SourceOptions(dtype="bfloat16")}, UsageError, "one-graph-option"),
         ({"drops": DropRequest(Budget(parameters=0.1))}, PlanError, "numbers-only"),
         ({"drops": DropRequest(Budget(keep_first=1))}, PlanError, "numbers-only"),
@@ -265,6 +283,29 @@ def test_what_an_encoder_decoder_can_not_have_is_refused(
     with raises(kind, code):
         export_model(request_for(source, tmp_path / "out", **changes))
     assert not (tmp_path / "out" / "baseline").exists()
+
+
+def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Path) -> None:
+    from exporter.compare.session import compare as compare_folders
+
+    out, report = whisper
+    again = compare_folders(out / "baseline", out / "candidate", compare())
+    assert {(d.layer, d.kind) for d in again.plan} == {(d.layer, d.kind) for d in report.plan}
+    assert again.accuracy.perplexity is None  # nothing is named, so they read noise
+    assert again.accuracy.kl_divergence > 0
+    with raises(ComparisonError, "pair-alone"):
+        compare_folders(out / "baseline", out / "candidate", also=[out / "baseline"])
+    with raises(ComparisonError, "different-kinds", tmp_path):
+        compare_folders(out / "baseline", tmp_path)
+
+
+def test_what_was_scored_on_judges_nothing(whisper: tuple[Path, Any], tmp_path: Path) -> None:
+    from exporter.compare.encoder_decoder.session import compare_stacks
+
+    out, report = whisper
+    same = compare(eval_text=str(out.parent / "a" / "recordings.jsonl"))
+    with raises(ComparisonError, "same-text"):
+        compare_stacks(out / "baseline", out / "candidate", same, calibration=report.calibration)
 
 
 @pytest.mark.parametrize(
