@@ -230,6 +230,7 @@ def _simplify(program: Any) -> ir.Model:
     comes several times sooner.
     """
     import onnxscript.optimizer
+    from onnxscript.rewriter import onnx_fusions
 
     model: ir.Model = program.model
     common.InlinePass()(model)
@@ -242,9 +243,13 @@ def _simplify(program: Any) -> ir.Model:
         common.CommonSubexpressionEliminationPass(),
     ):
         small_pass(model)
-    program.optimize()
+    # Once, where ``program.optimize`` goes over all nodes again to find that nothing is left.
+    onnxscript.optimizer.optimize(model, num_iterations=1)
+    common.IdentityEliminationPass()(model)
+    onnx_fusions.fuse(model)
     # The opset-23 fusions leave one Cos and Sin a layer.
-    common.CommonSubexpressionEliminationPass()(program.model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
     return model
 
 

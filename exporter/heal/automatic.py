@@ -72,7 +72,7 @@ def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> H
 def without_training(options: HealOptions) -> HealOptions:
     """The options with kept weights folded in place of a training."""
     usual = HealOptions()
-    kept = {name: getattr(usual, name) for name in (*TRAINED, "rank")}
+    kept = {name: getattr(usual, name) for name in (*TRAINED, "rank", "replacements")}
     return replace(options, kind="fold", **kept)
 
 

@@ -38,11 +38,10 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
 
 _USUAL = {
     "train": "adapters", "tokens": 200_000, "step_tokens": 512, "states_weight": 0.0,
-    "replacements": "none",
 }  # fmt: skip
 """Defaults other than None."""
 TRAINED = (
-    "tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight", "replacements",
+    "tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight",
 )  # fmt: skip
 """The options of a training alone."""
 
@@ -57,7 +56,7 @@ class HealOptions(Options):
         rank: Of linear maps, None: full; of adapters, None: 16.
         ridge: None: chosen for each branch.
         calibration: Alike much of each; empty: the default of scoring.
-        samples: None: about 10,000 tokens of each text, or what ``tokens`` asks for.
+        samples: None: about 10,000 tokens of each text. A training reads what ``tokens`` asks for.
         check_text: None: ``pydoc``, or ``self`` for a model that is calibrated on that. ``none``
             for no other domain.
         tokens: Of training; a shorter text is read several times.
@@ -66,7 +65,8 @@ class HealOptions(Options):
         learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights, twice as much for
             models without next tokens, less for a cut whose answers are near to the whole model's.
         step_tokens: Tokens of a step; few make many steps.
-        replacements: What takes the branches' places and is trained with the kept weights.
+        replacements: What takes the branches' places and is trained with the kept weights; of a
+            fold, the places of branches that no kept weight can make up for.
         states_weight: Of the hidden states' relative squared error, beside that of the answers.
         server: Replacements are those that it can hold; None: any.
     """
@@ -114,7 +114,8 @@ class HealOptions(Options):
     )
     samples: Count | None = option(
         None,
-        "Samples to fit on, from each text; a quarter as many more (at least four) are held out.",
+        "Samples to fit on, from each text; a quarter as many more (at least four) are held out. "
+        "A training takes as many as heal_tokens asks for.",
         usual="about 10,000 tokens",
         section=SCORING,
     )
@@ -169,7 +170,8 @@ class HealOptions(Options):
     replacements: Literal["none", "bias", "linear"] = option(
         "none",
         "What takes the dropped branches' places in a training, is fitted before it and trained "
-        "in it.",
+        "in it. With --heal fold: what takes the places of those that no kept weight can make up "
+        "for.",
         section=HEALING,
         config_only=True,
     )
@@ -185,6 +187,12 @@ class HealOptions(Options):
     rules = (
         *_only_for("distill", *TRAINED),
         Rule(
+            ("replacements", "kind"),
+            lambda told: not (told.changes_weights or told.replacements == "none"),
+            "{0} is for {1} distill and {1} fold.",
+            "Leave it out: with {1} linear, bias and best replacements are fitted everywhere.",
+        ),
+        Rule(
             ("sequential", "kind"),
             lambda told: told.kind == "distill" and told.sequential,
             "{1} distill trains all weights at once, so {0} has no effect.",
@@ -198,7 +206,9 @@ class HealOptions(Options):
         ),
         Rule(
             ("rank", "kind"),
-            lambda told: told.kind == "fold" and told.rank is not None,
+            lambda told: (
+                told.kind == "fold" and told.replacements != "linear" and told.rank is not None
+            ),
             "{1} fold adds nothing that could have a rank: {0} is for linear maps.",
             "Leave it out, or use {1} linear or best.",
         ),
@@ -223,7 +233,7 @@ class HealOptions(Options):
         NAMED_ONCE,
         Rule(
             ("replacements", "server"),
-            lambda told: told.replacements != "none" and not told.intercept,
+            lambda told: told.trains and told.replacements != "none" and not told.intercept,
             "{0} trains an intercept, for which the runtime of {1} has no place.",
             "Leave {0} out, or fit maps with {1} alone.",
         ),

@@ -202,7 +202,7 @@ def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int,
         if len(alike) < len(specs):
             share = _SAMPLED_SHARE if spec in SAMPLED else 1 - _SAMPLED_SHARE
         tokens = options.tokens * share / len(alike)
-        wanted = options.samples or math.ceil(tokens / options.sequence_length)
+        wanted = math.ceil(tokens / options.sequence_length)
         return wanted, max(2 * _FEWEST_HELD_OUT, min(MOST_HELD_OUT, wanted // 20))
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
     return wanted, max(_FEWEST_HELD_OUT, wanted // 4)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,8 @@ def _table(options: argparse.Namespace, drop: str) -> None:
     healed = heal(loaded, plan, _heal_options(options), work=options.keep, progress=Lines())
     minutes = (time.perf_counter() - began) / 60
     print(f"\ndropped {plan.describe()}; healed in {minutes:.1f} min, texts and checks included")
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(f"peak memory of the process, with its libraries: {peak_gb:.2f} GB")
     meters = _meters(loaded, options)
     cut = healed.branch_replacements
     whole = {name: meter.measure({}) for name, meter in meters.items()}

@@ -113,16 +113,17 @@ class Bench:
         from exporter.heal.fold.places import places_of
         from exporter.heal.fold.refit import refitted
         from exporter.heal.fold.writers import writers_of
-        from exporter.models.ablation.branch_replacements import NOTHING
+        from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
         from exporter.models.ablation.meter import DamageMeter
         from exporter.models.anatomy.architectures import layer_modules
         from exporter.models.changed_weights import swapped
 
         began, model, names = time.perf_counter(), self._loaded.model, self._names(row)
-        layers, cut = layer_modules(model), dict.fromkeys(names, NOTHING)
+        layers = layer_modules(model)
+        cut: BranchReplacements = dict.fromkeys(names, NOTHING)
         places, _ = places_of(model, layers, names)
         values = refitted(
-            model, self._mixture(row), layers, names, places,
+            model, self._mixture(row), layers, cut, places,
             writers=writers_of(model, layers, names, places), batch_size=BATCH,
         )  # fmt: skip
         dropped = sorted({name.layer for name in names})

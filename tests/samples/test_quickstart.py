@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from exporter.artifacts import ComparisonReport, PruningPlan
-from tests.exporter.tiny_lm import write_llama_folder
-
-pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
+from exporter.cli import cli
+from exporter.cli.command import SchemaCommand
+from exporter.cli.export import ExportCall
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "01_quickstart" / "run.sh"
 SMALL = [
@@ -22,14 +21,32 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("quick", ["", "1"])
-def test_the_demo_puts_both_cuts_in_one_table(tmp_path: Path, quick: str) -> None:
+def _asked(config: str) -> ExportCall:
+    command = cli.get_command(None, "export")
+    assert isinstance(command, SchemaCommand)
+    call = command.read(["MODEL", "-o", "out", "--config", str(SAMPLE.with_name(config))])
+    assert isinstance(call, ExportCall)
+    return call
+
+
+def test_the_quick_demo_asks_for_the_same_cut_and_trains_nothing() -> None:
+    full, quick = _asked("plan.yaml").request, _asked("quick.yaml").request
+    assert quick.drops == full.drops
+    assert quick.quantize == full.quantize
+    assert (full.heal.kind, quick.heal.kind) == ("distill", "fold")
+    assert quick.heal.calibration == full.heal.calibration
+
+
+@pytest.mark.torch
+def test_the_demo_puts_both_cuts_in_one_table(tmp_path: Path) -> None:
+    from tests.exporter.tiny_lm import write_llama_folder
+
     write_llama_folder(tmp_path / "model")
     out, path = (
         tmp_path / "out",
         os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     )
-    asked = {"MODEL": str(tmp_path / "model"), "PAPER": "1", "QUICK": quick}
+    asked = {"MODEL": str(tmp_path / "model"), "PAPER": "1"}
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": path}
     done = subprocess.run(
         ["sh", SAMPLE, out, *SMALL], env={**os.environ, **asked, **cache},
@@ -47,7 +64,7 @@ def test_the_demo_puts_both_cuts_in_one_table(tmp_path: Path, quick: str) -> Non
     ]
     assert all(corner.perplexity and corner.other_perplexity for corner in report.corners)
     assert report.healing is not None
-    assert (report.healing.training is None) == bool(quick)
+    assert report.healing.training is not None
     assert {deletion.replacement for deletion in report.plan} == {"none"}
     assert {d.replacement for d in PruningPlan.read(out / "paper-plan.json").deletions} == {"none"}
     assert str(out / "report.html") in done.stdout

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from exporter.errors import HealingError
 from exporter.heal.fit import tell_if_few
+from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.fold.memory import refuse_short_memory
 from exporter.heal.fold.places import Place, places_of
 from exporter.heal.fold.refit import refitted
 from exporter.heal.fold.writers import writers_of
-from exporter.models.ablation.branch_replacements import NOTHING
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    BranchReplacements,
+)
 from exporter.models.ablation.embeddings import meter_of
 from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.anatomy.residual_stream import LayerModules
 from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
 from exporter.models.texts.calibration import CalibrationText
+from graph_passes.types import SublayerRef
 
-_WAY_OUT = "Use separate maps: --heal linear."
+_WAY_OUT = "Use separate maps: --heal linear, or replacements: linear in a --config file."
 
 
 @contextlib.contextmanager
 def folded(fitting: Fitting) -> Iterator[Made]:
     """Folds what is lost into kept products; the model is as before afterwards.
 
-    One half of the held-out samples tells whether the fold is better than the bare cut; the other
-    is for those who judge.
+    Where no weight precedes a gap that could be fitted anew, ``options.replacements`` take the
+    branches' places. One half of the held-out samples tells whether the result is better than the
+    bare cut; the other is for those who judge.
 
     Args:
         fitting: The model, the branches, the texts and the options.
@@ -41,20 +49,29 @@ def folded(fitting: Fitting) -> Iterator[Made]:
             gained.
     """
     deciding, judging = fitting.texts.halves
-    values = folded_values(fitting, fitting.texts.fitting)
+    replaced, fits = _replaced(fitting)
+    values = folded_values(fitting, fitting.texts.fitting, replaced)
     tell_if_few(fitting.texts.fitting, fitting.loaded, fitting.progress)
-    _refuse_loss(fitting, deciding, values)
+    _refuse_loss(fitting, deciding, replaced, values)
     yield Made(
         judging,
-        dict.fromkeys(fitting.names, NOTHING),
+        replaced,
+        fits,
         weights=changes_of(values),
         deciding=deciding,
         within=lambda: swapped(values),
     )
 
 
-def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
+def folded_values(
+    fitting: Fitting, text: CalibrationText, replaced: BranchReplacements | None = None
+) -> list[OwnValue]:
     """The new values of products, fitted on a text; the model is as before afterwards.
+
+    Args:
+        fitting: The model, the branches and the options.
+        text: What is fitted on.
+        replaced: What takes the branches' places meanwhile; None: nothing.
 
     Raises:
         HealingError: The weights are quantised, there is no product to fold into, or memory is
@@ -65,6 +82,8 @@ def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
     refuse_short_memory(model, options, fitting.names)
     layers = layer_modules(model)
     places = _places(fitting, layers)
+    if not places:
+        return []
     writers = writers_of(model, layers, fitting.names, places)
     if not writers:
         fitting.progress.detail(
@@ -74,7 +93,7 @@ def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
         model,
         text,
         layers,
-        fitting.names,
+        replaced or dict.fromkeys(fitting.names, NOTHING),
         places,
         writers=writers,
         ridge=options.ridge,
@@ -83,42 +102,77 @@ def folded_values(fitting: Fitting, text: CalibrationText) -> list[OwnValue]:
     )
 
 
+def _replaced(
+    fitting: Fitting,
+) -> tuple[dict[SublayerRef, BranchReplacement], Mapping[SublayerRef, Fit]]:
+    """What takes the places of branches that no product before them makes up for, if asked for."""
+    kind, layers = fitting.options.replacements, layer_modules(fitting.loaded.model)
+    found: dict[SublayerRef, BranchReplacement] = dict.fromkeys(fitting.names, NOTHING)
+    if kind == "none":
+        return found, {}
+    places, _ = _places_of(fitting, layers)
+    without = [ref for ref in fitting.names if all(ref not in place.gap for place in places)]
+    if not without:
+        return found, {}
+    named = ", ".join(map(str, without))
+    fitting.progress.say(f"heal: {named}: no weight to fold into, so replaced ({kind})")
+    replaced, fits = replace(fitting, names=without).alike(kind)
+    return found | replaced, fits
+
+
+def _places_of(
+    fitting: Fitting, layers: Sequence[LayerModules]
+) -> tuple[list[Place], list[SublayerRef]]:
+    """As :func:`places_of`; none where a norm follows each sum."""
+    if layers[0].form == "post_norm":
+        return [], []
+    return places_of(fitting.loaded.model, layers, fitting.names)
+
+
 def _places(fitting: Fitting, layers: Sequence[LayerModules]) -> list[Place]:
     """The products to fold into; says which kept branches have none.
 
     Raises:
-        HealingError: There is none.
+        HealingError: There is none, and nothing takes the branches' places.
     """
-    model = fitting.loaded.model
-    if layers[0].form == "post_norm":
-        raise HealingError(
-            f"In {type(model).__name__} a norm follows each sum, so a map of the stream can't "
-            "be added to a weight.",
-            _WAY_OUT,
-            code="fold-behind-norm",
-        )
-    places, without = places_of(model, layers, fitting.names)
-    if not places:
-        raise HealingError(
-            f"{type(model).__name__} has no kept branch before a gap, or behind it, that ends in a "
-            "product of its own: a norm or experts stand there, other modules read its weight, or "
-            "nothing is kept.",
-            _WAY_OUT,
-            code="nothing-to-fold-into",
-        )
+    places, without = _places_of(fitting, layers)
+    if not places and fitting.options.replacements == "none":
+        raise _nowhere(type(fitting.loaded.model).__name__, layers[0].form)
     if without:
         named = ", ".join(f"{ref.kind} {ref.layer}" for ref in without)
         fitting.progress.say(f"heal: {named}: no weight of their own to fold into")
     return places
 
 
-def _refuse_loss(fitting: Fitting, text: CalibrationText, values: Sequence[OwnValue]) -> None:
+def _nowhere(model: str, form: str) -> HealingError:
+    if form == "post_norm":
+        return HealingError(
+            f"In {model} a norm follows each sum, so a map of the stream can't be added to a "
+            "weight.",
+            _WAY_OUT,
+            code="fold-behind-norm",
+        )
+    return HealingError(
+        f"{model} has no kept branch before a gap, or behind it, that ends in a product of its "
+        "own: a norm or experts stand there, other modules read its weight, or nothing is kept.",
+        _WAY_OUT,
+        code="nothing-to-fold-into",
+    )
+
+
+def _refuse_loss(
+    fitting: Fitting,
+    text: CalibrationText,
+    replaced: BranchReplacements,
+    values: Sequence[OwnValue],
+) -> None:
     """Refuses a fold that is no better than the bare cut on text that it wasn't fitted on.
 
     Raises:
-        HealingError: It is not, or no product was changed.
+        HealingError: It is not, or nothing was changed.
     """
-    if not values or _loses(fitting, text, values):
+    changed = values or any(what is not NOTHING for what in replaced.values())
+    if not changed or _loses(fitting, text, replaced, values):
         raise HealingError(
             f"Folding gained nothing on held-out text of {text.ref.source}.",
             "Give more calibration text (--samples), or heal with --heal linear or distill.",
@@ -126,10 +180,15 @@ def _refuse_loss(fitting: Fitting, text: CalibrationText, values: Sequence[OwnVa
         )
 
 
-def _loses(fitting: Fitting, text: CalibrationText, values: Sequence[OwnValue]) -> bool:
+def _loses(
+    fitting: Fitting,
+    text: CalibrationText,
+    replaced: BranchReplacements,
+    values: Sequence[OwnValue],
+) -> bool:
     cut: Any = dict.fromkeys(fitting.names, NOTHING)
     size = fitting.options.batch_size
     meter = meter_of(fitting.loaded.model, text.input_ids, text.mask, batch_size=size)
-    healed = meter.inside(lambda: swapped(values))
-    bare, found = (each.measure(cut, fitting.progress).distance for each in (meter, healed))
-    return found >= bare
+    bare = meter.measure(cut, fitting.progress)
+    found = meter.inside(lambda: swapped(values)).measure(replaced, fitting.progress)
+    return found.distance >= bare.distance

@@ -41,7 +41,7 @@ from exporter.models.changed_weights import OwnValue, is_transposed, swapped
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from graph_passes.types import SublayerRef
+from graph_passes.types import SublayerKind, SublayerRef
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def refitted(
     model: Any,
     text: CalibrationText,
     layers: Sequence[LayerModules],
-    cut: Sequence[SublayerRef],
+    cut: BranchReplacements,
     places: Sequence[Place],
     *,
     writers: Sequence[Writer] = (),
@@ -71,7 +71,7 @@ def refitted(
         model: A transformers model; it is as before afterwards.
         text: The calibration samples; padding is left out.
         layers: The model's.
-        cut: The branches that are dropped.
+        cut: The branches that are dropped, and what takes their places.
         places: The products, in the layers' order.
         writers: All that writes to the stream up to the last place; none: it gets no factors.
         ridge: Relative to the mean eigenvalue of what a product reads; None: chosen for each on
@@ -142,7 +142,7 @@ class _Pair:
         model: Both.
         layers: The model's.
         walk: Keeps three streams.
-        cut: The branches that the healed model lacks.
+        cut: The branches that the healed model lacks, and what it has in their places.
         writers: All that writes to the stream.
 
     Attributes:
@@ -154,12 +154,12 @@ class _Pair:
         model: Any,
         layers: Sequence[LayerModules],
         walk: LayerWalk,
-        cut: Sequence[SublayerRef],
+        cut: BranchReplacements,
         writers: Sequence[Writer],
     ) -> None:
         self._model, self._layers, self._walk, self._writers = model, layers, walk, writers
         self.changes: dict[str, _Change] = {}
-        self._cut: BranchReplacements = dict.fromkeys(cut, NOTHING)
+        self._cut = cut
         self._first_cut = min(cut).layer
         self._whole_at = self._healed_at = 0
 
@@ -261,7 +261,8 @@ class _Pair:
 
     def _heal(self, layer: int) -> None:
         """Takes the healed model over a layer; one that is dropped hands on what it is given."""
-        gone = {SublayerRef(layer, "attention"), SublayerRef(layer, "mlp")} <= self._cut.keys()
+        kinds: tuple[SublayerKind, ...] = ("attention", "mlp")
+        gone = all(self._cut.get(SublayerRef(layer, kind)) is NOTHING for kind in kinds)
         for batch in self._walk.batches:
             if not (gone and layer):
                 self._walk.keep(_HEALED, batch, self._run_healed(layer, batch).output)

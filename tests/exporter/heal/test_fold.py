@@ -53,6 +53,14 @@ def logits(model: Any, ids: Any) -> Any:
         return model(torch.from_numpy(ids)).logits.double()
 
 
+def stream(model: Any, ids: Any) -> torch.Tensor:
+    """What a model's backbone gives, also that of an encoder."""
+    from exporter.models.anatomy.residual_stream import run_backbone
+
+    with torch.inference_mode():
+        return run_backbone(model, {"input_ids": torch.from_numpy(ids)})[0].double()
+
+
 @pytest.mark.parametrize("family", ["llama", "granite", "gpt2", "opt", "gpt_neox", "mixtral"])
 @pytest.mark.parametrize("names", [[ATTENTION, MLP], BLOCK])
 def test_answers_come_nearer_and_the_model_is_as_it_was(
@@ -169,10 +177,9 @@ def test_weights_of_16_bits_are_rounded_once_whatever_the_number_of_gaps(
     places = places_of(loaded.model, layers, names)[0]
     writers = writers_of(loaded.model, layers, names, places)
     assert len(places) == 3
-    values = {
-        value.name: value
-        for value in refitted(loaded.model, text(8), layers, names, places, writers=writers)
-    }
+    cut = dict.fromkeys(names, NOTHING)
+    fitted = refitted(loaded.model, text(8), layers, cut, places, writers=writers)
+    values = {value.name: value for value in fitted}
     embedding = values["model.embed_tokens.weight"]
     wide, again = embedding.parameter.double() * 1.003**3, embedding.parameter
     for _ in range(3):
@@ -242,6 +249,34 @@ def test_what_can_not_be_folded_is_refused(family: str, code: str) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("family", "names", "replaced"),
+    [
+        ("mixtral", [ATTENTION, MLP], [ATTENTION]),  # experts stand before it
+        ("bert", BLOCK, BLOCK),
+        ("llama", [ATTENTION, MLP], []),
+    ],
+)
+def test_operators_stand_where_nothing_can_be_folded_if_asked_for(
+    family: str, names: list[SublayerRef], replaced: list[SublayerRef]
+) -> None:
+    loaded, judged = tiny_loaded(family), text(8, seed=2).input_ids
+    before, bare = stream(loaded.model, judged), dict.fromkeys(names, NOTHING)
+    asked = fitting(loaded, names, replacements="linear")
+    with folded(asked) as made:
+        kept = made.branch_replacements
+        assert [ref for ref in names if kept[ref] is not NOTHING] == replaced
+        assert all(kept[ref].maps for ref in replaced)
+        assert made.fits.keys() == set(replaced)
+        assert bool(made.weights) == (family != "bert")
+        assert made.within is not None
+        with branches_replaced(loaded.model, bare):
+            lost = (stream(loaded.model, judged) - before).square().mean()
+        with made.within(), branches_replaced(loaded.model, kept):
+            left = (stream(loaded.model, judged) - before).square().mean()
+    assert left < 0.9 * lost
+
+
 def test_a_weight_that_others_read_is_no_place() -> None:
     loaded = tiny_loaded("llama")
     layers = loaded.model.model.layers
@@ -285,3 +320,6 @@ def test_options_of_other_kinds_are_refused(option: str, value: Any) -> None:
     with pytest.raises(OptionError):
         HealOptions(kind="fold", **{option: value})
     HealOptions(kind="fold", ridge=0.1)
+    HealOptions(kind="fold", replacements="linear", rank=3)
+    with raises(OptionError, "", "--replacements"):
+        HealOptions(kind="linear", replacements="bias")
