@@ -20,6 +20,7 @@ from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from exporter.models.work.fused_shapes import RULES, Shape
 from graph_passes.finding.dataflow import subgraphs
+from graph_passes.replacements import array_of
 
 _MOST = 1024
 """Numbers of a value that is calculated; masks and weights aren't."""
@@ -67,7 +68,7 @@ class RunShapes:
         self._shapes[value] = tuple(tensor.shape.numpy())
         self._dtypes[value] = tensor.dtype
         if tensor.size <= _MOST and tensor.dtype != ir.DataType.STRING:
-            self._contents[value] = np.asarray(tensor.numpy())
+            self._contents[value] = array_of(tensor)
 
     def _follow(self, node: ir.Node) -> None:
         attribute = node.attributes.get("value")

@@ -113,6 +113,14 @@ def test_counting_changes_no_graph(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+def test_weights_that_several_folders_share_by_links_are_read(tmp_path: Path) -> None:
+    """A sweep's cells have hard links to one file of weights, which onnx_ir refuses to read."""
+    model, path = tiny_model(), tmp_path / "model.onnx"
+    ir.save(model, path, external_data="weights.data", size_threshold_bytes=0)
+    (tmp_path / "link.data").hardlink_to(tmp_path / "weights.data")
+    assert count_work(path) == work_of(model)
+
+
 def value(name: str, dtype: ir.DataType, *shape: int | str) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
