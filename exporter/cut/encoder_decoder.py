@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,6 +18,7 @@ from exporter.cut.surgery import NOT_VERIFIED, prune_file
 from exporter.models.encoder_decoder_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
 from exporter.progress import QUIET, Progress
 from graph_passes.files.storage import data_files, load_model
+from graph_passes.fusing.paired_caches import pair_caches
 from graph_passes.pipeline import graph_size
 from graph_passes.types import SublayerRef
 
@@ -62,7 +62,8 @@ def prune_stacks(
         before, after = graph_file(source, graph), graph_file(target, graph)
         if own.deletions:
             reports[graph] = _pruned(before, after, own, options, progress)
-            _order_caches(after)
+            if graph != ENCODER:
+                _pair_caches(after)
         else:
             reports[graph] = _copied(before, after)
     return _joined(reports, stacks)
@@ -115,29 +116,11 @@ def _copied(source: Path, target: Path) -> PruneReport:
     )
 
 
-def _order_caches(path: Path) -> None:
-    """Has the caches of both kinds take turns, as optimum's runtime hands them over.
-
-    It pairs the first self-attention that is left with the first cross-attention, and so on,
-    whatever their layers are.
-    """
+def _pair_caches(path: Path) -> None:
+    """Has a decoder's caches be such that optimum's runtime keeps them."""
     model = load_model(path)
-    inputs: list[ir.Value] = list(model.graph.inputs)
-    pairs = {
-        side: _in_pairs([v for v in inputs if f".{side}." in str(v.name)])
-        for side in ("decoder", "encoder")
-    }
-    if not any(pairs.values()):
-        return
-    turns = zip_longest(pairs["decoder"], pairs["encoder"], fillvalue=())
-    caches = [value for turn in turns for pair in turn for value in pair]
-    others = [value for value in inputs if value not in caches]
-    model.graph.inputs[:] = [*others, *caches]
+    pair_caches(model)
     ir.save(model, path)
-
-
-def _in_pairs(values: Sequence[ir.Value]) -> list[Sequence[ir.Value]]:
-    return [values[start : start + 2] for start in range(0, len(values), 2)]
 
 
 def _joined(reports: dict[Graph, PruneReport], stacks: Stacks) -> PruneReport:

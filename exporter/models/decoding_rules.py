@@ -69,15 +69,16 @@ class DecodingRules:
 def _forced(told: Mapping[str, Any]) -> list[int]:
     """What comes behind the start token whatever the source is."""
     languages, tasks = told.get("lang_to_id") or {}, told.get("task_to_id") or {}
+    pairs = sorted(pair for pair in told.get("forced_decoder_ids") or () if pair[1] is not None)
+    found: list[Any] = [told.get("forced_bos_token_id")]
     if languages and tasks:
         language = told.get("language")
         named = _ENGLISH if language is None else f"<|{language}|>"
         found = [languages.get(named), tasks.get(told.get("task") or "transcribe")]
-        return [each for each in (*found, told.get("no_timestamps_token_id")) if each is not None]
-    if pairs := told.get("forced_decoder_ids"):
-        return [token for _, token in sorted(pairs) if token is not None]
-    first = told.get("forced_bos_token_id")
-    return [first] if isinstance(first, int) else []
+    elif pairs:
+        found = [token for _, token in pairs]
+    untimed = told.get("no_timestamps_token_id")
+    return [each for each in dict.fromkeys([*found, untimed]) if isinstance(each, int)]
 
 
 def greedy(

@@ -43,6 +43,11 @@ def refuse_unfit(request: ExportRequest) -> None:
         HealingError: A way of healing that changes kept weights.
         PlanError: A budget that is more than numbers, or a search that runs the model.
     """
+    budget = request.drops.budget
+    if budget is not None:
+        auto = request.search.search == "auto"
+        search = replace(request.search, search=None) if auto else request.search
+        refuse_more_than_scores(budget, search)
     asked = {
         "target": request.target != "portable",
         "exporter": request.exporter == "optimum",
@@ -70,11 +75,6 @@ def refuse_unfit(request: ExportRequest) -> None:
         )
     if request.heal is not None and request.heal.kind != "auto":
         refuse_other_ways(request.heal)
-    budget = request.drops.budget
-    if budget is not None:
-        auto = request.search.search == "auto"
-        search = replace(request.search, search=None) if auto else request.search
-        refuse_more_than_scores(budget, search)
 
 
 def settled(request: ExportRequest, progress: Progress) -> ExportRequest:

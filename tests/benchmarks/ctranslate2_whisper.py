@@ -71,8 +71,11 @@ def write(out: Path, first: Path, second: Path) -> None:
         "suppress_tokens": told["suppress_ids"],
         "begin_suppress_tokens": told["suppress_ids_begin"],
     }  # fmt: skip
-    model.generation_config.update(**generation)
     model.save_pretrained(out)
+    file = out / "generation_config.json"  # transformers' class takes no languages
+    written = json.loads(file.read_text())
+    written.pop("_from_model_config", None)  # else it would be made anew from the config
+    file.write_text(json.dumps(written | generation))
     special = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     tokenizer.add_special_tokens(special)
     tokenizer.save_pretrained(out)

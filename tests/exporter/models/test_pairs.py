@@ -167,6 +167,7 @@ WHISPER = {
         (WHISPER, (50, 59, 62, 63)),
         (WHISPER | {"language": "de"}, (50, 61, 62, 63)),
         ({"decoder_start_token_id": 5, "forced_decoder_ids": [[2, 8], [1, 7]]}, (5, 7, 8)),
+        ({"decoder_start_token_id": 5, "no_timestamps_token_id": 9}, (5, 9)),
         ({"decoder_start_token_id": 2, "forced_bos_token_id": 4, "eos_token_id": [2, 3]}, (2, 4)),
     ],
 )
