@@ -8,7 +8,7 @@ and finished results of accuracy, which depend on texts, tokenizers, tasks and o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from exporter.artifacts import library_versions
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.options import CompareOptions
 from exporter.compare.prompts import questions
 from exporter.compare.tasks.choosing import task_versions
 from exporter.compare.tasks.probes import make_probes
@@ -25,6 +26,7 @@ from exporter.engines.environment import environment
 from exporter.files import sha256_file
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.sources import TextSource
+from exporter.progress import Progress
 
 _T = TypeVar("_T")
 _NAME = "comparison.jsonl"
@@ -37,19 +39,40 @@ def open_store(pair: Pair, folder: Path | None) -> Store:
         pair: What times depend on; it need not run yet.
         folder: The output folder; None keeps nothing.
     """
+    arms = {name: _identity(arm) for name, arm in pair.arms.items()}
+    return store_of(arms, pair.options, folder, gpu=pair.on_gpu, progress=pair.progress)
+
+
+def store_of(
+    arms: Mapping[str, Sequence[str]],
+    options: CompareOptions,
+    folder: Path | None,
+    *,
+    gpu: bool,
+    progress: Progress,
+) -> Store:
+    """The same of arms that are known by what tells each from others, such as hashes.
+
+    Args:
+        arms: By name.
+        options: How they are timed.
+        folder: The output folder; None keeps nothing.
+        gpu: Whether they run on one.
+        progress: Told where there is something.
+    """
     if folder is None:
         return Store(None)
-    machine = environment(threads=pair.options.threads or 0, gpu=pair.on_gpu)
+    machine = environment(threads=options.threads or 0, gpu=gpu)
     same = ("machine", "processor", "cpu_count", "threads", "python", "gpu", "affinity")
     made_from: dict[str, Any] = {
-        "arms": {name: _identity(arm) for name, arm in pair.arms.items()},
-        "options": [pair.options.rounds, vars(pair.options.timing)],
+        "arms": dict(arms),
+        "options": [options.rounds, vars(options.timing)],
         "versions": library_versions(),
         "machine": {name: getattr(machine, name) for name in same},
     }
     store = Store(folder / FOLDER / _NAME, made_from)
     if store.count:
-        pair.progress.say(f"time: going on with {store.count} parts that an earlier run timed")
+        progress.say(f"time: going on with {store.count} parts that an earlier run timed")
     return store
 
 

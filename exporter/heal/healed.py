@@ -19,7 +19,7 @@ from exporter.artifacts import (
     HealingReport,
     PruningPlan,
 )
-from exporter.artifacts.plans.by_score import validate_plan
+from exporter.artifacts.plans.by_score import validate_for
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
@@ -122,13 +122,7 @@ def heal(
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     asked, ref = options or HealOptions(), loaded.ref
-    validate_plan(
-        plan,
-        ref.num_layers,
-        encoder_layers=ref.encoder_layers,
-        model=ref.source,
-        allow_all=allow_all,
-    )
+    validate_for(plan, ref, allow_all=allow_all)
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
     names = named_sublayers(plan.deletions, ref.num_layers)
     parents = {**(made_from or {}), "model": ref.sha256}

@@ -13,6 +13,7 @@ from typing import Any
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.choose.budgets.refusals import refuse_more_than_scores
 from exporter.compare.encoder_decoder import compare_stacks
+from exporter.compare.kept import forget
 from exporter.cut.encoder_decoder import prune_stacks
 from exporter.cut.options import CutOptions
 from exporter.errors import UsageError
@@ -181,7 +182,10 @@ def measure(run: Run) -> tuple[list[Path], None]:
         parity=[*parity_notes(run, "export"), *parity_notes(run, "prune")],
         plan=run.plan.plan,
         calibration=run.importance.calibration,
+        resume=run.request.out,
         progress=run.progress,
     )
     report = published(run, report)
-    return write_reports(report, run.ledger.work, run.importance), None
+    paths = write_reports(report, run.ledger.work, run.importance)
+    forget(run.request.out)
+    return paths, None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from exporter.artifacts import ImportanceReport, PlannedDeletion, PruningPlan, Score
+from exporter.artifacts import ImportanceReport, ModelRef, PlannedDeletion, PruningPlan, Score
 from exporter.artifacts.plans.dialects import foreign_deletions
 from exporter.artifacts.plans.origin import parents_of
 from exporter.artifacts.plans.stacks import (
@@ -97,15 +97,7 @@ def plan_drop(
         chosen_on=report.calibration.texts,
     )
     kinds = tuple({score.kind for score in report.scores})
-    model = report.model
-    validate_plan(
-        plan,
-        model.num_layers,
-        kinds,
-        encoder_layers=model.encoder_layers,
-        model=model.source,
-        allow_all=allow_all,
-    )
+    validate_for(plan, report.model, kinds, allow_all=allow_all)
     _warn_of_ends(plan, report.model.num_layers, progress)
     return plan
 
@@ -247,6 +239,28 @@ def validate_plan(
             "Keep at least one, or give --allow-empty.",
             code="nothing-left",
         )
+
+
+def validate_for(
+    plan: PruningPlan,
+    model: ModelRef,
+    kinds: Sequence[str] = ("attention", "mlp", "block"),
+    *,
+    allow_all: bool = False,
+) -> None:
+    """:func:`validate_plan` for a model as reports speak of it.
+
+    Raises:
+        PlanError: As there.
+    """
+    validate_plan(
+        plan,
+        model.num_layers,
+        kinds,
+        encoder_layers=model.encoder_layers,
+        model=model.source,
+        allow_all=allow_all,
+    )
 
 
 def check_counts(budget: Mapping[str, int]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
-from exporter.artifacts.plans.by_score import check_counts, keep_first, validate_plan
+from exporter.artifacts.plans.by_score import check_counts, keep_first, validate_for
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import (
     ENOUGH_NATS,
@@ -79,13 +79,7 @@ class Planner(HealedLimits):
             found = self._iterative()
         else:
             found = self._by_damage()
-        validate_plan(
-            found.plan,
-            self.report.model.num_layers,
-            encoder_layers=self.report.model.encoder_layers,
-            model=self.report.model.source,
-            allow_all=self._allow_all,
-        )
+        validate_for(found.plan, self.report.model, allow_all=self._allow_all)
         done = self.settings.limits_healed(self.budget)
         return self._healed(found) if self.settings.heals_afterwards and not done else found
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import (
-    Accuracy,
     Arms,
     CalibrationRef,
     ComparisonReport,
+    Environment,
     LatencyRow,
     ParityCheck,
     PruningPlan,
 )
 from exporter.artifacts.latency import Shape
+from exporter.artifacts.store import Store
 from exporter.compare.encoder_decoder.answers import Judged, judge_answers
 from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
 from exporter.compare.generating import GenerationCell
+from exporter.compare.kept import store_of
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import TimedCell
@@ -51,6 +53,7 @@ def compare_stacks(
     parity: list[ParityCheck] | None = None,
     plan: PruningPlan | None = None,
     calibration: CalibrationRef | None = None,
+    resume: Path | None = None,
     progress: Progress = QUIET,
 ) -> ComparisonReport:
     """Measures a cut encoder-decoder against the whole one, on ONNX Runtime.
@@ -65,6 +68,8 @@ def compare_stacks(
         parity: Checks that were made elsewhere, for the report.
         plan: What was dropped.
         calibration: What the scores rest on; the evaluation text must be another.
+        resume: A folder where times are kept as they come; see
+            :func:`exporter.compare.session.compare`.
         progress: Hears what goes on.
 
     Raises:
@@ -72,36 +77,27 @@ def compare_stacks(
         DepthcutError: A file can't be read, or a run fails.
     """
     options = options or CompareOptions()
-    threads = options.threads or default_threads()
     folders = {"baseline": StackFolder(baseline), "candidate": StackFolder(candidate)}
     reader = reader_of(folders["baseline"])
     pairs = _pairs(reader, options, calibration, progress)
-    runners = {
-        name: EncoderDecoderRunner(each.path, provider=options.provider, threads=threads)
-        for name, each in folders.items()
-    }
-    with ExitStack() as stack:
-        for runner in runners.values():
-            stack.enter_context(runner)
+    session = _Session(folders, options, resume, progress)
+    with session.running() as runners:
         judged = _judged(runners["baseline"], reader, pairs, progress)
         accuracy = judge_answers(runners, judged, progress)
-        seed = secrets.randbits(32)
-        rows = _timed(runners, folders, judged, options, seed, progress)
-        arms = Arms(
-            baseline=folders["baseline"].record(runners["baseline"]),
-            candidate=folders["candidate"].record(runners["candidate"]),
-        )
-    machine = environment(threads=threads, gpu=options.provider == "cuda")
-    return _report(
-        arms,
-        plan or PruningPlan(deletions=folders["candidate"].dropped()),
-        calibration,
-        {
-            "parity": parity or [],
-            "latency": rows,
-            "accuracy": accuracy,
-            "environment": machine.model_copy(update={"order_seed": seed}),
-        },
+        machine, rows = session.timed(judged)
+        arms = Arms(**{name: each.record(runners[name]) for name, each in folders.items()})  # type: ignore[arg-type]
+    plan = plan or PruningPlan(deletions=folders["candidate"].dropped())
+    parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
+    return ComparisonReport(
+        made_from={**parents, "evaluation_text": accuracy.text_sha256},
+        environment=machine,
+        arms=arms,
+        plan=plan.deletions,
+        calibration=calibration,
+        parts=plan.parts,
+        parity=parity or [],
+        latency=rows,
+        accuracy=accuracy,
     )
 
 
@@ -127,21 +123,6 @@ def refuse_beside_stacks(candidate: Path, *others: object) -> None:
             "Leave references, further forms and engines out.",
             code="pair-alone",
         )
-
-
-def _report(
-    arms: Arms, plan: PruningPlan, calibration: CalibrationRef | None, found: dict[str, Any]
-) -> ComparisonReport:
-    accuracy: Accuracy = found["accuracy"]
-    parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
-    return ComparisonReport(
-        made_from={**parents, "evaluation_text": accuracy.text_sha256},
-        arms=arms,
-        plan=plan.deletions,
-        calibration=calibration,
-        parts=plan.parts,
-        **found,
-    )
 
 
 def reader_of(folder: StackFolder) -> PairReader:
@@ -192,28 +173,59 @@ def _judged(
     return Judged(reader, pairs, text)
 
 
-def _timed(
-    runners: Mapping[str, EncoderDecoderRunner],
-    folders: Mapping[str, StackFolder],
-    judged: Judged,
-    options: CompareOptions,
-    seed: int,
-    progress: Progress,
-) -> list[LatencyRow]:
-    whole = folders["baseline"]
-    vocabulary = int(whole.config["vocab_size"])
-    arms = {
-        name: StackArm(runner, whole.rules, judged.source(0), vocabulary)
-        for name, runner in runners.items()
-    }
-    budget = TimingBudget(
-        seconds=options.timing.time_budget_s,
-        rounds=options.rounds,
-        threshold=options.timing.threshold,
-        reload=options.timing.reload,
-        seed=seed,
-    )
-    return measure_rows(arms, cells_of(whole, judged, options), budget, progress=progress)
+class _Session:
+    """Both arms, how they are measured, and where what is measured is kept."""
+
+    def __init__(
+        self,
+        folders: Mapping[str, StackFolder],
+        options: CompareOptions,
+        resume: Path | None,
+        progress: Progress,
+    ) -> None:
+        self._folders, self._options, self._progress = folders, options, progress
+        self._threads = options.threads or default_threads()
+        self._on_gpu = options.provider == "cuda"
+        self._resume = resume
+        self._runners = {
+            name: EncoderDecoderRunner(each.path, provider=options.provider, threads=self._threads)
+            for name, each in folders.items()
+        }
+
+    @contextmanager
+    def running(self) -> Iterator[Mapping[str, EncoderDecoderRunner]]:
+        """Enters both runners."""
+        with ExitStack() as stack:
+            for runner in self._runners.values():
+                stack.enter_context(runner)
+            yield self._runners
+
+    def timed(self, judged: Judged) -> tuple[Environment, list[LatencyRow]]:
+        """The machine, and a row for each graph and shape; the runners are entered."""
+        whole, options, seed = self._folders["baseline"], self._options, secrets.randbits(32)
+        vocabulary, source = int(whole.config["vocab_size"]), judged.source(0)
+        arms = {
+            name: StackArm(runner, whole.rules, source, vocabulary)
+            for name, runner in self._runners.items()
+        }
+        budget = TimingBudget(
+            seconds=options.timing.time_budget_s,
+            rounds=options.rounds,
+            threshold=options.timing.threshold,
+            reload=options.timing.reload,
+            seed=seed,
+        )
+        cells = cells_of(whole, judged, options)
+        rows = measure_rows(arms, cells, budget, store=self._store(), progress=self._progress)
+        machine = environment(threads=self._threads, gpu=self._on_gpu)
+        return machine.model_copy(update={"order_seed": seed}), rows
+
+    def _store(self) -> Store:
+        provider, told = self._options.provider, self._folders.items()
+        arms = {name: [provider, each.sha256] for name, each in told}
+        return store_of(
+            arms, self._options, self._resume, gpu=self._on_gpu, progress=self._progress
+        )
 
 
 def cells_of(folder: StackFolder, judged: Judged, options: CompareOptions) -> list[TimedCell]:
