@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.printable import counted
 from exporter.report.charts.cells import CellMap, MapCell, Shades
 from exporter.report.sections.blocks import Bullets, Cell, Figure, Grid, Note, Section, Sign
@@ -170,6 +171,9 @@ def importance_section(report: ImportanceReport, plan: Sequence[PlannedDeletion]
     ]
     others = [each.metric for each in report.further]
     also = f" Also scored by {', '.join(others)}." if others else ""
+    if (encoder := report.model.encoder_layers) is not None:
+        words = Stacks(encoder, report.model.num_layers - encoder).words()
+        also += f" {words[0].upper()}{words[1:]}."
     note = Note(
         f"Metric: {report.metric}. Lower is more redundant; what was dropped stands in bold.{also}"
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import ImportanceReport, PruneReport, PruningPlan
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
@@ -166,7 +167,9 @@ def test_everything_is_written_that_a_reader_wants(whisper: tuple[Path, Any]) ->
         assert {"config.json", "generation_config.json", "preprocessor_config.json",
                 "tokenizer.json"} <= names  # fmt: skip
     assert str(report.arms.candidate.path) == str(out / "candidate")
-    assert "cross-attention" in (out / "report.md").read_text()
+    text = (out / "report.md").read_text()
+    assert "cross-attention" in text
+    assert Stacks(2, 2).words()[1:] in text
     assert "<svg" in (out / "report.html").read_text()
 
 
