@@ -46,9 +46,7 @@ def refuse_unfit(request: ExportRequest) -> None:
     """
     budget = request.drops.budget
     if budget is not None:
-        auto = request.search.search == "auto"
-        search = replace(request.search, search=None) if auto else request.search
-        refuse_more_than_scores(budget, search)
+        refuse_more_than_scores(budget, request.search)
     asked = {
         "target": request.target != "portable",
         "exporter": request.exporter == "optimum",
@@ -84,14 +82,7 @@ def settled(request: ExportRequest, progress: Progress) -> ExportRequest:
     if heal is not None and heal.kind == "auto":
         progress.say("heal: by biases and linear maps; kept weights stay as they are")
         heal = replace(heal, kind="best")
-    return _by_scores(replace(request, heal=heal))
-
-
-def _by_scores(request: ExportRequest) -> ExportRequest:
-    search = request.search
-    if search.search != "auto":
-        return request
-    return replace(request, search=replace(search, search="one-shot"))
+    return replace(request, heal=heal, in_stacks=True)
 
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:

@@ -120,6 +120,7 @@ class ExportRequest(Options):
             models are written.
         shared: A folder of finished stages, for output folders that have some in common.
         refuses_useless: Whether a cut that ruins the model ends the export.
+        in_stacks: Whether the model is an encoder-decoder, which is healed after it was planned.
     """
 
     source: str = argument("MODEL")
@@ -243,6 +244,7 @@ class ExportRequest(Options):
         rare=True,
     )
     refuses_useless: bool = False
+    in_stacks: bool = False
 
     rules = (
         only_with("stream_dir", "stream"),
@@ -303,7 +305,7 @@ class ExportRequest(Options):
     def weighs_replacements(self) -> bool:
         """Whether the plan is chosen together with what makes up for the dropped branches."""
         budget = self.drops.budget
-        if budget is None:
+        if budget is None or self.in_stacks:
             return False
         settings = self.plan_settings.for_budget(budget)
         return settings.weighs_replacements or settings.limits_healed(budget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exporter.artifacts import Score
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.models.ablation.branch_replacements import without_branches
 from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import DamageMeter
@@ -21,7 +22,7 @@ def answer_scores(scored: ScoredModel, metrics: Sequence[AnswerMetric]) -> dict[
     Raises:
         ScoringError: Logits are not finite, or no token has a next one to predict.
     """
-    units = answer_units(len(scored.layers), blocks=scored.blocks)
+    units = _units(scored)
     cuts = [without_branches([unit], scored.model) for unit in units]
     _, *damages = answer_meter(scored).measure_many({}, cuts, scored.progress)
     return scores_of_damages(metrics, units, damages)
@@ -40,7 +41,17 @@ def answer_meter(scored: ScoredModel) -> DamageMeter:
         batch_size=scored.batch_size,
         positions=scored.positions,
         kept_bytes=0,
+        sources=scored.text.sources,
     )
+
+
+def _units(scored: ScoredModel) -> list[tuple[int, DeletionKind]]:
+    """What is skipped of a model of one stack or of two."""
+    if scored.text.sources is None:
+        return answer_units(len(scored.layers), blocks=scored.blocks)
+    stacks = Stacks.of(scored.model.config)
+    kinds = stacks.units if scored.blocks else stacks.kinds
+    return [(layer, kind) for layer in range(stacks.layers) for kind in kinds(layer)]
 
 
 def answer_units(num_layers: int, *, blocks: bool) -> list[tuple[int, DeletionKind]]:

@@ -203,12 +203,13 @@ def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[
 
 
 def _refuse_for_stacks(loaded: LoadedModel, metrics: Sequence[Metric]) -> None:
-    others = [metric.name for metric in metrics if not isinstance(metric, StreamMetric)]
+    taken = (StreamMetric, AnswerMetric)
+    others = [metric.name for metric in metrics if not isinstance(metric, taken)]
     if others:
         raise UsageError(
             f"{others[0]} is for models with one stack of layers; {loaded.ref.source} is an "
             "encoder-decoder.",
-            "Take a metric of the residual stream, such as cosine.",
+            "Take cosine, kl or their like.",
             code="one-stack-metric",
         )
     if isinstance(loaded, MetaModel):

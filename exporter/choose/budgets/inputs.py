@@ -43,8 +43,9 @@ from exporter.heal.further import text_behind
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import judged_by, predicts_tokens, refuse_headless
+from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.mixtures import text_of_report
+from exporter.models.texts.mixtures import specs_of, text_of_report
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from graph_passes.files.placing import SCRATCH
@@ -209,6 +210,15 @@ class PlanInputs:
             cache_dir=self._cache_dir,
             passages=self.embeds or not predicts_tokens(self.loaded.model),
             progress=self._progress,
+        )
+
+    @cached_property
+    def pairs(self) -> CalibrationText:
+        """Of an encoder-decoder all that the scores rest on, or other pairs that are named."""
+        ref = self.report.calibration
+        named = self.settings.calibration or specs_of(ref)
+        return scored_pairs(
+            self.loaded, named, samples=ref.samples or None, progress=self._progress
         )
 
     @cached_property

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
 from exporter.artifacts.plans.by_score import check_counts, keep_first, validate_for
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import (
     ENOUGH_NATS,
@@ -22,6 +23,8 @@ from exporter.choose.budgets.healed_limits import HealedLimits
 from exporter.choose.budgets.refusals import refuse_more_than_scores, refuse_no_front
 from exporter.choose.selection.affordable import affordable
 from exporter.choose.selection.by_scores import one_shot, scored_again
+from exporter.choose.selection.in_stacks import greedy_in_stacks, settled_for_stacks
+from exporter.choose.selection.meters import searched_meter
 from exporter.choose.selection.options import cut_of_options, objective_of
 from exporter.choose.selection.refusals import refuse_counts
 from exporter.choose.selection.task_items import judged_tasks, task_figures, task_results
@@ -58,6 +61,8 @@ class Planner(HealedLimits):
         if self.budget.only_counts and self.budget.keep_first is None:
             check_counts(self.budget.counts)
         _ = self.task_files  # what can't be read is told before a model is loaded
+        if self.report.model.encoder_layers is not None:
+            return self._of_stacks()
         if self.settings.search.search == "auto":
             self.settings = replace(
                 self.settings,
@@ -82,6 +87,32 @@ class Planner(HealedLimits):
         validate_for(found.plan, self.report.model, allow_all=self._allow_all)
         done = self.settings.limits_healed(self.budget)
         return self._healed(found) if self.settings.heals_afterwards and not done else found
+
+    def _of_stacks(self) -> Outcome:
+        """Of an encoder-decoder: by scores, or by damage where that is asked for or affordable."""
+        search = settled_for_stacks(self.settings.search, lambda: self.loaded, self._progress)
+        if search.search == "one-shot":
+            return Outcome(self._noted(self._lowest_scores()))
+        stacks, text = Stacks.of(self.loaded.model.config), self.pairs
+        options, damage = greedy_in_stacks(
+            searched_meter(self.loaded, text, self.settings.batch_size, kept=self._work.journal),
+            self.report,
+            stacks,
+            self.budget.counts,
+            self._protected,
+            search,
+            allow_all=self._allow_all,
+            progress=self._progress,
+        )
+        told = {
+            "encoder_layers": stacks.encoder,
+            "predicted": damage_figures(damage),
+            "predicted_on": "searched",
+            "chosen_on": text.parts,
+        }
+        plan = self._plan_of(PlanCandidate(tuple(options))).model_copy(update=told)
+        validate_for(plan, self.report.model, allow_all=self._allow_all)
+        return Outcome(plan, damage=damage)
 
     def _lowest_scores(self) -> PruningPlan:
         return one_shot(

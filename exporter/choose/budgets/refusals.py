@@ -13,7 +13,7 @@ from exporter.errors import PlanError, UnmetGoalError
 
 
 def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
-    """Refuses what an encoder-decoder can't be planned by: all but numbers, by scores.
+    """Refuses what an encoder-decoder can't be planned by: all but numbers, and some searches.
 
     Raises:
         PlanError: More is asked for.
@@ -24,11 +24,12 @@ def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
             "Say how many: --drop-attn, --drop-cross, --drop-mlp, --drop-block or --drop-joint.",
             code="numbers-only",
         )
-    if search.search not in (None, "one-shot"):
+    if search.search not in (None, "auto", "one-shot", "greedy") or search.task_files:
         raise PlanError(
-            f"--search {search.search} runs models with one stack of layers.",
-            "Leave --search out, or take one-shot.",
-            code="scores-only",
+            f"Encoder-decoders are not planned by --search {search.search}"
+            f"{' and the items of tasks' if search.task_files else ''}.",
+            "Take one-shot or greedy.",
+            code="other-search",
         )
 
 

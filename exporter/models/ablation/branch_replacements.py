@@ -14,8 +14,6 @@ from exporter.models.anatomy.architectures import (
     SublayerModules,
     every_sublayer,
     named_in,
-    named_sublayers,
-    sublayers,
 )
 from exporter.models.anatomy.residual_stream import first_tensor, hooked
 from graph_passes.types import SublayerRef
@@ -81,7 +79,7 @@ def without_branches(
         PlanError: When a layer or kind does not exist in this model.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    return dict.fromkeys(named_sublayers(deletions, len(sublayers(model)) // 2), NOTHING)
+    return dict.fromkeys(named_in(model, deletions), NOTHING)
 
 
 def branches_replaced(

@@ -142,6 +142,15 @@ def meter_here(
     embeds: bool | None = None,
 ) -> AnyMeter:
     """Measures in this process, on all of a text; see :func:`meter_of`."""
+    if text.sources is not None:
+        return DamageMeter(
+            loaded.model,
+            text.input_ids,
+            text.mask,
+            batch_size=batch_size,
+            positions=positions,
+            sources=text.sources,
+        )
     return meter_of(
         loaded.model,
         text.input_ids,

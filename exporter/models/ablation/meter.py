@@ -17,7 +17,7 @@ from exporter.models.ablation.damage import D, D_co, Damage, joined
 from exporter.models.ablation.divergences import Reference
 from exporter.models.ablation.streams import Runs, StreamRunner, Streams
 from exporter.models.model_folder import CLASSIFIERS
-from exporter.models.texts.batches import Batch, batches_of
+from exporter.models.texts.batches import Batch, Sources, batches_of
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ class DamageMeter(CutMeter[Damage]):
             cost a fifth of a small model's run. 1 for all.
         kept_bytes: See :class:`CutMeter`.
         within: See :class:`CutMeter`.
+        sources: Of an encoder-decoder what its encoder reads.
 
     Raises:
         ScoringError: The model has no language head, or there is no position to compare at.
@@ -215,9 +216,10 @@ class DamageMeter(CutMeter[Damage]):
         positions: int = 1,
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
+        sources: Sources | None = None,
     ) -> None:
         refuse_unmeasurable(model, mask, positions)
-        batches = batches_of(input_ids, mask, batch_size)
+        batches = batches_of(input_ids, mask, batch_size, sources)
         asked = [_NextTokens(each, positions) for each in batches]
         super().__init__(model, asked, kept_bytes=kept_bytes, within=within)
 

@@ -18,11 +18,17 @@ from exporter.models.ablation.branch_replacements import (
     first_input,
     replacing_hooks,
 )
-from exporter.models.anatomy.architectures import layer_modules, sublayers_of
+from exporter.models.anatomy.architectures import (
+    layer_modules,
+    stacked_layers,
+    sublayers_of,
+)
 from exporter.models.anatomy.residual_stream import (
     LayerModules,
     first_tensor,
     hooked,
+    in_own_dtype,
+    probe_inputs,
     run_backbone,
 )
 from exporter.models.idle_threads import IDLE_THREADS
@@ -75,11 +81,14 @@ class StreamRunner:
         self._model = model
         self._runs = runs
         self._head = model.get_output_embeddings() if runs == "language" else None
-        self.layers: Sequence[LayerModules] = layer_modules(model)
+        stacked = model.config.is_encoder_decoder
+        self.layers: Sequence[LayerModules] = (
+            stacked_layers(model) if stacked else layer_modules(model)
+        )
         self._branches = CutBranches(self.layers)
         ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
         with self._branches.counted():
-            run_backbone(model, {"input_ids": ids})
+            run_backbone(model, probe_inputs(model) if stacked else {"input_ids": ids})
 
     def record(
         self, inputs: dict[str, torch.Tensor], asked: Places, cut: BranchReplacements
@@ -151,7 +160,8 @@ class StreamRunner:
         IDLE_THREADS.fit()
         stack.enter_context(head_at(self._head, asked))
         with torch.inference_mode():
-            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
+            given = in_own_dtype(self._model, inputs)
+            logits: torch.Tensor = self._model(**given, use_cache=False).logits
         return logits
 
 
@@ -242,7 +252,7 @@ def recorded(modules: LayerModules, streams: Streams) -> contextlib.AbstractCont
     def hooks() -> Iterator[Any]:
         yield modules.layer.register_forward_pre_hook(enter, with_kwargs=True)
         yield modules.layer.register_forward_hook(leave)
-        if modules.form == "sequential":
+        if modules.form == "sequential" and modules.cross_attention is None:
             yield modules.attention.register_forward_hook(between)
 
     return hooked(hooks())

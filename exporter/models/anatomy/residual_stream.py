@@ -134,11 +134,15 @@ def run_backbone(model: Any, inputs: dict[str, Any]) -> Any:
     backbone = model.base_model
     if "use_cache" in inspect.signature(backbone.forward).parameters:
         inputs = {**inputs, "use_cache": False}
-    if "input_features" in inputs:
-        inputs = {**inputs, "input_features": inputs["input_features"].to(model.dtype)}
     IDLE_THREADS.fit()
     with torch.inference_mode():
-        return backbone(**inputs)
+        return backbone(**in_own_dtype(model, inputs))
+
+
+def in_own_dtype(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs with a sound's features in the model's dtype; tokens stay as they are."""
+    features = inputs.get("input_features")
+    return inputs if features is None else {**inputs, "input_features": features.to(model.dtype)}
 
 
 def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:

@@ -19,6 +19,7 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.texts.batches import Sources
 from exporter.models.texts.packing import pack_tokens, with_ends
+from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.passages import LONGEST_PASSAGE, pack_passages
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
 from exporter.models.texts.sources import PYDOC, Part, read_texts
@@ -170,7 +171,8 @@ def calibration_text(
 
 def spec_of(source: str) -> str:
     """What to name so that the text that a report calls so is read again."""
-    return next((spec for spec in (*SAMPLED, PYDOC) if source.startswith(f"{spec} (")), source)
+    named = (*SAMPLED, PYDOC, RANDOM)
+    return next((spec for spec in named if source.startswith(f"{spec} (")), source)
 
 
 def seed_of(source: str) -> int:

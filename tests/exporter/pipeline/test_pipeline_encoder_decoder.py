@@ -97,6 +97,13 @@ def test_the_plan_drops_what_was_asked_for(whisper: tuple[Path, Any]) -> None:
     assert next(d.layer for d in plan.deletions if d.kind == "cross_attention") in (2, 3)
 
 
+def test_the_plan_is_chosen_by_damage_that_it_tells(whisper: tuple[Path, Any]) -> None:
+    plan = PruningPlan.read(whisper[0] / "plan.json")
+    assert plan.predicted["kl"] > 0
+    assert plan.predicted_on == "searched"
+    assert plan.chosen_on[0].samples == 4
+
+
 def test_the_plan_is_healed_by_what_takes_the_branches_places(whisper: tuple[Path, Any]) -> None:
     chosen = PruningPlan.read(whisper[0] / "plan.json")
     healed = PruningPlan.read(whisper[0] / "healing" / "plan.json")
@@ -264,11 +271,11 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"load": SourceOptions(dtype="bfloat16")}, UsageError, "one-graph-option"),
         ({"drops": DropRequest(Budget(parameters=0.1))}, PlanError, "numbers-only"),
         ({"drops": DropRequest(Budget(keep_first=1))}, PlanError, "numbers-only"),
-        ({"search": SearchOptions(search="greedy")}, PlanError, "scores-only"),
+        ({"search": SearchOptions(search="evolution")}, PlanError, "other-search"),
         ({"score": ScoreOptions()}, UsageError, "no-recordings"),
         ({"score": ScoreOptions(calibration=("random", "pydoc"))}, UsageError, "several-texts"),
         (
-            {"score": ScoreOptions(metrics=("kl",), calibration=("random",))},
+            {"score": ScoreOptions(metrics=("taylor",), calibration=("random",))},
             UsageError,
             "one-stack-metric",
         ),

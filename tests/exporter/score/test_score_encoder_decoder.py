@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,15 @@ from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import read_pairs
 from exporter.score import ScoreOptions, score
 from graph_passes.types import SublayerRef
-from tests.exporter.encoder_decoders import made_loaded, made_model
+from tests.exporter.encoder_decoders import (
+    RATE,
+    made_loaded,
+    made_model,
+    write_sound,
+    write_source,
+)
 from tests.exporter.tiny_families import hook_count
+from tests.heard import Heard
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -135,3 +143,90 @@ def test_padding_of_the_source_does_not_count() -> None:
         return [each.score for each in score_on(loaded, text).scores]
 
     assert scores(9) == pytest.approx(scores(14), abs=1e-6)
+
+
+def test_recordings_of_another_rate_are_resampled_and_that_is_told(tmp_path: Path) -> None:
+    from exporter.models.loading.model_source import load_model
+
+    loaded = load_model(str(write_source(tmp_path / "source", "whisper")))
+    reader = PairReader.of(loaded)
+
+    def features(rate: int) -> tuple[Any, list[str]]:
+        folder = tmp_path / str(rate)
+        folder.mkdir()
+        write_sound(folder / "a.wav", 0.5, rate)
+        heard = Heard()
+        pairs = read_pairs(str(folder), part="evaluation", sound=True)
+        return reader.sources(pairs, 1, part="evaluation", progress=heard), heard.lines
+
+    (same, quiet), (other, told) = features(RATE), features(44_100)
+    assert not quiet
+    assert len(told) == 1
+    assert all(rate in told[0] for rate in ("44,100", "16,000"))
+    assert same.mask.sum() == other.mask.sum() == 25  # of 50 positions, half a second
+    apart = same.arrays["input_features"] - other.arrays["input_features"]
+    assert np.abs(apart[:, :, :50]).mean() < 0.05
+
+
+@pytest.mark.parametrize("family", ["whisper", "bart"])
+def test_damage_is_that_of_a_whole_run_without_the_branches(family: str) -> None:
+    """The runs that begin at the first changed layer, of both stacks, against plain ones."""
+    import torch
+
+    from exporter.models.ablation.branch_replacements import without_branches
+    from exporter.models.ablation.embeddings import meter_here
+    from exporter.models.encoder_decoder_text import scored_pairs
+
+    loaded = made_loaded(family)
+    text = scored_pairs(loaded, ("random",), samples=3)
+    refs = [(0, "mlp"), (1, "attention"), (2, "cross_attention"), (3, "mlp"), (3, "block")]
+    cuts = [without_branches([ref], loaded.model) for ref in refs]
+    found = meter_here(loaded, text, 2, 1).measure_many({}, cuts)
+    assert found[0].distance == pytest.approx(0, abs=1e-6)
+    given = {name: torch.from_numpy(array) for name, array in text.sources.arrays.items()}
+    given["decoder_input_ids"] = torch.from_numpy(text.input_ids)
+    follows = torch.from_numpy(text.mask[:, :-1] & text.mask[:, 1:])
+
+    def answers() -> Any:
+        with torch.inference_mode():
+            return loaded.model(**given).logits[:, :-1].log_softmax(-1)[follows].double()
+
+    whole = answers()
+    for cut, damage in zip(cuts, found[1:], strict=True):
+        with branches_replaced(loaded.model, cut):
+            left = answers()
+        kl = float((whole.exp() * (whole - left)).sum(-1).mean())
+        assert damage.distance == pytest.approx(kl, rel=1e-3)
+
+
+def test_scores_by_answers_are_of_every_sublayer() -> None:
+    report = score(made_loaded("whisper"), ScoreOptions(("kl",), ("random",), samples=2))
+    kinds = [(each.layer, each.kind) for each in report.scores]
+    assert kinds[:2] == [(0, "attention"), (0, "mlp")]
+    assert kinds[-3:] == [(3, "attention"), (3, "cross_attention"), (3, "mlp")]
+    assert all(each.score > 0 for each in report.scores)
+
+
+def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
+    from exporter.artifacts.plans.by_score import plan_drop
+    from exporter.artifacts.plans.stacks import Stacks
+    from exporter.choose.selection.in_stacks import greedy_in_stacks, options_in_stacks
+    from exporter.choose.selection.search_options import SearchOptions
+    from exporter.models.ablation.branch_replacements import without_branches
+    from exporter.models.ablation.embeddings import meter_here
+    from exporter.models.encoder_decoder_text import scored_pairs
+
+    loaded, stacks = made_loaded("whisper"), Stacks(2, 2)
+    report = score(loaded, ScoreOptions(calibration=("random",), samples=3))
+    meter = meter_here(loaded, scored_pairs(loaded, ("random",), samples=3))
+    kept = {SublayerRef(0, "mlp")}
+    search = SearchOptions(search="greedy")
+    chosen, damage = greedy_in_stacks(meter, report, stacks, {"joint": 3}, kept, search)
+    assert len(chosen) == 3
+    assert not kept & {name for option in chosen for name in option.names}
+    lowest = without_branches(plan_drop(report, joint=3).deletions, loaded.model)
+    assert damage.distance <= meter.measure(lowest).distance + 1e-9
+    blocks = options_in_stacks("block", stacks, kept)
+    assert [len(option.names) for option in blocks] == [2, 3, 3]
+    with raises(PlanError, "too-many", 5):
+        greedy_in_stacks(meter, report, stacks, {"mlp": 5}, (), search)
