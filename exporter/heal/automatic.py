@@ -36,7 +36,7 @@ def in_turn(
     if options.kind != "auto":
         return [first]
     folded = without_training(options)
-    best = replace(folded, kind="best")
+    best = replace(folded, kind="best", replacements="none")
     return [first, folded, best] if first.trains else [folded, best]
 
 
@@ -72,7 +72,7 @@ def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> H
 def without_training(options: HealOptions) -> HealOptions:
     """The options with kept weights folded in place of a training."""
     usual = HealOptions()
-    kept = {name: getattr(usual, name) for name in (*TRAINED, "rank", "replacements")}
+    kept = {name: getattr(usual, name) for name in (*TRAINED, "rank")}
     return replace(options, kind="fold", **kept)
 
 

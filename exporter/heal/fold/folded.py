@@ -114,9 +114,10 @@ def _replaced(
     without = [ref for ref in fitting.names if all(ref not in place.gap for place in places)]
     if not without:
         return found, {}
-    named = ", ".join(map(str, without))
-    fitting.progress.say(f"heal: {named}: no weight to fold into, so replaced ({kind})")
     replaced, fits = replace(fitting, names=without).alike(kind)
+    for ref in without:
+        what = "nothing" if replaced[ref] is NOTHING else kind
+        fitting.progress.say(f"heal: {ref}: no weight to fold into; in its place: {what}")
     return found | replaced, fits
 
 
