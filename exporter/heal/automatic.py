@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from exporter.heal.distill.student import trained_numbers
 from exporter.heal.distill.workers import Workers
@@ -35,8 +35,7 @@ def in_turn(
     first = settled(options, loaded, progress)
     if options.kind != "auto":
         return [first]
-    folded = without_training(options)
-    best = replace(folded, kind="best", replacements="none")
+    folded, best = without_training(options), without_training(options, "best")
     return [first, folded, best] if first.trains else [folded, best]
 
 
@@ -69,11 +68,13 @@ def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> H
     return without_training(options)
 
 
-def without_training(options: HealOptions) -> HealOptions:
-    """The options with kept weights folded in place of a training."""
+def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold") -> HealOptions:
+    """The options with kept weights folded, or the best replacements, in place of a training."""
     usual = HealOptions()
     kept = {name: getattr(usual, name) for name in (*TRAINED, "rank")}
-    return replace(options, kind="fold", **kept)
+    if kind == "best":
+        kept["replacements"] = usual.replacements
+    return replace(options, kind=kind, **kept)
 
 
 def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: float) -> str | None:

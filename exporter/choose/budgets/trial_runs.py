@@ -228,7 +228,7 @@ class TrialRuns:
             if error.code not in _GAINED_NOTHING:
                 raise
             self._progress.say(f"heal: {error.message} Replacements are fitted to this cut.")
-            healed = self._heal(plan, replace(without_training(options), kind="best"))
+            healed = self._heal(plan, without_training(options, "best"))
         folder = self._folder(plan)
         folder.mkdir(parents=True, exist_ok=True)
         healed.write(folder)

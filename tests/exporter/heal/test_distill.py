@@ -32,7 +32,7 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.automatic import USUAL_TIME_S, settled  # noqa: E402
+from exporter.heal.automatic import USUAL_TIME_S, in_turn, settled  # noqa: E402
 from exporter.heal.distill.distilled import distilled  # noqa: E402
 from exporter.heal.distill.loss import answer_loss  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
@@ -536,6 +536,15 @@ def test_what_a_machine_can_not_afford_is_not_trained(
     assert found.kind == kind
     assert found.time_s == (USUAL_TIME_S if kind == "distill" else None)
     assert found.tokens == (1000 if kind == "distill" else HealOptions().tokens)
+
+
+def test_what_auto_takes_next_is_asked_for_with_options_that_it_has() -> None:
+    asked = HealOptions(kind="auto", tokens=1000, replacements="linear", rank=4)
+    loaded = tiny_loaded("llama")
+    assert [each.kind for each in in_turn(replace(asked, kind="distill"), loaded)] == ["distill"]
+    _, folded, best = in_turn(asked, loaded)
+    assert (folded.kind, folded.replacements, folded.rank) == ("fold", "linear", None)
+    assert (best.kind, best.replacements) == ("best", "none")
 
 
 @pytest.mark.parametrize(
