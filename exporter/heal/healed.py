@@ -10,7 +10,6 @@ from pathlib import Path
 
 from exporter.artifacts import (
     CalibrationRef,
-    FiguresFrom,
     HealedBranch,
     HealedClasses,
     HealedEmbeddings,
@@ -36,6 +35,7 @@ from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.memory import HealingMemory, healing_memory
 from exporter.heal.options import HealOptions
+from exporter.heal.parts_of_text import choice_warnings, figures_from, judged_on
 from exporter.heal.plan_file import (
     FOLDER_PLAN,
     FOLDER_REPORT,
@@ -167,7 +167,7 @@ def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
             options,
             texts.sources,
             made.fits,
-            _choice_warnings(options, texts, asked.plan),
+            choice_warnings(options, texts, asked.plan),
             made=made,
             lost=asked.lost,
             progress=progress,
@@ -208,58 +208,6 @@ def _fold_memory(fitting: Fitting) -> HealingMemory:
     )
 
 
-def _figures_from(options: HealOptions, texts: HealingTexts, plan: PruningPlan) -> FiguresFrom:
-    if _chose(texts, plan):
-        return "searched"
-    return "checked" if _short(options, texts) else "unseen"
-
-
-def _judged_on(own: CalibrationText, other: CalibrationText | None) -> list[CalibrationRef]:
-    return [*own.parts, *([] if other is None else other.parts)]
-
-
-def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
-    """The texts of which one sample serves to choose kinds and to judge them."""
-    short = [text.ref.source for text in texts.held if len(text.input_ids) < 2]
-    return short if options.kind in ("best", "fold", "distill") else []
-
-
-def _chose(texts: HealingTexts, plan: PruningPlan) -> list[str]:
-    """The texts of which held-out samples are among those that the plan was chosen on.
-
-    Both take a short text from its start; what is held out stands behind what is fitted on.
-    """
-    return [
-        fitted.source
-        for fitted in texts.again
-        if any(
-            chosen.sha256 == fitted.sha256 and chosen.tokens > fitted.tokens
-            for chosen in plan.chosen_on
-        )
-    ]
-
-
-def _choice_warnings(options: HealOptions, texts: HealingTexts, plan: PruningPlan) -> list[str]:
-    found = []
-    if short := _short(options, texts):
-        found.append(
-            f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
-            "measured on the same one: the gain looks better than it is. Give more text."
-        )
-    chose = _chose(texts, plan)
-    if chose:
-        found.append(
-            f"Some held-out samples of {', '.join(chose)} also decided what to drop, so the healed "
-            "model looks better than it is. Give more text, or heal on another."
-        )
-    if again := [ref.source for ref in texts.again if ref.source not in chose]:
-        found.append(
-            f"{', '.join(again)}: too short for four parts, so healing is fitted on samples that "
-            "also decided what to drop. Those that judge it are others."
-        )
-    return found
-
-
 def _healed_plan(
     plan: PruningPlan,
     made: Made,
@@ -275,10 +223,10 @@ def _healed_plan(
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
         predicted=_predicted(healing),
-        predicted_on=_figures_from(options, texts, plan) if measured else None,
+        predicted_on=figures_from(options, texts, plan) if measured else None,
         fitted_on=texts.fitting.parts,
         stopped_on=[] if made.deciding is None else made.deciding.parts,
-        judged_on=_judged_on(made.held_out, texts.other) if measured else [],
+        judged_on=judged_on(made.held_out, texts.other) if measured else [],
         made_from={**plan.made_from, **parents},
     )
 
