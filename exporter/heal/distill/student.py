@@ -23,6 +23,7 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.meter import judged_by
 from exporter.models.ablation.streams import CutBranches
 from exporter.models.anatomy.architectures import layer_modules, sublayers_of
+from exporter.models.anatomy.classifiers import class_logits
 from exporter.models.anatomy.residual_stream import LayerModules, first_tensor, hooked
 from exporter.models.changed_weights import (
     OwnValue,
@@ -214,9 +215,10 @@ class Student:
         layers = self._layers if states else []
         with hooked(each.layer.register_forward_hook(keep) for each in layers):
             judged = judged_by(self.model)
-            if judged != "embeddings":
-                more = {"use_cache": False} if judged == "tokens" else {}
-                return Answer(self.model(**inputs, **more).logits, found)
+            if judged == "classes":
+                return Answer(class_logits(self.model, inputs), found)
+            if judged == "tokens":
+                return Answer(self.model(**inputs, use_cache=False).logits, found)
             return Answer(self.model.base_model(**inputs).last_hidden_state, found)
 
     def _switch_adapters(self, *, on: bool) -> None:

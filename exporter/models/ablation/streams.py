@@ -23,6 +23,7 @@ from exporter.models.anatomy.architectures import (
     stacked_layers,
     sublayers_of,
 )
+from exporter.models.anatomy.classifiers import class_logits
 from exporter.models.anatomy.residual_stream import (
     LayerModules,
     first_tensor,
@@ -151,8 +152,7 @@ class StreamRunner:
         if self._runs == "all":
             IDLE_THREADS.fit()
             with torch.inference_mode():
-                found: torch.Tensor = self._model(**inputs).logits
-            return found
+                return class_logits(self._model, inputs)
         if self._head is None:
             states = run_backbone(self._model, inputs).last_hidden_state
             with torch.inference_mode():

@@ -9,6 +9,7 @@ import pytest
 from tiny_families import tiny_model
 
 from exporter.errors import ScoringError
+from exporter.heal.distill.student import Student
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,
@@ -17,6 +18,7 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.damage import ClassDamage, Damage, EmbeddingDamage, damage_of_numbers
 from exporter.models.ablation.embeddings import meter_of
 from exporter.models.ablation.meter import judged_by
+from exporter.models.texts.batches import batches_of
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -44,13 +46,27 @@ def _expected(model: Any, cut: Any) -> tuple[list[float], list[float]]:
     return kls, same
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        {"model_type": "bert"},
+        {"model_type": "roberta"},
+        {"model_type": "distilbert"},
+        {"model_type": "modernbert"},
+        {"model_type": "llama", "pad_token_id": 2},  # answers at a text's last token
+        {"model_type": "llama", "pad_token_id": None},
+        {"model_type": "qwen3", "pad_token_id": -1},
+    ],
+)
 @pytest.mark.parametrize(
     ("head", "classes"),
     [("SequenceClassification", 3), ("SequenceClassification", 1), ("TokenClassification", 4)],
 )
-def test_the_divergences_are_those_of_texts_alone(model_type: str, head: str, classes: int) -> None:
-    model = tiny_model(model_type, head=head, num_labels=classes)
+def test_the_divergences_are_those_of_texts_alone(
+    family: dict[str, Any], head: str, classes: int
+) -> None:
+    model = tiny_model(**family, head=head, num_labels=classes)
+    padding = model.config.pad_token_id
     meter = meter_of(model, _IDS, _MASK, batch_size=2)
     others: list[Any] = [{**_CUT, (1, "mlp"): NOTHING}, {(2, "mlp"): NOTHING}]
     for damage, cut in zip(meter.measure_many(_CUT, others), [_CUT, *others], strict=True):
@@ -60,6 +76,20 @@ def test_the_divergences_are_those_of_texts_alone(model_type: str, head: str, cl
         assert damage.distance == damage.kl > 1e-5
     rows = _MASK.sum(1) if head == "TokenClassification" else np.ones(5)
     assert damage.positions.tolist() == rows.tolist()
+    assert model.config.pad_token_id == padding
+
+
+@pytest.mark.parametrize("padding", [2, None])
+def test_a_student_answers_padded_texts_as_texts_alone(padding: int | None) -> None:
+    model = tiny_model("llama", head="SequenceClassification", pad_token_id=padding)
+    student = Student(model, {}, "all", None)
+    (batch,) = batches_of(_IDS, _MASK, 5)
+    with torch.no_grad():
+        alone = [
+            model(torch.tensor(ids[mask])[None]).logits[0]
+            for ids, mask in zip(_IDS, _MASK, strict=True)
+        ]
+    assert torch.allclose(student.teach(batch.inputs()).given, torch.stack(alone), atol=1e-5)
 
 
 def test_nothing_cut_costs_nothing() -> None:

@@ -1,0 +1,48 @@
+"""Runs classifiers, some of which answer at the last token of a text that isn't padding."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Runs a classifier on texts that are padded at the end; each gets the logits it has alone.
+
+    Transformers' decoders find a text's last token by ``config.pad_token_id``. So padding gets that
+    id here; a config without one gets an id that no text ends with while the model runs.
+
+    Args:
+        model: A transformers model with a head for classes.
+        inputs: ``input_ids`` and ``attention_mask``, ``[batch, tokens]``.
+
+    Returns:
+        Logits, ``[batch, classes]`` or ``[batch, tokens, classes]``.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    config = model.config.get_text_config()
+    with _padding_known(config, ids, mask) as padding:
+        given = {**inputs, "input_ids": ids.masked_fill(mask == 0, padding)}
+        found: torch.Tensor = model(**given).logits
+    return found
+
+
+@contextlib.contextmanager
+def _padding_known(config: Any, ids: torch.Tensor, mask: torch.Tensor) -> Iterator[int]:
+    """The id of padding; the config has it while the block runs."""
+    own = config.pad_token_id
+    if own is not None and 0 <= own < config.vocab_size:
+        yield own
+        return
+    lengths = mask.long().sum(-1, keepdim=True)
+    last = set(ids.gather(1, lengths - 1).flatten().tolist())
+    config.pad_token_id = next(each for each in itertools.count() if each not in last)
+    try:
+        yield config.pad_token_id
+    finally:
+        config.pad_token_id = own
