@@ -17,8 +17,9 @@ from typing import Any
 from exporter.errors import TextSourceError
 from exporter.files import sha256_bytes, sha256_file
 from exporter.models.texts.passages import paragraphs
-from exporter.models.texts.sounds import SUFFIXES
+from exporter.models.texts.sounds import LARGEST_BYTES, SUFFIXES
 from exporter.models.texts.sources import Part, json_lines, read_file, read_texts
+from graph_passes.files.reading import CONFIG_BYTES, check_file
 
 RANDOM = "random"
 """Noise in place of a text or a recording."""
@@ -75,6 +76,8 @@ def read_pairs(spec: str, *, part: Part, sound: bool) -> Pairs:
 
     Raises:
         TextSourceError: With the file, the line and what is wrong.
+        UnsafeInputError: A recording, or the text beside it, lies outside the folder, or is no
+            regular file, or is too large.
     """
     if spec == RANDOM:
         label = f"{RANDOM} ({part})"
@@ -100,6 +103,8 @@ def _names_sources(path: Path) -> bool:
 def _sounds(spec: str, path: Path) -> Pairs:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        for file in files:
+            check_file(file, limit=LARGEST_BYTES)
         found = [Pair(str(file), _beside(file)) for file in files]
         if not files:
             raise TextSourceError(
@@ -115,6 +120,7 @@ def _sounds(spec: str, path: Path) -> Pairs:
     found = []
     for line, at in _lines(path):
         sound = path.parent / _field(line, "audio", at)
+        check_file(sound, path.parent, limit=LARGEST_BYTES)
         if not sound.is_file():
             raise TextSourceError(
                 f"{at}: the recording {sound} does not exist.",
@@ -127,6 +133,7 @@ def _sounds(spec: str, path: Path) -> Pairs:
 
 def _beside(sound: Path) -> str | None:
     text = sound.with_suffix(".txt")
+    check_file(text, limit=CONFIG_BYTES)
     return read_file(text).strip() if text.is_file() else None
 
 

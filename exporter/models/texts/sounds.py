@@ -8,7 +8,10 @@ their mean.
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
 from pathlib import Path
 
@@ -20,10 +23,19 @@ from exporter.optional import require
 from graph_passes.files.reading import read_bytes
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-_LARGEST_BYTES = 1 << 28
+LARGEST_BYTES = 1 << 28
+"""What the file of a recording may take."""
+_BLOCK = 1 << 16
 _RATES = range(4_000, 400_000)
 
 Samples = NDArray[np.float32]
+_Check = Callable[[int, int], None]
+"""Is told the frames and the rate of a recording; raises where they can't be taken."""
+# Both libraries raise many classes for a file that is none of theirs.
+_BROKEN = (
+    *(ArithmeticError, EOFError, LookupError, NameError, OSError, RuntimeError, ValueError),
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -51,27 +63,12 @@ def read_sound(path: Path, rate: int, longest_s: float) -> Sound:
         TextSourceError: The file is missing, no recording, empty, not finite, or too long.
         MissingDependencyError: It is no WAV file, and soundfile is not installed.
     """
-    found, file_rate = _decoded(path)
-    if file_rate not in _RATES:
-        raise TextSourceError(
-            f"{path} says that it has {file_rate} samples a second.",
-            "Convert it, for example with: ffmpeg -i FILE -ar 16000 out.wav",
-            code="odd-rate",
-        )
-    if not len(found):
-        raise TextSourceError(f"{path} holds no sound.", "Leave it out.", code="no-sound")
-    if not np.isfinite(found).all():
+    samples, file_rate = _decoded(path, longest_s)
+    if not np.isfinite(samples).all():
         raise TextSourceError(
             f"{path} holds samples that are not finite.", "Record it again.", code="not-finite"
         )
-    seconds = len(found) / file_rate
-    if seconds > longest_s:
-        raise TextSourceError(
-            f"{path} takes {seconds:.1f} s; the model hears {longest_s:g} s at once.",
-            "Cut it into shorter recordings: what is behind would be lost without a word.",
-            code="sound-too-long",
-        )
-    return Sound(_at_rate(found, file_rate, rate), file_rate)
+    return Sound(_at_rate(samples, file_rate, rate), file_rate)
 
 
 def _at_rate(samples: NDArray[np.float64], file_rate: int, rate: int) -> Samples:
@@ -84,10 +81,10 @@ def _at_rate(samples: NDArray[np.float64], file_rate: int, rate: int) -> Samples
     return found
 
 
-def _decoded(path: Path) -> tuple[NDArray[np.float64], int]:
+def _decoded(path: Path, longest_s: float) -> tuple[NDArray[np.float64], int]:
     """Mono samples from -1 to 1, and their rate."""
     try:
-        content = read_bytes(path, limit=_LARGEST_BYTES)
+        content = read_bytes(path, limit=LARGEST_BYTES)
     except FileNotFoundError:
         raise TextSourceError(
             f"The recording {path} does not exist.",
@@ -98,28 +95,51 @@ def _decoded(path: Path) -> tuple[NDArray[np.float64], int]:
         raise TextSourceError(f"{path} can't be read: {error.strerror}.") from error
     read = _by_scipy if path.suffix.lower() == ".wav" else _by_soundfile
     try:
-        samples, rate = read(content)
-    # Both libraries raise many classes for a file that is none of theirs.
-    except (ValueError, RuntimeError, EOFError, OSError) as error:
+        return read(content, partial(_refuse_unheard, path, longest_s))
+    except _BROKEN as error:
         raise TextSourceError(
             f"{path} is no recording that can be read: {first_line(error)}.",
             "Convert it, for example with: ffmpeg -i FILE -ar 16000 out.wav",
             code="no-recording",
         ) from error
-    return (samples.mean(axis=1) if samples.ndim > 1 else samples), rate
 
 
-def _by_scipy(content: bytes) -> tuple[NDArray[np.float64], int]:
+def _refuse_unheard(path: Path, longest_s: float, frames: int, rate: int) -> None:
+    """Refuses a recording by its length and rate, before its samples become floats."""
+    if rate not in _RATES:
+        raise TextSourceError(
+            f"{path} says that it has {rate} samples a second.",
+            "Convert it, for example with: ffmpeg -i FILE -ar 16000 out.wav",
+            code="odd-rate",
+        )
+    if not frames:
+        raise TextSourceError(f"{path} holds no sound.", "Leave it out.", code="no-sound")
+    if frames > longest_s * rate:
+        raise TextSourceError(
+            f"{path} takes {frames / rate:.1f} s; the model hears {longest_s:g} s at once.",
+            "Cut it into shorter recordings: what is behind would be lost without a word.",
+            code="sound-too-long",
+        )
+
+
+def _by_scipy(content: bytes, check: _Check) -> tuple[NDArray[np.float64], int]:
     from scipy.io import wavfile
 
     rate, samples = wavfile.read(io.BytesIO(content))
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float64) - 128) / 128, int(rate)
-    if samples.dtype.kind == "i":
-        return samples.astype(np.float64) / -float(np.iinfo(samples.dtype).min), int(rate)
-    return samples.astype(np.float64), int(rate)
+    check(len(samples), int(rate))
+    kind = samples.dtype
+    mono = samples.mean(axis=1, dtype=np.float64) if samples.ndim > 1 else samples
+    mono = mono.astype(np.float64)
+    if kind == np.uint8:
+        return (mono - 128) / 128, int(rate)
+    if kind.kind == "i":
+        return mono / -float(np.iinfo(kind).min), int(rate)
+    return mono, int(rate)
 
 
-def _by_soundfile(content: bytes) -> tuple[NDArray[np.float64], int]:
-    samples, rate = require("soundfile", extra="speech").read(io.BytesIO(content))
-    return samples, int(rate)
+def _by_soundfile(content: bytes, check: _Check) -> tuple[NDArray[np.float64], int]:
+    with require("soundfile", extra="speech").SoundFile(io.BytesIO(content)) as file:
+        check(int(file.frames), int(file.samplerate))
+        # A compressed file may have hundreds of channels: only their mean is kept.
+        parts = file.blocks(_BLOCK, always_2d=True)
+        return np.concatenate([part.mean(axis=1) for part in parts]), int(file.samplerate)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 from exporter.errors import ModelSourceError, TextSourceError
 from exporter.models.decoding_rules import DecodingRules, greedy
 from exporter.models.texts.pairs import Pair, read_pairs
-from exporter.models.texts.sounds import read_sound
+from exporter.models.texts.sounds import LARGEST_BYTES, read_sound
+from graph_passes.errors import UnsafeInputError
 from tests.exporter.encoder_decoders import RATE, write_recordings, write_sound
 from tests.raising import raises
 
@@ -69,6 +72,46 @@ def test_a_recording_that_can_not_be_taken_is_refused(tmp_path: Path, make: Any,
     make(path)
     with raises(TextSourceError, code, path):
         read_sound(path, RATE, 1)
+
+
+def header(channels: int, size: int = 36) -> bytes:
+    fields = struct.pack("<IHHIIHH", 16, 1, channels, RATE, 2 * RATE, 2 * channels, 16)
+    return b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + fields + b"data" + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "content", [b"RIFF\x24", header(1, size=4)[:12], header(0), header(1)[:30]]
+)
+def test_a_broken_header_is_no_recording(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(content)
+    with raises(TextSourceError, "no-recording", path):
+        read_sound(path, RATE, 1)
+
+
+@pytest.mark.torch
+def test_what_is_too_long_is_not_decoded(tmp_path: Path) -> None:
+    """A compressed hour takes little room on disk and much in memory."""
+    soundfile = pytest.importorskip("soundfile")
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.zeros(300 * RATE, np.int16), RATE)
+    tracemalloc.start()
+    with raises(TextSourceError, "sound-too-long", path):
+        read_sound(path, RATE, 30)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300 * RATE
+
+
+@pytest.mark.torch
+def test_a_compressed_recording_is_read_as_a_plain_one(tmp_path: Path) -> None:
+    from scipy.io import wavfile
+
+    soundfile = pytest.importorskip("soundfile")
+    plain = write_sound(tmp_path / "a.wav", 5, channels=2)
+    soundfile.write(tmp_path / "a.flac", wavfile.read(plain)[1], RATE)
+    one, other = (read_sound(tmp_path / name, RATE, 5) for name in ("a.wav", "a.flac"))
+    assert np.array_equal(one.samples, other.samples)
 
 
 def test_samples_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -143,6 +186,33 @@ def test_pairs_that_can_not_be_taken_are_refused(
 ) -> None:
     with raises(TextSourceError, code, "pairs.jsonl"):
         read_pairs(written(tmp_path, *lines), part="calibration", sound=sound)
+
+
+@pytest.mark.parametrize("place", ["outside", "absolute", "link", "large"])
+def test_only_recordings_of_the_folder_are_read(tmp_path: Path, place: str) -> None:
+    sound, folder = write_sound(tmp_path / "out.wav"), tmp_path / "r"
+    folder.mkdir()
+    (folder / "link.wav").symlink_to(sound)
+    with (folder / "large.wav").open("wb") as file:
+        file.truncate(LARGEST_BYTES + 1)
+    names = {"outside": "../out.wav", "absolute": str(sound)}
+    spec = written(folder, {"audio": names.get(place, f"{place}.wav")})
+    with raises(UnsafeInputError):
+        read_pairs(spec, part="evaluation", sound=True)
+    if place in ("link", "large"):
+        (folder / ("link.wav" if place == "large" else "large.wav")).unlink()
+        with raises(UnsafeInputError):
+            read_pairs(str(folder), part="evaluation", sound=True)
+
+
+def test_a_text_beside_a_recording_is_no_link_to_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    write_sound(folder / "a.wav")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "a.txt").symlink_to(tmp_path / "secret")
+    with raises(UnsafeInputError, "", "a.txt"):
+        read_pairs(str(folder), part="evaluation", sound=True)
 
 
 def test_a_text_is_no_recording(tmp_path: Path) -> None:
