@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from exporter.errors import UsageError
 from exporter.models.decoding_rules import greedy
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.onnx_interface import cache_argument
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.paired import OWN_TOKENS, PairReader, paired_text
 from exporter.models.texts.pairs import RANDOM, read_pairs
@@ -83,7 +82,7 @@ def _answered(
     import torch
     from transformers import EncoderDecoderCache
 
-    from exporter.models.onnx_interface import new_cache
+    from exporter.models.onnx_interface import cache_argument, new_cache
 
     model: Any = loaded.model
     given = {name: _tensor(array, model) for name, array in sources.items()}
