@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.errors import CalibrationError, PlanError, UnknownArchitectureError
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.anatomy.architectures import (
     every_sublayer,
@@ -230,3 +230,10 @@ def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
     assert [len(option.names) for option in blocks] == [2, 3, 3]
     with raises(PlanError, "too-many", 5):
         greedy_in_stacks(meter, report, stacks, {"mlp": 5}, (), search)
+
+
+def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
+    loaded, file = made_loaded("t5"), tmp_path / "pairs.jsonl"
+    file.write_text('{"source": "w1 w2", "target": "w3"}')
+    with raises(CalibrationError, "no-tokenizer", "t5"):
+        score(loaded, ScoreOptions(calibration=(str(file),)))
