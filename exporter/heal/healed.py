@@ -43,11 +43,10 @@ from exporter.heal.plan_file import (
     kind_of,
     write_healed_plan,
 )
-from exporter.heal.refusals import refuse_early
+from exporter.heal.refusals import healed_sublayers, refuse_early
 from exporter.heal.texts import HealingTexts, healing_texts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.meter import Within
-from exporter.models.anatomy.architectures import named_sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -124,7 +123,7 @@ def heal(
     asked, ref = options or HealOptions(), loaded.ref
     validate_for(plan, ref, allow_all=allow_all)
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
-    names = named_sublayers(plan.deletions, ref.num_layers)
+    names = healed_sublayers(plan, ref)
     parents = {**(made_from or {}), "model": ref.sha256}
     *others, last = (
         _Asked(loaded, plan, names, options, work, texts, lost, progress)

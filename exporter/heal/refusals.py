@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import PruningPlan
+from exporter.artifacts import ModelRef, PruningPlan
 from exporter.artifacts.servers import is_plain, places_of, refuse_needed
 from exporter.errors import HealingError
 from exporter.heal.distill.student import adapter_library
 from exporter.heal.options import HealOptions
+from exporter.models.anatomy.architectures import named_sublayers
 from exporter.models.changed_weights import refuse_quantized
 from exporter.models.loading.model_source import LoadedModel
+from graph_passes.types import SublayerRef
+
+
+def healed_sublayers(plan: PruningPlan, model: ModelRef) -> list[SublayerRef]:
+    """The sublayers whose places are taken.
+
+    Raises:
+        HealingError: The model is an encoder-decoder, whose texts are pairs.
+        PlanError: The model has no such sublayers.
+    """
+    if model.encoder_layers is not None:
+        raise HealingError(
+            f"{model.source} is an encoder-decoder, which is healed where it is exported.",
+            "depthcut export MODEL --plan PLAN --heal best --calibration PAIRS.",
+            code="two-stacks",
+        )
+    return named_sublayers(plan.deletions, model.num_layers)
 
 
 def refuse_early(options: HealOptions, loaded: LoadedModel, plan: PruningPlan) -> None:

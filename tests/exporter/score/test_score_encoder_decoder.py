@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.errors import CalibrationError, PlanError, UnknownArchitectureError
+from exporter.errors import CalibrationError, HealingError, PlanError, UnknownArchitectureError
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.anatomy.architectures import (
     every_sublayer,
@@ -237,3 +237,12 @@ def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
     file.write_text('{"source": "w1 w2", "target": "w3"}')
     with raises(CalibrationError, "no-tokenizer", "t5"):
         score(loaded, ScoreOptions(calibration=(str(file),)))
+
+
+def test_healing_a_plan_alone_is_for_models_of_one_stack() -> None:
+    from exporter.artifacts import PlannedDeletion, PruningPlan
+    from exporter.heal.healed import heal
+
+    plan = PruningPlan(deletions=[PlannedDeletion(layer=2, kind="mlp")], encoder_layers=2)
+    with raises(HealingError, "two-stacks", "t5"):
+        heal(made_loaded("t5"), plan)
