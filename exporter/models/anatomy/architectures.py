@@ -70,7 +70,7 @@ def layer_modules(model: Any) -> list[LayerModules]:
         UnknownArchitectureError: When neither the table nor the probe knows the model.
     """
     model_type = model.config.model_type
-    if model_type in STACKS:
+    if model_type in STACKS and model.config.is_encoder_decoder:
         raise UnknownArchitectureError(
             f"{type(model).__name__} is an encoder-decoder, and this takes one stack of layers.",
             "score, plan, export and compare take encoder-decoders.",

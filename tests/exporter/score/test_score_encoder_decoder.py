@@ -69,6 +69,16 @@ def test_the_branches_add_up_to_the_streams(family: str) -> None:
         layer_modules(model)  # what knows one stack alone is given none of two
 
 
+def test_half_of_an_encoder_decoder_has_one_stack() -> None:
+    import transformers
+
+    decoder = transformers.BartForCausalLM(made_model("bart").config).eval()
+    assert len(layer_modules(decoder)) == 2
+    encoder = transformers.T5EncoderModel(made_model("t5").config).eval()
+    with raises(UnknownArchitectureError, "unknown-family", "t5"):
+        layer_modules(encoder)
+
+
 def test_a_wrong_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from exporter.models.anatomy.families import STACKS
 
