@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import NOT_VERIFIED, prune_file
 from exporter.models.encoder_decoder_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
 from exporter.progress import QUIET, Progress
+from graph_passes.files.reading import copy_file
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.fusing.paired_caches import pair_caches
 from graph_passes.pipeline import graph_size
@@ -103,7 +103,7 @@ def _pruned(
 def _copied(source: Path, target: Path) -> PruneReport:
     model = load_model(source)
     for file in (source, *data_files(model)):
-        shutil.copyfile(file, target.parent / file.name)
+        copy_file(file, target.parent / file.name)
     size = graph_size(model)
     entry = GraphSizeEntry(nodes=size.nodes, parameters=size.parameters, bytes=size.bytes)
     return PruneReport(

@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, ModelSourceError
-from exporter.models.decoding_rules import DecodingRules
+from exporter.models.decoding_rules import DecodingRules, settings_of
+from exporter.models.model_folder import read_object
 from exporter.models.texts.batches import Sources
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.pairs import Pair, Pairs
@@ -21,7 +23,6 @@ from exporter.models.texts.sounds import Samples, read_sound
 from exporter.models.texts.sources import Part
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
-from graph_passes.files.reading import read_json
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -35,10 +36,22 @@ OWN_TOKENS = 48
 _PREPROCESSOR = "preprocessor_config.json"
 _RANDOM_TOKENS = 24
 _SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
-_FEATURES = (
-    *("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value"),
-    "dither",
-)
+_Size = Annotated[int, Field(gt=0, lt=1 << 20)]
+
+
+class _Features(BaseModel):
+    """The settings of a feature extractor, with transformers' defaults."""
+
+    model_config = ConfigDict(strict=True)
+
+    feature_size: _Size
+    sampling_rate: _Size = 16_000
+    hop_length: _Size = 160
+    chunk_length: _Size = 30
+    n_fft: Annotated[int, Field(gt=0, lt=1 << 14)] = 400
+    padding_value: float = 0.0
+    dither: float = 0.0
+
 
 Generate = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.int64]]
 """From the encoder's inputs to the model's own targets, prompt included, ``[samples, tokens]``."""
@@ -162,12 +175,10 @@ class PairReader:
         """The feature extractor of a speech model.
 
         Raises:
-            ModelSourceError: Its settings are missing, or don't fit the model.
+            ModelSourceError: Its settings are missing or wrong, or don't fit the model.
         """
-        told = self._extractor_settings()
-        made: Any = require("transformers", extra="torch").WhisperFeatureExtractor(**told)
-        frames = 2 * int(self.config["max_source_positions"])
-        found = int(made.feature_size), int(made.nb_max_frames)
+        told, frames = self._extractor_settings(), 2 * int(self.config["max_source_positions"])
+        found = told.feature_size, told.chunk_length * told.sampling_rate // told.hop_length
         if found != (self.config["num_mel_bins"], frames):
             raise ModelSourceError(
                 f"{self.folder / _PREPROCESSOR} makes {found[0]} features of {found[1]} frames; "
@@ -175,17 +186,15 @@ class PairReader:
                 "Take the file that belongs to the model.",
                 code="other-features",
             )
-        return made
+        made: Any = require("transformers", extra="torch").WhisperFeatureExtractor
+        return made(**told.model_dump())
 
-    def _extractor_settings(self) -> dict[str, Any]:
+    def _extractor_settings(self) -> _Features:
         for name in (_PREPROCESSOR, "processor_config.json"):
-            file = self.folder / name
-            if not file.is_file():
-                continue
-            told = read_json(file)
-            told = told.get("feature_extractor", told) if isinstance(told, dict) else {}
+            told = read_object(self.folder / name)
+            told = told.get("feature_extractor", told)
             if isinstance(told, dict) and "feature_size" in told:
-                return {key: told[key] for key in _FEATURES if key in told}
+                return settings_of(_Features, told, str(self.folder / name))
         raise ModelSourceError(
             f"{self.folder} has no {_PREPROCESSOR}, which says how a recording becomes features.",
             "Put the model's own there, or give random as the text.",

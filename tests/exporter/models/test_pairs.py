@@ -13,6 +13,7 @@ import pytest
 
 from exporter.errors import ModelSourceError, TextSourceError
 from exporter.models.decoding_rules import DecodingRules, greedy
+from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import Pair, read_pairs
 from exporter.models.texts.sounds import LARGEST_BYTES, read_sound
 from graph_passes.errors import UnsafeInputError
@@ -236,6 +237,7 @@ WHISPER = {
         ({"decoder_start_token_id": 0, "eos_token_id": 1}, (0,)),
         (WHISPER, (50, 59, 62, 63)),
         (WHISPER | {"language": "de"}, (50, 61, 62, 63)),
+        (WHISPER | {"language": "<|de|>"}, (50, 61, 62, 63)),
         ({"decoder_start_token_id": 5, "forced_decoder_ids": [[2, 8], [1, 7]]}, (5, 7, 8)),
         ({"decoder_start_token_id": 5, "no_timestamps_token_id": 9}, (5, 9)),
         ({"decoder_start_token_id": 2, "forced_bos_token_id": 4, "eos_token_id": [2, 3]}, (2, 4)),
@@ -249,6 +251,63 @@ def test_a_target_begins_as_the_configs_say(told: dict[str, Any], prompt: tuple[
 def test_a_model_that_does_not_say_how_a_target_begins_is_refused() -> None:
     with raises(ModelSourceError, "no-start-token", "decoder_start_token_id"):
         DecodingRules.of({"eos_token_id": 1}, {})
+
+
+@pytest.mark.torch
+def test_a_language_may_be_told_by_its_name() -> None:
+    assert DecodingRules.of({}, WHISPER | {"language": "German"}).prompt == (50, 61, 62, 63)
+    with raises(ModelSourceError, "unknown-language", "french", "<|de|>"):
+        DecodingRules.of({}, WHISPER | {"language": "french"})
+
+
+def test_a_task_that_the_model_has_not_is_refused() -> None:
+    with raises(ModelSourceError, "unknown-task", "translate"):
+        DecodingRules.of({}, WHISPER | {"task": "translate"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lang_to_id", ["<|en|>"]),
+        ("task_to_id", {"transcribe": "62"}),
+        ("language", ["de", "en"]),
+        ("suppress_tokens", [1.5]),
+        ("begin_suppress_tokens", 7),
+        ("forced_decoder_ids", [[1]]),
+        ("forced_decoder_ids", [["a", 3], [1, 2]]),
+        ("eos_token_id", "57"),
+        ("decoder_start_token_id", -1),
+        ("pad_token_id", 10**30),
+    ],
+)
+def test_odd_entries_of_a_generation_config_are_refused(name: str, value: Any) -> None:
+    with raises(ModelSourceError, "odd-setting", name):
+        DecodingRules.of({}, WHISPER | {name: value})
+
+
+FEATURES = {"feature_size": 8, "sampling_rate": RATE, "hop_length": 160, "chunk_length": 1}
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "named"),
+    [
+        ({"hop_length": 0}, "odd-setting", "hop_length"),
+        ({"feature_size": "x"}, "odd-setting", "feature_size"),
+        ({"chunk_length": None}, "odd-setting", "chunk_length"),
+        ({"n_fft": 10**9}, "odd-setting", "n_fft"),
+        ({"padding_value": [0]}, "odd-setting", "padding_value"),
+        ({"feature_size": 10**5}, "other-features", 10**5),
+        ({"chunk_length": 2}, "other-features", 200),
+    ],
+)
+def test_odd_settings_of_a_feature_extractor_are_refused(
+    tmp_path: Path, told: dict[str, Any], code: str, named: object
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(FEATURES | told))
+    config = {"num_mel_bins": 8, "max_source_positions": 50}
+    reader = PairReader("m", tmp_path, config, DecodingRules.of({}, WHISPER), None)
+    with raises(ModelSourceError, code, named):
+        assert reader.extractor
 
 
 def test_the_likeliest_token_that_may_come_is_taken_until_each_has_ended() -> None:
