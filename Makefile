@@ -65,6 +65,7 @@ lint: .venv/test.done
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows samples/07_ci/github.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-actions samples/07_ci/action.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci \
 	  samples/07_ci/gitlab-ci.yml
 

@@ -133,6 +133,10 @@ class ComparisonError(DepthcutError):
     """Two arms can't be compared: other inputs, vocabularies or texts."""
 
 
+class UntrustedMachineError(ComparisonError):
+    """The machine takes so much from a measurement that it can't tell: times were not taken."""
+
+
 class CostError(DepthcutError):
     """What sublayers cost can't be measured, or was measured of another graph or elsewhere."""
 

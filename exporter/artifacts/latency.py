@@ -19,8 +19,9 @@ TimedPhase = Literal[
 ``run`` is one of a shape that isn't known, all its lengths 0: another tool timed it.
 """
 VerdictWord = Literal["faster", "slower", "same", "inconclusive"]
-Stop = Literal["narrow", "budget", "rounds"]
-"""Why measuring ended: a narrow enough interval, no time left, or as many rounds as were asked."""
+Stop = Literal["narrow", "budget", "rounds", "power"]
+"""Why measuring ended: a narrow enough interval, no time left, as many rounds as were asked, or
+the power that was asked."""
 
 FEWEST_ROUNDS = 6
 """A row of fewer rounds is ``inconclusive``: its interval isn't one of 95 %."""
@@ -69,6 +70,9 @@ class MachineState(Record):
 
     ``seconds`` is the time since measuring began. Of a GPU it is what was seen since the moment
     before, while it worked: the median of its clock, its highest temperature, any throttling.
+    ``quota_cpus`` is the CPU time that a container may take, in CPUs; ``quota_waiting_share`` is
+    the share of the time since the look before that it was kept waiting by that, and
+    ``steal_share`` the share of all CPU time that other virtual machines took.
     """
 
     seconds: float
@@ -77,6 +81,10 @@ class MachineState(Record):
     throttled: bool | None = None
     gpu_sm_mhz: float | None = None
     gpu_celsius: float | None = None
+    quota_cpus: float | None = None
+    quota_waiting_share: float | None = None
+    steal_share: float | None = None
+    on_battery: bool | None = None
 
 
 class ThreadTrial(Record):
@@ -153,6 +161,26 @@ class NoiseFloor(Record):
     speedup: Speedup
 
 
+class PowerReached(Record):
+    """How surely a row finds a slowdown of ``smallest``, a share of its time.
+
+    ``power`` is the share of sessions that was asked for, ``reached`` that of sessions as sure as
+    this one, ``needed_s`` the seconds of rounds that the asked share takes in all, by the noise of
+    this session. ``foretold_s`` is what was foretold of them after the first chunks.
+    """
+
+    power: float
+    smallest: float
+    reached: float
+    needed_s: float
+    foretold_s: float | None = None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether it is as sure as was asked."""
+        return self.reached >= self.power
+
+
 class LatencyRow(Record):
     """One shape, both arms, interleaved.
 
@@ -172,7 +200,7 @@ class LatencyRow(Record):
     stopped changing when the warm-up ended. ``clock`` is the host's, or the device's own events.
     ``launches`` says by arm how an engine's runs got to the device: kernel by kernel, as one CUDA
     graph, or kernel by kernel because a capture failed.
-    ``imported`` rows were timed by another tool.
+    ``imported`` rows were timed by another tool. ``power`` is None where none was asked for.
     ``references`` are further arms by name, in the same rounds; they get no verdict.
     """
 
@@ -200,6 +228,7 @@ class LatencyRow(Record):
     timer_overhead_ns: float | None = None
     launches: dict[str, str] = Field(default_factory=dict)
     imported: bool = False
+    power: PowerReached | None = None
 
     @property
     def shape_name(self) -> str:

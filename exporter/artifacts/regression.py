@@ -125,6 +125,43 @@ class Drift(Record):
     last: str
 
 
+class HistoryRun(Record):
+    """A run of a history: ``commit`` where its CI system gave one."""
+
+    time: str
+    commit: str | None = None
+
+
+class ChangePoint(Record):
+    """A step in a history.
+
+    ``run`` is the first of the new level, by its place in the curve, from 0. ``size`` is the factor
+    by which the value grew, with its 95 % interval; both that and ``p_value`` are None for counted
+    figures, which are exact.
+    """
+
+    run: int
+    time: str
+    commit: str | None
+    size: float
+    ci95: tuple[float, float] | None = None
+    p_value: float | None = None
+
+
+class HistoryCurve(Record):
+    """One quantity over the runs of a history, oldest first.
+
+    ``subject`` is a shape, whose ``values`` are times relative to the unpruned arm, as factors of
+    their median; ``all shapes``, their mean; or a counted figure.
+    """
+
+    subject: str
+    counted: bool = False
+    runs: list[HistoryRun]
+    values: list[float]
+    points: list[ChangePoint] = Field(default_factory=list)
+
+
 class CheckReport(Artifact):
     """What ``depthcut check`` found.
 
@@ -140,6 +177,7 @@ class CheckReport(Artifact):
     checks: list[Check]
     drift: list[Drift] = Field(default_factory=list)
     work: list[WorkChange] = Field(default_factory=list)
+    curves: list[HistoryCurve] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
 

@@ -22,6 +22,7 @@ from exporter.errors import (
     SweepError,
     UndecidedGoalError,
     UnmetGoalError,
+    UntrustedMachineError,
     UsageError,
     first_line,
     panics_as_errors,
@@ -159,6 +160,8 @@ def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
     except UnmetGoalError as error:
         undecided = isinstance(error, UndecidedGoalError)
         return _fail(progress, str(error), UNDECIDED if undecided else NO)
+    except UntrustedMachineError as error:
+        return _fail(progress, str(error), UNDECIDED)
     except DepthcutError as error:
         return _fail(progress, str(error))
     except BrokenPipeError:

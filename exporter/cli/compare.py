@@ -78,7 +78,7 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
             progress=progress,
         )
         write_reports(report, call.output)
-        forget(call.output)
+        forget(call.output, report)
     print_comparison(report, call.output, progress.as_json)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from exporter.artifacts import library_versions
+from exporter.artifacts import ComparisonReport, library_versions
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
@@ -66,7 +66,7 @@ def store_of(
     same = ("machine", "processor", "cpu_count", "threads", "python", "gpu", "affinity")
     made_from: dict[str, Any] = {
         "arms": dict(arms),
-        "options": [options.rounds, vars(options.timing)],
+        "options": [options.rounds, options.timing.kept],
         "versions": library_versions(),
         "machine": {name: getattr(machine, name) for name in same},
     }
@@ -81,9 +81,13 @@ def _identity(arm: ComparedArm) -> list[str]:
     return [arm.runner.backend, arm.runner.provider, arm.facts.sha256, *engines]
 
 
-def forget(folder: Path) -> None:
-    """Removes what was kept: the report is written."""
-    (folder / FOLDER / _NAME).unlink(missing_ok=True)
+def forget(folder: Path, report: ComparisonReport) -> None:
+    """Removes what was kept: the report is written.
+
+    Where a row hasn't the power that was asked for, its times stay: another run goes on with them.
+    """
+    if all(row.power is None or row.power.is_reached for row in report.latency):
+        (folder / FOLDER / _NAME).unlink(missing_ok=True)
 
 
 class AccuracyCache:

@@ -19,10 +19,12 @@ from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
 from exporter.engines.decoding.open_decoder import own_decoder
 from exporter.engines.environment import GpuWatch, ThrottleCounts, machine_state
 from exporter.engines.inputs import has_cache, whole_phase
+from exporter.engines.machine_watch import MachineWatch, doubt
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
-from exporter.errors import ComparisonError
+from exporter.errors import ComparisonError, UntrustedMachineError
 from exporter.processes import cpu_times, other_cpu_share
+from exporter.report.sections.machine import machine_remarks
 
 
 @dataclass
@@ -57,6 +59,8 @@ def time_all(pair: Pair, store: Store | None = None) -> Timed:
         if generations:
             session.generate_apart(arms, vocabulary, generations)
     session.timed.other_cpu_share = other_cpu_share(before, cpu_times())
+    for remark in machine_remarks(session.timed.states, pair.baseline.runner.threads):
+        pair.progress.say(f"time: {remark}")
     return session.timed
 
 
@@ -70,6 +74,7 @@ class _TimingSession:
         self._store = store
         self._throttle = ThrottleCounts()
         self._watch = watch
+        self._machine = MachineWatch()
         self._look()
 
     def measure(
@@ -82,6 +87,7 @@ class _TimingSession:
             threshold=options.timing.threshold,
             reload=options.timing.reload,
             seed=self.timed.order_seed,
+            power=options.timing.goal,
         )
         self.timed.rows += measure_rows(
             arms,
@@ -120,8 +126,16 @@ class _TimingSession:
 
     def _look(self) -> None:
         seconds = time.monotonic() - self._begin
-        state = machine_state(seconds, self._throttle, self._watch)
+        state = machine_state(seconds, self._throttle, self._watch, self._machine)
         self.timed.states.append(state)
+        reason = doubt(self.timed.states)
+        if reason and self._pair.options.timing.untrusted == "end":
+            raise UntrustedMachineError(
+                f"Times can't be trusted here: {reason}.",
+                "Measure on a quieter machine, or with --untrusted tell to go on; what was timed "
+                "is kept in the output folder.",
+                code="untrusted-machine",
+            )
 
 
 def _load(arms: Mapping[str, DecoderArm]) -> None:

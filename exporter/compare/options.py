@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from exporter.compare.timing.power import PowerGoal
 from exporter.engines.build.driver import use_device
 from exporter.option_types import (
     Count,
@@ -190,12 +191,29 @@ class TimingOptions(Options):
         "--time-budget",
         section=SPEED,
     )
+    power: OpenShare | None = option(
+        None,
+        "Measure until a slowdown of --smallest is found in this share of sessions, or the time "
+        "budget is used up.",
+        brief="Measure until a slowdown of --smallest is found so surely: 95%",
+        section=SPEED,
+        rare=True,
+    )
+    smallest: OpenShare = option(
+        0.03, "The slowdown that --power is about.", section=SPEED, rare=True
+    )
     threshold: OpenShare = option(
         0.01, "Differences below this count as none.", section=SPEED, rare=True
     )
     generate: Generations = option(
         (),
         "Time whole generations: time to the first token, per token, and in total.",
+        section=SPEED,
+        rare=True,
+    )
+    untrusted: Literal["end", "tell"] = option(
+        "end",
+        "What is done where a quota or other virtual machines take much of the CPU time.",
         section=SPEED,
         rare=True,
     )
@@ -206,6 +224,24 @@ class TimingOptions(Options):
         section=SPEED,
         config_only=True,
     )
+
+    @property
+    def goal(self) -> PowerGoal | None:
+        """What a row must be able to find; None where the time budget alone counts."""
+        if self.power is None:
+            return None
+        return PowerGoal(self.power, self.smallest, self.threshold)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What decides whether an earlier run's times can be gone on with.
+
+        With a power to reach, neither that nor the limit of time: more of both goes on.
+        """
+        changing = {"time_budget_s", "power", "smallest"} if self.power is not None else set()
+        changing |= {"untrusted"}
+        told = {name: value for name, value in vars(self).items() if name not in changing}
+        return told if self.power is None else {**told, "power": True}
 
 
 @dataclass(frozen=True)
@@ -256,6 +292,20 @@ class CompareOptions(RunOptions):
     quality: QualityOptions = part(QualityOptions())
     timing: TimingOptions = part(TimingOptions())
     rules = (
+        Rule(
+            ("timing.power", "rounds"),
+            lambda told: told.timing.power is not None and told.rounds is not None,
+            "{0} measures as long as it takes, {1} so many rounds: they contradict each other.",
+            "Leave one of them out.",
+        ),
+        Rule(
+            ("timing.smallest", "timing.threshold"),
+            lambda told: (
+                told.timing.power is not None and told.timing.smallest <= told.timing.threshold
+            ),
+            "{0} is no larger than {1}, below which a difference counts as none.",
+            "Give a larger {0}, or a smaller {1}.",
+        ),
         Rule(
             ("prefill_lengths", "decode_past_lengths"),
             lambda told: (

@@ -15,9 +15,9 @@ from typing import Self
 
 from exporter.artifacts import Environment, MachineState
 from exporter.engines.build.driver import ask_driver
+from exporter.engines.machine_watch import MachineWatch, quota
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MHZ = re.compile(r"^cpu MHz\s*:\s*([\d.]+)", re.MULTILINE)
 _CPUS = Path("/sys/devices/system/cpu")
 _FIELDS = ("clocks.sm", "temperature.gpu", "clocks_event_reasons.active", "utilization.gpu")
@@ -50,7 +50,10 @@ def environment(*, threads: int, gpu: bool) -> Environment:
 
 
 def machine_state(
-    seconds: float, throttle: ThrottleCounts, watch: GpuWatch | None = None
+    seconds: float,
+    throttle: ThrottleCounts,
+    watch: GpuWatch | None = None,
+    machine: MachineWatch | None = None,
 ) -> MachineState:
     """The machine at this moment.
 
@@ -58,6 +61,7 @@ def machine_state(
         seconds: Since measuring began.
         throttle: The CPU's counts, as they were at the moment before.
         watch: Of the NVIDIA GPU that is in use; None where none is.
+        machine: Of what others take.
     """
     clocks = watch.seen() if watch else None
     return MachineState(
@@ -67,15 +71,15 @@ def machine_state(
         throttled=clocks.throttled if clocks else throttle.rose(),
         gpu_sm_mhz=clocks.sm_mhz if clocks else None,
         gpu_celsius=clocks.celsius if clocks else None,
-    )
+    ).model_copy(update=machine.look() if machine else {})
 
 
 def default_threads() -> int:
     """Physical cores that this process may use, container limits included."""
     allowed = os.sched_getaffinity(0)
     cores = _physical_cores(_cpu_info(), allowed) or len(allowed)
-    quota = _quota_cpus()
-    return max(1, cores if quota is None else min(cores, int(quota)))
+    cpus = quota().cpus
+    return max(1, cores if cpus is None else min(cores, int(cpus)))
 
 
 def processor_name() -> str:
@@ -187,14 +191,6 @@ def _physical_cores(cpu_info: str, allowed: set[int]) -> int:
         if "core id" in fields and int(fields.get("processor", -1)) in allowed:
             cores.add((fields.get("physical id", "0"), fields["core id"]))
     return len(cores)
-
-
-def _quota_cpus() -> float | None:
-    try:
-        limit, period = _CPU_QUOTA.read_text(encoding="ascii").split()
-        return None if limit == "max" else float(limit) / float(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _cpu_mhz() -> float | None:

@@ -12,6 +12,7 @@ from exporter.artifacts import (
     CheckVerdict,
     ComparisonReport,
     Drift,
+    HistoryCurve,
     KeyDifference,
     Quantity,
 )
@@ -51,10 +52,14 @@ class History:
     Attributes:
         spreads: By shape, the share by which earlier sessions of this same candidate differed.
         drift: Slow changes.
+        curves: Its runs with this one, and their steps.
+        notes: What a reader must know of the file.
     """
 
     spreads: Mapping[str, float] = field(default_factory=dict)
     drift: Sequence[Drift] = ()
+    curves: Sequence[HistoryCurve] = ()
+    notes: Sequence[str] = ()
 
 
 def check(
@@ -104,11 +109,24 @@ def check(
         checks=checks,
         drift=list(history.drift),
         work=work_changes(report, old),
+        curves=list(history.curves),
         notes=[
             *_notes(report, checks, two_sessions=old is not None),
             *work_notes(report, old, checks),
+            *history.notes,
+            *_contradictions(limits),
         ],
     )
+
+
+def _contradictions(limits: Limits) -> list[str]:
+    slowdown, floor = limits.max_slowdown, limits.noise_floor
+    if slowdown is None or floor <= slowdown:
+        return []
+    return [
+        f"--noise-floor {floor:.1%} is above --max-slowdown {slowdown:.1%}: no slowdown between "
+        "them can be called a regression. Lower the one or raise the other."
+    ]
 
 
 _Counts = dict[str, Callable[[Arm], int | None]]

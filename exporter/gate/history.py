@@ -19,12 +19,13 @@ import fcntl
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import stats
 
 from exporter.artifacts import (
@@ -62,7 +63,21 @@ def entry_of(
     )
 
 
-def read_history(path: Path) -> list[HistoryEntry]:
+@dataclass(frozen=True)
+class HistoryFile:
+    """A history as it was read.
+
+    Attributes:
+        entries: Its runs, oldest first.
+        cut_off: The numbers of lines that end before their run does: a writer was killed, or the
+            disk was full. They are left out, and stay in the file.
+    """
+
+    entries: Sequence[HistoryEntry] = ()
+    cut_off: Sequence[int] = ()
+
+
+def read_history_file(path: Path) -> HistoryFile:
     """Reads a history; empty where there is none.
 
     Raises:
@@ -71,10 +86,17 @@ def read_history(path: Path) -> list[HistoryEntry]:
     try:
         lines = read_text(path, limit=TABLE_BYTES, named=True).splitlines()
     except FileNotFoundError:
-        return []
+        return HistoryFile()
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path} is not UTF-8: {error}.", _MEND) from error
-    return [_read_line(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line]
+    told = {n: _read_line(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line}
+    cut_off = [number for number, entry in told.items() if entry is None]
+    return HistoryFile([entry for entry in told.values() if entry is not None], cut_off)
+
+
+def read_history(path: Path) -> list[HistoryEntry]:
+    """The runs of a history; see :func:`read_history_file`."""
+    return list(read_history_file(path).entries)
 
 
 def append(path: Path, entry: HistoryEntry) -> None:
@@ -100,22 +122,31 @@ def _separator(path: Path) -> bytes:
         return b"" if file.read(1) == b"\n" else b"\n"
 
 
-def _read_line(line: str, where: str) -> HistoryEntry:
+class _Head(BaseModel):
+    """What is read first of a line: a newer version's may have keys that aren't known here."""
+
+    model_config = ConfigDict(extra="ignore")
+    schema_version: int = SCHEMA_VERSION
+
+
+def _read_line(line: str, where: str) -> HistoryEntry | None:
+    """A run; None where the line ends before it does."""
     try:
-        entry = HistoryEntry.model_validate_json(line)
+        version = _Head.model_validate_json(line).schema_version
+        if version <= SCHEMA_VERSION:
+            return HistoryEntry.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "json_invalid" and "EOF" in first["msg"]:
+            return None
         raise ArtifactError(
             f"{where}: {json_path(first['loc'])}: {first['msg']}.", _MEND, code="broken-line"
         ) from error
-    if entry.schema_version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{where}: $.schema_version is {entry.schema_version}; this depthcut reads up to "
-            f"{SCHEMA_VERSION}.",
-            "Update depthcut.",
-            code="newer-schema",
-        )
-    return entry
+    raise ArtifactError(
+        f"{where}: $.schema_version is {version}; this depthcut reads up to {SCHEMA_VERSION}.",
+        "Update depthcut.",
+        code="newer-schema",
+    )
 
 
 FEWEST = 8

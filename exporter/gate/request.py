@@ -8,8 +8,17 @@ from pathlib import Path
 from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.baselines import find_baseline, read_baselines, updated
+from exporter.gate.curves import curves
 from exporter.gate.gate import BaselineMatch, History, check, confirmed, is_in_doubt
-from exporter.gate.history import append, drifts, entry_of, read_history, session_spreads
+from exporter.gate.history import (
+    HistoryFile,
+    append,
+    drifts,
+    entry_of,
+    read_history,
+    read_history_file,
+    session_spreads,
+)
 from exporter.gate.keys import FIELDS, key_of, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.gate.sanity import refuse_unsound
@@ -128,14 +137,30 @@ def _history(request: CheckRequest, report: ComparisonReport) -> History:
     """The runs before this one tell how sessions differ; with this one, whether there is drift."""
     if request.history is None:
         return History()
-    entries, mine = read_history(request.history), series(key_of(report))
+    kept, mine = read_history_file(request.history), series(key_of(report))
+    entries = list(kept.entries)
     now = entry_of(report, _first(report), commit=request.commit)
     runs = entries if _holds(entries, now) else [*entries, now]
     limits = AGAINST_BASELINE if request.limits.max_slowdown is None else request.limits
     return History(
         spreads=session_spreads(entries, mine, report.arms.candidate.sha256),
         drift=drifts(runs, mine, least=limits.max_slowdown or 0.0),
+        curves=curves(runs, mine),
+        notes=_history_notes(request.history, kept, mine),
     )
+
+
+def _history_notes(path: Path, kept: HistoryFile, mine: str) -> list[str]:
+    others = sum(entry.series != mine for entry in kept.entries)
+    cut_off = ", ".join(map(str, kept.cut_off))
+    return [
+        *(
+            [f"{others} of {len(kept.entries)} runs in {path} are of other machines, models or "
+             "settings: they are in no curve of this report."]
+            if others else []
+        ),
+        *([f"{path}: what is cut off is left out: line {cut_off}."] if cut_off else []),
+    ]  # fmt: skip
 
 
 def _baseline(request: CheckRequest, report: ComparisonReport) -> BaselineMatch | None:

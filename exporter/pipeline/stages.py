@@ -213,7 +213,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
     told = {"healing": run.healing, "uses": folder_uses(run)}
     report = published(run, report.model_copy(update=told))
     paths = write_reports(report, run.ledger.work, importance)
-    forget(run.request.out)
+    forget(run.request.out, report)
     return paths, None
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-from exporter.artifacts import Check, CheckReport, CheckVerdict, Drift, WorkChange
+from exporter.artifacts import (
+    ChangePoint,
+    Check,
+    CheckReport,
+    CheckVerdict,
+    Drift,
+    HistoryCurve,
+    WorkChange,
+)
 from exporter.report.sections.blocks import Grid
 from exporter.report.words import WORK, milliseconds, significant
 
@@ -22,6 +30,7 @@ _NAMES = {
     "embedding_cosine": "cosine of embeddings",
     **WORK,
 }
+_NEW_RUNS = 8
 _UNITS = {"time": " ms", "speedup": " ms"}
 
 
@@ -56,6 +65,7 @@ def reasons(found: CheckReport) -> list[str]:
             for d in found.accepted_differences
         ),
         *(f"Drift. {drift_sentence(drift)}" for drift in found.drift),
+        *(f"Step. {point_sentence(*pair)}" for pair in steps_of(found)),
         *(f"Work. {work_sentence(change)}" for change in found.work),
         *found.notes,
     ]
@@ -94,6 +104,44 @@ def drift_sentence(drift: Drift) -> str:
         f"{100 * drift.per_entry:.2f} % a run [{low:.2f} %, {high:.2f} %] "
         f"(Mann-Kendall p = {drift.p_value:.1g})."
     )
+
+
+def steps_of(found: CheckReport) -> list[tuple[HistoryCurve, ChangePoint]]:
+    """The steps in the history, with their curves."""
+    return [(curve, point) for curve in found.curves for point in curve.points]
+
+
+def is_new(curve: HistoryCurve, point: ChangePoint) -> bool:
+    """Whether a step is of the last runs, so that it is worth a warning."""
+    return len(curve.runs) - point.run <= _NEW_RUNS
+
+
+def curve_name(curve: HistoryCurve) -> str:
+    """A shape, or a counted figure in words."""
+    return WORK[curve.subject] if curve.counted else curve.subject
+
+
+def point_sentence(curve: HistoryCurve, point: ChangePoint) -> str:
+    """A step in one line: from which run on, and by how much."""
+    run = f"run {point.run + 1} of {len(curve.runs)} ({run_name(point.commit, point.time)})"
+    if curve.counted:
+        before, after = (f"{curve.values[n]:,.0f}" for n in (point.run - 1, point.run))
+        return f"{curve_name(curve)}: {before} before, {after} from {run} on."
+    return f"{curve_name(curve)}: {step_words(point)} from {run} on."
+
+
+def step_words(point: ChangePoint) -> str:
+    """``3.1 % slower [2.0, 4.2]``; the interval has the sign of the change."""
+    slower = point.size > 1
+    sign = 1 if slower else -1
+    ends = sorted(sign * 100 * (bound - 1) for bound in point.ci95 or ())
+    told = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
+    return f"{sign * 100 * (point.size - 1):.1f} % {'slower' if slower else 'faster'}{told}"
+
+
+def run_name(commit: str | None, time: str) -> str:
+    """By its commit where it has one, and its time."""
+    return time if commit is None else f"{commit[:12]}, {time}"
 
 
 def work_sentence(change: WorkChange) -> str:

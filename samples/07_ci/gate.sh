@@ -15,7 +15,8 @@ mkdir -p "$kept" "$out"
 depthcut check "$report" --min-speedup "${MIN_SPEEDUP:-1.0}" \
   --max-perplexity-increase "${MAX_PERPLEXITY_INCREASE:-100%}" \
   --confirm "${CONFIRM:-1}" --junit "$out/limits.xml" --gitlab-metrics "$out/metrics.txt" \
-  --bencher "$out/bencher.json" --github-benchmark "$out/github-benchmark"
+  --bencher "$out/bencher.json" --github-benchmark "$out/github-benchmark" \
+  --comment "$out/comment.md" --page "$out/check.html"
 code=$?
 against=0
 
@@ -23,7 +24,8 @@ against=0
 if [ -f "$kept/baseline.json" ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" \
     --max-slowdown "${MAX_SLOWDOWN:-3%}" --max-size-increase 1% --max-memory-increase 1% \
-    --history "$kept/history.jsonl" --confirm "${CONFIRM:-1}" --junit "$out/baseline.xml"
+    --history "$kept/history.jsonl" --confirm "${CONFIRM:-1}" --junit "$out/baseline.xml" \
+    --comment "$out/comment.md" --page "$out/check.html"
   against=$?
 fi
 

@@ -1,6 +1,8 @@
 """How often a verdict is wrong, and how often a slowdown of 3 % is found.
 
-Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200] [--real N [MODEL.onnx]]``.
+Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200] [--real N [MODEL.onnx]]``;
+``--power N`` tries ``compare --power 95%`` on the same noises, ``--history N`` the search for steps
+in N histories of each kind.
 The trials run in virtual time, each with a budget of 60 s: on replayed decode steps of SmolLM2 that
 were recorded on a busy machine of 2 cores (``decode_steps.npz``), and on a generator of such noise.
 The statistics were chosen with these in view, except for the rows called "held out", whose steps
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import math
 import sys
 import tempfile
 import time
@@ -25,9 +28,11 @@ import numpy as np
 from exporter.artifacts import LatencyRow
 from exporter.artifacts.latency import Shape
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.power import PowerGoal
 from exporter.compare.timing.subjects import CallProbe, Probe, RunnerArm, TimedCell
 from exporter.engines.runners.base import BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.gate.change_points import steps
 from tests.benchmarks.small_model import small_model
 from tests.virtual_time import (
     HELD_OUT,
@@ -91,6 +96,102 @@ def table(trials: int) -> None:
                 for factor in (1.0, SLOWDOWN)
             )  # fmt: skip
             _print_row(name + (f", loads {100 * lottery} %" if lottery else ""), equal, slower)
+
+
+def power_table(trials: int, limit_s: float = 600.0) -> None:
+    """How often 3 % are found where 95 % were asked for, and how well the time was foretold."""
+    goal = PowerGoal(power=0.95, smallest=SLOWDOWN - 1, threshold=0.01)
+    print(f"{trials} trials each, power 95 % at 3 %, {limit_s:.0f} s at most")
+    print(f"{'noise':28} {'reached':>8} {'slower':>8} {'equal: false':>12} {'seconds':>8} "
+          f"{'needed/foretold':>16} {'within 30 %':>12}")  # fmt: skip
+    for name, (make, call_ms) in noises().items():
+        slower, equal = (
+            [_powered(make, seed, factor, call_ms, goal, limit_s) for seed in range(trials)]
+            for factor in (SLOWDOWN, 1.0)
+        )
+        reached = [row for row in slower if row.power is not None and row.power.is_reached]
+        ratios = [
+            (row.seconds or 0) / row.power.foretold_s
+            for row in reached
+            if row.power is not None and row.power.foretold_s
+        ]
+        found = sum(row.verdict == "slower" for row in reached)
+        false = sum(row.verdict in ("slower", "faster") for row in equal)
+        print(f"{name:28} {len(reached):8} {found:8} {false:12} "
+              f"{np.median([row.seconds or 0 for row in slower]):8.0f} "
+              f"{np.median(ratios) if ratios else math.nan:16.2f} "
+              f"{np.mean([1 / 1.3 <= r <= 1.3 for r in ratios]) if ratios else math.nan:12.0%}",
+              flush=True)  # fmt: skip
+
+
+def _powered(
+    make: Callable[[int], Noise],
+    seed: int,
+    slowdown: float,
+    call_ms: float,
+    goal: PowerGoal,
+    limit_s: float,
+) -> LatencyRow:
+    clock, arms = virtual_pair(make(seed), slowdown=slowdown, call_ms=call_ms, seed=seed)
+    budget = TimingBudget(seconds=limit_s, power=goal)
+    (row,) = measure_rows(arms, [VirtualCell()], budget, clocks=clock.clocks)
+    return row
+
+
+def history_table(trials: int, *, noise: float = 0.02, runs: int = 60, after: int = 5) -> None:
+    """Steps of 3 % in histories: how soon they are found, where, and how often there is none."""
+    rng = np.random.default_rng(24)
+    print(f"{trials} histories each, {runs} runs, noise {noise:.0%} a run, step {SLOWDOWN - 1:.0%}")
+    for shapes in (1, 2, 4):
+        spread = noise / math.sqrt(shapes)  # of the mean of shapes, whose noise is independent
+        late = spread * rng.standard_normal((trials, runs))
+        late[:, -after:] += math.log(SLOWDOWN)
+        middle = spread * rng.standard_normal((trials, runs))
+        middle[:, runs // 2 :] += math.log(SLOWDOWN)
+        soon = [[one.at for one in steps(values)] for values in late]
+        whole = [[one.at for one in steps(values)] for values in middle]
+        named = np.mean([any(abs(at - runs // 2) <= 2 for at in found) for found in whole])
+        bound = _bound(spread, after, rng)
+        print(f"mean of {shapes} shapes: found within {after} runs {_share(soon):.0%} (the bound: "
+              f"{bound:.0%}); in the middle found {_share(whole):.0%}, its run named within 2 "
+              f"{named:.0%}", flush=True)  # fmt: skip
+    new, looked = 0, 0
+    for _ in range(max(1, trials // 8)):
+        values = noise * rng.standard_normal(runs + 140)
+        known: set[int] = set()
+        for end in range(runs, len(values)):
+            found = {end - runs + one.at for one in steps(values[end - runs : end])}
+            new += sum(all(abs(at - other) > 3 for other in known) for at in found)
+            known |= found
+            looked += 1
+    print(f"noise alone: {new} points in {looked} runs, {1000 * new / looked:.2f} in 1,000")
+
+
+def _share(found: list[list[int]]) -> float:
+    return float(np.mean([bool(each) for each in found]))
+
+
+def _bound(noise: float, after: int, rng: np.random.Generator, error: float = 0.001) -> float:
+    """What a sum control chart finds that is told level, noise and size (Page, Biometrika 1954).
+
+    Its limit is set so that it is wrong in one of 1,000 runs, too.
+    """
+    half = math.log(SLOWDOWN) / noise / 2
+
+    def alarms(limit: float, shift: float, runs: int, count: int) -> np.ndarray:
+        score, rung = np.zeros(count), np.zeros((runs, count), bool)
+        for run in range(runs):
+            score = np.maximum(0, score + rng.standard_normal(count) + shift - half)
+            rung[run] = score > limit
+            score[rung[run]] = 0
+        return rung
+
+    low, high = 0.5, 12.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        rate = alarms(middle, 0.0, 500, 400).mean()
+        low, high = (middle, high) if rate > error else (low, middle)
+    return float(alarms(high, 2 * half, after, 20_000).any(axis=0).mean())
 
 
 def _print_row(name: str, equal: list[LatencyRow], slower: list[LatencyRow]) -> None:
@@ -161,6 +262,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path, nargs="?", help="for the real trials")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--real", type=int, default=0, metavar="N", help="real trials of each kind")
+    parser.add_argument("--power", type=int, default=0, metavar="N", help="trials with a power")
+    parser.add_argument("--history", type=int, default=0, metavar="N", help="histories with steps")
     parser.add_argument("--past", type=int, default=128, help="cache length of the real trials")
     options = parser.parse_args(arguments)
     importlib.import_module("scipy.stats")  # what is there before isn't collected in each trial
@@ -168,6 +271,10 @@ def main(arguments: list[str] | None = None) -> int:
     gc.freeze()
     if options.trials:
         table(options.trials)
+    if options.power:
+        power_table(options.power)
+    if options.history:
+        history_table(options.history)
     if options.real:
         with tempfile.TemporaryDirectory() as folder:
             real(options.model or small_model(Path(folder)), options.real, options.past)

@@ -39,6 +39,106 @@ def test_the_script_gates_and_keeps_what_passed(tmp_path: Path) -> None:
     assert len((kept / "history.jsonl").read_text().splitlines()) == 3
     written = {path.name for path in (tmp_path / "results").iterdir()}
     assert {"limits.xml", "baseline.xml", "metrics.txt", "bencher.json"} <= written
+    assert {"comment.md", "check.html"} <= written
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [((0, 0), 0), ((0, 3), 3), ((3, 1), 1), ((1, 3), 1), ((1, 2), 2), ((2, 1), 2), ((0, 137), 2)],
+)
+def test_several_models_end_with_the_worst_of_their_codes(
+    tmp_path: Path, codes: tuple[int, ...], worst: int
+) -> None:
+    script = tmp_path / "gates.sh"
+    script.write_text((SAMPLE / "gates.sh").read_text(encoding="utf-8"))
+    (tmp_path / "gate.sh").write_text('mkdir -p "$3"; exit "$(cat "$1")"\n')
+    reports = [tmp_path / name / "report.json" for name in "ab"[: len(codes)]]
+    for report, code in zip(reports, codes, strict=True):
+        report.parent.mkdir()
+        report.write_text(str(code))
+    done = subprocess.run(
+        ["sh", script, tmp_path / "kept", tmp_path / "out", *reports], check=False
+    )
+    assert done.returncode == worst
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "b"}
+
+
+def stub(folder: Path, name: str, answer: str) -> Path:
+    """A command that notes its arguments, and answers where it is asked for what there is."""
+    log, command = folder / f"{name}.log", folder / "bin" / name
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(
+        f'#!/bin/sh\necho "$*" >> {log}\ncase "$*" in *--paginate*|*per_page*) '
+        f"cat {folder}/answer;; esac\n"
+    )
+    command.chmod(0o755)
+    (folder / "answer").write_text(answer)
+    return log
+
+
+MARK = "<!-- depthcut check 0123456789ab -->"
+HOSTS = {
+    "gh": {"GITHUB_ACTIONS": "true", "GITHUB_REPOSITORY": "o/r", "PULL_REQUEST": "7"},
+    "curl": {
+        "CI_API_V4_URL": "https://gitlab.invalid/api/v4", "CI_PROJECT_ID": "5",
+        "CI_MERGE_REQUEST_IID": "7", "DEPTHCUT_COMMENT_TOKEN": "secret",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("host", "answer", "method", "place"),
+    [
+        ("gh", "", "POST", "issues/7/comments"),
+        ("gh", "42", "PATCH", "issues/comments/42"),
+        ("curl", "[]", "POST", "merge_requests/7/notes"),
+        (
+            "curl",
+            f'[{{"id": 41, "body": "x"}}, {{"id": 42, "body": "{MARK} y"}}]',
+            "PUT",
+            "notes/42",
+        ),
+    ],
+)
+def test_a_comment_is_written_over_the_one_of_the_same_model(
+    tmp_path: Path, host: str, answer: str, method: str, place: str
+) -> None:
+    log = stub(tmp_path, host, answer)
+    file = tmp_path / "comment.md"
+    file.write_text(f"{MARK}\n$(touch {tmp_path}/run) `id`\n")
+    env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", **HOSTS[host]}
+    subprocess.run(["sh", SAMPLE / "comment.sh", file], env=env, check=True)
+    _, written = log.read_text().splitlines()
+    assert f" {method} " in written
+    assert place in written
+    assert f"body@{file}" in written or f"body=@{file}" in written
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_comment_is_not_written(tmp_path: Path) -> None:
+    log, file = stub(tmp_path, "gh", ""), tmp_path / "comment.md"
+    file.write_text("# anything\n")
+    env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", **HOSTS["gh"]}
+    done = subprocess.run(["sh", SAMPLE / "comment.sh", file], env=env, check=False)
+    assert done.returncode == 2
+    assert not log.exists()
+
+
+def test_what_comments_runs_nothing_of_the_request_s_and_nothing_else_may_write() -> None:
+    github = workflow("github.yml")["jobs"]
+    assert github["comment"]["permissions"]["pull-requests"] == "write"
+    assert "permissions" not in github["gate"]
+    (checkout, _) = github["comment"]["steps"]
+    assert checkout["with"]["ref"] == "${{ github.event.pull_request.base.sha }}"
+    script = workflow("gitlab-ci.yml")["comment"]["script"]
+    assert any("git show FETCH_HEAD:ci/comment.sh" in line for line in script)
+
+
+def test_the_action_calls_the_script_with_its_inputs() -> None:
+    action = workflow("action.yml")
+    (step,) = action["runs"]["steps"]
+    assert set(step["env"].values()) == {f"${{{{ inputs.{name} }}}}" for name in action["inputs"]}
+    assert "${{" not in step["run"]  # an input is never a part of the script
 
 
 @pytest.mark.parametrize(
@@ -85,7 +185,7 @@ def test_the_commands_of_the_workflows_exist(
 
 @pytest.mark.parametrize("name", ["github.yml", "gitlab-ci.yml"])
 def test_the_workflows_call_the_script_with_its_three_arguments(name: str) -> None:
-    (call,) = re.findall(r"sh ci/gate\.sh (.*)", (SAMPLE / name).read_text(encoding="utf-8"))
+    (call,) = re.findall(r"sh ci/gates\.sh (.*)", (SAMPLE / name).read_text(encoding="utf-8"))
     assert len(shlex.split(call)) == 3
 
 
@@ -130,7 +230,7 @@ def test_a_model_is_read_without_network_and_without_a_token() -> None:
     github = workflow("github.yml")
     assert github["env"]["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
     reading = [s for s in github["jobs"]["gate"]["steps"] if "depthcut export" in s.get("run", "")
-               or "gate.sh" in s.get("run", "")]  # fmt: skip
+               or "gates.sh" in s.get("run", "")]  # fmt: skip
     assert len(reading) == 2
     assert all(step["env"]["HF_HUB_OFFLINE"] == "1" for step in reading)
     gitlab = workflow("gitlab-ci.yml")

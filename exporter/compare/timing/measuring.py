@@ -28,6 +28,7 @@ from exporter.compare.timing.clock import (
     no_garbage_collection,
     timer_overhead_ns,
 )
+from exporter.compare.timing.power import PILOT_SECONDS, PowerGoal
 from exporter.compare.timing.rounds import (
     Chunk,
     Rounds,
@@ -63,6 +64,8 @@ class TimingBudget:
         reload: Whether arms that are held against each other are loaded anew, where that isn't
             much slower than measuring.
         seed: For the arms' order in each round.
+        power: What it must be able to find: a row ends once it can, or when its time is up. It has
+            no verdict before then.
     """
 
     seconds: float = 60.0
@@ -72,6 +75,14 @@ class TimingBudget:
     warmup_seconds: float = 10.0
     reload: bool = True
     seed: int = 0
+    power: PowerGoal | None = None
+
+    @property
+    def chunks(self) -> int:
+        """Parts of a row; a longer one has more, so that it can end at many places."""
+        if self.power is None:
+            return CHUNKS
+        return max(CHUNKS, math.ceil(CHUNKS * self.seconds / PILOT_SECONDS))
 
 
 def measure_rows(
@@ -155,7 +166,7 @@ class _Measurement:
         self._progress = progress
         builds = max(arm.builds for arm in arms.values())
         self._builds = builds if budget.rounds is None else min(builds, budget.rounds)
-        self._chunks = _chunks(budget.rounds, self._builds)
+        self._chunks = _chunks(budget, self._builds)
         self._rng = np.random.default_rng(budget.seed)
         self._bound: _Bound | None = None
 
@@ -167,7 +178,8 @@ class _Measurement:
         if first is None:
             reloading = self._reloading(cells)
         else:  # loading may take another time today, but all chunks of a row must be of one kind
-            self._chunks, reloading = first.planned, first.reloaded
+            reloading = first.reloaded
+            self._chunks = self._chunks if self._budget.power else first.planned
         rows = [self._row(cell, reloading) for cell in cells]
         number = 0
         while open_rows := [row for row in rows if row.stopped is None]:
@@ -175,6 +187,7 @@ class _Measurement:
             after_chunk()
             number += 1
             whole = number % self._builds == 0  # builds have equal parts of a row
+            self._tell_outlook(rows, number)
             if whole and self.enough is not None and self.enough(rows):
                 for row in rows:
                     row.end()
@@ -184,6 +197,19 @@ class _Measurement:
                     row.end("budget")
         overhead = timer_overhead_ns(self._clocks.now)
         return [record for row in rows for record in row.records(overhead)]
+
+    def _tell_outlook(self, rows: Sequence[MeasuredRow], number: int) -> None:
+        """Says how long rows will take, once enough of them is known for that."""
+        if self._budget.power is None or number != max(FEWEST_LOADS, self._builds):
+            return
+        for row in rows:
+            told = row.foretell()
+            limit = self._budget.seconds
+            late = f", and --time-budget {limit:.0f} ends it before" if told > limit else ""
+            self._progress.say(
+                f"{row.cell}: about {told:.0f} s a row on this machine today for a power of "
+                f"{self._budget.power.power:.0%} at {self._budget.power.smallest:.1%}{late}"
+            )
 
     def _row(self, cell: TimedCell, reloading: bool) -> MeasuredRow:
         budget = self._budget
@@ -196,6 +222,7 @@ class _Measurement:
             chunks=self._chunks,
             seconds=budget.seconds if budget.rounds is None else None,
             looks=self.enough is None,
+            goal=budget.power,
         )
 
     def _reloading(self, cells: Sequence[TimedCell]) -> bool:
@@ -351,10 +378,11 @@ class _Measurement:
         return taken, dropped
 
 
-def _chunks(rounds: int | None, builds: int) -> int:
+def _chunks(budget: TimingBudget, builds: int) -> int:
     """Parts of a row's measurement: as many for each build, and of equal length where they can."""
+    rounds = budget.rounds
     if rounds is None:
-        return math.ceil(CHUNKS / builds) * builds
+        return math.ceil(budget.chunks / builds) * builds
     if rounds < FEWEST_LOADS:
         return builds
     fitting = (n for n in range(CHUNKS, FEWEST_LOADS - 1, -1) if rounds % n == 0)

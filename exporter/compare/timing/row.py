@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import LatencyRow, Stop, VerdictWord
+from exporter.artifacts import LatencyRow, PowerReached, Stop, VerdictWord
+from exporter.compare.timing.power import PowerGoal
 from exporter.compare.timing.rounds import Chunk
 from exporter.compare.timing.statistics import (
     TURNS,
@@ -19,7 +20,13 @@ from exporter.compare.timing.statistics import (
     summarize,
 )
 from exporter.compare.timing.subjects import TimedCell
-from exporter.compare.timing.verdict import ONE_LOOK, SequentialTest, noise_floor, verdict
+from exporter.compare.timing.verdict import (
+    FEWEST_LOADS,
+    ONE_LOOK,
+    SequentialTest,
+    noise_floor,
+    verdict,
+)
 
 _OVER = 1.02  # of the budget a last chunk may take so much
 _FEWEST = 2  # rounds that an interval needs, whatever the budget
@@ -38,6 +45,7 @@ class MeasuredRow:
             builds.
         seconds: The time budget; None where there is none.
         looks: Whether a clear verdict ends it before the time is up.
+        goal: What it must be able to find; it then ends once it can, whatever its verdict is.
     """
 
     def __init__(
@@ -51,6 +59,7 @@ class MeasuredRow:
         chunks: int,
         seconds: float | None,
         looks: bool = True,
+        goal: PowerGoal | None = None,
     ) -> None:
         self.cell = cell
         self.stopped: Stop | None = None
@@ -62,7 +71,9 @@ class MeasuredRow:
         self._planned = chunks
         self._budget = seconds
         self._test = SequentialTest(chunks)
-        self._is_looked_at = looks
+        self._is_looked_at = looks and goal is None
+        self._goal = goal
+        self._foretold_s: float | None = None
         self._errors = ONE_LOOK
 
     @property
@@ -88,9 +99,31 @@ class MeasuredRow:
         if whole and (count >= self.most or another > _OVER * self._budget):
             self._errors = self._test.rest()
             self.stopped = "narrow" if self._is_clear() else "budget"
+        elif whole and self._goal is not None:
+            if count >= max(FEWEST_LOADS, self._builds) and self._has_power():
+                self._errors = self._test.rest()
+                self.stopped = "power"
         elif whole and self._is_looked_at and self._test.due(count):
             self._errors = self._test.spend(count)
             self.stopped = "narrow" if self._is_clear() else None
+
+    def _has_power(self) -> bool:
+        phases = range(len(self.cell.phases))
+        found = [self.outlook(phase) for phase in phases]
+        return all(each is not None and each.is_reached for each in found)
+
+    def outlook(self, phase: int = 0) -> PowerReached | None:
+        """How surely it finds what it must; None where nothing was asked."""
+        if self._goal is None:
+            return None
+        told = self._goal.outlook(self.estimate(phase), len(self.chunks), self.seconds)
+        return told.model_copy(update={"foretold_s": self._foretold_s})
+
+    def foretell(self) -> float:
+        """The seconds of rounds that it will take, as far as can be told by now."""
+        found = [self.outlook(phase) for phase in range(len(self.cell.phases))]
+        self._foretold_s = max(each.needed_s for each in found if each is not None)
+        return self._foretold_s
 
     def end(self, why: Stop = "narrow") -> None:
         """Ends it here, where someone else has found it narrow enough, or the time is up."""
@@ -183,4 +216,5 @@ class MeasuredRow:
             clock=self.chunks[0].clock,
             timer_overhead_ns=timer_overhead_ns,
             launches=self._launches(),
+            power=self.outlook(phase),
         )

@@ -43,7 +43,7 @@ NAVIGATION = {
         *("studies", "sweeps", "cluster", "costs"),
     ],
     "Make it run fast": ["forms", "quantising", "engines", "gpu-session"],
-    "Judge it": ["comparing", "reports", "gate", "measurements", "rivals"],
+    "Judge it": ["comparing", "reports", "gate", "first-gate", "measurements", "rivals"],
     "Look it up": [
         *("words", "commands", "files", "fusers", "/graph_passes/docs/architectures"),
         *("/graph_passes/docs/dialects", "/exporter/engines/build/docs/builds"),

@@ -39,6 +39,8 @@ FORMATS = (
     CiFormat("bencher", "Bencher Metric Format."),
     CiFormat("pytest_benchmark", "pytest-benchmark's JSON."),
     CiFormat("gitlab_metrics", "OpenMetrics text."),
+    CiFormat("comment", "Markdown for a comment on a pull request."),
+    CiFormat("page", "A page with the history's plots."),
 )  # fmt: skip
 
 

@@ -6,18 +6,24 @@ also ``:`` and ``,``; else a foreign text could end the command or begin one of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from exporter.artifacts import CheckReport
 from exporter.printable import one_line
+from exporter.report.check_page import history_grid
 from exporter.report.checks import (
     VERDICT_WORDS,
     check_grid,
     check_name,
     check_sentence,
     conclusion,
+    curve_name,
     drift_sentence,
+    is_new,
+    point_sentence,
     reasons,
+    steps_of,
     work_sentence,
 )
 from exporter.report.markdown import escaped, table_lines
@@ -27,7 +33,7 @@ _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "within_
 
 
 def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) -> list[str]:
-    """A line for each regression, each check without a verdict, each drift, each change of work."""
+    """A line for each regression, check without a verdict, drift, new step and change of work."""
     unsure = "error" if inconclusive_fails else "warning"
     levels = {"regressed": "error", "inconclusive": unsure}
     lines = [
@@ -35,36 +41,43 @@ def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) ->
         for check in found.checks
         if check.verdict in levels
     ]
-    return (
-        lines
-        + [
-            _command("warning", f"{drift.subject}: drift", drift_sentence(drift))
-            for drift in found.drift
-        ]
-        + [
-            _command("warning", f"{WORK[change.figure]}: changed", work_sentence(change))
-            for change in found.work
-        ]
-    )
+    return [*lines, *(_command("warning", *warning) for warning in _warnings(found))]
 
 
-def summary(found: CheckReport) -> str:
-    """Markdown for ``$GITHUB_STEP_SUMMARY``."""
+def _warnings(found: CheckReport) -> Iterator[tuple[str, str]]:
+    """Titles and messages; of steps those of the last runs, for the worse."""
+    for drift in found.drift:
+        yield f"{drift.subject}: drift", drift_sentence(drift)
+    for curve, point in steps_of(found):
+        if is_new(curve, point) and point.size > 1:
+            yield f"{curve_name(curve)}: step", point_sentence(curve, point)
+    for change in found.work:
+        yield f"{WORK[change.figure]}: changed", work_sentence(change)
+
+
+def summary(found: CheckReport, title: str = "depthcut check") -> str:
+    """Markdown for ``$GITHUB_STEP_SUMMARY``, and for a comment on a pull request."""
     grid = check_grid(found)
     rows = [
         [*row[:-1], f"{_MARKS[check.verdict]} {VERDICT_WORDS[check.verdict]}"]
         for row, check in zip(grid.rows, found.checks, strict=True)
     ]
     lines = [
-        "## depthcut check",
+        f"## {escaped(title)}",
         "",
         f"**{escaped(conclusion(found))}**",
         "",
         *table_lines(replace(grid, rows=rows)),
         "",
         *(f"- {escaped(line)}" for line in reasons(found)),
+        *_history(found),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _history(found: CheckReport) -> list[str]:
+    grid = history_grid(found)
+    return ["", *table_lines(grid)] if grid.rows else []
 
 
 def _command(level: str, title: str, message: str) -> str:

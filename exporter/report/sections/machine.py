@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 
-from exporter.artifacts import Arm, ComparisonReport, EngineFacts, Environment
+from exporter.artifacts import Arm, ComparisonReport, EngineFacts, Environment, MachineState
+from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Command, Grid, Note, Section
 from exporter.report.sections.model import CPU
 from exporter.report.words import named_arms
 
 _MUCH = 0.1
+_WORTH_TELLING = 0.03
 _BUSY = (
     "Other processes took {:.0f} % of the machine's CPU time while the arms were timed: expect "
     "wide intervals."
@@ -65,8 +67,41 @@ def environment_section(report: ComparisonReport) -> Section:
     """The machine, its load, the backends and the versions."""
     others = report.environment.other_cpu_share
     note = [Note(_BUSY.format(100 * others))] if others is not None and others > _MUCH else []
+    machine = report.environment
+    note += [Note(told) for told in machine_remarks(machine.states, machine.threads)]
     grid = Grid("Environment of the measurement", ["what", "value"], list(_facts(report)))
     return Section("environment", "Environment", [grid, *note])
+
+
+def machine_remarks(states: Sequence[MachineState], threads: int) -> list[str]:
+    """What a reader should know of where it was measured, in sentences."""
+    quotas = [state.quota_cpus for state in states]
+    told = []
+    if len(set(quotas)) > 1:
+        seen = " to ".join(_cpus_words(each) for each in dict.fromkeys(quotas))
+        told.append(f"The CPU quota changed while measuring: {seen}.")
+    lowest = min((each for each in quotas if each is not None), default=None)
+    if lowest is not None and lowest < threads:
+        told.append(
+            f"The CPU quota of {_cpus_words(lowest)} is less than the {counted(threads, 'thread')}:"
+            " times depend on when it is used up."
+        )
+    if any(state.on_battery for state in states):
+        told.append("The machine ran on its battery, which may lower its clock.")
+    if (steal := _mean(states, "steal_share")) > _WORTH_TELLING:
+        told.append(f"Other virtual machines took {steal:.0%} of the CPU time.")
+    if (waiting := _mean(states, "quota_waiting_share")) > _WORTH_TELLING:
+        told.append(f"The CPU quota kept the process waiting for {waiting:.0%} of the time.")
+    return told
+
+
+def _mean(states: Sequence[MachineState], field: str) -> float:
+    known = [found for state in states if (found := getattr(state, field)) is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+def _cpus_words(cpus: float | None) -> str:
+    return "none" if cpus is None else f"{cpus:g} CPU{'s' * (cpus != 1)}"
 
 
 def _facts(report: ComparisonReport) -> Iterator[list[str]]:
@@ -137,6 +172,9 @@ def _states(report: ComparisonReport) -> Iterator[list[str]]:
     for what, unit, values in (
         ("load while measuring", "", [s.load_average_1m for s in states]),
         ("CPU clock while measuring", " MHz", [s.cpu_mhz for s in states]),
+        ("CPU quota", " CPUs", [s.quota_cpus for s in states]),
+        ("taken by other virtual machines", " %", _percent(s.steal_share for s in states)),
+        ("waiting for the quota", " %", _percent(s.quota_waiting_share for s in states)),
         ("GPU clock while measuring", " MHz", [s.gpu_sm_mhz for s in states]),
         ("GPU temperature", " °C", [s.gpu_celsius for s in states]),
     ):
@@ -145,6 +183,10 @@ def _states(report: ComparisonReport) -> Iterator[list[str]]:
     throttled = [state.throttled for state in states if state.throttled is not None]
     if throttled:
         yield ["throttled", f"in {sum(throttled)} of {len(throttled)} looks"]
+
+
+def _percent(shares: Iterable[float | None]) -> list[float | None]:
+    return [None if share is None else 100 * share for share in shares]
 
 
 def _share(share: float | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from exporter.engines import environment as module
+from exporter.engines import machine_watch
 from exporter.engines.build import driver
 from exporter.engines.environment import (
     GpuClocks,
@@ -37,7 +38,7 @@ def four_threads_two_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     info = tmp_path / "cpuinfo"
     info.write_text("".join([cpu(0, 0, 0), cpu(1, 0, 1), cpu(2, 0, 0), cpu(3, 0, 1)]))
     monkeypatch.setattr(module, "_CPU_INFO", info)
-    monkeypatch.setattr(module, "_CPU_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(machine_watch, "_CGROUP", tmp_path / "none")
 
 
 def test_the_record_speaks_of_this_machine() -> None:
@@ -68,7 +69,7 @@ def test_threads_keep_to_the_container_s_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, threads: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(module, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine_watch, "_CGROUP", tmp_path)
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert default_threads() == threads
 
@@ -77,7 +78,7 @@ def test_without_cpuinfo_the_allowed_cpus_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CPU_INFO", tmp_path / "none")
-    monkeypatch.setattr(module, "_CPU_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(machine_watch, "_CGROUP", tmp_path / "none")
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 5, 7})
     assert default_threads() == 3
 

@@ -186,9 +186,10 @@ def test_a_last_line_without_its_end_is_not_joined(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "field"),
     [
-        ("{", "broken-line", "$: "),
-        ('{"kind": "history_entry"}', "broken-line", "$.schema_version: "),
+        ("{]", "broken-line", "$: "),
+        ('{"schema_version": 1}', "broken-line", "$.time: "),
         ("SELF-99", "newer-schema", 99),
+        ('{"schema_version": 99, "kept_in_2030": 1}', "newer-schema", 99),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, code: str, field: object) -> None:

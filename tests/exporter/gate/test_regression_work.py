@@ -136,3 +136,9 @@ def test_history_and_ci_formats_have_the_figures() -> None:
 def test_an_arm_of_no_graph_has_no_figures() -> None:
     arm: Arm = gate_arm("base")
     assert arm.counted == {}
+
+
+@pytest.mark.parametrize(("floor", "count"), [(0.05, 1), (0.03, 0), (0.01, 0)])
+def test_a_noise_floor_above_its_limit_is_told(floor: float, count: int) -> None:
+    found = against(report(work()), report(work()), Limits(max_slowdown=0.03, noise_floor=floor))
+    assert len([note for note in found.notes if "--noise-floor" in note]) == count

@@ -1,0 +1,75 @@
+"""How long a row must be measured, so that a slowdown of a given size is found as often as asked.
+
+A verdict needs an interval beyond the threshold and a stricter one that excludes equal arms
+(:mod:`exporter.compare.timing.verdict`). With the standard error ``s`` of a log speedup, a slowdown
+of ``d`` nats is found with the chance that ``d`` and a normal error leave both; what is left is
+solved for ``s``. Its square falls as time grows, so the time that is needed follows from what was
+measured so far.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy import stats
+
+from exporter.artifacts import PowerReached
+from exporter.compare.timing.statistics import SpeedupEstimate
+from exporter.compare.timing.verdict import FEWEST_LOADS, ONE_LOOK
+
+PILOT_SECONDS = 60.0
+"""Chunks are as long as those of a row of this budget, whatever the limit."""
+_LEAST_ERROR = 1e-9
+
+
+@dataclass(frozen=True)
+class PowerGoal:
+    """What a measurement must be able to find.
+
+    Attributes:
+        power: In what share of sessions.
+        smallest: The slowdown, as a share of the time.
+        threshold: Below it a difference counts as none.
+    """
+
+    power: float
+    smallest: float
+    threshold: float
+
+    def chance(self, std_error: float, degrees: float) -> float:
+        """In what share of sessions of this standard error the slowdown is called one."""
+        size, error = math.log1p(self.smallest), max(std_error, _LEAST_ERROR)
+        sure = stats.t.ppf(1 - ONE_LOOK.threshold / 2, degrees)
+        strict = stats.t.ppf(1 - ONE_LOOK.equal / 2, degrees)
+        room = (size - math.log1p(self.threshold)) / error - sure
+        return float(stats.norm.cdf(min(room, size / error - strict)))
+
+    def wanted_error(self, degrees: float) -> float:
+        """The largest standard error that has the power."""
+        size, z = math.log1p(self.smallest), float(stats.norm.ppf(self.power))
+        sure = float(stats.t.ppf(1 - ONE_LOOK.threshold / 2, degrees))
+        strict = float(stats.t.ppf(1 - ONE_LOOK.equal / 2, degrees))
+        return min((size - math.log1p(self.threshold)) / (sure + z), size / (strict + z))
+
+    def outlook(self, found: SpeedupEstimate, chunks: int, seconds: float) -> PowerReached:
+        """How far a row has come, and how long it must be measured in all.
+
+        Args:
+            found: Its estimate so far.
+            chunks: It rests on so many; degrees of freedom grow with them.
+            seconds: They took so long.
+        """
+        needed = seconds
+        if found.std_error > _LEAST_ERROR and chunks >= 2:
+            ratio = 1.0
+            for _ in range(8):  # more time brings more degrees, which want less of the error
+                wanted = self.wanted_error(max(1.0, found.degrees * ratio))
+                ratio = max((found.std_error / wanted) ** 2, FEWEST_LOADS / chunks)
+            needed = seconds * ratio
+        return PowerReached(
+            power=self.power,
+            smallest=self.smallest,
+            reached=self.chance(found.std_error, found.degrees),
+            needed_s=needed,
+        )

@@ -1,0 +1,160 @@
+"""What takes the processor from a measurement: a quota, other machines, other processes, a battery.
+
+Sources: the kernel's ``cgroup-v2.rst``, ``sched-bwc.rst`` (version 1), ``proc_stat(5)``, and
+``sysfs-class-power``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.artifacts import MachineState
+from exporter.printable import counted
+
+_CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_KERNEL_COUNTERS = Path("/proc/stat")
+_POWER = Path("/sys/class/power_supply")
+_STEAL, _COUNTED = 7, 8  # of: user nice system idle iowait irq softirq steal
+_MICROSECONDS, _NANOSECONDS = 1e6, 1e9
+_LOOKS = 3
+"""So many in a row must be bad: a moment's disturbance is what rounds in turns are for."""
+_MOST_STEAL, _MOST_WAITING = 0.2, 0.1
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A limit on CPU time.
+
+    Attributes:
+        cpus: CPUs' worth of time that the process's groups may take; None for no limit.
+        waited_s: How long they were kept waiting by it, since they began; None where no kernel
+            counts.
+    """
+
+    cpus: float | None
+    waited_s: float | None
+
+
+def quota() -> Quota:
+    """The lowest quota of this process's control groups, of version 2 or 1."""
+    found = [_quota_at(folder) for folder in _groups()]
+    limited = [each for each in found if each.cpus is not None]
+    return min(limited, key=_cpus) if limited else Quota(None, None)
+
+
+def _cpus(found: Quota) -> float:
+    return found.cpus or 0.0
+
+
+def _groups() -> list[Path]:
+    """The folders of this process's groups, from the root down; within a container the root."""
+    own = [line.split(":", 2) for line in (_text(_OWN_CGROUP) or "").splitlines()]
+    found = [_CGROUP, _CGROUP / "cpu", _CGROUP / "cpu,cpuacct"]
+    for number, controllers, path in (each for each in own if len(each) == 3):
+        if number == "0":
+            base = _CGROUP
+        elif "cpu" in controllers.split(","):
+            base = _CGROUP / controllers
+        else:
+            continue
+        inner = base / path.lstrip("/")
+        found += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(base)]
+    return list(dict.fromkeys(found))
+
+
+def _quota_at(folder: Path) -> Quota:
+    told = (_text(folder / "cpu.max") or "").split()
+    if len(told) != 2:
+        told = [_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        cpus = float(told[0]) / float(told[1])
+        return Quota(cpus, _waited_s(folder)) if cpus > 0 else Quota(None, None)
+    return Quota(None, None)
+
+
+def _waited_s(folder: Path) -> float | None:
+    for line in (_text(folder / "cpu.stat") or "").splitlines():
+        name, _, number = line.partition(" ")
+        if name in ("throttled_usec", "throttled_time") and number.isdigit():
+            return int(number) / (_MICROSECONDS if name.endswith("usec") else _NANOSECONDS)
+    return None
+
+
+def _stolen() -> tuple[int, int] | None:
+    """Ticks that another virtual machine took, and all."""
+    first = (_text(_KERNEL_COUNTERS) or "").partition("\n")[0].split()[1 : 1 + _COUNTED]
+    if len(first) < _COUNTED or not all(map(str.isdigit, first)):
+        return None
+    ticks = list(map(int, first))
+    return ticks[_STEAL], sum(ticks)
+
+
+def on_battery() -> bool | None:
+    """Whether the machine runs on its battery; None where it has none, or doesn't tell."""
+    told = [(_text(file.parent / "type"), _text(file)) for file in _POWER.glob("*/online")]
+    mains = [online == "1" for kind, online in told if kind in ("Mains", "USB")]
+    states = [_text(file) for file in _POWER.glob("BAT*/status")]
+    if not states:
+        return None
+    return not any(mains) if mains else "Discharging" in states
+
+
+class MachineWatch:
+    """Looks at what was taken since the look before.
+
+    Args:
+        now: Seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._last = now(), quota().waited_s, _stolen()
+
+    def look(self) -> dict[str, float | bool | None]:
+        """The fields of :class:`MachineState` that are known here."""
+        before, waited, stolen = self._last
+        found = quota()
+        self._last = self._now(), found.waited_s, _stolen()
+        passed = self._last[0] - before
+        waiting = None
+        if waited is not None and found.waited_s is not None and passed > 0:
+            # Several CPUs' waiting is counted together.
+            waiting = min(1.0, (found.waited_s - waited) / passed / max(1, os.cpu_count() or 1))
+        steal, now = None, self._last[2]
+        if stolen is not None and now is not None and now[1] > stolen[1]:
+            steal = (now[0] - stolen[0]) / (now[1] - stolen[1])
+        return {
+            "quota_cpus": found.cpus,
+            "quota_waiting_share": waiting,
+            "steal_share": steal,
+            "on_battery": on_battery(),
+        }
+
+
+def doubt(states: Sequence[MachineState]) -> str:
+    """Why the last looks say that times can't be trusted; empty where they don't."""
+    last = states[-_LOOKS:]
+    if len(last) < _LOOKS:
+        return ""
+    for words, field, most in (
+        ("another virtual machine took {} of the CPU time", "steal_share", _MOST_STEAL),
+        ("the CPU quota kept the process waiting for {} of the time", "quota_waiting_share",
+         _MOST_WAITING),
+    ):  # fmt: skip
+        shares = [getattr(state, field) for state in last]
+        if all(share is not None and share > most for share in shares):
+            return f"in {counted(_LOOKS, 'look')} in a row {words.format(f'{min(shares):.0%}')}"
+    return ""
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None

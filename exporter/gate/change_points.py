@@ -1,0 +1,190 @@
+"""Steps in a history: at which run the time changed, and by how much.
+
+Each curve is searched for the split whose two sides differ most, by the t statistic of their means
+(the maximally selected statistic: Worsley, "On the likelihood ratio test for a shift in location of
+normal populations", JASA 74, 1979). Whether it differs more than chance is asked by permutations of
+the runs, and each side is then searched in the same way: the course of E-divisive (Matteson and
+James, "A nonparametric approach for multiple change point analysis of multivariate data", JASA 109,
+2014, arXiv 1306.4933). Their energy distance finds as many steps in a history of Gaussian noise,
+but fewer of those that are a few runs old.
+
+A step of the last runs counts most, so that the newest part is searched once more by itself, for
+growth alone: fewer splits leave less to chance. Permutations suppose that runs are independent;
+where the rest resembles its neighbours, the statistic is divided by what that adds to its spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Values = NDArray[np.float64]
+
+FEWEST = 12
+"""Fewer runs say nothing of steps."""
+_SIDE = 3
+"""Runs on each side of a split: one or two may be outliers."""
+_RECENT = 8
+"""A split among so many of the last runs is asked about by itself."""
+_RECENT_SIDE = 2
+_PERMUTATIONS = (499, 9500)
+"""The second go only where the first leaves hope."""
+_HOPE = 6
+_ERROR_WHOLE, _ERROR_RECENT = 0.001, 0.0025
+"""How often a search of one history may find what isn't there; for all of its curves together."""
+_OUTLIER = 4.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one curve.
+
+    Attributes:
+        at: The first run of the new level.
+        size: By how much the values grew.
+        ci95: Its 95 % interval, Welch's, of the runs up to the neighbouring steps.
+        p_value: Of the permutations.
+    """
+
+    at: int
+    size: float
+    ci95: tuple[float, float]
+    p_value: float
+
+
+def steps(values: Values, *, curves: int = 1, seed: int = 0) -> list[Step]:
+    """The steps of a curve, in order.
+
+    Args:
+        values: One a run, oldest first.
+        curves: Of how many the error is shared.
+        seed: For the permutations.
+    """
+    if len(values) < FEWEST:
+        return []
+    clipped, rng = _clipped(values), np.random.default_rng(seed)
+    found = dict(_whole(clipped, 0, _ERROR_WHOLE / curves, rng))
+    begin = max(found, default=0)
+    recent = _recent(clipped[begin:], _ERROR_RECENT / curves, rng)
+    if recent is not None:
+        found[begin + recent[0]] = recent[1]
+    edges = [0, *sorted(found), len(values)]
+    return [
+        _sized(values, before, at, after, found[at])
+        for before, at, after in zip(edges, edges[1:], edges[2:], strict=False)
+    ]
+
+
+def _whole(
+    values: Values, offset: int, error: float, rng: np.random.Generator
+) -> Iterator[tuple[int, float]]:
+    """All splits and their p values, the largest first, then those of both sides."""
+    count = len(values)
+    if count < FEWEST:
+        return
+    splits = np.arange(_SIDE, count - _SIDE + 1)
+    at, p_value = _split(values, splits, rng, grown=False)
+    if p_value >= error or _is_line(values, at):
+        return
+    yield offset + at, p_value
+    yield from _whole(values[:at], offset, error, rng)
+    yield from _whole(values[at:], offset + at, error, rng)
+
+
+def _recent(values: Values, error: float, rng: np.random.Generator) -> tuple[int, float] | None:
+    count = len(values)
+    if count < FEWEST:
+        return None
+    splits = np.arange(max(_SIDE, count - _RECENT), count - _RECENT_SIDE + 1)
+    at, p_value = _split(values, splits, rng, grown=True)
+    return (at, p_value) if p_value < error and not _is_line(values, at) else None
+
+
+def _split(
+    values: Values, splits: NDArray[np.int64], rng: np.random.Generator, *, grown: bool
+) -> tuple[int, float]:
+    """The best split, and how often permuted runs have one that is as good."""
+    own, inflation = _differences(values, splits, grown=grown), _inflation(values)
+    at = int(splits[own.argmax()])
+    best = float(own.max()) / math.sqrt(inflation)
+    reached = tried = 0
+    for count in _PERMUTATIONS:
+        shuffled = rng.permuted(np.tile(values, (count, 1)), axis=1)
+        reached += int((_differences(shuffled, splits, grown=grown).max(axis=-1) >= best).sum())
+        tried += count
+        if reached > _HOPE:
+            break
+    return at, (1 + reached) / (1 + tried)
+
+
+def _differences(values: Values, splits: NDArray[np.int64], *, grown: bool) -> Values:
+    """The t statistics of both sides' means, ``[..., splits]``; 0 for what shrank, if asked."""
+    count = values.shape[-1]
+    sums = np.cumsum(values, axis=-1)
+    left, whole = sums[..., splits - 1], sums[..., -1:]
+    difference = (whole - left) / (count - splits) - left / splits
+    between = difference**2 * splits * (count - splits) / count
+    spread = (values**2).sum(axis=-1, keepdims=True) - whole**2 / count
+    within = np.maximum(spread - between, 1e-18)
+    found: Values = np.sqrt(between * (count - 2) / within)
+    return np.where(difference > 0, found, 0.0) if grown else found
+
+
+def _is_line(values: Values, at: int) -> bool:
+    """Whether a steady slope explains more than the step: that is drift."""
+    order = np.arange(len(values), dtype=np.float64)
+    slope = np.polynomial.Polynomial.fit(order, values, 1)
+    return float(((values - slope(order)) ** 2).sum()) < float((_rest(values, at) ** 2).sum())
+
+
+def _rest(values: Values, at: int) -> Values:
+    parts = values[:at], values[at:]
+    return np.concatenate([part - part.mean() for part in parts])
+
+
+def _inflation(values: Values) -> float:
+    """How much more means vary than those of independent runs, where that is beyond chance.
+
+    Of a process of first order, whose part ``k`` is kept from run to run, neighbouring differences
+    have the correlation ``(k - 1) / 2``; steps hardly touch these.
+    """
+    changes = np.diff(values)
+    reach = _OUTLIER * float(np.median(np.abs(changes)))
+    changes = np.clip(changes, -reach, reach)
+    power = float(changes @ changes)
+    if not power:
+        return 1.0
+    kept = min(1 + 2 * float(changes[1:] @ changes[:-1]) / power, 0.9)
+    by_chance = 2 / math.sqrt(len(values)) * float(stats.norm.ppf(0.95))
+    return (1 + kept) / (1 - kept) if kept > by_chance else 1.0
+
+
+def _clipped(values: Values) -> Values:
+    """Without the reach of outliers; what is far for many runs is still far."""
+    middle = np.median(values)
+    typical = float(np.median(np.abs(np.diff(values)))) if len(values) > 1 else 0.0
+    if not typical:
+        return values - middle
+    reach = _OUTLIER * typical / math.sqrt(2) / float(stats.norm.ppf(0.75))  # of normal values
+    found: Values = np.clip(values - middle, -reach, reach)
+    return found
+
+
+def _sized(values: Values, begin: int, at: int, end: int, p_value: float) -> Step:
+    before, after = values[begin:at], values[at:end]
+    size = float(after.mean() - before.mean())
+    if min(len(before), len(after)) < 2 or not (np.ptp(before) or np.ptp(after)):
+        return Step(at, size, (size, size), p_value)
+    found = stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+    return Step(at, size, (float(found.low), float(found.high)), p_value)
+
+
+def pooled(curves: Sequence[Values]) -> Values:
+    """The mean of all curves at each run, each about its own level."""
+    found: Values = np.mean([curve - curve.mean() for curve in curves], axis=0)
+    return found

@@ -1,0 +1,119 @@
+"""Power that is asked for: how long it takes, when it ends, and where another run goes on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import LatencyRow
+from exporter.artifacts.store import Store
+from exporter.compare.kept import forget
+from exporter.compare.options import CompareOptions, TimingOptions
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.power import PowerGoal
+from exporter.compare.timing.statistics import SpeedupEstimate
+from exporter.errors import UsageError
+from tests.made_reports import gate_report
+from tests.raising import raises
+from tests.virtual_time import BusyMachine, VirtualCell, virtual_pair
+
+GOAL = PowerGoal(power=0.95, smallest=0.03, threshold=0.01)
+
+
+def measured(seconds: float, store: Store | None = None, **changes: Any) -> LatencyRow:
+    noise = BusyMachine(1, **changes)
+    clock, arms = virtual_pair(noise, slowdown=1.03, call_ms=29.0, seed=1)
+    budget = TimingBudget(seconds=seconds, power=GOAL)
+    (row,) = measure_rows(arms, [VirtualCell()], budget, clocks=clock.clocks, store=store)
+    return row
+
+
+def test_the_wanted_error_has_just_the_power() -> None:
+    for degrees in (5.0, 30.0, 500.0):
+        wanted = GOAL.wanted_error(degrees)
+        assert GOAL.chance(wanted, degrees) == pytest.approx(0.95, abs=1e-6)
+        assert GOAL.chance(wanted * 1.2, degrees) < 0.95 < GOAL.chance(wanted / 1.2, degrees)
+
+
+def test_a_known_error_is_worked_out_by_hand() -> None:
+    """Log 1.03 less log 1.01 is 0.01961; 1.645 errors for the interval, 1.645 for the power."""
+    assert GOAL.wanted_error(1e6) == pytest.approx(0.01961 / 3.29, rel=1e-3)
+
+
+def test_twice_the_error_takes_four_times_as_long() -> None:
+    wanted = GOAL.wanted_error(1e6)
+    told = GOAL.outlook(SpeedupEstimate(0.0, 2 * wanted, 1e6), chunks=20, seconds=10.0)
+    assert told.needed_s == pytest.approx(40.0, rel=1e-3)
+    assert not told.is_reached
+    assert GOAL.outlook(SpeedupEstimate(0.0, wanted / 2, 1e6), 20, 10.0).is_reached
+
+
+def test_times_without_noise_need_no_more() -> None:
+    told = GOAL.outlook(SpeedupEstimate(0.01, 0.0, 5.0), chunks=6, seconds=9.0)
+    assert told.is_reached
+    assert math.isfinite(told.needed_s)
+
+
+def test_a_row_ends_once_it_has_the_power_and_says_so() -> None:
+    row = measured(600.0)
+    assert row.stopped == "power"
+    assert row.power is not None
+    assert row.power.is_reached
+    assert row.power.foretold_s is not None
+    assert row.seconds is not None
+    assert row.seconds < 600
+    assert row.verdict == "slower"
+
+
+def test_a_limit_ends_it_before_and_tells_how_far_it_got() -> None:
+    row = measured(30.0, contention=6.0, scatter=0.6)
+    assert row.stopped in ("budget", "narrow")
+    assert row.power is not None
+    assert row.power.reached < 0.95
+    assert row.power.needed_s > (row.seconds or 0)
+
+
+def test_another_run_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+    first = measured(30.0, Store(tmp_path / "kept.jsonl", {"a": 1}), scatter=0.4)
+    again = measured(600.0, Store(tmp_path / "kept.jsonl", {"a": 1}), scatter=0.4)
+    taken = first.baseline.samples_ms
+    assert again.baseline.samples_ms[: len(taken)] == taken
+    assert again.rounds > first.rounds
+
+
+def test_what_lacks_its_power_is_kept_for_another_run(tmp_path: Path) -> None:
+    store = Store(tmp_path / ".depthcut" / "comparison.jsonl", {})
+    row = measured(30.0, store, contention=6.0, scatter=0.6)
+    file = tmp_path / ".depthcut" / "comparison.jsonl"
+    forget(tmp_path, gate_report([row]))
+    assert file.exists()
+    assert row.power is not None
+    reached = row.power.model_copy(update={"reached": 0.96})
+    forget(tmp_path, gate_report([row.model_copy(update={"power": reached})]))
+    assert not file.exists()
+
+
+def test_more_power_or_time_goes_on_with_what_was_kept_and_other_options_do_not() -> None:
+    own = TimingOptions(power=0.8)
+    assert own.kept == TimingOptions(power=0.95, smallest=0.05, time_budget_s=300.0).kept
+    assert own.kept != TimingOptions(power=0.8, reload=False).kept
+    assert own.kept != TimingOptions().kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "timing", "names"),
+    [
+        ({"rounds": 48}, {"power": 0.95}, ("--power", "--rounds")),
+        ({}, {"power": 0.95, "smallest": 0.01}, ("--smallest", "--threshold")),
+    ],
+)
+def test_demands_that_contradict_each_other_are_refused(
+    changes: dict[str, Any], timing: dict[str, float], names: tuple[str, ...]
+) -> None:
+    with raises(UsageError, "", *names):
+        CompareOptions(**changes, timing=TimingOptions(**timing))
+    CompareOptions(**changes)
+    CompareOptions(timing=TimingOptions(power=0.95))

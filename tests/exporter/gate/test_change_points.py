@@ -1,0 +1,212 @@
+"""Steps in histories: found where they are, and hardly ever where there are none."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.artifacts import CheckReport, HistoryEntry, HistoryRow
+from exporter.gate.change_points import FEWEST, steps
+from exporter.gate.curves import ALL_SHAPES, curves
+from exporter.gate.gate import check
+from exporter.gate.history import append, entry_of, read_history, read_history_file
+from exporter.gate.limits import Limits
+from exporter.gate.request import CheckRequest, run_check
+from exporter.report.ci import Checked, comment, page
+from exporter.report.ci.github import annotation_lines
+from exporter.report.sparkline import sparkline
+from tests.made_reports import gate_report, gate_row
+
+SERIES, NOISE, RUNS = "s" * 64, 0.02, 60
+
+
+def noise(seed: int, runs: int = RUNS) -> np.ndarray:
+    return NOISE * np.random.default_rng(seed).standard_normal(runs)
+
+
+def entries(values: np.ndarray, **work: list[int]) -> list[HistoryEntry]:
+    """Runs with these logarithms of relative time, a column a shape."""
+    return [
+        HistoryEntry(
+            schema_version=1,
+            time=f"2026-01-01T00:00:{run:02}+00:00",
+            commit=f"{run:040x}",
+            series=SERIES,
+            candidate_sha256="c" * 64,
+            verdict="within_limit",
+            rows=[
+                HistoryRow(subject=f"shape {n}", speedup=math.exp(-value), ci95=(0.9, 1.1))
+                for n, value in enumerate(row)
+                if math.isfinite(value)
+            ],
+            work={name: counts[run] for name, counts in work.items()},  # type: ignore[misc]
+        )
+        for run, row in enumerate(np.atleast_2d(values.T).T)
+    ]
+
+
+@pytest.mark.parametrize("at", [12, 30, 48])
+def test_a_clear_step_is_found_at_its_run_with_its_size(at: int) -> None:
+    for seed in range(3):
+        values = noise(seed)
+        values[at:] += 0.08
+        (one,) = steps(values)
+        assert abs(one.at - at) <= 1
+        assert one.ci95[0] < one.size < one.ci95[1]
+        assert one.size == pytest.approx(0.08, abs=0.02)
+
+
+def test_two_steps_are_two_and_a_shrunk_time_is_one_too() -> None:
+    values = noise(5)
+    values[20:] += 0.1
+    values[40:] -= 0.15
+    found = steps(values)
+    assert [round(one.at / 2) for one in found] == [10, 20]
+    assert found[0].size > 0 > found[1].size
+
+
+def test_noise_has_hardly_ever_a_step() -> None:
+    assert sum(len(steps(noise(seed))) for seed in range(30)) <= 1
+
+
+def test_a_step_of_the_last_runs_is_found_before_there_are_many() -> None:
+    values = noise(3)
+    values[-3:] += 0.1
+    (one,) = steps(values)
+    assert one.at >= RUNS - 4
+
+
+def test_single_outliers_are_no_step() -> None:
+    for seed in range(3):
+        values = noise(seed)
+        values[[20, RUNS - 1]] += 0.5
+        assert steps(values) == []
+
+
+def test_drift_is_no_step() -> None:
+    assert steps(noise(1) + 0.004 * np.arange(RUNS)) == []
+
+
+@pytest.mark.parametrize(("scale", "level"), [(0.25, 0.0), (64.0, 0.0), (1.0, 8.0)])
+def test_steps_move_with_scale_and_level(scale: float, level: float) -> None:
+    values = noise(4)
+    values[35:] += 0.07
+    found, moved = steps(values), steps(values * scale + level)
+    assert [one.at for one in found] == [one.at for one in moved] == [35]
+    assert moved[0].size == pytest.approx(found[0].size * scale)
+
+
+@pytest.mark.parametrize("values", [np.zeros(RUNS), np.zeros(0), np.ones(3), noise(0, FEWEST - 1)])
+def test_nothing_is_found_where_there_is_nothing(values: np.ndarray) -> None:
+    assert steps(values) == []
+
+
+def test_an_exact_step_without_noise_is_found() -> None:
+    values = np.where(np.arange(RUNS) < 40, 0.0, 0.03)
+    (one,) = steps(values)
+    assert (one.at, one.ci95) == (40, (pytest.approx(0.03), pytest.approx(0.03)))
+
+
+def test_all_shapes_together_find_what_none_of_them_shows_alone() -> None:
+    values = np.stack([noise(seed) for seed in range(4)], axis=1)
+    values[-5:] += 0.03
+    whole, *others = curves(entries(values), SERIES)
+    assert whole.subject == ALL_SHAPES
+    (point,) = whole.points
+    assert abs(point.run - (RUNS - 5)) <= 2
+    assert point.commit == f"{point.run:040x}"
+    assert not any(curve.points for curve in others)
+
+
+def test_gaps_and_other_machines_leave_the_rest() -> None:
+    values = np.stack([noise(1), noise(2)], axis=1)
+    values[30:] += 0.1
+    values[10:20, 1] = np.nan
+    mine = entries(values)
+    other = [entry.model_copy(update={"series": "o" * 64}) for entry in entries(noise(3))]
+    whole, first, second = curves([*other, *mine], SERIES)
+    assert [len(curve.runs) for curve in (whole, first, second)] == [50, 60, 50]
+    assert abs(whole.points[0].run - 20) <= 1
+    assert whole.points[0].commit == mine[10 + whole.points[0].run].commit
+
+
+def test_a_counted_figure_steps_where_it_changes_and_has_no_curve_else() -> None:
+    nodes = [100] * 10 + [101] * 50
+    found = curves(entries(noise(1), nodes=nodes, step_macs=[7] * RUNS), SERIES)
+    (counted,) = [curve for curve in found if curve.counted]
+    assert (counted.subject, [point.run for point in counted.points]) == ("nodes", [10])
+    assert counted.points[0].size == pytest.approx(1.01)
+
+
+def checked_history(tmp_path: Path, slower: int) -> tuple[CheckReport, Path]:
+    """A history of 41 runs whose last ones are slower, and what a check finds in it."""
+    path, limits = tmp_path / "history.jsonl", Limits(max_kl=1)
+    for run, value in enumerate(noise(2, 41)):
+        ms = 80 * math.exp(value + 0.1 * (run >= 41 - slower))
+        report = gate_report([gate_row(candidate_ms=ms)])
+        if run < 40:
+            append(path, entry_of(report, check(report, limits), commit=f"{run:08}"))
+    saved = report.write(tmp_path / "report.json")
+    found, _ = run_check(CheckRequest(saved, limits=limits, history=path, commit=f"{run:08}"))
+    return found, path
+
+
+def test_a_check_tells_the_step_its_run_and_draws_it(tmp_path: Path) -> None:
+    found, _ = checked_history(tmp_path, slower=4)
+    (curve,) = found.curves
+    (point,) = curve.points
+    assert point.commit is not None
+    assert abs(int(point.commit) - 37) <= 1
+    assert len(annotation_lines(found)) == 1
+    shown = Checked(found, gate_report())
+    told, drawn = comment.render(shown), page.render(shown)
+    assert told.startswith("<!-- depthcut check")
+    assert point.commit in told
+    assert point.commit in drawn
+    assert "┊" in told
+    assert "<svg" in drawn
+    assert CheckReport.model_validate_json(found.to_json()) == found
+
+
+def test_without_a_step_nothing_warns(tmp_path: Path) -> None:
+    found, _ = checked_history(tmp_path, slower=0)
+    assert found.curves[0].points == []
+    assert annotation_lines(found) == []
+
+
+def test_an_old_step_is_told_and_no_longer_warned_of(tmp_path: Path) -> None:
+    found, _ = checked_history(tmp_path, slower=20)
+    assert len(found.curves[0].points) == 1
+    assert annotation_lines(found) == []
+
+
+def test_a_line_that_is_cut_off_is_told_and_stays(tmp_path: Path) -> None:
+    path, (first, second) = tmp_path / "history.jsonl", entries(noise(0, 2))
+    append(path, first)
+    half = second.model_dump_json()[:50]
+    with path.open("a") as file:
+        file.write(half)
+    assert read_history_file(path).cut_off == [2]
+    append(path, second)
+    assert read_history(path) == [first, second]
+    assert half in path.read_text()
+    report = gate_report().write(tmp_path / "report.json")
+    notes = run_check(CheckRequest(report, limits=Limits(max_kl=1), history=path))[0].notes
+    assert len([note for note in notes if str(path) in note]) == 2  # cut off, another machine's
+
+
+def test_every_line_of_a_history_is_one_json_object(tmp_path: Path) -> None:
+    _, path = checked_history(tmp_path, slower=0)
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 41
+
+
+def test_a_curve_as_text_has_a_bar_a_run() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([1, 1, 1]) == "▁▁▁"
+    assert sparkline([0, 1], [1]) == "▁┊█"
+    low, high = sparkline([1, 1.001], least=0.04)
+    assert "▁" < low <= high < "█"
