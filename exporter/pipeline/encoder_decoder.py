@@ -178,5 +178,5 @@ def measure(run: Run) -> tuple[list[Path], None]:
     )
     report = published(run, report)
     paths = write_reports(report, run.ledger.work, run.importance)
-    forget(run.request.out)
+    forget(run.request.out, report)
     return paths, None

@@ -214,6 +214,7 @@ class _Session:
             threshold=options.timing.threshold,
             reload=options.timing.reload,
             seed=seed,
+            power=options.timing.goal,
         )
         cells = cells_of(whole, judged, options)
         rows = measure_rows(arms, cells, budget, store=self._store(), progress=self._progress)
