@@ -76,8 +76,8 @@ class HealedClasses(Record):
 
     ``role`` as for :class:`HealedText`. ``dropped_kl`` and ``healed_kl`` are the mean KL divergence
     from the whole model's classes, in nats, without and with what heals, ``dropped_same`` and
-    ``healed_same`` the share of the same likeliest class; ``gain`` is the divergence that is taken
-    back, its standard error paired by paragraph.
+    ``healed_same`` the share of the same likeliest class, with its 95 % interval over paragraphs;
+    ``gain`` is the divergence that is taken back, its standard error paired by paragraph.
     """
 
     role: Literal["calibration", "other"]
@@ -86,7 +86,7 @@ class HealedClasses(Record):
     dropped_same: float
     healed_kl: float
     healed_same: float
-    healed_same_std_error: float | None
+    healed_same_ci95: tuple[float, float] | None
     gain: float
     gain_std_error: float | None
 

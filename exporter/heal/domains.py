@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText
+from exporter.compare.quality.intervals import share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import AnyDamage, ClassDamage, Damage, EmbeddingDamage, joined
 from exporter.models.ablation.embeddings import AnyMeter, meter_of
@@ -119,6 +120,7 @@ def _healed_classes(
     role: Role, text: CalibrationText, before: ClassDamage, after: ClassDamage
 ) -> HealedClasses:
     gains = before.kl_sums - after.kl_sums
+    same = share_interval(after.agreements, after.positions)
     return HealedClasses(
         role=role,
         text=text.ref,
@@ -126,7 +128,7 @@ def _healed_classes(
         dropped_same=before.top1_agreement,
         healed_kl=after.kl,
         healed_same=after.top1_agreement,
-        healed_same_std_error=after.top1_std_error,
+        healed_same_ci95=None if same is None else same.ci95,
         gain=before.kl - after.kl,
         gain_std_error=ratio_std_error(gains, before.positions),
     )

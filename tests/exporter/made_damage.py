@@ -53,8 +53,8 @@ class MadeMeter:
     @staticmethod
     def _damage(kl: float) -> Damage:
         """The perplexity's log rises by as much; the agreement falls by a third of it."""
-        counts = np.array([10.0, 10.0])
-        nll = np.array([30.0, 30.0])
+        counts = np.array([5000.0, 5000.0])
+        nll = 3 * counts
         agreements = counts * max(0.0, 1 - kl / 3)
         return Damage(counts, counts * kl, agreements, nll + counts * kl, nll)
 

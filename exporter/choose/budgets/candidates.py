@@ -16,7 +16,7 @@ from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
 from exporter.choose.budgets.units import Unit
 from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import Option, Step, cut_of_options, standing_options
-from exporter.compare.quality.intervals import mean_interval
+from exporter.compare.quality.intervals import fewest_to_show, mean_interval, share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
     AnyDamage,
@@ -267,13 +267,17 @@ class QualityCheck:
 
     def _broken_by_agreement(self, damage: DistributionDamage) -> list[str]:
         floor = self.floors.top1_agreement
-        least = _end(damage.agreements, damage.positions, 0)
-        if floor is None or least >= floor:
+        if floor is None:
+            return []
+        interval = share_interval(damage.agreements, damage.positions)
+        least = damage.top1_agreement if interval is None else interval.ci95[0]
+        if least >= floor:
             return []
         what = "classes" if isinstance(damage, ClassDamage) else "tokens"
         return [
-            f"{damage.top1_agreement:.1%} of the likeliest {what} stay the same, "
-            f"95 % interval down to {least:.1%} (at least: {floor:.1%})"
+            f"{damage.top1_agreement:.1%} of {damage.positions.sum():.0f} likeliest {what} stay "
+            f"the same, 95 % interval down to {least:.1%} (at least: {floor:.1%}, which takes "
+            f"{fewest_to_show(floor)} or more)"
         ]
 
     def _broken_by_embeddings(self, damage: EmbeddingDamage) -> list[str]:

@@ -28,6 +28,7 @@ from exporter.choose.budgets.trial_runs import TrialRuns, time_of, trial_options
 from exporter.choose.budgets.units import Goal, Unit
 from exporter.choose.selection.affordable import SEARCH_S
 from exporter.choose.selection.options import Step
+from exporter.compare.quality.intervals import fewest_to_show
 from exporter.errors import UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
@@ -99,7 +100,7 @@ def outcome_words(tried: TriedCut, floors: Floors) -> str:
         return (
             f"{healed['top1_agreement']:.1%} of the texts keep their likeliest class {by}, 95 % "
             f"interval down to {healed[SAME]:.1%}, at least {floors.top1_agreement or 0:.1%} is "
-            "asked for"
+            f"asked for, which takes {fewest_to_show(floors.top1_agreement or 0.5)} texts or more"
         )
     rise, high = percent(healed["log_perplexity_increase"]), percent(healed[HIGH])
     limit = floors.perplexity_increase

@@ -349,10 +349,11 @@ def is_lost(measured: Measured, floors: Floors) -> bool:
 
 def _ends(measured: Measured) -> tuple[float, float]:
     """The 95 % interval of what the healed cut costs, the better end first."""
+    if isinstance(measured, HealedClasses):
+        low, high = measured.healed_same_ci95 or (measured.healed_same, measured.healed_same)
+        return high, low
     if isinstance(measured, HealedEmbeddings):
         value, error, worse = measured.healed, measured.healed_std_error, -1
-    elif isinstance(measured, HealedClasses):
-        value, error, worse = measured.healed_same, measured.healed_same_std_error, -1
     else:
         healed = measured.healed
         value, error, worse = (

@@ -90,6 +90,11 @@ def share_interval(sums: Floats, counts: Floats) -> Interval | None:
     return Interval(value=share, ci95=(float(low), float(high)))
 
 
+def fewest_to_show(share: float) -> int:
+    """How many items, all of them alike, have a :func:`share_interval` that begins at a share."""
+    return math.ceil(math.log((1 - _LEVEL) / 2) / math.log(share))
+
+
 def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -> Interval:
     """Mean score of the candidate minus that of the baseline, with its 95 % interval.
 
@@ -107,10 +112,7 @@ def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -
     number = len(differences)
     value = float(differences.mean())
     if (differences == differences[0]).all():
-        unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / number)
-        most = max(1.0, abs(value))  # lm-eval has metrics beyond 0 to 1
-        low, high = (value * (1 - unseen) + side * unseen * most for side in (-1, 1))
-        return Interval(value=value, ci95=(low, high))
+        return _of_equal_items(value, number)
     found = stats.bootstrap(
         (differences,),
         np.mean,
@@ -129,8 +131,8 @@ def ratio_difference_interval(
     """Difference of two ratios of sums over the same weights, candidate minus baseline.
 
     Its 95 % interval is from a bootstrap over items (expanded percentiles), in which both arms'
-    sums and the weight of an item are drawn together. One item alone, or none that differs, gives
-    an interval without width.
+    sums and the weight of an item are drawn together. Where all items differ alike, or none does,
+    it is that of :func:`difference_interval`, at worst with a ratio of 1.
 
     Args:
         baseline: ``[items]``, each item's sum, such as its edits.
@@ -140,8 +142,8 @@ def ratio_difference_interval(
     """
     differences, number = candidate - baseline, len(baseline)
     value = float(differences.sum() / weights.sum())
-    if number < 2 or not differences.any():
-        return Interval(value=value, ci95=(value, value))
+    if np.allclose(differences, value * weights):
+        return _of_equal_items(value, number)
     rng, found = np.random.default_rng(seed), np.empty(_RESAMPLES)
     for draw in range(_RESAMPLES):
         rows = rng.integers(0, number, number)
@@ -150,6 +152,14 @@ def ratio_difference_interval(
     outside = (1 - expanded_level(number, _LEVEL)) / 2
     low, high = np.quantile(found, [outside, 1 - outside])
     return Interval(value=value, ci95=(float(low), float(high)))
+
+
+def _of_equal_items(value: float, number: int) -> Interval:
+    """As wide as the share of items that differ otherwise may go unseen, at worst by a whole 1."""
+    unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / number)
+    most = max(1.0, abs(value))  # lm-eval has metrics beyond 0 to 1
+    low, high = (value * (1 - unseen) + side * unseen * most for side in (-1, 1))
+    return Interval(value=value, ci95=(low, high))
 
 
 def mcnemar_p(only_baseline: int, only_candidate: int) -> float:

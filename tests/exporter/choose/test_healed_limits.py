@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,24 +31,26 @@ from cost_tables import made_table  # noqa: E402
 from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose.budgets.budget import Budget, Floors  # noqa: E402
-from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
+from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck  # noqa: E402
 from exporter.choose.budgets.healed_limits import (  # noqa: E402
     Candidate,
     largest_within,
     refuse_all,
 )
 from exporter.choose.budgets.inputs import Workplace  # noqa: E402
-from exporter.choose.budgets.ladder import HIGH  # noqa: E402
+from exporter.choose.budgets.ladder import HIGH, rung_of  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
-from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns, is_lost  # noqa: E402
+from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns, figures_of, is_lost  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.options import Option  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.automatic import USUAL_TIME_S  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
+from exporter.heal.domains import _told  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
-from exporter.models.ablation.damage import Damage  # noqa: E402
+from exporter.models.ablation.damage import ClassDamage, Damage  # noqa: E402
+from exporter.models.texts.calibration import CalibrationText  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
 NEVER = Floors(None, 0.99999)
@@ -281,6 +284,23 @@ def test_a_cut_is_given_up_where_all_of_its_interval_is_beyond_a_limit(
 ) -> None:
     assert is_lost(measured(rise, error, samples), Floors(0.02)) is lost
     assert not is_lost(measured(rise, error, samples), Floors(None, 0.99))
+
+
+@pytest.mark.parametrize(("texts", "holds"), [(12, False), (182, False), (183, True)])
+def test_texts_that_all_keep_their_class_show_as_much_as_they_are_many(
+    texts: int, holds: bool
+) -> None:
+    ones, ids = np.ones(texts), np.ones((texts, 8), np.int64)
+    damage = ClassDamage(ones, 0 * ones, ones)
+    text = CalibrationText.unpadded(ids, "t", "0" * 64)
+    floors = Floors(top1_agreement=0.98)
+    _, healed = figures_of(
+        SimpleNamespace(measured=[_told("calibration", text, [damage], [damage])])  # type: ignore[arg-type]
+    )
+    assert healed["top1_agreement"] == 1
+    assert rung_of(0, healed, floors).holds is holds
+    meter: Any = SimpleNamespace(measure_many=lambda *_: [damage])
+    assert QualityCheck(meter, floors).holds(PlanCandidate()) is holds
 
 
 def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(

@@ -8,6 +8,7 @@ from scipy import stats
 
 from exporter.compare.quality.intervals import (
     difference_interval,
+    fewest_to_show,
     mcnemar_p,
     mean_interval,
     share_interval,
@@ -81,6 +82,18 @@ def test_a_share_s_interval_holds_the_truth_about_95_times_in_100(share: float) 
         assert found is not None
         missed += not found.ci95[0] <= share <= found.ci95[1]
     assert 0.02 <= missed / 400 <= 0.1
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95, 0.98])
+def test_as_many_items_are_needed_as_show_a_share_if_all_are_alike(share: float) -> None:
+    number = fewest_to_show(share)
+
+    def low(items: int) -> float:
+        found = share_interval(np.ones(items), np.ones(items))
+        assert found is not None
+        return found.ci95[0]
+
+    assert low(number - 1) < share <= low(number)
 
 
 def test_a_share_of_all_tokens_is_as_sure_as_they_are_many() -> None:

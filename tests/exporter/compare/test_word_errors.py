@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exporter.compare.encoder_decoder.words import word_errors
-from exporter.compare.quality.intervals import ratio_difference_interval
+from exporter.compare.quality.intervals import difference_interval, ratio_difference_interval
 from exporter.errors import ComparisonError, MissingDependencyError
 from tests.raising import raises
 
@@ -29,11 +29,14 @@ def test_an_interval_holds_the_difference_and_narrows_with_items() -> None:
     assert width(400) < width(20) / 2
 
 
-@pytest.mark.parametrize("items", [1, 5])
-def test_equal_arms_have_no_width(items: int) -> None:
-    edits = np.ones(items)
-    found = ratio_difference_interval(edits, edits, np.full(items, 4.0))
-    assert found.ci95 == (0.0, 0.0)
+@pytest.mark.parametrize(("items", "edits"), [(1, 0), (1, 2), (5, 0), (5, 1)])
+def test_recordings_that_differ_alike_leave_as_much_doubt_as_they_are_few(
+    items: int, edits: int
+) -> None:
+    words, none = np.full(items, 4.0), np.zeros(items)
+    found = ratio_difference_interval(none, none + edits, words)
+    assert found == difference_interval(none, none + edits / 4)
+    assert found.ci95[0] < 0 < found.ci95[1]
 
 
 def test_without_jiwer_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
