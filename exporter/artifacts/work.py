@@ -17,15 +17,17 @@ WorkFigure = Literal[
     "engine_layers",
     "scratch_bytes",
 ]
-"""What is counted of an arm: of its graph, and of its engines as their builder tells."""
+"""What is counted of an arm: of its graph, and of its engines as their builder tells, which chooses
+by times and by the card."""
 
 
 class GraphWork(Record):
     """What runs of a graph do, by the graph alone: the same on every machine.
 
-    A prompt has ``prompt_tokens``; a step is one token behind a cache of ``step_past`` positions,
-    both of one sequence. ``nodes`` counts by operator, subgraphs included. ``weight_bytes`` is what
-    nodes read of weights in a step (without caches: for a prompt), each as often as nodes read it,
+    A prompt has ``prompt_tokens``, None of a graph that takes no tokens, such as one of images; a
+    step is one token behind a cache of ``step_past`` positions, both of one sequence. ``nodes``
+    counts by operator, subgraphs included. ``weight_bytes`` is what nodes read of weights in a
+    step (without caches: for a prompt), each as often as nodes read it,
     and of tables the rows that are looked up. ``cache_bytes`` is what they read of caches, and of
     what these are copied to, in a step. ``prompt_macs`` and ``step_macs`` are the multiplications
     of matrix products; what a mask hides counts. ``uncounted`` counts, by operator, the nodes whose
@@ -34,7 +36,7 @@ class GraphWork(Record):
     """
 
     nodes: dict[str, int]
-    prompt_tokens: int
+    prompt_tokens: int | None
     step_past: int | None
     weight_bytes: int
     cache_bytes: int | None

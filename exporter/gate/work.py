@@ -1,6 +1,7 @@
-"""The companion of time: what is counted of graph and engine, exact on every machine.
+"""The companion of time: what is counted of a graph, exact on every machine, and of its engine.
 
-A change is told whether it is limited or not, and so is a change of time without one.
+An engine's builder chooses by times and by the card: its figures can differ with the same graph. A
+change is told whether it is limited or not, and so is a change of time without one.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def _check(figure: WorkFigure, name: str, before: Arm, after: Arm, limit: float)
         raise RegressionError(
             f"{option} is set, but {'the report' if new is None else 'the baseline'} has no "
             f"{figure}.",
-            "Measure again with depthcut compare, or leave the limit out.",
+            "Measure again with depthcut compare, or leave the limit out: models of PyTorch, GGUF "
+            "files, encoder-decoders and arms without engines don't have all figures.",
             code="quantity-missing",
         )
     value = new / old if old else 1.0 if not new else float("inf")
@@ -95,18 +97,17 @@ def _kinds(before: Arm, after: Arm) -> dict[str, int]:
 def work_notes(
     report: ComparisonReport, baseline: ComparisonReport | None, checks: Iterable[Check]
 ) -> list[str]:
-    """A change of time without one of work, and the other way round."""
-    if baseline is None or not _is_known(baseline) or not _is_known(report):
+    """A change of time without one of the graph, and the other way round."""
+    if baseline is None:
+        return []
+    before, after = baseline.arms.candidate.work, report.arms.candidate.work
+    if before is None or after is None:
         return []
     times = [one for one in checks if one.quantity == "time"]
-    if work_changes(report, baseline):
+    if (before.nodes, before.figures) != (after.nodes, after.figures):
         still = times and all(one.verdict == "within_limit" for one in times)
         return ["The graph has changed, and no time has left its limit."] if still else []
     return [_same_graph(one) for one in times if one.verdict in ("regressed", "improved")]
-
-
-def _is_known(report: ComparisonReport) -> bool:
-    return report.arms.candidate.work is not None
 
 
 def _same_graph(one: Check) -> str:
@@ -114,5 +115,5 @@ def _same_graph(one: Check) -> str:
     percent = 100 * (one.value - 1 if slower else 1 - one.value)
     return (
         f"{one.subject}: {'slower' if slower else 'faster'} by {percent:.1f} %, though the graph "
-        "does the same work: look at the machine or the runtime's version."
+        "does the same work: look at the machine, the runtime's version or the built engine."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from exporter.artifacts import (
@@ -165,7 +166,8 @@ def _value(check: Check, value: float) -> str:
     if check.quantity == "speedup":
         return f"{value:.3f}x"
     if check.quantity in WORK:
-        return f"{100 * (value - 1):+.3g} %"
+        change = f"{100 * (value - 1):+.3g} %"
+        return f"{check.after:,.0f} instead of 0" if math.isinf(value) else change
     if check.scale == "ratio":
         return f"{100 * (value - 1):+.1f} %"
     if check.quantity in ("kl_divergence", "embedding_cosine") or _is_loss(check):

@@ -12,7 +12,15 @@ from exporter.artifacts import GraphWork
 from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.work.products import multiplications
 from exporter.models.work.run_shapes import RunShapes
-from exporter.models.work.sizes import PROMPT, STEP, RunSize, has_caches, input_sizes
+from exporter.models.work.sizes import (
+    PROMPT,
+    STEP,
+    RunSize,
+    has_caches,
+    input_sizes,
+    past_length,
+    token_count,
+)
 from graph_passes.files.storage import load_model
 from graph_passes.finding.weights import constant_weight, is_weight
 
@@ -25,8 +33,12 @@ _MOVES = frozenset(
     | {"QuantizeLinear", "DequantizeLinear"}
 )
 """Operators that copy numbers elsewhere, as they are or in another type."""
-_ANGLES = {"GroupQueryAttention": (7, 8), "RotaryEmbedding": (2, 3)}
-"""Tables of angles by position, of which a fused operator reads a row for each token."""
+_ANGLES = {
+    ("com.microsoft", "GroupQueryAttention"): (7, 8),
+    ("com.microsoft", "RotaryEmbedding"): (2, 3),
+    ("", "RotaryEmbedding"): (1, 2),
+}
+"""By domain and operator, tables of angles by position, of which it reads a row for each token."""
 _SIZE_READS = frozenset({"Shape", "Size"})
 
 
@@ -49,8 +61,8 @@ def work_of(model: ir.Model) -> GraphWork:
     read = step or prompt
     return GraphWork(
         nodes=dict(sorted(Counter(n.op_type for n in model.graph.all_nodes()).items())),
-        prompt_tokens=PROMPT.tokens,
-        step_past=None if step is None else STEP.past,
+        prompt_tokens=prompt.tokens,
+        step_past=None if step is None else step.past,
         weight_bytes=read.weight_bytes,
         cache_bytes=None if step is None else step.cache_bytes,
         prompt_macs=prompt.macs,
@@ -63,6 +75,8 @@ class _Run:
     """One run's sums.
 
     Attributes:
+        tokens: New ones; None of a graph that takes none, such as one of images.
+        past: Positions of the cache; None without one.
         weight_bytes: What nodes read of weights, as often as they do; of tables the rows alone.
         cache_bytes: What nodes read of caches and of their copies, as often as they do.
         macs: Multiplications of matrix products; masked positions count.
@@ -72,7 +86,7 @@ class _Run:
     def __init__(self, model: ir.Model, size: RunSize) -> None:
         self._shapes = RunShapes(model, input_sizes(model.graph, size))
         self._caches = {v for v in model.graph.inputs if CACHE_INPUT.fullmatch(v.name or "")}
-        self._tokens = size.tokens
+        self.tokens, self.past = token_count(model.graph, size), past_length(model.graph, size)
         self.uncounted: Counter[str] = Counter()
         self.weight_bytes = self.cache_bytes = self.macs = 0
         for node in model.graph:
@@ -96,8 +110,8 @@ class _Run:
         value = node.inputs[slot]
         assert value is not None
         whole, shape = self._known(node, self._shapes.nbytes(value)), self._shapes.of(value)
-        if slot in _ANGLES.get(node.op_type, ()) and shape:
-            return math.ceil(whole * min(self._tokens, shape[0]) / max(shape[0], 1))
+        if slot in _ANGLES.get((node.domain, node.op_type), ()) and shape:
+            return math.ceil(whole * min(self.tokens or shape[0], shape[0]) / max(shape[0], 1))
         if node.op_type not in _GATHERS or slot == 1 or not shape:
             return whole
         indices = self._shapes.of(node.inputs[1])

@@ -28,6 +28,10 @@ def multiplications(node: ir.Node, shapes: RunShapes) -> int | None:
         return _of_attention(node, shapes)
     if node.op_type in _BY_DATA:
         return None
+    if node.op_type == "ConvTranspose":
+        sizes = [shapes.of(value) for value in node.inputs[:2]]
+        known = [size for size in sizes if size is not None]
+        return math.prod(known[0]) * math.prod(known[1][1:]) if len(known) == 2 else None
     if node.op_type in CONTRACTIONS:
         return _of_product(node, shapes)
     return None if is_opaque(node) or mixes_tokens(node) else 0

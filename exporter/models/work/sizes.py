@@ -14,6 +14,8 @@ PROMPT_TOKENS = 128
 STEP_PAST = 512
 """Positions that the cache holds when a step is counted."""
 
+_TOKENS = ("input_ids", "decoder_input_ids", "inputs_embeds")
+
 Size = tuple[int, ...]
 
 
@@ -45,6 +47,18 @@ def input_sizes(graph: ir.Graph, run: RunSize) -> dict[ir.Value, Size]:
         for value in _inputs(graph)
         if value.shape is not None
     }
+
+
+def token_count(graph: ir.Graph, run: RunSize) -> int | None:
+    """New tokens of a run, as many as the graph fixes; None where it takes no tokens."""
+    found = (_size(value, 1, run) for value in _inputs(graph) if value.name in _TOKENS)
+    return next(found, None)
+
+
+def past_length(graph: ir.Graph, run: RunSize) -> int | None:
+    """Positions of the caches, as many as the graph fixes; None without caches."""
+    caches = (each for each in _inputs(graph) if CACHE_INPUT.fullmatch(each.name or ""))
+    return next((_size(each, len(each.shape or ()) - 2, run) for each in caches), None)
 
 
 def _inputs(graph: ir.Graph) -> Iterator[ir.Value]:

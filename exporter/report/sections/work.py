@@ -40,6 +40,8 @@ def _named(figure: str) -> str:
 
 def _of_what(work: GraphWork) -> str:
     prompt = f"A prompt has {work.prompt_tokens} tokens"
+    if work.prompt_tokens is None:
+        prompt = "A prompt is one input of the graph"
     if work.step_past is None:
         return f"{prompt}; weights are those that it reads. Counted from the graph, without a run."
     return (

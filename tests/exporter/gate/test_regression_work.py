@@ -11,6 +11,7 @@ from exporter.errors import RegressionError
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.history import entry_of
 from exporter.gate.limits import Limits
+from exporter.report.checks import change_words
 from exporter.report.ci.github import annotation_lines
 from exporter.report.ci.metrics import metrics
 from tests.made_reports import gate_arm, gate_report, gate_row
@@ -107,6 +108,22 @@ def test_engines_have_layers_and_scratch() -> None:
     limits = Limits(max_layer_increase=0.0, max_scratch_increase=1.0)
     verdicts = {one.quantity: one.verdict for one in against(new, old, limits).checks}
     assert verdicts == {"engine_layers": "regressed", "scratch_bytes": "within_limit"}
+
+
+@pytest.mark.parametrize(("ms", "count"), [(88.0, 1), (80.0, 0)])
+def test_another_engine_of_the_same_graph_is_no_change_of_the_graph(ms: float, count: int) -> None:
+    old, new = (report(work(), 80.0 if n == 4 else ms, engines=[engine(n, 9)]) for n in (4, 5))
+    found = against(new, old)
+    assert [one.figure for one in found.work] == ["engine_layers"]
+    assert len(found.notes) - len(against(old, old).notes) == count
+
+
+def test_a_figure_that_was_0_is_told_by_its_number() -> None:
+    old, new = report(work(cache_bytes=0)), report(work(cache_bytes=3456))
+    (one,) = against(new, old, Limits(max_cache_read_increase=0.5)).checks
+    assert one.verdict == "regressed"
+    assert "3,456" in change_words(one)
+    assert "inf" not in change_words(one)
 
 
 def test_a_report_of_an_older_version_has_no_figures_and_no_limit_holds_for_it() -> None:

@@ -135,10 +135,12 @@ def weight(name: str, array: np.ndarray) -> ir.Value:
     )
 
 
-def counted(node: ir.Node, inputs: list[ir.Value], weights: list[ir.Value]) -> GraphWork:
+def counted(
+    node: ir.Node, inputs: list[ir.Value], weights: list[ir.Value], opset: int = 21
+) -> GraphWork:
     graph = ir.Graph(
         inputs, node.outputs[:1], nodes=[node], initializers=weights,
-        opset_imports={"": 21, "com.microsoft": 1}, name="one",
+        opset_imports={"": opset, "com.microsoft": 1}, name="one",
     )  # fmt: skip
     return work_of(ir.Model(graph, ir_version=10))
 
@@ -171,6 +173,33 @@ def test_a_grouped_attention_counts_queries_by_keys(packed: bool) -> None:
     found = counted(node, [query, *([] if packed else others), *caches], [])
     assert found.step_macs == 2 * heads * size * (PAST + 1)
     assert found.cache_bytes == 2 * groups * PAST * size * FLOAT
+
+
+@pytest.mark.parametrize(("domain", "first"), [("", 1), ("com.microsoft", 2)])
+def test_of_tables_of_angles_a_row_for_each_token_is_read(domain: str, first: int) -> None:
+    x = value("x", ir.DataType.FLOAT, "batch", 4, "seq", 16)
+    places = value("input_ids", ir.DataType.INT64, "batch", "seq")
+    tables = [weight(name, np.zeros((2048, 8), np.float32)) for name in ("cos", "sin")]
+    inputs = [x, *tables, places] if first == 1 else [x, places, *tables]
+    node = ir.node("RotaryEmbedding", inputs, domain=domain)
+    assert counted(node, [x, places], tables, opset=23).weight_bytes == 2 * PROMPT * 8 * FLOAT
+
+
+def test_a_transposed_convolution_multiplies_each_input_with_the_kernel() -> None:
+    x = value("pixel_values", ir.DataType.FLOAT, "batch", 3, 10, 10)
+    kernel = weight("kernel", np.zeros((3, 5, 2, 2), np.float32))
+    found = counted(ir.node("ConvTranspose", [x, kernel], {"strides": [2, 2]}), [x], [kernel])
+    assert found.prompt_macs == 3 * 10 * 10 * 5 * 2 * 2
+    assert (found.prompt_tokens, found.uncounted) == (None, {})
+
+
+def test_lengths_that_a_graph_fixes_are_told() -> None:
+    ids = value("input_ids", ir.DataType.INT64, 1, 16)
+    past = value("past_key_values.0.key", ir.DataType.FLOAT, 1, 2, 64, 8)
+    table = weight("table", np.zeros((50, 8), np.float32))
+    found = counted(ir.node("Gather", [table, ids]), [ids, past], [table])
+    assert (found.prompt_tokens, found.step_past) == (16, 64)
+    assert found.weight_bytes == 16 * 8 * FLOAT
 
 
 def test_what_a_graph_does_not_tell_is_named_and_not_guessed() -> None:
