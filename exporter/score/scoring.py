@@ -21,6 +21,7 @@ from exporter.models.anatomy.residual_stream import LayerModules, probe
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.loading.sources import refuse_other_heads
 from exporter.models.texts.calibration import CalibrationText, check_text
 from exporter.models.texts.mixtures import mixed_text
 from exporter.models.texts.self_text import SAMPLED
@@ -203,6 +204,7 @@ def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[
 
 
 def _refuse_for_stacks(loaded: LoadedModel, metrics: Sequence[Metric]) -> None:
+    refuse_other_heads([type(loaded.model).__name__], loaded.ref.source)
     taken = (StreamMetric, AnswerMetric)
     others = [metric.name for metric in metrics if not isinstance(metric, taken)]
     if others:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ModelSourceError, first_line
+from exporter.errors import ModelSourceError, UnknownArchitectureError, first_line
 from exporter.files import sha256_file, sha256_files, telling_full_disk
 from exporter.models.anatomy.families import STACKS
 from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config
@@ -31,6 +31,7 @@ SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 # Weights in folders of their own are other formats; templates are the one thing wanted from there.
 _ELSEWHERE = ("*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "*/*.py", "*/*.bin")
 _CODE = ("*.py", "custom_generate/*.py")
+_GENERATING = ("ForConditionalGeneration", "MTModel")  # Marian's class has the latter
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -90,13 +91,39 @@ def encoder_decoder_config(
     Raises:
         UnsafeInputError: A folder holds or says what a model may not.
         ModelSourceError: When there is nothing there that could be loaded.
+        UnknownArchitectureError: It has both, and generates no text.
     """
     path = resolve_source(source, revision=revision, **allowed)
     if path.is_file():
         return None
     config = checked_config(path, Dangers(**allowed))
-    both = config.get("is_encoder_decoder", config.get("model_type") in STACKS)
-    return config if both else None
+    known = config.get("model_type") in STACKS
+    if not config.get("is_encoder_decoder", known):
+        return None
+    if known:
+        refuse_other_heads(config.get("architectures"), source)
+    return config
+
+
+def refuse_other_heads(architectures: Any, source: str) -> None:
+    """Refuses an encoder-decoder that answers with anything but a text.
+
+    Args:
+        architectures: Names of its classes, as its config has them.
+        source: What the user named.
+
+    Raises:
+        UnknownArchitectureError: None of them generates.
+    """
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    if not any(name.endswith(_GENERATING) for name in names):
+        raise UnknownArchitectureError(
+            f"{source} is an encoder-decoder of the class {', '.join(names) or 'None'}; those that "
+            "generate text are taken.",
+            f"Give one whose config names a class that ends with {' or '.join(_GENERATING)} under "
+            "architectures.",
+            code="not-generating",
+        )
 
 
 def _fetch(source: str, dangers: Dangers, revision: str | None) -> Path:

@@ -26,7 +26,11 @@ from exporter.models.loading.model_files import (
     with_both_rope_dialects,
 )
 from exporter.models.loading.model_source import load_model
-from exporter.models.loading.sources import resolve_source, source_sha256
+from exporter.models.loading.sources import (
+    encoder_decoder_config,
+    resolve_source,
+    source_sha256,
+)
 from graph_passes.files.exchange import identity
 from graph_passes.files.placing import home_of
 from graph_passes.files.record import Change, ChangeRecord
@@ -50,6 +54,33 @@ def test_a_missing_path(tmp_path: Path) -> None:
         resolve_source(str(tmp_path / "none"))
     with raises(ModelSourceError, "file-missing", "models/none.gguf"):
         resolve_source("models/none.gguf")
+
+
+@pytest.mark.parametrize(
+    ("told", "taken"),
+    [
+        ({"model_type": "bart", "architectures": ["BartForConditionalGeneration"]}, True),
+        ({"model_type": "marian", "architectures": ["MarianMTModel"]}, True),
+        ({"model_type": "fsmt", "architectures": ["FSMTOdd"], "is_encoder_decoder": True}, True),
+        ({"model_type": "bart", "is_encoder_decoder": False}, False),
+        ({"model_type": "llama"}, False),
+    ],
+)
+def test_what_has_two_stacks_is_known_by_its_config(
+    tmp_path: Path, told: dict[str, Any], taken: bool
+) -> None:
+    folder = _folder(tmp_path / "m", told)
+    (folder / "model.safetensors").write_bytes(_weights("one"))
+    found = encoder_decoder_config(str(folder), allow_any_model_type=True)
+    assert (found is not None) == taken
+
+
+@pytest.mark.parametrize("names", [["BartForSequenceClassification"], ["BartModel"], [], "x", None])
+def test_an_encoder_decoder_that_generates_nothing_is_refused(tmp_path: Path, names: Any) -> None:
+    folder = _folder(tmp_path / "m", {"model_type": "bart", "architectures": names})
+    (folder / "model.safetensors").write_bytes(_weights("one"))
+    with raises(UnknownArchitectureError, "not-generating", folder):
+        encoder_decoder_config(str(folder))
 
 
 def test_a_folder_that_a_killed_command_was_about_to_put_there(tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_half_of_an_encoder_decoder_has_one_stack() -> None:
         layer_modules(encoder)
 
 
+def test_classes_of_an_encoder_decoder_are_not_scored() -> None:
+    from dataclasses import replace
+
+    import transformers
+
+    model = transformers.BartForSequenceClassification(made_model("bart").config)
+    loaded = replace(made_loaded("bart"), model=model.eval())
+    with raises(UnknownArchitectureError, "not-generating", "BartForSequenceClassification"):
+        score(loaded, ScoreOptions(calibration=("random",), samples=2))
+
+
 def test_a_wrong_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from exporter.models.anatomy.families import STACKS
 
