@@ -152,6 +152,13 @@ def _unknown(entry: str, told: str, known: Mapping[str, int]) -> ModelSourceErro
     )
 
 
+def target_positions(config: Mapping[str, Any]) -> int | None:
+    """Positions that the decoder knows; None where there is no limit."""
+    names = ("max_target_positions", "max_position_embeddings", "n_positions")
+    limits = (config.get(name) for name in names)
+    return next((limit for limit in limits if isinstance(limit, int)), None)
+
+
 def greedy(
     step: Step[_S], state: _S, rules: DecodingRules, batch: int, new_tokens: int
 ) -> NDArray[np.int64]:

@@ -17,8 +17,6 @@ from exporter.models.texts.pairs import RANDOM, read_pairs
 from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress
 
-_BATCH = 4
-
 
 def scored_pairs(
     loaded: LoadedModel,
@@ -58,27 +56,15 @@ def scored_pairs(
     pairs = read_pairs((*specs, usual)[0], part="calibration", sound=reader.hears)
 
     def generate(sources: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-        return own_targets(loaded, reader, sources)
+        return _own_targets(loaded, reader, sources)
 
     return paired_text(reader, pairs, generate, number=samples, progress=progress)
 
 
-def own_targets(
+def _own_targets(
     loaded: LoadedModel, reader: PairReader, sources: Mapping[str, NDArray[Any]]
 ) -> NDArray[np.int64]:
     """What the model answers, by the likeliest token each time, ``[samples, tokens]``."""
-    rows = []
-    for start in range(0, len(next(iter(sources.values()))), _BATCH):
-        part = {name: array[start : start + _BATCH] for name, array in sources.items()}
-        rows += [*_answered(loaded, reader, part)]
-    width = max(map(len, rows))
-    pad = reader.rules.pad_id
-    return np.stack([np.pad(row, (0, width - len(row)), constant_values=pad) for row in rows])
-
-
-def _answered(
-    loaded: LoadedModel, reader: PairReader, sources: Mapping[str, NDArray[Any]]
-) -> NDArray[np.int64]:
     import torch
     from transformers import EncoderDecoderCache
 

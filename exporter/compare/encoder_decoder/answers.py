@@ -74,7 +74,7 @@ def judge_answers(
         BackendError: A run fails.
         MissingDependencyError: There are transcripts, and jiwer is not installed.
     """
-    most = judged.reader.new_tokens()
+    most = judged.reader.answer_tokens
     prompt, width = len(judged.reader.rules.prompt), judged.text.input_ids.shape[1]
     by_sample = np.zeros((len(COLUMNS), judged.samples))
     by_position = np.zeros((len(COLUMNS), width))

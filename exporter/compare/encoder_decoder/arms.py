@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from exporter.artifacts import FORM_KEY, Arm, FormRecord, PlannedDeletion
 from exporter.artifacts.latency import Shape
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.compare.arms import noted_plan
 from exporter.compare.generating import GenerationCell
 from exporter.compare.timing.clock import Clock
@@ -20,7 +22,7 @@ from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRun
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
-from exporter.models.decoding_rules import DecodingRules
+from exporter.models.decoding_rules import DecodingRules, target_positions
 from exporter.models.encoder_decoder_folder import (
     ENCODER,
     FIRST_STEP,
@@ -64,12 +66,19 @@ class StackFolder:
         """How its targets begin and end."""
         return DecodingRules.of(self.config, read_object(self.path / "generation_config.json"))
 
+    @cached_property
+    def stacks(self) -> Stacks:
+        """How many layers the encoder and the decoder had, before any was cut.
+
+        Raises:
+            UnknownArchitectureError: The config doesn't tell.
+        """
+        return Stacks.of(SimpleNamespace(**self.config))
+
     @property
     def longest_target(self) -> int | None:
         """Positions that the decoder knows; None where there is no limit."""
-        names = ("max_target_positions", "max_position_embeddings", "n_positions")
-        found = (self.config.get(name) for name in names)
-        return next((number for number in found if isinstance(number, int)), None)
+        return target_positions(self.config)
 
     @cached_property
     def facts(self) -> dict[Graph, GraphFacts]:
@@ -86,7 +95,7 @@ class StackFolder:
         Raises:
             ComparisonError: A note can't be read.
         """
-        first = stack_layers(self.config)[0] or 0
+        first = self.stacks.encoder
         return [
             each.model_copy(update={"layer": each.layer + offset})
             for graph, offset in ((ENCODER, 0), (NEXT_STEP, first))
@@ -97,8 +106,6 @@ class StackFolder:
         """What the report says of it; parameters count the decoder once."""
         facts, own = self.facts, runner.graphs[ENCODER]
         note = facts[ENCODER].metadata.get(FORM_KEY)
-        depths = stack_layers(self.config)
-        layers = None if None in depths else sum(each or 0 for each in depths)
         return Arm(
             backend=own.backend,
             provider=own.provider,
@@ -109,7 +116,7 @@ class StackFolder:
             parameters=facts[ENCODER].parameters + facts[FIRST_STEP].parameters,
             nodes=sum(each.nodes for each in facts.values()),
             kv_cache_bytes_per_token=_bytes_per_token(runner),
-            layers=layers,
+            layers=self.stacks.layers,
             form=None if note is None else FormRecord.model_validate_json(note),
         )
 
@@ -117,16 +124,6 @@ class StackFolder:
     def sha256(self) -> str:
         """Of all three graphs with their weights."""
         return sha256_bytes("\n".join(each.sha256 for each in self.facts.values()).encode())
-
-
-def stack_layers(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """The layers of both stacks, as a config has them; None where it doesn't tell."""
-    names = ("encoder_layers", "num_layers"), ("decoder_layers", "num_decoder_layers")
-    encoder, decoder = (
-        next((config[name] for name in own if isinstance(config.get(name), int)), None)
-        for own in names
-    )
-    return encoder, decoder
 
 
 def _bytes_per_token(runner: EncoderDecoderRunner) -> int:

@@ -82,7 +82,7 @@ def compare_stacks(
     pairs = _pairs(reader, options, calibration, progress)
     session = _Session(folders, options, resume, progress)
     with session.running() as runners:
-        judged = _judged(runners["baseline"], reader, pairs, progress)
+        judged = _judged(runners["baseline"], reader, pairs, options.eval_tokens, progress)
         accuracy = judge_answers(runners, judged, progress)
         machine, rows = session.timed(judged)
         arms = Arms(**{name: each.record(runners[name]) for name, each in folders.items()})  # type: ignore[arg-type]
@@ -161,10 +161,19 @@ def _pairs(
 
 
 def _judged(
-    baseline: EncoderDecoderRunner, reader: PairReader, pairs: Pairs, progress: Progress
+    baseline: EncoderDecoderRunner,
+    reader: PairReader,
+    pairs: Pairs,
+    tokens: int,
+    progress: Progress,
 ) -> Judged:
     """The pairs as inputs; the baseline's own answers stand where no targets are known."""
-    number = len(pairs.pairs) if pairs.has_targets else (_NOISE if pairs.is_random else PAIRS)
+    number = _NOISE if pairs.is_random else PAIRS
+    if pairs.has_targets:
+        number = reader.within(pairs, tokens)
+        if number < len(pairs.pairs):
+            told = f"on {number:,} of {len(pairs.pairs):,} pairs, whose targets"
+            progress.say(f"accuracy: {told} have the {tokens:,} tokens of --eval-tokens")
 
     def generate(sources: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         return baseline.generate(sources, reader.rules, reader.new_tokens(OWN_TOKENS))

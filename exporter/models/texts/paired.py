@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, ModelSourceError
-from exporter.models.decoding_rules import DecodingRules, settings_of
+from exporter.models.decoding_rules import DecodingRules, settings_of, target_positions
 from exporter.models.model_folder import read_object
 from exporter.models.texts.batches import Sources
 from exporter.models.texts.calibration import CalibrationText
@@ -33,6 +33,8 @@ LONGEST = 128
 """Tokens of a source or a target; longer ones lose their end."""
 OWN_TOKENS = 48
 """The most tokens of a target that the model makes itself."""
+_BATCH = 4
+"""Sources that a model answers at once."""
 _PREPROCESSOR = "preprocessor_config.json"
 _RANDOM_TOKENS = 24
 _SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
@@ -91,14 +93,24 @@ class PairReader:
     @property
     def longest_target(self) -> int:
         """Tokens of a target, prompt and end included; longer ones lose their end."""
-        names = ("max_target_positions", "max_position_embeddings", "n_positions")
-        limits = (self.config.get(name) for name in names)
-        limit = next((number for number in limits if isinstance(number, int)), LONGEST)
-        return min(LONGEST, limit)
+        return min(LONGEST, target_positions(self.config) or LONGEST)
 
     def new_tokens(self, most: int = LONGEST) -> int:
         """The most tokens behind a prompt that a target may have."""
         return max(1, min(most, self.longest_target - len(self.rules.prompt)))
+
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens of an answer; of speech all that fit, for the words behind count."""
+        positions = target_positions(self.config) if self.hears else None
+        return (
+            self.new_tokens() if positions is None else max(1, positions - len(self.rules.prompt))
+        )
+
+    def within(self, pairs: Pairs, tokens: int) -> int:
+        """How many of the first pairs have targets of so many tokens together; at least one."""
+        held = np.cumsum([len(row) for row in self.targets(pairs, len(pairs.pairs))])
+        return max(1, int(np.count_nonzero(held <= tokens)))
 
     def sources(
         self, pairs: Pairs, number: int, *, part: Part, progress: Progress = QUIET
@@ -252,7 +264,8 @@ def paired_text(
         rows = reader.targets(pairs, count)
     else:
         progress.say(f"{pairs.source}: the targets are the whole model's own")
-        rows = [_until_end(row, reader.rules) for row in generate(sources.arrays)]
+        parts = (sources.rows(slice(at, at + _BATCH)) for at in range(0, len(sources.mask), _BATCH))
+        rows = [_until_end(row, reader.rules) for part in parts for row in generate(part.arrays)]
     ids, mask = padded(rows, reader.rules.pad_id)
     ref = CalibrationRef(
         source=pairs.source,

@@ -13,8 +13,8 @@ import pytest
 
 from exporter.errors import ModelSourceError, TextSourceError
 from exporter.models.decoding_rules import DecodingRules, greedy
-from exporter.models.texts.paired import PairReader
-from exporter.models.texts.pairs import Pair, read_pairs
+from exporter.models.texts.paired import PairReader, paired_text
+from exporter.models.texts.pairs import Pair, Pairs, read_pairs
 from exporter.models.texts.sounds import LARGEST_BYTES, read_sound
 from graph_passes.errors import UnsafeInputError
 from tests.exporter.encoder_decoders import RATE, write_recordings, write_sound
@@ -308,6 +308,47 @@ def test_odd_settings_of_a_feature_extractor_are_refused(
     reader = PairReader("m", tmp_path, config, DecodingRules.of({}, WHISPER), None)
     with raises(ModelSourceError, code, named):
         assert reader.extractor
+
+
+class Words:
+    """A tokenizer of one token a word."""
+
+    def __call__(self, text_target: str, **asked: Any) -> dict[str, list[int]]:
+        return {"input_ids": [7] * len(text_target.split())}
+
+
+def reader_with(config: dict[str, Any]) -> PairReader:
+    return PairReader("m", Path("m"), config, DecodingRules.of({}, WHISPER), Words())
+
+
+def test_a_model_s_own_targets_are_made_of_few_sources_at_once() -> None:
+    reader, given = reader_with({"num_mel_bins": 2, "max_source_positions": 3}), []
+
+    def generate(sources: Any) -> Any:
+        given.append(len(sources["input_features"]))
+        return np.full((given[-1], 4 + len(given)), 7)
+
+    noise = read_pairs("random", part="evaluation", sound=True)
+    text = paired_text(reader, noise, generate, number=10)
+    assert given == [4, 4, 2]
+    assert text.mask.sum(axis=1).tolist() == [5] * 4 + [6] * 4 + [7] * 2
+
+
+def test_no_more_pairs_are_judged_on_than_have_so_many_tokens() -> None:
+    reader = reader_with({"max_position_embeddings": 40})
+    pairs = Pairs("p", tuple(Pair("a", "one two three") for _ in range(9)), "0" * 64)
+    each = len(reader.targets(pairs, 1)[0])
+    assert [reader.within(pairs, most) for most in (1, 3 * each - 1, 3 * each, 100 * each)] == [
+        1, 2, 3, 9,
+    ]  # fmt: skip
+
+
+def test_answers_of_speech_end_where_the_decoder_does() -> None:
+    prompt = len(DecodingRules.of({}, WHISPER).prompt)
+    sizes = {"max_target_positions": 448}
+    speech = reader_with({"num_mel_bins": 2, **sizes})
+    assert (speech.new_tokens(), speech.answer_tokens) == (128 - prompt, 448 - prompt)
+    assert reader_with(sizes).answer_tokens == 128 - prompt
 
 
 def test_the_likeliest_token_that_may_come_is_taken_until_each_has_ended() -> None:
