@@ -137,19 +137,22 @@ class Rule:
         broken: Looks at the object.
         message: With ``{0}``, ``{1}`` for the options.
         hint: What to do, likewise.
+        code: The error's.
     """
 
     names: tuple[str, ...]
     broken: Callable[[Any], bool]
     message: str
     hint: str = ""
+    code: str = ""
 
     def check(self, told: Any) -> None:
         """Raises an OptionError where it is broken."""
         if self.broken(told):
             keys = [key_at(type(told), name) for name in self.names]
             words = list(map(flag, keys))
-            raise OptionError(self.message.format(*words), self.hint.format(*words), keys)
+            message, hint = self.message.format(*words), self.hint.format(*words)
+            raise OptionError(message, hint, keys, code=self.code)
 
 
 def only_with(name: str, *others: str, hint: str = "Give both, or neither.") -> Rule:

@@ -12,7 +12,7 @@ from typing import Any
 
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.choose.budgets.refusals import refuse_more_than_scores
-from exporter.compare.encoder_decoder import compare_stacks
+from exporter.compare.encoder_decoder import compare_stacks, refuse_of_one_graph
 from exporter.compare.kept import forget
 from exporter.cut.encoder_decoder import prune_stacks
 from exporter.cut.options import CutOptions
@@ -25,7 +25,7 @@ from exporter.models.companions import copy_speech_files
 from exporter.models.encoder_decoder_folder import GRAPHS
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_files import save_pretrained_files
-from exporter.options import flag
+from exporter.options import flag, key_at
 from exporter.pipeline.keys import Key, score_key
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import HEALING, Run, files_below
@@ -41,6 +41,7 @@ def refuse_unfit(request: ExportRequest) -> None:
 
     Raises:
         UsageError: With the option.
+        OptionError: The same, of comparing.
         HealingError: A way of healing that changes kept weights.
         PlanError: A budget that is more than numbers, or a search that runs the model.
     """
@@ -72,8 +73,30 @@ def refuse_unfit(request: ExportRequest) -> None:
             "Say --dtype float32 or float16.",
             code="one-graph-option",
         )
-    if request.heal is not None and request.heal.kind != "auto":
-        refuse_other_ways(request.heal)
+    refuse_of_one_graph(request.compare)
+    if request.heal is not None:
+        _refuse_healing(request, request.heal)
+
+
+def _refuse_healing(request: ExportRequest, heal: HealOptions) -> None:
+    if heal.kind != "auto":
+        refuse_other_ways(heal)
+    scored = request.score
+    broken = {
+        "sequential": heal.sequential,
+        "check_text": heal.check_text is not None,
+        "calibration": heal.calibration not in ((), scored.calibration),
+        "samples": heal.samples not in (None, scored.samples),
+    }
+    for name, given in broken.items():
+        if given:
+            key = flag(key_at(HealOptions, name))
+            raise UsageError(
+                f"An encoder-decoder is healed on the pairs that it is scored on, each branch on "
+                f"the whole model; {key} asks for something else.",
+                f"Leave {key} out.",
+                code="one-graph-option",
+            )
 
 
 def settled(request: ExportRequest, progress: Progress) -> ExportRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,16 @@ from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_t
 from exporter.models.texts.pairs import RANDOM, Pairs, read_pairs
 from exporter.models.texts.sources import PYDOC, TextSource, refuse_same_text
 from exporter.optional import require
+from exporter.options import Rule, is_given
 from exporter.progress import QUIET, Progress
 
 _NOISE = 8
 """Sources of noise that both are judged on."""
+_OF_ONE_GRAPH = (
+    "other_text",
+    *(f"quality.{name}" for name in ("tasks", "prompts", "long_context", "stride")),
+    *(f"quality.agreement_{name}" for name in ("prompts", "tokens")),
+)
 _TOKENIZERS = ("tokenizer*", "vocab.*", "*.spm", "spiece.model")
 
 
@@ -73,10 +80,12 @@ def compare_stacks(
         progress: Hears what goes on.
 
     Raises:
+        OptionError: An option is for other models.
         ComparisonError: The evaluation text is that of the scores, or logits aren't finite.
         DepthcutError: A file can't be read, or a run fails.
     """
     options = options or CompareOptions()
+    refuse_of_one_graph(options)
     folders = {"baseline": StackFolder(baseline), "candidate": StackFolder(candidate)}
     reader = reader_of(folders["baseline"])
     pairs = _pairs(reader, options, calibration, progress)
@@ -123,6 +132,22 @@ def refuse_beside_stacks(candidate: Path, *others: object) -> None:
             "Leave references, further forms and engines out.",
             code="pair-alone",
         )
+
+
+def refuse_of_one_graph(options: CompareOptions) -> None:
+    """Refuses options that an encoder-decoder isn't judged by.
+
+    Raises:
+        OptionError: With the option.
+    """
+    for name in _OF_ONE_GRAPH:
+        Rule(
+            (name,),
+            partial(is_given, name=name),
+            "{0} is for models of one graph; an encoder-decoder is judged on pairs alone.",
+            "Leave {0} out.",
+            code="one-graph-option",
+        ).check(options)
 
 
 def reader_of(folder: StackFolder) -> PairReader:

@@ -295,6 +295,37 @@ def test_what_an_encoder_decoder_can_not_have_is_refused(
     assert not (tmp_path / "out" / "baseline").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (
+            {"heal": HealOptions(kind="best", sequential=True), "search": SearchOptions()},
+            "sequential",
+        ),
+        ({"heal": HealOptions(kind="auto", check_text="pydoc")}, "check-text"),
+        ({"heal": HealOptions(kind="auto", calibration=("other",))}, "heal-calibration"),
+        ({"heal": HealOptions(kind="auto", samples=3)}, "samples"),
+        ({"compare": compare(other_text="a.txt")}, "other-text"),
+        ({"compare": compare(quality=QualityOptions(tasks=("copy",)))}, "tasks"),
+        ({"compare": compare(quality=QualityOptions(long_context=(64,)))}, "long-context"),
+        ({"compare": compare(quality=QualityOptions(agreement_prompts=3))}, "agreement-prompts"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(changes: dict[str, Any], key: str) -> None:
+    from exporter.pipeline.encoder_decoder import refuse_unfit
+
+    with raises(UsageError, "one-graph-option", f"--{key}"):
+        refuse_unfit(request_for(Path("m"), Path("out"), **changes))
+
+
+def test_what_is_said_of_scores_is_taken_for_healing() -> None:
+    from exporter.pipeline.encoder_decoder import refuse_unfit
+
+    told: dict[str, Any] = {"calibration": ("random",), "samples": 2}
+    heal = HealOptions(kind="auto", **told)
+    refuse_unfit(request_for(Path("m"), Path("out"), heal=heal, score=ScoreOptions(**told)))
+
+
 def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Path) -> None:
     from exporter.compare.session import compare as compare_folders
 
@@ -305,6 +336,8 @@ def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Pa
     assert again.accuracy.kl_divergence > 0
     with raises(ComparisonError, "pair-alone"):
         compare_folders(out / "baseline", out / "candidate", also=[out / "baseline"])
+    with raises(UsageError, "one-graph-option", "--other-text"):
+        compare_folders(out / "baseline", out / "candidate", compare(other_text="a.txt"))
     with raises(ComparisonError, "different-kinds", tmp_path):
         compare_folders(out / "baseline", tmp_path)
 
