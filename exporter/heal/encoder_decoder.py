@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.errors import HealingError
 from exporter.heal.fit import fit_branches
-from exporter.heal.fits import Fit
+from exporter.heal.fits import most_explained
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import kind_of
-from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
+from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.anatomy.architectures import named_in
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from graph_passes.types import SublayerRef
+from graph_passes.types import Replacement, SublayerRef
 
 KINDS = ("bias", "linear", "best")
 """The ways of healing that there are; they put something in a branch's place."""
@@ -68,7 +68,11 @@ def heal_stacks(
         uses_maps=options.kind != "bias",
         progress=progress,
     )
-    chosen = {name: _chosen(fit, options.kind) for name, fit in fits.items()}
+    kind: Replacement = "bias" if options.kind == "bias" else "linear"
+    chosen = {
+        name: most_explained(fit.choices) if options.kind == "best" else fit.choices[kind][1]
+        for name, fit in fits.items()
+    }
     deletions = [
         PlannedDeletion(layer=n.layer, kind=n.kind, replacement=kind_of(chosen[n])) for n in names
     ]
@@ -89,10 +93,3 @@ def refuse_other_ways(options: HealOptions) -> None:
             f"Take {', '.join(KINDS)}, or none.",
             code="no-weights-changed",
         )
-
-
-def _chosen(fit: Fit, kind: str) -> BranchReplacement:
-    if kind != "best":
-        return fit.bias if kind == "bias" else fit.linear
-    found = [(0.0, NOTHING), (fit.bias_explained, fit.bias), (fit.linear_explained, fit.linear)]
-    return max(found, key=lambda each: each[0])[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.store import Store
-from exporter.models.ablation.branch_replacements import BranchReplacement
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from graph_passes.types import SublayerRef
+from graph_passes.types import Replacement, SublayerRef
+
+Choices = Mapping[Replacement, tuple[float, BranchReplacement]]
+"""What may take a branch's place, with the share of its output that it gives back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,15 @@ class Fit:
     linear_explained: float
     intercept_explained: float | None = None
 
+    @property
+    def choices(self) -> Choices:
+        """What may stand in the place, the simplest first."""
+        return {
+            "none": (0.0, NOTHING),
+            "bias": (self.bias_explained, self.bias),
+            "linear": (self.linear_explained, self.linear),
+        }
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Its numbers by name."""
         maps = {f"map{number}": weight for number, weight in enumerate(self.linear.maps)}
@@ -61,6 +73,11 @@ class Fit:
         held = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         maps = tuple(held[name] for name in sorted(held) if name.startswith("map"))
         return cls(BranchReplacement(held["mean"]), BranchReplacement(held["bias"], maps), *figures)
+
+
+def most_explained(choices: Choices) -> BranchReplacement:
+    """What gives back most of a branch's output over held-out tokens."""
+    return max(choices.values(), key=lambda choice: choice[0])[1]
 
 
 class FitStore:

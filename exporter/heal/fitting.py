@@ -11,7 +11,7 @@ from exporter.artifacts import HealKind, Training
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.servers import places_of
 from exporter.heal.fit import fit_branches
-from exporter.heal.fits import Fit, FitStore
+from exporter.heal.fits import Choices, Fit, FitStore, most_explained
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import kind_of
 from exporter.heal.sequential import fit_sequential
@@ -22,10 +22,7 @@ from exporter.models.ablation.meter import CutMeter, Within
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from graph_passes.types import Replacement, SublayerRef
-
-Choices = Mapping[Replacement, tuple[float, BranchReplacement]]
-"""What may take a branch's place, with the share of its output that it gives back."""
+from graph_passes.types import SublayerRef
 
 
 @dataclass(frozen=True)
@@ -96,15 +93,11 @@ class Fitting:
         return {name: found.get(name, NOTHING) for name in self.names}, fits
 
     def _choices(self, fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, Choices]:
-        """What may stand in each place, the simplest first, with the share that it explains."""
+        """What the server holds in each place, the simplest first."""
         return {
             name: {
                 kind: what
-                for kind, what in {
-                    "none": (0.0, NOTHING),
-                    "bias": (fit.bias_explained, fit.bias),
-                    "linear": (fit.linear_explained, fit.linear),
-                }.items()
+                for kind, what in fit.choices.items()
                 if kind in places_of(self.options.server, name)
             }
             for name, fit in fits.items()
@@ -152,15 +145,6 @@ class Fitting:
         return FitStore(self.work / f"{name}.jsonl", self.loaded, self.texts.fitting, **how)
 
 
-def _by_explained(
-    choices: Mapping[SublayerRef, Choices],
-) -> dict[SublayerRef, BranchReplacement]:
-    """What explains most of each branch's output over held-out tokens; a first guess."""
-    return {
-        name: max(own.values(), key=lambda choice: choice[0])[1] for name, own in choices.items()
-    }
-
-
 def _by_damage(
     meter: CutMeter[Any],
     fits: Mapping[SublayerRef, Fit],
@@ -169,8 +153,8 @@ def _by_damage(
 ) -> dict[SublayerRef, BranchReplacement]:
     """What leaves the answers nearest, branch after branch, the others as they stand.
 
-    Begins with what :func:`_by_explained` takes, and goes through the branches once, from the last
-    layer down, so that each run begins as high as it can.
+    Begins with what explains most of each output, and goes through the branches once, from the
+    last layer down, so that each run begins as high as it can.
 
     Args:
         meter: Of the model, on samples that nothing was fitted on.
@@ -178,7 +162,7 @@ def _by_damage(
         choices: What may take each branch's place.
         progress: Told of every run.
     """
-    current = _by_explained(choices)
+    current = {name: most_explained(own) for name, own in choices.items()}
     with progress.task("choose replacements", total=len(fits)) as task:
         for name in sorted(fits, reverse=True):
             taken = current[name]

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from exporter.artifacts import ComparisonReport, PruneReport
 from exporter.artifacts.ledger import locked
 from exporter.export.forms.targets import TARGETS
+from exporter.heal.options import HealOptions
 from exporter.pipeline import checkpoint, encoder_decoder, keys, planning, stages, streaming
 from exporter.pipeline.engines import build, engines_key
 from exporter.pipeline.outlook import say_outlook
@@ -28,7 +28,21 @@ from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, Run
 from exporter.pipeline.shared import SHARED, take_or_make
 from exporter.progress import QUIET, Progress
 
-Stage = Callable[[Run], tuple[list[Path], Any]]
+_Made = tuple[list[Path], Any]
+Stage = Callable[[Run], _Made]
+
+
+class _Graphs(Protocol):
+    """The stages that make and compare graphs: one of each model, or three."""
+
+    def export(self, run: Run) -> _Made: ...
+    def prune(self, run: Run) -> _Made: ...
+    def measure(self, run: Run) -> _Made: ...
+
+
+class _Healing(Protocol):
+    def heal_key(self, run: Run, wanted: HealOptions) -> keys.Key: ...
+    def heal(self, run: Run, wanted: HealOptions) -> _Made: ...
 
 
 def export_model(request: ExportRequest, progress: Progress = QUIET) -> ComparisonReport:
@@ -86,7 +100,7 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
     return run
 
 
-def _of_kind(run: Run) -> ModuleType:
+def _of_kind(run: Run) -> _Graphs:
     """The stages that make and compare the graphs, as the model has one or three."""
     return encoder_decoder if run.is_encoder_decoder else stages
 
@@ -137,7 +151,7 @@ def _plan_and_export(run: Run) -> None:
 def _heal(run: Run) -> None:
     wanted = run.request.heal
     if wanted is not None and run.request.heals_plan:
-        module = encoder_decoder if run.is_encoder_decoder else planning
+        module: _Healing = encoder_decoder if run.is_encoder_decoder else planning
         key = module.heal_key(run, wanted)
         _stage(run, HEALING, key, partial(module.heal, wanted=wanted))
     elif run.ledger.has(HEALING):
