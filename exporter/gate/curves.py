@@ -77,8 +77,9 @@ def _run(entry: HistoryEntry) -> HistoryRun:
 
 def _without(curve: HistoryCurve, whole: HistoryCurve) -> HistoryCurve:
     """A shape's curve without the steps that all shapes take together."""
-    place = {run.time: number for number, run in enumerate(curve.runs)}
-    told = [place[point.time] for point in whole.points if point.time in place]
+    place = {(run.time, run.commit): number for number, run in enumerate(curve.runs)}
+    named = [(point.time, point.commit) for point in whole.points]
+    told = [place[name] for name in named if name in place]
     own = [p for p in curve.points if all(abs(p.run - other) > _NEAR for other in told)]
     return curve.model_copy(update={"points": own})
 

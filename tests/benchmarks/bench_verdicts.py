@@ -98,13 +98,15 @@ def table(trials: int) -> None:
             _print_row(name + (f", loads {100 * lottery} %" if lottery else ""), equal, slower)
 
 
-def power_table(trials: int, limit_s: float = 600.0) -> None:
+def power_table(trials: int, only: str = "", limit_s: float = 600.0) -> None:
     """How often 3 % are found where 95 % were asked for, and how well the time was foretold."""
     goal = PowerGoal(power=0.95, smallest=SLOWDOWN - 1, threshold=0.01)
     print(f"{trials} trials each, power 95 % at 3 %, {limit_s:.0f} s at most")
     print(f"{'noise':28} {'reached':>8} {'slower':>8} {'equal: false':>12} {'seconds':>8} "
           f"{'needed/foretold':>16} {'within 30 %':>12}")  # fmt: skip
     for name, (make, call_ms) in noises().items():
+        if only not in name:
+            continue
         slower, equal = (
             [_powered(make, seed, factor, call_ms, goal, limit_s) for seed in range(trials)]
             for factor in (SLOWDOWN, 1.0)
@@ -263,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--real", type=int, default=0, metavar="N", help="real trials of each kind")
     parser.add_argument("--power", type=int, default=0, metavar="N", help="trials with a power")
+    parser.add_argument("--only", default="", metavar="TEXT", help="noises of a power by name")
     parser.add_argument("--history", type=int, default=0, metavar="N", help="histories with steps")
     parser.add_argument("--past", type=int, default=128, help="cache length of the real trials")
     options = parser.parse_args(arguments)
@@ -272,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.trials:
         table(options.trials)
     if options.power:
-        power_table(options.power)
+        power_table(options.power, options.only)
     if options.history:
         history_table(options.history)
     if options.real:

@@ -114,10 +114,10 @@ class _Run:
             return math.ceil(whole * min(self.tokens or shape[0], shape[0]) / max(shape[0], 1))
         if node.op_type not in _GATHERS or slot == 1 or not shape:
             return whole
-        indices = self._shapes.of(node.inputs[1])
+        indices = self._shapes.of(node.inputs[1]) if len(node.inputs) > 1 else None
         axis = node.attributes.get_int("gather_axis", node.attributes.get_int("axis", 0))
         rows = self._known(node, None if indices is None else math.prod(indices))
-        return math.ceil(whole * rows / max(shape[axis], 1))
+        return math.ceil(whole * rows / max(shape[axis % len(shape)], 1))
 
     def _known(self, node: ir.Node, found: int | None) -> int:
         if found is None:

@@ -24,16 +24,17 @@ def multiplications(node: ir.Node, shapes: RunShapes) -> int | None:
     An attention counts all pairs of a query and a key, masked ones too, but for those outside of
     the window that the operator is told.
     """
-    if is_fused_attention(node):
-        return _of_attention(node, shapes)
     if node.op_type in _BY_DATA:
         return None
-    if node.op_type == "ConvTranspose":
-        sizes = [shapes.of(value) for value in node.inputs[:2]]
-        known = [size for size in sizes if size is not None]
-        return math.prod(known[0]) * math.prod(known[1][1:]) if len(known) == 2 else None
-    if node.op_type in CONTRACTIONS:
-        return _of_product(node, shapes)
+    try:
+        if is_fused_attention(node):
+            return _of_attention(node, shapes)
+        if node.op_type == "ConvTranspose":
+            return _of_transposed(node, shapes)
+        if node.op_type in CONTRACTIONS:
+            return _of_product(node, shapes)
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None  # operands or attributes that the operator doesn't have
     return None if is_opaque(node) or mixes_tokens(node) else 0
 
 
@@ -52,6 +53,13 @@ def _of_product(node: ir.Node, shapes: RunShapes) -> int | None:
         return None if kernel is None else math.prod(out) * math.prod(kernel[1:])
     depth = first[-2] if node.attributes.get_int("transA", 0) else first[-1]
     return math.prod(out) * depth
+
+
+def _of_transposed(node: ir.Node, shapes: RunShapes) -> int | None:
+    first, kernel = (shapes.of(value) for value in node.inputs[:2])
+    if first is None or kernel is None:
+        return None
+    return math.prod(first) * math.prod(kernel[1:])
 
 
 def _of_einsum(node: ir.Node, inputs: list[Shape | None]) -> int | None:

@@ -24,10 +24,26 @@ from graph_passes.replacements import array_of
 
 _MOST = 1024
 """Numbers of a value that is calculated; masks and weights aren't."""
-_NEVER = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"}
-    | {"Multinomial", "Bernoulli", "Dropout"}
+_CALCULATED = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Sign", "Min", "Max", "Floor", "Ceil", "Pow"}
+    | {
+        "Sqrt",
+        "Clip",
+        "Cast",
+        "Identity",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+    }
+    | {"Gather", "Slice", "Concat", "Split", "Where", "Equal", "Less", "LessOrEqual", "Greater"}
+    | {"GreaterOrEqual", "And", "Or", "Not", "ReduceSum", "ReduceProd", "ReduceMin", "ReduceMax"}
+    | {"CumSum", "NonZero"}
 )
+"""What shapes are computed with."""
+_GROWING = frozenset({"ConstantOfShape", "Expand", "Range", "Tile"})
+"""Likewise, but what they make may be of any size."""
 
 Content = NDArray[np.generic]
 
@@ -79,7 +95,7 @@ class RunShapes:
 
     def _calculate(self, node: ir.Node) -> bool:
         """Finds what small outputs hold, where all inputs are known."""
-        if any(True for _ in subgraphs(node)) or node.op_type in _NEVER or node.domain:
+        if node.domain:
             return False
         if node.op_type in ("Shape", "Size"):
             return self._measure(node)
@@ -96,15 +112,14 @@ class RunShapes:
         return True
 
     def _is_small(self, node: ir.Node) -> bool:
-        """Whether what a node makes isn't much larger than what it is made from."""
-        if node.op_type not in ("ConstantOfShape", "Expand", "Range", "Tile"):
-            return True
+        if node.op_type not in _GROWING:
+            return node.op_type in _CALCULATED
         self._infer(node)
         shape = self.of(node.outputs[0])
-        return shape is not None and math.prod(shape) <= _MOST
+        return shape is not None and 0 <= math.prod(shape) <= _MOST
 
     def _measure(self, node: ir.Node) -> bool:
-        shape = self.of(node.inputs[0])
+        shape = self.of(node.inputs[0]) if node.inputs else None
         if shape is None:
             return False
         if node.op_type == "Size":
@@ -125,7 +140,10 @@ class RunShapes:
     def _infer(self, node: ir.Node) -> None:
         rule = RULES.get(node.op_type)
         if rule is not None and (node.domain or _schema(node, self._opsets) is None):
-            shapes = rule(node, [self.of(value) for value in node.inputs])
+            try:
+                shapes = rule(node, [self.of(value) for value in node.inputs])
+            except (IndexError, TypeError, ValueError, ZeroDivisionError):
+                return  # operands that the operator doesn't have
             dtypes = [self._dtype(value) for value in node.inputs]
             floats = (each for each in dtypes if each is not None and each.is_floating_point())
             self._note(node, shapes, [next(floats, dtypes[0])] * len(shapes))

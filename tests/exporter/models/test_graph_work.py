@@ -206,3 +206,27 @@ def test_what_a_graph_does_not_tell_is_named_and_not_guessed() -> None:
     x = value("x", ir.DataType.FLOAT, "batch", "seq", 8)
     found = counted(ir.node("Mystery", [x], domain="com.other"), [x], [])
     assert (found.prompt_macs, found.uncounted) == (0, {"Mystery": 1})
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        ir.node("GroupQueryAttention", [None], domain="com.microsoft"),
+        ir.node("Einsum", [None]),
+        ir.node("MatMul", [None]),
+        ir.node("GatherBlockQuantized", [None], domain="com.microsoft"),
+        ir.node("MatMulNBits", [], domain="com.microsoft"),
+    ],
+)
+def test_a_node_without_its_operands_is_not_counted_and_stops_nothing(node: ir.Node) -> None:
+    found = counted(node, [], [])
+    assert found.prompt_macs == 0
+    assert found.nodes == {node.op_type: 1}
+
+
+@pytest.mark.parametrize("kind", ["Expand", "Tile", "ConstantOfShape"])
+def test_a_graph_that_asks_for_much_memory_gets_none(kind: str) -> None:
+    size = weight("size", np.array([1 << 20, 1 << 20], np.int64))
+    first = [] if kind == "ConstantOfShape" else [weight("one", np.ones((1, 1), np.float32))]
+    node = ir.node(kind, [*first, size])
+    assert counted(node, [], [*first, size]).nodes == {kind: 1}
