@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from exporter.compare.encoder_decoder.answers import Judged, judge_answers
 from exporter.compare.encoder_decoder.words import word_errors
 from exporter.compare.quality.intervals import difference_interval, ratio_difference_interval
 from exporter.errors import ComparisonError, MissingDependencyError
+from exporter.models.decoding_rules import DecodingRules
+from exporter.models.texts.paired import PairReader, paired_text
+from exporter.models.texts.pairs import read_pairs
 from tests.raising import raises
 
 RIGHT = ["the cat sat", "on the mat, today"]
@@ -63,3 +70,35 @@ def test_words_where_nothing_was_said_are_edits() -> None:
     assert (found.baseline, found.candidate) == (0.0, 1.0)
     with raises(ComparisonError, "no-words", "r"):
         word_errors(["..."], ["a"], ["a"], "r")
+
+
+class Arm:
+    """Answers as it is asked to, and remembers how long it may."""
+
+    def __init__(self) -> None:
+        self.most: list[int] = []
+
+    def encode(self, source: Any) -> None: ...
+
+    def step(self, _state: None, tokens: Any) -> tuple[Any, None]:
+        return np.zeros((1, tokens.shape[1], 8), np.float32), None
+
+    def answer(self, _state: None, rules: DecodingRules, most: int) -> Any:
+        self.most.append(most)
+        return np.array([[*rules.prompt, 5]])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"), [({"num_mel_bins": 2, "max_source_positions": 3}, 446), ({}, 126)]
+)
+def test_answers_of_speech_may_take_all_of_the_decoder(sizes: dict[str, int], most: int) -> None:
+    config = {"max_target_positions": 448, "vocab_size": 8, **sizes}
+    rules = DecodingRules(prompt=(1, 2), end_ids=frozenset({0}), pad_id=0)
+    reader = PairReader("m", Path("m"), config, rules, None)
+    pairs = read_pairs("random", part="evaluation", sound=True)
+    text = paired_text(reader, pairs, lambda _: np.array([[1, 2, 5, 6]]), number=1)
+    arms: dict[str, Any] = {"baseline": Arm(), "candidate": Arm()}
+    found = judge_answers(arms, Judged(reader, pairs, text))
+    assert [arm.most for arm in arms.values()] == [[most], [most]]
+    assert found.generation is not None
+    assert found.generation.new_tokens == most
