@@ -20,11 +20,11 @@ from exporter.errors import UsageError
 from exporter.files import staged_directory
 from exporter.heal.encoder_decoder import heal_stacks, refuse_other_ways
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import FOLDER_PLAN, write_healed_plan
 from exporter.models.companions import copy_speech_files
 from exporter.models.encoder_decoder_folder import GRAPHS
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_files import save_pretrained_files
+from exporter.models.texts.paired import PAIRS
 from exporter.options import flag, key_at
 from exporter.pipeline.keys import Key, score_key
 from exporter.pipeline.request import ExportRequest
@@ -32,6 +32,7 @@ from exporter.pipeline.run import HEALING, Run, files_below
 from exporter.pipeline.stages import judge, parity_notes, published, say_pruned
 from exporter.progress import Progress
 from exporter.report.files import write_reports
+from exporter.report.sections.healing import healing_words
 
 _GRAPHS = tuple(f"{graph}.onnx*" for graph in GRAPHS)
 
@@ -171,13 +172,12 @@ def heal_key(run: Run, wanted: HealOptions) -> Key:
 def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     """Fits what takes the dropped branches' places, on the pairs that the scores rest on."""
     score, folder = run.request.score, run.ledger.work / HEALING
-    text = scored_pairs(
-        run.choosing, score.calibration, samples=score.samples, progress=run.progress
-    )
+    samples = -(-(score.samples or PAIRS) * 5 // 4)  # healing holds a fifth out
+    text = scored_pairs(run.choosing, score.calibration, samples=samples, progress=run.progress)
     healed = heal_stacks(run.choosing, run.chosen_plan.plan, text, wanted, run.progress)
     with staged_directory(folder) as stage:
-        write_healed_plan(stage / FOLDER_PLAN, healed.plan, healed.branch_replacements)
-    run.progress.say("heal: " + healed.plan.describe())
+        healed.write(stage)
+    run.progress.say(f"heal: {healing_words(healed.report.healing)}")
     return files_below(folder), None
 
 
@@ -199,7 +199,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
         resume=run.request.out,
         progress=run.progress,
     )
-    report = published(run, report)
+    report = published(run, report.model_copy(update={"healing": run.healing}))
     paths = write_reports(report, run.ledger.work, run.importance)
     forget(run.request.out, report)
     return paths, None

@@ -22,7 +22,7 @@ from exporter.models.ablation.meter import (
     judged_by,
 )
 from exporter.models.sentence_folder import Pooling, pooling_of_model
-from exporter.models.texts.batches import Batch, batches_of
+from exporter.models.texts.batches import Batch, Sources, batches_of
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +107,7 @@ def meter_of(
     positions: int = 1,
     embeds: bool | None = None,
     within: Within | None = None,
+    sources: Sources | None = None,
 ) -> AnyMeter:
     """What measures damage to a model's answers: its distributions, or its embeddings.
 
@@ -118,6 +119,7 @@ def meter_of(
         positions: Distributions are compared at every so many positions.
         embeds: Whether embeddings count; None: where the model has neither next tokens nor classes.
         within: See :class:`~exporter.models.ablation.meter.CutMeter`.
+        sources: Of an encoder-decoder what its encoder reads.
 
     Raises:
         ScoringError: There is no position to compare at, or distributions are asked of a model
@@ -130,7 +132,13 @@ def meter_of(
     if judged == "classes":
         return ClassMeter(model, input_ids, mask, batch_size=batch_size, within=within)
     return DamageMeter(
-        model, input_ids, mask, batch_size=batch_size, positions=positions, within=within
+        model,
+        input_ids,
+        mask,
+        batch_size=batch_size,
+        positions=positions,
+        within=within,
+        sources=sources,
     )
 
 
@@ -142,15 +150,6 @@ def meter_here(
     embeds: bool | None = None,
 ) -> AnyMeter:
     """Measures in this process, on all of a text; see :func:`meter_of`."""
-    if text.sources is not None:
-        return DamageMeter(
-            loaded.model,
-            text.input_ids,
-            text.mask,
-            batch_size=batch_size,
-            positions=positions,
-            sources=text.sources,
-        )
     return meter_of(
         loaded.model,
         text.input_ids,
@@ -158,6 +157,7 @@ def meter_here(
         batch_size=batch_size,
         positions=positions,
         embeds=embeds,
+        sources=text.sources,
     )
 
 

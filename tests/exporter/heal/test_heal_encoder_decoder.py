@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.errors import HealingError
 from exporter.heal.encoder_decoder import heal_stacks
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
@@ -17,6 +18,7 @@ from exporter.models.texts.paired import PairReader, paired_text
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import Part
 from tests.exporter.encoder_decoders import made_loaded
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 
@@ -32,20 +34,38 @@ def noise(loaded: Any, part: Part, number: int) -> CalibrationText:
     return paired_text(reader, pairs, generate, number=number, part=part)
 
 
+def plan_of(*dropped: tuple[int, Any]) -> PruningPlan:
+    deletions = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in dropped]
+    return PruningPlan(deletions=deletions, encoder_layers=2)
+
+
 @pytest.mark.parametrize("family", ["whisper", "bart"])
 def test_a_healed_cut_answers_nearer_to_the_whole_model_than_a_bare_one(family: str) -> None:
     loaded = made_loaded(family)
-    fitted, judged = noise(loaded, "calibration", 24), noise(loaded, "evaluation", 8)
-    plan = PruningPlan(
-        deletions=[
-            PlannedDeletion(layer=layer, kind=kind)
-            for layer, kind in ((1, "mlp"), (2, "attention"), (3, "cross_attention"))
-        ],
-        encoder_layers=2,
-    )
-    healed = heal_stacks(loaded, plan, fitted, HealOptions(kind="best")).branch_replacements
-    meter: Any = meter_here(loaded, judged)
-    bare, better = (
-        meter.measure(cut).distance for cut in (dict.fromkeys(healed, NOTHING), dict(healed))
-    )
+    plan = plan_of((1, "mlp"), (2, "attention"), (3, "cross_attention"))
+    healed = heal_stacks(loaded, plan, noise(loaded, "calibration", 30), HealOptions(kind="best"))
+    (told,) = healed.report.healing.texts
+    assert (told.role, told.text.samples) == ("calibration", 6)
+    assert [part.samples for part in healed.plan.fitted_on] == [24]
+    meter: Any = meter_here(loaded, noise(loaded, "evaluation", 8))
+    found = healed.branch_replacements
+    bare, better = (meter.measure(cut).kl for cut in (dict.fromkeys(found, NOTHING), found))
     assert better < bare
+    assert told.healed.kl < told.dropped.kl == pytest.approx(bare, rel=0.5)
+
+
+def test_a_block_of_the_decoder_is_healed_in_three_places() -> None:
+    loaded = made_loaded("bart")
+    text, options = noise(loaded, "calibration", 5), HealOptions(kind="bias")
+    healed = heal_stacks(loaded, plan_of((0, "block"), (2, "block")), text, options)
+    assert [(each.layer, each.kind, each.replacement) for each in healed.plan.deletions] == [
+        (0, "attention", "bias"), (0, "mlp", "bias"),
+        (2, "attention", "bias"), (2, "cross_attention", "bias"), (2, "mlp", "bias"),
+    ]  # fmt: skip
+    assert healed.plan.encoder_layers == 2
+
+
+def test_one_pair_is_too_few() -> None:
+    loaded = made_loaded("t5")
+    with raises(HealingError, "too-few-pairs", "random"):
+        heal_stacks(loaded, plan_of((1, "mlp")), noise(loaded, "calibration", 1), HealOptions())

@@ -111,7 +111,10 @@ def test_the_plan_is_healed_by_what_takes_the_branches_places(whisper: tuple[Pat
         (d.layer, d.kind) for d in chosen.deletions
     )
     assert {d.replacement for d in healed.deletions} & {"bias", "linear"}
-    assert healed.fitted_on[0].samples == 4
+    assert (healed.fitted_on[0].samples, healed.judged_on[0].samples) == (3, 1)
+    (told,) = whisper[1].healing.texts
+    assert told.dropped.kl > 0
+    assert told.text.samples == 1
     assert any("replaced" in check.name for check in whisper[1].parity)
 
 
