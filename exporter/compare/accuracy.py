@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.store import Store
 from exporter.compare.answers import nearest_neighbours, sample_answers
-from exporter.compare.arms import Pair
+from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
 from exporter.compare.evaluation import EvaluationTokens, random_ids, tokenize, tokenize_passages
 from exporter.compare.kept import AccuracyCache
@@ -28,7 +28,7 @@ from exporter.compare.quality.agreement import (
     compare_predictions,
     predicts_next_token,
 )
-from exporter.compare.quality.classes import class_log_probabilities, compare_classes
+from exporter.compare.quality.classes import class_log_probabilities, compare_classes, in_pairs
 from exporter.compare.quality.embeddings import (
     compare_embeddings,
     embed,
@@ -43,6 +43,7 @@ from exporter.compare.task_answers import (
     task_results,
     why_no_probes,
 )
+from exporter.models.ablation.classes import MULTI_LABEL
 from exporter.models.sentence_folder import pooling_of, why_not_whole
 from exporter.models.texts.passages import LONGEST_PASSAGE
 from exporter.models.texts.sources import TextSource
@@ -219,10 +220,7 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
     """For classifiers of texts or of their tokens, on passages of the text."""
     passages = _passages(pair, texts)
     pair.progress.say(f"accuracy: classes of {len(passages.ids)} texts from {passages.source}")
-    said = {
-        name: class_log_probabilities(arm.runner, passages.ids, arm=name, progress=pair.progress)
-        for name, arm in pair.judged.items()
-    }
+    said = {name: _classes_of(arm, name, passages.ids, pair) for name, arm in pair.judged.items()}
     found = {
         names: compare_classes(
             *(said[name] for name in names), source=passages.source, sha256=passages.sha256
@@ -233,6 +231,22 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
     own = found["baseline", "candidate"].model_copy(update=more)
     grid = _grid(pair.whole, found, {}, {}) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
+
+
+def _classes_of(
+    arm: ComparedArm, name: str, texts: Sequence[NDArray[np.int64]], pair: Pair
+) -> list[NDArray[np.float64]]:
+    """What an arm says of texts; of a reranker, of each two of them."""
+    shape = next(spec.shape for spec in arm.runner.outputs if spec.name == LOGITS)
+    of_texts = len(shape) == len(("texts", "classes"))
+    found = class_log_probabilities(
+        arm.runner,
+        texts,
+        arm=name,
+        separate=of_texts and arm.folder.config.get("problem_type") == MULTI_LABEL,
+        progress=pair.progress,
+    )
+    return in_pairs(found) if of_texts and shape[-1] == 1 else found
 
 
 def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult | None:

@@ -28,6 +28,7 @@ def class_log_probabilities(
     *,
     arm: str,
     types: Sequence[NDArray[np.int64]] | None = None,
+    separate: bool = False,
     progress: Progress = QUIET,
 ) -> list[Floats]:
     """One arm's answers, of each text ``[rows, classes]``: one row, or one for each token.
@@ -39,6 +40,7 @@ def class_log_probabilities(
         texts: The token ids of each text, or pair of texts.
         arm: Its name in an error.
         types: Which text of a pair each token is of; None: the first.
+        separate: Whether each of a text's classes is a yes or no of its own: a row each.
         progress: Hears of each text.
 
     Raises:
@@ -53,7 +55,7 @@ def class_log_probabilities(
             if types is not None and _TYPES in inputs:
                 inputs[_TYPES] = types[number][None].astype(inputs[_TYPES].dtype)
             logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS].astype(np.float64)
-            rows = logits.reshape(-1, logits.shape[-1])
+            rows = logits.reshape(-1, 1 if separate else logits.shape[-1])
             if rows.shape[1] == 1:
                 rows = np.hstack([np.zeros_like(rows), rows])
             nothing = np.zeros(0, np.int64)
@@ -61,6 +63,23 @@ def class_log_probabilities(
             found.append(told.log_probabilities)
             task.advance()
     return found
+
+
+def in_pairs(rows: Sequence[Floats]) -> list[Floats]:
+    """Of single logits, which of each two texts stands higher: nothing else counts for an order.
+
+    Args:
+        rows: What :func:`class_log_probabilities` gave of a reranker, ``[1, 2]`` each; of an odd
+            number the last is held against the first.
+
+    Returns:
+        ``[1, 2]`` for each pair; of one text its own row.
+    """
+    if len(rows) < 2:
+        return list(rows)
+    logits = np.array([row[0, 1] - row[0, 0] for row in rows])
+    differences = (logits - np.roll(logits, -1))[::2]
+    return [-np.logaddexp(0, [[found, -found]]) for found in differences]
 
 
 def compare_classes(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.models.ablation.classes import by_position, positions_of
+from exporter.models.ablation.classes import by_position
 from exporter.models.ablation.embeddings import cosines
 from exporter.models.sentence_folder import MEAN, Pooling
 
@@ -81,7 +81,9 @@ def embedding_loss(
     return loss
 
 
-def class_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def class_loss(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, *, separate: bool = False
+) -> torch.Tensor:
     """Mean KL divergence of the student's classes from the teacher's, in nats.
 
     Of a single logit, by which rerankers order, half the mean squared difference: of large logits a
@@ -91,12 +93,14 @@ def class_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor)
         student: Logits ``[batch, classes]`` or ``[batch, tokens, classes]``.
         teacher: The same.
         mask: ``[batch, tokens]``, boolean; False marks padding.
+        separate: Whether each class is a yes or no of its own.
     """
-    counts = positions_of(teacher, mask)
     if teacher.shape[-1] == 1:
-        differences = (student.float() - teacher.float()).reshape(counts.shape)
-        return differences[counts].square().mean() / 2
-    return answer_loss(by_position(student), by_position(teacher), counts)
+        differences = (student.float() - teacher.float())[..., 0]
+        counted = differences[mask] if differences.shape == mask.shape else differences
+        return counted.square().mean() / 2
+    given, _ = by_position(student, mask, separate=separate)
+    return answer_loss(given, *by_position(teacher, mask, separate=separate))
 
 
 def state_loss(

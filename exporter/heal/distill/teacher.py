@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.heal.distill.loss import answer_loss, class_loss, embedding_loss, state_loss
 from exporter.heal.memory import KEPT_BYTES
+from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.sentence_folder import pooling_of_model
@@ -70,6 +71,8 @@ class Teacher:
         self._free_bytes = KEPT_BYTES
         self._states = states
         self.judged = judged_by(student.model)
+        self._by_tokens = self.judged == "tokens" or classifies_tokens(student.model)
+        self._separate = has_separate_labels(student.model)
         self.wants_states = states > 0
         self._pooling = pooling_of_model(student.model)
 
@@ -94,7 +97,7 @@ class Teacher:
         if self.judged == "tokens":
             loss = answer_loss(given.given, answers[0], mask)
         elif self.judged == "classes":
-            loss = class_loss(given.given, answers[0], mask)
+            loss = class_loss(given.given, answers[0], mask, separate=self._separate)
         else:
             loss = embedding_loss(given.given, answers[0], mask, self._pooling)
         if self._states:
@@ -103,4 +106,4 @@ class Teacher:
 
     def weight(self, lesson: Lesson) -> float:
         """How much a lesson's loss counts among others: by its tokens, or its texts."""
-        return float(lesson.mask.sum()) if self.judged == "tokens" else float(len(lesson.rows))
+        return float(lesson.mask.sum()) if self._by_tokens else float(len(lesson.rows))

@@ -15,26 +15,62 @@ from exporter.models.texts.batches import Batch, batches_of
 if TYPE_CHECKING:
     import torch
 
+MULTI_LABEL = "multi_label_classification"
 _OF_TEXTS = 2  # the rank of logits of one distribution for each text
+_TWO_TEXTS = 2
 
 
-def by_position(logits: torch.Tensor) -> torch.Tensor:
-    """Logits as ``[batch, positions, classes]``, of a text one position.
+def classifies_tokens(model: Any) -> bool:
+    """Whether a classifier gives each token a class, not each text."""
+    return type(model).__name__.endswith("ForTokenClassification")
 
-    A single logit is that of a yes, as rerankers have it: it makes two classes, the yes second.
+
+def has_separate_labels(model: Any) -> bool:
+    """Whether a classifier answers yes or no for each of its labels, which don't exclude others."""
+    told = getattr(model.config, "problem_type", None)
+    return told == MULTI_LABEL and type(model).__name__.endswith("ForSequenceClassification")
+
+
+def by_position(
+    logits: torch.Tensor, mask: torch.Tensor, *, separate: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distributions that can be compared, and which of them count.
+
+    A text that gets a class has one position, of separate labels one each. A single logit, by which
+    rerankers order texts, says nothing by itself: each two texts of a batch have one position, that
+    of the first, for which of them stands higher; the last of an odd number is held against the
+    first. A text alone has a yes against a logit of 0.
 
     Args:
         logits: ``[batch, classes]`` or ``[batch, tokens, classes]``.
+        mask: ``[batch, tokens]``, boolean; False marks padding.
+        separate: Whether each class is a yes or no of its own.
+
+    Returns:
+        Logits ``[batch, positions, classes]``, and ``[batch, positions]``, boolean.
     """
     import torch
 
-    found = logits[:, None] if logits.ndim == _OF_TEXTS else logits
-    return torch.cat([torch.zeros_like(found), found], -1) if found.shape[-1] == 1 else found
+    if logits.ndim != _OF_TEXTS:
+        return _with_a_no(logits), mask
+    counts = torch.ones_like(logits, dtype=torch.bool)
+    if separate:
+        return _with_a_no(logits[..., None]), counts
+    if logits.shape[-1] > 1:
+        return logits[:, None], counts[:, :1]
+    if len(logits) > 1:
+        logits = logits - logits.roll(-1, 0)
+        counts[1::2] = False
+    return _with_a_no(logits[..., None]), counts
 
 
-def positions_of(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Which positions of :func:`by_position` count, ``[batch, positions]``: all but padding."""
-    return mask[:, :1] | True if logits.ndim == _OF_TEXTS else mask
+def _with_a_no(logits: torch.Tensor) -> torch.Tensor:
+    """A single logit as two classes, the yes second; several as they are."""
+    import torch
+
+    if logits.shape[-1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], -1)
 
 
 class ClassReference:
@@ -43,11 +79,13 @@ class ClassReference:
     Args:
         logits: ``[batch, classes]``, or ``[batch, tokens, classes]``.
         mask: ``[batch, tokens]``, boolean; False marks padding.
+        separate: See :func:`by_position`.
     """
 
-    def __init__(self, logits: torch.Tensor, mask: torch.Tensor) -> None:
-        self._mask = positions_of(logits, mask)
-        self._log_p = by_position(logits.double()).log_softmax(-1)
+    def __init__(self, logits: torch.Tensor, mask: torch.Tensor, *, separate: bool = False) -> None:
+        self._tokens, self._separate = mask, separate
+        found, self._mask = by_position(logits.double(), mask, separate=separate)
+        self._log_p = found.log_softmax(-1)
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +99,8 @@ class ClassReference:
 
     def damage(self, logits: torch.Tensor) -> ClassDamage:
         """Holds a cut model's logits against these; of the same shape."""
-        log_q = by_position(logits.double()).log_softmax(-1)
+        found, _ = by_position(logits.double(), self._tokens, separate=self._separate)
+        log_q = found.log_softmax(-1)
         kl = (self._log_p.exp() * (self._log_p - log_q)).sum(-1)
         same = log_q.argmax(-1) == self._log_p.argmax(-1)
         return ClassDamage(
@@ -79,7 +118,7 @@ class ClassMeter(CutMeter[ClassDamage]):
         model: A transformers model that gives texts or their tokens classes, in eval mode.
         input_ids: ``[samples, tokens]``, int64; a sample is a text.
         mask: ``[samples, tokens]``, boolean; False marks padding.
-        batch_size: Texts in one forward pass.
+        batch_size: Texts in one forward pass; two at least, which rerankers are to order.
         kept_bytes: See :class:`CutMeter`.
         within: See :class:`CutMeter`.
 
@@ -97,7 +136,9 @@ class ClassMeter(CutMeter[ClassDamage]):
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
     ) -> None:
-        asked = [_Classified(each.trimmed()) for each in batches_of(input_ids, mask, batch_size)]
+        separate, size = has_separate_labels(model), max(batch_size, _TWO_TEXTS)
+        batches = (each.trimmed() for each in batches_of(input_ids, mask, size))
+        asked = [_Classified(each, separate) for each in batches]
         super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="all")
 
 
@@ -106,6 +147,7 @@ class _Classified:
     """The classes of a batch of texts."""
 
     batch: Batch
+    separate: bool
 
     @property
     def first_sample(self) -> int:
@@ -121,4 +163,5 @@ class _Classified:
         return logits
 
     def reference(self, answers: torch.Tensor) -> ClassReference:
-        return ClassReference(answers, self.batch.mask_on(answers.device))
+        mask = self.batch.mask_on(answers.device)
+        return ClassReference(answers, mask, separate=self.separate)

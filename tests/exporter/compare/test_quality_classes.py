@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, rel_entr, softmax
 
-from exporter.compare.quality.classes import class_log_probabilities, compare_classes
+from exporter.compare.quality.classes import (
+    class_log_probabilities,
+    compare_classes,
+    in_pairs,
+)
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
 from tests.raising import raises
@@ -32,10 +36,10 @@ class Table:
         return {outputs[0]: self._logits[inputs["input_ids"][0, 0]][None]}
 
 
-def said(logits: Sequence[Any]) -> list[Any]:
+def said(logits: Sequence[Any], **told: Any) -> list[Any]:
     runner: Any = Table(logits)
     texts = [np.array([number, 0]) for number in range(len(logits))]
-    return class_log_probabilities(runner, texts, arm="candidate")
+    return class_log_probabilities(runner, texts, arm="candidate", **told)
 
 
 def test_divergence_and_agreement_over_the_rows_of_all_texts() -> None:
@@ -54,6 +58,22 @@ def test_divergence_and_agreement_over_the_rows_of_all_texts() -> None:
 def test_a_single_logit_is_that_of_a_yes() -> None:
     [found] = said([np.array([[2.0]])])
     assert np.exp(found[0]) == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))])
+
+
+@pytest.mark.parametrize("bias", [0.0, -50.0])
+def test_rerankers_are_compared_by_the_order_of_texts(bias: float) -> None:
+    first, second = ([np.array([[z + bias]]) for z in row] for row in ([1, 3, 2], [2, 1, 5]))
+    before, after = in_pairs(said(first)), in_pairs(said(second))
+    yes = [np.exp(rows[0, 1]) for rows in before]
+    assert yes == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-1))])  # 1 - 3, 2 - 1
+    found = compare_classes(before, after, source="made", sha256="0")
+    assert (found.tokens, found.top1_agreement) == (2, 0.5)
+    assert len(in_pairs(said(first[:1]))) == 1
+
+
+def test_separate_labels_are_compared_one_by_one() -> None:
+    [found] = said([np.array([[2.0, -1.0, 0.5]])], separate=True)
+    assert np.exp(found[:, 1]) == pytest.approx(1 / (1 + np.exp([-2.0, 1.0, -0.5])))
 
 
 def test_the_same_answers_differ_by_nothing() -> None:

@@ -15,6 +15,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     branches_replaced,
 )
+from exporter.models.ablation.classes import MULTI_LABEL
 from exporter.models.ablation.damage import ClassDamage, Damage, EmbeddingDamage, damage_of_numbers
 from exporter.models.ablation.embeddings import meter_of
 from exporter.models.ablation.meter import judged_by
@@ -29,21 +30,38 @@ _MASK = np.arange(12) < np.array([12, 7, 12, 3, 9])[:, None]
 _CUT: Any = {(0, "attention"): NOTHING}
 
 
-def _expected(model: Any, cut: Any) -> tuple[list[float], list[float]]:
-    """KL divergence and agreement, summed over each text's rows, text by text without padding."""
-    kls, same = [], []
-    for ids, mask in zip(_IDS, _MASK, strict=True):
-        given = torch.tensor(ids[mask])[None]
-        with torch.no_grad():
-            whole = model(given).logits[0].double()
-            with branches_replaced(model, cut):
-                other = model(given).logits[0].double()
-        if whole.shape[-1] == 1:  # a yes against a no of logit 0
-            whole, other = (torch.cat([0 * each, each], -1) for each in (whole, other))
-        p, q = whole.log_softmax(-1), other.log_softmax(-1)
-        kls.append(float((p.exp() * (p - q)).sum()))
-        same.append(float((p.argmax(-1) == q.argmax(-1)).sum()))
-    return kls, same
+def _logits(model: Any) -> list[Any]:
+    """Of each text by itself, without padding: ``[classes]`` or ``[tokens, classes]``."""
+    with torch.no_grad():
+        return [
+            model(torch.tensor(ids[mask])[None]).logits[0].double()
+            for ids, mask in zip(_IDS, _MASK, strict=True)
+        ]
+
+
+def _rows(logits: list[Any], head: str, kind: str | None) -> list[Any]:
+    """Of each text what is compared: ``[positions, classes]``."""
+    if head == "TokenClassification":
+        return logits
+    if kind == MULTI_LABEL:
+        return [torch.stack([0 * each, each], -1) for each in logits]
+    if len(logits[0]) > 1:
+        return [each[None] for each in logits]
+    pairs = [logits[0] - logits[1], logits[2] - logits[3], logits[4]]  # in batches of two
+    rows = [torch.cat([0 * each, each])[None] for each in pairs]
+    return [rows[0], rows[0][:0], rows[1], rows[1][:0], rows[2]]
+
+
+def _expected(model: Any, cut: Any, told: Any) -> tuple[list[float], list[float]]:
+    """KL divergence and agreement, summed over each text's rows."""
+    whole = _rows(_logits(model), *told)
+    with branches_replaced(model, cut):
+        other = _rows(_logits(model), *told)
+    pairs = [
+        (one.log_softmax(-1), each.log_softmax(-1)) for one, each in zip(whole, other, strict=True)
+    ]
+    kls = [float((p.exp() * (p - q)).sum()) for p, q in pairs]
+    return kls, [float((p.argmax(-1) == q.argmax(-1)).sum()) for p, q in pairs]
 
 
 @pytest.mark.parametrize(
@@ -59,23 +77,28 @@ def _expected(model: Any, cut: Any) -> tuple[list[float], list[float]]:
     ],
 )
 @pytest.mark.parametrize(
-    ("head", "classes"),
-    [("SequenceClassification", 3), ("SequenceClassification", 1), ("TokenClassification", 4)],
+    ("head", "classes", "kind"),
+    [
+        ("SequenceClassification", 3, None),
+        ("SequenceClassification", 3, MULTI_LABEL),
+        ("SequenceClassification", 1, None),
+        ("TokenClassification", 4, None),
+    ],
 )
 def test_the_divergences_are_those_of_texts_alone(
-    family: dict[str, Any], head: str, classes: int
+    family: dict[str, Any], head: str, classes: int, kind: str | None
 ) -> None:
-    model = tiny_model(**family, head=head, num_labels=classes)
+    model = tiny_model(**family, head=head, num_labels=classes, problem_type=kind)
     padding = model.config.pad_token_id
     meter = meter_of(model, _IDS, _MASK, batch_size=2)
     others: list[Any] = [{**_CUT, (1, "mlp"): NOTHING}, {(2, "mlp"): NOTHING}]
     for damage, cut in zip(meter.measure_many(_CUT, others), [_CUT, *others], strict=True):
-        kls, same = _expected(model, cut)
+        kls, same = _expected(model, cut, (head, kind))
         assert damage.kl_sums.tolist() == pytest.approx(kls, abs=1e-5)  # float32, padded in batches
         assert damage.agreements.tolist() == same
         assert damage.distance == damage.kl > 1e-5
-    rows = _MASK.sum(1) if head == "TokenClassification" else np.ones(5)
-    assert damage.positions.tolist() == rows.tolist()
+    rows = [len(each) for each in _rows(_logits(model), head, kind)]
+    assert damage.positions.tolist() == rows
     assert model.config.pad_token_id == padding
 
 
@@ -90,6 +113,16 @@ def test_a_student_answers_padded_texts_as_texts_alone(padding: int | None) -> N
             for ids, mask in zip(_IDS, _MASK, strict=True)
         ]
     assert torch.allclose(student.teach(batch.inputs()).given, torch.stack(alone), atol=1e-5)
+
+
+def test_an_order_that_changes_is_seen_beside_a_large_bias() -> None:
+    model = tiny_model("bert", head="SequenceClassification", num_labels=1)
+    cut: Any = {(n, kind): NOTHING for n in range(3) for kind in ("attention", "mlp")}
+    before = meter_of(model, _IDS[:4], _MASK[:4]).measure(cut)
+    model.classifier.bias -= 50
+    damage = meter_of(model, _IDS[:4], _MASK[:4]).measure(cut)
+    assert damage.kl == pytest.approx(before.kl, rel=1e-3)  # type: ignore[union-attr]
+    assert damage.kl > 1e-4  # type: ignore[union-attr]
 
 
 def test_nothing_cut_costs_nothing() -> None:
