@@ -8,7 +8,6 @@ their mean.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import TextSourceError, first_line
+from exporter.errors import DepthcutError, TextSourceError, first_line, pass_on_memory_error
 from exporter.optional import require
 from graph_passes.files.reading import read_bytes
 
@@ -31,11 +30,6 @@ _RATES = range(4_000, 400_000)
 Samples = NDArray[np.float32]
 _Check = Callable[[int, int], None]
 """Is told the frames and the rate of a recording; raises where they can't be taken."""
-# Both libraries raise many classes for a file that is none of theirs.
-_BROKEN = (
-    *(ArithmeticError, EOFError, LookupError, NameError, OSError, RuntimeError, ValueError),
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,11 @@ def _decoded(path: Path, longest_s: float) -> tuple[NDArray[np.float64], int]:
     read = _by_scipy if path.suffix.lower() == ".wav" else _by_soundfile
     try:
         return read(content, partial(_refuse_unheard, path, longest_s))
-    except _BROKEN as error:
+    except DepthcutError:
+        raise
+    # Both libraries raise many classes for a file that is none of theirs.
+    except Exception as error:
+        pass_on_memory_error(error)
         raise TextSourceError(
             f"{path} is no recording that can be read: {first_line(error)}.",
             "Convert it, for example with: ffmpeg -i FILE -ar 16000 out.wav",

@@ -75,13 +75,21 @@ def test_a_recording_that_can_not_be_taken_is_refused(tmp_path: Path, make: Any,
         read_sound(path, RATE, 1)
 
 
-def header(channels: int, size: int = 36) -> bytes:
-    fields = struct.pack("<IHHIIHH", 16, 1, channels, RATE, 2 * RATE, 2 * channels, 16)
-    return b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + fields + b"data" + bytes(4)
+def header(channels: int = 1, align: int = 2, bits: int = 16, kind: int = 1) -> bytes:
+    fields = struct.pack("<IHHIIHH", 16, kind, channels, RATE, 2 * RATE, align, bits)
+    return b"RIFF\x2c\0\0\0WAVEfmt " + fields + b"data\x08\0\0\0" + bytes(8)
 
 
 @pytest.mark.parametrize(
-    "content", [b"RIFF\x24", header(1, size=4)[:12], header(0), header(1)[:30]]
+    "content",
+    [
+        b"RIFF\x24",
+        b"RIFF\x04\0\0\0WAVE",
+        header()[:30],
+        header(channels=0, align=0),
+        header(channels=0, kind=3),
+        header(align=1, bits=32, kind=3),
+    ],
 )
 def test_a_broken_header_is_no_recording(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.wav"
