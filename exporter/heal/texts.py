@@ -91,6 +91,7 @@ def healing_texts(
     progress: Progress = QUIET,
     judged: int = 0,
     chosen_on: Sequence[CalibrationRef] = (),
+    passages: int = 0,
 ) -> HealingTexts:
     """Reads or samples all that a healing needs.
 
@@ -103,6 +104,8 @@ def healing_texts(
         judged: So many more samples of each text that is read are held out, to judge by; of
             paragraphs there are always more.
         chosen_on: What has chosen the cut.
+        passages: So many paragraphs are held out to judge by, if the texts have them; 0 for the
+            usual number.
 
     Raises:
         CalibrationError: A text is too short, or the model can't be given it.
@@ -112,8 +115,9 @@ def healing_texts(
     options = _with_fresh_seed(options, chosen_on)
     specs = options.calibration or _default_texts(loaded, options)
     few = [_wanted(options, spec, specs) for spec in specs]
+    room = math.ceil(passages / len(specs)) + _MOST_PASSAGES // 2 if passages else 0
     asked = [
-        (wanted, more if spec in SAMPLED else more + judged)
+        (wanted, more if spec in SAMPLED else max(more + judged, room))
         for spec, (wanted, more) in zip(specs, few, strict=True)
     ]
     whole = [
@@ -125,7 +129,10 @@ def healing_texts(
         further(loaded, spec, text, sum(each), options, chosen_on)
         for spec, text, each in zip(specs, whole, asked, strict=True)
     ]
-    parts = [_parted(text, *each) for (text, _), each in zip(behind, asked, strict=True)]
+    parts = [_parted(text, *each, room) for (text, _), each in zip(behind, asked, strict=True)]
+    choosing = _MOST_PASSAGES // 2 if passages else None
+    if judged and predicts_tokens(loaded.model):
+        choosing = min(more for _, more in few) // 2
     few_sampled = bool(options.trains or judged)
     other = _other_text(loaded, specs, sum(more for _, more in few), options, few_sampled, progress)
     if other is not None:
@@ -142,7 +149,7 @@ def healing_texts(
         tuple(text.ref for text in fitting),
         tuple(held for _, held in parts),
         other,
-        min(more for _, more in few) // 2 if judged and predicts_tokens(loaded.model) else None,
+        choosing,
         tuple(fit.ref for fit, (_, again) in zip(fitting, behind, strict=True) if again),
     )
 
@@ -297,11 +304,12 @@ def _halved(
 
 
 def _parted(
-    text: CalibrationText, wanted: int, more: int
+    text: CalibrationText, wanted: int, more: int, room: int
 ) -> tuple[CalibrationText, CalibrationText]:
     """The first samples to fit on, the last ones held out; of a short text a fifth of it.
 
-    Of a text's paragraphs, which are short, a fifth too, but not more than tell a mean well.
+    Of a text's paragraphs, which are short, a fifth too, but not more than tell a mean well; where
+    there is to be room for so many, what isn't wanted to fit on, or a half.
     """
     found = len(text.input_ids)
     if found < 2:
@@ -312,4 +320,6 @@ def _parted(
             code="too-few-samples",
         )
     held = more if found == wanted + more else max(1, min(found // 5, _MOST_PASSAGES))
+    if room:
+        held = max(held, min(room, max(found - wanted, found // 2)))
     return text.rows(slice(0, found - held)), text.rows(slice(found - held, None))

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from exporter.artifacts import FiguresFrom
+from exporter.choose.budgets.budget import Floors
+from exporter.compare.quality.intervals import fewest_to_show
 from exporter.errors import CalibrationError
+from exporter.models.ablation.classes import classifies_tokens
+from exporter.models.ablation.meter import judged_by
 from exporter.score import CalibrationText
+
+_MOST_TEXTS = 1024
+"""That judge a classifier: a limit near to 1 takes more than are waited for."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +77,12 @@ def parted(text: CalibrationText, held_out: float) -> TextParts:
         checked = text.rows(slice(rest.start, samples, 2))
         reported = text.rows(slice(rest.start + 1, samples, 2))
     return TextParts(first, checked, reported)
+
+
+def passages_to_show(floors: Floors, model: Any) -> int:
+    """How many texts with a class show a limit even if a few get another; 0 for other models."""
+    floor = floors.top1_agreement
+    if floor is None or judged_by(model) != "classes" or classifies_tokens(model):
+        return 0
+    texts = 2 * fewest_to_show(floor)
+    return min(_MOST_TEXTS, 2 * texts if model.config.num_labels == 1 else texts)

@@ -18,6 +18,7 @@ from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.ladder import HIGH, LOW, SAME, Rung, rung_of
+from exporter.choose.budgets.text import passages_to_show
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import HealingError
 from exporter.heal.automatic import (
@@ -164,7 +165,12 @@ class TrialRuns:
         """What is fitted on, stopped by and judged on: the same for all cuts."""
         judged = min(JUDGED, self._options.samples or JUDGED)
         return healing_texts(
-            self._loaded, self.first, self._progress, judged=judged, chosen_on=self._chosen_on
+            self._loaded,
+            self.first,
+            self._progress,
+            judged=judged,
+            chosen_on=self._chosen_on,
+            passages=passages_to_show(self._floors, self._loaded.model),
         )
 
     def run(self, number: int, plan: PruningPlan) -> Rung:

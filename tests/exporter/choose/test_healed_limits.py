@@ -303,6 +303,24 @@ def test_texts_that_all_keep_their_class_show_as_much_as_they_are_many(
     assert QualityCheck(meter, floors).holds(PlanCandidate()) is holds
 
 
+@pytest.mark.parametrize(("labels", "texts"), [(3, 2 * 29), (1, 4 * 29)])
+def test_as_many_paragraphs_judge_classes_as_show_the_limit(
+    labels: int, texts: int, tmp_path: Path
+) -> None:
+    words = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 8000)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(" ".join(words[n : n + 20]) for n in range(0, 8000, 20)))
+    model = tiny_loaded(
+        "bert", tiny_tokenizer(special_ends=True), head="SequenceClassification", num_labels=labels
+    )
+    options = HealOptions(**{**FOLD, "sequence_length": 24}, calibration=(str(text),))
+    runs = TrialRuns(model, options, Floors(top1_agreement=0.88), tmp_path / FOLDER)
+    choosing, judging = runs.texts.halves
+    assert len(judging.input_ids) == texts
+    assert len(choosing.input_ids) == 32
+    assert len(runs.texts.fitting.input_ids) > 24
+
+
 def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(
     loaded: Any, texts: list[str], tmp_path: Path
 ) -> None:
