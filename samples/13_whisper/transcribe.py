@@ -15,6 +15,6 @@ reader = reader_of(StackFolder(folder))
 pairs = read_pairs(sys.argv[2], part="evaluation", sound=reader.hears)
 sources = reader.sources(pairs, MOST, part="evaluation")
 with EncoderDecoderRunner(folder, threads=2) as runner:
-    answers = runner.generate(sources.arrays, reader.rules, reader.new_tokens())
+    answers = runner.generate(sources.arrays, reader.rules, reader.answer_tokens)
 for pair, answer in zip(pairs.pairs, answers, strict=False):
     print(f"{Path(pair.source).name}: {reader.text(answer)}")
