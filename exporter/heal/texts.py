@@ -134,15 +134,8 @@ def healing_texts(
     if judged and predicts_tokens(loaded.model):
         choosing = min(more for _, more in few) // 2
     few_sampled = bool(options.trains or judged)
-    other = _other_text(loaded, specs, sum(more for _, more in few), options, few_sampled, progress)
-    if other is not None:
-        refuse_same_text(
-            other.ref,
-            [text.ref for text in whole],
-            "what is fitted on, and no other domain",
-            "Give --check-text another text.",
-            HealingError,
-        )
+    samples = sum(more for _, more in few)
+    other = _other_text(loaded, specs, samples, options, few_sampled, whole, progress)
     fitting = [fit for fit, _ in parts]
     return HealingTexts(
         joined(fitting),
@@ -160,13 +153,14 @@ def _other_text(
     samples: int,
     options: HealOptions,
     few_sampled: bool,
+    fitted: Sequence[CalibrationText],
     progress: Progress,
 ) -> CalibrationText | None:
     """The other domain's; short, if the model must sample it and something else is waited for."""
     length = options.sequence_length
     if few_sampled and options.check_text is None and _other_spec(loaded, specs) == SELF:
         samples, length = _FEW_SAMPLED, min(length, _SAMPLED_LENGTH)
-    return other_domain(
+    found = other_domain(
         loaded,
         specs,
         samples,
@@ -175,6 +169,15 @@ def _other_text(
         seed=options.seed,
         progress=progress,
     )
+    if found is not None:
+        refuse_same_text(
+            found.ref,
+            [text.ref for text in fitted],
+            "what is fitted on, and no other domain",
+            "Give --check-text another text.",
+            HealingError,
+        )
+    return found
 
 
 def _with_fresh_seed(options: HealOptions, chosen_on: Sequence[CalibrationRef]) -> HealOptions:

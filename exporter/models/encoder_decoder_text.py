@@ -39,19 +39,7 @@ def scored_pairs(
         DepthcutError: They can't be read, or not be turned into inputs.
     """
     reader = PairReader.of(loaded)
-    if len(specs) > 1:
-        raise UsageError(
-            "An encoder-decoder is scored on one set of pairs.",
-            "Name one with --calibration.",
-            code="several-texts",
-        )
-    if not specs and reader.hears:
-        raise UsageError(
-            f"{loaded.ref.source} reads recordings, and none are named to score it on.",
-            "Name a folder of recordings, or a JSON-lines file, with --calibration; random takes "
-            "noise, which chooses worse.",
-            code="no-recordings",
-        )
+    _refuse_other_than_one(specs, loaded.ref.source, hears=reader.hears)
     usual = RANDOM if loaded.tokenizer is None else PYDOC
     pairs = read_pairs((*specs, usual)[0], part="calibration", sound=reader.hears)
 
@@ -59,6 +47,22 @@ def scored_pairs(
         return _own_targets(loaded, reader, sources)
 
     return paired_text(reader, pairs, generate, number=samples, progress=progress)
+
+
+def _refuse_other_than_one(specs: Sequence[str], model: str, *, hears: bool) -> None:
+    if len(specs) > 1:
+        raise UsageError(
+            "An encoder-decoder is scored on one set of pairs.",
+            "Name one with --calibration.",
+            code="several-texts",
+        )
+    if not specs and hears:
+        raise UsageError(
+            f"{model} reads recordings, and none are named to score it on.",
+            "Name a folder of recordings, or a JSON-lines file, with --calibration; random takes "
+            "noise, which chooses worse.",
+            code="no-recordings",
+        )
 
 
 def _own_targets(

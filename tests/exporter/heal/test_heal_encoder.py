@@ -19,7 +19,8 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 from exporter.heal.distill.loss import class_loss, embedding_loss  # noqa: E402
-from exporter.heal.distill.teacher import Lesson  # noqa: E402
+from exporter.heal.distill.student import Student  # noqa: E402
+from exporter.heal.distill.teacher import Lesson, Teacher  # noqa: E402
 from exporter.heal.healed import heal  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.report.sections.healing import healing_grid  # noqa: E402
@@ -176,6 +177,16 @@ def test_the_loss_of_classes_is_their_divergence_and_of_a_single_logit_its_error
     one, other = student[:, :1], teacher[:, :1]
     error = float(((one - other) ** 2).mean() / 2)
     assert float(class_loss(one, other, mask)) == pytest.approx(error, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "weight"), [("SequenceClassification", 2), ("TokenClassification", 5), ("", 2)]
+)
+def test_a_lesson_counts_by_what_its_loss_is_averaged_over(head: str, weight: int) -> None:
+    model = tiny_loaded("bert", head=head).model
+    mask = np.array([[True, True, True], [True, True, False]])
+    lesson = Lesson((0, 1), np.full((2, 3), 4), mask)
+    assert Teacher(Student(model, {}, "all", None), keeps=False).weight(lesson) == weight
 
 
 def test_the_loss_of_separate_labels_is_the_divergence_of_each() -> None:
