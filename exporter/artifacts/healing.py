@@ -58,7 +58,8 @@ class HealedEmbeddings(Record):
 
     ``role`` as for :class:`HealedText`. ``dropped`` and ``healed`` are the mean cosine with the
     whole model's embeddings, without and with what heals; ``gain`` is their difference, its
-    standard error paired by paragraph.
+    standard error paired by paragraph. The correlations are Pearson's, of the similarities of pairs
+    of paragraphs in both models; earlier versions didn't measure them.
     """
 
     role: Literal["calibration", "other"]
@@ -69,6 +70,9 @@ class HealedEmbeddings(Record):
     healed_std_error: float | None
     gain: float
     gain_std_error: float | None
+    dropped_correlation: float | None = None
+    healed_correlation: float | None = None
+    healed_correlation_std_error: float | None = None
 
 
 class HealedClasses(Record):

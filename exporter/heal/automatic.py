@@ -9,6 +9,7 @@ from exporter.heal.distill.student import trained_numbers
 from exporter.heal.distill.workers import Workers
 from exporter.heal.memory import free_for_training, healing_memory
 from exporter.heal.options import TRAINED, HealOptions
+from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
@@ -32,6 +33,7 @@ def in_turn(
         loaded: The model.
         progress: Told why nothing is trained, where that is so.
     """
+    options = options.for_model(predicts_tokens=predicts_tokens(loaded.model))
     first = settled(options, loaded, progress)
     if options.kind != "auto":
         return [first]
@@ -54,11 +56,12 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
 
 def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> HealOptions:
     time_s = options.time_s or USUAL_TIME_S
-    tokens = int(time_s * operations_per_second() / (_OPERATIONS * loaded.model.num_parameters()))
+    per_token = _OPERATIONS * _multiplied(loaded.model)
+    tokens = int(time_s * operations_per_second() / per_token)
     reason = _why_no_training(loaded.model, options, tokens, time_s)
     if reason is None:
         # No more than the time allows: what the model samples takes its time before that.
-        tokens = min(options.tokens, tokens)
+        tokens = min(options.trained_tokens, tokens)
         progress.say(
             f"heal: a training of at most {time_s / 60:.0f} minutes, {tokens:,} tokens; more "
             "time would recover more (--time)"
@@ -66,6 +69,13 @@ def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> H
         return replace(options, kind="distill", time_s=time_s, tokens=tokens)
     progress.say(f"heal: {reason}, so weights are folded instead of trained")
     return without_training(options)
+
+
+def _multiplied(model: Any) -> int:
+    """The parameters that each token is multiplied with; a head counts, an embedding doesn't."""
+    found: int = model.num_parameters()
+    embedding = model.get_input_embeddings()
+    return found if predicts_tokens(model) else found - embedding.weight.numel()
 
 
 def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold") -> HealOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,8 +12,8 @@ from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, He
 from exporter.compare.quality.intervals import share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import AnyDamage, ClassDamage, Damage, EmbeddingDamage, joined
-from exporter.models.ablation.embeddings import AnyMeter, meter_of
-from exporter.models.ablation.meter import Within
+from exporter.models.ablation.embeddings import TEXTS_TOGETHER, AnyMeter, meter_of
+from exporter.models.ablation.meter import Within, judged_by
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -61,6 +62,8 @@ def measured_text(
     """
     befores: list[Any] = []
     afters: list[Any] = []
+    if judged_by(model) == "embeddings":
+        batch_size = max(batch_size, TEXTS_TOGETHER)
     starts = range(0, len(text.input_ids), batch_size)
     with progress.task("measure the healed cut", total=len(starts)) as task:
         for start in starts:
@@ -114,7 +117,15 @@ def _healed_embeddings(
         healed_std_error=after.cosine_std_error,
         gain=float(gains.mean()),
         gain_std_error=ratio_std_error(gains, np.ones_like(gains)),
+        dropped_correlation=_or_none(before.correlation),
+        healed_correlation=_or_none(after.correlation),
+        healed_correlation_std_error=_or_none(after.correlation_std_error),
     )
+
+
+def _or_none(value: float | None) -> float | None:
+    """A figure of pairs; None where there were none."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _healed_classes(

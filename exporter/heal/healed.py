@@ -46,6 +46,7 @@ from exporter.heal.plan_file import (
 from exporter.heal.refusals import healed_sublayers, refuse_early
 from exporter.heal.texts import HealingTexts, healing_texts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
+from exporter.models.ablation.damage import SIMILARITY
 from exporter.models.ablation.meter import Within
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -324,7 +325,8 @@ def _predicted(healing: Healing) -> dict[str, float]:
             }
     for embedded in healing.embeddings:
         if embedded.role == "calibration":
-            return {"cosine": embedded.healed}
+            told = {"cosine": embedded.healed, SIMILARITY: embedded.healed_correlation}
+            return {name: value for name, value in told.items() if value is not None}
     for classes in healing.classes:
         if classes.role == "calibration":
             return {"kl": classes.healed_kl, "top1_agreement": classes.healed_same}

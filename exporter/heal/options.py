@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from exporter.artifacts import HealKind, Train
@@ -17,6 +18,8 @@ HealChoice = Literal["auto", HealKind]
 NO_TEXT = "none"
 """The ``check_text`` that measures in no other domain."""
 _ADAPTER_RANK = 16
+_TOKENS, _TOKENS_OF_ENCODERS = 200_000, 600_000
+"""Of a training; an encoder is small, and what it learns of a text is one vector."""
 
 
 def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
@@ -37,7 +40,7 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
 
 
 _USUAL = {
-    "train": "adapters", "tokens": 200_000, "step_tokens": 512, "states_weight": 0.0,
+    "train": "adapters", "step_tokens": 512, "states_weight": 0.0,
 }  # fmt: skip
 """Defaults other than None."""
 TRAINED = (
@@ -59,7 +62,8 @@ class HealOptions(Options):
         samples: None: about 10,000 tokens of each text. A training reads what ``tokens`` asks for.
         check_text: None: ``pydoc``, or ``self`` for a model that is calibrated on that. ``none``
             for no other domain.
-        tokens: Of training; a shorter text is read several times.
+        tokens: Of training; a shorter text is read several times. None: 200,000, or 600,000 for
+            a model without next tokens.
         time_s: Of training, in seconds; None: no limit.
         train: ``adapters``, which are merged into the weights, or ``all`` weights.
         learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights, twice as much for
@@ -106,8 +110,9 @@ class HealOptions(Options):
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Text to fit on: a text or JSONL file, hf:DATASET, pydoc, or self (text that the "
-        "model samples; the default for decoders). Several sources make a mixture.",
+        "Text to fit on: a text or JSONL file, hf:DATASET, pydoc, docstrings, or "
+        "self (text that the model samples; the default for decoders). Several sources make a "
+        "mixture.",
         "--heal-calibration",
         metavar="SOURCE",
         section=SCORING,
@@ -129,10 +134,11 @@ class HealOptions(Options):
     )
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING, config_only=True)
     seed: Seed = option(0, "Seed for sampled text.", section=SCORING, config_only=True)
-    tokens: Tokens = option(
-        200_000,
+    tokens: Tokens | None = option(
+        None,
         "Maximum number of training tokens.",
         "--heal-tokens",
+        usual="200,000; for encoders 600,000",
         section=HEALING,
         config_only=True,
     )
@@ -250,6 +256,17 @@ class HealOptions(Options):
         """Of maps or adapters; None: maps are full, or all weights are trained."""
         adapters = self.trains and self.train == "adapters"
         return self.rank or (_ADAPTER_RANK if adapters else None)
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens a training reads at most."""
+        return self.tokens or _TOKENS
+
+    def for_model(self, *, predicts_tokens: bool) -> HealOptions:
+        """The same with the number of tokens that a model's kind is trained on."""
+        if self.tokens is not None or not self.trains:
+            return self
+        return replace(self, tokens=_TOKENS if predicts_tokens else _TOKENS_OF_ENCODERS)
 
     @property
     def decided(self) -> HealKind:

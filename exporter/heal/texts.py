@@ -36,7 +36,7 @@ from exporter.models.texts.self_text import (
     SELF,
     chat_prefix,
 )
-from exporter.models.texts.sources import PYDOC, refuse_same_text
+from exporter.models.texts.sources import DOCSTRINGS, PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
@@ -112,6 +112,7 @@ def healing_texts(
         HealingError: A text gives one sample only, or is the other domain too.
         TextSourceError: A text can't be read.
     """
+    options = options.for_model(predicts_tokens=predicts_tokens(loaded.model))
     options = _with_fresh_seed(options, chosen_on)
     specs = options.calibration or _default_texts(loaded, options)
     few = [_wanted(options, spec, specs) for spec in specs]
@@ -187,9 +188,11 @@ def _with_fresh_seed(options: HealOptions, chosen_on: Sequence[CalibrationRef]) 
 
 
 def _default_texts(loaded: LoadedModel, options: HealOptions) -> tuple[str, ...]:
-    """A training wants a mixture: it forgets what it doesn't read."""
-    if not options.trains or not loaded.model.can_generate() or loaded.tokenizer is None:
+    """A training wants a mixture: it forgets what it doesn't read. An encoder wants much text."""
+    if not options.trains or loaded.tokenizer is None:
         return (default_calibration(loaded),)
+    if not loaded.model.can_generate():
+        return (PYDOC, DOCSTRINGS)
     return (PYDOC, CHAT if _has_usable_chat(loaded, options) else SELF)
 
 
@@ -211,7 +214,7 @@ def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int,
         share = 1.0
         if len(alike) < len(specs):
             share = _SAMPLED_SHARE if spec in SAMPLED else 1 - _SAMPLED_SHARE
-        tokens = options.tokens * share / len(alike)
+        tokens = options.trained_tokens * share / len(alike)
         wanted = math.ceil(tokens / options.sequence_length)
         return wanted, max(2 * _FEWEST_HELD_OUT, min(MOST_HELD_OUT, wanted // 20))
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)

@@ -41,8 +41,9 @@ class ScoreOptions(Options):
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Calibration text: a text or JSONL file, hf:DATASET, pydoc, or self (text that the "
-        "model samples; the default for decoders). Several sources make a mixture.",
+        "Calibration text: a text or JSONL file, hf:DATASET, pydoc, docstrings, or "
+        "self (text that the model samples; the default for decoders). Several sources make a "
+        "mixture.",
         brief="Calibration text: a file, hf:DATASET, pydoc, self",
         metavar="SOURCE",
         section=SCORING,

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.search_options import DROPPING
 from exporter.errors import PlanError, UsageError
+from exporter.models.ablation.damage import SIMILARITY
 from exporter.models.ablation.meter import Judged
 from exporter.option_types import Count, OpenShare, Share, Size, Tokens, Whole, Written, comma_list
 from exporter.options import Options, Rule, dataclass, excludes, only_with, option, part, required
@@ -97,9 +98,17 @@ class Floors(Options):
         section=REACHING,
     )
 
+    similarity: OpenShare | None = option(
+        None,
+        "Encoders: minimum correlation of the similarities of pairs of texts in both models, such "
+        "as 0.98.",
+        "--min-similarity",
+        brief="Encoders: minimum correlation of similarities: 0.98",
+        section=REACHING,
+    )
+
     def __bool__(self) -> bool:
-        limits = (self.perplexity_increase, self.top1_agreement, self.embedding_cosine)
-        return any(limit is not None for limit in limits)
+        return any(getattr(self, each.name) is not None for each in fields(self))
 
     def of_model(self, judged: Judged) -> Floors:
         """Those that a model of this kind can be held to; others beside them are left out.
@@ -108,9 +117,9 @@ class Floors(Options):
             PlanError: There are only others.
         """
         of_kind = {
-            "tokens": replace(self, embedding_cosine=None),
+            "tokens": replace(self, embedding_cosine=None, similarity=None),
             "classes": Floors(top1_agreement=self.top1_agreement),
-            "embeddings": Floors(embedding_cosine=self.embedding_cosine),
+            "embeddings": replace(self, perplexity_increase=None, top1_agreement=None),
         }
         found = of_kind[judged]
         if self == USUAL_FLOORS and judged == "classes":
@@ -155,6 +164,8 @@ class Floors(Options):
             found.append((1 - figures["top1_agreement"]) / (1 - self.top1_agreement))
         if self.embedding_cosine is not None:
             found.append((1 - figures["cosine"]) / (1 - self.embedding_cosine))
+        if self.similarity is not None:
+            found.append((1 - figures[SIMILARITY]) / (1 - self.similarity))
         return max(found)
 
 
@@ -285,6 +296,7 @@ class Budget(Options):
             "max_perplexity_increase": self.floors.perplexity_increase,
             "min_top1_agreement": self.floors.top1_agreement,
             "min_embedding_cosine": self.floors.embedding_cosine,
+            "min_similarity": self.floors.similarity,
         }
         if self.fits is not None:
             found |= {
@@ -300,5 +312,5 @@ class Budget(Options):
 def asks_for_more_than_numbers(told: Mapping[str, Any]) -> bool:
     """Whether a budget, by its options' keys, asks for what no ranking of scores gives."""
     names = ("parameters", "fits", "faster")
-    floors = ("at_most", "min_top1_agreement", "min_embedding_cosine")
+    floors = ("at_most", "min_top1_agreement", "min_embedding_cosine", "min_similarity")
     return any(told.get(name) is not None for name in (*names, *floors))

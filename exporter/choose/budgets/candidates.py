@@ -281,14 +281,19 @@ class QualityCheck:
         ]
 
     def _broken_by_embeddings(self, damage: EmbeddingDamage) -> list[str]:
-        floor = self.floors.embedding_cosine
-        least = _end(damage.cosines, np.ones_like(damage.cosines), 0)
-        if floor is None or least >= floor:
-            return []
-        return [
-            f"the embeddings' mean cosine is {damage.cosine:.3f}, "
-            f"95 % interval down to {least:.3f} (at least: {floor:.3f})"
-        ]
+        asked = {
+            "the embeddings' mean cosine": (self.floors.embedding_cosine, damage.cosines),
+            "the correlation of similarities": (self.floors.similarity, damage.correlations),
+        }
+        found = []
+        for what, (floor, values) in asked.items():
+            least = _end(values, np.ones_like(values), 0)
+            if floor is not None and not least >= floor:
+                found.append(
+                    f"{what} is {values.mean():.3f}, 95 % interval down to {least:.3f} "
+                    f"(at least: {floor:.3f})"
+                )
+        return found
 
 
 def _end(sums: NDArray[np.float64], counts: NDArray[np.float64], end: Literal[0, 1]) -> float:
@@ -305,7 +310,10 @@ def percent(log_increase: float) -> str:
 def damage_words(damage: AnyDamage) -> str:
     """What a candidate costs, in a few words."""
     if isinstance(damage, EmbeddingDamage):
-        return f"mean cosine of the embeddings {damage.cosine:.3f}"
+        return (
+            f"mean cosine of the embeddings {damage.cosine:.3f}, "
+            f"correlation of similarities {damage.correlation:.3f}"
+        )
     if isinstance(damage, ClassDamage):
         return (
             f"KL divergence of the classes {damage.kl:.3f} nats, "

@@ -26,7 +26,13 @@ from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.models.ablation.damage import AnyDamage, ClassDamage, Damage, EmbeddingDamage
+from exporter.models.ablation.damage import (
+    SIMILARITY,
+    AnyDamage,
+    ClassDamage,
+    Damage,
+    EmbeddingDamage,
+)
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words
@@ -108,18 +114,27 @@ _ANSWER_FIGURES = (
     *("kl_std_error", "log_perplexity_increase_std_error"),
 )
 _CLASS_FIGURES = ("kl", "kl_std_error", "top1_agreement")
-_EMBEDDING_FIGURES = ("cosine", "cosine_std_error")
+_EMBEDDING_FIGURES = {
+    "cosine": "cosine",
+    "cosine_std_error": "cosine_std_error",
+    SIMILARITY: "correlation",
+    f"{SIMILARITY}_std_error": "correlation_std_error",
+}
 
 
 def damage_figures(damage: AnyDamage) -> dict[str, float]:
     """What a plan says of its damage, with standard errors as far as they are known."""
-    names: tuple[str, ...] = _ANSWER_FIGURES
+    names = {name: name for name in _ANSWER_FIGURES}
     if isinstance(damage, EmbeddingDamage):
         names = _EMBEDDING_FIGURES
     elif isinstance(damage, ClassDamage):
-        names = _CLASS_FIGURES
-    found = {name: getattr(damage, name) for name in names}
-    return {name: float(value) for name, value in found.items() if value is not None}
+        names = {name: name for name in _CLASS_FIGURES}
+    found = {name: getattr(damage, of) for name, of in names.items()}
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if value is not None and not math.isnan(value)
+    }
 
 
 def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:

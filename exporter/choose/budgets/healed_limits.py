@@ -13,6 +13,7 @@ from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words, percent
 from exporter.choose.budgets.figures import Outcome, damage_figures, elsewhere, size_figures
 from exporter.choose.budgets.ladder import (
+    ENDS,
     HIGH,
     LOW,
     SAME,
@@ -30,7 +31,7 @@ from exporter.choose.selection.affordable import SEARCH_S
 from exporter.choose.selection.options import Step
 from exporter.compare.quality.intervals import fewest_to_show
 from exporter.errors import UndecidedGoalError, UnmetGoalError
-from exporter.models.ablation.damage import AnyDamage
+from exporter.models.ablation.damage import SIMILARITY, AnyDamage
 from exporter.progress import QUIET, Progress
 
 
@@ -92,10 +93,14 @@ def outcome_words(tried: TriedCut, floors: Floors) -> str:
     """What a healed cut costs, and whether that is within the limits."""
     healed, by = tried.healed, f"after healing ({tried.healed_by})"
     if LOW in healed:
-        return (
-            f"the mean cosine of the embeddings is {healed['cosine']:.3f} {by}, 95 % interval down "
-            f"to {healed[LOW]:.3f}, at least {floors.embedding_cosine or 0:.3f} is asked for"
-        )
+        asked = {"cosine": floors.embedding_cosine, SIMILARITY: floors.similarity}
+        told = [
+            f"the {_OF_EMBEDDINGS[name]} is {healed[name]:.3f} {by}, 95 % interval down to "
+            f"{healed[ENDS[name]]:.3f}, at least {floor:.3f} is asked for"
+            for name, floor in asked.items()
+            if floor is not None
+        ]
+        return "; ".join(told)
     if SAME in healed:
         return (
             f"{healed['top1_agreement']:.1%} of the texts keep their likeliest class {by}, 95 % "
@@ -109,6 +114,11 @@ def outcome_words(tried: TriedCut, floors: Floors) -> str:
         f"the perplexity is {rise} higher {by}, 95 % interval up to {high}{allowed}; same top-1 "
         f"token {healed['top1_agreement']:.1%}"
     )
+
+
+_OF_EMBEDDINGS = {
+    "cosine": "mean cosine of the embeddings", SIMILARITY: "correlation of similarities",
+}  # fmt: skip
 
 
 def refuse_all(
@@ -155,7 +165,16 @@ def refuse_all(
 def _allowing(tried: TriedCut, floors: Floors) -> str:
     """The option that would allow a cut."""
     if LOW in tried.healed:
-        return f"--min-embedding-cosine {max(0.0, tried.healed[LOW]):.3f} would allow it; "
+        limits = {
+            "--min-embedding-cosine": (floors.embedding_cosine, "cosine"),
+            "--min-similarity": (floors.similarity, SIMILARITY),
+        }
+        words = [
+            f"{option} {max(0.0, tried.healed[ENDS[name]]):.3f}"
+            for option, (floor, name) in limits.items()
+            if floor is not None
+        ]
+        return f"{' '.join(words)} would allow it; "
     if SAME in tried.healed:
         return f"--min-top1-agreement {max(0.0, tried.healed[SAME]):.3f} would allow it; "
     if floors.perplexity_increase is None:

@@ -33,7 +33,7 @@ from exporter.choose.selection.meters import (
 )
 from exporter.choose.selection.options import protected_names
 from exporter.choose.selection.refusals import refuse_another_model
-from exporter.choose.selection.search_options import SearchOptions
+from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
 from exporter.choose.selection.task_items import TaskParts, part_items, read_tasks, task_parts
 from exporter.compare.tasks.items import TaskItems
 from exporter.errors import BackendError, CostError, UsageError
@@ -193,7 +193,7 @@ class PlanInputs:
     @property
     def embeds(self) -> bool:
         """Whether the search keeps the damage to embeddings small."""
-        return self.searching.kept_small == "cosine"
+        return self.searching.kept_small in OF_EMBEDDINGS
 
     @cached_property
     def sizes(self) -> GraphSizes:

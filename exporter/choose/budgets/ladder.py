@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from exporter.choose.budgets.budget import Floors
+from exporter.models.ablation.damage import SIMILARITY
 
 HIGH, LOW, SAME = "log_perplexity_increase_high", "cosine_low", "top1_agreement_low"
-"""In figures, the end of the 95 % interval that is further from the whole model."""
+ENDS = {
+    "log_perplexity_increase": HIGH, "cosine": LOW, "top1_agreement": SAME,
+    SIMILARITY: f"{SIMILARITY}_low",
+}  # fmt: skip
+"""By figure, what the end of its 95 % interval is called that is further from the whole model."""
 SHARES = {"distill": 0.25, "fold": 0.4, "best": 0.5}
 """What is expected to remain of a bare cut's cost after each kind of healing."""
 LEAST_SHARE = 0.08
@@ -50,12 +55,10 @@ def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
 
     Args:
         number: Its place among the cuts.
-        figures: As a plan has them in ``predicted``, with :data:`HIGH`, :data:`LOW` or :data:`SAME`
-            where the interval is known.
+        figures: As a plan has them in ``predicted``, with those of :data:`ENDS` that are known.
         floors: The limits.
     """
-    ends = {"log_perplexity_increase": HIGH, "cosine": LOW, "top1_agreement": SAME}
-    worst = dict(figures) | {name: figures[end] for name, end in ends.items() if end in figures}
+    worst = dict(figures) | {name: figures[end] for name, end in ENDS.items() if end in figures}
     return Rung(number, floors.used_up(figures), floors.used_up(worst))
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from scipy import stats
 
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
-from exporter.artifacts.healing import AnswerDamage, HealedClasses, HealedEmbeddings, Healing
+from exporter.artifacts.healing import AnswerDamage, HealedClasses, HealedText, Healing
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.ladder import HIGH, LOW, SAME, Rung, rung_of
+from exporter.choose.budgets.ladder import ENDS, Rung, rung_of
 from exporter.choose.budgets.text import passages_to_show
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import HealingError
@@ -33,6 +33,7 @@ from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import SIMILARITY
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import specs_of
 from exporter.models.texts.self_text import SELF
@@ -309,23 +310,13 @@ def _on_all_samples(rung: Rung, seen: int, whole: int) -> Rung:
 def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
     """What a cut costs on held-out text of the domains that were fitted on, bare and healed.
 
-    Of the healed one also the end of the 95 % interval that is further from the whole model:
-    ``log_perplexity_increase_high`` or ``cosine_low``.
+    Of the healed one also the end of each 95 % interval that is further from the whole model, such
+    as ``log_perplexity_increase_high`` or ``cosine_low``.
     """
     held_out = _held_out(healing)
-    if isinstance(held_out, HealedEmbeddings):
-        healed = {"cosine": held_out.healed, LOW: _ends(held_out)[1]}
-        return {"cosine": held_out.dropped}, healed
-    if isinstance(held_out, HealedClasses):
-        return (
-            {"kl": held_out.dropped_kl, "top1_agreement": held_out.dropped_same},
-            {
-                "kl": held_out.healed_kl,
-                "top1_agreement": held_out.healed_same,
-                SAME: _ends(held_out)[1],
-            },
-        )
-    return _figures(held_out.dropped), _figures(held_out.healed) | {HIGH: _ends(held_out)[1]}
+    ends = {ENDS[name]: worse for name, (_, worse) in _intervals(held_out).items()}
+    bare, healed = _figures(held_out)
+    return bare, healed | ends
 
 
 def _held_out(healing: Healing) -> Measured:
@@ -347,28 +338,46 @@ def is_lost(measured: Measured, floors: Floors) -> bool:
     """
     if measured.text.samples < FEWEST_SEEN:
         return False
+    best = {name: better for name, (better, _) in _intervals(measured).items()}
+    held = floors if "top1_agreement" in best else replace(floors, top1_agreement=None)
+    return held.used_up(best) > 1
+
+
+def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
+    """As a plan has them in ``predicted``, of the bare cut and of the healed one."""
+    if isinstance(measured, HealedText):
+        return _of_answers(measured.dropped), _of_answers(measured.healed)
     if isinstance(measured, HealedClasses):
-        return floors.used_up({"top1_agreement": _ends(measured)[0]}) > 1
-    name = "cosine" if isinstance(measured, HealedEmbeddings) else "log_perplexity_increase"
-    return replace(floors, top1_agreement=None).used_up({name: _ends(measured)[0]}) > 1
+        dropped, healed = measured.dropped_kl, measured.healed_kl
+        return (
+            {"kl": dropped, "top1_agreement": measured.dropped_same},
+            {"kl": healed, "top1_agreement": measured.healed_same},
+        )
+    before, after = measured.dropped_correlation, measured.healed_correlation
+    bare, found = {"cosine": measured.dropped}, {"cosine": measured.healed}
+    if before is not None and after is not None:
+        bare[SIMILARITY], found[SIMILARITY] = before, after
+    return bare, found
 
 
-def _ends(measured: Measured) -> tuple[float, float]:
-    """The 95 % interval of what the healed cut costs, the better end first."""
+def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
+    """By figure the 95 % interval of what the healed cut costs, the better end first."""
+    samples = measured.text.samples
+    if isinstance(measured, HealedText):
+        cost = measured.healed
+        reach = _reach(cost.log_perplexity_increase_std_error, samples)
+        rise = cost.log_perplexity_increase
+        return {"log_perplexity_increase": (rise - reach, rise + reach)}
     if isinstance(measured, HealedClasses):
         low, high = measured.healed_same_ci95 or (measured.healed_same, measured.healed_same)
-        return high, low
-    if isinstance(measured, HealedEmbeddings):
-        value, error, worse = measured.healed, measured.healed_std_error, -1
-    else:
-        healed = measured.healed
-        value, error, worse = (
-            healed.log_perplexity_increase,
-            healed.log_perplexity_increase_std_error,
-            1,
-        )
-    reach = worse * _reach(error, measured.text.samples)
-    return value - reach, value + reach
+        return {"top1_agreement": (high, low)}
+    kept = {"cosine": (measured.healed, measured.healed_std_error)}
+    if measured.healed_correlation is not None:
+        kept[SIMILARITY] = (measured.healed_correlation, measured.healed_correlation_std_error)
+    return {
+        name: (value + _reach(error, samples), value - _reach(error, samples))
+        for name, (value, error) in kept.items()
+    }
 
 
 def _reach(error: float | None, samples: int) -> float:
@@ -378,7 +387,7 @@ def _reach(error: float | None, samples: int) -> float:
     return error * float(stats.t.ppf(0.975, samples - 1))
 
 
-def _figures(damage: AnswerDamage) -> dict[str, float]:
+def _of_answers(damage: AnswerDamage) -> dict[str, float]:
     names = ("kl", "log_perplexity_increase", "top1_agreement")
     return {name: float(getattr(damage, name)) for name in names}
 

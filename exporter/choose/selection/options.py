@@ -16,10 +16,10 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.ablation.damage import AnyDamage, Damage
+from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
 
-Objective = Literal["kl", "perplexity", "tasks", "cosine"]
+Objective = Literal["kl", "perplexity", "tasks", "cosine", "similarity"]
 """What a search keeps small: KL divergence from the whole model, the perplexity's increase, what
 the right answers' mean log-probability against the others loses, or what the embeddings' mean
 cosine with the whole model's lacks of 1."""
@@ -88,7 +88,9 @@ class Step:
 
 
 def objective_of(damage: AnyDamage, objective: Objective) -> float:
-    """The number that a search keeps small: in nats, or of embeddings what the cosine lacks."""
+    """The number that a search keeps small: in nats, or what embeddings lack of 1."""
+    if objective == "similarity" and isinstance(damage, EmbeddingDamage):
+        return 1 - damage.correlation
     if objective != "kl" and isinstance(damage, Damage):
         return damage.log_perplexity_increase
     return damage.distance

@@ -21,17 +21,21 @@ OF_SEARCHES = ("objective", "shortlist", "tokens", *OF_TASKS)
 OF_ONE_SEARCH = {"every": "iterative", "seconds": "evolution", "seed": "evolution"}
 """The fields that one search alone heeds, and which; the seed parts the items of tasks, too."""
 _TASKS = "tasks:"
+OF_EMBEDDINGS = ("cosine", "similarity")
+_OF_TEXTS = ("kl", "perplexity", *OF_EMBEDDINGS)
 
 
 def _known_objective(value: str) -> str:
     files = value.removeprefix(_TASKS).split(",") if value.startswith(_TASKS) else []
-    if value not in ("kl", "perplexity", "cosine") and not (files and all(files)):
-        raise ValueError(f"it is kl, perplexity, cosine or {_TASKS}FILE.jsonl")
+    if value not in _OF_TEXTS and not (files and all(files)):
+        raise ValueError(f"it is {', '.join(_OF_TEXTS)} or {_TASKS}FILE.jsonl")
     return value
 
 
 ObjectiveName = Annotated[
-    str, AfterValidator(_known_objective), Written("kl|perplexity|cosine|tasks:FILE,FILE")
+    str,
+    AfterValidator(_known_objective),
+    Written("kl|perplexity|cosine|similarity|tasks:FILE,FILE"),
 ]
 """An :data:`Objective`; of tasks with the files of their items."""
 
@@ -69,7 +73,8 @@ class SearchOptions(Options):
         "For --search greedy and evolution: the damage to minimise: the KL divergence from "
         "the whole model's answers, the perplexity, the loss of the correct answers' "
         "log-probability on the items of FILE.jsonl (several files make a mixture), or 1 minus "
-        "the cosine of the embeddings.",
+        "the cosine of the embeddings, or 1 minus the correlation of the similarities of pairs of "
+        "texts (similarity). kl of a classifier is that of its classes.",
         brief="The damage to minimise",
         usual="kl, for encoders cosine",
         section=DROPPING,

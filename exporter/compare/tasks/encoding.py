@@ -186,17 +186,17 @@ def _retrieved(asked: Retrieval, encoder: TaskEncoder) -> dict[str, Floats]:
     corpus = encoder.embed(asked.corpus, "passage")
     queries = encoder.embed([query.text for query in asked.items], "query")
     hits = [
-        _hits(cosines, query.relevant)
+        best_hits(cosines, query.relevant)
         for query, cosines in zip(asked.items, queries @ corpus.T, strict=True)
     ]
     shares = [each.sum() / len(q.relevant) for each, q in zip(hits, asked.items, strict=True)]
-    return {f"ndcg@{_BEST}": _gains(asked, hits), f"recall@{_BEST}": np.array(shares)}
+    return {f"ndcg@{_BEST}": discounted_gains(asked, hits), f"recall@{_BEST}": np.array(shares)}
 
 
 def _ranked(asked: Ranking, encoder: TaskEncoder) -> dict[str, Floats]:
-    hits = [_hits(_relevances(query, encoder), query.relevant) for query in asked.items]
+    hits = [best_hits(_relevances(query, encoder), query.relevant) for query in asked.items]
     first = [1 / (each.argmax() + 1) if each.any() else 0.0 for each in hits]
-    return {f"ndcg@{_BEST}": _gains(asked, hits), f"mrr@{_BEST}": np.array(first)}
+    return {f"ndcg@{_BEST}": discounted_gains(asked, hits), f"mrr@{_BEST}": np.array(first)}
 
 
 def _relevances(query: RankedQuery, encoder: TaskEncoder) -> Floats:
@@ -217,13 +217,13 @@ def _relevances(query: RankedQuery, encoder: TaskEncoder) -> Floats:
     return yes
 
 
-def _hits(scores: Floats, relevant: frozenset[int]) -> NDArray[np.bool_]:
+def best_hits(scores: Floats, relevant: frozenset[int]) -> NDArray[np.bool_]:
     """Of the ten highest scores, best first, whether they are of relevant passages."""
     best = np.argsort(-scores, kind="stable")[:_BEST]
     return np.isin(best, list(relevant))
 
 
-def _gains(asked: Retrieval | Ranking, hits: Sequence[NDArray[np.bool_]]) -> Floats:
+def discounted_gains(asked: Retrieval | Ranking, hits: Sequence[NDArray[np.bool_]]) -> Floats:
     """The discounted gain of each query, as a share of the best that there is."""
     gain = 1 / np.log2(np.arange(2, _BEST + 2))
     best = np.array([gain[: len(query.relevant)].sum() for query in asked.items])

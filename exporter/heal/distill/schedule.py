@@ -34,7 +34,7 @@ class Schedule:
         wanted = max(1, int(options.step_tokens // mean))
         self._per_step = min(wanted * processes, self._count)
         self.step_tokens = round(self._per_step * mean)
-        self.total_steps = max(1, round(options.tokens / self.step_tokens))
+        self.total_steps = max(1, round(options.trained_tokens / self.step_tokens))
         self._groups = [] if text.mask.all() else _alike_long(lengths, self._per_step)
         epochs = self.total_steps * self._per_step / self._count
         fixed = self._per_step == 1 or bool(self._groups)

@@ -125,9 +125,18 @@ class EmbeddingDamage(BySample):
 
     Attributes:
         cosines: ``[samples]``, between the whole and the cut model's embedding of each text.
+        pairs: ``[samples, 6]``, over the pairs that a text makes with others of its batch: their
+            number, and with the pair's similarity ``x`` in the whole and ``y`` in the cut model the
+            sums of ``x``, ``y``, ``xx``, ``yy`` and ``xy``.
     """
 
     cosines: Floats
+    pairs: Floats
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """``[samples]``, whether the cut model's embeddings are finite."""
+        return np.isfinite(self.cosines)
 
     @property
     def distance(self) -> float:
@@ -144,7 +153,38 @@ class EmbeddingDamage(BySample):
         """Its standard error; None with fewer than two texts."""
         return ratio_std_error(self.cosines, np.ones_like(self.cosines))
 
+    @property
+    def correlations(self) -> Floats:
+        """``[samples]``, Pearson's correlation of the pairs' similarities plus a text's influence.
 
+        The mean is the correlation, the spread over texts that of it (each pair is of two texts).
+        NaN where no text has another beside it, or all are alike.
+        """
+        count, x, y, xx, yy, xy = self.pairs.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mx, my = x.sum() / count.sum(), y.sum() / count.sum()
+            x2 = xx - 2 * mx * x + count * mx**2
+            y2 = yy - 2 * my * y + count * my**2
+            both = xy - mx * y - my * x + count * mx * my
+            found = both.sum() / np.sqrt(x2.sum() * y2.sum())
+            own = both / np.sqrt(x2.sum() * y2.sum())
+            own = own - found * (x2 / x2.sum() + y2 / y2.sum()) / 2
+            influences: Floats = found + 2 * len(count) * own
+        return influences
+
+    @property
+    def correlation(self) -> float:
+        """Of the similarities of pairs of texts in both models; 1 for an unchanged model."""
+        return float(self.correlations.mean())
+
+    @property
+    def correlation_std_error(self) -> float | None:
+        """Its standard error over texts; None with fewer than two."""
+        return ratio_std_error(self.correlations, np.ones_like(self.cosines))
+
+
+SIMILARITY = "similarity_correlation"
+"""What plans and limits call :attr:`EmbeddingDamage.correlation`."""
 AnyDamage = Damage | ClassDamage | EmbeddingDamage
 D = TypeVar("D", bound=BySample)
 D_co = TypeVar("D_co", bound=BySample, covariant=True)

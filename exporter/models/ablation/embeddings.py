@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
     from exporter.models.texts.calibration import CalibrationText
 
+TEXTS_TOGETHER = 16
+"""That are embedded in one run at least, as each is compared with the others of it."""
 POSITIONS = 2
 """Searches compare answers at every second position: the head costs a third of a small model."""
 
@@ -62,7 +64,25 @@ class EmbeddingReference:
 
     def damage(self, embeddings: torch.Tensor) -> EmbeddingDamage:
         """Holds a cut model's embeddings against these; ``[batch, hidden]``."""
-        return EmbeddingDamage(cosines(self._whole, embeddings.double()).cpu().numpy())
+        cut = embeddings.double()
+        pairs = _pair_sums(_similarities(self._whole), _similarities(cut))
+        return EmbeddingDamage(
+            cosines(self._whole, cut).cpu().numpy(), pairs.nan_to_num().cpu().numpy()
+        )
+
+
+def _similarities(embeddings: torch.Tensor) -> torch.Tensor:
+    """The cosine of each pair of texts, ``[texts, texts]``."""
+    return cosines(embeddings[:, None], embeddings[None])  # type: ignore[no-any-return]
+
+
+def _pair_sums(whole: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+    """What :class:`EmbeddingDamage` keeps of the pairs, from ``[texts, texts]``."""
+    import torch
+
+    others = 1 - torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
+    sums = (others, whole, cut, whole * whole, cut * cut, whole * cut)
+    return torch.stack([(each * others).sum(-1) for each in sums], -1)
 
 
 class EmbeddingMeter(CutMeter[EmbeddingDamage]):
@@ -72,7 +92,8 @@ class EmbeddingMeter(CutMeter[EmbeddingDamage]):
         model: A transformers model of text, in eval mode; a language head is not run.
         input_ids: ``[samples, tokens]``, int64; a sample is a text.
         mask: ``[samples, tokens]``, boolean; False marks padding.
-        batch_size: Texts in one forward pass.
+        batch_size: Texts in one forward pass; pairs are compared within one, so it has
+            :data:`TEXTS_TOGETHER` at least.
         kept_bytes: See :class:`CutMeter`.
         within: See :class:`CutMeter`.
 
@@ -90,7 +111,8 @@ class EmbeddingMeter(CutMeter[EmbeddingDamage]):
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
     ) -> None:
-        pooling, batches = pooling_of_model(model), batches_of(input_ids, mask, batch_size)
+        pooling = pooling_of_model(model)
+        batches = batches_of(input_ids, mask, max(batch_size, TEXTS_TOGETHER))
         asked = [_Embedded(each.trimmed(), pooling) for each in batches]
         super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="states")
 

@@ -22,7 +22,7 @@ from exporter.models.texts.packing import pack_tokens, with_ends
 from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.passages import LONGEST_PASSAGE, pack_passages
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
-from exporter.models.texts.sources import PYDOC, Part, read_texts
+from exporter.models.texts.sources import DOCSTRINGS, PYDOC, Part, read_texts
 from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import QUIET, Progress
 
@@ -171,7 +171,7 @@ def calibration_text(
 
 def spec_of(source: str) -> str:
     """What to name so that the text that a report calls so is read again."""
-    named = (*SAMPLED, PYDOC, RANDOM)
+    named = (*SAMPLED, PYDOC, DOCSTRINGS, RANDOM)
     return next((spec for spec in named if source.startswith(f"{spec} (")), source)
 
 

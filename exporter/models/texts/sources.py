@@ -18,15 +18,18 @@ from typing import Any, Literal
 from exporter.artifacts import CalibrationRef
 from exporter.errors import ComparisonError, DepthcutError, TextSourceError
 from exporter.files import sha256_bytes
+from exporter.models.texts.docstrings import docstrings
 from exporter.optional import require
 
 Part = Literal["calibration", "evaluation"]
 
 PYDOC = "pydoc"
 """The text that every Python carries."""
+DOCSTRINGS = "docstrings"
+"""Those of the standard library; ten times as much."""
 
 SPEC_HINT = (
-    "Give a text file, a JSON-lines file (.jsonl), 'pydoc', "
+    "Give a text file, a JSON-lines file (.jsonl), 'pydoc', 'docstrings', "
     "or 'hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]'."
 )
 
@@ -61,10 +64,11 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
     Args:
         spec: A path to a UTF-8 text file (one document) or to a JSON-lines file (a document a
             line: the field ``text``, else the longest string field); ``pydoc``, the English
-            language topics that every CPython carries; or
+            language topics that every CPython carries; ``docstrings``, those of its standard
+            library; or
             ``hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]``, a data set of the Hugging Face hub.
-        part: What the text is for. It picks the half of ``pydoc`` and the split of a data set
-            that names none.
+        part: What the text is for. It picks the half of ``pydoc`` and of ``docstrings``, and the
+            split of a data set that names none.
         allow_network: False refuses ``hf:``. To name such a data set is to ask for the network,
             so the default is True; nothing else reaches it.
 
@@ -72,9 +76,12 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
         TextSourceError: With the file, the line and what is wrong.
         MissingDependencyError: For ``hf:`` without the extra ``datasets``.
     """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if spec == PYDOC:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
         return _source(f"pydoc ({part} half, Python {version})", _pydoc_documents(part))
+    if spec == DOCSTRINGS:
+        half = docstrings()[0 if part == "calibration" else 1 :: 2]
+        return _source(f"docstrings ({part} half, Python {version})", half)
     if spec.startswith("hf:"):
         if not allow_network:
             raise TextSourceError(

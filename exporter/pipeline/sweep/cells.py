@@ -14,7 +14,7 @@ from exporter.errors import SweepError
 from exporter.heal.options import NO_TEXT
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.texts.self_text import SAMPLED
-from exporter.models.texts.sources import PYDOC
+from exporter.models.texts.sources import DOCSTRINGS, PYDOC
 from exporter.option_types import Dtype
 from exporter.options import build
 from exporter.pipeline.request import ExportRequest
@@ -29,7 +29,7 @@ PLANS = "plans"
 SHARED = "shared"
 _CHOOSE_IN: Dtype = "float32"
 _BLOCKS_ON_DEMAND = ("kl", "perplexity")  # the other metrics score them anyway
-_NO_PATH = (*SAMPLED, PYDOC, NO_TEXT)
+_NO_PATH = (*SAMPLED, PYDOC, DOCSTRINGS, NO_TEXT)
 _TEXTS = ("calibration", "heal_calibration", "check_text", "eval_text", "other_text")
 _PATHS = {"plan": "plan", "task_data": "folder", "prompts": "file"}
 _HUB_ID = re.compile(r"hf:[\w./-]+|[\w][\w.-]*/[\w][\w.-]*")

@@ -73,7 +73,7 @@ def _training_words(healing: Healing) -> str:
 def healing_grid(healing: Healing, caption: str = "In PyTorch") -> Grid:
     """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed."""
     rows = [row for text in healing.texts for row in _rows(text)]
-    rows += [_embedding_row(text) for text in healing.embeddings]
+    rows += [row for text in healing.embeddings for row in _embedding_rows(text)]
     rows += [row for text in healing.classes for row in _class_rows(text)]
     return Grid(caption, _HEADER, rows, right=(2, 3, 4))
 
@@ -95,7 +95,7 @@ def _rows(text: HealedText) -> Iterator[list[str]]:
     yield ["", "same top-1", "100 %", percent(one), percent(two), change]
 
 
-def _embedding_row(text: HealedEmbeddings) -> list[str]:
+def _embedding_rows(text: HealedEmbeddings) -> Iterator[list[str]]:
     gain = f"{text.gain:+.4f}"
     if text.gain_std_error is not None:
         gain += f" ± {text.gain_std_error:.4f}"
@@ -103,7 +103,11 @@ def _embedding_row(text: HealedEmbeddings) -> list[str]:
         gain += f" ({100 * text.gain / (1 - text.dropped):.0f} %)"
     name = f"{text.text.source}, {_ROLES[text.role]}"
     dropped, healed = f"{text.dropped:.4f}", f"{text.healed:.4f}"
-    return [name, "mean cosine of embeddings", "1", dropped, healed, gain]
+    yield [name, "mean cosine of embeddings", "1", dropped, healed, gain]
+    if text.dropped_correlation is not None and text.healed_correlation is not None:
+        both = text.dropped_correlation, text.healed_correlation
+        told = [f"{each:.4f}" for each in both]
+        yield ["", "correlation of pairs", "1", *told, f"{both[1] - both[0]:+.4f}"]
 
 
 def _class_rows(text: HealedClasses) -> Iterator[list[str]]:

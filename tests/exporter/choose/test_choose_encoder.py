@@ -22,7 +22,7 @@ from exporter.compare.evaluation import tokenize_passages
 from exporter.errors import PlanError, ScoringError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
-from exporter.models.ablation.embeddings import EmbeddingMeter
+from exporter.models.ablation.embeddings import TEXTS_TOGETHER, EmbeddingMeter
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.sources import read_texts
@@ -138,6 +138,41 @@ def test_as_much_goes_as_the_cosine_allows(loaded: Any, report: Any, planner: An
     assert _cosine(loaded, report, _names(plan), "checked") > 0.5
     with raises(PlanError, "nothing-within-floors"):
         planner(Budget(floors=Floors(embedding_cosine=0.9999999)), "greedy").plan()
+
+
+def _correlation(loaded: Any, report: Any, names: Any, part: str) -> float:
+    """Of the similarities of all pairs of a part's texts, embedded one at a time."""
+    samples = getattr(parted(text_of_report(loaded, report.calibration, passages=True), 0.25), part)
+    found: list[list[Any]] = [[], []]
+    for ids, mask in zip(samples.input_ids, samples.mask, strict=True):
+        given = torch.tensor(ids[mask])[None]
+        for rows, cut in zip(found, ([], names), strict=True):
+            with torch.no_grad(), skipped(loaded.model, cut):
+                rows.append(loaded.model(given).last_hidden_state[0].double().mean(0))
+    units = [torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy() for rows in found]
+    assert len(units[0]) <= TEXTS_TOGETHER
+    above = np.triu_indices(len(units[0]), 1)
+    return float(np.corrcoef(*((each @ each.T)[above] for each in units))[0, 1])
+
+
+def test_greedy_takes_what_leaves_the_highest_correlation(
+    loaded: Any, report: Any, planner: Any
+) -> None:
+    asked = {"objective": "similarity"}
+    plan = planner(Budget(joint=1), "greedy", options=asked).plan().plan
+    options = list(itertools.product(range(3), ("attention", "mlp")))
+    best = max(options, key=lambda name: _correlation(loaded, report, [name], "searched"))
+    assert _names(plan) == [best]
+    expected = _correlation(loaded, report, [best], "reported")
+    assert plan.predicted["similarity_correlation"] == pytest.approx(expected, abs=1e-4)  # float32
+    assert plan.budget["objective"] == "similarity"
+
+
+def test_the_correlation_is_a_limit_too(planner: Any) -> None:
+    found = planner(Budget(floors=Floors(similarity=0.2)), "greedy").plan().plan
+    assert found.deletions
+    with raises(PlanError, "nothing-within-floors"):
+        planner(Budget(floors=Floors(similarity=0.9999999)), "greedy").plan()
 
 
 @pytest.mark.parametrize("name", ["perplexity_increase", "top1_agreement"])

@@ -115,7 +115,9 @@ def test_a_training_brings_embeddings_back(text: str, train: Any) -> None:
     assert min(each.held_out_loss for each in told.training.checks) < (
         told.training.checks[0].held_out_loss
     )
-    assert found.plan.predicted == {"cosine": own.healed}
+    expected = {"cosine": own.healed, "similarity_correlation": own.healed_correlation}
+    assert found.plan.predicted == expected
+    assert own.healed_correlation > own.dropped_correlation
     ids = [{part.ids_sha256 for part in parts} for parts in (
         found.plan.fitted_on, found.plan.stopped_on, found.plan.judged_on)]  # fmt: skip
     assert len(set.union(*ids)) == 3
@@ -217,8 +219,10 @@ def test_the_best_replacements_are_those_of_the_embeddings(text: str) -> None:
 def test_a_report_tells_the_cosine_before_and_after(text: str) -> None:
     told = healed(text, "bias", loaded_encoder()).report.healing
     (own,) = told.embeddings
-    (row,) = healing_grid(told).rows
+    row, pairs = healing_grid(told).rows
     assert row[3:5] == [f"{own.dropped:.4f}", f"{own.healed:.4f}"]
+    both = (own.dropped_correlation, own.healed_correlation)
+    assert pairs[3:5] == [f"{each:.4f}" for each in both]
 
 
 def test_a_fifth_of_the_paragraphs_is_held_out(text: str) -> None:

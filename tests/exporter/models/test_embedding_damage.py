@@ -15,8 +15,8 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     branches_replaced,
 )
-from exporter.models.ablation.damage import Damage, EmbeddingDamage
-from exporter.models.ablation.embeddings import EmbeddingMeter, meter_of
+from exporter.models.ablation.damage import Damage, EmbeddingDamage, damage_of_numbers
+from exporter.models.ablation.embeddings import EmbeddingMeter, EmbeddingReference, meter_of
 from exporter.models.sentence_folder import MEAN
 from tests.exporter.sentence_folders import write_sentence_files
 from tests.raising import raises
@@ -74,6 +74,51 @@ def test_the_standard_error_is_that_of_texts() -> None:
     expected = damage.cosines.std(ddof=1) / np.sqrt(5)
     assert damage.cosine_std_error == pytest.approx(expected, rel=1e-9)
     assert damage.of(np.arange(5) < 1).cosine_std_error is None
+
+
+def _states(model: Any, cut: Any) -> Any:
+    """Each text's embedding of length 1, ``[texts, hidden]``."""
+    found = []
+    for ids, mask in zip(_IDS, _MASK, strict=True):
+        with torch.no_grad(), branches_replaced(model, cut):
+            mean = model(torch.tensor(ids[mask])[None]).last_hidden_state[0].double().mean(0)
+        found.append((mean / mean.norm()).numpy())
+    return np.stack(found)
+
+
+def test_the_correlation_is_that_of_all_pairs_similarities() -> None:
+    model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
+    damage = EmbeddingMeter(model, _IDS, _MASK, batch_size=2).measure(cut)  # all in one batch
+    above = np.triu_indices(5, 1)
+    both = [(each @ each.T)[above] for each in (_states(model, {}), _states(model, cut))]
+    assert damage.correlation == pytest.approx(np.corrcoef(*both)[0, 1], abs=1e-5)  # float32
+    assert damage.correlation < 0.9999
+    assert EmbeddingMeter(model, _IDS, _MASK).measure({}).correlation == pytest.approx(1, abs=1e-6)
+    again = damage_of_numbers({name: each.tolist() for name, each in vars(damage).items()})
+    assert isinstance(again, EmbeddingDamage)
+    assert again.correlation == damage.correlation
+
+
+def test_the_spread_of_the_correlation_is_that_of_a_jackknife() -> None:
+    rng = np.random.default_rng(0)
+    whole = torch.from_numpy(rng.standard_normal((60, 8)))
+    cut = whole + 0.5 * torch.from_numpy(rng.standard_normal((60, 8)))
+
+    def measured(texts: Any) -> EmbeddingDamage:
+        return EmbeddingReference(whole[texts]).damage(cut[texts])
+
+    every = np.arange(60)
+    damage, left = measured(every), [measured(every[every != n]).correlation for n in every]
+    jackknife = float(np.sqrt(59 / 60 * ((np.array(left) - np.mean(left)) ** 2).sum()))
+    assert damage.correlations.mean() == pytest.approx(damage.correlation)
+    assert damage.correlation_std_error == pytest.approx(jackknife, rel=0.1)
+
+
+def test_a_text_alone_has_no_pairs() -> None:
+    model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
+    alone = EmbeddingMeter(model, _IDS[:1], _MASK[:1]).measure(cut)
+    assert np.isnan(alone.correlation)
+    assert alone.finite.all()
 
 
 def test_padding_is_left_out_of_the_mean() -> None:

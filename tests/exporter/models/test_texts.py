@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 import types
@@ -73,6 +74,20 @@ def test_missing_file_and_folder_are_named_with_what_may_be_given(tmp_path: Path
     assert "pydoc" in (caught.value.hint or "")
     with raises(TextSourceError, "unreadable", tmp_path):
         read_texts(str(tmp_path), part="evaluation")
+
+
+def test_the_halves_of_docstrings_share_none_and_are_much_text() -> None:
+    first, second = (read_texts("docstrings", part=part) for part in ("calibration", "evaluation"))
+    assert first.source.startswith("docstrings (calibration half")
+    assert first.sha256 != second.sha256
+    assert not set(first.documents) & set(second.documents)
+    assert str.__doc__ not in first.documents  # there is no source of it
+    assert Path.__doc__ is not None
+    whole = {inspect.cleandoc(each) for each in (*first.documents, *second.documents)}
+    assert inspect.cleandoc(Path.__doc__) in whole
+    assert min(map(len, whole)) > 60
+    pydoc = read_texts("pydoc", part="calibration")
+    assert sum(map(len, first.documents)) > 2 * sum(map(len, pydoc.documents))
 
 
 def test_pydoc_halves_share_no_paragraph_and_are_the_same_each_time() -> None:
