@@ -40,5 +40,6 @@ def add_pooling(folder: Path, pooling: Pooling) -> None:
         SurgeryError: It has no token states.
     """
     model = ir.load(folder / MODEL_FILE)
-    SentencePoolingPass(pooling.modes, normalised=pooling.normalised)(model)
+    layers = [each.layer for each in pooling.dense]
+    SentencePoolingPass(pooling.modes, normalised=pooling.normalised, dense=layers)(model)
     save_graph(model, folder)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import ModelSourceError
+from exporter.models.sentence_dense import WEIGHTS, Dense, read_dense
 from graph_passes.files.reading import read_json
 from graph_passes.fusing.pooling import MODES, PoolingMode
 
@@ -27,7 +28,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "Transformer": (),  # the model itself
     "Normalize": (),
     "Pooling": (_CONFIG,),
-    "Dense": (_CONFIG, "model.safetensors"),
+    "Dense": (_CONFIG, WEIGHTS),
 }
 """The files of each module that can be taken along."""
 _SWITCHES: dict[str, PoolingMode] = {
@@ -48,10 +49,12 @@ class Pooling:
     Attributes:
         modes: One at least; the vectors of several stand one after the other.
         normalised: Whether the vector has length 1.
+        dense: Products that it goes through before that.
     """
 
     modes: tuple[PoolingMode, ...]
     normalised: bool = False
+    dense: tuple[Dense, ...] = ()
 
     def __call__(self, states: Any, mask: Any) -> Any:
         """Each text's vector, ``[..., size]``; of NumPy or of PyTorch.
@@ -62,6 +65,8 @@ class Pooling:
         """
         found = [_vector(mode, states, mask) for mode in self.modes]
         joined = found[0] if len(found) == 1 else _joined(found)
+        for product in self.dense:
+            joined = product(joined)
         return joined / (joined**2).sum(-1)[..., None] ** 0.5 if self.normalised else joined
 
 
@@ -126,8 +131,8 @@ def read_pooling(folder: Path) -> Pooling:
 
     Raises:
         ModelSourceError: sentence-transformers doesn't know the folder, its pooling is not there,
-            outside of it or of an unknown kind, it leaves out a prompt's tokens, or further modules
-            follow it.
+            outside of it or of an unknown kind, it leaves out a prompt's tokens, or other modules
+            than Dense and Normalize follow it.
         UnsafeInputError: A file may not be read from where it is.
     """
     modules = _modules(folder)
@@ -139,11 +144,16 @@ def read_pooling(folder: Path) -> Pooling:
             code="no-modules",
         )
     kinds = [_kind(module) for module in modules]
-    others = sorted({str(kind) for kind in kinds if kind not in ("Pooling", "Normalize")})
-    if others[:1] != ["Transformer"] or len(others) > 1 or kinds.count("Pooling") != 1:
+    first, last = kinds[:2], kinds[-1:] if "Normalize" in kinds else []
+    between = kinds[2 : len(kinds) - len(last)]
+    if (
+        first != ["Transformer", "Pooling"]
+        or last not in ([], ["Normalize"])
+        or set(between) - {"Dense"}
+    ):
         raise ModelSourceError(
             f"{folder / MODULES} lists {', '.join(map(str, kinds))}; pooling needs a Transformer, "
-            "one Pooling, and at most a Normalize.",
+            "one Pooling, and then at most Dense modules and a Normalize.",
             "Let sentence-transformers apply the modules behind the model.",
             code="other-modules",
         )
@@ -153,7 +163,8 @@ def read_pooling(folder: Path) -> Pooling:
 def pooling_of(folder: Path) -> Pooling:
     """How a folder's model pools; :data:`MEAN` where it doesn't say, or says what isn't known.
 
-    Modules other than Pooling and Normalize are left out: :func:`why_not_whole` tells of them.
+    Modules other than Pooling, Dense and Normalize are left out: :func:`why_not_whole` tells of
+    them.
 
     Raises:
         UnsafeInputError: A file may not be read from where it is.
@@ -175,6 +186,18 @@ def why_not_whole(folder: Path) -> str:
     except ModelSourceError as error:
         return "" if error.code == "no-modules" else error.message
     return ""
+
+
+def pools(folder: Path) -> bool:
+    """Whether a folder lists a pooling: its model answers with token states, without any head.
+
+    Raises:
+        UnsafeInputError: The list of its modules may not be read.
+    """
+    try:
+        return "Pooling" in map(_kind, _modules(folder))
+    except ModelSourceError:
+        return False
 
 
 def pooling_of_model(model: Any) -> Pooling:
@@ -298,7 +321,26 @@ def _listed_pooling(folder: Path, modules: Sequence[Mapping[str, Any]], *, whole
             "Correct its path, such as 1_Pooling.",
             code="module-elsewhere",
         )
-    return Pooling(_modes(folder / place / _CONFIG, folder, whole=whole), "Normalize" in kinds)
+    modes = _modes(folder / place / _CONFIG, folder, whole=whole)
+    try:
+        dense = tuple(_dense(folder, each) for each in modules if _kind(each) == "Dense")
+    except ModelSourceError:
+        if whole:
+            raise
+        dense = ()
+    return Pooling(modes, "Normalize" in kinds, dense)
+
+
+def _dense(folder: Path, module: Mapping[str, Any]) -> Dense:
+    place = _place(module)
+    if not place or not _is_file(folder / place / _CONFIG):
+        raise ModelSourceError(
+            f"{folder / MODULES} lists a Dense whose {_CONFIG} is not there.",
+            "Fetch the whole folder.",
+            code="dense-missing",
+        )
+    told = _read(folder / place / _CONFIG, folder)
+    return read_dense(folder / place, told if isinstance(told, dict) else {})
 
 
 def _modes(config: Path, folder: Path, *, whole: bool) -> tuple[PoolingMode, ...]:

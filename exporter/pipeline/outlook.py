@@ -97,8 +97,9 @@ def expected_s(request: ExportRequest, machine: Machine) -> dict[str, float]:
 
 def _training_s(heal: HealOptions, machine: Machine) -> float:
     """Of all its tokens, and of the fold that it begins with."""
-    folded = min(heal.tokens, _USUAL_TOKENS)
-    return _TRAINED_RUNS * machine.run_s(heal.tokens) + _FOLDED_RUNS * machine.run_s(folded)
+    tokens = heal.trained_tokens
+    folded = min(tokens, _USUAL_TOKENS)
+    return _TRAINED_RUNS * machine.run_s(tokens) + _FOLDED_RUNS * machine.run_s(folded)
 
 
 def _timed_s(request: ExportRequest, machine: Machine, budget: Budget) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 
 class NewNodes:
@@ -38,7 +40,14 @@ class NewNodes:
 
     def integers(self, numbers: Sequence[int] | int) -> ir.Value:
         """An initializer int64, ``[count]`` or a scalar."""
-        tensor = ir.tensor(np.array(numbers, np.int64), name=self._name())
+        return self._constant(np.array(numbers, np.int64))
+
+    def floats(self, numbers: NDArray[np.float32]) -> ir.Value:
+        """An initializer float32."""
+        return self._constant(np.ascontiguousarray(numbers, np.float32))
+
+    def _constant(self, numbers: NDArray[Any]) -> ir.Value:
+        tensor = ir.tensor(numbers, name=self._name())
         value = ir.Value(
             name=tensor.name,
             type=ir.TensorType(tensor.dtype),

@@ -1,15 +1,18 @@
 """Adds what makes one vector of a text's token states: the pooling of a sentence encoder.
 
 The graph keeps its outputs and gets one more, ``sentence_embedding``, float32 ``[batch, size]``.
-Sources: sentence-transformers' modules Pooling and Normalize, whose results it gives.
+Sources: sentence-transformers' modules Pooling, Dense and Normalize, whose results it gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from graph_passes.errors import SurgeryError
 from graph_passes.fusing.masks import MASK
@@ -21,9 +24,27 @@ of tokens, the mean weighted by position, the last token; of a text's tokens wit
 MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
 STATES, EMBEDDING = "last_hidden_state", "sentence_embedding"
 
+Activation = Literal["Identity", "Tanh", "Relu", "Sigmoid"]
+"""What follows a product, as ONNX calls it."""
+
 _TOKENS = 1  # the axis
 _AXES_AS_INPUT = 18  # the opset from which every reduction takes them so
 _SHORTEST = 1e-12  # what a length is at least, before it is divided by
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayer:
+    """A product that the vector goes through: sentence-transformers' module Dense.
+
+    Attributes:
+        weight: ``[out, in]``, float32.
+        bias: ``[out]``, float32; None without.
+        activation: What follows.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    activation: Activation
 
 
 class SentencePoolingPass(ir.passes.InPlacePass):
@@ -32,10 +53,18 @@ class SentencePoolingPass(ir.passes.InPlacePass):
     Args:
         modes: One at least; the vectors of several stand one after the other.
         normalised: Whether the vector is brought to length 1.
+        dense: Products that it goes through before that.
     """
 
-    def __init__(self, modes: Sequence[PoolingMode], *, normalised: bool) -> None:
+    def __init__(
+        self,
+        modes: Sequence[PoolingMode],
+        *,
+        normalised: bool,
+        dense: Sequence[DenseLayer] = (),
+    ) -> None:
         super().__init__()
+        self.dense = tuple(dense)
         self.modes = tuple(modes)
         self.normalised = normalised
 
@@ -43,7 +72,8 @@ class SentencePoolingPass(ir.passes.InPlacePass):
         """Appends the nodes.
 
         Raises:
-            SurgeryError: The graph has no token states or no mask, or has the output already.
+            SurgeryError: The graph has no token states or no mask, or has the output already; or a
+                product takes vectors of another size.
         """
         graph = model.graph
         states = _named(graph.outputs, STATES)
@@ -56,6 +86,8 @@ class SentencePoolingPass(ir.passes.InPlacePass):
             )
         pooled = _Pooling(graph, states, mask, graph.opset_imports.get("", 0))
         found = pooled.vector(self.modes)
+        for layer in self.dense:
+            found = pooled.through(layer, found)
         pooled.append(pooled.normalised(found) if self.normalised else found)
         return ir.passes.PassResult(model, modified=True)
 
@@ -78,13 +110,29 @@ class _Pooling:
         self._states = self._float(states) if states.dtype != ir.DataType.FLOAT else states
         self._mask = self._float(mask)
         self._batch = None if mask.shape is None else mask.shape[0]
-        self._vectors = 1
+        self._size: int | None = None
 
     def vector(self, modes: Sequence[PoolingMode]) -> ir.Value:
         """``[batch, size]``."""
-        self._vectors = len(modes)
+        if isinstance(self._width, int):
+            self._size = self._width * len(modes)
         found = [self._largest() if mode == "max" else self._weighted(mode) for mode in modes]
         return found[0] if len(found) == 1 else self._new.op("Concat", *found, axis=-1)
+
+    def through(self, layer: DenseLayer, vector: ir.Value) -> ir.Value:
+        """A product and what follows it, ``[batch, out]``."""
+        size, wanted = self._size, layer.weight.shape[1]
+        if size not in (None, wanted):
+            raise SurgeryError(
+                f"A product behind the pooling takes vectors of {wanted} numbers, not {size}.",
+                "Pool a graph of the model that the product was trained with.",
+                code="not-poolable",
+            )
+        found = self._new.op("MatMul", vector, self._new.floats(layer.weight.T))
+        if layer.bias is not None:
+            found = self._new.op("Add", found, self._new.floats(layer.bias))
+        self._size = len(layer.weight)
+        return self._new.op(layer.activation, found)
 
     def normalised(self, vector: ir.Value) -> ir.Value:
         """The same of length 1."""
@@ -97,8 +145,7 @@ class _Pooling:
         self._new.append()
         vector.name = EMBEDDING
         vector.dtype = ir.DataType.FLOAT
-        size = self._width * self._vectors if isinstance(self._width, int) else None
-        vector.shape = ir.Shape([self._batch, size])
+        vector.shape = ir.Shape([self._batch, self._size])
         self._graph.outputs.append(vector)
 
     def _weighted(self, mode: PoolingMode) -> ir.Value:

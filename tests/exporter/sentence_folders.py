@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from tests.exporter.tiny_lm import WORDS, write_tokenizer
 
@@ -39,6 +40,28 @@ def write_sentence_files(
     if prompts is not None:
         told = json.dumps({"prompts": prompts, "default_prompt_name": default_prompt})
         (folder / "config_sentence_transformers.json").write_text(told)
+
+
+def write_dense(
+    folder: Path, *, inputs: int, outputs: int, activation: str = "Tanh"
+) -> tuple[Any, Any]:
+    """Writes the files of a sentence encoder with a product between pooling and Normalize.
+
+    Returns:
+        Its weight ``[outputs, inputs]`` and bias ``[outputs]``, float64.
+    """
+    write_sentence_files(folder, normalise=True)
+    modules = json.loads((folder / "modules.json").read_text())
+    dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (folder / "modules.json").write_text(json.dumps([*modules[:2], dense, *modules[2:]]))
+    rng = np.random.default_rng(1)
+    weight, bias = rng.normal(size=(outputs, inputs)), rng.normal(size=outputs)
+    (folder / "2_Dense").mkdir(exist_ok=True)
+    numbers = {"linear.weight": weight, "linear.bias": bias}
+    save_file(numbers, folder / "2_Dense" / "model.safetensors")
+    told = {"activation_function": f"torch.nn.modules.activation.{activation}"}
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(told))
+    return weight, bias
 
 
 def write_encoder(folder: Path, head: str = "Model", **config: Any) -> None:

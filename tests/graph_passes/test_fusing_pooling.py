@@ -12,7 +12,14 @@ import pytest
 from graph_support import session
 
 from graph_passes.errors import SurgeryError
-from graph_passes.fusing.pooling import EMBEDDING, MODES, PoolingMode, SentencePoolingPass
+from graph_passes.fusing.pooling import (
+    EMBEDDING,
+    MODES,
+    Activation,
+    DenseLayer,
+    PoolingMode,
+    SentencePoolingPass,
+)
 from tests.raising import raises
 
 Floats = np.ndarray[Any, Any]
@@ -64,6 +71,30 @@ def test_vectors_of_several_modes_stand_one_after_the_other() -> None:
     found = embedded(model, ["max", "cls"])
     assert found == pytest.approx(np.hstack([wanted("max"), wanted("cls")]), abs=1e-6)
     assert model.graph.outputs[-1].shape == ir.Shape(["batch", 6])
+
+
+@pytest.mark.parametrize("activation", ["Identity", "Tanh", "Relu", "Sigmoid"])
+def test_products_follow_the_pooling(activation: Activation) -> None:
+    rng, model = np.random.default_rng(1), encoder()
+    sizes = [(5, 6), (2, 5)]
+    weights = [rng.normal(size=size).astype(np.float32) for size in sizes]
+    bias = rng.normal(size=5).astype(np.float32)
+    layers = [DenseLayer(weights[0], bias, activation), DenseLayer(weights[1], None, "Identity")]
+    SentencePoolingPass(["max", "cls"], normalised=False, dense=layers)(model)
+    found = session(model).run([EMBEDDING], {"states": STATES, "attention_mask": MASKS})[0]
+    inner = np.hstack([wanted("max"), wanted("cls")]) @ weights[0].T + bias
+    after = {
+        "Identity": inner, "Tanh": np.tanh(inner), "Relu": np.maximum(inner, 0),
+        "Sigmoid": 1 / (1 + np.exp(-inner)),
+    }  # fmt: skip
+    assert found == pytest.approx(after[activation] @ weights[1].T, abs=1e-5)
+    assert model.graph.outputs[-1].shape == ir.Shape(["batch", 2])
+
+
+def test_a_product_of_another_size() -> None:
+    layer = DenseLayer(np.zeros((2, 4), np.float32), None, "Tanh")
+    with raises(SurgeryError, "not-poolable", 4, 3):
+        SentencePoolingPass(["cls"], normalised=False, dense=[layer])(encoder())
 
 
 def test_a_normalised_vector_has_length_1() -> None:

@@ -34,6 +34,7 @@ from exporter.models.loading.sources import (
 from graph_passes.files.exchange import identity
 from graph_passes.files.placing import home_of
 from graph_passes.files.record import Change, ChangeRecord
+from tests.exporter.sentence_folders import write_encoder, write_sentence_files
 from tests.raising import raises
 
 
@@ -429,6 +430,20 @@ def test_remote_code_stays_out(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
+def test_a_folder_that_pools_gives_token_states_whatever_class_its_config_names(
+    tmp_path: Path,
+) -> None:
+    """So all-mpnet-base-v2 is written: its config names a head, and its weights have none."""
+    write_encoder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = ["BertForMaskedLM"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with raises(ModelSourceError, "weights-missing"):
+        load_model(str(tmp_path))
+    write_sentence_files(tmp_path)
+    assert load_model(str(tmp_path)).ref.architecture == "BertModel"
+
+
 def test_a_config_can_not_name_any_class_of_transformers(checkpoint: Path) -> None:
     _rewrite_config(checkpoint, architectures=["RagModel", "pipeline", "Trainer", "AutoBackbone"])
     assert load_model(str(checkpoint)).ref.architecture == "LlamaForCausalLM"

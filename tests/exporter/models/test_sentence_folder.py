@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from exporter.errors import ModelSourceError
 from exporter.models.sentence_folder import (
@@ -20,7 +21,7 @@ from exporter.models.sentence_folder import (
     why_not_whole,
 )
 from graph_passes.fusing.pooling import MODES, PoolingMode
-from tests.exporter.sentence_folders import write_sentence_files
+from tests.exporter.sentence_folders import write_dense, write_sentence_files
 from tests.raising import raises
 
 STATES = np.array([[[1.0, 8.0], [2.0, 4.0], [6.0, 0.0]]])
@@ -112,10 +113,10 @@ def test_what_is_left_out_leaves_the_folder_s_own_mode(tmp_path: Path) -> None:
     assert "1_Pooling" in why_not_whole(tmp_path)
     write_sentence_files(tmp_path, pooling=cls)
     modules = json.loads((tmp_path / "modules.json").read_text())
-    dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
-    (tmp_path / "modules.json").write_text(json.dumps([*modules, dense]))
+    other = {"path": "2_Dropout", "type": "sentence_transformers.models.Dropout"}
+    (tmp_path / "modules.json").write_text(json.dumps([*modules, other]))
     assert pooling_of(tmp_path).modes == ("cls",)
-    assert "Dense" in why_not_whole(tmp_path)
+    assert "Dropout" in why_not_whole(tmp_path)
     write_sentence_files(tmp_path, pooling={"pooling_mode": "median"})
     assert pooling_of(tmp_path) == MEAN
     assert "median" in why_not_whole(tmp_path)
@@ -125,7 +126,8 @@ def test_what_is_left_out_leaves_the_folder_s_own_mode(tmp_path: Path) -> None:
     ("modules", "code"),
     [
         (["Transformer", "Dense"], "other-modules"),
-        (["Transformer", "Pooling", "Dense"], "other-modules"),
+        (["Transformer", "Pooling", "Dense"], "dense-missing"),
+        (["Transformer", "Pooling", "Normalize", "Dense"], "other-modules"),
         (["Transformer", "Pooling", "Pooling"], "other-modules"),
         (["Pooling"], "other-modules"),
         (["Transformer", "Pooling", "Normalize"], None),
@@ -143,6 +145,57 @@ def test_modules_that_a_graph_can_have(tmp_path: Path, modules: Any, code: str |
         return
     with raises(ModelSourceError, code, modules[0]):
         read_pooling(tmp_path)
+
+
+def test_a_product_behind_the_pooling(tmp_path: Path) -> None:
+    weight, bias = write_dense(tmp_path, inputs=2, outputs=3)
+    found, mask = read_pooling(tmp_path), np.array([[1, 1, 0]])
+    assert found == pooling_of(tmp_path)
+    assert why_not_whole(tmp_path) == ""
+    product = np.tanh(weight @ [1.5, 6] + bias)
+    assert found(STATES, mask)[0] == pytest.approx(product / np.linalg.norm(product), abs=1e-6)
+    assert "2_Dense/model.safetensors" in sentence_files(tmp_path)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("activation", ["Identity", "Tanh", "ReLU", "Sigmoid"])
+def test_a_product_of_pytorch_is_the_same(tmp_path: Path, activation: str) -> None:
+    import torch
+
+    weight, bias = write_dense(tmp_path, inputs=2, outputs=3, activation=activation)
+    mean = torch.tensor([1.5, 6.0]).double()
+    product = torch.from_numpy(weight) @ mean + torch.from_numpy(bias)
+    expected = getattr(torch.nn, activation)()(product)
+    states, mask = torch.tensor(STATES), torch.tensor([[True, True, False]])
+    dense = read_pooling(tmp_path).dense
+    pools = Pooling(("mean",), dense=dense)
+    for found in (pools(states, mask), pools(STATES, mask.int().numpy())):
+        assert found[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        ("activation", "unknown-activation"),
+        ("missing", "dense-missing"),
+        ("unreadable", "dense-unreadable"),
+        ("shape", "dense-unreadable"),
+    ],
+)
+def test_products_that_no_graph_can_have(tmp_path: Path, broken: str, code: str) -> None:
+    activation = "GELU" if broken == "activation" else "Tanh"
+    write_dense(tmp_path, inputs=2, outputs=3, activation=activation)
+    file = tmp_path / "2_Dense" / "model.safetensors"
+    if broken == "missing":
+        file.unlink()
+    elif broken == "unreadable":
+        file.write_bytes(b"numbers")
+    elif broken == "shape":
+        save_file({"linear.weight": np.zeros(3)}, file)
+    with raises(ModelSourceError, code, "2_Dense"):
+        read_pooling(tmp_path)
+    assert pooling_of(tmp_path).dense == ()
+    assert "2_Dense" in why_not_whole(tmp_path)
 
 
 @pytest.mark.parametrize(
