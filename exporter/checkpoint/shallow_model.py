@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,8 +14,9 @@ from exporter.artifacts.plans.dialects.per_layer_config import KEY as PER_LAYER
 from exporter.artifacts.plans.dialects.section import ORIGIN
 from exporter.checkpoint.pruned_model import answer_to, require_same
 from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory_error
+from exporter.models.ablation.streams import forward_of, giving
 from exporter.models.anatomy.architectures import layer_modules
-from exporter.models.anatomy.residual_stream import probe_inputs
+from exporter.models.anatomy.residual_stream import hooked, probe_inputs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
 from graph_passes.types import BLOCK_KINDS, sublayer_kinds
@@ -44,7 +46,11 @@ def kept_layers(deletions: Sequence[PlannedDeletion], layers: int) -> list[int] 
 
 
 def shallow_model(
-    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], wanted: torch.Tensor
+    loaded: LoadedModel,
+    deletions: Sequence[PlannedDeletion],
+    wanted: torch.Tensor,
+    *,
+    exits: bool = False,
 ) -> LoadedModel:
     """The model without whole layers, the others numbered anew; their weights are shared.
 
@@ -53,6 +59,7 @@ def shallow_model(
         deletions: Whole blocks.
         wanted: What the model answers to
             :func:`~exporter.models.anatomy.residual_stream.probe_inputs` without them.
+        exits: Whether the norms of the dropped layers go, too, where they stand on the stream.
 
     Raises:
         UnknownArchitectureError: A config can't say so of this family, or the model that it makes
@@ -65,7 +72,7 @@ def shallow_model(
     kept = kept_layers(deletions, len(found))
     if not kept:
         raise UnknownArchitectureError("The plan drops no whole blocks, or all of them.", HINT)
-    config = shallow_config_of(loaded, deletions, kept)
+    config = shallow_config_of(loaded, deletions, kept, exits=exits)
     try:
         made = _made(model, config, _weights(model, found, kept))
     except Exception as error:
@@ -84,8 +91,34 @@ def shallow_model(
     return shallow
 
 
+def exit_answer(model: Any, first: int) -> torch.Tensor:
+    """What a model answers to its probe if what its first layers give skips all others.
+
+    Args:
+        model: The whole model.
+        first: How many layers stay.
+    """
+    import torch
+
+    layers, given = layer_modules(model), list[Any]()
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        given.append(output)
+
+    with torch.inference_mode(), contextlib.ExitStack() as stack:
+        with hooked([layers[first - 1].layer.register_forward_hook(keep)]):
+            model(**probe_inputs(model))
+        for each in layers[first:]:
+            stack.enter_context(forward_of(each.layer, giving(given[0])))
+        return answer_to(model, probe_inputs(model))
+
+
 def shallow_config_of(
-    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], kept: Sequence[int]
+    loaded: LoadedModel,
+    deletions: Sequence[PlannedDeletion],
+    kept: Sequence[int],
+    *,
+    exits: bool = False,
 ) -> Any:
     """The config of a model with fewer layers, which notes where they come from.
 
@@ -93,12 +126,13 @@ def shallow_config_of(
         loaded: The whole model.
         deletions: Whole blocks.
         kept: The layers that stay.
+        exits: Whether norms on the stream go with their layers.
 
     Raises:
-        UnknownArchitectureError: The family has a norm on the stream.
+        UnknownArchitectureError: The family has a norm on the stream, which stays.
     """
     found = layer_modules(loaded.model)
-    if any(each.form == "post_norm" for each in found):
+    if not exits and any(each.form == "post_norm" for each in found):
         raise UnknownArchitectureError(
             f"A norm of {loaded.ref.architecture} follows each sum, and stays where a block goes.",
             HINT,

@@ -33,7 +33,7 @@ from exporter.checkpoint.pruned_model import (
 )
 from exporter.checkpoint.streamed import write_streamed
 from exporter.cut.branch_replacements import branch_replacements_of
-from exporter.errors import UnknownArchitectureError
+from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.anatomy.residual_stream import probe_inputs
@@ -75,12 +75,13 @@ def write_checkpoint(
         replacements: The plan's numbers.
         cut: What takes the branches' places, where that is at hand already.
         card: Makes the text of ``README.md``; None writes none.
-        form: ``own``: as transformers has the model; ``decilm``: as servers load gaps.
+        form: ``own``: as transformers has the model; ``decilm``: as servers load gaps;
+            ``early-exit``: the first layers alone, without the norms of those behind.
         server: The one that a DeciLM is for; None: all of them.
         progress: Hears of the form and the size.
 
     Raises:
-        PlanError: The plan is not for this model.
+        PlanError: The plan is not for this model, or is no early exit that was asked for.
         UnknownArchitectureError: This family can't be written so.
         UsageError: The folder holds something else, the model among it.
         OSError: It can't be written.
@@ -101,7 +102,10 @@ def write_checkpoint(
                     pruned, kept = loaded, None
                     after = save_decilm(loaded, plan.deletions, cut, server, stage)
                 else:
-                    pruned, kept = _pruned(loaded, plan, cut, progress)
+                    if form == "early-exit":
+                        pruned, kept = _exiting(loaded, plan, replacements)
+                    else:
+                        pruned, kept = _pruned(loaded, plan, cut, progress)
                     save_pruned_into(pruned, stage)
         with telling_full_disk(stage):
             _copy_licenses(loaded.path, stage)
@@ -135,6 +139,34 @@ def _pruned(
             progress.say(f"checkpoint: not with fewer layers. {error}")
     prune_model(loaded, plan.deletions, cut)
     return loaded, None
+
+
+def _exiting(
+    loaded: LoadedModel, plan: PruningPlan, replacements: Replacements | None
+) -> tuple[LoadedModel, list[int]]:
+    """The first layers alone, and which they are.
+
+    Raises:
+        PlanError: The plan drops anything else, or was healed with the norms in place.
+    """
+    from exporter.checkpoint.shallow_model import exit_answer, kept_layers, shallow_model
+
+    kept = kept_layers(plan.deletions, loaded.ref.num_layers)
+    if not kept or kept != list(range(len(kept))):
+        raise PlanError(
+            "The plan does not drop all layers behind the first ones, and nothing else.",
+            "Make it with depthcut plan --keep-first N.",
+            code="no-early-exit",
+        )
+    if replacements is not None:
+        raise PlanError(
+            "The plan was healed with the norms of the dropped layers in place.",
+            "Give the plan as it was before healing.",
+            code="healed-elsewhere",
+        )
+    refuse_tokenless(loaded.model)
+    wanted = exit_answer(loaded.model, len(kept))
+    return shallow_model(loaded, plan.deletions, wanted, exits=True), kept
 
 
 def _wanted(model: Any, cut: BranchReplacements) -> torch.Tensor:

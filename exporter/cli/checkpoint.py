@@ -35,8 +35,9 @@ class CheckpointCall(Options):
     )
     form: CheckpointForm = option(
         "own",
-        "How the folder says what is dropped: as transformers has it, or as DeciLM, which vLLM, "
-        "SGLang, TensorRT-LLM and mlx-lm load.",
+        "How the folder says what is dropped: as transformers has it; as DeciLM, which vLLM, "
+        "SGLang, TensorRT-LLM and mlx-lm load; or, for a plan of --keep-first, as a plain model of "
+        "the first layers, without the norms of the others (early-exit).",
         "--as",
     )
     server: Server | None = option(

@@ -103,8 +103,8 @@ class Floors(Options):
         "Encoders: minimum correlation of the similarities of pairs of texts in both models, such "
         "as 0.98.",
         "--min-similarity",
-        brief="Encoders: minimum correlation of similarities: 0.98",
         section=REACHING,
+        rare=True,
     )
 
     def __bool__(self) -> bool:

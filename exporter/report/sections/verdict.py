@@ -187,16 +187,19 @@ def _latency_sentence(row: LatencyRow) -> str:
         f"faster, at least {limit} slower, or the same to within {limit}",
     }
     interval = f"95 % interval {low:.3f} to {high:.3f}"
-    return f"{what} {verdicts[row.verdict]} ({ratio}, {interval}{_tokens_per_second(row)})."
+    return f"{what} {verdicts[row.verdict]} ({ratio}, {interval}{_throughput(row)})."
 
 
-def _tokens_per_second(row: LatencyRow) -> str:
-    """Tokens of a whole generation in a second, of both arms."""
-    if row.phase != "generate":
+def _throughput(row: LatencyRow) -> str:
+    """Of both arms the tokens of whole generations in a second, or the texts of a batch."""
+    if row.phase == "generate":
+        done, what = row.batch * row.new_tokens, "tokens/s"
+    elif row.phase == "encode" and row.batch > 1:
+        done, what = row.batch, "texts/s"
+    else:
         return ""
-    tokens = row.batch * row.new_tokens * 1000
-    speeds = [significant(tokens / arm.median_ms, 3) for arm in (row.baseline, row.candidate)]
-    return f"; {speeds[0]} and {speeds[1]} tokens/s"
+    speeds = [significant(1000 * done / a.median_ms, 3) for a in (row.baseline, row.candidate)]
+    return f"; {speeds[0]} and {speeds[1]} {what}"
 
 
 def why_no_accuracy(report: ComparisonReport) -> str:

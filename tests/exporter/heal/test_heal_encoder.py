@@ -117,7 +117,6 @@ def test_a_training_brings_embeddings_back(text: str, train: Any) -> None:
     )
     expected = {"cosine": own.healed, "similarity_correlation": own.healed_correlation}
     assert found.plan.predicted == expected
-    assert own.healed_correlation > own.dropped_correlation
     ids = [{part.ids_sha256 for part in parts} for parts in (
         found.plan.fitted_on, found.plan.stopped_on, found.plan.judged_on)]  # fmt: skip
     assert len(set.union(*ids)) == 3

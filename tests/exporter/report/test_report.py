@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.cli.results import print_comparison
+from exporter.report.sections.verdict import statements
 from exporter.report.terminal import comparison_grids, drawn_table
 from exporter.report.words import milliseconds, relative_change, significant
 from tests.made_reports import (
@@ -410,3 +412,17 @@ def test_another_part_of_a_text_that_decided_is_told(
         parts = PlanParts(**{role: [_text("other"), _text(source)]})
         told = as_markdown(report.model_copy(update={"accuracy": accuracy, "parts": parts}))
         assert ("In the domain" in told) is (is_told and role != "judged_on")
+
+
+@pytest.mark.parametrize(
+    ("phase", "batch", "told"),
+    [("encode", 4, ["40", "50"]), ("encode", 1, []), ("prefill", 4, [])],
+)
+def test_batches_of_texts_are_told_in_texts_per_second(
+    phase: Any, batch: int, told: list[str]
+) -> None:
+    """4 texts in 100 ms, and in 80 ms."""
+    rows = [gate_row(phase=phase, batch=batch)]
+    words = " ".join(statements(full_report().model_copy(update={"latency": rows})))
+    found = re.search(r"(\d+)(?:\.0)? and (\d+)(?:\.0)? texts/s", words)
+    assert list(found.groups() if found else ()) == told
