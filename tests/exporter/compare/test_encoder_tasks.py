@@ -20,6 +20,13 @@ from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.sources import TextSource
+from tests.exporter.models.test_sentence_folder import (
+    BAD_LISTS,
+    BAD_PLACES,
+    BAD_POOLINGS,
+    BAD_PRODUCTS,
+    MODULES,
+)
 from tests.exporter.sentence_folders import write_sentence_files
 from tests.exporter.tiny_lm import WORDS, write_tokenizer
 from tests.raising import raises
@@ -252,34 +259,46 @@ def test_a_tokenizer_that_can_t_cut_pairs_is_none_s_trouble_without_pairs(
         scored(folder, tokens, {"text": "the value", "label": 0}, {"text": "of", "label": 1})
 
 
+BAD_LINES: list[Any] = [
+    ([{"sentence1": "the", "score": 1}], "one-sided", "line 1"),
+    ([{"sentence1": "the", "sentence2": " ", "score": 1}], "one-sided", "sentence2"),
+    ([{"sentence1": "a", "sentence2": "b", "score": "high"}], "no-score", "'high'"),
+    ([{"sentence1": "a", "sentence2": "b", "score": float("nan")}], "no-score", "nan"),
+    ([{"sentence1": "a", "sentence2": "b", "score": 1}] * 2, "one-score", "mine.jsonl"),
+    (PASSAGES, "no-items", "mine.jsonl"),
+    ([*PASSAGES, {"query": "a", "relevant": ["c"]}], "passage-missing", "'c'"),
+    ([*PASSAGES, {"query": "a", "relevant": []}], "passage-missing", "line 3"),
+    ([*PASSAGES, {"query": "a"}], "passage-missing", "line 3"),
+    ([*PASSAGES, {"query": "", "relevant": ["a"]}], "empty-text", '"query"'),
+    ([*PASSAGES, {"id": "c"}], "empty-text", '"text"'),
+    ([*PASSAGES, {"id": "a", "text": "of"}], "named-twice", "'a'"),
+    ([{"query": "a", "passages": ["b"], "relevant": [0]}], "too-few-texts", "passages"),
+    ([{"query": "a", "passages": ["b", "c"], "relevant": [2]}], "passage-missing", "2"),
+    ([{"query": "a", "passages": ["b", "c"], "relevant": []}], "passage-missing", "line 1"),
+    ([{"query": "a", "passages": ["b", "c"], "relevant": [True]}], "passage-missing", "True"),
+    ([{"sentence1": "the", "label": 1}], "one-sided", "line 1"),
+    ([{"text": "a", "label": 1}, {"text": "b"}], "no-label", "line 2"),
+    ([{"text": "a", "label": 1}, {"text": "b", "label": True}], "no-label", "True"),
+    ([{"text": "a", "label": 1}, {"text": "", "label": 1}], "empty-text", "line 2"),
+]
+
+
 @pytest.mark.parametrize(
     ("lines", "code", "field"),
-    [
-        ([{"sentence1": "the", "score": 1}], "one-sided", "line 1"),
-        ([{"sentence1": "the", "sentence2": " ", "score": 1}], "one-sided", "sentence2"),
-        ([{"sentence1": "a", "sentence2": "b", "score": "high"}], "no-score", "'high'"),
-        ([{"sentence1": "a", "sentence2": "b", "score": float("nan")}], "no-score", "nan"),
-        ([{"sentence1": "a", "sentence2": "b", "score": 1}] * 2, "one-score", "mine.jsonl"),
-        (PASSAGES, "no-items", "mine.jsonl"),
-        ([*PASSAGES, {"query": "a", "relevant": ["c"]}], "passage-missing", "'c'"),
-        ([*PASSAGES, {"query": "a", "relevant": []}], "passage-missing", "line 3"),
-        ([*PASSAGES, {"query": "a"}], "passage-missing", "line 3"),
-        ([*PASSAGES, {"query": "", "relevant": ["a"]}], "empty-text", '"query"'),
-        ([*PASSAGES, {"id": "c"}], "empty-text", '"text"'),
-        ([*PASSAGES, {"id": "a", "text": "of"}], "named-twice", "'a'"),
-        ([{"query": "a", "passages": ["b"], "relevant": [0]}], "too-few-texts", "passages"),
-        ([{"query": "a", "passages": ["b", "c"], "relevant": [2]}], "passage-missing", "2"),
-        ([{"query": "a", "passages": ["b", "c"], "relevant": []}], "passage-missing", "line 1"),
-        ([{"query": "a", "passages": ["b", "c"], "relevant": [True]}], "passage-missing", "True"),
-        ([{"sentence1": "the", "label": 1}], "one-sided", "line 1"),
-        ([{"text": "a", "label": 1}, {"text": "b"}], "no-label", "line 2"),
-        ([{"text": "a", "label": 1}, {"text": "b", "label": True}], "no-label", "True"),
-        ([{"text": "a", "label": 1}, {"text": "", "label": 1}], "empty-text", "line 2"),
-    ],
+    BAD_LINES,
 )
 def test_a_broken_line_names_itself(tmp_path: Path, lines: Any, code: str, field: str) -> None:
     with raises(TaskError, code, field):
         local_tasks(task_of(tmp_path, *lines))
+
+
+def test_forty_kinds_of_bad_input_are_forty_errors() -> None:
+    """Told from each other by their code and by what is wrong; of tables alone."""
+    kinds = {(code, field) for _, code, field in [*BAD_LINES, *BAD_POOLINGS]}
+    tables = {"modules": MODULES, "products": BAD_PRODUCTS, "places": BAD_PLACES}
+    kinds |= {(code, f"{of}: {told}") for of, table in tables.items() for told, code in table}
+    kinds |= {("modules-unreadable", text) for text in BAD_LISTS}
+    assert len({kind for kind in kinds if kind[0]}) >= 40
 
 
 def test_a_limit_is_one_of_queries_and_not_of_passages(tmp_path: Path) -> None:

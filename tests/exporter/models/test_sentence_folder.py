@@ -89,13 +89,16 @@ def test_a_folder_without_its_pooling(tmp_path: Path) -> None:
         read_pooling(tmp_path)
 
 
+BAD_POOLINGS: list[Any] = [
+    ({"pooling_mode": "median"}, "unknown-pooling", "median"),
+    ({"pooling_mode": ["mean", 3]}, "unknown-pooling", "3"),
+    ({"pooling_mode": "mean", "include_prompt": False}, "prompt-left-out", "1_Pooling"),
+]
+
+
 @pytest.mark.parametrize(
     ("told", "code", "field"),
-    [
-        ({"pooling_mode": "median"}, "unknown-pooling", "median"),
-        ({"pooling_mode": ["mean", 3]}, "unknown-pooling", "3"),
-        ({"pooling_mode": "mean", "include_prompt": False}, "prompt-left-out", "1_Pooling"),
-    ],
+    BAD_POOLINGS,
 )
 def test_poolings_that_no_graph_has(tmp_path: Path, told: Any, code: str, field: str) -> None:
     write_sentence_files(tmp_path, pooling=told)
@@ -122,16 +125,19 @@ def test_what_is_left_out_leaves_the_folder_s_own_mode(tmp_path: Path) -> None:
     assert "median" in why_not_whole(tmp_path)
 
 
+MODULES: list[Any] = [
+    (["Transformer", "Dense"], "other-modules"),
+    (["Transformer", "Pooling", "Dense"], "dense-missing"),
+    (["Transformer", "Pooling", "Normalize", "Dense"], "other-modules"),
+    (["Transformer", "Pooling", "Pooling"], "other-modules"),
+    (["Pooling"], "other-modules"),
+    (["Transformer", "Pooling", "Normalize"], None),
+]
+
+
 @pytest.mark.parametrize(
     ("modules", "code"),
-    [
-        (["Transformer", "Dense"], "other-modules"),
-        (["Transformer", "Pooling", "Dense"], "dense-missing"),
-        (["Transformer", "Pooling", "Normalize", "Dense"], "other-modules"),
-        (["Transformer", "Pooling", "Pooling"], "other-modules"),
-        (["Pooling"], "other-modules"),
-        (["Transformer", "Pooling", "Normalize"], None),
-    ],
+    MODULES,
 )
 def test_modules_that_a_graph_can_have(tmp_path: Path, modules: Any, code: str | None) -> None:
     write_sentence_files(tmp_path)
@@ -143,7 +149,7 @@ def test_modules_that_a_graph_can_have(tmp_path: Path, modules: Any, code: str |
     if code is None:
         assert read_pooling(tmp_path).normalised
         return
-    with raises(ModelSourceError, code, modules[0]):
+    with raises(ModelSourceError, code, "modules.json"):
         read_pooling(tmp_path)
 
 
@@ -173,14 +179,17 @@ def test_a_product_of_pytorch_is_the_same(tmp_path: Path, activation: str) -> No
         assert found[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+BAD_PRODUCTS: list[Any] = [
+    ("activation", "unknown-activation"),
+    ("missing", "dense-missing"),
+    ("unreadable", "dense-unreadable"),
+    ("shape", "dense-unreadable"),
+]
+
+
 @pytest.mark.parametrize(
     ("broken", "code"),
-    [
-        ("activation", "unknown-activation"),
-        ("missing", "dense-missing"),
-        ("unreadable", "dense-unreadable"),
-        ("shape", "dense-unreadable"),
-    ],
+    BAD_PRODUCTS,
 )
 def test_products_that_no_graph_can_have(tmp_path: Path, broken: str, code: str) -> None:
     activation = "GELU" if broken == "activation" else "Tanh"
@@ -198,16 +207,19 @@ def test_products_that_no_graph_can_have(tmp_path: Path, broken: str, code: str)
     assert "2_Dense" in why_not_whole(tmp_path)
 
 
+BAD_PLACES: list[Any] = [
+    ("..", "module-elsewhere"),
+    ("../1_Pooling", "module-elsewhere"),
+    ("/1_Pooling", "module-elsewhere"),
+    ("", "module-elsewhere"),
+    (3, "module-elsewhere"),
+    ("x" * 300, "pooling-missing"),
+]
+
+
 @pytest.mark.parametrize(
     ("place", "code"),
-    [
-        ("..", "module-elsewhere"),
-        ("../1_Pooling", "module-elsewhere"),
-        ("/1_Pooling", "module-elsewhere"),
-        ("", "module-elsewhere"),
-        (3, "module-elsewhere"),
-        ("x" * 300, "pooling-missing"),
-    ],
+    BAD_PLACES,
 )
 def test_a_pooling_that_is_not_in_the_folder(tmp_path: Path, place: Any, code: str) -> None:
     folder = tmp_path / "model"
@@ -228,7 +240,10 @@ def test_a_pooling_that_is_not_in_the_folder(tmp_path: Path, place: Any, code: s
         sentence_files(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]", "[3]"])
+BAD_LISTS = ["{", "{}", "[]", "[3]"]
+
+
+@pytest.mark.parametrize("text", BAD_LISTS)
 def test_a_list_of_modules_that_is_none(tmp_path: Path, text: str) -> None:
     write_sentence_files(tmp_path)
     (tmp_path / "modules.json").write_text(text)
