@@ -100,8 +100,8 @@ class EmbeddingAgreement(Record):
     """Encoders: both arms' sentence embeddings of the same texts.
 
     ``cosine`` is the mean over texts of the two arms' cosine, its interval Student's t over texts;
-    ``rank_agreement`` Spearman's
-    correlation of all pairs' similarities in one arm with those in the other.
+    ``rank_agreement`` Spearman's correlation of all pairs' similarities in one arm with those in
+    the other, its interval a jackknife's over texts.
     """
 
     texts: int
@@ -109,6 +109,7 @@ class EmbeddingAgreement(Record):
     lowest_cosine: float
     rank_agreement: float
     cosine_interval: Interval | None = None
+    rank_interval: Interval | None = None
 
 
 class Answer(Record):

@@ -20,6 +20,7 @@ Quantity = (
         "kl_divergence",
         "top1_agreement",
         "embedding_cosine",
+        "rank_agreement",
         "task",
         "probe",
         "size",

@@ -180,6 +180,10 @@ class AssertableComparison:
         """An encoder's embeddings have at least this mean cosine with the unpruned model's."""
         self._assert(min_embedding_cosine=at_least)
 
+    def assert_rank_agreement(self, at_least: str | float) -> None:
+        """An encoder ranks pairs of texts at least so alike (Spearman's correlation)."""
+        self._assert(min_rank_agreement=at_least)
+
     def assert_task_drop(self, at_most: str | float) -> None:
         """No task's score fell by more than so many points: 1% is 0.01."""
         self._assert(max_task_drop=at_most)

@@ -44,6 +44,11 @@ class Limits(Options):
     min_embedding_cosine: _AtMostOne | None = _limit(
         "Encoders: minimum cosine with the unpruned model's embeddings."
     )
+    min_rank_agreement: _AtMostOne | None = _limit(
+        "Encoders: minimum correlation (Spearman) of the similarities of pairs of texts with those "
+        "in the unpruned model.",
+        rare=True,
+    )
     max_task_drop: _Share | None = _limit("Limit for the drop of a task's score: 1% is 0.01.")
     max_probe_drop: _Share | None = _limit("Limit for the drop of a probe's accuracy: 1% is 0.01.")
     max_size_increase: _Share | None = _limit("Limit for the size of files and engines.")

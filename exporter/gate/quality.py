@@ -29,6 +29,7 @@ _NAMES = {
     "kl_divergence": "KL divergence",
     "top1_agreement": "agreement of top-1 tokens",
     "embedding_cosine": "cosine of embeddings",
+    "rank_agreement": "ranking of pairs of embeddings",
 }
 _NO_INTERVAL = "The report has no interval for it."
 
@@ -40,6 +41,11 @@ def _cosine(accuracy: Accuracy) -> _Found:
     return (None, None) if found is None else (found.cosine, found.cosine_interval)
 
 
+def _ranking(accuracy: Accuracy) -> _Found:
+    found = accuracy.embeddings
+    return (None, None) if found is None else (found.rank_agreement, found.rank_interval)
+
+
 _FROM_THE_UNPRUNED_ARM: dict[str, tuple[Quantity, Callable[[Accuracy], _Found]]] = {
     "max_kl": ("kl_divergence", lambda told: (told.kl_divergence, told.kl_interval)),
     "min_top1_agreement": (
@@ -47,6 +53,7 @@ _FROM_THE_UNPRUNED_ARM: dict[str, tuple[Quantity, Callable[[Accuracy], _Found]]]
         lambda told: (told.top1_agreement, told.top1_interval),
     ),
     "min_embedding_cosine": ("embedding_cosine", _cosine),
+    "min_rank_agreement": ("rank_agreement", _ranking),
 }
 """By limit, what a report says of the candidate and its own unpruned arm, and where."""
 _SCORES: dict[str, Quantity] = {"max_task_drop": "task", "max_probe_drop": "probe"}

@@ -117,9 +117,10 @@ def _told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
         if told is not None:
             yield f"{interval}.value", told.value, getattr(accuracy, field), field
     texts = accuracy.embeddings
-    if texts is not None and texts.cosine_interval is not None:
-        told = texts.cosine_interval
-        yield "embeddings.cosine_interval.value", told.value, texts.cosine, "cosine"
+    for field, interval in (("cosine", "cosine_interval"), ("rank_agreement", "rank_interval")):
+        told = None if texts is None else getattr(texts, interval)
+        if told is not None:
+            yield f"embeddings.{interval}.value", told.value, getattr(texts, field), field
     for field in ("tasks", "probes"):
         for number, task in enumerate(getattr(accuracy, field)):
             found = task.candidate - task.baseline

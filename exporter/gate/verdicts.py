@@ -20,6 +20,7 @@ _STRICTER = 1.47
 """By how much wider than one of 95 % an interval is that equal arms leave 4 times in 1000."""
 _OF_THE_CUT: tuple[Quantity, ...] = (
     "speedup", "kl_divergence", "top1_agreement", "embedding_cosine",
+    "rank_agreement",
 )  # fmt: skip
 """What is told of the candidate and its unpruned arm: a demand on it is met or not."""
 _ROUNDING = 1e-9  # a size exactly at its limit is within it, whatever the logarithm's last digit

@@ -29,6 +29,7 @@ _NAMES = {
     "kl_divergence": "KL divergence",
     "top1_agreement": "same top-1 token",
     "embedding_cosine": "cosine of embeddings",
+    "rank_agreement": "ranking of pairs, Spearman",
     **WORK,
 }
 _NEW_RUNS = 8
@@ -170,7 +171,7 @@ def _value(check: Check, value: float) -> str:
         return f"{check.after:,.0f} instead of 0" if math.isinf(value) else change
     if check.scale == "ratio":
         return f"{100 * (value - 1):+.1f} %"
-    if check.quantity in ("kl_divergence", "embedding_cosine") or _is_loss(check):
+    if check.quantity in ("kl_divergence", "embedding_cosine", "rank_agreement") or _is_loss(check):
         return significant(value, 3)
     sign = "+" if check.quantity in ("task", "probe") else ""
     return f"{100 * value:{sign}.1f} %"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from exporter.artifacts import EmbeddingAgreement
+from exporter.artifacts import EmbeddingAgreement, Interval
 from exporter.artifacts.latency import Shape
 from exporter.compare.quality.intervals import clipped, mean_interval
 from exporter.engines.inputs import make_inputs, whole_phase
@@ -97,15 +97,37 @@ def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreemen
     """
     _refuse_other_size(baseline, candidate)
     cosines = (baseline * candidate).sum(axis=1)
-    above = np.triu_indices(len(baseline), 1)
-    ranks = stats.spearmanr((baseline @ baseline.T)[above], (candidate @ candidate.T)[above])
+    similarities = baseline @ baseline.T, candidate @ candidate.T
+    ranking = _rank_agreement(*similarities, np.arange(len(baseline)))
     return EmbeddingAgreement(
         texts=len(baseline),
         cosine=float(cosines.mean()),
         lowest_cosine=float(cosines.min()),
-        rank_agreement=float(ranks.statistic),
+        rank_agreement=ranking,
+        rank_interval=_rank_interval(*similarities, ranking),
         cosine_interval=clipped(mean_interval(cosines, np.ones_like(cosines)), -1.0, 1.0),
     )
+
+
+def _rank_agreement(first: Floats, second: Floats, texts: NDArray[np.intp]) -> float:
+    """Of the similarities of all pairs of some texts, from those of all, ``[texts, texts]``."""
+    above = np.triu_indices(len(texts), 1)
+    pairs = texts[above[0]], texts[above[1]]
+    return float(stats.spearmanr(first[pairs], second[pairs]).statistic)
+
+
+def _rank_interval(first: Floats, second: Floats, whole: float) -> Interval | None:
+    """By the jackknife over texts; None where a part has no order."""
+    texts = np.arange(len(first))
+    if len(texts) <= FEWEST_TEXTS or np.isnan(whole):
+        return None
+    without = [_rank_agreement(first, second, texts[texts != each]) for each in texts]
+    values = len(texts) * whole - (len(texts) - 1) * np.array(without)
+    spread = mean_interval(values, np.ones_like(values))
+    if spread is None:
+        return None
+    low, high = (bound - spread.value + whole for bound in spread.ci95)
+    return clipped(Interval(value=whole, ci95=(low, high)), -1.0, 1.0)
 
 
 def _embedding(

@@ -8,6 +8,7 @@ from exporter.artifacts import (
     Accuracy,
     ComparisonReport,
     GenerationAgreement,
+    Interval,
     LongContext,
     PositionError,
     TaskResult,
@@ -279,14 +280,18 @@ def _embeddings(accuracy: Accuracy) -> Section | None:
     found = accuracy.embeddings
     if found is None:
         return None
-    bounds = found.cosine_interval.ci95 if found.cosine_interval else ()
-    interval = f"[{', '.join(f'{bound:.4f}' for bound in bounds)}]" if bounds else ""
+    interval, ranking = map(_bounds, (found.cosine_interval, found.rank_interval))
     rows = [
         ["texts", f"{found.texts:,}"],
         ["cosine of both arms, mean", f"{found.cosine:.4f}"],
         *([["its 95 % interval over texts", interval]] if interval else []),
         ["cosine of both arms, lowest", f"{found.lowest_cosine:.4f}"],
         ["agreement in the ranking of pairs (Spearman)", f"{found.rank_agreement:.4f}"],
+        *([["its 95 % interval over texts", ranking]] if ranking else []),
     ]
     grid = Grid("Sentence embeddings of the same texts", ["what", "value"], rows, right=(1,))
     return Section("embeddings", "Embeddings", [grid])
+
+
+def _bounds(interval: Interval | None) -> str:
+    return "" if interval is None else f"[{', '.join(f'{each:.4f}' for each in interval.ci95)}]"

@@ -89,6 +89,8 @@ def test_what_holds_passes(inner: Inner, call: str) -> None:
         ('assert_probe_drop("1%")', "failed"),
         ("assert_embedding_cosine(0.9)", "passed"),
         ("assert_embedding_cosine(0.99)", "failed"),
+        ("assert_rank_agreement(0.8)", "passed"),
+        ("assert_rank_agreement(0.99)", "failed"),
         ("assert_task_drop(5)", "failed"),  # points are shares: 5 isn't 5 %
     ],
 )
@@ -98,7 +100,12 @@ def test_tasks_and_embeddings_have_limits_too(inner: Inner, call: str, outcome: 
         task="arc", metric="acc", items=900, baseline=0.6, candidate=0.57, difference=lost
     )
     near = EmbeddingAgreement(
-        texts=9, cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9, cosine_interval=narrow(0.95)
+        texts=9,
+        cosine=0.95,
+        lowest_cosine=0.9,
+        rank_agreement=0.9,
+        cosine_interval=narrow(0.95),
+        rank_interval=narrow(0.9),
     )
     accuracy = gate_accuracy(tasks=[task], probes=[task], embeddings=near)
     inner.report(gate_row(), accuracy=accuracy)

@@ -301,6 +301,24 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
     assert found.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
     pairs = [[one[i] @ one[j] for i in range(5) for j in range(i)] for one in unit]
     assert found.rank_agreement == pytest.approx(stats.spearmanr(*pairs).statistic, rel=1e-9)
+    assert found.rank_interval is not None
+    assert found.rank_interval.value == found.rank_agreement
+
+
+def test_the_interval_of_the_ranking_holds_that_of_other_texts_of_the_kind() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((400, 8))
+    second = first + 0.5 * rng.standard_normal(first.shape)
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (first, second)]
+    wanted = compare_embeddings(*(each[:200] for each in unit)).rank_agreement
+    held, widths = 0, []
+    for start in range(200, 400, 20):
+        found = compare_embeddings(*(each[start : start + 20] for each in unit)).rank_interval
+        assert found is not None
+        held += found.ci95[0] <= wanted <= found.ci95[1]
+        widths.append(found.ci95[1] - found.ci95[0])
+    assert held >= 8
+    assert max(widths) < 0.4
 
 
 def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ def test_the_same_candidate_on_the_same_text_is_exact() -> None:
         (Limits(min_top1_agreement=0.9), "regressed"),
         (Limits(min_embedding_cosine=0.95), "within_limit"),
         (Limits(min_embedding_cosine=0.98), "regressed"),
+        (Limits(min_rank_agreement=0.94), "within_limit"),
+        (Limits(min_rank_agreement=0.96), "regressed"),
         (Limits(max_perplexity_increase=0.3), "within_limit"),
         (Limits(max_perplexity_increase=0.2), "regressed"),
     ],
@@ -646,6 +648,7 @@ def embeddings(cosine: float, ranks: float) -> EmbeddingAgreement:
         lowest_cosine=0.9,
         rank_agreement=ranks,
         cosine_interval=None if math.isnan(cosine) else narrow(cosine),
+        rank_interval=narrow(ranks),
     )
 
 
@@ -731,6 +734,12 @@ def test_a_shape_that_is_there_twice_is_refused() -> None:
             Limits(min_embedding_cosine=0.9),
             "quantity-missing",
             "min-embedding-cosine",
+        ),
+        (
+            gate_report(),
+            Limits(min_rank_agreement=0.9),
+            "quantity-missing",
+            "min-rank-agreement",
         ),
         (gate_report(), Limits(max_probe_drop=0.1), "quantity-missing", "max-probe-drop"),
         (
