@@ -9,6 +9,7 @@ from typing import Any
 
 from exporter.errors import ModelSourceError, UnsafeModelError
 from exporter.models.loading.checkpoint_shards import CheckpointShards
+from exporter.models.model_folder import CLASSIFIERS
 from exporter.models.sentence_folder import pools
 from exporter.optional import require
 
@@ -59,7 +60,8 @@ def _whole_class(config: Any, trust_remote_code: bool) -> Any:
     remote = _remote_auto_class(config) if trust_remote_code else None
     if remote is not None:
         return getattr(transformers, remote)
-    if pools(Path(str(config.name_or_path))):
+    heads = [name for name in config.architectures or () if name.endswith(CLASSIFIERS)]
+    if not heads and pools(Path(str(config.name_or_path))):
         return transformers.AutoModel  # as sentence-transformers does, whatever the config names
     for name in config.architectures or ():
         named = getattr(transformers, name, None)
