@@ -61,7 +61,8 @@ def _whole_class(config: Any, trust_remote_code: bool) -> Any:
     if remote is not None:
         return getattr(transformers, remote)
     heads = [name for name in config.architectures or () if name.endswith(CLASSIFIERS)]
-    if not heads and pools(Path(str(config.name_or_path))):
+    whole = not heads and getattr(config, "depthcut", None) is None
+    if whole and pools(Path(str(config.name_or_path))):
         return transformers.AutoModel  # as sentence-transformers does, whatever the config names
     for name in config.architectures or ():
         named = getattr(transformers, name, None)
