@@ -8,10 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText
+from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
 from exporter.compare.quality.intervals import share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import AnyDamage, ClassDamage, Damage, EmbeddingDamage, joined
+from exporter.models.ablation.damage import (
+    SIMILARITY,
+    AnyDamage,
+    ClassDamage,
+    Damage,
+    EmbeddingDamage,
+    joined,
+)
 from exporter.models.ablation.embeddings import TEXTS_TOGETHER, AnyMeter, meter_of
 from exporter.models.ablation.meter import Within, judged_by
 from exporter.models.ablation.ratios import ratio_std_error
@@ -168,6 +175,25 @@ def _damage(damage: Damage) -> AnswerDamage:
         kl_std_error=damage.kl_std_error,
         top1_agreement=damage.top1_agreement,
     )
+
+
+def predicted_by(healing: Healing) -> dict[str, float]:
+    """What the plan says of itself: the healed model in the calibration's domain."""
+    for text in healing.texts:
+        if text.role == "calibration":
+            return {
+                "kl": text.healed.kl,
+                "log_perplexity_increase": text.healed.log_perplexity_increase,
+                "top1_agreement": text.healed.top1_agreement,
+            }
+    for embedded in healing.embeddings:
+        if embedded.role == "calibration":
+            told = {"cosine": embedded.healed, SIMILARITY: embedded.healed_correlation}
+            return {name: value for name, value in told.items() if value is not None}
+    for classes in healing.classes:
+        if classes.role == "calibration":
+            return {"kl": classes.healed_kl, "top1_agreement": classes.healed_same}
+    return {}
 
 
 def gain_warnings(texts: Sequence[HealedEmbeddings | HealedClasses]) -> list[str]:

@@ -29,6 +29,7 @@ from exporter.heal.domains import (
     Measured,
     gain_warnings,
     measured_text,
+    predicted_by,
     warnings_of,
 )
 from exporter.heal.fits import Fit
@@ -46,7 +47,6 @@ from exporter.heal.plan_file import (
 from exporter.heal.refusals import healed_sublayers, refuse_early
 from exporter.heal.texts import HealingTexts, healing_texts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
-from exporter.models.ablation.damage import SIMILARITY
 from exporter.models.ablation.meter import Within
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -222,7 +222,7 @@ def _healed_plan(
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
-        predicted=_predicted(healing),
+        predicted=predicted_by(healing),
         predicted_on=figures_from(options, texts, plan) if measured else None,
         fitted_on=texts.fitting.parts,
         stopped_on=[] if made.deciding is None else made.deciding.parts,
@@ -312,25 +312,6 @@ def _measured(
     if other is None or (lost is not None and lost(first)):
         return [first]
     return [first, measured("other", other)]
-
-
-def _predicted(healing: Healing) -> dict[str, float]:
-    """What the plan says of itself: the healed model in the calibration's domain."""
-    for text in healing.texts:
-        if text.role == "calibration":
-            return {
-                "kl": text.healed.kl,
-                "log_perplexity_increase": text.healed.log_perplexity_increase,
-                "top1_agreement": text.healed.top1_agreement,
-            }
-    for embedded in healing.embeddings:
-        if embedded.role == "calibration":
-            told = {"cosine": embedded.healed, SIMILARITY: embedded.healed_correlation}
-            return {name: value for name, value in told.items() if value is not None}
-    for classes in healing.classes:
-        if classes.role == "calibration":
-            return {"kl": classes.healed_kl, "top1_agreement": classes.healed_same}
-    return {}
 
 
 def _branch(
