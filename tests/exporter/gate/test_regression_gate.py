@@ -648,7 +648,7 @@ def embeddings(cosine: float, ranks: float) -> EmbeddingAgreement:
         lowest_cosine=0.9,
         rank_agreement=ranks,
         cosine_interval=None if math.isnan(cosine) else narrow(cosine),
-        rank_interval=narrow(ranks),
+        rank_interval=None if math.isnan(ranks) else narrow(ranks),
     )
 
 
