@@ -11,6 +11,7 @@ import numpy as np
 from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
 from exporter.compare.quality.intervals import share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.classes import TWO_TEXTS
 from exporter.models.ablation.damage import (
     SIMILARITY,
     AnyDamage,
@@ -69,8 +70,8 @@ def measured_text(
     """
     befores: list[Any] = []
     afters: list[Any] = []
-    if judged_by(model) == "embeddings":
-        batch_size = max(batch_size, TEXTS_TOGETHER)
+    fewest = {"embeddings": TEXTS_TOGETHER, "classes": TWO_TEXTS}
+    batch_size = max(batch_size, fewest.get(judged_by(model), 1))
     starts = range(0, len(text.input_ids), batch_size)
     with progress.task("measure the healed cut", total=len(starts)) as task:
         for start in starts:

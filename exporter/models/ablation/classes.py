@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 MULTI_LABEL = "multi_label_classification"
 _OF_TEXTS = 2  # the rank of logits of one distribution for each text
-_TWO_TEXTS = 2
+TWO_TEXTS = 2
+"""In one batch at least, so that a reranker has something to order."""
 
 
 def classifies_tokens(model: Any) -> bool:
@@ -136,7 +137,7 @@ class ClassMeter(CutMeter[ClassDamage]):
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
     ) -> None:
-        separate, size = has_separate_labels(model), max(batch_size, _TWO_TEXTS)
+        separate, size = has_separate_labels(model), max(batch_size, TWO_TEXTS)
         batches = (each.trimmed() for each in batches_of(input_ids, mask, size))
         asked = [_Classified(each, separate) for each in batches]
         super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="all")

@@ -21,8 +21,10 @@ torch = pytest.importorskip("torch")
 from exporter.heal.distill.loss import class_loss, embedding_loss  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.teacher import Lesson, Teacher  # noqa: E402
+from exporter.heal.domains import measured_text  # noqa: E402
 from exporter.heal.healed import heal  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
+from exporter.models.ablation.branch_replacements import NOTHING  # noqa: E402
 from exporter.report.sections.healing import healing_grid  # noqa: E402
 
 PLAN = PruningPlan(deletions=planned(("attention", 1, "none"), ("mlp", 2, "none")))
@@ -153,6 +155,18 @@ def test_a_training_brings_classes_back(text: str, classes: int) -> None:
     change_weights(loaded.model, found.weights)
     after = divergence(judged, whole, loaded.model, lambda: skipped(loaded.model, NAMES))
     assert own.healed_kl == pytest.approx(after, abs=1e-4)  # adapters are merged in float32
+
+
+def test_a_reranker_s_texts_are_measured_two_at_a_time_at_least() -> None:
+    loaded = loaded_classifier(num_labels=1)
+    cut: Any = dict.fromkeys(NAMES, NOTHING)
+    ids = np.random.default_rng(0).integers(4, 60, (6, 8))
+    text = CalibrationText.unpadded(ids, "t", "0" * 64)
+    sized = [
+        measured_text(loaded.model, "calibration", text, cut, cut, batch_size=size)
+        for size in (1, 2)
+    ]
+    assert sized[0] == sized[1]
 
 
 def test_the_best_replacements_are_those_of_the_classes(text: str) -> None:
