@@ -249,7 +249,8 @@ def _sign(handle: int) -> None:
         "command": " ".join(Path(sys.argv[0]).name.split() + sys.argv[1:2]) if sys.argv else "",
     }
     with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
-        os.ftruncate(handle, 0)
+        if os.fstat(handle).st_size:  # ext4 writes what was emptied to the disk when it is closed
+            os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(told).encode()[:_HOLDER_BYTES], 0)
 
 
