@@ -79,8 +79,10 @@ class ExportCall(Options):
         if told.get("search") == "one-shot":
             return told
         by_itself = "auto" if told.get("heal") in _WEIGHTS else None
-        usual = "fold" if told.get("quick") else "auto"
-        return {"search": by_itself, **told, "heal": told.get("heal") or usual}
+        if told.get("heal") is None and told.get("quick"):
+            # Where a model has no weight that can be folded into, as BERT, maps take the places.
+            return {"search": by_itself, "replacements": "linear", **told, "heal": "fold"}
+        return {"search": by_itself, **told, "heal": told.get("heal") or "auto"}
 
 
 def _refuse_quick_training(told: Mapping[str, Any]) -> None:

@@ -80,8 +80,7 @@ def refuse_unfit(request: ExportRequest) -> None:
 
 
 def _refuse_healing(request: ExportRequest, heal: HealOptions) -> None:
-    if heal.kind != "auto":
-        refuse_other_ways(heal)
+    refuse_other_ways(_without_weights(heal))
     scored = request.score
     broken = {
         "sequential": heal.sequential,
@@ -103,9 +102,9 @@ def _refuse_healing(request: ExportRequest, heal: HealOptions) -> None:
 def settled(request: ExportRequest, progress: Progress) -> ExportRequest:
     """The request with what export does by itself as it goes with such a model; it says so."""
     heal = request.heal
-    if heal is not None and heal.kind == "auto":
+    if heal is not None and heal != (own := _without_weights(heal)):
         progress.say("heal: by biases and linear maps; kept weights stay as they are")
-        heal = replace(heal, kind="best")
+        heal = own
     return replace(request, heal=heal, in_stacks=True)
 
 
@@ -154,6 +153,15 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         judge(run, f"candidate against PyTorch with the same modules {done}", checks)
     files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
     return files, [check.model_dump() for check in checks]
+
+
+def _without_weights(heal: HealOptions) -> HealOptions:
+    """The usual ways of healing, with what they do where no kept weight can be changed."""
+    if heal.kind == "auto":
+        return replace(heal, kind="best", replacements="none")
+    if heal.kind == "fold" and heal.replacements != "none":
+        return replace(heal, kind=heal.replacements, replacements="none")
+    return heal
 
 
 def heal_key(run: Run, wanted: HealOptions) -> Key:

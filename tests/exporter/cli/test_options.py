@@ -442,6 +442,15 @@ def test_help_is_short_and_all_of_it_is_all(
             assert re.search(rf"(?m)^  (-\w, )?{shown}(?!\w)", told), shown
 
 
+def test_a_first_look_folds_and_where_nothing_can_be_folded_fits_maps() -> None:
+    export = command_line.cli.get_command(None, "export")
+    assert isinstance(export, SchemaCommand)
+    call = ["model", "-o", "out", "--quick"]
+    quick, told = (export.read([*call, *more]).request.heal for more in ([], ["--heal", "best"]))
+    assert (quick.kind, quick.replacements) == ("fold", "linear")
+    assert (told.kind, told.replacements) == ("best", "none")
+
+
 @pytest.mark.parametrize("name", ["plan", "export"])
 def test_each_option_of_a_brief_help_takes_one_line(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
