@@ -123,7 +123,7 @@ class _Text(click.ParamType[Any]):
         if not isinstance(value, str):
             return value
         if not value.strip() and (self._leaf.look.metavar or "").startswith("MODEL"):
-            self.fail("the name is empty", param, ctx)
+            self.fail("the name is empty (perhaps a variable is not set)", param, ctx)
         try:
             return self._leaf.read_item(value)
         except ValueError as error:
@@ -145,7 +145,7 @@ class TextPath(click.Path):
         """
         name = os.fspath(value)
         if not name:
-            self.fail("the name is empty", param, ctx)
+            self.fail("the name is empty (perhaps a variable is not set)", param, ctx)
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
         if self.exists:

@@ -88,6 +88,9 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 def _incomplete(path: Path, reason: str) -> OnnxFileError:
     told = f"{path} is not a complete ONNX file ({reason})."
+    if path.suffix == ".gguf":
+        way_out = f"A GGUF file runs as llama.cpp:{path} in compare, and is cut by depthcut gguf."
+        return OnnxFileError(told, way_out, code="incomplete-onnx")
     return OnnxFileError(told, _AGAIN, code="incomplete-onnx")
 
 

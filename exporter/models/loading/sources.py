@@ -183,7 +183,7 @@ def _check_gguf(path: Path) -> None:
         magic = file.read(4)
     if magic == b"GGUF":
         return
-    hint = "Give a Hugging Face folder, a GGUF file or a hub id."
+    hint = f"Give a Hugging Face folder ({path.parent}), a GGUF file or a hub id."
     if path.suffix == ".onnx":
         hint = "An ONNX file is pruned with `depthcut prune` and a plan."
     raise ModelSourceError(f"{path} is not a GGUF file.", hint, code="not-gguf")

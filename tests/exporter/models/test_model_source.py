@@ -444,6 +444,7 @@ def test_a_folder_that_pools_gives_token_states_whatever_class_its_config_names(
     assert load_model(str(tmp_path)).ref.architecture == "BertModel"
 
 
+@pytest.mark.torch
 def test_a_config_can_not_name_any_class_of_transformers(checkpoint: Path) -> None:
     _rewrite_config(checkpoint, architectures=["RagModel", "pipeline", "Trainer", "AutoBackbone"])
     assert load_model(str(checkpoint)).ref.architecture == "LlamaForCausalLM"
