@@ -9,14 +9,15 @@ PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-r
 # Most of what is installed is never imported; Python compiles what is.
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: help demo docs environments test test-plain test-torch test-optimum test-gpu lint bench \
+.PHONY: help demo docs environments test test-plain test-torch test-optimum test-long test-gpu lint bench \
   gpu has-driver dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   cut SmolLM2-135M in two ways, compare in fp32 and int8 (about seven minutes; QUICK=1 trains nothing)"
+	@echo "make demo   cut SmolLM2-135M in two ways, compare in fp32 and int8 (about eight minutes; QUICK=1 trains nothing)"
 	@echo "make docs   write the documentation to out/docs, to read and search without a network"
 	@echo "make test   set up what the tests need and run all tiers"
+	@echo "make test-long  run the tests that take long (minutes; not in make test)"
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
 	@echo "make bench  print the benchmarks' figures (long)"
 	@echo "make test-gpu   run what needs an NVIDIA GPU"
@@ -46,18 +47,23 @@ test: test-plain test-torch test-optimum
 # `make -j3 environments` installs them side by side.
 environments: .venv/test.done .venv-plain/test.done .venv-optimum/test.done
 
-test-plain test-torch test-optimum: export OMP_NUM_THREADS = 1
+test-plain test-torch test-optimum test-long: export OMP_NUM_THREADS = 1
 
 test-plain: .venv-plain/test.done
 	.venv-plain/bin/python $(PYTEST) -m "plain or (rtx and not torch and not real_model)" --require rtx
 
 test-torch: .venv/test.done
-	.venv/bin/python $(PYTEST) -m "torch or real_model or genai or cluster or gpu" \
+	.venv/bin/python $(PYTEST) -m "(torch or real_model or genai or cluster or gpu) and not long" \
 	  --require torch --require real_model --require genai --require rtx --require cluster
 
 test-optimum: .venv-optimum/test.done
-	.venv-optimum/bin/python $(PYTEST) -m "optimum or triton or openvino" \
+	.venv-optimum/bin/python $(PYTEST) -m "(optimum or triton or openvino) and not long" \
 	  --require optimum --require triton --require openvino
+
+# What would make all tiers take more than a quarter of an hour on two cores.
+test-long: .venv/test.done .venv-optimum/test.done
+	.venv/bin/python $(PYTEST) -m "long and not optimum" --require torch --require real_model
+	.venv-optimum/bin/python $(PYTEST) -m "long and optimum" --require optimum
 
 lint: .venv/test.done
 	.venv/bin/ruff check .

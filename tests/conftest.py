@@ -37,6 +37,7 @@ TIERS = (
     "eval",
     "llama_cpp",
     "gpu",
+    "long",
 )
 
 LONG_FILES = (
@@ -87,6 +88,7 @@ def _reasons() -> dict[str, str | None]:
         "eval": _missing("lm_eval"),
         "llama_cpp": _missing("llama_cpp"),
         "gpu": _gpu_missing(),
+        "long": None,
     }
 
 
@@ -123,7 +125,11 @@ def _spelled(path: Path) -> set[str]:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files without a test of the tiers that are asked for aren't imported: seconds a process."""
     asked = re.findall(r"\w+", config.option.markexpr)
-    if collection_path.suffix != ".py" or not asked or not {*asked} <= {*TIERS[1:], "or"}:
+    if (
+        collection_path.suffix != ".py"
+        or not asked
+        or not {*asked} <= {*TIERS[1:], "or", "and", "not"}
+    ):
         return None
     return None if _spelled(collection_path) & set(asked) else True
 

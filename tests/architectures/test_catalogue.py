@@ -23,6 +23,7 @@ ROWS = (
     "t5 decoder",  # cross attention and its cache, two graphs
     "lfm2",  # mixers and their states, two graphs
 )
+TWO_GRAPHS = ("t5 decoder", "lfm2")
 SHALLOW = {"qwen2_moe": {"num_hidden_layers": 2}, "t5 decoder": {"num_decoder_layers": 2}}
 """Layers are alike, and each takes PyTorch's exporter a second."""
 
@@ -87,7 +88,9 @@ def _is_text(node: ast.AST) -> bool:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] if n in TWO_GRAPHS else []) for n in ROWS]
+)
 def test_cuts_of_an_architecture_equal_pytorch(name: str, tmp_path: Path) -> None:
     from tests.architectures.check import check
 

@@ -20,8 +20,14 @@ from tests.dialects.registry import DIALECTS, Dialect
 from tests.dialects.table import COLUMNS, read_rows, render, row
 
 PAGE = Path(__file__).parents[2] / "graph_passes" / "docs" / "dialects.md"
+LONG = {f"torch dynamo, llama, {form}": ["long"] for form in ("opset 20", "opset 24", "bf16")}
+"""Traced again by tests of the export itself."""
 TESTED = [
-    pytest.param(dialect, marks=getattr(pytest.mark, dialect.tier), id=dialect.name)
+    pytest.param(
+        dialect,
+        marks=[getattr(pytest.mark, tier) for tier in (dialect.tier, *LONG.get(dialect.name, ()))],
+        id=dialect.name,
+    )
     for dialect in DIALECTS
     if dialect.tier
 ]

@@ -18,7 +18,7 @@ import pytest
 from tests.kills.scenarios import names
 from tests.kills.troubles import troubles
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 
 _ROOT = Path(__file__).parents[2]
 # Kills; of the others _CHEAP. A sweep runs for minutes, so CI kills none.

@@ -131,6 +131,7 @@ def test_a_branch_that_is_cut_but_not_skipped_is_noticed(
     assert not all(check.passed for check in check_export(shallow, path, deletions=told))
 
 
+@pytest.mark.long
 def test_its_scores_are_those_of_stored_activations_and_near_other_texts(smollm2: Any) -> None:
     from exporter.score import calibration_text, score_on
 

@@ -33,6 +33,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "demo"
 
 
+@pytest.mark.long
 def test_a_plan_for_a_speedup_is_made_and_carried_out(demo: Path, tmp_path: Path) -> None:
     # Times of a model of this size are noise; what counts is that each step takes the other's.
     quick = ["--threads", "1", "--time-budget", "0.3s", "--heal", "bias"]

@@ -12,6 +12,7 @@ from tests.samples.running import run_sample
 pytestmark = pytest.mark.torch
 
 
+@pytest.mark.long
 def test_a_training_is_followed_and_its_last_model_pruned(tmp_path: Path) -> None:
     asked = ("32", "-n", "1,2", "--eval-tokens", "512")
     done = run_sample(tmp_path, "04_checkpoints/run.sh", tmp_path / "out", *asked)

@@ -23,6 +23,7 @@ def assert_verified(report: Path, cut: int) -> None:
 
 
 @pytest.mark.real_model
+@pytest.mark.long
 def test_an_encoder_from_pytorch(tmp_path: Path) -> None:
     output = run(tmp_path, "encoder.sh")
     assert_verified(tmp_path / "prune.json", 2)
@@ -31,6 +32,7 @@ def test_an_encoder_from_pytorch(tmp_path: Path) -> None:
 
 
 @pytest.mark.optimum
+@pytest.mark.long
 def test_an_encoder_from_optimum(tmp_path: Path) -> None:
     output = run(tmp_path, "optimum.sh", "--prefill", "32", "--rounds", "2")
     assert_verified(tmp_path / "pruned" / "prune.json", 2)

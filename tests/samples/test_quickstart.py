@@ -37,6 +37,7 @@ def test_the_quick_demo_asks_for_the_same_cut_and_trains_nothing() -> None:
     assert quick.heal.calibration == full.heal.calibration
 
 
+@pytest.mark.long
 @pytest.mark.torch
 def test_the_demo_puts_both_cuts_in_one_table(tmp_path: Path) -> None:
     from tests.exporter.tiny_lm import write_llama_folder

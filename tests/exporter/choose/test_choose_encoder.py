@@ -268,6 +268,7 @@ def test_there_is_no_front_of_embeddings(planner: Any) -> None:
         planner(Budget(attention=1), "greedy").curve()
 
 
+@pytest.mark.long
 @pytest.mark.real_model
 def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path) -> None:
     """The cosine is that of `compare`: on 64 paragraphs of the half that nothing was chosen on."""

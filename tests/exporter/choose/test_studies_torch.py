@@ -206,6 +206,7 @@ def test_what_the_model_does_not_have_is_a_cell_that_says_so(
     assert not out.with_name("depths.json.journal").exists()
 
 
+@pytest.mark.long
 def test_a_model_alone_is_answered_with_what_may_be_dropped(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_model_without_next_tokens_is_told_what_answers_it(
         assert command_line.run(["depths", "bert", "-o", str(tmp_path / "depths.json")]) == 2
 
 
+@pytest.mark.long
 @pytest.mark.genai
 def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
     loaded: Any, scores: ImportanceReport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

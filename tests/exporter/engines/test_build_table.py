@@ -94,6 +94,7 @@ def test_a_page_is_read_as_it_was_written() -> None:
         assert_smaller_in_proportion(rows[0], rows[0])
 
 
+@pytest.mark.long
 @pytest.mark.torch
 @pytest.mark.rtx
 @pytest.mark.parametrize("key", SHALLOW)

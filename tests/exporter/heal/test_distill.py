@@ -501,6 +501,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         LoadedPlan.read(tmp_path / "plan.json")
 
 
+@pytest.mark.long
 def test_two_processes_train_one_student_together_and_the_first_decides(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = dict(

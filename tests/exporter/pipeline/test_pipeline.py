@@ -557,6 +557,7 @@ def test_engines_for_a_card_that_is_not_known_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.rtx
 def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,7 @@ def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return graphs
 
 
+@pytest.mark.long
 def test_a_plan_is_timed_on_the_baseline_and_healed(
     checkpoint: Path,
     tmp_path: Path,

@@ -30,7 +30,7 @@ from exporter.pipeline.request import DropRequest
 from exporter.pipeline.streaming import going_on
 from tests.raising import raises
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 
 __all__ = ["checkpoint", "own_cache"]  # fixtures
 SHORT = ("--samples", "4", "--sequence-length", "16", "--batch-size", "2", "--drop-attn", "1")

@@ -282,6 +282,7 @@ def test_anything_else_is_a_cell_that_failed(
     assert {cell.failure.error for cell in report.cells if cell.failure} == {type(error).__name__}
 
 
+@pytest.mark.long
 def test_a_cell_runs_in_a_process_of_its_own(
     folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def dying_once(flag: Path, which: Callable[[Any], bool], work: Callable[[Any, An
     return dies
 
 
+@pytest.mark.long
 def test_scores_with_a_killed_worker_are_the_single_processs(
     pool: Any, told: Told, model: Path, text: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
 ) -> None:
