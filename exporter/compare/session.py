@@ -97,7 +97,10 @@ def compare(
     names = same_kind(baseline, candidate)
     if holds_stacks(names[0].path):
         refuse_beside_stacks(names[1].path, references, also, floats, onnx)
-        return compare_stacks(names[0].path, names[1].path, options, progress=progress)
+        return compare_stacks(
+            names[0].path, names[1].path, options, parity=list(parity), dropped=list(plan),
+            parts=parts, calibration=calibration, resume=resume, progress=progress,
+        )  # fmt: skip
     if names[0].kind == "times":
         if references or also or floats:
             raise ComparisonError("Imported times have no reference.", code="untimed-reference")

@@ -14,7 +14,7 @@ from graph_passes.files.locations import may_lie_at
 
 _BLOCK_BYTES = 512  # what st_blocks counts, on every file system
 _MOST_BEHIND_BYTES = 1 << 30
-_AGAIN = "It may be cut off: export or copy it again."
+AGAIN = "It may be cut off: export or copy it again."
 
 
 def refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
@@ -42,17 +42,17 @@ def refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
             if tensor.data_type == onnx.TensorProto.UNDEFINED:
-                raise OnnxFileError(f"{path}: the weight {tensor.name!r} has no type.", _AGAIN)
+                raise OnnxFileError(f"{path}: the weight {tensor.name!r} has no type.", AGAIN)
         for node in graph.node:
             if any(attribute.ref_attr_name for attribute in node.attribute):
                 raise OnnxFileError(
                     f"{path}: the node {node.name!r} refers to an attribute of a function, but "
                     "stands in none.",
-                    _AGAIN,
+                    AGAIN,
                 )
         for text in _texts(graph):
             if not isinstance(text, str):  # protobuf gives the bytes as they are
-                raise OnnxFileError(f"{path} holds a name that is no UTF-8: {text!r}.", _AGAIN)
+                raise OnnxFileError(f"{path} holds a name that is no UTF-8: {text!r}.", AGAIN)
 
 
 def _texts(graph: onnx.GraphProto) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _refuse_holes(path: Path, data: Path, end: int) -> None:
         raise UnsafeOnnxFileError(
             f"{path}: its external data {data.name!r} has {found.st_size} bytes, most of them "
             f"holes, and the weights end at byte {end}.",
-            _AGAIN,
+            AGAIN,
         )
 
 
@@ -144,13 +144,13 @@ def _check_extent(path: Path, tensor: ir.ExternalTensor, size: int) -> None:
         raise OnnxFileError(
             f"{path}: the weight {tensor.name!r} needs {length} bytes, "
             f"but the file declares {tensor.length} for it.",
-            _AGAIN,
+            AGAIN,
             code="wrong-size",
         )
     if offset < 0 or offset + length > size:
         raise OnnxFileError(
             f"{path}: its external data {tensor.location!r} has {size} bytes, "
             f"but the weight {tensor.name!r} ends at byte {offset + length}.",
-            _AGAIN,
+            AGAIN,
             code="data-too-short",
         )

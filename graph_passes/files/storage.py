@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from graph_passes.errors import OnnxFileError, UnsafeInputError
-from graph_passes.files.file_checks import check_external, refuse_unsupported
+from graph_passes.files.file_checks import AGAIN, check_external, refuse_unsupported
 from graph_passes.files.hashing import content_sha256
 from graph_passes.files.locations import common_folder, leaves_folder, real
 from graph_passes.files.neighbours import other_reader, read_graph, reads
@@ -25,7 +25,6 @@ Weights = Literal["compact", "share"]
 _INLINE_BYTES = 1024
 _HASH_LETTERS = 16
 _MOST_INLINE_BYTES = 1 << 20
-_AGAIN = "It may be cut off: export or copy it again."
 
 
 def load_model(path: Path) -> ir.Model:
@@ -88,10 +87,8 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 def _incomplete(path: Path, reason: str) -> OnnxFileError:
     told = f"{path} is not a complete ONNX file ({reason})."
-    if path.suffix == ".gguf":
-        way_out = f"A GGUF file runs as llama.cpp:{path} in compare, and is cut by depthcut gguf."
-        return OnnxFileError(told, way_out, code="incomplete-onnx")
-    return OnnxFileError(told, _AGAIN, code="incomplete-onnx")
+    gguf = f"A GGUF file is llama.cpp:{path} in compare, and is cut by depthcut gguf."
+    return OnnxFileError(told, gguf if path.suffix == ".gguf" else AGAIN, code="incomplete-onnx")
 
 
 def _innermost(error: BaseException) -> str:

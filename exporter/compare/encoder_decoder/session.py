@@ -19,7 +19,8 @@ from exporter.artifacts import (
     Environment,
     LatencyRow,
     ParityCheck,
-    PruningPlan,
+    PlannedDeletion,
+    PlanParts,
 )
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
@@ -58,7 +59,8 @@ def compare_stacks(
     options: CompareOptions | None = None,
     *,
     parity: list[ParityCheck] | None = None,
-    plan: PruningPlan | None = None,
+    dropped: list[PlannedDeletion] | None = None,
+    parts: PlanParts | None = None,
     calibration: CalibrationRef | None = None,
     resume: Path | None = None,
     progress: Progress = QUIET,
@@ -73,7 +75,8 @@ def compare_stacks(
         candidate: The folder of the cut one's.
         options: How to measure.
         parity: Checks that were made elsewhere, for the report.
-        plan: What was dropped.
+        dropped: By default what the candidate's metadata say.
+        parts: The texts that the plan was made by, for the report.
         calibration: What the scores rest on; the evaluation text must be another.
         resume: A folder where times are kept as they come; see
             :func:`exporter.compare.session.compare`.
@@ -95,15 +98,14 @@ def compare_stacks(
         accuracy = judge_answers(runners, judged, progress)
         machine, rows = session.timed(judged)
         arms = Arms(**{name: each.record(runners[name]) for name, each in folders.items()})  # type: ignore[arg-type]
-    plan = plan or PruningPlan(deletions=folders["candidate"].dropped())
     parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
     return ComparisonReport(
         made_from={**parents, "evaluation_text": accuracy.text_sha256},
         environment=machine,
         arms=arms,
-        plan=plan.deletions,
+        plan=dropped or folders["candidate"].dropped(),
         calibration=calibration,
-        parts=plan.parts,
+        parts=parts or PlanParts(),
         parity=parity or [],
         latency=rows,
         accuracy=accuracy,

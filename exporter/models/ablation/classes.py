@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.models.ablation.damage import ClassDamage
-from exporter.models.ablation.meter import KEPT_BYTES, CutMeter, Within
-from exporter.models.texts.batches import Batch, batches_of
+from exporter.models.ablation.meter import KEPT_BYTES, CutMeter, OfBatch, Within
+from exporter.models.texts.batches import batches_of
 
 if TYPE_CHECKING:
     import torch
@@ -144,24 +144,10 @@ class ClassMeter(CutMeter[ClassDamage]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Classified:
+class _Classified(OfBatch):
     """The classes of a batch of texts."""
 
-    batch: Batch
     separate: bool
-
-    @property
-    def first_sample(self) -> int:
-        return self.batch.first_sample
-
-    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        return self.batch.inputs(device)
-
-    def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden
-
-    def answers(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits
 
     def reference(self, answers: torch.Tensor) -> ClassReference:
         mask = self.batch.mask_on(answers.device)

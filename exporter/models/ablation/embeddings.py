@@ -18,11 +18,12 @@ from exporter.models.ablation.meter import (
     KEPT_BYTES,
     CutMeter,
     DamageMeter,
+    OfBatch,
     Within,
     judged_by,
 )
 from exporter.models.sentence_folder import Pooling, pooling_of_model
-from exporter.models.texts.batches import Batch, Sources, batches_of
+from exporter.models.texts.batches import Sources, batches_of
 
 if TYPE_CHECKING:
     import torch
@@ -184,26 +185,15 @@ def meter_here(
 
 
 @dataclass(frozen=True, eq=False)
-class _Embedded:
+class _Embedded(OfBatch):
     """The embeddings of a batch of texts."""
 
-    batch: Batch
     pooling: Pooling
-
-    @property
-    def first_sample(self) -> int:
-        return self.batch.first_sample
-
-    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        return self.batch.inputs(device)
 
     def places(self, hidden: torch.Tensor) -> torch.Tensor:
         mask = self.batch.mask_on(hidden.device)
         embeddings: torch.Tensor = self.pooling(hidden.float(), mask)
         return embeddings
-
-    def answers(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits
 
     def reference(self, answers: torch.Tensor) -> EmbeddingReference:
         return EmbeddingReference(answers)

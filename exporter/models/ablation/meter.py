@@ -225,24 +225,41 @@ class DamageMeter(CutMeter[Damage]):
 
 
 @dataclass(frozen=True, eq=False)
-class _NextTokens:
-    """The next tokens of a batch, at every so many positions."""
+class OfBatch:
+    """What a batch is asked, where its hidden states and logits are taken as they come.
+
+    Attributes:
+        batch: The samples.
+    """
 
     batch: Batch
-    stride: int
 
     @property
     def first_sample(self) -> int:
+        """See :class:`Asked`."""
         return self.batch.first_sample
 
     def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """See :class:`Asked`."""
         return self.batch.inputs(device)
 
     def places(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, :: self.stride]
+        """See :class:`Asked`."""
+        return hidden
 
     def answers(self, logits: torch.Tensor) -> torch.Tensor:
+        """See :class:`Asked`."""
         return logits
+
+
+@dataclass(frozen=True, eq=False)
+class _NextTokens(OfBatch):
+    """The next tokens of a batch, at every so many positions."""
+
+    stride: int
+
+    def places(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[:, :: self.stride]
 
     def reference(self, answers: torch.Tensor) -> Reference:
         return reference_of(answers, self.batch, self.stride)

@@ -333,7 +333,12 @@ def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Pa
     from exporter.compare.session import compare as compare_folders
 
     out, report = whisper
-    again = compare_folders(out / "baseline", out / "candidate", compare())
+    arms = out / "baseline", out / "candidate"
+    again = compare_folders(*arms, compare(), resume=tmp_path)
+    measured = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert measured  # kept, so that an interrupted call goes on
+    compare_folders(*arms, compare(), resume=tmp_path)
+    assert measured == {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert {(d.layer, d.kind) for d in again.plan} == {(d.layer, d.kind) for d in report.plan}
     assert again.accuracy.perplexity is None  # nothing is named, so they read noise
     assert again.accuracy.kl_divergence > 0
@@ -345,13 +350,13 @@ def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Pa
         compare_folders(out / "baseline", tmp_path)
 
 
-def test_what_was_scored_on_judges_nothing(whisper: tuple[Path, Any], tmp_path: Path) -> None:
-    from exporter.compare.encoder_decoder.session import compare_stacks
+def test_what_was_scored_on_judges_nothing(whisper: tuple[Path, Any]) -> None:
+    from exporter.compare.session import compare as compare_folders
 
     out, report = whisper
     same = compare(eval_text=str(out.parent / "a" / "recordings.jsonl"))
     with raises(ComparisonError, "same-text"):
-        compare_stacks(out / "baseline", out / "candidate", same, calibration=report.calibration)
+        compare_folders(out / "baseline", out / "candidate", same, calibration=report.calibration)
 
 
 @pytest.mark.parametrize(
