@@ -101,11 +101,11 @@ def write_checkpoint(
                 if form == "decilm":
                     pruned, kept = loaded, None
                     after = save_decilm(loaded, plan.deletions, cut, server, stage)
+                elif form == "early-exit":
+                    pruned, kept = _exiting(loaded, plan, replacements)
                 else:
-                    if form == "early-exit":
-                        pruned, kept = _exiting(loaded, plan, replacements)
-                    else:
-                        pruned, kept = _pruned(loaded, plan, cut, progress)
+                    pruned, kept = _pruned(loaded, plan, cut, progress)
+                if after is None:
                     save_pruned_into(pruned, stage)
         with telling_full_disk(stage):
             _copy_licenses(loaded.path, stage)
@@ -113,8 +113,8 @@ def write_checkpoint(
         facts = _facts(loaded, plan, before, pruned, kept, stage)
         if after is not None:
             facts = _as_decilm(facts, after, server)
-        with telling_full_disk(stage):
-            if card is not None:
+        if card is not None:
+            with telling_full_disk(stage):
                 write_text(stage / CARD, card(facts))
     _say(facts, progress)
     return facts

@@ -211,34 +211,43 @@ def validate_plan(
     if encoder_layers is not None:
         kinds = DECODER_UNITS
     for deletion in plan.deletions:
-        if not 0 <= deletion.layer < num_layers:
-            raise PlanError(
-                f"{where}The plan drops {deletion.kind} {deletion.layer}, but {model} has only "
-                f"layers 0 to {num_layers - 1}.",
-                "Remove that layer from the plan, or make a plan for this model: depthcut plan.",
-                code="layer-missing",
-            )
-        if deletion.kind not in kinds:
-            raise PlanError(
-                f"{where}The plan drops {deletion.kind} {deletion.layer}, but in {model} there is "
-                f"no {deletion.kind} to drop.",
-                f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
-                code="kind-missing",
-            )
+        _check_known(deletion, num_layers, kinds, where, model)
     _check_once(plan.deletions, where)
-    if encoder_layers is None:
-        dropped = sum(len(deletion.sublayers) for deletion in plan.deletions)
-        everything = len(BLOCK_KINDS) * num_layers
-    else:
-        stacks = Stacks(encoder_layers, num_layers - encoder_layers)
-        dropped = sum(len(stacks.named(each.layer, each.kind)) for each in plan.deletions)
-        everything = stacks.sublayers
-    if not allow_all and dropped >= everything:
+    if not allow_all and _drops_all(plan.deletions, num_layers, encoder_layers):
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
             "Keep at least one, or give --allow-empty.",
             code="nothing-left",
         )
+
+
+def _check_known(
+    deletion: PlannedDeletion, num_layers: int, kinds: Sequence[str], where: str, model: str
+) -> None:
+    if not 0 <= deletion.layer < num_layers:
+        raise PlanError(
+            f"{where}The plan drops {deletion.kind} {deletion.layer}, but {model} has only "
+            f"layers 0 to {num_layers - 1}.",
+            "Remove that layer from the plan, or make a plan for this model: depthcut plan.",
+            code="layer-missing",
+        )
+    if deletion.kind not in kinds:
+        raise PlanError(
+            f"{where}The plan drops {deletion.kind} {deletion.layer}, but in {model} there is "
+            f"no {deletion.kind} to drop.",
+            f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
+            code="kind-missing",
+        )
+
+
+def _drops_all(
+    deletions: Sequence[PlannedDeletion], num_layers: int, encoder_layers: int | None
+) -> bool:
+    """Whether no sublayer is left."""
+    if encoder_layers is None:
+        return sum(len(each.sublayers) for each in deletions) >= len(BLOCK_KINDS) * num_layers
+    stacks = Stacks(encoder_layers, num_layers - encoder_layers)
+    return sum(len(stacks.named(each.layer, each.kind)) for each in deletions) >= stacks.sublayers
 
 
 def validate_for(
