@@ -77,13 +77,6 @@ class TimingBudget:
     seed: int = 0
     power: PowerGoal | None = None
 
-    @property
-    def chunks(self) -> int:
-        """Parts of a row; a longer one has more, so that it can end at many places."""
-        if self.power is None:
-            return CHUNKS
-        return max(CHUNKS, math.ceil(CHUNKS * self.seconds / PILOT_SECONDS))
-
 
 def measure_rows(
     arms: Mapping[str, TimedArm],
@@ -382,7 +375,9 @@ def _chunks(budget: TimingBudget, builds: int) -> int:
     """Parts of a row's measurement: as many for each build, and of equal length where they can."""
     rounds = budget.rounds
     if rounds is None:
-        return math.ceil(budget.chunks / builds) * builds
+        longer = 1.0 if budget.power is None else budget.seconds / PILOT_SECONDS
+        # A longer row has more parts, so that it can end at many places.
+        return math.ceil(CHUNKS * max(1.0, longer) / builds) * builds
     if rounds < FEWEST_LOADS:
         return builds
     fitting = (n for n in range(CHUNKS, FEWEST_LOADS - 1, -1) if rounds % n == 0)
