@@ -74,7 +74,7 @@ class _TimingSession:
         self._store = store
         self._throttle = ThrottleCounts()
         self._watch = watch
-        self._machine = MachineWatch()
+        self._machine = MachineWatch(pair.baseline.runner.threads)
         self._look()
 
     def measure(

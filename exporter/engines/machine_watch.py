@@ -33,12 +33,14 @@ class Quota:
 
     Attributes:
         cpus: CPUs' worth of time that the process's groups may take; None for no limit.
-        waited_s: How long they were kept waiting by it, since they began; None where no kernel
-            counts.
+        waited_s: How long each of its CPUs was kept waiting by it, summed, since the group began;
+            None where no kernel counts.
+        group: The control group that it is of.
     """
 
     cpus: float | None
     waited_s: float | None
+    group: Path | None = None
 
 
 def quota() -> Quota:
@@ -74,7 +76,7 @@ def _quota_at(folder: Path) -> Quota:
         told = [_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
     with contextlib.suppress(ValueError, ZeroDivisionError):
         cpus = float(told[0]) / float(told[1])
-        return Quota(cpus, _waited_s(folder)) if cpus > 0 else Quota(None, None)
+        return Quota(cpus, _waited_s(folder), folder) if cpus > 0 else Quota(None, None)
     return Quota(None, None)
 
 
@@ -109,23 +111,23 @@ class MachineWatch:
     """Looks at what was taken since the look before.
 
     Args:
+        threads: That the measured process keeps busy: no more can be kept waiting by a quota.
         now: Seconds.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, threads: int, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._last = now(), quota().waited_s, _stolen()
+        self._threads = max(1, min(threads, os.cpu_count() or threads))
+        self._last = now(), quota(), _stolen()
 
     def look(self) -> dict[str, float | bool | None]:
         """The fields of :class:`MachineState` that are known here."""
-        before, waited, stolen = self._last
-        found = quota()
-        self._last = self._now(), found.waited_s, _stolen()
-        passed = self._last[0] - before
+        before, limit, stolen = self._last
+        self._last = self._now(), quota(), _stolen()
+        passed, found = self._last[0] - before, self._last[1]
         waiting = None
-        if waited is not None and found.waited_s is not None and passed > 0:
-            # Several CPUs' waiting is counted together.
-            waiting = min(1.0, (found.waited_s - waited) / passed / max(1, os.cpu_count() or 1))
+        if limit.group == found.group and passed > 0:
+            waiting = _share(limit.waited_s, found.waited_s, passed * self._threads)
         steal, now = None, self._last[2]
         if stolen is not None and now is not None and now[1] > stolen[1]:
             steal = (now[0] - stolen[0]) / (now[1] - stolen[1])
@@ -135,6 +137,13 @@ class MachineWatch:
             "steal_share": steal,
             "on_battery": on_battery(),
         }
+
+
+def _share(before: float | None, after: float | None, whole: float) -> float | None:
+    """The part of a whole by which a count rose; None where it isn't told, or began anew."""
+    if before is None or after is None or after < before:
+        return None
+    return min(1.0, (after - before) / whole)
 
 
 def doubt(states: Sequence[MachineState]) -> str:

@@ -22,6 +22,7 @@ from exporter.models.work.sizes import (
     token_count,
 )
 from graph_passes.files.storage import load_model
+from graph_passes.finding.dataflow import subgraphs
 from graph_passes.finding.weights import constant_weight, is_weight
 
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
@@ -86,11 +87,14 @@ class _Run:
     def __init__(self, model: ir.Model, size: RunSize) -> None:
         self._shapes = RunShapes(model, input_sizes(model.graph, size))
         self._caches = {v for v in model.graph.inputs if CACHE_INPUT.fullmatch(v.name or "")}
+        self._viewed_weights: set[ir.Value] = set()
         self.tokens, self.past = token_count(model.graph, size), past_length(model.graph, size)
         self.uncounted: Counter[str] = Counter()
         self.weight_bytes = self.cache_bytes = self.macs = 0
         for node in model.graph:
             self.macs += self._known(node, multiplications(node, self._shapes))
+            if any(subgraphs(node)):  # what runs of an If, and how often a Loop runs, isn't told
+                self.uncounted[node.op_type] += 1
             if node.op_type not in _SIZE_READS:
                 self._read(node)
 
@@ -98,13 +102,20 @@ class _Run:
         for slot, value in enumerate(node.inputs):
             if value is None or node.op_type in _VIEWS:
                 continue
-            if is_weight(value) or _is_constant_weight(value):
+            if self._is_weight(value):
                 self.weight_bytes += self._weight_read(node, slot)
             elif value in self._caches:
                 self.cache_bytes += self._known(node, self._shapes.nbytes(value))
+        if node.op_type in _VIEWS and node.inputs[0] and self._is_weight(node.inputs[0]):
+            self._viewed_weights.update(node.outputs)
         moved = node.op_type in _VIEWS or node.op_type in _MOVES
         if moved and any(value in self._caches for value in node.inputs):
             self._caches.update(node.outputs)
+
+    def _is_weight(self, value: ir.Value) -> bool:
+        node = value.producer()
+        constant = node is not None and constant_weight(node) is not None
+        return constant or is_weight(value) or value in self._viewed_weights
 
     def _weight_read(self, node: ir.Node, slot: int) -> int:
         value = node.inputs[slot]
@@ -123,8 +134,3 @@ class _Run:
         if found is None:
             self.uncounted[node.op_type] += 1
         return found or 0
-
-
-def _is_constant_weight(value: ir.Value) -> bool:
-    node = value.producer()
-    return node is not None and constant_weight(node) is not None

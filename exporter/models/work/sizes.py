@@ -51,14 +51,18 @@ def input_sizes(graph: ir.Graph, run: RunSize) -> dict[ir.Value, Size]:
 
 def token_count(graph: ir.Graph, run: RunSize) -> int | None:
     """New tokens of a run, as many as the graph fixes; None where it takes no tokens."""
-    found = (_size(value, 1, run) for value in _inputs(graph) if value.name in _TOKENS)
-    return next(found, None)
+    found = (value for value in _inputs(graph) if value.name in _TOKENS and _axes(value) > 1)
+    return next((_size(value, 1, run) for value in found), None)
 
 
 def past_length(graph: ir.Graph, run: RunSize) -> int | None:
     """Positions of the caches, as many as the graph fixes; None without caches."""
-    caches = (each for each in _inputs(graph) if CACHE_INPUT.fullmatch(each.name or ""))
-    return next((_size(each, len(each.shape or ()) - 2, run) for each in caches), None)
+    caches = (v for v in _inputs(graph) if CACHE_INPUT.fullmatch(v.name or "") and _axes(v) > 1)
+    return next((_size(each, _axes(each) - 2, run) for each in caches), None)
+
+
+def _axes(value: ir.Value) -> int:
+    return 0 if value.shape is None else len(value.shape)
 
 
 def _inputs(graph: ir.Graph) -> Iterator[ir.Value]:

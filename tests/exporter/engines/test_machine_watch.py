@@ -56,14 +56,15 @@ def test_a_quota_is_that_of_the_strictest_group(
     assert quota().cpus == cpus
 
 
+@pytest.mark.parametrize(("threads", "cpus"), [(2, 64), (64, 2)])
 def test_a_look_tells_what_was_taken_since_the_last(
-    kernel: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: Path, monkeypatch: pytest.MonkeyPatch, threads: int, cpus: int
 ) -> None:
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: cpus)
     clock = iter([0.0, 10.0, 20.0])
     tell(kernel, cgroup__cpu_DOT_max="100000 100000", stat="cpu 10 0 0 90 0 0 0 0 0 0",
          cgroup__cpu_DOT_stat="throttled_usec 1000000")  # fmt: skip
-    watch = MachineWatch(lambda: next(clock))
+    watch = MachineWatch(threads, lambda: next(clock))
     tell(kernel, cgroup__cpu_DOT_max="50000 100000", stat="cpu 60 0 0 110 0 0 0 30 0 0",
          cgroup__cpu_DOT_stat="throttled_usec 5000000")  # fmt: skip
     first, second = watch.look(), watch.look()
@@ -74,8 +75,23 @@ def test_a_look_tells_what_was_taken_since_the_last(
     assert second["steal_share"] is None  # no tick has passed
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"cgroup__cpu_DOT_stat": "throttled_usec 10"},  # the group was made anew
+        {"own": "0::/a", "cgroup__a__cpu_DOT_max": "50000 100000",
+         "cgroup__a__cpu_DOT_stat": "throttled_usec 9000000"},  # a stricter group counts for itself
+    ],
+)  # fmt: skip
+def test_counts_that_have_no_beginning_are_not_told(kernel: Path, later: dict[str, str]) -> None:
+    tell(kernel, cgroup__cpu_DOT_max="100000 100000", cgroup__cpu_DOT_stat="throttled_usec 100")
+    watch = MachineWatch(2)
+    tell(kernel, **later)
+    assert watch.look()["quota_waiting_share"] is None
+
+
 def test_a_kernel_that_tells_nothing_is_no_reason_to_doubt(kernel: Path) -> None:
-    looks = [MachineState(seconds=n).model_copy(update=MachineWatch().look()) for n in range(5)]
+    looks = [MachineState(seconds=n).model_copy(update=MachineWatch(2).look()) for n in range(5)]
     assert doubt(looks) == ""
     assert machine_remarks(looks, 2) == []
 

@@ -113,6 +113,38 @@ def test_counting_changes_no_graph(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("view", ["Identity", "Reshape"])
+def test_weights_behind_a_view_are_read_by_who_reads_the_view(view: str) -> None:
+    given = value("x", ir.DataType.FLOAT, 1, 16)
+    matrix, shape = weight("w", np.ones((16, 16), np.float32)), weight("s", np.array([16, 16]))
+    seen = ir.node(view, [matrix] if view == "Identity" else [matrix, shape])
+    used = ir.node("MatMul", [given, seen.outputs[0]])
+    graph = ir.Graph(
+        [given], used.outputs, nodes=[seen, used], initializers=[matrix, shape],
+        opset_imports={"": 20},
+    )  # fmt: skip
+    assert work_of(ir.Model(graph, ir_version=10)).weight_bytes == FLOAT * 16 * 16
+
+
+def test_what_a_branch_does_is_told_as_uncounted() -> None:
+    chosen = value("chosen", ir.DataType.BOOL)
+    bodies = []
+    for name in ("then", "else"):
+        node = ir.node("Identity", [weight(f"{name}_w", np.ones((16, 16), np.float32))])
+        bodies.append(ir.Graph([], node.outputs, nodes=[node], name=name))
+    node = ir.node("If", [chosen], {"then_branch": bodies[0], "else_branch": bodies[1]})
+    graph = ir.Graph([chosen], node.outputs, nodes=[node], opset_imports={"": 20})
+    assert work_of(ir.Model(graph, ir_version=10)).uncounted["If"] >= 1
+
+
+def test_inputs_of_one_axis_have_no_length() -> None:
+    ids = value("input_ids", ir.DataType.INT64, 16)
+    node = ir.node("Identity", [ids])
+    graph = ir.Graph([ids], node.outputs, nodes=[node], opset_imports={"": 20})
+    found = work_of(ir.Model(graph, ir_version=10))
+    assert (found.prompt_tokens, found.step_past) == (None, None)
+
+
 def test_weights_that_several_folders_share_by_links_are_read(tmp_path: Path) -> None:
     """A sweep's cells have hard links to one file of weights, which onnx_ir refuses to read."""
     model, path = tiny_model(), tmp_path / "model.onnx"
