@@ -32,8 +32,8 @@ _SIDE = 3
 _RECENT = 8
 """A split among so many of the last runs is asked about by itself."""
 _RECENT_SIDE = 2
-_PERMUTATIONS = (499, 9500)
-"""The second go only where the first leaves hope."""
+_FIRST_PERMUTATIONS, _MORE_PERMUTATIONS = 499, 9500
+"""More, as often as a small error takes, go only where those before leave hope."""
 _HOPE = 6
 _ERROR_WHOLE, _ERROR_RECENT = 0.001, 0.0025
 """How often a search of one history may find what isn't there; for all of its curves together."""
@@ -88,7 +88,7 @@ def _whole(
     if count < FEWEST:
         return
     splits = np.arange(_SIDE, count - _SIDE + 1)
-    at, p_value = _split(values, splits, rng, grown=False)
+    at, p_value = _split(values, splits, error, rng, grown=False)
     if p_value >= error or _is_line(values, at):
         return
     yield offset + at, p_value
@@ -101,24 +101,29 @@ def _recent(values: Values, error: float, rng: np.random.Generator) -> tuple[int
     if count < FEWEST:
         return None
     splits = np.arange(max(_SIDE, count - _RECENT), count - _RECENT_SIDE + 1)
-    at, p_value = _split(values, splits, rng, grown=True)
+    at, p_value = _split(values, splits, error, rng, grown=True)
     return (at, p_value) if p_value < error and not _is_line(values, at) else None
 
 
 def _split(
-    values: Values, splits: NDArray[np.int64], rng: np.random.Generator, *, grown: bool
+    values: Values,
+    splits: NDArray[np.int64],
+    error: float,
+    rng: np.random.Generator,
+    *,
+    grown: bool,
 ) -> tuple[int, float]:
     """The best split, and how often permuted runs have one that is as good."""
     own, inflation = _differences(values, splits, grown=grown), _inflation(values)
     at = int(splits[own.argmax()])
     best = float(own.max()) / math.sqrt(inflation)
     reached = tried = 0
-    for count in _PERMUTATIONS:
+    # The smallest p value is 1 / (1 + tried): it must be able to fall below the error.
+    while reached <= _HOPE and tried < 2 / error:
+        count = _MORE_PERMUTATIONS if tried else _FIRST_PERMUTATIONS
         shuffled = rng.permuted(np.tile(values, (count, 1)), axis=1)
         reached += int((_differences(shuffled, splits, grown=grown).max(axis=-1) >= best).sum())
         tried += count
-        if reached > _HOPE:
-            break
     return at, (1 + reached) / (1 + tried)
 
 

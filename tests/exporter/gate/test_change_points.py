@@ -60,6 +60,16 @@ def test_a_clear_step_is_found_at_its_run_with_its_size(at: int) -> None:
         assert one.size == pytest.approx(0.08, abs=0.02)
 
 
+@pytest.mark.parametrize("count", [10, 30])
+@pytest.mark.parametrize("at", [30, RUNS - 4])
+def test_a_clear_step_is_found_however_many_curves_share_the_error(count: int, at: int) -> None:
+    values = noise(3)
+    assert steps(values, curves=count) == []
+    values[at:] += 0.3
+    (one,) = steps(values, curves=count)
+    assert one.at == at
+
+
 def test_two_steps_are_two_and_a_shrunk_time_is_one_too() -> None:
     values = noise(5)
     values[20:] += 0.1
