@@ -222,6 +222,8 @@ class AssertableComparison:
         return confirmed(
             found,
             lambda: self._check(self._again(), limits),
+            report=self.report,
+            baseline=self._accepted,
             measurements=self._settings.confirm,
         )
 

@@ -191,18 +191,25 @@ def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: b
 
 
 def confirmed(
-    found: CheckReport, again: Callable[[], CheckReport], *, measurements: int
+    found: CheckReport,
+    again: Callable[[], CheckReport],
+    *,
+    report: ComparisonReport,
+    baseline: BaselineMatch | None,
+    measurements: int,
 ) -> CheckReport:
     """Measures again before a regression of time is believed.
 
     Args:
         found: The first check.
         again: Measures the same arms once more and checks the result in the same way.
+        report: What the first check was of.
+        baseline: What it was held against.
         measurements: How often at most. A regression must be one in all of them.
 
     Returns:
         The check, in which a regression that didn't hold has the verdict of the measurement that
-        it didn't hold in.
+        it didn't hold in, and notes that fit the new verdicts.
     """
     checks = list(found.checks)
     for _ in range(measurements):
@@ -212,8 +219,12 @@ def confirmed(
             (one.quantity, one.subject): one.verdict for one in again().checks
         }
         checks = [_told_again(one, seen) if _suspect(one) else one for one in checks]
+    old = None if baseline is None else baseline.report
+    outdated = work_notes(report, old, found.checks)
+    notes = [note for note in found.notes if note not in outdated]
+    notes += work_notes(report, old, checks)
     verdict = overall([one.verdict for one in checks])
-    return found.model_copy(update={"checks": checks, "verdict": verdict})
+    return found.model_copy(update={"checks": checks, "verdict": verdict, "notes": notes})
 
 
 def is_in_doubt(found: CheckReport) -> bool:

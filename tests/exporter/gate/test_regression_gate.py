@@ -444,7 +444,10 @@ def test_a_regression_must_hold_each_time_it_is_measured() -> None:
 
     def after(*reports: ComparisonReport) -> Any:
         left = iter(reports)
-        found = confirmed(first, lambda: against(next(left), old, SLOWDOWN), measurements=2)
+        found = confirmed(
+            first, lambda: against(next(left), old, SLOWDOWN),
+            report=slow, baseline=BaselineMatch(old), measurements=2,
+        )  # fmt: skip
         assert next(left, None) is None, "measured less often than expected"
         return found
 
@@ -457,8 +460,12 @@ def test_a_regression_must_hold_each_time_it_is_measured() -> None:
 
 
 def test_what_isn_t_time_is_not_measured_again() -> None:
-    found = check(gate_report(), Limits(max_kl=0.1))
-    assert confirmed(found, lambda: pytest.fail("measured"), measurements=3) == found
+    report = gate_report()
+    found = check(report, Limits(max_kl=0.1))
+    again = confirmed(
+        found, lambda: pytest.fail("measured"), report=report, baseline=None, measurements=3
+    )
+    assert again == found
 
 
 # Keys.

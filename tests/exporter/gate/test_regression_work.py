@@ -8,7 +8,7 @@ import pytest
 
 from exporter.artifacts import Arm, Arms, CheckReport, ComparisonReport, EngineFacts, GraphWork
 from exporter.errors import RegressionError
-from exporter.gate.gate import BaselineMatch, check
+from exporter.gate.gate import BaselineMatch, check, confirmed
 from exporter.gate.history import entry_of
 from exporter.gate.limits import Limits
 from exporter.report.checks import change_words
@@ -99,6 +99,16 @@ def test_a_change_of_time_of_the_same_graph_is_told(ms: float, count: int) -> No
     assert len(same.notes) - len(still.notes) == count
     assert other.work
     assert not same.work
+
+
+@pytest.mark.parametrize(("second_ms", "count"), [(88.0, 1), (80.0, 0)])
+def test_a_slowdown_that_did_not_hold_is_no_change_of_time(second_ms: float, count: int) -> None:
+    old, slow, second = (report(work(), ms) for ms in (80.0, 88.0, second_ms))
+    found = confirmed(
+        against(slow, old), lambda: against(second, old),
+        report=slow, baseline=BaselineMatch(old), measurements=1,
+    )  # fmt: skip
+    assert len(found.notes) - len(against(old, old).notes) == count
 
 
 def test_engines_have_layers_and_scratch() -> None:
