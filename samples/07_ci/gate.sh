@@ -11,12 +11,17 @@
 set -u
 report=$1 kept=$2 out=$3
 mkdir -p "$kept" "$out"
+# What an earlier call left must not be shown as this one's.
+rm -f "$out/comment.md" "$out/metrics.txt" "$out/bencher.json"
+for each in limits baseline; do
+  rm -f "$out/$each.xml" "$out/$each.md" "$out/$each.html"
+done
 
 depthcut check "$report" --min-speedup "${MIN_SPEEDUP:-1.0}" \
   --max-perplexity-increase "${MAX_PERPLEXITY_INCREASE:-100%}" \
   --confirm "${CONFIRM:-1}" --junit "$out/limits.xml" --gitlab-metrics "$out/metrics.txt" \
   --bencher "$out/bencher.json" --github-benchmark "$out/github-benchmark" \
-  --comment "$out/comment.md" --page "$out/check.html"
+  --comment "$out/limits.md" --page "$out/limits.html"
 code=$?
 against=0
 
@@ -25,7 +30,7 @@ if [ -f "$kept/baseline.json" ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" \
     --max-slowdown "${MAX_SLOWDOWN:-3%}" --max-size-increase 1% --max-memory-increase 1% \
     --history "$kept/history.jsonl" --confirm "${CONFIRM:-1}" --junit "$out/baseline.xml" \
-    --comment "$out/comment.md" --page "$out/check.html"
+    --comment "$out/baseline.md" --page "$out/baseline.html"
   against=$?
 fi
 
@@ -41,6 +46,19 @@ for each in "$code" "$against"; do
   esac
 done
 code=$worst
+
+# One comment has both checks; its first line, the same in both, says which comment it is.
+for each in limits baseline; do
+  [ -f "$out/$each.md" ] || continue
+  if [ -f "$out/comment.md" ]; then
+    { echo; tail -n +2 "$out/$each.md"; } >> "$out/comment.md"
+  else
+    cp "$out/$each.md" "$out/comment.md"
+  fi
+done
+if [ "$code" -eq 2 ] && [ -f "$out/comment.md" ]; then
+  printf '\n**A check ended with an error; the log of the job shows it.**\n' >> "$out/comment.md"
+fi
 
 if [ "$code" -eq 0 ] && [ "${ACCEPT:-0}" = 1 ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" --update-baseline \

@@ -4,15 +4,24 @@
 #   sh gates.sh KEPT OUT REPORT...
 #
 # KEPT and the settings are those of gate.sh. OUT takes a folder for each report, named by the
-# report's own folder. Exit code: the worst of gate.sh's.
+# report's own folder; of two folders with one name, the later one's gets the report's number too.
+# Exit code: the worst of gate.sh's.
 set -u
 kept=$1 out=$2
 shift 2
 here=$(dirname "$0")
-worst=0
+worst=0 number=0 taken=/
+
+is_taken() {
+  case $taken in *"/$1/"*) return 0 ;; *) return 1 ;; esac
+}
+
 for report in "$@"; do
-  name=$(basename "$(dirname "$report")")
-  [ ! -e "$out/$name" ] || name=$name-$(find "$out" -mindepth 1 -maxdepth 1 | wc -l)
+  number=$((number + 1))
+  name=$(basename "$(dirname "$(realpath "$report")")")
+  case $name in . | /) name=report ;; esac
+  while is_taken "$name"; do name=$name-$number; done
+  taken=$taken$name/
   sh "$here/gate.sh" "$report" "$kept" "$out/$name"
   case $? in
     0) ;;

@@ -34,12 +34,51 @@ def test_the_script_gates_and_keeps_what_passed(tmp_path: Path) -> None:
     accepted = (kept / "baseline.json").read_text()
     assert gate(tmp_path, gate_row(candidate_ms=88.0), accept=True) == 1
     assert gate(tmp_path, gate_row(candidate_ms=83.0, width=0.05)) == 3
-    assert gate(tmp_path, gate_row(), machine="Another CPU") == 2
-    assert (kept / "baseline.json").read_text() == accepted
-    assert len((kept / "history.jsonl").read_text().splitlines()) == 3
     written = {path.name for path in (tmp_path / "results").iterdir()}
     assert {"limits.xml", "baseline.xml", "metrics.txt", "bencher.json"} <= written
-    assert {"comment.md", "check.html"} <= written
+    assert {"comment.md", "limits.html", "baseline.html"} <= written
+    assert gate(tmp_path, gate_row(), machine="Another CPU") == 2
+    assert not (tmp_path / "results" / "baseline.xml").exists()
+    told = (tmp_path / "results" / "comment.md").read_text()
+    assert told != (tmp_path / "results" / "limits.md").read_text()  # it tells the error, too
+    assert (kept / "baseline.json").read_text() == accepted
+    assert len((kept / "history.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_comment_has_the_limits_and_the_baseline(tmp_path: Path) -> None:
+    comment = tmp_path / "results" / "comment.md"
+    assert gate(tmp_path, gate_row(candidate_ms=110.0)) == 1  # slower than the unpruned model
+    (mark, title, *alone) = comment.read_text().splitlines()
+    baseline = gate_report([gate_row(candidate_ms=110.0)]).write(tmp_path / "accepted.json")
+    (tmp_path / "kept" / "baseline.json").write_bytes(baseline.read_bytes())
+    assert gate(tmp_path, gate_row(candidate_ms=110.0)) == 1  # as the last accepted run was
+    (first, *lines) = comment.read_text().splitlines()
+    assert first == mark
+    assert mark not in lines
+    assert lines.count(title) == 2
+    assert lines[1 : 1 + len(alone)] == alone
+
+
+def test_a_call_shows_nothing_that_an_earlier_one_left(tmp_path: Path) -> None:
+    left = [tmp_path / "results" / name for name in ("comment.md", "baseline.xml", "metrics.txt")]
+    assert gate(tmp_path, gate_row()) == 0
+    for path in left:
+        path.write_text("earlier")
+    (tmp_path / "results" / "mine.txt").touch()
+    assert gate(tmp_path, gate_row()) == 0
+    assert all(not path.exists() or path.read_text() != "earlier" for path in left)
+    assert (tmp_path / "results" / "mine.txt").exists()
+
+
+def gates(folder: Path, *reports: str, codes: tuple[int, ...] = ()) -> int:
+    """Runs a copy of the script beside a stub of gate.sh, which writes down its report."""
+    (folder / "gates.sh").write_text((SAMPLE / "gates.sh").read_text(encoding="utf-8"))
+    (folder / "gate.sh").write_text('mkdir -p "$3"; echo "$1" > "$3/of"; exit "$(cat "$1")"\n')
+    for report, code in zip(reports, codes or [0] * len(reports), strict=True):
+        (folder / report).parent.mkdir(parents=True, exist_ok=True)
+        (folder / report).write_text(str(code))
+    call = ["sh", folder / "gates.sh", "kept", folder / "out", *reports]
+    return subprocess.run(call, cwd=folder, check=False).returncode
 
 
 @pytest.mark.parametrize(
@@ -49,18 +88,30 @@ def test_the_script_gates_and_keeps_what_passed(tmp_path: Path) -> None:
 def test_several_models_end_with_the_worst_of_their_codes(
     tmp_path: Path, codes: tuple[int, ...], worst: int
 ) -> None:
-    script = tmp_path / "gates.sh"
-    script.write_text((SAMPLE / "gates.sh").read_text(encoding="utf-8"))
-    (tmp_path / "gate.sh").write_text('mkdir -p "$3"; exit "$(cat "$1")"\n')
-    reports = [tmp_path / name / "report.json" for name in "ab"[: len(codes)]]
-    for report, code in zip(reports, codes, strict=True):
-        report.parent.mkdir()
-        report.write_text(str(code))
-    done = subprocess.run(
-        ["sh", script, tmp_path / "kept", tmp_path / "out", *reports], check=False
-    )
-    assert done.returncode == worst
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "b"}
+    assert gates(tmp_path, "a/report.json", "b/report.json", codes=codes) == worst
+
+
+@pytest.mark.parametrize(
+    ("reports", "names"),
+    [
+        (("a/report.json", "b/report.json"), ["a", "b"]),
+        (("a/build/report.json", "b/build/report.json"), ["build", "build-2"]),
+        (
+            ("x/build-3/report.json", "a/build/report.json", "b/build/report.json"),
+            ["build-3", "build", "build-3-3"],
+        ),
+        (("report.json",), ["here"]),
+    ],
+)
+def test_each_report_has_a_folder_of_its_own_name(
+    tmp_path: Path, reports: tuple[str, ...], names: list[str]
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for _ in range(2):  # a second call uses the same folders
+        assert gates(here, *reports) == 0
+        found = {path.name: (path / "of").read_text() for path in (here / "out").iterdir()}
+        assert found == {n: f"{r}\n" for n, r in zip(names, reports, strict=True)}
 
 
 def stub(folder: Path, name: str, answer: str) -> Path:
