@@ -33,7 +33,6 @@ def in_turn(
         loaded: The model.
         progress: Told why nothing is trained, where that is so.
     """
-    options = options.for_model(predicts_tokens=predicts_tokens(loaded.model))
     first = settled(options, loaded, progress)
     if options.kind != "auto":
         return [first]
@@ -44,11 +43,14 @@ def in_turn(
 def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIET) -> HealOptions:
     """The options with ``auto`` made one of the kinds, by the first of several processes.
 
+    A training has the number of tokens that the model's kind is trained on.
+
     Args:
         options: How to heal.
         loaded: The model.
         progress: Told why nothing is trained, where that is so.
     """
+    options = options.for_model(predicts_tokens=predicts_tokens(loaded.model))
     if options.kind != "auto":
         return options
     return Workers().once(lambda: _settled(options, loaded, progress))
@@ -72,7 +74,10 @@ def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> H
 
 
 def _multiplied(model: Any) -> int:
-    """The parameters that each token is multiplied with; a head counts, an embedding doesn't."""
+    """The parameters that a token is multiplied with: all but an encoder's embedding.
+
+    A decoder's embedding counts for its head, which is as large.
+    """
     found: int = model.num_parameters()
     embedding = model.get_input_embeddings()
     return found if predicts_tokens(model) else found - embedding.weight.numel()

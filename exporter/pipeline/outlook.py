@@ -12,6 +12,7 @@ from exporter.choose.budgets.trial_runs import FIRST_SHARE
 from exporter.choose.selection.affordable import SEARCH_S, USUAL_DROPS, search_runs
 from exporter.heal.automatic import USUAL_TIME_S, operations_per_second, settled
 from exporter.heal.options import HealOptions
+from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.texts.self_text import SELF
 from exporter.pipeline.pace import Pace, time_words
 from exporter.pipeline.planning import variant_s
@@ -170,8 +171,10 @@ def say_outlook(run: Run) -> None:
 
 def _affordable_healing(run: Run) -> HealOptions | None:
     """How the first cut is going to be healed; tells why nothing is trained, if that is so."""
-    heal = run.request.heal
-    if heal is None or heal.kind != "auto":
+    if run.request.heal is None:
+        return None
+    heal = run.request.heal.for_model(predicts_tokens=predicts_tokens(run.choosing.model))
+    if heal.kind != "auto":
         return heal
     share = 1.0 if run.request.heals_plan else FIRST_SHARE
     asked = replace(heal, time_s=share * (heal.time_s or USUAL_TIME_S))

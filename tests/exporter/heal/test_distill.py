@@ -539,6 +539,19 @@ def test_what_a_machine_can_not_afford_is_not_trained(
     assert found.tokens == (1000 if kind == "distill" else HealOptions().tokens)
 
 
+@pytest.mark.parametrize(("family", "tokens"), [("llama", 200_000), ("bert", 600_000)])
+@pytest.mark.parametrize("kind", ["auto", "distill"])
+def test_a_training_has_the_tokens_of_its_models_kind(
+    monkeypatch: pytest.MonkeyPatch, family: str, tokens: int, kind: Any
+) -> None:
+    monkeypatch.setattr("exporter.heal.fold.memory.available_bytes", lambda: 1 << 40)
+    monkeypatch.setattr("exporter.heal.automatic._RATES", {"cpu": 1e14, "cuda": 1e14})
+    loaded = tiny_loaded(family)
+    assert settled(HealOptions(kind=kind), loaded).tokens == tokens
+    assert settled(HealOptions(kind=kind, tokens=5), loaded).tokens == 5
+    assert in_turn(HealOptions(kind=kind), loaded)[0].tokens == tokens
+
+
 def test_what_auto_takes_next_is_asked_for_with_options_that_it_has() -> None:
     asked = HealOptions(kind="auto", tokens=1000, replacements="linear", rank=4)
     loaded = tiny_loaded("llama")
