@@ -191,10 +191,10 @@ class TimingOptions(Options):
         "--time-budget",
         section=SPEED,
     )
-    power: OpenShare | None = option(
+    power: Annotated[OpenShare, Field(ge=0.5)] | None = option(
         None,
-        "Measure until a slowdown of --smallest is found in this share of sessions, or the time "
-        "budget is used up.",
+        "Measure until a slowdown of --smallest is found in this share of sessions (50% or more), "
+        "or the time budget is used up.",
         brief="Measure until a slowdown of --smallest is found so surely: 95%",
         section=SPEED,
         rare=True,

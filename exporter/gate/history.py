@@ -39,7 +39,7 @@ from exporter.artifacts import (
 )
 from exporter.errors import ArtifactError
 from exporter.gate.keys import series
-from graph_passes.files.reading import TABLE_BYTES, read_text
+from graph_passes.files.reading import TABLE_BYTES, read_bytes
 
 _MEND = "Mend or remove that line; the others are untouched."
 
@@ -84,11 +84,9 @@ def read_history_file(path: Path) -> HistoryFile:
         ArtifactError: A line can't be read. The text names it.
     """
     try:
-        lines = read_text(path, limit=TABLE_BYTES, named=True).splitlines()
+        lines = read_bytes(path, limit=TABLE_BYTES, named=True).splitlines()
     except FileNotFoundError:
         return HistoryFile()
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is not UTF-8: {error}.", _MEND) from error
     told = {n: _read_line(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line}
     cut_off = [number for number, entry in told.items() if entry is None]
     return HistoryFile([entry for entry in told.values() if entry is not None], cut_off)
@@ -129,12 +127,17 @@ class _Head(BaseModel):
     schema_version: int = SCHEMA_VERSION
 
 
-def _read_line(line: str, where: str) -> HistoryEntry | None:
-    """A run; None where the line ends before it does."""
+def _read_line(line: bytes, where: str) -> HistoryEntry | None:
+    """A run; None where the line ends before it does, perhaps inside a character."""
     try:
-        version = _Head.model_validate_json(line).schema_version
+        text = line.decode()
+        version = _Head.model_validate_json(text).schema_version
         if version <= SCHEMA_VERSION:
-            return HistoryEntry.model_validate_json(line)
+            return HistoryEntry.model_validate_json(text)
+    except UnicodeDecodeError as error:
+        if error.end == len(line) and error.reason == "unexpected end of data":
+            return None
+        raise ArtifactError(f"{where} is not UTF-8: {error}.", _MEND, code="not-utf-8") from error
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid" and "EOF" in first["msg"]:

@@ -103,6 +103,13 @@ def test_more_power_or_time_goes_on_with_what_was_kept_and_other_options_do_not(
     assert own.kept != TimingOptions().kept
 
 
+@pytest.mark.parametrize("power", [0.01, 0.49, 1.0])
+def test_a_power_is_at_least_half(power: float) -> None:
+    with pytest.raises(UsageError):
+        TimingOptions(power=power)
+    assert TimingOptions(power=0.5).goal is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "timing", "names"),
     [

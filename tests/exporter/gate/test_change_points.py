@@ -194,16 +194,17 @@ def test_an_old_step_is_told_and_no_longer_warned_of(tmp_path: Path) -> None:
     assert annotation_lines(found) == []
 
 
-def test_a_line_that_is_cut_off_is_told_and_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [b"", "é".encode()[:1]], ids=["between", "inside-a-character"])
+def test_a_line_that_is_cut_off_is_told_and_stays(tmp_path: Path, end: bytes) -> None:
     path, (first, second) = tmp_path / "history.jsonl", entries(noise(0, 2))
     append(path, first)
-    half = second.model_dump_json()[:50]
-    with path.open("a") as file:
+    half = second.model_dump_json()[:50].encode() + end
+    with path.open("ab") as file:
         file.write(half)
     assert read_history_file(path).cut_off == [2]
     append(path, second)
     assert read_history(path) == [first, second]
-    assert half in path.read_text()
+    assert half in path.read_bytes()
     report = gate_report().write(tmp_path / "report.json")
     notes = run_check(CheckRequest(report, limits=Limits(max_kl=1), history=path))[0].notes
     assert len([note for note in notes if str(path) in note]) == 2  # cut off, another machine's

@@ -190,6 +190,7 @@ def test_a_last_line_without_its_end_is_not_joined(tmp_path: Path) -> None:
         ('{"schema_version": 1}', "broken-line", "$.time: "),
         ("SELF-99", "newer-schema", 99),
         ('{"schema_version": 99, "kept_in_2030": 1}', "newer-schema", 99),
+        ("\udcff{}", "not-utf-8", "0xff"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, code: str, field: object) -> None:
@@ -197,7 +198,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, code: str, field: obj
     good = history(np.zeros((1, 1)))[0].model_dump_json()
     if line == "SELF-99":
         line = good.replace('"schema_version":1', '"schema_version":99')
-    path.write_text(f"{good}\n{line}\n{good}\n")
+    path.write_text(f"{good}\n{line}\n{good}\n", errors="surrogateescape")
     before = path.read_bytes()
     report = gate_report().write(tmp_path / "report.json")
     request = CheckRequest(report=report, limits=Limits(max_kl=1), history=path)
