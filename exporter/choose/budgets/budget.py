@@ -155,7 +155,8 @@ class Floors(Options):
         """The share of the limits that a cut uses up: 0 for none, 1 for all of one of them.
 
         Args:
-            figures: As a plan has them in ``predicted``.
+            figures: As a plan has them in ``predicted``; a correlation that they lack keeps no
+                limit.
         """
         found = [0.0]
         if self.perplexity_increase is not None:
@@ -165,7 +166,7 @@ class Floors(Options):
         if self.embedding_cosine is not None:
             found.append((1 - figures["cosine"]) / (1 - self.embedding_cosine))
         if self.similarity is not None:
-            found.append((1 - figures[SIMILARITY]) / (1 - self.similarity))
+            found.append((1 - figures.get(SIMILARITY, -math.inf)) / (1 - self.similarity))
         return max(found)
 
 

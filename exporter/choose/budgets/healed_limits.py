@@ -98,8 +98,10 @@ def outcome_words(tried: TriedCut, floors: Floors) -> str:
             f"the {_OF_EMBEDDINGS[name]} is {healed[name]:.3f} {by}, 95 % interval down to "
             f"{healed[ENDS[name]]:.3f}, at least {floor:.3f} is asked for"
             for name, floor in asked.items()
-            if floor is not None
+            if floor is not None and name in healed
         ]
+        if floors.similarity is not None and SIMILARITY not in healed:
+            told.append(f"all texts are equally similar {by}, so there is no correlation")
         return "; ".join(told)
     if SAME in healed:
         return (
@@ -172,7 +174,7 @@ def _allowing(tried: TriedCut, floors: Floors) -> str:
         words = [
             f"{option} {max(0.0, tried.healed[ENDS[name]]):.3f}"
             for option, (floor, name) in limits.items()
-            if floor is not None
+            if floor is not None and name in tried.healed
         ]
         return f"{' '.join(words)} would allow it; "
     if SAME in tried.healed:

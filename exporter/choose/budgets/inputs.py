@@ -36,7 +36,7 @@ from exporter.choose.selection.refusals import refuse_another_model
 from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
 from exporter.choose.selection.task_items import TaskParts, part_items, read_tasks, task_parts
 from exporter.compare.tasks.items import TaskItems
-from exporter.errors import BackendError, CostError, UsageError
+from exporter.errors import BackendError, CostError, PlanError, UsageError
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
 from exporter.heal.further import text_behind
@@ -184,11 +184,22 @@ class PlanInputs:
 
         Raises:
             ScoringError: A classifier has no perplexity to keep small.
+            PlanError: Limits after healing are of answers, what is kept small of embeddings, or
+                the other way round: the one doesn't tell which cut may keep the other.
         """
         judged, search = judged_by(self.loaded.model), self.settings.search
         if judged == "classes" and search.objective == "perplexity":
             refuse_headless(self.loaded.model)
-        return search.for_model(embeds=judged == "embeddings")
+        found = search.for_model(embeds=judged == "embeddings")
+        by_embeddings = found.kept_small in OF_EMBEDDINGS
+        if self.settings.limits_healed(self.budget) and by_embeddings != (judged == "embeddings"):
+            raise PlanError(
+                f"--objective {found.kept_small} and the limits on quality of this model, which is "
+                f"judged by its {judged}, don't go together.",
+                "Leave --objective out, or the limits.",
+                code="other-objective",
+            )
+        return found
 
     @property
     def embeds(self) -> bool:

@@ -20,7 +20,7 @@ from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.ladder import ENDS, Rung, rung_of
 from exporter.choose.budgets.text import passages_to_show
 from exporter.cut.branch_replacements import branch_replacements_of
-from exporter.errors import HealingError
+from exporter.errors import CalibrationError, HealingError
 from exporter.heal.automatic import (
     USUAL_TIME_S,
     operations_per_second,
@@ -44,6 +44,8 @@ from graph_passes.replacements import array_of
 
 JUDGED = 16
 """Samples of each text that judge, at most, beside those that a healing holds out anyway."""
+_FEWEST_OF_PAIRS = 3
+"""Texts: two of them make a single pair, which has no correlation."""
 FEWEST_SEEN = 4
 """Samples on which a healed cut may be given up."""
 _SHORTEST_S = 30.0
@@ -163,9 +165,13 @@ class TrialRuns:
 
     @cached_property
     def texts(self) -> HealingTexts:
-        """What is fitted on, stopped by and judged on: the same for all cuts."""
+        """What is fitted on, stopped by and judged on: the same for all cuts.
+
+        Raises:
+            CalibrationError: Too few texts judge for the limits, or a text is too short.
+        """
         judged = min(JUDGED, self._options.samples or JUDGED)
-        return healing_texts(
+        found = healing_texts(
             self._loaded,
             self.first,
             self._progress,
@@ -173,6 +179,15 @@ class TrialRuns:
             chosen_on=self._chosen_on,
             passages=passages_to_show(self._floors, self._loaded.model),
         )
+        judging = found.halves[1]
+        if self._floors.similarity is not None and len(judging.input_ids) < _FEWEST_OF_PAIRS:
+            raise CalibrationError(
+                f"{len(judging.input_ids)} texts of {judging.ref.source} judge the healed cut; "
+                f"--min-similarity compares pairs and needs {_FEWEST_OF_PAIRS} texts or more.",
+                "Give a --calibration with more paragraphs.",
+                code="too-few-pairs",
+            )
+        return found
 
     def run(self, number: int, plan: PruningPlan) -> Rung:
         """Heals a cut and measures it, or takes what an earlier call has left.
@@ -353,10 +368,11 @@ def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
             {"kl": dropped, "top1_agreement": measured.dropped_same},
             {"kl": healed, "top1_agreement": measured.healed_same},
         )
-    before, after = measured.dropped_correlation, measured.healed_correlation
     bare, found = {"cosine": measured.dropped}, {"cosine": measured.healed}
-    if before is not None and after is not None:
-        bare[SIMILARITY], found[SIMILARITY] = before, after
+    if measured.dropped_correlation is not None:
+        bare[SIMILARITY] = measured.dropped_correlation
+    if measured.healed_correlation is not None:
+        found[SIMILARITY] = measured.healed_correlation
     return bare, found
 
 

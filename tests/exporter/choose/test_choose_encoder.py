@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.text import parted
+from exporter.choose.budgets.trial_runs import TrialRuns
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.evaluation import tokenize_passages
-from exporter.errors import PlanError, ScoringError, UnmetGoalError
+from exporter.errors import CalibrationError, PlanError, ScoringError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.embeddings import TEXTS_TOGETHER, EmbeddingMeter
@@ -205,8 +207,8 @@ def of_classifier(report: ImportanceReport, tmp_path: Path) -> Any:
     )
     its = report.model_copy(update={"model": loaded.ref})
 
-    def made(budget: Budget, **options: Any) -> tuple[Any, Planner]:
-        settings = PlanSettings(SearchOptions(search="greedy", **options))
+    def made(budget: Budget, heal: Any = None, **options: Any) -> tuple[Any, Planner]:
+        settings = PlanSettings(SearchOptions(search="greedy", **options), heal)
         return loaded, Planner(its, lambda: loaded, budget, settings, work=Workplace(tmp_path))
 
     return made
@@ -300,6 +302,45 @@ def test_a_healed_encoder_is_held_by_its_embeddings(planner: Any) -> None:
     assert found.plan.predicted["cosine"] == found.plan.tried[-1].healed["cosine"]
     with raises(UnmetGoalError, "nothing-within-limits", "--min-embedding-cosine"):
         planner(Budget(floors=Floors(embedding_cosine=0.999999)), "greedy", heal=heal).plan()
+
+
+@pytest.mark.parametrize(("paragraphs", "code"), [(12, "too-few-pairs"), (40, None)])
+def test_a_healed_correlation_is_judged_on_three_texts_or_more(
+    loaded: Any, tmp_path: Path, paragraphs: int, code: str | None
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n\n".join(" ".join(f"w{n + i}" for i in range(14)) for n in range(paragraphs))
+    )
+    heal = HealOptions(
+        kind="fold", calibration=(str(text),), samples=20, sequence_length=40, check_text="none"
+    )
+    runs = TrialRuns(loaded, heal, Floors(similarity=0.5), tmp_path / FOLDER)
+    if code is None:
+        assert len(runs.texts.halves[1].input_ids) >= 3
+    else:
+        with raises(CalibrationError, code, "--min-similarity"):
+            _ = runs.texts
+    assert TrialRuns(loaded, heal, Floors(embedding_cosine=0.5), tmp_path / FOLDER).texts
+
+
+def test_what_has_no_correlation_keeps_no_limit_on_it() -> None:
+    assert Floors(similarity=0.5).used_up({"cosine": 1.0}) == math.inf
+    assert Floors(embedding_cosine=0.5).used_up({"cosine": 1.0}) == 0.0
+
+
+def test_limits_of_answers_are_not_searched_for_by_embeddings(
+    planner: Any, of_classifier: Any
+) -> None:
+    heal = HealOptions(kind="fold", samples=20, sequence_length=40)
+    limit = Budget(floors=Floors(top1_agreement=0.2))
+    for objective in ("cosine", "similarity"):
+        with raises(PlanError, "other-objective", "--objective"):
+            of_classifier(limit, heal=heal, objective=objective)[1].plan()
+    with raises(PlanError, "other-objective", "--objective"):
+        limit = Budget(floors=Floors(embedding_cosine=0.2))
+        planner(limit, "greedy", options={"objective": "kl"}, heal=heal).plan()
+    assert of_classifier(Budget(joint=1), objective="cosine")[1].plan().plan.deletions
 
 
 def test_an_export_refuses_such_limits_before_it_scores() -> None:
