@@ -62,7 +62,8 @@ test-optimum: .venv-optimum/test.done
 
 # What would make all tiers take more than a quarter of an hour on two cores.
 test-long: .venv/test.done .venv-optimum/test.done
-	.venv/bin/python $(PYTEST) -m "long and not optimum" --require torch --require real_model
+	.venv/bin/python $(PYTEST) -m "long and not optimum" \
+	  --require torch --require real_model --require genai --require rtx --require cluster
 	.venv-optimum/bin/python $(PYTEST) -m "long and optimum" --require optimum
 
 lint: .venv/test.done

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,9 @@ from exporter.artifacts import ComparisonReport, PruningPlan
 from exporter.cli import cli
 from exporter.cli.command import SchemaCommand
 from exporter.cli.export import ExportCall
+from tests.samples.running import SAMPLES, run_sample
 
-SAMPLE = Path(__file__).parents[2] / "samples" / "01_quickstart" / "run.sh"
+SAMPLE = SAMPLES / "01_quickstart" / "run.sh"
 SMALL = [
     *("--drop-attn", "1", "--threads", "1", "--samples", "24", "--sequence-length", "16"),
     *("--prefill", "8", "--rounds", "2", "--eval-tokens", "64"),
@@ -37,21 +35,15 @@ def test_the_quick_demo_asks_for_the_same_cut_and_trains_nothing() -> None:
     assert quick.heal.calibration == full.heal.calibration
 
 
-@pytest.mark.long
 @pytest.mark.torch
 def test_the_demo_puts_both_cuts_in_one_table(tmp_path: Path) -> None:
     from tests.exporter.tiny_lm import write_llama_folder
 
     write_llama_folder(tmp_path / "model")
-    out, path = (
-        tmp_path / "out",
-        os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    )
-    asked = {"MODEL": str(tmp_path / "model"), "PAPER": "1"}
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": path}
-    done = subprocess.run(
-        ["sh", SAMPLE, out, *SMALL], env={**os.environ, **asked, **cache},
-        capture_output=True, text=True, check=False,
+    out = tmp_path / "out"
+    done = run_sample(
+        tmp_path, "01_quickstart/run.sh", out, *SMALL,
+        MODEL=str(tmp_path / "model"), PAPER="1", XDG_CACHE_HOME=str(tmp_path / "cache"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = ComparisonReport.read(out / "report.json")

@@ -30,7 +30,7 @@ from exporter.pipeline.request import DropRequest
 from exporter.pipeline.streaming import going_on
 from tests.raising import raises
 
-pytestmark = [pytest.mark.torch, pytest.mark.long]
+pytestmark = pytest.mark.torch
 
 __all__ = ["checkpoint", "own_cache"]  # fixtures
 SHORT = ("--samples", "4", "--sequence-length", "16", "--batch-size", "2", "--drop-attn", "1")
@@ -87,6 +87,7 @@ def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return out, first, kept, second, read[:before], read[before:]
 
 
+@pytest.mark.long
 def test_it_writes_both_models_and_no_report(walked: Any) -> None:
     out, _, _, second, *_ = walked
     assert second.exit_code == 0, second.stderr
@@ -101,12 +102,14 @@ def test_it_writes_both_models_and_no_report(walked: Any) -> None:
     assert PruneReport.read(out / "prune.json").verification.passed
 
 
+@pytest.mark.long
 def test_both_are_held_against_pytorch(walked: Any) -> None:
     told = walked[3].stderr
     assert "baseline against PyTorch, decode, logits: holds" in told
     assert "candidate against PyTorch with the same modules skipped, decode, logits: holds" in told
 
 
+@pytest.mark.long
 def test_what_was_written_before_the_failure_is_not_read_again(walked: Any) -> None:
     out, first, kept, _, before, after = walked
     assert first.exit_code == 2
@@ -187,6 +190,7 @@ def test_bfloat16_without_memory_for_its_check_is_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_report_of_other_models_goes(walked: Any, checkpoint: Path) -> None:
     """The last one: it changes the folder."""
     from exporter.pipeline.road import write_models
