@@ -6,12 +6,13 @@ change is told whether it is limited or not, and so is a change of time without 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from exporter.artifacts import Arm, Check, ComparisonReport, WorkChange, WorkFigure
+from exporter.artifacts import Arm, Check, ComparisonReport, GraphWork, WorkChange, WorkFigure
 from exporter.errors import RegressionError
 from exporter.gate.limits import Limits
 from exporter.gate.verdicts import CheckedValue, checked
+from exporter.report.words import WORK
 
 _LIMITS: dict[WorkFigure, str] = {
     "nodes": "max_node_increase",
@@ -22,6 +23,8 @@ _LIMITS: dict[WorkFigure, str] = {
     "engine_layers": "max_layer_increase",
     "scratch_bytes": "max_scratch_increase",
 }
+_SUMS: tuple[WorkFigure, ...] = ("weight_bytes", "cache_bytes", "prompt_macs", "step_macs")
+"""What lacks the share of nodes that aren't counted."""
 _OF_PROMPTS_TOO = "step_macs"  # of a graph without steps the same limit holds for prompts alone
 
 
@@ -63,9 +66,32 @@ def _check(figure: WorkFigure, name: str, before: Arm, after: Arm, limit: float)
         )
     value = new / old if old else 1.0 if not new else float("inf")
     unit = "bytes" if figure.endswith("bytes") else ""
-    return checked(
+    found = checked(
         CheckedValue(figure, "candidate", unit, before=old, after=new, value=value), 1 + limit
     )
+    return _doubted(found, _uncounted(before, after)) if figure in _SUMS else found
+
+
+def _doubted(found: Check, uncounted: dict[str, tuple[int, int]]) -> Check:
+    """A sum may have grown, or shrunk, by nodes that only one of the two reports counts."""
+    grown = found.verdict == "regressed"
+    if not any((new < old) if grown else (new > old) for old, new in uncounted.values()):
+        return found
+    reason = f"Other nodes are not counted than before: {_uncounted_words(uncounted)}."
+    return found.model_copy(update={"verdict": "inconclusive", "reason": reason})
+
+
+def _uncounted(before: Arm, after: Arm) -> dict[str, tuple[int, int]]:
+    """By operator, how many nodes weren't counted and aren't now, where that differs."""
+    if before.work is None or after.work is None:
+        return {}
+    old, new = before.work.uncounted, after.work.uncounted
+    pairs = {kind: (old.get(kind, 0), new.get(kind, 0)) for kind in sorted({*old, *new})}
+    return {kind: pair for kind, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _uncounted_words(uncounted: dict[str, tuple[int, int]]) -> str:
+    return ", ".join(f"{kind} {old} before, {new} now" for kind, (old, new) in uncounted.items())
 
 
 def work_changes(report: ComparisonReport, baseline: ComparisonReport | None) -> list[WorkChange]:
@@ -97,14 +123,32 @@ def _kinds(before: Arm, after: Arm) -> dict[str, int]:
 def work_notes(
     report: ComparisonReport, baseline: ComparisonReport | None, checks: Iterable[Check]
 ) -> list[str]:
-    """A change of time without one of the graph, and the other way round."""
+    """What can't be compared, and a change of time without one of the graph or the reverse."""
     if baseline is None:
         return []
-    before, after = baseline.arms.candidate.work, report.arms.candidate.work
+    before, after = baseline.arms.candidate, report.arms.candidate
+    return [*_not_compared(before, after), *_times_beside(before.work, after.work, checks)]
+
+
+def _not_compared(before: Arm, after: Arm) -> Iterator[str]:
+    """Figures that one report lacks, and nodes that are in the sums of one report alone."""
+    old, new = before.counted, after.counted
+    for owner, mine, other in (("the baseline", old, new), ("this report", new, old)):
+        if names := [WORK[figure] for figure in mine if figure not in other]:
+            yield f"Only {owner} has figures for: {', '.join(names)}."
+    if uncounted := _uncounted(before, after):
+        yield f"Not counted, so in no sum: {_uncounted_words(uncounted)}."
+
+
+def _times_beside(
+    before: GraphWork | None, after: GraphWork | None, checks: Iterable[Check]
+) -> list[str]:
+    """A change of time without one of the graph, and the other way round."""
     if before is None or after is None:
         return []
     times = [one for one in checks if one.quantity == "time"]
-    if (before.nodes, before.figures) != (after.nodes, after.figures):
+    old, new = ((work.nodes, work.figures, work.uncounted) for work in (before, after))
+    if old != new:
         still = times and all(one.verdict == "within_limit" for one in times)
         return ["The graph has changed, and no time has left its limit."] if still else []
     return [_same_graph(one) for one in times if one.verdict in ("regressed", "improved")]

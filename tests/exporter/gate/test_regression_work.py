@@ -128,6 +128,39 @@ def test_another_engine_of_the_same_graph_is_no_change_of_the_graph(ms: float, c
     assert len(found.notes) - len(against(old, old).notes) == count
 
 
+NOT_COUNTED = {"QMoE": 30}
+
+
+@pytest.mark.parametrize(
+    ("macs", "before", "after", "verdict"),
+    [
+        (80_000, {}, NOT_COUNTED, "inconclusive"),
+        (80_000, NOT_COUNTED, NOT_COUNTED, "improved"),
+        (80_000, NOT_COUNTED, {"QMoE": 22}, "improved"),  # fewer nodes hide no growth
+        (99_000, NOT_COUNTED, {}, "inconclusive"),
+        (99_000, {}, NOT_COUNTED, "regressed"),
+        (80_000, NOT_COUNTED, {"QMoE": 22, "If": 1}, "inconclusive"),
+    ],
+)
+def test_a_sum_has_no_verdict_that_uncounted_nodes_may_hide(
+    macs: int, before: dict[str, int], after: dict[str, int], verdict: str
+) -> None:
+    old, new = report(work(uncounted=before)), report(work(prompt_macs=macs, uncounted=after))
+    limits = Limits(max_mac_increase=0.0, max_node_increase=0.0)
+    told = {one.quantity: one.verdict for one in against(new, old, limits).checks}
+    assert (told["prompt_macs"], told["nodes"]) == (verdict, "within_limit")
+
+
+def test_what_can_t_be_compared_is_told() -> None:
+    plain = report(work())
+    fewer = report(work(step_past=None, step_macs=None, cache_bytes=None))
+    for old, new in ((report(None), plain), (plain, fewer), (fewer, plain)):
+        assert len(against(new, old, Limits(max_kl=1.0)).notes) == 1
+    (note,) = against(report(work(uncounted=NOT_COUNTED)), plain, Limits(max_kl=1.0)).notes
+    assert "QMoE" in note
+    assert not against(plain, plain, Limits(max_kl=1.0)).notes
+
+
 def test_a_figure_that_was_0_is_told_by_its_number() -> None:
     old, new = report(work(cache_bytes=0)), report(work(cache_bytes=3456))
     (one,) = against(new, old, Limits(max_cache_read_increase=0.5)).checks
