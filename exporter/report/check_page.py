@@ -116,8 +116,7 @@ def history_grid(found: CheckReport) -> Grid:
             curve.values[first:], places, least=0.0 if curve.counted else _LEAST_RANGE
         )
         steps = [
-            f"{step_words(point) if not curve.counted else f'{100 * (point.size - 1):+.3g} %'} "
-            f"from {run_name(point.commit, point.time)} on"
+            f"{step_words(curve, point)} from {run_name(point.commit, point.time)} on"
             for point in curve.points
         ]
         rows.append([curve_name(curve), drawn, "; ".join(steps) or "none"])

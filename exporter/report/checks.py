@@ -126,14 +126,17 @@ def curve_name(curve: HistoryCurve) -> str:
 def point_sentence(curve: HistoryCurve, point: ChangePoint) -> str:
     """A step in one line: from which run on, and by how much."""
     run = f"run {point.run + 1} of {len(curve.runs)} ({run_name(point.commit, point.time)})"
+    return f"{curve_name(curve)}: {step_words(curve, point)} from {run} on."
+
+
+def step_words(curve: HistoryCurve, point: ChangePoint) -> str:
+    """``3.1 % slower [2.0, 4.2]``, where the interval has the sign of the change.
+
+    Of a counted figure ``100 before, 101``: it may have been 0.
+    """
     if curve.counted:
         before, after = (f"{curve.values[n]:,.0f}" for n in (point.run - 1, point.run))
-        return f"{curve_name(curve)}: {before} before, {after} from {run} on."
-    return f"{curve_name(curve)}: {step_words(point)} from {run} on."
-
-
-def step_words(point: ChangePoint) -> str:
-    """``3.1 % slower [2.0, 4.2]``; the interval has the sign of the change."""
+        return f"{before} before, {after}"
     slower = point.size > 1
     sign = 1 if slower else -1
     ends = sorted(sign * 100 * (bound - 1) for bound in point.ci95 or ())

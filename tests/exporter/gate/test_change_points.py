@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.artifacts import CheckReport, HistoryEntry, HistoryRow
+from exporter.artifacts import Arms, CheckReport, HistoryEntry, HistoryRow
 from exporter.gate.change_points import FEWEST, steps
 from exporter.gate.curves import ALL_SHAPES, curves
 from exporter.gate.gate import check
 from exporter.gate.history import append, entry_of, read_history, read_history_file
 from exporter.gate.limits import Limits
 from exporter.gate.request import CheckRequest, run_check
+from exporter.report.check_page import history_grid
 from exporter.report.ci import Checked, comment, page
 from exporter.report.ci.github import annotation_lines
 from exporter.report.sparkline import sparkline
-from tests.made_reports import gate_report, gate_row
+from tests.made_reports import gate_arm, gate_report, gate_row
 
 SERIES, NOISE, RUNS = "s" * 64, 0.02, 60
 
@@ -150,6 +151,47 @@ def test_a_counted_figure_steps_where_it_changes_and_has_no_curve_else() -> None
     (counted,) = [curve for curve in found if curve.counted]
     assert (counted.subject, [point.run for point in counted.points]) == ("nodes", [10])
     assert counted.points[0].size == pytest.approx(1.01)
+
+
+@pytest.mark.parametrize("before", [0, 1_000])
+def test_a_counted_figure_s_step_is_told_by_both_numbers(before: int) -> None:
+    counts = [before] * 10 + [3_456] * 50
+    found = check(gate_report(), Limits(max_kl=1)).model_copy(
+        update={"curves": curves(entries(noise(1), cache_bytes=counts), SERIES)}
+    )
+    (told,) = [row[-1] for row in history_grid(found).rows if row[-1] != "none"]
+    assert told.startswith(f"{before:,} ")
+    assert "3,456" in told
+    assert "inf" not in comment.render(Checked(found, gate_report()))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("cand/model.onnx", "cand"),
+        ("work/build-a/candidate/model.onnx", "build-a"),
+        ("build-a/candidate/onnx/model.onnx", "build-a"),
+        ("model.onnx", "model.onnx"),
+    ],
+)
+def test_a_comment_is_named_by_the_folder_of_its_own(path: str, name: str) -> None:
+    arms = Arms(baseline=gate_arm("base"), candidate=gate_arm("cand", path=path))
+    report = gate_report(arms=arms)
+    _, title, *_ = comment.render(Checked(check(report, Limits(max_kl=1)), report)).splitlines()
+    assert title.endswith(f": {name}")
+
+
+def test_two_cuts_of_one_model_have_a_comment_each() -> None:
+    reports = [
+        gate_report(arms=Arms(baseline=gate_arm(base), candidate=gate_arm("cand", path=path)))
+        for base, path in [("base", "a/m.onnx"), ("base", "b/m.onnx"), ("other", "a/m.onnx")]
+    ]
+    marks = [
+        comment.render(Checked(check(report, Limits(max_kl=1)), report)).splitlines()[0]
+        for report in [*reports, reports[0]]
+    ]
+    assert len(set(marks)) == 3
+    assert marks[0] == marks[3]
 
 
 def checked_history(tmp_path: Path, slower: int) -> tuple[CheckReport, Path]:
