@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +14,9 @@ import pytest
 from exporter.errors import HealingError
 from tests.raising import raises
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from exporter.heal.distill.workers import Workers
+from exporter.heal.distill.workers import Workers  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -43,3 +48,38 @@ def test_the_others_end_with_the_first() -> None:
         Other().once(lambda: pytest.fail("only the first makes it"))
     failing = False
     assert Other().once(lambda: pytest.fail("only the first makes it")) == 5
+
+
+def _exchange(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    workers, mean = Workers(), torch.tensor([2.0 * rank, 4.0])
+    workers.average([mean])
+    told = [
+        workers.count, mean.tolist(), list(workers.share("abc")), workers.from_first(rank),
+        workers.once(lambda: f"made by {rank}"),
+    ]  # fmt: skip
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+def test_two_processes_exchange_what_they_have(tmp_path: Path) -> None:
+    """Forked, since importing PyTorch takes seconds; `long` has a whole training."""
+    import accelerate.utils  # noqa: F401  # once for both
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    forked = multiprocessing.get_context("fork")
+    both = [forked.Process(target=_exchange, args=(n, port, tmp_path)) for n in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in both] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
+    assert first == [2, [1.0, 4.0], ["a", "c"], 0, "made by 0"]
+    assert second == [2, [1.0, 4.0], ["b"], 0, "made by 0"]
