@@ -133,8 +133,8 @@ class ComparisonError(DepthcutError):
     """Two arms can't be compared: other inputs, vocabularies or texts."""
 
 
-class UntrustedMachineError(ComparisonError):
-    """The machine takes so much from a measurement that it can't tell: times were not taken."""
+class DisturbedMachineError(ComparisonError):
+    """A quota or other virtual machines take so much CPU time that times tell nothing."""
 
 
 class CostError(DepthcutError):

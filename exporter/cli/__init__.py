@@ -19,10 +19,10 @@ from exporter.cli.console import ConsoleProgress, echo
 from exporter.errors import (
     FULL_DISK,
     DepthcutError,
+    DisturbedMachineError,
     SweepError,
     UndecidedGoalError,
     UnmetGoalError,
-    UntrustedMachineError,
     UsageError,
     first_line,
     panics_as_errors,
@@ -160,7 +160,7 @@ def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
     except UnmetGoalError as error:
         undecided = isinstance(error, UndecidedGoalError)
         return _fail(progress, str(error), UNDECIDED if undecided else NO)
-    except UntrustedMachineError as error:
+    except DisturbedMachineError as error:
         return _fail(progress, str(error), UNDECIDED)
     except DepthcutError as error:
         return _fail(progress, str(error))

@@ -22,7 +22,7 @@ from exporter.engines.inputs import has_cache, whole_phase
 from exporter.engines.machine_watch import MachineWatch, doubt
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
-from exporter.errors import ComparisonError, UntrustedMachineError
+from exporter.errors import ComparisonError, DisturbedMachineError
 from exporter.processes import cpu_times, other_cpu_share
 from exporter.report.sections.machine import machine_remarks
 
@@ -75,6 +75,7 @@ class _TimingSession:
         self._throttle = ThrottleCounts()
         self._watch = watch
         self._machine = MachineWatch(pair.baseline.runner.threads)
+        self._warned = False
         self._look()
 
     def measure(
@@ -129,13 +130,16 @@ class _TimingSession:
         state = machine_state(seconds, self._throttle, self._watch, self._machine)
         self.timed.states.append(state)
         reason = doubt(self.timed.states)
-        if reason and self._pair.options.timing.untrusted == "end":
-            raise UntrustedMachineError(
-                f"Times can't be trusted here: {reason}.",
-                "Measure on a quieter machine, or with --untrusted tell to go on; what was timed "
-                "is kept in the output folder.",
-                code="untrusted-machine",
+        if reason and self._pair.options.timing.on_disturbance == "stop":
+            raise DisturbedMachineError(
+                f"The measurement is disturbed: {reason}.",
+                "Measure on a quieter machine, or with --on-disturbance warn to go on; what was "
+                "timed is kept in the output folder.",
+                code="disturbed-machine",
             )
+        if reason and not self._warned:
+            self._pair.progress.say(f"time: the measurement is disturbed: {reason}")
+            self._warned = True
 
 
 def _load(arms: Mapping[str, DecoderArm]) -> None:

@@ -211,9 +211,9 @@ class TimingOptions(Options):
         section=SPEED,
         rare=True,
     )
-    untrusted: Literal["end", "tell"] = option(
-        "end",
-        "What is done where a quota or other virtual machines take much of the CPU time.",
+    on_disturbance: Literal["stop", "warn"] = option(
+        "stop",
+        "What to do if a CPU quota or other virtual machines take much of the CPU time.",
         section=SPEED,
         rare=True,
     )
@@ -239,7 +239,7 @@ class TimingOptions(Options):
         With a power to reach, neither that nor the limit of time: more of both goes on.
         """
         changing = {"time_budget_s", "power", "smallest"} if self.power is not None else set()
-        changing |= {"untrusted"}
+        changing |= {"on_disturbance"}
         told = {name: value for name, value in vars(self).items() if name not in changing}
         return told if self.power is None else {**told, "power": True}
 

@@ -1,4 +1,4 @@
-"""The companion of time: what is counted of a graph, exact on every machine, and of its engine.
+"""Counted figures beside times: of a graph, exact on every machine, and of its engine.
 
 An engine's builder chooses by times and by the card: its figures can differ with the same graph. A
 change is told whether it is limited or not, and so is a change of time without one.

@@ -21,10 +21,15 @@ on_github() {
 
 on_gitlab() {
   notes="$CI_API_V4_URL/projects/$CI_PROJECT_ID/merge_requests/$CI_MERGE_REQUEST_IID/notes"
-  id=$(curl -fsS -H "PRIVATE-TOKEN: $DEPTHCUT_COMMENT_TOKEN" "$notes?per_page=100" |
-    MARK=$2 python3 -c 'import json, os, sys
+  id='' page=1 found=''
+  while [ -z "$id" ] && [ "$found" != "[]" ]; do
+    found=$(curl -fsS -H "PRIVATE-TOKEN: $DEPTHCUT_COMMENT_TOKEN" \
+      "$notes?per_page=100&page=$page")
+    id=$(printf '%s' "$found" | MARK=$2 python3 -c 'import json, os, sys
 found = [n["id"] for n in json.load(sys.stdin) if n["body"].startswith(os.environ["MARK"])]
 print(*found[:1])')
+    page=$((page + 1))
+  done
   if [ -n "$id" ]; then method=PUT place=$notes/$id; else method=POST place=$notes; fi
   curl -fsS -o /dev/null -X "$method" -H "PRIVATE-TOKEN: $DEPTHCUT_COMMENT_TOKEN" \
     --data-urlencode "body@$1" "$place"

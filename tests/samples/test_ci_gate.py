@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -114,16 +115,18 @@ def test_each_report_has_a_folder_of_its_own_name(
         assert found == {n: f"{r}\n" for n, r in zip(names, reports, strict=True)}
 
 
-def stub(folder: Path, name: str, answer: str) -> Path:
-    """A command that notes its arguments, and answers where it is asked for what there is."""
+def stub(folder: Path, name: str, *pages: str) -> Path:
+    """A command that notes its arguments, and answers these pages where it is asked for some."""
     log, command = folder / f"{name}.log", folder / "bin" / name
     command.parent.mkdir(exist_ok=True)
     command.write_text(
-        f'#!/bin/sh\necho "$*" >> {log}\ncase "$*" in *--paginate*|*per_page*) '
-        f"cat {folder}/answer;; esac\n"
+        f'#!/bin/sh\necho "$*" >> {log}\nall=$*\ncase "$all" in\n'
+        f"*--paginate*) cat {folder}/page-*;;\n"
+        f'*"&page="*) cat "{folder}/page-${{all##*&page=}}" 2>/dev/null || echo "[]";;\nesac\n'
     )
     command.chmod(0o755)
-    (folder / "answer").write_text(answer)
+    for number, page in enumerate(pages, 1):
+        (folder / f"page-{number}").write_text(page)
     return log
 
 
@@ -137,29 +140,33 @@ HOSTS = {
 }  # fmt: skip
 
 
+def notes(count: int, *last: str) -> str:
+    """GitLab's answer: so many notes of others, and this one."""
+    bodies = ["x"] * count + list(last)
+    return json.dumps([{"id": number, "body": body} for number, body in enumerate(bodies)])
+
+
 @pytest.mark.parametrize(
-    ("host", "answer", "method", "place"),
+    ("host", "pages", "method", "place"),
     [
-        ("gh", "", "POST", "issues/7/comments"),
-        ("gh", "42", "PATCH", "issues/comments/42"),
-        ("curl", "[]", "POST", "merge_requests/7/notes"),
-        (
-            "curl",
-            f'[{{"id": 41, "body": "x"}}, {{"id": 42, "body": "{MARK} y"}}]',
-            "PUT",
-            "notes/42",
-        ),
+        ("gh", ("",), "POST", "issues/7/comments"),
+        ("gh", ("42",), "PATCH", "issues/comments/42"),
+        ("curl", (), "POST", "merge_requests/7/notes"),
+        ("curl", (notes(100), notes(100), notes(3)), "POST", "merge_requests/7/notes"),
+        ("curl", (notes(42, f"{MARK} y"),), "PUT", "notes/42"),
+        ("curl", (notes(100), notes(42, f"{MARK} y")), "PUT", "notes/42"),
     ],
 )
 def test_a_comment_is_written_over_the_one_of_the_same_model(
-    tmp_path: Path, host: str, answer: str, method: str, place: str
+    tmp_path: Path, host: str, pages: tuple[str, ...], method: str, place: str
 ) -> None:
-    log = stub(tmp_path, host, answer)
+    log = stub(tmp_path, host, *pages)
     file = tmp_path / "comment.md"
     file.write_text(f"{MARK}\n$(touch {tmp_path}/run) `id`\n")
     env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", **HOSTS[host]}
     subprocess.run(["sh", SAMPLE / "comment.sh", file], env=env, check=True)
-    _, written = log.read_text().splitlines()
+    *asked, written = log.read_text().splitlines()
+    assert 1 <= len(asked) <= len(pages) + 1
     assert f" {method} " in written
     assert place in written
     assert f"body@{file}" in written or f"body=@{file}" in written
@@ -167,7 +174,7 @@ def test_a_comment_is_written_over_the_one_of_the_same_model(
 
 
 def test_what_is_no_comment_is_not_written(tmp_path: Path) -> None:
-    log, file = stub(tmp_path, "gh", ""), tmp_path / "comment.md"
+    log, file = stub(tmp_path, "gh"), tmp_path / "comment.md"
     file.write_text("# anything\n")
     env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", **HOSTS["gh"]}
     done = subprocess.run(["sh", SAMPLE / "comment.sh", file], env=env, check=False)

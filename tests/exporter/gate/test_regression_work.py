@@ -1,4 +1,4 @@
-"""The companion of time: counted figures in checks, history and what CI systems are told."""
+"""Counted figures beside times: in checks, in the history and in what CI systems are told."""
 
 from __future__ import annotations
 
