@@ -6,7 +6,7 @@ times and says on what text the models were judged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from exporter.artifacts import (
     PlanParts,
     ThreadProbe,
 )
-from exporter.artifacts.plans.origin import noted_texts
 from exporter.artifacts.store import Store
 from exporter.compare.accuracy import AccuracyResult, measure_accuracy
 from exporter.compare.arms import Pair
 from exporter.compare.encoder_decoder.session import compare_stacks, refuse_beside_stacks
 from exporter.compare.imported import compare_times
+from exporter.compare.judged_texts import decided_on, evaluation_texts, refuse_noted
 from exporter.compare.kept import open_store
 from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
 from exporter.compare.latency import time_all
@@ -38,7 +38,7 @@ from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
 from exporter.errors import ComparisonError
 from exporter.models.encoder_decoder_folder import holds_stacks
-from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
+from exporter.models.texts.sources import TextSource
 from exporter.progress import QUIET, Progress
 
 
@@ -113,7 +113,7 @@ def compare(
     further = _Further(references, also, floats, onnx)
     pair = _open((baseline, candidate), options, further, progress)
     for text in texts:
-        _refuse_noted(text, pair)
+        refuse_noted(text, pair.candidate.facts.metadata)
     known = _Known(list(parity), list(plan) or pair.dropped(), calibration, parts)
     if not pair.runs:
         return _described(pair, known)
@@ -154,47 +154,6 @@ def _open(
     refuse_no_grid(pair)
     pair.refuse_foreign_inputs()
     return pair
-
-
-def evaluation_texts(
-    options: CompareOptions, decided: Mapping[str, Iterable[TextSource | CalibrationRef]]
-) -> list[TextSource]:
-    """The texts that the arms are judged on, which are never such that anything was decided by.
-
-    Args:
-        options: Which texts.
-        decided: Other texts, by what was decided by them, in words.
-
-    Returns:
-        The text, and that of another domain if one was asked for.
-
-    Raises:
-        ComparisonError: One is one of them, or both are the same.
-        TextSourceError: When one can't be read.
-    """
-    judged = [read_texts(spec, part="evaluation") for spec in options.texts]
-    for text, option in zip(judged, ("--eval-text", "--other-text"), strict=False):
-        for what, others in decided.items():
-            refuse_same_text(text, others, what, f"Name another text with {option}.")
-    for other in judged[1:]:
-        hint = "Name another text with --other-text."
-        refuse_same_text(other, judged[:1], "what both models are judged on already", hint)
-    return judged
-
-
-def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
-    """The texts that a plan was made by, for :func:`evaluation_texts`."""
-    return {f"what the plan was {role} on": refs for role, refs in parts.decided.items()}
-
-
-def _refuse_noted(judged: TextSource, pair: Pair) -> None:
-    for role, digests in noted_texts(pair.candidate.facts.metadata).items():
-        if judged.sha256 in digests:
-            raise ComparisonError(
-                f"{judged.source} is what the candidate's plan was {role} on, as its file notes.",
-                "Name another text with --eval-text.",
-                code="same-text",
-            )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.task_items import part_items, read_tasks
+from exporter.compare.judged_texts import decided_on, evaluation_texts
 from exporter.compare.prompts import questions
-from exporter.compare.session import decided_on, evaluation_texts
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable

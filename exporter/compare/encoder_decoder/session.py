@@ -27,6 +27,7 @@ from exporter.artifacts.store import Store
 from exporter.compare.encoder_decoder.answers import Judged, judge_answers
 from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
 from exporter.compare.generating import GenerationCell
+from exporter.compare.judged_texts import decided_on, refuse_noted
 from exporter.compare.kept import store_of
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
@@ -76,7 +77,8 @@ def compare_stacks(
         options: How to measure.
         parity: Checks that were made elsewhere, for the report.
         dropped: By default what the candidate's metadata say.
-        parts: The texts that the plan was made by, for the report.
+        parts: The texts that the plan was made by; the evaluation text must be another. What the
+            candidate's metadata say of them is heeded, too.
         calibration: What the scores rest on; the evaluation text must be another.
         resume: A folder where times are kept as they come; see
             :func:`exporter.compare.session.compare`.
@@ -84,14 +86,16 @@ def compare_stacks(
 
     Raises:
         OptionError: An option is for other models.
-        ComparisonError: The evaluation text is that of the scores, or logits aren't finite.
+        ComparisonError: The evaluation text is that of the scores or of the plan, or logits
+            aren't finite.
         DepthcutError: A file can't be read, or a run fails.
     """
     options = options or CompareOptions()
     refuse_of_one_graph(options)
     folders = {"baseline": StackFolder(baseline), "candidate": StackFolder(candidate)}
     reader = reader_of(folders["baseline"])
-    pairs = _pairs(reader, options, calibration, progress)
+    pairs = _pairs(reader, options, progress)
+    _refuse_deciding(pairs, folders["candidate"], calibration, parts or PlanParts())
     session = _Session(folders, options, resume, progress)
     with session.running() as runners:
         judged = _judged(runners["baseline"], reader, pairs, options.eval_tokens, progress)
@@ -169,22 +173,25 @@ def reader_of(folder: StackFolder) -> PairReader:
     return PairReader(str(folder.path), folder.path, folder.config, folder.rules, tokenizer)
 
 
-def _pairs(
-    reader: PairReader,
-    options: CompareOptions,
-    calibration: CalibrationRef | None,
-    progress: Progress,
-) -> Pairs:
+def _pairs(reader: PairReader, options: CompareOptions, progress: Progress) -> Pairs:
     """What both are judged on: the evaluation text, or noise where there is none for the model."""
     named = options.eval_text
     if named == PYDOC and (reader.hears or reader.tokenizer is None):
         progress.say("accuracy: on noise, since --eval-text names nothing that the model reads")
         named = RANDOM
-    pairs = read_pairs(named, part="evaluation", sound=reader.hears)
+    return read_pairs(named, part="evaluation", sound=reader.hears)
+
+
+def _refuse_deciding(
+    pairs: Pairs, candidate: StackFolder, calibration: CalibrationRef | None, parts: PlanParts
+) -> None:
+    """Refuses to judge on what anything was decided by, as the caller or the graphs tell."""
     text = TextSource(pairs.source, (), pairs.sha256)
-    what = "what importance was measured on"
-    refuse_same_text(text, [] if calibration is None else calibration.texts, what)
-    return pairs
+    scored = [] if calibration is None else calibration.texts
+    for what, refs in {"what importance was measured on": scored, **decided_on(parts)}.items():
+        refuse_same_text(text, refs, what)
+    for facts in candidate.facts.values():
+        refuse_noted(text, facts.metadata)
 
 
 def _judged(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.artifacts import ImportanceReport, PruneReport, PruningPlan
+from exporter.artifacts import ImportanceReport, PlanParts, PruneReport, PruningPlan
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.search_options import SearchOptions
@@ -350,13 +350,24 @@ def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Pa
         compare_folders(out / "baseline", tmp_path)
 
 
-def test_what_was_scored_on_judges_nothing(whisper: tuple[Path, Any]) -> None:
+@pytest.mark.parametrize("told", ["the caller", "the plan's parts", "the graphs' notes"])
+def test_what_anything_was_decided_by_judges_nothing(whisper: tuple[Path, Any], told: str) -> None:
     from exporter.compare.session import compare as compare_folders
 
     out, report = whisper
-    same = compare(eval_text=str(out.parent / "a" / "recordings.jsonl"))
+    scored, other = (out.parent / name / "recordings.jsonl" for name in ("a", "b"))
+    known: dict[str, Any] = {
+        "the caller": {"calibration": report.calibration},
+        "the plan's parts": {"parts": PlanParts(chosen_on=[report.calibration])},
+    }.get(told, {})
+    same = compare(eval_text=str(scored))
+    baseline, candidate = out / "baseline", out / "candidate"
+    if known:  # the folder of both arms notes nothing
+        candidate = baseline
     with raises(ComparisonError, "same-text"):
-        compare_folders(out / "baseline", out / "candidate", same, calibration=report.calibration)
+        compare_folders(baseline, candidate, same, **known)
+    if told == "the plan's parts":
+        assert compare_folders(baseline, candidate, compare(eval_text=str(other)), **known)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""The texts that models are judged on, held apart from those that anything was decided by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from exporter.artifacts import CalibrationRef, PlanParts
+from exporter.artifacts.plans.origin import noted_texts
+from exporter.compare.options import CompareOptions
+from exporter.errors import ComparisonError
+from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
+
+
+def evaluation_texts(
+    options: CompareOptions, decided: Mapping[str, Iterable[TextSource | CalibrationRef]]
+) -> list[TextSource]:
+    """The texts that the arms are judged on, which are never such that anything was decided by.
+
+    Args:
+        options: Which texts.
+        decided: Other texts, by what was decided by them, in words.
+
+    Returns:
+        The text, and that of another domain if one was asked for.
+
+    Raises:
+        ComparisonError: One is one of them, or both are the same.
+        TextSourceError: When one can't be read.
+    """
+    judged = [read_texts(spec, part="evaluation") for spec in options.texts]
+    for text, option in zip(judged, ("--eval-text", "--other-text"), strict=False):
+        for what, others in decided.items():
+            refuse_same_text(text, others, what, f"Name another text with {option}.")
+    for other in judged[1:]:
+        hint = "Name another text with --other-text."
+        refuse_same_text(other, judged[:1], "what both models are judged on already", hint)
+    return judged
+
+
+def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
+    """The texts that a plan was made by, for :func:`evaluation_texts`."""
+    return {f"what the plan was {role} on": refs for role, refs in parts.decided.items()}
+
+
+def refuse_noted(judged: TextSource, metadata: Mapping[str, str]) -> None:
+    """Refuses to judge on a text that a candidate's plan was made by, as its graph notes.
+
+    Args:
+        judged: The text to judge on.
+        metadata: Of the candidate's graph.
+
+    Raises:
+        ComparisonError: It is one of them.
+    """
+    for role, digests in noted_texts(metadata).items():
+        if judged.sha256 in digests:
+            raise ComparisonError(
+                f"{judged.source} is what the candidate's plan was {role} on, as its file notes.",
+                "Name another text with --eval-text.",
+                code="same-text",
+            )
