@@ -95,8 +95,8 @@ def compare(
         TextSourceError: When the evaluation text can't be read.
     """
     names = same_kind(baseline, candidate)
-    if holds_stacks(names[0].path):
-        refuse_beside_stacks(names[1].path, references, also, floats, onnx)
+    if any(holds_stacks(name.path) for name in names):
+        refuse_beside_stacks(names, references, also, floats, onnx)
         return compare_stacks(
             names[0].path, names[1].path, options, parity=list(parity), dropped=list(plan),
             parts=parts, calibration=calibration, resume=resume, progress=progress,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,13 @@ from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
 from exporter.compare.generating import GenerationCell
 from exporter.compare.judged_texts import decided_on, refuse_noted
 from exporter.compare.kept import store_of
+from exporter.compare.kinds import ArmName
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import TimedCell
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.environment import default_threads, environment
+from exporter.engines.runners.registry import ONNX
 from exporter.errors import ComparisonError
 from exporter.models.encoder_decoder_folder import holds_stacks
 from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
@@ -116,26 +118,27 @@ def compare_stacks(
     )
 
 
-def refuse_beside_stacks(candidate: Path, *others: object) -> None:
+def refuse_beside_stacks(arms: Sequence[ArmName], *others: object) -> None:
     """Refuses what isn't compared with an encoder-decoder's folder.
 
     Args:
-        candidate: Must be such a folder, too.
+        arms: Both must be such folders, for ONNX Runtime.
         others: What else was asked for.
 
     Raises:
-        ComparisonError: It isn't, or something is.
+        ComparisonError: One isn't, or something is.
     """
-    if not holds_stacks(candidate):
-        raise ComparisonError(
-            f"{candidate} is no encoder-decoder's folder, and the baseline is one.",
-            "Compare two folders that depthcut export has written.",
-            code="different-kinds",
-        )
-    if any(others):
+    for arm in arms:
+        if not holds_stacks(arm.path):
+            raise ComparisonError(
+                f"{arm} is no encoder-decoder's folder, and the other arm is one.",
+                "Compare two folders that depthcut export has written.",
+                code="different-kinds",
+            )
+    if any(others) or any(arm.kind != ONNX for arm in arms):
         raise ComparisonError(
             "An encoder-decoder is compared with its cut alone, on ONNX Runtime.",
-            "Leave references, further forms and engines out.",
+            "Name both folders alone, and leave references, further forms and engines out.",
             code="pair-alone",
         )
 

@@ -342,12 +342,32 @@ def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Pa
     assert {(d.layer, d.kind) for d in again.plan} == {(d.layer, d.kind) for d in report.plan}
     assert again.accuracy.perplexity is None  # nothing is named, so they read noise
     assert again.accuracy.kl_divergence > 0
-    with raises(ComparisonError, "pair-alone"):
-        compare_folders(out / "baseline", out / "candidate", also=[out / "baseline"])
     with raises(UsageError, "one-graph-option", "--other-text"):
-        compare_folders(out / "baseline", out / "candidate", compare(other_text="a.txt"))
-    with raises(ComparisonError, "different-kinds", tmp_path):
-        compare_folders(out / "baseline", tmp_path)
+        compare_folders(*arms, compare(other_text="a.txt"))
+
+
+def stack_files(folder: Path) -> Path:
+    """A folder that is taken for an encoder-decoder's by its files' names."""
+    folder.mkdir()
+    for graph in GRAPHS:
+        (folder / f"{graph}.onnx").touch()
+    return folder
+
+
+def test_an_encoder_decoder_is_compared_with_its_like_alone(tmp_path: Path) -> None:
+    from exporter.compare.session import compare as compare_folders
+
+    one, other = (stack_files(tmp_path / name) for name in ("one", "other"))
+    with raises(ComparisonError, "pair-alone"):
+        compare_folders(one, other, also=[one])
+    for kind in ("torch", "openvino"):
+        with raises(ComparisonError, "pair-alone"):
+            compare_folders(f"{kind}:{one}", f"{kind}:{other}")
+    file = tmp_path / "model.onnx"
+    file.touch()
+    for arms in ((one, file), (file, one)):
+        with raises(ComparisonError, "different-kinds", file):
+            compare_folders(*arms)
 
 
 @pytest.mark.parametrize("told", ["the caller", "the plan's parts", "the graphs' notes"])
