@@ -25,6 +25,7 @@ from exporter.choose.budgets.ladder import (
 )
 from exporter.choose.budgets.refusals import gains_of
 from exporter.choose.budgets.solving import Solving
+from exporter.choose.budgets.text import passages_to_show
 from exporter.choose.budgets.trial_runs import TrialRuns, time_of, trial_options
 from exporter.choose.budgets.units import Goal, Unit
 from exporter.choose.selection.affordable import SEARCH_S
@@ -118,6 +119,8 @@ def outcome_words(tried: TriedCut, floors: Floors) -> str:
     )
 
 
+_LOWEST_LIMIT = 0.001
+"""Of a share that is to be kept, as it is written."""
 _OF_EMBEDDINGS = {
     "cosine": "mean cosine of the embeddings", SIMILARITY: "correlation of similarities",
 }  # fmt: skip
@@ -165,24 +168,29 @@ def refuse_all(
 
 
 def _allowing(tried: TriedCut, floors: Floors) -> str:
-    """The option that would allow a cut."""
-    if LOW in tried.healed:
-        limits = {
-            "--min-embedding-cosine": (floors.embedding_cosine, "cosine"),
-            "--min-similarity": (floors.similarity, SIMILARITY),
-        }
-        words = [
-            f"{option} {max(0.0, tried.healed[ENDS[name]]):.3f}"
-            for option, (floor, name) in limits.items()
-            if floor is not None and name in tried.healed
-        ]
-        return f"{' '.join(words)} would allow it; "
-    if SAME in tried.healed:
-        return f"--min-top1-agreement {max(0.0, tried.healed[SAME]):.3f} would allow it; "
-    if floors.perplexity_increase is None:
-        return ""
-    needed = math.expm1(min(50.0, max(0.001, tried.healed[HIGH])))
-    return f"--at-most {100 * needed:.1f}% would allow it; "
+    """The options that would allow a cut; empty where none can."""
+    limits = {
+        "--min-embedding-cosine": (floors.embedding_cosine, "cosine"),
+        "--min-similarity": (floors.similarity, SIMILARITY),
+        "--min-top1-agreement": (floors.top1_agreement, "top1_agreement"),
+    }
+    words = []
+    for option, (floor, name) in limits.items():
+        end = tried.healed.get(ENDS[name], tried.healed.get(name, -math.inf))
+        if floor is None or end >= floor:
+            continue
+        if end < _LOWEST_LIMIT:
+            return ""
+        words.append(f"{option} {_rounded(end, math.floor):.3f}")
+    rise = tried.healed.get(HIGH, 0.0)
+    if rise > floors.log_perplexity_increase:
+        words.append(f"--at-most {_rounded(math.expm1(min(50.0, rise)), math.ceil):.1%}")
+    return f"{' '.join(words)} would allow it; " if words else ""
+
+
+def _rounded(share: float, towards: Callable[[float], int]) -> float:
+    """To a thousandth, to the side on which a limit still allows the share."""
+    return towards(1000 * share) / 1000
 
 
 def _recovering(tried: TriedCut) -> str:
@@ -200,7 +208,9 @@ class HealedLimits(Solving):
 
         Raises:
             UnmetGoalError: There is none.
+            PlanError: A limit can't be shown, whatever is cut.
         """
+        passages_to_show(self.floors, self.loaded.model)  # before minutes of search
         candidates, speedup = self._candidates()
         if not candidates[0].candidate.options:
             self._refuse_nothing(candidates[0].candidate)

@@ -13,7 +13,7 @@ from exporter.errors import PlanError, UnmetGoalError
 
 
 def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
-    """Refuses what an encoder-decoder can't be planned by: all but numbers, and some searches.
+    """Refuses what an encoder-decoder can't be planned by: more than numbers, other searches.
 
     Raises:
         PlanError: More is asked for.
@@ -24,12 +24,18 @@ def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
             "Say how many: --drop-attn, --drop-cross, --drop-mlp, --drop-block or --drop-joint.",
             code="numbers-only",
         )
-    if search.search not in (None, "auto", "one-shot", "greedy") or search.task_files:
+    if search.search not in (None, "auto", "one-shot", "greedy"):
         raise PlanError(
-            f"Encoder-decoders are not planned by --search {search.search}"
-            f"{' and the items of tasks' if search.task_files else ''}.",
+            f"Encoder-decoders are not planned by --search {search.search}.",
             "Take one-shot or greedy.",
             code="other-search",
+        )
+    if search.kept_small not in ("kl", "perplexity"):
+        raise PlanError(
+            "Encoder-decoders are planned by their answers to pairs of texts, not by --objective "
+            f"{search.kept_small}.",
+            "Take kl or perplexity.",
+            code="other-objective",
         )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.artifacts import FiguresFrom
 from exporter.choose.budgets.budget import Floors
-from exporter.compare.quality.intervals import fewest_to_show
-from exporter.errors import CalibrationError
-from exporter.models.ablation.classes import classifies_tokens
+from exporter.compare.quality.intervals import fewest_to_show, highest_to_show
+from exporter.errors import CalibrationError, PlanError
+from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
 from exporter.score import CalibrationText
 
@@ -80,9 +81,23 @@ def parted(text: CalibrationText, held_out: float) -> TextParts:
 
 
 def passages_to_show(floors: Floors, model: Any) -> int:
-    """How many texts with a class show a limit even if a few get another; 0 for other models."""
+    """How many texts with a class show a limit even if a few get another; 0 for other models.
+
+    Raises:
+        PlanError: More are needed than ever judge, though all keep their class.
+    """
     floor = floors.top1_agreement
     if floor is None or judged_by(model) != "classes" or classifies_tokens(model):
         return 0
-    texts = 2 * fewest_to_show(floor)
-    return min(_MOST_TEXTS, 2 * texts if model.config.num_labels == 1 else texts)
+    labels = model.config.num_labels
+    together = 2 if labels == 1 else 1
+    needed = together * fewest_to_show(floor)
+    if needed > _MOST_TEXTS * (labels if has_separate_labels(model) else 1):
+        highest = math.floor(1000 * highest_to_show(_MOST_TEXTS // together)) / 1000
+        raise PlanError(
+            f"--min-top1-agreement {floor:g} can't be shown: {needed:,} texts would have to keep "
+            f"their answers, {_MOST_TEXTS:,} judge at most.",
+            f"Give --min-top1-agreement {highest:.3f} or less.",
+            code="too-near-to-1",
+        )
+    return min(_MOST_TEXTS, 2 * needed)

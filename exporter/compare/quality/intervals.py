@@ -95,6 +95,11 @@ def fewest_to_show(share: float) -> int:
     return math.ceil(math.log((1 - _LEVEL) / 2) / math.log(share))
 
 
+def highest_to_show(items: int) -> float:
+    """The share at which the :func:`share_interval` of so many items begins, all of them alike."""
+    return float(((1 - _LEVEL) / 2) ** (1 / items))
+
+
 def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -> Interval:
     """Mean score of the candidate minus that of the baseline, with its 95 % interval.
 
@@ -156,7 +161,7 @@ def ratio_difference_interval(
 
 def _of_equal_items(value: float, number: int) -> Interval:
     """As wide as the share of items that differ otherwise may go unseen, at worst by a whole 1."""
-    unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / number)
+    unseen = 1 - highest_to_show(number)
     most = max(1.0, abs(value))  # lm-eval has metrics beyond 0 to 1
     low, high = (value * (1 - unseen) + side * unseen * most for side in (-1, 1))
     return Interval(value=value, ci95=(low, high))

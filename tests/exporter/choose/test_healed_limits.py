@@ -19,7 +19,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.healing import AnswerDamage
 from exporter.artifacts.ledger import FOLDER
-from exporter.errors import CostError, UndecidedGoalError, UnmetGoalError
+from exporter.errors import CostError, PlanError, UndecidedGoalError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
 from tests.raising import raises
@@ -38,9 +38,10 @@ from exporter.choose.budgets.healed_limits import (  # noqa: E402
     refuse_all,
 )
 from exporter.choose.budgets.inputs import Workplace  # noqa: E402
-from exporter.choose.budgets.ladder import HIGH, rung_of  # noqa: E402
+from exporter.choose.budgets.ladder import ENDS, HIGH, LOW, SAME, rung_of  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
+from exporter.choose.budgets.text import passages_to_show  # noqa: E402
 from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns, figures_of, is_lost  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.options import Option  # noqa: E402
@@ -49,7 +50,7 @@ from exporter.heal.automatic import USUAL_TIME_S  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.domains import _told  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
-from exporter.models.ablation.damage import ClassDamage, Damage  # noqa: E402
+from exporter.models.ablation.damage import SIMILARITY, ClassDamage, Damage  # noqa: E402
 from exporter.models.texts.calibration import CalibrationText  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
@@ -321,6 +322,29 @@ def test_as_many_paragraphs_judge_classes_as_show_the_limit(
     assert len(runs.texts.fitting.input_ids) > 24
 
 
+def classifier(labels: int, **changes: Any) -> Any:
+    head = {"head": "SequenceClassification", "num_labels": labels, **changes}
+    return tiny_loaded("bert", tiny_tokenizer(special_ends=True), **head).model
+
+
+@pytest.mark.parametrize(
+    ("labels", "highest"), [(3, 0.996), (1, 0.992)], ids=["classes", "pairs of texts"]
+)
+def test_a_limit_that_no_number_of_texts_shows_is_refused(labels: int, highest: float) -> None:
+    held = Floors(top1_agreement=highest)
+    assert passages_to_show(held, classifier(labels)) == 1024
+    with raises(PlanError, "too-near-to-1", f"--min-top1-agreement {highest}"):
+        passages_to_show(Floors(top1_agreement=highest + 0.001), classifier(labels))
+
+
+def test_a_limit_that_labels_of_their_own_show_is_not_refused() -> None:
+    separate = {"problem_type": "multi_label_classification"}
+    near = Floors(top1_agreement=0.997)
+    assert passages_to_show(near, classifier(5, **separate)) == 1024
+    with raises(PlanError, "too-near-to-1"):
+        passages_to_show(near, classifier(5))
+
+
 def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(
     loaded: Any, texts: list[str], tmp_path: Path
 ) -> None:
@@ -346,6 +370,35 @@ def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(
     assert rungs[1].high - rungs[1].cost < 2 * error, "as wide as on all samples, not on four"
     again = healing(Floors(1e6), tmp_path / FOLDER / "short")
     assert again.texts == whole.texts, "limits that it may keep after all"
+
+
+@pytest.mark.parametrize(
+    ("healed", "floors", "told", "untold"),
+    [
+        ({"top1_agreement": 0.9, SAME: 0.8316}, Floors(top1_agreement=0.9),
+         "--min-top1-agreement 0.831", "--at-most"),
+        ({"cosine": 0.99, LOW: 0.9899, SIMILARITY: 0.95, ENDS[SIMILARITY]: 0.9399},
+         Floors(embedding_cosine=0.3, similarity=0.999), "--min-similarity 0.939",
+         "--min-embedding-cosine"),
+        ({"log_perplexity_increase": 0.01, HIGH: math.log1p(0.02041), "top1_agreement": 0.9},
+         Floors(0.02, 0.8), "--at-most 2.1%", "--min-top1-agreement"),
+        ({"log_perplexity_increase": 0.01, HIGH: math.log1p(0.01), "top1_agreement": 0.7},
+         Floors(0.02, 0.8), "--min-top1-agreement 0.7", "--at-most"),
+        ({"cosine": -0.5, LOW: -0.6}, Floors(embedding_cosine=0.3), "", "--min-embedding-cosine"),
+    ],
+)  # fmt: skip
+def test_the_limits_that_would_allow_a_cut_are_named_and_would(
+    healed: dict[str, float], floors: Floors, told: str, untold: str
+) -> None:
+    cut = TriedCut(
+        deletions=[PlannedDeletion(layer=0, kind="mlp")], healed_by="fold", training_seconds=0.0,
+        bare=healed, healed=healed, holds=False,
+    )  # fmt: skip
+    with pytest.raises(UnmetGoalError) as refused:
+        refuse_all([cut], floors)
+    hint = refused.value.hint
+    assert told in hint
+    assert untold not in hint
 
 
 def test_what_is_not_shown_is_no_answer() -> None:

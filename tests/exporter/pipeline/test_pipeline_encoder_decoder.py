@@ -275,6 +275,8 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"drops": DropRequest(Budget(parameters=0.1))}, PlanError, "numbers-only"),
         ({"drops": DropRequest(Budget(keep_first=1))}, PlanError, "numbers-only"),
         ({"search": SearchOptions(search="evolution")}, PlanError, "other-search"),
+        ({"search": SearchOptions("greedy", "cosine")}, PlanError, "other-objective"),
+        ({"search": SearchOptions("auto", "similarity")}, PlanError, "other-objective"),
         ({"score": ScoreOptions()}, UsageError, "no-recordings"),
         ({"score": ScoreOptions(calibration=("random", "pydoc"))}, UsageError, "several-texts"),
         (
