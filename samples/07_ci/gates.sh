@@ -3,9 +3,9 @@
 #
 #   sh gates.sh KEPT OUT REPORT...
 #
-# KEPT and the settings are those of gate.sh. OUT takes a folder for each report, named by the
-# report's own folder; of two folders with one name, the later one's gets the report's number too.
-# Exit code: the worst of gate.sh's.
+# The settings are those of gate.sh. KEPT and OUT take a folder for each report, named by the report's
+# own folder; of two folders with one name, the later one's gets the report's number too. Two cuts of
+# one model have the same key, so they can't share a baseline. Exit code: the worst of gate.sh's.
 set -u
 kept=$1 out=$2
 shift 2
@@ -22,7 +22,7 @@ for report in "$@"; do
   case $name in . | /) name=report ;; esac
   while is_taken "$name"; do name=$name-$number; done
   taken=$taken$name/
-  sh "$here/gate.sh" "$report" "$kept" "$out/$name"
+  sh "$here/gate.sh" "$report" "$kept/$name" "$out/$name"
   case $? in
     0) ;;
     1) [ "$worst" -eq 2 ] || worst=1 ;;

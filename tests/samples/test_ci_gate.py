@@ -74,7 +74,9 @@ def test_a_call_shows_nothing_that_an_earlier_one_left(tmp_path: Path) -> None:
 def gates(folder: Path, *reports: str, codes: tuple[int, ...] = ()) -> int:
     """Runs a copy of the script beside a stub of gate.sh, which writes down its report."""
     (folder / "gates.sh").write_text((SAMPLE / "gates.sh").read_text(encoding="utf-8"))
-    (folder / "gate.sh").write_text('mkdir -p "$3"; echo "$1" > "$3/of"; exit "$(cat "$1")"\n')
+    (folder / "gate.sh").write_text(
+        'mkdir -p "$3"; echo "$1" > "$3/of"; echo "$2" > "$3/kept"; exit "$(cat "$1")"\n'
+    )
     for report, code in zip(reports, codes or [0] * len(reports), strict=True):
         (folder / report).parent.mkdir(parents=True, exist_ok=True)
         (folder / report).write_text(str(code))
@@ -113,6 +115,8 @@ def test_each_report_has_a_folder_of_its_own_name(
         assert gates(here, *reports) == 0
         found = {path.name: (path / "of").read_text() for path in (here / "out").iterdir()}
         assert found == {n: f"{r}\n" for n, r in zip(names, reports, strict=True)}
+        for name in names:  # cuts of one model have one key: each has a baseline of its own
+            assert (here / "out" / name / "kept").read_text() == f"kept/{name}\n"
 
 
 def stub(folder: Path, name: str, *pages: str) -> Path:

@@ -170,7 +170,9 @@ def test_a_counted_figure_s_step_is_told_by_both_numbers(before: int) -> None:
     [
         ("cand/model.onnx", "cand"),
         ("work/build-a/candidate/model.onnx", "build-a"),
-        ("build-a/candidate/onnx/model.onnx", "build-a"),
+        ("build-a/candidate/onnx/model_q4.onnx", "build-a"),
+        ("build-a/engines/candidate", "build-a"),
+        ("work/whisper-a", "whisper-a"),
         ("model.onnx", "model.onnx"),
     ],
 )
@@ -184,14 +186,19 @@ def test_a_comment_is_named_by_the_folder_of_its_own(path: str, name: str) -> No
 def test_two_cuts_of_one_model_have_a_comment_each() -> None:
     reports = [
         gate_report(arms=Arms(baseline=gate_arm(base), candidate=gate_arm("cand", path=path)))
-        for base, path in [("base", "a/m.onnx"), ("base", "b/m.onnx"), ("other", "a/m.onnx")]
+        for base, path in [
+            ("base", "a/m.onnx"),
+            ("base", "b/m.onnx"),
+            ("base", "a/n.onnx"),
+            ("other", "a/m.onnx"),
+        ]
     ]
     marks = [
         comment.render(Checked(check(report, Limits(max_kl=1)), report)).splitlines()[0]
         for report in [*reports, reports[0]]
     ]
-    assert len(set(marks)) == 3
-    assert marks[0] == marks[3]
+    assert len(set(marks)) == 4
+    assert marks[0] == marks[4]
 
 
 def checked_history(tmp_path: Path, slower: int) -> tuple[CheckReport, Path]:
