@@ -42,11 +42,11 @@ def main() -> None:
         return
     os.environ["HF_HUB_OFFLINE"] = "1"
     print_machine("torch", "transformers", "peft")
-    for drop in options.drop:
+    for drop in [None] if options.plan else options.drop:
         _table(options, drop)
 
 
-def _table(options: argparse.Namespace, drop: str) -> None:
+def _table(options: argparse.Namespace, drop: str | None) -> None:
     from exporter.heal.healed import heal
     from exporter.models.changed_weights import weights_changed
     from exporter.models.loading.model_source import load_model
@@ -57,7 +57,7 @@ def _table(options: argparse.Namespace, drop: str) -> None:
             print("   ", message, flush=True)
 
     loaded = load_model(options.model or default_model())
-    plan = planned(loaded, options.calibrate[0], drop)
+    plan = planned(loaded, options.calibrate[0], drop) if drop else _bare(options.plan)
     began = time.perf_counter()
     healed = heal(loaded, plan, _heal_options(options), work=options.keep, progress=Lines())
     minutes = (time.perf_counter() - began) / 60
@@ -83,6 +83,15 @@ def planned(loaded: Any, text: str, drop: str) -> PruningPlan:
     scores = sorted((s for s in report.scores if s.kind == kind), key=lambda s: s.score)
     chosen = scores[: int(drop.rstrip("b"))]
     return PruningPlan(deletions=[PlannedDeletion(layer=s.layer, kind=s.kind) for s in chosen])
+
+
+def _bare(path: Path) -> PruningPlan:
+    """A plan's deletions, without what it puts in their place."""
+    return PruningPlan(
+        deletions=[
+            PlannedDeletion(layer=d.layer, kind=d.kind) for d in PruningPlan.read(path).deletions
+        ]
+    )
 
 
 def _heal_options(options: argparse.Namespace) -> Any:
@@ -174,6 +183,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--calibrate", action="append", default=[])
     parser.add_argument("--judge", action="append", default=[])
     parser.add_argument("--drop", nargs="+", default=["8"])
+    parser.add_argument("--plan", type=Path, help="instead of --drop")
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--time", type=float, help="seconds")
     parser.add_argument("--train", choices=("adapters", "all"))
