@@ -26,8 +26,16 @@ class Progress(Protocol):
     def detail(self, message: str) -> None:
         """One line that only a curious user wants (``-v``)."""
 
-    def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
-        """Opens a piece of work of ``total`` units; None when the length is not known."""
+    def task(
+        self, description: str, total: int | None = None, unit: str = ""
+    ) -> AbstractContextManager[Task]:
+        """Opens a piece of work.
+
+        Args:
+            description: What is done.
+            total: Its length in units; None when it is not known.
+            unit: What is counted, in the plural, such as "samples".
+        """
 
 
 class _NoTask:
@@ -45,7 +53,7 @@ class Quiet:
         """Does nothing."""
 
     @contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+    def task(self, description: str, total: int | None = None, unit: str = "") -> Iterator[Task]:
         """Does nothing around the work."""
         yield _NoTask()
 
@@ -66,7 +74,7 @@ class ByteCount:
         """Opens a piece of work of ``total`` bytes; one that is done in no time is not told."""
         if total < _WORTH_TELLING_BYTES:
             progress = QUIET
-        with progress.task(f"{description}, in MB", round(total / _MB)) as task:
+        with progress.task(description, round(total / _MB), "MB") as task:
             yield cls(task)
 
     def add(self, count: int) -> None:

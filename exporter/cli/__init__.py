@@ -6,8 +6,10 @@ measurement can't tell. 130: interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 
 import click
 
-from exporter.cli.console import ConsoleProgress, echo
+from exporter.cli.console import NORMAL, ConsoleProgress, echo
 from exporter.errors import (
     FULL_DISK,
     DepthcutError,
@@ -136,7 +138,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line and turns every end into an exit code."""
     progress = ConsoleProgress()
-    signal.signal(signal.SIGTERM, _interrupt)
+    _stop_on_signals(progress)
     with printable_output():
         return _run(args, progress)
 
@@ -178,8 +180,18 @@ def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def _stop_on_signals(progress: ConsoleProgress) -> None:
+    """Lets Ctrl-C and SIGTERM interrupt, and say so at once: what runs may take seconds to stop."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        if progress.verbosity >= NORMAL:
+            with contextlib.suppress(OSError):  # not by the stream, which may be in use
+                os.write(2, b"\nStopping ...\n")
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else nohup ignores it
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _fail(progress: ConsoleProgress, line: str, code: int = FAILED) -> int:

@@ -101,18 +101,18 @@ class SchemaCommand(click.Command, Generic[_S]):
         self._general = _general(json=json)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does it; an option that is a key alone is told as one."""
+        """As click does it; a key, and an option of other commands, is told as what it is."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            key = error.option_name.lstrip("-").replace("-", "_")
-            if key not in self.leaves:
-                raise
-            told = (
-                f"{error.option_name} is not an option of {self.name}, but a key of --config "
-                "files: "
-            )
-            raise click.UsageError(f"{told}{key}: …", ctx) from None
+            asked = error.option_name
+            key = asked.lstrip("-").replace("-", "_")
+            told = f"{asked} is not an option of {self.name}, but "
+            if key in self.leaves:
+                raise click.UsageError(f"{told}a key of --config files: {key}: …", ctx) from None
+            if others := _commands_with(asked, ctx):
+                raise click.UsageError(f"{told}of {', '.join(others)}.", ctx) from None
+            raise
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its own options, and those of every command."""
@@ -363,3 +363,16 @@ def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.meta[_ALL] = True
         click.echo(ctx.get_help(), color=ctx.color)
         ctx.exit()
+
+
+def _commands_with(option: str, ctx: click.Context) -> list[str]:
+    """The commands beside this one that have an option, by name."""
+    group = ctx.parent.command if ctx.parent else None
+    if not isinstance(group, click.Group):
+        return []
+    beside = [(name, group.get_command(ctx, name)) for name in group.list_commands(ctx)]
+    return [
+        name
+        for name, command in beside
+        if command and any(option in parameter.opts for parameter in command.params)
+    ]

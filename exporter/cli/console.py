@@ -93,23 +93,23 @@ class ConsoleProgress:
             self.console.print(printable(message), style="dim")
 
     @contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+    def task(self, description: str, total: int | None = None, unit: str = "") -> Iterator[Task]:
         """Shows a bar on a terminal; elsewhere a line at the end, and more where it takes long."""
         if self.verbosity < NORMAL:
             yield _Silent()
         elif self._stream.isatty():
-            with self._bar(description, total) as bar:
+            with self._bar(description, total, unit) as bar:
                 yield bar
         else:
-            with self._lines_of(description, total) as lines:
+            with self._lines_of(description, total, unit) as lines:
                 yield lines
 
     @contextmanager
-    def _lines_of(self, description: str, total: int | None) -> Iterator[Task]:
+    def _lines_of(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
         with ExitStack() as outermost:
             if not self._lines.open:
                 outermost.enter_context(ticking(self._lines))
-            failed, task = True, self._lines.begin(description, total)
+            failed, task = True, self._lines.begin(description, total, unit)
             try:
                 yield task
                 failed = False
@@ -117,13 +117,13 @@ class ConsoleProgress:
                 self._lines.end(failed=failed)
 
     @contextmanager
-    def _bar(self, description: str, total: int | None) -> Iterator[Task]:
+    def _bar(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
         outermost = self._bars is None
         if self._bars is None:
             self._bars = _new_bars(self.console)
             self._bars.start()
         bars = self._bars
-        task_id = bars.add_task(_one(description), total=total)
+        task_id = bars.add_task(_one(description), total=total, unit=_one(unit))
         begin = time.perf_counter()
         failed = True
         try:
@@ -170,6 +170,7 @@ def _new_bars(console: Console) -> Bars:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}", markup=False),
         TimeElapsedColumn(),
         console=console,
         transient=True,

@@ -42,11 +42,11 @@ class TaskLines:
         """Whether any piece of work is."""
         return bool(self._open)
 
-    def begin(self, description: str, total: int | None) -> Task:
+    def begin(self, description: str, total: int | None, unit: str = "") -> Task:
         """Opens a piece of work, as a part of the one that is open."""
         if not self._open:
             self._due, self._said_begin = self._clock() + BEGIN_AFTER_S, False
-        self._open.append(_Counted(description, total, self._clock()))
+        self._open.append(_Counted(description, total, unit, self._clock()))
         return self._open[-1]
 
     def end(self, *, failed: bool) -> None:
@@ -105,8 +105,9 @@ def ticking(lines: TaskLines) -> Iterator[None]:
 
 
 class _Counted:
-    def __init__(self, description: str, total: int | None, begin: float) -> None:
+    def __init__(self, description: str, total: int | None, unit: str, begin: float) -> None:
         self.description, self.begin = description, begin
+        self._unit = f" {unit}" if unit else ""
         self._of = "" if total is None else f" of {total}"
         self._done = 0
 
@@ -118,7 +119,9 @@ class _Counted:
     def words(self) -> str:
         """What it is, and how far."""
         known = self._done or self._of
-        return f"{self.description}: {self._done}{self._of}" if known else self.description
+        return (
+            f"{self.description}: {self._done}{self._of}{self._unit}" if known else self.description
+        )
 
 
 def is_worth_a_line(seconds: float, *, part: bool) -> bool:

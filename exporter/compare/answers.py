@@ -115,7 +115,7 @@ def _said(
     new_tokens, found = pair.options.quality.answer_tokens, []
     with (
         decoder_of(arm, max(map(len, prompts)), new_tokens) as decoder,
-        pair.progress.task(f"sample answers, {name}", total=len(prompts)) as task,
+        pair.progress.task(f"sample answers, {name}", total=len(prompts), unit="prompts") as task,
     ):
         for ids in prompts:
             made = generate(decoder, ids, new_tokens=new_tokens, stop_ids=model.stop_ids)

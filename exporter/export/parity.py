@@ -139,7 +139,7 @@ def _compared(
     sides: _Sides, steps: Sequence[_Step], progress: Progress, *, widened: bool
 ) -> list[ParityCheck]:
     checks: list[ParityCheck] = []
-    with progress.task("compare with PyTorch", total=len(steps)) as task:
+    with progress.task("compare with PyTorch", total=len(steps), unit="requests") as task:
         for step in steps:
             checks += sides.compare(step)
             task.advance()

@@ -135,7 +135,7 @@ def export_traced(
         OSError: The files can't be written; a full disk by its number.
     """
     _refuse_opset(opset)
-    with progress.task(f"export to ONNX, opset {opset}", total=3) as task:
+    with progress.task(f"export to ONNX, opset {opset}", total=3, unit="steps") as task:
         # A trace makes millions of objects that stay; each collection would look through all.
         with captured_output(progress), torch.no_grad(), no_garbage_collection():
             program = _translate(loaded.model, make(), opset)

@@ -73,7 +73,7 @@ def measured_text(
     fewest = {"embeddings": TEXTS_TOGETHER, "classes": TWO_TEXTS}
     batch_size = max(batch_size, fewest.get(judged_by(model), 1))
     starts = range(0, len(text.input_ids), batch_size)
-    with progress.task("measure the healed cut", total=len(starts)) as task:
+    with progress.task("measure the healed cut", total=len(starts), unit="batches") as task:
         for start in starts:
             part = text.rows(slice(start, start + batch_size))
             ids, mask, sources = part.input_ids, part.mask, part.sources

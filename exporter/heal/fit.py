@@ -192,7 +192,7 @@ def _collected(
     """One pass over the text: for each branch its sums over the first and the later tokens."""
     found: dict[SublayerRef, tuple[Sums, Sums]] = {}
     device = loaded.model.device
-    with progress.task("collect activations", total=len(text.input_ids)) as task:
+    with progress.task("collect activations", total=len(text.input_ids), unit="samples") as task:
         for batch in batches_of(text.input_ids, text.mask, batch_size, text.sources):
             with observing(parts, batch.ids.shape, Adding(found, batch, later, device)):
                 run_backbone(loaded.model, batch.inputs(device))

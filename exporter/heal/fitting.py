@@ -163,7 +163,7 @@ def _by_damage(
         progress: Told of every run.
     """
     current = {name: most_explained(own) for name, own in choices.items()}
-    with progress.task("choose replacements", total=len(fits)) as task:
+    with progress.task("choose replacements", total=len(fits), unit="sublayers") as task:
         for name in sorted(fits, reverse=True):
             taken = current[name]
             options = [what for _, what in choices[name].values()]

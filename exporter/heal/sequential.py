@@ -95,7 +95,7 @@ def fit_sequential(
     with contextlib.ExitStack() as stack:
         pair = _TwoModels(loaded.model, text, batch_size, later, stack, progress)
         last = max((layer for layer, _ in wanted), default=-1)
-        with progress.task("fit layer by layer", total=last + 1) as task:
+        with progress.task("fit layer by layer", total=last + 1, unit="layers") as task:
             for layer in range(last + 1):
                 for name in [name for name in wanted if name[0] == layer]:
                     found[name] = NOTHING

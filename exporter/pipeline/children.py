@@ -148,7 +148,9 @@ def _listen(child: subprocess.Popen[str], progress: Progress) -> tuple[dict[str,
             event = json.loads(line)
             if "task" in event:
                 stack = contextlib.ExitStack()
-                task = stack.enter_context(progress.task(event["task"], event["total"]))
+                task = stack.enter_context(
+                    progress.task(event["task"], event["total"], event.get("unit", ""))
+                )
                 open_tasks.push(stack)
                 tasks.append((task, stack, event["task"]))
             elif "advance" in event:

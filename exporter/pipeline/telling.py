@@ -47,9 +47,9 @@ class Told:
         self.send(detail=message)
 
     @contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+    def task(self, description: str, total: int | None = None, unit: str = "") -> Iterator[Task]:
         """Passes a piece of work on, and how far it is."""
-        self.send(task=description, total=total)
+        self.send(task=description, total=total, unit=unit)
         failed = True
         try:
             yield _Steps(self)

@@ -131,7 +131,9 @@ def second_moments(
         for group in _groups(values, [4 * depths[value] ** 2 for value in values]):
             names = [value.name or "" for value in group]
             moments = [np.zeros((depths[value],) * 2, np.float32) for value in group]
-            with progress.task("reading the calibration text", len(text.input_ids)) as task:
+            with progress.task(
+                "reading the calibration text", len(text.input_ids), "samples"
+            ) as task:
                 for inputs in feeds(runner, text):
                     seen = runner.run(inputs, names)
                     for name, moment in zip(names, moments, strict=True):

@@ -134,7 +134,7 @@ def _order(
 ) -> list[Sensitivity]:
     """Products by what 4 bits in each of them alone cost, for a byte of 8 bits."""
     text, alone = _TrialText(trials, token_ids), []
-    with progress.task("rounding one product at a time", len(products)) as task:
+    with progress.task("rounding one product at a time", len(products), "products") as task:
         for product in products:
             kl = text.damage({product.name: 4}).kl_divergence
             alone.append(Sensitivity(product.name, kl, _bytes_more(product, settings)))

@@ -77,7 +77,7 @@ class WeightOnly:
         moments = self._moments(stage, progress)
         with WeightWriter(stage / _DATA_FILE) as writer:
             packer = _Packer(self, PackedWeights(self.model, writer))
-            with progress.task("quantising", len(self.found.products)) as task:
+            with progress.task("quantising", len(self.found.products), "products") as task:
                 for product, factor in moments:
                     packer.product(product, factor)
                     task.advance()

@@ -70,7 +70,7 @@ def gradient_scores(
     samples = range(len(scored.text.input_ids))
 
     def followed() -> Generator[Floats]:
-        with scored.progress.task("follow gradients", total=len(samples)) as task:
+        with scored.progress.task("follow gradients", total=len(samples), unit="samples") as task:
             for sample in samples:
                 yield gradient_sums(scored, metrics, sample)
                 task.advance()

@@ -37,7 +37,7 @@ def stream_scores(scored: ScoredModel, metrics: Sequence[StreamMetric]) -> dict[
     """
     stacks = stacks_of(scored)
     sums = [StreamSums(len(stack.layers), metrics, stack) for stack in stacks]
-    with scored.progress.task("score", total=len(scored.text.input_ids)) as task:
+    with scored.progress.task("score", total=len(scored.text.input_ids), unit="samples") as task:
         for batch in scored.batches:
             for own, found in zip(sums, _stack_sums(scored, stacks, metrics, batch), strict=True):
                 own.add(*found)

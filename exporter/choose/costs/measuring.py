@@ -196,7 +196,7 @@ class CostRun:
         left = [variant for variant in planned if variant not in self.rows]
         if left and self.rows:
             self.progress.say(f"costs: {len(self.rows)} variants were timed by an earlier run")
-        with self.progress.task("time variants", total=len(left)) as task:
+        with self.progress.task("time variants", total=len(left), unit="variants") as task:
             for number, variant in enumerate(left, start=1):
                 begin = time.monotonic()
                 self._measure(variant)

@@ -79,7 +79,7 @@ def judge_answers(
     by_sample = np.zeros((len(COLUMNS), judged.samples))
     by_position = np.zeros((len(COLUMNS), width))
     answers: dict[str, list[list[int]]] = {name: [] for name in ARMS}
-    with progress.task("judge answers", total=judged.samples) as task:
+    with progress.task("judge answers", total=judged.samples, unit="samples") as task:
         for sample in range(judged.samples):
             encoded = {name: arms[name].encode(judged.source(sample)) for name in ARMS}
             found = _teacher_forced(arms, encoded, judged, sample)

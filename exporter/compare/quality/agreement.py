@@ -124,7 +124,9 @@ def compare_predictions(
     by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
     by_position = np.zeros((len(pairs), len(COLUMNS), token_ids.shape[1]))
     with (
-        progress.task("perplexity, KL divergence, agreement", total=len(token_ids)) as task,
+        progress.task(
+            "perplexity, KL divergence, agreement", total=len(token_ids), unit="samples"
+        ) as task,
         ThreadPoolExecutor(default_threads()) as pool,
     ):
         for number, sample in enumerate(token_ids):

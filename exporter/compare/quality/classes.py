@@ -48,7 +48,7 @@ def class_log_probabilities(
         BackendError: A run fails.
     """
     found = []
-    with progress.task(f"classes, {arm}", total=len(texts)) as task:
+    with progress.task(f"classes, {arm}", total=len(texts), unit="texts") as task:
         for number, ids in enumerate(texts):
             shape = Shape(whole_phase(runner.inputs), 1, len(ids))
             inputs = make_inputs(runner.inputs, shape, ids[None])

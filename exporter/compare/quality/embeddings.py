@@ -59,7 +59,7 @@ def embed(
         ComparisonError: Embeddings are zero or not finite.
     """
     found = []
-    with progress.task(f"embeddings, {arm}", total=len(texts)) as task:
+    with progress.task(f"embeddings, {arm}", total=len(texts), unit="texts") as task:
         for number, ids in enumerate(texts):
             found.append(_embedding(runner, ids, pooling, arm, number))
             task.advance()

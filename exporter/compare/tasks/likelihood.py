@@ -171,7 +171,7 @@ class LikelihoodScorer:
         targets = defaultdict(set)
         for row in wanted:
             targets[row.tokens].add(row.targets)
-        with progress.task("likelihoods", total=len(rows)) as task:
+        with progress.task("likelihoods", total=len(rows), unit="answers") as task:
             for tokens, logits in self._answers(rows):
                 for each in targets[tokens]:
                     found[TokenRow(tokens, each)] = _likelihood(logits, each)

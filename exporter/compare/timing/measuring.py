@@ -354,7 +354,7 @@ class _Measurement:
     def _rounds(self, rounds: Rounds, wanted: int, label: str) -> tuple[list[Times], int]:
         taken: list[Times] = []
         dropped = 0
-        with self._progress.task(label, total=wanted) as task:
+        with self._progress.task(label, total=wanted, unit="rounds") as task:
             while len(taken) < wanted:
                 found = rounds.take()
                 if found is not None:

@@ -104,7 +104,7 @@ def verify_candidate(
     rng, model = np.random.default_rng(0), original.model
     inputs = [(case, draw(model, case, rng)) for case in cases(model, one=setting.thrifty)]
     widened = has_bfloat16(model)
-    with progress.task("verify against the masked original", 3 * len(inputs)) as task:
+    with progress.task("verify against the masked original", 3 * len(inputs), "runs") as task:
         # A value that is fused away is not rounded, and in int8 each rounding shows.
         optimise = not any(node.op_type == "QuantizeLinear" for node in model.graph)
         runtime = _Runtime(optimise=optimise, thrifty=setting.thrifty, widen=widened, task=task)

@@ -98,7 +98,7 @@ class EngineJob:
         Raises:
             EngineError: The job failed, or its process crashed.
         """
-        with progress.task(what, _PERCENT) as task:
+        with progress.task(what, _PERCENT, "%") as task:
             self._tell(rest)
             outcome = _listen(self._child, task)
             words, code = self._words(), self._child.returncode

@@ -129,7 +129,7 @@ def continuations(
     starts = range(0, len(prompts), rows)
     sampler, context = Sampler(_GREEDY), prompts.shape[1] + new_tokens
     found = []
-    with progress.task(f"greedy generation, {arm}", total=len(starts)) as task:
+    with progress.task(f"greedy generation, {arm}", total=len(starts), unit="batches") as task:
         for start in starts:
             stream = _tokens(decoder, prompts[start : start + rows], sampler, context)
             found.append(np.stack(list(islice(stream, new_tokens)), axis=1))

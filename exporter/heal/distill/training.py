@@ -130,7 +130,7 @@ class Trainer:
         """
         with (
             telling_memory(self._options),
-            self._progress.task("distill", total=self._total_steps) as task,
+            self._progress.task("distill", total=self._total_steps, unit="steps") as task,
         ):
             self._resume()
             task.advance(self._state.steps)

@@ -89,7 +89,7 @@ def refitted(
     with contextlib.ExitStack() as stack:
         walk = LayerWalk(model, layers, text, batch_size, 3, stack, progress)
         pair = _Pair(model, layers, walk, cut, writers)
-        with progress.task("fold layer by layer", total=len(places)) as task:
+        with progress.task("fold layer by layer", total=len(places), unit="gaps") as task:
             for place in places:
                 pair.go_to(place)
                 pair.fit(place, later, ridges)

@@ -114,7 +114,7 @@ class ChoiceMeter(CutMeter[Damage]):
     ) -> list[list[float]]:
         """A cut model's log-likelihoods of each item's answers, in nats."""
         found: list[list[float]] = []
-        with progress.task("answer items", total=len(self._runs)) as task:
+        with progress.task("answer items", total=len(self._runs), unit="batches") as task:
             for asked in self._runs:
                 answers = self._record(asked, cut)[1]
                 rows = answers[:, 0].double().cpu().tolist()

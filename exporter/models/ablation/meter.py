@@ -138,7 +138,7 @@ class CutMeter(Generic[D]):
         """
         parts: list[list[D]] = [[] for _ in range(len(others) + 1)]
         total = len(self._asked) * (len(others) + 1)
-        with progress.task("run with cuts", total=total) as task:
+        with progress.task("run with cuts", total=total, unit="batches") as task:
             for start in self._asked:
                 for index, damage in enumerate(self.measure_batch(start, cut, others)):
                     parts[index].append(damage)

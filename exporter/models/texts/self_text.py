@@ -150,7 +150,7 @@ def _sample(
     rounds = _even_runs(samples, max(1, _CACHE_BYTES // (length * _cache_bytes_per_token(model))))
     with (
         torch.inference_mode(),
-        progress.task("sample text, token by token", total=len(rounds) * (length - 1)) as task,
+        progress.task("sample text", len(rounds) * (length - 1), "tokens a text") as task,
     ):
         runs = [_sample_run(model, count, length, generator, prefix, task) for count in rounds]
     ids: NDArray[np.int64] = torch.cat(runs).cpu().numpy()

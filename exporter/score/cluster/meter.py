@@ -111,7 +111,8 @@ class ClusterMeter:
         """
         jobs = cut_jobs(self._starts, self._group.workers, _names(cut), list(map(_names, others)))
         found: list[list[AnyDamage]] = [[] for _ in jobs]
-        with progress.task("run with cuts", total=sum(len(job.others) + 1 for job in jobs)) as task:
+        runs = sum(len(job.others) + 1 for job in jobs)
+        with progress.task("run with cuts", runs, "batches") as task:
             for number, damages in self._group.run(measured, jobs):
                 found[number] = damages
                 task.advance(len(damages))

@@ -138,7 +138,7 @@ class _Scoring:
     ) -> list[tuple[ScoringJob, Any]]:
         """Each piece with its result, in the pieces' order."""
         found: dict[int, Any] = {}
-        with progress.task("score on the cluster", total=len(jobs)) as task:
+        with progress.task("score on the cluster", total=len(jobs), unit="jobs") as task:
             for number, result in pool.run(self._setup.begin, work, jobs):
                 found[number] = result
                 task.advance()

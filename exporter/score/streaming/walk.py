@@ -87,7 +87,9 @@ class _LayerWalk:
         total += self._cuts.runs if self._cuts else 0
         with (
             contextlib.ExitStack() as stack,
-            self._scored.progress.task("score, layer by layer", total=total) as task,
+            self._scored.progress.task(
+                "score, layer by layer", total=total, unit="runs of a layer"
+            ) as task,
         ):
             for name in parts.rest:
                 stack.enter_context(self._meta.held(name))

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -280,8 +281,10 @@ def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
 
     class Logged(Quiet):
         @contextmanager
-        def task(self, description: str, total: int | None = None) -> Iterator[Task]:
-            yield lines.begin(description, total)
+        def task(
+            self, description: str, total: int | None = None, unit: str = ""
+        ) -> Iterator[Task]:
+            yield lines.begin(description, total, unit)
 
     with ByteCount.large(Logged(), "write", sum(sizes)) as count:
         for size in sizes:
@@ -290,7 +293,7 @@ def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
         lines.tick()
         lines.tick()
     total = round(sum(sizes) / 1e6)
-    assert told[-1].startswith(f"write, in MB: {total} of {total}, after ")
+    assert told[-1].startswith(f"write: {total} of {total} MB, after ")
 
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,12 +303,18 @@ def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == ""
 
 
-def test_interrupt_from_outside_is_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verbosity", [0, -1])
+def test_interrupt_from_outside_is_130(
+    tmp_path: Path, sent: signal.Signals, verbosity: int
+) -> None:
     script = (
         "import os, signal, sys, click, exporter.cli as c\n"
         "@c.cli.command()\n"
-        "def wait():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "@click.pass_obj\n"
+        "def wait(progress):\n"
+        f"    progress.verbosity = {verbosity}\n"
+        f"    os.kill(os.getpid(), {sent.value})\n"
         "    signal.pause()\n"
         "sys.exit(c.run(['wait']))\n"
     )
@@ -315,6 +324,7 @@ def test_interrupt_from_outside_is_130(tmp_path: Path) -> None:
         cwd=tmp_path, env=env, timeout=60,
     )  # fmt: skip
     assert ran.returncode == 130
+    assert ("Stopping" in ran.stderr) == (verbosity == 0)
     assert "Interrupted" in ran.stderr
 
 
@@ -427,3 +437,18 @@ def test_a_report_is_kept_out_of_a_models_folder(
     assert command_line.run(["compare", f"{kind}{model}", f"{kind}{model}", "-o", model]) == 2
     assert model in capsys.readouterr().err
     assert not list((tmp_path / "m").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (["score", "model", "--quick"], "of export."),
+        (["prune", "model", "--search", "greedy"], "of export, plan"),
+        (["prune", "model", "--no-such-option"], "No such option"),
+    ],
+)
+def test_an_option_of_another_command_names_that_command(
+    call: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(call) == 2
+    assert told in capsys.readouterr().err

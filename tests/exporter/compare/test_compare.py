@@ -66,7 +66,7 @@ class Listener:
     def detail(self, message: str) -> None:
         self.lines.append(message)
 
-    def task(self, description: str, total: int | None = None) -> Any:
+    def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
         from exporter.progress import QUIET
 
         return QUIET.task(description, total)

@@ -246,7 +246,7 @@ class Heard(progress.Quiet):
     def __init__(self) -> None:
         self.tasks: list[str] = []
 
-    def task(self, description: str, total: int | None = None) -> Any:
+    def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
         self.tasks.append(description)
         return super().task(description, total)
 

@@ -597,7 +597,7 @@ def test_a_model_that_is_loaded_twice_is_told_what_for(checkpoint: Path, tmp_pat
     from exporter.progress import Quiet
 
     class Tasks(Quiet):
-        def task(self, description: str, total: int | None = None) -> Any:
+        def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
             told.append(description.removeprefix(f"load {checkpoint}"))
             return super().task(description, total)
 

@@ -29,7 +29,7 @@ class Heard:
         self.lines.append(("detail", message))
 
     @contextmanager
-    def task(self, description: str, total: int | None = None) -> Any:
+    def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
         self.lines.append((description, total))
         try:
             yield self

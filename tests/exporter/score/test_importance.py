@@ -197,7 +197,7 @@ def test_ctrl_c_leaves_no_hook() -> None:
     loaded = tiny_loaded("llama")
 
     class Interrupting(Quiet):
-        def task(self, description: str, total: int | None = None) -> Any:
+        def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

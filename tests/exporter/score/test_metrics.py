@@ -373,7 +373,9 @@ def test_an_interruption_between_two_samples_ends_the_task(monkeypatch: pytest.M
             self.open = list[str]()
 
         @contextmanager
-        def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        def task(
+            self, description: str, total: int | None = None, unit: str = ""
+        ) -> Iterator[Task]:
             self.open.append(description)
             with super().task(description) as task:
                 try:

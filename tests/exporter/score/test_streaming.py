@@ -147,7 +147,7 @@ def test_the_embedding_goes_behind_the_first_layer(llama: str) -> None:
     empty: list[bool] = []
 
     class Watching(Quiet):
-        def task(self, description: str, total: int | None = None) -> Any:
+        def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
             meta.model.model.layers[2].register_forward_pre_hook(
                 lambda *_: empty.append(meta.model.get_input_embeddings().weight.is_meta)
             )
