@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import BackendError, ComparisonError
 from exporter.models.sentence_folder import pooling_of
+from exporter.models.texts.passages import cut_to
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.printable import counted
 
@@ -155,8 +157,8 @@ def nearest_neighbours(pair: Pair) -> NearestNeighbours | None:
             "Add some, or leave --prompts out.",
             code="too-few-sentences",
         )
-    encode = tokenizer_in(tokenizer).encode
-    ids = [np.array(encode(text, True)[: folder.longest_sequence]) for text in asked.texts]
+    encode, longest = tokenizer_in(tokenizer), folder.longest_sequence or sys.maxsize
+    ids = [np.array(cut_to(encode, text, longest), np.int64) for text in asked.texts]
     check_tokens(max(int(each.max()) for each in ids), pair.vocabulary())
     pooling = pooling_of(folder.home)
     first, second = (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
 from exporter.models.texts.packing import pack_tokens, with_ends
-from exporter.models.texts.passages import paragraphs
+from exporter.models.texts.passages import cut_to, paragraphs
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import tokenizer_in
 
@@ -109,15 +109,15 @@ def tokenize_passages(
         texts: The evaluation text.
         tokenizer_path: A ``tokenizer.json``.
         most: How many; they are spread over the whole text.
-        longest: Tokens of one; longer ones lose their end.
+        longest: Tokens of one; longer ones lose their end, not what the tokenizer puts behind it.
 
     Raises:
         ComparisonError: The tokenizer can't be read.
     """
     passages = paragraphs(texts)
-    encode = tokenizer_in(tokenizer_path).encode
+    tokenizer = tokenizer_in(tokenizer_path)
     chosen = passages[:: max(1, len(passages) // most)][:most]
-    return [np.array(encode(passage, True)[:longest], np.int64) for passage in chosen]
+    return [np.array(cut_to(tokenizer, passage, longest), np.int64) for passage in chosen]
 
 
 def random_ids(

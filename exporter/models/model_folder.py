@@ -21,6 +21,13 @@ CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 """How the names of classes end that give each text, or each of its tokens, a class."""
 
 
+_POSITIONS_BEHIND_PADDING = {
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+"""The models whose table of positions has rows that no text uses."""
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """Where a model's files are.
@@ -93,8 +100,15 @@ def longest_sequence(config: dict[str, Any]) -> int | None:
     for key in ("max_position_embeddings", "n_positions"):
         value = config.get(key)
         if isinstance(value, int) and value > 0:
-            return value
+            return value - _unused_positions(config)
     return None
+
+
+def _unused_positions(config: dict[str, Any]) -> int:
+    """Of RoBERTa and its relatives, which number positions from one behind the padding's id on."""
+    padding = config.get("pad_token_id")
+    counts = config.get("model_type") in _POSITIONS_BEHIND_PADDING
+    return padding + 1 if counts and isinstance(padding, int) else 0
 
 
 def read_object(path: Path) -> dict[str, Any]:

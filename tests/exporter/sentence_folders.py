@@ -88,6 +88,22 @@ def write_encoder(folder: Path, head: str = "Model", **config: Any) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_file=file, **told).save_pretrained(folder)
 
 
+def write_bert_tokenizer(folder: Path) -> None:
+    """The tokenizer of ``tiny_lm`` with ``[CLS]`` (21) before and ``[SEP]`` (22) behind each text.
+
+    The tokens of a second text have the type 1.
+    """
+    from tokenizers import Tokenizer, processors
+
+    write_tokenizer(folder, [*WORDS, "[CLS]", "[SEP]"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = [(end, tokenizer.token_to_id(end)) for end in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def write_passages(path: Path, number: int = 40) -> None:
     """A text of paragraphs of known words, no two alike."""
     rng = np.random.default_rng(0)

@@ -206,14 +206,24 @@ def _relevances(query: RankedQuery, encoder: TaskEncoder) -> Floats:
             encoder.embed(query.passages, "passage") @ encoder.embed([query.text], "query")[0]
         )
         return found
-    likely = encoder.log_probabilities([(query.text, passage) for passage in query.passages])
+    return _yes(encoder, [(query.text, passage) for passage in query.passages])
+
+
+def _yes(encoder: TaskEncoder, pairs: Sequence[tuple[str, str]]) -> Floats:
+    """A reranker's logit of the yes against the no, ``[pairs]``.
+
+    Raises:
+        ComparisonError: The model is no reranker.
+    """
+    likely = encoder.log_probabilities(pairs)
     if likely.shape[1] != _NO_AND_YES:
         raise ComparisonError(
             f"The model has {likely.shape[1]} classes, of which none is known to be the yes.",
             "Rank with a reranker: one logit, or two of which the second is the yes.",
             code="no-reranker",
         )
-    yes: Floats = likely[:, 1]
+    # The log-probability of a sure yes is 0 within rounding, and many were alike.
+    yes: Floats = likely[:, 1] - likely[:, 0]
     return yes
 
 
@@ -232,18 +242,24 @@ def discounted_gains(asked: Retrieval | Ranking, hits: Sequence[NDArray[np.bool_
 
 
 def _alike(asked: Similarities, encoder: TaskEncoder) -> dict[str, Floats]:
-    first, second = (encoder.embed([pair.texts[side] for pair in asked.items]) for side in (0, 1))
     people = np.array([pair.score for pair in asked.items])
-    return {"spearman": correlation_influences((first * second).sum(axis=1), people)}
+    if encoder.classifies:
+        found = _yes(encoder, [pair.texts for pair in asked.items])
+    else:
+        first, second = (encoder.embed([pair.texts[at] for pair in asked.items]) for at in (0, 1))
+        found = (first * second).sum(axis=1)
+    return {"spearman": correlation_influences(found, people)}
 
 
 def correlation_influences(first: Floats, second: Floats) -> Floats:
     """Spearman's correlation plus each item's influence on it; the mean is the correlation.
 
     Args:
-        first: ``[items]``, not all the same.
+        first: ``[items]``; all the same have no order, so that the correlation is 0.
         second: ``[items]``, likewise.
     """
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return np.zeros(len(first))
     one, other = (stats.zscore(stats.rankdata(values)) for values in (first, second))
     whole = (one * other).mean()
     found: Floats = whole + one * other - whole * (one**2 + other**2) / 2

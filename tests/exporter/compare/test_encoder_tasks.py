@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
@@ -18,7 +19,7 @@ from exporter.compare.tasks.encoder_items import EncoderTask, Retrieval, made_re
 from exporter.compare.tasks.encoding import correlation_influences, f1_influences
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError, TaskError
-from exporter.models.model_folder import ModelFolder
+from exporter.models.model_folder import ModelFolder, longest_sequence
 from exporter.models.texts.sources import TextSource
 from tests.exporter.models.test_sentence_folder import (
     BAD_LISTS,
@@ -27,7 +28,7 @@ from tests.exporter.models.test_sentence_folder import (
     BAD_PRODUCTS,
     MODULES,
 )
-from tests.exporter.sentence_folders import write_sentence_files
+from tests.exporter.sentence_folders import write_bert_tokenizer, write_sentence_files
 from tests.exporter.tiny_lm import WORDS, write_tokenizer
 from tests.raising import raises
 
@@ -143,6 +144,23 @@ def test_pairs_are_ranked_as_people_do(folder: ModelFolder) -> None:
     cosines = [1, 0.5, 0, 1]
     found = scored(folder, embedder(), *lines)["spearman"]
     assert np.mean(found) == pytest.approx(stats.spearmanr(cosines, scores).statistic)
+
+
+def test_a_cross_encoder_scores_pairs_by_its_logit(folder: ModelFolder) -> None:
+    pairs = [("the", "the", 5.0), ("the", "of", 3.0), ("of", "in", 1.0)]
+    keys = ("sentence1", "sentence2", "score")
+    lines = [dict(zip(keys, pair, strict=True)) for pair in pairs]
+    runner = one_logit("the")
+    assert np.mean(scored(folder, runner, *lines)["spearman"]) == pytest.approx(1)
+    assert [len(row) for row in runner.read] == [2, 2, 2]
+    three = Encoder("logits", np.zeros((len(WORDS) + 1, 3)), pools=True)
+    with raises(ComparisonError, "no-reranker", 3):
+        scored(folder, three, *lines)
+
+
+def test_similarities_that_are_all_the_same_have_no_correlation(folder: ModelFolder) -> None:
+    lines = [{"sentence1": "the", "sentence2": "the", "score": score} for score in (1.0, 2.0)]
+    assert scored(folder, one_logit("the"), *lines)["spearman"] == [0, 0]
 
 
 def test_passages_of_each_query_are_ranked(folder: ModelFolder) -> None:
@@ -365,3 +383,18 @@ def test_the_influences_of_an_f1_have_its_spread() -> None:
     assert found.mean() == pytest.approx(macro(said, right))
     drawn = [macro(said[rows], right[rows]) for rows in rng.integers(0, 300, (400, 300))]
     assert found.std() / 300**0.5 == pytest.approx(np.std(drawn), rel=0.15)
+
+
+def test_a_long_passage_keeps_what_the_tokenizer_puts_behind_it(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    write_bert_tokenizer(tmp_path)
+    text = text_of(" ".join(WORDS[:10]), " ".join(WORDS[:2]))
+    file = tmp_path / "tokenizer.json"
+    long, short = tokenize_passages(text, file, most=2, longest=6)
+    assert (long.tolist(), short.tolist()) == ([21, 1, 2, 3, 4, 22], [21, 1, 2, 22])
+
+
+def test_roberta_has_fewer_positions_than_its_table() -> None:
+    told = {"max_position_embeddings": 514, "pad_token_id": 1}
+    assert longest_sequence({"model_type": "xlm-roberta"} | told) == 512
+    assert longest_sequence({"model_type": "bert"} | told) == 514
