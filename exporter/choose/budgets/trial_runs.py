@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from scipy import stats
-
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
-from exporter.artifacts.healing import AnswerDamage, HealedClasses, HealedText, Healing
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.ladder import ENDS, Rung, rung_of
+from exporter.choose.budgets.ladder import Rung, rung_of
 from exporter.choose.budgets.text import passages_to_show
+from exporter.choose.budgets.trial_figures import figures_of, held_out_of, is_lost, on_all_samples
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import CalibrationError, HealingError
 from exporter.heal.automatic import (
@@ -27,13 +24,11 @@ from exporter.heal.automatic import (
     settled,
     without_training,
 )
-from exporter.heal.domains import Measured
 from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import SIMILARITY
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import specs_of
 from exporter.models.texts.self_text import SELF
@@ -46,8 +41,6 @@ JUDGED = 16
 """Samples of each text that judge, at most, beside those that a healing holds out anyway."""
 _FEWEST_OF_PAIRS = 3
 """Texts: two of them make a single pair, which has no correlation."""
-FEWEST_SEEN = 4
-"""Samples on which a healed cut may be given up."""
 _SHORTEST_S = 30.0
 """Of a training that was asked for by name."""
 FIRST_SHARE = 0.4
@@ -212,9 +205,9 @@ class TrialRuns:
             taken = time.monotonic() - began - cut.tried.training_seconds
             self._beside_s = max(taken, self._check_s)
         self.cuts.append(cut)
-        seen, whole = _held_out(cut.report.healing).text.samples, len(self.texts.halves[1].mask)
+        seen, whole = held_out_of(cut.report.healing).text.samples, len(self.texts.halves[1].mask)
         rung = rung_of(number, cut.tried.healed, self._floors)
-        return rung if seen >= whole else _on_all_samples(rung, seen, whole)
+        return rung if seen >= whole else on_all_samples(rung, seen, whole)
 
     def noted(self, cut: HealedCut, figures: Mapping[str, float]) -> PruningPlan:
         """The plan of a cut, with what was tried and on what it was held against the limits.
@@ -277,7 +270,7 @@ class TrialRuns:
         if self._store.find(self._name(plan)) != folder.name:
             return None
         cut = self._read(folder)
-        held_out = _held_out(cut.report.healing)
+        held_out = held_out_of(cut.report.healing)
         whole = len(self.texts.halves[1].input_ids)
         if held_out.text.samples < whole and not is_lost(held_out, self._floors):
             return None
@@ -314,98 +307,6 @@ class TrialRuns:
 
     def _name(self, plan: PruningPlan) -> str:
         return plan.describe()
-
-
-def _on_all_samples(rung: Rung, seen: int, whole: int) -> Rung:
-    """A cut that was given up after some samples, with about the interval that all would give."""
-    share = _reach(math.sqrt(seen / whole), whole) / _reach(1.0, seen)
-    return replace(rung, high=rung.cost + share * (rung.high - rung.cost))
-
-
-def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
-    """What a cut costs on held-out text of the domains that were fitted on, bare and healed.
-
-    Of the healed one also the end of each 95 % interval that is further from the whole model, such
-    as ``log_perplexity_increase_high`` or ``cosine_low``.
-    """
-    held_out = _held_out(healing)
-    ends = {ENDS[name]: worse for name, (_, worse) in _intervals(held_out).items()}
-    bare, healed = _figures(held_out)
-    return bare, healed | ends
-
-
-def _held_out(healing: Healing) -> Measured:
-    """What was measured on text like that which was fitted on."""
-    for each in healing.measured:
-        if each.role == "calibration":
-            return each
-    raise HealingError(
-        "There is no held-out text to measure a healed cut on.", "Give a longer --calibration."
-    )
-
-
-def is_lost(measured: Measured, floors: Floors) -> bool:
-    """Whether all of the 95 % interval is beyond a limit, on a few samples at least.
-
-    Args:
-        measured: A healed cut on some samples.
-        floors: The limits; agreement of tokens has no interval, and loses nothing.
-    """
-    if measured.text.samples < FEWEST_SEEN:
-        return False
-    best = {name: better for name, (better, _) in _intervals(measured).items()}
-    held = floors if "top1_agreement" in best else replace(floors, top1_agreement=None)
-    return held.used_up(best) > 1
-
-
-def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
-    """As a plan has them in ``predicted``, of the bare cut and of the healed one."""
-    if isinstance(measured, HealedText):
-        return _of_answers(measured.dropped), _of_answers(measured.healed)
-    if isinstance(measured, HealedClasses):
-        dropped, healed = measured.dropped_kl, measured.healed_kl
-        return (
-            {"kl": dropped, "top1_agreement": measured.dropped_same},
-            {"kl": healed, "top1_agreement": measured.healed_same},
-        )
-    bare, found = {"cosine": measured.dropped}, {"cosine": measured.healed}
-    if measured.dropped_correlation is not None:
-        bare[SIMILARITY] = measured.dropped_correlation
-    if measured.healed_correlation is not None:
-        found[SIMILARITY] = measured.healed_correlation
-    return bare, found
-
-
-def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
-    """By figure the 95 % interval of what the healed cut costs, the better end first."""
-    samples = measured.text.samples
-    if isinstance(measured, HealedText):
-        cost = measured.healed
-        reach = _reach(cost.log_perplexity_increase_std_error, samples)
-        rise = cost.log_perplexity_increase
-        return {"log_perplexity_increase": (rise - reach, rise + reach)}
-    if isinstance(measured, HealedClasses):
-        low, high = measured.healed_same_ci95 or (measured.healed_same, measured.healed_same)
-        return {"top1_agreement": (high, low)}
-    kept = {"cosine": (measured.healed, measured.healed_std_error)}
-    if measured.healed_correlation is not None:
-        kept[SIMILARITY] = (measured.healed_correlation, measured.healed_correlation_std_error)
-    return {
-        name: (value + _reach(error, samples), value - _reach(error, samples))
-        for name, (value, error) in kept.items()
-    }
-
-
-def _reach(error: float | None, samples: int) -> float:
-    """Half of the 95 % interval of a mean over samples, by Student's t."""
-    if error is None or not math.isfinite(error):
-        return 0.0
-    return error * float(stats.t.ppf(0.975, samples - 1))
-
-
-def _of_answers(damage: AnswerDamage) -> dict[str, float]:
-    names = ("kl", "log_perplexity_increase", "top1_agreement")
-    return {name: float(getattr(damage, name)) for name in names}
 
 
 def _tensor(numbers: object) -> object:

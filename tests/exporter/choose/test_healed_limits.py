@@ -42,7 +42,8 @@ from exporter.choose.budgets.ladder import ENDS, HIGH, LOW, SAME, rung_of  # noq
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
 from exporter.choose.budgets.text import passages_to_show  # noqa: E402
-from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns, figures_of, is_lost  # noqa: E402
+from exporter.choose.budgets.trial_figures import figures_of, is_lost  # noqa: E402
+from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.options import Option  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
