@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,13 @@ from exporter.artifacts.store import Store
 from exporter.compare.answers import nearest_neighbours, sample_answers
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
-from exporter.compare.evaluation import EvaluationTokens, random_ids, tokenize, tokenize_passages
+from exporter.compare.evaluation import (
+    EvaluationTokens,
+    random_ids,
+    tokenize,
+    tokenize_pairs,
+    tokenize_passages,
+)
 from exporter.compare.kept import AccuracyCache
 from exporter.compare.quality.agreement import (
     LOGITS,
@@ -44,8 +50,9 @@ from exporter.compare.task_answers import (
     why_no_probes,
 )
 from exporter.models.ablation.classes import MULTI_LABEL
+from exporter.models.anatomy.classifiers import REGRESSION
 from exporter.models.sentence_folder import pooling_of, why_not_whole
-from exporter.models.texts.passages import LONGEST_PASSAGE
+from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
 from exporter.models.texts.sources import TextSource
 
 _EMBEDDED_TEXTS = 64
@@ -217,36 +224,57 @@ def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
 
 
 def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult:
-    """For classifiers of texts or of their tokens, on passages of the text."""
-    passages = _passages(pair, texts)
-    pair.progress.say(f"accuracy: classes of {len(passages.ids)} texts from {passages.source}")
-    said = {name: _classes_of(arm, name, passages.ids, pair) for name, arm in pair.judged.items()}
+    """For classifiers of texts or of their tokens, on passages of the text or on pairs."""
+    passages = _pairs(pair, texts) or _passages(pair, texts)
+    what = "texts" if passages.types is None else "pairs of texts"
+    pair.progress.say(f"accuracy: classes of {len(passages.ids)} {what} from {passages.source}")
+    said = {name: _classes_of(arm, name, passages, pair) for name, arm in pair.judged.items()}
     found = {
         names: compare_classes(
             *(said[name] for name in names), source=passages.source, sha256=passages.sha256
         )
         for names in pair.held_against
     }
-    more = {"tasks": task_results(pair, answers), "probes_left_out": why_no_probes(pair)}
+    probes, left_out = (
+        encoder_probes(pair, texts, answers, ranks=True)
+        if _scores_pairs(pair.baseline)
+        else ([], why_no_probes(pair))
+    )
+    more = {
+        "tasks": task_results(pair, answers),
+        "probes": probes,
+        "probes_left_out": left_out,
+    }
     own = found["baseline", "candidate"].model_copy(update=more)
     grid = _grid(pair.whole, found, {}, {}) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
 
 
+def _classes(arm: ComparedArm) -> int | str | None:
+    """How many classes an arm gives each text; None where it gives them to tokens."""
+    shape = next(spec.shape for spec in arm.runner.outputs if spec.name == LOGITS)
+    return shape[-1] if len(shape) == len(("texts", "classes")) else None
+
+
+def _scores_pairs(arm: ComparedArm) -> bool:
+    """Whether an arm is a reranker, as :func:`exporter.models.anatomy.classifiers.scores_pairs`."""
+    return _classes(arm) == 1 and arm.folder.config.get("problem_type") != REGRESSION
+
+
 def _classes_of(
-    arm: ComparedArm, name: str, texts: Sequence[NDArray[np.int64]], pair: Pair
+    arm: ComparedArm, name: str, texts: _Passages, pair: Pair
 ) -> list[NDArray[np.float64]]:
     """What an arm says of texts; of a reranker, of each two of them."""
-    shape = next(spec.shape for spec in arm.runner.outputs if spec.name == LOGITS)
-    of_texts = len(shape) == len(("texts", "classes"))
+    of_texts = _classes(arm) is not None
     found = class_log_probabilities(
         arm.runner,
-        texts,
+        texts.ids,
         arm=name,
+        types=texts.types,
         separate=of_texts and arm.folder.config.get("problem_type") == MULTI_LABEL,
         progress=pair.progress,
     )
-    return in_pairs(found) if of_texts and shape[-1] == 1 else found
+    return in_pairs(found) if _classes(arm) == 1 else found
 
 
 def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult | None:
@@ -297,11 +325,25 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
 
 @dataclass(frozen=True)
 class _Passages:
-    """The tokens of each, ``[length]``, and where they are from."""
+    """The tokens of each, ``[length]``, and where they are from; of pairs which text each is of."""
 
     ids: list[NDArray[np.int64]]
     source: str
     sha256: str
+    types: list[NDArray[np.int64]] | None = None
+
+
+def _pairs(pair: Pair, texts: TextSource) -> _Passages | None:
+    """Pairs, as a reranker reads them; None for models and texts without."""
+    folder = pair.baseline.folder
+    tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
+    asked = pairs_of(texts) if _scores_pairs(pair.baseline) else texts.pairs
+    if tokenizer is None or not asked or _classes(pair.baseline) is None:
+        return None
+    longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
+    ids, types = tokenize_pairs(asked, tokenizer, most=_EMBEDDED_TEXTS, longest=longest)
+    check_tokens(max(int(each.max()) for each in ids), pair.vocabulary())
+    return _Passages(ids, texts.source, texts.sha256, types)
 
 
 def _passages(pair: Pair, texts: TextSource) -> _Passages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
 from exporter.models.texts.packing import pack_tokens, with_ends
+from exporter.models.texts.pair_lines import TextPair
 from exporter.models.texts.passages import cut_to, paragraphs
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import tokenizer_in
@@ -118,6 +120,32 @@ def tokenize_passages(
     tokenizer = tokenizer_in(tokenizer_path)
     chosen = passages[:: max(1, len(passages) // most)][:most]
     return [np.array(cut_to(tokenizer, passage, longest), np.int64) for passage in chosen]
+
+
+def tokenize_pairs(
+    pairs: Sequence[TextPair], tokenizer_path: Path, *, most: int, longest: int
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Pairs of texts, each with the tokens that the tokenizer adds to a pair.
+
+    Args:
+        pairs: Texts.
+        tokenizer_path: A ``tokenizer.json``.
+        most: How many; always two that stand together, spread over all.
+        longest: Tokens of one; the longer text loses its end.
+
+    Returns:
+        The tokens of each, and of which text they are.
+
+    Raises:
+        ComparisonError: The tokenizer can't be read.
+    """
+    couples = [pairs[at : at + 2] for at in range(0, len(pairs), 2)]
+    step = max(1, 2 * len(couples) // most)
+    chosen = [pair for couple in couples[::step] for pair in couple][:most]
+    tokenizer = tokenizer_in(tokenizer_path)
+    found = [tokenizer.pair(first, second, longest) for first, second in chosen]
+    ids = [np.array(each, np.int64) for each, _ in found]
+    return ids, [np.array(types or [0] * len(each), np.int64) for each, types in found]
 
 
 def random_ids(

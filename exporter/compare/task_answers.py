@@ -18,7 +18,7 @@ from exporter.compare.tasks.choosing import (
     refuse_missing_tasks,
     score_tasks,
 )
-from exporter.compare.tasks.encoder_items import made_retrieval
+from exporter.compare.tasks.encoder_items import made_ranking, made_retrieval
 from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
 from exporter.compare.tasks.probes import make_probes
 from exporter.compare.tasks.probing import score_probes, why_unaskable
@@ -111,14 +111,15 @@ def probe_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
 
 
 def encoder_probes(
-    pair: Pair, texts: TextSource, answers: AccuracyCache
+    pair: Pair, texts: TextSource, answers: AccuracyCache, *, ranks: bool = False
 ) -> tuple[list[TaskResult], str]:
-    """Both arms' scores of a retrieval that is made of the evaluation text.
+    """Both arms' scores of a retrieval, or of a ranking, that is made of the evaluation text.
 
     Args:
-        pair: Running arms, which embed texts.
+        pair: Running arms, which embed texts or rank them.
         texts: The evaluation text.
         answers: Keeps each arm's scores as soon as they are there.
+        ranks: Whether they are rerankers, which read query and passage together.
 
     Returns:
         The results; or none, and why.
@@ -128,9 +129,12 @@ def encoder_probes(
         BackendError: A run fails.
     """
     number = pair.options.quality.probes
-    task = made_retrieval(texts, number) if number else None
+    make = made_ranking if ranks else made_retrieval
+    task = make(texts, number) if number else None
     if not number:
         why = "none was asked for"
+    elif pair.baseline.runner.capabilities.shapes == "compiled":
+        why = f"{pair.baseline.runner.backend} would compile the model anew for each length"
     elif _with_tokenizer(pair, pair.baseline).tokenizer is None:
         why = "there is no tokenizer.json next to the models"
     else:

@@ -76,8 +76,14 @@ def measured_text(
     with progress.task("measure the healed cut", total=len(starts), unit="batches") as task:
         for start in starts:
             part = text.rows(slice(start, start + batch_size))
-            ids, mask, sources = part.input_ids, part.mask, part.sources
-            meter = meter_of(model, ids, mask, batch_size=batch_size, sources=sources)
+            meter = meter_of(
+                model,
+                part.input_ids,
+                part.mask,
+                batch_size=batch_size,
+                sources=part.sources,
+                types=part.types,
+            )
             before, after = _both(meter, dropped, healed, within)
             befores.append(before)
             afters.append(after)

@@ -23,7 +23,7 @@ from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.anatomy.architectures import SublayerModules, every_sublayer, named_in
 from exporter.models.anatomy.residual_stream import run_backbone
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.batches import Batch, batches_of
+from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
@@ -193,7 +193,7 @@ def _collected(
     found: dict[SublayerRef, tuple[Sums, Sums]] = {}
     device = loaded.model.device
     with progress.task("collect activations", total=len(text.input_ids), unit="samples") as task:
-        for batch in batches_of(text.input_ids, text.mask, batch_size, text.sources):
+        for batch in text.batches(batch_size):
             with observing(parts, batch.ids.shape, Adding(found, batch, later, device)):
                 run_backbone(loaded.model, batch.inputs(device))
             task.advance(len(batch.ids))

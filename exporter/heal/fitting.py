@@ -17,7 +17,7 @@ from exporter.heal.plan_file import kind_of
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
-from exporter.models.ablation.embeddings import meter_of
+from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter, Within
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -73,8 +73,7 @@ class Fitting:
     ) -> tuple[dict[SublayerRef, BranchReplacement], dict[SublayerRef, Fit]]:
         """The kind that does best in each place, as a text tells that nothing was fitted on."""
         fits, size = self._alone(), self.options.batch_size
-        ids, mask = chooser.input_ids, chooser.mask
-        meter: CutMeter[Any] = meter_of(self.loaded.model, ids, mask, batch_size=size)
+        meter: CutMeter[Any] = meter_here(self.loaded, chooser, size, positions=1)
         found = _by_damage(meter, fits, self._choices(fits), self.progress)
         if self.options.sequential:
             return self._in_turn({name: kind_of(what) for name, what in found.items()}), {}

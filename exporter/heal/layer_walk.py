@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.anatomy.residual_stream import LayerModules, LayerStates, tapped
-from exporter.models.texts.batches import Batch, batches_of
+from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress
 from exporter.score.streaming.hidden_states import HiddenStates, room_for_states
@@ -48,7 +48,7 @@ class LayerWalk:
         self._streams, self._stack, self._progress = streams, stack, progress
         self._states: HiddenStates | None = None
         self._kept: set[tuple[int, int]] = set()
-        self.batches = batches_of(text.input_ids, text.mask, batch_size)
+        self.batches = text.batches(batch_size)
 
     def run(self, layer: int, batch: Batch, stream: int) -> LayerStates:
         """Takes a batch over a layer: from what the stream has kept, or else the embedding."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from exporter.models.anatomy.residual_stream import LayerModules
-from exporter.models.texts.batches import Batch, batches_of
+from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 
@@ -40,5 +40,4 @@ class ScoredModel:
     @cached_property
     def batches(self) -> list[Batch]:
         """The text, in its order."""
-        text = self.text
-        return batches_of(text.input_ids, text.mask, self.batch_size, text.sources)
+        return self.text.batches(self.batch_size)

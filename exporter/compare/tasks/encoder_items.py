@@ -9,14 +9,13 @@ number.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.compare.tasks.items import TaskFile, text_in, texts_in
 from exporter.errors import TaskError
-from exporter.models.texts.passages import paragraphs
+from exporter.models.texts.passages import halves, paragraphs
 from exporter.models.texts.sources import TextSource
 
 RETRIEVAL_HINT = (
@@ -27,9 +26,8 @@ PAIR_HINT = 'Each line is {"sentence1": TEXT, "sentence2": TEXT, "score": NUMBER
 LABEL_HINT = 'Each line is {"text": TEXT, "label": NAME or NUMBER}, or has a pair of sentences.'
 
 _SIDES = ("sentence1", "sentence2")
-_SENTENCE = re.compile(r"(.{20,200}?[.!?])\s+(?=\S)")
-_SHORTEST = 40  # characters of the rest of a passage
 _PASSAGES = 5  # for each query that is made of a text
+_MADE = "first sentence finds passage"
 
 
 @dataclass(frozen=True)
@@ -154,22 +152,42 @@ def made_retrieval(texts: TextSource, queries: int) -> EncoderTask | None:
     Returns:
         None where the text has fewer than two such passages.
     """
-    halves = [each for each in map(_halves, paragraphs(texts)) if each is not None]
+    found = _all_halves(texts)
     most = queries * _PASSAGES
-    halves = halves[:: max(1, len(halves) // most)][:most]
-    if len(halves) < 2:
+    found = found[:: max(1, len(found) // most)][:most]
+    if len(found) < 2:
         return None
-    step = max(1, len(halves) // queries)
-    items = [Query(halves[at][0], frozenset({at})) for at in range(0, len(halves), step)]
-    asked = Retrieval(tuple(rest for _, rest in halves), tuple(items[:queries]))
-    return EncoderTask("first sentence finds passage", texts.source, asked, texts.sha256)
+    step = max(1, len(found) // queries)
+    items = [Query(found[at][0], frozenset({at})) for at in range(0, len(found), step)]
+    asked = Retrieval(tuple(rest for _, rest in found), tuple(items[:queries]))
+    return EncoderTask(_MADE, texts.source, asked, texts.sha256)
 
 
-def _halves(passage: str) -> tuple[str, str] | None:
-    found = _SENTENCE.match(passage)
-    if found is None or len(passage) - found.end() < _SHORTEST:
+def made_ranking(texts: TextSource, queries: int) -> EncoderTask | None:
+    """A ranking from a text without labels: a first sentence finds the rest among its neighbours.
+
+    Args:
+        texts: The text.
+        queries: How many, spread over it; each among five passages, its own and the next ones.
+
+    Returns:
+        None where the text has fewer than two such passages.
+    """
+    found = _all_halves(texts)
+    if len(found) < 2:
         return None
-    return found[1], passage[found.end() :]
+    step = max(1, len(found) // queries)
+    items = []
+    for number, at in enumerate(range(0, len(found), step)):
+        near = [found[(at + n) % len(found)][1] for n in range(min(_PASSAGES, len(found)))]
+        own = number % len(near)  # where equal scores would put it first, anything ranks well
+        near.insert(own, near.pop(0))
+        items.append(RankedQuery(found[at][0], tuple(near), frozenset({own})))
+    return EncoderTask(_MADE, texts.source, Ranking(tuple(items[:queries])), texts.sha256)
+
+
+def _all_halves(texts: TextSource) -> list[tuple[str, str]]:
+    return [each for each in map(halves, paragraphs(texts)) if each is not None]
 
 
 def _retrieval(file: TaskFile, limit: int | None) -> Retrieval:

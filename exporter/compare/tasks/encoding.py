@@ -10,8 +10,6 @@ its influence on it, whose spread is that of the figure (the delta method).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +32,13 @@ from exporter.errors import ComparisonError, TaskError
 from exporter.models.ablation.ratios import Floats
 from exporter.models.model_folder import ModelFolder
 from exporter.models.sentence_folder import pooling_of, read_prompts
-from exporter.models.texts.passages import LONGEST_PASSAGE, cut_to
-from exporter.models.texts.tokenizer import read_tokenizer, tokenizer_in
+from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, cut_to
+from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.progress import QUIET, Progress
 
 _BEST = 10
 _OF_TEXTS = 2  # the rank of logits of one class for each text
 _NO_AND_YES = 2  # classes of a reranker, also of one with a single logit
-_LONGEST_PAIR = 256  # tokens of both texts
 _PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 """The names of the prompts that stand before each kind of text, the first that a folder has."""
 
@@ -77,7 +74,7 @@ class TaskEncoder:
             )
         self._runner, self._folder, self._progress = runner, folder, progress
         self._vocabulary = vocabulary
-        self._file, self._tokenizer = folder.tokenizer, tokenizer_in(folder.tokenizer)
+        self._tokenizer = tokenizer_in(folder.tokenizer)
         self._pooling, self._prompts = pooling_of(folder.home), read_prompts(folder.home)
 
     def embed(self, texts: Sequence[str], kind: str = "") -> Floats:
@@ -133,19 +130,13 @@ class TaskEncoder:
         )
         return np.concatenate(rows)
 
-    @cached_property
-    def _of_pairs(self) -> Any:
-        tokenizer = read_tokenizer(self._file)
-        tokenizer.enable_truncation(self._fitting(_LONGEST_PAIR), strategy="longest_first")
-        return tokenizer
-
     def _encoded(self, *texts: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The tokens of a text or a pair, and of which text each is."""
         if len(texts) == 1:
             ids = self._ids(texts[0])
             return ids, np.zeros_like(ids)
-        found = self._of_pairs.encode(*texts)
-        return self._checked(found.ids), np.array(found.type_ids, np.int64)
+        found, types = self._tokenizer.pair(texts[0], texts[1], self._fitting(LONGEST_PAIR))
+        return self._checked(found), np.array(types, np.int64)
 
     @property
     def classifies(self) -> bool:

@@ -31,11 +31,13 @@ class Lesson:
         rows: Their numbers in the text.
         ids: ``[batch, tokens]``.
         mask: ``[batch, tokens]``; False marks padding.
+        types: ``[batch, tokens]``, of which text of a pair each token is, where the model is told.
     """
 
     rows: tuple[int, ...]
     ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
+    types: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, text: CalibrationText, size: int) -> list[Lesson]:
@@ -48,12 +50,14 @@ class Lesson:
     def of_rows(cls, text: CalibrationText, rows: Sequence[int]) -> Lesson:
         """Some samples of a text, without what is padding in all of them."""
         chosen = list(rows)
-        batch = Batch(0, chosen[0], text.input_ids[chosen], text.mask[chosen]).trimmed()
-        return cls(tuple(chosen), batch.ids, batch.mask)
+        types = None if text.types is None else text.types[chosen]
+        batch = Batch(0, chosen[0], text.input_ids[chosen], text.mask[chosen], types=types)
+        short = batch.trimmed()
+        return cls(tuple(chosen), short.ids, short.mask, short.types)
 
     def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
         """What the model is called with."""
-        return Batch(0, 0, self.ids, self.mask).inputs(device)
+        return Batch(0, 0, self.ids, self.mask, types=self.types).inputs(device)
 
 
 class Teacher:

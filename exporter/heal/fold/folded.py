@@ -20,7 +20,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.ablation.embeddings import meter_of
+from exporter.models.ablation.embeddings import meter_here
 from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.anatomy.residual_stream import LayerModules
 from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
@@ -189,7 +189,7 @@ def _loses(
 ) -> bool:
     cut: Any = dict.fromkeys(fitting.names, NOTHING)
     size = fitting.options.batch_size
-    meter = meter_of(fitting.loaded.model, text.input_ids, text.mask, batch_size=size)
+    meter = meter_here(fitting.loaded, text, size, positions=1)
     bare = meter.measure(cut, fitting.progress)
     found = meter.inside(lambda: swapped(values)).measure(replaced, fitting.progress)
     return found.distance >= bare.distance

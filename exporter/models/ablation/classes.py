@@ -122,6 +122,7 @@ class ClassMeter(CutMeter[ClassDamage]):
         batch_size: Texts in one forward pass; two at least, which rerankers are to order.
         kept_bytes: See :class:`CutMeter`.
         within: See :class:`CutMeter`.
+        types: ``[samples, tokens]``, of which text of a pair each token is.
 
     Raises:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
@@ -136,9 +137,10 @@ class ClassMeter(CutMeter[ClassDamage]):
         batch_size: int = 4,
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
+        types: NDArray[np.int64] | None = None,
     ) -> None:
         separate, size = has_separate_labels(model), max(batch_size, TWO_TEXTS)
-        batches = (each.trimmed() for each in batches_of(input_ids, mask, size))
+        batches = (each.trimmed() for each in batches_of(input_ids, mask, size, types=types))
         asked = [_Classified(each, separate) for each in batches]
         super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="all")
 

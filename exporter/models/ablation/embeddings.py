@@ -131,6 +131,7 @@ def meter_of(
     embeds: bool | None = None,
     within: Within | None = None,
     sources: Sources | None = None,
+    types: NDArray[np.int64] | None = None,
 ) -> AnyMeter:
     """What measures damage to a model's answers: its distributions, or its embeddings.
 
@@ -143,6 +144,7 @@ def meter_of(
         embeds: Whether embeddings count; None: where the model has neither next tokens nor classes.
         within: See :class:`~exporter.models.ablation.meter.CutMeter`.
         sources: Of an encoder-decoder what its encoder reads.
+        types: Of pairs, of which text each token is, ``[samples, tokens]``.
 
     Raises:
         ScoringError: There is no position to compare at, or distributions are asked of a model
@@ -153,7 +155,7 @@ def meter_of(
     if judged == "embeddings" if embeds is None else embeds:
         return EmbeddingMeter(model, input_ids, mask, batch_size=batch_size, within=within)
     if judged == "classes":
-        return ClassMeter(model, input_ids, mask, batch_size=batch_size, within=within)
+        return ClassMeter(model, input_ids, mask, batch_size=batch_size, within=within, types=types)
     return DamageMeter(
         model,
         input_ids,
@@ -181,6 +183,7 @@ def meter_here(
         positions=positions,
         embeds=embeds,
         sources=text.sources,
+        types=text.types,
     )
 
 

@@ -11,6 +11,24 @@ if TYPE_CHECKING:
     import torch
 
 
+REGRESSION = "regression"
+
+
+def classifies_texts(model: Any) -> bool:
+    """Whether a model gives each text a class or a score, not each token."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def scores_pairs(model: Any) -> bool:
+    """Whether a model is a reranker: its single logit scores a query with its passage.
+
+    A ``problem_type`` of regression is what transformers' trainer writes for scores of any texts.
+    """
+    config = model.config
+    single = classifies_texts(model) and config.num_labels == 1
+    return single and getattr(config, "problem_type", None) != REGRESSION
+
+
 def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Runs a classifier on texts that are padded at the end; each gets the logits it has alone.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Batch:
         ids: ``[batch, tokens]``.
         mask: ``[batch, tokens]``; False marks padding.
         sources: What the encoder reads, where the tokens are those of a decoder behind one.
+        types: ``[batch, tokens]``, of which text of a pair each token is, where the model is told.
     """
 
     number: int
@@ -58,12 +59,14 @@ class Batch:
     ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
     sources: Sources | None = None
+    types: NDArray[np.int64] | None = None
 
     def trimmed(self) -> Batch:
         """The same without the columns at the end that hold padding alone."""
         width = int(np.flatnonzero(self.mask.any(axis=0)).max(initial=0)) + 1
         ids, mask = self.ids[:, :width], self.mask[:, :width]
-        return Batch(self.number, self.first_sample, ids, mask, self.sources)
+        types = None if self.types is None else self.types[:, :width]
+        return replace(self, ids=ids, mask=mask, types=types)
 
     def ids_on(self, device: torch.device | None = None) -> torch.Tensor:
         """The token ids for PyTorch."""
@@ -86,7 +89,10 @@ class Batch:
             arrays = self.sources.arrays.items()
             given = {name: torch.from_numpy(array).to(device) for name, array in arrays}
             return {**given, "decoder_input_ids": self.ids_on(device)}
-        return {"input_ids": self.ids_on(device), "attention_mask": self.mask_on(device).long()}
+        given = {"input_ids": self.ids_on(device), "attention_mask": self.mask_on(device).long()}
+        if self.types is not None:
+            given["token_type_ids"] = torch.from_numpy(self.types).to(device)
+        return given
 
 
 def batches_of(
@@ -94,6 +100,7 @@ def batches_of(
     mask: NDArray[np.bool_],
     size: int,
     sources: Sources | None = None,
+    types: NDArray[np.int64] | None = None,
 ) -> list[Batch]:
     """A text in its order, ``size`` samples at a time.
 
@@ -102,10 +109,12 @@ def batches_of(
         mask: ``[samples, tokens]``; False marks padding.
         size: Samples in a batch.
         sources: What the encoder reads, of the same samples.
+        types: ``[samples, tokens]``, of which text of a pair each token is.
     """
     found = []
     for number, start in enumerate(range(0, len(ids), size)):
         rows = slice(start, start + size)
         own = None if sources is None else sources.rows(rows)
-        found.append(Batch(number, start, ids[rows], mask[rows], own))
+        told = None if types is None else types[rows]
+        found.append(Batch(number, start, ids[rows], mask[rows], own, told))
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,22 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.files import sha256_bytes
+from exporter.models.anatomy.classifiers import classifies_texts, scores_pairs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
-from exporter.models.texts.batches import Sources
+from exporter.models.texts.batches import Batch, Sources, batches_of
 from exporter.models.texts.packing import pack_tokens, with_ends
+from exporter.models.texts.pair_lines import TextPair
 from exporter.models.texts.pairs import RANDOM
-from exporter.models.texts.passages import LONGEST_PASSAGE, pack_passages
+from exporter.models.texts.passages import (
+    LONGEST_PAIR,
+    LONGEST_PASSAGE,
+    pack_pairs,
+    pack_passages,
+    pairs_of,
+)
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
-from exporter.models.texts.sources import DOCSTRINGS, PYDOC, Part, read_texts
+from exporter.models.texts.sources import DOCSTRINGS, PYDOC, Part, TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import QUIET, Progress
 
@@ -43,6 +52,8 @@ class CalibrationText:
         owners: ``[samples]``, of a mixture the number of each sample's text; see
             :mod:`exporter.models.texts.mixtures`.
         sources: Of an encoder-decoder what its encoder reads; the tokens are then the decoder's.
+        types: ``[samples, tokens]``, int64, of which text of a pair each token is; None where the
+            samples are single texts, or the model isn't told.
     """
 
     ref: CalibrationRef
@@ -50,6 +61,7 @@ class CalibrationText:
     mask: NDArray[np.bool_]
     owners: NDArray[np.int64] | None = None
     sources: Sources | None = None
+    types: NDArray[np.int64] | None = None
 
     @classmethod
     def unpadded(cls, input_ids: NDArray[np.int64], source: str, sha256: str) -> CalibrationText:
@@ -68,6 +80,7 @@ class CalibrationText:
     def ids_sha256(self) -> str:
         """Of the tokens, and of which of them are padding."""
         read = b"" if self.sources is None else self.sources.content
+        read += b"" if self.types is None else self.types.astype("<i8").tobytes()
         return sha256_bytes(self.input_ids.astype("<i8").tobytes() + self.mask.tobytes() + read)
 
     @property
@@ -88,7 +101,7 @@ class CalibrationText:
             return [self]
         rows = [self.owners == number for number in range(len(self.ref.mixture))]
         return [
-            CalibrationText(_counted(ref, self.mask[own]), self.input_ids[own], self.mask[own])
+            replace(self.rows(own), ref=_counted(ref, self.mask[own]), owners=None)
             for ref, own in zip(self.ref.mixture, rows, strict=True)
         ]
 
@@ -101,7 +114,12 @@ class CalibrationText:
             counted = [_counted(r, mask[owners == i]) for i, r in enumerate(self.ref.mixture)]
             ref = ref.model_copy(update={"mixture": counted})
         sources = None if self.sources is None else self.sources.rows(chosen)
-        return CalibrationText(ref, self.input_ids[chosen], mask, owners, sources)
+        types = None if self.types is None else self.types[chosen]
+        return CalibrationText(ref, self.input_ids[chosen], mask, owners, sources, types)
+
+    def batches(self, size: int) -> list[Batch]:
+        """The samples in their order, so many at a time."""
+        return batches_of(self.input_ids, self.mask, size, self.sources, self.types)
 
     def first_tokens(self, tokens: int) -> CalibrationText:
         """The first samples, enough for a number of tokens."""
@@ -138,7 +156,9 @@ def calibration_text(
         cache_dir: Where sampled text is kept; None: ``$XDG_CACHE_HOME/depthcut``.
         part: What the samples are for; see :func:`exporter.models.texts.sources.read_texts`.
         passages: Makes a sample of each paragraph, of at most 128 tokens and padded, as encoders
-            embed them; as many as have the tokens of so many samples. Sampled text has none.
+            embed them; as many as have the tokens of so many samples. Sampled text has none. A
+            reranker has samples of pairs in any case, of at most 256 tokens, and so has each
+            classifier of texts for a file of pairs.
         progress: Told what goes on.
 
     Raises:
@@ -153,16 +173,19 @@ def calibration_text(
     length = _fitting_length(loaded.model, sequence_length, progress)
     wanted = samples or math.ceil(DEFAULT_TOKENS / length)
     spec = spec or default_calibration(loaded)
-    if passages and spec not in SAMPLED:
-        return _passages(loaded, spec, wanted * length, min(length, LONGEST_PASSAGE), part)
-    if spec in SAMPLED:
+    texts = None if spec in SAMPLED else read_texts(spec, part=part)
+    if texts is not None and (pairs := _pairs(loaded, texts, progress)):
+        return _paired(loaded, texts, pairs, wanted * length, min(length, LONGEST_PAIR))
+    if passages and texts is not None:
+        return _passages(loaded, texts, wanted * length, min(length, LONGEST_PASSAGE))
+    if texts is None:
         ids = sampled_tokens(
             loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress, spec=spec
         )
         label = f"{spec} (text sampled by the model, seed {seed})"
         digest = sha256_bytes(ids.astype("<i8").tobytes())
     else:
-        ids, label, digest = _packed(loaded, spec, wanted, length, part)
+        ids, label, digest = _packed(loaded, texts, wanted, length)
     text = CalibrationText.unpadded(ids, label, digest)
     check_text(loaded, ids, text.mask)
     _tell_if_short(ids, wanted, label, part, progress)
@@ -252,11 +275,10 @@ def usable_length(model: Any) -> int | None:
 
 
 def _packed(
-    loaded: LoadedModel, spec: str, samples: int, length: int, part: Part
+    loaded: LoadedModel, texts: TextSource, samples: int, length: int
 ) -> tuple[NDArray[np.int64], str, str]:
     """Packs a text into samples that begin and end as the tokenizer would have them."""
     tokenizer = tokenizer_of(loaded)
-    texts = read_texts(spec, part=part)
     with quiet_transformers():
         before, after = tokenizer.ends
         inner = _inner_length(length, len(before) + len(after))
@@ -277,15 +299,53 @@ def _packed(
     return with_ends(before, body, after), texts.source, texts.sha256
 
 
-def _passages(
-    loaded: LoadedModel, spec: str, tokens: int, longest: int, part: Part
+def _pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> Sequence[TextPair]:
+    """What a model reads as pairs: those of a file, if it gives texts classes; a reranker always.
+
+    Empty where it reads single texts.
+    """
+    if not classifies_texts(loaded.model):
+        return ()
+    if texts.pairs or not scores_pairs(loaded.model):
+        return texts.pairs
+    pairs = pairs_of(texts)
+    if not pairs:
+        progress.say(
+            f"{texts.source}: read as single texts, since fewer than two paragraphs have a first "
+            "sentence to pair with the rest; a reranker is best given JSON lines with query and "
+            "passage"
+        )
+    return pairs
+
+
+def _paired(
+    loaded: LoadedModel, texts: TextSource, pairs: Sequence[TextPair], tokens: int, longest: int
 ) -> CalibrationText:
+    """Pairs as samples."""
+    tokenizer = tokenizer_of(loaded)
+    with quiet_transformers():
+        _inner_length(longest, 1 + len(tokenizer.pair("a", "a", longest)[0]))
+        ids, mask, types = pack_pairs(tokenizer, pairs, longest=longest, tokens=tokens)
+    return _samples(loaded, texts, ids, mask, types)
+
+
+def _passages(loaded: LoadedModel, texts: TextSource, tokens: int, longest: int) -> CalibrationText:
     """A text's paragraphs as samples."""
     tokenizer = tokenizer_of(loaded)
-    texts = read_texts(spec, part=part)
     with quiet_transformers():
         _inner_length(longest, sum(map(len, tokenizer.ends)))
         ids, mask = pack_passages(tokenizer, texts, longest=longest, tokens=tokens)
+    return _samples(loaded, texts, ids, mask)
+
+
+def _samples(
+    loaded: LoadedModel,
+    texts: TextSource,
+    ids: NDArray[np.int64],
+    mask: NDArray[np.bool_],
+    types: NDArray[np.int64] | None = None,
+) -> CalibrationText:
+    """Padded samples with what a report says of them."""
     if not len(ids):
         raise CalibrationError(
             f"{texts.source} gives no tokens.", "Give another text.", code="too-few-tokens"
@@ -293,12 +353,12 @@ def _passages(
     ref = CalibrationRef(
         source=texts.source,
         samples=len(ids),
-        sequence_length=longest,
+        sequence_length=ids.shape[1],
         tokens=int(mask.sum()),
         sha256=texts.sha256,
     )
     check_text(loaded, ids, mask)
-    return CalibrationText(ref, ids, mask)
+    return CalibrationText(ref, ids, mask, types=types)
 
 
 def _inner_length(length: int, ends: int) -> int:

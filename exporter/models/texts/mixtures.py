@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, DepthcutError
@@ -116,8 +118,10 @@ def specs_of(ref: CalibrationRef) -> tuple[str, ...]:
 
 
 def samples_of(ref: CalibrationRef) -> int | None:
-    """How many to take of each text, so that as many come; None where the report read none."""
-    return max((text.samples for text in ref.texts), default=None)
+    """How many of full length to take of each text, so that as much comes; None for none."""
+    # Of padded ones the last may go beyond what was wanted, by less than a full length.
+    full = [max(1, each.tokens // each.sequence_length) for each in ref.texts if each.tokens]
+    return max(full, default=None)
 
 
 def seed_of_all(ref: CalibrationRef) -> int:
@@ -145,12 +149,25 @@ def joined(texts: Sequence[CalibrationText]) -> CalibrationText:
         sha256=refs[0].sha256 if len({r.sha256 for r in refs}) == 1 else _digest(refs),
         mixture=list(refs),
     )
+    width = max(text.input_ids.shape[1] for text in texts)
+    told = any(text.types is not None for text in texts)
     return CalibrationText(
         ref,
-        np.concatenate([text.input_ids for text in texts])[order],
-        np.concatenate([text.mask for text in texts])[order],
+        _stacked([text.input_ids for text in texts], width)[order],
+        _stacked([text.mask for text in texts], width)[order],
         owners=owners[order],
+        types=_stacked([_types(text) for text in texts], width)[order] if told else None,
     )
+
+
+def _stacked(arrays: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
+    """``[samples, width]``; shorter samples are padded with zeros."""
+    return np.concatenate([np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in arrays])
+
+
+def _types(text: CalibrationText) -> NDArray[np.int64]:
+    """Single texts beside pairs are first texts."""
+    return np.zeros_like(text.input_ids) if text.types is None else text.types
 
 
 def refuse_same(

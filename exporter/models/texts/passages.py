@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.models.texts.pair_lines import TextPair
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import TextTokenizer
 
+R = TypeVar("R")
 LONGEST_PASSAGE = 128  # tokens, as sentence-transformers trains its small encoders
+LONGEST_PAIR = 256  # tokens of a query and its passage together
 _CHARACTERS = 40  # shorter paragraphs are headings
+_SENTENCE = re.compile(r"(.{20,200}?[.!?])\s+(?=\S)")
+_SHORTEST = 40  # characters of the rest of a passage
 
 
 def paragraphs(texts: TextSource) -> list[str]:
@@ -24,6 +30,34 @@ def paragraphs(texts: TextSource) -> list[str]:
     joined = (" ".join(part.split()) for part in parts)
     found = [*dict.fromkeys(filter(None, joined))]
     return [part for part in found if len(part) >= _CHARACTERS] or found
+
+
+def halves(passage: str) -> TextPair | None:
+    """A passage's first sentence and the rest of it; None where there are no such."""
+    found = _SENTENCE.match(passage)
+    if found is None or len(passage) - found.end() < _SHORTEST:
+        return None
+    return found[1], passage[found.end() :]
+
+
+def pairs_of(texts: TextSource) -> list[TextPair]:
+    """A text's own pairs; else first sentences with what follows and with what doesn't.
+
+    Each first sentence has two pairs, one after the other: with the rest of its own passage, and
+    with the rest of the next passage, which is of the same matter. Which of them comes first
+    changes from one sentence to the next, so that every second pair is none of a kind. Empty
+    where fewer than two passages have a first sentence.
+    """
+    if texts.pairs:
+        return list(texts.pairs)
+    found = [each for each in map(halves, paragraphs(texts)) if each is not None]
+    if len(found) < 2:
+        return []
+    made: list[TextPair] = []
+    for number, (first, rest) in enumerate(found):
+        two = [(first, rest), (first, found[(number + 1) % len(found)][1])]
+        made += two[:: -1 if number % 2 else 1]
+    return made
 
 
 def cut_to(tokenizer: TextTokenizer, text: str, longest: int) -> list[int]:
@@ -47,13 +81,47 @@ def pack_passages(
         Token ids and mask, ``[samples, longest]``; False marks padding. As many samples as have
         the wanted tokens, or all there are.
     """
-    rows: list[list[int]] = []
+    rows = _first_rows(_pieces(tokenizer, texts, longest), tokens, len)
+    return _padded(rows, longest)
+
+
+def pack_pairs(
+    tokenizer: TextTokenizer, pairs: Iterable[TextPair], *, longest: int, tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64] | None]:
+    """Pairs from the start on, each as one text with the tokens that the tokenizer adds.
+
+    Args:
+        tokenizer: The model's.
+        pairs: Texts.
+        longest: Tokens in a sample; the longer text of a pair loses its end.
+        tokens: How many are wanted in all.
+
+    Returns:
+        Token ids, mask and of which text each token is, all ``[samples, longest]``; None in place
+        of the last where the model doesn't tell texts apart so.
+    """
+    encoded = (tokenizer.pair(*pair, longest) for pair in pairs)
+    rows = _first_rows(encoded, tokens, lambda each: len(each[0]))
+    ids, mask = _padded([row for row, _ in rows], longest)
+    told = [types for _, types in rows if types is not None]
+    return ids, mask, _padded(told, longest)[0] if len(told) == len(rows) else None
+
+
+def _first_rows(rows: Iterable[R], tokens: int, size: Callable[[R], int]) -> list[R]:
+    """The first of some samples, as many as have the wanted tokens, or all there are."""
+    kept: list[R] = []
     found = 0
-    for row in _pieces(tokenizer, texts, longest):
-        rows.append(row)
-        found += len(row)
+    for row in rows:
+        kept.append(row)
+        found += size(row)
         if found >= tokens:
             break
+    return kept
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], longest: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     lengths = np.array([len(row) for row in rows], np.int64)
     mask = np.arange(longest) < lengths[:, None]
     # Any token of the vocabulary pads, as the mask leaves it out.

@@ -11,7 +11,8 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from exporter.artifacts import CalibrationRef
 from exporter.errors import ComparisonError, DepthcutError, TextSourceError
 from exporter.files import sha256_bytes
 from exporter.models.texts.docstrings import docstrings
+from exporter.models.texts.pair_lines import TextPair, pairs_in
 from exporter.optional import require
 
 Part = Literal["calibration", "evaluation"]
@@ -51,11 +53,14 @@ class TextSource:
         documents: The documents, none empty.
         sha256: Hex digest of the documents in UTF-8, joined by a zero byte; for a plain text
             file that is the digest of the file.
+        pairs: What JSON lines of pairs hold; each line is a document, too, with both its sides as
+            paragraphs.
     """
 
     source: str
     documents: tuple[str, ...]
     sha256: str
+    pairs: tuple[TextPair, ...] = ()
 
 
 def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSource:
@@ -63,7 +68,8 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
 
     Args:
         spec: A path to a UTF-8 text file (one document) or to a JSON-lines file (a document a
-            line: the field ``text``, else the longest string field); ``pydoc``, the English
+            line: the field ``text``, else the longest string field; or pairs, see
+            :mod:`exporter.models.texts.pair_lines`); ``pydoc``, the English
             language topics that every CPython carries; ``docstrings``, those of its standard
             library; or
             ``hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]``, a data set of the Hugging Face hub.
@@ -91,7 +97,7 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
     path = Path(spec)
     text = read_file(path)
     if path.suffix.lower() in _JSONL_SUFFIXES:
-        return _source(spec, _jsonl_documents(text, path))
+        return _of_lines(spec, text, path)
     return _source(spec, [text])
 
 
@@ -167,6 +173,19 @@ def read_file(path: Path) -> str:
         raise TextSourceError(
             f"{path} can't be read: {error.strerror}.", SPEC_HINT, code="unreadable"
         ) from error
+
+
+def _of_lines(spec: str, text: str, path: Path) -> TextSource:
+    lines = [
+        (record, f"{path}, line {number}")
+        for record, number in json_lines(text, path)
+        if isinstance(record, dict)  # others are told of as documents
+    ]
+    pairs = pairs_in(lines)
+    if pairs is None:
+        return _source(spec, _jsonl_documents(text, path))
+    found = _source(spec, ("\n\n".join(dict.fromkeys(chain(*each))) for each in pairs))
+    return replace(found, pairs=tuple(chain(*pairs)))
 
 
 def _jsonl_documents(text: str, path: Path, field: str = "text") -> Iterator[str]:

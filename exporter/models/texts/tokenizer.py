@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
 
+Encoded = tuple[list[int], list[int] | None]
+"""Token ids, and of which text each is, 0 or 1."""
+
+
 @dataclass(frozen=True)
 class TextTokenizer:
     """Text to token ids, whichever library does it.
@@ -31,10 +35,27 @@ class TextTokenizer:
     Attributes:
         encode: From a text, and whether to add the tokenizer's own tokens, to token ids.
         end_id: The token that ends a text; None where there is none, or where a config says it.
+        encode_pair: From two texts and the most tokens that both may have to token ids, and of
+            which text each is; None in place of these where the model isn't told.
     """
 
     encode: Callable[[str, bool], list[int]]
     end_id: int | None = None
+    encode_pair: Callable[[str, str, int], Encoded] | None = None
+
+    def pair(self, first: str, second: str, longest: int) -> Encoded:
+        """Two texts as one, with the tokenizer's own tokens; the longer loses its end.
+
+        Raises:
+            CalibrationError: The tokenizer knows no pairs.
+        """
+        if self.encode_pair is None:
+            raise CalibrationError(
+                "This tokenizer puts no two texts together.",
+                "Give the model with its tokenizer.json.",
+                code="no-pairs",
+            )
+        return self.encode_pair(first, second, longest)
 
     def plain(self, text: str) -> list[int]:
         """The text's token ids and no others."""
@@ -68,7 +89,12 @@ def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
         ids: list[int] = tokenizer(text, add_special_tokens=special).input_ids
         return ids
 
-    return TextTokenizer(encode, tokenizer.eos_token_id)
+    def encode_pair(first: str, second: str, longest: int) -> Encoded:
+        cut = {"truncation": "longest_first", "max_length": longest}
+        found = tokenizer(first, second, **cut)
+        return found["input_ids"], found.get("token_type_ids")
+
+    return TextTokenizer(encode, tokenizer.eos_token_id, encode_pair)
 
 
 def tokenizer_in(path: Path) -> TextTokenizer:
@@ -84,7 +110,18 @@ def tokenizer_in(path: Path) -> TextTokenizer:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
         return ids
 
-    return TextTokenizer(encode)
+    @cache
+    def cutting(longest: int) -> Any:
+        own = read_tokenizer(path)
+        own.enable_truncation(longest, strategy="longest_first")
+        return own
+
+    def encode_pair(first: str, second: str, longest: int) -> Encoded:
+        found = cutting(longest).encode(first, second)
+        return found.ids, found.type_ids
+
+    is_gguf = path.suffix == GGUF_SUFFIX  # llama.cpp puts no two texts together
+    return TextTokenizer(encode, encode_pair=None if is_gguf else encode_pair)
 
 
 def read_tokenizer(path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,19 @@ from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
-from exporter.compare.tasks.encoder_items import EncoderTask, Retrieval, made_retrieval
+from exporter.compare.tasks.encoder_items import (
+    EncoderTask,
+    Ranking,
+    Retrieval,
+    made_ranking,
+    made_retrieval,
+)
 from exporter.compare.tasks.encoding import correlation_influences, f1_influences
 from exporter.engines.tensors import TensorSpec
-from exporter.errors import ComparisonError, TaskError
+from exporter.errors import CalibrationError, ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder, longest_sequence
 from exporter.models.texts.sources import TextSource
+from exporter.models.texts.tokenizer import tokenizer_in
 from tests.exporter.models.test_sentence_folder import (
     BAD_LISTS,
     BAD_PLACES,
@@ -267,7 +275,12 @@ def test_a_model_that_can_t_do_the_task(folder: ModelFolder) -> None:
 def test_a_tokenizer_that_can_t_cut_pairs_is_none_s_trouble_without_pairs(
     folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "read_tokenizer", lambda _: object())  # as of a GGUF file
+    own = tokenizer_in(folder.home / "tokenizer.json")
+    of_gguf = replace(own, encode_pair=None)
+    monkeypatch.setattr(encoding, "tokenizer_in", lambda _: of_gguf)
+    pair = {"sentence1": "the", "sentence2": "of", "label": 0}
+    with raises(CalibrationError, "no-pairs", "tokenizer.json"):
+        scored(folder, classifier("the"), pair)
     retrieval = [*PASSAGES, {"query": "value", "relevant": ["a"]}]
     assert scored(folder, embedder(), *retrieval)["recall@10"] == [1]
     tokens = Encoder("logits", np.eye(len(WORDS) + 1))
@@ -398,3 +411,20 @@ def test_roberta_has_fewer_positions_than_its_table() -> None:
     told = {"max_position_embeddings": 514, "pad_token_id": 1}
     assert longest_sequence({"model_type": "xlm-roberta"} | told) == 512
     assert longest_sequence({"model_type": "bert"} | told) == 514
+
+
+def test_a_text_without_labels_makes_a_ranking_among_neighbours() -> None:
+    passages = [
+        f"Here is the first sentence of {word}. And then there follows all of the rest of {word}."
+        for word in WORDS[:12]
+    ]
+    task = made_ranking(text_of(*passages), 6)
+    assert task is not None
+    assert isinstance(task.asked, Ranking)
+    assert len(task.items) == 6
+    for item in task.asked.items:
+        [own] = item.relevant
+        assert len(set(item.passages)) == 5
+        assert item.passages[own].split()[-1] == f"{item.text.split()[-1]}"
+    assert len({min(item.relevant) for item in task.asked.items}) == 5
+    assert made_ranking(text_of("one sentence alone. "), 6) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,13 @@ from exporter.errors import ExportError, ModelSourceError
 from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
-from tests.exporter.sentence_folders import write_encoder, write_passages, write_sentence_files
+from tests.exporter.sentence_folders import (
+    write_bert_tokenizer,
+    write_encoder,
+    write_passages,
+    write_sentence_files,
+)
+from tests.exporter.tiny_lm import WORDS
 from tests.exporter.use_lines import lines_of, run_lines
 from tests.raising import raises
 
@@ -136,3 +144,33 @@ def test_a_classifier_keeps_its_head_and_its_labels(
     shape = (2, 3) if head == "ForSequenceClassification" else (2, 7, 3)
     assert vectors(out / "candidate").shape == shape
     assert load_model(str(source)).model.config.num_labels == 3
+
+
+def _of_sentences(path: Path, words: Sequence[str]) -> None:
+    paragraphs = [
+        f"the {word} the {word} of in to a of in. rest of {word} in the value string to the class"
+        for word in words
+    ]
+    path.write_text("\n\n".join(paragraphs))
+
+
+def test_a_reranker_is_scored_and_judged_on_pairs(exports_once: None, tmp_path: Path) -> None:
+    from exporter.artifacts import ImportanceReport
+    from exporter.pipeline.road import export_model
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    write_encoder(source, "ForSequenceClassification", num_labels=1)
+    write_bert_tokenizer(source)
+    request = request_for(source, out)
+    _of_sentences(source / "scored.txt", WORDS[:10])
+    _of_sentences(source / "judged.txt", WORDS[10:])
+    report = export_model(replace(request, score=replace(request.score, sequence_length=64)))
+    importance = ImportanceReport.read(out / "importance.json")
+    assert importance.calibration.tokens < importance.calibration.samples * 64  # padded: pairs
+    assert report.accuracy.tokens == 10  # the order of each two of 20 pairs
+    assert report.accuracy.kl_divergence > 0
+    assert {(probe.metric, probe.items) for probe in report.accuracy.probes} == {
+        ("ndcg@10", 10), ("mrr@10", 10)
+    }  # fmt: skip
+    assert not report.accuracy.probes_left_out

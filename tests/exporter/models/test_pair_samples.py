@@ -1,0 +1,175 @@
+"""What rerankers are scored, chosen and healed on: pairs, with the types that they are served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
+from exporter.models.ablation.embeddings import meter_here
+from exporter.models.loading.model_source import load_model
+from exporter.models.texts.calibration import CalibrationText, calibration_text
+from exporter.models.texts.mixtures import joined, samples_of
+from exporter.progress import Progress
+from tests.exporter.sentence_folders import write_bert_tokenizer, write_encoder
+from tests.exporter.tiny_lm import WORDS
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+_HEAD = "ForSequenceClassification"
+_CUT: Any = {(1, "attention"): NOTHING}
+
+
+def _loaded(folder: Path, head: str = _HEAD, **config: Any) -> Any:
+    folder.mkdir(exist_ok=True)
+    write_encoder(folder, head, initializer_range=0.4, **config)
+    write_bert_tokenizer(folder)
+    told = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    from transformers import PreTrainedTokenizerFast
+
+    file = str(folder / "tokenizer.json")
+    named = PreTrainedTokenizerFast(tokenizer_file=file, **told, pad_token="[UNK]")
+    named.save_pretrained(folder)
+    return load_model(str(folder))
+
+
+@pytest.fixture
+def reranker(tmp_path: Path) -> Any:
+    return _loaded(tmp_path / "model", num_labels=1)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """Twelve passages, each with a first sentence."""
+    path = tmp_path / "text.txt"
+    paragraphs = [
+        f"the {word} the {word} of in to a of in. rest of {word} in the value string to the class"
+        for word in WORDS[4:16]
+    ]
+    path.write_text("\n\n".join(paragraphs))
+    return str(path)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> str:
+    path = tmp_path / "pairs.jsonl"
+    lines = [{"query": f"the {word}", "passages": [f"a {word}", "of in"]} for word in WORDS[4:10]]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return str(path)
+
+
+def _samples(loaded: Any, spec: str, **asked: Any) -> CalibrationText:
+    return calibration_text(loaded, spec, sequence_length=64, passages=True, **asked)
+
+
+def test_a_reranker_reads_pairs_that_are_made_of_a_text(reranker: Any, text: str) -> None:
+    found = _samples(reranker, text)
+    assert found.types is not None
+    assert len(found.input_ids) == 24
+    assert found.types[found.mask].max() == 1
+    # As its users call the tokenizer.
+    paragraph = Path(text).read_text().split("\n\n")[0]
+    first, rest = paragraph[: paragraph.index(".") + 1], paragraph[paragraph.index(".") + 2 :]
+    told = reranker.tokenizer(first, rest)
+    assert found.input_ids[0][found.mask[0]].tolist() == told["input_ids"]
+    assert found.types[0][found.mask[0]].tolist() == told["token_type_ids"]
+
+
+def test_pairs_of_a_file_serve_each_classifier_of_texts(tmp_path: Path, pairs: str) -> None:
+    for classes in (1, 3):
+        found = _samples(_loaded(tmp_path / str(classes), num_labels=classes), pairs)
+        assert found.types is not None
+        assert len(found.input_ids) == 12
+    embedder = _samples(_loaded(tmp_path / "embedder", "Model"), pairs)
+    tokens = _samples(_loaded(tmp_path / "tokens", "ForTokenClassification"), pairs)
+    assert embedder.types is None
+    assert tokens.types is None
+
+
+@pytest.mark.parametrize(
+    "config", [{"num_labels": 3}, {"num_labels": 1, "problem_type": "regression"}]
+)
+def test_other_classifiers_read_a_text_by_its_paragraphs(
+    tmp_path: Path, text: str, config: Any
+) -> None:
+    found = _samples(_loaded(tmp_path / "model", **config), text)
+    assert found.types is None
+    assert len(found.input_ids) == 12
+
+
+class _Heard(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def test_a_text_without_sentences_is_read_singly_and_says_so(reranker: Any, tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("\n\n".join(f"the {word}" for word in WORDS[4:10]))
+    heard = _Heard()
+    found = _samples(reranker, str(path), progress=heard)
+    assert found.types is None
+    assert len(found.input_ids) == 6
+    assert any("query and passage" in each for each in heard.said)
+
+
+def test_a_cut_is_measured_with_the_types(reranker: Any, text: str) -> None:
+    found = _samples(reranker, text)
+    assert found.types is not None
+
+    def logits() -> Any:
+        with torch.no_grad():
+            ids, mask, types = map(torch.from_numpy, (found.input_ids, found.mask, found.types))
+            given = {"attention_mask": mask.long(), "token_type_ids": types}
+            return reranker.model(input_ids=ids, **given).logits[:, 0].double()
+
+    whole = logits()
+    with branches_replaced(reranker.model, _CUT):
+        cut = logits()
+    one, other = ((each - each.roll(-1))[::2] for each in (whole, cut))
+    p, q = torch.sigmoid(one), torch.sigmoid(other)
+    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    measured = meter_here(reranker, found, batch_size=4).measure(_CUT)
+    assert measured.distance == pytest.approx(float(expected.mean()), rel=1e-3)
+    assert float(expected.mean()) > 1e-4
+
+
+def test_a_lesson_has_the_types_of_its_samples(reranker: Any, text: str) -> None:
+    from exporter.heal.distill.teacher import Lesson
+
+    found = _samples(reranker, text)
+    assert found.types is not None
+    lesson = Lesson.of_rows(found, [3, 1])
+    given = lesson.inputs(torch.device("cpu"))["token_type_ids"]
+    width = int(found.mask[[3, 1]].any(axis=0).sum())
+    assert given.tolist() == found.types[[3, 1], :width].tolist()
+
+
+def test_a_mixture_keeps_the_types_and_pads(reranker: Any, text: str, tmp_path: Path) -> None:
+    found = _samples(reranker, text)
+    (tmp_path / "words.txt").write_text("\n\n".join(f"the {word}" for word in WORDS[4:10]))
+    single = calibration_text(
+        reranker, str(tmp_path / "words.txt"), sequence_length=32, passages=True
+    )
+    both = joined([found, single])
+    assert both.types is not None
+    assert both.types.shape == both.input_ids.shape == (30, 64)
+    first, second = both.apart
+    assert first.types is not None
+    assert np.array_equal(first.types, found.types)
+    assert not second.types.any() if second.types is not None else True
+    assert first.ids_sha256 == found.ids_sha256
+
+
+def test_as_many_tokens_are_taken_again(reranker: Any, text: str) -> None:
+    few = _samples(reranker, text, samples=2)
+    again = _samples(reranker, text, samples=samples_of(few.ref))
+    assert again.ids_sha256 == few.ids_sha256
+    assert len(few.input_ids) < 24
