@@ -46,7 +46,8 @@ def check_questions(pair: Pair) -> None:
     if not for_encoders and LOGITS not in {spec.name for spec in runner.outputs}:
         raise ComparisonError(
             f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
-            "Leave --tasks and --long-context out.",
+            "Leave --tasks and --long-context out. Encoders have mteb's tasks, --tasks mteb:NAME, "
+            "and tasks of your own in --task-data.",
             code="no-logits",
         )
     if runner.capabilities.shapes == "compiled":

@@ -21,7 +21,8 @@ from graph_passes.fusing.pooling import MODES, PoolingMode
 MODULES = "modules.json"
 """Which modules sentence-transformers makes a model of, and in which folder each has its files."""
 PROMPTS = "config_sentence_transformers.json"
-_BESIDE = (MODULES, "sentence_bert_config.json", PROMPTS)
+_SETTINGS = "sentence_bert_config.json"
+_BESIDE = (MODULES, _SETTINGS, PROMPTS)
 _CONFIG = "config.json"
 _LIBRARY = "sentence_transformers."
 _NEEDED: dict[str, tuple[str, ...]] = {
@@ -251,6 +252,19 @@ def read_prompts(folder: Path) -> Prompts:
             code="prompt-missing",
         )
     return Prompts(known, known.get(str(default), ""))
+
+
+def longest_text(folder: Path) -> int | None:
+    """The tokens at which sentence-transformers cuts a text; None where the folder doesn't say.
+
+    Raises:
+        ModelSourceError: The file that says it can't be read.
+        UnsafeInputError: It may not be read from where it is.
+    """
+    path = folder / _SETTINGS
+    told = _read(path, folder) if path.is_file() else {}
+    longest = told.get("max_seq_length") if isinstance(told, dict) else None
+    return longest if isinstance(longest, int) and longest > 0 else None
 
 
 def _modules(folder: Path) -> list[Mapping[str, Any]]:

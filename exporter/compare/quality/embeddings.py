@@ -44,15 +44,17 @@ def embed(
     *,
     arm: str,
     pooling: Pooling = MEAN,
+    unit_length: bool = True,
     progress: Progress = QUIET,
 ) -> Floats:
-    """One arm's embeddings, each of length 1, ``[texts, size]``.
+    """One arm's embeddings, ``[texts, size]``.
 
     Args:
         runner: An entered runner; it has one of :data:`OUTPUTS`.
         texts: The token ids of each text.
         arm: Its name in an error.
         pooling: How its token states are pooled.
+        unit_length: Whether each has length 1, also where the model's folder doesn't say so.
         progress: Hears of each text.
 
     Raises:
@@ -63,7 +65,8 @@ def embed(
         for number, ids in enumerate(texts):
             found.append(_embedding(runner, ids, pooling, arm, number))
             task.advance()
-    return np.stack(found)
+    vectors = np.stack(found)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if unit_length else vectors
 
 
 def refuse_few_texts(texts: Sequence[object]) -> None:
@@ -133,7 +136,7 @@ def _rank_interval(first: Floats, second: Floats, whole: float) -> Interval | No
 def _embedding(
     runner: Runner, ids: NDArray[np.int64], pooling: Pooling, arm: str, number: int
 ) -> Floats:
-    """One text's embedding of length 1."""
+    """One text's embedding, finite and not zero."""
     name = embedding_output(runner.outputs)
     assert name is not None
     shape = Shape(whole_phase(runner.inputs), 1, len(ids))
@@ -149,7 +152,7 @@ def _embedding(
             "In fp16 an overflow is likely: export in float32 or bfloat16.",
             code="not-finite",
         )
-    return embedding / length
+    return embedding
 
 
 def _refuse_other_size(first: Floats, second: Floats) -> None:

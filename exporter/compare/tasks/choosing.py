@@ -1,4 +1,4 @@
-"""From the names of tasks to one arm's scores: local files, or lm-eval.
+"""From the names of tasks to one arm's scores: local files, lm-eval, or mteb (``mteb:NAME``).
 
 A local task's choices are scored by likelihood, as lm-eval defines it. ``acc``: the choice with the
 highest log-likelihood is the right one. ``acc_norm``: the same after each log-likelihood is divided
@@ -19,46 +19,76 @@ from exporter.compare.tasks.encoder_items import EncoderTask, encoder_task
 from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
 from exporter.compare.tasks.items import Item, TaskItems, choice_task, read_task_file
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
+from exporter.compare.tasks.mteb_tasks import (
+    PREFIX,
+    mteb_names,
+    mteb_task,
+    mteb_version,
+    run_mteb,
+)
 from exporter.compare.tasks.opening import task_texts
 from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder
+from exporter.models.sentence_folder import longest_text
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
+
+_LONGEST = 512
+"""Tokens of a text, where neither config nor sentence-transformers' files set a limit."""
 
 
 def refuse_missing_tasks(asked: TaskOptions) -> None:
     """Refuses tasks that aren't there.
 
     Raises:
-        TaskError: A local task is not there, or a line is broken.
-        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
+        TaskError: A local task is not there, or a line is broken; mteb has no such task, or is
+            asked for some of its items.
+        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``; for mteb's without
+            the extra ``mteb``.
     """
+    for name in mteb_names(asked.tasks):
+        mteb_task(name)
+        if asked.task_limit is not None:
+            raise TaskError(
+                f"mteb scores {name} as a whole: --task-limit is for other tasks.",
+                "Leave it out, or name a smaller task.",
+                code="whole-tasks",
+            )
     if asked.tasks and local_tasks(asked) is None:
         require("lm_eval", extra="eval")
 
 
 def task_versions(asked: TaskOptions) -> list[str]:
-    """What items and scores depend on: their files' hashes, or lm-eval's version."""
+    """What items and scores depend on: their files' hashes, or lm-eval's and mteb's version."""
     if not asked.tasks:
         return []
     files = local_tasks(asked)
-    return [version("lm_eval")] if files is None else [file.sha256 for file in files]
+    found = [version("lm_eval")] if files is None else [file.sha256 for file in files]
+    return [*found, mteb_version()] if mteb_names(asked.tasks) else found
 
 
 def local_tasks(asked: TaskOptions) -> list[TaskItems | EncoderTask] | None:
-    """The files' items; None where lm-eval has them.
+    """The files' items; None where lm-eval has them. mteb's tasks are not among them.
 
     Raises:
         TaskError: A task is not there, or a line is broken.
     """
+    names = _others(asked)
+    if not names and asked.tasks:
+        return []
     if asked.task_data is None:
         return None
-    files = [read_task_file(asked.task_data, name) for name in asked.tasks]
+    files = [read_task_file(asked.task_data, name) for name in names]
     limit = asked.task_limit
     return [encoder_task(file, limit) or choice_task(file, limit) for file in files]
+
+
+def _others(asked: TaskOptions) -> list[str]:
+    """The tasks that are not mteb's."""
+    return [name for name in asked.tasks if not name.startswith(PREFIX)]
 
 
 def only_for_encoders(asked: TaskOptions) -> bool:
@@ -93,16 +123,19 @@ def score_tasks(
         ComparisonError: The model can't do a task, or its logits or embeddings aren't finite; the
             tokenizer is another model's; labels don't match its head.
         BackendError: A run fails.
-        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
+        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``; for mteb's without
+            the extra ``mteb``.
     """
     files = local_tasks(asked)
+    by_mteb = _by_mteb(mteb_names(asked.tasks), runner, folder, vocabulary, progress)
     if files is None:
         from exporter.compare.tasks.lm_eval_tasks import run_lm_eval
 
         chooser, limit = _Chooser(runner, folder, vocabulary), asked.task_limit
-        return run_lm_eval(
-            asked.tasks, chooser.scorer, chooser.text_model, limit=limit, progress=progress
+        found = run_lm_eval(
+            _others(asked), chooser.scorer, chooser.text_model, limit=limit, progress=progress
         )
+        return [*found, *by_mteb]
     found = []
     for task in files:
         progress.say(f"{task.name}: {len(task.items)} items")
@@ -112,7 +145,22 @@ def score_tasks(
         else:
             chooser = _Chooser(runner, folder, vocabulary)
             found.append(evaluate(task, chooser.scorer, chooser.text_model, progress=progress))
-    return found
+    return [*found, *by_mteb]
+
+
+def _by_mteb(
+    names: Sequence[str],
+    runner: Runner,
+    folder: ModelFolder,
+    vocabulary: int | None,
+    progress: Progress,
+) -> list[TaskScores]:
+    """Mteb's tasks, with texts as long as the model's users let them be."""
+    if not names:
+        return []
+    longest = longest_text(folder.home) or folder.longest_sequence or _LONGEST
+    encoder = TaskEncoder(runner, folder, vocabulary=vocabulary, longest=longest)
+    return run_mteb(names, encoder, folder.home.name, progress=progress)
 
 
 class _Chooser:

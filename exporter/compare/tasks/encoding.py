@@ -50,6 +50,7 @@ class TaskEncoder:
         runner: An entered runner.
         folder: Its tokenizer, its config, and what sentence-transformers reads of it.
         vocabulary: Tokens that the model knows; None: that isn't known.
+        longest: Tokens at which texts and pairs are cut; None: 128 and 256.
         progress: Hears of each text.
 
     Raises:
@@ -64,6 +65,7 @@ class TaskEncoder:
         folder: ModelFolder,
         *,
         vocabulary: int | None = None,
+        longest: int | None = None,
         progress: Progress = QUIET,
     ) -> None:
         if folder.tokenizer is None:
@@ -73,7 +75,7 @@ class TaskEncoder:
                 code="no-tokenizer",
             )
         self._runner, self._folder, self._progress = runner, folder, progress
-        self._vocabulary = vocabulary
+        self._vocabulary, self._longest = vocabulary, longest
         self._tokenizer = tokenizer_in(folder.tokenizer)
         self._pooling, self._prompts = pooling_of(folder.home), read_prompts(folder.home)
 
@@ -88,22 +90,41 @@ class TaskEncoder:
             ComparisonError: The model embeds nothing, or an embedding isn't finite.
             BackendError: A run fails.
         """
+        return self.embed_with(_PROMPTS.get(kind, ()), texts)
+
+    def embed_with(
+        self, prompts: Sequence[str], texts: Sequence[str], *, unit_length: bool = True
+    ) -> Floats:
+        """Embeddings behind a prompt, ``[texts, size]``; see :meth:`embed`.
+
+        Args:
+            prompts: Its names, the first that the model's folder has; else the default one.
+            texts: The texts.
+            unit_length: Whether each has length 1; else that which the model's folder gives it.
+        """
         if embedding_output(self._runner.outputs) is None:
             raise ComparisonError(
                 f"{self._folder.onnx} gives no embeddings, so it can't compare texts.",
                 "Leave this task out, or name a sentence encoder.",
                 code="no-embeddings",
             )
-        prompt = self._prompts.of(*_PROMPTS.get(kind, ()))
-        ids = [self._ids(prompt + text) for text in texts]
-        return embed(self._runner, ids, arm="model", pooling=self._pooling, progress=self._progress)
+        prompt = self._prompts.of(*prompts)
+        return embed(
+            self._runner,
+            [self._ids(prompt + text) for text in texts],
+            arm="model",
+            pooling=self._pooling,
+            unit_length=unit_length,
+            progress=self._progress,
+        )
 
     def _ids(self, text: str) -> NDArray[np.int64]:
         longest = self._fitting(LONGEST_PASSAGE)
         return self._checked(cut_to(self._tokenizer, text, longest))
 
     def _fitting(self, tokens: int) -> int:
-        return min(tokens, self._folder.longest_sequence or tokens)
+        wanted = self._longest or tokens
+        return min(wanted, self._folder.longest_sequence or wanted)
 
     def _checked(self, tokens: Sequence[int]) -> NDArray[np.int64]:
         ids = np.array(tokens, np.int64)
@@ -197,14 +218,19 @@ def _relevances(query: RankedQuery, encoder: TaskEncoder) -> Floats:
             encoder.embed(query.passages, "passage") @ encoder.embed([query.text], "query")[0]
         )
         return found
-    return _yes(encoder, [(query.text, passage) for passage in query.passages])
+    return reranked(encoder, [(query.text, passage) for passage in query.passages])
 
 
-def _yes(encoder: TaskEncoder, pairs: Sequence[tuple[str, str]]) -> Floats:
+def reranked(encoder: TaskEncoder, pairs: Sequence[tuple[str, str]]) -> Floats:
     """A reranker's logit of the yes against the no, ``[pairs]``.
 
+    Args:
+        encoder: The model.
+        pairs: Each a query and a passage.
+
     Raises:
-        ComparisonError: The model is no reranker.
+        ComparisonError: The model is no reranker, or logits aren't finite.
+        BackendError: A run fails.
     """
     likely = encoder.log_probabilities(pairs)
     if likely.shape[1] != _NO_AND_YES:
@@ -235,7 +261,7 @@ def discounted_gains(asked: Retrieval | Ranking, hits: Sequence[NDArray[np.bool_
 def _alike(asked: Similarities, encoder: TaskEncoder) -> dict[str, Floats]:
     people = np.array([pair.score for pair in asked.items])
     if encoder.classifies:
-        found = _yes(encoder, [pair.texts for pair in asked.items])
+        found = reranked(encoder, [pair.texts for pair in asked.items])
     else:
         first, second = (encoder.embed([pair.texts[at] for pair in asked.items]) for at in (0, 1))
         found = (first * second).sum(axis=1)

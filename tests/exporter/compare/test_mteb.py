@@ -1,0 +1,168 @@
+"""Our runners in mteb itself, on tasks whose data is made here. Tier ``mteb``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.compare.options import TaskOptions
+from exporter.compare.tasks.choosing import refuse_missing_tasks, score_tasks
+from exporter.errors import TaskError
+from exporter.models.model_folder import ModelFolder
+from tests.exporter.compare.test_encoder_tasks import embedder, one_logit, scored, task_of
+from tests.exporter.tiny_lm import WORDS, write_tokenizer
+from tests.raising import raises
+
+pytestmark = pytest.mark.mteb
+mteb = pytest.importorskip("mteb", reason="mteb brings sentence-transformers and polars")
+
+_PAIRS = [("the a", "the a", 5), ("the a", "the of", 3), ("the a", "of in", 1), ("a to", "a of", 2)]
+_QUERIES = {"q1": "value", "q2": "list of the", "q3": "type type string"}
+_PASSAGES = {"a": "the value", "b": "list of", "c": "string", "d": "type list list list"}
+_RIGHT = {"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"d": 1}}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ModelFolder:
+    write_tokenizer(tmp_path)
+    return ModelFolder(tmp_path / "model.onnx", tmp_path / "tokenizer.json", {})
+
+
+def _given(monkeypatch: pytest.MonkeyPatch, task: Any) -> TaskOptions:
+    """What names a task of this module."""
+    monkeypatch.setattr(mteb, "get_task", lambda name: task)
+    return TaskOptions(tasks=(f"mteb:{task.metadata.name}",))
+
+
+def _sts() -> Any:
+    from datasets import Dataset, DatasetDict
+    from mteb.mocks.mock_tasks.sts import MockSTSTask
+
+    class Made(MockSTSTask):
+        max_score = 5
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            columns = dict(
+                zip(("sentence1", "sentence2", "score"), zip(*_PAIRS, strict=True), strict=True)
+            )
+            rows = {name: list(values) for name, values in columns.items()}
+            self.dataset = DatasetDict({"test": Dataset.from_dict(rows)})
+            self.data_loaded = True
+
+    return Made()
+
+
+def _retrieval(kind: str) -> Any:
+    from datasets import Dataset
+    from mteb.mocks.mock_tasks import reranking, retrieval
+
+    base: Any = {"Retrieval": retrieval.MockRetrievalTask, "Reranking": reranking.MockRerankingTask}
+    told = base[kind].metadata.model_copy(update={"eval_splits": ["test"]})
+
+    class Made(base[kind]):  # type: ignore[misc]
+        metadata = told
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            queries = [{"id": name, "text": text} for name, text in _QUERIES.items()]
+            corpus = [{"id": n, "text": text, "title": ""} for n, text in _PASSAGES.items()]
+            ranked = {name: list(_PASSAGES) for name in _QUERIES}
+            self.dataset = {
+                "default": {
+                    "test": {
+                        "queries": Dataset.from_list(queries),
+                        "corpus": Dataset.from_list(corpus),
+                        "relevant_docs": dict(_RIGHT),
+                        "top_ranked": None if kind == "Retrieval" else ranked,
+                    }
+                }
+            }
+            self.data_loaded = True
+
+    return Made()
+
+
+def test_mteb_s_correlation_is_our_own(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [found] = score_tasks(_given(monkeypatch, _sts()), embedder(), folder)
+    lines = [{"sentence1": one, "sentence2": two, "score": each} for one, two, each in _PAIRS]
+    [values] = found.metrics.values()
+    assert list(found.metrics) == ["cosine_spearman"]
+    assert values.tolist() == pytest.approx(scored(folder, embedder(), *lines)["spearman"])
+
+
+def test_mteb_s_retrieval_is_our_own_query_by_query(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [found] = score_tasks(_given(monkeypatch, _retrieval("Retrieval")), embedder(), folder)
+    lines = [
+        *({"id": name, "text": text} for name, text in _PASSAGES.items()),
+        *({"query": text, "relevant": [*_RIGHT[name]]} for name, text in _QUERIES.items()),
+    ]
+    own = scored(folder, embedder(), *lines)
+    assert found.metrics["ndcg@10"].tolist() == pytest.approx(own["ndcg@10"])
+    assert "3 items" in found.source
+
+
+def test_a_reranker_orders_what_mteb_gives_it(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = one_logit("list")
+    [found] = score_tasks(_given(monkeypatch, _retrieval("Reranking")), runner, folder)
+    values = found.metrics["map@1000"]
+    assert len(values) == 3
+    assert values[2] == 1  # most of that word is in the passage that is right for q3
+    value, string = (WORDS.index(word) + 1 for word in ("value", "string"))
+    assert [value, string] in runner.read  # both texts together
+
+
+def test_of_other_tasks_there_is_the_figure_alone(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mteb.mocks.mock_tasks.classification import MockClassificationTask
+
+    [found] = score_tasks(_given(monkeypatch, MockClassificationTask()), embedder(), folder)
+    assert found.metrics["accuracy"].shape == (1,)
+    assert 0 <= found.metrics["accuracy"][0] <= 1
+
+
+def test_embeddings_have_the_length_that_the_folder_gives_them(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, seen = _sts(), []
+    own = task._calculate_scores
+
+    def keep(scores: Any, right: Any) -> Any:
+        seen.append(scores)
+        return own(scores, right)
+
+    task._calculate_scores = keep
+    score_tasks(_given(monkeypatch, task), embedder(), folder)
+    distances = np.array(seen[0]["euclidean_distances"])
+    means = [(np.array([0.5, 0.5]), np.array([0.5, 0.5]))]
+    assert distances[0] == pytest.approx(np.linalg.norm(means[0][0] - means[0][1]))
+    assert -distances[2] == pytest.approx(1.0)  # unit lengths would be further apart: 1.41
+
+
+def test_what_mteb_refuses_is_an_error_with_its_words(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with raises(TaskError, "mteb-failed", "MockSTSTask", "CrossEncoder"):
+        score_tasks(_given(monkeypatch, _sts()), one_logit("the"), folder)
+
+
+def test_an_unknown_task_names_the_nearest(tmp_path: Path) -> None:
+    with raises(TaskError, "unknown-task", "STSBenchmark"):
+        refuse_missing_tasks(TaskOptions(tasks=("mteb:STSBenchmrk",)))
+    refuse_missing_tasks(TaskOptions(tasks=("mteb:STSBenchmark",)))
+    both = task_of(tmp_path, {"text": "the", "label": 1})
+    refuse_missing_tasks(TaskOptions(tasks=(*both.tasks, "mteb:STS12"), task_data=both.task_data))
