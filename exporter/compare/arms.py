@@ -30,7 +30,7 @@ from exporter.engines.runners.base import Runner
 from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, Turns, fit_together
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts
-from exporter.models.model_folder import ModelFolder
+from exporter.models.model_folder import PIXELS, ModelFolder
 from exporter.models.work.counting import count_work
 from exporter.progress import Progress
 from graph_passes.files.reading import parse_json
@@ -267,13 +267,20 @@ class Pair:
             references={name: arm.record() for name, arm in self.references.items()},
         )
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether the arms read images."""
+        return PIXELS in {spec.name for spec in self.baseline.runner.inputs}
+
     def vocabulary(self) -> int:
-        """How many tokens the models know.
+        """How many tokens the models know; 1 of models that read images in place of tokens.
 
         Raises:
             ComparisonError: When neither graph nor config tells.
         """
         folder = self.baseline.folder
+        if folder.classifies_images:
+            return 1
         tables = (arm.facts.vocabulary for arm in self.judged.values())  # a quantised one hides it
         told = next(filter(None, tables), folder.config.get("vocab_size"))
         if not isinstance(told, int):

@@ -8,26 +8,38 @@ from exporter.artifacts import CalibrationRef, PlanParts
 from exporter.artifacts.plans.origin import noted_texts
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError
-from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
+from exporter.models.texts.images import read_images
+from exporter.models.texts.pairs import RANDOM
+from exporter.models.texts.sources import PYDOC, Part, TextSource, read_texts, refuse_same_text
 
 
 def evaluation_texts(
-    options: CompareOptions, decided: Mapping[str, Iterable[TextSource | CalibrationRef]]
+    options: CompareOptions,
+    decided: Mapping[str, Iterable[TextSource | CalibrationRef]],
+    *,
+    images: bool = False,
 ) -> list[TextSource]:
     """The texts that the arms are judged on, which are never such that anything was decided by.
 
     Args:
         options: Which texts.
         decided: Other texts, by what was decided by them, in words.
+        images: Whether the arms read images; noise, where none are named.
 
     Returns:
         The text, and that of another domain if one was asked for.
 
     Raises:
-        ComparisonError: One is one of them, or both are the same.
+        ComparisonError: One is one of them, or both are the same; or images have a second one.
         TextSourceError: When one can't be read.
     """
-    judged = [read_texts(spec, part="evaluation") for spec in options.texts]
+    if images and options.other_text is not None:
+        raise ComparisonError(
+            "There is no perplexity of images, which --other-text is for.",
+            "Leave it out.",
+            code="no-perplexity",
+        )
+    judged = [read_source(spec, part="evaluation", images=images) for spec in options.texts]
     for text, option in zip(judged, ("--eval-text", "--other-text"), strict=False):
         for what, others in decided.items():
             refuse_same_text(text, others, what, f"Name another text with {option}.")
@@ -35,6 +47,17 @@ def evaluation_texts(
         hint = "Name another text with --other-text."
         refuse_same_text(other, judged[:1], "what both models are judged on already", hint)
     return judged
+
+
+def read_source(spec: str, *, part: Part, images: bool) -> TextSource:
+    """Reads a text, or finds images; of these noise, where the usual text is named.
+
+    Raises:
+        TextSourceError: It can't be read.
+    """
+    if images:
+        return read_images(RANDOM if spec == PYDOC else spec, part=part)
+    return read_texts(spec, part=part)
 
 
 def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:

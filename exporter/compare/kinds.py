@@ -20,7 +20,8 @@ from exporter.compare.options import CompareOptions
 from exporter.compare.torch_arm import open_torch_arm
 from exporter.engines.build.engine_set import names_engines
 from exporter.engines.runners.registry import ONNX, named_backend
-from exporter.errors import ComparisonError, UsageError
+from exporter.errors import ComparisonError, DepthcutError, UsageError
+from exporter.models.model_folder import names_image_classifier, read_config
 
 _PREFIXES = ("torch", "torch-compile", "times")
 _TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
@@ -78,6 +79,15 @@ def same_kind(baseline: Path | str, candidate: Path | str) -> tuple[ArmName, Arm
             code="different-kinds",
         )
     return first, second
+
+
+def reads_images(name: ArmName) -> bool:
+    """Whether the config of an arm names a classifier of images; nothing is loaded for it."""
+    home = name.path if name.path.is_dir() else name.path.parent
+    try:
+        return names_image_classifier(read_config(home))
+    except DepthcutError:  # told where the arm is opened
+        return False
 
 
 def open_pair(

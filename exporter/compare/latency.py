@@ -181,6 +181,9 @@ def shapes_of(pair: Pair) -> list[Shape]:
         ComparisonError: No cell is left to time.
     """
     options, inputs = pair.options, pair.baseline.runner.inputs
+    if pair.reads_images:
+        # All images have one size; a token stands for each of their patches.
+        return [Shape("encode", b, pair.baseline.folder.patches) for b in options.batches]
     cached, phase = has_cache(inputs), whole_phase(inputs)
     found = [Shape(phase, b, n) for n in options.prefill_lengths for b in options.batches]
     if cached:

@@ -253,7 +253,8 @@ class CompareOptions(RunOptions):
         decode_past_lengths: One token is decoded at each.
         batches: Every length is timed with each.
         rounds: Whatever they take; below 6 there is no verdict. None goes by the time budget.
-        eval_text: See :func:`exporter.models.texts.sources.read_texts`.
+        eval_text: See :func:`exporter.models.texts.sources.read_texts`; of classifiers of images
+            :func:`exporter.models.texts.images.read_images`.
         other_text: Likewise; None: no second text.
         eval_tokens: Rounded down to whole samples.
     """
@@ -270,7 +271,8 @@ class CompareOptions(RunOptions):
     )
     eval_text: str = option(
         "pydoc",
-        "Evaluation text: a text or JSONL file, hf:DATASET or pydoc.",
+        "Evaluation text: a text or JSONL file, hf:DATASET or pydoc. For classifiers of images: a "
+        "folder of images, or of a folder of images for each class.",
         brief="Evaluation text: a file, hf:DATASET or pydoc",
         metavar="SOURCE",
         section=ACCURACY,

@@ -28,7 +28,13 @@ from exporter.compare.encoder_decoder.session import compare_stacks, refuse_besi
 from exporter.compare.imported import compare_times
 from exporter.compare.judged_texts import decided_on, evaluation_texts, refuse_noted
 from exporter.compare.kept import open_store
-from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
+from exporter.compare.kinds import (
+    open_floats,
+    open_pair,
+    open_references,
+    reads_images,
+    same_kind,
+)
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
 from exporter.compare.quantization_grid import quantization_grid, refuse_no_grid
@@ -109,7 +115,8 @@ def compare(
     options.gpu.use()
     parts = parts or PlanParts()
     scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
-    texts = evaluation_texts(options, scored | decided_on(parts))
+    images = any(map(reads_images, names))
+    texts = evaluation_texts(options, scored | decided_on(parts), images=images)
     further = _Further(references, also, floats, onnx)
     pair = _open((baseline, candidate), options, further, progress)
     for text in texts:

@@ -64,7 +64,9 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
 def _facts(loaded: LoadedModel, runner: TorchRunner) -> GraphFacts:
     model, interface = loaded.model, runner.interface
     per_token = sum(slot.heads * (slot.key_size + slot.value_size) for slot in interface.cache)
-    embeddings: Any = model.get_input_embeddings()
+    table = (
+        getattr(model.get_input_embeddings(), "weight", None) if interface.image is None else None
+    )
     dtype = str(model.dtype).removeprefix("torch.")
     return GraphFacts(
         file_bytes=sum(path.stat().st_size for path in _weights(loaded.path)),
@@ -73,7 +75,7 @@ def _facts(loaded: LoadedModel, runner: TorchRunner) -> GraphFacts:
         nodes=0,
         precision=next(short for short, name in _DTYPES.items() if name == dtype),
         kv_cache_bytes_per_token=per_token * model.dtype.itemsize,
-        vocabulary=embeddings.weight.shape[0],
+        vocabulary=None if table is None else table.shape[0],
         metadata={},
     )
 

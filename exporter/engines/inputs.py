@@ -13,6 +13,7 @@ from exporter.engines.runners.base import Array
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT
+from exporter.models.model_folder import PIXELS
 
 TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
 """Inputs that follow from the tokens and the shape alone."""
@@ -36,6 +37,8 @@ def make_inputs(
     cache: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Fills every input: real positions, a full mask, a cache of random numbers or a given one.
+
+    Images are normal noise.
 
     Args:
         specs: The graph's inputs.
@@ -75,9 +78,13 @@ def _fill(
         return np.zeros((shape.batch, shape.sequence_length), spec.dtype)
     if CACHE_INPUT.fullmatch(spec.name):
         return _random_cache(spec, shape, rng)
+    if spec.name == PIXELS and all(isinstance(size, int) for size in spec.shape[1:]):
+        sizes = [int(size) for size in spec.shape[1:]]  # type: ignore[arg-type]
+        return rng.standard_normal((shape.batch, *sizes), dtype=np.float32).astype(spec.dtype)
     raise ComparisonError(
         f"The graph has an input {spec.name!r} that depthcut doesn't know how to fill.",
-        "Known: input_ids, attention_mask, position_ids, token_type_ids, past_key_values.N.*.",
+        "Known: input_ids, attention_mask, position_ids, token_type_ids, past_key_values.N.*, and "
+        "pixel_values of a fixed size.",
         code="unknown-input",
     )
 

@@ -63,13 +63,13 @@ class _Step:
     """One run of both sides.
 
     Attributes:
-        tokens: The int64 inputs ``[batch, sequence]``; the mask has the total length.
-        real: Where ``tokens`` are no padding, ``[batch, sequence]``.
+        tokens: The int64 inputs ``[batch, sequence]``; the mask has the total length. Or images.
+        real: Where ``tokens`` are no padding, ``[batch, sequence]``; None: everywhere.
     """
 
     phase: Phase
     tokens: dict[str, torch.Tensor]
-    real: torch.Tensor
+    real: torch.Tensor | None
 
 
 def check_export(
@@ -129,7 +129,7 @@ def check_export(
         _require_interface(runner, interface, kept, onnx_path)
         tolerance = RELATIVE_TOLERANCE[torch.bfloat16 if widened else interface.dtype]
         sides = _Sides(loaded, runner, interface, kept, tolerance)
-        checks = _compared(sides, _steps(interface, _token_ids(loaded)), progress, widened=widened)
+        checks = _compared(sides, _steps(interface, loaded), progress, widened=widened)
     if not deletions:
         require_passed(checks, onnx_path)
     return checks
@@ -221,10 +221,11 @@ class _Sides:
 
         head = self._interface.main_output
         texts = torch.ones(len(main), dtype=torch.bool)
-        real = texts if self._interface.per_text else step.real
+        everywhere = torch.ones(main.shape[:-1], dtype=torch.bool)
+        real = everywhere if self._interface.per_text or step.real is None else step.real
         differences = [_difference(head, got[head], want[head], real)]
         checks = [self._check(step, head, differences)]
-        if self._pooling is not None:
+        if self._pooling is not None and step.real is not None:
             vectors = self._pooling(main.float(), step.real)
             differences = [_difference(EMBEDDING, got[EMBEDDING], vectors, texts)]
             checks.append(self._check(step, EMBEDDING, differences))
@@ -270,8 +271,12 @@ def _token_ids(loaded: LoadedModel) -> torch.Tensor:
     return torch.tensor((ids * needed)[:needed]).reshape(_BATCH, _TOKENS + 1)
 
 
-def _steps(interface: OnnxInterface, ids: torch.Tensor) -> list[_Step]:
-    """The tokens of both steps; the second row is padded."""
+def _steps(interface: OnnxInterface, loaded: LoadedModel) -> list[_Step]:
+    """The tokens of both steps; the second row is padded. Of a model of images, some noise."""
+    if interface.image is not None:
+        images = interface.random_images(_BATCH)
+        return [_Step("encode", dict.fromkeys(interface.token_inputs, images), None)]
+    ids = _token_ids(loaded)
     mask = torch.ones_like(ids)
     if not interface.cache:
         mask[1, -_PADDED:] = 0

@@ -196,6 +196,10 @@ def _translate(model: PreTrainedModel, traced: Traced, opset: int) -> Any:
 
 
 def _example(interface: OnnxInterface) -> dict[str, Any]:
+    if interface.image is not None:
+        return {
+            "tokens": {name: interface.random_images(_BATCH) for name in interface.token_inputs}
+        }
     past = _PAST if interface.cache else 0
     positions = torch.arange(past, past + _SEQUENCE).expand(_BATCH, -1).contiguous()
     values = {
@@ -215,7 +219,8 @@ def _dynamic_shapes(interface: OnnxInterface) -> dict[str, Any]:
     batch, sequence, past, total = (
         torch.export.Dim(name) for name in ("batch", "sequence", "past_sequence", "total_sequence")
     )
-    tokens = {name: {0: batch, 1: sequence} for name in interface.token_inputs}
+    sizes = {0: batch} if interface.image is not None else {0: batch, 1: sequence}
+    tokens = {name: dict(sizes) for name in interface.token_inputs}
     if not interface.cache:
         return {"tokens": tokens}
     tokens["attention_mask"] = {0: batch, 1: total}

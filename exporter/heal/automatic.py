@@ -79,8 +79,8 @@ def _multiplied(model: Any) -> int:
     A decoder's embedding counts for its head, which is as large.
     """
     found: int = model.num_parameters()
-    embedding = model.get_input_embeddings()
-    return found if predicts_tokens(model) else found - embedding.weight.numel()
+    table = getattr(model.get_input_embeddings(), "weight", None)  # images have none
+    return found if table is None or predicts_tokens(model) else found - table.numel()
 
 
 def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold") -> HealOptions:

@@ -13,6 +13,8 @@ from exporter.heal.options import HealOptions
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText, calibration_text, seed_of, spec_of
+from exporter.models.texts.image_reader import reads_images
+from exporter.models.texts.images import MOST_IMAGES
 from exporter.models.texts.mixtures import joined
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.tokenizer import tokenizer_of
@@ -94,7 +96,8 @@ def text_behind(
 
 def _inner_tokens(loaded: LoadedModel, text: CalibrationText) -> int:
     """Of a sample, without those that the tokenizer puts around a text."""
-    return int(text.input_ids.shape[1]) - sum(map(len, tokenizer_of(loaded).ends))
+    ends = 0 if text.sources is not None else sum(map(len, tokenizer_of(loaded).ends))
+    return int(text.input_ids.shape[1]) - ends
 
 
 def _samples_of(loaded: LoadedModel, text: CalibrationText, ref: CalibrationRef) -> int:
@@ -112,7 +115,7 @@ def read_samples(
     progress: Progress,
     cache_dir: Path | None = None,
 ) -> CalibrationText:
-    """The first samples of a text, or paragraphs with as many tokens.
+    """The first samples of a text, or paragraphs with as many tokens; no more images than fit.
 
     Raises:
         CalibrationError: The text is too short, or the model can't be given it.
@@ -121,7 +124,7 @@ def read_samples(
     return calibration_text(
         loaded,
         spec,
-        samples=samples,
+        samples=min(samples, MOST_IMAGES) if reads_images(loaded.model) else samples,
         sequence_length=options.sequence_length,
         seed=options.seed,
         cache_dir=cache_dir,

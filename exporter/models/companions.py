@@ -17,7 +17,7 @@ _NAMES = (
     "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json",
     "vocab.*", "merges.txt", "*.spm", "spiece.model",
 )  # fmt: skip
-_SPEECH = ("preprocessor_config.json", "processor_config.json", "normalizer.json")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "normalizer.json")
 _TEXTS = {".json", ".jinja", ".model", ".txt", ".spm", ".vocab", ".bpe", ".tiktoken"}
 
 
@@ -50,14 +50,14 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
     return [(stage / top, final / top) for top in wanted]
 
 
-def copy_speech_files(source: Path, folder: Path) -> None:
-    """Copies what says how a recording becomes features into a folder that the caller stages.
+def copy_processor_files(source: Path, folder: Path) -> None:
+    """Copies what says how a recording or an image becomes numbers into a staged folder.
 
     Raises:
         UnsafeInputError: A file may not be read from where it is, or is too large.
         OSError: It can't be copied.
     """
-    _copy(source, [name for name in _SPEECH if (source / name).is_file()], folder)
+    _copy(source, [name for name in _PROCESSORS if (source / name).is_file()], folder)
 
 
 def copy_sentence_files(source: Path, folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ComparisonError, OnnxFileError
+from exporter.errors import ComparisonError, ModelSourceError, OnnxFileError
 from exporter.models.genai_config import CONFIG_FILE
 from graph_passes.files.reading import TABLE_BYTES, check_file, read_json
 
@@ -17,8 +18,12 @@ _GENAI_WORDS = {
 }
 """What ``config.json`` calls a value, and what ``genai_config.json`` does."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
-CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
-"""How the names of classes end that give each text, or each of its tokens, a class."""
+PIXELS = "pixel_values"
+"""The input of models of images."""
+OF_IMAGES = ("ForImageClassification", "ForImageClassificationWithTeacher")
+"""How the names of classes end that give each image a class."""
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", *OF_IMAGES)
+"""How the names of classes end that give each text, each of its tokens, or each image a class."""
 
 
 _POSITIONS_BEHIND_PADDING = {
@@ -68,6 +73,20 @@ class ModelFolder:
         return str(names[0]).endswith(CLASSIFIERS)
 
     @property
+    def classifies_images(self) -> bool:
+        """Whether the config names a class that gives each image a class."""
+        return names_image_classifier(self.config)
+
+    @property
+    def patches(self) -> int:
+        """Of an image, as the config says; 1 where it doesn't."""
+        size = self.config.get("patch_size")
+        if not isinstance(size, int) or size < 1:
+            return 1
+        _, height, width = image_shape(self.config)
+        return max(1, (height // size) * (width // size))
+
+    @property
     def predicts_next_token(self) -> bool:
         """Whether the config names a class that predicts the next token."""
         names = self.config.get("architectures") or [""]
@@ -109,6 +128,30 @@ def _unused_positions(config: dict[str, Any]) -> int:
     padding = config.get("pad_token_id")
     counts = config.get("model_type") in _POSITIONS_BEHIND_PADDING
     return padding + 1 if counts and isinstance(padding, int) else 0
+
+
+def names_image_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a config names a class that gives each image a class."""
+    names = config.get("architectures")
+    return isinstance(names, list) and str([*names, ""][0]).endswith(OF_IMAGES)
+
+
+def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Colours, height and width of the images that a model reads, as its config says.
+
+    Raises:
+        ModelSourceError: It doesn't say it.
+    """
+    colours, size = config.get("num_channels", 3), config.get("image_size")
+    sides = [*size] if isinstance(size, list | tuple) else [size, size]
+    shape = (colours, *sides)
+    if len(shape) != 3 or not all(isinstance(each, int) and 0 < each < 1 << 14 for each in shape):
+        raise ModelSourceError(
+            f"The config says {size!r} for image_size: no size of an image.",
+            "Take the config that belongs to the model.",
+            code="odd-setting",
+        )
+    return shape
 
 
 def read_object(path: Path) -> dict[str, Any]:

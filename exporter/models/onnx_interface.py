@@ -3,7 +3,7 @@
 The names are optimum's: ``input_ids``, ``attention_mask``, ``position_ids`` and
 ``past_key_values.N.key|value`` go in, ``logits`` and ``present.N.key|value`` come out. A model
 without a cache takes ``token_type_ids`` where it has them and gives ``last_hidden_state`` when it
-has no head.
+has no head. A model of images takes ``pixel_values`` alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.models.branch_modules import structure_of
+from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,14 +45,17 @@ class OnnxInterface:
     """What goes in and what comes out.
 
     Attributes:
-        token_inputs: int64 inputs ``[batch, sequence]``, ``attention_mask`` of the total length.
+        token_inputs: int64 inputs ``[batch, sequence]``, ``attention_mask`` of the total length; or
+            ``pixel_values`` ``[batch, *image]``, in ``dtype``.
         cache: One slot a layer; empty for a model that is exported without a cache.
         main_output: ``logits`` ``[batch, sequence, vocabulary]`` or ``last_hidden_state``.
-        per_text: Whether a classifier gives one row of logits for each text, ``[batch, classes]``.
+        per_text: Whether a classifier gives one row of logits for each text or image,
+            ``[batch, classes]``.
         cache_argument: The name under which the model takes its cache.
         dtype: Of the cache and of the outputs.
         length_keepers: In a pruned model, the layers that keep one number a token, from which it
             reads how long the past is.
+        image: Of a model of images, their colours, height and width.
     """
 
     token_inputs: tuple[str, ...]
@@ -61,6 +65,13 @@ class OnnxInterface:
     dtype: torch.dtype
     length_keepers: tuple[int, ...] = ()
     per_text: bool = False
+    image: tuple[int, int, int] | None = None
+
+    def random_images(self, batch: int) -> torch.Tensor:
+        """Noise from a seed, ``[batch, *image]``."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, *(self.image or ()))
+        return torch.randn(shape, generator=generator).to(self.dtype)
 
     @property
     def past_names(self) -> list[str]:
@@ -106,7 +117,7 @@ class InterfaceModule(torch.nn.Module):
         """Runs one step.
 
         Args:
-            tokens: By the names of ``interface.token_inputs``.
+            tokens: By the names of ``interface.token_inputs``; images too.
             past: Keys and values in turn, as ``interface.past_names``; empty without a cache.
 
         Returns:
@@ -132,6 +143,7 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
 
     Raises:
         ExportError: When the model doesn't keep plain keys and values, or can't run on tokens.
+        ModelSourceError: The config doesn't say how large its images are.
     """
     name = type(model).__name__
     if model.config.is_encoder_decoder:
@@ -140,6 +152,8 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
             "Export it with --exporter optimum.",
             code="encoder-decoder",
         )
+    if model.main_input_name == PIXELS:
+        return _of_images(model)
     parameters = inspect.signature(model.forward).parameters
     cache = new_cache() if model.can_generate() else None
     argument = cache_argument(model)
@@ -165,6 +179,19 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
         dtype=model.dtype,
         length_keepers=() if structure is None else tuple(structure.length_keepers),
         per_text=hasattr(output, "logits") and output.logits.dim() == 2,
+    )
+
+
+def _of_images(model: PreTrainedModel) -> OnnxInterface:
+    classifies = type(model).__name__.endswith(OF_IMAGES)
+    return OnnxInterface(
+        token_inputs=(PIXELS,),
+        cache=(),
+        main_output="logits" if classifies else "last_hidden_state",
+        cache_argument="",
+        dtype=model.dtype,
+        per_text=classifies,
+        image=image_shape(model.config.to_dict()),
     )
 
 

@@ -20,7 +20,7 @@ from exporter.errors import UsageError
 from exporter.files import staged_directory
 from exporter.heal.encoder_decoder import heal_stacks, refuse_other_ways
 from exporter.heal.options import HealOptions
-from exporter.models.companions import copy_speech_files
+from exporter.models.companions import copy_processor_files
 from exporter.models.encoder_decoder_folder import GRAPHS
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_files import save_pretrained_files
@@ -117,7 +117,7 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     with staged_directory(folder) as stage:
         write_stacks(run.loaded, stage, opset=run.request.opset, progress=run.progress)
         save_pretrained_files(run.loaded, stage)
-        copy_speech_files(run.loaded.path, stage)
+        copy_processor_files(run.loaded.path, stage)
         provider = run.request.compare.provider
         checks = check_stacks(run.loaded, stage, provider=provider, progress=run.progress)
         judge(run, "baseline against PyTorch", checks)

@@ -5,6 +5,7 @@ A data set of the hub is taken as unchanged.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -14,9 +15,11 @@ from typing import Any
 from exporter.artifacts import library_versions
 from exporter.compare.options import QualityOptions
 from exporter.engines.environment import default_threads, gpu_name, processor_name
+from exporter.errors import TextSourceError
 from exporter.files import sha256_file
 from exporter.models.graph_facts import read_facts
 from exporter.models.model_folder import find_model
+from exporter.models.texts.images import read_images
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import PYDOC, Part
 from exporter.pipeline.request import ExportRequest
@@ -124,7 +127,14 @@ def _text_hashes(run: Run, specs: Iterable[str], part: Part) -> list[str | None]
 
 
 def file_hash(source: str | None) -> str | None:
-    """The hash of a text or plan that is a file; None for a name such as ``pydoc``."""
-    if source is None or not Path(source).is_file():
+    """The hash of a text or plan that is a file, or of a folder's images; else None.
+
+    That is for a name such as ``pydoc``, and for a folder of something else.
+    """
+    if source is None or not Path(source).exists():
         return None
-    return sha256_file(Path(source))
+    if Path(source).is_file():
+        return sha256_file(Path(source))
+    with contextlib.suppress(TextSourceError):
+        return read_images(source, part="calibration").sha256
+    return None

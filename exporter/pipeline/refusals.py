@@ -11,7 +11,7 @@ from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.task_items import part_items, read_tasks
-from exporter.compare.judged_texts import decided_on, evaluation_texts
+from exporter.compare.judged_texts import decided_on, evaluation_texts, read_source
 from exporter.compare.prompts import questions
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.config import refuse_unknown_targets
@@ -23,10 +23,10 @@ from exporter.export.forms.targets import refuse_options
 from exporter.export.pooled import pooling_for
 from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import check_dtype
-from exporter.models.loading.sources import encoder_decoder_config
+from exporter.models.loading.sources import classifies_images, encoder_decoder_config
 from exporter.models.model_folder import find_model
 from exporter.models.texts.self_text import SAMPLED
-from exporter.models.texts.sources import TextSource, read_texts
+from exporter.models.texts.sources import TextSource
 from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
@@ -116,6 +116,7 @@ def _refuse_engines(wanted: EngineRequest) -> None:
 
 def _refuse_deciding_text(request: ExportRequest) -> None:
     """Refuses to judge on a text that scores, replacements, weights or the plan rest on."""
+    images = _reads_images(request)
     named = dict.fromkeys(request.score.calibration, "what importance would be measured on")
     heal, quantize, given = request.heal, request.quantize, request.drops.plan
     if heal is not None:
@@ -125,15 +126,24 @@ def _refuse_deciding_text(request: ExportRequest) -> None:
     decided: dict[str, list[TextSource | CalibrationRef]] = {}
     for spec, what in named.items():
         if spec not in SAMPLED:
-            decided.setdefault(what, []).append(read_texts(spec, part="calibration"))
+            found = read_source(spec, part="calibration", images=images)
+            decided.setdefault(what, []).append(found)
     known = {} if given is None else decided_on(read_plan(given).parts)
-    evaluation_texts(request.compare, {**decided, **known})
+    evaluation_texts(request.compare, {**decided, **known}, images=images)
 
 
 def _reads_pairs(request: ExportRequest) -> bool:
     """Whether the model reads recordings, or pairs of texts, as encoder-decoders do."""
     try:
         return encoder_decoder_config(request.source, **request.load.reading) is not None
+    except DepthcutError:  # told where the model is opened
+        return False
+
+
+def _reads_images(request: ExportRequest) -> bool:
+    """Whether the model classifies images."""
+    try:
+        return classifies_images(request.source, **request.load.reading)
     except DepthcutError:  # told where the model is opened
         return False
 

@@ -21,8 +21,9 @@ from exporter.errors import VerificationError
 from exporter.export.forms.targets import TARGETS
 from exporter.export.forms.write import write_form
 from exporter.files import staged_directory
-from exporter.models.companions import copy_sentence_files
+from exporter.models.companions import copy_processor_files, copy_sentence_files
 from exporter.models.loading.model_files import save_pretrained_files
+from exporter.models.texts.image_reader import reads_images
 from exporter.pipeline import streaming
 from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
@@ -65,6 +66,8 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         )
         judge(run, "baseline against PyTorch", checks)
         copy_sentence_files(run.loaded.path, stage)
+        if reads_images(run.loaded.model):
+            copy_processor_files(run.loaded.path, stage)
         write_graph_use(stage / "model.onnx")
     return files_below(folder), [check.model_dump() for check in checks]
 

@@ -42,8 +42,8 @@ class ScoreOptions(Options):
     calibration: tuple[str, ...] = option(
         (),
         "Calibration text: a text or JSONL file, hf:DATASET, pydoc, docstrings, or "
-        "self (text that the model samples; the default for decoders). Several sources make a "
-        "mixture.",
+        "self (text that the model samples; the default for decoders). For classifiers of images a "
+        "folder of them. Several sources make a mixture.",
         brief="Calibration text: a file, hf:DATASET, pydoc, self",
         metavar="SOURCE",
         section=SCORING,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from exporter.models.ablation.ratios import Floats
 from exporter.progress import QUIET, Progress
 
 _TYPES = "token_type_ids"
+_FIVE = 5
 
 
 def class_log_probabilities(
@@ -54,15 +56,28 @@ def class_log_probabilities(
             inputs = make_inputs(runner.inputs, shape, ids[None])
             if types is not None and _TYPES in inputs:
                 inputs[_TYPES] = types[number][None].astype(inputs[_TYPES].dtype)
-            logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS].astype(np.float64)
-            rows = logits.reshape(-1, 1 if separate else logits.shape[-1])
-            if rows.shape[1] == 1:
-                rows = np.hstack([np.zeros_like(rows), rows])
-            nothing = np.zeros(0, np.int64)
-            told = Distributions(rows, nothing, f"The {arm}'s logits of text {number}")
-            found.append(told.log_probabilities)
+            logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
+            what = f"The {arm}'s logits of text {number}"
+            found.append(log_probabilities_of(logits, what, separate=separate))
             task.advance()
     return found
+
+
+def log_probabilities_of(logits: NDArray[Any], what: str, *, separate: bool = False) -> Floats:
+    """Of one text's or image's logits, ``[rows, classes]``; see :func:`class_log_probabilities`.
+
+    Args:
+        logits: ``[1, classes]``, or ``[1, tokens, classes]``.
+        what: What errors call them.
+        separate: As there.
+
+    Raises:
+        ComparisonError: They aren't finite.
+    """
+    rows = logits.astype(np.float64).reshape(-1, 1 if separate else logits.shape[-1])
+    if rows.shape[1] == 1:
+        rows = np.hstack([np.zeros_like(rows), rows])
+    return Distributions(rows, np.zeros(0, np.int64), what).log_probabilities
 
 
 def in_pairs(rows: Sequence[Floats]) -> list[Floats]:
@@ -95,7 +110,8 @@ def compare_classes(
 
     Returns:
         KL divergence and the share of the same likeliest class, over texts or tokens, with
-        intervals over texts.
+        intervals over texts; and of more than five classes how many of the five likeliest are the
+        same.
 
     Raises:
         ComparisonError: There is no text, or the arms have other classes.
@@ -107,10 +123,11 @@ def compare_classes(
             "Compare two forms of the same classifier, on a text that has paragraphs.",
             code="other-classes",
         )
-    kl, same, rows = (np.zeros(len(baseline)) for _ in range(3))
+    kl, same, five, rows = (np.zeros(len(baseline)) for _ in range(4))
     for number, (first, second) in enumerate(zip(baseline, candidate, strict=True)):
         kl[number] = _divergences(first, second).sum()
         same[number] = (first.argmax(axis=1) == second.argmax(axis=1)).sum()
+        five[number] = _shared(first, second).sum()
         rows[number] = len(first)
     return Accuracy(
         text_source=source,
@@ -121,7 +138,15 @@ def compare_classes(
         kl_interval=clipped(mean_interval(kl, rows), 0.0, math.inf),
         top1_agreement=float(same.sum() / rows.sum()),
         top1_interval=share_interval(same, rows),
+        top5_agreement=float(five.sum() / rows.sum()) if baseline[0].shape[1] > _FIVE else None,
     )
+
+
+def _shared(first: Floats, second: Floats) -> Floats:
+    """Of each row, the share of the first's five likeliest classes among the second's."""
+    five = [np.argsort(-each, axis=1, kind="stable")[:, :_FIVE] for each in (first, second)]
+    shared: Floats = (five[0][:, :, None] == five[1][:, None]).any(-1).mean(-1)
+    return shared
 
 
 def _divergences(baseline: Floats, candidate: Floats) -> Floats:

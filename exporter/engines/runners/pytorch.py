@@ -214,6 +214,8 @@ def _compiling() -> contextlib.AbstractContextManager[None]:
 
 
 def _token_spec(name: str, interface: OnnxInterface) -> TensorSpec:
+    if interface.image is not None:
+        return TensorSpec(name, _numpy_dtype(interface.dtype), ("batch", *interface.image))
     whole = name == "attention_mask" and interface.cache
     return TensorSpec(
         name, np.dtype(np.int64), ("batch", "total_sequence" if whole else "sequence")

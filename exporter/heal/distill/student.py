@@ -24,7 +24,12 @@ from exporter.models.ablation.meter import judged_by
 from exporter.models.ablation.streams import CutBranches
 from exporter.models.anatomy.architectures import layer_modules, sublayers_of
 from exporter.models.anatomy.classifiers import class_logits
-from exporter.models.anatomy.residual_stream import LayerModules, first_tensor, hooked
+from exporter.models.anatomy.residual_stream import (
+    LayerModules,
+    first_tensor,
+    hooked,
+    probe_inputs,
+)
 from exporter.models.changed_weights import (
     OwnValue,
     changes_of,
@@ -229,9 +234,8 @@ class Student:
         """Lets a pass tell what the branches return, so that they needn't run."""
         import torch
 
-        ids = torch.zeros((1, 2), dtype=torch.int64, device=self.model.device)
         with self._branches.counted(), torch.inference_mode():
-            self.model(input_ids=ids)
+            self.model(**probe_inputs(self.model))
 
 
 def adapter_library() -> ModuleType:

@@ -16,7 +16,7 @@ from exporter.models.ablation.classes import classifies_tokens, has_separate_lab
 from exporter.models.ablation.meter import judged_by
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.sentence_folder import pooling_of_model
-from exporter.models.texts.batches import Batch
+from exporter.models.texts.batches import Batch, Sources
 from exporter.models.texts.calibration import CalibrationText
 
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ class Lesson:
         ids: ``[batch, tokens]``.
         mask: ``[batch, tokens]``; False marks padding.
         types: ``[batch, tokens]``, of which text of a pair each token is, where the model is told.
+        sources: Of a model of images these.
     """
 
     rows: tuple[int, ...]
     ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
     types: NDArray[np.int64] | None = None
+    sources: Sources | None = None
 
     @classmethod
     def of(cls, text: CalibrationText, size: int) -> list[Lesson]:
@@ -51,13 +53,14 @@ class Lesson:
         """Some samples of a text, without what is padding in all of them."""
         chosen = list(rows)
         types = None if text.types is None else text.types[chosen]
-        batch = Batch(0, chosen[0], text.input_ids[chosen], text.mask[chosen], types=types)
+        sources = None if text.sources is None else text.sources.rows(np.array(chosen))
+        batch = Batch(0, chosen[0], text.input_ids[chosen], text.mask[chosen], sources, types)
         short = batch.trimmed()
-        return cls(tuple(chosen), short.ids, short.mask, short.types)
+        return cls(tuple(chosen), short.ids, short.mask, short.types, sources)
 
     def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
         """What the model is called with."""
-        return Batch(0, 0, self.ids, self.mask, types=self.types).inputs(device)
+        return Batch(0, 0, self.ids, self.mask, self.sources, self.types).inputs(device)
 
 
 class Teacher:

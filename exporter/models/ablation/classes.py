@@ -1,4 +1,4 @@
-"""Measures what cuts do to the classes that a model gives texts, or each of their tokens."""
+"""Measures what cuts do to the classes that a model gives texts, their tokens, or images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from exporter.models.ablation.damage import ClassDamage
 from exporter.models.ablation.meter import KEPT_BYTES, CutMeter, OfBatch, Within
-from exporter.models.texts.batches import batches_of
+from exporter.models.model_folder import OF_IMAGES
+from exporter.models.texts.batches import Sources, batches_of
 
 if TYPE_CHECKING:
     import torch
 
+_OF_WHOLES = ("ForSequenceClassification", *OF_IMAGES)
 MULTI_LABEL = "multi_label_classification"
 _OF_TEXTS = 2  # the rank of logits of one distribution for each text
 TWO_TEXTS = 2
@@ -29,7 +31,7 @@ def classifies_tokens(model: Any) -> bool:
 def has_separate_labels(model: Any) -> bool:
     """Whether a classifier answers yes or no for each of its labels, which don't exclude others."""
     told = getattr(model.config, "problem_type", None)
-    return told == MULTI_LABEL and type(model).__name__.endswith("ForSequenceClassification")
+    return told == MULTI_LABEL and type(model).__name__.endswith(_OF_WHOLES)
 
 
 def by_position(
@@ -123,6 +125,7 @@ class ClassMeter(CutMeter[ClassDamage]):
         kept_bytes: See :class:`CutMeter`.
         within: See :class:`CutMeter`.
         types: ``[samples, tokens]``, of which text of a pair each token is.
+        sources: The images, of a model that classifies those.
 
     Raises:
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
@@ -138,9 +141,11 @@ class ClassMeter(CutMeter[ClassDamage]):
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
         types: NDArray[np.int64] | None = None,
+        sources: Sources | None = None,
     ) -> None:
         separate, size = has_separate_labels(model), max(batch_size, TWO_TEXTS)
-        batches = (each.trimmed() for each in batches_of(input_ids, mask, size, types=types))
+        found = batches_of(input_ids, mask, size, sources, types)
+        batches = (each.trimmed() for each in found)
         asked = [_Classified(each, separate) for each in batches]
         super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="all")
 

@@ -143,7 +143,7 @@ def meter_of(
         positions: Distributions are compared at every so many positions.
         embeds: Whether embeddings count; None: where the model has neither next tokens nor classes.
         within: See :class:`~exporter.models.ablation.meter.CutMeter`.
-        sources: Of an encoder-decoder what its encoder reads.
+        sources: Of an encoder-decoder what its encoder reads; or images.
         types: Of pairs, of which text each token is, ``[samples, tokens]``.
 
     Raises:
@@ -155,7 +155,15 @@ def meter_of(
     if judged == "embeddings" if embeds is None else embeds:
         return EmbeddingMeter(model, input_ids, mask, batch_size=batch_size, within=within)
     if judged == "classes":
-        return ClassMeter(model, input_ids, mask, batch_size=batch_size, within=within, types=types)
+        return ClassMeter(
+            model,
+            input_ids,
+            mask,
+            batch_size=batch_size,
+            within=within,
+            types=types,
+            sources=sources,
+        )
     return DamageMeter(
         model,
         input_ids,

@@ -88,8 +88,9 @@ class StreamRunner:
         )
         self._branches = CutBranches(self.layers)
         ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
+        by_tokens = model.main_input_name == "input_ids" and not stacked
         with self._branches.counted():
-            run_backbone(model, probe_inputs(model) if stacked else {"input_ids": ids})
+            run_backbone(model, {"input_ids": ids} if by_tokens else probe_inputs(model))
 
     def record(
         self, inputs: dict[str, torch.Tensor], asked: Places, cut: BranchReplacements

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from exporter.models.anatomy.residual_stream import in_own_dtype
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,11 +39,14 @@ def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
     Args:
         model: A transformers model with a head for classes.
-        inputs: ``input_ids`` and ``attention_mask``, ``[batch, tokens]``.
+        inputs: ``input_ids`` and ``attention_mask``, ``[batch, tokens]``; or images alone.
 
     Returns:
         Logits, ``[batch, classes]`` or ``[batch, tokens, classes]``.
     """
+    if "input_ids" not in inputs:
+        logits: torch.Tensor = model(**in_own_dtype(model, inputs)).logits
+        return logits
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     config = model.config.get_text_config()
     with _padding_known(config, ids, mask) as padding:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from exporter.models.idle_threads import IDLE_THREADS
+from exporter.models.model_folder import image_shape
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ ProbeVerdict = Literal["adds_up", "silent", "differs", "not_finite"]
 
 _T = TypeVar("_T")
 _PROBE_TOKENS = 8
+_FEATURES = ("input_features", "pixel_values")
 # Rounding of a sum in the stream's own dtype, relative to the largest activation.
 _PROBE_TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2, "float64": 1e-9}
 
@@ -140,9 +142,9 @@ def run_backbone(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def in_own_dtype(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs with a sound's features in the model's dtype; tokens stay as they are."""
-    features = inputs.get("input_features")
-    return inputs if features is None else {**inputs, "input_features": features.to(model.dtype)}
+    """Inputs with sounds and images in the model's dtype; tokens stay as they are."""
+    own = {name: inputs[name].to(model.dtype) for name in _FEATURES if name in inputs}
+    return {**inputs, **own}
 
 
 def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:
@@ -319,7 +321,7 @@ def probe_inputs(model: Any) -> dict[str, torch.Tensor]:
         tokens = (torch.arange(_PROBE_TOKENS, device=device)[None] * 7 + 5) % config.vocab_size
         return {**encoder_inputs(model, tokens), "decoder_input_ids": tokens}
     if model.main_input_name == "pixel_values":
-        shape = (1, config.num_channels, config.image_size, config.image_size)
+        shape = (1, *image_shape(config.to_dict()))
         grid = torch.arange(torch.Size(shape).numel(), device=device, dtype=torch.float32)
         return {"pixel_values": (grid * 0.7).sin().reshape(shape).to(model.dtype)}
     vocabulary = config.get_text_config().vocab_size

@@ -16,6 +16,7 @@ from exporter.models.anatomy.families import STACKS
 from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config
 from exporter.models.loading.checkpoint_shards import read_header, read_index
 from exporter.models.loading.config_walk import quantization_in
+from exporter.models.model_folder import names_image_classifier
 from exporter.optional import require
 from graph_passes.files.placing import finish_interrupted
 from graph_passes.files.reading import opened
@@ -103,6 +104,17 @@ def encoder_decoder_config(
     if known:
         refuse_other_heads(config.get("architectures"), source)
     return config
+
+
+def classifies_images(source: str, *, revision: str | None = None, **allowed: bool) -> bool:
+    """Whether a model's config names a class that gives each image a class. No PyTorch.
+
+    Raises:
+        UnsafeInputError: A folder holds or says what a model may not.
+        ModelSourceError: When there is nothing there that could be loaded.
+    """
+    path = resolve_source(source, revision=revision, **allowed)
+    return path.is_dir() and names_image_classifier(checked_config(path, Dangers(**allowed)))
 
 
 def refuse_other_heads(architectures: Any, source: str) -> None:

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.models.model_folder import PIXELS
+
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """What the encoder of an encoder-decoder reads, a row a sample.
+    """What the encoder of an encoder-decoder reads, or a model of images; a row a sample.
 
     Attributes:
         arrays: By the model's arguments: ``input_features`` ``[samples, mels, frames]``, float32,
-            or ``input_ids`` and ``attention_mask`` ``[samples, tokens]``, int64.
+            or ``input_ids`` and ``attention_mask`` ``[samples, tokens]``, int64; or
+            ``pixel_values`` ``[samples, colours, height, width]``, float32.
         mask: ``[samples, positions]`` of the encoder's stream; False marks padding, or the silence
             behind a recording.
     """
@@ -27,7 +30,12 @@ class Sources:
     arrays: Mapping[str, NDArray[Any]]
     mask: NDArray[np.bool_]
 
-    def rows(self, chosen: slice | NDArray[np.bool_]) -> Sources:
+    @property
+    def are_images(self) -> bool:
+        """Whether they are all that the model reads: images, beside which there are no tokens."""
+        return PIXELS in self.arrays
+
+    def rows(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Sources:
         """Those of some of the samples."""
         arrays = {name: array[chosen] for name, array in self.arrays.items()}
         return Sources(arrays, self.mask[chosen])
@@ -50,7 +58,8 @@ class Batch:
         first_sample: The number of its first sample in the text.
         ids: ``[batch, tokens]``.
         mask: ``[batch, tokens]``; False marks padding.
-        sources: What the encoder reads, where the tokens are those of a decoder behind one.
+        sources: What the encoder reads, where the tokens are those of a decoder behind one; or
+            the images, where a token stands for each position of the stream.
         types: ``[batch, tokens]``, of which text of a pair each token is, where the model is told.
     """
 
@@ -88,6 +97,8 @@ class Batch:
             # A decoder sees what is before a token alone: padding behind it changes nothing.
             arrays = self.sources.arrays.items()
             given = {name: torch.from_numpy(array).to(device) for name, array in arrays}
+            if self.sources.are_images:
+                return given
             return {**given, "decoder_input_ids": self.ids_on(device)}
         given = {"input_ids": self.ids_on(device), "attention_mask": self.mask_on(device).long()}
         if self.types is not None:

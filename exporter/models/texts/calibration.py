@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from exporter.files import sha256_bytes
 from exporter.models.anatomy.classifiers import classifies_texts, scores_pairs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
-from exporter.models.texts.batches import Batch, Sources, batches_of
+from exporter.models.texts.image_reader import image_samples, reads_images
 from exporter.models.texts.packing import pack_tokens, with_ends
 from exporter.models.texts.pair_lines import TextPair
 from exporter.models.texts.pairs import RANDOM
@@ -30,6 +29,7 @@ from exporter.models.texts.passages import (
     pack_passages,
     pairs_of,
 )
+from exporter.models.texts.samples import CalibrationText as CalibrationText
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, Part, TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_of
@@ -39,96 +39,6 @@ DEFAULT_TOKENS = 10_000
 DEFAULT_LENGTH = 512
 _FEW_TOKENS = 2_000
 _SEED = re.compile(r"seed (\d+)")
-
-
-@dataclass(frozen=True)
-class CalibrationText:
-    """Samples of token ids.
-
-    Attributes:
-        ref: What the report says about the text.
-        input_ids: ``[samples, tokens]``, int64.
-        mask: ``[samples, tokens]``, boolean; False marks padding.
-        owners: ``[samples]``, of a mixture the number of each sample's text; see
-            :mod:`exporter.models.texts.mixtures`.
-        sources: Of an encoder-decoder what its encoder reads; the tokens are then the decoder's.
-        types: ``[samples, tokens]``, int64, of which text of a pair each token is; None where the
-            samples are single texts, or the model isn't told.
-    """
-
-    ref: CalibrationRef
-    input_ids: NDArray[np.int64]
-    mask: NDArray[np.bool_]
-    owners: NDArray[np.int64] | None = None
-    sources: Sources | None = None
-    types: NDArray[np.int64] | None = None
-
-    @classmethod
-    def unpadded(cls, input_ids: NDArray[np.int64], source: str, sha256: str) -> CalibrationText:
-        """Samples without padding, with what the report says of their text."""
-        samples, length = input_ids.shape
-        ref = CalibrationRef(
-            source=source,
-            samples=samples,
-            sequence_length=length,
-            tokens=input_ids.size,
-            sha256=sha256,
-        )
-        return cls(ref, input_ids, np.ones(input_ids.shape, dtype=np.bool_))
-
-    @property
-    def ids_sha256(self) -> str:
-        """Of the tokens, and of which of them are padding."""
-        read = b"" if self.sources is None else self.sources.content
-        read += b"" if self.types is None else self.types.astype("<i8").tobytes()
-        return sha256_bytes(self.input_ids.astype("<i8").tobytes() + self.mask.tobytes() + read)
-
-    @property
-    def part(self) -> CalibrationRef:
-        """What is said of just these samples, by which they are known again."""
-        mixture = [] if self.owners is None else [text.part for text in self.apart]
-        return self.ref.model_copy(update={"ids_sha256": self.ids_sha256, "mixture": mixture})
-
-    @property
-    def parts(self) -> list[CalibrationRef]:
-        """The same of each text that has samples in it; of a single text, one."""
-        return self.part.texts
-
-    @property
-    def apart(self) -> list[CalibrationText]:
-        """The texts of a mixture, each by itself; a single text as it is."""
-        if self.owners is None:
-            return [self]
-        rows = [self.owners == number for number in range(len(self.ref.mixture))]
-        return [
-            replace(self.rows(own), ref=_counted(ref, self.mask[own]), owners=None)
-            for ref, own in zip(self.ref.mixture, rows, strict=True)
-        ]
-
-    def rows(self, chosen: slice | NDArray[np.bool_]) -> CalibrationText:
-        """Some of the samples."""
-        mask = self.mask[chosen]
-        owners = None if self.owners is None else self.owners[chosen]
-        ref = _counted(self.ref, mask)
-        if owners is not None:
-            counted = [_counted(r, mask[owners == i]) for i, r in enumerate(self.ref.mixture)]
-            ref = ref.model_copy(update={"mixture": counted})
-        sources = None if self.sources is None else self.sources.rows(chosen)
-        types = None if self.types is None else self.types[chosen]
-        return CalibrationText(ref, self.input_ids[chosen], mask, owners, sources, types)
-
-    def batches(self, size: int) -> list[Batch]:
-        """The samples in their order, so many at a time."""
-        return batches_of(self.input_ids, self.mask, size, self.sources, self.types)
-
-    def first_tokens(self, tokens: int) -> CalibrationText:
-        """The first samples, enough for a number of tokens."""
-        before = np.cumsum(self.mask.sum(axis=1)) - self.mask.sum(axis=1)
-        return self.rows(slice(0, int((before < tokens).sum())))
-
-
-def _counted(ref: CalibrationRef, mask: NDArray[np.bool_]) -> CalibrationRef:
-    return ref.model_copy(update={"samples": len(mask), "tokens": int(mask.sum())})
 
 
 def calibration_text(
@@ -148,8 +58,9 @@ def calibration_text(
     Args:
         loaded: The model.
         spec: ``self`` (text that the model samples), ``chat`` (the same behind its chat template),
-            or what :func:`exporter.models.texts.sources.read_texts` takes. None: ``self`` for a
-            model that generates, else ``pydoc``.
+            or what :func:`exporter.models.texts.sources.read_texts` takes; of a model of images
+            what :func:`exporter.models.texts.images.read_images` takes. None: ``self`` for a
+            model that generates, noise for one of images, else ``pydoc``.
         samples: How many; None: as many as make about 10,000 tokens.
         sequence_length: Tokens in each; cut to what the model can take.
         seed: For ``self``.
@@ -166,6 +77,8 @@ def calibration_text(
             the model takes no text, or its tokenizer does not fit it.
         TextSourceError: When the text can't be read.
     """
+    if reads_images(loaded.model):
+        return image_samples(loaded, spec, samples=samples, part=part, progress=progress)
     if loaded.model.main_input_name != "input_ids":
         raise CalibrationError(
             f"{loaded.ref.source} takes no text; only text models are scored.", code="takes-no-text"
@@ -233,7 +146,9 @@ def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[
 
 
 def default_calibration(loaded: LoadedModel) -> str:
-    """``self`` for a model that can generate text, else ``pydoc``."""
+    """``self`` for a model that can generate text, noise for one of images, else ``pydoc``."""
+    if reads_images(loaded.model):
+        return RANDOM
     return SELF if loaded.model.can_generate() else PYDOC
 
 

@@ -13,6 +13,7 @@ from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, DepthcutError
 from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.batches import Sources
 from exporter.models.texts.calibration import (
     DEFAULT_LENGTH,
     CalibrationText,
@@ -156,6 +157,7 @@ def joined(texts: Sequence[CalibrationText]) -> CalibrationText:
         _stacked([text.input_ids for text in texts], width)[order],
         _stacked([text.mask for text in texts], width)[order],
         owners=owners[order],
+        sources=_joined_sources(texts, order),
         types=_stacked([_types(text) for text in texts], width)[order] if told else None,
     )
 
@@ -168,6 +170,15 @@ def _stacked(arrays: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
 def _types(text: CalibrationText) -> NDArray[np.int64]:
     """Single texts beside pairs are first texts."""
     return np.zeros_like(text.input_ids) if text.types is None else text.types
+
+
+def _joined_sources(texts: Sequence[CalibrationText], order: NDArray[np.int64]) -> Sources | None:
+    """Images of several sources; texts have none."""
+    own = [text.sources for text in texts if text.sources is not None]
+    if len(own) < len(texts):
+        return None
+    arrays = {name: np.concatenate([each.arrays[name] for each in own]) for name in own[0].arrays}
+    return Sources(arrays, np.concatenate([each.mask for each in own])).rows(order)
 
 
 def refuse_same(

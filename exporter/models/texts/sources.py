@@ -163,6 +163,13 @@ def read_file(path: Path) -> str:
         raise TextSourceError(
             f"The text file {path} does not exist.", SPEC_HINT, code="file-missing"
         ) from None
+    except IsADirectoryError:
+        raise TextSourceError(
+            f"{path} is a folder, and a text is wanted: only classifiers of images and models of "
+            "speech read folders.",
+            SPEC_HINT,
+            code="folder-for-text",
+        ) from None
     except UnicodeDecodeError as error:
         raise TextSourceError(
             f"{path} is not UTF-8 text: byte {error.start} can't be decoded.",
@@ -290,21 +297,51 @@ def _without_contained(group: set[str], paragraphs: Mapping[str, frozenset[str]]
 
 def _read_hub(spec: str, part: Part) -> TextSource:
     """Streams a hub data set; the text label carries config, split and column."""
-    name, config, split, column = _hub_fields(spec)
+    label, rows = hub_rows(spec, part, "text")
+    column = _hub_fields(spec)[3]
+    try:
+        documents = list(_row_texts(rows, column, spec))
+    except TextSourceError:
+        raise
+    except Exception as error:
+        raise _unread(spec, error) from error
+    return _source(label, documents)
+
+
+def hub_rows(spec: str, part: Part, column: str) -> tuple[str, Any]:
+    """Opens a data set of the hub; its rows come as they are asked for.
+
+    Args:
+        spec: As :func:`read_texts` takes it.
+        part: As there.
+        column: The one that is meant where none is named.
+
+    Returns:
+        What a report calls it, with config, split and column; and the library's iterable.
+
+    Raises:
+        TextSourceError: It can't be opened.
+        MissingDependencyError: Without the extra ``datasets``.
+    """
+    name, config, split, named = _hub_fields(spec)
     datasets = require("datasets", extra="datasets")
     try:
         chosen = split or _default_split(datasets.get_dataset_split_names(name, config), part, spec)
         rows = datasets.load_dataset(name, config, split=chosen, streaming=True)
-        documents = list(_row_texts(rows, column, spec))
     except TextSourceError:
         raise
-    except Exception as error:  # the library raises anything from OSError to its own classes
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise TextSourceError(
-            f"{spec} can't be read: {reason}",
-            "Check the name, the config and the split, and that the hub can be reached.",
-        ) from error
-    return _source(":".join(["hf", name, config or "", chosen, column or "text"]), documents)
+    except Exception as error:
+        raise _unread(spec, error) from error
+    return ":".join(["hf", name, config or "", chosen, named or column]), rows
+
+
+def _unread(spec: str, error: Exception) -> TextSourceError:
+    """The error for what the library raises: anything from OSError to its own classes."""
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return TextSourceError(
+        f"{spec} can't be read: {reason}",
+        "Check the name, the config and the split, and that the hub can be reached.",
+    )
 
 
 def _hub_fields(spec: str) -> tuple[str, str | None, str | None, str | None]:

@@ -30,6 +30,10 @@ PROBES_NOTE = (
 )
 
 
+IMAGES_NOTE = (
+    "Both models against the images' labels: top1 is the share of images whose class is the "
+    "likeliest, top5 of those whose class is among the five likeliest."
+)
 RETRIEVAL_NOTE = (
     "First sentences of the evaluation text's passages are queries; the rest of each passage is to "
     "be found among those of others. ndcg@10 counts a hit by its rank, recall@10 whether it is "
@@ -48,12 +52,16 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     return [
         Section("accuracy", "Accuracy", blocks),
         _by_position(found),
-        _scores("tasks", "Tasks", found.tasks),
+        _scores("tasks", "Tasks", found.tasks, _tasks_note(found)),
         _scores("probes", "Probes", found.probes, _probes_note(found)),
         _generation(found),
         _long_context(found),
         _embeddings(found),
     ]
+
+
+def _tasks_note(accuracy: Accuracy) -> str:
+    return "" if accuracy.images is None else IMAGES_NOTE
 
 
 def _probes_note(accuracy: Accuracy) -> str:
@@ -64,7 +72,9 @@ def _intervals(accuracy: Accuracy) -> Iterator[Block]:
     found = {
         "log perplexity, increase in nats": accuracy.log_perplexity_increase,
         "KL divergence, nats": accuracy.kl_interval,
-        "same most likely token": accuracy.top1_interval,
+        f"same most likely {'token' if accuracy.images is None else 'class'}": (
+            accuracy.top1_interval
+        ),
     }
     rows = [
         [what, significant(interval.value, 3), interval_words(interval.ci95)]
@@ -78,8 +88,9 @@ def _intervals(accuracy: Accuracy) -> Iterator[Block]:
 
 def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
     stride = "" if accuracy.stride is None else f", read with a stride of {accuracy.stride:,}"
+    kind, of = ("text", "tokens") if accuracy.images is None else ("images", "images")
     yield Note(
-        f"Evaluation text: {accuracy.text_source}, {accuracy.tokens:,} tokens{stride} "
+        f"Evaluation {kind}: {accuracy.text_source}, {accuracy.tokens:,} {of}{stride} "
         f"(SHA-256 `{accuracy.text_sha256[:12]}`)."
     )
     yield from other_part(report.parts, accuracy.text_source)
@@ -91,7 +102,12 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
     if accuracy.perplexity is None:
         yield Note(_why_no_perplexity(accuracy))
     if (text := report.calibration) is None:
-        yield Note("Which text importance was measured on is not on record here.")
+        yield Note(f"Which {kind} importance was measured on is not on record here.")
+    elif accuracy.images is not None:
+        yield Note(
+            f"Importance was measured on other images: {text.source}, {text.samples:,} of them "
+            f"(SHA-256 `{text.sha256[:12]}`)."
+        )
     else:
         yield Note(
             f"Importance was measured on another text: {text.source}, {text.samples} x "
@@ -107,6 +123,8 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
 
 
 def _why_no_perplexity(accuracy: Accuracy) -> str:
+    if accuracy.images is not None:
+        return "Images have no perplexity: the classes of both models are compared."
     if accuracy.embeddings is not None:
         return "Encoders have no perplexity: the embeddings of both models are compared."
     return (

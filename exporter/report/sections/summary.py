@@ -62,7 +62,10 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
     if accuracy.kl_divergence is not None:
         rows.append(("KL divergence, nats", "", significant(accuracy.kl_divergence, 3), "", ""))
     if accuracy.top1_agreement is not None:
-        rows.append(("same top-1 token", "", percent(accuracy.top1_agreement), "", ""))
+        what = "token" if accuracy.images is None else "class"
+        rows.append((f"same top-1 {what}", "", percent(accuracy.top1_agreement), "", ""))
+    if accuracy.images is not None and accuracy.top5_agreement is not None:
+        rows.append(("same of top-5 classes", "", percent(accuracy.top5_agreement), "", ""))
     return [*rows, *_embedding_rows(accuracy.embeddings)]
 
 
@@ -199,7 +202,10 @@ def _quality_tiles(report: ComparisonReport) -> Iterator[Tile]:
         detail = f"{significant(pair.baseline)} → {significant(pair.candidate)}, lower is better"
         yield Tile(change, "perplexity", detail, quality_sign(report).tone)
     if accuracy.top1_agreement is not None:
-        detail = f"of {accuracy.tokens:,} positions"
-        yield Tile(percent(accuracy.top1_agreement), "same most likely token", detail)
+        images = accuracy.images
+        what = ("token", f"{accuracy.tokens:,} positions")
+        what = what if images is None else ("class", f"{images:,} images")
+        share = percent(accuracy.top1_agreement)
+        yield Tile(share, f"same most likely {what[0]}", f"of {what[1]}")
     if accuracy.embeddings is not None:
         yield Tile(f"{accuracy.embeddings.cosine:.4f}", "cosine of embeddings", "mean over texts")

@@ -223,7 +223,8 @@ def _accuracy_sentences(report: ComparisonReport) -> list[str]:
         )
     if accuracy.top1_agreement is not None:
         share = percent(accuracy.top1_agreement)
-        sentences.append(
-            f"Both find the same token most likely at {share} of {accuracy.tokens:,} positions."
-        )
+        told = f"the same token most likely at {share} of {accuracy.tokens:,} positions"
+        if accuracy.images is not None:
+            told = f"the same class most likely for {share} of {accuracy.images:,} images"
+        sentences.append(f"Both find {told}.")
     return sentences

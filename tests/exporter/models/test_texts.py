@@ -72,7 +72,7 @@ def test_missing_file_and_folder_are_named_with_what_may_be_given(tmp_path: Path
     with raises(TextSourceError, "file-missing", "nowhere.txt") as caught:
         read_texts(str(tmp_path / "nowhere.txt"), part="evaluation")
     assert "pydoc" in (caught.value.hint or "")
-    with raises(TextSourceError, "unreadable", tmp_path):
+    with raises(TextSourceError, "folder-for-text", tmp_path):
         read_texts(str(tmp_path), part="evaluation")
 
 

@@ -1,0 +1,195 @@
+"""The classes that both arms give the same images, and how often those are right.
+
+Without labels the candidate is held against the baseline; with labels both are held against those,
+too: ``top1`` is the share of images whose class is the likeliest, ``top5`` of those whose class is
+among the five likeliest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import Accuracy, TaskResult
+from exporter.artifacts.latency import Shape
+from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.quality.agreement import LOGITS
+from exporter.compare.quality.classes import compare_classes, log_probabilities_of
+from exporter.compare.tasks.scores import TaskScores, compare_scores
+from exporter.engines.inputs import make_inputs
+from exporter.errors import ComparisonError
+from exporter.models.ablation.classes import MULTI_LABEL
+from exporter.models.ablation.ratios import Floats
+from exporter.models.model_folder import PIXELS, ModelFolder
+from exporter.models.texts.image_reader import IMAGES, ImageReader
+from exporter.models.texts.images import MOST_IMAGES, Images, Picture
+
+TASK = "image classes"
+_FEW = 5
+
+
+@dataclass(frozen=True)
+class JudgedImages:
+    """What was found.
+
+    Attributes:
+        agreement: By what is held against what.
+        tasks: Both arms against the labels; empty without labels.
+    """
+
+    agreement: dict[tuple[str, str], Accuracy]
+    tasks: list[TaskResult]
+
+
+def refuse_without_config(pair: Pair) -> None:
+    """Refuses arms that read images where no config says what they are.
+
+    Raises:
+        ComparisonError: With where it belongs.
+    """
+    if pair.reads_images and not pair.baseline.folder.classifies_images:
+        raise ComparisonError(
+            f"{pair.baseline.folder.onnx} reads images, and no config.json beside it names a class "
+            "that ends with ForImageClassification.",
+            "Put the model's config.json and preprocessor_config.json next to it.",
+            code="no-image-config",
+        )
+
+
+def judge_images(pair: Pair, images: Images) -> JudgedImages:
+    """Runs all judged arms on the same images; each image is read once.
+
+    Args:
+        pair: Running arms.
+        images: What they are judged on.
+
+    Raises:
+        ComparisonError: Logits aren't finite, the arms have other classes, or a label is none of
+            the model's.
+        ModelSourceError: The image processor's settings are missing, or another model's.
+        TextSourceError: An image can't be read.
+        BackendError: A run fails.
+    """
+    pictures = images.pictures[:MOST_IMAGES]
+    right = _classes_of(pictures, pair.baseline.folder) if images.has_labels else None
+    said = _said(pair, images)
+    some = next(iter(said.values()))
+    progress = pair.progress
+    progress.say(f"accuracy: classes of {len(some):,} images from {images.source}")
+    if images.is_random:
+        progress.say("accuracy: on noise, since --eval-text names no images")
+    if len(pictures) < len(images.pictures):
+        progress.say(f"accuracy: these are the first of {len(images.pictures):,}, of all classes")
+    agreement = {
+        names: compare_classes(
+            *(said[name] for name in names), source=images.source, sha256=images.sha256
+        ).model_copy(update={"images": len(some)})
+        for names in pair.held_against
+    }
+    tasks: list[TaskResult] = []
+    if right is not None:
+        scores = [
+            label_scores(said[name], right, images.source) for name in ("baseline", "candidate")
+        ]
+        tasks = compare_scores(scores[0], scores[1])
+    return JudgedImages(agreement, tasks)
+
+
+def _said(pair: Pair, images: Images) -> dict[str, list[Floats]]:
+    """Each arm's log-probabilities, ``[1, classes]`` for each image."""
+    reader, found = _reader(pair), {name: list[Floats]() for name in pair.judged}
+    number = IMAGES if images.is_random else min(MOST_IMAGES, len(images.pictures))
+    noise = reader.noise(number, "evaluation") if images.is_random else None
+    with pair.progress.task("classes of images", total=number, unit="images") as task:
+        for place in range(number):
+            pixels = (
+                reader.pixels([images.pictures[place]])
+                if noise is None
+                else noise[place : place + 1]
+            )
+            for name, arm in pair.judged.items():
+                found[name].append(_answer(arm, name, pixels, place))
+            task.advance()
+    return found
+
+
+def _reader(pair: Pair) -> ImageReader:
+    folder = pair.baseline.folder
+    home = folder.onnx if folder.onnx.is_dir() else folder.onnx.parent
+    return ImageReader(str(folder.onnx), home, folder.config)
+
+
+def _answer(arm: ComparedArm, name: str, pixels: NDArray[np.float32], number: int) -> Floats:
+    runner = arm.runner
+    inputs = make_inputs(runner.inputs, Shape("encode", 1, 1), np.zeros((1, 1), np.int64))
+    inputs[PIXELS] = pixels.astype(inputs[PIXELS].dtype)
+    logits = runner.run(inputs, [LOGITS], phase="encode")[LOGITS]
+    separate = arm.folder.config.get("problem_type") == MULTI_LABEL
+    return log_probabilities_of(logits, f"The {name}'s logits of image {number}", separate=separate)
+
+
+def _classes_of(pictures: Sequence[Picture], folder: ModelFolder) -> NDArray[np.int64]:
+    """The class of each image, ``[images]``.
+
+    Raises:
+        ComparisonError: A label is none of the model's.
+    """
+    numbers = label_numbers(folder.config)
+    found = []
+    for picture in pictures:
+        number = numbers.get(str(picture.label))
+        if number is None:
+            raise ComparisonError(
+                f"{picture.name} has the label {picture.label!r}; the model's "
+                f"{len(set(numbers.values()))} classes are called {_some(folder.config)}.",
+                "Name the folders as id2label in config.json has the classes, or by their numbers.",
+                code="labels-mismatch",
+            )
+        found.append(number)
+    return np.array(found, np.int64)
+
+
+def label_numbers(config: Mapping[str, Any]) -> dict[str, int]:
+    """The class that each label stands for: by name, by number, by the first of several names.
+
+    ImageNet's classes have several names, parted by commas; one that two classes begin with counts
+    for neither.
+    """
+    told = config.get("id2label")
+    names = {str(name): int(number) for number, name in dict(told or {}).items()}
+    firsts = [name.partition(",")[0].strip() for name in names]
+    short = {
+        first: number
+        for first, number in zip(firsts, names.values(), strict=True)
+        if firsts.count(first) == 1
+    }
+    return {str(number): number for number in names.values()} | short | names
+
+
+def _some(config: Mapping[str, Any]) -> str:
+    names = [str(name) for name in dict(config.get("id2label") or {}).values()]
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
+
+
+def label_scores(said: Sequence[Floats], right: NDArray[np.int64], source: str) -> TaskScores:
+    """One arm's answers against the labels.
+
+    Args:
+        said: Log-probabilities of each image, ``[1, classes]``.
+        right: The class of each, ``[images]``.
+        source: What a report calls the images.
+
+    Returns:
+        ``top1``, and ``top5`` where there are more classes than five.
+    """
+    rows = np.concatenate(said)
+    order = np.argsort(-rows, axis=1, kind="stable")
+    metrics = {"top1": order[:, 0] == right}
+    if rows.shape[1] > _FEW:
+        metrics["top5"] = (order[:, :_FEW] == right[:, None]).any(axis=1)
+    hits = {name: values.astype(np.float64) for name, values in metrics.items()}
+    return TaskScores(TASK, source, hits)

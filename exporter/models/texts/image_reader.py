@@ -1,0 +1,238 @@
+"""Images as a classifier takes them: by the settings of its folder's image processor.
+
+transformers' classes that work with Pillow and numpy do it, with torchvision installed or without,
+so that a model sees the same numbers wherever it is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from exporter.artifacts import CalibrationRef
+from exporter.errors import CalibrationError, ModelSourceError, first_line, pass_on_memory_error
+from exporter.models.anatomy.residual_stream import probe_inputs, run_backbone
+from exporter.models.decoding_rules import settings_of
+from exporter.models.loading.transformers_calls import quiet_transformers
+from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
+from exporter.models.texts.batches import Sources
+from exporter.models.texts.images import Images, Picture, read_images
+from exporter.models.texts.pairs import RANDOM
+from exporter.models.texts.samples import CalibrationText
+from exporter.models.texts.sources import Part
+from exporter.optional import require
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+
+IMAGES = 64
+"""Images where nobody says how many."""
+Pixels = NDArray[np.float32]
+_PREPROCESSOR = "preprocessor_config.json"
+_KINDS = ("ViT", "DeiT", "Beit", "Bit")
+_ENDS = ("ImageProcessor", "FeatureExtractor", "ImageProcessorFast", "ImageProcessorPil")
+_SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
+_COLOURS = 3
+_Size = Annotated[int, Field(gt=0, le=1 << 12)]
+_Sizes = _Size | dict[str, _Size]
+
+
+class _Settings(BaseModel):
+    """The settings of an image processor that matter for classifiers."""
+
+    model_config = ConfigDict(strict=True)
+
+    do_resize: bool = True
+    size: _Sizes | None = None
+    resample: Annotated[int, Field(ge=0, le=5)] = 2
+    do_center_crop: bool = False
+    crop_size: _Sizes | None = None
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Turns images into a classifier's input.
+
+    Attributes:
+        name: What errors call the model.
+        folder: The model's, with the settings of its image processor.
+        config: As ``config.json`` has it.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> ImageReader:
+        """That of a loaded model."""
+        model: Any = loaded.model
+        return cls(loaded.ref.source, loaded.path, model.config.to_dict())
+
+    def pixels(self, pictures: Sequence[Picture]) -> Pixels:
+        """What the model reads of images, ``[images, colours, height, width]``.
+
+        Raises:
+            ModelSourceError: The settings of the image processor are missing, wrong, or another
+                model's.
+            TextSourceError: An image can't be read.
+            MissingDependencyError: Without Pillow or transformers.
+        """
+        rows = [self._one(picture) for picture in pictures]
+        return np.stack(rows).astype(np.float32)
+
+    def noise(self, number: int, part: Part) -> Pixels:
+        """Normal noise from a seed, of the same shape."""
+        shape = (number, *image_shape(self.config))
+        return np.random.default_rng(_SEEDS[part]).standard_normal(shape, dtype=np.float32)
+
+    def of_images(self, images: Images, number: int, part: Part) -> Pixels:
+        """The first images, or noise."""
+        if images.is_random:
+            return self.noise(number, part)
+        return self.pixels(images.pictures[:number])
+
+    def _one(self, picture: Picture) -> Pixels:
+        image, processor = picture.read(), self._processor
+        try:
+            with quiet_transformers():
+                found = processor(image, return_tensors="np")["pixel_values"][0]
+        # A processor's settings may contradict each other in many ways.
+        except Exception as error:
+            pass_on_memory_error(error)
+            raise ModelSourceError(
+                f"The image processor of {self.name} fails on {picture.name}: {first_line(error)}.",
+                "Take the file that belongs to the model.",
+                code="image-processor-fails",
+            ) from error
+        wanted = image_shape(self.config)
+        if found.shape != wanted:
+            raise ModelSourceError(
+                f"The image processor of {self.name} makes images of the shape "
+                f"{list(found.shape)}; the model takes {list(wanted)}.",
+                "Take the file that belongs to the model.",
+                code="other-image-size",
+            )
+        pixels: Pixels = found
+        return pixels
+
+    @cached_property
+    def _processor(self) -> Any:
+        told, where = self._told()
+        kind = str(told.get("image_processor_type") or told.get("feature_extractor_type"))
+        family = next((f for f in _KINDS if kind in {f + end for end in _ENDS}), None)
+        if family is None:
+            raise ModelSourceError(
+                f"{where}: the image processor {kind[:60]} is none of those that are used here: "
+                f"{', '.join(f'{each}ImageProcessor' for each in _KINDS)}.",
+                "Write its settings as one of these, if they say the same.",
+                code="other-image-processor",
+            )
+        if image_shape(self.config)[0] != _COLOURS:
+            raise ModelSourceError(
+                f"{self.name} takes images of {image_shape(self.config)[0]} colours.",
+                f"Classifiers of {_COLOURS} are taken.",
+                code="other-colours",
+            )
+        settings = settings_of(_Settings, told, where).model_dump(exclude_unset=True)
+        require("PIL.Image", extra="vision")
+        library = require("transformers", extra="torch")
+        # transformers 4.57 calls so what 5 calls ...Pil; 5 makes the plain one with torchvision.
+        name = f"{family}ImageProcessor"
+        made = getattr(library, f"{name}Pil", None) or getattr(library, name)
+        return made(**{key: value for key, value in settings.items() if value is not None})
+
+    def _told(self) -> tuple[dict[str, Any], str]:
+        for name in (_PREPROCESSOR, "processor_config.json"):
+            told = read_object(self.folder / name)
+            told = told.get("image_processor", told)
+            if isinstance(told, dict) and told:
+                return told, str(self.folder / name)
+        raise ModelSourceError(
+            f"{self.folder} has no {_PREPROCESSOR}, which says how an image becomes numbers.",
+            "Put the model's own there, or give random for noise in place of images.",
+            code="no-image-processor",
+        )
+
+
+def reads_images(model: Any) -> bool:
+    """Whether a model's input are images."""
+    return bool(model.main_input_name == PIXELS)
+
+
+def image_samples(
+    loaded: LoadedModel,
+    spec: str | None = None,
+    *,
+    samples: int | None = None,
+    part: Part = "calibration",
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """Makes the samples of a model that reads images.
+
+    Args:
+        loaded: The model.
+        spec: What :func:`exporter.models.texts.images.read_images` takes; None: noise.
+        samples: How many images; None: :data:`IMAGES`, or all there are.
+        part: What they are for.
+        progress: Told where the images are noise, or fewer.
+
+    Returns:
+        A token stands for each position of the residual stream; all have the id 0.
+
+    Raises:
+        CalibrationError: The model doesn't classify images.
+        DepthcutError: As :func:`exporter.models.texts.images.read_images` and
+            :meth:`ImageReader.pixels`.
+    """
+    refuse_unclassifying(loaded)
+    number, reader = samples or IMAGES, ImageReader.of(loaded)
+    images = read_images(spec or RANDOM, part=part)
+    if spec is None:
+        progress.say(f"{part}: noise, since no images are named; a folder of them chooses better")
+    pixels = reader.of_images(images, number, part)
+    if samples is not None and len(pixels) < samples:
+        progress.say(f"{images.source}: {len(pixels)} images of the {samples} asked for")
+    ids = np.zeros((len(pixels), _positions(loaded.model)), np.int64)
+    mask = np.ones(ids.shape, np.bool_)
+    ref = CalibrationRef(
+        source=images.source,
+        samples=len(ids),
+        sequence_length=ids.shape[1],
+        tokens=ids.size,
+        sha256=images.sha256,
+    )
+    return CalibrationText(ref, ids, mask, sources=Sources({PIXELS: pixels}, mask))
+
+
+def refuse_unclassifying(loaded: LoadedModel) -> None:
+    """Refuses models of images that give no classes.
+
+    Raises:
+        CalibrationError: It is one.
+    """
+    name = type(loaded.model).__name__
+    if not name.endswith(OF_IMAGES):
+        raise CalibrationError(
+            f"{loaded.ref.source} is a {name}: of models that read images, those that classify "
+            "them are taken.",
+            "Give one whose config names a class that ends with ForImageClassification.",
+            code="takes-no-text",
+        )
+
+
+def _positions(model: Any) -> int:
+    return int(run_backbone(model, probe_inputs(model)).last_hidden_state.shape[1])

@@ -1,0 +1,305 @@
+"""Images as a user names them, and as a classifier takes them."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.errors import (
+    CalibrationError,
+    MissingDependencyError,
+    ModelSourceError,
+    TextSourceError,
+    UnsafeInputError,
+)
+from exporter.models.texts import sources
+from exporter.models.texts.image_reader import ImageReader
+from exporter.models.texts.images import Picture, read_images
+from exporter.models.texts.sources import read_texts, refuse_same_text
+from tests.exporter.image_folders import (
+    KINDS,
+    write_classifier,
+    write_image,
+    write_images,
+    write_processor,
+)
+from tests.raising import raises
+
+CONFIG = {"image_size": 16, "num_channels": 3}
+
+
+def test_images_side_by_side_have_no_labels(tmp_path: Path) -> None:
+    write_images(tmp_path, 5)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = read_images(str(tmp_path), part="calibration")
+    assert len(found.pictures) == 5
+    assert not found.has_labels
+    assert not found.is_random
+    assert found.source == str(tmp_path)
+
+
+def test_folders_name_the_classes_which_take_turns(tmp_path: Path) -> None:
+    write_images(tmp_path, 9, KINDS[:3])
+    found = read_images(str(tmp_path), part="evaluation")
+    labels = [picture.label for picture in found.pictures]
+    assert found.has_labels
+    for start in (0, 3, 6):
+        assert set(labels[start : start + 3]) == set(KINDS[:3])
+
+
+def test_the_same_images_are_known_again_and_others_are_not(tmp_path: Path) -> None:
+    one, two = (write_images(tmp_path / name, 3) for name in ("a", "b"))
+    other = write_images(tmp_path / "c", 3, seed=9)
+    first, second, third = (read_images(str(p), part="calibration") for p in (one, two, other))
+    assert first.sha256 == second.sha256 != third.sha256
+    with pytest.raises(Exception, match="same") as caught:
+        refuse_same_text(second, [first], "the same")
+    assert getattr(caught.value, "code", "") == "same-text"
+    refuse_same_text(third, [first], "the same")
+
+
+def test_noise_says_so_and_is_another_for_each_end() -> None:
+    first, second = (read_images("random", part=part) for part in ("calibration", "evaluation"))
+    assert first.is_random
+    assert "noise" in first.source
+    assert first.sha256 != second.sha256
+    assert not first.has_labels
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    with raises(TextSourceError, "no-images", tmp_path):
+        read_images(str(tmp_path), part="calibration")
+
+
+@pytest.mark.parametrize("spec", ["pydoc", "self", "missing/"])
+def test_an_image_model_reads_no_texts(spec: str) -> None:
+    with raises(TextSourceError, "no-images", spec):
+        read_images(spec, part="calibration")
+
+
+def test_an_image_model_reads_no_text_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with raises(TextSourceError, "no-images", "a.txt"):
+        read_images(str(tmp_path / "a.txt"), part="calibration")
+
+
+def test_a_text_model_reads_no_folder(tmp_path: Path) -> None:
+    write_images(tmp_path, 2)
+    with raises(TextSourceError, "folder-for-text", tmp_path):
+        read_texts(str(tmp_path), part="calibration")
+
+
+def test_all_images_have_a_class_or_none(tmp_path: Path) -> None:
+    write_images(tmp_path, 2)
+    write_images(tmp_path, 2, KINDS[:1])
+    with raises(TextSourceError, "one-sided", tmp_path):
+        read_images(str(tmp_path), part="calibration")
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    secret = write_image(tmp_path / "elsewhere" / "a.png", 0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").symlink_to(secret)
+    with pytest.raises(UnsafeInputError):
+        read_images(str(tmp_path / "images"), part="calibration")
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    whole = write_image(tmp_path / "a.png", 0)
+    broken = tmp_path / "b.png"
+    broken.write_bytes(whole.read_bytes()[:300])
+    (tmp_path / "c.png").write_text("no image at all")
+    for name in ("b.png", "c.png"):
+        with raises(TextSourceError, "no-image", name):
+            Picture(str(tmp_path / name)).read()
+    assert Picture(str(whole)).read().size == (24, 20)
+
+
+def test_an_image_of_no_sane_size_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("PIL")
+    monkeypatch.setattr("exporter.models.texts.images._MOST_PIXELS", 100)
+    with raises(TextSourceError, "image-too-large", 24, 20):
+        Picture(str(write_image(tmp_path / "a.png", 0))).read()
+
+
+def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
+    with raises(MissingDependencyError, "", "vision"):
+        Picture(str(write_image(tmp_path / "a.png", 0))).read()
+
+
+class _Rows(list[dict[str, Any]]):
+    features = {"label": types.SimpleNamespace(names=["cat", "dog"])}  # noqa: RUF012
+
+
+def hub(monkeypatch: Any, rows: _Rows) -> None:
+    """Stands in for the library datasets."""
+    told = types.SimpleNamespace(
+        get_dataset_split_names=lambda *_: ["train", "test"],
+        load_dataset=lambda *_, **__: rows,
+    )
+    monkeypatch.setattr(sources, "require", lambda *_, **__: told)
+
+
+def image_row(colour: int, **more: Any) -> dict[str, Any]:
+    image = types.SimpleNamespace(
+        width=2, height=2, convert=lambda _: None, tobytes=lambda: bytes([colour])
+    )
+    return {"image": image, **more}
+
+
+def test_a_data_set_has_images_and_names_of_labels(monkeypatch: Any) -> None:
+    hub(monkeypatch, _Rows([image_row(0, label=0), image_row(1, label=1)]))
+    found = read_images("hf:some/pets", part="evaluation")
+    assert found.source == "hf:some/pets::test:image"
+    assert {picture.label for picture in found.pictures} == {"cat", "dog"}
+
+
+def test_a_data_set_without_labels_has_none(monkeypatch: Any) -> None:
+    hub(monkeypatch, _Rows([image_row(0), image_row(1)]))
+    assert not read_images("hf:some/pets", part="evaluation").has_labels
+
+
+def test_a_data_set_without_images_is_refused(monkeypatch: Any) -> None:
+    hub(monkeypatch, _Rows([{"text": "no image"}]))
+    with raises(TextSourceError, "column-missing", "text"):
+        read_images("hf:some/texts", part="evaluation")
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> ImageReader:
+    pytest.importorskip("PIL")
+    write_processor(tmp_path)
+    return ImageReader("model", tmp_path, CONFIG)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"image_processor_type": "ViTImageProcessorFast"},
+        {"image_processor_type": None, "feature_extractor_type": "ViTFeatureExtractor", "size": 16},
+        {
+            "image_processor_type": "DeiTImageProcessor", "size": {"height": 20, "width": 20},
+            "do_center_crop": True, "crop_size": {"height": 16, "width": 16},
+        },
+        {
+            "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 18},
+            "do_center_crop": True, "crop_size": {"height": 16, "width": 16},
+        },
+    ],
+)  # fmt: skip
+def test_images_become_what_the_model_takes(
+    reader: ImageReader, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    write_processor(tmp_path, **changes)
+    pictures = [Picture(str(write_image(tmp_path / f"{n}.png", n))) for n in range(2)]
+    found = reader.pixels(pictures)
+    assert found.shape == (2, 3, 16, 16)
+    assert found.dtype == np.float32
+    assert np.abs(found).max() <= 1
+    assert not np.array_equal(found[0], found[1])
+
+
+@pytest.mark.torch
+def test_pixels_are_resized_and_normalised(reader: ImageReader, tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    image = write_image(tmp_path / "a.png", 0)
+    small = np.asarray(pillow.open(image).resize((16, 16), 2), np.float32)
+    expected = (small / 255 - 0.5) / 0.5
+    found = reader.pixels([Picture(str(image))])[0]
+    assert found == pytest.approx(expected.transpose(2, 0, 1), abs=1e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("changes", "code", "named"),
+    [
+        ({"size": {"height": 8, "width": 8}}, "other-image-size", "[3, 8, 8]"),
+        ({"size": {"height": 1 << 30, "width": 8}}, "odd-setting", "size"),
+        ({"image_mean": "grey"}, "odd-setting", "image_mean"),
+        ({"image_processor_type": "OwlViTImageProcessor"}, "other-image-processor", "OwlViT"),
+        ({"image_processor_type": None}, "other-image-processor", "None"),
+        ({"image_mean": [0.5, 0.5]}, "image-processor-fails", "a.png"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused(
+    reader: ImageReader, tmp_path: Path, changes: dict[str, Any], code: str, named: str
+) -> None:
+    write_processor(tmp_path, **changes)
+    with raises(ModelSourceError, code, named):
+        reader.pixels([Picture(str(write_image(tmp_path / "a.png", 0)))])
+
+
+@pytest.mark.torch
+def test_a_missing_processor_is_told(reader: ImageReader, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").unlink()
+    image = Picture(str(write_image(tmp_path / "a.png", 0)))
+    with raises(ModelSourceError, "no-image-processor", "preprocessor_config.json"):
+        reader.pixels([image])
+    assert reader.noise(2, "calibration").shape == (2, 3, 16, 16)
+
+
+def test_noise_is_the_same_however_much_is_asked_for(tmp_path: Path) -> None:
+    reader = ImageReader("model", tmp_path, CONFIG)
+    many, few = (reader.noise(number, "calibration") for number in (8, 3))
+    assert np.array_equal(many[:3], few)
+    assert not np.array_equal(reader.noise(3, "evaluation"), few)
+
+
+@pytest.mark.parametrize("size", [None, "16", 0, [16], 1 << 20])
+def test_a_config_must_say_how_large_its_images_are(tmp_path: Path, size: Any) -> None:
+    with raises(ModelSourceError, "odd-setting", "image_size"):
+        ImageReader("model", tmp_path, {"image_size": size}).noise(1, "calibration")
+
+
+@pytest.mark.torch
+def test_samples_have_a_token_for_each_position(tmp_path: Path) -> None:
+    from exporter.models.loading.model_source import load_model
+    from exporter.models.texts.calibration import calibration_text
+    from exporter.models.texts.mixtures import mixed_text
+
+    pytest.importorskip("PIL")
+    loaded = load_model(str(write_classifier(tmp_path / "model")))
+    folders = [str(write_images(tmp_path / n, 3, seed=s)) for n, s in (("a", 0), ("b", 9))]
+    text = calibration_text(loaded, folders[0], samples=2)
+    assert text.input_ids.shape == (2, 5)  # four patches and the class token
+    assert text.sources is not None
+    assert text.sources.arrays["pixel_values"].shape == (2, 3, 16, 16)
+    assert (text.ref.source, text.ref.samples, text.ref.tokens) == (folders[0], 2, 10)
+    both = mixed_text(loaded, folders)
+    assert both.sources is not None
+    parts = [part.sources.arrays["pixel_values"] for part in both.apart if part.sources]
+    again = [calibration_text(loaded, folder).sources for folder in folders]
+    for found, expected in zip(parts, again, strict=True):
+        assert expected is not None
+        assert np.array_equal(found, expected.arrays["pixel_values"])
+
+
+@pytest.mark.torch
+def test_without_a_name_the_samples_are_noise() -> None:
+    from exporter.models.texts.calibration import calibration_text
+    from tests.exporter.tiny_families import tiny_loaded
+
+    loaded = tiny_loaded("vit", head="ImageClassification")
+    text = calibration_text(loaded, samples=3)
+    assert "noise" in text.ref.source
+    assert text.ref.samples == 3
+
+
+@pytest.mark.torch
+def test_models_of_images_without_classes_are_refused() -> None:
+    from exporter.models.texts.calibration import calibration_text
+    from tests.exporter.tiny_families import tiny_loaded
+
+    with raises(CalibrationError, "takes-no-text", "ViTModel"):
+        calibration_text(tiny_loaded("vit"))
