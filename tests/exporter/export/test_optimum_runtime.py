@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_torch import tiny_loaded
 
@@ -16,6 +17,8 @@ from exporter.engines.usage.folder import write_graph_use
 from exporter.export.optimum_export import export_with_optimum
 from exporter.export.pooled import add_pooling
 from exporter.models.sentence_folder import read_pooling
+from exporter.quantize.quantize import quantize_file
+from exporter.quantize.settings import QuantizeSettings
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
@@ -137,8 +140,6 @@ def test_sentence_transformers_gives_the_vectors_of_the_lines_for_onnx_runtime(
     pytest.importorskip(
         "sentence_transformers", reason="sentence-transformers brings scikit-learn and scipy"
     )
-    import numpy as np
-
     folder = tmp_path / "bert"
     _, theirs = run_lines(encoder["sentence-transformers"], folder)
     _, ours = run_lines(encoder["ONNX Runtime"], folder)
@@ -150,3 +151,38 @@ def test_sentence_transformers_gives_the_vectors_of_the_lines_for_onnx_runtime(
     _, again = run_lines(lines["sentence-transformers"], folder)
     assert np.allclose(theirs["vectors"], pooled["found"], atol=1e-5)
     assert np.allclose(again["vectors"], pooled["found"], atol=1e-5)
+
+
+@pytest.fixture
+def int8(encoder: dict[str, str], tmp_path: Path) -> Path:
+    """The encoder without an attention, pooled by its graph, in int8, with its files beside it."""
+    whole, folder = tmp_path / "bert", tmp_path / "int8"
+    add_pooling(whole, read_pooling(whole))
+    cut = tmp_path / "cut" / "model.onnx"
+    prune_file(whole / "model.onnx", cut, PLAN[:1], CutOptions(verify="none"))
+    quantize_file(cut, folder / "model.onnx", QuantizeSettings(scheme="int8"), with_companions=True)
+    write_graph_use(folder / "model.onnx")
+    return folder
+
+
+def test_the_class_that_sentence_transformers_loads_runs_a_cut_in_int8(int8: Path) -> None:
+    import torch
+    from optimum.onnxruntime import ORTModelForFeatureExtraction
+
+    _, own = run_lines(lines_of((int8 / "USE.md").read_text())["ONNX Runtime"], int8)
+    model: Any = ORTModelForFeatureExtraction.from_pretrained(int8)
+    given = {name: torch.from_numpy(array) for name, array in own["feed"].items()}
+    states = model(**given).last_hidden_state
+    pooled = read_pooling(int8)(states, given["attention_mask"])
+    assert np.allclose(pooled.numpy(), own["found"], atol=1e-5)
+    assert np.abs(own["found"]).max() > 0.01
+
+
+def test_sentence_transformers_gives_the_vectors_of_a_cut_in_int8(int8: Path) -> None:
+    pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers brings scikit-learn and scipy"
+    )
+    lines = lines_of((int8 / "USE.md").read_text())
+    _, own = run_lines(lines["ONNX Runtime"], int8)
+    _, theirs = run_lines(lines["sentence-transformers"], int8)
+    assert np.allclose(theirs["vectors"], own["found"], atol=1e-5)

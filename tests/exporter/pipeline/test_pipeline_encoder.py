@@ -174,3 +174,18 @@ def test_a_reranker_is_scored_and_judged_on_pairs(exports_once: None, tmp_path: 
         ("ndcg@10", 10), ("mrr@10", 10)
     }  # fmt: skip
     assert not report.accuracy.probes_left_out
+
+
+@pytest.mark.long
+@pytest.mark.optimum
+@pytest.mark.parametrize("arm", ARMS)
+def test_sentence_transformers_loads_what_an_export_writes(
+    pooled: tuple[Path, Any], arm: str
+) -> None:
+    pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers brings scikit-learn and scipy"
+    )
+    folder = pooled[0] / arm
+    lines = lines_of((folder / "USE.md").read_text())
+    _, theirs = run_lines(lines["sentence-transformers"], folder)
+    assert np.allclose(theirs["vectors"], vectors(folder), atol=1e-5)
