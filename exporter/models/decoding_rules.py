@@ -42,6 +42,43 @@ class _Told(BaseModel):
     task: str | None = None
 
 
+_Length = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class _Steering(BaseModel):
+    """What generation configs say of which tokens may come, beside what is suppressed."""
+
+    model_config = ConfigDict(strict=True)
+
+    bad_words_ids: list[Annotated[list[_Token], Field(min_length=1)]] | None = None
+    no_repeat_ngram_size: _Length | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    min_length: _Length | None = None
+    min_new_tokens: _Length | None = None
+    max_length: _Length | None = None
+    max_new_tokens: _Length | None = None
+
+
+_USUAL_LENGTH = 20
+"""``max_length`` as transformers 4 has it where nobody says one."""
+
+
+_ELSEWHERE: Mapping[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "do_sample": (False,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1, 1.0),
+    "exponential_decay_length_penalty": (),
+    "sequence_bias": (),
+    "guidance_scale": (1, 1.0),
+    "penalty_alpha": (0, 0.0),
+    "force_words_ids": (),
+    "constraints": (),
+}
+"""Settings that other libraries generate by and greedy answers here don't heed, with the values
+that change nothing."""
+
+
 def settings_of(kind: type[_M], told: Mapping[str, Any], where: str) -> _M:
     """Entries of a model's JSON file, checked.
 
@@ -75,6 +112,12 @@ class DecodingRules:
         pad_id: Stands behind its end.
         never: Tokens that are never taken.
         never_first: Tokens that don't come first behind the prompt.
+        never_in_row: Sequences of tokens that are never completed.
+        no_repeat: Sequences of so many tokens come once; 0: as often as they like.
+        penalty: By which what has come already is made less likely; 1: not at all.
+        fewest: Tokens, those of the prompt included, before which none ends.
+        longest: Tokens of a target, those of the prompt included; None: no limit is named.
+        ignored: What the configs ask for and greedy answers don't heed: ``num_beams 4``.
     """
 
     prompt: tuple[int, ...]
@@ -82,6 +125,12 @@ class DecodingRules:
     pad_id: int
     never: tuple[int, ...] = ()
     never_first: tuple[int, ...] = ()
+    never_in_row: tuple[tuple[int, ...], ...] = ()
+    no_repeat: int = 0
+    penalty: float = 1.0
+    fewest: int = 0
+    longest: int | None = None
+    ignored: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Mapping[str, Any], generation: Mapping[str, Any]) -> DecodingRules:
@@ -106,25 +155,100 @@ class DecodingRules:
             )
         end = told.eos_token_id
         ends = [end] if isinstance(end, int) else end or []
-        pad = told.pad_token_id
+        pad, forced = told.pad_token_id, _forced(told)
+        own = 1 + len(forced) * (told.forced_bos_token_id is None)
         return cls(
-            prompt=(told.decoder_start_token_id, *_forced(told)),
+            prompt=(told.decoder_start_token_id, *forced),
             end_ids=frozenset(ends),
             pad_id=next(iter(ends), 0) if pad is None else pad,
             never=tuple(told.suppress_tokens or ()),
             never_first=tuple(told.begin_suppress_tokens or ()),
+            # As in transformers: where generation has a file, the model's says nothing of it.
+            **_steered(generation or config, ends, own),
         )
+
+    def room(self, most: int) -> int:
+        """How many of so many tokens the configs let come behind the prompt; at least one."""
+        return max(1, most if self.longest is None else min(most, self.longest - len(self.prompt)))
+
+    def weigh(self, logits: NDArray[np.float32], so_far: NDArray[np.int64]) -> None:
+        """Makes tokens that may not come next impossible, and repeated ones less likely.
+
+        As transformers' processors of logits do: ``RepetitionPenalty``, ``NoRepeatNGram``,
+        ``NoBadWords``, ``MinLength``, ``SuppressTokens``, ``SuppressTokensAtBegin``.
+
+        Args:
+            logits: Of the next token, ``[batch, vocabulary]``; changed in place.
+            so_far: The prompt and what has come, ``[batch, tokens]``.
+        """
+        begins, short = so_far.shape[1] == len(self.prompt), so_far.shape[1] < self.fewest
+        never = {*self.never, *(self.never_first if begins else ())}
+        never |= self.end_ids if short else frozenset()
+        for row, told in zip(logits, so_far.tolist(), strict=True):
+            if self.penalty != 1:
+                seen = [token for token in {*told} if token < len(row)]
+                found = row[seen]
+                row[seen] = np.where(found < 0, found * self.penalty, found / self.penalty)
+            banned = never | self._completing(told)
+            row[[token for token in banned if token < len(row)]] = -np.inf
+
+    def _completing(self, told: list[int]) -> set[int]:
+        """Tokens that would complete a sequence that may not come, or not once more."""
+        found = {row[-1] for row in self.never_in_row if _ends_with(told, row[:-1])}
+        size = self.no_repeat
+        if 0 < size <= len(told):
+            last = told[len(told) - size + 1 :]
+            windows = (told[at : at + size] for at in range(len(told) - size + 1))
+            found |= {window[-1] for window in windows if window[:-1] == last}
+        return found
+
+
+def _steered(given: Mapping[str, Any], ends: list[int], own: int) -> dict[str, Any]:
+    """What of :class:`DecodingRules` a generation config says of tokens behind the prompt.
+
+    Args:
+        given: The config.
+        ends: Tokens that end a target, which no list of bad words forbids.
+        own: Tokens of the prompt that don't count as new.
+    """
+    said = {name: each for name, each in given.items() if each is not None}
+    told = settings_of(_Steering, said, "generation_config.json")
+    words = (tuple(row) for row in told.bad_words_ids or ())
+    longest = None if told.max_length in (None, _USUAL_LENGTH) else told.max_length
+    return {
+        "never_in_row": tuple(row for row in words if row not in {(each,) for each in ends}),
+        "no_repeat": told.no_repeat_ngram_size or 0,
+        "penalty": told.repetition_penalty or 1.0,
+        "fewest": max(told.min_length or 0, own + (told.min_new_tokens or 0)),
+        "longest": longest if told.max_new_tokens is None else own + told.max_new_tokens,
+        "ignored": tuple(
+            f"{name} {said[name]}"
+            for name, idle in _ELSEWHERE.items()
+            if name in said and said[name] not in idle
+        ),
+    }
+
+
+def _ends_with(told: list[int], row: tuple[int, ...]) -> bool:
+    return len(row) < len(told) and tuple(told[len(told) - len(row) :]) == row
 
 
 def _forced(told: _Told) -> list[int]:
     """What comes behind the start token whatever the source is."""
     pairs = sorted(pair for pair in told.forced_decoder_ids or () if pair[1] is not None)
+    gap = [place for place, _ in pairs] != [*range(1, len(pairs) + 1)]
     found = [told.forced_bos_token_id]
     if told.lang_to_id and told.task_to_id:
         task = told.task or "transcribe"
         found = [_language(told.language, told.lang_to_id), told.task_to_id.get(task)]
         if found[1] is None:
             raise _unknown("task", task, told.task_to_id)
+    elif gap:
+        raise ModelSourceError(
+            "forced_decoder_ids leaves a place behind the start token open, such as the language.",
+            "Say every token from place 1 on, in generation_config.json, or name a language there.",
+            code="open-prompt",
+        )
     elif pairs:
         found = [token for _, token in pairs]
     untimed = told.no_timestamps_token_id
@@ -176,11 +300,10 @@ def greedy(
     """
     tokens = np.tile(np.array(rules.prompt, np.int64), (batch, 1))
     found, done = [tokens], np.zeros(batch, np.bool_)
-    for number in range(new_tokens):
+    for _ in range(new_tokens):
         logits, state = step(state, tokens)
         last = np.array(logits, np.float32)
-        never = [*rules.never, *(rules.never_first if not number else ())]
-        last[:, [token for token in never if token < last.shape[1]]] = -np.inf
+        rules.weigh(last, np.concatenate(found, axis=1))
         tokens = np.where(done, rules.pad_id, last.argmax(axis=-1))[:, None].astype(np.int64)
         found.append(tokens)
         done |= np.isin(tokens[:, 0], list(rules.end_ids))

@@ -97,20 +97,19 @@ class PairReader:
 
     def new_tokens(self, most: int = LONGEST) -> int:
         """The most tokens behind a prompt that a target may have."""
-        return max(1, min(most, self.longest_target - len(self.rules.prompt)))
+        return self.rules.room(min(most, self.longest_target - len(self.rules.prompt)))
 
     @property
     def answer_tokens(self) -> int:
         """The most tokens of an answer; of speech all that fit, for the words behind count."""
         positions = target_positions(self.config) if self.hears else None
-        return (
-            self.new_tokens() if positions is None else max(1, positions - len(self.rules.prompt))
-        )
+        if positions is None:
+            return self.new_tokens()
+        return self.rules.room(positions - len(self.rules.prompt))
 
     def within(self, pairs: Pairs, tokens: int) -> int:
         """How many of the first pairs have targets of so many tokens together; at least one."""
-        held = np.cumsum([len(row) for row in self.targets(pairs, len(pairs.pairs))])
-        return max(1, int(np.count_nonzero(held <= tokens)))
+        return within([len(row) for row in self.targets(pairs, len(pairs.pairs))], tokens)
 
     def sources(
         self, pairs: Pairs, number: int, *, part: Part, progress: Progress = QUIET
@@ -131,17 +130,45 @@ class PairReader:
         """The decoder's tokens of the first pairs: its prompt, the target, and its end.
 
         Raises:
-            CalibrationError: There is no tokenizer.
+            CalibrationError: There is no tokenizer, or nothing says which language it is to be.
         """
-        tokenizer, rules, found = self._tokenizer(), self.rules, []
+        room = max(1, self.longest_target - len(self.rules.prompt) - 1)
+        first, *begin = reversed(self.rules.prompt)
+        found = []
         for pair in pairs.pairs[:number]:
-            given = tokenizer(text_target=pair.target or "", add_special_tokens=not self.hears)
-            ids = [*given["input_ids"]][: max(1, self.longest_target - len(rules.prompt) - 1)]
-            ends = rules.end_ids
-            first = () if ids[:1] == [*rules.prompt[-1:]] else rules.prompt[-1:]
-            row = [*rules.prompt[:-1], *first, *ids]
+            ids = self._target_ids(pair.target or "")[:room]
+            row = [*reversed(begin), *(() if ids[:1] == [first] else (first,)), *ids]
+            ends = self.rules.end_ids
             found.append(row if row[-1] in ends or not ends else [*row, min(ends)])
         return found
+
+    def _target_ids(self, text: str) -> list[int]:
+        """A target's own tokens, as far as its end; the prompt names the language, not they.
+
+        What names a language stands before the text, or behind its end, by the tokenizer, and is
+        the source's where nobody has set the target's.
+        """
+        tokenizer, ends = self._tokenizer(), self.rules.end_ids
+        if self.hears:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        elif hasattr(tokenizer, "tgt_lang"):
+            self._refuse_no_language(tokenizer)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(text_target=text)["input_ids"]
+        last = next((place for place, each in enumerate(ids) if each in ends), len(ids))
+        return [int(each) for each in ids[: last + 1]]
+
+    def _refuse_no_language(self, tokenizer: Any) -> None:
+        """Refuses targets whose language nothing tells."""
+        named = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+        others = {*self.rules.end_ids, *named, tokenizer.mask_token_id, tokenizer.eos_token_id}
+        if self.rules.prompt[-1] not in {*tokenizer.all_special_ids} - others:
+            raise CalibrationError(
+                f"{self.name} knows many languages, and nothing says into which it translates.",
+                "Set forced_bos_token_id in generation_config.json to the target language's token.",
+                code="no-target-language",
+            )
 
     def text(self, row: Sequence[int]) -> str:
         """A target in words."""
@@ -223,6 +250,11 @@ class PairReader:
         ids = rng.integers(3, int(self.config["vocab_size"]), (number, _RANDOM_TOKENS))
         mask = np.ones(ids.shape, np.bool_)
         return Sources({"input_ids": ids, "attention_mask": mask.astype(np.int64)}, mask)
+
+
+def within(lengths: Sequence[int] | NDArray[np.int64], tokens: int) -> int:
+    """How many of the first targets have so many tokens together; at least one."""
+    return max(1, int(np.count_nonzero(np.cumsum(lengths) <= tokens)))
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], Any]:
