@@ -61,9 +61,10 @@ def prune_stacks(
         own = _part(plan, stacks, _stack(graph))
         before, after = graph_file(source, graph), graph_file(target, graph)
         if own.deletions:
-            reports[graph] = _pruned(before, after, own, options, progress)
+            report = _pruned(before, after, own, options, progress)
             if graph != ENCODER:
-                _pair_caches(after)
+                report = report.model_copy(update={"after": _pair_caches(after)})
+            reports[graph] = report
         else:
             reports[graph] = _copied(before, after)
     return _joined(reports, stacks)
@@ -104,8 +105,7 @@ def _copied(source: Path, target: Path) -> PruneReport:
     model = load_model(source)
     for file in (source, *data_files(model)):
         copy_file(file, target.parent / file.name)
-    size = graph_size(model)
-    entry = GraphSizeEntry(nodes=size.nodes, parameters=size.parameters, bytes=size.bytes)
+    entry = _size(model)
     return PruneReport(
         target=target.name,
         deleted=[],
@@ -116,11 +116,17 @@ def _copied(source: Path, target: Path) -> PruneReport:
     )
 
 
-def _pair_caches(path: Path) -> None:
-    """Has a decoder's caches be such that optimum's runtime keeps them."""
+def _size(model: ir.Model) -> GraphSizeEntry:
+    size = graph_size(model)
+    return GraphSizeEntry(nodes=size.nodes, parameters=size.parameters, bytes=size.bytes)
+
+
+def _pair_caches(path: Path) -> GraphSizeEntry:
+    """Has a decoder's caches be such that optimum's runtime keeps them; its size with these."""
     model = load_model(path)
     pair_caches(model)
     ir.save(model, path)
+    return _size(model)
 
 
 def _joined(reports: dict[Graph, PruneReport], stacks: Stacks) -> PruneReport:
