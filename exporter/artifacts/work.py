@@ -33,6 +33,10 @@ class GraphWork(Record):
     of matrix products; what a mask hides counts. ``uncounted`` counts, by operator, the nodes whose
     work or sizes the graph doesn't tell; none of it is in the sums. Figures of steps are None for a
     graph without caches.
+
+    Of an encoder-decoder (``has_encoder``) a prompt is a source of ``prompt_tokens`` through the
+    encoder and the decoder's first step, and a step is one of the decoder behind caches of
+    ``step_past`` positions and of that source; ``nodes`` counts those of all three graphs.
     """
 
     nodes: dict[str, int]
@@ -43,6 +47,7 @@ class GraphWork(Record):
     prompt_macs: int
     step_macs: int | None
     uncounted: dict[str, int] = Field(default_factory=dict)
+    has_encoder: bool = False
 
     @property
     def figures(self) -> dict[WorkFigure, int]:

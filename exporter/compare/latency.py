@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from exporter.artifacts import LatencyRow, MachineState
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.generating import DecoderArm, GenerationCell
-from exporter.compare.timing.measuring import TimingBudget, measure_rows
-from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
+from exporter.compare.timing.subjects import RunnerArm
+from exporter.compare.timing_session import Timed, TimingSession
 from exporter.engines.decoding.open_decoder import own_decoder
-from exporter.engines.environment import GpuWatch, ThrottleCounts, machine_state
 from exporter.engines.inputs import has_cache, whole_phase
-from exporter.engines.machine_watch import MachineWatch, doubt
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
-from exporter.errors import ComparisonError, DisturbedMachineError
-from exporter.processes import cpu_times, other_cpu_share
-from exporter.report.sections.machine import machine_remarks
-
-
-@dataclass
-class Timed:
-    """All rows, the machine while they were taken, and what their rounds' order was drawn from."""
-
-    rows: list[LatencyRow] = field(default_factory=list)
-    states: list[MachineState] = field(default_factory=list)
-    order_seed: int = field(default_factory=lambda: secrets.randbits(32))
-    other_cpu_share: float | None = None
+from exporter.errors import ComparisonError
 
 
 def time_all(pair: Pair, store: Store | None = None) -> Timed:
@@ -51,95 +34,51 @@ def time_all(pair: Pair, store: Store | None = None) -> Timed:
     shapes, generations = shapes_of(pair), generations_of(pair)
     vocabulary = pair.vocabulary()
     arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in pair.arms.items()}
-    before = cpu_times()
-    with GpuWatch() if pair.on_gpu else nullcontext() as watch:
-        session = _TimingSession(pair, store, watch)
+    with TimingSession(
+        pair.options,
+        pair.baseline.runner.threads,
+        on_gpu=pair.on_gpu,
+        paired=len(pair.judged),
+        store=store,
+        progress=pair.progress,
+    ) as session:
         if shapes:
             session.measure(arms, shapes, together=not pair.in_turns)
         if generations:
-            session.generate_apart(arms, vocabulary, generations)
-    session.timed.other_cpu_share = other_cpu_share(before, cpu_times())
-    for remark in machine_remarks(session.timed.states, pair.baseline.runner.threads):
-        pair.progress.say(f"time: {remark}")
+            _Generations(pair, session).apart(arms, vocabulary, generations)
     return session.timed
 
 
-class _TimingSession:
-    """Measures, and looks at the machine in between."""
+@dataclass(frozen=True)
+class _Generations:
+    """Times whole generations."""
 
-    def __init__(self, pair: Pair, store: Store | None, watch: GpuWatch | None) -> None:
-        self.timed = Timed()
-        self._pair = pair
-        self._begin = time.monotonic()
-        self._store = store
-        self._throttle = ThrottleCounts()
-        self._watch = watch
-        self._machine = MachineWatch(pair.baseline.runner.threads)
-        self._warned = False
-        self._look()
+    pair: Pair
+    session: TimingSession
 
-    def measure(
-        self, arms: Mapping[str, TimedArm], cells: Sequence[TimedCell], *, together: bool
-    ) -> None:
-        options = self._pair.options
-        budget = TimingBudget(
-            seconds=options.timing.time_budget_s,
-            rounds=options.rounds,
-            threshold=options.timing.threshold,
-            reload=options.timing.reload,
-            seed=self.timed.order_seed,
-            power=options.timing.goal,
-        )
-        self.timed.rows += measure_rows(
-            arms,
-            cells,
-            budget,
-            store=self._store,
-            paired=len(self._pair.judged),
-            together=together,
-            after_chunk=self._look,
-            progress=self._pair.progress,
-        )
-
-    def generate_apart(
+    def apart(
         self, runs: Mapping[str, RunnerArm], vocabulary: int, cells: Sequence[GenerationCell]
     ) -> None:
         """One kind of arms at a time: each holds the weights."""
         for arm in runs.values():
             arm.unload()
         try:
-            self.generate(vocabulary, cells)
+            self._together(vocabulary, cells)
         finally:
             for arm in runs.values():
                 arm.load()
 
-    def generate(self, vocabulary: int, cells: Sequence[GenerationCell]) -> None:
-        arms = _decoder_arms(self._pair, vocabulary, max(cell.batch for cell in cells))
+    def _together(self, vocabulary: int, cells: Sequence[GenerationCell]) -> None:
+        arms = _decoder_arms(self.pair, vocabulary, max(cell.batch for cell in cells))
         try:
             fit = fit_together(lambda: _load(arms), _on_engines(arms))
             if not fit:
-                self._pair.progress.say(IN_TURNS)
-            together = fit and not self._pair.in_turns
-            self.measure(arms, cells, together=together)
+                self.pair.progress.say(IN_TURNS)
+            together = fit and not self.pair.in_turns
+            self.session.measure(arms, cells, together=together)
         finally:
             for arm in arms.values():
                 arm.unload()
-
-    def _look(self) -> None:
-        seconds = time.monotonic() - self._begin
-        state = machine_state(seconds, self._throttle, self._watch, self._machine)
-        self.timed.states.append(state)
-        reason = doubt(self.timed.states)
-        if reason and self._pair.options.timing.on_disturbance == "stop":
-            raise DisturbedMachineError(
-                f"The measurement is disturbed: {reason}.",
-                "Measure on a quieter machine, or with --on-disturbance warn to go on; what was "
-                "timed is kept in the output folder.",
-                code="disturbed-machine",
-            )
-        if reason and not self._warned:
-            self._pair.progress.say(f"time: the measurement is disturbed: {reason}")
-            self._warned = True
 
 
 def _load(arms: Mapping[str, DecoderArm]) -> None:

@@ -24,7 +24,8 @@ from exporter.artifacts import (
 from exporter.artifacts.store import Store
 from exporter.compare.accuracy import AccuracyResult, measure_accuracy
 from exporter.compare.arms import Pair
-from exporter.compare.encoder_decoder.session import compare_stacks, refuse_beside_stacks
+from exporter.compare.encoder_decoder.refusals import refuse_beside_stacks
+from exporter.compare.encoder_decoder.session import compare_stacks
 from exporter.compare.imported import compare_times
 from exporter.compare.judged_texts import decided_on, evaluation_texts, refuse_noted
 from exporter.compare.kept import open_store

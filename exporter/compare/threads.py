@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -22,7 +23,7 @@ from exporter.artifacts.store import Store
 from exporter.compare.arms import Pair
 from exporter.compare.latency import generations_of, shapes_of
 from exporter.compare.timing.clock import Clock, no_garbage_collection
-from exporter.compare.timing.subjects import RunnerArm
+from exporter.compare.timing.subjects import Loadable, Probe, RunnerArm
 from exporter.engines.environment import default_threads
 from exporter.engines.inputs import has_cache
 from exporter.engines.runners.base import Runner
@@ -81,19 +82,55 @@ def choose_threads(
         BackendError: The model can't be loaded or run.
         ComparisonError: An input's meaning isn't known, or there is no step to time.
     """
-    most = default_threads() if most is None else most
     # What is compiled would be compiled again for each number.
-    if most == 1 or (runner.capabilities.device, runner.capabilities.shapes) != ("cpu", "any"):
+    if (runner.capabilities.device, runner.capabilities.shapes) != ("cpu", "any"):
         return None
     asked = step or partial(_default_step, runner, longest)
-    probe = _probe(runner, partial(_visit, runner, asked, vocabulary, clock), most, clock)
-    runner.threads = fastest(probe)
-    progress.say(f"threads: {runner.threads} of {most}, the fastest in a trial of {probe.step}")
+
+    def bind() -> tuple[Shape, Probe]:
+        shape = asked()
+        return shape, RunnerArm([runner], vocabulary).probe(shape)
+
+    return try_threads(runner, bind, most=most, clock=clock, progress=progress)
+
+
+class Threaded(Loadable, Protocol):
+    """What is loaded anew with each number of threads."""
+
+    threads: int
+
+
+def try_threads(
+    tried: Threaded,
+    bind: Callable[[], tuple[Shape, Probe]],
+    *,
+    most: int | None = None,
+    clock: Clock = time.perf_counter_ns,
+    progress: Progress = QUIET,
+) -> ThreadProbe | None:
+    """The same of anything that has threads.
+
+    Args:
+        tried: Not entered.
+        bind: What is timed, asked for once it is entered, and a call of it that has run once.
+        most: As for :func:`choose_threads`.
+        clock: In nanoseconds.
+        progress: Hears what was chosen.
+
+    Raises:
+        BackendError: It can't be loaded or run.
+    """
+    most = default_threads() if most is None else most
+    if most == 1:
+        return None
+    probe = _probe(tried, partial(_visit, tried, bind, clock), most, clock)
+    tried.threads = fastest(probe)
+    progress.say(f"threads: {tried.threads} of {most}, the fastest in a trial of {probe.step}")
     return probe
 
 
 def _probe(
-    runner: Runner, visit: Callable[[], tuple[str, list[float]]], most: int, clock: Clock
+    runner: Threaded, visit: Callable[[], tuple[str, list[float]]], most: int, clock: Clock
 ) -> ThreadProbe:
     trials = {number: ThreadTrial(threads=number, visits_ms=[]) for number in candidates(most)}
     begin, named = clock(), ""
@@ -138,12 +175,11 @@ def _quietest(trial: ThreadTrial) -> float:
 
 
 def _visit(
-    runner: Runner, step: Callable[[], Shape], vocabulary: int, clock: Clock
+    tried: Threaded, bind: Callable[[], tuple[Shape, Probe]], clock: Clock
 ) -> tuple[str, list[float]]:
     """The step's name, and milliseconds of its calls."""
-    with runner:
-        shape = step()
-        probe = RunnerArm([runner], vocabulary).probe(shape)  # has run once by then
+    with tried:
+        shape, probe = bind()
         (first_ms,) = probe.sample(clock)
         fewest, most = _CALLS
         calls = max(fewest, min(most, round(_VISIT_MS / max(first_ms, 1e-3))))
@@ -169,20 +205,30 @@ def settle_threads(pair: Pair, store: Store) -> ThreadProbe | None:
     """
     if pair.options.threads is not None or pair.on_gpu:
         return None
-    probe = _known(store)
-    if probe is None:
-        probe = choose_threads(
+
+    def find() -> ThreadProbe | None:
+        return choose_threads(
             pair.baseline.runner,
             lambda: _step(pair),
             vocabulary=pair.vocabulary(),
             progress=pair.progress,
         )
-        if probe is not None:
-            value = probe.model_dump(mode="json")
-            store.keep(_NAME, value, key=_NAME, at_once=False)
+
+    probe = kept_threads(store, find)
     if probe is not None:
         for arm in pair.arms.values():
             _set(arm.builds, fastest(probe))
+    return probe
+
+
+def kept_threads(store: Store, find: Callable[[], ThreadProbe | None]) -> ThreadProbe | None:
+    """What an earlier run of a comparison found, or what is found now: that is kept."""
+    probe = _known(store)
+    if probe is None:
+        probe = find()
+        if probe is not None:
+            value = probe.model_dump(mode="json")
+            store.keep(_NAME, value, key=_NAME, at_once=False)
     return probe
 
 

@@ -61,7 +61,7 @@ def _check(figure: WorkFigure, name: str, before: Arm, after: Arm, limit: float)
             f"{option} is set, but {'the report' if new is None else 'the baseline'} has no "
             f"{figure}.",
             "Measure again with depthcut compare, or leave the limit out: models of PyTorch, GGUF "
-            "files, encoder-decoders and arms without engines don't have all figures.",
+            "files and arms without engines don't have all figures.",
             code="quantity-missing",
         )
     value = new / old if old else 1.0 if not new else float("inf")

@@ -10,9 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from exporter.artifacts import PlanParts
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.choose.budgets.refusals import refuse_more_than_scores
-from exporter.compare.encoder_decoder import compare_stacks, refuse_of_one_graph
+from exporter.compare.encoder_decoder import (
+    as_text,
+    compare_stacks,
+    refuse_deciding,
+    refuse_of_one_graph,
+    refuse_of_other_source,
+)
 from exporter.compare.kept import forget
 from exporter.cut.encoder_decoder import prune_stacks
 from exporter.cut.options import CutOptions
@@ -25,6 +32,8 @@ from exporter.models.encoder_decoder_folder import GRAPHS
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.texts.paired import PAIRS
+from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.options import flag, key_at
 from exporter.pipeline.keys import Key, score_key
 from exporter.pipeline.request import ExportRequest
@@ -77,6 +86,29 @@ def refuse_unfit(request: ExportRequest) -> None:
     refuse_of_one_graph(request.compare)
     if request.heal is not None:
         _refuse_healing(request, request.heal)
+
+
+def refuse_other_pairs(run: Run) -> None:
+    """Refuses lengths that recordings don't have, and to judge on what would decide the plan.
+
+    Raises:
+        OptionError: With the option.
+        ComparisonError: The evaluation pairs are those of the scores, or of the given plan.
+        TextSourceError: Pairs can't be read.
+    """
+    request = run.request
+    if not request.compared:
+        return
+    refuse_of_other_source(request.compare, hears=run.hears)
+    named, scored = request.compare.eval_text, request.score.calibration
+    if len(scored) > 1 or (run.hears and named == PYDOC):  # told later, and noise
+        return
+    judged = read_pairs(named, part="evaluation", sound=run.hears)
+    found = [read_pairs(each, part="calibration", sound=run.hears) for each in scored]
+    for pairs in found:
+        refuse_same_text(as_text(judged), [as_text(pairs)], "what importance would be measured on")
+    given = run.given_plan
+    refuse_deciding(judged, None, PlanParts() if given is None else given.plan.parts)
 
 
 def _refuse_healing(request: ExportRequest, heal: HealOptions) -> None:

@@ -123,7 +123,7 @@ def _text_hashes(run: Run, specs: Iterable[str], part: Part) -> list[str | None]
     if not run.is_encoder_decoder:
         return [file_hash(text) for text in specs]
     named = [text for text in specs if text != PYDOC]
-    return [read_pairs(text, part=part, sound=run.hears).sha256 for text in named]
+    return [read_pairs(text, part=part, sound=run.hears).content_sha256 for text in named]
 
 
 def file_hash(source: str | None) -> str | None:

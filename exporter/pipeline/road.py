@@ -92,6 +92,7 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
     if run.is_encoder_decoder:
         encoder_decoder.refuse_unfit(request)
         run = Run(encoder_decoder.settled(request, progress), progress)
+        encoder_decoder.refuse_other_pairs(run)
     refuse_foreign_results(run)
     streaming.refuse_large_comparison(run)
     streaming.refuse_wide_check(run)

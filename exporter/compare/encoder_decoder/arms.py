@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import FORM_KEY, Arm, FormRecord, PlannedDeletion
+from exporter.artifacts import (
+    FORM_KEY,
+    RUN_IN_FP32,
+    Arm,
+    FormRecord,
+    GraphWork,
+    PlannedDeletion,
+)
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.compare.arms import noted_plan
@@ -33,6 +41,8 @@ from exporter.models.encoder_decoder_folder import (
 )
 from exporter.models.graph_facts import GraphFacts, read_facts
 from exporter.models.model_folder import read_object
+from exporter.models.work.counting import count_stack_work
+from exporter.models.work.sizes import STEP_PAST
 
 _GRAPH_OF: Mapping[str, Graph] = {
     "encode": ENCODER, "prefill": FIRST_STEP, "decode": NEXT_STEP
@@ -80,6 +90,22 @@ class StackFolder:
         """Positions that the decoder knows; None where there is no limit."""
         return target_positions(self.config)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it knows.
+
+        Raises:
+            ComparisonError: The config doesn't tell.
+        """
+        found = self.config.get("vocab_size")
+        if not isinstance(found, int) or found < 1:
+            raise ComparisonError(
+                f"{self.path / 'config.json'} doesn't say how many tokens the vocabulary has.",
+                "Take the file that belongs to the model.",
+                code="no-vocabulary",
+            )
+        return found
+
     @cached_property
     def facts(self) -> dict[Graph, GraphFacts]:
         """What each graph tells of itself.
@@ -104,12 +130,13 @@ class StackFolder:
 
     def record(self, runner: EncoderDecoderRunner) -> Arm:
         """What the report says of it; parameters count the decoder once."""
-        facts, own = self.facts, runner.graphs[ENCODER]
+        facts, own, able = self.facts, runner.graphs[ENCODER], runner.capabilities
         note = facts[ENCODER].metadata.get(FORM_KEY)
+        widened = RUN_IN_FP32 if any(each.widened for each in able) else ""
         return Arm(
             backend=own.backend,
             provider=own.provider,
-            precision=facts[FIRST_STEP].precision,
+            precision=f"{facts[FIRST_STEP].precision}{widened}",
             path=str(self.path),
             sha256=self.sha256,
             file_bytes=sum(each.file_bytes for each in facts.values()),
@@ -118,12 +145,39 @@ class StackFolder:
             kv_cache_bytes_per_token=_bytes_per_token(runner),
             layers=self.stacks.layers,
             form=None if note is None else FormRecord.model_validate_json(note),
+            work=self.work,
+            cpu_nodes=dict(sum((Counter(each.cpu_nodes) for each in able), Counter[str]())),
+            device_memory_bytes=_together(each.gpu_memory_bytes for each in able),
+            huge_page_bytes=max(each.huge_page_bytes for each in able),
+            notes=[*dict.fromkeys(note for each in able for note in each.notes), *self._told()],
         )
+
+    @cached_property
+    def work(self) -> GraphWork:
+        """What a source through the encoder and the decoder's first step do, and a further step.
+
+        Raises:
+            OnnxFileError: A graph can't be read safely.
+        """
+        longest = self.longest_target
+        past = STEP_PAST if longest is None else min(STEP_PAST, longest - 1)
+        files = (graph_file(self.path, graph) for graph in GRAPHS)
+        return count_stack_work(*files, prompt=len(self.rules.prompt), past=past, source=longest)
+
+    def _told(self) -> list[str]:
+        """What its answers don't heed."""
+        ignored = self.rules.ignored
+        return [f"its answers are greedy, without {', '.join(ignored)}"] if ignored else []
 
     @property
     def sha256(self) -> str:
         """Of all three graphs with their weights."""
         return sha256_bytes("\n".join(each.sha256 for each in self.facts.values()).encode())
+
+
+def _together(bytes_: Iterable[int | None]) -> int | None:
+    known = [each for each in bytes_ if each is not None]
+    return sum(known) if known else None
 
 
 def _bytes_per_token(runner: EncoderDecoderRunner) -> int:
@@ -191,9 +245,12 @@ class StackArm:
         return CallProbe(runner.prepare(wanted, phase=cell.phase))
 
     def _batched(self, cell: TimedCell) -> dict[str, Array]:
-        """The source as often as the cell has rows; an encoder of text reads as many tokens."""
+        """The source as often as the cell has rows; of text as many tokens as are asked for."""
         own = {name: np.repeat(array, cell.batch, axis=0) for name, array in self._source.items()}
-        if isinstance(cell, Shape) and cell.phase == "encode" and "input_ids" in own:
+        encodes = isinstance(cell, GenerationCell) or (
+            isinstance(cell, Shape) and cell.phase == "encode"
+        )
+        if encodes and "input_ids" in own:
             size = (cell.batch, cell.sequence_length)
             return {"input_ids": self._random(*size), "attention_mask": np.ones(size, np.int64)}
         return own

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +13,33 @@ from exporter.artifacts import (
     Arms,
     CalibrationRef,
     ComparisonReport,
-    Environment,
-    LatencyRow,
     ParityCheck,
     PlannedDeletion,
     PlanParts,
 )
-from exporter.artifacts.latency import Shape
-from exporter.artifacts.store import Store
 from exporter.compare.encoder_decoder.answers import Judged, judge_answers
-from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
-from exporter.compare.generating import GenerationCell
-from exporter.compare.judged_texts import decided_on, refuse_noted
-from exporter.compare.kept import store_of
-from exporter.compare.kinds import ArmName
+from exporter.compare.encoder_decoder.arms import StackFolder
+from exporter.compare.encoder_decoder.refusals import (
+    as_text,
+    refuse_deciding,
+    refuse_of_one_graph,
+    refuse_of_other_source,
+)
+from exporter.compare.encoder_decoder.timing import StackTiming, open_stack_store
+from exporter.compare.judged_texts import refuse_noted
 from exporter.compare.options import CompareOptions
-from exporter.compare.timing.measuring import TimingBudget, measure_rows
-from exporter.compare.timing.subjects import TimedCell
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
-from exporter.engines.environment import default_threads, environment
-from exporter.engines.runners.registry import ONNX
-from exporter.errors import ComparisonError
-from exporter.models.encoder_decoder_folder import holds_stacks
+from exporter.engines.environment import default_threads
+from exporter.engines.runners.base import tell_notes
 from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
-from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text
+from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text, within
 from exporter.models.texts.pairs import RANDOM, Pairs, read_pairs
-from exporter.models.texts.sources import PYDOC, TextSource, refuse_same_text
+from exporter.models.texts.sources import PYDOC
 from exporter.optional import require
-from exporter.options import Rule, is_given
 from exporter.progress import QUIET, Progress
 
 _NOISE = 8
 """Sources of noise that both are judged on."""
-_OF_ONE_GRAPH = (
-    "other_text",
-    *(f"quality.{name}" for name in ("tasks", "prompts", "long_context", "stride")),
-    *(f"quality.agreement_{name}" for name in ("prompts", "tokens")),
-)
 _TOKENIZERS = ("tokenizer*", "vocab.*", "*.spm", "spiece.model")
 
 
@@ -94,22 +81,28 @@ def compare_stacks(
     """
     options = options or CompareOptions()
     refuse_of_one_graph(options)
+    options.gpu.use()
     folders = {"baseline": StackFolder(baseline), "candidate": StackFolder(candidate)}
     reader = reader_of(folders["baseline"])
+    refuse_of_other_source(options, hears=reader.hears)
     pairs = _pairs(reader, options, progress)
-    _refuse_deciding(pairs, folders["candidate"], calibration, parts or PlanParts())
-    session = _Session(folders, options, resume, progress)
-    with session.running() as runners:
+    refuse_deciding(pairs, calibration, parts or PlanParts())
+    for facts in folders["candidate"].facts.values():
+        refuse_noted(as_text(pairs), facts.metadata)
+    timing = _timing(folders, reader, pairs, options, resume, progress)
+    probe = timing.settle_threads()
+    with timing.running() as runners:
+        tell_notes((each for arm in runners.values() for each in arm.capabilities), progress)
         judged = _judged(runners["baseline"], reader, pairs, options.eval_tokens, progress)
         accuracy = judge_answers(runners, judged, progress)
-        machine, rows = session.timed(judged)
+        machine, rows = timing.timed(probe)
         arms = Arms(**{name: each.record(runners[name]) for name, each in folders.items()})  # type: ignore[arg-type]
     parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
     return ComparisonReport(
         made_from={**parents, "evaluation_text": accuracy.text_sha256},
         environment=machine,
         arms=arms,
-        plan=dropped or folders["candidate"].dropped(),
+        plan=dropped or _dropped(folders),
         calibration=calibration,
         parts=parts or PlanParts(),
         parity=parity or [],
@@ -118,45 +111,34 @@ def compare_stacks(
     )
 
 
-def refuse_beside_stacks(arms: Sequence[ArmName], *others: object) -> None:
-    """Refuses what isn't compared with an encoder-decoder's folder.
-
-    Args:
-        arms: Both must be such folders, for ONNX Runtime.
-        others: What else was asked for.
-
-    Raises:
-        ComparisonError: One isn't, or something is.
-    """
-    for arm in arms:
-        if not holds_stacks(arm.path):
-            raise ComparisonError(
-                f"{arm} is no encoder-decoder's folder, and the other arm is one.",
-                "Compare two folders that depthcut export has written.",
-                code="different-kinds",
-            )
-    if any(others) or any(arm.kind != ONNX for arm in arms):
-        raise ComparisonError(
-            "An encoder-decoder is compared with its cut alone, on ONNX Runtime.",
-            "Name both folders alone, and leave references, further forms and engines out.",
-            code="pair-alone",
-        )
+def _dropped(folders: Mapping[str, StackFolder]) -> list[PlannedDeletion]:
+    """What the candidate's graphs note that was cut, and the baseline's don't."""
+    already = folders["baseline"].dropped()
+    return [each for each in folders["candidate"].dropped() if each not in already]
 
 
-def refuse_of_one_graph(options: CompareOptions) -> None:
-    """Refuses options that an encoder-decoder isn't judged by.
-
-    Raises:
-        OptionError: With the option.
-    """
-    for name in _OF_ONE_GRAPH:
-        Rule(
-            (name,),
-            partial(is_given, name=name),
-            "{0} is for models of one graph; an encoder-decoder is judged on pairs alone.",
-            "Leave {0} out.",
-            code="one-graph-option",
-        ).check(options)
+def _timing(
+    folders: Mapping[str, StackFolder],
+    reader: PairReader,
+    pairs: Pairs,
+    options: CompareOptions,
+    resume: Path | None,
+    progress: Progress,
+) -> StackTiming:
+    """What is timed, on the first of the sources."""
+    threads = options.threads or default_threads()
+    first = reader.sources(pairs, 1, part="evaluation")
+    return StackTiming(
+        folders,
+        {
+            name: EncoderDecoderRunner(each.path, provider=options.provider, threads=threads)
+            for name, each in folders.items()
+        },
+        first.arrays,
+        options,
+        open_stack_store(folders, options, resume, progress),
+        progress,
+    )
 
 
 def reader_of(folder: StackFolder) -> PairReader:
@@ -185,18 +167,6 @@ def _pairs(reader: PairReader, options: CompareOptions, progress: Progress) -> P
     return read_pairs(named, part="evaluation", sound=reader.hears)
 
 
-def _refuse_deciding(
-    pairs: Pairs, candidate: StackFolder, calibration: CalibrationRef | None, parts: PlanParts
-) -> None:
-    """Refuses to judge on what anything was decided by, as the caller or the graphs tell."""
-    text = TextSource(pairs.source, (), pairs.sha256)
-    scored = [] if calibration is None else calibration.texts
-    for what, refs in {"what importance was measured on": scored, **decided_on(parts)}.items():
-        refuse_same_text(text, refs, what)
-    for facts in candidate.facts.values():
-        refuse_noted(text, facts.metadata)
-
-
 def _judged(
     baseline: EncoderDecoderRunner,
     reader: PairReader,
@@ -216,95 +186,6 @@ def _judged(
         return baseline.generate(sources, reader.rules, reader.new_tokens(OWN_TOKENS))
 
     text = paired_text(reader, pairs, generate, number=number, part="evaluation", progress=progress)
+    if not pairs.has_targets:
+        text = text.rows(slice(0, within(text.mask.sum(axis=1), tokens)))
     return Judged(reader, pairs, text)
-
-
-class _Session:
-    """Both arms, how they are measured, and where what is measured is kept."""
-
-    def __init__(
-        self,
-        folders: Mapping[str, StackFolder],
-        options: CompareOptions,
-        resume: Path | None,
-        progress: Progress,
-    ) -> None:
-        self._folders, self._options, self._progress = folders, options, progress
-        self._threads = options.threads or default_threads()
-        self._on_gpu = options.provider == "cuda"
-        self._resume = resume
-        self._runners = {
-            name: EncoderDecoderRunner(each.path, provider=options.provider, threads=self._threads)
-            for name, each in folders.items()
-        }
-
-    @contextmanager
-    def running(self) -> Iterator[Mapping[str, EncoderDecoderRunner]]:
-        """Enters both runners."""
-        with ExitStack() as stack:
-            for runner in self._runners.values():
-                stack.enter_context(runner)
-            yield self._runners
-
-    def timed(self, judged: Judged) -> tuple[Environment, list[LatencyRow]]:
-        """The machine, and a row for each graph and shape; the runners are entered."""
-        whole, options, seed = self._folders["baseline"], self._options, secrets.randbits(32)
-        vocabulary, source = int(whole.config["vocab_size"]), judged.source(0)
-        arms = {
-            name: StackArm(runner, whole.rules, source, vocabulary)
-            for name, runner in self._runners.items()
-        }
-        budget = TimingBudget(
-            seconds=options.timing.time_budget_s,
-            rounds=options.rounds,
-            threshold=options.timing.threshold,
-            reload=options.timing.reload,
-            seed=seed,
-            power=options.timing.goal,
-        )
-        cells = cells_of(whole, judged, options)
-        rows = measure_rows(arms, cells, budget, store=self._store(), progress=self._progress)
-        machine = environment(threads=self._threads, gpu=self._on_gpu)
-        return machine.model_copy(update={"order_seed": seed}), rows
-
-    def _store(self) -> Store:
-        provider, told = self._options.provider, self._folders.items()
-        arms = {name: [provider, each.sha256] for name, each in told}
-        return store_of(
-            arms, self._options, self._resume, gpu=self._on_gpu, progress=self._progress
-        )
-
-
-def cells_of(folder: StackFolder, judged: Judged, options: CompareOptions) -> list[TimedCell]:
-    """What is timed: each graph at each batch, and whole generations.
-
-    A cache is never longer than the decoder reaches.
-
-    Raises:
-        ComparisonError: Nothing is left to time.
-    """
-    longest, prompt = folder.longest_target, len(folder.rules.prompt)
-    positions = judged.source(0)
-    frames = positions["input_features"].shape[-1] if judged.reader.hears else None
-    lengths = (frames,) if frames is not None else options.prefill_lengths
-    most = None if longest is None else longest - 1
-    pasts = {past if most is None else min(past, most) for past in options.decode_past_lengths}
-    cells: list[TimedCell] = []
-    for batch in options.batches:
-        cells += [Shape("encode", batch, length) for length in _within(lengths, frames, folder)]
-        cells.append(Shape("prefill", batch, prompt))
-        cells += [Shape("decode", batch, 1, past) for past in sorted(pasts)]
-        cells += [
-            GenerationCell(batch, prompt, new)
-            for _, new in options.timing.generate
-            if longest is None or prompt + new <= longest
-        ]
-    if not cells:
-        raise ComparisonError("There is nothing to time.", code="no-shape-left")
-    return cells
-
-
-def _within(lengths: tuple[int, ...], frames: int | None, folder: StackFolder) -> list[int]:
-    """Lengths of sources that the encoder takes; a text's are limited like a target's."""
-    longest = None if frames is not None else folder.longest_target
-    return sorted({length if longest is None else min(length, longest) for length in lengths})

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.engines.decoding.decoder import LOGITS
-from exporter.engines.runners.base import Array, Runner
+from exporter.engines.runners.base import Array, Capabilities, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
 from exporter.models.decoding_rules import DecodingRules, greedy
@@ -99,6 +99,21 @@ class EncoderDecoderRunner:
         """Frees them."""
         for runner in self.graphs.values():
             runner.__exit__(*exc_info)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads for one operator, of each graph, from when they are entered on."""
+        return self.graphs[ENCODER].threads
+
+    @threads.setter
+    def threads(self, number: int) -> None:
+        for runner in self.graphs.values():
+            runner.threads = number
+
+    @property
+    def capabilities(self) -> list[Capabilities]:
+        """What each graph can do and what it takes."""
+        return [runner.capabilities for runner in self.graphs.values()]
 
     def run(self, graph: Graph, values: Mapping[str, Array]) -> dict[str, Array]:
         """Runs one graph on those of some values that it takes.

@@ -48,12 +48,15 @@ class Pairs:
     Attributes:
         source: What a report calls them.
         pairs: None of them is empty; none at all for noise.
-        sha256: Of all that they hold, the recordings too.
+        sha256: Of the sources alone, a recording's by what it holds: the same ones have it in
+            whatever order, with whatever targets, and listed in whatever form.
+        content_sha256: Of all that they hold.
     """
 
     source: str
     pairs: tuple[Pair, ...]
     sha256: str
+    content_sha256: str = ""
 
     @property
     def is_random(self) -> bool:
@@ -81,7 +84,8 @@ def read_pairs(spec: str, *, part: Part, sound: bool) -> Pairs:
     """
     if spec == RANDOM:
         label = f"{RANDOM} ({part})"
-        return Pairs(label, (), sha256_bytes(label.encode()))
+        digest = sha256_bytes(label.encode())
+        return Pairs(label, (), digest, digest)
     path = Path(spec)
     if sound:
         return _sounds(spec, path)
@@ -90,9 +94,10 @@ def read_pairs(spec: str, *, part: Part, sound: bool) -> Pairs:
         found = [
             Pair(_field(each, "source", at), _target(each, "target", at)) for each, at in lines
         ]
-        return _whole(spec, found, [path], _TEXT_HINT)
+        return _whole(spec, found, [each.source.encode() for each in found], _TEXT_HINT)
     texts = read_texts(spec, part=part)
-    return Pairs(texts.source, tuple(map(Pair, paragraphs(texts))), texts.sha256)
+    digest = texts.sha256
+    return Pairs(texts.source, tuple(map(Pair, paragraphs(texts))), digest, digest)
 
 
 def _names_sources(path: Path) -> bool:
@@ -128,7 +133,7 @@ def _sounds(spec: str, path: Path) -> Pairs:
                 code="file-missing",
             )
         found.append(Pair(str(sound), _target(line, "text", at)))
-    return _whole(spec, found, [path, *(Path(pair.source) for pair in found)], _SOUND_HINT)
+    return _whole(spec, found, [Path(pair.source) for pair in found], _SOUND_HINT)
 
 
 def _beside(sound: Path) -> str | None:
@@ -137,7 +142,7 @@ def _beside(sound: Path) -> str | None:
     return read_file(text).strip() if text.is_file() else None
 
 
-def _whole(spec: str, pairs: Sequence[Pair], files: Sequence[Path], hint: str) -> Pairs:
+def _whole(spec: str, pairs: Sequence[Pair], sources: Sequence[Path | bytes], hint: str) -> Pairs:
     if not pairs:
         raise TextSourceError(f"{spec} holds no pairs.", hint, code="no-text")
     lacking = [number for number, pair in enumerate(pairs, 1) if pair.target is None]
@@ -147,9 +152,15 @@ def _whole(spec: str, pairs: Sequence[Pair], files: Sequence[Path], hint: str) -
             "Give all of them a target, or none.",
             code="one-sided",
         )
-    told = json.dumps([[Path(pair.source).name, pair.target] for pair in pairs])
-    digests = [sha256_file(file) for file in files]
-    return Pairs(spec, tuple(pairs), sha256_bytes("\n".join([told, *digests]).encode()))
+    digests = [
+        sha256_file(source) if isinstance(source, Path) else sha256_bytes(source)
+        for source in sources
+    ]
+    held = [[digest, pair.target] for digest, pair in zip(digests, pairs, strict=True)]
+    alone = "\n".join(sorted({*digests}))
+    return Pairs(
+        spec, tuple(pairs), sha256_bytes(alone.encode()), sha256_bytes(json.dumps(held).encode())
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

@@ -9,15 +9,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporter.artifacts import GraphWork
-from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.work.products import multiplications
 from exporter.models.work.run_shapes import RunShapes
 from exporter.models.work.sizes import (
     PROMPT,
+    PROMPT_TOKENS,
     STEP,
     RunSize,
     has_caches,
     input_sizes,
+    is_cache,
     past_length,
     token_count,
 )
@@ -72,6 +73,47 @@ def work_of(model: ir.Model) -> GraphWork:
     )
 
 
+def count_stack_work(
+    encoder: Path, first: Path, later: Path, *, prompt: int, past: int, source: int | None
+) -> GraphWork:
+    """Counts what an encoder-decoder's graphs do; weights are not read.
+
+    A prompt is a source through the encoder, once, and the decoder's first step; a step is one of
+    the decoder with its caches. Nodes are those of all three graphs.
+
+    Args:
+        encoder: The encoder's ONNX file.
+        first: That of the decoder's first step.
+        later: That of its further steps.
+        prompt: Tokens of the first step.
+        past: Positions of the cache of self-attention in a step.
+        source: The most tokens that the encoder reads; None for no limit. Of features, whose
+            length is one, it doesn't matter.
+
+    Raises:
+        OnnxFileError: One can't be read safely.
+    """
+    models = [load_model(path) for path in (encoder, first, later)]
+    tokens = min(PROMPT_TOKENS, source or PROMPT_TOKENS)
+    sizes = RunSize(tokens), RunSize(prompt, source=tokens), RunSize(1, past, tokens)
+    runs = [_Run(model, size) for model, size in zip(models, sizes, strict=True)]
+    nodes: Counter[str] = Counter()
+    for model in models:
+        nodes += Counter(node.op_type for node in model.graph.all_nodes())
+    reading, step = runs[0], runs[2]
+    return GraphWork(
+        nodes=dict(sorted(nodes.items())),
+        prompt_tokens=reading.tokens,
+        step_past=past,
+        weight_bytes=step.weight_bytes,
+        cache_bytes=step.cache_bytes,
+        prompt_macs=reading.macs + runs[1].macs,
+        step_macs=step.macs,
+        uncounted=dict(sorted(sum((run.uncounted for run in runs), Counter[str]()).items())),
+        has_encoder=True,
+    )
+
+
 class _Run:
     """One run's sums.
 
@@ -86,7 +128,7 @@ class _Run:
 
     def __init__(self, model: ir.Model, size: RunSize) -> None:
         self._shapes = RunShapes(model, input_sizes(model.graph, size))
-        self._caches = {v for v in model.graph.inputs if CACHE_INPUT.fullmatch(v.name or "")}
+        self._caches = {value for value in model.graph.inputs if is_cache(value)}
         self._viewed_weights: set[ir.Value] = set()
         self.tokens, self.past = token_count(model.graph, size), past_length(model.graph, size)
         self.uncounted: Counter[str] = Counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ PROMPT_TOKENS = 128
 STEP_PAST = 512
 """Positions that the cache holds when a step is counted."""
 
+_STACK_CACHE = re.compile(r"past_key_values\.\d+\.(decoder|encoder)\.(spare\.)?(key|value)")
 _TOKENS = ("input_ids", "decoder_input_ids", "inputs_embeds")
 
 Size = tuple[int, ...]
@@ -26,10 +28,12 @@ class RunSize:
     Attributes:
         tokens: New tokens.
         past: Tokens in the KV cache.
+        source: Tokens that an encoder has read for it; None where the graph is no decoder of such.
     """
 
     tokens: int
     past: int = 0
+    source: int | None = None
 
 
 PROMPT, STEP = RunSize(PROMPT_TOKENS), RunSize(1, STEP_PAST)
@@ -37,7 +41,20 @@ PROMPT, STEP = RunSize(PROMPT_TOKENS), RunSize(1, STEP_PAST)
 
 def has_caches(graph: ir.Graph) -> bool:
     """Whether a graph takes a KV cache."""
-    return any(CACHE_INPUT.fullmatch(value.name or "") for value in graph.inputs)
+    return any(map(is_cache, graph.inputs))
+
+
+def is_cache(value: ir.Value) -> bool:
+    """Whether it is an input for a cache, of an encoder-decoder for either kind of attention."""
+    name = value.name or ""
+    return bool(CACHE_INPUT.fullmatch(name) or _STACK_CACHE.fullmatch(name))
+
+
+def _is_of_source(value: ir.Value) -> bool:
+    """Whether an encoder-decoder's input is as long as what its encoder has read."""
+    name = value.name or ""
+    own = name in ("encoder_hidden_states", "encoder_attention_mask")
+    return own or (is_cache(value) and ".encoder." in name)
 
 
 def input_sizes(graph: ir.Graph, run: RunSize) -> dict[ir.Value, Size]:
@@ -57,7 +74,8 @@ def token_count(graph: ir.Graph, run: RunSize) -> int | None:
 
 def past_length(graph: ir.Graph, run: RunSize) -> int | None:
     """Positions of the caches, as many as the graph fixes; None without caches."""
-    caches = (v for v in _inputs(graph) if CACHE_INPUT.fullmatch(v.name or "") and _axes(v) > 1)
+    inputs = (v for v in _inputs(graph) if not _is_of_source(v))
+    caches = (v for v in inputs if is_cache(v) and _axes(v) > 1)
     return next((_size(each, _axes(each) - 2, run) for each in caches), None)
 
 
@@ -76,7 +94,9 @@ def _size(value: ir.Value, axis: int, run: RunSize) -> int:
         return declared
     if axis == 0:
         return 1  # one sequence
-    if CACHE_INPUT.fullmatch(value.name or ""):
+    if run.source is not None and _is_of_source(value):
+        return run.source  # heads and sizes of heads are numbers in such graphs
+    if is_cache(value):
         if axis == 1:
             return head_count(value) or 1
         return run.past if axis == len(value.shape) - 2 else head_size(value) or 1

@@ -39,6 +39,14 @@ def _named(figure: str) -> str:
 
 
 def _of_what(work: GraphWork) -> str:
+    if work.has_encoder:
+        tokens = work.prompt_tokens
+        source = "recording" if tokens is None else f"source of {tokens} tokens"
+        return (
+            f"A prompt is a {source} through the encoder and the decoder's first step; a step is "
+            f"one of the decoder behind a cache of {work.step_past}, and bytes are those that it "
+            "reads. Nodes are those of all three graphs. Counted from the graphs, without a run."
+        )
     prompt = f"A prompt has {work.prompt_tokens} tokens"
     if work.prompt_tokens is None:
         prompt = "A prompt is one input of the graph"

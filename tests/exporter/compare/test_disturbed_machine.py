@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from exporter.artifacts import LatencyRow, MachineState
-from exporter.compare import latency
+from exporter.compare import latency, timing_session
 from exporter.compare.arms import Pair
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.errors import DisturbedMachineError
@@ -31,11 +31,11 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Heard]]:
 
     def call(seen: dict[str, float], options: TimingOptions) -> tuple[int, Heard]:
         state = MachineState(seconds=0).model_copy(update=seen)
-        monkeypatch.setattr(latency, "machine_state", lambda *_: state)
+        monkeypatch.setattr(timing_session, "machine_state", lambda *_: state)
         monkeypatch.setattr(latency, "shapes_of", lambda _: ["a shape"])
         monkeypatch.setattr(latency, "generations_of", lambda _: [])
-        monkeypatch.setattr(latency, "machine_remarks", lambda *_: [])
-        monkeypatch.setattr(latency, "measure_rows", chunks)
+        monkeypatch.setattr(timing_session, "machine_remarks", lambda *_: [])
+        monkeypatch.setattr(timing_session, "measure_rows", chunks)
         heard = Heard()
         pair = SimpleNamespace(
             options=CompareOptions(timing=options), arms={}, judged=(), progress=heard,

@@ -48,9 +48,8 @@ def request_for(source: Path, out: Path, **changes: Any) -> ExportRequest:
 
 
 def compare(**changes: Any) -> CompareOptions:
-    return CompareOptions(
-        prefill_lengths=(8,), decode_past_lengths=(512,), rounds=2, threads=1, **changes
-    )
+    told: dict[str, Any] = {"decode_past_lengths": (512,), "rounds": 2, "threads": 1}
+    return CompareOptions(**told | changes)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +132,11 @@ def test_both_decoder_graphs_lose_the_same_and_its_caches(whisper: tuple[Path, A
     assert all(".encoder." in name for name in gone)
     assert report.verification.passed
     assert report.after.parameters < report.before.parameters
+    for size, arm in (
+        (report.before, whisper[1].arms.baseline),
+        (report.after, whisper[1].arms.candidate),
+    ):
+        assert (size.nodes, size.parameters) == (arm.nodes, arm.parameters)
 
 
 def test_both_models_compute_what_pytorch_computes(whisper: tuple[Path, Any]) -> None:
@@ -244,7 +248,7 @@ def test_text_goes_the_same_way(exports_once: None, tmp_path: Path) -> None:
             tmp_path / "out",
             drops=DropRequest(Budget(block=1)),
             score=ScoreOptions(calibration=(str(text),), samples=3),
-            compare=compare(eval_text=str(file)),
+            compare=compare(eval_text=str(file), prefill_lengths=(8,)),
         )
     )
     assert all(check.passed for check in report.parity)

@@ -1,0 +1,206 @@
+"""An encoder-decoder's graphs and whole generations, timed; the machine is watched meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.artifacts import Environment, LatencyRow, ThreadProbe
+from exporter.artifacts.latency import Shape
+from exporter.artifacts.store import Store
+from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
+from exporter.compare.generating import GenerationCell
+from exporter.compare.kept import store_of
+from exporter.compare.options import CompareOptions
+from exporter.compare.threads import fastest, kept_threads, try_threads
+from exporter.compare.timing.subjects import Probe, TimedCell
+from exporter.compare.timing_session import TimingSession
+from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
+from exporter.engines.environment import environment
+from exporter.engines.runners.base import Array
+from exporter.progress import Progress
+
+
+@dataclass(frozen=True)
+class StackTiming:
+    """Both arms, what is timed of them, and where what is measured is kept.
+
+    Attributes:
+        folders: Of both arms.
+        runners: Of both.
+        source: What the encoder reads, ``[1, ...]``, by its inputs' names.
+        options: How they are measured.
+        store: What an earlier run left, and where this one keeps its times.
+        progress: Hears what goes on.
+    """
+
+    folders: Mapping[str, StackFolder]
+    runners: Mapping[str, EncoderDecoderRunner]
+    source: Mapping[str, Array]
+    options: CompareOptions
+    store: Store
+    progress: Progress
+
+    @contextmanager
+    def running(self) -> Iterator[Mapping[str, EncoderDecoderRunner]]:
+        """Enters both runners."""
+        with ExitStack() as stack:
+            for runner in self.runners.values():
+                stack.enter_context(runner)
+            yield self.runners
+
+    def settle_threads(self) -> ThreadProbe | None:
+        """Gives both arms the number of threads that makes the baseline's step fastest.
+
+        That is the first decode step that is asked for. Not looked for where a number is asked
+        for, or on a GPU.
+
+        Raises:
+            BackendError: The baseline can't be loaded or run.
+        """
+        if self.options.threads is not None or self._on_gpu:
+            return None
+        runner, cells = self.runners["baseline"], self._cells(tell=False)
+        steps = [each for each in cells if isinstance(each, Shape) and each.phase != "encode"]
+        step = next((each for each in steps if each.phase == "decode"), steps[0])
+
+        def bind() -> tuple[Shape, Probe]:
+            return step, self._arm("baseline").probe(step)
+
+        probe = kept_threads(self.store, lambda: try_threads(runner, bind, progress=self.progress))
+        for each in self.runners.values():
+            each.threads = runner.threads if probe is None else fastest(probe)
+        return probe
+
+    def timed(self, probe: ThreadProbe | None) -> tuple[Environment, list[LatencyRow]]:
+        """The machine, and a row for each graph and shape; the runners are entered.
+
+        Args:
+            probe: How the number of threads was found.
+
+        Raises:
+            ComparisonError: There is nothing to time, the clock jumps, or the machine is disturbed.
+            BackendError: A run fails.
+        """
+        cells, threads = self._cells(tell=True), self.runners["baseline"].threads
+        arms = {name: self._arm(name) for name in self.runners}
+        with TimingSession(
+            self.options, threads, on_gpu=self._on_gpu, store=self.store, progress=self.progress
+        ) as session:
+            session.measure(arms, cells)
+        found = session.timed
+        seen = {
+            "other_cpu_share": found.other_cpu_share,
+            "states": found.states,
+            "order_seed": found.order_seed,
+            "thread_probe": probe,
+        }
+        machine = environment(threads=threads, gpu=self._on_gpu)
+        return machine.model_copy(update=seen), found.rows
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.options.provider == "cuda"
+
+    def _arm(self, name: str) -> StackArm:
+        whole = self.folders["baseline"]
+        return StackArm(self.runners[name], whole.rules, self.source, whole.vocabulary)
+
+    def _cells(self, *, tell: bool) -> list[TimedCell]:
+        cells = Cells(self.folders["baseline"], self.source, self.options)
+        if tell:
+            for words in cells.shortened():
+                self.progress.say(words)
+        return cells.all()
+
+
+def open_stack_store(
+    folders: Mapping[str, StackFolder],
+    options: CompareOptions,
+    resume: Path | None,
+    progress: Progress,
+) -> Store:
+    """What an earlier run of the same comparison has left in a folder, or a new store."""
+    provider = options.provider
+    arms = {name: [provider, each.sha256] for name, each in folders.items()}
+    return store_of(arms, options, resume, gpu=provider == "cuda", progress=progress)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What is timed: each graph at each batch, and whole generations.
+
+    A cache is never longer than the decoder reaches, nor a text than its encoder does.
+
+    Attributes:
+        folder: The baseline's.
+        source: What the encoder reads, ``[1, ...]``, by its inputs' names.
+        options: What is asked for.
+    """
+
+    folder: StackFolder
+    source: Mapping[str, Array]
+    options: CompareOptions
+
+    def all(self) -> list[TimedCell]:
+        """Graph by graph of each batch."""
+        found: list[TimedCell] = []
+        for batch in self.options.batches:
+            found += [Shape("encode", batch, length) for length in self._sources()]
+            found.append(Shape("prefill", batch, self._prompt))
+            found += [Shape("decode", batch, 1, past) for past in self._pasts()]
+            found += [cell for cell in self._generations(batch) if not self._is_too_long(cell)]
+        return found
+
+    def shortened(self) -> Iterator[str]:
+        """In words, what is asked for and the model doesn't reach."""
+        longest = self.folder.longest_target
+        if longest is None:
+            return
+        for past in self.options.decode_past_lengths:
+            if past > longest - 1:
+                yield f"decode: a cache of {longest - 1} for {past}, the decoder ends there"
+        for length in self.options.prefill_lengths if self._frames is None else ():
+            if length > longest:
+                yield f"encode: {longest} tokens for {length}, the encoder ends there"
+        for cell in self._generations(1):
+            if self._is_too_long(cell):
+                yield f"{cell}: left out, the decoder ends at {longest} positions"
+
+    @property
+    def _prompt(self) -> int:
+        return len(self.folder.rules.prompt)
+
+    @property
+    def _frames(self) -> int | None:
+        """Of a recording's features, which have one length; None of a text."""
+        features = self.source.get("input_features")
+        return None if features is None else features.shape[-1]
+
+    def _sources(self) -> list[int]:
+        if self._frames is not None:
+            return [self._frames]
+        return self._within(self.options.prefill_lengths, self.folder.longest_target)
+
+    def _pasts(self) -> list[int]:
+        longest = self.folder.longest_target
+        most = None if longest is None else longest - 1
+        return self._within(self.options.decode_past_lengths, most)
+
+    def _generations(self, batch: int) -> list[GenerationCell]:
+        """By the source's tokens, of a recording by the prompt's, and by new tokens."""
+        return [
+            GenerationCell(batch, self._prompt if self._frames is not None else source, new)
+            for source, new in self.options.timing.generate
+        ]
+
+    def _is_too_long(self, cell: GenerationCell) -> bool:
+        longest = self.folder.longest_target
+        source = 0 if self._frames is not None else cell.sequence_length
+        return longest is not None and max(source, self._prompt + cell.new_tokens) > longest
+
+    @staticmethod
+    def _within(lengths: tuple[int, ...], most: int | None) -> list[int]:
+        return sorted({length if most is None else min(length, most) for length in lengths})

@@ -1,0 +1,257 @@
+"""What an encoder-decoder's comparison does with each option, and what its report holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from exporter.artifacts import ComparisonReport, MachineState, PlannedDeletion
+from exporter.artifacts.plans.stacks import Stacks
+from exporter.compare.options import CompareOptions, DeviceOption, QualityOptions, TimingOptions
+from exporter.errors import ComparisonError, DisturbedMachineError, UsageError
+from exporter.options import Options
+from tests.exporter.encoder_decoders import made_loaded, write_source
+from tests.heard import Heard
+from tests.raising import raises
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
+
+CUTS: dict[str, list[tuple[int, Any]]] = {
+    "encoder": [(0, "mlp")],
+    "less": [(0, "mlp"), (2, "attention")],
+    "least": [(0, "mlp"), (2, "attention"), (3, "cross_attention")],
+}
+
+
+@pytest.fixture(scope="module")
+def models(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A translator of random weights, whole and cut, each in a folder of its name."""
+    from exporter.cut.encoder_decoder import prune_stacks
+    from exporter.export.encoder_decoder import write_stacks
+
+    place = tmp_path_factory.mktemp("models")
+    write_stacks(made_loaded("bart"), write_source(place / "whole", "bart"))
+    for name, dropped in CUTS.items():
+        plan = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in dropped]
+        beside = shutil.ignore_patterns("*.onnx*", "*.safetensors")
+        shutil.copytree(place / "whole", place / name, ignore=beside)
+        report = prune_stacks(place / "whole", place / name, plan, Stacks(2, 2))
+        (place / f"{name}.json").write_text(report.model_dump_json())
+    text = "\n\n".join(" ".join(f"w{n + k}" for k in range(20)) for n in range(9))
+    (place / "sources.txt").write_text(text)
+    return place
+
+
+def compared(
+    models: Path, arms: tuple[str, str] = ("whole", "least"), heard: Any = None, **changes: Any
+) -> ComparisonReport:
+    from exporter.compare.session import compare
+
+    told: dict[str, Any] = {
+        "eval_text": str(models / "sources.txt"), "threads": 1, "rounds": 2,
+        "prefill_lengths": (8,), "decode_past_lengths": (16,),
+    }  # fmt: skip
+    options = CompareOptions(**told | changes)
+    return compare(models / arms[0], models / arms[1], options, progress=heard or Heard())
+
+
+def test_what_a_cut_baseline_lacks_already_is_not_told_as_dropped(models: Path) -> None:
+    found = compared(models, ("less", "least")).plan
+    assert [(each.layer, each.kind) for each in found] == [(3, "cross_attention")]
+    whole = compared(models).plan
+    assert {(each.layer, each.kind) for each in whole} == {*CUTS["least"]}
+
+
+def test_the_number_of_threads_is_tried_where_none_is_asked_for(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.compare import threads
+    from exporter.compare.session import compare
+
+    monkeypatch.setattr(threads, "default_threads", lambda: 2)
+    told = CompareOptions(
+        eval_text=str(models / "sources.txt"), rounds=2, decode_past_lengths=(16,), eval_tokens=40
+    )
+    arms = models / "whole", models / "least"
+    found = compare(*arms, told, resume=tmp_path).environment
+    assert found.thread_probe is not None
+    assert found.thread_probe.step == "decode 1, cache 16"
+    assert [trial.threads for trial in found.thread_probe.trials] == [1, 2]
+    assert found.threads == threads.fastest(found.thread_probe)
+    again = compare(*arms, told, resume=tmp_path).environment
+    assert again.thread_probe == found.thread_probe  # kept, not tried again
+    asked = compared(models).environment
+    assert (asked.threads, asked.thread_probe) == (1, None)
+
+
+def test_the_machine_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.compare import timing_session
+
+    quiet = compared(models).environment
+    assert len(quiet.states) >= 2
+    assert quiet.other_cpu_share is not None
+    disturbed = MachineState(seconds=0, steal_share=0.5)
+    monkeypatch.setattr(timing_session, "machine_state", lambda *_: disturbed)
+    with raises(DisturbedMachineError, "disturbed-machine"):
+        compared(models, rounds=12)
+    heard = Heard()
+    warned = TimingOptions(on_disturbance="warn")
+    compared(models, rounds=12, timing=warned, heard=heard)
+    assert sum("disturbed" in line for line in heard.lines) == 1
+
+
+def test_the_gpu_that_is_named_is_used(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.compare import options
+
+    used: list[str | None] = []
+    monkeypatch.setattr(options, "use_device", used.append)
+    compared(models, gpu=DeviceOption(device="1"))
+    assert used == ["1"]
+
+
+def test_the_work_of_all_graphs_is_counted(models: Path) -> None:
+    arms = compared(models).arms
+    other = compared(models, ("whole", "encoder")).arms.candidate.work
+    before, after = arms.baseline.work, arms.candidate.work
+    assert before is not None
+    assert after is not None
+    assert other is not None
+    assert before.has_encoder
+    assert (before.prompt_tokens, before.step_past) == (40, 39)  # as far as the model reaches
+    assert not before.uncounted
+    assert sum(before.nodes.values()) == arms.baseline.nodes
+    assert sum(after.nodes.values()) == arms.candidate.nodes
+    # Of two layers: keys and values of 39 own positions, 40 of the source, 32 floats each.
+    assert before.cache_bytes is not None
+    assert before.cache_bytes >= 2 * 2 * (39 + 40) * 32 * 4
+    for figure, value in after.figures.items():
+        assert 0 < value < before.figures[figure]
+    # Of an encoder's MLP a step knows nothing: 32 x 48 weights, twice, for 40 tokens.
+    assert (other.step_macs, other.weight_bytes) == (before.step_macs, before.weight_bytes)
+    assert before.prompt_macs - other.prompt_macs == 2 * 32 * 48 * 40
+
+
+def test_work_can_be_limited(models: Path) -> None:
+    from exporter.gate.limits import Limits
+    from exporter.gate.work import work_checks
+
+    better = compared(models)
+    worse = better.model_copy(
+        update={
+            "arms": better.arms.model_copy(
+                update={"baseline": better.arms.candidate, "candidate": better.arms.baseline}
+            )
+        }
+    )
+    limits = Limits(max_mac_increase=0.0, max_weight_read_increase=0.0)
+    assert {check.verdict for check in work_checks(worse, None, limits)} == {"regressed"}
+    assert len(work_checks(worse, None, limits)) == 3  # weights, prompts and steps
+    assert not {"regressed", "inconclusive"} & {
+        check.verdict for check in work_checks(better, None, limits)
+    }
+
+
+def test_the_report_of_a_cut_tells_the_size_of_what_was_written(models: Path) -> None:
+    arms = compared(models).arms
+    report = json.loads((models / "least.json").read_text())
+    for size, arm in ((report["before"], arms.baseline), (report["after"], arms.candidate)):
+        assert (size["nodes"], size["parameters"]) == (arm.nodes, arm.parameters)
+
+
+def test_sources_without_targets_are_as_many_as_tokens_are_asked_for(models: Path) -> None:
+    few, all_ = (compared(models, eval_tokens=tokens).accuracy for tokens in (90, 8192))
+    assert few is not None
+    assert all_ is not None
+    assert few.generation is not None
+    assert all_.generation is not None
+    assert 0 < few.generation.prompts < all_.generation.prompts == 9
+
+
+def test_a_generation_reads_a_source_of_the_length_that_is_named(models: Path) -> None:
+    heard = Heard()
+    timing = TimingOptions(generate=((7, 4), (9, 99)))
+    rows = compared(models, timing=timing, heard=heard).latency
+    found = [row for row in rows if row.phase == "generate"]
+    assert [(row.sequence_length, row.new_tokens) for row in found] == [(7, 4)]
+    assert any("99" in line and "left out" in line for line in heard.lines)
+
+
+def test_a_length_that_the_model_does_not_reach_is_told(models: Path) -> None:
+    heard = Heard()
+    rows = compared(models, prefill_lengths=(8, 512), decode_past_lengths=(500,), heard=heard)
+    lengths = [(row.phase, row.sequence_length, row.past_length) for row in rows.latency]
+    assert lengths == [("encode", 8, 0), ("encode", 40, 0), ("prefill", 1, 0), ("decode", 1, 39)]
+    assert sum("ends there" in line for line in heard.lines) == 2
+
+
+def test_settings_that_greedy_answers_do_not_heed_are_told(models: Path, tmp_path: Path) -> None:
+    assert compared(models).arms.baseline.notes == []
+    for name in ("whole", "least"):
+        shutil.copytree(models / name, tmp_path / name)
+        file = tmp_path / name / "generation_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"num_beams": 4}))
+    shutil.copy(models / "sources.txt", tmp_path)
+    report = compared(tmp_path)
+    for arm in (report.arms.baseline, report.arms.candidate):
+        assert any("num_beams 4" in note for note in arm.notes)
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch-compile", "openvino", "llama.cpp"])
+def test_another_runtime_does_not_run_three_graphs(models: Path, kind: str) -> None:
+    from exporter.compare.session import compare
+
+    with raises(ComparisonError, "pair-alone"):
+        compare(f"{kind}:{models / 'whole'}", f"{kind}:{models / 'least'}")
+    with raises(ComparisonError, "different-kinds"):
+        compare(models / "whole", f"{kind}:{models / 'least'}")
+    with raises(ComparisonError, "pair-alone"):
+        compare(models / "whole", models / "least", references=[f"{kind}:{models / 'least'}"])
+
+
+USED = {
+    "provider", "threads", "prefill_lengths", "decode_past_lengths", "batches", "rounds",
+    "eval_text", "eval_tokens", "gpu.device", "timing.time_budget_s", "timing.power",
+    "timing.smallest", "timing.threshold", "timing.generate", "timing.on_disturbance",
+    "timing.reload",
+}  # fmt: skip
+"""What a comparison of encoder-decoders heeds."""
+REFUSED: dict[str, Any] = {
+    "other_text": "a.txt", "eval_sequence_length": 64, "quality.tasks": ("copy",),
+    "quality.task_data": ".", "quality.task_limit": 3, "quality.probes": 5,
+    "quality.stride": 8, "quality.agreement_prompts": 3, "quality.agreement_tokens": 5,
+    "quality.prompts": "a.txt", "quality.answer_tokens": 5, "quality.long_context": (64,),
+}  # fmt: skip
+"""What it refuses, each with a value."""
+
+
+def leaves_of(kind: type, begin: str = "") -> Iterator[str]:
+    """The options of a class and of its parts."""
+    hints = get_type_hints(kind)
+    for each in dataclasses.fields(kind):
+        told = [hints[each.name], *get_args(hints[each.name])]
+        parts = [one for one in told if isinstance(one, type) and issubclass(one, Options)]
+        if parts:
+            yield from leaves_of(parts[0], f"{begin}{each.name}.")
+        else:
+            yield begin + each.name
+
+
+def test_every_option_is_heeded_or_refused() -> None:
+    assert sorted(leaves_of(CompareOptions)) == sorted({*USED, *REFUSED})
+    assert not USED & {*REFUSED}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_option_without_effect_is_refused(models: Path, name: str) -> None:
+    part, _, field = name.rpartition(".")
+    own = {field: REFUSED[name]}
+    if field in ("task_data", "task_limit"):  # they go with tasks alone
+        own["tasks"] = ("copy",)
+    with raises(UsageError, "one-graph-option"):
+        compared(models, **({"quality": QualityOptions(**own)} if part else own))
