@@ -187,6 +187,10 @@ class OtherText(Record):
         return Path(self.text_source).name
 
 
+Compared = Literal["tokens", "classes", "order"]
+"""Whose distributions a comparison held against each other."""
+
+
 class Accuracy(Record):
     """How far the candidate's predictions are from the baseline's.
 
@@ -198,8 +202,10 @@ class Accuracy(Record):
     items are made from a seed: of each the share of right answers, ``acc``, and the mean
     log-probability of the right answer in nats, ``log_prob``; ``probes_left_out`` says why there
     are none. ``images`` is the number of images where the models read those; ``tokens`` are then as
-    many, and there is no text. ``other``, ``answers`` and ``neighbours`` are None where nobody
-    asked for them, or the model is of the other kind.
+    many, and there is no text. ``compared`` says whose distributions they are: those of next
+    ``tokens``, of ``classes``, or of the ``order`` of each two texts or pairs that
+    rerankers score; ``tokens`` are then as many. ``other``, ``answers`` and ``neighbours`` are
+    None where nobody asked for them, or the model is of the other kind.
     """
 
     text_source: str
@@ -210,6 +216,7 @@ class Accuracy(Record):
     top1_agreement: float | None
     stride: int | None = None
     images: int | None = None
+    compared: Compared = "tokens"
     log_perplexity_increase: Interval | None = None
     kl_interval: Interval | None = None
     top1_interval: Interval | None = None

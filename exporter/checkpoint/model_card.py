@@ -27,7 +27,7 @@ from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
 from exporter.report.sections.parts import parts_blocks
-from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows
+from exporter.report.sections.summary import COUNTED, HEADER, accuracy_rows, latency_rows
 from exporter.report.sections.use import use_blocks
 from exporter.report.words import dropped_lines, significant, weights_words
 
@@ -186,7 +186,8 @@ def _quality(report: ComparisonReport) -> Iterator[Block]:
     accuracy = report.accuracy
     if accuracy is None:
         return
-    named = f"{accuracy.tokens:,} tokens of {_shown(accuracy.text_source)}"
+    counted = f"{accuracy.tokens:,} {COUNTED[accuracy.compared]}"
+    named = f"{counted} of {_shown(accuracy.text_source)}"
     yield Grid(f"Quality on {named}", HEADER, accuracy_rows(report), right=(1, 2))
     yield Note(f"Quality was measured on {named}.")
     for title, scores in (("Tasks", accuracy.tasks), ("Probes", accuracy.probes)):

@@ -238,7 +238,10 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
     said = {name: _classes_of(arm, name, passages, pair) for name, arm in pair.judged.items()}
     found = {
         names: compare_classes(
-            *(said[name] for name in names), source=passages.source, sha256=passages.sha256
+            *(said[name] for name in names),
+            source=passages.source,
+            sha256=passages.sha256,
+            orders=_classes(pair.baseline) == 1,
         )
         for names in pair.held_against
     }

@@ -28,12 +28,17 @@ def in_turn(
 ) -> list[HealOptions]:
     """The kinds that are tried one after the other, until one gains something.
 
+    A fold that may put maps in the branches' places goes on to the best of these, or none: a first
+    look (``--quick``) asks for that, and is to tell what a cut costs in any case.
+
     Args:
-        options: How to heal; other kinds than ``auto`` are tried alone.
+        options: How to heal; other kinds than these and ``auto`` are tried alone.
         loaded: The model.
         progress: Told why nothing is trained, where that is so.
     """
     first = settled(options, loaded, progress)
+    if options.kind == "fold" and options.replacements != "none":
+        return [first, without_training(options, "best")]
     if options.kind != "auto":
         return [first]
     folded, best = without_training(options), without_training(options, "best")

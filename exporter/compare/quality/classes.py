@@ -98,7 +98,12 @@ def in_pairs(rows: Sequence[Floats]) -> list[Floats]:
 
 
 def compare_classes(
-    baseline: Sequence[Floats], candidate: Sequence[Floats], *, source: str, sha256: str
+    baseline: Sequence[Floats],
+    candidate: Sequence[Floats],
+    *,
+    source: str,
+    sha256: str,
+    orders: bool = False,
 ) -> Accuracy:
     """How near two arms' classes of the same texts are.
 
@@ -107,6 +112,7 @@ def compare_classes(
         candidate: Likewise.
         source: What a report calls the texts.
         sha256: Of them.
+        orders: Whether the answers are what :func:`in_pairs` gave.
 
     Returns:
         KL divergence and the share of the same likeliest class, over texts or tokens, with
@@ -138,6 +144,7 @@ def compare_classes(
         kl_interval=clipped(mean_interval(kl, rows), 0.0, math.inf),
         top1_agreement=float(same.sum() / rows.sum()),
         top1_interval=share_interval(same, rows),
+        compared="order" if orders else "classes",
         top5_agreement=float(five.sum() / rows.sum()) if baseline[0].shape[1] > _FIVE else None,
     )
 

@@ -206,19 +206,21 @@ def _retrieved(asked: Retrieval, encoder: TaskEncoder) -> dict[str, Floats]:
 
 
 def _ranked(asked: Ranking, encoder: TaskEncoder) -> dict[str, Floats]:
-    hits = [best_hits(_relevances(query, encoder), query.relevant) for query in asked.items]
+    found = zip(asked.items, _relevances(asked.items, encoder), strict=True)
+    hits = [best_hits(scores, query.relevant) for query, scores in found]
     first = [1 / (each.argmax() + 1) if each.any() else 0.0 for each in hits]
     return {f"ndcg@{_BEST}": discounted_gains(asked, hits), f"mrr@{_BEST}": np.array(first)}
 
 
-def _relevances(query: RankedQuery, encoder: TaskEncoder) -> Floats:
-    """Of each passage, ``[passages]``: the yes of a reranker, else the cosine."""
-    if not encoder.classifies:
-        found: Floats = (
-            encoder.embed(query.passages, "passage") @ encoder.embed([query.text], "query")[0]
-        )
-        return found
-    return reranked(encoder, [(query.text, passage) for passage in query.passages])
+def _relevances(queries: Sequence[RankedQuery], encoder: TaskEncoder) -> list[Floats]:
+    """Of each query's passages, ``[passages]``: the yes of a reranker, else the cosine."""
+    ends = np.cumsum([len(query.passages) for query in queries])[:-1]
+    pairs = [(query.text, passage) for query in queries for passage in query.passages]
+    if encoder.classifies:
+        return np.split(reranked(encoder, pairs), ends)
+    asking = encoder.embed([query.text for query in queries], "query")
+    told = np.split(encoder.embed([passage for _, passage in pairs], "passage"), ends)
+    return [passages @ query for passages, query in zip(told, asking, strict=True)]
 
 
 def reranked(encoder: TaskEncoder, pairs: Sequence[tuple[str, str]]) -> Floats:

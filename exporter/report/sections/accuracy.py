@@ -18,7 +18,7 @@ from exporter.report.charts.lines import Line, LinePoint, Lines
 from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section
 from exporter.report.sections.corners import interval_tone
 from exporter.report.sections.parts import other_part
-from exporter.report.sections.summary import accuracy_grid
+from exporter.report.sections.summary import COUNTED, SAME, accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
 from exporter.report.words import interval_words, or_dash, percent, significant
 
@@ -33,6 +33,11 @@ PROBES_NOTE = (
 IMAGES_NOTE = (
     "Both models against the images' labels: top1 is the share of images whose class is the "
     "likeliest, top5 of those whose class is among the five likeliest."
+)
+_IMAGES = ("images", "images")
+RANKING_NOTE = (
+    "First sentences of the evaluation text's passages are queries; the rest of each passage is to "
+    "stand above the rest of the next ones. ndcg@10 counts its rank, mrr@10 one divided by it."
 )
 RETRIEVAL_NOTE = (
     "First sentences of the evaluation text's passages are queries; the rest of each passage is to "
@@ -65,6 +70,8 @@ def _tasks_note(accuracy: Accuracy) -> str:
 
 
 def _probes_note(accuracy: Accuracy) -> str:
+    if accuracy.compared == "order":
+        return RANKING_NOTE
     return PROBES_NOTE if accuracy.embeddings is None else RETRIEVAL_NOTE
 
 
@@ -72,9 +79,7 @@ def _intervals(accuracy: Accuracy) -> Iterator[Block]:
     found = {
         "log perplexity, increase in nats": accuracy.log_perplexity_increase,
         "KL divergence, nats": accuracy.kl_interval,
-        f"same most likely {'token' if accuracy.images is None else 'class'}": (
-            accuracy.top1_interval
-        ),
+        _same(accuracy): accuracy.top1_interval,
     }
     rows = [
         [what, significant(interval.value, 3), interval_words(interval.ci95)]
@@ -86,9 +91,16 @@ def _intervals(accuracy: Accuracy) -> Iterator[Block]:
         yield Grid("Intervals over samples, paired", header, rows, right=(1, 2))
 
 
+def _same(accuracy: Accuracy) -> str:
+    if accuracy.compared == "order":
+        return f"same {SAME['order']}"
+    is_token = accuracy.images is None and accuracy.compared == "tokens"
+    return f"same most likely {'token' if is_token else 'class'}"
+
+
 def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
     stride = "" if accuracy.stride is None else f", read with a stride of {accuracy.stride:,}"
-    kind, of = ("text", "tokens") if accuracy.images is None else ("images", "images")
+    kind, of = ("text", COUNTED[accuracy.compared]) if accuracy.images is None else _IMAGES
     yield Note(
         f"Evaluation {kind}: {accuracy.text_source}, {accuracy.tokens:,} {of}{stride} "
         f"(SHA-256 `{accuracy.text_sha256[:12]}`)."
@@ -127,6 +139,10 @@ def _why_no_perplexity(accuracy: Accuracy) -> str:
         return "Images have no perplexity: the classes of both models are compared."
     if accuracy.embeddings is not None:
         return "Encoders have no perplexity: the embeddings of both models are compared."
+    if accuracy.compared == "order":
+        return "Rerankers have no perplexity: which of two texts stands higher is compared."
+    if accuracy.compared == "classes":
+        return "Classifiers have no perplexity: the classes of both models are compared."
     return (
         "There is no perplexity: the tokens are no text, or the model doesn't predict the next "
         "token."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from exporter.artifacts import (
     Arm,
@@ -11,6 +11,7 @@ from exporter.artifacts import (
     Interval,
     TaskResult,
 )
+from exporter.artifacts.accuracy import Compared
 from exporter.printable import counted
 from exporter.report.sections.blocks import Cell, Grid, Tile, verdict_sign
 from exporter.report.sections.verdict import quality_sign, speed_sign
@@ -27,6 +28,21 @@ from exporter.report.words import (
 
 SummaryRow = tuple[str, str, str, str, str]
 """What, baseline, candidate, change, verdict."""
+
+SAME: Mapping[Compared, str] = {
+    "tokens": "top-1 token",
+    "classes": "top-1 class",
+    "order": "order of two texts",
+}
+"""What is the same in both arms, by what is compared."""
+COUNTED: Mapping[Compared, str] = {
+    "tokens": "tokens",
+    "classes": "answers",
+    "order": "comparisons of two texts",
+}
+"""What the number of an evaluation text's tokens counts, by what is compared."""
+_PROBED = {"acc": "right answers", "ndcg@10": "NDCG@10"}
+"""The score of a probe that is told at a glance, in words."""
 
 HEADER: SummaryRow = ("", "baseline", "candidate", "change", "verdict")
 
@@ -62,8 +78,8 @@ def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
     if accuracy.kl_divergence is not None:
         rows.append(("KL divergence, nats", "", significant(accuracy.kl_divergence, 3), "", ""))
     if accuracy.top1_agreement is not None:
-        what = "token" if accuracy.images is None else "class"
-        rows.append((f"same top-1 {what}", "", percent(accuracy.top1_agreement), "", ""))
+        what = "top-1 class" if accuracy.images is not None else SAME[accuracy.compared]
+        rows.append((f"same {what}", "", percent(accuracy.top1_agreement), "", ""))
     if accuracy.images is not None and accuracy.top5_agreement is not None:
         rows.append(("same of top-5 classes", "", percent(accuracy.top5_agreement), "", ""))
     return [*rows, *_embedding_rows(accuracy.embeddings)]
@@ -94,18 +110,18 @@ def _task(task: TaskResult) -> SummaryRow:
 
 
 def probe_rows(report: ComparisonReport) -> list[SummaryRow]:
-    """The share of right answers to each probe, and the difference with its interval in points."""
+    """A score of each probe, and the difference with its interval in points."""
     probes = report.accuracy.probes if report.accuracy else []
     return [
         (
-            f"{probe.task}, right answers",
+            f"{probe.task}, {_PROBED[probe.metric]}",
             percent(probe.baseline),
             percent(probe.candidate),
             _points(probe.difference),
             "",
         )
         for probe in probes
-        if probe.metric == "acc"
+        if probe.metric in _PROBED
     ]
 
 

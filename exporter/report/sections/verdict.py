@@ -222,9 +222,14 @@ def _accuracy_sentences(report: ComparisonReport) -> list[str]:
             f"({relative_change(pair.baseline, pair.candidate)}; lower is better)."
         )
     if accuracy.top1_agreement is not None:
-        share = percent(accuracy.top1_agreement)
-        told = f"the same token most likely at {share} of {accuracy.tokens:,} positions"
-        if accuracy.images is not None:
-            told = f"the same class most likely for {share} of {accuracy.images:,} images"
-        sentences.append(f"Both find {told}.")
+        sentences.append(_agreement(accuracy, percent(accuracy.top1_agreement)))
     return sentences
+
+
+def _agreement(accuracy: Accuracy, share: str) -> str:
+    if accuracy.images is not None:
+        return f"Both find the same class most likely for {share} of {accuracy.images:,} images."
+    if accuracy.compared == "order":
+        return f"Both put the same text first in {share} of {accuracy.tokens:,} comparisons of two."
+    what, where = ("token", "positions") if accuracy.compared == "tokens" else ("class", "answers")
+    return f"Both find the same {what} most likely at {share} of {accuracy.tokens:,} {where}."

@@ -748,6 +748,20 @@ def test_a_training_that_fails_is_replaced_only_where_nobody_asked_for_it(
             healed(loaded, texts, kind=kind)
 
 
+@pytest.mark.parametrize("replacements", ["none", "linear"])
+def test_a_fold_that_gains_nothing_ends_only_what_asked_for_it_alone(
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, replacements: Any
+) -> None:
+    """A first look asks for maps, too: then the best of them, or nothing, takes the places."""
+    monkeypatch.setattr("exporter.heal.fold.folded._loses", lambda *_: True)
+    if replacements == "none":
+        with raises(HealingError, "folding-gained-nothing"):
+            healed(loaded, texts, kind="fold")
+    else:
+        found = healed(loaded, texts, kind="fold", replacements=replacements)
+        assert found.report.healing.asked == "best"
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_memory_that_is_short_in_one_of_several_processes_ends_it(
     loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, alone: bool

@@ -168,6 +168,7 @@ def test_a_reranker_is_scored_and_judged_on_pairs(exports_once: None, tmp_path: 
     report = export_model(replace(request, score=replace(request.score, sequence_length=64)))
     importance = ImportanceReport.read(out / "importance.json")
     assert importance.calibration.tokens < importance.calibration.samples * 64  # padded: pairs
+    assert report.accuracy.compared == "order"
     assert report.accuracy.tokens == 10  # the order of each two of 20 pairs
     assert report.accuracy.kl_divergence > 0
     assert {(probe.metric, probe.items) for probe in report.accuracy.probes} == {
