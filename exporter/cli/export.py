@@ -20,19 +20,8 @@ from exporter.cli.required_speedup import RequiredSpeedup, exit_code
 from exporter.cli.results import print_comparison, print_models
 from exporter.errors import OptionError
 from exporter.options import Options, dataclass, only_with, option, part
-from exporter.pipeline.request import ExportRequest
+from exporter.pipeline.request import QUICK, ExportRequest
 
-_QUICK = {
-    "calibration": ("pydoc",),
-    "samples": 8,
-    "search_tokens": 512,
-    "shortlist": 8,
-    "time_budget": 10.0,
-    "eval_tokens": 2048,
-    "agreement_prompts": 2,
-    "probes": 20,
-}
-"""What --quick asks for, unless it is asked for otherwise."""
 _ROW_S = 20.0
 """For a measured row where nothing is said at all: an answer within a quarter of an hour."""
 _CHANGING = (None, "auto", "fold", "distill")
@@ -71,7 +60,7 @@ class ExportCall(Options):
         _refuse_quick_training(told)
         if told.get("plan") is not None or told.get("stream"):
             return told
-        told = {**_QUICK, **told} if told.get("quick") else told
+        told = {**QUICK, **told} if told.get("quick") else told
         if not _names_goal(told) and not asks_for_more_than_numbers(told):
             told = {**_fastest_form(told), "time_budget": _ROW_S, **told, **USUAL_LIMITS}
         if not _names_goal(told) and told.get("heal") in _CHANGING:
@@ -133,7 +122,8 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     """
     from exporter.pipeline.road import export_model, write_models
 
-    request = replace(call.request, refuses_useless=not call.allow_damage)
+    told = {"refuses_useless": not call.allow_damage, "quick": call.quick}
+    request = replace(call.request, **told)
     if request.compared:
         print_comparison(export_model(request, progress), request.out, progress.as_json)
     else:

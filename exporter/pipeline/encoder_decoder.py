@@ -6,14 +6,15 @@ remembering.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from exporter.artifacts import PlanParts
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.choose.budgets.refusals import refuse_more_than_scores
 from exporter.compare.encoder_decoder import (
+    OF_ONE_GRAPH,
     as_text,
     compare_stacks,
     refuse_deciding,
@@ -26,7 +27,7 @@ from exporter.cut.options import CutOptions
 from exporter.errors import UsageError
 from exporter.files import staged_directory
 from exporter.heal.encoder_decoder import heal_stacks, refuse_other_ways
-from exporter.heal.options import HealOptions
+from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.companions import copy_processor_files
 from exporter.models.encoder_decoder_folder import GRAPHS
 from exporter.models.encoder_decoder_text import scored_pairs
@@ -34,15 +35,19 @@ from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.texts.paired import PAIRS
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import PYDOC, refuse_same_text
-from exporter.options import flag, key_at
+from exporter.options import Options, flag, is_given, key_at
 from exporter.pipeline.keys import Key, score_key
-from exporter.pipeline.request import ExportRequest
+from exporter.pipeline.request import QUICK, ExportRequest
 from exporter.pipeline.run import HEALING, Run, files_below
 from exporter.pipeline.stages import judge, parity_notes, published, say_pruned
 from exporter.progress import Progress
 from exporter.report.files import write_reports
 from exporter.report.sections.healing import healing_words
+from exporter.score.options import ScoreOptions
 
+_O = TypeVar("_O", bound=Options)
+_OF_WEIGHTS = (*TRAINED, "replacements")
+"""What is said of healing kept weights."""
 _GRAPHS = tuple(f"{graph}.onnx*" for graph in GRAPHS)
 
 
@@ -84,8 +89,41 @@ def refuse_unfit(request: ExportRequest) -> None:
             code="one-graph-option",
         )
     refuse_of_one_graph(request.compare)
+    for name in ("sequence_length", "seed"):
+        if is_given(request.score, name):
+            key = flag(key_at(ScoreOptions, name))
+            raise UsageError(
+                f"Pairs are as long as they are, and none are sampled: {key} has no effect on an "
+                "encoder-decoder.",
+                f"Leave {key} out.",
+                code="one-graph-option",
+            )
     if request.heal is not None:
         _refuse_healing(request, request.heal)
+
+
+def without_presets(request: ExportRequest) -> ExportRequest:
+    """A first look (--quick) without what it asks for by itself and has no effect here."""
+    if not request.quick:
+        return request
+    return replace(
+        request,
+        compare=_unset(request.compare, *OF_ONE_GRAPH),
+        search=_unset(request.search, "tokens"),
+    )
+
+
+def _unset(options: _O, *names: str) -> _O:
+    """Options with their defaults where they have the values of :data:`QUICK`."""
+    for name in names:
+        head, _, rest = name.partition(".")
+        key, value = key_at(type(options), name), getattr(options, head)
+        if rest:
+            options = replace(options, **{head: _unset(value, rest)})
+        elif value == QUICK.get(key):
+            default = next(each.default for each in fields(options) if each.name == head)
+            options = replace(options, **{head: default})
+    return options
 
 
 def refuse_other_pairs(run: Run) -> None:
@@ -112,23 +150,24 @@ def refuse_other_pairs(run: Run) -> None:
 
 
 def _refuse_healing(request: ExportRequest, heal: HealOptions) -> None:
-    refuse_other_ways(_without_weights(heal))
     scored = request.score
     broken = {
         "sequential": heal.sequential,
         "check_text": heal.check_text is not None,
         "calibration": heal.calibration not in ((), scored.calibration),
         "samples": heal.samples not in (None, scored.samples),
+        **{name: heal.kind == "auto" and is_given(heal, name) for name in _OF_WEIGHTS},
     }
     for name, given in broken.items():
         if given:
             key = flag(key_at(HealOptions, name))
             raise UsageError(
                 f"An encoder-decoder is healed on the pairs that it is scored on, each branch on "
-                f"the whole model; {key} asks for something else.",
+                f"the whole model, and no kept weight is trained; {key} asks for something else.",
                 f"Leave {key} out.",
                 code="one-graph-option",
             )
+    refuse_other_ways(_without_weights(heal))
 
 
 def settled(request: ExportRequest, progress: Progress) -> ExportRequest:

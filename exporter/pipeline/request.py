@@ -45,6 +45,18 @@ from exporter.options import (
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.options import ScoreOptions
 
+QUICK: Mapping[str, Any] = {
+    "calibration": ("pydoc",),
+    "samples": 8,
+    "search_tokens": 512,
+    "shortlist": 8,
+    "time_budget": 10.0,
+    "eval_tokens": 2048,
+    "agreement_prompts": 2,
+    "probes": 20,
+}
+"""What --quick asks for, unless it is asked for otherwise."""
+
 
 @dataclass(frozen=True)
 class DropRequest(Options):
@@ -120,6 +132,7 @@ class ExportRequest(Options):
             models are written.
         shared: A folder of finished stages, for output folders that have some in common.
         refuses_useless: Whether a cut that ruins the model ends the export.
+        quick: Whether options have the values of :data:`QUICK` that nobody has asked for.
         in_stacks: Whether the model is an encoder-decoder, which is healed after it was planned.
     """
 
@@ -244,6 +257,7 @@ class ExportRequest(Options):
         rare=True,
     )
     refuses_useless: bool = False
+    quick: bool = False
     in_stacks: bool = False
 
     rules = (

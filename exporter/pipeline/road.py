@@ -90,6 +90,7 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
 def _started(request: ExportRequest, progress: Progress) -> Run:
     run = Run(request, progress)
     if run.is_encoder_decoder:
+        request = encoder_decoder.without_presets(request)
         encoder_decoder.refuse_unfit(request)
         run = Run(encoder_decoder.settled(request, progress), progress)
         encoder_decoder.refuse_other_pairs(run)

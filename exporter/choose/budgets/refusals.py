@@ -10,6 +10,8 @@ from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, dama
 from exporter.choose.budgets.units import Goal
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError, UnmetGoalError
+from exporter.options import is_given
+from graph_passes.types import BLOCK_KINDS
 
 
 def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
@@ -18,7 +20,8 @@ def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
     Raises:
         PlanError: More is asked for.
     """
-    if not budget.only_counts or budget.keep_first is not None:
+    others = budget.keep_first, budget.at
+    if not budget.only_counts or any(others) or budget.kinds != BLOCK_KINDS:
         raise PlanError(
             "Encoder-decoders are planned by numbers of sublayers alone.",
             "Say how many: --drop-attn, --drop-cross, --drop-mlp, --drop-block or --drop-joint.",
@@ -28,6 +31,13 @@ def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
         raise PlanError(
             f"Encoder-decoders are not planned by --search {search.search}.",
             "Take one-shot or greedy.",
+            code="other-search",
+        )
+    if is_given(search, "tokens"):
+        raise PlanError(
+            "Encoder-decoders are planned on all pairs that the scores rest on, not on a number of "
+            "their tokens.",
+            "Leave --search-tokens out; --samples says how many pairs there are.",
             code="other-search",
         )
     if search.kept_small not in ("kl", "perplexity"):

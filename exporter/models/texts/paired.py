@@ -187,7 +187,8 @@ class PairReader:
     def _tokens(self, pairs: Sequence[Pair]) -> Sources:
         tokenizer = self._tokenizer()
         rows = [tokenizer(pair.source)["input_ids"] for pair in pairs]
-        rows = [row if len(row) <= LONGEST else [*row[: LONGEST - 1], row[-1]] for row in rows]
+        most = min(LONGEST, target_positions(self.config) or LONGEST)
+        rows = [row if len(row) <= most else [*row[: most - 1], row[-1]] for row in rows]
         ids, mask = padded(rows, self.rules.pad_id)
         return Sources({"input_ids": ids, "attention_mask": mask.astype(np.int64)}, mask)
 

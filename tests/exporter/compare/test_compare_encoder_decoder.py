@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 
@@ -15,8 +13,8 @@ from exporter.artifacts import ComparisonReport, MachineState, PlannedDeletion
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.compare.options import CompareOptions, DeviceOption, QualityOptions, TimingOptions
 from exporter.errors import ComparisonError, DisturbedMachineError, UsageError
-from exporter.options import Options
 from tests.exporter.encoder_decoders import made_loaded, write_source
+from tests.exporter.option_leaves import leaves_of
 from tests.heard import Heard
 from tests.raising import raises
 
@@ -25,6 +23,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 CUTS: dict[str, list[tuple[int, Any]]] = {
     "encoder": [(0, "mlp")],
     "less": [(0, "mlp"), (2, "attention")],
+    "block": [(0, "mlp"), (2, "block")],
     "least": [(0, "mlp"), (2, "attention"), (3, "cross_attention")],
 }
 
@@ -64,8 +63,11 @@ def compared(
 def test_what_a_cut_baseline_lacks_already_is_not_told_as_dropped(models: Path) -> None:
     found = compared(models, ("less", "least")).plan
     assert [(each.layer, each.kind) for each in found] == [(3, "cross_attention")]
+    rest = compared(models, ("less", "block")).plan
+    assert [(each.layer, each.kind) for each in rest] == [(2, "cross_attention"), (2, "mlp")]
     whole = compared(models).plan
-    assert {(each.layer, each.kind) for each in whole} == {*CUTS["least"]}
+    assert [(each.layer, each.kind) for each in whole] == CUTS["least"]
+    assert compared(models, ("less", "less")).plan == []
 
 
 def test_the_number_of_threads_is_tried_where_none_is_asked_for(
@@ -228,18 +230,6 @@ REFUSED: dict[str, Any] = {
     "quality.prompts": "a.txt", "quality.answer_tokens": 5, "quality.long_context": (64,),
 }  # fmt: skip
 """What it refuses, each with a value."""
-
-
-def leaves_of(kind: type, begin: str = "") -> Iterator[str]:
-    """The options of a class and of its parts."""
-    hints = get_type_hints(kind)
-    for each in dataclasses.fields(kind):
-        told = [hints[each.name], *get_args(hints[each.name])]
-        parts = [one for one in told if isinstance(one, type) and issubclass(one, Options)]
-        if parts:
-            yield from leaves_of(parts[0], f"{begin}{each.name}.")
-        else:
-            yield begin + each.name
 
 
 def test_every_option_is_heeded_or_refused() -> None:

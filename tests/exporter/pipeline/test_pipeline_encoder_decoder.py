@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from exporter.artifacts import ImportanceReport, PlanParts, PruneReport, PruningPlan
 from exporter.artifacts.plans.stacks import Stacks
-from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import (
@@ -25,10 +27,11 @@ from exporter.errors import (
 )
 from exporter.heal.options import HealOptions
 from exporter.models.loading.options import SourceOptions
-from exporter.pipeline.request import DropRequest, ExportRequest
+from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
 from tests.exporter.encoder_decoders import write_recordings, write_source
+from tests.exporter.option_leaves import leaves_of
 from tests.raising import raises
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
@@ -304,27 +307,145 @@ def test_what_an_encoder_decoder_can_not_have_is_refused(
     assert not (tmp_path / "out" / "baseline").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        (
-            {"heal": HealOptions(kind="best", sequential=True), "search": SearchOptions()},
-            "sequential",
-        ),
-        ({"heal": HealOptions(kind="auto", check_text="pydoc")}, "check-text"),
-        ({"heal": HealOptions(kind="auto", calibration=("other",))}, "heal-calibration"),
-        ({"heal": HealOptions(kind="auto", samples=3)}, "samples"),
-        ({"compare": compare(other_text="a.txt")}, "other-text"),
-        ({"compare": compare(quality=QualityOptions(tasks=("copy",)))}, "tasks"),
-        ({"compare": compare(quality=QualityOptions(long_context=(64,)))}, "long-context"),
-        ({"compare": compare(quality=QualityOptions(agreement_prompts=3))}, "agreement-prompts"),
-    ],
-)
-def test_what_would_have_no_effect_is_refused(changes: dict[str, Any], key: str) -> None:
+HEEDED = {
+    "source", "out", "opset", "compared", "redo", "allow_empty", "choose_dtype", "shared",
+    *(f"drops.budget.{kind}" for kind in ("attention", "cross_attention", "mlp", "block", "joint")),
+    "drops.plan", "search.search", "search.objective", "search.protect", "search.shortlist",
+    "heal.kind", "heal.rank", "heal.ridge", "heal.batch_size",
+    "score.metrics", "score.calibration", "score.samples", "score.batch_size",
+    "score.kl_positions", "score.blocks",
+    *(f"load.{name}" for name in ("dtype", "revision", "trust_remote_code", "allow_pickle")),
+    "load.allow_any_model_type",
+}  # fmt: skip
+"""What `export` of an encoder-decoder heeds; what its comparison does has a table of its own."""
+NO_OPTIONS = {"refuses_useless", "quick", "in_stacks"}
+BY_RULES = {
+    "heal.server",  # as server
+    "heal.seed", "heal.sequence_length",  # as those of scores
+    "search.seconds", "search.seed", "search.every", "search.items", "search.judged_items",
+    "drops.budget.fits.context", "drops.budget.fits.batch",  # with a limit of bytes alone
+    "stream_dir", "cache_length",
+}  # fmt: skip
+"""What other options must be given for, which are refused."""
+
+
+def budget(**changes: Any) -> dict[str, Any]:
+    return {"drops": DropRequest(Budget(**{"joint": 2} | changes))}
+
+
+def heal(**changes: Any) -> dict[str, Any]:
+    return {"heal": HealOptions(**{"kind": "auto"} | changes)}
+
+
+LESS: dict[str, Callable[[], dict[str, Any]]] = {
+    "target": lambda: {"target": "onnxruntime-cpu"},
+    "exporter": lambda: {"exporter": "optimum"},
+    "pooling": lambda: {"pooling": True},
+    "checkpoint": lambda: {"checkpoint": True},
+    "also": lambda: {"also": (Path("other"),)},
+    "server": lambda: {"server": "llama.cpp"},
+    "stream": lambda: {"stream": True, "search": SearchOptions()},
+    "quantize": lambda: {"quantize": QuantizeSettings(scheme="int8")},
+    "engines": lambda: {"engines": EngineRequest()},
+    "drops.budget.keep_first": lambda: budget(joint=0, keep_first=1),
+    "drops.budget.parameters": lambda: budget(joint=0, parameters=0.1),
+    "drops.budget.fits.limit_bytes": lambda: budget(joint=0, fits=Memory(limit_bytes=9)),
+    "drops.budget.target_speedup": lambda: budget(joint=0, target_speedup=1.2, at=USUAL_REQUEST),
+    "drops.budget.at": lambda: budget(at=USUAL_REQUEST),
+    "drops.budget.kinds": lambda: budget(kinds=("mlp",)),
+    **{
+        f"drops.budget.floors.{name}": lambda name=name: budget(floors=Floors(**{name: 0.5}))
+        for name in ("perplexity_increase", "top1_agreement", "embedding_cosine", "similarity")
+    },
+    "search.tokens": lambda: {"search": SearchOptions("greedy", tokens=64)},
+    "heal.sequential": lambda: {**heal(kind="best", sequential=True), "search": SearchOptions()},
+    "heal.calibration": lambda: heal(calibration=("other",)),
+    "heal.samples": lambda: heal(samples=3),
+    "heal.check_text": lambda: heal(check_text="pydoc"),
+    "heal.tokens": lambda: heal(tokens=1000),
+    "heal.time_s": lambda: heal(time_s=60.0),
+    "heal.train": lambda: heal(train="all"),
+    "heal.learning_rate": lambda: heal(learning_rate=0.1),
+    "heal.step_tokens": lambda: heal(step_tokens=64),
+    "heal.states_weight": lambda: heal(states_weight=0.5),
+    "heal.replacements": lambda: heal(replacements="bias"),
+    "score.sequence_length": lambda: {"score": ScoreOptions(sequence_length=64)},
+    "score.seed": lambda: {"score": ScoreOptions(seed=1)},
+}
+
+
+def test_every_option_is_heeded_or_refused() -> None:
+    parts = ("compare.", "quantize.", "engines.")
+    found = {name for name in leaves_of(ExportRequest) if not name.startswith(parts)}
+    whole = {"quantize", "engines"}
+    assert found == (HEEDED | NO_OPTIONS | BY_RULES | {*LESS}) - whole
+    assert not {*LESS} & (HEEDED | BY_RULES)
+
+
+@pytest.mark.parametrize("name", LESS)
+def test_an_option_without_effect_is_refused(name: str) -> None:
     from exporter.pipeline.encoder_decoder import refuse_unfit
 
-    with raises(UsageError, "one-graph-option", f"--{key}"):
-        refuse_unfit(request_for(Path("m"), Path("out"), **changes))
+    codes = {"one-graph-option", "numbers-only", "other-search"}
+    with pytest.raises(DepthcutError) as told:
+        refuse_unfit(request_for(Path("m"), Path("out"), **LESS[name]()))
+    assert told.value.code in codes
+
+
+def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
+    from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
+
+    told: dict[str, Any] = {
+        "compare": compare(quality=QualityOptions(agreement_prompts=2, probes=20)),
+        "search": SearchOptions("greedy", tokens=512),
+    }
+    request = request_for(Path("m"), Path("out"), **told)
+    refuse_unfit(without_presets(replace(request, quick=True)))
+    with raises(PlanError, "other-search"):
+        refuse_unfit(without_presets(request))
+    with raises(UsageError, "one-graph-option", "probes"):
+        refuse_unfit(without_presets(replace(request, search=SearchOptions("greedy"))))
+    asked = replace(told["compare"], quality=QualityOptions(agreement_prompts=3, probes=20))
+    with raises(UsageError, "one-graph-option", "--agreement-prompts"):
+        refuse_unfit(without_presets(replace(request, quick=True, compare=asked)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"prefill_lengths": (8,)}, {"timing": TimingOptions(generate=((2, 4),))}],
+)
+def test_recordings_have_one_length(tmp_path: Path, changes: dict[str, Any]) -> None:
+    from exporter.pipeline.road import export_model
+
+    source = write_source(tmp_path / "source", "whisper")
+    with raises(UsageError, "no-source-length"):
+        export_model(request_for(source, tmp_path / "out", compare=compare(**changes)))
+
+
+@pytest.mark.parametrize("family", ["whisper", "bart"])
+def test_what_the_scores_are_to_rest_on_is_refused_before_anything_is_done(
+    tmp_path: Path, family: str
+) -> None:
+    from exporter.pipeline.road import export_model
+
+    source, scored = write_source(tmp_path / "source", family), tmp_path / "a"
+    write_recordings(scored, 0)
+    judged: Path | str = scored / "recordings.jsonl"
+    given: Path | str = scored  # the same recordings without their words, as a folder
+    if family == "bart":
+        given, judged = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+        lines = [{"source": f"w{n}", "target": f"w{n + 1}"} for n in range(4)]
+        given.write_text("\n".join(map(json.dumps, lines)))
+        others = [{"source": line["source"]} for line in reversed(lines)]
+        judged.write_text("\n".join(map(json.dumps, others)))
+    told = {
+        "score": ScoreOptions(calibration=(str(given),)),
+        "compare": compare(eval_text=str(judged)),
+    }
+    with raises(ComparisonError, "same-text"):
+        export_model(request_for(source, tmp_path / "out", **told))
+    assert not (tmp_path / "out" / "importance.json").exists()
+    assert not (tmp_path / "out" / ".depthcut" / "work" / "importance.json").exists()
 
 
 def test_what_is_said_of_scores_is_taken_for_healing() -> None:
