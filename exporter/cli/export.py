@@ -38,7 +38,8 @@ class ExportCall(Options):
     allow_damage: bool = option(
         False,
         "Go on even if the perplexity more than doubles; for encoders, if the mean cosine of the "
-        "embeddings falls below 0.8.",
+        "embeddings falls below 0.8; for classifiers, if fewer than 0.8 of the texts keep their "
+        "class.",
         brief="Go on even if the model becomes useless",
         section=DROPPING,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
+
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.by_score import read_plan
@@ -13,6 +15,7 @@ from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.compare.judged_texts import decided_on, evaluation_texts, read_source
 from exporter.compare.prompts import questions
+from exporter.compare.quality.intervals import share_interval
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
@@ -39,6 +42,9 @@ _USELESS = math.log(2)
 """Rise of the log-perplexity with which nobody would ship a model."""
 USELESS_COSINE = 0.8
 """Mean cosine with the whole model's embeddings below which nobody would ship an encoder."""
+USELESS_AGREEMENT = 0.8
+"""Share of texts that keep their class, or of two texts their order, below which nobody would ship
+a classifier or a reranker; few texts must show it."""
 _SLACK = 1e-6
 _RESULTS: tuple[str, ...] = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
@@ -242,7 +248,8 @@ def refuse_useless(run: Run) -> None:
 
     Raises:
         UnmetGoalError: The perplexity more than doubles, healed or not; of an encoder the mean
-            cosine with the whole model's embeddings falls below :data:`USELESS_COSINE`.
+            cosine with the whole model's embeddings falls below :data:`USELESS_COSINE`; of a
+            classifier the share of texts that keep their class below :data:`USELESS_AGREEMENT`.
     """
     budget, plan = run.request.drops.budget, run.plan.plan
     if not run.request.refuses_useless or budget is None or budget.floors:
@@ -270,7 +277,24 @@ def _useful_share(plan: PruningPlan) -> tuple[float, str]:
     if cosine is not None:
         told = f"the mean cosine of the embeddings is {cosine:.3f}, less than {USELESS_COSINE}"
         return (1 - USELESS_COSINE) / max(1 - cosine, 1e-9), told
-    return math.inf, ""
+    return _useful_share_of_classes(plan)
+
+
+def _useful_share_of_classes(plan: PruningPlan) -> tuple[float, str]:
+    """The same of a classifier; of few texts the end of the interval that is kinder to it."""
+    same = plan.predicted.get("top1_agreement")
+    texts = plan.judged_on[0].samples if plan.judged_on else 0
+    if same is None or not texts:
+        return math.inf, ""
+    kept = np.arange(texts) < round(same * texts)
+    interval = share_interval(kept.astype(np.float64), np.ones(texts))
+    if interval is None or interval.ci95[1] >= USELESS_AGREEMENT:
+        return math.inf, ""
+    told = (
+        f"{same:.0%} of the texts keep their likeliest class, or of two their order, less than "
+        f"{USELESS_AGREEMENT:.0%}"
+    )
+    return (1 - USELESS_AGREEMENT) / max(1 - same, 1e-9), told
 
 
 def _smaller(budget: Budget, share: float) -> list[str]:

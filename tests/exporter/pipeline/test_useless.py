@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.artifacts import CalibrationRef, PlannedDeletion, PruningPlan
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.errors import UnmetGoalError
 from exporter.pipeline.refusals import USELESS_COSINE, refuse_useless
@@ -55,6 +55,23 @@ def test_so_is_an_encoder_whose_embeddings_are_others() -> None:
         refuse_useless(run(0.6, figure="cosine"))
     refuse_useless(run(USELESS_COSINE + 0.01, figure="cosine"))
     refuse_useless(run(0.6, refuses=False, figure="cosine"))
+
+
+def of_classes(same: float, texts: int, **more: Any) -> Any:
+    found = run(same, figure="top1_agreement", **more)
+    judged = CalibrationRef(
+        source="made", samples=texts, sequence_length=8, tokens=8 * texts, sha256="0"
+    )
+    plan = found.plan.plan.model_copy(update={"judged_on": [judged]})
+    return SimpleNamespace(request=found.request, plan=SimpleNamespace(plan=plan))
+
+
+def test_so_is_a_classifier_whose_texts_get_other_classes_if_enough_texts_show_it() -> None:
+    with raises(UnmetGoalError, "useless", "--drop-attn 4", "60%", "made"):
+        refuse_useless(of_classes(0.6, 100))
+    refuse_useless(of_classes(0.6, 6))
+    refuse_useless(of_classes(0.82, 100))
+    refuse_useless(of_classes(0.6, 100, refuses=False))
 
 
 @pytest.mark.parametrize(
