@@ -123,8 +123,7 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     """
     from exporter.pipeline.road import export_model, write_models
 
-    told = {"refuses_useless": not call.allow_damage, "quick": call.quick}
-    request = replace(call.request, **told)
+    request = replace(call.request, refuses_useless=not call.allow_damage, quick=call.quick)
     if request.compared:
         print_comparison(export_model(request, progress), request.out, progress.as_json)
     else:
