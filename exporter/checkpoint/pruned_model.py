@@ -23,6 +23,7 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.anatomy.residual_stream import probe_inputs
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import LoadedModel, load_model
+from exporter.models.model_folder import OF_IMAGES
 from exporter.models.pruned_structure import structure_for
 from graph_passes.files.locations import real
 from graph_passes.files.reading import read_json
@@ -191,12 +192,13 @@ def _as_in(
 
 
 def refuse_tokenless(model: Any) -> None:
-    """Refuses a model without text, before work goes into it.
+    """Refuses a model that reads neither text nor images, before work goes into it.
 
     Raises:
-        UnknownArchitectureError: The model takes no tokens.
+        UnknownArchitectureError: It is one, such as a model of sounds; or it gives images no class.
     """
-    if model.main_input_name != "input_ids":
+    classifies_images = type(model).__name__.endswith(OF_IMAGES)
+    if model.main_input_name != "input_ids" and not classifies_images:
         raise UnknownArchitectureError(
             f"{type(model).__name__} takes no tokens, so it can't be saved pruned.",
             "Export it without a checkpoint, and use the pruned ONNX file.",

@@ -37,10 +37,11 @@ from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.anatomy.residual_stream import probe_inputs
-from exporter.models.companions import copy_sentence_files
+from exporter.models.companions import copy_processor_files, copy_sentence_files
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.sentence_folder import MODULES
+from exporter.models.texts.image_reader import reads_images
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import copy_file
 
@@ -110,6 +111,8 @@ def write_checkpoint(
         with telling_full_disk(stage):
             _copy_licenses(loaded.path, stage)
             copy_sentence_files(loaded.path, stage)
+            if reads_images(loaded.model):
+                copy_processor_files(loaded.path, stage)
         facts = _facts(loaded, plan, before, pruned, kept, stage)
         if after is not None:
             facts = _as_decilm(facts, after, server)

@@ -80,11 +80,7 @@ class ModelFolder:
     @property
     def patches(self) -> int:
         """Of an image, as the config says; 1 where it doesn't."""
-        size = self.config.get("patch_size")
-        if not isinstance(size, int) or size < 1:
-            return 1
-        _, height, width = image_shape(self.config)
-        return max(1, (height // size) * (width // size))
+        return image_patches(self.config)
 
     @property
     def predicts_next_token(self) -> bool:
@@ -152,6 +148,15 @@ def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
             code="odd-setting",
         )
     return shape
+
+
+def image_patches(config: Mapping[str, Any]) -> int:
+    """Of an image, as a config says; 1 where it doesn't."""
+    size = config.get("patch_size")
+    if not isinstance(size, int) or size < 1:
+        return 1
+    _, height, width = image_shape(config)
+    return max(1, (height // size) * (width // size))
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -18,7 +18,11 @@ from exporter.engines.inputs import has_cache, make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError
+from exporter.models.model_folder import ModelFolder
+from exporter.models.texts.batches import Sources
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.image_reader import ImageReader, of_pixels
+from exporter.models.texts.images import read_images
 from exporter.models.texts.mixtures import joined, refuse_same
 from exporter.models.texts.packing import pack_tokens
 from exporter.models.texts.sources import TextSource, read_texts
@@ -37,14 +41,21 @@ Moments = NDArray[np.float32]
 def calibration_beside(model: Path, specs: Sequence[str]) -> CalibrationText:
     """Reads texts and cuts them into samples with the tokenizer that lies beside a model.
 
+    Of a classifier of images it reads these.
+
     Args:
         model: The ONNX file.
-        specs: As :func:`exporter.models.texts.sources.read_texts` takes them; alike much of each.
+        specs: As :func:`exporter.models.texts.sources.read_texts` takes them, or
+            :func:`exporter.models.texts.images.read_images`; alike much of each.
 
     Raises:
-        TextSourceError: The text can't be read.
+        TextSourceError: The text can't be read, or an image.
         CalibrationError: It isn't long enough for one sample, or there is no tokenizer.
+        ModelSourceError: The settings of the image processor are missing, or another model's.
     """
+    folder = ModelFolder.beside(model, model.parent)
+    if folder.classifies_images:
+        return _images_beside(folder, specs)
     if not model.with_name(_TOKENIZER).is_file():
         raise CalibrationError(
             f"There is no {_TOKENIZER} beside {model}, so no text can be read.",
@@ -73,6 +84,18 @@ def calibration_beside(model: Path, specs: Sequence[str]) -> CalibrationText:
     return joined(samples)
 
 
+def _images_beside(folder: ModelFolder, specs: Sequence[str]) -> CalibrationText:
+    """The first images of each source."""
+    reader = ImageReader(str(folder.onnx), folder.onnx.parent, folder.config)
+    most, samples = math.ceil(_SAMPLES / len(specs)), []
+    for spec in specs:
+        images = read_images(spec, part="calibration")
+        pixels = reader.of_images(images, most, "calibration")
+        samples.append(of_pixels(pixels, folder.patches, images.source, images.sha256))
+    refuse_same(samples)
+    return joined(samples)
+
+
 def _packed(
     tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
 ) -> list[NDArray[np.int64]]:
@@ -83,20 +106,27 @@ def _packed(
     ]
 
 
-def feed(specs: Sequence[TensorSpec], token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def feed(
+    specs: Sequence[TensorSpec], token_ids: NDArray[np.int64], sources: Sources | None = None
+) -> dict[str, NDArray[Any]]:
     """A model's inputs for some samples at once, with an empty cache where it takes one.
 
     Args:
         specs: What the model takes.
         token_ids: ``[samples, tokens]``.
+        sources: Images in their place.
     """
     phase: Phase = "prefill" if has_cache(specs) else "encode"
-    return dict(make_inputs(specs, Shape(phase, *token_ids.shape), token_ids))
+    made = dict(make_inputs(specs, Shape(phase, *token_ids.shape), token_ids))
+    if sources is not None:
+        made |= {name: each.astype(made[name].dtype) for name, each in sources.arrays.items()}
+    return made
 
 
 def feeds(runner: OnnxRuntimeRunner, text: CalibrationText) -> Iterator[dict[str, Any]]:
     """A model's inputs for one sample after the other."""
-    return (feed(runner.inputs, sample[None]) for sample in text.input_ids)
+    rows = (text.rows(slice(place, place + 1)) for place in range(len(text.input_ids)))
+    return (feed(runner.inputs, row.input_ids, row.sources) for row in rows)
 
 
 def second_moments(

@@ -132,7 +132,8 @@ def quantise_with_modelopt(
     """
     write_files(model, stage, _SOURCE, "compact")
     with OnnxRuntimeRunner(stage / _SOURCE, threads=1) as runner:  # only asked for its inputs
-        calibration = feed(runner.inputs, tokens.input_ids)  # of which it takes one a call
+        # Of which it takes one a call.
+        calibration = feed(runner.inputs, tokens.input_ids, tokens.sources)
     np.savez(stage / _CALIBRATION, **calibration)  # type: ignore[arg-type]
     with progress.task(f"ModelOpt, {scheme}"):
         _run(python, stage, _MODES[scheme], _precision(model), progress)

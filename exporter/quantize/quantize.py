@@ -13,7 +13,7 @@ from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.prune_files import stale_reports
 from exporter.engines.environment import default_threads
 from exporter.engines.usage.folder import USE_FILE, graph_uses, use_place, use_text
-from exporter.errors import ComparisonError
+from exporter.errors import ComparisonError, QuantizationError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.companions import stage_companions
 from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
@@ -173,6 +173,13 @@ class _Quantisation:
         """For the scheme ``mixed`` the bits of each product, unless they are given."""
         if self.settings.scheme != "mixed" or self.bits_by_node or tokens is None:
             return None
+        if tokens.sources is not None:
+            raise QuantizationError(
+                "The scheme mixed chooses bits by what a next token loses, and "
+                f"{self.source} reads images.",
+                "Take int8 or int4, or give the bits by node.",
+                code="no-next-token",
+            )
         folder = stage / "searched"
         folder.mkdir()
         try:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, ModelRef, Score
-from exporter.errors import ScoringError, UsageError
+from exporter.errors import CalibrationError, ScoringError, UsageError
 from exporter.files import sha256_bytes
 from exporter.models.anatomy.architectures import layer_modules, refuse_differing, stacked_layers
 from exporter.models.anatomy.residual_stream import LayerModules, probe
@@ -23,6 +23,7 @@ from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.sources import refuse_other_heads
 from exporter.models.texts.calibration import CalibrationText, check_text
+from exporter.models.texts.image_reader import reads_images
 from exporter.models.texts.mixtures import mixed_text
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import PYDOC
@@ -143,7 +144,7 @@ def scored_model(
     metrics = metrics_named(options.metrics)
     _refuse_unfit(loaded, options, metrics)
     if text is not None:
-        check_text(loaded, text.input_ids, text.mask)
+        _check_samples(loaded, text)
     layers = _checked_layers(loaded)
     if loaded.model.config.is_encoder_decoder and text is None:
         text = scored_pairs(loaded, options.calibration, samples=options.samples, progress=progress)
@@ -157,6 +158,19 @@ def scored_model(
         blocks=options.blocks,
         progress=progress,
     )
+
+
+def _check_samples(loaded: LoadedModel, text: CalibrationText) -> None:
+    images = text.sources is not None and text.sources.are_images
+    if images != reads_images(loaded.model):
+        what = ("images", "text") if images else ("text", "images")
+        raise CalibrationError(
+            f"The samples are {what[0]}, and {loaded.ref.source} reads {what[1]}.",
+            "Give samples that are made for the model.",
+            code="other-samples",
+        )
+    if not images:
+        check_text(loaded, text.input_ids, text.mask)
 
 
 def refuse_unstreamable(options: ScoreOptions) -> None:
@@ -242,7 +256,7 @@ def _asked_text(
     if not any(metric.reads_text for metric in metrics):
         return _no_text()
     specs = options.calibration
-    if not specs and isinstance(loaded, MetaModel):
+    if not specs and isinstance(loaded, MetaModel) and not reads_images(loaded.model):
         specs = (PYDOC,)
         if loaded.model.can_generate():
             progress.say(

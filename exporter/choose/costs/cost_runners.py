@@ -30,7 +30,7 @@ from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.models.graph_facts import GraphFacts, read_facts
-from exporter.models.model_folder import find_model
+from exporter.models.model_folder import PIXELS, find_model
 from exporter.progress import Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.replacements import ReplacementTensors
@@ -128,7 +128,9 @@ class OnnxCostRunner:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens it knows."""
+        """How many tokens it knows; 1 where it reads images."""
+        if PIXELS in self._facts.inputs:
+            return 1
         told = self._facts.vocabulary or find_model(self.onnx).config.get("vocab_size")
         if not isinstance(told, int):
             raise CostError(

@@ -28,7 +28,8 @@ from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.models.ablation.branch_replacements import BranchReplacement, first_input
 from exporter.models.anatomy.architectures import SublayerModules, sublayers
-from exporter.models.model_folder import longest_sequence
+from exporter.models.anatomy.residual_stream import probe_inputs
+from exporter.models.model_folder import PIXELS, image_patches, longest_sequence
 from exporter.models.onnx_interface import OnnxInterface, interface_of
 from exporter.progress import Progress
 
@@ -83,9 +84,15 @@ class TorchCostRunner:
             caches(self._interface),
             hidden=config.hidden_size,
             number_bytes=model.dtype.itemsize,
-            longest=longest_sequence(config.to_dict()),
+            longest=self._longest,
             name=self.loaded.ref.source,
         )
+
+    @property
+    def _longest(self) -> int | None:
+        config = self.loaded.model.config.get_text_config().to_dict()
+        images = self._interface.image is not None
+        return image_patches(config) if images else longest_sequence(config)
 
     @cached_property
     def _interface(self) -> OnnxInterface:
@@ -93,6 +100,8 @@ class TorchCostRunner:
 
     @property
     def _vocabulary(self) -> int:
+        if self._interface.image is not None:
+            return 1
         embeddings: Any = self.loaded.model.get_input_embeddings()
         return int(embeddings.weight.shape[0])
 
@@ -213,7 +222,10 @@ def _output_form(model: Any, module: torch.nn.Module) -> Callable[[torch.Tensor]
     handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:
         with torch.no_grad():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+            if model.main_input_name == PIXELS:
+                model(**probe_inputs(model))
+            else:
+                model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
     finally:
         handle.remove()
     if isinstance(seen[0], tuple):

@@ -50,13 +50,18 @@ def sizes(onnx: Path) -> GraphSizes:
 def longest_text(onnx: Path) -> int | None:
     """Positions that a graph can hold, by its caches and the config beside it; None for no limit.
 
+    Of an image its patches.
+
     Args:
         onnx: The ONNX file.
 
     Raises:
         OnnxFileError: It can't be read safely.
     """
-    known = (read_cache_form(onnx).longest, find_model(onnx).longest_sequence)
+    folder = find_model(onnx)
+    if folder.classifies_images:
+        return folder.patches
+    known = (read_cache_form(onnx).longest, folder.longest_sequence)
     return min((limit for limit in known if limit is not None), default=None)
 
 

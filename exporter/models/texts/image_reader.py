@@ -7,7 +7,7 @@ so that a model sees the same numbers wherever it is judged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, ModelSourceError, first_line, pass_on_memory_error
 from exporter.models.anatomy.residual_stream import probe_inputs, run_backbone
 from exporter.models.decoding_rules import settings_of
@@ -206,16 +205,21 @@ def image_samples(
     pixels = reader.of_images(images, number, part)
     if samples is not None and len(pixels) < samples:
         progress.say(f"{images.source}: {len(pixels)} images of the {samples} asked for")
-    ids = np.zeros((len(pixels), _positions(loaded.model)), np.int64)
-    mask = np.ones(ids.shape, np.bool_)
-    ref = CalibrationRef(
-        source=images.source,
-        samples=len(ids),
-        sequence_length=ids.shape[1],
-        tokens=ids.size,
-        sha256=images.sha256,
-    )
-    return CalibrationText(ref, ids, mask, sources=Sources({PIXELS: pixels}, mask))
+    return of_pixels(pixels, _positions(loaded.model), images.source, images.sha256)
+
+
+def of_pixels(pixels: Pixels, positions: int, source: str, sha256: str) -> CalibrationText:
+    """Images as samples with so many tokens, all of the id 0.
+
+    Args:
+        pixels: ``[images, colours, height, width]``.
+        positions: Of the residual stream.
+        source: What a report calls the images.
+        sha256: Of them.
+    """
+    ids = np.zeros((len(pixels), positions), np.int64)
+    text = CalibrationText.unpadded(ids, source, sha256)
+    return replace(text, sources=Sources({PIXELS: pixels}, text.mask))
 
 
 def refuse_unclassifying(loaded: LoadedModel) -> None:

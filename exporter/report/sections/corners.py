@@ -70,9 +70,14 @@ def corners_grid(report: ComparisonReport, *, brief: bool = False) -> Grid:
     for what, (value, words) in _ROWS.items():
         cells = [or_dash(value(corner), words) for corner in corners]
         if set(cells) != {"-"}:
-            rows.append([what, *cells])
+            rows.append([_named(what, report), *cells])
     header = ["", *(corner_name(report, corner) for corner in corners)]
     return Grid("Whole and cut, in float and quantised", header, rows, right=range(1, 5))
+
+
+def _named(row: str, report: ComparisonReport) -> str:
+    images = report.accuracy is not None and report.accuracy.images is not None
+    return row.replace("token", "class") if images else row
 
 
 def _models_grid(report: ComparisonReport, brief: bool) -> Grid:
@@ -86,7 +91,8 @@ def _models_grid(report: ComparisonReport, brief: bool) -> Grid:
         columns.append((name, [_with_change(known, each, field) for each in corners]))
     for name in ("KL divergence, nats", "same top-1 token", "files, MB")[2 * brief :]:
         value, words = _ROWS[name]
-        columns.append((name, [or_dash(value(each), words) for each in corners]))
+        cells = [or_dash(value(each), words) for each in corners]
+        columns.append((_named(name, report), cells))
     columns = [(name, cells) for name, cells in columns if set(cells) != {"-"}]
     names = [corner_name(report, corner) for corner in corners]
     rows = [list(row) for row in zip(names, *(cells for _, cells in columns), strict=True)]

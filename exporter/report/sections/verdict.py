@@ -138,7 +138,9 @@ def _quality(accuracy: Accuracy | None) -> str:
 
 def statements(report: ComparisonReport) -> list[str]:
     """The result in single sentences, the most important first."""
-    sentences = [*notices(report), *map(_latency_sentence, report.latency)]
+    images = report.accuracy is not None and report.accuracy.images is not None
+    read = "images" if images else "texts"
+    sentences = notices(report) + [_latency_sentence(row, read) for row in report.latency]
     sentences += _accuracy_sentences(report)
     before, after = (
         arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)
@@ -169,7 +171,7 @@ def notices(report: ComparisonReport) -> list[str]:
     return found
 
 
-def _latency_sentence(row: LatencyRow) -> str:
+def _latency_sentence(row: LatencyRow, read: str) -> str:
     low, high = row.speedup.ci95
     what, ratio = shape_words(row).capitalize(), f"{row.speedup.ratio:.3f} times as fast"
     if has_too_few_rounds(row):
@@ -187,15 +189,15 @@ def _latency_sentence(row: LatencyRow) -> str:
         f"faster, at least {limit} slower, or the same to within {limit}",
     }
     interval = f"95 % interval {low:.3f} to {high:.3f}"
-    return f"{what} {verdicts[row.verdict]} ({ratio}, {interval}{_throughput(row)})."
+    return f"{what} {verdicts[row.verdict]} ({ratio}, {interval}{_throughput(row, read)})."
 
 
-def _throughput(row: LatencyRow) -> str:
-    """Of both arms the tokens of whole generations in a second, or the texts of a batch."""
+def _throughput(row: LatencyRow, read: str) -> str:
+    """Of both arms the tokens of whole generations in a second, or what is read of a batch."""
     if row.phase == "generate":
         done, what = row.batch * row.new_tokens, "tokens/s"
     elif row.phase == "encode" and row.batch > 1:
-        done, what = row.batch, "texts/s"
+        done, what = row.batch, f"{read}/s"
     else:
         return ""
     speeds = [significant(1000 * done / a.median_ms, 3) for a in (row.baseline, row.candidate)]

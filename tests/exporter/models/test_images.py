@@ -303,3 +303,18 @@ def test_models_of_images_without_classes_are_refused() -> None:
 
     with raises(CalibrationError, "takes-no-text", "ViTModel"):
         calibration_text(tiny_loaded("vit"))
+
+
+@pytest.mark.torch
+def test_samples_of_the_other_kind_are_refused() -> None:
+    from exporter.models.texts.calibration import CalibrationText, calibration_text
+    from exporter.score import score_on
+    from tests.exporter.tiny_families import tiny_loaded
+
+    seeing, reading = tiny_loaded("vit", head="ImageClassification"), tiny_loaded("llama")
+    images = calibration_text(seeing, samples=2)
+    text = CalibrationText.unpadded(np.ones((2, 5), np.int64), "made", "0")
+    assert score_on(seeing, images).scores
+    for loaded, samples in ((seeing, text), (reading, images)):
+        with raises(CalibrationError, "other-samples", loaded.ref.source):
+            score_on(loaded, samples)

@@ -13,10 +13,16 @@ from exporter.artifacts import ComparisonReport
 from exporter.choose.budgets.budget import Budget
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.errors import ComparisonError, ModelSourceError, TextSourceError
+from exporter.errors import (
+    ComparisonError,
+    ModelSourceError,
+    QuantizationError,
+    TextSourceError,
+)
 from exporter.gate.gate import check
 from exporter.gate.limits import Limits
 from exporter.pipeline.request import DropRequest, ExportRequest
+from exporter.quantize.settings import QuantizeSettings
 from exporter.report.files import rendered
 from exporter.score import ScoreOptions
 from tests.exporter.image_folders import KINDS, write_classifier, write_images
@@ -47,7 +53,9 @@ def noisy(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
     place = tmp_path_factory.mktemp("noisy")
     source = write_classifier(place / "source")
-    return place, export_model(request_for(source, place / "out"))
+    quantize = QuantizeSettings(scheme="int8-qdq", calibration=("random",))
+    request = request_for(source, place / "out", checkpoint=True, quantize=quantize)
+    return place, export_model(request)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +113,58 @@ def test_both_graphs_compute_what_pytorch_does(noisy: tuple[Path, Any]) -> None:
     assert len(report.plan) == 1
     for arm in ("baseline", "candidate"):
         assert (place / "out" / arm / "preprocessor_config.json").is_file()
+
+
+def test_the_checkpoint_is_the_cut_model(noisy: tuple[Path, Any]) -> None:
+    import torch
+
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.models.loading.model_source import load_model
+
+    place, report = noisy
+    folder = place / "out" / "candidate" / "hf"
+    assert (folder / "preprocessor_config.json").is_file()
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole: Any = load_model(str(place / "source")).model
+    pruned: Any = load_pruned(folder).model
+    with torch.inference_mode(), skipped(whole, report.plan):
+        expected = whole(pixel_values=images).logits
+    with torch.inference_mode():
+        assert pruned(pixel_values=images).logits == pytest.approx(expected, abs=1e-5)
+
+
+def test_quantised_arms_have_scales_of_the_images(noisy: tuple[Path, Any]) -> None:
+    place, report = noisy
+    assert len(report.corners) == 4
+    for arm in ("baseline-quantized", "candidate-quantized"):
+        assert (place / "out" / arm / "preprocessor_config.json").is_file()
+    quantized = [corner for corner in report.corners if corner.quantized]
+    assert all(corner.kl_divergence > 0 for corner in quantized)
+
+
+def test_bits_by_a_next_token_are_refused(noisy: tuple[Path, Any], tmp_path: Path) -> None:
+    from exporter.quantize.quantize import quantize_file
+
+    place, _ = noisy
+    settings = QuantizeSettings(scheme="mixed", calibration=("random",))
+    with raises(QuantizationError, "no-next-token", "mixed"):
+        quantize_file(place / "out" / "baseline" / "model.onnx", tmp_path / "model.onnx", settings)
+
+
+def test_layers_that_come_one_by_one_have_the_same_scores(noisy: tuple[Path, Any]) -> None:
+    from exporter.models.loading.meta_model import load_meta
+    from exporter.models.loading.model_source import load_model
+    from exporter.score import score
+
+    source, options = str(noisy[0] / "source"), ScoreOptions(samples=4)
+    whole, streamed = score(load_model(source), options), score(load_meta(source), options)
+    assert [each.score for each in streamed.scores] == [each.score for each in whole.scores]
+
+
+def test_what_sublayers_cost_is_timed_at_the_one_size(noisy: tuple[Path, Any]) -> None:
+    from exporter.choose.costs.weighing import longest_text
+
+    assert longest_text(noisy[0] / "out" / "baseline" / "model.onnx") == 4
 
 
 def test_the_classes_are_those_of_pytorch(labelled: tuple[Path, Any]) -> None:
