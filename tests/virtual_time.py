@@ -7,6 +7,7 @@ scatter, some are hit by a burst. ``Replayed`` plays recorded steps again.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -156,18 +157,28 @@ class Beating:
 class Replayed:
     """Recorded steps, from a place that is drawn, again and again.
 
+    Without ``stretch`` there are no more courses than steps, and a long row meets the same ones
+    again. With it, they are those of the stationary bootstrap (Politis and Romano, JASA 89, 1994).
+
     Args:
         steps_ms: In the order in which they were taken.
-        seed: Draws the place.
+        seed: Draws the places.
+        stretch: After so many steps, on average, it goes on at another place.
     """
 
-    def __init__(self, steps_ms: NDArray[np.float64], seed: int) -> None:
+    def __init__(
+        self, steps_ms: NDArray[np.float64], seed: int, *, stretch: float = math.inf
+    ) -> None:
         self._factors = steps_ms / steps_ms.min()
-        self._next = int(np.random.default_rng(seed).integers(len(steps_ms)))
+        self._rng = np.random.default_rng(seed)
+        self._jumps = 1 / stretch
+        self._next = int(self._rng.integers(len(steps_ms)))
 
     def factor(self, now_s: float) -> float:
         """See :class:`Noise`."""
         self._next = (self._next + 1) % len(self._factors)
+        if self._jumps and self._rng.random() < self._jumps:
+            self._next = int(self._rng.integers(len(self._factors)))
         return float(self._factors[self._next])
 
 

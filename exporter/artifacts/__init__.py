@@ -95,6 +95,7 @@ from exporter.artifacts.latency import (
     MachineState,
     NoiseFloor,
     Phase,
+    Pinning,
     PowerReached,
     Speedup,
     Stop,

@@ -72,7 +72,9 @@ class MachineState(Record):
     before, while it worked: the median of its clock, its highest temperature, any throttling.
     ``quota_cpus`` is the CPU time that a container may take, in CPUs; ``quota_waiting_share`` is
     the share of the time since the look before that it was kept waiting by that, and
-    ``steal_share`` the share of all CPU time that other virtual machines took.
+    ``steal_share`` the share of all CPU time that other virtual machines took. ``pressure_share``
+    is the share of the time in which a thread of the container, or else of the machine, waited for
+    a CPU; the measured threads count, too.
     """
 
     seconds: float
@@ -84,6 +86,7 @@ class MachineState(Record):
     quota_cpus: float | None = None
     quota_waiting_share: float | None = None
     steal_share: float | None = None
+    pressure_share: float | None = None
     on_battery: bool | None = None
 
 
@@ -101,6 +104,17 @@ class ThreadProbe(Record):
     trials: list[ThreadTrial]
 
 
+class Pinning(Record):
+    """Where a process was kept while it was timed: its CPUs, and its nice value (lower is first).
+
+    ``refused`` says what the system didn't allow of it.
+    """
+
+    cpus: list[int]
+    nice: int
+    refused: list[str] = Field(default_factory=list)
+
+
 class Environment(Record):
     """The machine and the settings of a measurement.
 
@@ -109,8 +123,9 @@ class Environment(Record):
     time while the arms were timed; None where the kernel doesn't say. ``affinity`` are the CPUs
     that the process may use. ``order_seed`` is what the arms' order in each round was drawn from; a
     comparison that went on drew its earlier rounds from another. ``thread_probe`` is None where
-    ``threads`` was asked for, or where there was nothing to choose. ``gpu_settings`` are the GPU's
-    power limit (W), clocks (MHz) and modes, by the names of ``nvidia-smi``.
+    ``threads`` was asked for, or where there was nothing to choose; ``pinning`` is None without
+    ``--pin``. ``gpu_settings`` are the GPU's power limit (W), clocks (MHz) and modes, by the names
+    of ``nvidia-smi``.
     """
 
     machine: str
@@ -128,6 +143,7 @@ class Environment(Record):
     governor: str | None = None
     states: list[MachineState] = Field(default_factory=list)
     thread_probe: ThreadProbe | None = None
+    pinning: Pinning | None = None
     order_seed: int | None = None
 
 
@@ -166,7 +182,8 @@ class PowerReached(Record):
 
     ``power`` is the share of sessions that was asked for, ``reached`` that of sessions as sure as
     this one, ``needed_s`` the seconds of rounds that the asked share takes in all, by the noise of
-    this session. ``foretold_s`` is what was foretold of them after the first chunks.
+    this session. ``foretold_s`` is what was foretold of them after the first chunks, and
+    ``foretold_range_s`` the range that holds them in 90 % of rows.
     """
 
     power: float
@@ -174,6 +191,7 @@ class PowerReached(Record):
     reached: float
     needed_s: float
     foretold_s: float | None = None
+    foretold_range_s: tuple[float, float] | None = None
 
     @property
     def is_reached(self) -> bool:

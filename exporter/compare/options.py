@@ -217,6 +217,14 @@ class TimingOptions(Options):
         section=SPEED,
         rare=True,
     )
+    pin: bool = option(
+        False,
+        "Keep the process on CPUs of its own while it measures, one a core, and ahead of other "
+        "processes, as far as the system allows it.",
+        brief="Keep the process on CPUs of its own, ahead of others",
+        section=SPEED,
+        rare=True,
+    )
     reload: bool = option(
         True,
         "Reload both models several times during the measurement; otherwise their place in "

@@ -6,9 +6,10 @@ times and says on what text the models were judged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from exporter.artifacts import (
     FLOAT_BASELINE,
@@ -19,7 +20,6 @@ from exporter.artifacts import (
     ParityCheck,
     PlannedDeletion,
     PlanParts,
-    ThreadProbe,
 )
 from exporter.artifacts.store import Store
 from exporter.compare.accuracy import AccuracyResult, measure_accuracy
@@ -38,6 +38,7 @@ from exporter.compare.kinds import (
 )
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
+from exporter.compare.pinning import pinning
 from exporter.compare.quantization_grid import quantization_grid, refuse_no_grid
 from exporter.compare.threads import settle_threads
 from exporter.compare.witness import witness_checks
@@ -127,8 +128,9 @@ def compare(
         return _described(pair, known)
     store = open_store(pair, resume)
     probe = settle_threads(pair, store)
-    with pair.running():
-        return _measured(pair, texts, known, store, probe)
+    threads = pair.baseline.runner.threads
+    with pinning(threads, options.timing, progress) as pinned, pair.running():
+        return _measured(pair, texts, known, store, {"thread_probe": probe, "pinning": pinned})
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _measured(
     texts: Sequence[TextSource],
     known: _Known,
     store: Store,
-    probe: ThreadProbe | None,
+    settled: Mapping[str, Any],
 ) -> ComparisonReport:
     pair.refuse_other_interface()
     tell_notes((each.capabilities for each in pair.runners), pair.progress)
@@ -198,8 +200,8 @@ def _measured(
     seen = {
         "other_cpu_share": timed.other_cpu_share,
         "states": timed.states,
-        "thread_probe": probe,
         "order_seed": timed.order_seed,
+        **settled,
     }
     known = replace(known, parity=[*known.parity, *checks])
     return _report(pair, known, machine.model_copy(update=seen), timed.rows, answers)

@@ -35,7 +35,7 @@ _RECENT_SIDE = 2
 _FIRST_PERMUTATIONS, _MORE_PERMUTATIONS = 499, 9500
 """More, as often as a small error takes, go only where those before leave hope."""
 _HOPE = 6
-_ERROR_WHOLE, _ERROR_RECENT = 0.001, 0.0025
+_ERROR_WHOLE, _ERROR_RECENT = 0.001, 0.0018
 """How often a search of one history may find what isn't there; for all of its curves together."""
 _OUTLIER = 4.0
 

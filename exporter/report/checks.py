@@ -60,8 +60,13 @@ def check_grid(found: CheckReport) -> Grid:
 
 def reasons(found: CheckReport) -> list[str]:
     """What there is to say beside the table, a line each."""
+    of_checks = [f"{check_name(check)}: {check.reason}" for check in found.checks if check.reason]
+    return [*of_checks, *remarks(found)]
+
+
+def remarks(found: CheckReport) -> list[str]:
+    """The same without the reasons of single checks: what is told of the run as a whole."""
     return [
-        *(f"{check_name(check)}: {check.reason}" for check in found.checks if check.reason),
         *(
             f"Accepted difference. {d.field}: {d.baseline} there, {d.report} here."
             for d in found.accepted_differences

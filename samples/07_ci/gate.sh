@@ -62,6 +62,6 @@ fi
 
 if [ "$code" -eq 0 ] && [ "${ACCEPT:-0}" = 1 ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" --update-baseline \
-    --history "$kept/history.jsonl" >/dev/null || exit 2
+    --history "$kept/history.jsonl" --no-github >/dev/null || exit 2
 fi
 exit "$code"

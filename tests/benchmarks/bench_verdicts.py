@@ -47,6 +47,8 @@ from tests.virtual_time import (
 
 SLOWDOWN = 1.03
 BUDGET_S = 60.0
+_STRETCHES = 5
+"""Parts of a recording, of ten to twenty seconds, that are played in an order that is drawn."""
 
 
 def recorded_steps(path: Path) -> dict[str, np.ndarray]:
@@ -58,7 +60,10 @@ def recorded_steps(path: Path) -> dict[str, np.ndarray]:
 def noises() -> dict[str, tuple[Callable[[int], Noise], float]]:
     """Makers of noise by name, and the milliseconds of a quiet step."""
     found: dict[str, tuple[Callable[[int], Noise], float]] = {
-        f"{what}, {name.replace('_', ' ')}": (lambda seed, own=own: Replayed(own, seed), 29.0)
+        f"{what}, {name.replace('_', ' ')}": (
+            lambda seed, own=own: Replayed(own, seed, stretch=len(own) / _STRETCHES),
+            29.0,
+        )
         for what, path in (("recorded", RECORDED), ("held out", HELD_OUT))
         for name, own in recorded_steps(path).items()
     }
@@ -81,7 +86,7 @@ def trial(
     return row
 
 
-def table(trials: int) -> None:
+def table(trials: int, only: str = "") -> None:
     """Verdicts on equal arms, and on one that takes 3 % longer."""
     print(
         f"{trials} trials each, {BUDGET_S:.0f} s of virtual measuring time at most, threshold 1 %"
@@ -89,6 +94,8 @@ def table(trials: int) -> None:
     print(f"{'noise':28} {'median/min':>10} {'equal: false':>12} {'3 %: slower':>12} "
           f"{'seconds':>8} {'covered':>14}  verdicts")  # fmt: skip
     for name, (make, call_ms) in noises().items():
+        if only not in name:
+            continue
         for lottery in (0.0, 0.003) if name == "generated" else (0.0,):
             equal, slower = (
                 [trial(make, seed, slowdown=factor, call_ms=call_ms, lottery=lottery)
@@ -103,7 +110,7 @@ def power_table(trials: int, only: str = "", limit_s: float = 600.0) -> None:
     goal = PowerGoal(power=0.95, smallest=SLOWDOWN - 1, threshold=0.01)
     print(f"{trials} trials each, power 95 % at 3 %, {limit_s:.0f} s at most")
     print(f"{'noise':28} {'reached':>8} {'slower':>8} {'equal: false':>12} {'seconds':>8} "
-          f"{'needed/foretold':>16} {'within 30 %':>12}")  # fmt: skip
+          f"{'needed/foretold':>16} {'within 30 %':>12} {'in range':>9} {'range':>6}")  # fmt: skip
     for name, (make, call_ms) in noises().items():
         if only not in name:
             continue
@@ -112,17 +119,26 @@ def power_table(trials: int, only: str = "", limit_s: float = 600.0) -> None:
             for factor in (SLOWDOWN, 1.0)
         )
         reached = [row for row in slower if row.power is not None and row.power.is_reached]
-        ratios = [
-            (row.seconds or 0) / row.power.foretold_s
+        told = [
+            (row.seconds or 0, row.power.foretold_s, *row.power.foretold_range_s)
             for row in reached
-            if row.power is not None and row.power.foretold_s
+            if row.power is not None and row.power.foretold_s and row.power.foretold_range_s
         ]
+        ratios = [seconds / foretold for seconds, foretold, _, _ in told]
+        chunk_s = [(row.seconds or 0) / row.loads for row in reached]
+        held = [
+            low <= seconds <= high + one
+            for (seconds, _, low, high), one in zip(told, chunk_s, strict=True)
+        ]
+        widths = [high / low for _, _, low, high in told]
         found = sum(row.verdict == "slower" for row in reached)
         false = sum(row.verdict in ("slower", "faster") for row in equal)
         print(f"{name:28} {len(reached):8} {found:8} {false:12} "
               f"{np.median([row.seconds or 0 for row in slower]):8.0f} "
               f"{np.median(ratios) if ratios else math.nan:16.2f} "
-              f"{np.mean([1 / 1.3 <= r <= 1.3 for r in ratios]) if ratios else math.nan:12.0%}",
+              f"{np.mean([1 / 1.3 <= r <= 1.3 for r in ratios]) if ratios else math.nan:12.0%} "
+              f"{np.mean(held) if held else math.nan:9.0%} "
+              f"{np.median(widths) if widths else math.nan:6.1f}",
               flush=True)  # fmt: skip
 
 
@@ -158,7 +174,7 @@ def history_table(trials: int, *, noise: float = 0.02, runs: int = 60, after: in
               f"{bound:.0%}); in the middle found {_share(whole):.0%}, its run named within 2 "
               f"{named:.0%}", flush=True)  # fmt: skip
     new, looked = 0, 0
-    for _ in range(max(1, trials // 8)):
+    for _ in range(max(1, trials // 4)):
         values = noise * rng.standard_normal(runs + 140)
         known: set[int] = set()
         for end in range(runs, len(values)):
@@ -265,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--real", type=int, default=0, metavar="N", help="real trials of each kind")
     parser.add_argument("--power", type=int, default=0, metavar="N", help="trials with a power")
-    parser.add_argument("--only", default="", metavar="TEXT", help="noises of a power by name")
+    parser.add_argument("--only", default="", metavar="TEXT", help="noises by name")
     parser.add_argument("--history", type=int, default=0, metavar="N", help="histories with steps")
     parser.add_argument("--past", type=int, default=128, help="cache length of the real trials")
     options = parser.parse_args(arguments)
@@ -273,7 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     if options.trials:
-        table(options.trials)
+        table(options.trials, options.only)
     if options.power:
         power_table(options.power, options.only)
     if options.history:

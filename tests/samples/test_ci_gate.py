@@ -20,9 +20,12 @@ from tests.samples.running import SAMPLES, run_sample
 SAMPLE = SAMPLES / "07_ci"
 
 
-def gate(folder: Path, row: Any, *, accept: bool = False, **changes: Any) -> int:
+def gate(
+    folder: Path, row: Any, *, accept: bool = False, env: dict[str, str] | None = None,
+    **changes: Any,
+) -> int:  # fmt: skip
     report = gate_report([row], **changes).write(folder / "report.json")
-    settings = {"ACCEPT": str(int(accept)), "CONFIRM": "0"}
+    settings = {"ACCEPT": str(int(accept)), "CONFIRM": "0", **(env or {})}
     folders = (folder / "kept", folder / "results")
     done = run_sample(folder, "07_ci/gate.sh", report, *folders, **settings)
     assert "Traceback" not in done.stderr
@@ -69,6 +72,17 @@ def test_a_call_shows_nothing_that_an_earlier_one_left(tmp_path: Path) -> None:
     assert gate(tmp_path, gate_row()) == 0
     assert all(not path.exists() or path.read_text() != "earlier" for path in left)
     assert (tmp_path / "results" / "mine.txt").exists()
+
+
+def test_github_s_summary_has_each_check_once(tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
+    told = []
+    for ms in (80.0, 79.9):  # the first has no baseline to be held against
+        summary.unlink(missing_ok=True)
+        assert gate(tmp_path, gate_row(candidate_ms=ms), accept=True, env=env) == 0
+        told.append(summary.read_text().count("## depthcut check"))
+    assert told == [1, 2]
 
 
 def gates(folder: Path, *reports: str, codes: tuple[int, ...] = ()) -> int:

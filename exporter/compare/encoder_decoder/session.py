@@ -28,6 +28,7 @@ from exporter.compare.encoder_decoder.refusals import (
 from exporter.compare.encoder_decoder.timing import StackTiming, open_stack_store
 from exporter.compare.judged_texts import refuse_noted
 from exporter.compare.options import CompareOptions
+from exporter.compare.pinning import pinning
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import tell_notes
@@ -91,7 +92,8 @@ def compare_stacks(
         refuse_noted(as_text(pairs), facts.metadata)
     timing = _timing(folders, reader, pairs, options, resume, progress)
     probe = timing.settle_threads()
-    with timing.running() as runners:
+    threads = timing.runners["baseline"].threads
+    with pinning(threads, options.timing, progress) as pinned, timing.running() as runners:
         tell_notes((each for arm in runners.values() for each in arm.capabilities), progress)
         judged = _judged(runners["baseline"], reader, pairs, options.eval_tokens, progress)
         accuracy = judge_answers(runners, judged, progress)
@@ -100,7 +102,7 @@ def compare_stacks(
     parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
     return ComparisonReport(
         made_from={**parents, "evaluation_text": accuracy.text_sha256},
-        environment=machine,
+        environment=machine.model_copy(update={"pinning": pinned}),
         arms=arms,
         plan=dropped or _dropped(folders),
         calibration=calibration,

@@ -193,15 +193,15 @@ class _Measurement:
 
     def _tell_outlook(self, rows: Sequence[MeasuredRow], number: int) -> None:
         """Says how long rows will take, once enough of them is known for that."""
-        if self._budget.power is None or number != max(FEWEST_LOADS, self._builds):
+        goal = self._budget.power
+        if goal is None or number != max(FEWEST_LOADS, self._builds):
             return
         for row in rows:
-            told = row.foretell()
-            limit = self._budget.seconds
-            late = f", and --time-budget {limit:.0f} ends it before" if told > limit else ""
+            told, limit = row.foretell(goal), self._budget.seconds
+            late = f", and --time-budget {limit:.0f} ends it before" if told.seconds > limit else ""
             self._progress.say(
-                f"{row.cell}: about {told:.0f} s a row on this machine today for a power of "
-                f"{self._budget.power.power:.0%} at {self._budget.power.smallest:.1%}{late}"
+                f"{row.cell}: {told} a row on this machine today for a power of "
+                f"{goal.power:.0%} at {goal.smallest:.1%}{late}"
             )
 
     def _row(self, cell: TimedCell, reloading: bool) -> MeasuredRow:

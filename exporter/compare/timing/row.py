@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import LatencyRow, PowerReached, Stop, VerdictWord
-from exporter.compare.timing.power import PowerGoal
+from exporter.compare.timing.power import Foretold, PowerGoal
 from exporter.compare.timing.rounds import Chunk
 from exporter.compare.timing.statistics import (
     TURNS,
     Milliseconds,
     SpeedupEstimate,
+    Spread,
     estimate,
     log_ratios,
     paired_speedup,
+    spreads,
     summarize,
 )
 from exporter.compare.timing.subjects import TimedCell
@@ -73,7 +76,7 @@ class MeasuredRow:
         self._test = SequentialTest(chunks)
         self._is_looked_at = looks and goal is None
         self._goal = goal
-        self._foretold_s: float | None = None
+        self._foretold: Foretold | None = None
         self._errors = ONE_LOOK
 
     @property
@@ -117,13 +120,22 @@ class MeasuredRow:
         if self._goal is None:
             return None
         told = self._goal.outlook(self.estimate(phase), len(self.chunks), self.seconds)
-        return told.model_copy(update={"foretold_s": self._foretold_s})
+        if self._foretold is None:
+            return told
+        foretold, range_s = self._foretold.seconds, self._foretold.range_s
+        return told.model_copy(update={"foretold_s": foretold, "foretold_range_s": range_s})
 
-    def foretell(self) -> float:
+    def foretell(self, goal: PowerGoal) -> Foretold:
         """The seconds of rounds that it will take, as far as can be told by now."""
-        found = [self.outlook(phase) for phase in range(len(self.cell.phases))]
-        self._foretold_s = max(each.needed_s for each in found if each is not None)
-        return self._foretold_s
+        count = len(self.chunks)
+        self._foretold = max(
+            goal.foretell(self.estimate(phase), self._spreads(phase), count, self.seconds)
+            for phase in range(len(self.cell.phases))
+        )
+        return self._foretold
+
+    def _spreads(self, phase: int) -> tuple[Spread, Spread]:
+        return spreads(self._ratios(phase), **self._grouping)
 
     def end(self, why: Stop = "narrow") -> None:
         """Ends it here, where someone else has found it narrow enough, or the time is up."""
@@ -150,8 +162,14 @@ class MeasuredRow:
 
     def estimate(self, phase: int = 0) -> SpeedupEstimate:
         """What its rounds say so far; there are two at least."""
-        ratios = log_ratios(*self.times(phase)[:2], turns=TURNS)
-        return estimate(ratios, groups=self._groups, alternating=self._alternating)
+        return estimate(self._ratios(phase), **self._grouping)
+
+    def _ratios(self, phase: int) -> NDArray[np.float64]:
+        return log_ratios(*self.times(phase)[:2], turns=TURNS)
+
+    @property
+    def _grouping(self) -> dict[str, Any]:
+        return {"groups": self._groups, "alternating": self._alternating}
 
     @property
     def _loads(self) -> int:
@@ -203,8 +221,7 @@ class MeasuredRow:
                 times[1],
                 seed=0,
                 turns=TURNS,
-                groups=self._groups,
-                alternating=self._alternating,
+                **self._grouping,
             ),
             verdict=self._verdict(phase),
             verdict_interval=self.estimate(phase).interval(1 - self._errors.threshold),

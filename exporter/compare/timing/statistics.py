@@ -157,20 +157,33 @@ def estimate(
     """
     if len(ratios) < 2:
         raise ValueError(f"an interval needs at least 2 rounds, not {len(ratios)}")
-    grouped = _grouped(ratios, groups)
-    strata = _strata(groups, alternating=alternating)
-    parts = [_winsorised(grouped[n::strata]) for n in range(strata)]
+    grouped, strata = _grouped(ratios, groups), _strata(groups, alternating=alternating)
     # The strata's mean: their order is no part of the spread.
     centre = float(np.mean([_midmean(grouped[n::strata].ravel()) for n in range(strata)]))
-    within = _mean_of([_within(part) for part in parts])
-    found = within if groups == 1 else _pooled(_mean_of(list(map(_between, parts))), within, groups)
+    between, within = spreads(ratios, groups=groups, alternating=alternating)
+    found = within if groups == 1 else _pooled(between, within, groups)
     error = math.sqrt(found.variance)
     # Zero for times that agree to the last bits of a double.
     return SpeedupEstimate(centre, 0.0 if error < 1e-13 else error, found.degrees)
 
 
+def spreads(
+    ratios: NDArray[np.float64], *, groups: int, alternating: bool
+) -> tuple[Spread, Spread]:
+    """How groups differ, which is nothing where there is one, and what their rounds explain.
+
+    Of the estimate; see :func:`estimate` for the arguments.
+    """
+    grouped, strata = _grouped(ratios, groups), _strata(groups, alternating=alternating)
+    parts = [_winsorised(grouped[n::strata]) for n in range(strata)]
+    between = Spread(0.0, 0) if groups == 1 else _mean_of(list(map(_between, parts)))
+    return between, _mean_of(list(map(_within, parts)))
+
+
 @dataclass(frozen=True)
-class _Spread:
+class Spread:
+    """The variance of a log speedup, and its degrees of freedom."""
+
     variance: float
     degrees: float
 
@@ -190,40 +203,40 @@ def _strata(groups: int, *, alternating: bool) -> int:
     return 2 if alternating and groups >= 4 else 1
 
 
-def _pooled(between: _Spread, within: _Spread, groups: int) -> _Spread:
+def _pooled(between: Spread, within: Spread, groups: int) -> Spread:
     """How groups differ; together with what rounds explain, if that is all."""
     many = groups >= _MANY_GROUPS and within.degrees >= FEWEST_ROUNDS
     if not many or between.variance > _EXPLAINED * within.variance:
         return between
     degrees = between.degrees + within.degrees
     squares = between.variance * between.degrees + within.variance * within.degrees
-    return _Spread(squares / degrees, degrees)
+    return Spread(squares / degrees, degrees)
 
 
-def _mean_of(spreads: list[_Spread]) -> _Spread:
+def _mean_of(spreads: list[Spread]) -> Spread:
     """Of the mean of independent, equally certain parts."""
     variance = sum(spread.variance for spread in spreads) / len(spreads) ** 2
-    return _Spread(variance, sum(spread.degrees for spread in spreads))
+    return Spread(variance, sum(spread.degrees for spread in spreads))
 
 
-def _between(values: NDArray[np.float64]) -> _Spread:
+def _between(values: NDArray[np.float64]) -> Spread:
     """Of the mean of ``[groups, rounds, turns]``, by how groups differ."""
     sums = np.nansum(values.mean(axis=2), axis=1)
     error = ratio_std_error(sums, _rounds_of(values))
     assert error is not None  # there are two groups at least
-    return _Spread(error**2, len(values) - 1)
+    return Spread(error**2, len(values) - 1)
 
 
-def _within(values: NDArray[np.float64]) -> _Spread:
+def _within(values: NDArray[np.float64]) -> Spread:
     """Of the mean of ``[groups, rounds, turns]``, by how rounds differ within their groups."""
     means, rounds = values.mean(axis=2), _rounds_of(values)
     total, kept = rounds.sum(), (rounds - 2 * _cut(rounds)).sum()
     if kept <= len(values):
-        return _Spread(0.0, 0)
+        return Spread(0.0, 0)
     few = (1 - 1 / total) / (1 - 1 / kept)  # in Tukey's and McLaughlin's formula; else nearly one
     squares = np.nansum((means - np.nanmean(means, axis=1, keepdims=True)) ** 2)
     variance = float(squares) / (total - len(values)) / total * few
-    return _Spread(variance, kept - len(values))
+    return Spread(variance, kept - len(values))
 
 
 def _rounds_of(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from exporter.artifacts import CheckReport
+from exporter.artifacts import CheckReport, CheckVerdict
 from exporter.printable import one_line
 from exporter.report.check_page import history_grid
 from exporter.report.checks import (
@@ -29,11 +29,15 @@ from exporter.report.checks import (
 from exporter.report.markdown import escaped, table_lines
 from exporter.report.words import WORK
 
+_ANNOTATED: tuple[CheckVerdict, ...] = ("regressed", "inconclusive")
 _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "within_limit": "✅"}
 
 
 def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) -> list[str]:
-    """A line for each regression, check without a verdict, drift, new step and change of work."""
+    """A line for each regression, check without a verdict, drift, new step and change of work.
+
+    A change of work that is beyond its limit, and its step in the history, have one line.
+    """
     unsure = "error" if inconclusive_fails else "warning"
     levels = {"regressed": "error", "inconclusive": unsure}
     lines = [
@@ -46,12 +50,15 @@ def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) ->
 
 def _warnings(found: CheckReport) -> Iterator[tuple[str, str]]:
     """Titles and messages; of steps those of the last runs, for the worse."""
+    limited = {check.quantity for check in found.checks if check.verdict in _ANNOTATED}
+    changed = {change.figure for change in found.work}
     for drift in found.drift:
         yield f"{drift.subject}: drift", drift_sentence(drift)
     for curve, point in steps_of(found):
-        if is_new(curve, point) and point.size > 1:
+        told_below = curve.subject in changed and point.run == len(curve.runs) - 1
+        if is_new(curve, point) and point.size > 1 and not told_below:
             yield f"{curve_name(curve)}: step", point_sentence(curve, point)
-    for change in found.work:
+    for change in (each for each in found.work if each.figure not in limited):
         yield f"{WORK[change.figure]}: changed", work_sentence(change)
 
 

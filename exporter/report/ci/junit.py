@@ -11,7 +11,7 @@ import re
 from xml.etree import ElementTree as Xml  # only written here, never read
 
 from exporter.artifacts import Check, CheckReport
-from exporter.report.checks import check_name, check_sentence, drift_sentence, work_sentence
+from exporter.report.checks import check_name, check_sentence, remarks
 from exporter.report.ci import Checked
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -34,8 +34,7 @@ def render(checked: Checked) -> str:
         Xml.SubElement(properties, "property", {"name": name, "value": _clean(value)})
     for check in found.checks:
         _case(suite, found, check, fails=check.verdict in failing)
-    told = [*found.notes, *map(drift_sentence, found.drift), *map(work_sentence, found.work)]
-    Xml.SubElement(suite, "system-out").text = _clean("\n".join(told))
+    Xml.SubElement(suite, "system-out").text = _clean("\n".join(remarks(found)))
     Xml.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, "unicode") + "\n"
 

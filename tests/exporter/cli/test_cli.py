@@ -19,7 +19,7 @@ import pytest
 import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.task_lines import TaskLines
-from exporter.errors import PlanError, UsageError
+from exporter.errors import ComparisonError, DisturbedMachineError, PlanError, UsageError
 from exporter.progress import ByteCount, Quiet, Task
 from graph_passes import save_model
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -198,6 +198,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
     [
         (PlanError("layer 31 does not exist.", "Layers are 0 to 29."), 2, "Layers are 0 to 29."),
         (UsageError("Say one."), 2, "depthcut: Say one."),
+        (ComparisonError("The clock jumps."), 2, "depthcut: The clock jumps."),
+        (DisturbedMachineError("Others took 30%."), 3, "depthcut: Others took 30%."),
         (KeyboardInterrupt(), 130, "Interrupted"),
         (OSError(28, "No space left on device", "x.onnx.data"), 2, "disk is full at x.onnx.data"),
         (PermissionError(13, "Permission denied", "/x"), 2, "Permission denied at /x."),

@@ -30,6 +30,8 @@ from exporter.compare.timing.rounds import Chunk, find_chunk, joined, keep_chunk
 from exporter.compare.timing.row import MeasuredRow
 from exporter.compare.timing_session import Timed
 from exporter.errors import ComparisonError, UsageError
+from exporter.report.markdown import markdown
+from exporter.report.sections import comparison_document
 from tests.raising import raises
 
 OPTIONS = CompareOptions(
@@ -293,3 +295,15 @@ def test_the_machine_is_looked_at_between_chunks(arms: tuple[Path, Path]) -> Non
     seconds = [state.seconds for state in found.states]
     assert seconds == sorted(seconds)
     assert found.affinity
+    assert found.pinning is None
+
+
+def test_a_pinned_comparison_tells_where_it_ran_and_lets_go(arms: tuple[Path, Path]) -> None:
+    before = os.sched_getaffinity(0)
+    report = compare(*arms, replace(OPTIONS, timing=TimingOptions(pin=True)))
+    found = report.environment
+    assert found.pinning is not None
+    assert found.pinning.cpus == found.affinity
+    assert len(found.pinning.cpus) == 1
+    assert os.sched_getaffinity(0) == before
+    assert "pinned to CPUs" in markdown(comparison_document(report))

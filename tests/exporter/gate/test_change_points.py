@@ -17,7 +17,7 @@ from exporter.gate.history import append, entry_of, read_history, read_history_f
 from exporter.gate.limits import Limits
 from exporter.gate.request import CheckRequest, run_check
 from exporter.report.check_page import history_grid
-from exporter.report.ci import Checked, comment, page
+from exporter.report.ci import Checked, comment, junit, page
 from exporter.report.ci.github import annotation_lines
 from exporter.report.sparkline import sparkline
 from tests.made_reports import gate_arm, gate_report, gate_row
@@ -223,6 +223,7 @@ def test_a_check_tells_the_step_its_run_and_draws_it(tmp_path: Path) -> None:
     assert len(annotation_lines(found)) == 1
     shown = Checked(found, gate_report())
     told, drawn = comment.render(shown), page.render(shown)
+    assert point.commit in junit.render(shown)
     assert told.startswith("<!-- depthcut check")
     assert point.commit in told
     assert point.commit in drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from exporter.artifacts import Arm, Arms, CheckReport, ComparisonReport, EngineFacts, GraphWork
 from exporter.errors import RegressionError
 from exporter.gate.gate import BaselineMatch, check, confirmed
-from exporter.gate.history import entry_of
+from exporter.gate.history import append, entry_of
 from exporter.gate.limits import Limits
-from exporter.report.checks import change_words
+from exporter.gate.request import CheckRequest, run_check
+from exporter.report.checks import change_words, steps_of
 from exporter.report.ci.github import annotation_lines
 from exporter.report.ci.metrics import metrics
 from tests.made_reports import gate_arm, gate_report, gate_row
@@ -85,6 +87,31 @@ def test_a_change_is_told_without_a_limit_and_without_a_change_of_time(
     assert [one.figure for one in found.work] == [figure]
     assert len(annotation_lines(found)) == 1
     assert not against(report(work()), report(work())).work
+
+
+@pytest.mark.parametrize(("change", "figure", "limit"), CHANGES)
+def test_a_change_beyond_its_limit_is_annotated_once(
+    change: dict[str, Any], figure: str, limit: str
+) -> None:
+    found = against(report(work(**change)), report(work()), Limits(**{limit: 0.0}))
+    assert [one.figure for one in found.work] == [figure]
+    (line,) = annotation_lines(found)
+    assert line.startswith("::error")
+
+
+def test_a_change_and_its_step_in_the_history_are_annotated_once(tmp_path: Path) -> None:
+    history = tmp_path / "history.jsonl"
+    old, new = report(work()), report(work(step_macs=701), 80.1)
+    append(history, entry_of(old, against(old, old), commit="1"))
+    baseline = old.write(tmp_path / "baseline.json")
+    lines = []
+    for name in ("report.json", "later.json"):
+        saved = new.write(tmp_path / name)
+        asked = CheckRequest(saved, baseline=baseline, limits=TIME, history=history, commit="2")
+        found, _ = run_check(asked)
+        assert [curve.subject for curve, _ in steps_of(found)] == ["step_macs"]
+        lines.append(len(annotation_lines(found)))
+    assert lines == [1, 1]
 
 
 def test_other_operators_of_the_same_number_are_a_change() -> None:

@@ -257,6 +257,7 @@ def test_text_goes_the_same_way(exports_once: None, tmp_path: Path) -> None:
     assert all(check.passed for check in report.parity)
     assert report.accuracy.perplexity.candidate != report.accuracy.perplexity.baseline
     assert [row.phase for row in report.latency] == ["encode", "prefill", "decode"]
+    assert len(report.environment.states) > 1
     deleted = PruneReport.read(tmp_path / "out" / "prune.json").deleted
     assert {entry.kind for entry in deleted} == {"attention", "cross_attention", "mlp"}
 
