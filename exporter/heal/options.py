@@ -160,7 +160,7 @@ class HealOptions(Options):
     learning_rate: PositiveNumber | None = option(
         None,
         "The highest learning rate.",
-        usual="0.001 for adapters, 0.0002 for all weights; for encoders twice as much",
+        usual="0.001 for adapters, 0.0002 for all weights; for encoders up to twice as much",
         section=HEALING,
         config_only=True,
     )

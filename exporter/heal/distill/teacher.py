@@ -111,6 +111,22 @@ class Teacher:
             loss = loss + self._states * state_loss(given.states, answers[1:], mask)
         return loss
 
+    def nearness(self, loss: float, lessons: Sequence[Lesson]) -> float | None:
+        """How near a student is to the whole model, as a divergence; None for embeddings.
+
+        Args:
+            loss: What :meth:`loss` gave on the lessons, on average. The squared error of single
+                logits, which may be of any size, is taken relative to their variance.
+            lessons: Samples.
+        """
+        if self.judged == "embeddings":
+            return None
+        logits = [self.answers(each)[0] for each in lessons]
+        if logits[0].shape[-1] > 1:
+            return loss
+        variance = float(torch.cat([each.flatten() for each in logits]).float().var(correction=0))
+        return loss / variance if variance else loss
+
     def weight(self, lesson: Lesson) -> float:
         """How much a lesson's loss counts among others: by its tokens, or its texts."""
         return float(lesson.mask.sum()) if self._by_tokens else float(len(lesson.rows))

@@ -161,8 +161,10 @@ class Trainer:
         if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
             self._student.unfold()
         begins = min(each.held_out_loss for each in checks if not each.tokens)
-        near = begins if self._teacher.judged == "tokens" else None
-        self._rate = self._options.learning_rate or usual_rate(self._options.train, near)
+        near = self._workers.from_first(self._judge.nearness(begins, self._judges))
+        self._rate = self._options.learning_rate or usual_rate(
+            self._options.train, near, encodes=self._teacher.judged != "tokens"
+        )
 
     def _go_on(self) -> StoppedBy | None:
         """One step, with a check where one is due; why the training ends, if it does."""

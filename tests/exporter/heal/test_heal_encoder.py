@@ -14,6 +14,7 @@ from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.changed_weights import change_weights
 from exporter.models.texts.calibration import CalibrationText
+from graph_passes.types import SublayerRef
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -266,3 +267,28 @@ def test_a_lesson_has_no_column_of_padding() -> None:
     assert lesson.ids.tolist() == [[0, 1], [4, 5]]
     assert lesson.mask.tolist() == [[True, True], [True, False]]
     assert Lesson.of_rows(text, [2, 0]).ids.shape == (2, 4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_a_reranker_s_nearness_does_not_hang_on_the_size_of_its_logits(scale: float) -> None:
+    loaded = loaded_classifier(num_labels=1)
+    loaded.model.classifier.weight.data *= scale
+    loaded.model.classifier.bias.data *= scale
+    ids = np.random.default_rng(0).integers(4, 60, (6, 8))
+    lessons = Lesson.of(CalibrationText.unpadded(ids, "made", "0"), 3)
+    student = Student(loaded.model, {SublayerRef(0, "attention"): NOTHING}, "all", None)
+    teacher = Teacher(student, keeps=True)
+    whole = torch.cat([teacher.answers(each)[0] for each in lessons])[:, 0].double()
+    expected = 0.05 * float(whole.var(correction=0))
+    assert teacher.nearness(expected, lessons) == pytest.approx(0.05, rel=1e-3)
+    student.close()
+
+
+def test_a_cut_that_is_near_is_trained_at_a_lower_rate() -> None:
+    from exporter.heal.distill.rate import usual_rate
+
+    assert usual_rate("adapters", None, encodes=True) == 2e-3
+    assert usual_rate("adapters", 5.0, encodes=True) == 2e-3
+    assert usual_rate("adapters", 0.2, encodes=True) == usual_rate("adapters", 0.2) == 1e-3
+    assert usual_rate("adapters", 0.05, encodes=True) == usual_rate("adapters", 0.05) == 5e-4
+    assert usual_rate("adapters", 5.0) == 1e-3
