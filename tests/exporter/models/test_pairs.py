@@ -158,6 +158,33 @@ def test_other_recordings_have_another_hash(tmp_path: Path) -> None:
     assert before != read_pairs(str(file), part="evaluation", sound=True).sha256
 
 
+def test_the_same_sources_have_one_hash_in_whatever_form(tmp_path: Path) -> None:
+    listed = write_recordings(tmp_path / "a", 0)
+    found = read_pairs(str(listed), part="evaluation", sound=True)
+    folder = read_pairs(str(listed.parent), part="calibration", sound=True)
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join(reversed(lines)).replace("w0", "w1"))
+    turned = read_pairs(str(listed), part="evaluation", sound=True)
+    assert len({each.sha256 for each in (found, folder, turned)}) == 1
+    # What is made of them depends on their words and their order, too.
+    assert len({each.content_sha256 for each in (found, folder, turned)}) == 3
+    listed.write_text("\n".join(lines[:-1]))
+    assert read_pairs(str(listed), part="evaluation", sound=True).sha256 != found.sha256
+
+
+def test_a_source_is_cut_where_its_encoder_ends() -> None:
+    class Letters:
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": [*range(3, 3 + len(text)), 2]}
+
+    pairs = Pairs("p", (Pair("x" * 9),), "")
+    for most, length in ((6, 6), (64, 10)):
+        config = {"max_position_embeddings": most}
+        reader = PairReader("m", Path("m"), config, DecodingRules.of({}, WHISPER), Letters())
+        (row,) = reader.sources(pairs, 1, part="evaluation").arrays["input_ids"]
+        assert (len(row), row[-1]) == (length, 2)
+
+
 def test_pairs_of_text_and_sources_alone(tmp_path: Path) -> None:
     both = written(tmp_path, {"source": "one two", "target": "eins zwei"})
     assert read_pairs(both, part="calibration", sound=False).pairs == (
