@@ -121,9 +121,9 @@ class Teacher:
         """
         if self.judged == "embeddings":
             return None
-        logits = [self.answers(each)[0] for each in lessons]
-        if logits[0].shape[-1] > 1:
+        if self.judged == "tokens" or self.answers(lessons[0])[0].shape[-1] > 1:
             return loss
+        logits = [self.answers(each)[0] for each in lessons]
         variance = float(torch.cat([each.flatten() for each in logits]).float().var(correction=0))
         return loss / variance if variance else loss
 
