@@ -26,7 +26,7 @@ from exporter.models.ablation.classes import MULTI_LABEL
 from exporter.models.ablation.ratios import Floats
 from exporter.models.model_folder import PIXELS, ModelFolder
 from exporter.models.texts.image_reader import IMAGES, ImageReader
-from exporter.models.texts.images import MOST_IMAGES, Images, Picture
+from exporter.models.texts.images import Images, Picture
 
 TASK = "image classes"
 _FEW = 5
@@ -74,16 +74,16 @@ def judge_images(pair: Pair, images: Images) -> JudgedImages:
         TextSourceError: An image can't be read.
         BackendError: A run fails.
     """
-    pictures = images.pictures[:MOST_IMAGES]
-    right = _classes_of(pictures, pair.baseline.folder) if images.has_labels else None
+    labelled = images.has_labels
+    right = _classes_of(images.pictures, pair.baseline.folder) if labelled else None
     said = _said(pair, images)
     some = next(iter(said.values()))
     progress = pair.progress
     progress.say(f"accuracy: classes of {len(some):,} images from {images.source}")
     if images.is_random:
         progress.say("accuracy: on noise, since --eval-text names no images")
-    if len(pictures) < len(images.pictures):
-        progress.say(f"accuracy: these are the first of {len(images.pictures):,}, of all classes")
+    if len(images.pictures) < images.there:
+        progress.say(f"accuracy: these are the first of {images.there:,}, of all classes")
     agreement = {
         names: compare_classes(
             *(said[name] for name in names), source=images.source, sha256=images.sha256
@@ -102,7 +102,7 @@ def judge_images(pair: Pair, images: Images) -> JudgedImages:
 def _said(pair: Pair, images: Images) -> dict[str, list[Floats]]:
     """Each arm's log-probabilities, ``[1, classes]`` for each image."""
     reader, found = _reader(pair), {name: list[Floats]() for name in pair.judged}
-    number = IMAGES if images.is_random else min(MOST_IMAGES, len(images.pictures))
+    number = IMAGES if images.is_random else len(images.pictures)
     noise = reader.noise(number, "evaluation") if images.is_random else None
     with pair.progress.task("classes of images", total=number, unit="images") as task:
         for place in range(number):
@@ -185,8 +185,17 @@ def label_scores(said: Sequence[Floats], right: NDArray[np.int64], source: str) 
 
     Returns:
         ``top1``, and ``top5`` where there are more classes than five.
+
+    Raises:
+        ComparisonError: A class is none of the model's.
     """
     rows = np.concatenate(said)
+    if right.max(initial=0) >= rows.shape[1]:
+        raise ComparisonError(
+            f"The config names a class {right.max()}, and the model gives {rows.shape[1]}.",
+            "Put the config next to it that belongs to the model.",
+            code="labels-mismatch",
+        )
     order = np.argsort(-rows, axis=1, kind="stable")
     metrics = {"top1": order[:, 0] == right}
     if rows.shape[1] > _FEW:

@@ -20,9 +20,9 @@ _GENAI_WORDS = {
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 PIXELS = "pixel_values"
 """The input of models of images."""
-OF_IMAGES = ("ForImageClassification", "ForImageClassificationWithTeacher")
+OF_IMAGES = "ForImageClassification"
 """How the names of classes end that give each image a class."""
-CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", *OF_IMAGES)
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", OF_IMAGES)
 """How the names of classes end that give each text, each of its tokens, or each image a class."""
 
 
@@ -127,9 +127,9 @@ def _unused_positions(config: dict[str, Any]) -> int:
 
 
 def names_image_classifier(config: Mapping[str, Any]) -> bool:
-    """Whether a config names a class that gives each image a class."""
+    """Whether a config names a class that gives each image a class, by one head or by several."""
     names = config.get("architectures")
-    return isinstance(names, list) and str([*names, ""][0]).endswith(OF_IMAGES)
+    return isinstance(names, list) and OF_IMAGES in str([*names, ""][0])
 
 
 def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from exporter.models.texts.batches import Sources, batches_of
 if TYPE_CHECKING:
     import torch
 
-_OF_WHOLES = ("ForSequenceClassification", *OF_IMAGES)
+_OF_WHOLES = ("ForSequenceClassification", OF_IMAGES)
 MULTI_LABEL = "multi_label_classification"
 _OF_TEXTS = 2  # the rank of logits of one distribution for each text
 TWO_TEXTS = 2

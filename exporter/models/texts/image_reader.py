@@ -223,7 +223,7 @@ def of_pixels(pixels: Pixels, positions: int, source: str, sha256: str) -> Calib
 
 
 def refuse_unclassifying(loaded: LoadedModel) -> None:
-    """Refuses models of images that give no classes.
+    """Refuses models of images that give no classes, or give them by two heads.
 
     Raises:
         CalibrationError: It is one.
@@ -232,8 +232,10 @@ def refuse_unclassifying(loaded: LoadedModel) -> None:
     if not name.endswith(OF_IMAGES):
         raise CalibrationError(
             f"{loaded.ref.source} is a {name}: of models that read images, those that classify "
-            "them are taken.",
-            "Give one whose config names a class that ends with ForImageClassification.",
+            "them by one head are taken.",
+            f"Give one whose config names a class that ends with {OF_IMAGES} under architectures; "
+            "for DeiTForImageClassificationWithTeacher, DeiTForImageClassification has the head "
+            "of the class token alone.",
             code="takes-no-text",
         )
 

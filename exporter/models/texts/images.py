@@ -34,7 +34,7 @@ IMAGES_HINT = (
     "hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], or random for noise."
 )
 MOST_IMAGES = 1_000
-"""That models are judged on, and that are read of a data set."""
+"""Of a folder or a data set, at most: more are neither hashed nor read."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 _LARGEST_BYTES = 1 << 28
 _MOST_PIXELS = 1 << 26
@@ -93,10 +93,13 @@ class Images(TextSource):
     """Images where a model of texts has documents, of which there are then none.
 
     Attributes:
-        pictures: So ordered that the first ones are of all classes; none for noise.
+        pictures: So ordered that the first ones are of all classes, no more than
+            :data:`MOST_IMAGES`; none for noise.
+        there: How many there are.
     """
 
     pictures: tuple[Picture, ...] = ()
+    there: int = 0
 
     @property
     def is_random(self) -> bool:
@@ -147,10 +150,17 @@ def read_images(spec: str, *, part: Part) -> Images:
         raise TextSourceError(
             f"{path} holds no images ({', '.join(SUFFIXES)}).", IMAGES_HINT, code="no-images"
         )
-    for each in found:
+    chosen = _mixed(found)
+    for each in chosen:
         check_file(Path(each.name), limit=_LARGEST_BYTES)
-    told = [f"{each.label}/{Path(each.name).name} {sha256_file(Path(each.name))}" for each in found]
-    return Images(spec, (), sha256_bytes("\n".join(told).encode()), pictures=_mixed(found))
+    told = "\n".join(map(_told, chosen))
+    return Images(spec, (), sha256_bytes(told.encode()), pictures=chosen, there=len(found))
+
+
+def _told(picture: Picture) -> str:
+    """What an image is known again by: its label, its name in its folder, what it holds."""
+    path = Path(picture.name)
+    return f"{picture.label}/{path.name} {sha256_file(path)}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -162,7 +172,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _mixed(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
-    """In an order by chance, the same each time, in which the classes take turns."""
+    """The first ones in an order by chance, the same each time, in which the classes take turns."""
     order = np.random.default_rng(0).permutation(len(pictures))
     seen: dict[str | int | None, int] = {}
     turns = []
@@ -170,7 +180,8 @@ def _mixed(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
         label = pictures[place].label
         turns.append(seen.setdefault(label, 0))
         seen[label] += 1
-    return tuple(pictures[order[at]] for at in np.argsort(turns, kind="stable"))
+    first = np.argsort(turns, kind="stable")[:MOST_IMAGES]
+    return tuple(pictures[order[at]] for at in first)
 
 
 def _of_hub(spec: str, part: Part) -> Images:
@@ -183,7 +194,7 @@ def _of_hub(spec: str, part: Part) -> Images:
         raise TextSourceError(f"{spec} holds no images.", IMAGES_HINT, code="no-images")
     told = [str(each.label).encode() + each.image.tobytes() for each in found]
     digest = sha256_bytes("\n".join(map(sha256_bytes, told)).encode())
-    return Images(label, (), digest, pictures=_mixed(found))
+    return Images(label, (), digest, pictures=_mixed(found), there=len(found))
 
 
 def _read(rows: Iterable[Any], spec: str) -> Iterable[Any]:

@@ -42,6 +42,11 @@ def test_five_of_five_classes_tell_nothing() -> None:
     assert set(found.metrics) == {"top1"}
 
 
+def test_a_class_that_the_head_lacks_is_refused() -> None:
+    with raises(ComparisonError, "labels-mismatch", 6, 5):
+        label_scores(log_probabilities(3, 5), np.array([0, 6, 1]), "made")
+
+
 def test_the_difference_is_paired() -> None:
     said, right = log_probabilities(40, 9), RNG.integers(0, 9, 40)
     one = label_scores(said, right, "made")

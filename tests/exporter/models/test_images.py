@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ def test_folders_name_the_classes_which_take_turns(tmp_path: Path) -> None:
     assert found.has_labels
     for start in (0, 3, 6):
         assert set(labels[start : start + 3]) == set(KINDS[:3])
+
+
+def test_no_more_are_read_than_fit(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("exporter.models.texts.images.MOST_IMAGES", 4)
+    found = read_images(str(write_images(tmp_path, 9, KINDS[:3])), part="evaluation")
+    assert (len(found.pictures), found.there) == (4, 9)
+    assert {picture.label for picture in found.pictures} == set(KINDS[:3])
 
 
 def test_the_same_images_are_known_again_and_others_are_not(tmp_path: Path) -> None:
@@ -303,6 +311,18 @@ def test_models_of_images_without_classes_are_refused() -> None:
 
     with raises(CalibrationError, "takes-no-text", "ViTModel"):
         calibration_text(tiny_loaded("vit"))
+
+
+@pytest.mark.torch
+def test_models_of_two_heads_are_refused() -> None:
+    from transformers import DeiTForImageClassificationWithTeacher as TwoHeads
+
+    from exporter.models.texts.calibration import calibration_text
+    from tests.exporter.tiny_families import tiny_config, tiny_loaded
+
+    loaded = dataclasses.replace(tiny_loaded("deit"), model=TwoHeads(tiny_config("deit")))
+    with raises(CalibrationError, "takes-no-text", "DeiTForImageClassificationWithTeacher"):
+        calibration_text(loaded)
 
 
 @pytest.mark.torch
