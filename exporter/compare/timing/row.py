@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,7 +121,7 @@ class MeasuredRow:
         """How surely it finds what it must; None where nothing was asked."""
         if self._goal is None:
             return None
-        told = self._goal.outlook(self.estimate(phase), len(self.chunks), self.seconds)
+        told = self._goal.outlook(self._doubted(phase), len(self.chunks), self.seconds)
         if self._foretold is None:
             return told
         foretold, range_s = self._foretold.seconds, self._foretold.range_s
@@ -133,6 +135,20 @@ class MeasuredRow:
             for phase in range(len(self.cell.phases))
         )
         return self._foretold
+
+    def _doubted(self, phase: int) -> SpeedupEstimate:
+        """The estimate, at least as unsure as chunks and rounds are together.
+
+        Rows end at the first look that has the power. Of a few chunks some agree by chance: rows
+        that ended for that found the slowdown in half of the tries only.
+        """
+        found, (between, within) = self.estimate(phase), self._spreads(phase)
+        degrees = between.degrees + within.degrees
+        if not degrees:
+            return found
+        squares = between.variance * between.degrees + within.variance * within.degrees
+        error = math.sqrt(squares / degrees)
+        return found if found.std_error >= error else replace(found, std_error=error)
 
     def _spreads(self, phase: int) -> tuple[Spread, Spread]:
         return spreads(self._ratios(phase), **self._grouping)

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from exporter.artifacts import LatencyRow
@@ -14,6 +15,8 @@ from exporter.compare.kept import forget
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.power import PowerGoal
+from exporter.compare.timing.rounds import Chunk
+from exporter.compare.timing.row import MeasuredRow
 from exporter.compare.timing.statistics import SpeedupEstimate, Spread
 from exporter.errors import UsageError
 from tests.made_reports import gate_report
@@ -90,6 +93,37 @@ def test_a_forecast_is_never_shorter_than_what_was_measured() -> None:
     assert told.range_s[0] == 20.0
     unknown = Spread(0.0, 0), Spread(0.0, 0)
     assert GOAL.foretell(SpeedupEstimate(0.0, 0.0, 0), unknown, 6, 20.0).seconds == 20.0
+
+
+def row_of_chunks(shift: float, scatter: float) -> MeasuredRow:
+    """Six chunks, of which every second is slower by a share; their rounds scatter."""
+    row = MeasuredRow(
+        VirtualCell(), ["baseline", "candidate"], builds=1, reloaded=True, threshold=0.01,
+        chunks=160, seconds=600.0, goal=GOAL,
+    )  # fmt: skip
+    for chunk in range(6):
+        times = np.full((12, 2, 2, 1), 29.0)
+        times[::2, 1] *= 1 + scatter
+        times[1::2, 1] /= 1 + scatter
+        times[:, 1] *= 1 + shift * (chunk // 2 % 2)
+        row.add(Chunk(times, 3.0, True, "host", planned=160, reloaded=True))
+    return row
+
+
+def test_chunks_that_agree_by_chance_are_not_believed() -> None:
+    lucky = row_of_chunks(shift=0.0, scatter=0.1)
+    assert GOAL.outlook(lucky.estimate(), 6, 18.0).is_reached
+    told = lucky.outlook()
+    assert told is not None
+    assert not told.is_reached
+    assert lucky.stopped is None
+    assert row_of_chunks(shift=0.0, scatter=0.001).stopped == "power"
+
+
+def test_chunks_that_differ_count_as_before() -> None:
+    row = row_of_chunks(shift=0.05, scatter=0.001)
+    assert row.outlook() == GOAL.outlook(row.estimate(), 6, 18.0)
+    assert row.stopped is None
 
 
 def test_a_limit_ends_it_before_and_tells_how_far_it_got() -> None:
