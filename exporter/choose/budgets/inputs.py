@@ -104,9 +104,8 @@ class PlanInputs:
         work: Keeps fits, costs and damages for a later call.
         sizes: Of the graph's sublayers; None: of the model's modules.
         stopwatch: Measures requests; None where no time is asked for.
-        costs: TimedCandidate before; None: the stopwatch measures them.
-        make_meter: Makes what measures the search's candidates, such as one that has workers
-            elsewhere; None: in this process.
+        costs: Measured before; None: the stopwatch measures them.
+        make_meter: Makes what measures candidates, such as on a cluster; None: in this process.
         importance_sha256: The digest of the report's file, for the plan.
         cache_dir: Where text that the model sampled is kept.
         progress: Told what goes on.
@@ -365,12 +364,11 @@ class PlanInputs:
     @property
     def _protected(self) -> frozenset[SublayerRef]:
         """Sublayers that stay; a runtime needs some, unless only whole blocks go."""
-        layers, server = self.report.model.num_layers, self.settings.server
-        encoder_layers = self.report.model.encoder_layers
-        named = protected_names(self.settings.search.protect, layers, encoder_layers)
+        model, server, kept = self.report.model, self.settings.server, self.settings.search.protect
+        named = protected_names(kept, model.num_layers, model.encoder_layers)
         if server is None or set(self.budget.counts) == {"block"}:
             return named
-        every = (SublayerRef(layer, kind) for layer in range(layers) for kind in BLOCK_KINDS)
+        every = (SublayerRef(n, kind) for n in range(model.num_layers) for kind in BLOCK_KINDS)
         return named | {ref for ref in every if "none" not in places_of(server, ref)}
 
 
@@ -386,13 +384,13 @@ def _refuse_missing(
             "Give it with --onnx, or give earlier measured costs with --costs.",
             code="times-need-graph",
         )
-    if budget.fits is not None and sizes is None:
-        raise UsageError(
-            "The size of the caches is read from the exported graph.",
-            "Name it with --onnx.",
-            code="caches-need-graph",
-        )
-    if budget.fits is not None and sizes is not None:
+    if budget.fits is not None:
+        if sizes is None:
+            raise UsageError(
+                "The size of the caches is read from the exported graph.",
+                "Name it with --onnx.",
+                code="caches-need-graph",
+            )
         sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
     if costs is not None and budget.at is not None and costs.at != budget.at:
         raise UsageError(
