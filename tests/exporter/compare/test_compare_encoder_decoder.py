@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,16 @@ def test_the_machine_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch) -
     warned = TimingOptions(on_disturbance="warn")
     compared(models, rounds=12, timing=warned, heard=heard)
     assert sum("disturbed" in line for line in heard.lines) == 1
+
+
+def test_arms_are_pinned_where_that_is_asked_for(models: Path) -> None:
+    before = os.sched_getaffinity(0)
+    found = compared(models, timing=TimingOptions(pin=True)).environment
+    assert found.pinning is not None
+    if not found.pinning.refused:
+        assert len(found.pinning.cpus) == 1  # of one thread
+    assert os.sched_getaffinity(0) == before
+    assert compared(models).environment.pinning is None
 
 
 def test_the_gpu_that_is_named_is_used(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +231,7 @@ USED = {
     "provider", "threads", "prefill_lengths", "decode_past_lengths", "batches", "rounds",
     "eval_text", "eval_tokens", "gpu.device", "timing.time_budget_s", "timing.power",
     "timing.smallest", "timing.threshold", "timing.generate", "timing.on_disturbance",
-    "timing.reload",
+    "timing.reload", "timing.pin",
 }  # fmt: skip
 """What a comparison of encoder-decoders heeds."""
 REFUSED: dict[str, Any] = {
