@@ -156,22 +156,29 @@ def _classes_of(pictures: Sequence[Picture], folder: ModelFolder) -> NDArray[np.
 def label_numbers(config: Mapping[str, Any]) -> dict[str, int]:
     """The class that each label stands for: by name, by number, by the first of several names.
 
-    ImageNet's classes have several names, parted by commas; one that two classes begin with counts
-    for neither.
+    ImageNet's classes have several names, parted by commas; one that two classes have, or begin
+    with, counts for neither.
     """
-    told = config.get("id2label")
-    names = {str(name): int(number) for number, name in dict(told or {}).items()}
+    told = _told(config)
+    names = [name for name, _ in told]
     firsts = [name.partition(",")[0].strip() for name in names]
-    short = {
-        first: number
-        for first, number in zip(firsts, names.values(), strict=True)
-        if firsts.count(first) == 1
-    }
-    return {str(number): number for number in names.values()} | short | names
+    numbers = [number for _, number in told]
+    found = {str(number): number for number in numbers}
+    for called in (firsts, names):
+        pairs = zip(called, numbers, strict=True)
+        found |= {name: number for name, number in pairs if called.count(name) == 1}
+    return found
+
+
+def _told(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The names of the classes, each with its number; none where the config tells none."""
+    told = config.get("id2label")
+    entries = told.items() if isinstance(told, dict) else ()
+    return [(str(name), int(number)) for number, name in entries if str(number).isdecimal()]
 
 
 def _some(config: Mapping[str, Any]) -> str:
-    names = [str(name) for name in dict(config.get("id2label") or {}).values()]
+    names = [name for name, _ in _told(config)]
     return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
 
 

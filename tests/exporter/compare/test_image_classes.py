@@ -89,6 +89,17 @@ def test_a_name_that_two_classes_begin_with_counts_for_neither() -> None:
     assert found["crane, machine"] == 1
 
 
+def test_a_name_of_two_classes_counts_for_neither_and_their_numbers_do() -> None:
+    found = label_numbers({"id2label": {"134": "crane", "517": "crane", "2": "cat"}})
+    assert "crane" not in found
+    assert (found["134"], found["517"], found["cat"]) == (134, 517, 2)
+
+
+@pytest.mark.parametrize("told", [None, ["cat"], "cat", {"LABEL_0": "cat"}, {"-1": "cat"}])
+def test_what_names_no_classes_by_number_gives_none(told: Any) -> None:
+    assert label_numbers({"id2label": told}) == {}
+
+
 def test_the_usual_text_stands_for_noise() -> None:
     found = read_source("pydoc", part="evaluation", images=True)
     assert isinstance(found, Images)
