@@ -9,8 +9,7 @@ from exporter.artifacts.plans.origin import noted_texts
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError
 from exporter.models.texts.images import read_images
-from exporter.models.texts.pairs import RANDOM
-from exporter.models.texts.sources import PYDOC, Part, TextSource, read_texts, refuse_same_text
+from exporter.models.texts.sources import Part, TextSource, read_texts, refuse_same_text
 
 
 def evaluation_texts(
@@ -50,14 +49,12 @@ def evaluation_texts(
 
 
 def read_source(spec: str, *, part: Part, images: bool) -> TextSource:
-    """Reads a text, or finds images; of these noise, where the usual text is named.
+    """Reads a text, or finds images.
 
     Raises:
         TextSourceError: It can't be read.
     """
-    if images:
-        return read_images(RANDOM if spec == PYDOC else spec, part=part)
-    return read_texts(spec, part=part)
+    return read_images(spec, part=part) if images else read_texts(spec, part=part)
 
 
 def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:

@@ -146,13 +146,15 @@ class ImageReader:
                 f"Classifiers of {_COLOURS} are taken.",
                 code="other-colours",
             )
-        settings = settings_of(_Settings, told, where).model_dump(exclude_unset=True)
+        # The fast processors write null for what they leave to their class.
+        said = {name: value for name, value in told.items() if value is not None}
+        settings = settings_of(_Settings, said, where).model_dump(exclude_unset=True)
         require("PIL.Image", extra="vision")
         library = require("transformers", extra="torch")
         # transformers 4.57 calls so what 5 calls ...Pil; 5 makes the plain one with torchvision.
         name = f"{family}ImageProcessor"
         made = getattr(library, f"{name}Pil", None) or getattr(library, name)
-        return made(**{key: value for key, value in settings.items() if value is not None})
+        return made(**settings)
 
     def _told(self) -> tuple[dict[str, Any], str]:
         for name in (_PREPROCESSOR, "processor_config.json"):
@@ -200,7 +202,7 @@ def image_samples(
     refuse_unclassifying(loaded)
     number, reader = samples or IMAGES, ImageReader.of(loaded)
     images = read_images(spec or RANDOM, part=part)
-    if spec is None:
+    if images.is_random and spec != RANDOM:
         progress.say(f"{part}: noise, since no images are named; a folder of them chooses better")
     pixels = reader.of_images(images, number, part)
     if samples is not None and len(pixels) < samples:

@@ -1,7 +1,8 @@
 """Images as a user names them: a folder, a data set of the Hugging Face hub, or noise.
 
 A folder holds image files, or a subfolder with image files for each class, which is then named as
-the subfolder is (as torchvision and the library datasets have it). ``random`` is noise from a seed.
+the subfolder is (as torchvision and the library datasets have it). ``random`` is noise from a seed,
+and so is ``pydoc``, the text that is usual for other models.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from exporter.errors import (
 )
 from exporter.files import sha256_bytes, sha256_file
 from exporter.models.texts.pairs import RANDOM
-from exporter.models.texts.sources import Part, TextSource, hub_rows
+from exporter.models.texts.sources import PYDOC, Part, TextSource, hub_rows
 from exporter.optional import require
 from graph_passes.files.reading import check_file, read_bytes
 
@@ -124,7 +125,7 @@ def read_images(spec: str, *, part: Part) -> Images:
         UnsafeInputError: A file is no regular one, or is too large.
         MissingDependencyError: For ``hf:`` without the extra ``datasets``.
     """
-    if spec == RANDOM:
+    if spec in (RANDOM, PYDOC):
         label = f"{RANDOM} ({_NOISE}, {part})"
         return Images(label, (), sha256_bytes(label.encode()))
     if spec.startswith("hf:"):

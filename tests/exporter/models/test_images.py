@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from exporter.models.texts import sources
 from exporter.models.texts.image_reader import ImageReader
 from exporter.models.texts.images import Picture, read_images
 from exporter.models.texts.sources import read_texts, refuse_same_text
+from exporter.pipeline.request import QUICK
+from exporter.progress import Quiet
+from exporter.quantize.calibration import calibration_beside
 from tests.exporter.image_folders import (
     KINDS,
     write_classifier,
@@ -85,7 +89,14 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         read_images(str(tmp_path), part="calibration")
 
 
-@pytest.mark.parametrize("spec", ["pydoc", "self", "missing/"])
+def test_the_text_of_a_first_look_stands_for_noise() -> None:
+    for spec in QUICK["calibration"]:
+        found = read_images(spec, part="calibration")
+        assert found.is_random
+        assert found.sha256 == read_images("random", part="calibration").sha256
+
+
+@pytest.mark.parametrize("spec", ["docstrings", "self", "missing/"])
 def test_an_image_model_reads_no_texts(spec: str) -> None:
     with raises(TextSourceError, "no-images", spec):
         read_images(spec, part="calibration")
@@ -249,12 +260,32 @@ def test_a_processor_of_another_model_is_refused(
 
 
 @pytest.mark.torch
+def test_null_leaves_a_setting_to_the_processor(reader: ImageReader, tmp_path: Path) -> None:
+    image, path = write_image(tmp_path / "a.png", 0), tmp_path / "preprocessor_config.json"
+    before = reader.pixels([Picture(str(image))])
+    nulls = dict.fromkeys(("do_center_crop", "crop_size", "do_pad", "device"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **nulls}))
+    again = ImageReader("model", tmp_path, CONFIG)
+    assert np.array_equal(again.pixels([Picture(str(image))]), before)
+
+
+@pytest.mark.torch
 def test_a_missing_processor_is_told(reader: ImageReader, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").unlink()
     image = Picture(str(write_image(tmp_path / "a.png", 0)))
     with raises(ModelSourceError, "no-image-processor", "preprocessor_config.json"):
         reader.pixels([image])
     assert reader.noise(2, "calibration").shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("spec", ["pydoc", "random"])
+def test_weights_are_fitted_to_noise_where_no_images_are_named(tmp_path: Path, spec: str) -> None:
+    told = {**CONFIG, "patch_size": 8, "architectures": ["ViTForImageClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    found = calibration_beside(tmp_path / "model.onnx", (spec,))
+    assert "noise" in found.ref.source
+    assert found.sources is not None
+    assert found.sources.arrays["pixel_values"].shape[1:] == (3, 16, 16)
 
 
 def test_noise_is_the_same_however_much_is_asked_for(tmp_path: Path) -> None:
@@ -293,15 +324,26 @@ def test_samples_have_a_token_for_each_position(tmp_path: Path) -> None:
         assert np.array_equal(found, expected.arrays["pixel_values"])
 
 
+class _Heard(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
 @pytest.mark.torch
-def test_without_a_name_the_samples_are_noise() -> None:
+@pytest.mark.parametrize(("spec", "told"), [(None, True), ("pydoc", True), ("random", False)])
+def test_without_a_name_the_samples_are_noise(spec: str | None, told: bool) -> None:
     from exporter.models.texts.calibration import calibration_text
     from tests.exporter.tiny_families import tiny_loaded
 
     loaded = tiny_loaded("vit", head="ImageClassification")
-    text = calibration_text(loaded, samples=3)
+    console = _Heard()
+    text = calibration_text(loaded, spec, samples=3, progress=console)
     assert "noise" in text.ref.source
     assert text.ref.samples == 3
+    assert any("noise" in line for line in console.lines) == told
 
 
 @pytest.mark.torch
