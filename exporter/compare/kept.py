@@ -25,6 +25,7 @@ from exporter.compare.tasks.probes import make_probes
 from exporter.engines.environment import environment
 from exporter.files import sha256_file
 from exporter.models.texts.chat_template import ChatTemplate
+from exporter.models.texts.images import Images
 from exporter.models.texts.sources import TextSource
 from exporter.progress import Progress
 
@@ -129,7 +130,7 @@ def _asked(pair: Pair, texts: TextSource, other: TextSource | None) -> dict[str,
     """Everything that answers depend on, beside what times do."""
     options = pair.options
     return {
-        "text": [texts.source, texts.sha256],
+        "text": [texts.source, _hash_of(texts)],
         "other text": other and [other.source, other.sha256],
         "samples": [options.eval_tokens, options.eval_sequence_length],
         "quality": vars(options.quality),
@@ -138,6 +139,11 @@ def _asked(pair: Pair, texts: TextSource, other: TextSource | None) -> dict[str,
         "prompts": questions(options.quality.prompts).texts,
         "folders": {name: _beside(arm) for name, arm in pair.judged.items()},
     }
+
+
+def _hash_of(texts: TextSource) -> str:
+    """Of all that is asked; the labels of images count."""
+    return texts.content_sha256 if isinstance(texts, Images) else texts.sha256
 
 
 def _beside(arm: ComparedArm) -> list[Any]:

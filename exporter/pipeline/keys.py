@@ -136,5 +136,5 @@ def file_hash(source: str | None) -> str | None:
     if Path(source).is_file():
         return sha256_file(Path(source))
     with contextlib.suppress(TextSourceError):
-        return read_images(source, part="calibration").sha256
+        return read_images(source, part="calibration").content_sha256
     return None

@@ -39,6 +39,8 @@ MOST_IMAGES = 1_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 _LARGEST_BYTES = 1 << 28
 _MOST_PIXELS = 1 << 26
+_LONGEST_TO_SHORTEST = 64
+"""Where the shorter side is resized to a few hundred pixels, the longer one grows with it."""
 _NOISE = "noise images"
 
 
@@ -50,14 +52,16 @@ class Picture:
         name: What errors call it.
         label: The name or number of its class; None where it isn't known.
         image: Pillow's object; None where it is read from the file of that name.
+        root: The folder that was named, out of which no link leads; None: the file's own.
     """
 
     name: str
     label: str | int | None = None
     image: Any = None
+    root: Path | None = None
 
     def read(self) -> Any:
-        """The image, as Pillow has it, in RGB.
+        """The image, as Pillow has it, in RGB, turned as its EXIF data say.
 
         Raises:
             TextSourceError: It can't be read, or is no image.
@@ -65,18 +69,14 @@ class Picture:
             MissingDependencyError: Without Pillow.
         """
         pillow = require("PIL.Image", extra="vision")
+        operations = require("PIL.ImageOps", extra="vision")
         try:
             image = self.image
             if image is None:
-                content = io.BytesIO(read_bytes(Path(self.name), limit=_LARGEST_BYTES))
-                image = pillow.open(content, formats=_FORMATS)
-            if image.width * image.height > _MOST_PIXELS:
-                raise TextSourceError(
-                    f"{self.name} has {image.width} x {image.height} pixels.",
-                    "Make it smaller: classifiers see a few hundred.",
-                    code="image-too-large",
-                )
-            return image.convert("RGB")
+                content = read_bytes(Path(self.name), self.root, limit=_LARGEST_BYTES)
+                image = pillow.open(io.BytesIO(content), formats=_FORMATS)
+            _refuse_large(image, self.name)
+            return operations.exif_transpose(image).convert("RGB")
         except (DepthcutError, UnsafeInputError):
             raise
         # Pillow's decoders raise many classes for a file that is none of theirs.
@@ -94,11 +94,14 @@ class Images(TextSource):
     """Images where a model of texts has documents, of which there are then none.
 
     Attributes:
+        sha256: Of what they show: the same ones have it in whatever order, with whatever labels.
+        content_sha256: Of their labels, names and order, too.
         pictures: So ordered that the first ones are of all classes, no more than
             :data:`MOST_IMAGES`; none for noise.
         there: How many there are.
     """
 
+    content_sha256: str = ""
     pictures: tuple[Picture, ...] = ()
     there: int = 0
 
@@ -122,12 +125,13 @@ def read_images(spec: str, *, part: Part) -> Images:
 
     Raises:
         TextSourceError: There is no such folder, or it holds no images, or only some have a class.
-        UnsafeInputError: A file is no regular one, or is too large.
+        UnsafeInputError: A file is no regular one, lies elsewhere, or is too large.
         MissingDependencyError: For ``hf:`` without the extra ``datasets``.
     """
     if spec in (RANDOM, PYDOC):
         label = f"{RANDOM} ({_NOISE}, {part})"
-        return Images(label, (), sha256_bytes(label.encode()))
+        digest = sha256_bytes(label.encode())
+        return Images(label, (), digest, content_sha256=digest)
     if spec.startswith("hf:"):
         return _of_hub(spec, part)
     path = Path(spec)
@@ -145,23 +149,28 @@ def read_images(spec: str, *, part: Part) -> Images:
             "Put all images into folders named as their classes, or all side by side.",
             code="one-sided",
         )
-    found = [Picture(str(file)) for file in files]
-    found += [Picture(str(file), place.name) for file, place in labelled]
+    found = [Picture(str(file), root=path) for file in files]
+    found += [Picture(str(file), place.name, root=path) for file, place in labelled]
     if not found:
         raise TextSourceError(
             f"{path} holds no images ({', '.join(SUFFIXES)}).", IMAGES_HINT, code="no-images"
         )
     chosen = _mixed(found)
     for each in chosen:
-        check_file(Path(each.name), limit=_LARGEST_BYTES)
-    told = "\n".join(map(_told, chosen))
-    return Images(spec, (), sha256_bytes(told.encode()), pictures=chosen, there=len(found))
+        check_file(Path(each.name), path, limit=_LARGEST_BYTES)
+    digests = [sha256_file(Path(each.name)) for each in chosen]
+    told = [f"{each.label}/{Path(each.name).name}" for each in chosen]
+    return _known(spec, chosen, digests, told, len(found))
 
 
-def _told(picture: Picture) -> str:
-    """What an image is known again by: its label, its name in its folder, what it holds."""
-    path = Path(picture.name)
-    return f"{picture.label}/{path.name} {sha256_file(path)}"
+def _known(
+    source: str, chosen: tuple[Picture, ...], digests: list[str], told: list[str], there: int
+) -> Images:
+    """Images with their hashes, each by what it shows and by what else is told of it."""
+    shown = sha256_bytes("\n".join(sorted(set(digests))).encode())
+    lines = (" ".join(each) for each in zip(told, digests, strict=True))
+    content = sha256_bytes("\n".join(lines).encode())
+    return Images(source, (), shown, content_sha256=content, pictures=chosen, there=there)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -193,9 +202,9 @@ def _of_hub(spec: str, part: Part) -> Images:
     found = [_of_row(row, column, features, spec) for row in _read(islice(rows, MOST_IMAGES), spec)]
     if not found:
         raise TextSourceError(f"{spec} holds no images.", IMAGES_HINT, code="no-images")
-    told = [str(each.label).encode() + each.image.tobytes() for each in found]
-    digest = sha256_bytes("\n".join(map(sha256_bytes, told)).encode())
-    return Images(label, (), digest, pictures=_mixed(found), there=len(found))
+    chosen = _mixed(found)
+    digests = [sha256_bytes(each.image.tobytes()) for each in chosen]
+    return _known(label, chosen, digests, [str(each.label) for each in chosen], len(found))
 
 
 def _read(rows: Iterable[Any], spec: str) -> Iterable[Any]:
@@ -216,8 +225,22 @@ def _of_row(row: Any, column: str, features: Any, spec: str) -> Picture:
             f"The columns are {', '.join(row)}. Name it: hf:DATASET:CONFIG:SPLIT:COLUMN.",
             code="column-missing",
         )
-    number = row.get("label")
+    name, number = f"an image of {spec}", row.get("label")
+    _refuse_large(image, name)
+    if isinstance(number, int) and number < 0:
+        number = None  # so data sets mark what has no label, such as a test's images
     names = getattr(features.get("label"), "names", None)
     if isinstance(number, int) and names is not None and 0 <= number < len(names):
         number = names[number]
-    return Picture(f"an image of {spec}", number, image)
+    return Picture(name, number, image)
+
+
+def _refuse_large(image: Any, name: str) -> None:
+    """Refuses an image before it is decoded that takes too much memory, as it is or resized."""
+    shorter, longer = sorted((image.width, image.height))
+    if shorter * longer > _MOST_PIXELS or longer > _LONGEST_TO_SHORTEST * shorter:
+        raise TextSourceError(
+            f"{name} has {image.width} x {image.height} pixels.",
+            "Make it smaller, or less narrow: classifiers see a few hundred.",
+            code="image-too-large",
+        )

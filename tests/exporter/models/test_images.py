@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import types
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from exporter.models.texts import sources
 from exporter.models.texts.image_reader import ImageReader
 from exporter.models.texts.images import Picture, read_images
 from exporter.models.texts.sources import read_texts, refuse_same_text
+from exporter.pipeline.keys import file_hash
 from exporter.pipeline.request import QUICK
 from exporter.progress import Quiet
 from exporter.quantize.calibration import calibration_beside
@@ -72,6 +74,23 @@ def test_the_same_images_are_known_again_and_others_are_not(tmp_path: Path) -> N
         refuse_same_text(second, [first], "the same")
     assert getattr(caught.value, "code", "") == "same-text"
     refuse_same_text(third, [first], "the same")
+
+
+def test_the_same_images_have_one_hash_with_or_without_labels(tmp_path: Path) -> None:
+    flat, named = write_images(tmp_path / "a", 4), write_images(tmp_path / "b", 4, KINDS[:2])
+    turned = tmp_path / "c"
+    shutil.copytree(flat, turned)
+    (turned / "0.png").rename(turned / "z.png")
+    (turned / "1.png").rename(turned / "0.png")
+    found = [read_images(str(path), part="calibration") for path in (flat, named, turned)]
+    assert len({each.sha256 for each in found}) == 1
+    # What a figure rests on are their labels and order, too.
+    assert len({each.content_sha256 for each in found}) == 3
+    assert [file_hash(str(path)) for path in (flat, named)] == [
+        each.content_sha256 for each in found[:2]
+    ]
+    write_image(turned / "0.png", 99)
+    assert read_images(str(turned), part="calibration").sha256 != found[0].sha256
 
 
 def test_noise_says_so_and_is_another_for_each_end() -> None:
@@ -129,6 +148,28 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         read_images(str(tmp_path / "images"), part="calibration")
 
 
+def test_so_is_a_folder_of_a_class_that_lies_elsewhere(tmp_path: Path) -> None:
+    write_image(tmp_path / "elsewhere" / "a.png", 0)
+    images = write_images(tmp_path / "images", 2, KINDS[:1])
+    (images / "alias").symlink_to(images / KINDS[0])  # within the folder
+    assert read_images(str(images), part="calibration").there == 4
+    (images / KINDS[1]).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeInputError):
+        read_images(str(images), part="calibration")
+
+
+def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    write_image(tmp_path / "elsewhere" / "0.png", 1)
+    images = write_images(tmp_path / "images", 1, KINDS[:1])
+    (picture,) = read_images(str(images), part="calibration").pictures
+    assert picture.read().size == (24, 20)
+    shutil.rmtree(images / KINDS[0])
+    (images / KINDS[0]).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeInputError):
+        picture.read()
+
+
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     whole = write_image(tmp_path / "a.png", 0)
@@ -146,6 +187,29 @@ def test_an_image_of_no_sane_size_is_refused(tmp_path: Path, monkeypatch: Any) -
     monkeypatch.setattr("exporter.models.texts.images._MOST_PIXELS", 100)
     with raises(TextSourceError, "image-too-large", 24, 20):
         Picture(str(write_image(tmp_path / "a.png", 0))).read()
+
+
+@pytest.mark.parametrize(("width", "large"), [(256, False), (260, True)])
+def test_an_image_that_is_a_line_is_refused(tmp_path: Path, width: int, large: bool) -> None:
+    pytest.importorskip("PIL")
+    image = Picture(str(write_image(tmp_path / "a.png", 0, (4, width))))
+    if not large:
+        assert image.read().size == (width, 4)
+        return
+    with raises(TextSourceError, "image-too-large", width, 4):
+        image.read()
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (24, 20)), (6, (20, 24))])
+def test_images_are_turned_as_their_camera_says(
+    tmp_path: Path, orientation: int, size: tuple[int, int]
+) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    image = pillow.open(write_image(tmp_path / "a.png", 0))
+    told = image.getexif()
+    told[274] = orientation
+    image.save(tmp_path / "b.png", exif=told)
+    assert Picture(str(tmp_path / "b.png")).read().size == size
 
 
 def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: Any) -> None:
@@ -185,6 +249,28 @@ def test_a_data_set_has_images_and_names_of_labels(monkeypatch: Any) -> None:
 def test_a_data_set_without_labels_has_none(monkeypatch: Any) -> None:
     hub(monkeypatch, _Rows([image_row(0), image_row(1)]))
     assert not read_images("hf:some/pets", part="evaluation").has_labels
+
+
+def test_a_data_set_whose_labels_are_held_back_has_none(monkeypatch: Any) -> None:
+    hub(monkeypatch, _Rows([image_row(0, label=-1), image_row(1, label=-1)]))
+    assert not read_images("hf:some/pets", part="evaluation").has_labels
+
+
+def test_a_data_set_is_known_again_without_its_labels(monkeypatch: Any) -> None:
+    found = []
+    for label in (0, 1, -1):
+        hub(monkeypatch, _Rows([image_row(n, label=label) for n in range(2)]))
+        found.append(read_images("hf:some/pets", part="evaluation"))
+    assert len({each.sha256 for each in found}) == 1
+    assert len({each.content_sha256 for each in found}) == 3
+
+
+def test_a_large_image_of_a_data_set_is_refused(monkeypatch: Any) -> None:
+    row = image_row(0)
+    row["image"].width = 1 << 20
+    hub(monkeypatch, _Rows([row]))
+    with raises(TextSourceError, "image-too-large", 1 << 20):
+        read_images("hf:some/pets", part="evaluation")
 
 
 def test_a_data_set_without_images_is_refused(monkeypatch: Any) -> None:
