@@ -38,6 +38,8 @@ echo "gh $*" >> "$LOG"
 case "$*" in "run download"*) mkdir -p report && cp -r results report/;; esac
 """
 _NOTES = '#!/bin/sh\necho "{0} $*" >> "$LOG"\n'
+_OWN_GIT = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+"""No settings of the machine's or the user's."""
 _CURL = '#!/bin/sh\necho "curl $*" >> "$LOG"\ncase "$*" in *page=*) echo "[]";; esac\n'
 
 
@@ -60,12 +62,33 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path / "checkout"
 
 
-def git(folder: Path, *arguments: str) -> None:
+def git(folder: Path, *arguments: str) -> str:
+    """Runs git in a folder, whatever repository a hook that runs the tests names; what it says."""
     names = [
         f"-c{key}" for key in ("user.name=a", "user.email=a@b.invalid", "commit.gpgsign=false")
     ]
     told = [part for name in names for part in (name[:2], name[2:])]
-    subprocess.run(["git", *told, *arguments], cwd=folder, check=True)
+    rest = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    call = ["git", *told, *arguments]
+    done = subprocess.run(
+        call, cwd=folder, env=rest | _OWN_GIT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout
+
+
+def test_git_leaves_the_repository_alone_that_a_hook_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = tmp_path / "developer", tmp_path / "own"
+    for folder in folders:
+        folder.mkdir()
+        git(folder, "init", "-q", "-b", "main")
+    monkeypatch.setenv("GIT_DIR", str(folders[0] / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(folders[0] / ".git" / "index"))
+    git(folders[1], "commit", "-q", "--allow-empty", "-m", "own")
+    monkeypatch.delenv("GIT_DIR")
+    assert git(folders[1], "rev-list", "--count", "--all").strip() == "1"
+    assert git(folders[0], "rev-list", "--count", "--all").strip() == "0"
 
 
 def shell(checkout: Path, script: str, env: Mapping[str, str]) -> tuple[int, list[str]]:
@@ -73,7 +96,7 @@ def shell(checkout: Path, script: str, env: Mapping[str, str]) -> tuple[int, lis
     log = checkout.parent / "log"
     log.write_text("")
     path = os.pathsep.join([str(checkout.parent / "bin"), os.environ["PATH"]])
-    own = {"PATH": path, "HOME": str(checkout.parent), "LOG": str(log), "MARK": MARK}
+    own = {"PATH": path, "HOME": str(checkout.parent), "LOG": str(log), "MARK": MARK, **_OWN_GIT}
     call = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
     done = subprocess.run(call, cwd=checkout, env={**own, **env}, check=False)
     return done.returncode, log.read_text().splitlines()
@@ -205,7 +228,7 @@ def test_gitlab_s_merge_request_is_held_against_its_target_branch(
     assert not left.exists()
     checks = [line for line in noted if line.startswith("depthcut check")]
     assert len(checks) == 1 + accepted
-    assert not subprocess.run(["git", "remote"], cwd=checkout, capture_output=True).stdout
+    assert not git(checkout, "remote")
     comment = {**env, "CI_API_V4_URL": "https://x.invalid", "CI_PROJECT_ID": "5",
                "CI_MERGE_REQUEST_IID": "7", "DEPTHCUT_COMMENT_TOKEN": "secret"}  # fmt: skip
     git(checkout, "remote", "add", "origin", str(origin))  # another job: another checkout
