@@ -57,6 +57,7 @@ class _Steering(BaseModel):
     min_new_tokens: _Length | None = None
     max_length: _Length | None = None
     max_new_tokens: _Length | None = None
+    forced_eos_token_id: _Token | list[_Token] | None = None
 
 
 _USUAL_LENGTH = 20
@@ -117,6 +118,7 @@ class DecodingRules:
         penalty: By which what has come already is made less likely; 1: not at all.
         fewest: Tokens, those of the prompt included, before which none ends.
         longest: Tokens of a target, those of the prompt included; None: no limit is named.
+        last: Tokens of which one comes where the longest target ends; none: whichever comes.
         ignored: What the configs ask for and greedy answers don't heed: ``num_beams 4``.
     """
 
@@ -130,6 +132,7 @@ class DecodingRules:
     penalty: float = 1.0
     fewest: int = 0
     longest: int | None = None
+    last: tuple[int, ...] = ()
     ignored: tuple[str, ...] = ()
 
     @classmethod
@@ -175,7 +178,8 @@ class DecodingRules:
         """Makes tokens that may not come next impossible, and repeated ones less likely.
 
         As transformers' processors of logits do: ``RepetitionPenalty``, ``NoRepeatNGram``,
-        ``NoBadWords``, ``MinLength``, ``SuppressTokens``, ``SuppressTokensAtBegin``.
+        ``NoBadWords``, ``MinLength``, ``ForcedEOSToken``, ``SuppressTokens``,
+        ``SuppressTokensAtBegin``.
 
         Args:
             logits: Of the next token, ``[batch, vocabulary]``; changed in place.
@@ -184,11 +188,16 @@ class DecodingRules:
         begins, short = so_far.shape[1] == len(self.prompt), so_far.shape[1] < self.fewest
         never = {*self.never, *(self.never_first if begins else ())}
         never |= self.end_ids if short else frozenset()
+        ends = so_far.shape[1] + 1 == self.longest
         for row, told in zip(logits, so_far.tolist(), strict=True):
             if self.penalty != 1:
                 seen = [token for token in {*told} if token < len(row)]
                 found = row[seen]
                 row[seen] = np.where(found < 0, found * self.penalty, found / self.penalty)
+            if ends and self.last:  # whatever else forbids them
+                row[:] = -np.inf
+                row[[token for token in self.last if token < len(row)]] = 0
+                continue
             banned = never | self._completing(told)
             row[[token for token in banned if token < len(row)]] = -np.inf
 
@@ -214,6 +223,7 @@ def _steered(given: Mapping[str, Any], ends: list[int], own: int) -> dict[str, A
     said = {name: each for name, each in given.items() if each is not None}
     told = settings_of(_Steering, said, "generation_config.json")
     words = (tuple(row) for row in told.bad_words_ids or ())
+    last = told.forced_eos_token_id
     longest = None if told.max_length in (None, _USUAL_LENGTH) else told.max_length
     return {
         "never_in_row": tuple(row for row in words if row not in {(each,) for each in ends}),
@@ -221,6 +231,7 @@ def _steered(given: Mapping[str, Any], ends: list[int], own: int) -> dict[str, A
         "penalty": told.repetition_penalty or 1.0,
         "fewest": max(told.min_length or 0, own + (told.min_new_tokens or 0)),
         "longest": longest if told.max_new_tokens is None else own + told.max_new_tokens,
+        "last": (last,) if isinstance(last, int) else tuple(last or ()),
         "ignored": tuple(
             f"{name} {said[name]}"
             for name, idle in _ELSEWHERE.items()
@@ -277,7 +288,9 @@ def _unknown(entry: str, told: str, known: Mapping[str, int]) -> ModelSourceErro
 
 
 def target_positions(config: Mapping[str, Any]) -> int | None:
-    """Positions that the decoder knows; None where there is no limit."""
+    """Positions that the decoder knows; None where there is no limit, as of relative ones (T5)."""
+    if "relative_attention_num_buckets" in config:  # n_positions is what it was trained on
+        return None
     names = ("max_target_positions", "max_position_embeddings", "n_positions")
     limits = (config.get(name) for name in names)
     return next((limit for limit in limits if isinstance(limit, int)), None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.errors import CalibrationError, ModelSourceError
-from exporter.models.decoding_rules import DecodingRules, greedy
+from exporter.models.decoding_rules import DecodingRules, greedy, target_positions
 from exporter.models.texts.pairs import Pair, Pairs
 from tests.exporter.encoder_decoders import made_loaded
 from tests.raising import raises
@@ -28,6 +28,10 @@ CASES: dict[str, Callable[[list[int]], dict[str, Any]]] = {
     "a fewest number": lambda row: {"min_new_tokens": 7, "eos_token_id": [row[4], END]},
     "a longest length": lambda _: {"max_length": 6},
     "a largest number": lambda _: {"max_new_tokens": 3},
+    "a last token": lambda _: {"forced_eos_token_id": 9, "max_new_tokens": 4},
+    "a last token in spite of a shortest length": lambda _: {
+        "forced_eos_token_id": END, "max_length": 6, "min_length": 9,
+    },
     "never": lambda row: {"suppress_tokens": row[2:4]},
     "not first": lambda row: {"begin_suppress_tokens": row[1:2]},
     "a first token": lambda row: {
@@ -42,6 +46,7 @@ CASES: dict[str, Callable[[list[int]], dict[str, Any]]] = {
 
 
 @pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_generation_config_says_is_done_as_transformers_does_it(name: str) -> None:
     plain, same = answers({})
@@ -109,8 +114,37 @@ def test_tokens_beyond_the_vocabulary_are_no_matter() -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "answer"),
+    [
+        ({"forced_eos_token_id": 2, "max_new_tokens": 3}, [1, 4, 4, 2]),
+        ({"forced_eos_token_id": [5, 99], "max_length": 4}, [1, 4, 4, 5]),
+        ({"forced_eos_token_id": 2, "max_new_tokens": 9}, [1, 4, 4, 4]),
+        ({"forced_eos_token_id": 2}, [1, 4, 4, 4]),  # no length is named
+        ({"max_new_tokens": 3}, [1, 4, 4, 4]),
+    ],
+)
+def test_a_forced_end_comes_where_the_longest_target_ends(
+    told: dict[str, Any], answer: list[int]
+) -> None:
+    def step(state: int, tokens: Any) -> tuple[Any, int]:
+        return np.eye(6, dtype=np.float32)[[4]], state
+
+    assert greedy(step, 0, DecodingRules.of({}, BEGIN | told), 1, 3).tolist() == [answer]
+
+
+def test_relative_positions_have_no_end() -> None:
+    t5 = {"n_positions": 512, "relative_attention_num_buckets": 32}
+    assert target_positions(t5) is None
+    assert target_positions({"n_positions": 512}) == 512
+    assert target_positions({"max_target_positions": 448, "n_positions": 512}) == 448
+    assert target_positions({}) is None
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("forced_eos_token_id", -1),
+        ("forced_eos_token_id", "2"),
         ("bad_words_ids", [5]),
         ("bad_words_ids", [[]]),
         ("bad_words_ids", [[-1]]),
