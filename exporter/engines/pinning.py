@@ -1,8 +1,9 @@
 """Threads kept on CPUs of their own, and ahead of other processes, while something is timed.
 
 The process gets as many CPUs as it has threads, of as many cores as there are, so that no thread
-moves to another core or shares one; threads that are started meanwhile inherit that. The highest
-numbers are taken first: the first CPU serves most interrupts.
+moves to another core or shares one; threads that are started meanwhile inherit that. Where cores
+differ in speed the fast ones are taken first, and then the highest numbers: the first CPU serves
+most interrupts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ NICE = -10
 """As other processes' share goes, each level is about a quarter more (``sched(7)``)."""
 _THREADS = Path("/proc/self/task")
 _CPUS = Path("/sys/devices/system/cpu")
+_SPEEDS = "cpu_capacity", "cpufreq/cpuinfo_max_freq"
+_CLASSES = 5
+"""Cores of a kind differ by some per cent in their highest frequency, kinds by a quarter."""
 _Place = tuple[set[int], int]
 """A thread's CPUs and its nice value."""
 
@@ -53,14 +57,40 @@ def pinned(threads: int) -> Iterator[Pinning]:
         yield Pinning(cpus=sorted(os.sched_getaffinity(0)), nice=_nice(0), refused=refused)
 
 
+def let_go(process: int) -> None:
+    """Gives a process that this one has started all CPUs and no higher priority, if it may."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(process, range(os.sysconf("SC_NPROCESSORS_CONF")))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, process, max(0, _nice(process)))
+
+
 def _choice(allowed: set[int], threads: int) -> set[int]:
     """The CPUs to run on: one a core as long as there are cores."""
     cores: dict[str, list[int]] = {}
     for cpu in sorted(allowed, reverse=True):
         cores.setdefault(_siblings(cpu), []).append(cpu)
     rank = {cpu: place for core in cores.values() for place, cpu in enumerate(core)}
-    ordered = sorted(allowed, key=lambda cpu: (rank[cpu], -cpu))
+    speed = _speeds(allowed)
+    ordered = sorted(allowed, key=lambda cpu: (rank[cpu], -speed[cpu], -cpu))
     return set(ordered[: max(1, threads)])
+
+
+def _speeds(cpus: set[int]) -> dict[int, int]:
+    """Of each its class, the highest the fastest; one for all where the kernel doesn't tell."""
+    for name in _SPEEDS:
+        told = {cpu: _number(_CPUS / f"cpu{cpu}" / name) for cpu in cpus}
+        if fastest := all(told.values()) and max(told.values()):
+            return {cpu: round(_CLASSES * each / fastest) for cpu, each in told.items()}
+    return dict.fromkeys(cpus, _CLASSES)
+
+
+def _number(file: Path) -> int:
+    """What a file of the kernel says; 0 where it says nothing."""
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _siblings(cpu: int) -> str:

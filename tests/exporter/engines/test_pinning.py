@@ -48,6 +48,42 @@ def test_threads_get_a_core_each_as_long_as_there_are_some(
     assert module._choice(allowed, threads) == chosen
 
 
+def tell(place: Path, name: str, values: list[int]) -> None:
+    for cpu, value in enumerate(values):
+        file = place / f"cpu{cpu}" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{value}\n")
+
+
+CAPACITY, MOST_KHZ = "cpu_capacity", "cpufreq/cpuinfo_max_freq"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "threads", "chosen"),
+    [
+        (MOST_KHZ, [5_400_000, 5_400_000, 3_900_000, 3_900_000], 1, {1}),
+        (MOST_KHZ, [5_400_000, 5_400_000, 3_900_000, 3_900_000], 3, {0, 1, 3}),
+        (MOST_KHZ, [5_700_000, 5_500_000, 5_500_000, 5_600_000], 2, {3, 2}),  # all of a kind
+        (CAPACITY, [1024, 760, 250, 250], 2, {0, 1}),
+        (CAPACITY, [1024, 760, 250], 1, {3}),  # the kernel doesn't say it of all
+    ],
+)
+def test_fast_cores_come_before_slow_ones(
+    name: str, values: list[int], threads: int, chosen: set[int],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(module, "_CPUS", tmp_path)
+    tell(tmp_path, name, values)
+    assert module._choice({0, 1, 2, 3}, threads) == chosen
+
+
+@pytest.mark.usefixtures("cores")
+def test_a_slow_core_of_its_own_comes_before_half_a_fast_one(tmp_path: Path) -> None:
+    tell(tmp_path, MOST_KHZ, [5_000_000, 3_500_000, 5_000_000, 3_500_000])
+    assert module._choice({0, 1, 2, 3}, 1) == {2}
+    assert module._choice({0, 1, 2, 3}, 2) == {2, 3}
+
+
 def test_without_the_kernel_s_word_each_cpu_is_a_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
