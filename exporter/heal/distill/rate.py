@@ -17,6 +17,8 @@ Adam goes. SmolLM2-135M without one attention of 30 began at 0.025: 1e-3 led awa
 2e-3 from the 0.04 of a reranker, all-MiniLM-L6-v2 with a random head and without one attention of
 6, where 5e-4 and 1e-4 took back 50 and 44 % of the loss.
 """
+_LEAST_LOSS = 1e-6
+"""What was measured may be nothing, or a little less by rounding, where a cut changes nothing."""
 _WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
 
@@ -31,8 +33,10 @@ def usual_rate(train: Train, begins: float | None, *, encodes: bool = False) -> 
         encodes: Whether the model predicts no next token.
     """
     most = _TIMES_OF_ENCODERS if encodes else 1.0
-    share = most if begins is None else min(most, math.sqrt(begins / _LOSS_OF_FULL_RATE))
-    return _HIGHEST[train] * share
+    if begins is None:
+        return _HIGHEST[train] * most
+    share = math.sqrt(max(begins, _LEAST_LOSS) / _LOSS_OF_FULL_RATE)
+    return _HIGHEST[train] * min(most, share)
 
 
 def rate_share(done: float) -> float:

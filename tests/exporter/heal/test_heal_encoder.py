@@ -292,3 +292,4 @@ def test_a_cut_that_is_near_is_trained_at_a_lower_rate() -> None:
     assert usual_rate("adapters", 0.2, encodes=True) == usual_rate("adapters", 0.2) == 1e-3
     assert usual_rate("adapters", 0.05, encodes=True) == usual_rate("adapters", 0.05) == 5e-4
     assert usual_rate("adapters", 5.0) == 1e-3
+    assert 0 < usual_rate("adapters", -1e-9) == usual_rate("adapters", 0.0) < 1e-5
