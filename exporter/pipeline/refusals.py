@@ -25,6 +25,7 @@ from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.export.pooled import pooling_for
 from exporter.models.ablation.meter import judged_by
+from exporter.models.anatomy.classifiers import has_single_logit
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config
 from exporter.models.model_folder import find_model
@@ -254,7 +255,7 @@ def refuse_useless(run: Run) -> None:
     budget, plan = run.request.drops.budget, run.plan.plan
     if not run.request.refuses_useless or budget is None or budget.floors:
         return
-    share, lost = _useful_share(plan)
+    share, lost = _useful_share(plan, run)
     if share >= 1:
         return
     words = " ".join(_smaller(budget, share))
@@ -268,7 +269,7 @@ def refuse_useless(run: Run) -> None:
     )
 
 
-def _useful_share(plan: PruningPlan) -> tuple[float, str]:
+def _useful_share(plan: PruningPlan, run: Run) -> tuple[float, str]:
     """What of a cut's damage a useful model may have; the damage in words."""
     rise, cosine = (plan.predicted.get(name) for name in ("log_perplexity_increase", "cosine"))
     if rise is not None:
@@ -277,24 +278,30 @@ def _useful_share(plan: PruningPlan) -> tuple[float, str]:
     if cosine is not None:
         told = f"the mean cosine of the embeddings is {cosine:.3f}, less than {USELESS_COSINE}"
         return (1 - USELESS_COSINE) / max(1 - cosine, 1e-9), told
-    return _useful_share_of_classes(plan)
+    return _useful_share_of_classes(plan, run)
 
 
-def _useful_share_of_classes(plan: PruningPlan) -> tuple[float, str]:
+def _useful_share_of_classes(plan: PruningPlan, run: Run) -> tuple[float, str]:
     """The same of a classifier; of few texts the end of the interval that is kinder to it."""
     same = plan.predicted.get("top1_agreement")
     texts = plan.judged_on[0].samples if plan.judged_on else 0
-    if same is None or not texts:
+    if same is None or not texts or _may_keep(same, texts):
         return math.inf, ""
-    kept = np.arange(texts) < round(same * texts)
-    interval = share_interval(kept.astype(np.float64), np.ones(texts))
-    if interval is None or interval.ci95[1] >= USELESS_AGREEMENT:
+    # Half as many orders as texts were seen; the model is asked last, since it may be read for it.
+    if has_single_logit(run.choosing.model) and _may_keep(same, math.ceil(texts / 2)):
         return math.inf, ""
     told = (
         f"{same:.0%} of the texts keep their likeliest class, or of two their order, less than "
         f"{USELESS_AGREEMENT:.0%}"
     )
     return (1 - USELESS_AGREEMENT) / max(1 - same, 1e-9), told
+
+
+def _may_keep(same: float, number: int) -> bool:
+    """Whether a share of so many that stay the same may stand for a useful one."""
+    kept = np.arange(number) < round(same * number)
+    interval = share_interval(kept.astype(np.float64), np.ones(number))
+    return interval is None or interval.ci95[1] >= USELESS_AGREEMENT
 
 
 def _smaller(budget: Budget, share: float) -> list[str]:

@@ -26,9 +26,13 @@ def scores_pairs(model: Any) -> bool:
 
     A ``problem_type`` of regression is what transformers' trainer writes for scores of any texts.
     """
-    config = model.config
-    single = classifies_texts(model) and config.num_labels == 1
-    return single and getattr(config, "problem_type", None) != REGRESSION
+    problem = getattr(model.config, "problem_type", None)
+    return has_single_logit(model) and problem != REGRESSION
+
+
+def has_single_logit(model: Any) -> bool:
+    """Whether a model gives each text one number, by which two texts have an order."""
+    return classifies_texts(model) and model.config.num_labels == 1
 
 
 def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

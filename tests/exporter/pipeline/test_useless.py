@@ -57,13 +57,23 @@ def test_so_is_an_encoder_whose_embeddings_are_others() -> None:
     refuse_useless(run(0.6, refuses=False, figure="cosine"))
 
 
-def of_classes(same: float, texts: int, **more: Any) -> Any:
+class _ForSequenceClassification:
+    config: Any
+
+
+def of_classes(same: float, texts: int, labels: int = 3, **more: Any) -> Any:
     found = run(same, figure="top1_agreement", **more)
     judged = CalibrationRef(
         source="made", samples=texts, sequence_length=8, tokens=8 * texts, sha256="0"
     )
     plan = found.plan.plan.model_copy(update={"judged_on": [judged]})
-    return SimpleNamespace(request=found.request, plan=SimpleNamespace(plan=plan))
+    model = _ForSequenceClassification()
+    model.config = SimpleNamespace(num_labels=labels)
+    return SimpleNamespace(
+        request=found.request,
+        plan=SimpleNamespace(plan=plan),
+        choosing=SimpleNamespace(model=model),
+    )
 
 
 def test_so_is_a_classifier_whose_texts_get_other_classes_if_enough_texts_show_it() -> None:
@@ -72,6 +82,15 @@ def test_so_is_a_classifier_whose_texts_get_other_classes_if_enough_texts_show_i
     refuse_useless(of_classes(0.6, 6))
     refuse_useless(of_classes(0.82, 100))
     refuse_useless(of_classes(0.6, 100, refuses=False))
+
+
+@pytest.mark.parametrize("texts", [24, 27])
+def test_of_a_reranker_half_as_many_orders_show_it(texts: int) -> None:
+    with raises(UnmetGoalError, "useless"):
+        refuse_useless(of_classes(0.5, texts))
+    refuse_useless(of_classes(0.5, texts, labels=1))
+    with raises(UnmetGoalError, "useless"):
+        refuse_useless(of_classes(0.5, 100, labels=1))
 
 
 @pytest.mark.parametrize(
