@@ -24,6 +24,7 @@ from exporter.compare.tasks.choosing import task_versions
 from exporter.compare.tasks.probes import make_probes
 from exporter.engines.environment import environment
 from exporter.files import sha256_file
+from exporter.models.companions import settings_hashes
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.images import Images
 from exporter.models.texts.sources import TextSource
@@ -147,7 +148,9 @@ def _hash_of(texts: TextSource) -> str:
 
 
 def _beside(arm: ComparedArm) -> list[Any]:
-    tokenizer = arm.folder.tokenizer
+    tokenizer, onnx = arm.folder.tokenizer, arm.folder.onnx
+    home = onnx if onnx.is_dir() else arm.folder.home  # a PyTorch model is its folder
+    known = [arm.folder.config, settings_hashes(home)]
     if tokenizer is None:
-        return [arm.folder.config]
-    return [arm.folder.config, sha256_file(tokenizer), ChatTemplate.beside(tokenizer)]
+        return known
+    return [*known, sha256_file(tokenizer), ChatTemplate.beside(tokenizer)]

@@ -5,9 +5,12 @@ Files are known by their names and read through the door; no code and no pickle 
 
 from __future__ import annotations
 
+import contextlib
 from fnmatch import fnmatch
 from pathlib import Path
 
+from exporter.errors import ModelSourceError
+from exporter.files import sha256_file
 from exporter.models.sentence_folder import sentence_files
 from graph_passes.files.locations import real
 from graph_passes.files.reading import TABLE_BYTES, check_file, copy_file
@@ -69,6 +72,21 @@ def copy_sentence_files(source: Path, folder: Path) -> None:
         OSError: It can't be copied.
     """
     _copy(source, sentence_files(source), folder)
+
+
+def settings_hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of what says how inputs become numbers, and answers vectors, by its name.
+
+    Raises:
+        UnsafeInputError: A file may not be read from where it is, or is too large.
+        OSError: It can't be read.
+    """
+    names = [name for name in _PROCESSORS if (folder / name).is_file()]
+    with contextlib.suppress(ModelSourceError):  # told where vectors are made
+        names += sentence_files(folder)
+    for name in names:
+        check_file(folder / name, folder, limit=TABLE_BYTES)
+    return {name: sha256_file(folder / name) for name in names}
 
 
 def _belongs(path: Path) -> bool:

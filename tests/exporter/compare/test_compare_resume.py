@@ -171,7 +171,9 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
         assert compare(*judged, options, resume=out).accuracy == fresh
 
 
-@pytest.mark.parametrize("changed", ["options", "tokenizer", "template", "prompts", "task", "line"])
+@pytest.mark.parametrize(
+    "changed", ["options", "tokenizer", "template", "processor", "prompts", "task", "line"]
+)
 def test_answers_to_another_question_are_measured_anew(
     judged: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
@@ -182,6 +184,8 @@ def test_answers_to_another_question_are_measured_anew(
         options = with_tasks(tmp_path, prompts=tmp_path / "prompts.txt", agreement_tokens=3)
     elif changed == "template":
         (judged[0] / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    elif changed == "processor":
+        (judged[1] / "preprocessor_config.json").write_text("{}")
     elif changed == "prompts":
         (tmp_path / "prompts.txt").write_text("a list\n")
     elif changed == "tokenizer":

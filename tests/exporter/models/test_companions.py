@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from exporter.errors import UnsafeInputError
-from exporter.models.companions import copy_sentence_files, sentence_files, stage_companions
+from exporter.models.companions import (
+    copy_sentence_files,
+    sentence_files,
+    settings_hashes,
+    stage_companions,
+)
 from exporter.models.texts.tokenizer import read_tokenizer
 
 
@@ -130,6 +135,24 @@ def test_a_module_s_link_out_of_the_folder_is_refused(places: tuple[Path, Path, 
     (folder / "1_Pooling" / "config.json").symlink_to("../../secret")
     with pytest.raises(UnsafeInputError):
         stage_companions(*places)
+
+
+def test_what_answers_depend_on_beside_weights_has_hashes(places: tuple[Path, Path, Path]) -> None:
+    folder = places[0].parent
+    sentence_model(folder, MODULES)
+    (folder / "preprocessor_config.json").write_text("{}")
+    before = settings_hashes(folder)
+    (folder / "README.md").write_text("no setting")
+    assert settings_hashes(folder) == before
+    for name in ("preprocessor_config.json", "1_Pooling/config.json"):
+        path = folder / name
+        path.write_text(path.read_text() + " ")
+        assert {key for key, own in settings_hashes(folder).items() if own != before[key]} == {name}
+        path.write_text(path.read_text()[:-1])
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "preprocessor_config.json").symlink_to("../secret")
+    with pytest.raises(UnsafeInputError):
+        settings_hashes(folder)
 
 
 def names_below(folder: Path) -> set[str]:
