@@ -21,7 +21,7 @@ from exporter.choose.budgets.candidates import (
 from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.budgets.text import TextParts, parted
+from exporter.choose.budgets.text import TextParts, measured_on, parted
 from exporter.choose.budgets.units import with_context
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
@@ -354,7 +354,7 @@ class PlanInputs:
 
     def _measured_on(self, text: CalibrationText) -> CalibrationText:
         """As much of a text as each candidate is measured on."""
-        return text.first_tokens(self.settings.search.tokens)
+        return measured_on(text, self.settings.search.tokens)
 
     @property
     def _kind(self) -> HealKind | None:
@@ -373,10 +373,7 @@ class PlanInputs:
 
 
 def _refuse_missing(
-    budget: Budget,
-    sizes: GraphSizes | None,
-    stopwatch: Stopwatch | None,
-    costs: CostTable | None,
+    budget: Budget, sizes: GraphSizes | None, stopwatch: Stopwatch | None, costs: CostTable | None
 ) -> None:
     if budget.at is not None and stopwatch is None and costs is None:
         raise UsageError(

@@ -12,10 +12,13 @@ from exporter.compare.quality.intervals import fewest_to_show, highest_to_show
 from exporter.errors import CalibrationError, PlanError
 from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
+from exporter.models.model_folder import PIXELS
 from exporter.score import CalibrationText
 
 _MOST_TEXTS = 1024
 """That judge a classifier: a limit near to 1 takes more than are waited for."""
+
+_FEWEST_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,22 @@ def parted(text: CalibrationText, held_out: float) -> TextParts:
         checked = text.rows(slice(rest.start, samples, 2))
         reported = text.rows(slice(rest.start + 1, samples, 2))
     return TextParts(first, checked, reported)
+
+
+def measured_on(text: CalibrationText, tokens: int) -> CalibrationText:
+    """As much of a text as each candidate is measured on.
+
+    Of images that are at least 32, if there are as many: each gets one class, however many
+    positions it has.
+
+    Args:
+        text: The samples.
+        tokens: As many of them as have so many tokens.
+    """
+    if text.sources is not None and PIXELS in text.sources.arrays:
+        few = text.rows(slice(0, _FEWEST_IMAGES))
+        tokens = max(tokens, few.ref.tokens)
+    return text.first_tokens(tokens)
 
 
 def passages_to_show(floors: Floors, model: Any) -> int:

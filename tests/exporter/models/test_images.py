@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.choose.budgets.text import measured_on
 from exporter.errors import (
     CalibrationError,
     MissingDependencyError,
@@ -20,8 +21,9 @@ from exporter.errors import (
     UnsafeInputError,
 )
 from exporter.models.texts import sources
-from exporter.models.texts.image_reader import ImageReader
+from exporter.models.texts.image_reader import ImageReader, of_pixels
 from exporter.models.texts.images import Picture, read_images
+from exporter.models.texts.samples import CalibrationText
 from exporter.models.texts.sources import read_texts, refuse_same_text
 from exporter.pipeline.keys import file_hash
 from exporter.pipeline.request import QUICK
@@ -416,6 +418,17 @@ class _Heard(Quiet):
 
     def say(self, message: str) -> None:
         self.lines.append(message)
+
+
+def test_few_images_choose_nothing_however_many_positions_they_have() -> None:
+    pixels = np.zeros((40, 3, 2, 2), np.float32)
+    images = of_pixels(pixels, 1370, "made", "0")
+    assert len(measured_on(images, 4096).input_ids) == 32
+    assert len(measured_on(images, 36 * 1370).input_ids) == 36
+    few = images.rows(slice(0, 5))
+    assert len(measured_on(few, 4096).input_ids) == 5
+    text = CalibrationText.unpadded(images.input_ids, "made", "0")
+    assert len(measured_on(text, 4096).input_ids) == 3
 
 
 @pytest.mark.torch
