@@ -6,10 +6,9 @@ times and says on what text the models were judged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from exporter.artifacts import (
     FLOAT_BASELINE,
@@ -129,8 +128,10 @@ def compare(
     store = open_store(pair, resume)
     probe = settle_threads(pair, store)
     threads = pair.baseline.runner.threads
+    machine = environment(threads=threads, gpu=pair.on_gpu)  # what it may use unpinned
     with pinning(threads, options.timing, progress) as pinned, pair.running():
-        return _measured(pair, texts, known, store, {"thread_probe": probe, "pinning": pinned})
+        settled = {"thread_probe": probe, "pinning": pinned}
+        return _measured(pair, texts, known, store, machine.model_copy(update=settled))
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,10 @@ def _measured(
     texts: Sequence[TextSource],
     known: _Known,
     store: Store,
-    settled: Mapping[str, Any],
+    machine: Environment,
 ) -> ComparisonReport:
     pair.refuse_other_interface()
     tell_notes((each.capabilities for each in pair.runners), pair.progress)
-    machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
     with pair.judging() as judges:
         answers = measure_accuracy(judges, *texts, store=store)
@@ -201,7 +201,6 @@ def _measured(
         "other_cpu_share": timed.other_cpu_share,
         "states": timed.states,
         "order_seed": timed.order_seed,
-        **settled,
     }
     known = replace(known, parity=[*known.parity, *checks])
     return _report(pair, known, machine.model_copy(update=seen), timed.rows, answers)

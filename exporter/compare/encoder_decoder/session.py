@@ -30,7 +30,7 @@ from exporter.compare.judged_texts import refuse_noted
 from exporter.compare.options import CompareOptions
 from exporter.compare.pinning import pinning
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
-from exporter.engines.environment import default_threads
+from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
 from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
 from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text, within
@@ -93,11 +93,13 @@ def compare_stacks(
     timing = _timing(folders, reader, pairs, options, resume, progress)
     probe = timing.settle_threads()
     threads = timing.runners["baseline"].threads
+    machine = environment(threads=threads, gpu=options.provider == "cuda")  # unpinned
+    machine = machine.model_copy(update={"thread_probe": probe})
     with pinning(threads, options.timing, progress) as pinned, timing.running() as runners:
         tell_notes((each for arm in runners.values() for each in arm.capabilities), progress)
         judged = _judged(runners["baseline"], reader, pairs, options.eval_tokens, progress)
         accuracy = judge_answers(runners, judged, progress)
-        machine, rows = timing.timed(probe)
+        machine, rows = timing.timed(machine)
         arms = Arms(**{name: each.record(runners[name]) for name, each in folders.items()})  # type: ignore[arg-type]
     parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
     return ComparisonReport(

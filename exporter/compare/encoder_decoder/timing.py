@@ -18,7 +18,6 @@ from exporter.compare.threads import fastest, kept_threads, try_threads
 from exporter.compare.timing.subjects import Probe, TimedCell
 from exporter.compare.timing_session import TimingSession
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
-from exporter.engines.environment import environment
 from exporter.engines.runners.base import Array
 from exporter.progress import Progress
 
@@ -74,11 +73,11 @@ class StackTiming:
             each.threads = runner.threads if probe is None else fastest(probe)
         return probe
 
-    def timed(self, probe: ThreadProbe | None) -> tuple[Environment, list[LatencyRow]]:
-        """The machine, and a row for each graph and shape; the runners are entered.
+    def timed(self, machine: Environment) -> tuple[Environment, list[LatencyRow]]:
+        """The machine meanwhile, and a row for each graph and shape; the runners are entered.
 
         Args:
-            probe: How the number of threads was found.
+            machine: As it was before.
 
         Raises:
             ComparisonError: There is nothing to time, the clock jumps, or the machine is disturbed.
@@ -95,9 +94,7 @@ class StackTiming:
             "other_cpu_share": found.other_cpu_share,
             "states": found.states,
             "order_seed": found.order_seed,
-            "thread_probe": probe,
         }
-        machine = environment(threads=threads, gpu=self._on_gpu)
         return machine.model_copy(update=seen), found.rows
 
     @property

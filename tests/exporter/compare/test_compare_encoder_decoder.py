@@ -115,6 +115,7 @@ def test_arms_are_pinned_where_that_is_asked_for(models: Path) -> None:
     assert found.pinning is not None
     if not found.pinning.refused:
         assert len(found.pinning.cpus) == 1  # of one thread
+    assert found.affinity == sorted(before)
     assert os.sched_getaffinity(0) == before
     assert compared(models).environment.pinning is None
 
