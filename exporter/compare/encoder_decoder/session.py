@@ -140,7 +140,7 @@ def _timing(
         },
         first.arrays,
         options,
-        open_stack_store(folders, options, resume, progress),
+        open_stack_store(folders, first.arrays, options, resume, progress),
         progress,
     )
 

@@ -19,6 +19,7 @@ from exporter.compare.timing.subjects import Probe, TimedCell
 from exporter.compare.timing_session import TimingSession
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.runners.base import Array
+from exporter.files import sha256_bytes
 from exporter.progress import Progress
 
 
@@ -115,13 +116,27 @@ class StackTiming:
 
 def open_stack_store(
     folders: Mapping[str, StackFolder],
+    source: Mapping[str, Array],
     options: CompareOptions,
     resume: Path | None,
     progress: Progress,
 ) -> Store:
-    """What an earlier run of the same comparison has left in a folder, or a new store."""
+    """What an earlier run of the same comparison has left in a folder, or a new store.
+
+    Args:
+        folders: Of both arms.
+        source: What the encoder reads, ``[1, ...]``, by its inputs' names: the decoder's steps
+            depend on its length.
+        options: How they are measured.
+        resume: The output folder; None keeps nothing.
+        progress: Told where there is something.
+    """
     provider = options.provider
-    arms = {name: [provider, each.sha256] for name, each in folders.items()}
+    read = [
+        f"{name} {each.dtype} {each.shape} {sha256_bytes(each.tobytes())}"
+        for name, each in sorted(source.items())
+    ]
+    arms = {name: [provider, each.sha256, *read] for name, each in folders.items()}
     return store_of(arms, options, resume, gpu=provider == "cuda", progress=progress)
 
 
