@@ -89,7 +89,8 @@ def judge_answers(
                 row = arms[name].answer(encoded[name], judged.reader.rules, most)[0]
                 answers[name].append([int(token) for token in row[prompt:]])
             task.advance()
-    known = accuracy_of(by_sample, by_position, judged.pairs.source, judged.pairs.sha256)
+    # Of targets and order, too: samples of two reports with this hash are the same questions.
+    known = accuracy_of(by_sample, by_position, judged.pairs.source, judged.pairs.content_sha256)
     told = {
         "generation": _agreement(answers, prompt, most),
         "tasks": _transcribed(answers, judged),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +90,45 @@ class Arm:
         return np.array([[*rules.prompt, 5]])
 
 
+def speech_reader(**sizes: int) -> PairReader:
+    config = {"max_target_positions": 448, "vocab_size": 8, **sizes}
+    rules = DecodingRules(prompt=(1, 2), end_ids=frozenset({0}), pad_id=0)
+    return PairReader("m", Path("m"), config, rules, None)
+
+
+def hashes(*pairs: tuple[str, str | None], file: Path) -> tuple[str, str]:
+    """Of the sources, and of what a report says was asked."""
+    lines = [json.dumps({"source": source, "target": target}) for source, target in pairs]
+    file.write_text("\n".join(lines))
+    read = read_pairs(str(file), part="evaluation", sound=False)
+    noise = read_pairs("random", part="evaluation", sound=True)
+    text = paired_text(speech_reader(), noise, lambda _: np.array([[1, 2, 5, 6]]), number=1)
+    arms: dict[str, Any] = {"baseline": Arm(), "candidate": Arm()}
+    pairs_alone = replace(read, pairs=())  # what is asked of these arms doesn't matter
+    found = judge_answers(arms, Judged(speech_reader(), pairs_alone, text))
+    return read.sha256, found.text_sha256
+
+
+def test_the_same_question_is_the_same_sources_with_the_same_targets_in_order(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    asked = hashes(("a", "x"), ("b", "y"), file=file)
+    assert hashes(("a", "x"), ("b", "y"), file=tmp_path / "again.jsonl") == asked
+    for other in (
+        hashes(("a", "x"), ("b", "z"), file=file),
+        hashes(("b", "y"), ("a", "x"), file=file),
+        hashes(("a", None), ("b", None), file=file),
+    ):
+        assert other[0] == asked[0]
+        assert other[1] != asked[1]
+
+
 @pytest.mark.parametrize(
     ("sizes", "most"), [({"num_mel_bins": 2, "max_source_positions": 3}, 446), ({}, 126)]
 )
 def test_answers_of_speech_may_take_all_of_the_decoder(sizes: dict[str, int], most: int) -> None:
-    config = {"max_target_positions": 448, "vocab_size": 8, **sizes}
-    rules = DecodingRules(prompt=(1, 2), end_ids=frozenset({0}), pad_id=0)
-    reader = PairReader("m", Path("m"), config, rules, None)
+    reader = speech_reader(**sizes)
     pairs = read_pairs("random", part="evaluation", sound=True)
     text = paired_text(reader, pairs, lambda _: np.array([[1, 2, 5, 6]]), number=1)
     arms: dict[str, Any] = {"baseline": Arm(), "candidate": Arm()}
