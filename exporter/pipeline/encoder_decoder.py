@@ -106,8 +106,13 @@ def without_presets(request: ExportRequest) -> ExportRequest:
     """A first look (--quick) without what it asks for by itself and has no effect here."""
     if not request.quick:
         return request
+    score, heal = _unset(request.score, "calibration"), request.heal
+    if heal is not None and heal.calibration == request.score.calibration:  # taken from there
+        heal = replace(heal, calibration=score.calibration)
     return replace(
         request,
+        score=score,
+        heal=heal,
         compare=_unset(request.compare, *OF_ONE_GRAPH),
         search=_unset(request.search, "tokens"),
     )

@@ -393,6 +393,29 @@ def test_an_option_without_effect_is_refused(name: str) -> None:
     assert told.value.code in codes
 
 
+@pytest.mark.parametrize(
+    ("quick", "named", "left"),
+    [
+        (True, ("pydoc",), ()),  # of --quick itself: the usual text of the model is taken
+        (True, ("a.jsonl",), ("a.jsonl",)),
+        (False, ("pydoc",), ("pydoc",)),
+    ],
+)
+def test_a_first_look_scores_on_what_is_usual_for_the_model(
+    named: tuple[str, ...], left: tuple[str, ...], *, quick: bool
+) -> None:
+    from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
+
+    told = ScoreOptions(calibration=named)
+    request = request_for(
+        Path("m"), Path("out"), score=told, heal=HealOptions("bias", calibration=named)
+    )
+    found = without_presets(replace(request, quick=quick))
+    refuse_unfit(found)
+    assert found.score == ScoreOptions(calibration=left)
+    assert found.heal == HealOptions("bias", calibration=left)
+
+
 def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
     from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
 
