@@ -22,6 +22,7 @@ from exporter.errors import RegressionError, UsageError
 from exporter.files import refuse_overwriting, write_text
 from exporter.gate.keys import difference_words, differences, key_of
 from exporter.gate.request import VERDICTS, CheckRequest
+from exporter.models.encoder_decoder_folder import holds_stacks
 from exporter.option_types import OutputPath
 from exporter.options import Options, dataclass, option, part
 from exporter.report.checks import check_grid, conclusion, reasons
@@ -153,6 +154,7 @@ def _tell_github(found: CheckReport, *, fails: bool, on_stderr: bool) -> None:
 
 _ARMS = ("baseline", "candidate")
 _FEW_TOKENS = 16  # the answers aren't in doubt, only the times
+_NO_ANSWERS = QualityOptions(agreement_prompts=0, answer_tokens=0)
 
 
 def remeasuring(
@@ -164,6 +166,7 @@ def remeasuring(
         UsageError: The report wasn't written by ``depthcut compare`` or ``export``, or another
             tool took its times.
     """
+    from exporter.compare.kinds import ArmName
     from exporter.compare.session import compare
 
     if any(row.imported for row in report.latency):
@@ -174,11 +177,12 @@ def remeasuring(
         )
     asked = _asked(report)
     found = report.environment.thread_probe is not None
+    in_stacks = holds_stacks(ArmName.of(asked.baseline).path)
     options = replace(
         asked.compare,
         threads=report.environment.threads if found else asked.compare.threads,
         eval_tokens=_FEW_TOKENS,
-        quality=QualityOptions(agreement_prompts=0, answer_tokens=0),
+        quality=QualityOptions() if in_stacks else _NO_ANSWERS,  # those always answer
     )
 
     def measure() -> ComparisonReport:

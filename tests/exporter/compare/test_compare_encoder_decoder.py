@@ -120,6 +120,21 @@ def test_arms_are_pinned_where_that_is_asked_for(models: Path) -> None:
     assert compared(models).environment.pinning is None
 
 
+def test_a_regression_is_measured_again(models: Path) -> None:
+    from exporter.cli.check import remeasuring
+    from exporter.cli.console import ConsoleProgress
+
+    arms = [str(models / name) for name in ("whole", "least")]
+    command = [
+        *("depthcut", "compare", *arms, "-o", "out", "--eval-text", str(models / "sources.txt")),
+        *("--threads", "1", "--rounds", "2", "--prefill", "8", "--decode-past", "16"),
+    ]
+    report = compared(models).model_copy(update={"command": command})
+    again = remeasuring(report, ConsoleProgress())()
+    assert [row.shape_name for row in again.latency] == [row.shape_name for row in report.latency]
+    assert again.latency[0].baseline.samples_ms != report.latency[0].baseline.samples_ms
+
+
 def test_the_gpu_that_is_named_is_used(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from exporter.compare import options
 

@@ -229,7 +229,10 @@ def test_a_confirmation_runs_on_the_number_of_its_report(
     from exporter.cli.check import remeasuring
     from exporter.cli.console import ConsoleProgress
 
-    assert remeasuring(report, ConsoleProgress())().environment.threads == 2
+    again = remeasuring(report, ConsoleProgress())()
+    assert again.environment.threads == 2
+    assert again.accuracy is not None
+    assert again.accuracy.generation is None
 
 
 @pytest.mark.parametrize("word", ["0", "all", "1.5"])
