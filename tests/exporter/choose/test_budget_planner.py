@@ -528,7 +528,9 @@ def test_what_needs_held_out_text_is_refused_where_there_is_too_little(
 
 
 def _short(made: Any, report: Any, samples: int) -> Any:
-    calibration = report.calibration.model_copy(update={"samples": samples, "sha256": "x"})
+    ref = report.calibration
+    tokens = samples * ref.sequence_length
+    calibration = ref.model_copy(update={"samples": samples, "tokens": tokens, "sha256": "x"})
     made.report = report.model_copy(update={"calibration": calibration})
     made.settings = replace(made.settings, calibration=("self",))
     return made
