@@ -183,7 +183,7 @@ class PowerReached(Record):
     ``power`` is the share of sessions that was asked for, ``reached`` that of sessions as sure as
     this one, ``needed_s`` the seconds of rounds that the asked share takes in all, by the noise of
     this session. ``foretold_s`` is what was foretold of them after the first chunks, and
-    ``foretold_range_s`` the range that holds them in 90 % of rows.
+    ``foretold_range_s`` the range that is to hold them in 90 % of rows (78 to 96 % on recordings).
     """
 
     power: float

@@ -28,7 +28,11 @@ _WITHIN_COUNTS = 12.0
 
 @dataclass(frozen=True, order=True)
 class Foretold:
-    """The seconds of rounds that a row will take, and the range that holds them in 90 % of rows."""
+    """The seconds of rounds that a row will take, and a range that is to hold them.
+
+    It is made for 90 % of rows, of noise that chunks and rounds tell; on recordings it held 78 to
+    96 % of them, a chunk beyond its end included.
+    """
 
     seconds: float
     range_s: tuple[float, float]
