@@ -1,0 +1,45 @@
+"""Which lengths of an encoder-decoder are timed, as far as its positions reach."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.artifacts.latency import Shape
+from exporter.compare.encoder_decoder.arms import StackFolder
+from exporter.compare.encoder_decoder.timing import Cells
+from exporter.compare.generating import GenerationCell
+from exporter.compare.options import CompareOptions, TimingOptions
+
+ASKED = CompareOptions(
+    prefill_lengths=(600,), decode_past_lengths=(700,), timing=TimingOptions(generate=((600, 8),))
+)
+T5 = {"n_positions": 512, "relative_attention_num_buckets": 32}
+
+
+def cells(folder: Path, config: dict[str, Any]) -> Cells:
+    told = {"decoder_start_token_id": 0, "vocab_size": 64, **config}
+    (folder / "config.json").write_text(json.dumps(told))
+    return Cells(StackFolder(folder), {"input_ids": np.ones((1, 4), np.int64)}, ASKED)
+
+
+def test_relative_positions_reach_as_far_as_is_asked(tmp_path: Path) -> None:
+    found = cells(tmp_path, T5)
+    assert list(found.shortened()) == []
+    assert found.all() == [
+        Shape("encode", 1, 600), Shape("prefill", 1, 1), Shape("decode", 1, 1, 700),
+        GenerationCell(1, 600, 8),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["n_positions", "max_position_embeddings"])
+def test_a_table_of_positions_ends(name: str, tmp_path: Path) -> None:
+    found = cells(tmp_path, {name: 512})
+    assert len(list(found.shortened())) == 3
+    assert found.all() == [
+        Shape("encode", 1, 512), Shape("prefill", 1, 1), Shape("decode", 1, 1, 511),
+    ]  # fmt: skip
