@@ -312,6 +312,7 @@ def test_interrupt_from_outside_is_130(
 ) -> None:
     script = (
         "import os, signal, sys, click, exporter.cli as c\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also below nohup
         "@c.cli.command()\n"
         "@click.pass_obj\n"
         "def wait(progress):\n"
