@@ -86,7 +86,7 @@ def judge_images(pair: Pair, images: Images) -> JudgedImages:
         progress.say(f"accuracy: these are the first of {images.there:,}, of all classes")
     agreement = {
         names: compare_classes(
-            *(said[name] for name in names), source=images.source, sha256=images.sha256
+            *(said[name] for name in names), source=images.source, sha256=images.content_sha256
         ).model_copy(update={"images": len(some)})
         for names in pair.held_against
     }

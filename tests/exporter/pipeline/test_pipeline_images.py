@@ -184,6 +184,17 @@ def test_the_classes_are_those_of_pytorch(labelled: tuple[Path, Any]) -> None:
     assert found.kl_interval is not None
 
 
+def test_a_report_knows_its_images_by_their_labels_and_order_too(
+    labelled: tuple[Path, Any],
+) -> None:
+    from exporter.models.texts.images import read_images
+
+    place, report = labelled
+    images = read_images(str(place / "judged"), part="evaluation")
+    assert report.accuracy.text_sha256 == images.content_sha256
+    assert images.content_sha256 != images.sha256
+
+
 def test_labels_give_the_shares_of_right_images(labelled: tuple[Path, Any]) -> None:
     place, report = labelled
     whole, cut, labels = logits_of(place, report)
