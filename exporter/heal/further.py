@@ -94,6 +94,35 @@ def text_behind(
     return joined(found)
 
 
+def text_beyond(
+    loaded: LoadedModel,
+    used: Sequence[CalibrationText],
+    samples: int,
+    cache_dir: Path | None = None,
+) -> CalibrationText:
+    """Samples of the same texts behind several parts of them that follow each other.
+
+    Args:
+        loaded: The model.
+        used: The parts, the first of them from the beginning of each text.
+        samples: How many are wanted in all; there may be fewer, or none.
+        cache_dir: Where sampled text is kept.
+
+    Raises:
+        TextSourceError: A text can't be read.
+    """
+    texts = used[0].apart
+    share = math.ceil(samples / len(texts))
+    found = []
+    for number, text in enumerate(texts):
+        taken = sum(len(part.apart[number].input_ids) for part in used)
+        source, length = text.ref.source, text.input_ids.shape[1]
+        options = HealOptions(sequence_length=length, seed=seed_of(source))
+        whole = read_samples(loaded, spec_of(source), taken + share, options, QUIET, cache_dir)
+        found.append(whole.rows(slice(taken, taken + share)))
+    return joined(found)
+
+
 def _inner_tokens(loaded: LoadedModel, text: CalibrationText) -> int:
     """Of a sample, without those that the tokenizer puts around a text."""
     ends = 0 if text.sources is not None else sum(map(len, tokenizer_of(loaded).ends))

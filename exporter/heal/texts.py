@@ -39,7 +39,7 @@ from exporter.models.texts.self_text import (
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 
-_FEWEST_HELD_OUT = 4
+FEWEST_HELD_OUT = 4
 _SAMPLED_SHARE = 0.25
 _FEW_SAMPLED, _SAMPLED_LENGTH = 16, 128
 """Of a text that the model samples just to judge by: each token of a sample takes a run."""
@@ -92,6 +92,7 @@ def healing_texts(
     judged: int = 0,
     chosen_on: Sequence[CalibrationRef] = (),
     passages: int = 0,
+    fewest: int = 0,
 ) -> HealingTexts:
     """Reads or samples all that a healing needs.
 
@@ -106,6 +107,8 @@ def healing_texts(
         chosen_on: What has chosen the cut.
         passages: So many paragraphs are held out to judge by, if the texts have them; 0 for the
             usual number.
+        fewest: So many of these judge in any case that the texts allow, where fewer are then fitted
+            on and choose.
 
     Raises:
         CalibrationError: A text is too short, or the model can't be given it.
@@ -130,8 +133,14 @@ def healing_texts(
         further(loaded, spec, text, sum(each), options, chosen_on)
         for spec, text, each in zip(specs, whole, asked, strict=True)
     ]
-    parts = [_parted(text, *each, room) for (text, _), each in zip(behind, asked, strict=True)]
-    choosing = _MOST_PASSAGES // 2 if passages else None
+    least = math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0
+    parts = [
+        _parted(text, *each, room, least) for (text, _), each in zip(behind, asked, strict=True)
+    ]
+    choosing = None
+    if passages:
+        spare = sum(len(held.input_ids) for _, held in parts) - fewest
+        choosing = max(FEWEST_HELD_OUT, min(_MOST_PASSAGES // 2, spare // len(specs)))
     if judged and predicts_tokens(loaded.model):
         choosing = min(more for _, more in few) // 2
     few_sampled = bool(options.trains or judged)
@@ -216,9 +225,9 @@ def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int,
             share = _SAMPLED_SHARE if spec in SAMPLED else 1 - _SAMPLED_SHARE
         tokens = options.trained_tokens * share / len(alike)
         wanted = math.ceil(tokens / options.sequence_length)
-        return wanted, max(2 * _FEWEST_HELD_OUT, min(MOST_HELD_OUT, wanted // 20))
+        return wanted, max(2 * FEWEST_HELD_OUT, min(MOST_HELD_OUT, wanted // 20))
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
-    return wanted, max(_FEWEST_HELD_OUT, wanted // 4)
+    return wanted, max(FEWEST_HELD_OUT, wanted // 4)
 
 
 def on_text_of(
@@ -310,12 +319,13 @@ def _halved(
 
 
 def _parted(
-    text: CalibrationText, wanted: int, more: int, room: int
+    text: CalibrationText, wanted: int, more: int, room: int, least: int
 ) -> tuple[CalibrationText, CalibrationText]:
     """The first samples to fit on, the last ones held out; of a short text a fifth of it.
 
     Of a text's paragraphs, which are short, a fifth too, but not more than tell a mean well; where
-    there is to be room for so many, what isn't wanted to fit on, or a half.
+    there is to be room for so many, what isn't wanted to fit on, or a half, or what is needed
+    ``least`` where a few are left to fit on.
     """
     found = len(text.input_ids)
     if found < 2:
@@ -327,5 +337,6 @@ def _parted(
         )
     held = more if found == wanted + more else max(1, min(found // 5, _MOST_PASSAGES))
     if room:
-        held = max(held, min(room, max(found - wanted, found // 2)))
+        needed = min(least, found - FEWEST_HELD_OUT)
+        held = max(held, min(room, max(found - wanted, found // 2, needed)))
     return text.rows(slice(0, found - held)), text.rows(slice(found - held, None))

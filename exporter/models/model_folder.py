@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.artifacts.nouns import OF_IMAGES as OF_IMAGES
 from exporter.errors import ComparisonError, ModelSourceError, OnnxFileError
 from exporter.models.genai_config import CONFIG_FILE
 from graph_passes.files.reading import TABLE_BYTES, check_file, read_json
@@ -20,8 +21,6 @@ _GENAI_WORDS = {
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 PIXELS = "pixel_values"
 """The input of models of images."""
-OF_IMAGES = "ForImageClassification"
-"""How the names of classes end that give each image a class."""
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", OF_IMAGES)
 """How the names of classes end that give each text, each of its tokens, or each image a class."""
 

@@ -12,6 +12,7 @@ from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.judges import refuse_few_judges
 from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.compare.judged_texts import decided_on, evaluation_texts, read_source
 from exporter.compare.prompts import questions
@@ -209,6 +210,26 @@ def refuse_foreign_goals(run: Run) -> None:
     budget = run.request.drops.budget
     if budget is not None:
         budget.floors.of_model(judged_by(run.choosing.model))
+
+
+def refuse_unshowable(run: Run) -> None:
+    """Refuses limits of classes that too few texts or images are there for, before scoring.
+
+    Raises:
+        PlanError: They are too few to show that the limits hold, whatever is cut.
+        DepthcutError: They can't be read.
+    """
+    budget, score = run.request.drops.budget, run.request.score
+    if budget is None or not budget.floors:
+        return
+    refuse_few_judges(
+        budget,
+        run.request.plan_settings.for_budget(budget),
+        run.choosing,
+        score.calibration,
+        samples=score.samples,
+        sequence_length=score.sequence_length,
+    )
 
 
 def refuse_unpooled(run: Run) -> None:

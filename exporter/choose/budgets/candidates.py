@@ -223,10 +223,15 @@ class QualityCheck:
     Args:
         meter: Holds those tokens.
         floors: What must be kept.
+        first: Holds the first of those tokens, on which a cut that is clearly beyond a floor of
+            classes is given up; None: each cut is measured on all.
     """
 
-    def __init__(self, meter: Meter, floors: Floors = NO_FLOORS) -> None:
+    def __init__(
+        self, meter: Meter, floors: Floors = NO_FLOORS, first: Meter | None = None
+    ) -> None:
         self._meter = meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)
+        self._first = None if first is None else RememberingMeter(first)
         self.floors = floors
 
     def damage(self, candidate: PlanCandidate) -> AnyDamage:
@@ -239,7 +244,20 @@ class QualityCheck:
 
     def holds(self, candidate: PlanCandidate) -> bool:
         """Whether a candidate keeps the floors."""
-        return not self.floors or not self.broken(candidate)
+        if not self.floors:
+            return True
+        return not self._is_lost(candidate) and not self.broken(candidate)
+
+    def _is_lost(self, candidate: PlanCandidate) -> bool:
+        """Whether all of the interval on the first tokens is beyond a floor of classes."""
+        floor = self.floors.top1_agreement
+        if self._first is None or floor is None:
+            return False
+        damage = self._first.measure_many(candidate.cut, [])[0]
+        if not isinstance(damage, ClassDamage):
+            return False
+        interval = share_interval(damage.agreements, damage.positions)
+        return interval is not None and interval.ci95[1] < floor
 
     def broken(self, candidate: PlanCandidate) -> list[str]:
         """The floors that a candidate doesn't keep, in words."""

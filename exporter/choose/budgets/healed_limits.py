@@ -25,7 +25,6 @@ from exporter.choose.budgets.ladder import (
 )
 from exporter.choose.budgets.refusals import gains_of
 from exporter.choose.budgets.solving import Solving
-from exporter.choose.budgets.text import passages_to_show
 from exporter.choose.budgets.trial_runs import TrialRuns, time_of, trial_options
 from exporter.choose.budgets.units import Goal, Unit
 from exporter.choose.selection.affordable import SEARCH_S
@@ -210,7 +209,6 @@ class HealedLimits(Solving):
             UnmetGoalError: There is none.
             PlanError: A limit can't be shown, whatever is cut.
         """
-        passages_to_show(self.floors, self.loaded.model)  # before minutes of search
         candidates, speedup = self._candidates()
         if not candidates[0].candidate.options:
             self._refuse_nothing(candidates[0].candidate)

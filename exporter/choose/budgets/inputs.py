@@ -18,7 +18,9 @@ from exporter.choose.budgets.candidates import (
     subjects,
     sublayer_options,
 )
+from exporter.choose.budgets.judges import Judges, judging_text
 from exporter.choose.budgets.module_sizes import module_sizes
+from exporter.choose.budgets.refusals import refuse_missing
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.text import TextParts, measured_on, parted
@@ -36,7 +38,7 @@ from exporter.choose.selection.refusals import refuse_another_model
 from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
 from exporter.choose.selection.task_items import TaskParts, part_items, read_tasks, task_parts
 from exporter.compare.tasks.items import TaskItems
-from exporter.errors import BackendError, CostError, PlanError, UsageError
+from exporter.errors import BackendError, CostError, PlanError
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
 from exporter.heal.further import text_behind
@@ -50,6 +52,9 @@ from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from graph_passes.files.placing import SCRATCH
 from graph_passes.types import BLOCK_KINDS, SublayerRef
+
+_SEEN_FIRST = 32
+"""Of the texts or images that a limit is held on: a bad cut need not be run on all of them."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class PlanInputs:
         self._make_meter, self._cache_dir = make_meter or meter_here, cache_dir
         self._progress = progress
         self._allow_all = self.settings.allow_all and budget.only_counts
-        _refuse_missing(budget, sizes, stopwatch, costs)
+        refuse_missing(budget, sizes, stopwatch, costs)
 
     @cached_property
     def costs(self) -> CostTable | None:
@@ -237,13 +242,26 @@ class PlanInputs:
 
         Raises:
             CalibrationError: Too little is held out for what is asked.
+            PlanError: Too little is there to show the limits.
         """
         parts = parted(self.text, self.settings.held_out)
+        judges = self.judges
+        if judges.fewest > len(parts.checked.input_ids):
+            used = [self.text, *self._fitted_apart]
+            rest = judging_text(judges, self.loaded, used, self._cache_dir)
+            return TextParts(self.text, *judges.parted(rest))
         if self.budget.floors and not self.settings.limits_healed(self.budget):
             parts.refuse_short("an interval, by which floors are held", 2)
         elif self.settings.weighs_replacements:
             parts.refuse_short("replacements")
         return parts
+
+    @cached_property
+    def judges(self) -> Judges:
+        """How many texts with a class hold the limits of a cut that isn't healed afterwards."""
+        if not self.budget.floors or self.settings.limits_healed(self.budget):
+            return Judges()
+        return Judges.of(self.floors, self.loaded.model)
 
     @cached_property
     def task_files(self) -> list[TaskItems]:
@@ -275,6 +293,12 @@ class PlanInputs:
                 "serves two ends"
             )
         return found
+
+    @property
+    def _fitted_apart(self) -> list[CalibrationText]:
+        """Further text, where replacements are fitted on it."""
+        further = self.further_text if self.settings.weighs_replacements else None
+        return [] if further is None else [further]
 
     @property
     def fitted_text(self) -> CalibrationText:
@@ -329,7 +353,10 @@ class PlanInputs:
         text, batch_size = self.texts.checked, self.settings.batch_size
         meter = searched_meter(self.loaded, text, batch_size, kept=self._work.checks)
         healed = self.settings.limits_healed(self.budget)
-        return QualityCheck(meter, NO_FLOORS if healed else self.floors)
+        first = None
+        if self.judges.fewest:
+            first = meter_here(self.loaded, text.rows(slice(0, _SEEN_FIRST)), batch_size)
+        return QualityCheck(meter, NO_FLOORS if healed else self.floors, first)
 
     @cached_property
     def reporter(self) -> QualityCheck:
@@ -370,28 +397,3 @@ class PlanInputs:
             return named
         every = (SublayerRef(n, kind) for n in range(model.num_layers) for kind in BLOCK_KINDS)
         return named | {ref for ref in every if "none" not in places_of(server, ref)}
-
-
-def _refuse_missing(
-    budget: Budget, sizes: GraphSizes | None, stopwatch: Stopwatch | None, costs: CostTable | None
-) -> None:
-    if budget.at is not None and stopwatch is None and costs is None:
-        raise UsageError(
-            "Times are measured on the exported graph.",
-            "Give it with --onnx, or give earlier measured costs with --costs.",
-            code="times-need-graph",
-        )
-    if budget.fits is not None:
-        if sizes is None:
-            raise UsageError(
-                "The size of the caches is read from the exported graph.",
-                "Name it with --onnx.",
-                code="caches-need-graph",
-            )
-        sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
-    if costs is not None and budget.at is not None and costs.at != budget.at:
-        raise UsageError(
-            f"The costs were measured for {costs.at}, not for {budget.at}.",
-            "Ask for that request with --at, or measure again.",
-            code="other-conditions",
-        )

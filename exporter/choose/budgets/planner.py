@@ -169,6 +169,9 @@ class Planner(HealedLimits):
         if self._given_sizes is not None:
             _ = self.goals  # what fits as it is needs no model
         _ = self.floors  # those of another kind of model are refused before the search
+        if self.floors:
+            _ = self.searching
+            self._refuse_few_judges()  # before minutes of search
         if self.settings.limits_healed(self.budget):
             return self._held_after_healing()
         candidate, speedup = self._measured() if self._times_candidates else (self._solved(), None)

@@ -7,9 +7,12 @@ from typing import NoReturn
 
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
+from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import Goal
+from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.table import CostTable
 from exporter.choose.selection.search_options import SearchOptions
-from exporter.errors import PlanError, UnmetGoalError
+from exporter.errors import PlanError, UnmetGoalError, UsageError
 from exporter.options import is_given
 from graph_passes.types import BLOCK_KINDS
 
@@ -141,3 +144,34 @@ def _refuse_no_options(candidate: PlanCandidate) -> None:
 def gains_of(candidate: PlanCandidate, goals: Sequence[Goal]) -> str:
     """What a candidate reaches, in the goals' words."""
     return " and ".join(goal.unit.words(candidate.gain(goal.unit)) for goal in goals)
+
+
+def refuse_missing(
+    budget: Budget, sizes: GraphSizes | None, stopwatch: Stopwatch | None, costs: CostTable | None
+) -> None:
+    """Refuses a budget for which something isn't given: a graph, or costs of the same request.
+
+    Raises:
+        UsageError: Times or caches are asked for without a graph, or costs are of another request.
+        CostError: The graph can't hold so many tokens.
+    """
+    if budget.at is not None and stopwatch is None and costs is None:
+        raise UsageError(
+            "Times are measured on the exported graph.",
+            "Give it with --onnx, or give earlier measured costs with --costs.",
+            code="times-need-graph",
+        )
+    if budget.fits is not None:
+        if sizes is None:
+            raise UsageError(
+                "The size of the caches is read from the exported graph.",
+                "Name it with --onnx.",
+                code="caches-need-graph",
+            )
+        sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
+    if costs is not None and budget.at is not None and costs.at != budget.at:
+        raise UsageError(
+            f"The costs were measured for {costs.at}, not for {budget.at}.",
+            "Ask for that request with --at, or measure again.",
+            code="other-conditions",
+        )

@@ -10,10 +10,13 @@ from exporter.artifacts import CalibrationRef, PruningPlan, Speedup
 from exporter.artifacts.plans.origin import parents_of
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.inputs import PlanInputs
+from exporter.choose.budgets.judges import refuse_few_judges
 from exporter.choose.budgets.refusals import refuse_nothing
 from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.budgets.units import Goal, Milliseconds, Unit, goals_of, unit_to_use_up
+from exporter.models.texts.calibration import DEFAULT_LENGTH
+from exporter.models.texts.mixtures import samples_of, specs_of
 
 
 class Solving(PlanInputs):
@@ -85,6 +88,18 @@ class Solving(PlanInputs):
     def _time(self, candidate: PlanCandidate) -> Speedup:
         assert self._stopwatch is not None
         return self._stopwatch.speedup(candidate)
+
+    def _refuse_few_judges(self) -> None:
+        """Refuses texts of which too few are left to show the limits, before they are read."""
+        ref, settings = self.report.calibration, self.settings
+        refuse_few_judges(
+            self.budget,
+            settings,
+            self.loaded,
+            settings.calibration or specs_of(ref),
+            samples=samples_of(ref),
+            sequence_length=ref.sequence_length or DEFAULT_LENGTH,
+        )
 
     def _refuse_nothing(self, candidate: PlanCandidate) -> None:
         if not candidate.options:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from exporter.artifacts import FiguresFrom
-from exporter.choose.budgets.budget import Floors
-from exporter.compare.quality.intervals import fewest_to_show, highest_to_show
-from exporter.errors import CalibrationError, PlanError
-from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
-from exporter.models.ablation.meter import judged_by
+from exporter.errors import CalibrationError
 from exporter.models.model_folder import PIXELS
 from exporter.score import CalibrationText
-
-_MOST_TEXTS = 1024
-"""That judge a classifier: a limit near to 1 takes more than are waited for."""
 
 _FEWEST_IMAGES = 32
 
@@ -97,26 +88,3 @@ def measured_on(text: CalibrationText, tokens: int) -> CalibrationText:
         few = text.rows(slice(0, _FEWEST_IMAGES))
         tokens = max(tokens, few.ref.tokens)
     return text.first_tokens(tokens)
-
-
-def passages_to_show(floors: Floors, model: Any) -> int:
-    """How many texts with a class show a limit even if a few get another; 0 for other models.
-
-    Raises:
-        PlanError: More are needed than ever judge, though all keep their class.
-    """
-    floor = floors.top1_agreement
-    if floor is None or judged_by(model) != "classes" or classifies_tokens(model):
-        return 0
-    labels = model.config.num_labels
-    together = 2 if labels == 1 else 1
-    needed = together * fewest_to_show(floor)
-    if needed > _MOST_TEXTS * (labels if has_separate_labels(model) else 1):
-        highest = math.floor(1000 * highest_to_show(_MOST_TEXTS // together)) / 1000
-        raise PlanError(
-            f"--min-top1-agreement {floor:g} can't be shown: {needed:,} texts would have to keep "
-            f"their answers, {_MOST_TEXTS:,} judge at most.",
-            f"Give --min-top1-agreement {highest:.3f} or less.",
-            code="too-near-to-1",
-        )
-    return min(_MOST_TEXTS, 2 * needed)

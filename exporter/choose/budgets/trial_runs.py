@@ -9,12 +9,13 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
+from exporter.artifacts.nouns import nouns_of
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.judges import Judges
 from exporter.choose.budgets.ladder import Rung, rung_of
-from exporter.choose.budgets.text import passages_to_show
 from exporter.choose.budgets.trial_figures import figures_of, held_out_of, is_lost, on_all_samples
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import CalibrationError, HealingError
@@ -161,18 +162,23 @@ class TrialRuns:
         """What is fitted on, stopped by and judged on: the same for all cuts.
 
         Raises:
-            CalibrationError: Too few texts judge for the limits, or a text is too short.
+            CalibrationError: Too few texts judge for a correlation, or a text is too short.
+            PlanError: Too few texts judge for a limit of classes.
         """
         judged = min(JUDGED, self._options.samples or JUDGED)
+        judges = Judges.of(self._floors, self._loaded.model)
         found = healing_texts(
             self._loaded,
             self.first,
             self._progress,
             judged=judged,
             chosen_on=self._chosen_on,
-            passages=passages_to_show(self._floors, self._loaded.model),
+            passages=judges.usual,
+            fewest=judges.fewest,
         )
         judging = found.halves[1]
+        read = nouns_of(type(self._loaded.model).__name__)
+        judges.refuse_fewer(len(judging.input_ids), judging.ref.source, read)
         if self._floors.similarity is not None and len(judging.input_ids) < _FEWEST_OF_PAIRS:
             raise CalibrationError(
                 f"{len(judging.input_ids)} texts of {judging.ref.source} judge the healed cut; "

@@ -38,10 +38,10 @@ from exporter.choose.budgets.healed_limits import (  # noqa: E402
     refuse_all,
 )
 from exporter.choose.budgets.inputs import Workplace  # noqa: E402
+from exporter.choose.budgets.judges import Judges  # noqa: E402
 from exporter.choose.budgets.ladder import ENDS, HIGH, LOW, SAME, rung_of  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
-from exporter.choose.budgets.text import passages_to_show  # noqa: E402
 from exporter.choose.budgets.trial_figures import figures_of, is_lost  # noqa: E402
 from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
@@ -333,17 +333,17 @@ def classifier(labels: int, **changes: Any) -> Any:
 )
 def test_a_limit_that_no_number_of_texts_shows_is_refused(labels: int, highest: float) -> None:
     held = Floors(top1_agreement=highest)
-    assert passages_to_show(held, classifier(labels)) == 1024
+    assert Judges.of(held, classifier(labels)).usual == 1024
     with raises(PlanError, "too-near-to-1", f"--min-top1-agreement {highest}"):
-        passages_to_show(Floors(top1_agreement=highest + 0.001), classifier(labels))
+        Judges.of(Floors(top1_agreement=highest + 0.001), classifier(labels))
 
 
 def test_a_limit_that_labels_of_their_own_show_is_not_refused() -> None:
     separate = {"problem_type": "multi_label_classification"}
     near = Floors(top1_agreement=0.997)
-    assert passages_to_show(near, classifier(5, **separate)) == 1024
+    assert Judges.of(near, classifier(5, **separate)).usual == 1024
     with raises(PlanError, "too-near-to-1"):
-        passages_to_show(near, classifier(5))
+        Judges.of(near, classifier(5))
 
 
 def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(

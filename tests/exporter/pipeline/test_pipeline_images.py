@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import ComparisonReport
-from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.budget import Budget, Floors
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.errors import (
     ComparisonError,
     ModelSourceError,
+    PlanError,
     QuantizationError,
     TextSourceError,
 )
@@ -241,6 +242,20 @@ def test_the_same_images_never_serve_both_ends(labelled: tuple[Path, Any]) -> No
     )
     with raises(ComparisonError, "same-text", place / "judged"):
         export_model(request)
+
+
+def test_too_few_images_for_a_limit_are_told_before_the_model_is_scored(
+    labelled: tuple[Path, Any],
+) -> None:
+    from exporter.pipeline.road import export_model
+
+    place, _ = labelled
+    few = ScoreOptions(calibration=(str(place / "scored"),), samples=4)
+    drops = DropRequest(Budget(floors=Floors(top1_agreement=0.98)))
+    request = request_for(place / "source", place / "few", score=few, drops=drops)
+    with raises(PlanError, "too-few-to-show", "183", place / "scored"):
+        export_model(request)
+    assert not list((place / "few").glob("**/importance.json"))
 
 
 def test_labels_of_another_head_are_refused(labelled: tuple[Path, Any], tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""How many texts, pairs or images judge whether a classifier's cut keeps a limit, and which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts.nouns import Nouns, nouns_of
+from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.settings import PlanSettings
+from exporter.compare.quality.intervals import fewest_to_show, highest_to_show
+from exporter.errors import PlanError
+from exporter.heal.further import text_beyond
+from exporter.heal.texts import FEWEST_HELD_OUT
+from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
+from exporter.models.ablation.meter import judged_by
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import (
+    CalibrationText,
+    calibration_text,
+    default_calibration,
+)
+from exporter.models.texts.image_reader import IMAGES, reads_images
+from exporter.models.texts.images import read_images
+
+_MOST_TEXTS = 1024
+"""That judge a classifier: a limit near to 1 takes more than are waited for."""
+_SPARE = 2 * FEWEST_HELD_OUT
+"""Of a cut that is healed: a few fit what heals it, and a few choose how."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The texts, pairs or images with a class that a limit is held on; none for other models.
+
+    Attributes:
+        fewest: That show the limit, if all of them keep their class.
+        usual: That show it even if a few get another.
+        together: How many give one answer: two, where a reranker orders them.
+        labels: How many answers each gives: several, where each label is a yes or no of its own.
+    """
+
+    fewest: int = 0
+    usual: int = 0
+    together: int = 1
+    labels: int = 1
+
+    @classmethod
+    def of(cls, floors: Floors, model: Any) -> Judges:
+        """Those of a model's limits.
+
+        Raises:
+            PlanError: More are needed than ever judge, though all keep their class.
+        """
+        floor = floors.top1_agreement
+        if floor is None or judged_by(model) != "classes" or classifies_tokens(model):
+            return cls()
+        together = 2 if model.config.num_labels == 1 else 1
+        labels = model.config.num_labels if has_separate_labels(model) else 1
+        needed = together * fewest_to_show(floor)
+        if needed > _MOST_TEXTS * labels:
+            highest = cls(together=together).highest(_MOST_TEXTS)
+            raise PlanError(
+                f"--min-top1-agreement {floor:g} can't be shown: {needed:,} "
+                f"{nouns_of(type(model).__name__).several} would have to keep their answers, "
+                f"{_MOST_TEXTS:,} judge at most.",
+                f"Give --min-top1-agreement {highest:.3f} or less.",
+                code="too-near-to-1",
+            )
+        return cls(math.ceil(needed / labels), min(_MOST_TEXTS, 2 * needed), together, labels)
+
+    def highest(self, number: int) -> float:
+        """The highest limit that so many show, to a thousandth; 0 where they show none."""
+        answers = number * self.labels // self.together
+        return math.floor(1000 * highest_to_show(answers)) / 1000 if answers > 0 else 0.0
+
+    def refuse_fewer(self, number: int, source: str, read: Nouns) -> None:
+        """Refuses a source of which fewer can judge.
+
+        Args:
+            number: How many can.
+            source: What they are of.
+            read: What they are.
+
+        Raises:
+            PlanError: The limit can't hold, though all keep their class.
+        """
+        if number >= self.fewest:
+            return
+        highest = self.highest(number)
+        lower = f", or --min-top1-agreement {highest:.3f} or less" if highest > 0 else ""
+        raise PlanError(
+            f"Of {source} {max(0, number):,} {read.several} are left to judge a cut by, beside "
+            f"those that choose it; the limit of --min-top1-agreement takes {self.fewest:,}, "
+            "if all of them keep their class.",
+            f"Give {self.fewest - max(0, number):,} more {read.several} (--calibration){lower}.",
+            code="too-few-to-show",
+        )
+
+    def parted(self, text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
+        """What limits are checked on, and what is reported on: the same where it is short."""
+        number = len(text.input_ids)
+        if number < 2 * self.fewest:
+            return text, text
+        half = number // 2 - number // 2 % self.together
+        return text.rows(slice(0, half)), text.rows(slice(half, number))
+
+
+def judging_text(
+    judges: Judges,
+    loaded: LoadedModel,
+    used: Sequence[CalibrationText],
+    cache_dir: Path | None = None,
+) -> CalibrationText:
+    """Samples to check limits on and to report on, behind those that are used otherwise.
+
+    Args:
+        judges: How many are wanted.
+        loaded: The model.
+        used: The first samples of the same texts, and those behind them.
+        cache_dir: Where sampled text is kept.
+
+    Raises:
+        PlanError: Too few are left to show the limit.
+    """
+    found = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
+    read = nouns_of(type(loaded.model).__name__)
+    judges.refuse_fewer(len(found.input_ids), used[0].ref.source, read)
+    return found
+
+
+def refuse_few_judges(
+    budget: Budget,
+    settings: PlanSettings,
+    loaded: LoadedModel,
+    chosen_on: Sequence[str],
+    *,
+    samples: int | None,
+    sequence_length: int,
+) -> None:
+    """Refuses texts of which too few are left to show the limits; images are counted, not read.
+
+    Args:
+        budget: With the limits.
+        settings: How the plan is looked for.
+        loaded: The model.
+        chosen_on: What chooses the cut, as it is named; none: the usual text.
+        samples: How many of each choose; None: the usual number.
+        sequence_length: Of a sample that chooses, in tokens.
+
+    Raises:
+        PlanError: They can't be shown, whatever is cut.
+        DepthcutError: A text can't be read.
+    """
+    judges = Judges.of(budget.floors.of_model(judged_by(loaded.model)), loaded.model)
+    if not judges.fewest:
+        return
+    chosen_on = chosen_on or (default_calibration(loaded),)
+    specs, healed = chosen_on, settings.limits_healed(budget)
+    if settings.heal is not None and healed:
+        specs = settings.heal.calibration or specs
+    left = -_SPARE if healed else 0
+    for spec in specs:
+        most = judges.fewest + _SPARE
+        used, there = _used_of(loaded, spec, samples, sequence_length, most)
+        used = used if spec in chosen_on else 0
+        left += _left(settings, used, there, healed=healed)
+    read = nouns_of(type(loaded.model).__name__)
+    judges.refuse_fewer(left, " + ".join(specs), read)
+
+
+def _left(settings: PlanSettings, used: int, there: int, *, healed: bool) -> int:
+    """How many of a text judge: what is left; of a short one all again, or what is held out."""
+    if healed:
+        return there if there - used < used else there - used
+    behind = there - used * (2 if settings.weighs_replacements else 1)
+    return max(behind, int(used * settings.held_out / 2))
+
+
+def _used_of(
+    loaded: LoadedModel, spec: str, samples: int | None, length: int, most: int
+) -> tuple[int, int]:
+    """How many samples of a text choose, and how many there are; of these no more than matter."""
+    if reads_images(loaded.model):
+        images, asked = read_images(spec, part="calibration"), samples or IMAGES
+        there = 2 * asked + most if images.is_random else len(images.pictures)
+        return min(asked, there), there
+    chosen = calibration_text(
+        loaded, spec, samples=samples, sequence_length=length, passages=True
+    ).input_ids
+    number, width = chosen.shape
+    whole = calibration_text(
+        loaded, spec, samples=2 * number + most, sequence_length=width, passages=True
+    )
+    return number, len(whole.input_ids)

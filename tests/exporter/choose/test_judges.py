@@ -1,0 +1,179 @@
+"""As many texts, pairs or images judge a classifier's cut as it takes to show a limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_families import tiny_loaded, tiny_tokenizer
+
+from exporter.artifacts.ledger import FOLDER
+from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.selection.search_options import SearchOptions
+from exporter.errors import PlanError
+from exporter.heal.options import HealOptions
+from exporter.models.ablation.damage import ClassDamage
+from tests.exporter.image_folders import write_images
+from tests.raising import raises
+
+pytestmark = pytest.mark.torch
+pytest.importorskip("torch")
+
+from exporter.choose.budgets.judges import Judges, refuse_few_judges  # noqa: E402
+from exporter.choose.budgets.planner import Planner  # noqa: E402
+from exporter.heal.further import text_beyond  # noqa: E402
+from exporter.heal.texts import healing_texts  # noqa: E402
+from exporter.models.texts.calibration import calibration_text  # noqa: E402
+from exporter.score import ScoreOptions, score  # noqa: E402
+
+LIMIT, FEWEST = 0.9, 36
+FOLD = HealOptions(kind="fold", samples=8, sequence_length=5, calibration=("random",))
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    """A classifier of images whose second MLP adds nothing."""
+    loaded = tiny_loaded(
+        "vit",
+        head="ImageClassification",
+        num_labels=6,
+        architectures=["ViTForImageClassification"],
+    )
+    loaded.model.classifier.weight.mul_(4)
+    for name, weight in loaded.model.named_parameters():
+        if ".1.mlp.fc2" in name:
+            weight.mul_(0)
+    return loaded
+
+
+def planner(loaded: Any, work: Path, heal: HealOptions | None, limit: float = LIMIT) -> Planner:
+    options = ScoreOptions(calibration=("random",), samples=8)
+    return Planner(
+        score(loaded, options),
+        lambda: loaded,
+        Budget(floors=Floors(top1_agreement=limit)),
+        PlanSettings(search=SearchOptions(search="greedy", tokens=40), heal=heal),
+        work=Workplace(work / FOLDER / "work"),
+    )
+
+
+@pytest.mark.parametrize("heal", [None, FOLD], ids=["bare", "fold"])
+def test_a_harmless_cut_is_found_by_more_images_than_are_scored_on(
+    images: Any, heal: HealOptions | None, tmp_path: Path
+) -> None:
+    plan = planner(images, tmp_path, heal).plan().plan
+    assert (1, "mlp") in {ref for each in plan.deletions for ref in each.sublayers}
+    judged = plan.roles["stopped"][-1]
+    assert judged.samples >= FEWEST
+    parts = {ref.ids_sha256 for name in ("chosen", "fitted") for ref in plan.roles.get(name, [])}
+    assert judged.ids_sha256 not in parts
+
+
+def refused(loaded: Any, spec: str, heal: HealOptions | None = None, samples: int = 8) -> None:
+    budget = Budget(floors=Floors(top1_agreement=LIMIT))
+    settings = PlanSettings(heal=heal).for_budget(budget)
+    refuse_few_judges(budget, settings, loaded, [spec], samples=samples, sequence_length=16)
+
+
+def test_a_folder_of_too_few_images_is_refused_before_anything_is_read(
+    images: Any, tmp_path: Path
+) -> None:
+    fewer = write_images(tmp_path / "fewer", FEWEST + 7)
+    enough = write_images(tmp_path / "enough", FEWEST + 8)
+    hint = "1 more images", "--min-top1-agreement 0.899"
+    with raises(PlanError, "too-few-to-show", str(FEWEST), *hint):
+        refused(images, str(fewer))
+    refused(images, str(enough))
+    with raises(PlanError, "too-few-to-show"):  # some are fitted on, and choose
+        refused(images, str(enough), HealOptions(kind="fold"))
+    with raises(PlanError, "too-few-to-show"):  # as many again are fitted on
+        refused(images, str(enough), HealOptions(kind="linear"))
+    refused(images, "random", samples=500)
+
+
+def test_other_limits_need_no_number_of_images(images: Any, tmp_path: Path) -> None:
+    few = write_images(tmp_path / "few", 2)
+    refuse_few_judges(
+        Budget(mlp=1), PlanSettings(), images, [str(few)], samples=None, sequence_length=16
+    )
+
+
+def words(folder: Path, paragraphs: int) -> str:
+    found = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 20 * paragraphs)]
+    parts = (" ".join(found[at : at + 20]) for at in range(0, len(found), 20))
+    path = folder / f"{paragraphs}.txt"
+    path.write_text("\n\n".join(parts))
+    return str(path)
+
+
+def classifier(labels: int) -> Any:
+    head = {"head": "SequenceClassification", "num_labels": labels}
+    return tiny_loaded("bert", tiny_tokenizer(special_ends=True), **head)
+
+
+@pytest.mark.parametrize(("labels", "fewest"), [(3, FEWEST), (1, 2 * FEWEST)])
+def test_texts_are_counted_behind_those_that_choose(
+    labels: int, fewest: int, tmp_path: Path
+) -> None:
+    loaded = classifier(labels)
+    chosen = len(calibration_text(loaded, words(tmp_path, 150), samples=8, sequence_length=16,
+                                  passages=True).input_ids)  # fmt: skip
+    whole = len(calibration_text(loaded, words(tmp_path, 150), samples=999, sequence_length=16,
+                                 passages=True).input_ids)  # fmt: skip
+    assert whole - chosen >= fewest
+    refused(loaded, words(tmp_path, 150))
+    with raises(PlanError, "too-few-to-show", "texts", str(fewest)):
+        refused(loaded, words(tmp_path, 15))
+
+
+def test_what_judges_stands_behind_what_was_used(images: Any) -> None:
+    whole = calibration_text(images, "random", samples=20)
+    used = [whole.rows(slice(0, 4)), whole.rows(slice(4, 9))]
+    found = text_beyond(images, used, 6)
+    assert found.ids_sha256 == whole.rows(slice(9, 15)).ids_sha256
+
+
+@pytest.mark.parametrize(("paragraphs", "judging"), [(60, FEWEST), (24, None)])
+def test_a_short_text_judges_before_it_fits(
+    paragraphs: int, judging: int | None, tmp_path: Path
+) -> None:
+    options = HealOptions(
+        kind="fold", samples=40, sequence_length=24, calibration=(words(tmp_path, paragraphs),)
+    )
+    texts = healing_texts(classifier(3), options, passages=2 * FEWEST, fewest=FEWEST)
+    _, judged = texts.halves
+    assert len(texts.fitting.input_ids) >= 4
+    assert (len(judged.input_ids) >= FEWEST) is (judging is not None)
+
+
+@pytest.mark.parametrize(("kept", "asked"), [(0, 1), (8, 2)])
+def test_a_cut_that_is_clearly_lost_is_not_measured_on_all(kept: int, asked: int) -> None:
+    runs: list[int] = []
+
+    def meter(number: int, same: int) -> Any:
+        ones = np.ones(number)
+
+        def measure(*_: Any) -> list[ClassDamage]:
+            runs.append(number)
+            return [ClassDamage(ones, 0 * ones, (np.arange(number) < same).astype(float))]
+
+        return SimpleNamespace(measure_many=measure, num_layers=2)
+
+    check = QualityCheck(meter(100, 100), Floors(top1_agreement=LIMIT), meter(8, kept))
+    assert check.holds(PlanCandidate()) is (kept == 8)
+    assert len(runs) == asked
+
+
+def test_both_parts_show_the_limit_or_are_the_same(images: Any) -> None:
+    judges = Judges(fewest=5, usual=10)
+    whole = calibration_text(images, "random", samples=13)
+    checked, reported = judges.parted(whole)
+    assert [len(part.input_ids) for part in (checked, reported)] == [6, 7]
+    short = whole.rows(slice(0, 9))
+    assert judges.parted(short) == (short, short)
