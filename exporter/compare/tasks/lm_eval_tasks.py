@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from exporter.compare.tasks.hub import failing_as_task
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.decoding.text_model import TextModel
-from exporter.errors import DepthcutError, TaskError, first_line, pass_on_memory_error
+from exporter.errors import TaskError
 from exporter.models.ablation.ratios import Floats
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
@@ -48,7 +49,11 @@ def run_lm_eval(
         check_known(name, manager.all_tasks)
     from exporter.compare.tasks.lm_eval_model import RunnerLM
 
-    try:
+    hint = (
+        "Its items come from the Hugging Face hub: is it reachable? Local files need none: "
+        "--task-data DIR."
+    )
+    with failing_as_task("lm-eval", ", ".join(names), hint):
         results = evaluator.simple_evaluate(
             model=RunnerLM(scorer, text_model),
             tasks=list(names),
@@ -56,16 +61,6 @@ def run_lm_eval(
             bootstrap_iters=0,
             task_manager=manager,
         )
-    except DepthcutError:
-        raise
-    except Exception as error:  # data sets, templates and the hub raise classes of their own
-        pass_on_memory_error(error)
-        raise TaskError(
-            f"lm-eval can't score {', '.join(names)}: {first_line(error)}.",
-            "Its items come from the Hugging Face hub: is it reachable? Local files need none: "
-            "--task-data DIR.",
-            code="lm-eval-failed",
-        ) from error
     versions, directions = results.get("versions", {}), results.get("higher_is_better", {})
     return [
         _scores(task, versions.get(task), samples, directions.get(task, {}), progress)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from exporter.compare.tasks.encoding import TaskEncoder, correlation_influences
+from exporter.compare.tasks.hub import failing_as_task
 from exporter.compare.tasks.mteb_model import EXTRA, mteb_model
 from exporter.compare.tasks.scores import TaskScores
-from exporter.errors import DepthcutError, TaskError, first_line, pass_on_memory_error
+from exporter.errors import TaskError
 from exporter.models.ablation.ratios import Floats
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
@@ -85,7 +86,11 @@ def _scored(task: Any, name: str, model: Any, progress: Progress) -> TaskScores:
     library = require("mteb", extra=EXTRA)
     progress.say(f"mteb {name}: its data comes from the Hugging Face hub")
     kept = _Items(task)
-    try:
+    hint = (
+        "Its data comes from the Hugging Face hub: is it reachable? A reranker is for "
+        "retrieval and reranking alone. Local files need no mteb: --task-data DIR."
+    )
+    with failing_as_task("mteb", name, hint):
         found = library.evaluate(
             model,
             task,
@@ -95,16 +100,6 @@ def _scored(task: Any, name: str, model: Any, progress: Progress) -> TaskScores:
             encode_kwargs={"batch_size": _ITEMS_AT_ONCE, "show_progress_bar": False},
         )
         [result] = found.task_results
-    except DepthcutError:
-        raise
-    except Exception as error:  # data sets, tasks and the hub raise classes of their own
-        pass_on_memory_error(error)
-        raise TaskError(
-            f"mteb can't score {name}: {first_line(error)}.",
-            "Its data comes from the Hugging Face hub: is it reachable? A reranker is for "
-            "retrieval and reranking alone. Local files need no mteb: --task-data DIR.",
-            code="mteb-failed",
-        ) from error
     metric = str(task.metadata.main_score)
     whole = [float(each["main_score"]) for rows in result.scores.values() for each in rows]
     items = kept.scores(metric, whole)
