@@ -43,7 +43,7 @@ from exporter.pipeline.stages import judge, parity_notes, published, say_pruned
 from exporter.progress import Progress
 from exporter.report.files import write_reports
 from exporter.report.sections.healing import healing_words
-from exporter.score.options import ScoreOptions
+from exporter.score.options import refuse_idle_of_pairs
 
 _O = TypeVar("_O", bound=Options)
 _OF_WEIGHTS = (*TRAINED, "replacements")
@@ -89,15 +89,7 @@ def refuse_unfit(request: ExportRequest) -> None:
             code="one-graph-option",
         )
     refuse_of_one_graph(request.compare)
-    for name in ("sequence_length", "seed"):
-        if is_given(request.score, name):
-            key = flag(key_at(ScoreOptions, name))
-            raise UsageError(
-                f"Pairs are as long as they are, and none are sampled: {key} has no effect on an "
-                "encoder-decoder.",
-                f"Leave {key} out.",
-                code="one-graph-option",
-            )
+    refuse_idle_of_pairs(request.score, "sequence_length", "seed")
     if request.heal is not None:
         _refuse_healing(request, request.heal)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from exporter.errors import UsageError
 from exporter.option_types import Count, Seed, Several, one_of
-from exporter.options import Options, Rule, dataclass, option
+from exporter.options import Options, Rule, dataclass, flag, is_given, key_at, option
 from exporter.score.registry import DEFAULT, METRICS
 
 KL_POSITIONS = 2
@@ -67,3 +68,24 @@ class ScoreOptions(Options):
         rare=True,
     )
     rules = (NAMED_ONCE,)
+
+
+def refuse_idle_of_pairs(options: ScoreOptions, *names: str) -> None:
+    """Refuses options that have no effect on the pairs of an encoder-decoder.
+
+    Args:
+        options: What is asked for.
+        names: Of those options.
+
+    Raises:
+        UsageError: One is given.
+    """
+    for name in names:
+        if is_given(options, name):
+            key = flag(key_at(ScoreOptions, name))
+            raise UsageError(
+                f"Pairs are as long as they are, and none are sampled: {key} has no effect on an "
+                "encoder-decoder.",
+                f"Leave {key} out.",
+                code="one-graph-option",
+            )

@@ -39,7 +39,7 @@ from exporter.score.metric import (
     StreamMetric,
     of_kind,
 )
-from exporter.score.options import KL_POSITIONS, ScoreOptions
+from exporter.score.options import KL_POSITIONS, ScoreOptions, refuse_idle_of_pairs
 from exporter.score.registry import DEFAULT, metrics_named
 from exporter.score.scored_model import ScoredModel
 from exporter.score.stream_pass import refuse_not_finite, stream_scores
@@ -142,6 +142,8 @@ def scored_model(
         DepthcutError: Whatever :func:`score` raises.
     """
     metrics = metrics_named(options.metrics)
+    if loaded.model.config.is_encoder_decoder and text is None:
+        refuse_idle_of_pairs(options, "sequence_length")
     _refuse_unfit(loaded, options, metrics)
     if text is not None:
         _check_samples(loaded, text)

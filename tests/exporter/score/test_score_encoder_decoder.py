@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.errors import CalibrationError, HealingError, PlanError, UnknownArchitectureError
+from exporter.errors import (
+    CalibrationError,
+    HealingError,
+    PlanError,
+    UnknownArchitectureError,
+    UsageError,
+)
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.anatomy.architectures import (
     every_sublayer,
@@ -267,3 +273,10 @@ def test_healing_a_plan_alone_is_for_models_of_one_stack() -> None:
     plan = PruningPlan(deletions=[PlannedDeletion(layer=2, kind="mlp")], encoder_layers=2)
     with raises(HealingError, "two-stacks", "t5"):
         heal(made_loaded("t5"), plan)
+
+
+def test_a_length_of_samples_is_refused_where_pairs_have_their_own() -> None:
+    loaded = made_loaded("t5")
+    with raises(UsageError, "one-graph-option", "--sequence-length"):
+        score(loaded, ScoreOptions(calibration=("random",), samples=2, sequence_length=16))
+    assert score(loaded, ScoreOptions(calibration=("random",), samples=2)).scores
