@@ -8,13 +8,15 @@ DIALECTS := graph_passes/docs/dialects.md
 PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Most of what is installed is never imported; Python compiles what is.
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
+# Where nothing may be kept, each of hundreds of processes compiles its imports anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo docs environments test test-plain test-torch test-optimum test-long test-gpu lint bench \
   gpu has-driver dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   cut SmolLM2-135M in two ways, compare in fp32 and int8 (about eight minutes; QUICK=1 trains nothing)"
+	@echo "make demo   cut SmolLM2-135M in two ways, compare in fp32 and int8 (about six minutes; QUICK=1 trains nothing)"
 	@echo "make docs   write the documentation to out/docs, to read and search without a network"
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make test-long  run the tests that take long (minutes; not in make test)"

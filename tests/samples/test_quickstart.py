@@ -36,6 +36,7 @@ def test_the_quick_demo_asks_for_the_same_cut_and_trains_nothing() -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.genai
 def test_the_demo_puts_both_cuts_in_one_table(tmp_path: Path) -> None:
     from tests.exporter.tiny_lm import write_llama_folder
 

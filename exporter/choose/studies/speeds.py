@@ -42,7 +42,7 @@ from graph_passes.files.storage import data_files, load_model
 from graph_passes.types import SublayerRef
 
 _TIMED_SECONDS = 8.0
-_TOGETHER = Effort(seconds=10.0, reload=False)
+_TOGETHER = Effort(seconds=24.0, reload=False)
 _BESIDE = 4
 """Times the weights: the graph is loaded beside one without some attentions, one without some MLPs,
 and one in int8.

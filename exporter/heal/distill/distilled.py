@@ -35,9 +35,6 @@ from exporter.models.texts.calibration import DEFAULT_TOKENS
 from exporter.models.texts.mixtures import joined
 from graph_passes.types import SublayerRef
 
-_FEWEST_FOLDED, _PER_FOLDED = 3_000, 4
-"""Tokens that the training begins folded on: a quarter of its own, but not fewer than those."""
-
 
 @contextlib.contextmanager
 def distilled(fitting: Fitting) -> Iterator[Made]:
@@ -105,13 +102,12 @@ def _folded(fitting: Fitting) -> list[OwnValue]:
 
 
 def _fold(fitting: Fitting) -> list[OwnValue]:
-    """The weights, folded on some of the text; none if the model can't be folded.
+    """The weights, folded on as much of the text as a fold alone reads; none if they can't be.
 
     Each text of a mixture is thinned by itself: its samples stand at regular places in the mixture.
     """
     text = fitting.texts.fitting
-    wanted = min(DEFAULT_TOKENS, max(_FEWEST_FOLDED, text.ref.tokens // _PER_FOLDED))
-    every = slice(None, None, max(1, text.ref.tokens // wanted))
+    every = slice(None, None, max(1, text.ref.tokens // DEFAULT_TOKENS))
     few = joined([each.rows(every) for each in text.apart])
     fast = bfloat16_where_fast(fitting.loaded.model.device)
     try:
@@ -166,7 +162,7 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     return {
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
-        "begins": "folded on a quarter of each text, with factors",
+        "begins": f"folded on {DEFAULT_TOKENS} tokens, with factors",
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,
