@@ -8,7 +8,7 @@ DIALECTS := graph_passes/docs/dialects.md
 PYTEST := -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Most of what is installed is never imported; Python compiles what is.
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
-# Where nothing may be kept, each of hundreds of processes compiles its imports anew, for seconds.
+# With it, each process compiles its imports again, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo docs environments test test-plain test-torch test-optimum test-long test-gpu lint bench \

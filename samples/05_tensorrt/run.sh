@@ -1,20 +1,20 @@
 #!/bin/sh
 # Builds TensorRT-RTX engines of a baseline and a candidate, ahead of time and without a GPU.
-# Needs: pip install 'depthcut[cpu,rtx]', and what make demo leaves (or another depthcut export).
-# Usage: run.sh [DEMO] [OUT] [CARDS] [options of depthcut build, such as --prompt-range 1:128:512]
+# Needs: pip install 'depthcut[cpu,rtx]', and what depthcut export leaves for any runtime (--target portable).
+# Usage: run.sh [EXPORTED] [OUT] [CARDS] [options of depthcut build, such as --prompt-range 1:128:512]
 set -eu
-demo=${1:-out/demo}
+exported=${1:-out/portable}
 out=${2:-out/tensorrt}
 cards=${3:-sm80,sm89,sm120}
 [ $# -le 3 ] && set -- || shift 3
 
 for arm in baseline candidate; do
     echo "== $arm: does the parser take all of it?"
-    depthcut check-engine "$demo/$arm/model.onnx"
+    depthcut check-engine "$exported/$arm/model.onnx"
     echo "== $arm: an engine for prefill and one for decode"
-    depthcut build "$demo/$arm/model.onnx" -o "$out/$arm" --split --compute-capability "$cards" "$@"
+    depthcut build "$exported/$arm/model.onnx" -o "$out/$arm" --split --compute-capability "$cards" "$@"
     for file in tokenizer.json tokenizer_config.json config.json generation_config.json; do
-        if [ -f "$demo/$arm/$file" ]; then cp "$demo/$arm/$file" "$out/$arm/"; fi
+        if [ -f "$exported/$arm/$file" ]; then cp "$exported/$arm/$file" "$out/$arm/"; fi
     done
 done
 
@@ -38,5 +38,5 @@ else
     depthcut generate "$out/candidate" "The capital of France is"
     echo "== Both, measured"
     depthcut compare "$out/baseline" "$out/candidate" -o "$out/report" \
-        --engine-onnx "$demo/baseline/model.onnx" "$demo/candidate/model.onnx"
+        --engine-onnx "$exported/baseline/model.onnx" "$exported/candidate/model.onnx"
 fi

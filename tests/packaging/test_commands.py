@@ -86,7 +86,7 @@ def answer(words: list[str], quick: Path) -> int:
 
 
 def as_demo(model: Path, folder: Path) -> None:
-    """What `make demo` leaves, and what the pages ask a reader to write."""
+    """What `make demo` leaves, but portable, and what the pages ask a reader to write."""
     template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     (model / "chat_template.jinja").write_text(template)
     (folder / "prompts.txt").write_text("the value of a list\nthe name of a class\n")

@@ -1,4 +1,4 @@
-"""The samples for engines and for Triton run, on a tiny model in the demo's folders."""
+"""The samples for engines and for Triton run, on tiny models, exported for any runtime."""
 
 from __future__ import annotations
 

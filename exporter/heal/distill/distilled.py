@@ -102,7 +102,7 @@ def _folded(fitting: Fitting) -> list[OwnValue]:
 
 
 def _fold(fitting: Fitting) -> list[OwnValue]:
-    """The weights, folded on as much of the text as a fold alone reads; none if they can't be.
+    """The weights, folded on about as much text as a fold alone reads; none if they can't be.
 
     Each text of a mixture is thinned by itself: its samples stand at regular places in the mixture.
     """
@@ -162,7 +162,7 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     return {
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
-        "begins": f"folded on {DEFAULT_TOKENS} tokens, with factors",
+        "begins": f"folded on {DEFAULT_TOKENS} tokens or more, with factors",
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,

@@ -76,6 +76,10 @@ def speed_sign(report: ComparisonReport) -> Sign:
     return Sign("same or inconclusive", "unsure")
 
 
+_OPEN_LOSS = 0.02
+"""Of log perplexity: `export` allows so much usually. An interval beyond it leaves a loss open."""
+
+
 def quality_sign(report: ComparisonReport) -> Sign:
     """By perplexity and its interval; other figures have no side that is known to be worse."""
     accuracy = report.accuracy
@@ -90,7 +94,7 @@ def quality_sign(report: ComparisonReport) -> Sign:
         return Sign("more accurate", "good")
     if math.isnan(low):
         return Sign("accuracy is no number", "bad")
-    if math.isinf(high - low):
+    if math.isinf(high - low) or high > _OPEN_LOSS:
         return Sign("can't tell whether it is less accurate", "unsure")
     return Sign("no clear loss of accuracy", "even")
 

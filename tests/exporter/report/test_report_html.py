@@ -199,7 +199,8 @@ def test_numbers_that_are_none_still_make_a_page() -> None:
     [
         (17.0, None, "unsure"), (15.0, None, "unsure"), (16.0, None, "even"),
         (math.inf, None, "bad"), (math.nan, None, "bad"),
-        (17.0, (0.05, 0.07), "bad"), (15.0, (-0.07, -0.05), "good"), (17.0, (-0.1, 0.2), "even"),
+        (17.0, (0.05, 0.07), "bad"), (15.0, (-0.07, -0.05), "good"),
+        (17.0, (-0.1, 0.2), "unsure"), (16.1, (-0.01, 0.015), "even"),
     ],
 )  # fmt: skip
 def test_a_change_of_perplexity_is_judged_by_its_interval(
