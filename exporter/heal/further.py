@@ -99,28 +99,51 @@ def text_beyond(
     used: Sequence[CalibrationText],
     samples: int,
     cache_dir: Path | None = None,
+    together: int = 1,
 ) -> CalibrationText:
     """Samples of the same texts behind several parts of them that follow each other.
+
+    As many of each text, and more of the longer ones where others are too short for that.
 
     Args:
         loaded: The model.
         used: The parts, the first of them from the beginning of each text.
         samples: How many are wanted in all; there may be fewer, or none.
         cache_dir: Where sampled text is kept.
+        together: How many give one answer: each text goes on behind a multiple of them.
 
     Raises:
         TextSourceError: A text can't be read.
     """
     texts = used[0].apart
-    share = math.ceil(samples / len(texts))
-    found = []
-    for number, text in enumerate(texts):
-        taken = sum(len(part.apart[number].input_ids) for part in used)
-        source, length = text.ref.source, text.input_ids.shape[1]
-        options = HealOptions(sequence_length=length, seed=seed_of(source))
-        whole = read_samples(loaded, spec_of(source), taken + share, options, QUIET, cache_dir)
-        found.append(whole.rows(slice(taken, taken + share)))
-    return joined(found)
+    taken = [
+        rounded_up(sum(len(part.apart[number].input_ids) for part in used), together)
+        for number in range(len(texts))
+    ]
+    found: dict[int, CalibrationText] = {}
+    longer, share, missing = list(range(len(texts))), 0, samples
+    while longer and missing > 0:
+        share += math.ceil(missing / len(longer))
+        for number in longer:
+            found[number] = _behind(loaded, texts[number], taken[number], share, cache_dir)
+        longer = [number for number in longer if len(found[number].input_ids) == share]
+        missing = samples - sum(len(text.input_ids) for text in found.values())
+    return joined([found[number] for number in range(len(texts))])
+
+
+def rounded_up(number: int, together: int) -> int:
+    """The next multiple of so many."""
+    return math.ceil(number / together) * together
+
+
+def _behind(
+    loaded: LoadedModel, text: CalibrationText, taken: int, samples: int, cache_dir: Path | None
+) -> CalibrationText:
+    """So many samples of a text behind those that were taken of it."""
+    source, length = text.ref.source, text.input_ids.shape[1]
+    options = HealOptions(sequence_length=length, seed=seed_of(source))
+    whole = read_samples(loaded, spec_of(source), taken + samples, options, QUIET, cache_dir)
+    return whole.rows(slice(taken, taken + samples))
 
 
 def _inner_tokens(loaded: LoadedModel, text: CalibrationText) -> int:

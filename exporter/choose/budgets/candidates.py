@@ -244,24 +244,23 @@ class QualityCheck:
 
     def holds(self, candidate: PlanCandidate) -> bool:
         """Whether a candidate keeps the floors."""
-        if not self.floors:
-            return True
-        return not self._is_lost(candidate) and not self.broken(candidate)
-
-    def _is_lost(self, candidate: PlanCandidate) -> bool:
-        """Whether all of the interval on the first tokens is beyond a floor of classes."""
-        floor = self.floors.top1_agreement
-        if self._first is None or floor is None:
-            return False
-        damage = self._first.measure_many(candidate.cut, [])[0]
-        if not isinstance(damage, ClassDamage):
-            return False
-        interval = share_interval(damage.agreements, damage.positions)
-        return interval is not None and interval.ci95[1] < floor
+        return not self.floors or not self.broken(candidate)
 
     def broken(self, candidate: PlanCandidate) -> list[str]:
-        """The floors that a candidate doesn't keep, in words."""
-        return self.broken_by(self.damage(candidate))
+        """The floors that a candidate doesn't keep, in words; clearly lost, on the first tokens."""
+        return self._lost_by(candidate) or self.broken_by(self.damage(candidate))
+
+    def _lost_by(self, candidate: PlanCandidate) -> list[str]:
+        """A floor of classes that all of the interval on the first tokens is beyond, in words."""
+        floor = self.floors.top1_agreement
+        if self._first is None or floor is None:
+            return []
+        damage = self._first.measure_many(candidate.cut, [])[0]
+        if not isinstance(damage, ClassDamage):
+            return []
+        interval = share_interval(damage.agreements, damage.positions)
+        is_lost = interval is not None and interval.ci95[1] < floor
+        return self._broken_by_agreement(damage) if is_lost else []
 
     def broken_by(self, damage: AnyDamage) -> list[str]:
         """The floors that so much damage doesn't keep, in words."""

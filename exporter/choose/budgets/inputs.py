@@ -354,7 +354,7 @@ class PlanInputs:
         meter = searched_meter(self.loaded, text, batch_size, kept=self._work.checks)
         healed = self.settings.limits_healed(self.budget)
         first = None
-        if self.judges.fewest:
+        if self.judges.fewest and len(text.input_ids) > _SEEN_FIRST:
             first = meter_here(self.loaded, text.rows(slice(0, _SEEN_FIRST)), batch_size)
         return QualityCheck(meter, NO_FLOORS if healed else self.floors, first)
 

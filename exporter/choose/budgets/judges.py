@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from exporter.artifacts.nouns import Nouns, nouns_of
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.text import checked_of
 from exporter.compare.quality.intervals import fewest_to_show, highest_to_show
 from exporter.errors import PlanError
-from exporter.heal.further import text_beyond
+from exporter.heal.further import rounded_up, text_beyond
 from exporter.heal.texts import FEWEST_HELD_OUT
 from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
@@ -24,7 +25,8 @@ from exporter.models.texts.calibration import (
     default_calibration,
 )
 from exporter.models.texts.image_reader import IMAGES, reads_images
-from exporter.models.texts.images import read_images
+from exporter.models.texts.images import MOST_IMAGES, read_images
+from exporter.printable import are, counted
 
 _MOST_TEXTS = 1024
 """That judge a classifier: a limit near to 1 takes more than are waited for."""
@@ -62,9 +64,9 @@ class Judges:
         labels = model.config.num_labels if has_separate_labels(model) else 1
         needed = together * fewest_to_show(floor)
         if needed > _MOST_TEXTS * labels:
-            highest = cls(together=together).highest(_MOST_TEXTS)
+            highest = cls(together=together, labels=labels).highest(_MOST_TEXTS)
             raise PlanError(
-                f"--min-top1-agreement {floor:g} can't be shown: {needed:,} "
+                f"--min-top1-agreement {floor:g} can't be shown: {math.ceil(needed / labels):,} "
                 f"{nouns_of(type(model).__name__).several} would have to keep their answers, "
                 f"{_MOST_TEXTS:,} judge at most.",
                 f"Give --min-top1-agreement {highest:.3f} or less.",
@@ -77,26 +79,43 @@ class Judges:
         answers = number * self.labels // self.together
         return math.floor(1000 * highest_to_show(answers)) / 1000 if answers > 0 else 0.0
 
-    def refuse_fewer(self, number: int, source: str, read: Nouns) -> None:
+    def refuse_fewer(
+        self,
+        number: int,
+        source: str,
+        read: Nouns,
+        *,
+        healing_text: bool = False,
+        all_read: bool = False,
+    ) -> None:
         """Refuses a source of which fewer can judge.
 
         Args:
             number: How many can.
             source: What they are of.
             read: What they are.
+            healing_text: Whether they are of a text that is named for the healing alone.
+            all_read: Whether no more are ever read of it.
 
         Raises:
             PlanError: The limit can't hold, though all keep their class.
         """
-        if number >= self.fewest:
+        left = max(0, number)
+        if left >= self.fewest:
             return
-        highest = self.highest(number)
-        lower = f", or --min-top1-agreement {highest:.3f} or less" if highest > 0 else ""
+        missing = counted(self.fewest - left, read.one, read.several)
+        flag = "--heal-calibration" if healing_text else "--calibration"
+        more = f"{missing} more ({flag})"
+        if all_read:
+            more = "" if healing_text else "fewer --samples, so that more are left"
+        highest = self.highest(left)
+        lower = f"--min-top1-agreement {highest:.3f} or less" if highest > 0 else ""
+        most = f" No more than {MOST_IMAGES:,} {read.several} are read." if all_read else ""
         raise PlanError(
-            f"Of {source} {max(0, number):,} {read.several} are left to judge a cut by, beside "
-            f"those that choose it; the limit of --min-top1-agreement takes {self.fewest:,}, "
-            "if all of them keep their class.",
-            f"Give {self.fewest - max(0, number):,} more {read.several} (--calibration){lower}.",
+            f"Of {source} {counted(left, read.one, read.several)} {are(left)} left to judge a cut "
+            f"by, beside those that choose it; the limit of --min-top1-agreement takes "
+            f"{self.fewest:,}, if all of them keep their class.{most}",
+            f"Give {', or '.join(filter(None, (more, lower)))}.",
             code="too-few-to-show",
         )
 
@@ -126,9 +145,11 @@ def judging_text(
     Raises:
         PlanError: Too few are left to show the limit.
     """
-    found = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
+    found = text_beyond(loaded, used, 2 * judges.usual, cache_dir, judges.together)
+    there = sum(len(part.input_ids) for part in (*used, found))
+    all_read = _reads_no_more(loaded, there, len(used[0].apart))
     read = nouns_of(type(loaded.model).__name__)
-    judges.refuse_fewer(len(found.input_ids), used[0].ref.source, read)
+    judges.refuse_fewer(len(found.input_ids), used[0].ref.source, read, all_read=all_read)
     return found
 
 
@@ -162,37 +183,67 @@ def refuse_few_judges(
     specs, healed = chosen_on, settings.limits_healed(budget)
     if settings.heal is not None and healed:
         specs = settings.heal.calibration or specs
-    left = -_SPARE if healed else 0
-    for spec in specs:
-        most = judges.fewest + _SPARE
-        used, there = _used_of(loaded, spec, samples, sequence_length, most)
-        used = used if spec in chosen_on else 0
-        left += _left(settings, used, there, healed=healed)
-    read = nouns_of(type(loaded.model).__name__)
-    judges.refuse_fewer(left, " + ".join(specs), read)
-
-
-def _left(settings: PlanSettings, used: int, there: int, *, healed: bool) -> int:
-    """How many of a text judge: what is left; of a short one all again, or what is held out."""
+    most = judges.fewest + _SPARE
+    counts = [_counts_of(loaded, spec, samples, sequence_length, most) for spec in specs]
     if healed:
-        return there if there - used < used else there - used
-    behind = there - used * (2 if settings.weighs_replacements else 1)
-    return max(behind, int(used * settings.held_out / 2))
+        counts = [
+            each if spec in chosen_on else each._replace(used=0)
+            for spec, each in zip(specs, counts, strict=True)
+        ]
+    left = _left_healed(counts) if healed else _left(settings, counts, judges.together)
+    judges.refuse_fewer(
+        left,
+        " + ".join(specs),
+        nouns_of(type(loaded.model).__name__),
+        healing_text=set(specs).isdisjoint(chosen_on),
+        all_read=_reads_no_more(loaded, sum(each.there for each in counts), len(specs)),
+    )
 
 
-def _used_of(
+class _Counts(NamedTuple):
+    """A text's samples: those that choose, as much again behind them if it is there, and all."""
+
+    used: int
+    again: int
+    there: int
+
+
+def _left_healed(counts: Sequence[_Counts]) -> int:
+    """How many judge what is healed: what is left of each text, of a short one all again."""
+    left = [there if there - used < used else there - used for used, _, there in counts]
+    return sum(max(0, number - _SPARE) for number in left)
+
+
+def _left(settings: PlanSettings, counts: Sequence[_Counts], together: int) -> int:
+    """How many judge what isn't healed: what is behind, or else what the search holds out."""
+    apart = settings.weighs_replacements and all(each.again for each in counts)
+    taken = [each.used + (each.again if apart else 0) for each in counts]
+    behind = sum(
+        max(0, each.there - rounded_up(number, together))
+        for each, number in zip(counts, taken, strict=True)
+    )
+    return max(behind, checked_of(sum(each.used for each in counts), settings.held_out))
+
+
+def _counts_of(
     loaded: LoadedModel, spec: str, samples: int | None, length: int, most: int
-) -> tuple[int, int]:
+) -> _Counts:
     """How many samples of a text choose, and how many there are; of these no more than matter."""
     if reads_images(loaded.model):
         images, asked = read_images(spec, part="calibration"), samples or IMAGES
-        there = 2 * asked + most if images.is_random else len(images.pictures)
-        return min(asked, there), there
-    chosen = calibration_text(
-        loaded, spec, samples=samples, sequence_length=length, passages=True
-    ).input_ids
-    number, width = chosen.shape
+        there = min(2 * asked + most, MOST_IMAGES) if images.is_random else len(images.pictures)
+        used = min(asked, there)
+        return _Counts(used, used if there >= 2 * used else 0, there)
+    chosen = calibration_text(loaded, spec, samples=samples, sequence_length=length, passages=True)
+    number, width = chosen.input_ids.shape
     whole = calibration_text(
         loaded, spec, samples=2 * number + most, sequence_length=width, passages=True
     )
-    return number, len(whole.input_ids)
+    again = whole.rows(slice(number, None)).first_tokens(chosen.ref.tokens)
+    is_there = again.ref.tokens >= chosen.ref.tokens
+    return _Counts(number, len(again.input_ids) if is_there else 0, len(whole.input_ids))
+
+
+def _reads_no_more(loaded: LoadedModel, there: int, texts: int) -> bool:
+    """Whether so many are all the images that are ever read of so many folders."""
+    return reads_images(loaded.model) and there >= texts * MOST_IMAGES

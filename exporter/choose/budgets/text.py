@@ -64,7 +64,7 @@ def parted(text: CalibrationText, held_out: float) -> TextParts:
     samples = len(text.input_ids)
     if samples < 2:
         return TextParts(text, text, text)
-    later = min(samples - 1, max(2 if samples >= 4 else 1, round(samples * held_out)))
+    later = _held_out(samples, held_out)
     first, rest = text.rows(slice(0, samples - later)), slice(samples - later, samples)
     if later < 2:
         checked = reported = text.rows(rest)
@@ -72,6 +72,16 @@ def parted(text: CalibrationText, held_out: float) -> TextParts:
         checked = text.rows(slice(rest.start, samples, 2))
         reported = text.rows(slice(rest.start + 1, samples, 2))
     return TextParts(first, checked, reported)
+
+
+def checked_of(samples: int, held_out: float) -> int:
+    """How many of a text's samples :func:`parted` checks on; of a single one that one."""
+    return (_held_out(samples, held_out) + 1) // 2 if samples > 1 else samples
+
+
+def _held_out(samples: int, held_out: float) -> int:
+    """How many of two samples or more are not searched on."""
+    return min(samples - 1, max(2 if samples >= 4 else 1, round(samples * held_out)))
 
 
 def measured_on(text: CalibrationText, tokens: int) -> CalibrationText:

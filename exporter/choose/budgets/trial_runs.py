@@ -178,7 +178,9 @@ class TrialRuns:
         )
         judging = found.halves[1]
         read = nouns_of(type(self._loaded.model).__name__)
-        judges.refuse_fewer(len(judging.input_ids), judging.ref.source, read)
+        chosen = {ref.sha256 for ref in self._chosen_on}
+        is_own = chosen.isdisjoint(ref.sha256 for ref in found.sources)
+        judges.refuse_fewer(len(judging.input_ids), judging.ref.source, read, healing_text=is_own)
         if self._floors.similarity is not None and len(judging.input_ids) < _FEWEST_OF_PAIRS:
             raise CalibrationError(
                 f"{len(judging.input_ids)} texts of {judging.ref.source} judge the healed cut; "
@@ -305,6 +307,7 @@ class TrialRuns:
             "options": asdict(self._options),
             "fitting": self.texts.fitting.ids_sha256,
             "held_out": self.texts.held_out.ids_sha256,
+            "judging": self.texts.halves[1].ids_sha256,
         }
         return Store(self._work / "trials.jsonl", made_from)
 

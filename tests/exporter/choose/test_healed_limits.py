@@ -323,6 +323,25 @@ def test_as_many_paragraphs_judge_classes_as_show_the_limit(
     assert len(runs.texts.fitting.input_ids) > 24
 
 
+def test_cuts_that_others_of_the_held_out_texts_judged_are_not_found_again(tmp_path: Path) -> None:
+    words = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 1200)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(" ".join(words[n : n + 20]) for n in range(0, 1200, 20)))
+    model = tiny_loaded(
+        "bert", tiny_tokenizer(special_ends=True), head="SequenceClassification", num_labels=3
+    )
+    options = HealOptions(**{**FOLD, "sequence_length": 24}, calibration=(str(text),))
+
+    def runs(limit: float) -> TrialRuns:
+        return TrialRuns(model, options, Floors(top1_agreement=limit), tmp_path / FOLDER)
+
+    first, other = runs(0.88), runs(0.87)
+    assert first.texts.held_out.ids_sha256 == other.texts.held_out.ids_sha256
+    first._store.keep("cut", "trial-0")
+    assert runs(0.88)._store.find("cut") == "trial-0"
+    assert other._store.find("cut") is None
+
+
 def classifier(labels: int, **changes: Any) -> Any:
     head = {"head": "SequenceClassification", "num_labels": labels, **changes}
     return tiny_loaded("bert", tiny_tokenizer(special_ends=True), **head).model
@@ -340,10 +359,13 @@ def test_a_limit_that_no_number_of_texts_shows_is_refused(labels: int, highest: 
 
 def test_a_limit_that_labels_of_their_own_show_is_not_refused() -> None:
     separate = {"problem_type": "multi_label_classification"}
-    near = Floors(top1_agreement=0.997)
+    near = Floors(top1_agreement=0.999)
     assert Judges.of(near, classifier(5, **separate)).usual == 1024
     with raises(PlanError, "too-near-to-1"):
         Judges.of(near, classifier(5))
+    told = "1,476", "--min-top1-agreement 0.999"  # texts of five answers each
+    with raises(PlanError, "too-near-to-1", *told):
+        Judges.of(Floors(top1_agreement=0.9995), classifier(5, **separate))
 
 
 def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.damage import ClassDamage
-from tests.exporter.image_folders import write_images
+from tests.exporter.image_folders import write_images, write_processor
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -27,9 +28,11 @@ pytest.importorskip("torch")
 
 from exporter.choose.budgets.judges import Judges, refuse_few_judges  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
+from exporter.choose.budgets.text import checked_of, parted  # noqa: E402
 from exporter.heal.further import text_beyond  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
-from exporter.models.texts.calibration import calibration_text  # noqa: E402
+from exporter.models.texts.calibration import CalibrationText, calibration_text  # noqa: E402
+from exporter.models.texts.mixtures import mixed_text  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
 LIMIT, FEWEST = 0.9, 36
@@ -37,7 +40,7 @@ FOLD = HealOptions(kind="fold", samples=8, sequence_length=5, calibration=("rand
 
 
 @pytest.fixture(scope="module")
-def images() -> Any:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A classifier of images whose second MLP adds nothing."""
     loaded = tiny_loaded(
         "vit",
@@ -49,11 +52,20 @@ def images() -> Any:
     for name, weight in loaded.model.named_parameters():
         if ".1.mlp.fc2" in name:
             weight.mul_(0)
-    return loaded
+    folder = tmp_path_factory.mktemp("model")
+    write_processor(folder)
+    return replace(loaded, path=folder)
 
 
-def planner(loaded: Any, work: Path, heal: HealOptions | None, limit: float = LIMIT) -> Planner:
-    options = ScoreOptions(calibration=("random",), samples=8)
+def planner(
+    loaded: Any,
+    work: Path,
+    heal: HealOptions | None,
+    limit: float = LIMIT,
+    spec: str = "random",
+    samples: int = 8,
+) -> Planner:
+    options = ScoreOptions(calibration=(spec,), samples=samples)
     return Planner(
         score(loaded, options),
         lambda: loaded,
@@ -75,10 +87,16 @@ def test_a_harmless_cut_is_found_by_more_images_than_are_scored_on(
     assert judged.ids_sha256 not in parts
 
 
-def refused(loaded: Any, spec: str, heal: HealOptions | None = None, samples: int = 8) -> None:
-    budget = Budget(floors=Floors(top1_agreement=LIMIT))
+def refused(
+    loaded: Any,
+    *specs: str,
+    heal: HealOptions | None = None,
+    samples: int = 8,
+    limit: float = LIMIT,
+) -> None:
+    budget = Budget(floors=Floors(top1_agreement=limit))
     settings = PlanSettings(heal=heal).for_budget(budget)
-    refuse_few_judges(budget, settings, loaded, [spec], samples=samples, sequence_length=16)
+    refuse_few_judges(budget, settings, loaded, specs, samples=samples, sequence_length=16)
 
 
 def test_a_folder_of_too_few_images_is_refused_before_anything_is_read(
@@ -86,15 +104,64 @@ def test_a_folder_of_too_few_images_is_refused_before_anything_is_read(
 ) -> None:
     fewer = write_images(tmp_path / "fewer", FEWEST + 7)
     enough = write_images(tmp_path / "enough", FEWEST + 8)
-    hint = "1 more images", "--min-top1-agreement 0.899"
-    with raises(PlanError, "too-few-to-show", str(FEWEST), *hint):
+    hint = "1 image more", "--calibration", "--min-top1-agreement 0.899"
+    with raises(PlanError, "too-few-to-show", FEWEST, *hint) as caught:
         refused(images, str(fewer))
+    assert "--heal-calibration" not in str(caught.value)
+    assert "--samples" not in str(caught.value)
     refused(images, str(enough))
     with raises(PlanError, "too-few-to-show"):  # some are fitted on, and choose
-        refused(images, str(enough), HealOptions(kind="fold"))
+        refused(images, str(enough), heal=HealOptions(kind="fold"))
     with raises(PlanError, "too-few-to-show"):  # as many again are fitted on
-        refused(images, str(enough), HealOptions(kind="linear"))
-    refused(images, "random", samples=500)
+        refused(images, str(enough), heal=HealOptions(kind="linear"))
+
+
+@pytest.mark.parametrize(("there", "holds"), [(99, False), (100, True), (127, True), (128, False)])
+def test_as_many_again_are_fitted_on_only_if_they_are_there(
+    images: Any, there: int, holds: bool, tmp_path: Path
+) -> None:
+    spec = str(write_images(tmp_path / "images", there))
+    heal = HealOptions(kind="linear")
+    found = planner(images, tmp_path, heal, spec=spec, samples=64)
+    if holds:
+        refused(images, spec, heal=heal, samples=64)
+        assert len(found.texts.checked.input_ids) == there - 64
+        return
+    with raises(PlanError, "too-few-to-show"):
+        refused(images, spec, heal=heal, samples=64)
+    with raises(PlanError, "too-few-to-show"):
+        _ = found.texts
+
+
+@pytest.mark.parametrize(("each", "holds"), [(25, False), (26, True)])
+def test_of_each_text_that_heals_some_are_fitted_on_and_choose(
+    images: Any, each: int, holds: bool, tmp_path: Path
+) -> None:
+    specs = [str(write_images(tmp_path / str(n), each, seed=100 * n)) for n in range(2)]
+    heal = HealOptions(kind="fold", samples=40, calibration=tuple(specs))
+    texts = healing_texts(images, heal, passages=2 * FEWEST, fewest=FEWEST)
+    assert (len(texts.halves[1].input_ids) >= FEWEST) is holds
+    if holds:
+        refused(images, "random", heal=heal)
+        return
+    with raises(PlanError, "too-few-to-show", "--heal-calibration"):
+        refused(images, "random", heal=heal)
+
+
+def test_no_more_images_are_asked_for_than_are_ever_read(
+    images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("models.texts.images", "heal.further", "choose.budgets.judges"):
+        monkeypatch.setattr(f"exporter.{module}.MOST_IMAGES", 60)
+    for spec in (str(write_images(tmp_path / "images", 61)), "random"):
+        named = 60, "--samples", "--min-top1-agreement 0.831"
+        with raises(PlanError, "too-few-to-show", *named) as before:
+            refused(images, spec, samples=40)
+        with raises(PlanError, "too-few-to-show", *named) as later:
+            _ = planner(images, tmp_path, None, spec=spec, samples=40).texts
+        for each in (before, later):
+            assert "--calibration" not in str(each.value)
+        refused(images, spec, samples=24)
 
 
 def test_other_limits_need_no_number_of_images(images: Any, tmp_path: Path) -> None:
@@ -137,6 +204,29 @@ def test_what_judges_stands_behind_what_was_used(images: Any) -> None:
     used = [whole.rows(slice(0, 4)), whole.rows(slice(4, 9))]
     found = text_beyond(images, used, 6)
     assert found.ids_sha256 == whole.rows(slice(9, 15)).ids_sha256
+    pairs = text_beyond(images, used, 6, together=2)
+    assert pairs.ids_sha256 == whole.rows(slice(10, 16)).ids_sha256
+
+
+@pytest.mark.parametrize(("other", "shares"), [(12, None), (140, [30, 30])])
+def test_longer_texts_judge_in_place_of_shorter_ones(
+    other: int, shares: list[int] | None, tmp_path: Path
+) -> None:
+    loaded, specs = classifier(3), [words(tmp_path, 150), words(tmp_path, other)]
+    options: dict[str, Any] = {"samples": 8, "sequence_length": 16, "passages": True}
+    used = mixed_text(loaded, specs, **options)
+    found = text_beyond(loaded, [used], 60)
+    assert len(found.input_ids) == 60
+    counts = [len(each.input_ids) for each in found.apart]
+    assert counts == shares or (shares is None and counts[0] > 30 > counts[1])
+    assert len(text_beyond(loaded, [used], 9999).input_ids) < 9999
+
+
+@pytest.mark.parametrize("samples", range(1, 40))
+def test_as_many_are_counted_as_the_search_holds_out(samples: int) -> None:
+    text = CalibrationText.unpadded(np.arange(samples)[:, None], "t", "0" * 64)
+    for held_out in (0.1, 0.25, 0.5):
+        assert checked_of(samples, held_out) == len(parted(text, held_out).checked.input_ids)
 
 
 @pytest.mark.parametrize(("paragraphs", "judging"), [(60, FEWEST), (24, None)])
@@ -168,6 +258,14 @@ def test_a_cut_that_is_clearly_lost_is_not_measured_on_all(kept: int, asked: int
     check = QualityCheck(meter(100, 100), Floors(top1_agreement=LIMIT), meter(8, kept))
     assert check.holds(PlanCandidate()) is (kept == 8)
     assert len(runs) == asked
+    assert bool(check.broken(PlanCandidate())) is (kept == 0)
+
+
+@pytest.mark.parametrize(("limit", "is_parted"), [(0.5, False), (LIMIT, True)])
+def test_few_images_are_not_measured_twice(
+    images: Any, limit: float, is_parted: bool, tmp_path: Path
+) -> None:
+    assert (planner(images, tmp_path, None, limit).checker._first is not None) is is_parted
 
 
 def test_both_parts_show_the_limit_or_are_the_same(images: Any) -> None:
@@ -177,3 +275,9 @@ def test_both_parts_show_the_limit_or_are_the_same(images: Any) -> None:
     assert [len(part.input_ids) for part in (checked, reported)] == [6, 7]
     short = whole.rows(slice(0, 9))
     assert judges.parted(short) == (short, short)
+
+
+def test_both_parts_hold_whole_pairs(images: Any) -> None:
+    judges = Judges(fewest=6, usual=12, together=2)
+    checked, reported = judges.parted(calibration_text(images, "random", samples=14))
+    assert [len(part.input_ids) for part in (checked, reported)] == [6, 8]
