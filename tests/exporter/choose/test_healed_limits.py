@@ -363,7 +363,7 @@ def test_a_limit_that_labels_of_their_own_show_is_not_refused() -> None:
     assert Judges.of(near, classifier(5, **separate)).usual == 1024
     with raises(PlanError, "too-near-to-1"):
         Judges.of(near, classifier(5))
-    told = "1,476", "--min-top1-agreement 0.999"  # texts of five answers each
+    told = "1,476", "--min-top1-agreement 0.999 "  # texts of five answers each
     with raises(PlanError, "too-near-to-1", *told):
         Judges.of(Floors(top1_agreement=0.9995), classifier(5, **separate))
 

@@ -29,7 +29,7 @@ pytest.importorskip("torch")
 from exporter.choose.budgets.judges import Judges, refuse_few_judges  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.text import checked_of, parted  # noqa: E402
-from exporter.heal.further import text_beyond  # noqa: E402
+from exporter.heal.further import text_behind, text_beyond  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.models.texts.calibration import CalibrationText, calibration_text  # noqa: E402
 from exporter.models.texts.mixtures import mixed_text  # noqa: E402
@@ -131,6 +131,21 @@ def test_as_many_again_are_fitted_on_only_if_they_are_there(
         refused(images, spec, heal=heal, samples=64)
     with raises(PlanError, "too-few-to-show"):
         _ = found.texts
+
+
+@pytest.mark.parametrize(("shorter", "left"), [(15, 7 + 20), (16, 20)])
+def test_nothing_more_is_fitted_on_of_a_mixture_with_a_short_text(
+    images: Any, shorter: int, left: int, tmp_path: Path
+) -> None:
+    numbers = {"longer": 28 if shorter < 16 else 36, "shorter": shorter}
+    specs = [str(write_images(tmp_path / name, n, seed=n)) for name, n in numbers.items()]
+    heal = HealOptions(kind="linear")
+    with raises(PlanError, "too-few-to-show", left):
+        refused(images, *specs, heal=heal)
+    used = mixed_text(images, specs, samples=8)
+    again = text_behind(images, used)
+    parts = [used] if again is None else [used, again]
+    assert len(text_beyond(images, parts, 99).input_ids) == left
 
 
 @pytest.mark.parametrize(("each", "holds"), [(25, False), (26, True)])
