@@ -8,6 +8,7 @@ from pydantic import Field
 
 from exporter.artifacts.accuracy import TaskResult
 from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
 from exporter.errors import ArtifactError
 from exporter.printable import counted
 from graph_passes.types import DeletionKind, Replacement, SublayerRef, sublayer_kinds
@@ -51,8 +52,14 @@ class CalibrationRef(Record):
         """The texts of a mixture that something of was taken; of a single text, itself."""
         return [text for text in self.mixture or [self] if text.samples]
 
-    def describe(self) -> str:
-        """In words: ``15 samples of valid.txt (7,680 tokens)``."""
+    def describe(self, read: Nouns = TEXTS) -> str:
+        """In words: ``15 samples of valid.txt (7,680 tokens)``, or ``64 images of photos/``.
+
+        Args:
+            read: What the model reads.
+        """
+        if read == IMAGES:
+            return f"{counted(self.samples, read.one)} of {self.source}"
         return f"{counted(self.samples, self.unit)} of {self.source} ({self.tokens:,} tokens)"
 
 

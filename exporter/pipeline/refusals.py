@@ -9,6 +9,7 @@ import numpy as np
 
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.nouns import nouns_of
 from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.budget import Budget
@@ -312,8 +313,8 @@ def _useful_share_of_classes(plan: PruningPlan, run: Run) -> tuple[float, str]:
     if has_single_logit(run.choosing.model) and _may_keep(same, math.ceil(texts / 2)):
         return math.inf, ""
     told = (
-        f"{same:.0%} of the texts keep their likeliest class, or of two their order, less than "
-        f"{USELESS_AGREEMENT:.0%}"
+        f"{same:.0%} of the {nouns_of(type(run.choosing.model).__name__).several} keep their "
+        f"likeliest class, or of two their order, less than {USELESS_AGREEMENT:.0%}"
     )
     return (1 - USELESS_AGREEMENT) / max(1 - same, 1e-9), told
 

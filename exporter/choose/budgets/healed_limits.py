@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from exporter.artifacts import PruningPlan, Speedup, TriedCut
+from exporter.artifacts.nouns import TEXTS, Nouns, nouns_of
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words, percent
 from exporter.choose.budgets.figures import Outcome, damage_figures, elsewhere, size_figures
@@ -59,6 +60,7 @@ def largest_within(
     runs: TrialRuns,
     plan_of: Callable[[PlanCandidate], PruningPlan],
     progress: Progress = QUIET,
+    read: Nouns = TEXTS,
 ) -> Ladder:
     """Heals some of ever larger cuts, and takes the largest that keeps the limits.
 
@@ -68,6 +70,7 @@ def largest_within(
         runs: Heals and measures.
         plan_of: Makes a plan of a cut.
         progress: Told what is tried, and why.
+        read: What the model reads.
 
     Returns:
         What was tried; with the best one, if any keeps the limits.
@@ -85,11 +88,13 @@ def largest_within(
         )
         ladder.tried.append(runs.run(number, plan))
         told = runs.cuts[-1].tried
-        progress.say(f"plan: {'holds' if told.holds else 'fails'}: {outcome_words(told, floors)}")
+        progress.say(
+            f"plan: {'holds' if told.holds else 'fails'}: {outcome_words(told, floors, read)}"
+        )
     return ladder
 
 
-def outcome_words(tried: TriedCut, floors: Floors) -> str:
+def outcome_words(tried: TriedCut, floors: Floors, read: Nouns = TEXTS) -> str:
     """What a healed cut costs, and whether that is within the limits."""
     healed, by = tried.healed, f"after healing ({tried.healed_by})"
     if LOW in healed:
@@ -104,10 +109,11 @@ def outcome_words(tried: TriedCut, floors: Floors) -> str:
             told.append(f"all texts are equally similar {by}, so there is no correlation")
         return "; ".join(told)
     if SAME in healed:
+        floor = floors.top1_agreement or 0.5
         return (
-            f"{healed['top1_agreement']:.1%} of the texts keep their likeliest class {by}, 95 % "
-            f"interval down to {healed[SAME]:.1%}, at least {floors.top1_agreement or 0:.1%} is "
-            f"asked for, which takes {fewest_to_show(floors.top1_agreement or 0.5)} texts or more"
+            f"{healed['top1_agreement']:.1%} of the {read.several} keep their likeliest class "
+            f"{by}, 95 % interval down to {healed[SAME]:.1%}, at least {floor:.1%} is asked for, "
+            f"which takes {fewest_to_show(floor)} {read.several} or more"
         )
     rise, high = percent(healed["log_perplexity_increase"]), percent(healed[HIGH])
     limit = floors.perplexity_increase
@@ -132,6 +138,7 @@ def refuse_all(
     reach: str = "",
     smaller: bool = False,
     gained: Sequence[str] = (),
+    read: Nouns = TEXTS,
 ) -> NoReturn:
     """Says that nothing is worth cutting, or that the goals cost too much, and what it would cost.
 
@@ -142,6 +149,7 @@ def refuse_all(
         reach: What of the goals is in reach.
         smaller: Whether smaller cuts were not tried.
         gained: What each of those that were healed gains.
+        read: What the model reads.
 
     Raises:
         UnmetGoalError: That is so.
@@ -160,8 +168,8 @@ def refuse_all(
         lead = f"It isn't shown that {wanted} keeps" if goals else "It isn't shown that a cut keeps"
         lead += " the limits on quality"
     raise kind(
-        f"{lead}: without {dropped}, {outcome_words(least, floors)}.",
-        f"{reach}{_allowing(least, floors)}{_recovering(least)}",
+        f"{lead}: without {dropped}, {outcome_words(least, floors, read)}.",
+        f"{reach}{_allowing(least, floors)}{_recovering(least, read)}",
         code=code,
     )
 
@@ -192,10 +200,10 @@ def _rounded(share: float, towards: Callable[[float], int]) -> float:
     return towards(1000 * share) / 1000
 
 
-def _recovering(tried: TriedCut) -> str:
+def _recovering(tried: TriedCut, read: Nouns) -> str:
     """What may recover more of a cut's quality."""
     if tried.healed_by == "distill":
-        return "more --time or more text may recover more."
+        return f"more --time or more {read.several} may recover more."
     return "a training may recover more than folding does: --heal distill, or without --quick."
 
 
@@ -222,14 +230,17 @@ class HealedLimits(Solving):
             time.monotonic() - self._began,
             self._progress,
         )
-        found = largest_within(candidates, self.floors, runs, self._chosen_plan, self._progress)
+        read = nouns_of(self.loaded.ref.architecture)
+        found = largest_within(
+            candidates, self.floors, runs, self._chosen_plan, self._progress, read
+        )
         if found.best is None:
             tried = [each.tried for each in runs.cuts]
             reach = self._in_reach(candidates[0], found.tried[0]) if self.goals else ""
             smaller = min(rung.number for rung in found.tried) > 0
             gains = [candidates[rung.number].candidate.gain(self._used_up) for rung in found.tried]
             gained = [self._used_up.words(gain) for gain in gains]
-            refuse_all(tried, self.floors, self.goals, reach, smaller, gained)
+            refuse_all(tried, self.floors, self.goals, reach, smaller, gained, read)
         candidate = candidates[found.best.number].candidate
         cut = runs.cuts[found.tried.index(found.best)]
         figures = size_figures(

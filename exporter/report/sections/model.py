@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
+from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.printable import counted
 from exporter.report.charts.cells import CellMap, MapCell, Shades
@@ -64,8 +65,13 @@ def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
 def dropped_section(report: ComparisonReport, importance: ImportanceReport | None) -> Section:
     """Which sublayers, by kind, and the stack of layers before and after."""
     lines = dropped_lines(report.plan) or ["No deletion is on record."]
-    blocks = [Bullets(lines), *parts_blocks(report.parts)]
+    blocks = [Bullets(lines), *parts_blocks(report.parts, read=_read(report))]
     return Section("dropped", "What was dropped", blocks, [*_architecture(report, importance)])
+
+
+def _read(report: ComparisonReport) -> Nouns:
+    accuracy = report.accuracy
+    return TEXTS if accuracy is None or accuracy.images is None else IMAGES
 
 
 def _architecture(

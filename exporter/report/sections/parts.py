@@ -6,28 +6,36 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from exporter.artifacts import CalibrationRef, JudgedText, PlanParts
+from exporter.artifacts.nouns import TEXTS, Nouns
 from exporter.artifacts.stages import document_of
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note
 from exporter.report.words import listed, percent, significant
 
 _ROLES = {
-    "chosen": "Text by which the dropped sublayers were chosen:",
-    "fitted": "Text to which replacements or weights were fitted:",
-    "stopped": "Validation text, which decided when to stop and what to keep:",
-    "judged": "Test text, on which the plan's own figures were measured:",
+    "chosen": "{What} by which the dropped sublayers were chosen:",
+    "fitted": "{What} to which replacements or weights were fitted:",
+    "stopped": "Validation {what}, which decided when to stop and what to keep:",
+    "judged": "Test {what}, on which the plan's own figures were measured:",
 }
 
 _RISE = "log_perplexity_increase"
 
 
-def parts_blocks(parts: PlanParts, shown: Callable[[str], str] = str) -> Iterator[Block]:
+def parts_blocks(
+    parts: PlanParts, shown: Callable[[str], str] = str, read: Nouns = TEXTS
+) -> Iterator[Block]:
     """A sentence for each part that there was, and what the plan costs on each text of a mixture.
 
     Args:
         parts: Of a plan.
         shown: A text's name as it may be told.
+        read: What the model reads.
     """
-    told = [f"{_ROLES[role]} {_listed(refs, shown)}." for role, refs in parts.roles.items()]
+    what = read.one if read == TEXTS else read.several
+    told = [
+        f"{_ROLES[role].format(what=what, What=what.capitalize())} {_listed(refs, shown, read)}."
+        for role, refs in parts.roles.items()
+    ]
     if told:
         yield Bullets(told)
     if parts.judged_apart:
@@ -35,10 +43,11 @@ def parts_blocks(parts: PlanParts, shown: Callable[[str], str] = str) -> Iterato
         if any("cosine" in each.figures for each in parts.judged_apart):
             header = ["text", "mean cosine of embeddings"]
         elif not any(_RISE in each.figures for each in parts.judged_apart):
-            header = ["text", "KL of classes, nats", "same likeliest class"]
+            header = [what, "KL of classes, nats", "same likeliest class"]
         rows = [_row(each, shown) for each in parts.judged_apart]
         right = tuple(range(1, len(header)))
-        yield Grid("What the plan costs on each text, in PyTorch", header, rows, right=right)
+        caption = f"What the plan costs on each {'text' if read == TEXTS else 'source'}, in PyTorch"
+        yield Grid(caption, header, rows, right=right)
 
 
 def other_part(parts: PlanParts, judged: str) -> Iterator[Block]:
@@ -61,9 +70,9 @@ def other_part(parts: PlanParts, judged: str) -> Iterator[Block]:
         )
 
 
-def _listed(refs: Sequence[CalibrationRef], shown: Callable[[str], str]) -> str:
+def _listed(refs: Sequence[CalibrationRef], shown: Callable[[str], str], read: Nouns) -> str:
     named = [ref.model_copy(update={"source": shown(ref.source)}) for ref in refs]
-    return listed([ref.describe() for ref in named])
+    return listed([ref.describe(read) for ref in named])
 
 
 def _row(judged: JudgedText, shown: Callable[[str], str]) -> list[str]:
