@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.nouns import Nouns, nouns_of
 from exporter.artifacts.stages import CalibrationRef, ModelRef
 from graph_passes.types import DeletionKind, Replacement
 
@@ -182,3 +183,8 @@ class HealingReport(Artifact):
     kind: Literal["healing_report"] = "healing_report"
     model: ModelRef
     healing: Healing
+
+    @property
+    def read(self) -> Nouns:
+        """What the model reads, in words."""
+        return nouns_of(self.model.architecture)

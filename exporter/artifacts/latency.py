@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
 
 from exporter.artifacts.base import Record
+from exporter.artifacts.nouns import Parts
 
 Phase = Literal["prefill", "decode", "encode"]
 """What one run of a graph does."""
@@ -37,12 +38,14 @@ class Shape:
         batch: Sequences.
         sequence_length: New tokens per sequence.
         past_length: Tokens in the KV cache.
+        counts: What ``sequence_length`` counts; it tells no two shapes apart.
     """
 
     phase: Phase
     batch: int
     sequence_length: int
     past_length: int = 0
+    counts: Parts = field(default="tokens", compare=False)
 
     @property
     def phases(self) -> tuple[TimedPhase, ...]:
@@ -204,7 +207,8 @@ class LatencyRow(Record):
 
     ``sequence_length`` is the number of new tokens of a run, ``past_length`` what the KV cache
     holds. ``first_token``, ``per_token`` and ``generate`` are parts of one generation:
-    ``sequence_length`` is then the prompt's, ``new_tokens`` what is generated.
+    ``sequence_length`` is then the prompt's, ``new_tokens`` what is generated. ``counts`` says what
+    ``sequence_length`` counts, of images and recordings since it is told.
 
     ``rounds`` is how many equal parts, in order, each arm's samples fall into: part *i* of both
     arms was taken in the same round, so that a saved report can be analysed again as pairs. In
@@ -247,6 +251,7 @@ class LatencyRow(Record):
     launches: dict[str, str] = Field(default_factory=dict)
     imported: bool = False
     power: PowerReached | None = None
+    counts: Parts = "tokens"
 
     @property
     def shape_name(self) -> str:

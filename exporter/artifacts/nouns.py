@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Parts = Literal["tokens", "patches", "frames"]
+"""What the length of what a model reads counts."""
 
 
 class Nouns(NamedTuple):
@@ -16,7 +19,12 @@ class Nouns(NamedTuple):
 
     one: str
     several: str
-    parts: str
+    parts: Parts
+
+    @property
+    def much(self) -> str:
+        """What much of it is called: text, images, recordings."""
+        return self.one if self.parts == "tokens" else self.several
 
 
 OF_IMAGES = "ForImageClassification"

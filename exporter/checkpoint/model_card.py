@@ -20,6 +20,7 @@ from exporter.artifacts import (
     PruningPlan,
     TaskResult,
 )
+from exporter.artifacts.nouns import IMAGES, Nouns, nouns_of
 from exporter.artifacts.uses import PLACE
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.checkpoint.uses import checkpoint_uses
@@ -65,7 +66,7 @@ def model_card(facts: CheckpointFacts, sources: CardSources) -> str:
     """The text of ``README.md``: a header for the Hub, and sections."""
     sections = [
         _dropped(facts),
-        _chosen(sources),
+        _chosen(sources, nouns_of(facts.architecture)),
         _healed(facts, sources),
         _measured(sources.report),
         _loading(facts),
@@ -113,7 +114,7 @@ def _dropped(facts: CheckpointFacts) -> Section:
     return Section("dropped", "What was dropped", blocks)
 
 
-def _chosen(sources: CardSources) -> Section:
+def _chosen(sources: CardSources, read: Nouns) -> Section:
     plan, importance = sources.plan, sources.importance
     lines = []
     if plan.budget:
@@ -121,7 +122,9 @@ def _chosen(sources: CardSources) -> Section:
         lines.append(f"Asked for: {asked}.")
     if importance is not None:
         order = f", the lowest first ({_PAPER})" if plan.budget.keys() <= _COUNTS else ""
-        lines.append(f"Importance: {importance.metric}{order}, on {_text(importance.calibration)}.")
+        lines.append(
+            f"Importance: {importance.metric}{order}, on {_text(importance.calibration, read)}."
+        )
     elif plan.importance_sha256 is not None:
         lines.append(f"By scores in a file with the SHA-256 `{plan.importance_sha256}`.")
     if not lines:
@@ -130,7 +133,7 @@ def _chosen(sources: CardSources) -> Section:
         f"Predicted in PyTorch{_FIGURES[plan.predicted_on]}: {name} {significant(value)}."
         for name, value in plan.predicted.items()
     ]
-    blocks = [Bullets(lines), *parts_blocks(plan.parts, _shown)]
+    blocks = [Bullets(lines), *parts_blocks(plan.parts, _shown, read)]
     return Section("chosen", "How it was chosen", blocks)
 
 
@@ -138,10 +141,11 @@ def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
     healing, notes = sources.healing, [Note(each) for each in _changed(facts, sources.plan)]
     if healing is None or not (facts.healed or sources.plan.changed_weights):
         return Section("healed", "Healing", [*notes])
-    texts = "; ".join(_text(ref) for ref in healing.calibration)
-    blocks: list[Block] = [*notes, Note(f"{healing_words(healing)}. Fitted on {texts}.")]
+    read = nouns_of(facts.architecture)
+    texts = "; ".join(_text(ref, read) for ref in healing.calibration)
+    blocks: list[Block] = [*notes, Note(f"{healing_words(healing, read)}. Fitted on {texts}.")]
     if healing.training is not None:
-        blocks.append(Note(training_words(healing, healing.training)))
+        blocks.append(Note(training_words(healing, healing.training, read)))
     if healing.texts:
         named = [each.model_copy(update={"text": _named(each.text)}) for each in healing.texts]
         blocks.append(healing_grid(healing.model_copy(update={"texts": named})))
@@ -151,7 +155,8 @@ def _healed(facts: CheckpointFacts, sources: CardSources) -> Section:
 def _changed(facts: CheckpointFacts, plan: PruningPlan) -> Iterator[str]:
     """What of the model is another than the base's."""
     if facts.healed:
-        yield "The replacements of the dropped branches were fitted to calibration text."
+        what = nouns_of(facts.architecture).much
+        yield f"The replacements of the dropped branches were fitted to calibration {what}."
     else:
         yield "The dropped branches were not replaced."
     if plan.changed_weights:
@@ -215,7 +220,9 @@ def _loading(facts: CheckpointFacts) -> Section:
     return Section("use", "How to load it", [Note(here), *blocks, *map(Note, uses.notes)])
 
 
-def _text(ref: CalibrationRef) -> str:
+def _text(ref: CalibrationRef, read: Nouns) -> str:
+    if read == IMAGES:
+        return _named(ref).describe(read)
     return f"{_named(ref).source} ({ref.tokens:,} tokens)"
 
 

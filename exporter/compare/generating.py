@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import TimedPhase
+from exporter.artifacts.nouns import Parts
 from exporter.compare.timing.clock import Clock
 from exporter.compare.timing.subjects import Builds, Probe, Sample, TimedCell
 from exporter.engines.decoding.decoder import Decoder
@@ -26,6 +27,7 @@ class GenerationCell:
     sequence_length: int
     new_tokens: int
     past_length: int = 0
+    counts: Parts = "tokens"
 
     @property
     def phases(self) -> tuple[TimedPhase, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from exporter.artifacts.latency import Shape
+from exporter.artifacts.nouns import IMAGES
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.generating import DecoderArm, GenerationCell
@@ -122,7 +123,8 @@ def shapes_of(pair: Pair) -> list[Shape]:
     options, inputs = pair.options, pair.baseline.runner.inputs
     if pair.reads_images:
         # All images have one size; a token stands for each of their patches.
-        return [Shape("encode", b, pair.baseline.folder.patches) for b in options.batches]
+        patches = pair.baseline.folder.patches
+        return [Shape("encode", b, patches, counts=IMAGES.parts) for b in options.batches]
     cached, phase = has_cache(inputs), whole_phase(inputs)
     found = [Shape(phase, b, n) for n in options.prefill_lengths for b in options.batches]
     if cached:

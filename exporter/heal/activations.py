@@ -111,7 +111,7 @@ def held_out_tokens(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
     if not found.any() or not (mask & ~found).any():
         raise HealingError(
             f"{int(mask.sum())} tokens are too few to fit a replacement and to judge it on others.",
-            "Give more calibration text.",
+            "Give more to calibrate on (--samples).",
             code="too-few-tokens",
         )
     return found

@@ -93,7 +93,7 @@ def solve(sums: Sums, ridge: float) -> LinearMap:
     if int(failed) or (ridge == 0 and _is_singular(factor)):
         raise HealingError(
             f"{sums.tokens} tokens do not settle a linear map of {len(sums.x)} inputs.",
-            "Give more calibration text, or a ridge above 0.",
+            "Give more to calibrate on (--samples), or a ridge above 0.",
             code="map-not-settled",
         )
     weight = torch.cholesky_solve(xy, factor).T
@@ -170,6 +170,6 @@ def _check_tokens(sums: Sums) -> None:
     if not sums.tokens:
         raise HealingError(
             "There are no tokens to fit a replacement on, or none to judge it on.",
-            "Give more calibration text.",
+            "Give more to calibrate on (--samples).",
             code="no-tokens",
         )

@@ -330,9 +330,10 @@ def _parted(
     found = len(text.input_ids)
     if found < 2:
         raise HealingError(
-            f"{text.ref.source} gives one sample of {text.ref.sequence_length} tokens; one is "
-            "needed to fit on, and one to judge by.",
-            "Give a longer text, or ask for a shorter --sequence-length.",
+            f"{text.ref.source} gives one sample; one is needed to fit on, and one to judge by.",
+            "Give more images."
+            if text.are_images
+            else "Give a longer text, or ask for a shorter --sequence-length.",
             code="too-few-samples",
         )
     held = more if found == wanted + more else max(1, min(found // 5, _MOST_PASSAGES))

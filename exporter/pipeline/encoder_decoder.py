@@ -253,7 +253,8 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     healed = heal_stacks(run.choosing, run.chosen_plan.plan, text, wanted, run.progress)
     with staged_directory(folder) as stage:
         healed.write(stage)
-    run.progress.say(f"heal: {healing_words(healed.report.healing)}")
+    told = healed.report
+    run.progress.say(f"heal: {healing_words(told.healing, told.read)}")
     return files_below(folder), None
 
 

@@ -228,5 +228,6 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     with staged_directory(folder) as stage:
         healed.write(stage)
     remove_tree(work)
-    run.progress.say(f"heal: {healing_words(healed.report.healing)}")
+    told = healed.report
+    run.progress.say(f"heal: {healing_words(told.healing, told.read)}")
     return files_below(folder), None

@@ -162,7 +162,7 @@ def second_moments(
             names = [value.name or "" for value in group]
             moments = [np.zeros((depths[value],) * 2, np.float32) for value in group]
             with progress.task(
-                "reading the calibration text", len(text.input_ids), "samples"
+                "reading the calibration samples", len(text.input_ids), "samples"
             ) as task:
                 for inputs in feeds(runner, text):
                     seen = runner.run(inputs, names)

@@ -38,15 +38,15 @@ def inverse_factor(moments: Floats, name: str) -> Floats:
     diagonal = np.einsum("ii->i", hessian)
     if not np.isfinite(hessian).all():
         raise CalibrationError(
-            f"GPTQ can't be computed for {name}: its input is not finite on the calibration text.",
-            "Choose another text, or another method.",
+            f"GPTQ can't be computed for {name}: its input is not finite in calibration.",
+            "Calibrate on something else, or take another method.",
             code="not-finite",
         )
     mean = float(diagonal.mean())
     if mean <= 0:
         raise CalibrationError(
-            f"GPTQ can't be computed for {name}: its input is zero all over the calibration text.",
-            "Choose another text, or another method.",
+            f"GPTQ can't be computed for {name}: its input is zero all over in calibration.",
+            "Calibrate on something else, or take another method.",
             code="input-zero",
         )
     diagonal += _DAMPING * mean
@@ -54,7 +54,7 @@ def inverse_factor(moments: Floats, name: str) -> Floats:
     if factor is None:
         raise CalibrationError(
             f"GPTQ can't be computed for {name}: the Hessian of its input can't be inverted.",
-            "Take more calibration text, or another method.",
+            "Calibrate on more, or take another method.",
             code="singular-hessian",
         )
     return factor

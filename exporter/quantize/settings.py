@@ -184,8 +184,8 @@ class QuantizeSettings(Options):
         if self.reads_text(bits_given=bits_given) and not self.calibration:
             gptq = self.weight_only and self.method == "gptq"
             what = "The method gptq" if gptq else f"The scheme {self.scheme}"
-            hint = "Name one with --calibration."
-            told = f"{what} needs a calibration text."
+            hint = "Name a text or, for a model of images, a folder of them: --calibration."
+            told = f"{what} needs something to calibrate on."
             raise OptionError(told, hint, ["calibration"], code="no-calibration")
 
     rules = (

@@ -13,6 +13,7 @@ from exporter.artifacts import (
     LatencyRow,
     PlannedDeletion,
 )
+from exporter.artifacts.nouns import IMAGES, RECORDINGS, TEXTS, Nouns
 
 T = TypeVar("T")
 
@@ -86,6 +87,14 @@ def dropped_briefly(plan: Sequence[PlannedDeletion]) -> str:
     return "; ".join(f"{KINDS[kind].one} {', '.join(layers)}" for kind, layers in kinds.items())
 
 
+def read_by(report: ComparisonReport) -> Nouns:
+    """What the models of a report read, as far as it tells."""
+    if report.accuracy is not None and report.accuracy.images is not None:
+        return IMAGES
+    timed = {row.counts for row in report.latency}
+    return next((each for each in (IMAGES, RECORDINGS) if each.parts in timed), TEXTS)
+
+
 def shape_words(row: LatencyRow) -> str:
     """What was timed: ``prefill of 512 tokens``, ``decode after 512 tokens``."""
     batch = f", batch {row.batch}" if row.batch > 1 else ""
@@ -96,7 +105,9 @@ def shape_words(row: LatencyRow) -> str:
         return f"{what} after a prompt of {row.sequence_length}{batch}"
     if row.phase == "decode":
         return f"decode after {row.past_length} tokens{batch}"
-    return f"{row.phase} of {row.sequence_length} tokens{batch}"
+    if row.counts == RECORDINGS.parts:
+        return f"{row.phase} of a {RECORDINGS.one}{batch}"  # all have one length
+    return f"{row.phase} of {row.sequence_length} {row.counts}{batch}"
 
 
 def has_too_few_rounds(row: LatencyRow) -> bool:
@@ -114,6 +125,8 @@ def short_shape(row: LatencyRow) -> str:
         return f"{name} {row.sequence_length}+{row.new_tokens}{batch}"
     if row.phase == "decode":
         return f"decode at {row.past_length}{batch}"
+    if row.counts == RECORDINGS.parts:
+        return f"{row.phase} {RECORDINGS.one}{batch}"
     return f"{row.phase} {row.sequence_length}{batch}"
 
 

@@ -163,7 +163,7 @@ def scored_model(
 
 
 def _check_samples(loaded: LoadedModel, text: CalibrationText) -> None:
-    images = text.sources is not None and text.sources.are_images
+    images = text.are_images
     if images != reads_images(loaded.model):
         what = ("images", "text") if images else ("text", "images")
         raise CalibrationError(

@@ -66,7 +66,8 @@ class Outcome:
         """Its figures in a line; empty where nothing was measured."""
         figures = self.plan.predicted
         if self.damage is None:
-            return "" if self.healing is None else healing_words(self.healing.healing)
+            told = self.healing
+            return "" if told is None else healing_words(told.healing, told.read)
         told = damage_words(self.damage)
         if self.speedup is not None:
             low, high = self.speedup.ci95

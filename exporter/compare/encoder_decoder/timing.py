@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exporter.artifacts import Environment, LatencyRow, ThreadProbe
 from exporter.artifacts.latency import Shape
+from exporter.artifacts.nouns import RECORDINGS
 from exporter.artifacts.store import Store
 from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
 from exporter.compare.generating import GenerationCell
@@ -160,7 +161,7 @@ class Cells:
         """Graph by graph of each batch."""
         found: list[TimedCell] = []
         for batch in self.options.batches:
-            found += [Shape("encode", batch, length) for length in self._sources()]
+            found += self._sources(batch)
             found.append(Shape("prefill", batch, self._prompt))
             found += [Shape("decode", batch, 1, past) for past in self._pasts()]
             found += [cell for cell in self._generations(batch) if not self._is_too_long(cell)]
@@ -191,10 +192,11 @@ class Cells:
         features = self.source.get("input_features")
         return None if features is None else features.shape[-1]
 
-    def _sources(self) -> list[int]:
+    def _sources(self, batch: int) -> list[Shape]:
         if self._frames is not None:
-            return [self._frames]
-        return self._within(self.options.prefill_lengths, self.folder.longest_target)
+            return [Shape("encode", batch, self._frames, counts=RECORDINGS.parts)]
+        lengths = self._within(self.options.prefill_lengths, self.folder.longest_target)
+        return [Shape("encode", batch, length) for length in lengths]
 
     def _pasts(self) -> list[int]:
         longest = self.folder.longest_target

@@ -225,6 +225,7 @@ class MeasuredRow:
             sequence_length=cell.sequence_length,
             past_length=cell.past_length,
             new_tokens=cell.new_tokens,
+            counts=cell.counts,
             rounds=len(times[0]),
             builds=self._builds,
             loads=self._loads,

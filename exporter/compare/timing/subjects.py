@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from exporter.artifacts import TimedPhase
 from exporter.artifacts.latency import Shape
+from exporter.artifacts.nouns import Parts
 from exporter.compare.timing.clock import Clock
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall, Runner
@@ -37,6 +38,10 @@ class TimedCell(Protocol):
     @property
     def new_tokens(self) -> int:
         """Tokens that are generated."""
+
+    @property
+    def counts(self) -> Parts:
+        """What ``sequence_length`` counts."""
 
 
 class Probe(Protocol):

@@ -175,8 +175,8 @@ def _refuse_loss(
     changed = values or any(what is not NOTHING for what in replaced.values())
     if not changed or _loses(fitting, text, replaced, values):
         raise HealingError(
-            f"Folding gained nothing on held-out text of {text.ref.source}.",
-            "Give more calibration text (--samples), or heal with --heal linear or distill.",
+            f"Folding gained nothing on held-out samples of {text.ref.source}.",
+            "Give more to calibrate on (--samples), or heal with --heal linear or distill.",
             code="folding-gained-nothing",
         )
 

@@ -49,6 +49,11 @@ class CalibrationText:
         return cls(ref, input_ids, np.ones(input_ids.shape, dtype=np.bool_))
 
     @property
+    def are_images(self) -> bool:
+        """Whether the samples are images, beside which there are no tokens."""
+        return self.sources is not None and self.sources.are_images
+
+    @property
     def ids_sha256(self) -> str:
         """Of the tokens, and of which of them are padding."""
         read = b"" if self.sources is None else self.sources.content

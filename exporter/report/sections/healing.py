@@ -14,19 +14,20 @@ from exporter.artifacts import (
     Healing,
     Training,
 )
+from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
 from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Grid, Note, Section
-from exporter.report.words import or_dash, percent, significant
+from exporter.report.words import or_dash, percent, read_by, significant
 
 _LOG = "log-perplexity"
-_HEADER = ("text", "figure", "whole", "dropped", "healed", "recovered")
+_HEADER = ("figure", "whole", "dropped", "healed", "recovered")
 _ROLES = {"calibration": "held out", "other": "another domain"}
 
 
 def healing_section(report: ComparisonReport) -> Section | None:
     """The gain by text, and every branch's fit, or that they aren't known; None for a bare plan."""
     if report.healing is not None:
-        return Section("healing", "Healing", [*_blocks(report.healing)])
+        return Section("healing", "Healing", [*_blocks(report.healing, read_by(report))])
     replaced = sum(deletion.replacement != "none" for deletion in report.plan)
     if not replaced:
         return None
@@ -37,9 +38,14 @@ def healing_section(report: ComparisonReport) -> Section | None:
     return Section("healing", "Healing", [Note(told)])
 
 
-def healing_words(healing: Healing) -> str:
-    """What was put in, in one sentence: ``8 replaced (7 linear, 1 bias), 2.9 million numbers``."""
-    words = _training_words(healing) if healing.changed_weights else _replaced_words(healing)
+def healing_words(healing: Healing, read: Nouns = TEXTS) -> str:
+    """What was put in, in one sentence: ``8 replaced (7 linear, 1 bias), 2.9 million numbers``.
+
+    Args:
+        healing: How a plan was healed.
+        read: What the model reads.
+    """
+    words = _training_words(healing, read) if healing.changed_weights else _replaced_words(healing)
     own = next((each for each in healing.embeddings if each.role == "calibration"), None)
     if own is None:
         return words
@@ -58,7 +64,7 @@ def _replaced_words(healing: Healing) -> str:
     return f"{counts.total()} replaced{parts}{left}; {healing.parameters:,} numbers added"
 
 
-def _training_words(healing: Healing) -> str:
+def _training_words(healing: Healing, read: Nouns) -> str:
     """What training did: ``189 weights changed, 0 numbers added; held-out loss 0.55 -> 0.17``."""
     words = (
         f"{counted(healing.changed_weights, 'weight')} changed, {healing.parameters:,} numbers "
@@ -67,15 +73,21 @@ def _training_words(healing: Healing) -> str:
     if healing.training is None or healing.embeddings:
         return words
     losses = [check.held_out_loss for check in healing.training.checks]
-    return f"{words}; loss on held-out text {losses[0]:.3g} before, {min(losses):.3g} after"
+    return f"{words}; loss on held-out {read.much} {losses[0]:.3g} before, {min(losses):.3g} after"
 
 
-def healing_grid(healing: Healing, caption: str = "In PyTorch") -> Grid:
-    """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed."""
+def healing_grid(healing: Healing, caption: str = "In PyTorch", read: Nouns = TEXTS) -> Grid:
+    """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed.
+
+    Args:
+        healing: How a plan was healed.
+        caption: What stands above.
+        read: What the model reads.
+    """
     rows = [row for text in healing.texts for row in _rows(text)]
     rows += [row for text in healing.embeddings for row in _embedding_rows(text)]
     rows += [row for text in healing.classes for row in _class_rows(text)]
-    return Grid(caption, _HEADER, rows, right=(2, 3, 4))
+    return Grid(caption, [read.much, *_HEADER], rows, right=(2, 3, 4))
 
 
 def _rows(text: HealedText) -> Iterator[list[str]]:
@@ -128,29 +140,33 @@ def _with_error(value: float, std_error: float | None) -> str:
     return told if std_error is None else f"{told} ± {significant(std_error, 2)}"
 
 
-def _blocks(healing: Healing) -> Iterator[Block]:
+def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
     for warning in healing.warnings:
         yield Note(warning, lead="Warning:")
-    yield Note(f"{healing_words(healing)}. {_method(healing)}")
+    yield Note(f"{healing_words(healing, read)}. {_method(healing, read)}")
     if healing.measured:
         lost = "cosine" if healing.embeddings else "divergence" if healing.classes else _LOG
-        yield healing_grid(healing, "What dropping cost and what healing recovered, in PyTorch")
+        caption = "What dropping cost and what healing recovered, in PyTorch"
+        yield healing_grid(healing, caption, read)
         yield Note(
             f"Recovered: the share of the lost {lost}, mean ± standard error over samples. "
             "None of these samples was used for fitting."
         )
     if healing.training is not None:
-        yield _training_grid(healing.training)
+        yield _training_grid(healing.training, read)
     if any(branch.replacement != "none" for branch in healing.branches):
         header = ["branch", "replacement", "numbers", "mean explains", "linear explains"]
         rows = [_branch(branch) for branch in healing.branches]
         yield Grid("Each branch's fit, on held-out tokens", header, rows, right=(2, 3, 4))
 
 
-def _method(healing: Healing) -> str:
+def _method(healing: Healing, read: Nouns) -> str:
     texts = "; ".join(f"{ref.source}, {ref.tokens:,} tokens" for ref in healing.calibration)
+    if read == IMAGES:
+        texts = "; ".join(ref.describe(read) for ref in healing.calibration)
     if healing.training is not None:
-        return f"{training_words(healing, healing.training)} Text: {texts}."
+        told = training_words(healing, healing.training, read)
+        return f"{told} {read.much.capitalize()}: {texts}."
     if healing.changed_weights:
         return f"Folded by least squares into products of kept branches, on {texts}."
     how = "one on the other" if healing.sequential else "each alone"
@@ -158,26 +174,33 @@ def _method(healing: Healing) -> str:
     return f"Asked for: {healing.asked}{rank}. Fitted {how} on {texts}."
 
 
-def training_words(healing: Healing, training: Training) -> str:
-    """How the kept weights were trained, and why that ended."""
+def training_words(healing: Healing, training: Training, read: Nouns = TEXTS) -> str:
+    """How the kept weights were trained, and why that ended.
+
+    Args:
+        healing: How a plan was healed.
+        training: That of it.
+        read: What the model reads.
+    """
     rank = f" of rank {healing.rank}" if healing.rank is not None else ""
     trained = "all weights" if training.train == "all" else f"adapters{rank}, merged at the end"
     goal = _GOALS[training.loss]
     return (
         f"The whole model taught the cut one its {goal}: {trained}, "
         f"{training.trained_parameters / 1e6:,.1f} million numbers, {training.tokens:,} tokens in "
-        f"{training.seconds / 60:,.1f} min{_beginning(training)}. {_ENDS[training.stopped_by]}"
+        f"{training.seconds / 60:,.1f} min{_beginning(training, read)}. "
+        f"{_ENDS[training.stopped_by].format(read.much)}"
     )
 
 
-def _beginning(training: Training) -> str:
+def _beginning(training: Training, read: Nouns) -> str:
     fitted = training.fitted_loss
     if fitted is None:
         return ""
     bare = training.checks[0].held_out_loss
     return (
-        f", beginning with what was fitted by least squares (loss on held-out text {bare:.3g} "
-        f"before, {fitted:.3g} fitted)"
+        f", beginning with what was fitted by least squares (loss on held-out {read.much} "
+        f"{bare:.3g} before, {fitted:.3g} fitted)"
     )
 
 
@@ -190,7 +213,7 @@ _GOALS = {
 _ENDS = {
     "tokens": "All tokens were used.",
     "time": "The time was used up.",
-    "no_gain": "It ended early, as held-out text gained no more.",
+    "no_gain": "It ended early, as held-out {} gained no more.",
     "diverged": "It ended early, as the loss was no longer finite; the best state was kept.",
 }
 
@@ -199,8 +222,8 @@ _UNTRAINED = ("the bare cut", "as fitted")
 """What the checks before a training are of."""
 
 
-def _training_grid(training: Training) -> Grid:
-    """The loss on held-out text as the training went on."""
+def _training_grid(training: Training, read: Nouns) -> Grid:
+    """The held-out loss as the training went on."""
     rows = [
         [
             f"{check.tokens:,}",
@@ -210,7 +233,7 @@ def _training_grid(training: Training) -> Grid:
         ]
         for place, check in enumerate(training.checks)
     ]
-    header = ["tokens", "minutes", "loss in training", "loss on held-out text"]
+    header = ["tokens", "minutes", "loss in training", f"loss on held-out {read.much}"]
     return Grid("How the training went", header, rows, right=(0, 1, 2, 3))
 
 

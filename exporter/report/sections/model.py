@@ -6,14 +6,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
-from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.printable import counted
 from exporter.report.charts.cells import CellMap, MapCell, Shades
 from exporter.report.sections.blocks import Bullets, Cell, Figure, Grid, Note, Section, Sign
 from exporter.report.sections.parts import parts_blocks
 from exporter.report.sections.summary import size_grid
-from exporter.report.words import KINDS, dropped_lines, named_arms, significant, weights_words
+from exporter.report.words import (
+    KINDS,
+    dropped_lines,
+    named_arms,
+    read_by,
+    significant,
+    weights_words,
+)
 
 CPU = "CPUExecutionProvider"
 """Where exporter.export.parity runs, whatever is timed."""
@@ -65,13 +71,8 @@ def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
 def dropped_section(report: ComparisonReport, importance: ImportanceReport | None) -> Section:
     """Which sublayers, by kind, and the stack of layers before and after."""
     lines = dropped_lines(report.plan) or ["No deletion is on record."]
-    blocks = [Bullets(lines), *parts_blocks(report.parts, read=_read(report))]
+    blocks = [Bullets(lines), *parts_blocks(report.parts, read=read_by(report))]
     return Section("dropped", "What was dropped", blocks, [*_architecture(report, importance)])
-
-
-def _read(report: ComparisonReport) -> Nouns:
-    accuracy = report.accuracy
-    return TEXTS if accuracy is None or accuracy.images is None else IMAGES
 
 
 def _architecture(

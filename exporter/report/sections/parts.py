@@ -31,7 +31,7 @@ def parts_blocks(
         shown: A text's name as it may be told.
         read: What the model reads.
     """
-    what = read.one if read == TEXTS else read.several
+    what = read.much
     told = [
         f"{_ROLES[role].format(what=what, What=what.capitalize())} {_listed(refs, shown, read)}."
         for role, refs in parts.roles.items()

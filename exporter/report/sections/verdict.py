@@ -22,6 +22,7 @@ from exporter.report.words import (
     kinds_and_layers,
     listed,
     percent,
+    read_by,
     relative_change,
     shape_words,
     significant,
@@ -142,8 +143,7 @@ def _quality(accuracy: Accuracy | None) -> str:
 
 def statements(report: ComparisonReport) -> list[str]:
     """The result in single sentences, the most important first."""
-    images = report.accuracy is not None and report.accuracy.images is not None
-    read = "images" if images else "texts"
+    read = read_by(report).several
     sentences = notices(report) + [_latency_sentence(row, read) for row in report.latency]
     sentences += _accuracy_sentences(report)
     before, after = (

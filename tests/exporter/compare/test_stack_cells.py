@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,15 @@ def test_a_table_of_positions_ends(name: str, tmp_path: Path) -> None:
     assert found.all() == [
         Shape("encode", 1, 512), Shape("prefill", 1, 1), Shape("decode", 1, 1, 511),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "counts"), [("input_ids", "tokens"), ("input_features", "frames")]
+)
+def test_a_source_is_of_tokens_or_a_recording_of_frames(
+    source: str, counts: str, tmp_path: Path
+) -> None:
+    made = cells(tmp_path, T5)
+    encode, prefill, *_ = replace(made, source={source: np.ones((1, 4, 100), np.int64)}).all()
+    assert (encode.counts, prefill.counts) == (counts, "tokens")
+    assert (encode.sequence_length == 100) is (counts == "frames")

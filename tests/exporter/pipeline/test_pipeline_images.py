@@ -214,8 +214,8 @@ def test_labels_give_the_shares_of_right_images(labelled: tuple[Path, Any]) -> N
 
 def test_the_batches_are_timed_at_the_one_size(labelled: tuple[Path, Any]) -> None:
     _, report = labelled
-    rows = [(row.phase, row.batch, row.sequence_length) for row in report.latency]
-    assert rows == [("encode", 1, 4), ("encode", 2, 4)]  # four patches
+    rows = [(row.phase, row.batch, row.sequence_length, row.counts) for row in report.latency]
+    assert rows == [("encode", 1, 4, "patches"), ("encode", 2, 4, "patches")]
 
 
 def test_the_figures_are_in_the_page_and_the_gate(labelled: tuple[Path, Any]) -> None:
