@@ -51,7 +51,7 @@ from exporter.compare.task_answers import (
     why_no_probes,
 )
 from exporter.models.ablation.classes import MULTI_LABEL
-from exporter.models.anatomy.classifiers import REGRESSION
+from exporter.models.anatomy.classifiers import classes_of_texts, ranks_pairs
 from exporter.models.sentence_folder import pooling_of, why_not_whole
 from exporter.models.texts.images import Images
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
@@ -262,13 +262,12 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
 
 def _classes(arm: ComparedArm) -> int | str | None:
     """How many classes an arm gives each text; None where it gives them to tokens."""
-    shape = next(spec.shape for spec in arm.runner.outputs if spec.name == LOGITS)
-    return shape[-1] if len(shape) == len(("texts", "classes")) else None
+    return classes_of_texts(next(s.shape for s in arm.runner.outputs if s.name == LOGITS))
 
 
 def _scores_pairs(arm: ComparedArm) -> bool:
     """Whether an arm is a reranker, as :func:`exporter.models.anatomy.classifiers.scores_pairs`."""
-    return _classes(arm) == 1 and arm.folder.config.get("problem_type") != REGRESSION
+    return ranks_pairs(_classes(arm), arm.folder.config)
 
 
 def _of_images(pair: Pair, images: Images) -> AccuracyResult:

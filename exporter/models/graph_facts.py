@@ -75,6 +75,14 @@ def read_facts(model_path: Path) -> GraphFacts:
     )
 
 
+def output_shape(model: ir.Model, name: str) -> tuple[int | str | None, ...] | None:
+    """An output's shape, numbers and names; None where there is no such output, or no shape."""
+    shape = next((value.shape for value in model.graph.outputs if value.name == name), None)
+    if shape is None:
+        return None
+    return tuple(size if isinstance(size, int) else size.value for size in shape)
+
+
 def _input_names(graph: ir.Graph) -> Iterator[str]:
     for value in graph.inputs:
         if value.name and value.name not in graph.initializers:  # old graphs list weights, too

@@ -11,22 +11,25 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporter.artifacts import Phase
 from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.inputs import has_cache, make_inputs
+from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError
+from exporter.models.anatomy.classifiers import ranks_pairs
 from exporter.models.model_folder import ModelFolder
-from exporter.models.texts.batches import Sources
+from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.image_reader import ImageReader, of_pixels
 from exporter.models.texts.images import read_images
 from exporter.models.texts.mixtures import joined, refuse_same
 from exporter.models.texts.packing import pack_tokens
+from exporter.models.texts.pair_lines import TextPair
+from exporter.models.texts.passages import LONGEST_PAIR, pack_pairs, pairs_to_read
 from exporter.models.texts.sources import TextSource, read_texts
-from exporter.progress import Progress
+from exporter.models.texts.tokenizer import tokenizer_in
+from exporter.progress import QUIET, Progress
 from exporter.quantize.products import Product
 from graph_passes.files.storage import write_files
 
@@ -38,15 +41,23 @@ _FILE, _TOKENIZER = "watched.onnx", "tokenizer.json"
 Moments = NDArray[np.float32]
 
 
-def calibration_beside(model: Path, specs: Sequence[str]) -> CalibrationText:
+def calibration_beside(
+    model: Path,
+    specs: Sequence[str],
+    classes: int | str | None = None,
+    progress: Progress = QUIET,
+) -> CalibrationText:
     """Reads texts and cuts them into samples with the tokenizer that lies beside a model.
 
-    Of a classifier of images it reads these.
+    Of a classifier of images it reads these. A reranker reads pairs, and so does each classifier
+    of texts of a file of pairs, as where they are scored.
 
     Args:
         model: The ONNX file.
         specs: As :func:`exporter.models.texts.sources.read_texts` takes them, or
             :func:`exporter.models.texts.images.read_images`; alike much of each.
+        classes: How many the model gives each text; None for a model that gives none.
+        progress: Told where a reranker reads single texts.
 
     Raises:
         TextSourceError: The text can't be read, or an image.
@@ -56,32 +67,53 @@ def calibration_beside(model: Path, specs: Sequence[str]) -> CalibrationText:
     folder = ModelFolder.beside(model, model.parent)
     if folder.classifies_images:
         return _images_beside(folder, specs)
-    if not model.with_name(_TOKENIZER).is_file():
+    if folder.tokenizer is None:
         raise CalibrationError(
             f"There is no {_TOKENIZER} beside {model}, so no text can be read.",
             "Copy the model's tokenizer there, or take a method that needs no text.",
             code="no-tokenizer",
         )
-    tokenizer = TextModel.of(model)
     texts = [read_texts(spec, part="calibration") for spec in specs]
-    length = min(_LENGTH, tokenizer.positions or _LENGTH)
-    most = math.ceil(_SAMPLES / len(specs))
-    found = _packed(tokenizer, texts, length, most)
-    if not all(map(len, found)) and length > _LEAST_LENGTH:
-        found = _packed(tokenizer, texts, _LEAST_LENGTH, most * length // _LEAST_LENGTH)
-    for text, ids in zip(texts, found, strict=True):
-        if ids.size < length:
+    samples = _of_texts(folder, texts, classes, progress)
+    _refuse_short(samples, _length(folder))
+    refuse_same(samples)
+    return joined(samples)
+
+
+def _length(folder: ModelFolder) -> int:
+    return min(_LENGTH, folder.longest_sequence or _LENGTH)
+
+
+def _of_texts(
+    folder: ModelFolder,
+    texts: Sequence[TextSource],
+    classes: int | str | None,
+    progress: Progress,
+) -> list[CalibrationText]:
+    """Samples of each text: of pairs, or as long as the model takes them."""
+    length, most = _length(folder), math.ceil(_SAMPLES / len(texts))
+    ranks = ranks_pairs(classes, folder.config)
+    pairs = [
+        () if classes is None else pairs_to_read(text, scores_pairs=ranks, progress=progress)
+        for text in texts
+    ]
+    alone = [text for text, own in zip(texts, pairs, strict=True) if not own]
+    packed = iter(_single_texts(TextModel.of(folder.onnx), alone, length, most))
+    return [
+        _paired(folder, text, own, most * length) if own else next(packed)
+        for text, own in zip(texts, pairs, strict=True)
+    ]
+
+
+def _refuse_short(samples: Sequence[CalibrationText], length: int) -> None:
+    for each in samples:
+        if each.ref.tokens < length:
             raise CalibrationError(
-                f"{text.source} is too short to calibrate on: it gives fewer than {length} tokens.",
+                f"{each.ref.source} is too short to calibrate on: it gives fewer than {length} "
+                "tokens.",
                 "Name a longer text, or take a method that needs none: --quantize-method rtn.",
                 code="text-too-short",
             )
-    samples = [
-        CalibrationText.unpadded(ids, text.source, text.sha256)
-        for text, ids in zip(texts, found, strict=True)
-    ]
-    refuse_same(samples)
-    return joined(samples)
 
 
 def _images_beside(folder: ModelFolder, specs: Sequence[str]) -> CalibrationText:
@@ -96,6 +128,33 @@ def _images_beside(folder: ModelFolder, specs: Sequence[str]) -> CalibrationText
     return joined(samples)
 
 
+def _paired(
+    folder: ModelFolder, text: TextSource, pairs: Sequence[TextPair], tokens: int
+) -> CalibrationText:
+    """Pairs as a model's users have them encoded, padded at the end as its config says."""
+    assert folder.tokenizer is not None
+    longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
+    tokenizer = tokenizer_in(folder.tokenizer)
+    ids, mask, types = pack_pairs(tokenizer, pairs, longest=longest, tokens=tokens)
+    padding = folder.config.get("pad_token_id")
+    if isinstance(padding, int):
+        ids = np.where(mask, ids, padding)
+    return CalibrationText.padded(ids, mask, text.source, text.sha256, types)
+
+
+def _single_texts(
+    tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
+) -> list[CalibrationText]:
+    """Samples of each text; short ones where a text is shorter than one of that length."""
+    found = _packed(tokenizer, texts, length, most)
+    if not all(map(len, found)) and length > _LEAST_LENGTH:
+        found = _packed(tokenizer, texts, _LEAST_LENGTH, most * length // _LEAST_LENGTH)
+    return [
+        CalibrationText.unpadded(ids, text.source, text.sha256)
+        for text, ids in zip(texts, found, strict=True)
+    ]
+
+
 def _packed(
     tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
 ) -> list[NDArray[np.int64]]:
@@ -106,27 +165,26 @@ def _packed(
     ]
 
 
-def feed(
-    specs: Sequence[TensorSpec], token_ids: NDArray[np.int64], sources: Sources | None = None
-) -> dict[str, NDArray[Any]]:
+def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
     """A model's inputs for some samples at once, with an empty cache where it takes one.
 
     Args:
-        specs: What the model takes.
-        token_ids: ``[samples, tokens]``.
-        sources: Images in their place.
+        specs: What the model takes; of a mask and types it is given those of the batch.
+        batch: The samples.
     """
-    phase: Phase = "prefill" if has_cache(specs) else "encode"
-    made = dict(make_inputs(specs, Shape(phase, *token_ids.shape), token_ids))
-    if sources is not None:
-        made |= {name: each.astype(made[name].dtype) for name, each in sources.arrays.items()}
-    return made
+    made = dict(make_inputs(specs, Shape(whole_phase(specs), *batch.ids.shape), batch.ids))
+    given: dict[str, NDArray[Any]] = {"attention_mask": batch.mask}
+    if batch.types is not None:
+        given["token_type_ids"] = batch.types
+    if batch.sources is not None:
+        given.update(batch.sources.arrays)
+    found = {name: each for name, each in given.items() if name in made}
+    return made | {name: each.astype(made[name].dtype) for name, each in found.items()}
 
 
 def feeds(runner: OnnxRuntimeRunner, text: CalibrationText) -> Iterator[dict[str, Any]]:
-    """A model's inputs for one sample after the other."""
-    rows = (text.rows(slice(place, place + 1)) for place in range(len(text.input_ids)))
-    return (feed(runner.inputs, row.input_ids, row.sources) for row in rows)
+    """A model's inputs for one sample after the other, without padding at the end."""
+    return (feed(runner.inputs, each.trimmed()) for each in text.batches(1))
 
 
 def second_moments(
@@ -171,7 +229,7 @@ def second_moments(
                         moment += rows.T @ rows  # symmetric, so NumPy computes half of it
                     task.advance()
             for value, moment in zip(group, moments, strict=True):
-                moment /= text.input_ids.size
+                moment /= text.mask.sum()
                 yield value, moment
 
 

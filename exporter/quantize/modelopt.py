@@ -132,8 +132,9 @@ def quantise_with_modelopt(
     """
     write_files(model, stage, _SOURCE, "compact")
     with OnnxRuntimeRunner(stage / _SOURCE, threads=1) as runner:  # only asked for its inputs
-        # Of which it takes one a call.
-        calibration = feed(runner.inputs, tokens.input_ids, tokens.sources)
+        # It takes one sample a call, and asks for all of them in one array.
+        (every,) = tokens.batches(len(tokens.input_ids))
+        calibration = feed(runner.inputs, every.trimmed())
     np.savez(stage / _CALIBRATION, **calibration)  # type: ignore[arg-type]
     with progress.task(f"ModelOpt, {scheme}"):
         _run(python, stage, _MODES[scheme], _precision(model), progress)

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.prune_files import stale_reports
+from exporter.engines.decoding.decoder import LOGITS
 from exporter.engines.environment import default_threads
 from exporter.engines.usage.folder import USE_FILE, graph_uses, use_place, use_text
 from exporter.errors import ComparisonError, QuantizationError
 from exporter.files import refuse_overwriting, sha256_file
+from exporter.models.anatomy.classifiers import classes_of_texts
 from exporter.models.companions import stage_companions
 from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
+from exporter.models.graph_facts import output_shape
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 from exporter.quantize.activations import quantise_activations
@@ -167,16 +170,23 @@ class _Quantisation:
         """The calibration text; None where nothing looks at one."""
         if not self.settings.reads_text(bits_given=bool(self.bits_by_node)):
             return None
-        return calibration_beside(self.source, self.settings.calibration)
+        return calibration_beside(
+            self.source, self.settings.calibration, self.classes, self.progress
+        )
+
+    @property
+    def classes(self) -> int | str | None:
+        """How many the graph gives each text; None where it gives none."""
+        return classes_of_texts(output_shape(self.model, LOGITS))
 
     def search_bits(self, stage: Path, tokens: CalibrationText | None) -> MixedBits | None:
         """For the scheme ``mixed`` the bits of each product, unless they are given."""
         if self.settings.scheme != "mixed" or self.bits_by_node or tokens is None:
             return None
-        if tokens.sources is not None:
+        if tokens.sources is not None or self.classes is not None:
             raise QuantizationError(
                 "The scheme mixed chooses bits by what a next token loses, and "
-                f"{self.source} reads images.",
+                f"{self.source} predicts none.",
                 "Take int8 or int4, or give the bits by node.",
                 code="no-next-token",
             )

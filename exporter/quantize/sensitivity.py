@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError, QuantizationError
 from exporter.models.ablation.divergences import Distributions, chunks, divergence
+from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress
 from exporter.quantize.calibration import feed
@@ -260,7 +261,8 @@ class _Trials:
         }
         specs = [spec for spec in self._runner.inputs if spec.name not in self._weights]
         for sample in token_ids:
-            inputs = feed(specs, sample[None]).items()
+            alone = Batch(0, 0, sample[None], np.ones((1, len(sample)), np.bool_))
+            inputs = feed(specs, alone).items()
             fed = {name: self._runner.value(array) for name, array in inputs}
             (logits,) = self._runner.run_bound(self._weights | given | fed, [self._logits])
             yield logits.numpy()[0].astype(np.float32, copy=False)

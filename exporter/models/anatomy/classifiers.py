@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporter.models.anatomy.residual_stream import in_own_dtype
@@ -28,6 +28,21 @@ def scores_pairs(model: Any) -> bool:
     """
     problem = getattr(model.config, "problem_type", None)
     return has_single_logit(model) and problem != REGRESSION
+
+
+def classes_of_texts(logits: Sequence[int | str | None] | None) -> int | str | None:
+    """How many classes a graph gives each text, by its logits' shape; None where none, or tokens.
+
+    Args:
+        logits: As the graph tells it, ``[texts, classes]`` or ``[texts, tokens, classes]``; None
+            for a graph without logits.
+    """
+    return logits[-1] if logits is not None and len(logits) == len(("texts", "classes")) else None
+
+
+def ranks_pairs(classes: int | str | None, config: Mapping[str, Any]) -> bool:
+    """:func:`scores_pairs` of a graph, by its classes of a text and its ``config.json``."""
+    return classes == 1 and config.get("problem_type") != REGRESSION
 
 
 def has_single_logit(model: Any) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.files import sha256_bytes
 from exporter.models.anatomy.classifiers import classifies_texts, scores_pairs
@@ -27,7 +26,7 @@ from exporter.models.texts.passages import (
     LONGEST_PASSAGE,
     pack_pairs,
     pack_passages,
-    pairs_of,
+    pairs_to_read,
 )
 from exporter.models.texts.samples import CalibrationText as CalibrationText
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
@@ -221,16 +220,7 @@ def _pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> Sequen
     """
     if not classifies_texts(loaded.model):
         return ()
-    if texts.pairs or not scores_pairs(loaded.model):
-        return texts.pairs
-    pairs = pairs_of(texts)
-    if not pairs:
-        progress.say(
-            f"{texts.source}: read as single texts, since fewer than two paragraphs have a first "
-            "sentence to pair with the rest; a reranker is best given JSON lines with query and "
-            "passage"
-        )
-    return pairs
+    return pairs_to_read(texts, scores_pairs=scores_pairs(loaded.model), progress=progress)
 
 
 def _paired(
@@ -265,15 +255,8 @@ def _samples(
         raise CalibrationError(
             f"{texts.source} gives no tokens.", "Give another text.", code="too-few-tokens"
         )
-    ref = CalibrationRef(
-        source=texts.source,
-        samples=len(ids),
-        sequence_length=ids.shape[1],
-        tokens=int(mask.sum()),
-        sha256=texts.sha256,
-    )
     check_text(loaded, ids, mask)
-    return CalibrationText(ref, ids, mask, types=types)
+    return CalibrationText.padded(ids, mask, texts.source, texts.sha256, types)
 
 
 def _inner_length(length: int, ends: int) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from exporter.models.texts.pair_lines import TextPair
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import TextTokenizer
+from exporter.progress import QUIET, Progress
 
 R = TypeVar("R")
 LONGEST_PASSAGE = 128  # tokens, as sentence-transformers trains its small encoders
@@ -58,6 +59,31 @@ def pairs_of(texts: TextSource) -> list[TextPair]:
         two = [(first, rest), (first, found[(number + 1) % len(found)][1])]
         made += two[:: -1 if number % 2 else 1]
     return made
+
+
+def pairs_to_read(
+    texts: TextSource, *, scores_pairs: bool, progress: Progress = QUIET
+) -> Sequence[TextPair]:
+    """What a classifier of texts reads as pairs: those of a file; a reranker always.
+
+    Args:
+        texts: The documents.
+        scores_pairs: Whether it is a reranker.
+        progress: Told where one reads single texts.
+
+    Returns:
+        None of them where single texts are read.
+    """
+    if texts.pairs or not scores_pairs:
+        return texts.pairs
+    pairs = pairs_of(texts)
+    if not pairs:
+        progress.say(
+            f"{texts.source}: read as single texts, since fewer than two paragraphs have a first "
+            "sentence to pair with the rest; a reranker is best given JSON lines with query and "
+            "passage"
+        )
+    return pairs
 
 
 def cut_to(tokenizer: TextTokenizer, text: str, longest: int) -> list[int]:

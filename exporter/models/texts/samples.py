@@ -38,15 +38,27 @@ class CalibrationText:
     @classmethod
     def unpadded(cls, input_ids: NDArray[np.int64], source: str, sha256: str) -> CalibrationText:
         """Samples without padding, with what the report says of their text."""
+        return cls.padded(input_ids, np.ones(input_ids.shape, np.bool_), source, sha256)
+
+    @classmethod
+    def padded(
+        cls,
+        input_ids: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        source: str,
+        sha256: str,
+        types: NDArray[np.int64] | None = None,
+    ) -> CalibrationText:
+        """Samples of different lengths, with what the report says of their text."""
         samples, length = input_ids.shape
         ref = CalibrationRef(
             source=source,
             samples=samples,
             sequence_length=length,
-            tokens=input_ids.size,
+            tokens=int(mask.sum()),
             sha256=sha256,
         )
-        return cls(ref, input_ids, np.ones(input_ids.shape, dtype=np.bool_))
+        return cls(ref, input_ids, mask, types=types)
 
     @property
     def are_images(self) -> bool:
