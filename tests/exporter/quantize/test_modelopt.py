@@ -160,7 +160,7 @@ def test_a_python_without_it_is_told(
     [
         (["--quantize", "fp8"], "pip install 'nvidia-modelopt[onnx]'"),
         (["--quantize", "int4", "--modelopt-python", sys.executable], "--modelopt-python"),
-        (["--quantize", "fp8", "--modelopt-python", sys.executable], "needs a calibration text"),
+        (["--quantize", "fp8", "--modelopt-python", sys.executable], "--calibration"),
         (
             ["--quantize", "int8-qdq", "--modelopt-python", sys.executable, "--block-size", "64"],
             "--block-size",
