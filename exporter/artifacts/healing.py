@@ -185,6 +185,6 @@ class HealingReport(Artifact):
     healing: Healing
 
     @property
-    def read(self) -> Nouns:
+    def reads(self) -> Nouns:
         """What the model reads, in words."""
         return nouns_of(self.model.architecture)

@@ -120,11 +120,11 @@ def _write_checkpoint(
 
 def _print(report: HealingReport, output: Path, progress: ConsoleProgress) -> None:
     if not progress.as_json and report.healing.measured:
-        grid = healing_grid(report.healing, read=report.read)
+        grid = healing_grid(report.healing, read=report.reads)
         print_rows(grid.header, grid.rows)
     # Whoever isn't quiet has heard the warnings already.
     if not progress.as_json and progress.verbosity < NORMAL:
         for warning in report.healing.warnings:
             echo(f"Warning: {warning}")
-    words = healing_words(report.healing, report.read).capitalize()
+    words = healing_words(report.healing, report.reads).capitalize()
     print_artifact(report, output, progress.as_json, words)

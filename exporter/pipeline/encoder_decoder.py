@@ -254,7 +254,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     with staged_directory(folder) as stage:
         healed.write(stage)
     told = healed.report
-    run.progress.say(f"heal: {healing_words(told.healing, told.read)}")
+    run.progress.say(f"heal: {healing_words(told.healing, told.reads)}")
     return files_below(folder), None
 
 

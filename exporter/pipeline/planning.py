@@ -229,5 +229,5 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
         healed.write(stage)
     remove_tree(work)
     told = healed.report
-    run.progress.say(f"heal: {healing_words(told.healing, told.read)}")
+    run.progress.say(f"heal: {healing_words(told.healing, told.reads)}")
     return files_below(folder), None

@@ -67,7 +67,7 @@ class Outcome:
         figures = self.plan.predicted
         if self.damage is None:
             told = self.healing
-            return "" if told is None else healing_words(told.healing, told.read)
+            return "" if told is None else healing_words(told.healing, told.reads)
         told = damage_words(self.damage)
         if self.speedup is not None:
             low, high = self.speedup.ci95
