@@ -66,8 +66,8 @@ class Outcome:
         """Its figures in a line; empty where nothing was measured."""
         figures = self.plan.predicted
         if self.damage is None:
-            told = self.healing
-            return "" if told is None else healing_words(told.healing, told.reads)
+            made = self.healing
+            return "" if made is None else healing_words(made.healing, made.reads)
         told = damage_words(self.damage)
         if self.speedup is not None:
             low, high = self.speedup.ci95
