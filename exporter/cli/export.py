@@ -62,8 +62,9 @@ class ExportCall(Options):
         if told.get("plan") is not None or told.get("stream"):
             return told
         told = {**QUICK, **told} if told.get("quick") else told
-        if not _names_goal(told) and not asks_for_more_than_numbers(told):
-            told = {**_fastest_form(told), "time_budget": _ROW_S, **told, **USUAL_LIMITS}
+        if not _names_goal(told):
+            usual = {} if asks_for_more_than_numbers(told) else USUAL_LIMITS
+            told = {**_fastest_form(told), "time_budget": _ROW_S, **told, **usual}
         if not _names_goal(told) and told.get("heal") in _CHANGING:
             told = {**_usual_request(told), **told}
         if told.get("search") == "one-shot":

@@ -53,7 +53,7 @@ def print_models(report: PruneReport, folder: Path, as_json: bool) -> None:
     echo(
         f"{before / 1e6:,.2f} -> {after / 1e6:,.2f} million parameters, not compared.",
         f"Models: {folder / 'baseline'} and {folder / 'candidate'}",
-        "On a machine with memory for both: depthcut compare BASELINE CANDIDATE -o DIR",
+        "To compare them: depthcut compare BASELINE CANDIDATE -o DIR",
     )
 
 

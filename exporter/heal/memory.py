@@ -67,11 +67,11 @@ class HealingMemory:
         """In words."""
         later = {"fold": self.folding, "train": self.training, "measure": self.measuring}
         parts = [f"{gigabytes(size)} to {what}" for what, size in later.items() if size]
-        return (
+        told = (
             f"about {gigabytes(self.total)} GB of memory: {gigabytes(self.weights)} for the "
-            f"weights, {gigabytes(self.folded)} for those that folding changes, and at different "
-            f"times {', '.join(parts)}"
+            f"weights, {gigabytes(self.folded)} for those that folding changes"
         )
+        return f"{told}, and at different times {', '.join(parts)}" if parts else told
 
 
 def healing_memory(

@@ -28,7 +28,7 @@ _DEFAULT_FORMATS = {
     "past_key_names": "past_key_values.%d.key",
     "past_value_names": "past_key_values.%d.value",
 }
-_NOT_READ = re.compile(r"\.onnx($|\.)|^(prune|genai_config)\.json$")
+_NOT_READ = re.compile(r"\.onnx($|\.)|^(prune|genai_config)\.json$|\.md$")
 """Files that the runtime does not look for by themselves."""
 _LEAVE_OUT = "Leave the config alone with --genai-config none, and write the new one by hand."
 _RENUMBER = "Number the caches that stay from 0: --renumber-kv."

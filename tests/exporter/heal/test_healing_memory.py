@@ -192,3 +192,9 @@ def test_the_page_has_the_estimates_for_models_of_three_sizes(
     page = Path(__file__).parents[3] / "exporter/docs/healing.md"
     (row,) = [line for line in page.read_text().splitlines() if line.startswith(f"| {name} |")]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == [f"{n / 1e9:.1f}" for n in parts]
+
+
+def test_a_healing_of_one_phase_is_told_to_its_end() -> None:
+    alone = module.HealingMemory(1 << 30, 0, 0, 0, 0)
+    assert alone.told().endswith("changes")
+    assert not replace(alone, training=1 << 30).told().endswith("changes")

@@ -61,6 +61,7 @@ def source(tmp_path: Path) -> Path:
     save_model(tiny_model(TinySpec()), path)
     path.with_name("genai_config.json").write_text(json.dumps(CONFIG))
     path.with_name("tokenizer.json").write_text("{}")
+    path.with_name("USE.md").write_text("For people.")
     return path
 
 
@@ -134,6 +135,7 @@ def test_the_command_line_says_what_else_the_runtime_needs(
     said = capsys.readouterr().err
     assert "genai_config.json" in said
     assert ("tokenizer.json" in said) is not copied
+    assert "USE.md" not in said
     assert (str(source.parent) in said) is not copied
     assert (tmp_path / "o" / "tokenizer.json").exists() is copied
 
