@@ -191,6 +191,7 @@ class VirtualCell:
     sequence_length: int = 1
     past_length: int = 128
     new_tokens: int = 0
+    counts: str = "tokens"
 
 
 def virtual_pair(
