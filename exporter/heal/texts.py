@@ -329,8 +329,9 @@ def _parted(
     """
     found = len(text.input_ids)
     if found < 2:
+        one = "image" if text.are_images else f"sample of {text.input_ids.shape[1]} tokens"
         raise HealingError(
-            f"{text.ref.source} gives one sample; one is needed to fit on, and one to judge by.",
+            f"{text.ref.source} gives one {one}; one is needed to fit on, and one to judge by.",
             "Give more images."
             if text.are_images
             else "Give a longer text, or ask for a shorter --sequence-length.",
