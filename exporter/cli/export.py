@@ -22,6 +22,8 @@ from exporter.errors import OptionError
 from exporter.options import Options, dataclass, only_with, option, part
 from exporter.pipeline.request import QUICK, ExportRequest
 
+_FASTEST_DTYPES = {"cpu": "float32", "cuda": "float16"}
+"""What the fastest form is written in for each provider."""
 _ROW_S = 20.0
 """For a measured row where nothing is said at all: an answer within a quarter of an hour."""
 _CHANGING = (None, "auto", "fold", "distill")
@@ -100,11 +102,12 @@ def _usual_request(told: Mapping[str, Any]) -> Mapping[str, Any]:
 def _fastest_form(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """The target that this machine runs fastest, where its exporter is installed."""
     others = any(told.get(key) for key in ("exporter", "opset", "engine", "modelopt_python"))
-    if others or told.get("dtype") not in (None, "float32"):
+    provider, dtype = told.get("provider") or "cpu", told.get("dtype") or "float32"
+    if others or dtype != _FASTEST_DTYPES.get(provider):
         return {}
     if find_spec("onnxruntime_genai") is None:
         return {}
-    return {"target": f"onnxruntime-{told.get('provider', 'cpu')}"}
+    return {"target": f"onnxruntime-{provider}"}
 
 
 def _check(call: ExportCall) -> None:

@@ -267,7 +267,7 @@ def _classes(arm: ComparedArm) -> int | str | None:
 
 def _scores_pairs(arm: ComparedArm) -> bool:
     """Whether an arm is a reranker, as :func:`exporter.models.anatomy.classifiers.scores_pairs`."""
-    return ranks_pairs(_classes(arm), arm.folder.config)
+    return ranks_pairs(_classes(arm), arm.folder.config.get("problem_type"))
 
 
 def _of_images(pair: Pair, images: Images) -> AccuracyResult:

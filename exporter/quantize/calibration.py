@@ -92,7 +92,7 @@ def _of_texts(
 ) -> list[CalibrationText]:
     """Samples of each text: of pairs, or as long as the model takes them."""
     length, most = _length(folder), math.ceil(_SAMPLES / len(texts))
-    ranks = ranks_pairs(classes, folder.config)
+    ranks = ranks_pairs(classes, folder.config.get("problem_type"))
     pairs = [
         () if classes is None else pairs_to_read(text, scores_pairs=ranks, progress=progress)
         for text in texts

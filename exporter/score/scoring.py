@@ -143,7 +143,7 @@ def scored_model(
     """
     metrics = metrics_named(options.metrics)
     if loaded.model.config.is_encoder_decoder and text is None:
-        refuse_idle_of_pairs(options, "sequence_length")
+        refuse_idle_of_pairs(options, "sequence_length", "seed")
     _refuse_unfit(loaded, options, metrics)
     if text is not None:
         _check_samples(loaded, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporter.models.anatomy.residual_stream import in_own_dtype
@@ -26,8 +26,9 @@ def scores_pairs(model: Any) -> bool:
 
     A ``problem_type`` of regression is what transformers' trainer writes for scores of any texts.
     """
-    problem = getattr(model.config, "problem_type", None)
-    return has_single_logit(model) and problem != REGRESSION
+    config = model.config
+    classes = config.num_labels if classifies_texts(model) else None
+    return ranks_pairs(classes, getattr(config, "problem_type", None))
 
 
 def classes_of_texts(logits: Sequence[int | str | None] | None) -> int | str | None:
@@ -40,9 +41,9 @@ def classes_of_texts(logits: Sequence[int | str | None] | None) -> int | str | N
     return logits[-1] if logits is not None and len(logits) == len(("texts", "classes")) else None
 
 
-def ranks_pairs(classes: int | str | None, config: Mapping[str, Any]) -> bool:
-    """:func:`scores_pairs` of a graph, by its classes of a text and its ``config.json``."""
-    return classes == 1 and config.get("problem_type") != REGRESSION
+def ranks_pairs(classes: int | str | None, problem_type: str | None) -> bool:
+    """:func:`scores_pairs` by the classes of a text and the ``problem_type`` of ``config.json``."""
+    return classes == 1 and problem_type != REGRESSION
 
 
 def has_single_logit(model: Any) -> bool:

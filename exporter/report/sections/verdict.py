@@ -41,6 +41,8 @@ _SOME = {
     "same": "as fast in {}",
     "inconclusive": "without a verdict in {}",
 }
+_OPEN_LOSS = 0.02
+"""Of log perplexity: `export` allows so much usually. An interval beyond it leaves a loss open."""
 
 
 def headline(report: ComparisonReport) -> str:
@@ -75,10 +77,6 @@ def speed_sign(report: ComparisonReport) -> Sign:
     if "faster" in words:
         return Sign("partly faster", "good")
     return Sign("same or inconclusive", "unsure")
-
-
-_OPEN_LOSS = 0.02
-"""Of log perplexity: `export` allows so much usually. An interval beyond it leaves a loss open."""
 
 
 def quality_sign(report: ComparisonReport) -> Sign:

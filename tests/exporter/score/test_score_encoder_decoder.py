@@ -275,8 +275,11 @@ def test_healing_a_plan_alone_is_for_models_of_one_stack() -> None:
         heal(made_loaded("t5"), plan)
 
 
-def test_a_length_of_samples_is_refused_where_pairs_have_their_own() -> None:
+@pytest.mark.parametrize(
+    ("given", "named"), [({"sequence_length": 16}, "--sequence-length"), ({"seed": 1}, "seed")]
+)
+def test_what_has_no_effect_on_pairs_is_refused(given: dict[str, int], named: str) -> None:
     loaded = made_loaded("t5")
-    with raises(UsageError, "one-graph-option", "--sequence-length"):
-        score(loaded, ScoreOptions(calibration=("random",), samples=2, sequence_length=16))
+    with raises(UsageError, "one-graph-option", named):
+        score(loaded, ScoreOptions(calibration=("random",), samples=2, **given))
     assert score(loaded, ScoreOptions(calibration=("random",), samples=2)).scores
