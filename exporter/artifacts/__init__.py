@@ -116,6 +116,7 @@ from exporter.artifacts.regression import (
     HistoryEntry,
     HistoryRow,
     HistoryRun,
+    JudgedModels,
     KeyDifference,
     Quantity,
     RunKey,

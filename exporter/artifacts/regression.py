@@ -60,6 +60,18 @@ class RunKey(Record):
     quantization: str | None = None
 
 
+class JudgedModels(Record):
+    """Which models a check is about, each by the path that its report has of it.
+
+    ``earlier`` is the candidate of the earlier report; None where the candidate is held against
+    its own unpruned arm, or where there was no earlier report.
+    """
+
+    baseline: str
+    candidate: str
+    earlier: str | None = None
+
+
 class KeyDifference(Record):
     """One field of the key in which two runs differ, and both values in words."""
 
@@ -166,13 +178,14 @@ class HistoryCurve(Record):
 class CheckReport(Artifact):
     """What ``depthcut check`` found.
 
-    ``work`` are the counted figures that have changed since the earlier report, within their limits
-    or not.
+    ``models`` are the ones that it judges; None in checks of older versions. ``work`` are the
+    counted figures that have changed since the earlier report, within their limits or not.
     """
 
     kind: Literal["check_report"] = "check_report"
     verdict: CheckVerdict
     against: Against
+    models: JudgedModels | None = None
     key: RunKey
     accepted_differences: list[KeyDifference] = Field(default_factory=list)
     checks: list[Check]

@@ -25,7 +25,7 @@ from exporter.gate.request import VERDICTS, CheckRequest
 from exporter.models.encoder_decoder_folder import holds_stacks
 from exporter.option_types import OutputPath
 from exporter.options import Options, dataclass, option, part
-from exporter.report.checks import check_grid, conclusion, reasons
+from exporter.report.checks import check_grid, conclusion, model_lines, reasons
 from exporter.report.ci import FORMATS, Checked, CiFormat, write_ci_file
 from exporter.report.ci.github import annotation_lines, summary
 
@@ -133,7 +133,9 @@ def _write_outputs(call: CheckCall, found: CheckReport, report: ComparisonReport
 
 
 def _print_table(found: CheckReport) -> None:
-    grid = check_grid(found)
+    grid, models = check_grid(found), model_lines(found)
+    if models:
+        echo(*models, "")
     if found.checks:
         print_rows(grid.header, grid.rows)
         echo()

@@ -13,6 +13,7 @@ from exporter.artifacts import (
     ComparisonReport,
     Drift,
     HistoryCurve,
+    JudgedModels,
     KeyDifference,
     Quantity,
 )
@@ -104,6 +105,7 @@ def check(
     return CheckReport(
         verdict=overall([found.verdict for found in checks]),
         against="baseline_arm" if old is None else "baseline_report",
+        models=judged_models(report, old),
         key=key_of(report),
         accepted_differences=[] if baseline is None else list(baseline.differences),
         checks=checks,
@@ -116,6 +118,15 @@ def check(
             *history.notes,
             *_contradictions(limits),
         ],
+    )
+
+
+def judged_models(report: ComparisonReport, earlier: ComparisonReport | None) -> JudgedModels:
+    """Which models a check of a report is about, and of the earlier one it is held against."""
+    return JudgedModels(
+        baseline=report.arms.baseline.path,
+        candidate=report.arms.candidate.path,
+        earlier=None if earlier is None else earlier.arms.candidate.path,
     )
 
 

@@ -9,7 +9,14 @@ from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.baselines import find_baseline, read_baselines, updated
 from exporter.gate.curves import curves
-from exporter.gate.gate import BaselineMatch, History, check, confirmed, is_in_doubt
+from exporter.gate.gate import (
+    BaselineMatch,
+    History,
+    check,
+    confirmed,
+    is_in_doubt,
+    judged_models,
+)
 from exporter.gate.history import (
     HistoryFile,
     append,
@@ -192,6 +199,7 @@ def _first(report: ComparisonReport) -> CheckReport:
     return CheckReport(
         verdict="within_limit",
         against="baseline_report",
+        models=judged_models(report, None),
         key=key_of(report),
         checks=[],
         notes=["There was no earlier report of this key; nothing was checked."],

@@ -13,6 +13,7 @@ from exporter.report.checks import (
     check_grid,
     conclusion,
     curve_name,
+    model_lines,
     point_sentence,
     reasons,
     run_name,
@@ -56,8 +57,8 @@ def check_document(found: CheckReport) -> Document:
 
 
 def _checks(found: CheckReport) -> Section:
-    told = reasons(found)
-    blocks: list[Block] = [check_grid(found), *([Bullets(told)] if told else [])]
+    lists = [Bullets(lines) if lines else None for lines in (model_lines(found), reasons(found))]
+    blocks: list[Block] = [each for each in (lists[0], check_grid(found), lists[1]) if each]
     return Section("checks", "Limits", blocks, stays_open=True)
 
 

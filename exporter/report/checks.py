@@ -58,6 +58,18 @@ def check_grid(found: CheckReport) -> Grid:
     return Grid("depthcut check", header, rows, right=(1, 2, 3, 4))
 
 
+def model_lines(found: CheckReport) -> list[str]:
+    """Which models are judged, a line each; none for a check of a version that didn't keep them."""
+    if found.models is None:
+        return []
+    named = {
+        "Baseline": found.models.baseline,
+        "Candidate": found.models.candidate,
+        "Candidate of the earlier report": found.models.earlier,
+    }
+    return [f"{what}: {path}" for what, path in named.items() if path is not None]
+
+
 def reasons(found: CheckReport) -> list[str]:
     """What there is to say beside the table, a line each."""
     of_checks = [f"{check_name(check)}: {check.reason}" for check in found.checks if check.reason]

@@ -21,6 +21,7 @@ from exporter.report.checks import (
     curve_name,
     drift_sentence,
     is_new,
+    model_lines,
     point_sentence,
     reasons,
     steps_of,
@@ -64,7 +65,7 @@ def _warnings(found: CheckReport) -> Iterator[tuple[str, str]]:
 
 def summary(found: CheckReport, title: str = "depthcut check") -> str:
     """Markdown for ``$GITHUB_STEP_SUMMARY``, and for a comment on a pull request."""
-    grid = check_grid(found)
+    grid, models = check_grid(found), model_lines(found)
     rows = [
         [*row[:-1], f"{_MARKS[check.verdict]} {VERDICT_WORDS[check.verdict]}"]
         for row, check in zip(grid.rows, found.checks, strict=True)
@@ -74,6 +75,7 @@ def summary(found: CheckReport, title: str = "depthcut check") -> str:
         "",
         f"**{escaped(conclusion(found))}**",
         "",
+        *([*(f"- {escaped(line)}" for line in models), ""] if models else []),
         *table_lines(replace(grid, rows=rows)),
         "",
         *(f"- {escaped(line)}" for line in reasons(found)),

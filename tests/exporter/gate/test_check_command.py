@@ -21,10 +21,11 @@ from exporter.artifacts import (
 from exporter.compare.options import CompareOptions
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.baselines import read_baselines
-from exporter.gate.gate import check
+from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.history import append, entry_of
 from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
+from exporter.report.checks import model_lines
 from tests.made_reports import gate_arm, gate_report, gate_row
 from tests.raising import ends_in
 
@@ -193,6 +194,32 @@ def test_the_table_says_what_and_why(
     assert "relative to the unpruned arm" in out
 
 
+def test_the_judged_models_are_named(
+    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary, page = tmp_path / "summary.md", tmp_path / "check.html"
+    files = ("--comment", summary, "--page", page)
+    run(tmp_path, SAME, "--baseline", baseline, *TIME, *files)
+    told = (capsys.readouterr().out, summary.read_text(), page.read_text())
+    assert all(f"{name}/model.onnx" in text for text in told for name in ("base", "cand"))
+    assert all("earlier report:" in text for text in told)
+
+    run(tmp_path, SAME, *TIME)
+    alone = capsys.readouterr().out
+    assert "cand/model.onnx" in alone
+    assert "earlier report:" not in alone
+
+
+def test_the_earlier_report_s_candidate_is_told_apart() -> None:
+    old = gate_report(arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("then")))
+    found = check(gate_report(), Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
+    assert found.models is not None
+    assert found.models.candidate == "cand/model.onnx"
+    assert found.models.earlier == "then/model.onnx"
+    older = CheckReport.model_validate(found.model_dump(exclude={"models"}))
+    assert model_lines(older) == []
+
+
 def test_sizes_are_told_so_that_the_table_fits(
     tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,7 +227,7 @@ def test_sizes_are_told_so_that_the_table_fits(
     out = capsys.readouterr().out
     assert re.search(r"^files: size +1\.0 MB +1\.0 MB ", out, re.MULTILINE)
     assert re.search(r"^KV cache per token: memory +4,096 B ", out, re.MULTILINE)
-    table = out.partition("\n\n")[0].splitlines()
+    table = out.split("\n\n")[1].splitlines()
     assert max(map(len, table)) <= 100
 
 

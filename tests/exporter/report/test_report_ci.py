@@ -14,7 +14,7 @@ from xml.etree import ElementTree as Xml
 import pytest
 from markdown_it import MarkdownIt
 
-from exporter.artifacts import CheckReport, ComparisonReport, Drift
+from exporter.artifacts import CheckReport, ComparisonReport, Drift, JudgedModels
 from exporter.cli import run
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.limits import Limits
@@ -76,7 +76,8 @@ def hostile(found: CheckReport) -> CheckReport:
         one.model_copy(update={"subject": HOSTILE, "reason": HOSTILE}) for one in found.checks
     ]
     key = found.key.model_copy(update={"device": HOSTILE, "backend": HOSTILE})
-    changes = {"checks": checks, "drift": [drift], "notes": [HOSTILE], "key": key}
+    models = JudgedModels(baseline=HOSTILE, candidate=HOSTILE, earlier=HOSTILE)
+    changes = {"models": models, "checks": checks, "drift": [drift], "notes": [HOSTILE], "key": key}
     return found.model_copy(update=changes)
 
 
