@@ -134,9 +134,19 @@ def healing_texts(
         for spec, text, each in zip(specs, whole, asked, strict=True)
     ]
     least = math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0
-    parts = [
-        _parted(text, *each, room, least) for (text, _), each in zip(behind, asked, strict=True)
-    ]
+
+    def parted() -> list[tuple[CalibrationText, CalibrationText]]:
+        texts = [text for text, _ in behind]
+        return [_parted(text, *each, room, least) for text, each in zip(texts, asked, strict=True)]
+
+    parts = parted()
+    if sum(len(held.input_ids) - FEWEST_HELD_OUT for _, held in parts) < fewest:
+        # A longer text must not show less than a shorter one, which is used again.
+        behind = [
+            (text, again or rest is not text)
+            for text, (rest, again) in zip(whole, behind, strict=True)
+        ]
+        parts = parted()
     choosing = None
     if passages:
         spare = sum(len(held.input_ids) for _, held in parts) - fewest

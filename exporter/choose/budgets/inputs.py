@@ -18,7 +18,7 @@ from exporter.choose.budgets.candidates import (
     subjects,
     sublayer_options,
 )
-from exporter.choose.budgets.judges import Judges, judging_text
+from exporter.choose.budgets.judges import Judges, judging_text, leaves_judges
 from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.budgets.refusals import refuse_missing
 from exporter.choose.budgets.settings import PlanSettings
@@ -285,13 +285,14 @@ class PlanInputs:
 
     @cached_property
     def further_text(self) -> CalibrationText | None:
-        """As much again of the same texts, on which nothing was chosen; None of short ones."""
-        found = text_behind(self.loaded, self.text, self._cache_dir, self._progress)
+        """As much again of the same texts, on which nothing was chosen; None if it isn't there."""
+        kept = self._cache_dir
+        found = text_behind(self.loaded, self.text, kept, self._progress)
+        if not leaves_judges(self.judges, self.settings, self.loaded, (self.text, found), kept):
+            found = None
         if found is None:
-            self._progress.say(
-                f"plan: warning: {self.text.ref.source} is too short for four parts: what chooses "
-                "serves two ends"
-            )
+            short = f"{self.text.ref.source} is too short for four parts"
+            self._progress.say(f"plan: warning: {short}: what chooses serves two ends")
         return found
 
     @property
@@ -312,8 +313,7 @@ class PlanInputs:
         heal = self.settings.weighed
         if heal is None:
             return {}
-        text, batch_size = self.fitted_text, self.settings.batch_size
-        rank, ridge = heal.rank, heal.ridge
+        text, rank, ridge = self.fitted_text, heal.rank, heal.ridge
         without = {} if heal.intercept else {"intercept": False}
         names = {
             name for each in subjects(self.report.model.num_layers, self.budget) for name in each
@@ -325,7 +325,7 @@ class PlanInputs:
             rank=rank,
             ridge=ridge,
             intercept=heal.intercept,
-            batch_size=batch_size,
+            batch_size=self.settings.batch_size,
             store=FitStore(self._work.fits, self.loaded, text, rank=rank, ridge=ridge, **without),
             progress=self._progress,
         )

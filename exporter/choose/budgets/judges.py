@@ -153,6 +153,31 @@ def judging_text(
     return found
 
 
+def leaves_judges(
+    judges: Judges,
+    settings: PlanSettings,
+    loaded: LoadedModel,
+    used: tuple[CalibrationText, CalibrationText | None],
+    cache_dir: Path | None = None,
+) -> bool:
+    """Whether as many as show the limit are left where replacements are fitted on further text.
+
+    Args:
+        judges: How many are needed.
+        settings: How the plan is looked for.
+        loaded: The model.
+        used: What chooses, and what is behind it.
+        cache_dir: Where sampled text is kept.
+    """
+    chosen_on, further = used
+    held_out = checked_of(len(chosen_on.input_ids), settings.held_out)
+    if further is None or not settings.weighs_replacements or judges.fewest <= held_out:
+        return True
+    parts = (chosen_on, further)
+    found = text_beyond(loaded, parts, judges.fewest, cache_dir, judges.together)
+    return len(found.input_ids) >= judges.fewest
+
+
 def refuse_few_judges(
     budget: Budget,
     settings: PlanSettings,
@@ -185,11 +210,6 @@ def refuse_few_judges(
         specs = settings.heal.calibration or specs
     most = judges.fewest + _SPARE
     counts = [_counts_of(loaded, spec, samples, sequence_length, most) for spec in specs]
-    if healed:
-        counts = [
-            each if spec in chosen_on else each._replace(used=0)
-            for spec, each in zip(specs, counts, strict=True)
-        ]
     left = _left_healed(counts) if healed else _left(settings, counts, judges.together)
     judges.refuse_fewer(
         left,
@@ -201,27 +221,23 @@ def refuse_few_judges(
 
 
 class _Counts(NamedTuple):
-    """A text's samples: those that choose, as much again behind them if it is there, and all."""
+    """A text's samples: those that choose, and all."""
 
     used: int
-    again: int
     there: int
 
 
 def _left_healed(counts: Sequence[_Counts]) -> int:
-    """How many judge what is healed: what is left of each text, of a short one all again."""
-    left = [there if there - used < used else there - used for used, _, there in counts]
-    return sum(max(0, number - _SPARE) for number in left)
+    """How many judge what is healed: all of each text, where too few are behind what chose."""
+    return sum(max(0, there - _SPARE) for _, there in counts)
 
 
 def _left(settings: PlanSettings, counts: Sequence[_Counts], together: int) -> int:
-    """How many judge what isn't healed: what is behind, or else what the search holds out."""
-    apart = settings.weighs_replacements and all(each.again for each in counts)
-    taken = [each.used + (each.again if apart else 0) for each in counts]
-    behind = sum(
-        max(0, each.there - rounded_up(number, together))
-        for each, number in zip(counts, taken, strict=True)
-    )
+    """How many judge what isn't healed: what is behind, or else what the search holds out.
+
+    What is fitted on stands between them only where it leaves enough of them.
+    """
+    behind = sum(max(0, there - rounded_up(used, together)) for used, there in counts)
     return max(behind, checked_of(sum(each.used for each in counts), settings.held_out))
 
 
@@ -231,17 +247,14 @@ def _counts_of(
     """How many samples of a text choose, and how many there are; of these no more than matter."""
     if reads_images(loaded.model):
         images, asked = read_images(spec, part="calibration"), samples or IMAGES
-        there = min(2 * asked + most, MOST_IMAGES) if images.is_random else len(images.pictures)
-        used = min(asked, there)
-        return _Counts(used, used if there >= 2 * used else 0, there)
+        there = min(asked + most, MOST_IMAGES) if images.is_random else len(images.pictures)
+        return _Counts(min(asked, there), there)
     chosen = calibration_text(loaded, spec, samples=samples, sequence_length=length, passages=True)
     number, width = chosen.input_ids.shape
     whole = calibration_text(
-        loaded, spec, samples=2 * number + most, sequence_length=width, passages=True
+        loaded, spec, samples=number + most, sequence_length=width, passages=True
     )
-    again = whole.rows(slice(number, None)).first_tokens(chosen.ref.tokens)
-    is_there = again.ref.tokens >= chosen.ref.tokens
-    return _Counts(number, len(again.input_ids) if is_there else 0, len(whole.input_ids))
+    return _Counts(number, len(whole.input_ids))
 
 
 def _reads_no_more(loaded: LoadedModel, there: int, texts: int) -> bool:

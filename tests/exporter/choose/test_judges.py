@@ -110,42 +110,75 @@ def test_a_folder_of_too_few_images_is_refused_before_anything_is_read(
     assert "--heal-calibration" not in str(caught.value)
     assert "--samples" not in str(caught.value)
     refused(images, str(enough))
+    refused(images, str(enough), heal=HealOptions(kind="linear"))
+    refused(images, str(enough), heal=HealOptions(kind="fold"))
     with raises(PlanError, "too-few-to-show"):  # some are fitted on, and choose
-        refused(images, str(enough), heal=HealOptions(kind="fold"))
-    with raises(PlanError, "too-few-to-show"):  # as many again are fitted on
-        refused(images, str(enough), heal=HealOptions(kind="linear"))
+        refused(images, str(fewer), heal=HealOptions(kind="fold"))
 
 
-@pytest.mark.parametrize(("there", "holds"), [(99, False), (100, True), (127, True), (128, False)])
-def test_as_many_again_are_fitted_on_only_if_they_are_there(
-    images: Any, there: int, holds: bool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("there", "holds", "is_apart"),
+    [(99, False, False), (100, True, False), (127, True, False), (128, True, False),
+     (163, True, False), (164, True, True)],
+)  # fmt: skip
+def test_more_images_never_refuse_what_fewer_hold(
+    images: Any, there: int, holds: bool, is_apart: bool, tmp_path: Path
 ) -> None:
+    """As many again are fitted on only if enough are left to judge behind them."""
     spec = str(write_images(tmp_path / "images", there))
     heal = HealOptions(kind="linear")
     found = planner(images, tmp_path, heal, spec=spec, samples=64)
-    if holds:
-        refused(images, spec, heal=heal, samples=64)
-        assert len(found.texts.checked.input_ids) == there - 64
+    if not holds:
+        with raises(PlanError, "too-few-to-show"):
+            refused(images, spec, heal=heal, samples=64)
+        with raises(PlanError, "too-few-to-show"):
+            _ = found.texts
         return
-    with raises(PlanError, "too-few-to-show"):
-        refused(images, spec, heal=heal, samples=64)
-    with raises(PlanError, "too-few-to-show"):
-        _ = found.texts
+    refused(images, spec, heal=heal, samples=64)
+    judging = there - (128 if is_apart else 64)
+    parts = {found.texts.checked.ids_sha256, found.texts.reported.ids_sha256}
+    numbers = [len(each.input_ids) for each in (found.texts.checked, found.texts.reported)]
+    assert sum(numbers) // (3 - len(parts)) == judging
+    assert (found.fitted_text is not found.texts.searched) is is_apart
 
 
-@pytest.mark.parametrize(("shorter", "left"), [(15, 7 + 20), (16, 20)])
-def test_nothing_more_is_fitted_on_of_a_mixture_with_a_short_text(
-    images: Any, shorter: int, left: int, tmp_path: Path
+def test_of_a_mixture_the_longer_texts_judge_where_another_is_short(
+    images: Any, tmp_path: Path
 ) -> None:
-    numbers = {"longer": 28 if shorter < 16 else 36, "shorter": shorter}
+    numbers = {"longer": 43, "shorter": 16}
     specs = [str(write_images(tmp_path / name, n, seed=n)) for name, n in numbers.items()]
     heal = HealOptions(kind="linear")
-    with raises(PlanError, "too-few-to-show", left):
-        refused(images, *specs, heal=heal)
+    refused(images, *specs, heal=heal)
+    few = str(write_images(tmp_path / "few", 35, seed=35))
+    with raises(PlanError, "too-few-to-show", 35 - 8 + 16 - 8):
+        refused(images, few, specs[1], heal=heal)
     used = mixed_text(images, specs, samples=8)
     again = text_behind(images, used)
-    parts = [used] if again is None else [used, again]
-    assert len(text_beyond(images, parts, 99).input_ids) == left
+    assert again is not None
+    assert len(text_beyond(images, [used, again], 99).input_ids) == 43 - 16
+    assert len(text_beyond(images, [used], 99).input_ids) == 43 - 8 + 16 - 8
+
+
+@pytest.mark.parametrize(
+    ("there", "holds", "again"),
+    [(43, False, True), (44, True, True), (79, True, True), (80, True, True), (83, True, True),
+     (84, True, False)],
+)  # fmt: skip
+def test_more_images_never_refuse_what_fewer_heal(
+    images: Any, there: int, holds: bool, again: bool, tmp_path: Path
+) -> None:
+    spec = str(write_images(tmp_path / "images", there))
+    heal = HealOptions(kind="fold", samples=40, calibration=(spec,))
+    chosen = calibration_text(images, spec, samples=40).ref
+    options = {"passages": 2 * FEWEST, "fewest": FEWEST}
+    texts = healing_texts(images, heal, chosen_on=[chosen], **options)
+    assert (len(texts.halves[1].input_ids) >= FEWEST) is holds
+    assert bool(texts.again) is again
+    if holds:
+        refused(images, spec, heal=heal, samples=40)
+        return
+    with raises(PlanError, "too-few-to-show"):
+        refused(images, spec, heal=heal, samples=40)
 
 
 @pytest.mark.parametrize(("each", "holds"), [(25, False), (26, True)])
