@@ -165,6 +165,8 @@ class TriedCut(Record):
 
     ``bare`` and ``healed`` have figures as in ``predicted``, before and after healing;
     ``healed`` also ``log_perplexity_increase_high``, the upper end of its 95 % interval.
+    ``healed_by`` is the way of healing that was asked for; ``changed_weights`` how many of the kept
+    weights it changed, None in plans of older versions.
     """
 
     deletions: list[PlannedDeletion]
@@ -173,6 +175,7 @@ class TriedCut(Record):
     bare: dict[str, float]
     healed: dict[str, float]
     holds: bool
+    changed_weights: int | None = None
 
 
 class PlanParts(Record):

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from exporter.artifacts import PruningPlan, Speedup, TriedCut
-from exporter.artifacts.nouns import TEXTS, Nouns, nouns_of
-from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.candidates import PlanCandidate, damage_words, percent
+from exporter.artifacts.nouns import nouns_of
+from exporter.choose.budgets.budget import USUAL_FLOORS, Floors
+from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import Outcome, damage_figures, elsewhere, size_figures
-from exporter.choose.budgets.ladder import (
-    ENDS,
-    HIGH,
-    LOW,
-    SAME,
-    SHARES,
-    Ladder,
-    Rung,
-    is_hopeless,
-    rung_of,
-)
+from exporter.choose.budgets.healed_words import QualityLimits
+from exporter.choose.budgets.ladder import SHARES, Ladder, Rung, is_hopeless, rung_of
 from exporter.choose.budgets.refusals import gains_of
 from exporter.choose.budgets.solving import Solving
 from exporter.choose.budgets.trial_runs import TrialRuns, time_of, trial_options
 from exporter.choose.budgets.units import Goal, Unit
 from exporter.choose.selection.affordable import SEARCH_S
 from exporter.choose.selection.options import Step
-from exporter.compare.quality.intervals import fewest_to_show
 from exporter.errors import UndecidedGoalError, UnmetGoalError
-from exporter.models.ablation.damage import SIMILARITY, AnyDamage
+from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
 
 
@@ -56,26 +45,24 @@ def cost_of(damage: AnyDamage, floors: Floors) -> float:
 
 def largest_within(
     candidates: Sequence[Candidate],
-    floors: Floors,
+    limits: QualityLimits,
     runs: TrialRuns,
     plan_of: Callable[[PlanCandidate], PruningPlan],
     progress: Progress = QUIET,
-    read: Nouns = TEXTS,
 ) -> Ladder:
     """Heals some of ever larger cuts, and takes the largest that keeps the limits.
 
     Args:
         candidates: The cuts, from small to large; one at least.
-        floors: The limits.
+        limits: What each is held against.
         runs: Heals and measures.
         plan_of: Makes a plan of a cut.
         progress: Told what is tried, and why.
-        read: What the model reads.
 
     Returns:
         What was tried; with the best one, if any keeps the limits.
     """
-    costs = [cost_of(each.damage, floors) for each in candidates]
+    costs = [cost_of(each.damage, limits.floors) for each in candidates]
     ladder = Ladder(costs, SHARES.get(runs.first.decided, 0.5))
     while (number := ladder.next) is not None:
         if not runs.has_time:
@@ -88,74 +75,33 @@ def largest_within(
         )
         ladder.tried.append(runs.run(number, plan))
         told = runs.cuts[-1].tried
-        progress.say(
-            f"plan: {'holds' if told.holds else 'fails'}: {outcome_words(told, floors, read)}"
-        )
+        progress.say(f"plan: {'holds' if told.holds else 'fails'}: {limits.outcome(told)}")
     return ladder
-
-
-def outcome_words(tried: TriedCut, floors: Floors, read: Nouns = TEXTS) -> str:
-    """What a healed cut costs, and whether that is within the limits."""
-    healed, by = tried.healed, f"after healing ({tried.healed_by})"
-    if LOW in healed:
-        asked = {"cosine": floors.embedding_cosine, SIMILARITY: floors.similarity}
-        told = [
-            f"the {_OF_EMBEDDINGS[name]} is {healed[name]:.3f} {by}, 95 % interval down to "
-            f"{healed[ENDS[name]]:.3f}, at least {floor:.3f} is asked for"
-            for name, floor in asked.items()
-            if floor is not None and name in healed
-        ]
-        if floors.similarity is not None and SIMILARITY not in healed:
-            told.append(f"all texts are equally similar {by}, so there is no correlation")
-        return "; ".join(told)
-    if SAME in healed:
-        floor = floors.top1_agreement or 0.5
-        return (
-            f"{healed['top1_agreement']:.1%} of the {read.several} keep their likeliest class "
-            f"{by}, 95 % interval down to {healed[SAME]:.1%}, at least {floor:.1%} is asked for, "
-            f"which takes {fewest_to_show(floor)} {read.several} or more"
-        )
-    rise, high = percent(healed["log_perplexity_increase"]), percent(healed[HIGH])
-    limit = floors.perplexity_increase
-    allowed = "" if limit is None else f", {limit:.1%} allowed"
-    return (
-        f"the perplexity is {rise} higher {by}, 95 % interval up to {high}{allowed}; same top-1 "
-        f"token {healed['top1_agreement']:.1%}"
-    )
-
-
-_LOWEST_LIMIT = 0.001
-"""Of a share that is to be kept, as it is written."""
-_OF_EMBEDDINGS = {
-    "cosine": "mean cosine of the embeddings", SIMILARITY: "correlation of similarities",
-}  # fmt: skip
 
 
 def refuse_all(
     tried: Sequence[TriedCut],
-    floors: Floors,
+    limits: QualityLimits,
     goals: Sequence[Goal] = (),
     reach: str = "",
     smaller: bool = False,
     gained: Sequence[str] = (),
-    read: Nouns = TEXTS,
 ) -> NoReturn:
     """Says that nothing is worth cutting, or that the goals cost too much, and what it would cost.
 
     Args:
         tried: What was healed.
-        floors: The limits on quality.
+        limits: What it was held against.
         goals: What was to be reached beside them.
         reach: What of the goals is in reach.
         smaller: Whether smaller cuts were not tried.
         gained: What each of those that were healed gains.
-        read: What the model reads.
 
     Raises:
         UnmetGoalError: That is so.
         UndecidedGoalError: A smaller cut, or a measurement on more text, may still keep the limits.
     """
-    costs = [rung_of(0, cut.healed, floors).cost for cut in tried]
+    costs = [rung_of(0, cut.healed, limits.floors).cost for cut in tried]
     least = tried[costs.index(min(costs))]
     dropped = PruningPlan(deletions=least.deletions).describe()
     dropped += f" ({gained[costs.index(min(costs))]})" if gained else ""
@@ -163,48 +109,15 @@ def refuse_all(
     lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
     code = "goals-beyond-limits" if goals else "nothing-within-limits"
     kind: type[UnmetGoalError] = UnmetGoalError
-    if smaller or rung_of(0, least.healed, floors).cost <= 1:
+    if smaller or rung_of(0, least.healed, limits.floors).cost <= 1:
         kind, code = UndecidedGoalError, f"undecided-{code}"
         lead = f"It isn't shown that {wanted} keeps" if goals else "It isn't shown that a cut keeps"
         lead += " the limits on quality"
     raise kind(
-        f"{lead}: without {dropped}, {outcome_words(least, floors, read)}.",
-        f"{reach}{_allowing(least, floors)}{_recovering(least, read)}",
+        f"{lead}: without {dropped}, {limits.outcome(least)}.",
+        f"{reach}{limits.allowing(least)}{limits.recovering(least)}",
         code=code,
     )
-
-
-def _allowing(tried: TriedCut, floors: Floors) -> str:
-    """The options that would allow a cut; empty where none can."""
-    limits = {
-        "--min-embedding-cosine": (floors.embedding_cosine, "cosine"),
-        "--min-similarity": (floors.similarity, SIMILARITY),
-        "--min-top1-agreement": (floors.top1_agreement, "top1_agreement"),
-    }
-    words = []
-    for option, (floor, name) in limits.items():
-        end = tried.healed.get(ENDS[name], tried.healed.get(name, -math.inf))
-        if floor is None or end >= floor:
-            continue
-        if end < _LOWEST_LIMIT:
-            return ""
-        words.append(f"{option} {_rounded(end, math.floor):.3f}")
-    rise = tried.healed.get(HIGH, 0.0)
-    if rise > floors.log_perplexity_increase:
-        words.append(f"--at-most {_rounded(math.expm1(min(50.0, rise)), math.ceil):.1%}")
-    return f"{' '.join(words)} would allow it; " if words else ""
-
-
-def _rounded(share: float, towards: Callable[[float], int]) -> float:
-    """To a thousandth, to the side on which a limit still allows the share."""
-    return towards(1000 * share) / 1000
-
-
-def _recovering(tried: TriedCut, read: Nouns) -> str:
-    """What may recover more of a cut's quality."""
-    if tried.healed_by == "distill":
-        return f"more --time or more {read.several} may recover more."
-    return "a training may recover more than folding does: --heal distill, or without --quick."
 
 
 class HealedLimits(Solving):
@@ -230,17 +143,19 @@ class HealedLimits(Solving):
             time.monotonic() - self._began,
             self._progress,
         )
-        read = nouns_of(self.loaded.ref.architecture)
-        found = largest_within(
-            candidates, self.floors, runs, self._chosen_plan, self._progress, read
+        limits = QualityLimits(
+            self.floors,
+            nouns_of(self.loaded.ref.architecture),
+            usual=self.budget.floors == USUAL_FLOORS,
         )
+        found = largest_within(candidates, limits, runs, self._chosen_plan, self._progress)
         if found.best is None:
             tried = [each.tried for each in runs.cuts]
             reach = self._in_reach(candidates[0], found.tried[0]) if self.goals else ""
             smaller = min(rung.number for rung in found.tried) > 0
             gains = [candidates[rung.number].candidate.gain(self._used_up) for rung in found.tried]
             gained = [self._used_up.words(gain) for gain in gains]
-            refuse_all(tried, self.floors, self.goals, reach, smaller, gained, read)
+            refuse_all(tried, limits, self.goals, reach, smaller, gained)
         candidate = candidates[found.best.number].candidate
         cut = runs.cuts[found.tried.index(found.best)]
         figures = size_figures(

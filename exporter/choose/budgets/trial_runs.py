@@ -293,6 +293,7 @@ class TrialRuns:
         tried = TriedCut(
             deletions=loaded.plan.deletions,
             healed_by=report.healing.asked,
+            changed_weights=report.healing.changed_weights,
             training_seconds=0.0 if training is None else training.seconds,
             bare=bare,
             healed=healed,

@@ -56,19 +56,29 @@ def healing_words(healing: Healing, read: Nouns = TEXTS) -> str:
 
 
 def _replaced_words(healing: Healing) -> str:
+    return f"{_replaced(healing)}; {healing.parameters:,} numbers added"
+
+
+def _replaced(healing: Healing) -> str:
+    """``8 replaced (7 linear, 1 bias), 2 left without``."""
     counts = Counter(branch.replacement for branch in healing.branches)
     bare = counts.pop("none", 0)
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), reverse=True))
     left = f", {bare} left without" if bare else ""
     parts = f" ({told})" if told else ""
-    return f"{counts.total()} replaced{parts}{left}; {healing.parameters:,} numbers added"
+    return f"{counts.total()} replaced{parts}{left}"
+
+
+def _is_replaced(healing: Healing) -> bool:
+    return any(branch.replacement != "none" for branch in healing.branches)
 
 
 def _training_words(healing: Healing, read: Nouns) -> str:
     """What training did: ``189 weights changed, 0 numbers added; held-out loss 0.55 -> 0.17``."""
+    replaced = f", {_replaced(healing)}" if _is_replaced(healing) else ""
     words = (
-        f"{counted(healing.changed_weights, 'weight')} changed, {healing.parameters:,} numbers "
-        "added to the model"
+        f"{counted(healing.changed_weights, 'weight')} changed{replaced}, "
+        f"{healing.parameters:,} numbers added to the model"
     )
     if healing.training is None or healing.embeddings:
         return words
@@ -154,7 +164,7 @@ def _blocks(healing: Healing, read: Nouns) -> Iterator[Block]:
         )
     if healing.training is not None:
         yield _training_grid(healing.training, read)
-    if any(branch.replacement != "none" for branch in healing.branches):
+    if _is_replaced(healing):
         header = ["branch", "replacement", "numbers", "mean explains", "linear explains"]
         rows = [_branch(branch) for branch in healing.branches]
         yield Grid("Each branch's fit, on held-out tokens", header, rows, right=(2, 3, 4))
@@ -168,10 +178,12 @@ def _method(healing: Healing, read: Nouns) -> str:
         told = training_words(healing, healing.training, read)
         return f"{told} {read.much.capitalize()}: {texts}."
     if healing.changed_weights:
-        return f"Folded by least squares into products of kept branches, on {texts}."
+        beside = ", replacements fitted beside them," if _is_replaced(healing) else ","
+        return f"Folded by least squares into products of kept branches{beside} on {texts}."
     how = "one on the other" if healing.sequential else "each alone"
     rank = "" if healing.rank is None else f", of rank {healing.rank}"
-    return f"Asked for: {healing.asked}{rank}. Fitted {how} on {texts}."
+    none = "; no kept weight could be folded into" if healing.asked == "fold" else ""
+    return f"Asked for: {healing.asked}{rank}{none}. Fitted {how} on {texts}."
 
 
 def training_words(healing: Healing, training: Training, read: Nouns = TEXTS) -> str:

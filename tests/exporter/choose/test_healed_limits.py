@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,10 @@ from exporter.artifacts import (
     HealedText,
     PlannedDeletion,
     PruningPlan,
-    TriedCut,
 )
 from exporter.artifacts.healing import AnswerDamage
 from exporter.artifacts.ledger import FOLDER
-from exporter.errors import CostError, PlanError, UndecidedGoalError, UnmetGoalError
+from exporter.errors import CostError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
 from tests.raising import raises
@@ -31,28 +29,21 @@ from cost_tables import made_table  # noqa: E402
 from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose.budgets.budget import Budget, Floors  # noqa: E402
-from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck  # noqa: E402
-from exporter.choose.budgets.healed_limits import (  # noqa: E402
-    Candidate,
-    largest_within,
-    refuse_all,
-)
+from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
+from exporter.choose.budgets.healed_limits import Candidate, largest_within  # noqa: E402
+from exporter.choose.budgets.healed_words import QualityLimits  # noqa: E402
 from exporter.choose.budgets.inputs import Workplace  # noqa: E402
-from exporter.choose.budgets.judges import Judges  # noqa: E402
-from exporter.choose.budgets.ladder import ENDS, HIGH, LOW, SAME, rung_of  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
-from exporter.choose.budgets.trial_figures import figures_of, is_lost  # noqa: E402
+from exporter.choose.budgets.trial_figures import is_lost  # noqa: E402
 from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.options import Option  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.automatic import USUAL_TIME_S  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
-from exporter.heal.domains import _told  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
-from exporter.models.ablation.damage import SIMILARITY, ClassDamage, Damage  # noqa: E402
-from exporter.models.texts.calibration import CalibrationText  # noqa: E402
+from exporter.models.ablation.damage import Damage  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
 NEVER = Floors(None, 0.99999)
@@ -105,6 +96,7 @@ def test_the_largest_cut_within_the_limits_is_taken_and_says_by_what(planner: An
     assert plan.tried[-1].holds
     assert plan.tried[-1].deletions == plan.deletions
     assert plan.tried[-1].healed_by == "fold"
+    assert plan.tried[-1].changed_weights == plan.changed_weights
     high = plan.tried[-1].healed["log_perplexity_increase_high"]
     assert plan.predicted["log_perplexity_increase"] <= high <= math.log(1.5)
     assert plan.predicted["parameters"] < plan.predicted["parameters_before"]
@@ -186,6 +178,18 @@ def test_nothing_is_cut_where_no_cut_keeps_the_limits(planner: Any) -> None:
         planner(Budget(floors=NEVER)).plan()
 
 
+def test_limits_that_nobody_named_are_told_as_the_usual_ones(
+    planner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = Budget(floors=Floors(1e-9))
+    with pytest.raises(UnmetGoalError) as named:
+        planner(strict).plan()
+    assert "usual limit" not in named.value.message
+    monkeypatch.setattr("exporter.choose.budgets.healed_limits.USUAL_FLOORS", strict.floors)
+    with pytest.raises(UnmetGoalError, match="usual limit"):
+        planner(strict).plan()
+
+
 def test_a_number_that_costs_too_much_is_refused_with_what_is_in_reach(planner: Any) -> None:
     found = planner(Budget(attention=1, floors=Floors(0.5))).plan()
     assert [deletion.kind for deletion in found.plan.deletions] == ["attention"]
@@ -238,7 +242,7 @@ def test_no_cut_is_begun_that_can_not_be_finished_in_time(
     never = Floors(1e-9)
     runs = TrialRuns(loaded, options, never, tmp_path / FOLDER, (), spent_s)
     cuts = [cut_of(layer, 1e-10 * (1 + layer)) for layer in range(2)]
-    ladder = largest_within(cuts, never, runs, plan_of)
+    ladder = largest_within(cuts, QualityLimits(never), runs, plan_of)
     assert [rung.number for rung in ladder.tried] == [1, 0][:tried]
     assert not any(rung.holds for rung in ladder.tried)
 
@@ -288,86 +292,6 @@ def test_a_cut_is_given_up_where_all_of_its_interval_is_beyond_a_limit(
     assert not is_lost(measured(rise, error, samples), Floors(None, 0.99))
 
 
-@pytest.mark.parametrize(("texts", "holds"), [(12, False), (182, False), (183, True)])
-def test_texts_that_all_keep_their_class_show_as_much_as_they_are_many(
-    texts: int, holds: bool
-) -> None:
-    ones, ids = np.ones(texts), np.ones((texts, 8), np.int64)
-    damage = ClassDamage(ones, 0 * ones, ones)
-    text = CalibrationText.unpadded(ids, "t", "0" * 64)
-    floors = Floors(top1_agreement=0.98)
-    _, healed = figures_of(
-        SimpleNamespace(measured=[_told("calibration", text, [damage], [damage])])  # type: ignore[arg-type]
-    )
-    assert healed["top1_agreement"] == 1
-    assert rung_of(0, healed, floors).holds is holds
-    meter: Any = SimpleNamespace(measure_many=lambda *_: [damage])
-    assert QualityCheck(meter, floors).holds(PlanCandidate()) is holds
-
-
-@pytest.mark.parametrize(("labels", "texts"), [(3, 2 * 29), (1, 4 * 29)])
-def test_as_many_paragraphs_judge_classes_as_show_the_limit(
-    labels: int, texts: int, tmp_path: Path
-) -> None:
-    words = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 8000)]
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(" ".join(words[n : n + 20]) for n in range(0, 8000, 20)))
-    model = tiny_loaded(
-        "bert", tiny_tokenizer(special_ends=True), head="SequenceClassification", num_labels=labels
-    )
-    options = HealOptions(**{**FOLD, "sequence_length": 24}, calibration=(str(text),))
-    runs = TrialRuns(model, options, Floors(top1_agreement=0.88), tmp_path / FOLDER)
-    choosing, judging = runs.texts.halves
-    assert len(judging.input_ids) == texts
-    assert len(choosing.input_ids) == 32
-    assert len(runs.texts.fitting.input_ids) > 24
-
-
-def test_cuts_that_others_of_the_held_out_texts_judged_are_not_found_again(tmp_path: Path) -> None:
-    words = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 1200)]
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(" ".join(words[n : n + 20]) for n in range(0, 1200, 20)))
-    model = tiny_loaded(
-        "bert", tiny_tokenizer(special_ends=True), head="SequenceClassification", num_labels=3
-    )
-    options = HealOptions(**{**FOLD, "sequence_length": 24}, calibration=(str(text),))
-
-    def runs(limit: float) -> TrialRuns:
-        return TrialRuns(model, options, Floors(top1_agreement=limit), tmp_path / FOLDER)
-
-    first, other = runs(0.88), runs(0.87)
-    assert first.texts.held_out.ids_sha256 == other.texts.held_out.ids_sha256
-    first._store.keep("cut", "trial-0")
-    assert runs(0.88)._store.find("cut") == "trial-0"
-    assert other._store.find("cut") is None
-
-
-def classifier(labels: int, **changes: Any) -> Any:
-    head = {"head": "SequenceClassification", "num_labels": labels, **changes}
-    return tiny_loaded("bert", tiny_tokenizer(special_ends=True), **head).model
-
-
-@pytest.mark.parametrize(
-    ("labels", "highest"), [(3, 0.996), (1, 0.992)], ids=["classes", "pairs of texts"]
-)
-def test_a_limit_that_no_number_of_texts_shows_is_refused(labels: int, highest: float) -> None:
-    held = Floors(top1_agreement=highest)
-    assert Judges.of(held, classifier(labels)).usual == 1024
-    with raises(PlanError, "too-near-to-1", f"--min-top1-agreement {highest}"):
-        Judges.of(Floors(top1_agreement=highest + 0.001), classifier(labels))
-
-
-def test_a_limit_that_labels_of_their_own_show_is_not_refused() -> None:
-    separate = {"problem_type": "multi_label_classification"}
-    near = Floors(top1_agreement=0.999)
-    assert Judges.of(near, classifier(5, **separate)).usual == 1024
-    with raises(PlanError, "too-near-to-1"):
-        Judges.of(near, classifier(5))
-    told = "1,476", "--min-top1-agreement 0.999 "  # texts of five answers each
-    with raises(PlanError, "too-near-to-1", *told):
-        Judges.of(Floors(top1_agreement=0.9995), classifier(5, **separate))
-
-
 def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(
     loaded: Any, texts: list[str], tmp_path: Path
 ) -> None:
@@ -393,52 +317,3 @@ def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(
     assert rungs[1].high - rungs[1].cost < 2 * error, "as wide as on all samples, not on four"
     again = healing(Floors(1e6), tmp_path / FOLDER / "short")
     assert again.texts == whole.texts, "limits that it may keep after all"
-
-
-@pytest.mark.parametrize(
-    ("healed", "floors", "told", "untold"),
-    [
-        ({"top1_agreement": 0.9, SAME: 0.8316}, Floors(top1_agreement=0.9),
-         "--min-top1-agreement 0.831", "--at-most"),
-        ({"cosine": 0.99, LOW: 0.9899, SIMILARITY: 0.95, ENDS[SIMILARITY]: 0.9399},
-         Floors(embedding_cosine=0.3, similarity=0.999), "--min-similarity 0.939",
-         "--min-embedding-cosine"),
-        ({"log_perplexity_increase": 0.01, HIGH: math.log1p(0.02041), "top1_agreement": 0.9},
-         Floors(0.02, 0.8), "--at-most 2.1%", "--min-top1-agreement"),
-        ({"log_perplexity_increase": 0.01, HIGH: math.log1p(0.01), "top1_agreement": 0.7},
-         Floors(0.02, 0.8), "--min-top1-agreement 0.7", "--at-most"),
-        ({"cosine": -0.5, LOW: -0.6}, Floors(embedding_cosine=0.3), "", "--min-embedding-cosine"),
-    ],
-)  # fmt: skip
-def test_the_limits_that_would_allow_a_cut_are_named_and_would(
-    healed: dict[str, float], floors: Floors, told: str, untold: str
-) -> None:
-    cut = TriedCut(
-        deletions=[PlannedDeletion(layer=0, kind="mlp")], healed_by="fold", training_seconds=0.0,
-        bare=healed, healed=healed, holds=False,
-    )  # fmt: skip
-    with pytest.raises(UnmetGoalError) as refused:
-        refuse_all([cut], floors)
-    hint = refused.value.hint
-    assert told in hint
-    assert untold not in hint
-
-
-def test_what_is_not_shown_is_no_answer() -> None:
-    def tried(rise: float, high: float, number: int = 1) -> TriedCut:
-        healed = {"log_perplexity_increase": rise, HIGH: high, "top1_agreement": 0.9}
-        deletions = [PlannedDeletion(layer=layer, kind="mlp") for layer in range(number)]
-        return TriedCut(
-            deletions=deletions, healed_by="fold", training_seconds=0.0, bare=healed,
-            healed=healed, holds=False,
-        )  # fmt: skip
-
-    limit = Floors(0.02)
-    with raises(UnmetGoalError, "nothing-within-limits", "mlp 0"):
-        refuse_all([tried(0.05, 0.06), tried(0.1, 0.2, 2)], limit)
-    with raises(UnmetGoalError, "nothing-within-limits", "mlp 0", "1.020"):
-        cuts = [tried(0.1, 0.2, 2), tried(0.05, 0.06)]
-        refuse_all(cuts, limit, gained=["a speedup of 1.050", "a speedup of 1.020"])
-    for cuts, smaller in (([tried(0.015, 0.03)], False), ([tried(0.05, 0.06)], True)):
-        with raises(UndecidedGoalError, "undecided-nothing-within-limits"):
-            refuse_all(cuts, limit, smaller=smaller)

@@ -114,6 +114,22 @@ def test_the_rows_have_both_texts_and_what_was_taken_back() -> None:
     assert healing_words(BOTH) == "1 replaced (1 linear), 1 left without; 1,100 numbers added"
 
 
+def test_what_was_folded_and_what_was_replaced_are_both_told() -> None:
+    folded = BOTH.model_copy(update={"asked": "fold", "changed_weights": 3})
+    assert healing_words(folded).startswith("3 weights changed, 1 replaced (1 linear), 1 left")
+    alone = [branch.model_copy(update={"replacement": "none"}) for branch in BOTH.branches]
+    bare = folded.model_copy(update={"branches": alone})
+    assert healing_words(bare).startswith("3 weights changed, 1,100 numbers")
+    for each, told, untold in (
+        (folded, "replacements fitted beside them", "no kept weight"),
+        (bare, "Folded by least squares", "beside them"),
+        (folded.model_copy(update={"changed_weights": 0}), "no kept weight", "Folded by"),
+    ):
+        shown = as_markdown(gate_report(healing=each))
+        assert told in shown
+        assert untold not in shown
+
+
 def test_reports_show_the_part_and_its_warning() -> None:
     bare = gate_report()
     assert healing_section(bare) is None

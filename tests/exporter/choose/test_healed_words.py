@@ -1,0 +1,111 @@
+"""What is said of healed cuts that are held against limits, and of those that none keeps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from exporter.artifacts import PlannedDeletion, TriedCut
+from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.healed_limits import refuse_all
+from exporter.choose.budgets.healed_words import QualityLimits, healed_words
+from exporter.choose.budgets.ladder import ENDS, HIGH, LOW, SAME
+from exporter.errors import UndecidedGoalError, UnmetGoalError
+from exporter.models.ablation.damage import SIMILARITY
+from graph_passes.types import Replacement
+from tests.raising import raises
+
+_USUAL = "usual limit"
+
+
+def tried_cut(
+    healed: dict[str, float],
+    *replacements: Replacement,
+    healed_by: str = "fold",
+    changed_weights: int | None = None,
+) -> TriedCut:
+    """A cut of one MLP for each replacement that doesn't hold."""
+    deletions = [
+        PlannedDeletion(layer=layer, kind="mlp", replacement=each)
+        for layer, each in enumerate(replacements or ("none",))
+    ]
+    return TriedCut(
+        deletions=deletions, healed_by=healed_by, changed_weights=changed_weights,
+        training_seconds=0.0, bare=healed, healed=healed, holds=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (tried_cut({}, "none", "none", changed_weights=3), "folded weights"),
+        (tried_cut({}, "none", healed_by="distill", changed_weights=3), "trained weights"),
+        (tried_cut({}, "linear", "linear", changed_weights=0), "2 linear maps"),
+        (
+            tried_cut({}, "linear", "bias", "none", changed_weights=1),
+            "folded weights, 1 linear map, 1 mean",
+        ),
+        (tried_cut({}, "none", healed_by="best", changed_weights=0), "nothing put in"),
+        (tried_cut({}, "linear"), "fold"),  # of an older version: only what was asked is known
+    ],
+)
+def test_what_healed_a_cut_is_what_was_done(cut: TriedCut, words: str) -> None:
+    assert healed_words(cut) == words
+
+
+@pytest.mark.parametrize(
+    ("healed", "floors"),
+    [
+        ({"cosine": 0.9, LOW: 0.89}, Floors(embedding_cosine=0.98)),
+        ({"top1_agreement": 0.9, SAME: 0.83}, Floors(top1_agreement=0.98)),
+        ({"log_perplexity_increase": 0.1, HIGH: 0.2, "top1_agreement": 0.9}, Floors(0.02)),
+    ],
+    ids=["embeddings", "classes", "tokens"],
+)
+def test_a_limit_that_nobody_named_is_told_as_the_usual_one(
+    healed: dict[str, float], floors: Floors
+) -> None:
+    assert _USUAL in QualityLimits(floors, usual=True).outcome(tried_cut(healed))
+    assert _USUAL not in QualityLimits(floors).outcome(tried_cut(healed))
+
+
+@pytest.mark.parametrize(
+    ("healed", "floors", "told", "untold"),
+    [
+        ({"top1_agreement": 0.9, SAME: 0.8316}, Floors(top1_agreement=0.9),
+         "--min-top1-agreement 0.831", "--at-most"),
+        ({"cosine": 0.99, LOW: 0.9899, SIMILARITY: 0.95, ENDS[SIMILARITY]: 0.9399},
+         Floors(embedding_cosine=0.3, similarity=0.999), "--min-similarity 0.939",
+         "--min-embedding-cosine"),
+        ({"log_perplexity_increase": 0.01, HIGH: math.log1p(0.02041), "top1_agreement": 0.9},
+         Floors(0.02, 0.8), "--at-most 2.1%", "--min-top1-agreement"),
+        ({"log_perplexity_increase": 0.01, HIGH: math.log1p(0.01), "top1_agreement": 0.7},
+         Floors(0.02, 0.8), "--min-top1-agreement 0.7", "--at-most"),
+        ({"cosine": -0.5, LOW: -0.6}, Floors(embedding_cosine=0.3), "", "--min-embedding-cosine"),
+    ],
+)  # fmt: skip
+def test_the_limits_that_would_allow_a_cut_are_named_and_would(
+    healed: dict[str, float], floors: Floors, told: str, untold: str
+) -> None:
+    with pytest.raises(UnmetGoalError) as refused:
+        refuse_all([tried_cut(healed)], QualityLimits(floors))
+    hint = refused.value.hint
+    assert told in hint
+    assert untold not in hint
+
+
+def test_what_is_not_shown_is_no_answer() -> None:
+    def tried(rise: float, high: float, number: int = 1) -> TriedCut:
+        healed = {"log_perplexity_increase": rise, HIGH: high, "top1_agreement": 0.9}
+        return tried_cut(healed, *["none"] * number)
+
+    limit = QualityLimits(Floors(0.02))
+    with raises(UnmetGoalError, "nothing-within-limits", "mlp 0"):
+        refuse_all([tried(0.05, 0.06), tried(0.1, 0.2, 2)], limit)
+    with raises(UnmetGoalError, "nothing-within-limits", "mlp 0", "1.020"):
+        cuts = [tried(0.1, 0.2, 2), tried(0.05, 0.06)]
+        refuse_all(cuts, limit, gained=["a speedup of 1.050", "a speedup of 1.020"])
+    for cuts, smaller in (([tried(0.015, 0.03)], False), ([tried(0.05, 0.06)], True)):
+        with raises(UndecidedGoalError, "undecided-nothing-within-limits"):
+            refuse_all(cuts, limit, smaller=smaller)
