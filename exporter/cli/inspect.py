@@ -9,13 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts.servers import ServingRow, serving_rows
+from exporter.artifacts.servers import SERVERS, ServingRow, serving_rows
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows, print_serving
 from exporter.option_types import OnnxFile
 from exporter.options import Options, argument, dataclass
 from graph_passes.types import Refusal, ResidualSite
+
+_OTHERS = [name for name, held in SERVERS.items() if held.form != "ONNX"]
+_NO_GRAPHS = (
+    f"{', '.join(_OTHERS[:-1])} and {_OTHERS[-1]} read no ONNX files: cut the model's Hugging Face "
+    "folder or GGUF file for them."
+)
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,12 @@ def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
         _print_refusals(listing["refusals"])
     if runtimes:
         print_serving(runtimes)
+    if runtimes and not of_gguf:
+        echo(_NO_GRAPHS)
 
 
 def _of_graph(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
     from exporter.cut.surgery import inspect_file
-    from exporter.models.llama_arithmetic import other_arithmetic
-    from exporter.models.model_folder import read_config
 
     found = inspect_file(model)
     sites = [item for item in found if isinstance(item, ResidualSite)]
@@ -60,8 +66,8 @@ def _of_graph(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
         "sites": sites,
         "refusals": [item for item in found if isinstance(item, Refusal)],
     }
-    config = read_config(model.parent)
-    return listing, serving_rows(other_arithmetic(config)) if sites else []
+    reading_graphs = [row for row in serving_rows() if row.form == "ONNX"]
+    return listing, reading_graphs if sites else []
 
 
 def _of_gguf(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
