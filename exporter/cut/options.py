@@ -25,7 +25,7 @@ class CutOptions(Options):
             points into the source's data file, which must be in the same folder; only what
             replacements bring goes into the graph, or if it is large into ``<target>.data``.
         companions: Copies config and tokenizer from the source's folder into the result's, where
-            they are missing there.
+            they are missing there, and writes ``USE.md``, which tells how the result is used.
         report_path: In place of an earlier file; by default ``prune.json`` beside the result, or
             ``<target>.prune.json`` where another model's stands there.
         renumber_kv: Gives the caches that are left dense numbers.
@@ -52,7 +52,7 @@ class CutOptions(Options):
     companions: bool = option(
         True,
         "Copy the config and tokenizer next to the original into the result's folder, if they are "
-        "missing there.",
+        "missing there, and write USE.md, which tells how to load the result.",
         "--copy/--no-copy",
     )
     report_path: OutputFile | None = option(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from exporter.artifacts import PruneReport
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut.options import CutOptions
+from exporter.engines.usage.folder import stage_graph_use
 from exporter.errors import ArtifactError, SurgeryError, UsageError
 from exporter.files import refuse_overwriting, sha256_file, sha256_files
 from exporter.models.companions import stage_companions
@@ -96,7 +97,8 @@ class PruneFiles:
         weights: How the result has its weights.
         report: The report's file.
         genai: The config of onnxruntime-genai, where the source has one.
-        companions: Whether config and tokenizer are copied into the result's folder.
+        companions: Whether config and tokenizer are copied into the result's folder, and how the
+            result is used is told there.
     """
 
     source: Path
@@ -163,6 +165,15 @@ class PruneFiles:
             UnsafeInputError: One of them may not be read from where it is.
         """
         moves = stage_companions(self.source, self.target, stage) if self.companions else []
+        return [(staged, final) for staged, final in moves if final not in self.all]
+
+    def stage_use(self, stage: Path) -> list[tuple[Path, Path]]:
+        """Writes how the staged result is used, where what goes with it was asked for.
+
+        Returns:
+            Staged and final path, as for :meth:`stage_companions`.
+        """
+        moves = stage_graph_use(self.target, stage) if self.companions else []
         return [(staged, final) for staged, final in moves if final not in self.all]
 
     def _refuse_overwriting(self, plan: LoadedPlan) -> None:

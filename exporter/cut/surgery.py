@@ -224,6 +224,7 @@ def _publish(cut: _Cut, unfinished: Unfinished | None) -> PruneReport:
                 config_file = stage / genai.target.name
                 config_file.write_text(config, encoding="utf-8")
                 moves.append((config_file, genai.target))
+            moves += files.stage_use(stage)
             moves.append((report.write(report_stage / files.report.name), files.report))
             moves.append((graph, target))
             stale = storage.stale_data(target, [*data, graph], files.data)

@@ -13,8 +13,8 @@ from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.prune_files import stale_reports
 from exporter.engines.decoding.decoder import LOGITS
 from exporter.engines.environment import default_threads
-from exporter.engines.usage.folder import USE_FILE, graph_uses, use_place, use_text
-from exporter.errors import ComparisonError, QuantizationError
+from exporter.engines.usage.folder import stage_graph_use
+from exporter.errors import QuantizationError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.anatomy.classifiers import classes_of_texts
 from exporter.models.companions import stage_companions
@@ -122,7 +122,7 @@ def quantize_file(
             gap = rounding_difference(source, stage / output.name, threads=default_threads())
             after = _bytes(written)
             moves = _companions(source, output, stage) if with_companions else []
-            moves += _use(output, stage) if with_companions else []
+            moves += stage_graph_use(output, stage) if with_companions else []
             moves += [(file, output.parent / file.name) for file in written]
             stale = storage.stale_data(output, written, storage.data_files(model))
             staged.place(moves, [*stale, *stale_reports(output)])
@@ -254,16 +254,3 @@ def _companions(source: Path, output: Path, stage: Path) -> list[tuple[Path, Pat
         staged.write_text(rewritten(config, output.name, (), (), {}), encoding="utf-8")
         moves.append((staged, target))
     return moves
-
-
-def _use(output: Path, stage: Path) -> list[tuple[Path, Path]]:
-    """The file that says how the result is used, staged; none where no way is known."""
-    try:
-        text = use_text(output.name, graph_uses(stage / output.name, [stage, output.parent]))
-    except ComparisonError:  # a config that is no JSON hinders nothing else
-        return []
-    if not text:
-        return []
-    staged = stage / USE_FILE
-    staged.write_text(text, encoding="utf-8")
-    return [(staged, use_place(output.parent, output.name))]

@@ -236,7 +236,7 @@ def cut_for_a_while(
                 ],
                 _numbers(variant, sizes, rank, place),
             ),
-            CutOptions(verify="none", weights=weights, genai_config="none"),
+            CutOptions(verify="none", weights=weights, companions=False, genai_config="none"),
         )
         yield target
 

@@ -294,8 +294,7 @@ class _Measurement:
         warm = bound.warm
         calls = calls_per_visit(warm.call_ms) if like is None else like.calls
         wanted = self._wanted(like, number, warm.call_ms, calls)
-        label = f"time {row.cell}, {number + 1} of at most {row.most}"
-        label += "" if self.together else f", {names[0]}"
+        label = f"{row.cell}{row.part_words(number)}" + ("" if self.together else f", {names[0]}")
         begin = self._clocks.now()
         with no_garbage_collection():
             taken, dropped = self._rounds(
@@ -354,7 +353,7 @@ class _Measurement:
     def _rounds(self, rounds: Rounds, wanted: int, label: str) -> tuple[list[Times], int]:
         taken: list[Times] = []
         dropped = 0
-        with self._progress.task(label, total=wanted, unit="rounds") as task:
+        with self._progress.task(label, total=wanted, unit="rounds of timing") as task:
             while len(taken) < wanted:
                 found = rounds.take()
                 if found is not None:

@@ -17,7 +17,7 @@ from exporter.engines.usage.library_lines import (
 )
 from exporter.engines.usage.model import TOKENIZER, UsedModel
 from exporter.engines.usage.onnxruntime_lines import PROMPT, decoder_lines, encoder_lines
-from exporter.errors import UnsafeInputError
+from exporter.errors import ComparisonError, UnsafeInputError
 from exporter.files import write_text
 from exporter.report.markdown import code, section_markdown
 from exporter.report.sections.use import use_sections
@@ -128,6 +128,27 @@ def write_built_use(
     written = stage / USE_FILE
     write_text(written, use_text(file or folder.resolve().name, uses))
     return [(written, place)]
+
+
+def stage_graph_use(output: Path, stage: Path) -> list[tuple[Path, Path]]:
+    """Writes that file for a graph into a staging folder, where what goes with it is staged, too.
+
+    Args:
+        output: The graph's place; what lies beside it already counts.
+        stage: The folder, which holds the graph under its final name.
+
+    Returns:
+        Staged and final path; nothing where no way is known, or where a file beside the graph can't
+        be read: that hinders nothing else.
+    """
+    try:
+        text = use_text(output.name, graph_uses(stage / output.name, [stage, output.parent]))
+    except (ComparisonError, UnsafeInputError):
+        return []
+    if not text:
+        return []
+    write_text(stage / USE_FILE, text)
+    return [(stage / USE_FILE, use_place(output.parent, output.name))]
 
 
 def write_graph_use(graph: Path) -> None:

@@ -105,7 +105,7 @@ def _model(place: Workplace, name: str, shape: LlamaShape, arm: str) -> Path:
         plan = [
             PlannedDeletion(layer=layer, kind="attention") for layer in range(1, shape.layers, 2)
         ]
-        prune_file(whole, cut, plan, CutOptions(verify="none", weights="share"))
+        prune_file(whole, cut, plan, CutOptions(verify="none", weights="share", companions=False))
     return cut
 
 

@@ -263,6 +263,18 @@ def test_no_part_is_counted_beyond_the_most() -> None:
     assert all(number <= most for number, most in parts)
 
 
+@pytest.mark.parametrize(("rounds", "parts"), [(2, 0), (24, 12)])
+def test_parts_are_numbered_where_there_are_several(rounds: int, parts: int) -> None:
+    time, arms = virtual_pair(Quiet())
+    heard = Heard()
+    measure_rows(
+        arms, [VirtualCell()], TimingBudget(rounds=rounds), clocks=time.clocks, progress=heard
+    )
+    told = [re.search(r"part (\d+) of (\d+)", task) for task in heard.tasks]
+    assert [found[1] for found in told if found] == [str(1 + part) for part in range(parts)]
+    assert "1 of at most 1" not in "".join(heard.tasks)
+
+
 def test_equal_arms_that_loading_makes_unlike_are_not_told_apart() -> None:
     kind: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
     words = Counter(measured(TimingBudget(), seed=n, **kind).verdict for n in range(8))

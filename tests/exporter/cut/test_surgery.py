@@ -35,7 +35,8 @@ __all__ = ["source"]  # a fixture
 def test_a_file_is_cut_and_the_report_stands_beside_it(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "pruned.onnx"
     report = prune_file(source, target, LoadedPlan(PruningPlan(deletions=PLAN), sha256="abc"))
-    assert names_in(target.parent) == ["prune.json", "pruned.onnx", "pruned.onnx.*.data"]
+    names = ["USE.md", "prune.json", "pruned.onnx", "pruned.onnx.*.data"]
+    assert names_in(target.parent) == names
     assert PruneReport.read(target.parent / "prune.json") == report
     assert [(e.layer, e.kind) for e in report.deleted] == [
         (1, "attention"), (2, "attention"), (2, "mlp"),

@@ -59,7 +59,7 @@ def test_the_report_and_the_weights_each_have_a_file(source: Path, tmp_path: Pat
     for plan in (PLAN, PLAN[:1]):
         report = prune_file(source, target, plan, CutOptions(report_path=report_path))
         assert PruneReport.read(report_path) == report
-        assert names_in(target.parent) == ["m.onnx", "m.onnx.*.data", "m.onnx.data"]
+        assert names_in(target.parent) == ["USE.md", "m.onnx", "m.onnx.*.data", "m.onnx.data"]
 
 
 def test_the_report_can_not_stand_in_for_the_result(source: Path, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_config_and_tokenizer_go_with_a_cut_unless_told_not_to(
         )
         prune_file(source, folder / "m.onnx", PLAN, options)
         there = names_in(folder)
-        wanted = ["config.json"] if copied else []
+        wanted = ["USE.md", "config.json"] if copied else []
         assert there == [*wanted, "m.onnx", "m.onnx.*.data", "tokenizer.json"]
         assert PruneReport.read(folder / "tokenizer.json").target == "m.onnx"
 
@@ -278,7 +278,16 @@ def test_the_command_takes_a_place_for_the_report(source: Path, tmp_path: Path) 
     call = ["prune", str(source), "-o", str(target), "--drop", "mlp:1", "--verify", "none"]
     assert command_line.run([*call, "--report", str(report_path)]) == 0
     assert PruneReport.read(report_path).target == "m.onnx"
-    assert names_in(target.parent) == ["m.onnx", "m.onnx.*.data"]
+    assert names_in(target.parent) == ["USE.md", "m.onnx", "m.onnx.*.data"]
+
+
+def test_a_report_that_is_named_like_the_lines_stays_the_report(
+    source: Path, tmp_path: Path
+) -> None:
+    report_path = tmp_path / "o" / "USE.md"
+    options = CutOptions(verify="none", report_path=report_path)
+    prune_file(source, tmp_path / "o" / "m.onnx", PLAN, options)
+    assert PruneReport.read(report_path).target == "m.onnx"
 
 
 @pytest.mark.parametrize(("name", "code"), [("m.onnx.data", 0), ("m.onnx", 2)])

@@ -15,6 +15,7 @@ import pytest
 from exporter.artifacts import FORM_KEY, FormRecord, PlannedDeletion
 from exporter.artifacts.uses import FolderUses
 from exporter.cli import run
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
@@ -59,7 +60,6 @@ def decoder(folder: Path, **config: Any) -> Path:
 def cut(tmp_path: Path) -> Path:
     """The same without its second attention: the caches' numbers are 0 and 2."""
     prune_file(decoder(tmp_path / "whole") / "model.onnx", tmp_path / "cut" / "model.onnx", CUT)
-    write_graph_use(tmp_path / "cut" / "model.onnx")
     return tmp_path / "cut"
 
 
@@ -92,6 +92,26 @@ def test_onnx_runtime_s_lines_generate_with_gaps_between_the_caches(cut: Path) -
     assert new == 8  # the graph's tables end at 16
 
 
+def test_a_cut_tells_how_it_is_used_and_leaves_others_lines(cut: Path, tmp_path: Path) -> None:
+    written = (cut / "USE.md").read_text()
+    write_graph_use(cut / "model.onnx")
+    assert (cut / "USE.md").read_text() == written
+    whole = tmp_path / "whole" / "model.onnx"
+    prune_file(whole, cut / "second.onnx", CUT)
+    assert "second.onnx" in (cut / "second.onnx.USE.md").read_text()
+    assert (cut / "USE.md").read_text() == written
+    prune_file(whole, tmp_path / "bare" / "model.onnx", CUT, CutOptions(companions=False))
+    assert not (tmp_path / "bare" / "USE.md").exists()
+
+
+def test_a_config_that_is_none_costs_the_lines_of_a_cut_and_nothing_else(tmp_path: Path) -> None:
+    whole = decoder(tmp_path / "whole")
+    (whole / "config.json").write_text("{")
+    prune_file(whole / "model.onnx", tmp_path / "cut" / "model.onnx", CUT)
+    assert (tmp_path / "cut" / "model.onnx").exists()
+    assert not (tmp_path / "cut" / "USE.md").exists()
+
+
 def test_a_text_ends_where_the_config_says(cut: Path) -> None:
     _, found = run_lines(graph_lines(cut), cut)
     first = found["tokens"][-8]
@@ -121,7 +141,6 @@ def test_onnxruntime_genai_s_lines_generate_the_same(tmp_path: Path) -> None:
     )
     assert write_genai_config(loaded, folder)
     prune_file(folder / "model.onnx", tmp_path / "cut" / "model.onnx", CUT)
-    write_graph_use(tmp_path / "cut" / "model.onnx")
     lines = lines_of((tmp_path / "cut" / "USE.md").read_text())
     genai, _ = run_lines(lines["onnxruntime-genai"], tmp_path / "cut")
     plain, _ = run_lines(lines["ONNX Runtime"], tmp_path / "cut")
