@@ -28,6 +28,7 @@ from graph_passes.files.hashing import content_sha256 as content_sha256
 from graph_passes.files.hashing import sha256_bytes as sha256_bytes
 from graph_passes.files.hashing import sha256_file as sha256_file
 from graph_passes.files.hashing import sha256_files as sha256_files
+from graph_passes.files.hashing import sha256_pieces as sha256_pieces
 from graph_passes.files.kinds import refuse_foreign
 from graph_passes.files.locations import real
 from graph_passes.files.locking import FOLDER

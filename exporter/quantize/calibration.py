@@ -122,8 +122,8 @@ def _images_beside(folder: ModelFolder, specs: Sequence[str]) -> CalibrationText
     most, samples = math.ceil(_SAMPLES / len(specs)), []
     for spec in specs:
         images = read_images(spec, part="calibration")
-        pixels = reader.of_images(images, most, "calibration")
-        samples.append(of_pixels(pixels, folder.patches, images.source, images.sha256))
+        held = reader.of_images(images, most, "calibration")
+        samples.append(of_pixels(held, folder.patches, images.source, images.sha256))
     refuse_same(samples)
     return joined(samples)
 
@@ -177,7 +177,7 @@ def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
     if batch.types is not None:
         given["token_type_ids"] = batch.types
     if batch.sources is not None:
-        given.update(batch.sources.arrays)
+        given.update(batch.sources.given())
     found = {name: each for name, each in given.items() if name in made}
     return made | {name: each.astype(made[name].dtype) for name, each in found.items()}
 

@@ -18,6 +18,14 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_pieces(pieces: Iterable[bytes]) -> str:
+    """The same of bytes that come piece by piece, as if they were one."""
+    total = hashlib.sha256()
+    for piece in pieces:
+        total.update(piece)
+    return total.hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """The hex SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from exporter.artifacts import FiguresFrom
 from exporter.errors import CalibrationError
-from exporter.models.model_folder import PIXELS
 from exporter.score import CalibrationText
 
 _FEWEST_IMAGES = 32
@@ -94,7 +93,7 @@ def measured_on(text: CalibrationText, tokens: int) -> CalibrationText:
         text: The samples.
         tokens: As many of them as have so many tokens.
     """
-    if text.sources is not None and PIXELS in text.sources.arrays:
+    if text.are_images:
         few = text.rows(slice(0, _FEWEST_IMAGES))
         tokens = max(tokens, few.ref.tokens)
     return text.first_tokens(tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.models.model_folder import PIXELS
+from exporter.models.texts.held_images import HeldImages
 
 if TYPE_CHECKING:
     import torch
@@ -21,32 +22,44 @@ class Sources:
 
     Attributes:
         arrays: By the model's arguments: ``input_features`` ``[samples, mels, frames]``, float32,
-            or ``input_ids`` and ``attention_mask`` ``[samples, tokens]``, int64; or
-            ``pixel_values`` ``[samples, colours, height, width]``, float32.
+            or ``input_ids`` and ``attention_mask`` ``[samples, tokens]``, int64; none of images.
         mask: ``[samples, positions]`` of the encoder's stream; False marks padding, or the silence
             behind a recording.
+        images: Of a model of images these.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     mask: NDArray[np.bool_]
+    images: HeldImages | None = None
 
     @property
     def are_images(self) -> bool:
         """Whether they are all that the model reads: images, beside which there are no tokens."""
-        return PIXELS in self.arrays
+        return self.images is not None
 
     def rows(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Sources:
         """Those of some of the samples."""
         arrays = {name: array[chosen] for name, array in self.arrays.items()}
-        return Sources(arrays, self.mask[chosen])
+        images = None if self.images is None else self.images.rows(chosen)
+        return Sources(arrays, self.mask[chosen], images)
 
-    @property
-    def content(self) -> bytes:
-        """All of it, for a hash."""
-        parts = [self.arrays[name] for name in sorted(self.arrays)]
-        return b"".join(
-            [*(np.ascontiguousarray(part).tobytes() for part in parts), self.mask.tobytes()]
-        )
+    def given(self) -> dict[str, NDArray[Any]]:
+        """What the model is given, by its arguments.
+
+        Those of images are ``pixel_values`` ``[samples, colours, height, width]``, float32: they
+        are made anew in each call, and four times as large as what is held.
+        """
+        if self.images is None:
+            return dict(self.arrays)
+        return {PIXELS: self.images.pixels()}
+
+    def content(self) -> Iterator[bytes]:
+        """All of it, for a hash: images one after the other, as the model reads them."""
+        for name in sorted(self.arrays):
+            yield self.arrays[name].tobytes()
+        for image in () if self.images is None else self.images.images:
+            yield image.pixels().tobytes()
+        yield self.mask.tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +108,7 @@ class Batch:
 
         if self.sources is not None:
             # A decoder sees what is before a token alone: padding behind it changes nothing.
-            arrays = self.sources.arrays.items()
+            arrays = self.sources.given().items()
             given = {name: torch.from_numpy(array).to(device) for name, array in arrays}
             if self.sources.are_images:
                 return given

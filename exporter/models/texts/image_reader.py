@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from exporter.errors import CalibrationError, ModelSourceError, first_line, pass_on_memory_error
@@ -22,6 +21,7 @@ from exporter.models.decoding_rules import settings_of
 from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
 from exporter.models.texts.batches import Sources
+from exporter.models.texts.held_images import HeldImages, Levels, Pixels, noise
 from exporter.models.texts.images import Images, Picture, read_images
 from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.samples import CalibrationText
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
 IMAGES = 64
 """Images where nobody says how many."""
-Pixels = NDArray[np.float32]
 _PREPROCESSOR = "preprocessor_config.json"
 _KINDS = ("ViT", "DeiT", "Beit", "Bit")
 _ENDS = ("ImageProcessor", "FeatureExtractor", "ImageProcessorFast", "ImageProcessorPil")
 _SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
 _COLOURS = 3
+_WITHOUT_NUMBERS = {"do_rescale": False, "do_normalize": False}
+_WITHOUT_SIZES = {"do_resize": False, "do_center_crop": False}
 _Size = Annotated[int, Field(gt=0, le=1 << 12)]
 _Sizes = _Size | dict[str, _Size]
 
@@ -85,30 +86,38 @@ class ImageReader:
         """What the model reads of images, ``[images, colours, height, width]``.
 
         Raises:
+            DepthcutError: As :meth:`held`.
+        """
+        return self.held(pictures).pixels()
+
+    def held(self, pictures: Sequence[Picture]) -> HeldImages:
+        """Images as they are held: decoded and resized, a byte a colour of each pixel.
+
+        Raises:
             ModelSourceError: The settings of the image processor are missing, wrong, or another
                 model's.
-            TextSourceError: An image can't be read.
+            TextSourceError: An image can't be read, or is another one by now.
             MissingDependencyError: Without Pillow or transformers.
         """
-        rows = [self._one(picture) for picture in pictures]
-        return np.stack(rows).astype(np.float32)
+        return HeldImages.of(self._one(picture) for picture in pictures)
 
-    def noise(self, number: int, part: Part) -> Pixels:
+    def noise(self, number: int, part: Part) -> HeldImages:
         """Normal noise from a seed, of the same shape."""
-        shape = (number, *image_shape(self.config))
-        return np.random.default_rng(_SEEDS[part]).standard_normal(shape, dtype=np.float32)
+        return HeldImages.of(noise(number, image_shape(self.config), _SEEDS[part]))
 
-    def of_images(self, images: Images, number: int, part: Part) -> Pixels:
+    def of_images(self, images: Images, number: int, part: Part) -> HeldImages:
         """The first images, or noise."""
         if images.is_random:
             return self.noise(number, part)
-        return self.pixels(images.pictures[:number])
+        return self.held(images.pictures[:number])
 
-    def _one(self, picture: Picture) -> Pixels:
-        image, processor = picture.read(), self._processor
+    def _one(self, picture: Picture) -> Levels:
+        image, (resizing, _) = picture.read(), self._processors
         try:
             with quiet_transformers():
-                found = processor(image, return_tensors="np")["pixel_values"][0]
+                found = Levels(_processed(resizing, image), self._numbers)
+            if found.levels.dtype != np.uint8:
+                raise ValueError(f"it makes {found.levels.dtype} of 8 bits")
         # A processor's settings may contradict each other in many ways.
         except Exception as error:
             pass_on_memory_error(error)
@@ -118,18 +127,28 @@ class ImageReader:
                 code="image-processor-fails",
             ) from error
         wanted = image_shape(self.config)
-        if found.shape != wanted:
+        if found.levels.shape != wanted:
             raise ModelSourceError(
                 f"The image processor of {self.name} makes images of the shape "
-                f"{list(found.shape)}; the model takes {list(wanted)}.",
+                f"{list(found.levels.shape)}; the model takes {list(wanted)}.",
                 "Take the file that belongs to the model.",
                 code="other-image-size",
             )
-        pixels: Pixels = found
-        return pixels
+        return found
 
     @cached_property
-    def _processor(self) -> Any:
+    def _numbers(self) -> Pixels:
+        """What the processor makes of each level of each colour, ``[colours, 256]``."""
+        # As high as no number of colours, which a processor would take for them.
+        greys = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (8, 256, _COLOURS))
+        image = require("PIL.Image", extra="vision").fromarray(np.ascontiguousarray(greys))
+        _, normalising = self._processors
+        numbers: Pixels = _processed(normalising, image)[:, 0].astype(np.float32)
+        return numbers
+
+    @cached_property
+    def _processors(self) -> tuple[Any, Any]:
+        """What makes an image as large as the model takes it, and what makes it numbers."""
         told, where = self._told()
         kind = str(told.get("image_processor_type") or told.get("feature_extractor_type"))
         family = next((f for f in _KINDS if kind in {f + end for end in _ENDS}), None)
@@ -154,7 +173,7 @@ class ImageReader:
         # transformers 4.57 calls so what 5 calls ...Pil; 5 makes the plain one with torchvision.
         name = f"{family}ImageProcessor"
         made = getattr(library, f"{name}Pil", None) or getattr(library, name)
-        return made(**settings)
+        return made(**settings | _WITHOUT_NUMBERS), made(**settings | _WITHOUT_SIZES)
 
     def _told(self) -> tuple[dict[str, Any], str]:
         for name in (_PREPROCESSOR, "processor_config.json"):
@@ -204,24 +223,24 @@ def image_samples(
     images = read_images(spec or RANDOM, part=part)
     if images.is_random and spec != RANDOM:
         progress.say(f"{part}: noise, since no images are named; a folder of them chooses better")
-    pixels = reader.of_images(images, number, part)
-    if samples is not None and len(pixels) < samples:
-        progress.say(f"{images.source}: {len(pixels)} images of the {samples} asked for")
-    return of_pixels(pixels, _positions(loaded.model), images.source, images.sha256)
+    held = reader.of_images(images, number, part)
+    if samples is not None and len(held) < samples:
+        progress.say(f"{images.source}: {len(held)} images of the {samples} asked for")
+    return of_pixels(held, _positions(loaded.model), images.source, images.sha256)
 
 
-def of_pixels(pixels: Pixels, positions: int, source: str, sha256: str) -> CalibrationText:
+def of_pixels(held: HeldImages, positions: int, source: str, sha256: str) -> CalibrationText:
     """Images as samples with so many tokens, all of the id 0.
 
     Args:
-        pixels: ``[images, colours, height, width]``.
+        held: The images.
         positions: Of the residual stream.
         source: What a report calls the images.
         sha256: Of them.
     """
-    ids = np.zeros((len(pixels), positions), np.int64)
+    ids = np.zeros((len(held), positions), np.int64)
     text = CalibrationText.unpadded(ids, source, sha256)
-    return replace(text, sources=Sources({PIXELS: pixels}, text.mask))
+    return replace(text, sources=Sources({}, text.mask, held))
 
 
 def refuse_unclassifying(loaded: LoadedModel) -> None:
@@ -244,3 +263,8 @@ def refuse_unclassifying(loaded: LoadedModel) -> None:
 
 def _positions(model: Any) -> int:
     return int(run_backbone(model, probe_inputs(model)).last_hidden_state.shape[1])
+
+
+def _processed(processor: Any, image: Any) -> Any:
+    """What a processor makes of an image, ``[colours, height, width]``."""
+    return processor(image, return_tensors="np")["pixel_values"][0]

@@ -8,8 +8,8 @@ and so is ``pydoc``, the text that is usual for other models.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,30 +51,33 @@ class Picture:
     Attributes:
         name: What errors call it.
         label: The name or number of its class; None where it isn't known.
-        image: Pillow's object; None where it is read from the file of that name.
+        image: Makes Pillow's object; None where it is read from the file of that name.
         root: The folder that was named, out of which no link leads; None: the file's own.
+        sha256: Of the file, as it was found; empty where it isn't known.
     """
 
     name: str
     label: str | int | None = None
-    image: Any = None
+    image: Callable[[], Any] | None = None
     root: Path | None = None
+    sha256: str = ""
 
     def read(self) -> Any:
         """The image, as Pillow has it, in RGB, turned as its EXIF data say.
 
         Raises:
-            TextSourceError: It can't be read, or is no image.
+            TextSourceError: It can't be read, is no image, or has gone or changed since it was
+                found.
             UnsafeInputError: The file may not be read from where it is, or is too large.
             MissingDependencyError: Without Pillow.
         """
         pillow = require("PIL.Image", extra="vision")
         operations = require("PIL.ImageOps", extra="vision")
         try:
-            image = self.image
-            if image is None:
-                content = read_bytes(Path(self.name), self.root, limit=_LARGEST_BYTES)
-                image = pillow.open(io.BytesIO(content), formats=_FORMATS)
+            if self.image is not None:
+                image = self.image()
+            else:
+                image = pillow.open(io.BytesIO(self._content()), formats=_FORMATS)
             _refuse_large(image, self.name)
             return operations.exif_transpose(image).convert("RGB")
         except (DepthcutError, UnsafeInputError):
@@ -87,6 +90,23 @@ class Picture:
                 "Save it anew as PNG or JPEG, or leave it out.",
                 code="no-image",
             ) from error
+
+    def _content(self) -> bytes:
+        """Of the file, if it is still the one that was found."""
+        try:
+            content = read_bytes(Path(self.name), self.root, limit=_LARGEST_BYTES)
+        except FileNotFoundError as error:
+            raise self._changed("is no longer there") from error
+        if self.sha256 and sha256_bytes(content) != self.sha256:
+            raise self._changed("is another file than when it was found")
+        return content
+
+    def _changed(self, how: str) -> TextSourceError:
+        return TextSourceError(
+            f"{self.name} {how}; hashes and figures are of what was found.",
+            "Run the command again once nothing changes the folder any more.",
+            code="images-changed",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,15 +178,14 @@ def read_images(spec: str, *, part: Part) -> Images:
     chosen = _mixed(found)
     for each in chosen:
         check_file(Path(each.name), path, limit=_LARGEST_BYTES)
-    digests = [sha256_file(Path(each.name)) for each in chosen]
+    chosen = tuple(replace(each, sha256=sha256_file(Path(each.name))) for each in chosen)
     told = [f"{each.label}/{Path(each.name).name}" for each in chosen]
-    return _known(spec, chosen, digests, told, len(found))
+    return _known(spec, chosen, told, len(found))
 
 
-def _known(
-    source: str, chosen: tuple[Picture, ...], digests: list[str], told: list[str], there: int
-) -> Images:
+def _known(source: str, chosen: tuple[Picture, ...], told: list[str], there: int) -> Images:
     """Images with their hashes, each by what it shows and by what else is told of it."""
+    digests = [each.sha256 for each in chosen]
     shown = sha256_bytes("\n".join(sorted(set(digests))).encode())
     lines = (" ".join(each) for each in zip(told, digests, strict=True))
     content = sha256_bytes("\n".join(lines).encode())
@@ -199,17 +218,38 @@ def _of_hub(spec: str, part: Part) -> Images:
     label, rows = hub_rows(spec, part, "image")
     features = getattr(rows, "features", None) or {}
     column = label.rpartition(":")[2]
-    found = [_of_row(row, column, features, spec) for row in _read(islice(rows, MOST_IMAGES), spec)]
+    rows = _undecoded(rows, features, column)
+    pictures = (_of_row(row, column, features, spec) for row in islice(rows, MOST_IMAGES))
+    found = list(_read(pictures, spec))
     if not found:
         raise TextSourceError(f"{spec} holds no images.", IMAGES_HINT, code="no-images")
     chosen = _mixed(found)
-    digests = [sha256_bytes(each.image.tobytes()) for each in chosen]
-    return _known(label, chosen, digests, [str(each.label) for each in chosen], len(found))
+    return _known(label, chosen, [str(each.label) for each in chosen], len(found))
 
 
-def _read(rows: Iterable[Any], spec: str) -> Iterable[Any]:
+def _undecoded(rows: Any, features: Any, column: str) -> Any:
+    """The same rows with images as their files are, which take a tenth of the memory."""
+    feature = features.get(column)
+    if not hasattr(feature, "decode_example"):
+        return rows
+    return rows.cast_column(column, replace(feature, decode=False))
+
+
+def _opened(value: Any, feature: Any) -> tuple[Any, Callable[[], Any]]:
+    """The image that a row's value is, and what makes it again: of its file, if that came along."""
+    if not isinstance(value, dict) or not hasattr(feature, "decode_example"):
+        return value, lambda: value
+    image = feature.decode_example(value)
+    if value.get("bytes"):
+        return image, lambda: feature.decode_example(value)
+    return image, lambda: image
+
+
+def _read(pictures: Iterable[Picture], spec: str) -> Iterable[Picture]:
     try:
-        yield from rows
+        yield from pictures
+    except DepthcutError:
+        raise
     except Exception as error:  # the library raises anything from OSError to its own classes
         pass_on_memory_error(error)
         raise TextSourceError(
@@ -218,7 +258,7 @@ def _read(rows: Iterable[Any], spec: str) -> Iterable[Any]:
 
 
 def _of_row(row: Any, column: str, features: Any, spec: str) -> Picture:
-    image = row.get(column)
+    image, make = _opened(row.get(column), features.get(column))
     if not hasattr(image, "convert"):
         raise TextSourceError(
             f"{spec}: there is no image in the column {column!r}.",
@@ -232,7 +272,7 @@ def _of_row(row: Any, column: str, features: Any, spec: str) -> Picture:
     names = getattr(features.get("label"), "names", None)
     if isinstance(number, int) and names is not None and 0 <= number < len(names):
         number = names[number]
-    return Picture(name, number, image)
+    return Picture(name, number, make, sha256=sha256_bytes(image.tobytes()))
 
 
 def _refuse_large(image: Any, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from exporter.models.texts.calibration import (
     seed_of,
     spec_of,
 )
+from exporter.models.texts.held_images import HeldImages
 from exporter.progress import QUIET, Progress
 
 
@@ -178,7 +180,9 @@ def _joined_sources(texts: Sequence[CalibrationText], order: NDArray[np.int64]) 
     if len(own) < len(texts):
         return None
     arrays = {name: np.concatenate([each.arrays[name] for each in own]) for name in own[0].arrays}
-    return Sources(arrays, np.concatenate([each.mask for each in own])).rows(order)
+    held = [each.images for each in own if each.images is not None]
+    images = HeldImages.of(chain.from_iterable(each.images for each in held)) if held else None
+    return Sources(arrays, np.concatenate([each.mask for each in own]), images).rows(order)
 
 
 def refuse_same(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import CalibrationRef
-from exporter.files import sha256_bytes
+from exporter.files import sha256_pieces
 from exporter.models.texts.batches import Batch, Sources, batches_of
 
 
@@ -68,9 +69,10 @@ class CalibrationText:
     @property
     def ids_sha256(self) -> str:
         """Of the tokens, and of which of them are padding."""
-        read = b"" if self.sources is None else self.sources.content
-        read += b"" if self.types is None else self.types.astype("<i8").tobytes()
-        return sha256_bytes(self.input_ids.astype("<i8").tobytes() + self.mask.tobytes() + read)
+        tokens = self.input_ids.astype("<i8").tobytes(), self.mask.tobytes()
+        read = () if self.sources is None else self.sources.content()
+        types = b"" if self.types is None else self.types.astype("<i8").tobytes()
+        return sha256_pieces(chain(tokens, read, [types]))
 
     @property
     def part(self) -> CalibrationRef:

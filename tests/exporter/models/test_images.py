@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tracemalloc
 import types
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from exporter.errors import (
     TextSourceError,
     UnsafeInputError,
 )
+from exporter.files import sha256_bytes
 from exporter.models.texts import sources
+from exporter.models.texts.held_images import HeldImages, Levels, noise
 from exporter.models.texts.image_reader import ImageReader, of_pixels
 from exporter.models.texts.images import Picture, read_images
 from exporter.models.texts.samples import CalibrationText
@@ -184,6 +187,23 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     assert Picture(str(whole)).read().size == (24, 20)
 
 
+@pytest.mark.parametrize("change", ["gone", "other", "touched"])
+def test_a_file_that_changes_after_it_was_found_is_told(tmp_path: Path, change: str) -> None:
+    pytest.importorskip("PIL")
+    (picture,) = read_images(str(write_images(tmp_path, 1)), part="calibration").pictures
+    file = Path(picture.name)
+    if change == "gone":
+        file.unlink()
+    elif change == "other":
+        write_image(file, 99)
+    else:
+        file.touch()
+        assert picture.read().size == (24, 20)
+        return
+    with raises(TextSourceError, "images-changed", file.name):
+        picture.read()
+
+
 def test_an_image_of_no_sane_size_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("PIL")
     monkeypatch.setattr("exporter.models.texts.images._MOST_PIXELS", 100)
@@ -248,6 +268,57 @@ def test_a_data_set_has_images_and_names_of_labels(monkeypatch: Any) -> None:
     assert {picture.label for picture in found.pictures} == {"cat", "dog"}
 
 
+class _Files(_Rows):
+    """Rows with images as a data set holds them: files, which the library decodes on demand."""
+
+    def cast_column(self, column: str, feature: Any) -> _Files:
+        assert (column, feature.decode) == ("image", False)
+        return self
+
+
+@dataclasses.dataclass
+class _Feature:
+    """The library's feature of images."""
+
+    decode: bool = True
+    decoded: list[bytes] = dataclasses.field(default_factory=list)
+
+    def decode_example(self, value: dict[str, Any]) -> Any:
+        self.decoded.append(value["bytes"])
+        colour = value["bytes"] or value["path"].encode()
+        if colour == b"broken":
+            raise OSError("no image")
+        return image_row(colour[0])["image"]
+
+
+@pytest.mark.parametrize(
+    ("value", "times"),
+    [({"bytes": b"abc", "path": "a"}, 2), ({"bytes": None, "path": "a"}, 1)],
+    ids=["file", "elsewhere"],
+)
+def test_images_of_a_data_set_are_held_as_files_where_they_are_there(
+    monkeypatch: Any, value: dict[str, Any], times: int
+) -> None:
+    feature = _Feature()
+    rows = _Files([{"image": value}])
+    monkeypatch.setattr(rows, "features", {"image": feature}, raising=False)
+    hub(monkeypatch, rows)
+    (picture,) = read_images("hf:some/pets", part="evaluation").pictures
+    assert picture.image is not None
+    assert picture.image().tobytes() == b"a"
+    assert len(feature.decoded) == times
+    hub(monkeypatch, _Rows([image_row(ord("a"))]))
+    assert picture.sha256 == read_images("hf:some/pets", part="evaluation").pictures[0].sha256
+
+
+def test_a_broken_file_of_a_data_set_is_told(monkeypatch: Any) -> None:
+    rows = _Files([{"image": {"bytes": b"broken", "path": "a"}}])
+    monkeypatch.setattr(rows, "features", {"image": _Feature()}, raising=False)
+    hub(monkeypatch, rows)
+    with raises(TextSourceError, "no-image", "hf:some/pets"):
+        read_images("hf:some/pets", part="evaluation")
+
+
 def test_a_data_set_without_labels_has_none(monkeypatch: Any) -> None:
     hub(monkeypatch, _Rows([image_row(0), image_row(1)]))
     assert not read_images("hf:some/pets", part="evaluation").has_labels
@@ -288,23 +359,31 @@ def reader(tmp_path: Path) -> ImageReader:
     return ImageReader("model", tmp_path, CONFIG)
 
 
+PROCESSORS: list[dict[str, Any]] = [
+    {},
+    {"image_processor_type": "ViTImageProcessorFast"},
+    {"image_processor_type": None, "feature_extractor_type": "ViTFeatureExtractor", "size": 16},
+    {
+        "image_processor_type": "DeiTImageProcessor", "size": {"height": 20, "width": 20},
+        "do_center_crop": True, "crop_size": {"height": 16, "width": 16},
+    },
+    {
+        "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 18},
+        "do_center_crop": True, "crop_size": {"height": 16, "width": 16},
+    },
+    {
+        "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 10},
+        "do_center_crop": True, "crop_size": {"height": 16, "width": 16},
+        "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "resample": 3,
+    },
+    {"do_rescale": False, "image_mean": [100.0, 90.0, 80.0], "image_std": [70.0, 60.0, 50.0]},
+    {"do_normalize": False},
+    {"do_normalize": False, "do_rescale": False},
+]  # fmt: skip
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"image_processor_type": "ViTImageProcessorFast"},
-        {"image_processor_type": None, "feature_extractor_type": "ViTFeatureExtractor", "size": 16},
-        {
-            "image_processor_type": "DeiTImageProcessor", "size": {"height": 20, "width": 20},
-            "do_center_crop": True, "crop_size": {"height": 16, "width": 16},
-        },
-        {
-            "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 18},
-            "do_center_crop": True, "crop_size": {"height": 16, "width": 16},
-        },
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("changes", PROCESSORS)
 def test_images_become_what_the_model_takes(
     reader: ImageReader, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -313,8 +392,66 @@ def test_images_become_what_the_model_takes(
     found = reader.pixels(pictures)
     assert found.shape == (2, 3, 16, 16)
     assert found.dtype == np.float32
-    assert np.abs(found).max() <= 1
+    assert np.abs(found).max() <= (3 if changes.get("do_rescale", True) else 255)
     assert not np.array_equal(found[0], found[1])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("changes", PROCESSORS)
+def test_what_is_held_becomes_the_same_bits_as_the_processor_makes(
+    reader: ImageReader, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Every level of every colour: an image that is as large as the model takes them has all."""
+    transformers = pytest.importorskip("transformers")
+    write_processor(tmp_path, **changes)
+    told = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    kind = str(told.pop("image_processor_type", "ViTImageProcessor")).removesuffix("Fast")
+    made = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind)
+    told.pop("feature_extractor_type", None)
+    pictures = [Picture(str(write_image(tmp_path / f"{n}.png", n))) for n in range(4)]
+    whole = [made(**told)(each.read(), return_tensors="np")["pixel_values"][0] for each in pictures]
+    held = reader.held(pictures)
+    assert np.array_equal(held.pixels(), np.stack(whole).astype(np.float32))
+    other = reader.held([Picture(str(write_image(tmp_path / "other.png", 9)))]).pixels()
+    assert not np.array_equal(held.pixels()[:1], other)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("made", ["files", "noise"])
+def test_memory_grows_with_the_images_by_a_byte_a_colour(tmp_path: Path, made: str) -> None:
+    pytest.importorskip("PIL")
+    write_processor(tmp_path, size={"height": 96, "width": 96})
+    reader = ImageReader("model", tmp_path, {"image_size": 96, "num_channels": 3})
+    write_images(tmp_path / "images", 4)
+    found = read_images(str(tmp_path / "images"), part="calibration").pictures
+    reader.held(found[:1])  # imports
+    peaks = []
+    for number in (40, 80):
+        tracemalloc.start()
+        pictures = [found[n % 4] for n in range(number)]
+        held = reader.noise(number, "calibration") if made == "noise" else reader.held(pictures)
+        text = of_pixels(held, 37, "made", "0")
+        assert text.ids_sha256
+        assert all(each.inputs() for each in text.batches(4))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    grown = (peaks[1] - peaks[0]) / 40
+    assert grown < 1.1 * 3 * 96 * 96  # floats take four times as much
+    assert (grown > 0.9 * 3 * 96 * 96) is (made == "files")
+
+
+@pytest.mark.torch
+def test_images_are_held_by_the_byte_and_known_by_what_is_read(
+    reader: ImageReader, tmp_path: Path
+) -> None:
+    held = reader.held([Picture(str(write_image(tmp_path / f"{n}.png", n))) for n in range(3)])
+    assert all(isinstance(each, Levels) for each in held.images)
+    assert sum(each.levels.nbytes for each in held.images if isinstance(each, Levels)) == 3 * 768
+    assert len({id(each.numbers) for each in held.images if isinstance(each, Levels)}) == 1
+    text = of_pixels(held, 5, "made", "0")
+    ids, mask = text.input_ids.astype("<i8").tobytes(), text.mask.tobytes()
+    assert text.ids_sha256 == sha256_bytes(ids + mask + held.pixels().tobytes() + mask)
+    assert text.rows(slice(1, 3)).ids_sha256 != text.rows(slice(0, 2)).ids_sha256
 
 
 @pytest.mark.torch
@@ -363,7 +500,7 @@ def test_a_missing_processor_is_told(reader: ImageReader, tmp_path: Path) -> Non
     image = Picture(str(write_image(tmp_path / "a.png", 0)))
     with raises(ModelSourceError, "no-image-processor", "preprocessor_config.json"):
         reader.pixels([image])
-    assert reader.noise(2, "calibration").shape == (2, 3, 16, 16)
+    assert reader.noise(2, "calibration").pixels().shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize("spec", ["pydoc", "random"])
@@ -373,14 +510,17 @@ def test_weights_are_fitted_to_noise_where_no_images_are_named(tmp_path: Path, s
     found = calibration_beside(tmp_path / "model.onnx", (spec,))
     assert "noise" in found.ref.source
     assert found.sources is not None
-    assert found.sources.arrays["pixel_values"].shape[1:] == (3, 16, 16)
+    assert found.sources.given()["pixel_values"].shape[1:] == (3, 16, 16)
 
 
 def test_noise_is_the_same_however_much_is_asked_for(tmp_path: Path) -> None:
     reader = ImageReader("model", tmp_path, CONFIG)
-    many, few = (reader.noise(number, "calibration") for number in (8, 3))
+    many, few = (reader.noise(number, "calibration").pixels() for number in (8, 3))
     assert np.array_equal(many[:3], few)
-    assert not np.array_equal(reader.noise(3, "evaluation"), few)
+    assert not np.array_equal(reader.noise(3, "evaluation").pixels(), few)
+    # The bits are those of all images made at once, which plans and hashes of older ones rest on.
+    once = np.random.default_rng(0).standard_normal((8, 3, 16, 16), dtype=np.float32)
+    assert np.array_equal(many, once)
 
 
 @pytest.mark.parametrize("size", [None, "16", 0, [16], 1 << 20])
@@ -401,15 +541,15 @@ def test_samples_have_a_token_for_each_position(tmp_path: Path) -> None:
     text = calibration_text(loaded, folders[0], samples=2)
     assert text.input_ids.shape == (2, 5)  # four patches and the class token
     assert text.sources is not None
-    assert text.sources.arrays["pixel_values"].shape == (2, 3, 16, 16)
+    assert text.sources.given()["pixel_values"].shape == (2, 3, 16, 16)
     assert (text.ref.source, text.ref.samples, text.ref.tokens) == (folders[0], 2, 10)
     both = mixed_text(loaded, folders)
     assert both.sources is not None
-    parts = [part.sources.arrays["pixel_values"] for part in both.apart if part.sources]
+    parts = [part.sources.given()["pixel_values"] for part in both.apart if part.sources]
     again = [calibration_text(loaded, folder).sources for folder in folders]
     for found, expected in zip(parts, again, strict=True):
         assert expected is not None
-        assert np.array_equal(found, expected.arrays["pixel_values"])
+        assert np.array_equal(found, expected.given()["pixel_values"])
 
 
 class _Heard(Quiet):
@@ -421,8 +561,7 @@ class _Heard(Quiet):
 
 
 def test_few_images_choose_nothing_however_many_positions_they_have() -> None:
-    pixels = np.zeros((40, 3, 2, 2), np.float32)
-    images = of_pixels(pixels, 1370, "made", "0")
+    images = of_pixels(HeldImages.of(noise(40, (3, 2, 2), 0)), 1370, "made", "0")
     assert len(measured_on(images, 4096).input_ids) == 32
     assert len(measured_on(images, 36 * 1370).input_ids) == 36
     few = images.rows(slice(0, 5))
