@@ -123,15 +123,7 @@ def compare(
     for text in texts:
         refuse_noted(text, pair.candidate.facts.metadata)
     known = _Known(list(parity), list(plan) or pair.dropped(), calibration, parts)
-    if not pair.runs:
-        return _described(pair, known)
-    store = open_store(pair, resume)
-    probe = settle_threads(pair, store)
-    threads = pair.baseline.runner.threads
-    machine = environment(threads=threads, gpu=pair.on_gpu)  # what it may use unpinned
-    with pinning(threads, options.timing, progress) as pinned, pair.running():
-        settled = {"thread_probe": probe, "pinning": pinned}
-        return _measured(pair, texts, known, store, machine.model_copy(update=settled))
+    return _run(pair, texts, known, resume) if pair.runs else _described(pair, known)
 
 
 @dataclass(frozen=True)
@@ -182,6 +174,19 @@ def _described(pair: Pair, known: _Known) -> ComparisonReport:
     pair.progress.say(f"compare: {pair.baseline.not_run or pair.candidate.not_run}")
     threads = pair.options.threads or default_threads()
     return _report(pair, known, environment(threads=threads, gpu=False))
+
+
+def _run(
+    pair: Pair, texts: Sequence[TextSource], known: _Known, resume: Path | None
+) -> ComparisonReport:
+    """The report of arms that run here, once their threads and CPUs are settled."""
+    store = open_store(pair, resume)
+    probe = settle_threads(pair, store)
+    threads = pair.baseline.runner.threads
+    machine = environment(threads=threads, gpu=pair.on_gpu)  # what it may use unpinned
+    with pinning(threads, pair.options.timing, pair.progress) as pinned, pair.running():
+        settled = {"thread_probe": probe, "pinning": pinned}
+        return _measured(pair, texts, known, store, machine.model_copy(update=settled))
 
 
 def _measured(

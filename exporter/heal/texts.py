@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -133,37 +134,65 @@ def healing_texts(
         further(loaded, spec, text, sum(each), options, chosen_on)
         for spec, text, each in zip(specs, whole, asked, strict=True)
     ]
-    least = math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0
-
-    def parted() -> list[tuple[CalibrationText, CalibrationText]]:
-        texts = [text for text, _ in behind]
-        return [_parted(text, *each, room, least) for text, each in zip(texts, asked, strict=True)]
-
-    parts = parted()
-    if sum(len(held.input_ids) - FEWEST_HELD_OUT for _, held in parts) < fewest:
-        # A longer text must not show less than a shorter one, which is used again.
-        behind = [
-            (text, again or rest is not text)
-            for text, (rest, again) in zip(whole, behind, strict=True)
-        ]
-        parts = parted()
+    parts = _all_parted(whole, behind, asked, room, fewest)
     choosing = None
     if passages:
-        spare = sum(len(held.input_ids) for _, held in parts) - fewest
+        spare = sum(len(part.held.input_ids) for part in parts) - fewest
         choosing = max(FEWEST_HELD_OUT, min(_MOST_PASSAGES // 2, spare // len(specs)))
     if judged and predicts_tokens(loaded.model):
         choosing = min(more for _, more in few) // 2
     few_sampled = bool(options.trains or judged)
     samples = sum(more for _, more in few)
     other = _other_text(loaded, specs, samples, options, few_sampled, whole, progress)
-    fitting = [fit for fit, _ in parts]
     return HealingTexts(
-        joined(fitting),
-        tuple(text.ref for text in fitting),
-        tuple(held for _, held in parts),
+        joined([part.fitting for part in parts]),
+        tuple(part.fitting.ref for part in parts),
+        tuple(part.held for part in parts),
         other,
         choosing,
-        tuple(fit.ref for fit, (_, again) in zip(fitting, behind, strict=True) if again),
+        tuple(part.fitting.ref for part in parts if part.again),
+    )
+
+
+class _Parts(NamedTuple):
+    """One text's samples to fit on and those held out; ``again``: what has chosen is among them."""
+
+    fitting: CalibrationText
+    held: CalibrationText
+    again: bool
+
+
+def _all_parted(
+    whole: Sequence[CalibrationText],
+    behind: Sequence[tuple[CalibrationText, bool]],
+    asked: Sequence[tuple[int, int]],
+    room: int,
+    fewest: int,
+) -> list[_Parts]:
+    """The parts of all texts; of whole ones where further samples are too few to judge by.
+
+    Args:
+        whole: The texts from their beginnings.
+        behind: Their samples behind those that have chosen the cut, and whether some of these are
+            taken again.
+        asked: Samples of each to fit on, and to hold out.
+        room: As for :func:`_parted`.
+        fewest: As for :func:`healing_texts`.
+    """
+    least = math.ceil(fewest / len(asked)) + FEWEST_HELD_OUT if fewest else 0
+
+    def parted(texts: Iterable[tuple[CalibrationText, bool]]) -> list[_Parts]:
+        return [
+            _Parts(*_parted(text, *each, room, least), again)
+            for (text, again), each in zip(texts, asked, strict=True)
+        ]
+
+    parts = parted(behind)
+    if sum(len(part.held.input_ids) - FEWEST_HELD_OUT for part in parts) >= fewest:
+        return parts
+    # A longer text must not show less than a shorter one, which is used again.
+    return parted(
+        (text, again or rest is not text) for text, (rest, again) in zip(whole, behind, strict=True)
     )
 
 

@@ -11,11 +11,11 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.servers import refuse_unheld
 from exporter.artifacts.store import key_hash
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
 from exporter.choose.budgets.units import with_request
+from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
 from exporter.cut.branch_replacements import branch_replacements_of

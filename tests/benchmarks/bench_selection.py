@@ -25,9 +25,9 @@ import numpy as np
 
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.damage import Damage, joined

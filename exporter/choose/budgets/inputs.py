@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.text import TextParts, measured_on, parted
 from exporter.choose.budgets.units import with_context
+from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.choose.selection.meters import (
@@ -50,52 +50,10 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import specs_of, text_of_report
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
-from graph_passes.files.placing import SCRATCH
 from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 _SEEN_FIRST = 32
 """Of the texts or images that a limit is held on: a bad cut need not be run on all of them."""
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """A folder that outlives an interrupted call; each thing in it says what it is about.
-
-    Attributes:
-        folder: Where it is; made when something is kept.
-    """
-
-    folder: Path
-
-    @property
-    def costs(self) -> Path:
-        """TimedCandidate times of sublayers."""
-        return self.folder / "costs.json"
-
-    @property
-    def journal(self) -> Path:
-        """TimedCandidate damages."""
-        return self.folder / "damages.jsonl"
-
-    @property
-    def checks(self) -> Path:
-        """Damages on the tokens that floors are held on."""
-        return self.folder / "checks.jsonl"
-
-    @property
-    def trials(self) -> Path:
-        """Cuts that were healed, of which one is taken."""
-        return self.folder / "trials"
-
-    @property
-    def scratch(self) -> Path:
-        """Graphs while they are timed."""
-        return self.folder / SCRATCH
-
-    @property
-    def fits(self) -> Path:
-        """What may take each branch's place."""
-        return self.folder / "fits.jsonl"
 
 
 class PlanInputs:

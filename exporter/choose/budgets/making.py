@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.request import PlanRequest
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
 from exporter.choose.budgets.units import with_request
+from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes

@@ -80,17 +80,25 @@ def compare_stacks(
             aren't finite.
         DepthcutError: A file can't be read, or a run fails.
     """
-    options = options or CompareOptions()
+    options, parts = options or CompareOptions(), parts or PlanParts()
     refuse_of_one_graph(options)
     options.gpu.use()
     folders = {"baseline": StackFolder(baseline), "candidate": StackFolder(candidate)}
     reader = reader_of(folders["baseline"])
     refuse_of_other_source(options, hears=reader.hears)
     pairs = _pairs(reader, options, progress)
-    refuse_deciding(pairs, calibration, parts or PlanParts())
+    refuse_deciding(pairs, calibration, parts)
     for facts in folders["candidate"].facts.values():
         refuse_noted(as_text(pairs), facts.metadata)
     timing = _timing(folders, reader, pairs, options, resume, progress)
+    found = _run(timing, reader, pairs)
+    told = {"plan": dropped or _dropped(folders), "calibration": calibration, "parts": parts}
+    return found.model_copy(update={**told, "parity": parity or []})
+
+
+def _run(timing: StackTiming, reader: PairReader, pairs: Pairs) -> ComparisonReport:
+    """The report of what was measured, without what the caller knows."""
+    folders, options, progress = timing.folders, timing.options, timing.progress
     probe = timing.settle_threads()
     threads = timing.runners["baseline"].threads
     machine = environment(threads=threads, gpu=options.provider == "cuda")  # unpinned
@@ -106,10 +114,7 @@ def compare_stacks(
         made_from={**parents, "evaluation_text": accuracy.text_sha256},
         environment=machine.model_copy(update={"pinning": pinned}),
         arms=arms,
-        plan=dropped or _dropped(folders),
-        calibration=calibration,
-        parts=parts or PlanParts(),
-        parity=parity or [],
+        parity=[],
         latency=rows,
         accuracy=accuracy,
     )

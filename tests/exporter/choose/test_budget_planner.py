@@ -22,9 +22,9 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose.budgets.budget import Budget, Floors, Memory  # noqa: E402
 from exporter.choose.budgets.candidates import QualityCheck  # noqa: E402
-from exporter.choose.budgets.inputs import Workplace  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
+from exporter.choose.budgets.workplace import Workplace  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.options import HealOptions  # noqa: E402

@@ -14,9 +14,9 @@ from tiny_families import hook_count, skipped, tiny_loaded
 from exporter import cli
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import CalibrationError, PlanError
 from tests.raising import raises

@@ -32,11 +32,11 @@ from exporter.choose.budgets.budget import Budget, Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
 from exporter.choose.budgets.healed_limits import Candidate, largest_within  # noqa: E402
 from exporter.choose.budgets.healed_words import QualityLimits  # noqa: E402
-from exporter.choose.budgets.inputs import Workplace  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
 from exporter.choose.budgets.trial_figures import is_lost  # noqa: E402
 from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns  # noqa: E402
+from exporter.choose.budgets.workplace import Workplace  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.options import Option  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402

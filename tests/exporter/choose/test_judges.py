@@ -14,8 +14,8 @@ from tiny_families import tiny_loaded, tiny_tokenizer
 from exporter.artifacts.ledger import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
