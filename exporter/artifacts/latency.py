@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.base import Record
-from exporter.artifacts.nouns import Parts
+from exporter.artifacts.nouns import RECORDINGS, TEXTS, Parts
 
 Phase = Literal["prefill", "decode", "encode"]
 """What one run of a graph does."""
@@ -65,7 +65,10 @@ class Shape:
     def __str__(self) -> str:
         past = f", cache {self.past_length}" if self.past_length else ""
         batch = f", batch {self.batch}" if self.batch > 1 else ""
-        return f"{self.phase} {self.sequence_length}{past}{batch}"
+        if self.counts == RECORDINGS.parts:  # all have one length
+            return f"{self.phase} {RECORDINGS.one}{batch}"
+        parts = "" if self.counts == TEXTS.parts else f" {self.counts}"
+        return f"{self.phase} {self.sequence_length}{parts}{past}{batch}"
 
 
 class MachineState(Record):

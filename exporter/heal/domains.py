@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
+from exporter.artifacts.nouns import TEXTS, Nouns
 from exporter.compare.quality.intervals import share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.classes import TWO_TEXTS
@@ -52,7 +53,7 @@ def measured_text(
     """Measures both cuts on one text, against the whole model.
 
     Args:
-        model: A transformers model of text.
+        model: A transformers model.
         role: What the text is.
         text: Samples that nothing was fitted on.
         dropped: The branches, with nothing in their places.
@@ -220,11 +221,12 @@ def gain_warnings(texts: Sequence[HealedEmbeddings | HealedClasses]) -> list[str
 _ONE_DOMAIN = "The gain was measured in the calibration's domain only; others may gain nothing."
 
 
-def warnings_of(texts: Sequence[HealedText]) -> list[str]:
+def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
     """What a reader must know before he trusts the gain: domains that disagree, or no gain at all.
 
     Args:
         texts: The calibration's domain and, where there is one, another.
+        read: What the model reads.
     """
     found = {text.role: text for text in texts}
     own, other = found.get("calibration"), found.get("other")
@@ -236,7 +238,7 @@ def warnings_of(texts: Sequence[HealedText]) -> list[str]:
     if unsure and all(_is_unsure(text) or _has_gained(text) for text in (own, other)):
         told = " and ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)
         return [
-            f"The gain may be chance {told}. Measure on more text: more --samples, or for a "
+            f"The gain may be chance {told}. Measure on more {read.much}: more --samples, or for a "
             "budget more samples of the scores."
         ]
     if not _has_gained(own) and not _has_gained(other):
@@ -246,8 +248,8 @@ def warnings_of(texts: Sequence[HealedText]) -> list[str]:
     worse, better = sorted((own, other), key=_gained)
     return [
         f"The domains disagree: on {_name(better)} healing recovers {_share(better)} of the "
-        f"lost log-perplexity, on {_name(worse)} {_share(worse)}. Calibrate on text like that "
-        "of the intended use, or on a mixture."
+        f"lost log-perplexity, on {_name(worse)} {_share(worse)}. Calibrate on {read.much} "
+        "as in the intended use, or on a mixture."
     ]
 
 

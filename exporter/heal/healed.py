@@ -268,7 +268,11 @@ def measured_healing(
     classes = [each for each in measured if isinstance(each, HealedClasses)]
     told = list(warnings)
     if lost is None or not lost(measured[0]):
-        told = [*told, *warnings_of(answers), *gain_warnings([*embeddings, *classes])]
+        told = [
+            *told,
+            *warnings_of(answers, texts[0].read),
+            *gain_warnings([*embeddings, *classes]),
+        ]
     for warning in told:
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]

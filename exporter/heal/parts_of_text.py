@@ -43,17 +43,17 @@ def _chose(texts: HealingTexts, plan: PruningPlan) -> list[str]:
 
 def choice_warnings(options: HealOptions, texts: HealingTexts, plan: PruningPlan) -> list[str]:
     """What a reader must know where one text serves for two parts."""
-    found = []
+    found, much = [], texts.fitting.read.much
     if short := _short(options, texts):
         found.append(
             f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
-            "measured on the same one: the gain looks better than it is. Give more text."
+            f"measured on the same one: the gain looks better than it is. Give more {much}."
         )
     chose = _chose(texts, plan)
     if chose:
         found.append(
             f"Some held-out samples of {', '.join(chose)} also decided what to drop, so the healed "
-            "model looks better than it is. Give more text, or heal on another."
+            f"model looks better than it is. Give more {much}, or heal on other {much}."
         )
     if again := [ref.source for ref in texts.again if ref.source not in chose]:
         found.append(

@@ -141,10 +141,11 @@ class Trainer:
                 task.advance()
         unhealed = self._state.checks[0].held_out_loss
         if not self._state.best_loss < unhealed:
+            much = self._text.read.much
             raise HealingError(
-                f"Distillation gained nothing: on held-out text the loss is {unhealed:.4g} before "
-                f"and {self._state.checks[-1].held_out_loss:.4g} after.",
-                "Give more tokens or time, a lower learning_rate, or other text.",
+                f"Distillation gained nothing: on held-out {much} the loss is {unhealed:.4g} "
+                f"before and {self._state.checks[-1].held_out_loss:.4g} after.",
+                f"Give more tokens or time, a lower learning_rate, or other {much}.",
                 code="distillation-gained-nothing",
             )
         self._take_best()

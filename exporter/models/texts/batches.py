@@ -37,6 +37,11 @@ class Sources:
         """Whether they are all that the model reads: images, beside which there are no tokens."""
         return self.images is not None
 
+    @property
+    def are_recordings(self) -> bool:
+        """Whether the encoder hears: sounds, beside which there are a decoder's tokens."""
+        return "input_features" in self.arrays
+
     def rows(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Sources:
         """Those of some of the samples."""
         arrays = {name: array[chosen] for name, array in self.arrays.items()}

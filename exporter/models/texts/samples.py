@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import CalibrationRef
+from exporter.artifacts.nouns import IMAGES, RECORDINGS, TEXTS, Nouns
 from exporter.files import sha256_pieces
 from exporter.models.texts.batches import Batch, Sources, batches_of
 
@@ -65,6 +66,14 @@ class CalibrationText:
     def are_images(self) -> bool:
         """Whether the samples are images, beside which there are no tokens."""
         return self.sources is not None and self.sources.are_images
+
+    @property
+    def read(self) -> Nouns:
+        """What the model reads: texts, images or recordings."""
+        if self.are_images:
+            return IMAGES
+        hears = self.sources is not None and self.sources.are_recordings
+        return RECORDINGS if hears else TEXTS
 
     @property
     def ids_sha256(self) -> str:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
 import pytest
 from made_reports import gate_report, gate_row
 
-from exporter.artifacts import CalibrationRef, Healing, PlanParts, Training, TrainingCheck
+from exporter.artifacts import (
+    AnswerDamage,
+    CalibrationRef,
+    HealedText,
+    Healing,
+    PlanParts,
+    PruningPlan,
+    Training,
+    TrainingCheck,
+)
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.nouns import IMAGES, RECORDINGS, TEXTS, Nouns, nouns_of
+from exporter.heal.domains import warnings_of
+from exporter.heal.options import HealOptions
+from exporter.heal.parts_of_text import choice_warnings
+from exporter.heal.texts import HealingTexts
+from exporter.models.texts.batches import Sources
+from exporter.models.texts.held_images import HeldImages, noise
+from exporter.models.texts.samples import CalibrationText
 from exporter.report.sections.healing import healing_grid, healing_words
 from exporter.report.sections.parts import parts_blocks
 from exporter.report.words import read_by, shape_words, short_shape
@@ -65,6 +86,55 @@ def test_a_rows_length_is_called_what_it_counts(read: Nouns) -> None:
     # A recording has one length, which is no number that anyone gave.
     assert ("100" in told) is ("100" in short) is (read != RECORDINGS)
     assert ("recording" in told) is ("recording" in short) is (read == RECORDINGS)
+
+
+@pytest.mark.parametrize("read", [IMAGES, RECORDINGS, TEXTS])
+def test_progress_calls_a_shape_what_it_counts(read: Nouns) -> None:
+    told = str(Shape("encode", 2, 100, counts=read.parts))
+    assert "batch 2" in told
+    assert ("recording" in told) is ("100" not in told) is (read == RECORDINGS)
+    assert ("patches" in told) is (read == IMAGES)
+    assert told != str(Shape("encode", 1, 100, counts=read.parts))
+
+
+@pytest.mark.parametrize("read", [IMAGES, RECORDINGS, TEXTS])
+def test_a_warning_of_a_healing_asks_for_more_of_what_is_read(read: Nouns) -> None:
+    texts = [healed_text("calibration", 0.1), healed_text("other", 0.5)]
+    unsure = [each.model_copy(update={"gain_std_error": 1.0}) for each in texts]
+    for found in (warnings_of(texts, read), warnings_of(unsure, read)):
+        told = " ".join(found)
+        assert read.much in told
+        assert ("text" in told) is (read == TEXTS)
+
+
+def healed_text(role: Literal["calibration", "other"], healed: float) -> HealedText:
+    def damage(rise: float) -> AnswerDamage:
+        return AnswerDamage(
+            perplexity=10.0, log_perplexity_increase=rise, log_perplexity_increase_std_error=0.01,
+            kl=rise, kl_std_error=0.01, top1_agreement=0.9,
+        )  # fmt: skip
+
+    return HealedText(
+        role=role, text=REF, baseline_perplexity=9.0, dropped=damage(0.6), healed=damage(healed),
+        gain=0.6 - healed, gain_std_error=0.01,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [IMAGES, RECORDINGS, TEXTS])
+def test_a_warning_of_a_short_calibration_asks_for_more_of_what_is_read(read: Nouns) -> None:
+    one = CalibrationText.unpadded(np.zeros((1, 4), np.int64), "few", "0" * 64)
+    images = HeldImages.of(noise(1, (3, 2, 2), 0)) if read == IMAGES else None
+    sounds = {"input_features": np.zeros((1, 2, 2), np.float32)} if read == RECORDINGS else {}
+    if read != TEXTS:
+        one = replace(one, sources=Sources(sounds, one.mask, images))
+    assert one.read == read
+    texts = HealingTexts(one, (one.ref,), (one,), None, again=(one.ref,))
+    chosen = PruningPlan(deletions=[], chosen_on=[one.ref.model_copy(update={"tokens": 99})])
+    found = choice_warnings(HealOptions(kind="fold"), texts, chosen)
+    assert len(found) == 2
+    for told in found:
+        assert f"more {read.much}" in told
+        assert ("text" in told) is (read == TEXTS)
 
 
 @pytest.mark.parametrize("read", [IMAGES, RECORDINGS, TEXTS])

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from healed_models import planned
 from tiny_families import skipped, tiny_loaded
 
 from exporter.artifacts import PruningPlan
+from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
+from exporter.errors import HealingError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.changed_weights import change_weights
-from exporter.models.texts.calibration import calibration_text
+from exporter.models.texts.calibration import CalibrationText, calibration_text
+from exporter.progress import QUIET
+from graph_passes.types import SublayerRef
+from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
+from exporter.heal.distill.distilled import distilled  # noqa: E402
+from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.healed import heal  # noqa: E402
-from exporter.heal.texts import healing_texts  # noqa: E402
+from exporter.heal.texts import HealingTexts, healing_texts  # noqa: E402
 from exporter.models.ablation.embeddings import meter_here  # noqa: E402
 
 PLAN = PruningPlan(deletions=planned(("attention", 1, "none"), ("mlp", 2, "none")))
@@ -108,3 +116,24 @@ def test_what_chose_is_not_fitted_on_again() -> None:
     first = chosen.sources.given()["pixel_values"]
     for image in texts.fitting.sources.given()["pixel_values"]:
         assert not (first == image).all(axis=(1, 2, 3)).any()
+
+
+@pytest.mark.parametrize("read", [IMAGES, TEXTS])
+def test_a_training_that_gains_nothing_asks_for_other_samples_of_the_kind(read: Nouns) -> None:
+    loaded = classifier() if read == IMAGES else tiny_loaded("llama")
+    ids = np.arange(96).reshape(16, 6) % 16
+    text = CalibrationText.unpadded(ids, "t", "0" * 64)
+    text = calibration_text(loaded, "random", samples=16) if read == IMAGES else text
+    fitting, held_out = text.rows(slice(0, 12)), text.rows(slice(12, 16))
+    options = HealOptions(
+        kind="distill", tokens=160, step_tokens=40, sequence_length=6, train="all",
+        learning_rate=30.0,
+    )  # fmt: skip
+    texts = HealingTexts(fitting, (fitting.ref,), (held_out,), None)
+    asked = Fitting(loaded, texts, {SublayerRef(*name) for name in NAMES}, options, None, QUIET)
+    with (
+        raises(HealingError, "distillation-gained-nothing", f"other {read.much}") as caught,
+        distilled(asked),
+    ):
+        pass
+    assert ("text" in str(caught.value)) is (read == TEXTS)
