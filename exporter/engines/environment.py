@@ -15,7 +15,7 @@ from typing import Self
 
 from exporter.artifacts import Environment, MachineState
 from exporter.engines.build.driver import ask_driver
-from exporter.engines.machine_watch import MachineWatch, quota
+from exporter.engines.machine_watch import MachineWatch, kernel_text, quota
 from exporter.engines.pinning import let_go
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -46,7 +46,7 @@ def environment(*, threads: int, gpu: bool) -> Environment:
         gpu_settings=gpu_settings() if gpu else {},
         load_average_1m=os.getloadavg()[0],
         affinity=sorted(os.sched_getaffinity(0)),
-        governor=_text(_CPUS / "cpu0/cpufreq/scaling_governor"),
+        governor=kernel_text(_CPUS / "cpu0/cpufreq/scaling_governor"),
     )
 
 
@@ -199,7 +199,7 @@ def _cpu_mhz() -> float | None:
     """Mean over the CPUs that this process may use."""
     found = []
     for cpu in os.sched_getaffinity(0):
-        told = _text(_CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq")
+        told = kernel_text(_CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq")
         found += [float(told) / 1000] if told and told.isdigit() else []
     found = found or [float(mhz) for mhz in _MHZ.findall(_cpu_info())]
     return sum(found) / len(found) if found else None
@@ -218,16 +218,11 @@ class ThrottleCounts:
 
 
 def _throttle_count() -> int | None:
-    told = [_text(path) for path in _CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    told = [
+        kernel_text(path) for path in _CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+    ]
     counts = [int(count) for count in told if count and count.isdigit()]
     return sum(counts) if counts else None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="ascii").strip() or None
-    except (OSError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def _cpus(found: Quota) -> float:
 
 def _groups() -> list[Path]:
     """The folders of this process's groups, from the root down; within a container the root."""
-    own = [line.split(":", 2) for line in (_text(_OWN_CGROUP) or "").splitlines()]
+    own = [line.split(":", 2) for line in (kernel_text(_OWN_CGROUP) or "").splitlines()]
     found = [_CGROUP, _CGROUP / "cpu", _CGROUP / "cpu,cpuacct"]
     for number, controllers, path in (each for each in own if len(each) == 3):
         if number == "0":
@@ -72,9 +72,9 @@ def _groups() -> list[Path]:
 
 
 def _quota_at(folder: Path) -> Quota:
-    told = (_text(folder / "cpu.max") or "").split()
+    told = (kernel_text(folder / "cpu.max") or "").split()
     if len(told) != 2:
-        told = [_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+        told = [kernel_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
     with contextlib.suppress(ValueError, ZeroDivisionError):
         cpus = float(told[0]) / float(told[1])
         return Quota(cpus, _waited_s(folder), folder) if cpus > 0 else Quota(None, None)
@@ -82,7 +82,7 @@ def _quota_at(folder: Path) -> Quota:
 
 
 def _waited_s(folder: Path) -> float | None:
-    for line in (_text(folder / "cpu.stat") or "").splitlines():
+    for line in (kernel_text(folder / "cpu.stat") or "").splitlines():
         name, _, number = line.partition(" ")
         if name in ("throttled_usec", "throttled_time") and number.isdigit():
             return int(number) / (_MICROSECONDS if name.endswith("usec") else _NANOSECONDS)
@@ -91,7 +91,7 @@ def _waited_s(folder: Path) -> float | None:
 
 def _stolen() -> tuple[int, int] | None:
     """Ticks that another virtual machine took, and all."""
-    first = (_text(_KERNEL_COUNTERS) or "").partition("\n")[0].split()[1 : 1 + _COUNTED]
+    first = (kernel_text(_KERNEL_COUNTERS) or "").partition("\n")[0].split()[1 : 1 + _COUNTED]
     if len(first) < _COUNTED or not all(map(str.isdigit, first)):
         return None
     ticks = list(map(int, first))
@@ -105,7 +105,7 @@ def _pressed_s() -> tuple[Path, float] | None:
     else of the whole machine.
     """
     for file in (*_own_pressures(), _PRESSURE):
-        for line in (_text(file) or "").splitlines():
+        for line in (kernel_text(file) or "").splitlines():
             kind, _, told = line.partition(" ")
             total = told.rpartition("total=")[2]
             if kind == "some" and total.isdigit():
@@ -115,7 +115,7 @@ def _pressed_s() -> tuple[Path, float] | None:
 
 def _own_pressures() -> list[Path]:
     """Of control groups 2, the innermost first; they lie in a folder of their own beside 1."""
-    lines = [line.split(":", 2) for line in (_text(_OWN_CGROUP) or "").splitlines()]
+    lines = [line.split(":", 2) for line in (kernel_text(_OWN_CGROUP) or "").splitlines()]
     own = [each[2].lstrip("/") for each in lines if len(each) == 3 and each[0] == "0"]
     bases = _CGROUP, _CGROUP / "unified"
     return [base / path / "cpu.pressure" for path in (*own, "") for base in bases]
@@ -123,9 +123,11 @@ def _own_pressures() -> list[Path]:
 
 def on_battery() -> bool | None:
     """Whether the machine runs on its battery; None where it has none, or doesn't tell."""
-    told = [(_text(file.parent / "type"), _text(file)) for file in _POWER.glob("*/online")]
+    told = [
+        (kernel_text(file.parent / "type"), kernel_text(file)) for file in _POWER.glob("*/online")
+    ]
     mains = [online == "1" for kind, online in told if kind in ("Mains", "USB")]
-    states = [_text(file) for file in _POWER.glob("BAT*/status")]
+    states = [kernel_text(file) for file in _POWER.glob("BAT*/status")]
     if not states:
         return None
     return not any(mains) if mains else "Discharging" in states
@@ -194,7 +196,8 @@ def doubt(states: Sequence[MachineState]) -> str:
     return ""
 
 
-def _text(path: Path) -> str | None:
+def kernel_text(path: Path) -> str | None:
+    """What a file of the kernel's says; None where it isn't there, empty or not to be read."""
     try:
         return path.read_text(encoding="ascii").strip() or None
     except (OSError, ValueError):

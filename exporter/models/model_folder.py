@@ -118,6 +118,12 @@ def longest_sequence(config: dict[str, Any]) -> int | None:
     return None
 
 
+def token_ids(entry: object) -> list[int]:
+    """The tokens that a config's entry names: one or a list; no other value is one."""
+    values = entry if isinstance(entry, list) else [entry]
+    return [each for each in values if isinstance(each, int)]
+
+
 def _unused_positions(config: dict[str, Any]) -> int:
     """Of RoBERTa and its relatives, which number positions from one behind the padding's id on."""
     padding = config.get("pad_token_id")

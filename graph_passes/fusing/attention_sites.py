@@ -110,7 +110,7 @@ def _core_of_softmax(softmax: ir.Node) -> _Core | None:
     scores, mask = _without_mask(softmax.inputs[0])
     scores, softcap = _without_softcap(scores)
     scores, scale = _without_factor(scores)
-    found = _made_by(scores, "MatMul")
+    found = made_by(scores, "MatMul")
     if found is None:
         return None
     query, query_factor = _without_factor(found.inputs[0])
@@ -132,7 +132,7 @@ def _unguarded(value: ir.Value) -> ir.Value:
 
 def _without_mask(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
     """Scores without what is added to them last, and that."""
-    add = _made_by(value, "Add")
+    add = made_by(value, "Add")
     if add is None:
         return value, None
     return add.inputs[0], add.inputs[1]
@@ -141,7 +141,7 @@ def _without_mask(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | N
 def _without_softcap(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     """Scores before ``c * tanh(scores / c)``, and ``c``."""
     inner, cap = _without_factor(value)
-    tanh = _made_by(inner, "Tanh")
+    tanh = made_by(inner, "Tanh")
     if tanh is None:
         return value, 0.0
     scaled, factor = _without_factor(tanh.inputs[0])
@@ -165,12 +165,12 @@ def _without_factor(value: ir.Value | None) -> tuple[ir.Value | None, float]:
 
 def _untransposed(value: ir.Value | None) -> ir.Value | None:
     """Keys before their last two dimensions were swapped; some exporters do that in three."""
-    outer = _made_by(value, "Reshape")
-    transpose = _made_by(outer.inputs[0] if outer is not None else value, "Transpose")
+    outer = made_by(value, "Reshape")
+    transpose = made_by(outer.inputs[0] if outer is not None else value, "Transpose")
     if transpose is None:
         return None
     order = tuple(transpose.attributes["perm"].as_ints()) if "perm" in transpose.attributes else ()
-    inner = _made_by(transpose.inputs[0], "Reshape")
+    inner = made_by(transpose.inputs[0], "Reshape")
     if outer is not None and order == _SWAP_LAST_OF_3 and inner is not None:
         return inner.inputs[0]
     return transpose.inputs[0] if outer is None and order == _SWAP_LAST else None
@@ -209,10 +209,10 @@ def _site(core: _Core) -> AttentionSite:
 def _cached(core: ir.Node, whole: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """What the cache held, what is new, and both."""
     value: ir.Value | None = whole
-    repeated = _made_by(value, "Reshape")
+    repeated = made_by(value, "Reshape")
     if repeated is not None:
-        expand = _made_by(repeated.inputs[0], "Expand")
-        unsqueeze = _made_by(expand.inputs[0], "Unsqueeze") if expand is not None else None
+        expand = made_by(repeated.inputs[0], "Expand")
+        unsqueeze = made_by(expand.inputs[0], "Unsqueeze") if expand is not None else None
         if unsqueeze is None:
             raise _refused(
                 core, "takes its keys or values in a form that isn't known", "unknown-keys"
@@ -220,7 +220,7 @@ def _cached(core: ir.Node, whole: ir.Value) -> tuple[ir.Value, ir.Value, ir.Valu
         if not _is_axis_2(unsqueeze.inputs[1]):
             raise _refused(core, "repeats its keys in another order than the queries", "keys-order")
         value = unsqueeze.inputs[0]
-    concat = _made_by(value, "Concat")
+    concat = made_by(value, "Concat")
     if concat is None or len(concat.inputs) != 2:
         raise _refused(core, "has no cache that grows behind its past", "no-growing-cache")
     past, new = concat.inputs
@@ -237,7 +237,8 @@ def _is_axis_2(axes: ir.Value | None) -> bool:
     return axes is not None and _numbers(axes) == [2]
 
 
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The standard operator that makes a value; None where another one does, or none."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
 

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from graph_passes.cleanup import sweep
 from graph_passes.errors import FusionError
 from graph_passes.fused_norms import take_over
-from graph_passes.fusing.attention_sites import AttentionSite, find_attentions
+from graph_passes.fusing.attention_sites import AttentionSite, find_attentions, made_by
 from graph_passes.fusing.masks import IDS, MASK, window_of
 from graph_passes.fusing.new_nodes import NewNodes
 from graph_passes.fusing.onnx_attention import attend, raise_opset, refuse_softcap
@@ -121,26 +121,21 @@ def sees_whole_past(mask: ir.Value) -> bool:
 
     That is: it has no window. Of any other mask, false.
     """
-    either = _made_by(mask, "Or")
+    either = made_by(mask, "Or")
     if either is None:
         return False
-    earlier, itself = _made_by(either.inputs[0], "And"), _made_by(either.inputs[1], "Equal")
-    before = _made_by(earlier.inputs[0], "Less") if earlier is not None else None
+    earlier, itself = made_by(either.inputs[0], "And"), made_by(either.inputs[1], "Equal")
+    before = made_by(earlier.inputs[0], "Less") if earlier is not None else None
     if earlier is None or itself is None or before is None:
         return False
-    turned = _made_by(earlier.inputs[1], "Unsqueeze")
-    told = _made_by(turned.inputs[0], "Cast") if turned is not None else None
+    turned = made_by(earlier.inputs[1], "Unsqueeze")
+    told = made_by(turned.inputs[0], "Cast") if turned is not None else None
     source = told.inputs[0] if told is not None else None
     return (
         source is not None
         and (source.is_graph_input() and source.name == MASK)
         and tuple(before.inputs) == tuple(itself.inputs)
     )
-
-
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type and node.domain == "" else None
 
 
 def _fix_lengths(graph: ir.Graph, sites: Iterable[AttentionSite], room: int) -> None:

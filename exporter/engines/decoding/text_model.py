@@ -11,7 +11,7 @@ from typing import Any
 from exporter.errors import BackendError
 from exporter.models.gguf.facts import gguf_folder
 from exporter.models.gguf.model_files import GGUF_SUFFIX
-from exporter.models.model_folder import longest_sequence, read_config, read_object
+from exporter.models.model_folder import longest_sequence, read_config, read_object, token_ids
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.tokenizer import read_tokenizer
 from exporter.optional import require
@@ -70,7 +70,7 @@ class TextModel:
         # Chat models often end a turn with a token of which only the generation config knows.
         generation = _first(home, file.parent, "generation_config.json")
         ends = generation.get("eos_token_id", config.get("eos_token_id"))
-        return cls(file, frozenset(_numbers(ends)), longest_sequence(config))
+        return cls(file, frozenset(token_ids(ends)), longest_sequence(config))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The text's tokens, with those that the tokenizer adds by itself or without."""
@@ -153,8 +153,3 @@ class TextStream:
 
 def _first(home: Path, other: Path, name: str) -> dict[str, Any]:
     return read_object(home / name) or read_object(other / name)
-
-
-def _numbers(value: object) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, int)]

@@ -14,7 +14,7 @@ from exporter.artifacts.forms import FORM_KEY, FormRecord
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form
 from exporter.models.genai_config import find_config
 from exporter.models.graph_facts import CACHE_INPUT
-from exporter.models.model_folder import longest_sequence, read_object
+from exporter.models.model_folder import longest_sequence, read_object, token_ids
 from exporter.models.sentence_folder import MEAN, MODULES, Pooling, pooling_of
 from graph_passes.files.storage import load_model
 
@@ -81,7 +81,7 @@ class UsedModel:
             form=read_cache_form(graph),
             written=_form(model.metadata_props.get(FORM_KEY)),
             config=config,
-            ends=_numbers(config.get("eos_token_id") if ends is None else ends),
+            ends=token_ids(config.get("eos_token_id") if ends is None else ends),
             has_tokenizer=_first(beside, TOKENIZER) is not None,
             has_modules=listed is not None,
             pooling=MEAN if listed is None else pooling_of(listed.parent),
@@ -137,8 +137,3 @@ def _form(note: str | None) -> FormRecord | None:
         return None if note is None else FormRecord.model_validate_json(note)
     except ValueError:  # of another version: whoever reads it tells
         return None
-
-
-def _numbers(value: object) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, int)]
