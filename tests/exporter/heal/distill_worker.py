@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _trained() -> dict[str, Any]:
-    from test_distill import fitting
+    from distill_cases import fitting
     from tiny_families import tiny_loaded
 
     from exporter.heal.automatic import settled

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_distill import DROPPED, fitting, text
 from tiny_families import tiny_loaded
 
 from exporter.errors import HealingError
@@ -17,6 +16,8 @@ from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
+
+from distill_cases import DROPPED, fitting, text  # noqa: E402
 
 from exporter.heal import memory as module  # noqa: E402
 from exporter.heal.distill.distilled import distilled  # noqa: E402
