@@ -123,7 +123,8 @@ class ComparisonReport(Artifact):
     behind the pair alone. ``healing`` is how the plan was healed on the way, if at
     all, with what that gained before anything was exported. ``parts`` are the texts that the plan
     was made by, as far as they are known; ``calibration`` is that of the scores. ``uses`` are the
-    lines that load and run each folder which was written with it.
+    lines that load and run each folder which was written with it. ``longest_text`` are the tokens
+    at which sentence-transformers cuts a text, where the baseline's folder says so.
     """
 
     kind: Literal["comparison_report"] = "comparison_report"
@@ -138,6 +139,7 @@ class ComparisonReport(Artifact):
     corners: list[Corner] = Field(default_factory=list)
     healing: Healing | None = None
     uses: list[FolderUses] = Field(default_factory=list)
+    longest_text: int | None = Field(default=None, ge=1)
 
     @property
     def floats(self) -> tuple[str, str] | None:

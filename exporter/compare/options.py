@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -25,7 +26,7 @@ from exporter.option_types import (
     WholeOrNone,
     Written,
 )
-from exporter.options import Options, Rule, dataclass, only_with, option, part
+from exporter.options import Options, Rule, dataclass, is_given, only_with, option, part
 
 SPEED = "Speed"
 ACCURACY = "Accuracy"
@@ -257,7 +258,8 @@ class CompareOptions(RunOptions):
     """How two models are measured.
 
     Attributes:
-        prefill_lengths: For a graph without a KV cache, lengths of its input.
+        prefill_lengths: For a graph without a KV cache, lengths of its input. The usual ones end
+            where sentence-transformers cuts the model's texts: :meth:`for_texts`.
         decode_past_lengths: One token is decoded at each.
         batches: Every length is timed with each.
         rounds: Whatever they take; below 6 there is no verdict. None goes by the time budget.
@@ -331,6 +333,17 @@ class CompareOptions(RunOptions):
     def texts(self) -> tuple[str, ...]:
         """What the arms are judged on, a text of another domain last."""
         return (self.eval_text, *([] if self.other_text is None else [self.other_text]))
+
+    def for_texts(self, longest: int | None) -> Self:
+        """The same with usual input lengths that the model's users run; those asked for stay.
+
+        Args:
+            longest: Tokens at which they cut a text; None where nothing says so.
+        """
+        if longest is None or is_given(self, "prefill_lengths"):
+            return self
+        lengths = sorted({min(length, longest) for length in self.prefill_lengths})
+        return replace(self, prefill_lengths=tuple(lengths))
 
     @property
     def longest(self) -> int:

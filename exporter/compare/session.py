@@ -22,7 +22,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.store import Store
 from exporter.compare.accuracy import AccuracyResult, measure_accuracy
-from exporter.compare.arms import Pair
+from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.encoder_decoder.refusals import refuse_beside_stacks
 from exporter.compare.encoder_decoder.session import compare_stacks
 from exporter.compare.imported import compare_times
@@ -45,6 +45,7 @@ from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
 from exporter.errors import ComparisonError
 from exporter.models.encoder_decoder_folder import holds_stacks
+from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.sources import TextSource
 from exporter.progress import QUIET, Progress
 
@@ -146,6 +147,7 @@ def _open(
     threads = options.threads or default_threads()
     floats = asked.floats
     first, second = open_pair(*arms, options, threads=threads, onnx=asked.onnx)
+    options = _for_texts(options, first, progress)
     beside = open_floats(floats, (first, second), options, threads=threads) if floats else {}
     whole = beside.get(FLOAT_BASELINE, first)
     named = (*asked.also, *asked.references)
@@ -157,6 +159,21 @@ def _open(
     refuse_no_grid(pair)
     pair.refuse_foreign_inputs()
     return pair
+
+
+def _for_texts(
+    options: CompareOptions, baseline: ComparedArm, progress: Progress
+) -> CompareOptions:
+    """Texts of no more tokens than the model's users give it, unless others are asked for."""
+    longest = longest_text(baseline.folder.home)
+    found = options.for_texts(longest)
+    if found.prefill_lengths != options.prefill_lengths:
+        lengths = " and ".join(map(str, found.prefill_lengths))
+        progress.say(
+            f"compare: {lengths} tokens are timed: sentence_bert_config.json cuts texts at "
+            f"{longest} (--prefill for others)"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -233,4 +250,5 @@ def _report(
         latency=list(latency),
         accuracy=answers.accuracy,
         corners=quantization_grid(pair, latency, answers.grid),
+        longest_text=longest_text(pair.baseline.folder.home),
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from exporter.compare.options import CompareOptions
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.usage.folder import write_use
 from exporter.files import staged_directory
+from exporter.models.sentence_folder import longest_text
 from exporter.pipeline.keys import Key
 from exporter.pipeline.request import EngineRequest
 from exporter.pipeline.run import ENGINES, QUANTIZE, Run, files_below
@@ -30,7 +30,7 @@ def engines_key(run: Run, wanted: EngineRequest) -> Key:
         "split": wanted.split,
         "settings": asdict(wanted.settings),
         "devices": [str(device) for device in ask_driver().devices],
-        "ranges": str(_ranges(run.request.compare)),
+        "ranges": str(_ranges(run)),
         "versions": run.versions,
     }
 
@@ -47,7 +47,7 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
                 stage / arm,
                 split=wanted.split,
                 builds=wanted.builds,
-                ranges=fitting(graph_inputs(graph), _ranges(run.request.compare)),
+                ranges=fitting(graph_inputs(graph), _ranges(run)),
                 backend=wanted.backend,
                 settings=wanted.settings,
                 progress=run.progress,
@@ -62,8 +62,9 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
     return files_below(folder), run.sources()
 
 
-def _ranges(options: CompareOptions) -> Ranges:
+def _ranges(run: Run) -> Ranges:
     """Usual ranges, widened to what is measured."""
+    options = run.request.compare.for_texts(longest_text(run.ledger.path("baseline")))
     prompts = (*options.prefill_lengths, options.eval_sequence_length)
     contexts = options.decode_past_lengths or (1,)
     return Ranges(

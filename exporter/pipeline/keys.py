@@ -19,6 +19,7 @@ from exporter.errors import TextSourceError
 from exporter.files import sha256_file
 from exporter.models.graph_facts import read_facts
 from exporter.models.model_folder import find_model
+from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.images import read_images
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import PYDOC, Part
@@ -66,7 +67,9 @@ def prune_key(run: Run) -> Key:
 
 def measure_key(run: Run) -> Key:
     """Both graphs, what was made of them, the text, and the machine."""
+    longest = longest_text(run.ledger.path("baseline"))
     return {
+        **({} if longest is None else {"longest_text": longest}),
         "writes": REPORTS,
         "candidate": run.ledger.files_hash("prune"),
         "baseline": run.ledger.files_hash("export"),

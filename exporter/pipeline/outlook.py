@@ -13,6 +13,7 @@ from exporter.choose.selection.affordable import SEARCH_S, USUAL_DROPS, search_r
 from exporter.heal.automatic import USUAL_TIME_S, operations_per_second, settled
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.self_text import SELF
 from exporter.pipeline.pace import Pace, time_words
 from exporter.pipeline.planning import variant_s
@@ -151,7 +152,8 @@ def say_outlook(run: Run) -> None:
         model.num_parameters(), run.choosing.ref.num_layers, size, operations_per_second()
     )
     heal = _affordable_healing(run)
-    expected = expected_s(replace(request, heal=heal), machine)
+    compare = request.compare.for_texts(longest_text(run.choosing.path))
+    expected = expected_s(replace(request, heal=heal, compare=compare), machine)
     told = ", ".join(f"{name} {time_words(seconds)}" for name, seconds in expected.items())
     run.progress.say(
         f"export: about {time_words(sum(expected.values()))} on a quiet machine: {told}"

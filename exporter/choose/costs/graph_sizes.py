@@ -87,6 +87,7 @@ class GraphSizes:
         hidden: Width of the residual stream; None where the graph doesn't tell.
         number_bytes: Bytes of one number of the stream, in which replacements are written.
         longest: Positions that the graph can hold; None where it sets no limit.
+        longest_text: Tokens at which sentence-transformers cuts a text; None where nothing says so.
     """
 
     sublayers: Mapping[SublayerRef, SublayerSize]
@@ -96,6 +97,7 @@ class GraphSizes:
     hidden: int | None = None
     number_bytes: int = 4
     longest: int | None = None
+    longest_text: int | None = None
     name: str = field(default="the graph", compare=False)
 
     def __getitem__(self, name: SublayerRef) -> SublayerSize:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSiz
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
+from exporter.models import sentence_folder
 from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.model_folder import find_model
 from graph_passes.files.storage import load_model
@@ -42,9 +44,11 @@ def sizes(onnx: Path) -> GraphSizes:
     Raises:
         OnnxFileError: It can't be read safely.
         CostError: It holds no sublayer that can be cut.
+        ModelSourceError: The file beside it that says how long texts are can't be read.
     """
     windows = read_cache_form(onnx).windows
-    return weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
+    found = weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
+    return replace(found, longest_text=sentence_folder.longest_text(find_model(onnx).home))
 
 
 def longest_text(onnx: Path) -> int | None:

@@ -570,6 +570,18 @@ def test_the_usual_request_is_one_that_the_model_can_serve(
 
 
 @pytest.mark.parametrize(
+    ("longest_text", "prompt"), [(None, 512), (512, 512), (256, 256), (8192, 512)]
+)
+def test_the_usual_request_of_an_encoder_ends_where_texts_are_cut(
+    longest_text: int | None, prompt: int
+) -> None:
+    bare = {name: replace(each, caches=()) for name, each in SIZES.sublayers.items()}
+    sizes = replace(SIZES, sublayers=bare, longest=512, longest_text=longest_text)
+    assert with_request(Budget(at=USUAL_REQUEST), sizes).at == RequestShape(1, prompt, 0)
+    assert with_request(Budget(at=AT), sizes).at == AT
+
+
+@pytest.mark.parametrize(
     ("asked", "at"),
     [
         ((), USUAL_REQUEST),

@@ -16,6 +16,7 @@ from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.weighing import sizes
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import CostError, UsageError
@@ -33,6 +34,17 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     path.with_name("config.json").write_text('{"max_position_embeddings": 64}')
     return path
+
+
+@pytest.mark.parametrize(("told", "longest"), [('{"max_seq_length": 32}', 32), ("{}", None)])
+def test_a_graph_s_folder_says_where_its_users_cut_texts(
+    tmp_path: Path, told: str, longest: int | None
+) -> None:
+    ir.save(tiny_model(TinySpec(layers=2)), tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    (tmp_path / "sentence_bert_config.json").write_text(told)
+    found = sizes(tmp_path / "model.onnx")
+    assert (found.longest, found.longest_text) == (64, longest)
 
 
 QUICK = Effort(seconds=0.3, rounds=2, reload=False)

@@ -32,6 +32,7 @@ from exporter.errors import (
 )
 from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.sources import read_texts
+from exporter.options import asked_keys, key_at
 from graph_passes.files.storage import load_model, save_model
 from tests.raising import raises
 
@@ -247,6 +248,48 @@ def test_an_encoder_is_measured_as_a_whole(tmp_path: Path) -> None:
     assert report.accuracy is None
     assert report.arms.baseline.kv_cache_bytes_per_token == 0
     assert any("no output called logits" in line for line in listener.lines)
+
+
+@pytest.mark.parametrize(
+    ("longest", "lengths"),
+    [
+        (None, (128, 512)), (8192, (128, 512)), (512, (128, 512)), (256, (128, 256)),
+        (128, (128,)), (75, (75,)),
+    ],
+)  # fmt: skip
+def test_the_usual_lengths_end_where_texts_are_cut(
+    longest: int | None, lengths: tuple[int, ...]
+) -> None:
+    usual = CompareOptions().for_texts(longest)
+    assert usual.prefill_lengths == lengths
+    assert usual.for_texts(longest) == usual
+    assert OPTIONS.for_texts(longest) == OPTIONS  # others are asked for
+    token = asked_keys.set({key_at(CompareOptions, "prefill_lengths")})
+    try:
+        assert CompareOptions().for_texts(longest) == CompareOptions()
+    finally:
+        asked_keys.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("asked", "lengths", "told"),
+    [({}, [6], True), ({"prefill_lengths": (4, 8)}, [4, 8], False)],
+    ids=["usual", "asked for"],
+)
+def test_an_encoder_is_timed_at_the_length_of_its_users_texts(
+    tmp_path: Path, asked: dict[str, Any], lengths: list[int], told: bool
+) -> None:
+    folders = [write_tiny_lm(tmp_path / name, layers=(), output="features") for name in "ab"]
+    (folders[0] / "sentence_bert_config.json").write_text('{"max_seq_length": 6}')
+    listener = Listener()
+    options = CompareOptions(threads=1, rounds=2, eval_tokens=96, **asked)
+    report = compare(folders[0], folders[1], options, progress=listener)
+    assert [row.sequence_length for row in report.latency] == lengths
+    assert report.longest_text == 6
+    named = [line for line in listener.lines if "sentence_bert_config.json" in line]
+    assert bool(named) is told
+    plain = compare(folders[1], folders[1], OPTIONS)
+    assert plain.longest_text is None
 
 
 def test_cache_lengths_alone_are_nothing_to_time_without_a_cache(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 
 from exporter.choose.budgets.budget import Budget
 from exporter.compare.options import CompareOptions
+from exporter.engines.build.profiles import Span
 from exporter.errors import ExportError, ModelSourceError
+from exporter.pipeline.engines import _ranges
 from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
@@ -56,6 +59,7 @@ def pooled(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     source = tmp_path_factory.mktemp("source")
     write_encoder(source)
     write_sentence_files(source, normalise=True, prompts={"query": "the value"})
+    (source / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     out = source / "out"
     quantize = QuantizeSettings(scheme="int8")
     report = export_model(request_for(source, out, pooling=True, quantize=quantize))
@@ -78,6 +82,24 @@ def test_both_models_give_vectors_of_length_1(pooled: tuple[Path, Any]) -> None:
         assert np.linalg.norm(each, axis=1) == pytest.approx(1, abs=1e-5)
     assert np.abs(found["baseline"] - found["candidate"]).max() > 1e-3
     assert report.accuracy.embeddings.cosine < 0.9999
+
+
+def test_the_report_says_where_texts_are_cut(pooled: tuple[Path, Any]) -> None:
+    _, report = pooled
+    assert report.longest_text == 32
+    assert {row.sequence_length for row in report.latency} == {8}  # as asked for
+
+
+@pytest.mark.parametrize(("asked", "usual"), [({}, 32), ({"prefill_lengths": (64,)}, 64)])
+def test_engines_are_built_for_texts_of_users(
+    pooled: tuple[Path, Any], asked: dict[str, Any], usual: int
+) -> None:
+    out, _ = pooled
+    run: Any = SimpleNamespace(
+        request=SimpleNamespace(compare=CompareOptions(**asked)),
+        ledger=SimpleNamespace(path=lambda name: out / name),
+    )
+    assert _ranges(run).prompt == Span(1, usual, 2048)
 
 
 def test_the_files_of_sentence_transformers_go_with_each(pooled: tuple[Path, Any]) -> None:

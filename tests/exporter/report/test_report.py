@@ -249,6 +249,20 @@ def test_rows_that_had_not_settled_are_named(
     assert "**Not settled:** prefill of 512 tokens. Times" in text.split("## Accuracy")[0]
 
 
+@pytest.mark.parametrize(
+    ("longest", "phase", "told"),
+    [(128, "encode", True), (100, "encode", True), (256, "encode", False), (None, "encode", False),
+     (128, "prefill", False)],
+)  # fmt: skip
+def test_the_lengths_of_texts_are_explained_where_they_set_those_that_are_timed(
+    report: ComparisonReport, longest: int | None, phase: Any, told: bool
+) -> None:
+    rows = [row(phase, 128, 0, 1.1, "faster")]
+    text = as_markdown(report.model_copy(update={"latency": rows, "longest_text": longest}))
+    assert ("max_seq_length" in text) is told
+    assert (f"at {longest} tokens" in text) is told
+
+
 def test_only_arms_that_have_a_way_are_told_by_their_launches(report: ComparisonReport) -> None:
     for way, other in (("", False), ("kernels", True)):
         launches = {"whole-arm": way, "cut-arm": "CUDA graph"}
