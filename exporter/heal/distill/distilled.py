@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.changed_weights import OwnValue
-from exporter.models.texts.calibration import DEFAULT_TOKENS
+from exporter.models.texts.calibration import DEFAULT_TOKENS, CalibrationText
 from exporter.models.texts.mixtures import joined
 from graph_passes.types import SublayerRef
 
@@ -91,7 +92,18 @@ def _replaced(fitting: Fitting) -> tuple[BranchReplacements, Mapping[SublayerRef
     """What takes the branches' places, and is trained too; nothing, unless it is asked for."""
     if fitting.options.replacements == "none":
         return dict.fromkeys(fitting.names, NOTHING), {}
-    return fitting.alike(fitting.options.replacements)
+    texts = replace(fitting.texts, fitting=_few(fitting, _TOKENS_OF_MAPS))
+    return replace(fitting, texts=texts).alike(fitting.options.replacements)
+
+
+def _few(fitting: Fitting, tokens: int) -> CalibrationText:
+    """Text to fit on before the training: about so many tokens, or twice as many.
+
+    Each text of a mixture is thinned by itself: its samples stand at regular places in the mixture.
+    """
+    text = fitting.texts.fitting
+    every = slice(None, None, max(1, text.ref.tokens // tokens))
+    return joined([each.rows(every) for each in text.apart])
 
 
 def _folded(fitting: Fitting) -> list[OwnValue]:
@@ -102,17 +114,11 @@ def _folded(fitting: Fitting) -> list[OwnValue]:
 
 
 def _fold(fitting: Fitting) -> list[OwnValue]:
-    """The weights, folded on about as much text as a fold alone reads; none if they can't be.
-
-    Each text of a mixture is thinned by itself: its samples stand at regular places in the mixture.
-    """
-    text = fitting.texts.fitting
-    every = slice(None, None, max(1, text.ref.tokens // DEFAULT_TOKENS))
-    few = joined([each.rows(every) for each in text.apart])
+    """The weights, folded on about as much text as a fold alone reads; none if they can't be."""
     fast = bfloat16_where_fast(fitting.loaded.model.device)
     try:
         with telling_memory(fitting.options), fast:
-            return folded_values(fitting, few)
+            return folded_values(fitting, _few(fitting, DEFAULT_TOKENS))
     except (HealingError, ScoringError) as error:
         fitting.progress.say(
             f"heal: {error.message} The training begins with the model's own weights."
@@ -152,6 +158,8 @@ def _memory(fitting: Fitting, options: HealOptions) -> HealingMemory:
     )
 
 
+_TOKENS_OF_MAPS = 30_000
+"""A map of the stream has as many inputs as the stream is wide; a fold blends what is there."""
 _FREE = ("check_text", "time_s")
 """Options that may differ where a training goes on."""
 
@@ -162,7 +170,7 @@ def _made_from(fitting: Fitting, stopping_sha256: str) -> Mapping[str, object]:
     return {
         **fitting.loaded.identity(),
         "branches": [str(name) for name in fitting.names],
-        "begins": f"folded on {DEFAULT_TOKENS} tokens or more, with factors",
+        "begins": f"folded on {DEFAULT_TOKENS}, replaced on {_TOKENS_OF_MAPS} tokens or more",
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "text": fitting.texts.fitting.ids_sha256,
         "stopping": stopping_sha256,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Train
+
+if TYPE_CHECKING:
+    import torch
 
 _HIGHEST = {"adapters": 1e-3, "all": 2e-4}
 _TIMES_OF_ENCODERS = 2.0
@@ -19,6 +24,13 @@ Adam goes. SmolLM2-135M without one attention of 30 began at 0.025: 1e-3 led awa
 """
 _LEAST_LOSS = 1e-6
 """What was measured may be nothing, or a little less by rounding, where a cut changes nothing."""
+_SHARE_OF_REPLACEMENTS = 0.05
+"""Of the rate of adapters: fitted maps are full matrices, and adapters begin at nothing.
+
+all-MiniLM-L6-v2 without attentions 2 and 3 begins at a mean cosine of 0.956 with maps in their
+places; with one rate for all the first 9,000 tokens led it down to 0.913, with 0.03 to 0.1 of the
+rate for the maps 60,000 tokens led to 0.964.
+"""
 _WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
 
@@ -44,3 +56,22 @@ def rate_share(done: float) -> float:
     if done < _WARM_UP:
         return (done + 0.005) / (_WARM_UP + 0.005)
     return 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
+
+
+def rate_groups(
+    trained: Mapping[str, torch.Tensor], replacing: Collection[str], train: Train
+) -> list[dict[str, Any]]:
+    """The groups of an optimizer, each with its ``share`` of the learning rate.
+
+    Args:
+        trained: All that is trained, by name.
+        replacing: The names of what is in the branches' places.
+        train: What is trained beside that.
+    """
+    shares = dict.fromkeys(trained, 1.0)
+    if train == "adapters":
+        shares |= dict.fromkeys(replacing, _SHARE_OF_REPLACEMENTS)
+    return [
+        {"params": [trained[name] for name, own in shares.items() if own == share], "share": share}
+        for share in sorted(set(shares.values()))
+    ]

@@ -134,6 +134,12 @@ class Student:
         for name, adapter in self._adapters.items():
             found[f"down:{name}"] = adapter.lora_A["default"].weight
             found[f"up:{name}"] = adapter.lora_B["default"].weight
+        return found | self.replacing
+
+    @property
+    def replacing(self) -> dict[str, torch.Tensor]:
+        """Those of :attr:`trained` that are in the branches' places."""
+        found: dict[str, torch.Tensor] = {}
         for ref, each in self.cut.items():
             numbers = [*([] if each.bias is None else [each.bias]), *each.maps]
             found |= {f"branch:{ref}.{place}": tensor for place, tensor in enumerate(numbers)}

@@ -16,7 +16,7 @@ from exporter.artifacts import StoppedBy, Training, TrainingCheck
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError
 from exporter.heal.distill.kept_arrays import moments_of, named, tensor_like
-from exporter.heal.distill.rate import rate_share, usual_rate
+from exporter.heal.distill.rate import rate_groups, rate_share, usual_rate
 from exporter.heal.distill.schedule import Schedule
 from exporter.heal.distill.student import Student
 from exporter.heal.distill.teacher import Lesson, Teacher
@@ -115,7 +115,9 @@ class Trainer:
         self._judge = Teacher(student, keeps=True)
         self._tensors = student.trained
         self._optimizer = torch.optim.AdamW(
-            self._tensors.values(), betas=(0.9, 0.95), weight_decay=0.0
+            rate_groups(self._tensors, student.replacing, options.train),
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
         )
         self._rate = 0.0
         self._state, self._done, self._check_s = _State(), 0.0, 0.0
@@ -207,7 +209,7 @@ class Trainer:
     def _step(self) -> float:
         """One step of the optimizer; the loss before it."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * rate_share(self._done)
+            group["lr"] = self._rate * group["share"] * rate_share(self._done)
         IDLE_THREADS.fit()
         lesson = self._lesson(self._state.steps)
         answers = self._teacher.answers(lesson)

@@ -29,6 +29,7 @@ from distill_cases import DROPPED, answer, fitting, student_of, text  # noqa: E4
 
 from exporter.heal.distill.distilled import distilled  # noqa: E402
 from exporter.heal.distill.loss import answer_loss  # noqa: E402
+from exporter.heal.distill.rate import rate_groups  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
 from exporter.heal.distill.training import Trainer  # noqa: E402
 from exporter.heal.plan_file import write_healed_plan  # noqa: E402
@@ -218,6 +219,23 @@ def test_maps_in_the_branches_places_are_trained_too() -> None:
     (trained,) = student.branch_replacements()[DROPPED[0]].maps
     student.close()
     assert not torch.allclose(trained, maps[0])
+
+
+@pytest.mark.parametrize("train", ["adapters", "all"])
+def test_beside_adapters_fitted_maps_are_trained_at_a_lower_rate(train: Any) -> None:
+    loaded = tiny_loaded("llama")
+    cut = {DROPPED[0]: BranchReplacement(torch.zeros(32), (torch.zeros(32, 32),))}
+    student = Student(loaded.model, cut, train, 4 if train == "adapters" else None)
+    groups = rate_groups(student.trained, student.replacing, train)
+    shares = {id(each): group["share"] for group in groups for each in group["params"]}
+    trained, names = student.trained, set(student.replacing)
+    student.close()
+    replaced = [shares.pop(id(trained[name])) for name in names]
+    others = [shares.pop(id(trained[name])) for name in trained.keys() - names]
+    assert not shares
+    assert len(replaced) == 2
+    assert max(replaced) < 0.2 if train == "adapters" else set(replaced) == {1.0}
+    assert set(others) == {1.0}
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
