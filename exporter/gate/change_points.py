@@ -9,8 +9,14 @@ James, "A nonparametric approach for multiple change point analysis of multivari
 but fewer of those that are a few runs old.
 
 A step of the last runs counts most, so that the newest part is searched once more by itself, for
-growth alone: fewer splits leave less to chance. Permutations suppose that runs are independent;
-where the rest resembles its neighbours, the statistic is divided by what that adds to its spread.
+growth alone: fewer splits leave less to chance. Most chance steps are two runs old, so that those
+must be clearer. After each run the newest ones are searched anew; the errors below were set by
+simulation of that course, so that one false step comes in 1,000 runs, not by the error of one
+search (as for control charts: Lai, "Sequential changepoint detection in quality control and
+dynamical systems", JRSS B 57, 1995, whose window of the generalised likelihood ratio this is).
+
+Permutations suppose that runs are independent; where the rest resembles its neighbours, the
+statistic is divided by what that adds to its spread.
 """
 
 from __future__ import annotations
@@ -29,15 +35,18 @@ FEWEST = 12
 """Fewer runs say nothing of steps."""
 _SIDE = 3
 """Runs on each side of a split: one or two may be outliers."""
-_RECENT = 8
+_RECENT = 10
 """A split among so many of the last runs is asked about by itself."""
 _RECENT_SIDE = 2
+_NEWEST_HANDICAP = 0.5
+"""Taken off the statistic of the newest split."""
 _FIRST_PERMUTATIONS, _MORE_PERMUTATIONS = 499, 9500
 """More, as often as a small error takes, go only where those before leave hope."""
 _HOPE = 6
-_ERROR_WHOLE, _ERROR_RECENT = 0.001, 0.0018
+_ERROR_WHOLE, _ERROR_RECENT = 0.0005, 0.0018
 """How often a search of one history may find what isn't there; for all of its curves together."""
 _OUTLIER = 4.0
+_MOST_KEPT = 0.9
 
 
 @dataclass(frozen=True)
@@ -57,20 +66,20 @@ class Step:
     p_value: float
 
 
-def steps(values: Values, *, curves: int = 1, seed: int = 0) -> list[Step]:
+def steps(values: Values, *, share: float = 1.0, seed: int = 0) -> list[Step]:
     """The steps of a curve, in order.
 
     Args:
         values: One a run, oldest first.
-        curves: Of how many the error is shared.
+        share: Of the error that all curves of a history may make together, this curve's.
         seed: For the permutations.
     """
     if len(values) < FEWEST:
         return []
     clipped, rng = _clipped(values), np.random.default_rng(seed)
-    found = dict(_whole(clipped, 0, _ERROR_WHOLE / curves, rng))
+    found = dict(_whole(clipped, 0, _ERROR_WHOLE * share, rng))
     begin = max(found, default=0)
-    recent = _recent(clipped[begin:], _ERROR_RECENT / curves, rng)
+    recent = _recent(clipped[begin:], _ERROR_RECENT * share, rng)
     if recent is not None:
         found[begin + recent[0]] = recent[1]
     edges = [0, *sorted(found), len(values)]
@@ -114,9 +123,11 @@ def _split(
     grown: bool,
 ) -> tuple[int, float]:
     """The best split, and how often permuted runs have one that is as good."""
-    own, inflation = _differences(values, splits, grown=grown), _inflation(values)
+    own = _differences(values, splits, grown=grown)
     at = int(splits[own.argmax()])
-    best = float(own.max()) / math.sqrt(inflation)
+    # Before the whole search is through, there may be more steps than this one.
+    kept = _kept_by_rest(_rest(values, at)) if grown else _kept_by_changes(values)
+    best = float(own.max()) * math.sqrt((1 - kept) / (1 + kept))
     reached = tried = 0
     # The smallest p value is 1 / (1 + tried): it must be able to fall below the error.
     while reached <= _HOPE and tried < 2 / error:
@@ -128,7 +139,10 @@ def _split(
 
 
 def _differences(values: Values, splits: NDArray[np.int64], *, grown: bool) -> Values:
-    """The t statistics of both sides' means, ``[..., splits]``; 0 for what shrank, if asked."""
+    """The t statistics of both sides' means, ``[..., splits]``.
+
+    If only what has grown is asked for, it is 0 for what shrank, less for the newest split.
+    """
     count = values.shape[-1]
     sums = np.cumsum(values, axis=-1)
     left, whole = sums[..., splits - 1], sums[..., -1:]
@@ -137,7 +151,10 @@ def _differences(values: Values, splits: NDArray[np.int64], *, grown: bool) -> V
     spread = (values**2).sum(axis=-1, keepdims=True) - whole**2 / count
     within = np.maximum(spread - between, 1e-18)
     found: Values = np.sqrt(between * (count - 2) / within)
-    return np.where(difference > 0, found, 0.0) if grown else found
+    if not grown:
+        return found
+    handicaps = np.where(count - splits <= _RECENT_SIDE, _NEWEST_HANDICAP, 0.0)
+    return np.where(difference > 0, found - handicaps, 0.0)
 
 
 def _is_line(values: Values, at: int) -> bool:
@@ -152,21 +169,31 @@ def _rest(values: Values, at: int) -> Values:
     return np.concatenate([part - part.mean() for part in parts])
 
 
-def _inflation(values: Values) -> float:
-    """How much more means vary than those of independent runs, where that is beyond chance.
+def _kept_by_changes(values: Values) -> float:
+    """Which part of a run's difference from the level the next one keeps, if beyond chance.
 
     Of a process of first order, whose part ``k`` is kept from run to run, neighbouring differences
-    have the correlation ``(k - 1) / 2``; steps hardly touch these.
+    have the correlation ``(k - 1) / 2``; steps hardly touch these. Means of ``n`` such runs vary as
+    much as those of ``n (1 - k) / (1 + k)`` independent ones.
     """
     changes = np.diff(values)
     reach = _OUTLIER * float(np.median(np.abs(changes)))
     changes = np.clip(changes, -reach, reach)
     power = float(changes @ changes)
     if not power:
-        return 1.0
-    kept = min(1 + 2 * float(changes[1:] @ changes[:-1]) / power, 0.9)
+        return 0.0
+    kept = min(1 + 2 * float(changes[1:] @ changes[:-1]) / power, _MOST_KEPT)
     by_chance = 2 / math.sqrt(len(values)) * float(stats.norm.ppf(0.95))
-    return (1 + kept) / (1 - kept) if kept > by_chance else 1.0
+    return kept if kept > by_chance else 0.0
+
+
+def _kept_by_rest(rest: Values) -> float:
+    """The same of a rest without steps, which tells it more exactly; less its standard error."""
+    power = float(rest @ rest)
+    if not power:
+        return 0.0
+    kept = float(rest[1:] @ rest[:-1]) / power - 1 / math.sqrt(len(rest))
+    return min(max(kept, 0.0), _MOST_KEPT)
 
 
 def _clipped(values: Values) -> Values:

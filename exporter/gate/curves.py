@@ -16,6 +16,8 @@ WINDOW = 100
 """Runs that are searched, the newest."""
 _NEAR = 3
 """Steps so many runs apart are one, of all shapes."""
+SHARE_OF_ALL = 0.5
+"""Of the error of the search, that of all shapes' curve; most changes slow every shape."""
 
 
 def curves(entries: Sequence[HistoryEntry], series: str) -> list[HistoryCurve]:
@@ -31,10 +33,11 @@ def curves(entries: Sequence[HistoryEntry], series: str) -> list[HistoryCurve]:
     mine = [entry for entry in entries if entry.series == series][-WINDOW:]
     times = [each for each in map(_times, mine) if each]
     newest = list(times[-1]) if times else []
-    count = len(newest) + (len(newest) > 1)
-    found = [_curve(mine, subject, [subject], count) for subject in newest]
-    if len(newest) > 1:
-        whole = _curve(mine, ALL_SHAPES, newest, count)
+    several = len(newest) > 1
+    share = (1 - SHARE_OF_ALL * several) / max(1, len(newest))
+    found = [_curve(mine, subject, [subject], share) for subject in newest]
+    if several:
+        whole = _curve(mine, ALL_SHAPES, newest, SHARE_OF_ALL)
         found = [whole, *(_without(curve, whole) for curve in found)]
     return [*found, *_counted(mine)]
 
@@ -49,13 +52,13 @@ def _times(entry: HistoryEntry) -> dict[str, float]:
 
 
 def _curve(
-    entries: Sequence[HistoryEntry], subject: str, shapes: Sequence[str], count: int
+    entries: Sequence[HistoryEntry], subject: str, shapes: Sequence[str], share: float
 ) -> HistoryCurve:
     told = [(entry, _times(entry)) for entry in entries]
     kept = [(entry, found) for entry, found in told if all(shape in found for shape in shapes)]
     values = pooled([np.array([found[shape] for _, found in kept]) for shape in shapes])
     runs = [_run(entry) for entry, _ in kept]
-    found = steps(values, curves=count)
+    found = steps(values, share=share)
     points = [
         ChangePoint(
             run=step.at,

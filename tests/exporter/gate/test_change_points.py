@@ -11,7 +11,7 @@ import pytest
 
 from exporter.artifacts import Arms, CheckReport, HistoryEntry, HistoryRow
 from exporter.gate.change_points import FEWEST, steps
-from exporter.gate.curves import ALL_SHAPES, curves
+from exporter.gate.curves import ALL_SHAPES, SHARE_OF_ALL, curves
 from exporter.gate.gate import check
 from exporter.gate.history import append, entry_of, read_history, read_history_file
 from exporter.gate.limits import Limits
@@ -65,9 +65,9 @@ def test_a_clear_step_is_found_at_its_run_with_its_size(at: int) -> None:
 @pytest.mark.parametrize("at", [30, RUNS - 4])
 def test_a_clear_step_is_found_however_many_curves_share_the_error(count: int, at: int) -> None:
     values = noise(3)
-    assert steps(values, curves=count) == []
+    assert steps(values, share=1 / count) == []
     values[at:] += 0.3
-    (one,) = steps(values, curves=count)
+    (one,) = steps(values, share=1 / count)
     assert one.at == at
 
 
@@ -89,6 +89,25 @@ def test_a_step_of_the_last_runs_is_found_before_there_are_many() -> None:
     values[-3:] += 0.1
     (one,) = steps(values)
     assert one.at >= RUNS - 4
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(0.035, 7, 8), (0.0, 0, 0)])
+def test_a_step_is_still_told_when_it_is_ten_runs_old(size: float, least: int, most: int) -> None:
+    histories = [noise(seed) + size * (np.arange(RUNS) >= RUNS - 10) for seed in range(8)]
+    assert least <= sum(bool(steps(values)) for values in histories) <= most
+
+
+@pytest.mark.parametrize(("kept", "most"), [(0.3, 1), (0.6, 3)])
+def test_runs_that_resemble_their_neighbours_hardly_ever_have_a_step(
+    kept: float, most: int
+) -> None:
+    found = 0
+    for seed in range(40):
+        values = noise(seed, RUNS + 20)
+        for run in range(1, len(values)):
+            values[run] += kept * values[run - 1]
+        found += len(steps(values[20:]))
+    assert found <= most
 
 
 def test_single_outliers_are_no_step() -> None:
@@ -131,6 +150,16 @@ def test_all_shapes_together_find_what_none_of_them_shows_alone() -> None:
     assert abs(point.run - (RUNS - 5)) <= 2
     assert point.commit == f"{point.run:040x}"
     assert not any(curve.points for curve in others)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_all_shapes_have_half_of_the_error_however_many_they_are(count: int) -> None:
+    values = noise(2)
+    values[-5:] += 0.03
+    whole, *_ = curves(entries(np.stack([values] * count, axis=1)), SERIES)
+    assert [point.run for point in whole.points] == [RUNS - 5]
+    assert [one.at for one in steps(values, share=SHARE_OF_ALL)] == [RUNS - 5]
+    assert steps(values, share=1 / 6) == []
 
 
 def test_gaps_and_other_machines_leave_the_rest() -> None:
