@@ -28,7 +28,7 @@ pytest.importorskip("torch")
 from cost_tables import made_table  # noqa: E402
 from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
-from exporter.choose.budgets.budget import Budget, Floors  # noqa: E402
+from exporter.choose.budgets.budget import USUAL_FLOORS, Budget, Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
 from exporter.choose.budgets.healed_limits import Candidate, largest_within  # noqa: E402
 from exporter.choose.budgets.healed_words import QualityLimits  # noqa: E402
@@ -178,16 +178,24 @@ def test_nothing_is_cut_where_no_cut_keeps_the_limits(planner: Any) -> None:
         planner(Budget(floors=NEVER)).plan()
 
 
-def test_limits_that_nobody_named_are_told_as_the_usual_ones(
-    planner: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("floors", "usual"), [(USUAL_FLOORS, True), (Floors(USUAL_FLOORS.perplexity_increase), False)]
+)
+def test_limits_are_the_usual_ones_where_nobody_named_any(
+    planner: Any, floors: Floors, usual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strict = Budget(floors=Floors(1e-9))
-    with pytest.raises(UnmetGoalError) as named:
-        planner(strict).plan()
-    assert "usual limit" not in named.value.message
-    monkeypatch.setattr("exporter.choose.budgets.healed_limits.USUAL_FLOORS", strict.floors)
-    with pytest.raises(UnmetGoalError, match="usual limit"):
-        planner(strict).plan()
+    heard: list[QualityLimits] = []
+
+    def hear(_: Any, limits: QualityLimits, *_more: Any) -> Any:
+        heard.append(limits)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("exporter.choose.budgets.healed_limits.largest_within", hear)
+    with pytest.raises(KeyboardInterrupt):
+        planner(Budget(floors=floors)).plan()
+    (limits,) = heard
+    assert limits.usual is usual
+    assert limits.floors == Floors(USUAL_FLOORS.perplexity_increase)
 
 
 def test_a_number_that_costs_too_much_is_refused_with_what_is_in_reach(planner: Any) -> None:
