@@ -121,7 +121,8 @@ def _fold(fitting: Fitting) -> list[OwnValue]:
             return folded_values(fitting, _few(fitting, DEFAULT_TOKENS))
     except (HealingError, ScoringError) as error:
         fitting.progress.say(
-            f"heal: {error.message} The training begins with the model's own weights."
+            f"heal: {error.message} The training begins with the model's own weights; "
+            "replacements: linear may begin nearer."
         )
         return []
 
