@@ -188,7 +188,8 @@ def _all_parted(
         ]
 
     parts = parted(behind)
-    if sum(len(part.held.input_ids) - FEWEST_HELD_OUT for part in parts) >= fewest:
+    judging = sum(len(part.held.input_ids) - FEWEST_HELD_OUT for part in parts)
+    if not fewest or judging >= fewest:
         return parts
     # A longer text must not show less than a shorter one, which is used again.
     return parted(

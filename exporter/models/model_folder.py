@@ -127,7 +127,7 @@ def token_ids(entry: object) -> list[int]:
 def _unused_positions(config: dict[str, Any]) -> int:
     """Of RoBERTa and its relatives, which number positions from one behind the padding's id on."""
     padding = config.get("pad_token_id")
-    counts = config.get("model_type") in _POSITIONS_BEHIND_PADDING
+    counts = str(config.get("model_type")) in _POSITIONS_BEHIND_PADDING
     return padding + 1 if counts and isinstance(padding, int) else 0
 
 

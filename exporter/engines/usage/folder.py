@@ -17,7 +17,7 @@ from exporter.engines.usage.library_lines import (
 )
 from exporter.engines.usage.model import TOKENIZER, UsedModel
 from exporter.engines.usage.onnxruntime_lines import PROMPT, decoder_lines, encoder_lines
-from exporter.errors import ComparisonError, UnsafeInputError
+from exporter.errors import ComparisonError, SurgeryError, UnsafeInputError
 from exporter.files import write_text
 from exporter.report.markdown import code, section_markdown
 from exporter.report.sections.use import use_sections
@@ -143,7 +143,7 @@ def stage_graph_use(output: Path, stage: Path) -> list[tuple[Path, Path]]:
     """
     try:
         text = use_text(output.name, graph_uses(stage / output.name, [stage, output.parent]))
-    except (ComparisonError, UnsafeInputError):
+    except (ComparisonError, SurgeryError, UnsafeInputError):  # the second of onnxruntime-genai's
         return []
     if not text:
         return []

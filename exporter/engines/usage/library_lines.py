@@ -107,7 +107,7 @@ def _has_usual_caches(model: UsedModel) -> bool:
         config.get("head_dim") or width // heads,
     )
     usual = all(model.form.heads.get(past) == expected for past in model.pasts)
-    return usual and config.get("model_type") not in _OF_ITS_OWN and model.form.buffer is None
+    return usual and str(config.get("model_type")) not in _OF_ITS_OWN and model.form.buffer is None
 
 
 def sentence_lines(model: UsedModel) -> Use | None:

@@ -113,8 +113,8 @@ class UsedModel:
     @property
     def architecture(self) -> str:
         """The class that the config names; empty where it names none."""
-        names = self.config.get("architectures") or [""]
-        return str(names[0])
+        names = self.config.get("architectures")
+        return str([*names, ""][0]) if isinstance(names, list) else ""
 
     @property
     def generates(self) -> bool:

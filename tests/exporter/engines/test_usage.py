@@ -104,12 +104,25 @@ def test_a_cut_tells_how_it_is_used_and_leaves_others_lines(cut: Path, tmp_path:
     assert not (tmp_path / "bare" / "USE.md").exists()
 
 
-def test_a_config_that_is_none_costs_the_lines_of_a_cut_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["config.json", "genai_config.json"])
+def test_a_config_that_is_none_costs_the_lines_of_a_cut_and_nothing_else(
+    tmp_path: Path, name: str
+) -> None:
     whole = decoder(tmp_path / "whole")
-    (whole / "config.json").write_text("{")
-    prune_file(whole / "model.onnx", tmp_path / "cut" / "model.onnx", CUT)
-    assert (tmp_path / "cut" / "model.onnx").exists()
-    assert not (tmp_path / "cut" / "USE.md").exists()
+    (whole / name).write_text("{")
+    prune_file(whole / "model.onnx", whole / "cut.onnx", CUT, CutOptions(genai_config="none"))
+    assert (whole / "cut.onnx").exists()
+    assert not (whole / "USE.md").exists()
+
+
+@pytest.mark.parametrize("key", ["architectures", "model_type"])
+@pytest.mark.parametrize("value", [{"a": 1}, 5, [], [["a"]]], ids=str)
+def test_a_config_with_values_of_other_types_hinders_no_cut(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    whole = decoder(tmp_path / "whole", **{key: value})
+    prune_file(whole / "model.onnx", whole / "cut.onnx", CUT, CutOptions(verify="none"))
+    assert list(lines_of((whole / "USE.md").read_text()))
 
 
 def test_a_text_ends_where_the_config_says(cut: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from exporter.models.changed_weights import change_weights
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.progress import QUIET
 from graph_passes.types import SublayerRef
+from tests.exporter.image_folders import write_images, write_processor
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -116,6 +119,23 @@ def test_what_chose_is_not_fitted_on_again() -> None:
     first = chosen.sources.given()["pixel_values"]
     for image in texts.fitting.sources.given()["pixel_values"]:
         assert not (first == image).all(axis=(1, 2, 3)).any()
+
+
+@pytest.mark.parametrize(("chosen", "again"), [(12, False), (16, True)])
+def test_what_chose_is_not_fitted_on_again_where_few_are_held_out(
+    tmp_path: Path, chosen: int, again: bool
+) -> None:
+    loaded = classifier()
+    write_processor(tmp_path)
+    loaded = replace(loaded, path=tmp_path)
+    spec = str(write_images(tmp_path / "images", 30))
+    whole = calibration_text(loaded, spec, samples=30)
+    options = HealOptions(samples=32, calibration=(spec,))
+    texts = healing_texts(loaded, options, chosen_on=[whole.rows(slice(0, chosen)).ref])
+    assert bool(texts.again) is again
+    rest = whole.rows(slice(0 if again else chosen, 30 - len(texts.held_out.input_ids)))
+    assert texts.fitting.ids_sha256 == rest.ids_sha256
+    assert len(texts.held_out.input_ids) == (6 if again else 3)
 
 
 @pytest.mark.parametrize("read", [IMAGES, TEXTS])
