@@ -171,9 +171,20 @@ class Student:
         finally:
             self._folded, self._answers_with = folded, self.cut
 
-    def unfold(self) -> None:
-        """Lets the student begin with the model's own weights."""
+    def begin_bare(self, *, empties: bool) -> None:
+        """Lets the student begin with the model's own weights.
+
+        Args:
+            empties: Whether what is in the branches' places begins with nothing that it adds. Of a
+                map's two factors the first stays as it is: from nothing neither would learn.
+        """
+        import torch
+
         self._folded = []
+        with torch.no_grad():
+            for each in self.cut.values() if empties else ():
+                for tensor in [*([] if each.bias is None else [each.bias]), *each.maps[-1:]]:
+                    tensor.zero_()
 
     def teach(self, inputs: dict[str, torch.Tensor], *, states: bool = False) -> Answer:
         """What the whole model answers; without gradients."""

@@ -154,15 +154,16 @@ class Trainer:
         return self._told(stopped)
 
     def _begin(self) -> None:
-        """Checks the bare cut and what was fitted, and drops a fold that gains nothing."""
+        """Checks the bare cut and what was fitted, and drops that if it gains nothing."""
         checks = self._state.checks
-        if not checks:
+        resumed = bool(checks)
+        if not resumed:
             with self._student.bare():
                 self._check(0.0)
             if self._student.is_fitted:
                 self._check(0.0)
         if len(checks) > 1 and checks[1].held_out_loss >= checks[0].held_out_loss:
-            self._student.unfold()
+            self._student.begin_bare(empties=not resumed)
         begins = min(each.held_out_loss for each in checks if not each.tokens)
         near = self._workers.from_first(self._judge.nearness(begins, self._judges))
         self._rate = self._options.learning_rate or usual_rate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ pytest.importorskip("torch")
 from distill_cases import fitting, text  # noqa: E402
 
 from exporter.heal.distill.distilled import distilled  # noqa: E402
+from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.fold.folded import folded_values  # noqa: E402
 
 
@@ -93,6 +95,32 @@ def test_folded_weights_that_do_harm_are_not_begun_with(monkeypatch: pytest.Monk
         products = [each for name, each in made.weights.items() if "proj" in name]
         assert products
         assert {len(each.numbers) for each in products} == {2}
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_replacements_that_do_harm_begin_with_nothing_and_learn(
+    rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = Fitting.alike
+
+    def harmful(self: Fitting, kind: Any) -> Any:
+        found, fits = fitted(self, kind)
+        for each in found.values():
+            assert each.maps
+            each.maps[-1].add_(5.0)
+        return found, fits
+
+    monkeypatch.setattr(Fitting, "alike", harmful)
+    asked = fitting(tiny_loaded("llama"), tmp_path, replacements="linear", rank=rank)
+    with distilled(asked) as made:
+        assert made.training is not None
+        bare, harmed, *trained = made.training.checks
+        assert harmed.held_out_loss > bare.held_out_loss
+        assert made.training.fitted_loss is None
+        assert min(check.held_out_loss for check in trained) < bare.held_out_loss
+        for each in made.branch_replacements.values():
+            assert 0 < each.maps[-1].abs().max() < 1
+            assert each.maps[0].abs().max() > 0
 
 
 def test_memory_that_is_short_for_the_fold_leaves_the_training_to_begin_without(
