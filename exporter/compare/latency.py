@@ -126,7 +126,7 @@ def shapes_of(pair: Pair) -> list[Shape]:
         patches = pair.baseline.folder.patches
         return [Shape("encode", b, patches, counts=IMAGES.parts) for b in options.batches]
     cached, phase = has_cache(inputs), whole_phase(inputs)
-    found = [Shape(phase, b, n) for n in options.prefill_lengths for b in options.batches]
+    found = [Shape(phase, b, n) for n in options.prompt_lengths for b in options.batches]
     if cached:
         pasts = options.decode_past_lengths
         found += [Shape("decode", b, 1, n) for n in pasts for b in options.batches]

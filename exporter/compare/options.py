@@ -26,10 +26,11 @@ from exporter.option_types import (
     WholeOrNone,
     Written,
 )
-from exporter.options import Options, Rule, dataclass, is_given, only_with, option, part
+from exporter.options import Options, Rule, dataclass, only_with, option, part
 
 SPEED = "Speed"
 ACCURACY = "Accuracy"
+_USUAL_LENGTHS = (128, 512)
 TASKS = "Tasks"
 _GENERATION = re.compile(r" *(\d+) *[xX] *(\d+) *")
 
@@ -258,8 +259,8 @@ class CompareOptions(RunOptions):
     """How two models are measured.
 
     Attributes:
-        prefill_lengths: For a graph without a KV cache, lengths of its input. The usual ones end
-            where sentence-transformers cuts the model's texts: :meth:`for_texts`.
+        prefill_lengths: For a graph without a KV cache, lengths of its input; None: the usual ones,
+            no longer than the model's users give it: :meth:`for_texts`.
         decode_past_lengths: One token is decoded at each.
         batches: Every length is timed with each.
         rounds: Whatever they take; below 6 there is no verdict. None goes by the time budget.
@@ -269,7 +270,13 @@ class CompareOptions(RunOptions):
         eval_tokens: Rounded down to whole samples.
     """
 
-    prefill_lengths: Lengths = option((128, 512), "Prompt lengths.", "--prefill", section=SPEED)
+    prefill_lengths: Lengths | None = option(
+        None,
+        "Prompt lengths.",
+        "--prefill",
+        usual="128,512, of sentence encoders no more than their texts have",
+        section=SPEED,
+    )
     decode_past_lengths: Lengths = option(
         (512,), "Numbers of tokens in the cache for a decode step.", "--decode-past", section=SPEED
     )
@@ -321,7 +328,7 @@ class CompareOptions(RunOptions):
         Rule(
             ("prefill_lengths", "decode_past_lengths"),
             lambda told: (
-                not (told.prefill_lengths or told.decode_past_lengths or told.timing.generate)
+                not (told.prompt_lengths or told.decode_past_lengths or told.timing.generate)
             ),
             "There is nothing to time: neither a prompt length nor a cache length is given.",
             "Give {0} or {1} at least one length.",
@@ -340,10 +347,15 @@ class CompareOptions(RunOptions):
         Args:
             longest: Tokens at which they cut a text; None where nothing says so.
         """
-        if longest is None or is_given(self, "prefill_lengths"):
+        if longest is None or self.prefill_lengths is not None:
             return self
-        lengths = sorted({min(length, longest) for length in self.prefill_lengths})
+        lengths = sorted({min(length, longest) for length in self.prompt_lengths})
         return replace(self, prefill_lengths=tuple(lengths))
+
+    @property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """The lengths of prompts, or of a graph's input: those asked for, or the usual ones."""
+        return _USUAL_LENGTHS if self.prefill_lengths is None else self.prefill_lengths
 
     @property
     def longest(self) -> int:
@@ -351,4 +363,4 @@ class CompareOptions(RunOptions):
         decoded = [length + 1 for length in self.decode_past_lengths]
         generated = [prompt + new - 1 for prompt, new in self.timing.generate]
         texts = (self.eval_sequence_length, *self.quality.long_context)
-        return max(*texts, *self.prefill_lengths, *decoded, *generated)
+        return max(*texts, *self.prompt_lengths, *decoded, *generated)

@@ -167,8 +167,8 @@ def _for_texts(
     """Texts of no more tokens than the model's users give it, unless others are asked for."""
     longest = longest_text(baseline.folder.home)
     found = options.for_texts(longest)
-    if found.prefill_lengths != options.prefill_lengths:
-        lengths = " and ".join(map(str, found.prefill_lengths))
+    if found.prompt_lengths != options.prompt_lengths:
+        lengths = " and ".join(map(str, found.prompt_lengths))
         progress.say(
             f"compare: {lengths} tokens are timed: sentence_bert_config.json cuts texts at "
             f"{longest} (--prefill for others)"

@@ -65,10 +65,10 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
 def _ranges(run: Run) -> Ranges:
     """Usual ranges, widened to what is measured."""
     options = run.request.compare.for_texts(longest_text(run.ledger.path("baseline")))
-    prompts = (*options.prefill_lengths, options.eval_sequence_length)
+    prompts = (*options.prompt_lengths, options.eval_sequence_length)
     contexts = options.decode_past_lengths or (1,)
     return Ranges(
         batch=Span(1, min(options.batches), max(options.batches)),
-        prompt=Span(1, max(options.prefill_lengths or (1,)), max(_USUAL, *prompts)),
+        prompt=Span(1, max(options.prompt_lengths or (1,)), max(_USUAL, *prompts)),
         context=Span(1, max(contexts), max(_USUAL_CONTEXT, *contexts)),
     )

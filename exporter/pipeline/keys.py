@@ -68,6 +68,7 @@ def prune_key(run: Run) -> Key:
 def measure_key(run: Run) -> Key:
     """Both graphs, what was made of them, the text, and the machine."""
     longest = longest_text(run.ledger.path("baseline"))
+    compare = run.request.compare.for_texts(longest)
     return {
         **({} if longest is None else {"longest_text": longest}),
         "writes": REPORTS,
@@ -77,7 +78,7 @@ def measure_key(run: Run) -> Key:
         "healed": run.ledger.files_hash(HEALING) if run.request.heals_plan else None,
         "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
-        "options": vars(run.request.compare),
+        "options": vars(compare) | {"prefill_lengths": compare.prompt_lengths},
         "texts": _text_hashes(run, run.request.compare.texts, "evaluation"),
         "also": [read_facts(find_model(path).onnx).sha256 for path in run.request.also],
         "tasks": _question_hashes(run.request.compare.quality),

@@ -125,7 +125,7 @@ def _search_s(request: ExportRequest, machine: Machine) -> float:
 
 def _measure_s(request: ExportRequest, machine: Machine) -> float:
     compare = request.compare
-    lengths = (*compare.prefill_lengths, *compare.decode_past_lengths)
+    lengths = (*compare.prompt_lengths, *compare.decode_past_lengths)
     rows = len(lengths) * len(compare.batches) + len(compare.timing.generate)
     evaluated = 2 * machine.run_s(compare.eval_tokens)
     return rows * compare.timing.time_budget_s * _ROW_SHARE + evaluated

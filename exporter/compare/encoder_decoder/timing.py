@@ -175,7 +175,7 @@ class Cells:
         for past in self.options.decode_past_lengths:
             if past > longest - 1:
                 yield f"decode: a cache of {longest - 1} for {past}, the decoder ends there"
-        for length in self.options.prefill_lengths if self._frames is None else ():
+        for length in self.options.prompt_lengths if self._frames is None else ():
             if length > longest:
                 yield f"encode: {longest} tokens for {length}, the encoder ends there"
         for cell in self._generations(1):
@@ -195,7 +195,7 @@ class Cells:
     def _sources(self, batch: int) -> list[Shape]:
         if self._frames is not None:
             return [Shape("encode", batch, self._frames, counts=RECORDINGS.parts)]
-        lengths = self._within(self.options.prefill_lengths, self.folder.longest_target)
+        lengths = self._within(self.options.prompt_lengths, self.folder.longest_target)
         return [Shape("encode", batch, length) for length in lengths]
 
     def _pasts(self) -> list[int]:

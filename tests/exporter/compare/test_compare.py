@@ -20,6 +20,8 @@ from exporter.artifacts import (
     PruningPlan,
 )
 from exporter.artifacts.plans.origin import note_texts
+from exporter.cli.compare import compare as compare_command
+from exporter.cli.export import export as export_command
 from exporter.compare.evaluation import RANDOM_TOKENS
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
@@ -32,7 +34,6 @@ from exporter.errors import (
 )
 from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.sources import read_texts
-from exporter.options import asked_keys, key_at
 from graph_passes.files.storage import load_model, save_model
 from tests.raising import raises
 
@@ -261,14 +262,23 @@ def test_the_usual_lengths_end_where_texts_are_cut(
     longest: int | None, lengths: tuple[int, ...]
 ) -> None:
     usual = CompareOptions().for_texts(longest)
-    assert usual.prefill_lengths == lengths
+    assert usual.prompt_lengths == lengths
     assert usual.for_texts(longest) == usual
     assert OPTIONS.for_texts(longest) == OPTIONS  # others are asked for
-    token = asked_keys.set({key_at(CompareOptions, "prefill_lengths")})
-    try:
-        assert CompareOptions().for_texts(longest) == CompareOptions()
-    finally:
-        asked_keys.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("words", "lengths"),
+    [((), (128, 256)), (("--prefill", "128,512"), (128, 512)), (("--prefill", "512"), (512,))],
+)
+@pytest.mark.parametrize("command", [compare_command, export_command], ids=["compare", "export"])
+def test_lengths_that_are_asked_for_stay_though_they_are_the_usual_ones(
+    command: Any, words: tuple[str, ...], lengths: tuple[int, ...]
+) -> None:
+    call = command.read(["a", *(["b"] if command is compare_command else []), "-o", "o", *words])
+    options = getattr(call, "request", call).compare
+    assert options.for_texts(256).prompt_lengths == lengths
+    assert options.prompt_lengths == (lengths if words else (128, 512))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ from exporter.compare.options import CompareOptions
 from exporter.engines.build.profiles import Span
 from exporter.errors import ExportError, ModelSourceError
 from exporter.pipeline.engines import _ranges
+from exporter.pipeline.keys import measure_key
 from exporter.pipeline.request import DropRequest, ExportRequest
+from exporter.pipeline.run import Run
+from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
 from tests.exporter.sentence_folders import (
@@ -88,6 +91,20 @@ def test_the_report_says_where_texts_are_cut(pooled: tuple[Path, Any]) -> None:
     _, report = pooled
     assert report.longest_text == 32
     assert {row.sequence_length for row in report.latency} == {8}  # as asked for
+
+
+def test_usual_lengths_are_measured_again_where_they_are_asked_for(
+    pooled: tuple[Path, Any],
+) -> None:
+    out, _ = pooled
+    asked = request_for(out.parent, out, pooling=True)
+
+    def key(lengths: tuple[int, ...] | None) -> Any:
+        compare = replace(asked.compare, prefill_lengths=lengths)
+        return measure_key(Run(replace(asked, compare=compare), QUIET))
+
+    assert key(None) == key((32,))
+    assert key(None) != key((128, 512))
 
 
 @pytest.mark.parametrize(("asked", "usual"), [({}, 32), ({"prefill_lengths": (64,)}, 64)])
