@@ -180,8 +180,12 @@ def remeasuring(
     asked = _asked(report)
     found = report.environment.thread_probe is not None
     in_stacks = holds_stacks(ArmName.of(asked.baseline).path)
+    # Which lengths are usual may have changed since.
+    lengths = sorted({row.sequence_length for row in report.latency if row.phase == "encode"})
+    keeps = bool(lengths) and not in_stacks
     options = replace(
         asked.compare,
+        prefill_lengths=tuple(lengths) if keeps else asked.compare.prefill_lengths,
         threads=report.environment.threads if found else asked.compare.threads,
         eval_tokens=_FEW_TOKENS,
         quality=QualityOptions() if in_stacks else _NO_ANSWERS,  # those always answer

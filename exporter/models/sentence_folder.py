@@ -264,7 +264,7 @@ def longest_text(folder: Path) -> int | None:
     path = folder / _SETTINGS
     told = _read(path, folder) if path.is_file() else {}
     longest = told.get("max_seq_length") if isinstance(told, dict) else None
-    return longest if isinstance(longest, int) and longest > 0 else None
+    return longest if type(longest) is int and longest > 0 else None  # true is an int, too
 
 
 def _modules(folder: Path) -> list[Mapping[str, Any]]:

@@ -36,7 +36,10 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("told", "longest"), [('{"max_seq_length": 32}', 32), ("{}", None)])
+@pytest.mark.parametrize(
+    ("told", "longest"),
+    [('{"max_seq_length": 32}', 32), ("{}", None), ('{"max_seq_length": true}', None)],
+)
 def test_a_graph_s_folder_says_where_its_users_cut_texts(
     tmp_path: Path, told: str, longest: int | None
 ) -> None:

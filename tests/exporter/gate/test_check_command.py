@@ -17,6 +17,7 @@ from exporter.artifacts import (
     CheckReport,
     ComparisonReport,
     Corner,
+    LatencyRow,
 )
 from exporter.compare.options import CompareOptions
 from exporter.errors import RegressionError, UsageError
@@ -315,6 +316,28 @@ def test_a_regression_that_isn_t_there_the_second_time_is_none(
     told = capsys.readouterr()
     assert "measuring again" in told.err
     assert "Measured again: within the limit." in told.out
+
+
+@pytest.mark.parametrize(
+    ("phase", "asked"), [("encode", (128, 512)), ("prefill", None)], ids=["encoder", "decoder"]
+)
+def test_an_encoder_is_timed_again_at_its_report_s_lengths(
+    phase: Any, asked: tuple[int, ...] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[CompareOptions] = []
+
+    def rows(ms: float) -> list[LatencyRow]:
+        return [gate_row(length, candidate_ms=ms, phase=phase) for length in (128, 512)]
+
+    def compare(first: Any, second: Any, options: CompareOptions, **more: Any) -> ComparisonReport:
+        heard.append(options)
+        return gate_report(rows(70))
+
+    monkeypatch.setattr("exporter.compare.session.compare", compare)
+    path = gate_report(rows(95), command=COMMAND[:6]).write(tmp_path / "report.json")
+    call = ["check", str(path), "--min-speedup", "1.2", "--confirm", "1"]
+    assert command_line.run(call) == 0
+    assert [options.prefill_lengths for options in heard] == [asked]
 
 
 def test_the_models_in_float_are_timed_again_beside_the_quantised_ones(

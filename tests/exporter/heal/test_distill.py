@@ -115,15 +115,20 @@ def test_the_loss_and_its_gradient_are_those_of_kl_divergence() -> None:
     assert torch.allclose(found, student.grad, atol=1e-6)
 
 
-@pytest.mark.parametrize("train", ["adapters", "all"])
+@pytest.mark.parametrize(
+    "how",
+    [{"train": "adapters"}, {"train": "all"}, {"train": "adapters", "replacements": "linear"}],
+    ids=["adapters", "all", "adapters and maps"],
+)
 def test_an_interrupted_training_goes_on_to_the_same_weights(
-    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("exporter.heal.distill.training._SAVE_EVERY_S", 0.0)
     monkeypatch.setattr("exporter.heal.distill.training._SHARE_FOR_SAVING", 1e9)
     loaded = tiny_loaded("llama")
-    with distilled(fitting(loaded, train=train)) as made:
+    with distilled(fitting(loaded, **how)) as made:
         wanted, training = made.weights, made.training
+        maps = made.branch_replacements
     assert training is not None
     assert training.steps > 8
     steps, step = [], Trainer._step
@@ -142,17 +147,22 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
         lambda store, name, *more: (kept.append(name), keep(store, name, *more)),
     )
     monkeypatch.setattr(Trainer, "_step", interrupted)
-    with pytest.raises(KeyboardInterrupt), distilled(fitting(loaded, tmp_path, train=train)):
+    with pytest.raises(KeyboardInterrupt), distilled(fitting(loaded, tmp_path, **how)):
         pass
     monkeypatch.setattr(Trainer, "_step", lambda trainer: (steps.append(1), step(trainer))[1])
-    with distilled(fitting(loaded, tmp_path, train=train)) as made:
+    with distilled(fitting(loaded, tmp_path, **how)) as made:
         found = made.weights
+        again = made.branch_replacements
     assert len(steps) == training.steps
     assert len(kept) > 8
     assert all(one != other for one, other in pairwise(kept)), "the newest state is written over"
     assert found.keys() == wanted.keys()
     for name, change in wanted.items():
         for one, other in zip(found[name].numbers, change.numbers, strict=True):
+            assert torch.equal(one, other)
+    for ref, each in maps.items():
+        assert bool(each.maps) == ("replacements" in how)
+        for one, other in zip(each.maps, again[ref].maps, strict=True):
             assert torch.equal(one, other)
 
 
