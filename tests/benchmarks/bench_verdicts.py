@@ -2,7 +2,7 @@
 
 Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200] [--real N [MODEL.onnx]]``;
 ``--power N`` tries ``compare --power 95%`` on the same noises, ``--history N`` the search for steps
-in N histories of each kind.
+in N histories of each kind, ``--alone N`` how often it errs in N series of each kind of noise.
 The trials run in virtual time, each with a budget of 60 s: on replayed decode steps of SmolLM2 that
 were recorded on a busy machine of 2 cores (``decode_steps.npz``), and on a generator of such noise.
 The statistics were chosen with these in view, except for the rows called "held out", whose steps
@@ -176,7 +176,28 @@ def history_table(trials: int, *, noise: float = 0.02, runs: int = 60, after: in
               f"(by the last alone {soon[:, -1].mean():.0%}, beside the shapes' own curves "
               f"{beside.any(axis=1).mean():.0%}, the bound {bound:.0%}); in the middle found "
               f"{_share(whole):.0%}, its run named within 2 {named:.0%}", flush=True)  # fmt: skip
-    _false_points(trials, noise, runs, rng)
+    _false_points("normal", trials, noise, runs, rng)
+
+
+def _normal(rng: np.random.Generator, runs: int) -> np.ndarray:
+    return rng.standard_normal(runs)
+
+
+def _heavy(rng: np.random.Generator, runs: int) -> np.ndarray:
+    """Student's t with 5 degrees of freedom, of variance 1."""
+    return rng.standard_t(5, runs) / math.sqrt(5 / 3)
+
+
+def _kept(rng: np.random.Generator, runs: int) -> np.ndarray:
+    """Each run keeps 0.3 of the one before; of variance 1."""
+    fresh, values = rng.standard_normal(runs), np.empty(runs)
+    values[0] = fresh[0]
+    for run in range(1, runs):
+        values[run] = 0.3 * values[run - 1] + math.sqrt(1 - 0.09) * fresh[run]
+    return values
+
+
+ALONE = {"normal": _normal, "heavy tails": _heavy, "0.3 kept": _kept}
 
 
 def _found_by_run(histories: np.ndarray, after: int, share: float) -> np.ndarray:
@@ -190,18 +211,20 @@ def _found_by_run(histories: np.ndarray, after: int, share: float) -> np.ndarray
     )
 
 
-def _false_points(trials: int, noise: float, runs: int, rng: np.random.Generator) -> None:
+def _false_points(
+    kind: str, trials: int, noise: float, runs: int, rng: np.random.Generator
+) -> None:
     """How many points a series of checks tells where there is noise alone, each point once."""
     new, looked = 0, 0
     for _ in range(trials):
-        values = noise * rng.standard_normal(runs + 140)
+        values = noise * ALONE[kind](rng, runs + 140)
         known: set[int] = set()
         for end in range(runs, len(values)):
             found = {end - runs + one.at for one in steps(values[end - runs : end])}
             new += sum(all(abs(at - other) > 3 for other in known) for at in found)
             known |= found
             looked += 1
-    print(f"noise alone: {new} points in {looked} runs, {1000 * new / looked:.2f} in 1,000")
+    print(f"noise alone, {kind}: {new} points in {looked} runs, {1000 * new / looked:.2f} in 1,000")
 
 
 def _share(found: list[list[int]]) -> float:
@@ -302,6 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--power", type=int, default=0, metavar="N", help="trials with a power")
     parser.add_argument("--only", default="", metavar="TEXT", help="noises by name")
     parser.add_argument("--history", type=int, default=0, metavar="N", help="histories with steps")
+    parser.add_argument("--alone", type=int, default=0, metavar="N", help="series without steps")
     parser.add_argument("--past", type=int, default=128, help="cache length of the real trials")
     options = parser.parse_args(arguments)
     importlib.import_module("scipy.stats")  # what is there before isn't collected in each trial
@@ -313,6 +337,8 @@ def main(arguments: list[str] | None = None) -> int:
         power_table(options.power, options.only)
     if options.history:
         history_table(options.history)
+    for kind in ALONE if options.alone else ():
+        _false_points(kind, options.alone, 0.02, 60, np.random.default_rng(25))
     if options.real:
         with tempfile.TemporaryDirectory() as folder:
             real(options.model or small_model(Path(folder)), options.real, options.past)
