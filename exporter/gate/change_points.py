@@ -47,6 +47,8 @@ _ERROR_WHOLE, _ERROR_RECENT = 0.0005, 0.0018
 """How often a search of one history may find what isn't there; for all of its curves together."""
 _OUTLIER = 4.0
 _MOST_KEPT = 0.9
+_ROUNDING = 1e-9
+"""Values that differ by less, of logarithms or of their own size, are the same."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def steps(values: Values, *, share: float = 1.0, seed: int = 0) -> list[Step]:
         share: Of the error that all curves of a history may make together, this curve's.
         seed: For the permutations.
     """
-    if len(values) < FEWEST:
+    if len(values) < FEWEST or np.ptp(values) < _ROUNDING:
         return []
     clipped, rng = _clipped(values), np.random.default_rng(seed)
     found = dict(_whole(clipped, 0, _ERROR_WHOLE * share, rng))
@@ -212,8 +214,11 @@ def _sized(values: Values, begin: int, at: int, end: int, p_value: float) -> Ste
     size = float(after.mean() - before.mean())
     if min(len(before), len(after)) < 2 or not (np.ptp(before) or np.ptp(after)):
         return Step(at, size, (size, size), p_value)
-    found = stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
-    return Step(at, size, (float(found.low), float(found.high)), p_value)
+    # Each side from its own first value: scipy warns of a side that is constant and not zero.
+    between = float(after[0] - before[0])
+    test = stats.ttest_ind(after - after[0], before - before[0], equal_var=False)
+    found = test.confidence_interval(0.95)
+    return Step(at, size, (between + float(found.low), between + float(found.high)), p_value)
 
 
 def pooled(curves: Sequence[Values]) -> Values:

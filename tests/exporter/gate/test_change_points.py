@@ -162,6 +162,22 @@ def test_all_shapes_have_half_of_the_error_however_many_they_are(count: int) -> 
     assert steps(values, share=1 / 6) == []
 
 
+@pytest.mark.parametrize(("change", "found"), [(1e-15, 0), (0.01, 1)])
+def test_a_change_by_rounding_is_no_step(change: float, found: int) -> None:
+    values = np.full(40, 3.4)
+    values[20:] += change
+    assert len(steps(values)) == found
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_side_that_is_constant_has_an_interval_about_the_size() -> None:
+    values = np.full(40, 3.4)
+    values[20:] += 0.05 + 0.001 * np.random.default_rng(1).standard_normal(20)
+    (step,) = steps(values)
+    assert step.ci95[0] < step.size < step.ci95[1]
+    assert step.ci95 == pytest.approx((0.05, 0.05), abs=0.002)
+
+
 def test_gaps_and_other_machines_leave_the_rest() -> None:
     values = np.stack([noise(1), noise(2)], axis=1)
     values[30:] += 0.1
