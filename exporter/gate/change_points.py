@@ -47,6 +47,7 @@ _ERROR_WHOLE, _ERROR_RECENT = 0.0005, 0.0018
 """How often a search of one history may find what isn't there; for all of its curves together."""
 _OUTLIER = 4.0
 _MOST_KEPT = 0.9
+"""Of a run's difference by the next one; with more the spread would have no end."""
 _ROUNDING = 1e-9
 """Values that differ by less, of logarithms or of their own size, are the same."""
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_families import hook_count, tiny_loaded
 
-from exporter.artifacts import CalibrationRef
 from exporter.errors import HealingError, OptionError
 from exporter.heal.options import HealOptions
-from exporter.models.texts.calibration import CalibrationText
 from graph_passes.types import SublayerRef
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
+
+from distill_cases import text  # noqa: E402
 
 from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.fold.folded import folded  # noqa: E402
@@ -31,15 +30,6 @@ from exporter.progress import QUIET  # noqa: E402
 
 ATTENTION, MLP = SublayerRef(1, "attention"), SublayerRef(2, "mlp")
 BLOCK = [SublayerRef(1, "attention"), SublayerRef(1, "mlp")]
-
-
-def text(samples: int = 24, length: int = 16, seed: int = 0) -> CalibrationText:
-    ids = np.random.default_rng(seed).integers(3, 60, (samples, length))
-    ref = CalibrationRef(
-        source=f"test {seed}", samples=samples, sequence_length=length, tokens=ids.size,
-        sha256=f"{seed}" * 64,
-    )  # fmt: skip
-    return CalibrationText(ref, ids, np.ones(ids.shape, dtype=np.bool_))
 
 
 def fitting(loaded: Any, names: list[SublayerRef], **options: Any) -> Fitting:
