@@ -1,17 +1,17 @@
 """From what a user names, a file or a data set, to documents.
 
-A text never serves both calibration and evaluation: ``pydoc`` is split into two parts that share no
-paragraph, and the SHA-256 of every other text is kept, so that a comparison can refuse to judge on
-the text that the scores were computed on.
+A text never serves both calibration and evaluation: ``pydoc`` and ``docstrings`` are split into
+halves that share no paragraph, and the SHA-256 of every other text is kept, so that a comparison
+can refuse to judge on the text that the scores were computed on.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from exporter.artifacts import CalibrationRef
 from exporter.errors import ComparisonError, DepthcutError, TextSourceError
 from exporter.files import sha256_bytes
 from exporter.models.texts.docstrings import docstrings
+from exporter.models.texts.documents import articles, halves, is_title
 from exporter.models.texts.pair_lines import TextPair, pairs_in
 from exporter.optional import require
 
@@ -36,7 +37,6 @@ SPEC_HINT = (
 )
 
 _JSONL_SUFFIXES = {".jsonl", ".ndjson"}
-_PARAGRAPH_CHARACTERS = 60  # shorter paragraphs repeat by chance
 _HUB_CHARACTERS = 8_000_000  # a data set is read as far as this: about two million tokens
 _DEFAULT_SPLITS: Mapping[Part, tuple[str, ...]] = {
     "calibration": ("train", "validation"),
@@ -67,8 +67,9 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
     """Reads the text that a user named.
 
     Args:
-        spec: A path to a UTF-8 text file (one document) or to a JSON-lines file (a document a
-            line: the field ``text``, else the longest string field; or pairs, see
+        spec: A path to a UTF-8 text file (a document, or several with titles as in WikiText or
+            Markdown) or to a JSON-lines file (a document a line: the field ``text``, else the
+            longest string field; or pairs, see
             :mod:`exporter.models.texts.pair_lines`); ``pydoc``, the English
             language topics that every CPython carries; ``docstrings``, those of its standard
             library; or
@@ -86,7 +87,7 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
     if spec == PYDOC:
         return _source(f"pydoc ({part} half, Python {version})", _pydoc_documents(part))
     if spec == DOCSTRINGS:
-        half = docstrings()[0 if part == "calibration" else 1 :: 2]
+        half = _docstring_halves()[0 if part == "calibration" else 1]
         return _source(f"docstrings ({part} half, Python {version})", half)
     if spec.startswith("hf:"):
         if not allow_network:
@@ -98,7 +99,7 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
     text = read_file(path)
     if path.suffix.lower() in _JSONL_SUFFIXES:
         return _of_lines(spec, text, path)
-    return _source(spec, [text])
+    return replace(_source(spec, articles(text)), sha256=sha256_bytes(text.encode()))
 
 
 def read_prompts(path: Path) -> TextSource:
@@ -257,42 +258,13 @@ def _pydoc_documents(part: Part) -> list[str]:
         raise TextSourceError(
             "This Python carries no pydoc_data.topics.", "Name a text file instead."
         ) from None
-    halves: dict[Part, list[str]] = {"calibration": [], "evaluation": []}
-    sizes: dict[Part, int] = {"calibration": 0, "evaluation": 0}
-    for group in _unrelated_groups(topics):
-        smaller = min(sizes, key=lambda name: sizes[name])
-        halves[smaller].extend(group)
-        sizes[smaller] += sum(len(topics[name]) for name in group)
-    return [topics[name] for name in sorted(halves[part])]
+    documents = [topics[name] for name in sorted(topics)]
+    return halves(documents)[0 if part == "calibration" else 1]
 
 
-def _unrelated_groups(topics: Mapping[str, str]) -> list[list[str]]:
-    """Groups topics that share a paragraph, largest text first; a topic inside another is out.
-
-    Many topics are sections of others (``specialnames`` holds ``customization`` and more), so
-    disjoint sets of names alone would leave the same text on both sides.
-    """
-    paragraphs = {name: _paragraphs(text) for name, text in topics.items()}
-    groups: list[set[str]] = []
-    for name in sorted(topics):
-        shares = [g for g in groups if any(paragraphs[name] & paragraphs[other] for other in g)]
-        groups = [group for group in groups if group not in shares]
-        groups.append({name}.union(*shares))
-    whole = [_without_contained(group, paragraphs) for group in groups]
-    return sorted(whole, key=lambda group: (-sum(len(topics[name]) for name in group), group))
-
-
-def _paragraphs(text: str) -> frozenset[str]:
-    joined = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
-    return frozenset(p for p in joined if len(p) >= _PARAGRAPH_CHARACTERS)
-
-
-def _without_contained(group: set[str], paragraphs: Mapping[str, frozenset[str]]) -> list[str]:
-    kept: list[str] = []
-    for name in sorted(group, key=lambda name: (-len(paragraphs[name]), name)):
-        if not any(paragraphs[name] <= paragraphs[other] for other in kept):
-            kept.append(name)
-    return sorted(kept)
+@cache
+def _docstring_halves() -> tuple[list[str], list[str]]:
+    return halves(docstrings())
 
 
 def _read_hub(spec: str, part: Part) -> TextSource:
@@ -300,7 +272,7 @@ def _read_hub(spec: str, part: Part) -> TextSource:
     label, rows = hub_rows(spec, part, "text")
     column = _hub_fields(spec)[3]
     try:
-        documents = list(_row_texts(rows, column, spec))
+        documents = _of_rows(list(_row_texts(rows, column, spec)))
     except TextSourceError:
         raise
     except Exception as error:
@@ -360,6 +332,13 @@ def _default_split(present: list[str], part: Part, spec: str) -> str:
         f"{spec} has no split {' or '.join(_DEFAULT_SPLITS[part])}; it has {', '.join(present)}.",
         "Name the split: hf:DATASET:CONFIG:SPLIT (CONFIG may be empty).",
         code="split-missing",
+    )
+
+
+def _of_rows(rows: list[str]) -> list[str]:
+    """Rows are documents, but lines in a data set of WikiText."""
+    return (
+        articles("".join(f"{row.strip()}\n" for row in rows)) if any(map(is_title, rows)) else rows
     )
 
 

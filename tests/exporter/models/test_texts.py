@@ -76,24 +76,22 @@ def test_missing_file_and_folder_are_named_with_what_may_be_given(tmp_path: Path
         read_texts(str(tmp_path), part="evaluation")
 
 
-def test_the_halves_of_docstrings_share_none_and_are_much_text() -> None:
+def test_the_halves_of_docstrings_are_much_text_and_hold_what_has_a_source() -> None:
     first, second = (read_texts("docstrings", part=part) for part in ("calibration", "evaluation"))
     assert first.source.startswith("docstrings (calibration half")
-    assert first.sha256 != second.sha256
-    assert not set(first.documents) & set(second.documents)
     assert str.__doc__ not in first.documents  # there is no source of it
     assert Path.__doc__ is not None
-    whole = {inspect.cleandoc(each) for each in (*first.documents, *second.documents)}
+    whole = {inspect.cleandoc(document) for document in (*first.documents, *second.documents)}
     assert inspect.cleandoc(Path.__doc__) in whole
     assert min(map(len, whole)) > 60
     pydoc = read_texts("pydoc", part="calibration")
     assert sum(map(len, first.documents)) > 2 * sum(map(len, pydoc.documents))
 
 
-def test_pydoc_halves_share_no_paragraph_and_are_the_same_each_time() -> None:
-    first = read_texts("pydoc", part="calibration")
-    second = read_texts("pydoc", part="evaluation")
-    assert first == read_texts("pydoc", part="calibration")
+@pytest.mark.parametrize("spec", ["pydoc", "docstrings"])
+def test_halves_share_no_paragraph_and_are_the_same_each_time(spec: str) -> None:
+    first, second = (read_texts(spec, part=part) for part in ("calibration", "evaluation"))
+    assert first == read_texts(spec, part="calibration")
     assert first.sha256 != second.sha256
     assert not long_paragraphs(first) & long_paragraphs(second)
     for half in (first, second):
@@ -102,7 +100,29 @@ def test_pydoc_halves_share_no_paragraph_and_are_the_same_each_time() -> None:
 
 def long_paragraphs(texts: TextSource) -> set[str]:
     pieces = (" ".join(p.split()) for doc in texts.documents for p in doc.split("\n\n"))
-    return {piece for piece in pieces if len(piece) > 100}
+    return {piece for piece in pieces if len(piece) >= 60}
+
+
+WIKI = " = One = \n\n The first . \n\n = = Part = = \n\n More . \n\n = Two = \n\n The second . \n"
+MARKDOWN = "# One\n\nThe first.\n\n## Part\n\nMore.\n\n# Two\n\nThe second.\n"
+CODE = "# a comment\nx = 1\n\n# another\ny = 2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "starts"),
+    [(WIKI, [" = One", " = Two"]), (WIKI.replace("\n", "\r\n"), [" = One", " = Two"]),
+     (MARKDOWN, ["# One", "# Two"]), (CODE, ["# a comment"]),
+     ("before\n" + WIKI, ["bef", " = Two"])],
+)  # fmt: skip
+def test_a_file_of_several_articles_is_as_many_documents(
+    tmp_path: Path, text: str, starts: list[str]
+) -> None:
+    path = tmp_path / "articles.txt"
+    path.write_bytes(text.encode())
+    texts = read_texts(str(path), part="evaluation")
+    assert "".join(texts.documents) == text
+    assert [doc[: len(start)] for doc, start in zip(texts.documents, starts, strict=True)] == starts
+    assert texts.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def fake_datasets(rows: list[dict[str, Any]], splits: list[str]) -> types.SimpleNamespace:
@@ -129,6 +149,14 @@ def test_hub_data_set_uses_the_split_of_the_part(monkeypatch: pytest.MonkeyPatch
     assert texts.source == "hf:wiki:raw:test:text"
     read_texts("hf:wiki", part="calibration")
     assert fake.calls == [("wiki", "raw", "test"), ("wiki", None, "train")]
+
+
+def test_lines_of_a_hub_data_set_of_wikitext_are_articles(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": line} for line in WIKI.splitlines(keepends=True)]
+    monkeypatch.setitem(sys.modules, "datasets", fake_datasets(rows, ["test"]))
+    first, second = read_texts("hf:wiki", part="evaluation").documents
+    assert (first.split()[1], second.split()[1]) == ("One", "Two")
+    assert "More ." in first
 
 
 def test_hub_errors_name_split_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
