@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from exporter.artifacts import TaskResult
-from exporter.compare.quality.intervals import ratio_difference_interval
+from exporter.compare.quality.intervals import difference_interval
 from exporter.errors import ComparisonError
 from exporter.models.ablation.ratios import Floats
 from exporter.optional import require
@@ -45,7 +45,7 @@ def word_errors(
         items=len(right),
         baseline=float(edits.sum() / words.sum()),
         candidate=float(others.sum() / words.sum()),
-        difference=ratio_difference_interval(edits, others, words),
+        difference=difference_interval(edits, others, words),
         source=source,
         higher_is_better=False,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from exporter.artifacts import Interval
-from exporter.models.ablation.ratios import Floats, ratio, ratio_std_error
+from exporter.models.ablation.ratios import Clusters, Floats, by_cluster, ratio, ratio_std_error
 
 _LEVEL = 0.95
 _RESAMPLES = 9999
@@ -29,21 +29,24 @@ def expanded_level(units: int, confidence: float = 0.95) -> float:
     return float(1 - 2 * stats.norm.sf(quantile))
 
 
-def mean_interval(sums: Floats, counts: Floats) -> Interval | None:
+def mean_interval(sums: Floats, counts: Floats, clusters: Clusters = None) -> Interval | None:
     """The mean over all tokens, with the 95 % interval that the samples give it.
 
-    Samples, not tokens, are what was drawn at random: tokens of one sample resemble each other. A
-    sample's own figure is the mean of hundreds of tokens, so Student's t holds for the few samples
-    of an evaluation, where a bootstrap's percentiles would be too narrow.
+    Samples, or the documents that they are of, are what was drawn at random, not tokens: tokens of
+    one sample resemble each other. A sample's own figure is the mean of hundreds of tokens, so
+    Student's t holds for the few samples of an evaluation, where a bootstrap's percentiles would
+    be too narrow.
 
     Args:
         sums: ``[samples]``, each sample's sum over its tokens; for a paired comparison, of the
             differences.
         counts: ``[samples]``, tokens.
+        clusters: Of which document each sample is.
 
     Returns:
-        None with fewer than two samples, or where a sum isn't finite.
+        None with fewer than two clusters, or where a sum isn't finite.
     """
+    sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
     error = ratio_std_error(sums, counts) if np.isfinite(sums).all() else None
     if error is None:
         return None
@@ -60,7 +63,7 @@ def clipped(interval: Interval | None, low: float, high: float) -> Interval | No
     return Interval(value=value, ci95=(min(value, max(below, low)), max(value, min(above, high))))
 
 
-def share_interval(sums: Floats, counts: Floats) -> Interval | None:
+def share_interval(sums: Floats, counts: Floats, clusters: Clusters = None) -> Interval | None:
     """The share of all tokens that something holds for, with its 95 % interval over samples.
 
     Korn and Graubard, "Confidence intervals for proportions with small expected number of positive
@@ -71,10 +74,12 @@ def share_interval(sums: Floats, counts: Floats) -> Interval | None:
     Args:
         sums: ``[samples]``, of how many of a sample's tokens it holds.
         counts: ``[samples]``, tokens.
+        clusters: Of which document each sample is.
 
     Returns:
-        None with fewer than two samples.
+        None with fewer than two clusters.
     """
+    sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
     error = ratio_std_error(sums, counts)
     if error is None:
         return None
@@ -100,62 +105,41 @@ def highest_to_show(items: int) -> float:
     return float(((1 - _LEVEL) / 2) ** (1 / items))
 
 
-def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -> Interval:
+def difference_interval(
+    baseline: Floats,
+    candidate: Floats,
+    weights: Floats | None = None,
+    *,
+    clusters: Clusters = None,
+    seed: int = 0,
+) -> Interval:
     """Mean score of the candidate minus that of the baseline, with its 95 % interval.
 
-    From a bootstrap over items: both arms' scores of an item are drawn together (expanded
-    percentiles). Where all items differ alike, or none does, there is nothing to draw from: the
-    interval then reaches as far as the share of items that are otherwise may go unseen (Clopper
-    and Pearson, 1934), at worst with the whole of a score.
+    From a bootstrap over items: both arms' scores of an item, and its weight, are drawn together
+    (expanded percentiles). Where all items differ alike, or none does, there is nothing to draw
+    from: the interval then reaches as far as the share of items that are otherwise may go unseen
+    (Clopper and Pearson, 1934), at worst with the whole of a score.
 
     Args:
-        baseline: ``[items]``, scores, usually from 0 to 1.
+        baseline: ``[items]``, scores, usually from 0 to 1; with weights, sums, such as edits.
         candidate: ``[items]``, of the same items.
+        weights: ``[items]``, what the sums go over, such as words; not all are 0. None: 1 each.
+        clusters: Of which document each item is.
         seed: For the resampling.
     """
-    differences = candidate - baseline
-    number = len(differences)
-    value = float(differences.mean())
-    if (differences == differences[0]).all():
-        return _of_equal_items(value, number)
-    found = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        batch=max(1, 4_000_000 // number),
-        confidence_level=expanded_level(number, _LEVEL),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(value=value, ci95=(float(found.low), float(found.high)))
-
-
-def ratio_difference_interval(
-    baseline: Floats, candidate: Floats, weights: Floats, *, seed: int = 0
-) -> Interval:
-    """Difference of two ratios of sums over the same weights, candidate minus baseline.
-
-    Its 95 % interval is from a bootstrap over items (expanded percentiles), in which both arms'
-    sums and the weight of an item are drawn together. Where all items differ alike, or none does,
-    it is that of :func:`difference_interval`, at worst with a ratio of 1.
-
-    Args:
-        baseline: ``[items]``, each item's sum, such as its edits.
-        candidate: ``[items]``, of the same items.
-        weights: ``[items]``, such as their words; not all are 0.
-        seed: For the resampling.
-    """
-    differences, number = candidate - baseline, len(baseline)
-    value = float(differences.sum() / weights.sum())
+    weights = np.ones_like(baseline) if weights is None else weights
+    differences = by_cluster(candidate - baseline, clusters)
+    weights = by_cluster(weights, clusters)
+    value, number = ratio(differences, weights), len(differences)
     if np.allclose(differences, value * weights):
         return _of_equal_items(value, number)
-    rng, found = np.random.default_rng(seed), np.empty(_RESAMPLES)
+    rng, ratios = np.random.default_rng(seed), np.empty(_RESAMPLES)
     for draw in range(_RESAMPLES):
         rows = rng.integers(0, number, number)
-        words = weights[rows].sum()
-        found[draw] = differences[rows].sum() / words if words else value
+        total = weights[rows].sum()
+        ratios[draw] = differences[rows].sum() / total if total else value
     outside = (1 - expanded_level(number, _LEVEL)) / 2
-    low, high = np.quantile(found, [outside, 1 - outside])
+    low, high = np.quantile(ratios, [outside, 1 - outside])
     return Interval(value=value, ci95=(float(low), float(high)))
 
 

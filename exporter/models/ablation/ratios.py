@@ -1,8 +1,8 @@
 """Ratios of two sums over samples, and their standard errors.
 
-Tokens of one sample resemble each other, so samples, not tokens, are what was drawn at random.
-Samples of unequal length count by their tokens: the ratio estimator's linearised variance (Cochran,
-*Sampling Techniques*, 1977, section 6.3).
+Tokens of one sample resemble each other, and so do samples of one document: these clusters, not
+tokens, are what was drawn at random. Clusters of unequal length count by their tokens: the ratio
+estimator's linearised variance (Cochran, *Sampling Techniques*, 1977, section 6.3).
 """
 
 from __future__ import annotations
@@ -11,6 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Clusters = NDArray[np.int64] | None
+"""``[samples]``, of which document each is; None: each is one of its own."""
+
+
+def by_cluster(values: Floats, clusters: Clusters) -> Floats:
+    """Sums over each cluster's samples, ``[samples]`` to ``[clusters]``."""
+    if clusters is None:
+        return values
+    sums: Floats = np.bincount(np.unique(clusters, return_inverse=True)[1], values).astype(float)
+    return sums
 
 
 def ratio(sums: Floats, counts: Floats) -> float:
@@ -18,18 +28,19 @@ def ratio(sums: Floats, counts: Floats) -> float:
     return float(sums.sum() / counts.sum())
 
 
-def ratio_std_error(sums: Floats, counts: Floats) -> float | None:
-    """Standard error of :func:`ratio` over samples; None with fewer than two that count."""
-    samples = np.count_nonzero(counts)
-    if samples < 2:
+def ratio_std_error(sums: Floats, counts: Floats, clusters: Clusters = None) -> float | None:
+    """Standard error of :func:`ratio` over clusters; None with fewer than two that count."""
+    sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
+    number = np.count_nonzero(counts)
+    if number < 2:
         return None
     residuals = sums - ratio(sums, counts) * counts
-    factor = samples / (samples - 1)
+    factor = number / (number - 1)
     return float(np.sqrt(factor * (residuals**2).sum()) / counts.sum())
 
 
 class RatioSums:
-    """The same of many things at once, from running sums that don't grow with the samples.
+    """The same of many things at once, each sample a cluster, from sums that don't grow with them.
 
     Args:
         shape: How many things, in as many axes as wanted.

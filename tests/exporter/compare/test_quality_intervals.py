@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from exporter.artifacts import Interval
 from exporter.compare.quality.intervals import (
     difference_interval,
     fewest_to_show,
@@ -32,6 +36,21 @@ def test_the_truth_lies_inside_about_95_times_in_100(samples: int) -> None:
     found = [mean_interval(*pair) for pair in zip(sums, counts, strict=True)]
     held = np.mean([each is not None and each.ci95[0] < 0.2 < each.ci95[1] for each in found])
     assert 0.90 < held < 0.99
+
+
+@pytest.mark.parametrize(
+    "interval", [mean_interval, share_interval, partial(difference_interval, np.zeros(5))]
+)
+def test_samples_of_one_document_count_as_one(interval: Callable[..., Interval | None]) -> None:
+    sums, counts = np.array([3.0, 1.0, 4.0, 1.0, 5.0]), np.full(5, 9.0)
+    clusters = np.array([4, 9, 4, 0, 0])
+    found = interval(sums, counts, clusters=clusters)
+    if interval in (mean_interval, share_interval):
+        assert found == interval(np.array([6.0, 7.0, 1.0]), np.array([18.0, 18.0, 9.0]))
+        assert interval(sums, counts, clusters=np.zeros(5, np.int64)) is None
+    else:
+        whole = difference_interval(np.zeros(3), np.array([6.0, 7, 1]), np.array([18.0, 18, 9]))
+        assert found == whole
 
 
 def test_one_sample_or_an_infinite_loss_gives_none() -> None:

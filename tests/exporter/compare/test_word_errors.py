@@ -12,7 +12,7 @@ import pytest
 
 from exporter.compare.encoder_decoder.answers import Judged, judge_answers
 from exporter.compare.encoder_decoder.words import word_errors
-from exporter.compare.quality.intervals import difference_interval, ratio_difference_interval
+from exporter.compare.quality.intervals import difference_interval
 from exporter.errors import ComparisonError, MissingDependencyError
 from exporter.models.decoding_rules import DecodingRules
 from exporter.models.texts.paired import PairReader, paired_text
@@ -29,7 +29,7 @@ def test_an_interval_holds_the_difference_and_narrows_with_items() -> None:
         words = rng.integers(5, 20, items).astype(np.float64)
         baseline = rng.binomial(words.astype(int), 0.1).astype(np.float64)
         candidate = rng.binomial(words.astype(int), 0.2).astype(np.float64)
-        found = ratio_difference_interval(baseline, candidate, words)
+        found = difference_interval(baseline, candidate, words)
         low, high = found.ci95
         assert low < found.value < high
         assert found.value == pytest.approx((candidate - baseline).sum() / words.sum())
@@ -43,7 +43,7 @@ def test_recordings_that_differ_alike_leave_as_much_doubt_as_they_are_few(
     items: int, edits: int
 ) -> None:
     words, none = np.full(items, 4.0), np.zeros(items)
-    found = ratio_difference_interval(none, none + edits, words)
+    found = difference_interval(none, none + edits, words)
     assert found == difference_interval(none, none + edits / 4)
     assert found.ci95[0] < 0 < found.ci95[1]
 
