@@ -90,7 +90,8 @@ test-gpu: has-driver .venv-gpu/test.done
 	.venv-gpu/bin/python $(PYTEST) -n 0 -m gpu --require gpu tests/gpu
 
 gpu: has-driver .venv-gpu/test.done
-	.venv-gpu/bin/depthcut gpu-session out/gpu --tests tests/gpu
+	-.venv-gpu/bin/python $(PYTEST) -n 0 -m gpu --require gpu tests/gpu
+	.venv-gpu/bin/python -m tests.benchmarks.bench_gpu out/gpu
 
 dialects: .venv/test.done .venv-optimum/test.done
 	.venv/bin/python -m tests.dialects --write $(DIALECTS)

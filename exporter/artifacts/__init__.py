@@ -61,18 +61,6 @@ from exporter.artifacts.forms import (
     QuantizationRecord,
     Target,
 )
-from exporter.artifacts.gpu_session import (
-    GpuCard,
-    GpuCheck,
-    GpuFinding,
-    GpuLargest,
-    GpuSession,
-    GpuStep,
-    GpuStepStatus,
-    GpuTests,
-    GpuTime,
-    gains,
-)
 from exporter.artifacts.healing import (
     AnswerDamage,
     HealedBranch,

@@ -103,8 +103,6 @@ _MADE_BY = {
     "depths_report": ("a report on depths", "depthcut depths"),
     "sweep_report": ("a sweep's report", "depthcut sweep"),
     "engine": ("an engine's record", "depthcut build"),
-    "gpu_session": ("a GPU session", "depthcut gpu-session"),
-    "gpu_step": ("a step of a GPU session", "depthcut gpu-session"),
     "cost_table": ("a table of costs", "depthcut costs"),
 }
 """What each kind of file is called, and the command that makes one."""

@@ -64,10 +64,16 @@ _COMMANDS = {
         "lm-eval": "Run lm-eval's command line on depthcut's models.",
         "package": "Pack a model for serving.",
         "doctor": "Show what this machine can do.",
-        "gpu-session": "The first hour on a GPU: measure engines, step by step.",
     },
 }
 """By headings, with what each does. A command's module is loaded when it is asked for."""
+_REMOVED = {
+    "gpu-session": "make gpu, in a clone",
+}
+"""What takes the place of commands that this version doesn't have any more."""
+
+
+_Resolved = tuple[str | None, click.Command | None, list[str]]
 
 
 class _Commands(click.Group):
@@ -83,6 +89,12 @@ class _Commands(click.Group):
             name = cmd_name.replace("-", "_")
             self.commands[cmd_name] = getattr(importlib.import_module(f"{__name__}.{name}"), name)
         return self.commands.get(cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> _Resolved:
+        """A command by its name; one that was removed is answered with what replaces it."""
+        if instead := _REMOVED.get(args[0]):
+            raise click.UsageError(f"{args[0]} was removed. Use {instead}.", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes each heading's commands."""

@@ -1,4 +1,4 @@
-"""Work in a process of its own, which is heard to its end, or stopped when its time is over.
+"""Work in a process of its own, which is heard to its end.
 
 One that crashes, hangs, or is killed for its memory takes nothing else with it.
 """
@@ -11,10 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from exporter.processes import child_command
@@ -31,13 +29,11 @@ class ChildEnd:
         word: Its last one; empty where it ended without.
         code: Its exit code; below 0 the number of the signal.
         during: What it was doing, where it ended without a word.
-        late: Whether it was stopped since its time was over.
     """
 
     word: dict[str, Any]
     code: int
     during: str | None = None
-    late: bool = False
 
     @property
     def told(self) -> str:
@@ -53,49 +49,35 @@ class ChildEnd:
         return "Its memory may have run out." if self.code == -signal.SIGKILL else None
 
 
-def run_child(
-    worker: Sequence[str],
-    request: str,
-    progress: Progress,
-    *,
-    limit_s: float | None = None,
-    log: Path | None = None,
-) -> ChildEnd:
+def run_child(worker: Sequence[str], request: str, progress: Progress) -> ChildEnd:
     """Runs a worker.
 
     Args:
         worker: How Python starts it; it calls :func:`exporter.pipeline.telling.work`.
         request: What it is told, on one line.
         progress: Hears what goes on in it.
-        limit_s: Seconds after which it is stopped: asked first, so that it can tidy up, then
-            killed; None: never.
-        log: Takes what libraries print in it; None: it goes to standard error.
     """
-    with _child(worker, log) as child, _bounded(child, limit_s) as late:
+    with _child(worker) as child:
         assert child.stdin
         with contextlib.suppress(BrokenPipeError):  # its exit code says why
             child.stdin.write(request + "\n")
             child.stdin.close()
         word, during = _listen(child, progress)
-        return ChildEnd(word, child.wait(), during, late.is_set())
+        return ChildEnd(word, child.wait(), during)
 
 
 @contextlib.contextmanager
-def _child(worker: Sequence[str], log: Path | None) -> Iterator[subprocess.Popen[str]]:
+def _child(worker: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """A process that is gone when the block ends."""
     path = os.pathsep.join(filter(None, sys.path))
-    with contextlib.ExitStack() as stack:
-        errors = None if log is None else stack.enter_context(log.open("ab"))
-        child = subprocess.Popen(  # noqa: S603
-            child_command(worker),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, "PYTHONPATH": path},
-            encoding="utf-8",
-        )
-        stack.enter_context(contextlib.suppress(BrokenPipeError))
-        stack.enter_context(child)
+    child = subprocess.Popen(  # noqa: S603
+        child_command(worker),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        encoding="utf-8",
+    )
+    with contextlib.suppress(BrokenPipeError), child:
         try:
             yield child
         except BaseException:
@@ -110,27 +92,6 @@ def _end(child: subprocess.Popen[str]) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(_PATIENCE_S)
     child.kill()
-
-
-@contextlib.contextmanager
-def _bounded(child: subprocess.Popen[str], limit_s: float | None) -> Iterator[threading.Event]:
-    """Ends a process when its time is over; gives whether that was so."""
-    late = threading.Event()
-    if limit_s is None:
-        yield late
-        return
-
-    def end() -> None:
-        late.set()
-        _end(child)
-
-    timer = threading.Timer(limit_s, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
 
 
 def _listen(child: subprocess.Popen[str], progress: Progress) -> tuple[dict[str, Any], str | None]:

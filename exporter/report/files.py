@@ -9,7 +9,6 @@ from typing import Literal
 from exporter.artifacts import (
     ComparisonReport,
     DepthsReport,
-    GpuSession,
     ImportanceReport,
     ParetoCurve,
     StabilityReport,
@@ -23,7 +22,6 @@ from exporter.report.sections import comparison_document
 from exporter.report.sections.blocks import Document
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.front import front_document
-from exporter.report.sections.gpu_session import session_document
 from exporter.report.sections.stability import stability_document
 from exporter.report.sections.sweep import sweep_document
 from exporter.report.sections.tradeoff import letter, overview_section
@@ -89,22 +87,6 @@ def write_front(curve: ParetoCurve, path: Path) -> Path:
     shown = path.with_suffix(".html")
     write_texts({shown: page([front_document(curve)]), path: curve.to_json()})
     return shown
-
-
-def session_files(folder: Path, *, rehearsal: bool) -> tuple[Path, Path]:
-    """Where a GPU session's data and page stand; a rehearsal's have names of their own."""
-    name = "rehearsal" if rehearsal else "session"
-    return folder / f"{name}.json", folder / f"{name}.md"
-
-
-def write_session(session: GpuSession, folder: Path) -> None:
-    """Writes a GPU session's page, then its data, which say that the page is there.
-
-    Raises:
-        OSError: One can't be written.
-    """
-    data, text = session_files(folder, rehearsal=session.rehearsal)
-    write_texts({text: markdown(session_document(session)), data: session.to_json()})
 
 
 def study_files(output: Path) -> tuple[Path, Path, Path]:

@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
 from tests.benchmarks.machine import print_machine
+from tests.llama_shaped import LlamaShape, write_llama
 from tests.measured import depthcut, takes_holes
 from tests.written_files import data_of
 

@@ -23,10 +23,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
 from graph_passes import ResidualSite, find_sites
 from graph_passes.files.storage import load_model
 from tests.benchmarks.machine import print_machine
+from tests.llama_shaped import LlamaShape, write_llama
 from tests.measured import ChildFailed, Measured, depthcut, script
 
 RUNS = 3

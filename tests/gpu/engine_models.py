@@ -9,7 +9,7 @@ import onnx_ir as ir
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import Ranges, Span
-from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
+from tests.llama_shaped import LlamaShape, write_llama
 
 VOCABULARY = 97
 RANGES = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 8, 16), context=Span(1, 64, 256))

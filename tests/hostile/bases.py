@@ -54,8 +54,8 @@ def _write_inputs(folder: Path) -> None:
     """A decoder in PyTorch and as graphs, whole and cut, with texts, scores, plans and a sweep."""
     from engine_support import written
 
-    from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
     from tests.exporter.tiny_lm import WORDS, write_llama_folder, write_tokenizer
+    from tests.llama_shaped import LlamaShape, write_llama
 
     words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]
     (folder / "text.txt").write_text(" ".join(words[:400]))

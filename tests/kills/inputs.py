@@ -44,8 +44,8 @@ def write_inputs(folder: Path, names: Sequence[str]) -> None:
 def _write_graphs(folder: Path) -> None:
     import onnx_ir as ir
 
-    from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
     from graph_passes import save_model
+    from tests.llama_shaped import LlamaShape, write_llama
     from tests.tiny_graphs import TinySpec, tiny_model
 
     for name, layers in {"whole": 3, "cut": 2}.items():

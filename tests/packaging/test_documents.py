@@ -27,7 +27,6 @@ GENERATED = {
     "architectures.md",
     "dialects.md",
     "builds.md",
-    "rehearsal.md",
     "rivals.md",
 }
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
@@ -37,9 +36,9 @@ GONE = {
 }
 """What options were called before; the changelog says so."""
 FOREIGN = {
-    "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--mlx", "--model-path",
-    "--save-results", "--strace", "--table", "--text", "--times", "--tokens", "--trials", "--tries",
-    "--vllm",
+    "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--lower", "--mlx",
+    "--model-path", "--save-results", "--strace", "--table", "--text", "--times", "--tokens",
+    "--trials", "--tries", "--vllm",
 }  # fmt: skip
 """Options of docker, trtexec, polygraphy, SGLang, benchmarks and the trials of tests/README.md."""
 

@@ -50,9 +50,6 @@ class CudaRuntime:
     )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaStreamNonBlocking = 1
-    cudaDeviceAttr = SimpleNamespace(
-        cudaDevAttrMemoryClockRate=36, cudaDevAttrGlobalMemoryBusWidth=37
-    )
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine

@@ -150,15 +150,6 @@ class Cuda:
         """Copies within the device; the stream does it in its turn."""
         self._copy(target, source, size, self._kinds.cudaMemcpyDeviceToDevice)
 
-    def peak_bytes_per_s(self) -> float | None:
-        """What the device's memory can move, by its clock and the bus's width."""
-        names = self._rt.cudaDeviceAttr
-        wanted = names.cudaDevAttrMemoryClockRate, names.cudaDevAttrGlobalMemoryBusWidth
-        kilohertz, bits = (
-            int(self._do("ask the device", "cudaDeviceGetAttribute", name, 0)) for name in wanted
-        )
-        return 2e3 * kilohertz * bits / 8 or None  # two transfers a cycle
-
     def clear(self, target: int, size: int) -> None:
         """Makes device memory zero; the stream does it in its turn."""
         self._do("clear memory", "cudaMemsetAsync", target, 0, size, self.stream)

@@ -448,9 +448,10 @@ def test_a_report_is_kept_out_of_a_models_folder(
         (["score", "model", "--quick"], "of export."),
         (["prune", "model", "--search", "greedy"], "of export, plan"),
         (["prune", "model", "--no-such-option"], "No such option"),
+        (["gpu-session", "out"], "make gpu"),
     ],
 )
-def test_an_option_of_another_command_names_that_command(
+def test_an_option_of_another_command_and_what_was_removed_are_named(
     call: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.run(call) == 2

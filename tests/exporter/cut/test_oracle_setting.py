@@ -19,9 +19,9 @@ from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.errors import TooLittleMemoryError, VerificationError
 from exporter.option_types import size
-from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
+from tests.llama_shaped import LlamaShape, write_llama
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 

@@ -14,9 +14,9 @@ from measured import depthcut, takes_holes
 from written_files import data_of
 
 from exporter.artifacts import PruneReport
-from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
 from graph_passes import ResidualSite, find_sites
 from graph_passes.files.storage import data_files, external_tensors, load_model
+from tests.llama_shaped import LlamaShape, write_llama
 from tests.raising import tells
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's counts")

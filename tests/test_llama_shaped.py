@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.export.forms.tensorrt import rewrite_decoder
-from exporter.pipeline.gpu.llama_shaped import LlamaShape, write_llama
+from tests.llama_shaped import LlamaShape, write_llama
 
 SHAPE = LlamaShape(
     layers=2, hidden=64, heads=4, kv_heads=2, intermediate=128, vocabulary=100,

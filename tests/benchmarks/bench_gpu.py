@@ -1,0 +1,500 @@
+"""Engines on an NVIDIA GPU: ``python -m tests.benchmarks.bench_gpu FOLDER [--steps NAME,NAME]``.
+
+Models have random weights; nothing is downloaded. Each step runs in a process of its own for a
+limited time, so that one that crashes or hangs ends alone. What is measured stands in
+FOLDER/results.jsonl, a row a line: the same command goes on where it was. Prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporter.artifacts import Phase, PlannedDeletion
+from exporter.artifacts.latency import Shape
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.cuda import Cuda
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.libraries import LIBRARIES, Backend, usual_backend
+from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.sidecar import EngineRecord, sidecar_path
+from exporter.engines.decoding.decoder import Decoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.inputs import make_inputs, random_tokens
+from exporter.engines.runners.tensorrt import open_engine
+from exporter.engines.tensors import TOLERANCE
+from exporter.errors import OUT_OF_MEMORY, DepthcutError
+from exporter.processes import available_bytes
+from tests.llama_shaped import LlamaShape, write_llama
+
+DTYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
+TOKENS = 90
+"""Random tokens are drawn below it: no vocabulary is smaller."""
+BOTH: tuple[Phase, ...] = ("prefill", "decode")
+NAMES = ("smollm2", "8b", "70b")
+READS = {"lengths": "filled", "mask": "room"}
+"""By how an attention is told what its caches hold, what the builder is asked to let it read."""
+RESERVE = 0.04  # of the card, for contexts, scratch memory and what the libraries keep
+# Of what there is, what the weights of a slice may take: of the card, so that caches have the rest
+# (8B whole on 24 GB); of the disk, for a model and one engine; of the machine's memory, of which a
+# builder took three times the weights (TensorRT-RTX 1.7).
+CARD_SHARE, DISK_SHARE, BUILDER_SHARE = 0.7, 0.3, 0.25
+
+# With Attention as one operator: of the decomposed one TensorRT-RTX 1.7 writes keys and values
+# out for each query head, 4.3 GB a layer at batch 64 and 4096 tokens instead of 0.02.
+FORM = {"fused_attention": True, "positions": True}
+LLAMA_8B = LlamaShape(
+    layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14336, vocabulary=128256,
+    dtype=ir.DataType.BFLOAT16, **FORM,
+)  # fmt: skip
+LLAMA_70B = replace(LLAMA_8B, layers=80, hidden=8192, heads=64, intermediate=28672)
+FEW_LAYERS, WHOLE_HEAD = (replace(LLAMA_8B, layers=4, vocabulary=n) for n in (1024, 128256))
+SMOLLM2 = LlamaShape(
+    layers=30, hidden=576, heads=9, kv_heads=3, intermediate=1536, vocabulary=49152,
+    dtype=ir.DataType.FLOAT16, **FORM,
+)  # fmt: skip
+TINY = LlamaShape(
+    layers=2, hidden=64, heads=4, kv_heads=2, intermediate=128, vocabulary=97,
+    dtype=ir.DataType.FLOAT, **FORM,
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured; the defaults are a card's, tests take tiny ones."""
+
+    dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    attention: LlamaShape = FEW_LAYERS
+    pasts: tuple[int, ...] = (64, 512, 4000)
+    batches: tuple[int, ...] = (1, 64)
+    head: LlamaShape = WHOLE_HEAD
+    large: tuple[LlamaShape, ...] = (SMOLLM2, LLAMA_8B, LLAMA_70B)
+    prompt: int = 2048
+    new: int = 2048
+    room: int = 4096
+    warm_up: int = 20
+    samples: int = 90  # 4000 positions, the steps before them and these fit the room
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a Llama with some attentions less; of the embedding a step reads a few rows."""
+
+    weights: int
+    embedding: int
+    cache_per_token: int
+
+    @classmethod
+    def of(cls, shape: LlamaShape, dropped: int = 0) -> Sizes:
+        item, kv_width = shape.dtype.itemsize, shape.kv_heads * shape.head_dim
+        attention = 2 * shape.hidden * (shape.hidden + kv_width) + shape.hidden
+        mlp = 3 * shape.hidden * shape.intermediate + shape.hidden
+        table, kept = shape.vocabulary * shape.hidden, shape.layers - dropped
+        weights = kept * attention + shape.layers * mlp + shape.hidden + table
+        return cls(int(weights * item), int(table * item), int(2 * kept * kv_width * item))
+
+    def step_bytes(self, batch: int, past: int) -> int:
+        return self.weights + batch * past * self.cache_per_token
+
+    def largest_batch(self, total: int, room: int) -> int:
+        left = total * (1 - RESERVE) - self.weights - self.embedding
+        return max(0, int(left // (room * self.cache_per_token)))
+
+
+def largest_fit(fits: Callable[[int], bool], guess: int, high: int) -> int:
+    """The largest number up to ``high`` that fits, 0 where none does; steps from a guess grow."""
+    number, step, below, above = min(max(1, guess), high), 1, 0, high + 1
+    while above - below > 1:
+        if fits(number):
+            below = number
+        else:
+            above = number
+        if below and above <= high:
+            number = (below + above) // 2
+        else:
+            number = min(below + step, high) if below else max(above - step, 1)
+        step *= 2
+    return below
+
+
+@dataclass
+class Bench:
+    """One folder: what is measured already, the models and engines that lie there."""
+
+    folder: Path
+    engine: Backend
+    case: Case = field(default_factory=Case)
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results.jsonl"
+
+    def rows(self) -> list[Row]:
+        if not self.results.is_file():
+            return []
+        return [json.loads(line) for line in self.results.read_text("utf-8").splitlines()]
+
+    def measured(self, name: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
+        """The rows of a name, measured now where they are not there."""
+        if not any(row["name"] == name for row in self.rows()):
+            print(f"{name} ...", flush=True)
+            rows = [{"name": name, **row} for row in make()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.results.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{json.dumps(row)}\n" for row in rows))
+        return [row for row in self.rows() if row["name"] == name]
+
+    def model(self, name: str, shape: LlamaShape, *, in_place: bool = True) -> Path:
+        path = self.folder / name / "model.onnx"
+        if not path.is_file():
+            room = self.case.room if in_place else None
+            write_llama(path, shape, noise=shape.hidden**-0.5, room=room)
+        return path
+
+    def cut(self, whole: Path, layers: int) -> Path:
+        """The same without every second attention, on the same file of weights."""
+        target = whole.with_name("cut.onnx")
+        plan = [PlannedDeletion(layer=layer, kind="attention") for layer in range(1, layers, 2)]
+        options = CutOptions(verify="none", weights="share", companions=False)
+        if not target.is_file():
+            prune_file(whole, target, plan, options)
+        return target
+
+    def built(
+        self, onnx: Path, name: str, phases: Sequence[str], ranges: Ranges,
+        backend: Backend | None = None, **settings: Any,
+    ) -> Path:  # fmt: skip
+        folder = self.folder / name
+        if len(list(folder.glob("*.engine"))) < len(phases):
+            folder.mkdir(parents=True, exist_ok=True)
+            build_engines(
+                onnx, folder / "m.engine", phases=phases, split=True, ranges=ranges,
+                backend=backend or self.engine, settings=BuildSettings(**settings),
+            )  # fmt: skip
+        return folder
+
+    def drop(self, *names: str) -> None:
+        for name in names:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def stepping(self, engines: Path, batch: int) -> TensorRtDecoder:
+        return TensorRtDecoder(find_engines(engines), trial=False, batch=batch, begins=False)
+
+    def step_row(self, decoder: TensorRtDecoder, batch: int, past: int, sizes: Sizes) -> Row:
+        """Decode steps, each one token further; by the host's clock, as a text is generated."""
+        token, case = np.ones((batch, 1), np.int64), self.case
+        decoder.begin_at(batch, past)
+        for _ in range(case.warm_up):
+            decoder.advance(token)
+        decoder.begin_at(batch, past)
+        times = [host_ms(partial(decoder.advance, token)) for _ in range(case.samples)]
+        row = {"phase": "decode", "batch": batch, "tokens": past, "samples_ms": times}
+        return {**row, "ms": statistics.median(times), "bytes": sizes.step_bytes(batch, past)}
+
+    def prompt_row(self, engines: Path, prompt: int) -> Row:
+        """Prompts from empty caches; on the device's clock where the runner reads it."""
+        with open_engine(engines, trial=False) as runner:
+            call = runner.prepare(prompts(runner, prompt), phase="prefill")
+            run = call.timed or partial(host_ms, call)
+            times = [run() for _ in range(self.case.warm_up + self.case.samples)]
+        times = times[self.case.warm_up :]
+        row = {"phase": "prefill", "batch": 1, "tokens": prompt, "samples_ms": times}
+        return {**row, "ms": statistics.median(times), "clock": "device" if call.timed else "host"}
+
+
+def host_ms(run: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    run()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def prompts(runner: Any, prompt: int) -> dict[str, Any]:
+    shape = Shape("prefill", 1, prompt)
+    return make_inputs(runner.inputs, shape, random_tokens(shape, TOKENS))
+
+
+def answers(decoder: Decoder, room: int) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(0)
+    first = decoder.prefill(rng.integers(0, TOKENS, (2, 8)), context=room)
+    steps = [decoder.step(token) for token in rng.integers(0, TOKENS, (8, 2, 1))]
+    return {"prefill": first[None], "decode": np.stack(steps)}
+
+
+def error_rows(
+    subject: str, got: Mapping[str, Any], wanted: Mapping[str, Any], allowed: float
+) -> list[Row]:
+    """By phase the largest difference, as a share of the largest number that is wanted."""
+    errors = {p: float(np.abs(got[p] - wanted[p]).max() / np.abs(wanted[p]).max()) for p in wanted}
+    return [
+        {"subject": subject, "phase": phase, "error": error, "allowed": allowed}
+        for phase, error in errors.items()
+    ]
+
+
+def scratch_bytes(engines: Path) -> int | None:
+    record = next(EngineRecord.read(sidecar_path(path)) for path in engines.glob("*.engine"))
+    return record.memory_bytes.get("activation")
+
+
+def look_at_card(bench: Bench) -> None:
+    """The card, and the bytes a second of a copy within it."""
+
+    def measured() -> list[Row]:
+        driver, cuda = ask_driver(), Cuda(LIBRARIES[bench.engine].extra)
+        try:
+            size = min(4 << 30, cuda.free_bytes()[0] // 4)
+            source, target = (cuda.allocate(size, "a copy") for _ in range(2))
+            begin, end = cuda.event(), cuda.event()
+            times = []
+            for _ in range(10):
+                cuda.record(begin)
+                cuda.copy(target, source, size)
+                cuda.record(end)
+                cuda.wait()
+                times.append(cuda.elapsed_ms(begin, end))
+            copied = 2 * size / (min(times) / 1e3)
+            return [{"card": driver.devices[0].name, "cuda": driver.cuda_version, "copy": copied}]
+        finally:
+            cuda.close()
+
+    bench.measured("card", measured)
+
+
+def check_numbers(bench: Bench) -> None:
+    """A tiny decoder with its caches in place, by each library, against ONNX Runtime."""
+    ranges = Ranges(batch=Span(1, 2, 2), prompt=Span(1, 8, 8))
+    room = bench.case.room
+
+    def measured(backend: Backend, kind: str) -> list[Row]:
+        shape = replace(TINY, dtype=ir.DataType[DTYPES[kind]])
+        grows = bench.model(f"{kind}-grows", shape, in_place=False)
+        with OnnxRuntimeDecoder(grows, threads=1) as reference:
+            wanted = answers(reference, room)
+        onnx = bench.model(kind, shape)
+        engines = bench.built(onnx, f"{backend}-{kind}", BOTH, ranges, backend)
+        with TensorRtDecoder(find_engines(engines), trial=False) as decoder:
+            got = answers(decoder, room)
+        return error_rows(f"{backend}, {kind}", got, wanted, TOLERANCE[kind])
+
+    for backend in LIBRARIES.values():
+        if backend.module not in sys.modules and importlib.util.find_spec(backend.module) is None:
+            print(f"{backend.backend}: not installed")
+            continue
+        for kind in bench.case.dtypes:
+            name = f"numbers, {backend.backend}, {kind}"
+            try:
+                bench.measured(name, partial(measured, backend.backend, kind))
+            except DepthcutError as error:  # another type, or the other library, may well work
+                print(f"{name}: {error.message}")
+
+
+def time_attention(bench: Bench) -> None:
+    """A decode step of attention that is told lengths, and of one that is told a mask."""
+    case, sizes = bench.case, Sizes.of(bench.case.attention)
+    most = max(case.batches)
+    onnx = bench.model("attention", case.attention)
+    for form, reads in READS.items():
+        ranges = Ranges(batch=Span(1, most, most))
+        engines = bench.built(onnx, form, ("decode",), ranges, cache_reads=reads)
+
+        def measured(batch: int, form: str = form, engines: Path = engines) -> list[Row]:
+            facts = {"subject": "attention", "arm": form, "scratch": scratch_bytes(engines)}
+            with bench.stepping(engines, batch) as decoder:
+                return [facts | bench.step_row(decoder, batch, n, sizes) for n in case.pasts]
+
+        for batch in case.batches:  # one that is too large for the card leaves those before it
+            bench.measured(f"attention by {form}, batch {batch}", partial(measured, batch))
+
+
+def time_logits(bench: Bench) -> None:
+    """A prompt's logits at the last position against those at all; then both times."""
+    prompt, got = bench.case.prompt, dict[str, Any]()
+    onnx = bench.model("head", bench.case.head)
+    ranges = Ranges(batch=Span(1, 1, 1), prompt=Span(prompt, prompt, prompt))
+    for kept in ("last", "all"):
+        engines = bench.built(onnx, f"logits-{kept}", ("prefill",), ranges, logits=kept)
+
+        def measured(kept: str = kept, engines: Path = engines) -> list[Row]:
+            return [{"subject": "logits", "arm": kept} | bench.prompt_row(engines, prompt)]
+
+        bench.measured(f"logits: {kept}", measured)
+        with open_engine(engines, trial=False) as runner:
+            logits = runner.run(prompts(runner, prompt), ["logits"], phase="prefill")["logits"]
+        got[kept] = {"prefill": logits[:, -1].astype(np.float32)}
+    allowed = TOLERANCE[bench.case.dtypes[-1]]
+    compared = partial(error_rows, "logits of the last position", got["last"], got["all"], allowed)
+    bench.measured("numbers, logits", compared)
+
+
+def layers_that_fit(bench: Bench, shape: LlamaShape) -> int:
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    limits = [
+        CARD_SHARE * ask_driver().devices[0].memory_bytes,
+        DISK_SHARE * shutil.disk_usage(bench.folder).free,
+        BUILDER_SHARE * (available_bytes() or float("inf")),
+    ]
+    ends, all_of_it = Sizes.of(replace(shape, layers=0)), Sizes.of(shape)
+    outside = ends.weights + ends.embedding
+    a_layer = (all_of_it.weights + all_of_it.embedding - outside) / shape.layers
+    layers = min(shape.layers, int((min(limits) - outside) // a_layer)) // 2 * 2
+    if layers < 2:
+        sys.exit("Not even two layers fit the card, the disk or the memory.")
+    return layers
+
+
+def time_large(bench: Bench, name: str) -> None:
+    """A large shape at the largest batch that fits, whole and without half of its attentions."""
+    whole = bench.case.large[NAMES.index(name)]
+    layers = bench.measured(
+        f"{name}, layers", lambda: [{"layers": layers_that_fit(bench, whole), "of": whole.layers}]
+    )[0]["layers"]
+    shape = replace(whole, layers=layers)
+    for arm in ("whole", "cut"):
+        bench.measured(f"{name}, {arm}", partial(large_rows, bench, name, shape, arm))
+    bench.drop("large")
+
+
+def large_rows(bench: Bench, name: str, shape: LlamaShape, arm: str) -> list[Row]:
+    """A prompt; the largest batch; all steps there; steps at batch 1 and there."""
+    case, facts = bench.case, {"subject": name, "arm": arm}
+    whole = bench.model("large", shape)
+    onnx = whole if arm == "whole" else bench.cut(whole, shape.layers)
+    sizes = Sizes.of(shape, shape.layers // 2 if arm == "cut" else 0)
+    ranges = Ranges(batch=Span(1, 1, 1), prompt=Span(case.prompt, case.prompt, case.prompt))
+    # The engines for prefill and decode are loaded in turns: the weights lie on the card once.
+    prompt = bench.prompt_row(bench.built(onnx, "prefill", ("prefill",), ranges), case.prompt)
+    bench.drop("prefill")
+    guess = max(1, sizes.largest_batch(ask_driver().devices[0].memory_bytes, case.room))
+    high = guess + guess // 4 + 1
+    engines = bench.built(onnx, "decode", ("decode",), Ranges(batch=Span(1, guess, high)))
+    batch = largest_fit(partial(runs_at, bench, engines), guess, high)
+    if not batch:
+        sys.exit(f"{name}, {arm}: not one sequence of {case.room} positions fits the card.")
+    prefill_s, decode_s = batch * prompt["ms"] / 1e3, steps_s(bench, engines, batch)
+    tokens_per_s = batch * case.new / (prefill_s + decode_s)
+    with bench.stepping(engines, batch) as decoder:
+        steps = [bench.step_row(decoder, n, case.prompt, sizes) for n in dict.fromkeys((1, batch))]
+    bench.drop("decode")
+    largest = {"largest": batch, "prefill_s": prefill_s, "decode_s": decode_s}
+    rows = [prompt, {**largest, "tokens_per_s": tokens_per_s, "layers": shape.layers}, *steps]
+    return [facts | row for row in rows]
+
+
+def runs_at(bench: Bench, engines: Path, batch: int) -> bool:
+    try:
+        with bench.stepping(engines, batch) as decoder:
+            decoder.begin_at(batch, bench.case.room - 1)
+            decoder.advance(np.ones((batch, 1), np.int64))
+    except DepthcutError as error:
+        if error.code != OUT_OF_MEMORY:
+            raise
+        return False
+    return True
+
+
+def steps_s(bench: Bench, engines: Path, batch: int) -> float:
+    """Seconds of all steps but the first token, which the prompt gives."""
+    token = np.ones((batch, 1), np.int64)
+    with bench.stepping(engines, batch) as decoder:
+        decoder.begin_at(batch, bench.case.prompt)
+        decoder.advance(token)  # warm
+        decoder.begin_at(batch, bench.case.prompt)
+        begin = time.perf_counter()
+        for _ in range(bench.case.new - 1):
+            decoder.advance(token)
+        return time.perf_counter() - begin
+
+
+STEPS: Mapping[str, tuple[int, Callable[[Bench], None]]] = {
+    "card": (5, look_at_card),
+    "numbers": (10, check_numbers),
+    "attention": (10, time_attention),
+    "logits": (10, time_logits),
+    **{name: (80, partial(time_large, name=name)) for name in NAMES},
+}
+"""By name the minutes that a step may take, in order of worth."""
+
+
+def tables(rows: Sequence[Row]) -> str:
+    card = next((row for row in rows if row["name"] == "card"), {})
+    lines = [f"{card.get('card', 'no card looked at')}", ""]
+    lines += [
+        f"- {row['subject']}, {row['phase']}: differs by {row['error']:.1e} of at most "
+        f"{row['allowed']:.0e}{'' if row['error'] <= row['allowed'] else ': WRONG'}"
+        for row in rows
+        if "error" in row
+    ]
+    lines += ["", "| what | arm | phase | batch | tokens | ms | speed of a copy |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in (row for row in rows if "ms" in row):
+        speed = row.get("bytes", 0) / (row["ms"] / 1e3)
+        share = f"{speed / card['copy']:.0%}" if speed and card else ""
+        cells = [row[key] for key in ("subject", "arm", "phase", "batch", "tokens")]
+        lines.append(line([*cells, f"{row['ms']:.3f}", share]))
+    lines += ["", "| model | arm | layers | largest batch | tokens a second |"]
+    lines.append("|---|---|---|---|---|")
+    for row in (row for row in rows if "largest" in row):
+        cells = [row[key] for key in ("subject", "arm", "layers", "largest")]
+        lines.append(line([*cells, f"{row['tokens_per_s']:,.0f}"]))
+    return "\n".join(lines)
+
+
+def line(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_gpu")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", default=",".join(STEPS))
+    parser.add_argument("--engine", choices=sorted(LIBRARIES))
+    parser.add_argument("--here", action="store_true")
+    options = parser.parse_args(arguments)
+    if problem := ask_driver().problem:
+        sys.exit(f"{problem}: nothing was measured")
+    there = [each.backend for each in LIBRARIES.values() if importlib.util.find_spec(each.module)]
+    usual = min(there, key=lambda name: name != usual_backend())
+    bench = Bench(options.folder, options.engine or usual)
+    failed = []
+    for name in options.steps.split(","):
+        minutes, run = STEPS[name]
+        if options.here:
+            run(bench)
+            continue
+        command = [sys.executable, "-m", "tests.benchmarks.bench_gpu", str(options.folder)]
+        command += ["--here", "--steps", name, "--engine", bench.engine]
+        try:
+            code = subprocess.run(command, timeout=60 * minutes, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+        failed += [name] if code else []
+    if not options.here:
+        print(tables(bench.rows()))
+        print(f"Failed: {', '.join(failed)}" if failed else "All steps ran.")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""The benchmark of a card, on the stand-in of a card and of the builder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.sidecar import EngineRecord, sidecar_path
+from graph_passes.files.storage import data_files, load_model
+from tests.benchmarks import bench_gpu
+from tests.benchmarks.bench_gpu import (
+    NAMES,
+    READS,
+    STEPS,
+    TINY,
+    Bench,
+    Case,
+    Sizes,
+    largest_fit,
+    tables,
+)
+from tests.llama_shaped import write_llama
+from tests.stand_in.engine_files import write_engine
+from tests.stand_in.installed import stand_in
+
+CASE = Case(
+    dtypes=("fp32",), attention=TINY, pasts=(4, 16, 50), batches=(1, 4), head=TINY,
+    large=tuple(replace(TINY, layers=layers) for layers in (2, 4, 24)),
+    prompt=16, new=16, room=64, warm_up=1, samples=3,
+)  # fmt: skip
+
+
+def build(
+    onnx: Path, target: Path, *, phases: Sequence[str], ranges: Ranges, backend: str,
+    settings: BuildSettings, **_: Any,
+) -> None:  # fmt: skip
+    """Engines that name their graph; their weights take as much as the graph's."""
+    weights = sum(path.stat().st_size for path in data_files(load_model(onnx)))
+    for phase in phases:
+        write_engine(
+            onnx, target.with_stem(f"{target.stem}-{phase}"), [phase], ranges, backend=backend,
+            settings=settings, weights_bytes=weights,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr(bench_gpu, "build_engines", build)
+    with stand_in(memory_bytes=4_000_000):
+        yield Bench(tmp_path / "gpu", "tensorrt-rtx", CASE)
+
+
+def test_every_step_leaves_rows_once(bench: Bench) -> None:
+    for _, run in STEPS.values():
+        run(bench)
+    rows = bench.rows()
+    assert all(row["error"] <= row["allowed"] for row in rows if "error" in row)
+    largest = {(row["subject"], row["arm"]): row for row in rows if "largest" in row}
+    for name in NAMES:
+        assert 0 < largest[name, "whole"]["largest"] < largest[name, "cut"]["largest"]
+    assert largest["70b", "whole"]["layers"] < 24
+    page = tables(rows)
+    assert "WRONG" not in page
+    assert all(subject in page for subject in ("attention", "logits", "smollm2", "8b", "70b"))
+    for _, run in STEPS.values():
+        run(bench)
+    assert bench.rows() == rows
+
+
+@pytest.mark.parametrize("high", [1, 2, 7, 20])
+def test_every_limit_is_found_from_every_guess_and_nothing_is_tried_twice(high: int) -> None:
+    for limit in range(high + 1):
+        for guess in range(high + 3):
+            tried: list[int] = []
+
+            def fits(number: int) -> bool:
+                tried.append(number)  # noqa: B023
+                return number <= limit  # noqa: B023
+
+            assert largest_fit(fits, guess, high) == limit
+            assert len(set(tried)) == len(tried)
+            assert all(1 <= number <= high for number in tried)
+
+
+def test_sizes_are_those_of_the_file_and_a_cut_leaves_room(tmp_path: Path) -> None:
+    model = ir.load(write_llama(tmp_path / "m.onnx", TINY))
+    weights = [value for value in model.graph.initializers.values() if value.name[:1] != "c"]
+    whole, cut = Sizes.of(TINY), Sizes.of(TINY, 1)
+    assert whole.weights + whole.embedding == sum(value.const_value.nbytes for value in weights)
+    assert cut.cache_per_token * 2 == whole.cache_per_token
+    assert 0 < whole.largest_batch(2_000_000, 64) < cut.largest_batch(2_000_000, 64)
+    assert whole.largest_batch(whole.weights, 64) == 0
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("form", READS)
+def test_attention_is_told_as_was_asked_by_the_real_builder(form: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "tensorrt-rtx", CASE)
+    onnx = bench.model("m", replace(TINY, dtype=ir.DataType.BFLOAT16))
+    ranges = Ranges(batch=Span(1, 4, 4), prompt=Span(8, 8, 8))
+    (engine,) = bench.built(onnx, form, ("decode",), ranges, cache_reads=READS[form]).glob(
+        "*.engine"
+    )
+    attention = EngineRecord.read(sidecar_path(engine)).attention
+    assert attention is not None
+    assert (attention.told_by, attention.remark) == (form, None)
