@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
@@ -19,37 +19,17 @@ from exporter.cli.export import export
 from exporter.cli.results import print_rows
 from exporter.compare.options import QualityOptions
 from exporter.errors import RegressionError, UsageError
-from exporter.files import refuse_overwriting, write_text
+from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.gate.keys import difference_words, differences, key_of
 from exporter.gate.request import VERDICTS, CheckRequest
 from exporter.models.encoder_decoder_folder import holds_stacks
 from exporter.option_types import OutputPath
 from exporter.options import Options, dataclass, option, part
 from exporter.report.checks import check_grid, conclusion, model_lines, reasons
-from exporter.report.ci import FORMATS, Checked, CiFormat, write_ci_file
-from exporter.report.ci.github import annotation_lines, summary
+from exporter.report.ci import annotation_lines, comment, github_benchmark, junit, summary
 
 PASSED, REGRESSED, INCONCLUSIVE = 0, 1, 3
 _OUTPUTS = "Outputs"
-
-
-def _ci_option(form: CiFormat) -> Any:
-    metavar = "FOLDER" if form.is_folder else "FILE"
-    rare = form is not FORMATS[0]
-    return option(None, form.help, metavar=metavar, section=_OUTPUTS, rare=rare)
-
-
-_CiFiles = dataclass(frozen=True)(
-    type(
-        "_CiFiles",
-        (Options,),
-        {
-            "__annotations__": {each.name: OutputPath | None for each in FORMATS},
-            **{each.name: _ci_option(each) for each in FORMATS},
-        },
-    )
-)
-"""Where each format's file goes, as the registry has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +43,21 @@ class CheckCall(Options):
     output: OutputPath | None = option(
         None, "The whole check as JSON.", "-o", "--output", section=_OUTPUTS
     )
-    files: _CiFiles = part(_CiFiles())  # type: ignore[valid-type]
+    junit: OutputPath | None = option(None, "JUnit XML.", metavar="FILE", section=_OUTPUTS)
+    github_benchmark: OutputPath | None = option(
+        None,
+        "smaller.json and bigger.json for github-action-benchmark.",
+        metavar="FOLDER",
+        section=_OUTPUTS,
+        rare=True,
+    )
+    comment: OutputPath | None = option(
+        None,
+        "Markdown for a comment on a pull request.",
+        metavar="FILE",
+        section=_OUTPUTS,
+        rare=True,
+    )
     github: bool | None = option(
         None,
         "Write annotations and a step summary.",
@@ -113,8 +107,7 @@ def _refuse_outputs(call: CheckCall) -> None:
     """
     request = call.request
     read = [request.report, *([request.baseline] if request.baseline else [])]
-    files = [getattr(call.files, each.name) for each in FORMATS if not each.is_folder]
-    for path in filter(None, [call.output, *files]):
+    for path in filter(None, [call.output, call.junit, call.comment]):
         refuse_overwriting(path, read)
     if request.history is not None:  # may lie in the baseline's folder, as no report
         refuse_overwriting(request.history, [path for path in read if path.is_file()])
@@ -124,12 +117,16 @@ def _refuse_outputs(call: CheckCall) -> None:
 
 def _write_outputs(call: CheckCall, found: CheckReport, report: ComparisonReport) -> None:
     """Writes each file that was asked for."""
+    fails = call.inconclusive == "fail"
     if call.output is not None:
         write_text(call.output, found.to_json())
-    checked = Checked(found, report, inconclusive_fails=call.inconclusive == "fail")
-    for each in FORMATS:
-        if (path := getattr(call.files, each.name)) is not None:
-            write_ci_file(each.name, path, checked)
+    if call.junit is not None:
+        write_text(call.junit, junit(found, inconclusive_fails=fails))
+    if call.comment is not None:
+        write_text(call.comment, comment(found, report))
+    if call.github_benchmark is not None:
+        texts = github_benchmark(report)
+        write_texts({call.github_benchmark / name: text for name, text in texts.items()})
 
 
 def _print_table(found: CheckReport) -> None:

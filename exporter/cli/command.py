@@ -30,6 +30,13 @@ _ALL, _SHOW, _CONFIG = "help_all", "show_config", "config"
 _NEW_OBJECTS = 1_000_000
 _MOST_LINES, _FEW = 60, 3
 _IN_FILES = "Only in a --config file"
+_REMOVED = {
+    "check --bencher": "--github-benchmark, or the whole check by --output",
+    "check --gitlab-metrics": "--junit, which GitLab shows, or the whole check by --output",
+    "check --page": "--comment, which has the history in small",
+    "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",
+}
+"""What takes the place of options that this version doesn't have any more."""
 
 
 def command(
@@ -107,6 +114,8 @@ class SchemaCommand(click.Command, Generic[_S]):
         except click.NoSuchOption as error:
             asked = error.option_name
             key = asked.lstrip("-").replace("-", "_")
+            if instead := _REMOVED.get(f"{self.name} {asked}"):
+                raise click.UsageError(f"{asked} was removed. Use {instead}.", ctx) from None
             told = f"{asked} is not an option of {self.name}, but "
             if key in self.leaves:
                 raise click.UsageError(f"{told}a key of --config files: {key}: …", ctx) from None
@@ -206,6 +215,8 @@ class SchemaCommand(click.Command, Generic[_S]):
         return found
 
     def _known(self, key: object) -> str:
+        if instead := _REMOVED.get(f"{self.name} {flag(str(key))}"):
+            return f"It was removed. Use {instead}."
         near = difflib.get_close_matches(str(key).replace("-", "_"), self.leaves, cutoff=0.75)
         return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(self.leaves)}."
 

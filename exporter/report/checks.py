@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection, Sequence
 
 from exporter.artifacts import (
     ChangePoint,
@@ -33,6 +34,10 @@ _NAMES = {
     **WORK,
 }
 _NEW_RUNS = 8
+_SPARKS = 60
+_LEAST_RANGE = 0.04
+_BARS = "▁▂▃▄▅▆▇█"
+_STEP = "┊"
 _UNITS = {"time": " ms", "speedup": " ms"}
 
 
@@ -159,6 +164,42 @@ def step_words(curve: HistoryCurve, point: ChangePoint) -> str:
     ends = sorted(sign * 100 * (bound - 1) for bound in point.ci95 or ())
     told = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
     return f"{sign * 100 * (point.size - 1):.1f} % {'slower' if slower else 'faster'}{told}"
+
+
+def history_grid(found: CheckReport) -> Grid:
+    """A row a curve: its last runs as a line of text, and its steps."""
+    rows = []
+    for curve in found.curves:
+        if len(curve.runs) < 2:
+            continue
+        first = max(0, len(curve.values) - _SPARKS)
+        places = {point.run - first for point in curve.points}
+        drawn = sparkline(
+            curve.values[first:], places, least=0.0 if curve.counted else _LEAST_RANGE
+        )
+        steps = [
+            f"{step_words(curve, point)} from {run_name(point.commit, point.time)} on"
+            for point in curve.points
+        ]
+        rows.append([curve_name(curve), drawn, "; ".join(steps) or "none"])
+    return Grid("History", ("history", "runs, oldest first", "steps"), rows)
+
+
+def sparkline(values: Sequence[float], steps: Collection[int] = (), *, least: float = 0.0) -> str:
+    """Bars between the lowest and the highest value, with a mark before each step.
+
+    A range of ``least`` fills all heights; noise below it stays low.
+    """
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    missing = max(least - (high - low), 0.0) / 2
+    low, high = low - missing, high + missing
+    bars = [
+        _BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] if high > low else _BARS[0]
+        for value in values
+    ]
+    return "".join(_STEP * (place in steps) + bar for place, bar in enumerate(bars))
 
 
 def run_name(commit: str | None, time: str) -> str:

@@ -12,16 +12,15 @@ set -u
 report=$1 kept=$2 out=$3
 mkdir -p "$kept" "$out"
 # What an earlier call left must not be shown as this one's.
-rm -f "$out/comment.md" "$out/metrics.txt" "$out/bencher.json"
+rm -f "$out/comment.md"
 for each in limits baseline; do
-  rm -f "$out/$each.xml" "$out/$each.md" "$out/$each.html"
+  rm -f "$out/$each.xml" "$out/$each.md"
 done
 
 depthcut check "$report" --min-speedup "${MIN_SPEEDUP:-1.0}" \
   --max-perplexity-increase "${MAX_PERPLEXITY_INCREASE:-100%}" \
-  --confirm "${CONFIRM:-1}" --junit "$out/limits.xml" --gitlab-metrics "$out/metrics.txt" \
-  --bencher "$out/bencher.json" --github-benchmark "$out/github-benchmark" \
-  --comment "$out/limits.md" --page "$out/limits.html"
+  --confirm "${CONFIRM:-1}" --junit "$out/limits.xml" --comment "$out/limits.md" \
+  --github-benchmark "$out/github-benchmark"
 code=$?
 against=0
 
@@ -30,7 +29,7 @@ if [ -f "$kept/baseline.json" ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" \
     --max-slowdown "${MAX_SLOWDOWN:-3%}" --max-size-increase 1% --max-memory-increase 1% \
     --history "$kept/history.jsonl" --confirm "${CONFIRM:-1}" --junit "$out/baseline.xml" \
-    --comment "$out/baseline.md" --page "$out/baseline.html"
+    --comment "$out/baseline.md"
   against=$?
 fi
 

@@ -39,8 +39,7 @@ def test_the_script_gates_and_keeps_what_passed(tmp_path: Path) -> None:
     assert gate(tmp_path, gate_row(candidate_ms=88.0), accept=True) == 1
     assert gate(tmp_path, gate_row(candidate_ms=83.0, width=0.05)) == 3
     written = {path.name for path in (tmp_path / "results").iterdir()}
-    assert {"limits.xml", "baseline.xml", "metrics.txt", "bencher.json"} <= written
-    assert {"comment.md", "limits.html", "baseline.html"} <= written
+    assert {"limits.xml", "baseline.xml", "comment.md", "github-benchmark"} <= written
     assert gate(tmp_path, gate_row(), machine="Another CPU") == 2
     assert not (tmp_path / "results" / "baseline.xml").exists()
     told = (tmp_path / "results" / "comment.md").read_text()
@@ -64,7 +63,7 @@ def test_the_comment_has_the_limits_and_the_baseline(tmp_path: Path) -> None:
 
 
 def test_a_call_shows_nothing_that_an_earlier_one_left(tmp_path: Path) -> None:
-    left = [tmp_path / "results" / name for name in ("comment.md", "baseline.xml", "metrics.txt")]
+    left = [tmp_path / "results" / name for name in ("comment.md", "baseline.xml", "baseline.md")]
     assert gate(tmp_path, gate_row()) == 0
     for path in left:
         path.write_text("earlier")

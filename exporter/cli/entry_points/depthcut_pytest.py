@@ -11,12 +11,20 @@ so that a project with packages of its own called `exporter` or `graph_passes` r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from exporter.cli.pytest_fixture import Depthcut
+    from exporter.artifacts import CheckReport, ComparisonReport
+    from exporter.compare.options import CompareOptions
+    from exporter.gate.gate import BaselineMatch
+
+_WAYS = ("fail", "skip", "warn")
+_CACHE = pytest.StashKey[dict[Any, "ComparisonReport"]]()
 
 
 class DepthcutWarning(UserWarning):
@@ -28,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("depthcut", "depthcut: latency and accuracy of models")
     group.addoption(
         "--depthcut-inconclusive",
-        choices=("fail", "skip", "warn"),
+        choices=_WAYS,
         help="What to do if the measurement can't decide a check; default: fail.",
     )
     group.addoption(
@@ -56,6 +64,183 @@ def depthcut(request: pytest.FixtureRequest) -> Depthcut:
     problem = hidden_by()
     if problem is not None:
         pytest.fail(problem, pytrace=False)
-    from exporter.cli.pytest_fixture import Depthcut, Settings
+    return Depthcut(request.node)
 
-    return Depthcut(request.node, Settings.of(request.config))
+
+class Depthcut:
+    """The fixture. Its settings are the command line's, else the ini file's."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self.item = item
+        self.inconclusive = self._setting("inconclusive")
+        try:
+            if self.inconclusive not in _WAYS:
+                raise ValueError(
+                    f"depthcut_inconclusive is {self.inconclusive!r}, not one of {_WAYS}"
+                )
+            self.time_budget = float(self._setting("time_budget") or 0)
+            self.confirm = int(self._setting("confirm"))
+        except ValueError as error:
+            raise pytest.UsageError(f"depthcut: {error}") from None
+
+    def _setting(self, name: str) -> str:
+        given = self.item.config.getoption(f"--depthcut-{name.replace('_', '-')}")
+        return str(self.item.config.getini(f"depthcut_{name}") if given is None else given)
+
+    def compare(
+        self, baseline: str | Path, candidate: str | Path, **options: Any
+    ) -> AssertableComparison:
+        """Measures a candidate against its unpruned model, once a session for equal arguments.
+
+        Args:
+            baseline: The unpruned model, as `depthcut compare` takes it: an ONNX file, a folder.
+            candidate: The pruned model, likewise.
+            options: Those of `depthcut compare`, by the keys of its configuration file, such as
+                ``threads=1`` and ``prefill=(128,)``.
+        """
+
+        def measure() -> ComparisonReport:
+            from exporter.compare.session import compare
+
+            budget = {"time_budget": self.time_budget} if self.time_budget else {}
+            return compare(baseline, candidate, _compare_options({**budget, **options}))
+
+        cache = self.item.config.stash.setdefault(_CACHE, {})
+        key = (Path.cwd(), str(baseline), str(candidate), repr(sorted(options.items())))
+        if key not in cache:
+            workers = getattr(self.item.config, "workerinput", {}).get("workercount", 1)
+            if workers > 1:
+                text = f"depthcut measures while {workers} workers of pytest-xdist run: use -n 0."
+                warnings.warn(text, DepthcutWarning, stacklevel=2)
+            cache[key] = measure()
+        return AssertableComparison(self, cache[key], measure)
+
+    def report(self, path: str | Path) -> AssertableComparison:
+        """Reads a report that was measured before; nothing is measured again."""
+        from exporter.artifacts import ComparisonReport
+
+        return AssertableComparison(self, ComparisonReport.read(Path(path)), None)
+
+
+def _compare_options(given: dict[str, Any]) -> CompareOptions:
+    from exporter.compare.options import CompareOptions
+    from exporter.errors import OptionError
+    from exporter.options import build, leaves
+
+    known = [leaf.key for leaf in leaves(CompareOptions)]
+    for key in given:
+        if key not in known:
+            raise pytest.UsageError(f"depthcut.compare: {key}: there are {', '.join(known)}")
+    try:
+        return build(CompareOptions, given)
+    except OptionError as error:
+        raise pytest.UsageError(f"depthcut.compare: {error}") from None
+
+
+class AssertableComparison:
+    """A comparison, ``report``, whose limits a test asserts."""
+
+    def __init__(
+        self,
+        fixture: Depthcut,
+        report: ComparisonReport,
+        measure: Callable[[], ComparisonReport] | None,
+        accepted: BaselineMatch | None = None,
+    ) -> None:
+        self.report = report
+        self._fixture = fixture
+        self._measure = measure
+        self._accepted = accepted
+
+    def against(self, baseline: str | Path, *, allow: tuple[str, ...] = ()) -> AssertableComparison:
+        """The same assertions, against the candidate of an earlier report.
+
+        Args:
+            baseline: The report, a file with several, or a folder.
+            allow: Differences of the runs that are let pass.
+        """
+        from exporter.gate.baselines import find_baseline, read_baselines
+        from exporter.gate.gate import BaselineMatch
+
+        accepted = BaselineMatch(*find_baseline(self.report, read_baselines(Path(baseline)), allow))
+        return AssertableComparison(self._fixture, self.report, self._measure, accepted)
+
+    def assert_not_slower(self, max_slowdown: str | float = "0%") -> None:
+        """No shape takes more time, by more than this share, than on the unpruned model."""
+        self._assert(max_slowdown=max_slowdown)
+
+    def assert_speedup(self, factor: str | float) -> None:
+        """Every shape is at least so many times as fast as on the unpruned model."""
+        self._assert(min_speedup=factor)
+
+    def assert_perplexity_increase(self, at_most: str | float) -> None:
+        """Perplexity grew by at most this share."""
+        self._assert(max_perplexity_increase=at_most)
+
+    def assert_kl(self, at_most: str | float) -> None:
+        """KL divergence from the unpruned model is at most so many nats."""
+        self._assert(max_kl=at_most)
+
+    def assert_top1_agreement(self, at_least: str | float) -> None:
+        """At least this share of positions has the unpruned model's most likely token."""
+        self._assert(min_top1_agreement=at_least)
+
+    def assert_embedding_cosine(self, at_least: str | float) -> None:
+        """An encoder's embeddings have at least this mean cosine with the unpruned model's."""
+        self._assert(min_embedding_cosine=at_least)
+
+    def assert_rank_agreement(self, at_least: str | float) -> None:
+        """An encoder ranks pairs of texts at least so alike (Spearman's correlation)."""
+        self._assert(min_rank_agreement=at_least)
+
+    def assert_task_drop(self, at_most: str | float) -> None:
+        """No task's score fell by more than so many points: 1% is 0.01."""
+        self._assert(max_task_drop=at_most)
+
+    def assert_probe_drop(self, at_most: str | float) -> None:
+        """No probe's share of right answers fell by more than so many points: 1% is 0.01."""
+        self._assert(max_probe_drop=at_most)
+
+    def assert_size_increase(self, at_most: str | float = "0%") -> None:
+        """Files and engines grew by at most this share."""
+        self._assert(max_size_increase=at_most)
+
+    def assert_memory_increase(self, at_most: str | float = "0%") -> None:
+        """KV cache and device memory grew by at most this share."""
+        self._assert(max_memory_increase=at_most)
+
+    def _assert(self, **limits: str | float) -> None:
+        __tracebackhide__ = True
+        from exporter.gate.gate import check, confirmed
+        from exporter.gate.limits import Limits
+        from exporter.report.checks import VERDICT_WORDS, change_words, check_name
+
+        chosen, measure = Limits(**limits), self._measure  # type: ignore[arg-type]
+        result = check(self.report, chosen, baseline=self._accepted)
+        if measure is not None:
+            result = confirmed(
+                result,
+                lambda: check(measure(), chosen, baseline=self._accepted),
+                report=self.report,
+                baseline=self._accepted,
+                measurements=self._fixture.confirm,
+            )
+        for one in result.checks:  # properties of the test, which JUnit XML shows
+            words = f"{change_words(one)}: {VERDICT_WORDS[one.verdict]}"
+            self._fixture.item.user_properties.append((f"depthcut {check_name(one)}", words))
+        _end(result, self._fixture.inconclusive)
+
+
+def _end(result: CheckReport, inconclusive: str) -> None:
+    """Fails, skips or warns, as the verdict wants it."""
+    __tracebackhide__ = True
+    from exporter.report.checks import check_sentence
+
+    wrong = [check for check in result.checks if check.verdict == result.verdict]
+    text = "\n".join(check_sentence(check) for check in wrong)
+    if result.verdict == "regressed" or (result.verdict, inconclusive) == ("inconclusive", "fail"):
+        pytest.fail(text, pytrace=False)
+    if result.verdict == "inconclusive":
+        if inconclusive == "skip":
+            pytest.skip(text)
+        warnings.warn(text, DepthcutWarning, stacklevel=4)

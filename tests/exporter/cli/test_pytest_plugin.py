@@ -29,9 +29,7 @@ def loaded() -> None:
 
 
 _LEAN = [
-    word
-    for name in ("xdist", "cacheprovider", "hypothesispytest", "benchmark")
-    for word in ("-p", f"no:{name}")
+    word for name in ("xdist", "cacheprovider", "hypothesispytest") for word in ("-p", f"no:{name}")
 ]
 
 

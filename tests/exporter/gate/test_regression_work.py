@@ -14,8 +14,7 @@ from exporter.gate.history import append, entry_of
 from exporter.gate.limits import Limits
 from exporter.gate.request import CheckRequest, run_check
 from exporter.report.checks import change_words, steps_of
-from exporter.report.ci.github import annotation_lines
-from exporter.report.ci.metrics import metrics
+from exporter.report.ci import annotation_lines, github_benchmark
 from tests.made_reports import gate_arm, gate_report, gate_row
 from tests.raising import raises
 
@@ -216,8 +215,8 @@ def test_history_and_ci_formats_have_the_figures() -> None:
     new = report(work())
     entry = entry_of(new, against(new, new), commit=None)
     assert entry.work == new.arms.candidate.work.figures  # type: ignore[union-attr]
-    names = {metric.measure for metric in metrics(new)}
-    assert {"nodes", "weight-bytes", "step-macs"} <= names
+    smaller = github_benchmark(new)["smaller.json"]
+    assert all(f'"model: {name}"' in smaller for name in ("nodes", "weight-bytes", "step-macs"))
 
 
 def test_an_arm_of_no_graph_has_no_figures() -> None:

@@ -29,7 +29,7 @@ from exporter.checkpoint.facts import CheckpointFacts, Weights
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.gate.gate import check
 from exporter.gate.limits import Limits
-from exporter.report.ci import Checked, github, gitlab_metrics, junit
+from exporter.report.ci import annotation_lines, junit, summary
 from tests.made_reports import (
     as_markdown,
     as_page,
@@ -123,24 +123,16 @@ def test_answers_on_a_terminal_and_on_the_page(report: ComparisonReport) -> None
 
 
 def test_the_summary_and_the_annotations_of_github(found: CheckReport) -> None:
-    told = github.summary(found)
+    told = summary(found)
     assert "evil.example" in told
     assert foreign(told) == []
-    lines = github.annotation_lines(found)
+    lines = annotation_lines(found)
     assert any("evil.example" in line for line in lines)
     assert all(line.startswith("::error title=") and line.isprintable() for line in lines)
 
 
-def test_metrics_of_gitlab_are_a_line_each(report: ComparisonReport) -> None:
-    lines = gitlab_metrics.render(
-        Checked(check(report, Limits(max_slowdown=0.01)), report)
-    ).splitlines()
-    assert any("evil.example" in line for line in lines)
-    assert all(line.startswith(("# TYPE ", "# EOF", "depthcut_")) for line in lines)
-
-
 def test_junit_reads_as_it_was_written(found: CheckReport) -> None:
-    root = Xml.fromstring(junit.render(Checked(found, gate_report())))
+    root = Xml.fromstring(junit(found))
     names = [case.get("name", "") for case in root.iter("testcase")]
     assert any(EVIL.split("\n")[0].replace("\n", " ") in name for name in names)
     assert {element.tag for element in root.iter()} <= {

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
@@ -19,18 +17,7 @@ from exporter.cli import run
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.limits import Limits
 from exporter.report.checks import check_grid, conclusion
-from exporter.report.ci import (
-    FORMATS,
-    Checked,
-    CiFormat,
-    bencher,
-    github,
-    github_benchmark,
-    gitlab_metrics,
-    junit,
-    pytest_benchmark,
-)
-from exporter.report.ci.metrics import metrics
+from exporter.report.ci import annotation_lines, github_benchmark, junit, summary
 from tests.made_reports import gate_accuracy, gate_report, gate_row, samples
 
 LENGTHS = {128: 88.0, 256: 83.0, 512: 70.0, 1024: 80.1}
@@ -45,10 +32,6 @@ def report() -> ComparisonReport:
         for n, ms in LENGTHS.items()
     ]
     return gate_report(rows)
-
-
-def checked(report: ComparisonReport) -> Checked:
-    return Checked(check(report, Limits(max_slowdown=0.03)), report)
 
 
 def spread(median_ms: float) -> Any:
@@ -82,7 +65,7 @@ def hostile(found: CheckReport) -> CheckReport:
 
 
 def test_each_verdict_has_its_place_in_junit(found: CheckReport) -> None:
-    root = Xml.fromstring(junit.render(Checked(found, gate_report())))
+    root = Xml.fromstring(junit(found))
     (suite,) = root
     assert (root.tag, suite.tag) == ("testsuites", "testsuite")
     for element in (root, suite):
@@ -124,35 +107,35 @@ def test_junit_keeps_to_what_jenkins_and_pytest_agree_on(found: CheckReport) -> 
         "skipped": ({"message", "type"}, set()),
         "system-out": (set(), set()),
     }
-    for element in Xml.fromstring(junit.render(Checked(found, gate_report()))).iter():
+    for element in Xml.fromstring(junit(found)).iter():
         attributes, children = allowed[element.tag]
         assert set(element.attrib) <= attributes
         assert {child.tag for child in element} <= children
 
 
 def test_not_knowing_fails_in_junit_where_it_fails_in_the_shell(found: CheckReport) -> None:
-    (suite,) = Xml.fromstring(junit.render(Checked(found, gate_report(), inconclusive_fails=True)))
+    (suite,) = Xml.fromstring(junit(found, inconclusive_fails=True))
     assert (suite.get("failures"), suite.get("skipped")) == ("2", "0")
     assert len(list(suite.iter("failure"))) == 2
 
 
 def test_foreign_text_breaks_no_xml(hostile: CheckReport) -> None:
-    text = junit.render(Checked(hostile, gate_report()))
+    text = junit(hostile)
     assert "\x00" not in text
     (suite,) = Xml.fromstring(text)
     assert len(list(suite.iter("testcase"))) == 4
 
 
 def test_annotations_are_errors_and_warnings(found: CheckReport) -> None:
-    lines = github.annotation_lines(found)
+    lines = annotation_lines(found)
     assert [line.split(" ")[0] for line in lines] == ["::error", "::warning"]
     assert lines[0].startswith("::error title=prefill 128%3A time::prefill 128: time +10.0 %25 [")
-    both = github.annotation_lines(found, inconclusive_fails=True)
+    both = annotation_lines(found, inconclusive_fails=True)
     assert [line.split(" ")[0] for line in both] == ["::error", "::error"]
 
 
 def test_foreign_text_is_no_workflow_command(hostile: CheckReport) -> None:
-    lines = github.annotation_lines(hostile)
+    lines = annotation_lines(hostile)
     assert len(lines) == 3
     for line in lines:
         assert "\n" not in line
@@ -166,19 +149,19 @@ def test_the_summary_is_a_table_that_foreign_text_does_not_break(
     found: CheckReport, hostile: CheckReport
 ) -> None:
     for one in (found, hostile):
-        table = [line for line in github.summary(one).splitlines() if line.startswith("|")]
+        table = [line for line in summary(one).splitlines() if line.startswith("|")]
         assert len(table) == 2 + 4
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
-        read = MarkdownIt("commonmark").enable("table").parse(github.summary(one))
+        read = MarkdownIt("commonmark").enable("table").parse(summary(one))
         assert [token.type for token in read].count("tr_open") == 1 + 4
-    text = github.summary(hostile)
+    text = summary(hostile)
     assert "<b>" not in text
     assert "❌ regression" in text
     assert "**Regression: 1 regression, 1 can't tell, 1 improved, 1 within the limit.**" in text
 
 
 def test_github_benchmark_has_a_file_for_each_direction(report: ComparisonReport) -> None:
-    files = github_benchmark.render(checked(report))
+    files = github_benchmark(report)
     smaller, bigger = (json.loads(files[f"{name}.json"]) for name in ("smaller", "bigger"))
     for entries in (smaller, bigger):
         assert entries
@@ -195,82 +178,49 @@ def test_github_benchmark_has_a_file_for_each_direction(report: ComparisonReport
     assert {entry["name"].split(": ")[1] for entry in bigger} == {"speedup", "top1-agreement"}
 
 
-def test_bencher_has_values_with_bounds_in_its_own_units(report: ComparisonReport) -> None:
-    data = json.loads(bencher.render(checked(report)))
-    for measures in data.values():
-        for metric in measures.values():
-            assert {"value"} <= set(metric) <= {"value", "lower_value", "upper_value"}
-            low, high = metric.get("lower_value"), metric.get("upper_value")
-            assert low is None or low <= metric["value"] <= high
-    shape = data["prefill, batch 1, length 128"]
-    assert shape["latency"]["value"] == pytest.approx(88e6, rel=1e-12)
-    assert shape["speedup"]["lower_value"] == report.latency[0].speedup.ci95[0]
-
-
-def test_gitlab_s_metrics_are_openmetrics(report: ComparisonReport) -> None:
-    lines = gitlab_metrics.render(checked(report)).splitlines()
-    assert lines[-1] == "# EOF"
-    seen: list[str] = []
-    for line in lines[:-1]:
-        if line.startswith("# TYPE "):
-            name = line.split()[2]
-            assert name not in seen  # the samples of a metric stand together
-            seen.append(name)
-            continue
-        sample = re.fullmatch(r'([a-z_][a-z0-9_]*)\{of="((?:[^"\\]|\\.)*)"\} (\S+)', line)
-        assert sample is not None, line
-        assert sample[1] == seen[-1]
-        assert math.isfinite(float(sample[3]))
-
-
-def test_pytest_benchmark_s_statistics_are_those_of_the_samples(report: ComparisonReport) -> None:
-    data = json.loads(pytest_benchmark.render(checked(report)))
-    assert {"machine_info", "commit_info", "benchmarks", "datetime", "version"} == set(data)
-    assert len(data["benchmarks"]) == 8
-    one = data["benchmarks"][1]
-    stats, times = one["stats"], report.latency[0].candidate.samples_ms
-    assert one["name"] == "prefill, batch 1, length 128 [candidate]"
-    assert stats["min"] == pytest.approx(min(times) / 1000, rel=1e-12)
-    assert stats["mean"] == pytest.approx(sum(times) / len(times) / 1000, rel=1e-12)
-    assert stats["ops"] == pytest.approx(1 / stats["mean"], rel=1e-12)
-    assert stats["rounds"] == len(times)
-    assert stats["ld15iqr"] >= stats["min"]
-
-
-def test_pytest_benchmark_itself_compares_the_file(
-    report: ComparisonReport, tmp_path: Path
-) -> None:
-    pytest.importorskip("pytest_benchmark")
-    path = tmp_path / "benchmark.json"
-    path.write_text(pytest_benchmark.render(checked(report)))
-    call = [sys.executable, "-m", "pytest_benchmark", "compare", str(path)]
-    done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "prefill, batch 1, length 128 [candidate]" in done.stdout
-
-
 def test_a_collapsed_model_has_no_infinite_figure(report: ComparisonReport) -> None:
     collapsed = report.model_copy(update={"accuracy": gate_accuracy(math.inf)})
-    assert all(math.isfinite(metric.value) for metric in metrics(collapsed))
-    assert "Infinity" not in bencher.render(checked(collapsed))
+    assert all("Infinity" not in text for text in github_benchmark(collapsed).values())
     found = check(collapsed, Limits(max_perplexity_increase=0.1))
     assert conclusion(found) == "Regression: 1 regression."
     assert "inf" in check_grid(found).rows[0][3]
-    Xml.fromstring(junit.render(Checked(found, gate_report())))
+    Xml.fromstring(junit(found))
 
 
-@pytest.mark.parametrize("each", FORMATS)
-def test_every_registered_format_is_written_by_its_option(
-    each: CiFormat, report: ComparisonReport, tmp_path: Path
+@pytest.mark.parametrize("name", ["junit", "github-benchmark", "comment"])
+def test_every_format_is_written_by_its_option(
+    name: str, report: ComparisonReport, tmp_path: Path
 ) -> None:
-    saved = report.write(tmp_path / "report.json")
-    target = tmp_path / "ci"
-    option = f"--{each.name.replace('_', '-')}"
-    assert run(["check", str(saved), "--max-slowdown", "3%", option, str(target)]) in (0, 1, 3)
-    assert target.is_dir() == each.is_folder
-    files = [*target.iterdir()] if each.is_folder else [target]
+    saved, target = report.write(tmp_path / "report.json"), tmp_path / "ci"
+    assert run(["check", str(saved), "--max-slowdown", "3%", f"--{name}", str(target)]) in (0, 3)
+    files = [*target.iterdir()] if target.is_dir() else [target]
+    assert files
     assert all(file.stat().st_size for file in files)
 
 
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("bencher", "--github-benchmark"),
+        ("pytest-benchmark", "--github-benchmark"),
+        ("gitlab-metrics", "--junit"),
+        ("page", "--comment"),
+    ],
+)
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_removed_option_names_what_takes_its_place(
+    option: str, instead: str, in_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"--{option}", "x"]
+    if in_file:
+        (tmp_path / "c.yaml").write_text(f"{option.replace('-', '_')}: x\n")
+        given = ["--config", str(tmp_path / "c.yaml")]
+    report = gate_report().write(tmp_path / "report.json")
+    assert run(["check", str(report), *given]) == 2
+    assert instead in capsys.readouterr().err
+
+
 def test_a_report_without_accuracy_has_figures_of_the_rest() -> None:
-    measures = {metric.measure for metric in metrics(gate_report(accuracy=None))}
+    texts = github_benchmark(gate_report(accuracy=None)).values()
+    measures = {entry["name"].split(": ")[1] for text in texts for entry in json.loads(text)}
     assert measures == {"latency", "speedup", "file-size", "kv-cache-per-token"}
