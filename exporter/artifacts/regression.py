@@ -88,7 +88,7 @@ class Check(Record):
     where the value is exact. ``limit`` is on the same scale, and ``better`` says on which side of
     it the good ones lie. ``noise_floor`` is what a change must exceed to be called one, on that
     scale too. ``reported_ci95`` is the interval that the report tells of the same value, where
-    ``ci95`` is wider.
+    ``ci95`` is wider. A figure that is missing has neither ``after`` nor ``value`` nor ``limit``.
     """
 
     quantity: Quantity
@@ -97,10 +97,10 @@ class Check(Record):
     better: Literal["lower", "higher"]
     unit: str
     before: float | None
-    after: float
-    value: float
+    after: float | None
+    value: float | None
     ci95: tuple[float, float] | None
-    limit: float
+    limit: float | None
     noise_floor: float
     verdict: CheckVerdict
     reason: str

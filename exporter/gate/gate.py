@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from exporter.artifacts import (
-    Arm,
     Check,
     CheckReport,
     CheckVerdict,
@@ -18,15 +17,27 @@ from exporter.artifacts import (
     Quantity,
 )
 from exporter.errors import RegressionError, UsageError
-from exporter.gate.keys import key_of, rows_by_name
-from exporter.gate.limits import AGAINST_BASELINE, Limits
-from exporter.gate.quality import accuracy_checks, has_perplexity
+from exporter.gate.keys import key_of
+from exporter.gate.limits import AGAINST_BASELINE, LIMIT_ON, Limits, byte_counts, figures
+from exporter.gate.quality import accuracy_checks
 from exporter.gate.sanity import refuse_unsound
 from exporter.gate.times import time_checks
 from exporter.gate.verdicts import CheckedValue, checked, overall
 from exporter.gate.work import work_changes, work_checks, work_notes
 from exporter.report.checks import VERDICT_WORDS, interval_words
 
+_LACKING = (
+    "This report has no such figure, and what it is held against has one: measure it again "
+    "(depthcut compare), or write a new baseline (--update-baseline)."
+)
+_NEW = (
+    "Only this report has such a figure: write a new baseline (--update-baseline), or leave the "
+    "limit out."
+)
+_UNMEASURED = (
+    "A limit is set, and no such figure was measured: measure it (depthcut compare), or leave the "
+    "limit out."
+)
 _TWO_SESSIONS = (
     "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
     "of two ratios, with the interval of both."
@@ -84,26 +95,28 @@ def check(
 
     Raises:
         UsageError: There is neither a limit nor a baseline.
-        RegressionError: The report can't be the result of a measurement, or lacks what a limit is
-            set on.
+        RegressionError: The report can't be the result of a measurement.
     """
     history = history or History()
     refuse_unsound(report, name)
     old = None if baseline is None else baseline.report
-    limits = _limits(report, old, limits)
-    _refuse_missing_rows(report, old, limits)
-    checks = [
+    asked = limits or Limits()
+    limits = _limits(old, asked)
+    missing = _missing(report, baseline, limits, asked)
+    unknown = [(one.quantity, one.subject) for one in missing]
+    judged = [
         *time_checks(report, old, limits, history.spreads),
         *accuracy_checks(report, old, limits),
         *_size_checks(report, old, limits),
         *work_checks(report, old, limits),
     ]
+    checks = [*(one for one in judged if (one.quantity, one.subject) not in unknown), *missing]
     if not checks:
         raise RegressionError(
             f"{name} holds nothing that the limits are on.", code="nothing-limited"
         )
     return CheckReport(
-        verdict=overall([found.verdict for found in checks]),
+        verdict=overall([one.verdict for one in checks]),
         against="baseline_arm" if old is None else "baseline_report",
         models=judged_models(report, old),
         key=key_of(report),
@@ -118,6 +131,57 @@ def check(
             *history.notes,
             *_contradictions(limits),
         ],
+    )
+
+
+def _missing(
+    report: ComparisonReport, baseline: BaselineMatch | None, limits: Limits, asked: Limits
+) -> list[Check]:
+    """A check without a verdict for each figure that can't be compared.
+
+    That is one which only one side has, if a limit is on it or the baseline report has it, and one
+    of which a limit was asked for and that neither side has. Where the caller accepts other shapes,
+    those in common are enough.
+    """
+    before = report if baseline is None else baseline.report
+    unpruned = report.arms.baseline
+    old = figures(before, unpruned if baseline is None else before.arms.candidate)
+    new = figures(report, report.arms.candidate)
+    common = {LIMIT_ON[quantity] for quantity, subject in new if (quantity, subject) in old}
+    accepted = [] if baseline is None else [one.field for one in baseline.differences]
+    checks = []
+    for figure in dict.fromkeys([*old, *new]):
+        limit, lacking = LIMIT_ON[figure[0]], figure not in new
+        wanted = getattr(limits, limit) is not None or (lacking and baseline is not None)
+        if (
+            (lacking or figure not in old)
+            and wanted
+            and not ("shapes" in accepted and figure[0] in ("time", "speedup"))
+        ):
+            common.add(limit)
+            checks.append(_unknown(*figure, _LACKING if lacking else _NEW))
+    for quantity, limit in LIMIT_ON.items():
+        if getattr(asked, limit) is not None and limit not in common:
+            common.add(limit)
+            checks.append(_unknown(quantity, "any", _UNMEASURED))
+    return checks
+
+
+def _unknown(quantity: Quantity, subject: str, reason: str) -> Check:
+    return Check(
+        quantity=quantity,
+        subject=subject,
+        scale="ratio",
+        better="lower",
+        unit="",
+        before=None,
+        after=None,
+        value=None,
+        ci95=None,
+        limit=None,
+        noise_floor=0,
+        verdict="inconclusive",
+        reason=reason,
     )
 
 
@@ -140,49 +204,18 @@ def _contradictions(limits: Limits) -> list[str]:
     ]
 
 
-_Counts = dict[str, Callable[[Arm], int | None]]
-
-
-def _largest_engine(arm: Arm) -> int | None:
-    """Of several builds: any of them may be shipped."""
-    return max((engine.engine_bytes for engine in arm.engines), default=None)
-
-
-_SIZES: _Counts = {"files": lambda arm: arm.file_bytes, "engines": _largest_engine}
-_MEMORY: _Counts = {
-    "KV cache per token": lambda arm: arm.kv_cache_bytes_per_token,
-    "device memory": lambda arm: arm.device_memory_bytes,
-}
-
-
 def _size_checks(
     report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
 ) -> list[Check]:
     """Files and engines on disk, KV cache and device memory: they are counted, not measured."""
-    after = report.arms.candidate
     before = report.arms.baseline if baseline is None else baseline.arms.candidate
-    checks = []
-    if limits.max_size_increase is not None:
-        checks += _counted("size", before, after, _SIZES, limits.max_size_increase)
-    if limits.max_memory_increase is not None:
-        checks += _counted("memory", before, after, _MEMORY, limits.max_memory_increase)
-    return checks
-
-
-def _counted(
-    quantity: Quantity, before: Arm, after: Arm, counts: _Counts, limit: float
-) -> list[Check]:
-    checks = []
-    for subject, count in counts.items():
-        old, new = count(before), count(after)
-        if old and new is not None:
-            grown = CheckedValue(quantity, subject, "bytes", before=old, after=new, value=new / old)
+    old, checks = byte_counts(before), []
+    for figure, new in byte_counts(report.arms.candidate).items():
+        limit = getattr(limits, LIMIT_ON[figure[0]])
+        if limit is not None and figure in old:
+            ratio = new / old[figure]
+            grown = CheckedValue(*figure, "bytes", before=old[figure], after=new, value=ratio)
             checks.append(checked(grown, 1 + limit))
-        elif new and old == 0:
-            raise RegressionError(
-                f"The candidate's {subject} takes {new:,} bytes where there were none before.",
-                "These are no two forms of one model; leave the limit out to compare the rest.",
-            )
     return checks
 
 
@@ -254,10 +287,7 @@ def _told_again(one: Check, seen: Mapping[tuple[str, str], CheckVerdict]) -> Che
     return one.model_copy(update={"verdict": verdict, "remeasured": told, "reason": reason})
 
 
-def _limits(
-    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits | None
-) -> Limits:
-    limits = limits or Limits()
+def _limits(baseline: ComparisonReport | None, limits: Limits) -> Limits:
     if not limits.empty:
         return limits
     if baseline is None:
@@ -266,29 +296,4 @@ def _limits(
             "Give --baseline, or a limit such as --min-speedup 1.1.",
             code="nothing-to-check",
         )
-    chosen = replace(AGAINST_BASELINE, noise_floor=limits.noise_floor)
-    if not (has_perplexity(report) or has_perplexity(baseline)):
-        chosen = replace(chosen, max_perplexity_increase=None)
-    if not (report.latency or baseline.latency):
-        chosen = replace(chosen, max_slowdown=None)
-    return chosen
-
-
-def _refuse_missing_rows(
-    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
-) -> None:
-    timed = limits.max_slowdown is not None or limits.min_speedup is not None
-    if timed and not report.latency:
-        raise RegressionError(
-            "A limit is set on time, but the report has no latency.",
-            "Measure it: depthcut compare.",
-            code="no-latency",
-        )
-    if baseline is None or limits.max_slowdown is None:
-        return
-    if not rows_by_name(report).keys() & rows_by_name(baseline).keys():
-        raise RegressionError(
-            "The report and its baseline have no shape in common.",
-            "Measure the same shapes, or write a new baseline with --update-baseline.",
-            code="no-common-shape",
-        )
+    return replace(AGAINST_BASELINE, noise_floor=limits.noise_floor)

@@ -1,4 +1,4 @@
-"""How much worse a candidate may be, and how such limits are written."""
+"""How much worse a candidate may be, how such limits are written, and which figures they are on."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from exporter.artifacts import Accuracy, Arm, ComparisonReport, Quantity
 from exporter.option_types import Amount, Share
 from exporter.options import Options, dataclass, option
+from exporter.report.words import short_shape
 
 _Share = Annotated[Share, Field(ge=0, allow_inf_nan=False)]
 _AtMostOne = Annotated[Share, Field(ge=0, le=1)]
@@ -85,3 +87,70 @@ AGAINST_BASELINE = Limits(
     max_memory_increase=0.01,
 )
 """What is checked against an earlier report where the caller names nothing."""
+
+Figure = tuple[Quantity, str]
+"""A quantity, and the shape, task or file that it is of."""
+
+WITH_ARM, FROM_ARM = "with the unpruned arm", "from the unpruned arm"
+
+LIMIT_ON: dict[Quantity, str] = {
+    "time": "max_slowdown",
+    "speedup": "min_speedup",
+    "perplexity": "max_perplexity_increase",
+    "kl_divergence": "max_kl",
+    "top1_agreement": "min_top1_agreement",
+    "embedding_cosine": "min_embedding_cosine",
+    "rank_agreement": "min_rank_agreement",
+    "task": "max_task_drop",
+    "probe": "max_probe_drop",
+    "size": "max_size_increase",
+    "memory": "max_memory_increase",
+    "nodes": "max_node_increase",
+    "weight_bytes": "max_weight_read_increase",
+    "cache_bytes": "max_cache_read_increase",
+    "prompt_macs": "max_mac_increase",
+    "step_macs": "max_mac_increase",
+    "engine_layers": "max_layer_increase",
+    "scratch_bytes": "max_scratch_increase",
+}
+
+
+def byte_counts(arm: Arm) -> dict[Figure, int]:
+    """Files, engines and memory of an arm, those that it has; of engines the largest."""
+    counts: dict[Figure, int | None] = {
+        ("size", "files"): arm.file_bytes,
+        ("size", "engines"): max((engine.engine_bytes for engine in arm.engines), default=None),
+        ("memory", "KV cache per token"): arm.kv_cache_bytes_per_token,
+        ("memory", "device memory"): arm.device_memory_bytes,
+    }
+    return {figure: count for figure, count in counts.items() if count}
+
+
+def figures(report: ComparisonReport, arm: Arm) -> list[Figure]:
+    """All that a report tells of one of its arms and that a limit can be on."""
+    shapes = [short_shape(row) for row in report.latency]
+    timed: list[Quantity] = ["time", "speedup"]
+    times = [(quantity, shape) for shape in shapes for quantity in timed]
+    quality = [] if report.accuracy is None else _quality_figures(report.accuracy)
+    return [*times, *quality, *byte_counts(arm), *((name, "candidate") for name in arm.counted)]
+
+
+def _quality_figures(accuracy: Accuracy) -> list[Figure]:
+    texts = accuracy.embeddings
+    single: dict[Figure, object] = {
+        ("perplexity", "evaluation text"): accuracy.perplexity,
+        ("kl_divergence", FROM_ARM): accuracy.kl_divergence,
+        ("top1_agreement", WITH_ARM): accuracy.top1_agreement,
+        ("embedding_cosine", WITH_ARM): None if texts is None else texts.cosine,
+        ("rank_agreement", WITH_ARM): None if texts is None else texts.rank_agreement,
+    }
+    return [
+        *(figure for figure, value in single.items() if value is not None),
+        *(("task", f"{one.task}, {one.metric}") for one in accuracy.tasks),
+        # A limit in points is none for a log-probability.
+        *(
+            ("probe", f"{one.task}, {one.metric}")
+            for one in accuracy.probes
+            if one.metric != "log_prob"
+        ),
+    ]

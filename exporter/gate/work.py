@@ -9,67 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from exporter.artifacts import Arm, Check, ComparisonReport, GraphWork, WorkChange, WorkFigure
-from exporter.errors import RegressionError
-from exporter.gate.limits import Limits
+from exporter.gate.limits import LIMIT_ON, Limits
 from exporter.gate.verdicts import CheckedValue, checked
 from exporter.report.words import WORK
 
-_LIMITS: dict[WorkFigure, str] = {
-    "nodes": "max_node_increase",
-    "weight_bytes": "max_weight_read_increase",
-    "cache_bytes": "max_cache_read_increase",
-    "prompt_macs": "max_mac_increase",
-    "step_macs": "max_mac_increase",
-    "engine_layers": "max_layer_increase",
-    "scratch_bytes": "max_scratch_increase",
-}
 _SUMS: tuple[WorkFigure, ...] = ("weight_bytes", "cache_bytes", "prompt_macs", "step_macs")
 """What lacks the share of nodes that aren't counted."""
-_OF_PROMPTS_TOO = "step_macs"  # of a graph without steps the same limit holds for prompts alone
 
 
 def work_checks(
     report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
 ) -> list[Check]:
-    """One check a figure whose limit is set.
-
-    Raises:
-        RegressionError: A report doesn't have a figure that a limit is set on.
-    """
+    """One check a figure whose limit is set, and that both arms have."""
     after = report.arms.candidate
     before = report.arms.baseline if baseline is None else baseline.arms.candidate
-    found = []
-    for figure, name in _LIMITS.items():
-        limit = getattr(limits, name)
-        if limit is not None and not _is_left_out(figure, before, after):
-            found.append(_check(figure, name, before, after, limit))
-    return found
-
-
-def _is_left_out(figure: WorkFigure, before: Arm, after: Arm) -> bool:
-    """Whether a graph has no steps."""
-    return figure == _OF_PROMPTS_TOO and all(
-        arm.work is not None and arm.work.step_past is None for arm in (before, after)
-    )
-
-
-def _check(figure: WorkFigure, name: str, before: Arm, after: Arm, limit: float) -> Check:
-    old, new = before.counted.get(figure), after.counted.get(figure)
-    if old is None or new is None:
-        option = f"--{name.replace('_', '-')}"
-        raise RegressionError(
-            f"{option} is set, but {'the report' if new is None else 'the baseline'} has no "
-            f"{figure}.",
-            "Measure again with depthcut compare, or leave the limit out: models of PyTorch, GGUF "
-            "files and arms without engines don't have all figures.",
-            code="quantity-missing",
-        )
-    value = new / old if old else 1.0 if not new else float("inf")
-    unit = "bytes" if figure.endswith("bytes") else ""
-    found = checked(
-        CheckedValue(figure, "candidate", unit, before=old, after=new, value=value), 1 + limit
-    )
-    return _doubted(found, _uncounted(before, after)) if figure in _SUMS else found
+    checks = []
+    for figure, new in after.counted.items():
+        limit, old = getattr(limits, LIMIT_ON[figure]), before.counted.get(figure)
+        if limit is None or old is None:
+            continue
+        value = new / old if old else 1.0 if not new else float("inf")
+        unit = "bytes" if figure.endswith("bytes") else ""
+        counted = CheckedValue(figure, "candidate", unit, before=old, after=new, value=value)
+        one = checked(counted, 1 + limit)
+        checks.append(_doubted(one, _uncounted(before, after)) if figure in _SUMS else one)
+    return checks
 
 
 def _doubted(found: Check, uncounted: dict[str, tuple[int, int]]) -> Check:
@@ -146,7 +110,7 @@ def _times_beside(
     """A change of time without one of the graph, and the other way round."""
     if before is None or after is None:
         return []
-    times = [one for one in checks if one.quantity == "time"]
+    times = [one for one in checks if one.quantity == "time" and one.value is not None]
     old, new = ((work.nodes, work.figures, work.uncounted) for work in (before, after))
     if old != new:
         still = times and all(one.verdict == "within_limit" for one in times)
@@ -155,8 +119,9 @@ def _times_beside(
 
 
 def _same_graph(one: Check) -> str:
-    slower = one.value > 1
-    percent = 100 * (one.value - 1 if slower else 1 - one.value)
+    value = one.value or 1.0
+    slower = value > 1
+    percent = 100 * (value - 1 if slower else 1 - value)
     return (
         f"{one.subject}: {'slower' if slower else 'faster'} by {percent:.1f} %, though the graph "
         "does the same work: look at the machine, the runtime's version or the built engine."

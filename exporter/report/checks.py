@@ -52,7 +52,7 @@ def check_grid(found: CheckReport) -> Grid:
         (
             check_name(check),
             "" if check.before is None else _amount(check, check.before),
-            _amount(check, check.after),
+            "" if check.after is None else _amount(check, check.after),
             change_words(check),
             limit_words(check),
             VERDICT_WORDS[check.verdict],
@@ -97,12 +97,16 @@ def remarks(found: CheckReport) -> list[str]:
 
 def check_sentence(check: Check) -> str:
     """One check in one line, with the reason for its verdict."""
-    told = f"{check_name(check)} {change_words(check)}, limit {limit_words(check)}"
-    return f"{told}: {VERDICT_WORDS[check.verdict]}. {check.reason}".strip()
+    change = "" if check.value is None else f" {change_words(check)}"
+    limit = "" if check.limit is None else f", limit {limit_words(check)}"
+    words = f"{check_name(check)}{change}{limit}: {VERDICT_WORDS[check.verdict]}."
+    return f"{words} {check.reason}".strip()
 
 
 def change_words(check: Check) -> str:
     """The value with its interval: ``+3.1 % [+2.0, +4.2]``, ``1.09x [1.07, 1.11]``."""
+    if check.value is None:
+        return "missing"
     value = _value(check, check.value)
     return value if check.ci95 is None else f"{value} {interval_words(check, check.ci95)}"
 
@@ -115,6 +119,8 @@ def interval_words(check: Check, ci95: tuple[float, float]) -> str:
 
 def limit_words(check: Check) -> str:
     """What is allowed: ``at most +3.0 %``."""
+    if check.limit is None:
+        return ""
     side = "at most" if check.better == "lower" else "at least"
     return f"{side} {_value(check, check.limit)}"
 
@@ -229,7 +235,7 @@ def _value(check: Check, value: float) -> str:
         return f"{value:.3f}x"
     if check.quantity in WORK:
         change = f"{100 * (value - 1):+.3g} %"
-        return f"{check.after:,.0f} instead of 0" if math.isinf(value) else change
+        return f"{check.after or 0:,.0f} instead of 0" if math.isinf(value) else change
     if check.scale == "ratio":
         return f"{100 * (value - 1):+.1f} %"
     if check.quantity in ("kl_divergence", "embedding_cosine", "rank_agreement") or _is_loss(check):

@@ -74,7 +74,7 @@ def junit(found: CheckReport, *, inconclusive_fails: bool = False) -> str:
 
 
 def _case(suite: Xml.Element, found: CheckReport, check: Check, *, fails: bool) -> None:
-    seconds = check.after / 1000 if check.unit == "ms" else 0
+    seconds = (check.after or 0) / 1000 if check.unit == "ms" else 0
     case = Xml.SubElement(
         suite,
         "testcase",

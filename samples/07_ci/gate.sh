@@ -5,8 +5,9 @@
 #
 # REPORT is a report.json of depthcut compare or export. KEPT is a folder that the CI system keeps
 # from run to run: baselines and the history. OUT takes what the CI system shows.
-# MIN_SPEEDUP and MAX_PERPLEXITY_INCREASE are limits against the unpruned model, MAX_SLOWDOWN against
-# the last accepted run. With ACCEPT=1 a run that passes becomes the baseline of its key.
+# MIN_SPEEDUP and MAX_PERPLEXITY_INCREASE are limits against the unpruned model, MAX_SLOWDOWN and
+# MAX_PERPLEXITY_GROWTH against the last accepted run. With ACCEPT=1 a run that passes becomes the
+# baseline of its key.
 # Exit code: 0 passed, 1 regression, 2 error, 3 inconclusive.
 set -u
 report=$1 kept=$2 out=$3
@@ -18,7 +19,7 @@ for each in limits baseline; do
 done
 
 depthcut check "$report" --min-speedup "${MIN_SPEEDUP:-1.0}" \
-  --max-perplexity-increase "${MAX_PERPLEXITY_INCREASE:-100%}" \
+  --max-perplexity-increase "${MAX_PERPLEXITY_INCREASE:-10%}" \
   --confirm "${CONFIRM:-1}" --junit "$out/limits.xml" --comment "$out/limits.md" \
   --github-benchmark "$out/github-benchmark"
 code=$?
@@ -28,6 +29,7 @@ against=0
 if [ -f "$kept/baseline.json" ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" \
     --max-slowdown "${MAX_SLOWDOWN:-3%}" --max-size-increase 1% --max-memory-increase 1% \
+    --max-perplexity-increase "${MAX_PERPLEXITY_GROWTH:-1%}" \
     --history "$kept/history.jsonl" --confirm "${CONFIRM:-1}" --junit "$out/baseline.xml" \
     --comment "$out/baseline.md"
   against=$?

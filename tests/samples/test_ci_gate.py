@@ -14,16 +14,18 @@ import yaml
 
 import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
-from tests.made_reports import gate_report, gate_row
+from tests.made_reports import gate_accuracy, gate_report, gate_row
 from tests.samples.running import SAMPLES, run_sample
 
 SAMPLE = SAMPLES / "07_ci"
+WORSE_BY_5 = gate_accuracy(16 * 1.05)
 
 
 def gate(
     folder: Path, row: Any, *, accept: bool = False, env: dict[str, str] | None = None,
     **changes: Any,
 ) -> int:  # fmt: skip
+    changes = {"accuracy": WORSE_BY_5, **changes}
     report = gate_report([row], **changes).write(folder / "report.json")
     settings = {"ACCEPT": str(int(accept)), "CONFIRM": "0", **(env or {})}
     folders = (folder / "kept", folder / "results")
@@ -48,11 +50,36 @@ def test_the_script_gates_and_keeps_what_passed(tmp_path: Path) -> None:
     assert len((kept / "history.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("perplexity", "env", "code"),
+    [
+        (16 * 1.95, {}, 1),
+        (16 * 1.08, {}, 1),
+        (16 * 1.95, {"MAX_PERPLEXITY_INCREASE": "100%"}, 1),
+        (16 * 1.95, {"MAX_PERPLEXITY_GROWTH": "100%"}, 1),
+        (16 * 1.052, {}, 0),
+        (None, {}, 2),  # another text, as the baseline's: refused
+    ],
+)
+def test_quality_is_held_against_the_limit_and_against_the_last_run(
+    perplexity: float | None, env: dict[str, str], code: int, tmp_path: Path
+) -> None:
+    assert gate(tmp_path, gate_row(), accept=True) == 0
+    accuracy = None if perplexity is None else gate_accuracy(perplexity)
+    assert gate(tmp_path, gate_row(), accuracy=accuracy, env=env) == code
+
+
+def test_a_first_run_without_quality_does_not_pass(tmp_path: Path) -> None:
+    assert gate(tmp_path, gate_row(), accept=True, accuracy=None) == 3
+    assert not (tmp_path / "kept" / "baseline.json").exists()
+
+
 def test_the_comment_has_the_limits_and_the_baseline(tmp_path: Path) -> None:
     comment = tmp_path / "results" / "comment.md"
     assert gate(tmp_path, gate_row(candidate_ms=110.0)) == 1  # slower than the unpruned model
     (mark, title, *alone) = comment.read_text().splitlines()
-    baseline = gate_report([gate_row(candidate_ms=110.0)]).write(tmp_path / "accepted.json")
+    worse = gate_report([gate_row(candidate_ms=110.0)], accuracy=WORSE_BY_5)
+    baseline = worse.write(tmp_path / "accepted.json")
     (tmp_path / "kept" / "baseline.json").write_bytes(baseline.read_bytes())
     assert gate(tmp_path, gate_row(candidate_ms=110.0)) == 1  # as the last accepted run was
     (first, *lines) = comment.read_text().splitlines()

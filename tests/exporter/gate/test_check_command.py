@@ -84,7 +84,6 @@ def test_the_exit_code_is_the_verdict(
         (("--allow", "colour"), "colour"),
         (("--allow", "device", "--max-kl", "1"), "--baseline"),
         (("--update-baseline", "--max-kl", "1"), "--baseline"),
-        (("--max-task-drop", "1%"), "no task"),
     ],
 )
 def test_everything_else_is_2(
