@@ -15,7 +15,7 @@ from graph_passes.plan_record import record_renumbering, recorded_renumbering
 
 _FEW = 16
 _SHAPE_TAKES_A_RANGE = 15  # the opset
-_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])[0-9]{1,4}(?![A-Za-z0-9])")
 
 
 def drop_outputs(graph: ir.Graph, outputs: Collection[ir.Value]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -9,8 +10,17 @@ SublayerKind = Literal["attention", "mlp", "cross_attention", "mixer"]
 DeletionKind = Literal["attention", "mlp", "block", "cross_attention", "mixer"]
 Replacement = Literal["none", "bias", "linear"]
 
+MOST_LAYERS = 4096
+"""Of any model: a file that says more, or numbers a layer so, is broken or a stranger's trick."""
 BLOCK_KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
 """What a block of a PyTorch model consists of; a block of an ONNX graph may hold other kinds."""
+
+_NUMBER = re.compile("[0-9]{1,18}")
+
+
+def number_in(text: str) -> int | None:
+    """The whole number that a text is; None: it is none, or has more digits than any count."""
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 class SublayerRef(NamedTuple):

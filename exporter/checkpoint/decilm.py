@@ -36,7 +36,7 @@ MODEL_TYPE, CLASS = "nemotron-nas", "DeciLMForCausalLM"
 
 _SHARD_BYTES = 5 * 10**9
 _LAYER = re.compile(
-    r"model\.layers\.(\d+)\.(self_attn|input_layernorm|mlp|post_attention_layernorm)\."
+    r"model\.layers\.([0-9]{1,4})\.(self_attn|input_layernorm|mlp|post_attention_layernorm)\."
 )
 _KINDS = {
     "self_attn": "attention", "input_layernorm": "attention",

@@ -164,7 +164,7 @@ def _weights(model: Any, found: Sequence[Any], kept: Sequence[int]) -> dict[str,
     if len(prefixes) != 1:
         raise UnknownArchitectureError("The layers do not stand in one list.", HINT)
     place = {layer: number for number, layer in enumerate(kept)}
-    pattern = re.compile(re.escape(prefixes.pop()) + r"\.(\d+)\.")
+    pattern = re.compile(re.escape(prefixes.pop()) + r"\.([0-9]{1,4})\.")
     weights = {}
     for name, tensor in model.state_dict().items():
         match = pattern.match(name)

@@ -27,6 +27,7 @@ from exporter.models.ablation.ratios import Floats
 from exporter.models.model_folder import PIXELS, ModelFolder
 from exporter.models.texts.image_reader import IMAGES, ImageReader
 from exporter.models.texts.images import Images, Picture
+from graph_passes.types import number_in
 
 TASK = "image classes"
 _FEW = 5
@@ -174,7 +175,8 @@ def _told(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     """The names of the classes, each with its number; none where the config tells none."""
     told = config.get("id2label")
     entries = told.items() if isinstance(told, dict) else ()
-    return [(str(name), int(number)) for number, name in entries if str(number).isdecimal()]
+    numbered = ((str(name), number_in(str(number))) for number, name in entries)
+    return [(name, number) for name, number in numbered if number is not None]
 
 
 def _some(config: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.tensors import TensorSpec
 
-_CACHE = re.compile(r"(past_key_values|present)\.(\d+)\.(key|value)")
+_CACHE = re.compile(r"(past_key_values|present)\.([0-9]{1,4})\.(key|value)")
 
 
 class RenumberedCaches:

@@ -194,7 +194,7 @@ def _formats(decoder: dict[str, Any]) -> list[re.Pattern[str]]:
     """What the names of a layer's states look like."""
     inputs = _DEFAULT_FORMATS | _part(decoder, "inputs")
     texts = [text for text in inputs.values() if isinstance(text, str) and _NUMBER in text]
-    return [re.compile(re.escape(text).replace(_NUMBER, r"(\d+)")) for text in texts]
+    return [re.compile(re.escape(text).replace(_NUMBER, "([0-9]{1,4})")) for text in texts]
 
 
 def _number(formats: Iterable[re.Pattern[str]], name: str) -> int | None:

@@ -18,7 +18,7 @@ from graph_passes.pipeline import graph_size
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-CACHE_INPUT = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+CACHE_INPUT = re.compile(r"past_key_values\.([0-9]{1,4})\.(key|value)")
 """The names of KV cache inputs; groups: layer, key or value."""
 
 _SHORT_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}

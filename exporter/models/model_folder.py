@@ -10,6 +10,7 @@ from typing import Any
 from exporter.artifacts.nouns import OF_IMAGES as OF_IMAGES
 from exporter.errors import ComparisonError, ModelSourceError, OnnxFileError
 from exporter.models.genai_config import CONFIG_FILE
+from exporter.models.loading.config_walk import refuse_endless
 from graph_passes.files.reading import TABLE_BYTES, check_file, read_json
 
 _GENAI_WORDS = {
@@ -53,11 +54,13 @@ class ModelFolder:
 
         Raises:
             UnsafeInputError: The tokenizer may not be read from where it is.
+            UnsafeModelError: The config tells of more layers than any model has.
             ComparisonError: When ``config.json`` is no JSON object.
         """
         tokenizer = home / "tokenizer.json"
         check_file(tokenizer, limit=TABLE_BYTES)
         told = read_config(home) if config is None else config
+        refuse_endless(told, home / "config.json" if config is None else model)
         return cls(model, tokenizer if tokenizer.is_file() else None, told)
 
     @property

@@ -26,7 +26,7 @@ from exporter.files import sha256_file
 from exporter.printable import are, counted
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import TABLE_BYTES, read_json
-from graph_passes.types import BLOCK_KINDS, DeletionKind, SublayerRef
+from graph_passes.types import BLOCK_KINDS, MOST_LAYERS, DeletionKind, SublayerRef
 
 _NOUNS = {
     "attention": "attention",
@@ -38,7 +38,6 @@ _DROP = re.compile(r"(?P<kind>[a-z_]+):(?P<layers>\d+(-\d+)?(,\d+(-\d+)?)*)")
 _DROP_HINT = "Write kind:layers, such as attention:25,26 or mlp:3-5."
 JOINT_KINDS = DECODER_KINDS
 """What a joint number chooses among; most models have no cross-attention."""
-_MOST_LAYERS = 10_000  # A typing error in a range must not fill the memory.
 
 
 def plan_drop(
@@ -354,7 +353,7 @@ def _parse_drop(text: str) -> list[PlannedDeletion]:
 def _layer_range(part: str, text: str) -> range:
     first, _, last = part.partition("-")
     low, high = int(first), int(last or first)
-    if low > high or high >= _MOST_LAYERS:
+    if low > high or high >= MOST_LAYERS:
         raise UsageError(
             f"{text!r}: {part} is not a range of layers.", _DROP_HINT, code="malformed-range"
         )

@@ -81,7 +81,7 @@ def text_labels(texts: Sequence[CalibrationRef]) -> list[str]:
 def _short(source: str) -> str:
     """``pydoc`` for ``pydoc (calibration half, Python 3.13)``; a file's name without its folder."""
     if source.startswith("self ("):
-        seed = re.search(r"seed (\d+)", source)
+        seed = re.search(r"seed ([0-9]{1,18})", source)
         return f"self, seed {seed[1]}" if seed and seed[1] != "0" else "self"
     if source.startswith(("pydoc (", "none (")):
         return source.partition(" (")[0]

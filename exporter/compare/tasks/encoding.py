@@ -35,6 +35,7 @@ from exporter.models.sentence_folder import pooling_of, read_prompts
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, cut_to
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.progress import QUIET, Progress
+from graph_passes.types import number_in
 
 _BEST = 10
 _OF_TEXTS = 2  # the rank of logits of one class for each text
@@ -170,7 +171,8 @@ class TaskEncoder:
         """The classes' numbers by name, as the config has them; a single one's is the yes, 1."""
         told = self._folder.config.get("id2label")
         named = told.items() if isinstance(told, dict) else ()
-        found = {str(name): int(number) for number, name in named if str(number).isdigit()}
+        numbered = ((str(name), number_in(str(number))) for number, name in named)
+        found = {name: number for name, number in numbered if number is not None}
         return dict.fromkeys(found, 1) if len(found) == 1 else found
 
 

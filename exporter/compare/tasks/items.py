@@ -8,14 +8,14 @@ of several texts (Winograd schemas).
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import TaskError
+from exporter.errors import TaskError, UnsafeInputError, first_line
 from exporter.files import sha256_bytes
+from graph_passes.files.reading import parse_json
 
 FORMAT_HINT = (
     'Each line is {"query": TEXT, "choices": [TEXT, ...], "gold": NUMBER} or '
@@ -168,10 +168,10 @@ def _refuse_unknown(folder: Path, name: str) -> None:
 
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line, "it")
+    except (ValueError, UnsafeInputError) as error:
         raise TaskError(
-            f"{where}: not valid JSON ({error}).", FORMAT_HINT, code="not-json"
+            f"{where}: not valid JSON ({first_line(error)}).", FORMAT_HINT, code="not-json"
         ) from None
     if not isinstance(record, dict):
         raise TaskError(f"{where}: no JSON object.", FORMAT_HINT, code="not-an-object")

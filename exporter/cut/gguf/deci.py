@@ -144,7 +144,7 @@ def _refuse_experts(model: GgufModel) -> None:
 def _refuse_tensors(model: GgufModel) -> None:
     hidden = model.whole(HIDDEN)
     for tensor in model.tensors:
-        name = re.sub(r"^blk\.\d+\.", "", tensor.name)
+        name = re.sub(r"^blk\.[0-9]+\.", "", tensor.name)
         if name == tensor.name and name in _OUTSIDE:
             continue
         if name == tensor.name or not _IN_LAYER.fullmatch(name):

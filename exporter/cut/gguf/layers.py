@@ -12,7 +12,7 @@ from exporter.models.gguf.header import Tensor
 from exporter.models.gguf.model_files import GgufModel
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
-_LAYER = re.compile(r"blk\.(0|[1-9]\d*)\.(.+)")
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import VerificationError
 from graph_passes.finding.shapes import head_size
+from graph_passes.types import number_in
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -167,16 +168,12 @@ def _shape(value: ir.Value, sizes: dict[str, int], case: Case) -> tuple[int, ...
 def _size(name: str | None, axis: int, value: ir.Value, sizes: dict[str, int], case: Case) -> int:
     if name is not None:
         terms = [term.strip() for term in name.split("+")]
-        known = [sizes[term] if term in sizes else _number(term) for term in terms]
+        known = [sizes[term] if term in sizes else number_in(term) for term in terms]
         if all(size is not None for size in known):
             return sum(size for size in known if size is not None)
     if axis == 0 and value.shape is not None and len(value.shape) > 1:
         return _BATCH
     return case.total if _is_mask(value) else case.sequence_length
-
-
-def _number(term: str) -> int | None:
-    return int(term) if term.isdecimal() else None
 
 
 def _fill(

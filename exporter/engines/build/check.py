@@ -21,7 +21,7 @@ from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_without_
 from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET, Progress
 
-_LAYER = re.compile(r"(?:layers?|h|blocks?)[._/](\d+)")
+_LAYER = re.compile(r"(?:layers?|h|blocks?)[._/]([0-9]{1,4})")
 _FUSED = (
     "an operator of ONNX Runtime: build from the graph before it was fused or quantised for "
     "ONNX Runtime (depthcut export, or optimum without optimisation)"

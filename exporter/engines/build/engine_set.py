@@ -21,7 +21,7 @@ SUFFIXES = (".engine", ".plan")
 """What engines are called; in a folder only such files are looked at."""
 
 _LENGTH = 2  # a cache's axis
-_NUMBERED = re.compile(r"-b(\d+)$")  # as exporter.engines.build.build marks one
+_NUMBERED = re.compile(r"-b([0-9]{1,4})$")  # as exporter.engines.build.build marks one
 _NONE_BUILT = f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}."
 _OF_ONE_MODEL: dict[str, Callable[[EngineRecord], object]] = {
     "backends": lambda record: record.backend,

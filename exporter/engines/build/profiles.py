@@ -20,6 +20,7 @@ from exporter.engines.tensors import TensorSpec
 from exporter.errors import EngineError, UsageError
 from exporter.option_types import Written, parsed
 from graph_passes.files.storage import load_model
+from graph_passes.types import number_in
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -169,7 +170,8 @@ def _tensor(path: Path, value: ir.Value) -> TensorSpec:
 
 def _number(dim: Dim) -> Dim:
     """Some exporters write numbers as names, which TensorRT would take for free sizes."""
-    return int(dim) if isinstance(dim, str) and dim.isdigit() else dim
+    number = number_in(dim) if isinstance(dim, str) else None
+    return dim if number is None else number
 
 
 def _is_cache(given: TensorSpec) -> bool:

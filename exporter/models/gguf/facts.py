@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import SurgeryError
+from exporter.errors import GgufFileError, SurgeryError
 from exporter.files import sha256_files
 from exporter.models.gguf.header import Entry
 from exporter.models.gguf.layer_sizes import HIDDEN, sizes_of
@@ -109,7 +109,7 @@ def _cache_bytes(model: GgufModel) -> int:
     try:
         sizes = sizes_of(model)
         usual = model.whole(HIDDEN) // max(sizes[0].heads, 1)
-    except SurgeryError:
+    except (GgufFileError, SurgeryError):
         return 0
     widths = [_whole(model, f"{{}}.{name}") or usual for name in _WIDTHS]
     return CACHE_BYTES * sum(each.kv_heads for each in sizes) * sum(widths)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exporter.errors import SurgeryError
+from exporter.models.gguf.header import broken
 from exporter.models.gguf.model_files import GgufModel
+from graph_passes.types import MOST_LAYERS
 
 BLOCK_COUNT = "block_count"
 HIDDEN = "embedding_length"
 HEADS, KV_HEADS, MLP_WIDTH = (
     "attention.head_count", "attention.head_count_kv", "feed_forward_length",
 )  # fmt: skip
-_MOST_LAYERS = 4096
 _MOST = 1 << 31
 
 
@@ -35,16 +36,13 @@ def layers_of(model: GgufModel) -> int:
     """How many layers a file has.
 
     Raises:
-        GgufFileError: It doesn't tell.
-        SurgeryError: It says a number that can't be.
+        GgufFileError: It doesn't tell, or says a number that can't be.
     """
     count = model.whole(BLOCK_COUNT)
-    if not 0 < count <= _MOST_LAYERS:
-        raise SurgeryError(
-            f"{model.path} is said to have {count} layers ({model.architecture}.{BLOCK_COUNT}).",
-            "It may be broken: fetch or write it again.",
-            code="layer-count",
-        )
+    if not 0 < count <= MOST_LAYERS:
+        entry = f"{model.architecture}.{BLOCK_COUNT}"
+        told = f"{entry} is {count}, and no model has more than {MOST_LAYERS} layers"
+        raise broken(model.path, told, "layer-count")
     return count
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ModelSourceError, UnsafeModelError
+from graph_passes.types import MOST_LAYERS
 
 _COPY = "If you trust the model, take that entry out of a copy of it."
 # transformers hands these on to functions that load a second model, run code or read another file.
@@ -119,9 +120,10 @@ def refuse_endless(content: Any, path: Path) -> None:
         UnsafeModelError: With the entry.
     """
     for where, key, value in _entries(content):
-        if isinstance(value, int) and value > _MOST and _COUNTED.search(key):
+        most = MOST_LAYERS if key.endswith(("layer", "layers")) else _MOST
+        if isinstance(value, int) and value > most and _COUNTED.search(key):
             raise UnsafeModelError(
-                f"{path}: $.{where} is larger than {_MOST}, which no model has.",
+                f"{path}: $.{where} is larger than {most}, which no model has.",
                 "Fetch the model again, or correct its config.",
             )
 

@@ -13,6 +13,9 @@ from typing import Any
 from exporter.errors import ModelSourceError, UnknownArchitectureError, first_line
 from exporter.files import sha256_file, sha256_files, telling_full_disk
 from exporter.models.anatomy.families import STACKS
+from exporter.models.gguf.header import MAGIC
+from exporter.models.gguf.layer_sizes import layers_of
+from exporter.models.gguf.model_files import read_model
 from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config
 from exporter.models.loading.checkpoint_shards import read_header, read_index
 from exporter.models.loading.config_walk import quantization_in
@@ -193,7 +196,8 @@ def _check_folder(folder: Path, dangers: Dangers) -> None:
 def _check_gguf(path: Path) -> None:
     with opened(path, named=True) as file:
         magic = file.read(4)
-    if magic == b"GGUF":
+    if magic == MAGIC:
+        layers_of(read_model(path))  # transformers would make them one by one
         return
     hint = f"Give a Hugging Face folder ({path.parent}), a GGUF file or a hub id."
     if path.suffix == ".onnx":

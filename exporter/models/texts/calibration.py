@@ -37,7 +37,7 @@ from exporter.progress import QUIET, Progress
 DEFAULT_TOKENS = 10_000
 DEFAULT_LENGTH = 512
 _FEW_TOKENS = 2_000
-_SEED = re.compile(r"seed (\d+)")
+_SEED = re.compile(r"seed ([0-9]{1,18})")
 
 
 def calibration_text(

@@ -125,13 +125,13 @@ def _sounds(spec: str, path: Path) -> Pairs:
     found = []
     for line, at in _lines(path):
         sound = path.parent / _field(line, "audio", at)
-        check_file(sound, path.parent, limit=LARGEST_BYTES)
-        if not sound.is_file():
+        if not sound.exists():  # nor does what has a zero byte in its name
             raise TextSourceError(
                 f"{at}: the recording {sound} does not exist.",
                 "Paths are taken from the folder of the JSON-lines file.",
                 code="file-missing",
             )
+        check_file(sound, path.parent, limit=LARGEST_BYTES)
         found.append(Pair(str(sound), _target(line, "text", at)))
     return _whole(spec, found, [Path(pair.source) for pair in found], _SOUND_HINT)
 

@@ -7,7 +7,6 @@ can refuse to judge on the text that the scores were computed on.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,12 +16,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exporter.artifacts import CalibrationRef
-from exporter.errors import ComparisonError, DepthcutError, TextSourceError
+from exporter.errors import (
+    ComparisonError,
+    DepthcutError,
+    TextSourceError,
+    UnsafeInputError,
+    first_line,
+)
 from exporter.files import sha256_bytes
 from exporter.models.texts.docstrings import docstrings
 from exporter.models.texts.documents import articles, halves, is_title
 from exporter.models.texts.pair_lines import TextPair, pairs_in
 from exporter.optional import require
+from graph_passes.files.reading import parse_json
 
 Part = Literal["calibration", "evaluation"]
 
@@ -144,12 +150,7 @@ def _source(label: str, documents: Iterable[str], hint: str = SPEC_HINT) -> Text
     kept = tuple(document for document in documents if document.strip())
     if not kept:
         raise TextSourceError(f"{label} holds no text.", hint, code="no-text")
-    try:
-        return TextSource(label, kept, sha256_bytes("\0".join(kept).encode()))
-    except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair
-        raise TextSourceError(
-            f"{label} holds a character that is no text: {error.reason}.", code="not-unicode"
-        ) from None
+    return TextSource(label, kept, sha256_bytes("\0".join(kept).encode()))
 
 
 def read_file(path: Path) -> str:
@@ -215,11 +216,10 @@ def json_lines(text: str, path: Path) -> Iterator[tuple[Any, int]]:
 
 def _parsed_line(line: str, path: Path, number: int) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", str(error))
+        return parse_json(line, "it")
+    except (ValueError, UnsafeInputError) as error:
         raise TextSourceError(
-            f"{path}, line {number}: not valid JSON ({reason}).",
+            f"{path}, line {number}: not valid JSON ({first_line(error)}).",
             "A JSON-lines file has one complete JSON object a line.",
             code="not-json",
         ) from None

@@ -15,7 +15,7 @@ PROMPT_TOKENS = 128
 STEP_PAST = 512
 """Positions that the cache holds when a step is counted."""
 
-_STACK_CACHE = re.compile(r"past_key_values\.\d+\.(decoder|encoder)\.(spare\.)?(key|value)")
+_STACK_CACHE = re.compile(r"past_key_values\.[0-9]{1,4}\.(decoder|encoder)\.(spare\.)?(key|value)")
 _TOKENS = ("input_ids", "decoder_input_ids", "inputs_embeds")
 
 Size = tuple[int, ...]

@@ -171,6 +171,8 @@ def test_widths_of_a_layer_type_are_the_models_own(tmp_path: Path) -> None:
         ({"1": {"skip": ["rotary"]}}, ("", "$.per_layer_config.1.skip", "rotary")),
         ({"1": {"skip": "attention"}}, ("", "$.per_layer_config.1.skip:", "attention")),
         ({"one": {"skip": ["mlp"]}}, ("", "$.per_layer_config.one:")),
+        ({"7" * 5_000: {"skip": ["mlp"]}}, ("", "$.per_layer_config.777")),
+        ({"4096": {"skip": ["mlp"]}}, ("", "$.per_layer_config.4096:", 4096)),
         ({"9": {"skip": ["mlp"]}}, ("layer-missing", "mlp 9", 4)),
         ({"1": {"skip": []}}, ("drops-nothing",)),
     ],

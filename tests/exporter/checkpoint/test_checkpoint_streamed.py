@@ -13,6 +13,7 @@ from test_checkpoint import BLOCK, GAPS, Heard, answer, plain, tensors, three_la
 from exporter.artifacts import PruningPlan
 from exporter.errors import ModelSourceError
 from exporter.progress import Quiet
+from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import ends_in, raises, tells
 
 pytestmark = pytest.mark.torch
@@ -156,7 +157,7 @@ def test_a_shard_that_gets_lost_on_the_way_leaves_nothing(tmp_path: Path) -> Non
 def test_a_gguf_file_can_not_be_streamed(tmp_path: Path) -> None:
     from exporter.cli import run
 
-    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
+    TinyGguf.llama().write(tmp_path / "model.gguf")
     plan = PruningPlan(deletions=GAPS).write(tmp_path / "plan.json")
     arguments = ["checkpoint", str(tmp_path / "model.gguf"), str(plan), "-o", str(tmp_path / "hf")]
     with ends_in(ModelSourceError, "quantized", "model.gguf"):

@@ -300,6 +300,7 @@ def test_lm_eval_s_directions_are_kept_and_its_log_likelihoods_are_losses() -> N
     [
         ("{", "not-json", "JSON"),
         ("[]", "not-an-object", "JSON"),
+        ({"query": "\ud800", "choices": ["a", "b"], "gold": 0}, "not-json", "JSON"),
         ({"query": "the", "choices": ["a"], "gold": 0}, "too-few-texts", '"choices"'),
         ({"query": "the", "choices": ["a", ""], "gold": 0}, "empty-text", '"choices"'),
         ({"choices": ["a", "b"], "gold": 0}, "empty-text", '"query"'),

@@ -14,6 +14,7 @@ from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeMo
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.transformers_calls import quiet_transformers
+from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -200,8 +201,7 @@ def test_weights_of_another_shape(llama: Path, tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_streamed(tmp_path: Path) -> None:
-    gguf = tmp_path / "m.gguf"
-    gguf.write_bytes(b"GGUF")
+    gguf = TinyGguf.llama().write(tmp_path / "m.gguf")
     with raises(ModelSourceError, "quantized", gguf):
         load_meta(str(gguf))
     saved(tmp_path, "llama")

@@ -14,6 +14,7 @@ from hub_cache import REVISION, into_cache
 from tiny_families import tiny_loaded, tiny_model, tiny_tokenizer
 
 from exporter.errors import (
+    GgufFileError,
     ModelSourceError,
     UnknownArchitectureError,
     UnsafeInputError,
@@ -35,6 +36,7 @@ from graph_passes.files.exchange import identity
 from graph_passes.files.placing import home_of
 from graph_passes.files.record import Change, ChangeRecord
 from tests.exporter.sentence_folders import write_encoder, write_sentence_files
+from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import raises
 
 
@@ -219,8 +221,7 @@ def test_the_hash_is_of_names_that_are_no_text_too(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_a_gguf_file_is_the_file_s(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"GGUF and more")
+    path = TinyGguf.llama().write(tmp_path / "m.gguf")
     assert source_sha256(str(path)) == sha256_file(path)
 
 
@@ -499,7 +500,7 @@ def test_the_commit_of_a_hub_model_is_noted(checkpoint: Path, tmp_path: Path) ->
 def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + b"\0" * 64)
-    with raises(ModelSourceError, "unreadable", "m.gguf"):
+    with raises(GgufFileError, "unknown-version", "m.gguf"):
         load_model(str(path))
 
 
@@ -543,7 +544,7 @@ def test_a_truncated_gguf_file(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     with _smollm2().open("rb") as file:
         cut.write_bytes(file.read(50_000_000))
-    with raises(ModelSourceError, "unreadable", "cut.gguf"):
+    with raises(GgufFileError, "beyond-end", "cut.gguf"):
         load_model(str(cut))
 
 

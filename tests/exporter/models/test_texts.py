@@ -53,7 +53,7 @@ def test_jsonl_takes_text_else_the_longest_string(tmp_path: Path) -> None:
         (b'{"text": 3}\n', "not-a-string", (1, "text")),
         (b'{"text": null}\n', "not-a-string", (1, "text")),
         (b'{"n": 3}\n', "no-string", (1,)),
-        (b'{"text": "\\ud800"}\n', "not-unicode", ()),
+        (b'{"text": "ok"}\n{"text": "\\ud800"}\n', "not-json", (2,)),
         (b"\n\n", "no-text", ()),
         (b'{"text": "  "}\n', "no-text", ()),
         (b'{"text": "\xff"}\n', "not-utf-8", ()),

@@ -11,7 +11,7 @@ from typing import Any
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.dialects.facts import layers_in, wanted, wrong
-from graph_passes.types import DeletionKind, sublayer_kinds
+from graph_passes.types import MOST_LAYERS, DeletionKind, number_in, sublayer_kinds
 
 KEY = "per_layer_config"
 KEYS = (KEY,)
@@ -66,9 +66,10 @@ def _overrides(entry: Any, where: str) -> _Overrides:
     pairs = enumerate(entry) if isinstance(entry, list) else wanted(entry, dict, where, KEY).items()
     found: _Overrides = {}
     for name, each in pairs:
-        if not str(name).isdecimal():
-            raise wrong(where, f"{KEY}.{name}", "the number of a layer is wanted")
-        found[int(name)] = dict(wanted(each, dict, where, f"{KEY}.{name}"))
+        layer = number_in(str(name))
+        if layer is None or layer >= MOST_LAYERS:
+            raise wrong(where, f"{KEY}.{name:.60}", f"a layer below {MOST_LAYERS} is wanted")
+        found[layer] = dict(wanted(each, dict, where, f"{KEY}.{name}"))
     return found
 
 
