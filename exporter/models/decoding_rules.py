@@ -16,6 +16,7 @@ from exporter.optional import require
 _S = TypeVar("_S")
 _M = TypeVar("_M", bound=BaseModel)
 _Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+_Many = Field(max_length=1 << 14)  # each is looked at for each token of an answer
 Step = Callable[[_S, NDArray[np.int64]], tuple[NDArray[Any], _S]]
 """From a decoder's state and further tokens ``[batch, tokens]`` to the last token's logits
 ``[batch, vocabulary]``, and the state after them."""
@@ -27,10 +28,10 @@ class _Told(BaseModel):
     model_config = ConfigDict(strict=True)
 
     decoder_start_token_id: _Token | None = None
-    eos_token_id: _Token | list[_Token] | None = None
+    eos_token_id: _Token | Annotated[list[_Token], _Many] | None = None
     pad_token_id: _Token | None = None
-    suppress_tokens: list[_Token] | None = None
-    begin_suppress_tokens: list[_Token] | None = None
+    suppress_tokens: Annotated[list[_Token], _Many] | None = None
+    begin_suppress_tokens: Annotated[list[_Token], _Many] | None = None
     forced_bos_token_id: _Token | None = None
     forced_decoder_ids: list[Annotated[tuple[int, _Token | None], Strict(strict=False)]] | None = (
         None
@@ -43,6 +44,7 @@ class _Told(BaseModel):
 
 
 _Length = Annotated[int, Field(ge=0, lt=1 << 31)]
+_Words = Annotated[list[_Token], Field(min_length=1, max_length=1 << 10)]
 
 
 class _Steering(BaseModel):
@@ -50,14 +52,14 @@ class _Steering(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    bad_words_ids: list[Annotated[list[_Token], Field(min_length=1)]] | None = None
+    bad_words_ids: Annotated[list[_Words], _Many] | None = None
     no_repeat_ngram_size: _Length | None = None
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     min_length: _Length | None = None
     min_new_tokens: _Length | None = None
     max_length: _Length | None = None
     max_new_tokens: _Length | None = None
-    forced_eos_token_id: _Token | list[_Token] | None = None
+    forced_eos_token_id: _Token | Annotated[list[_Token], _Many] | None = None
 
 
 _USUAL_LENGTH = 20

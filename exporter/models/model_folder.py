@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ _GENAI_WORDS = {
 }
 """What ``config.json`` calls a value, and what ``genai_config.json`` does."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+_MOST_COLOURS = 1 << 26  # of all pixels of an image: 256 MB in float32
 PIXELS = "pixel_values"
 """The input of models of images."""
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", OF_IMAGES)
@@ -149,9 +151,11 @@ def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     colours, size = config.get("num_channels", 3), config.get("image_size")
     sides = [*size] if isinstance(size, list | tuple) else [size, size]
     shape = (colours, *sides)
-    if len(shape) != 3 or not all(isinstance(each, int) and 0 < each < 1 << 14 for each in shape):
+    whole = all(isinstance(each, int) and each > 0 for each in shape)
+    if len(shape) != 3 or not whole or math.prod(shape) > _MOST_COLOURS:
         raise ModelSourceError(
-            f"The config says {size!r} for image_size: no size of an image.",
+            f"The config says {size!r:.60} for image_size and {colours!r:.60} for num_channels; an "
+            f"image has at most {_MOST_COLOURS:,} numbers.",
             "Take the config that belongs to the model.",
             code="odd-setting",
         )

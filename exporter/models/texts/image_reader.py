@@ -22,7 +22,7 @@ from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
 from exporter.models.texts.batches import Sources
 from exporter.models.texts.held_images import HeldImages, Levels, Pixels, noise
-from exporter.models.texts.images import Images, Picture, read_images
+from exporter.models.texts.images import Images, Picture, read_images, refuse_large
 from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.samples import CalibrationText
 from exporter.models.texts.sources import Part
@@ -112,7 +112,8 @@ class ImageReader:
         return self.held(images.pictures[:number])
 
     def _one(self, picture: Picture) -> Levels:
-        image, (resizing, _) = picture.read(), self._processors
+        image, (resizing, _, shortest) = picture.read(), self._processors
+        refuse_large(image, picture.name, shortest)
         try:
             with quiet_transformers():
                 found = Levels(_processed(resizing, image), self._numbers)
@@ -142,13 +143,16 @@ class ImageReader:
         # As high as no number of colours, which a processor would take for them.
         greys = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (8, 256, _COLOURS))
         image = require("PIL.Image", extra="vision").fromarray(np.ascontiguousarray(greys))
-        _, normalising = self._processors
+        _, normalising, _ = self._processors
         numbers: Pixels = _processed(normalising, image)[:, 0].astype(np.float32)
         return numbers
 
     @cached_property
-    def _processors(self) -> tuple[Any, Any]:
-        """What makes an image as large as the model takes it, and what makes it numbers."""
+    def _processors(self) -> tuple[Any, Any, int]:
+        """What makes an image as large as the model takes it, and what makes it numbers.
+
+        Behind them the pixels to which the shorter side is resized, whatever the longer one's are.
+        """
         told, where = self._told()
         kind = str(told.get("image_processor_type") or told.get("feature_extractor_type"))
         family = next((f for f in _KINDS if kind in {f + end for end in _ENDS}), None)
@@ -173,7 +177,9 @@ class ImageReader:
         # transformers 4.57 calls so what 5 calls ...Pil; 5 makes the plain one with torchvision.
         name = f"{family}ImageProcessor"
         made = getattr(library, f"{name}Pil", None) or getattr(library, name)
-        return made(**settings | _WITHOUT_NUMBERS), made(**settings | _WITHOUT_SIZES)
+        size = settings.get("size") or 0
+        shortest = size if isinstance(size, int) else size.get("shortest_edge", 0)
+        return made(**settings | _WITHOUT_NUMBERS), made(**settings | _WITHOUT_SIZES), shortest
 
     def _told(self) -> tuple[dict[str, Any], str]:
         for name in (_PREPROCESSOR, "processor_config.json"):

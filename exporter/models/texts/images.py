@@ -8,6 +8,7 @@ and so is ``pydoc``, the text that is usual for other models.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -78,7 +79,7 @@ class Picture:
                 image = self.image()
             else:
                 image = pillow.open(io.BytesIO(self._content()), formats=_FORMATS)
-            _refuse_large(image, self.name)
+            refuse_large(image, self.name)
             return operations.exif_transpose(image).convert("RGB")
         except (DepthcutError, UnsafeInputError):
             raise
@@ -188,7 +189,7 @@ def _known(source: str, chosen: tuple[Picture, ...], told: list[str], there: int
     digests = [each.sha256 for each in chosen]
     shown = sha256_bytes("\n".join(sorted(set(digests))).encode())
     lines = (" ".join(each) for each in zip(told, digests, strict=True))
-    content = sha256_bytes("\n".join(lines).encode())
+    content = sha256_bytes(os.fsencode("\n".join(lines)))  # names needn't be UTF-8
     return Images(source, (), shown, content_sha256=content, pictures=chosen, there=there)
 
 
@@ -266,7 +267,7 @@ def _of_row(row: Any, column: str, features: Any, spec: str) -> Picture:
             code="column-missing",
         )
     name, number = f"an image of {spec}", row.get("label")
-    _refuse_large(image, name)
+    refuse_large(image, name)
     if isinstance(number, int) and number < 0:
         number = None  # so data sets mark what has no label, such as a test's images
     names = getattr(features.get("label"), "names", None)
@@ -275,12 +276,24 @@ def _of_row(row: Any, column: str, features: Any, spec: str) -> Picture:
     return Picture(name, number, make, sha256=sha256_bytes(image.tobytes()))
 
 
-def _refuse_large(image: Any, name: str) -> None:
-    """Refuses an image before it is decoded that takes too much memory, as it is or resized."""
+def refuse_large(image: Any, name: str, shortest: int = 0) -> None:
+    """Refuses an image that takes too much memory, as it is or resized, before it does.
+
+    Args:
+        image: Pillow's.
+        name: What the error calls it.
+        shortest: To so many pixels the shorter side is resized; 0: it stays.
+
+    Raises:
+        TextSourceError: With the pixels that it has and may have.
+    """
     shorter, longer = sorted((image.width, image.height))
-    if shorter * longer > _MOST_PIXELS or longer > _LONGEST_TO_SHORTEST * shorter:
+    pixels = shorter * longer * max(1.0, shortest / shorter) ** 2 if shorter else 0
+    if pixels > _MOST_PIXELS or longer > _LONGEST_TO_SHORTEST * shorter:
+        resized = f", resized to {shortest} on the shorter side" if shortest else ""
         raise TextSourceError(
-            f"{name} has {image.width} x {image.height} pixels.",
+            f"{name} has {image.width} x {image.height} pixels{resized}; {_MOST_PIXELS:,} are "
+            f"taken, on sides of which one is at most {_LONGEST_TO_SHORTEST} times the other.",
             "Make it smaller, or less narrow: classifiers see a few hundred.",
             code="image-too-large",
         )

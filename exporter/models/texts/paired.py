@@ -41,6 +41,19 @@ _SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
 _Size = Annotated[int, Field(gt=0, lt=1 << 20)]
 
 
+_MOST_NUMBERS = 1 << 23
+"""Seven times as many as the largest Whisper computes with of a recording."""
+
+
+class _Heard(BaseModel):
+    """What a model of sound reads, by its config."""
+
+    model_config = ConfigDict(strict=True)
+
+    num_mel_bins: _Size
+    max_source_positions: _Size
+
+
 class _Features(BaseModel):
     """The settings of a feature extractor, with transformers' defaults."""
 
@@ -217,17 +230,36 @@ class PairReader:
         Raises:
             ModelSourceError: Its settings are missing or wrong, or don't fit the model.
         """
-        told, frames = self._extractor_settings(), 2 * int(self.config["max_source_positions"])
+        told, wanted = self._extractor_settings(), self._heard_shape
         found = told.feature_size, told.chunk_length * told.sampling_rate // told.hop_length
-        if found != (self.config["num_mel_bins"], frames):
+        # What it computes with, and of how much sound: a step may not jump over any.
+        self._refuse_large("n_fft", max(wanted), max(told.n_fft, told.hop_length))
+        if found != wanted:
             raise ModelSourceError(
                 f"{self.folder / _PREPROCESSOR} makes {found[0]} features of {found[1]} frames; "
-                f"the model takes {self.config['num_mel_bins']} of {frames}.",
+                f"the model takes {wanted[0]} of {wanted[1]}.",
                 "Take the file that belongs to the model.",
                 code="other-features",
             )
         made: Any = require("transformers", extra="torch").WhisperFeatureExtractor
         return made(**told.model_dump())
+
+    @cached_property
+    def _heard_shape(self) -> tuple[int, int]:
+        """Features and frames of a recording, as the model's config says."""
+        told = settings_of(_Heard, self.config, f"{self.name}: config.json")
+        shape = told.num_mel_bins, 2 * told.max_source_positions
+        self._refuse_large("num_mel_bins", *shape)
+        return shape
+
+    def _refuse_large(self, entry: str, one: int, other: int) -> None:
+        if one * other > _MOST_NUMBERS:
+            raise ModelSourceError(
+                f"{self.name}: {one} x {other} numbers of each recording ({entry}) are more than "
+                f"the {_MOST_NUMBERS:,} that any model computes with.",
+                f"Take the config.json and the {_PREPROCESSOR} that belong to the model.",
+                code="odd-setting",
+            )
 
     def _extractor_settings(self) -> _Features:
         for name in (_PREPROCESSOR, "processor_config.json"):
@@ -244,10 +276,11 @@ class PairReader:
     def _noise(self, number: int, seed: int) -> Sources:
         rng = np.random.default_rng(seed)
         if self.hears:
-            positions = int(self.config["max_source_positions"])
-            shape = (number, int(self.config["num_mel_bins"]), 2 * positions)
+            shape = (number, *self._heard_shape)
             features = rng.standard_normal(shape, dtype=np.float32)
-            return Sources({"input_features": features}, np.ones((number, positions), np.bool_))
+            return Sources(
+                {"input_features": features}, np.ones((number, shape[-1] // 2), np.bool_)
+            )
         ids = rng.integers(3, int(self.config["vocab_size"]), (number, _RANDOM_TOKENS))
         mask = np.ones(ids.shape, np.bool_)
         return Sources({"input_ids": ids, "attention_mask": mask.astype(np.int64)}, mask)

@@ -8,6 +8,7 @@ their mean.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 LARGEST_BYTES = 1 << 28
 """What the file of a recording may take."""
 _BLOCK = 1 << 16
+_MOST_CHUNKS = 1_000
 _RATES = range(4_000, 400_000)
 
 Samples = NDArray[np.float32]
@@ -123,6 +125,7 @@ def _refuse_unheard(path: Path, longest_s: float, frames: int, rate: int) -> Non
 def _by_scipy(content: bytes, check: _Check) -> tuple[NDArray[np.float64], int]:
     from scipy.io import wavfile
 
+    _refuse_crumbs(content)
     rate, samples = wavfile.read(io.BytesIO(content))
     check(len(samples), int(rate))
     kind = samples.dtype
@@ -133,6 +136,17 @@ def _by_scipy(content: bytes, check: _Check) -> tuple[NDArray[np.float64], int]:
     if kind.kind == "i":
         return mono / -float(np.iinfo(kind).min), int(rate)
     return mono, int(rate)
+
+
+def _refuse_crumbs(content: bytes) -> None:
+    """Refuses a WAV file of more chunks than one has: SciPy reads past them one by one."""
+    form, at = "<I" if content[:3] == b"RIF" and content[3:4] != b"X" else ">I", 12
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > len(content):
+            return
+        size: int = struct.unpack_from(form, content, at + 4)[0]
+        at += 8 + size + size % 2
+    raise ValueError(f"it has more than {_MOST_CHUNKS} chunks")
 
 
 def _by_soundfile(content: bytes, check: _Check) -> tuple[NDArray[np.float64], int]:

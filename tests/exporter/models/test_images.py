@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import tracemalloc
 import types
@@ -52,6 +53,13 @@ def test_images_side_by_side_have_no_labels(tmp_path: Path) -> None:
     assert not found.has_labels
     assert not found.is_random
     assert found.source == str(tmp_path)
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    shutil.move(write_image(tmp_path / "a.png", 0), folder / os.fsdecode(b"\xe4.png"))
+    assert len(read_images(str(tmp_path), part="calibration").pictures) == 1
 
 
 def test_folders_name_the_classes_which_take_turns(tmp_path: Path) -> None:
@@ -485,6 +493,18 @@ def test_a_processor_of_another_model_is_refused(
 
 
 @pytest.mark.torch
+def test_an_image_that_is_resized_to_more_than_a_machine_holds_is_refused(
+    reader: ImageReader, tmp_path: Path
+) -> None:
+    write_processor(
+        tmp_path, image_processor_type="BitImageProcessor", size={"shortest_edge": 2048}
+    )
+    narrow = write_image(tmp_path / "a.png", 0, (8, 512))
+    with raises(TextSourceError, "image-too-large", "a.png", 2048):
+        reader.pixels([Picture(str(narrow))])
+
+
+@pytest.mark.torch
 def test_null_leaves_a_setting_to_the_processor(reader: ImageReader, tmp_path: Path) -> None:
     image, path = write_image(tmp_path / "a.png", 0), tmp_path / "preprocessor_config.json"
     before = reader.pixels([Picture(str(image))])
@@ -523,7 +543,7 @@ def test_noise_is_the_same_however_much_is_asked_for(tmp_path: Path) -> None:
     assert np.array_equal(many, once)
 
 
-@pytest.mark.parametrize("size", [None, "16", 0, [16], 1 << 20])
+@pytest.mark.parametrize("size", [None, "16", 0, [16], 1 << 20, [1 << 13, 1 << 13]])
 def test_a_config_must_say_how_large_its_images_are(tmp_path: Path, size: Any) -> None:
     with raises(ModelSourceError, "odd-setting", "image_size"):
         ImageReader("model", tmp_path, {"image_size": size}).noise(1, "calibration")

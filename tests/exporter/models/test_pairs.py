@@ -89,6 +89,7 @@ def header(channels: int = 1, align: int = 2, bits: int = 16, kind: int = 1) -> 
         header(channels=0, align=0),
         header(channels=0, kind=3),
         header(align=1, bits=32, kind=3),
+        header()[:36] + b"none\0\0\0\0" * 1_000 + header()[36:],
     ],
 )
 def test_a_broken_header_is_no_recording(tmp_path: Path, content: bytes) -> None:
@@ -316,6 +317,8 @@ def test_a_task_that_the_model_has_not_is_refused() -> None:
         ("eos_token_id", "57"),
         ("decoder_start_token_id", -1),
         ("pad_token_id", 10**30),
+        ("bad_words_ids", [[1, 2]] * 20_000),
+        ("suppress_tokens", [1] * 20_000),
     ],
 )
 def test_odd_entries_of_a_generation_config_are_refused(name: str, value: Any) -> None:
@@ -334,6 +337,7 @@ FEATURES = {"feature_size": 8, "sampling_rate": RATE, "hop_length": 160, "chunk_
         ({"chunk_length": None}, "odd-setting", "chunk_length"),
         ({"n_fft": 10**9}, "odd-setting", "n_fft"),
         ({"padding_value": [0]}, "odd-setting", "padding_value"),
+        ({"chunk_length": 6250, "hop_length": 1_000_000}, "odd-setting", "n_fft"),
         ({"feature_size": 10**5}, "other-features", 10**5),
         ({"chunk_length": 2}, "other-features", 200),
     ],
@@ -357,6 +361,13 @@ class Words:
 
 def reader_with(config: dict[str, Any]) -> PairReader:
     return PairReader("m", Path("m"), config, DecodingRules.of({}, WHISPER), Words())
+
+
+@pytest.mark.parametrize("told", [1 << 19, 10**12, -1, "many", None])
+def test_noise_is_no_larger_than_any_model_reads(told: Any) -> None:
+    reader = reader_with({"num_mel_bins": 80, "max_source_positions": told})
+    with raises(ModelSourceError, "odd-setting"):
+        reader.sources(read_pairs("random", part="evaluation", sound=True), 1, part="evaluation")
 
 
 def test_a_model_s_own_targets_are_made_of_few_sources_at_once() -> None:
