@@ -89,9 +89,6 @@ def settings_of(kind: type[_M], told: Mapping[str, Any], where: str) -> _M:
         kind: Their names and types; others don't matter.
         told: The entries.
         where: Whose they are, for errors.
-
-    Raises:
-        ModelSourceError: One is of another type, or out of bounds.
     """
     try:
         return kind.model_validate(dict(told))
@@ -143,12 +140,6 @@ class DecodingRules:
 
         A speech model's language is that of its generation config, else English; it is told as
         transformers takes it: ``de``, ``<|de|>`` or ``german``.
-
-        Raises:
-            ModelSourceError: They don't say how a target begins, name a language or a task that
-                the model has not, or an entry is of another type.
-            MissingDependencyError: The language is told by its name, as ``german``, and
-                transformers, which knows the names, is not installed.
         """
         given = {**config, **{name: each for name, each in generation.items() if each is not None}}
         told = settings_of(_Told, given, "config.json or generation_config.json")

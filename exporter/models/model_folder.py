@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts.nouns import OF_IMAGES as OF_IMAGES
-from exporter.errors import ComparisonError, ModelSourceError, OnnxFileError
+from exporter.artifacts.plans.dialects.facts import layers_in, nested_configs
+from exporter.errors import ComparisonError, ModelSourceError, OnnxFileError, UnsafeModelError
 from exporter.models.genai_config import CONFIG_FILE
-from exporter.models.loading.config_walk import refuse_endless
 from graph_passes.files.reading import TABLE_BYTES, check_file, read_json
+from graph_passes.types import MOST_LAYERS
 
 _GENAI_WORDS = {
     "eos_token_id": "eos_token_id",
@@ -52,17 +53,17 @@ class ModelFolder:
 
     @classmethod
     def beside(cls, model: Path, home: Path, config: dict[str, Any] | None = None) -> ModelFolder:
-        """A model whose tokenizer lies in ``home``, and so does its config unless it is given.
-
-        Raises:
-            UnsafeInputError: The tokenizer may not be read from where it is.
-            UnsafeModelError: The config tells of more layers than any model has.
-            ComparisonError: When ``config.json`` is no JSON object.
-        """
+        """A model whose tokenizer lies in ``home``, and so does its config unless it is given."""
         tokenizer = home / "tokenizer.json"
         check_file(tokenizer, limit=TABLE_BYTES)
         told = read_config(home) if config is None else config
-        refuse_endless(told, home / "config.json" if config is None else model)
+        for part in nested_configs(told):
+            if (layers_in(part) or 0) > MOST_LAYERS:
+                raise UnsafeModelError(
+                    f"{home / 'config.json' if config is None else model} tells of "
+                    f"{layers_in(part)} layers; no model has more than {MOST_LAYERS}.",
+                    "Fetch the model again, or correct its config.",
+                )
         return cls(model, tokenizer if tokenizer.is_file() else None, told)
 
     @property
@@ -143,11 +144,7 @@ def names_image_classifier(config: Mapping[str, Any]) -> bool:
 
 
 def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Colours, height and width of the images that a model reads, as its config says.
-
-    Raises:
-        ModelSourceError: It doesn't say it.
-    """
+    """Colours, height and width of the images that a model reads, as its config says."""
     colours, size = config.get("num_channels", 3), config.get("image_size")
     sides = [*size] if isinstance(size, list | tuple) else [size, size]
     shape = (colours, *sides)
@@ -172,11 +169,7 @@ def image_patches(config: Mapping[str, Any]) -> int:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object beside a model; empty where the file is not there.
-
-    Raises:
-        ComparisonError: When it is no JSON object.
-    """
+    """A JSON object beside a model; empty where the file is not there."""
     if not path.exists():
         return {}
     try:
@@ -189,11 +182,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder, or what onnxruntime-genai's config tells in the same words.
-
-    Raises:
-        ComparisonError: When it is no JSON object.
-    """
+    """``config.json`` of a folder, or what onnxruntime-genai's config tells in the same words."""
     found = read_object(folder / "config.json")
     told = {} if found else read_object(folder / CONFIG_FILE).get("model")
     if not isinstance(told, dict):
@@ -207,21 +196,13 @@ def find_model(path: Path) -> ModelFolder:
 
     Args:
         path: An ONNX file, or a folder with ``model.onnx`` or with one ``.onnx`` file.
-
-    Raises:
-        OnnxFileError: When there is no ONNX file, or more than one to choose from.
-        ComparisonError: When the config is no JSON object.
     """
     onnx = find_onnx(path)
     return ModelFolder.beside(onnx, onnx.parent)
 
 
 def find_onnx(path: Path) -> Path:
-    """The ONNX file itself, or that of a folder: ``model.onnx``, or the only one.
-
-    Raises:
-        OnnxFileError: When there is none, or more than one to choose from.
-    """
+    """The ONNX file itself, or that of a folder: ``model.onnx``, or the only one."""
     if path.is_file():
         return path
     if not path.is_dir():

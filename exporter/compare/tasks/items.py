@@ -75,11 +75,7 @@ class TaskFile:
     lines: tuple[tuple[str, str], ...]
 
     def records(self, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
-        """Where each line is, and its object; of the first that many, or of all.
-
-        Raises:
-            TaskError: One of these lines is no JSON object.
-        """
+        """Where each line is, and its object; of the first that many, or of all."""
         return [(where, _record(line, where)) for where, line in self.lines[:limit]]
 
 
@@ -89,9 +85,6 @@ def read_task_file(folder: Path, name: str) -> TaskFile:
     Args:
         folder: Where task files are.
         name: The task.
-
-    Raises:
-        TaskError: There is no such file, with the nearest name, or it holds no line.
     """
     path = folder / f"{name}.jsonl"
     _refuse_unknown(folder, name)
@@ -119,9 +112,6 @@ def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskItems
         folder: Where task files are.
         name: The task.
         limit: The first that many items; None for all.
-
-    Raises:
-        TaskError: As :func:`read_task_file`; or a line is no such item, with its number.
     """
     return choice_task(read_task_file(folder, name), limit)
 
@@ -131,9 +121,6 @@ def choice_task(file: TaskFile, limit: int | None) -> TaskItems:
 
     There is an ``acc_norm`` where choices of unlike length are compared: not where one
     continuation follows several texts.
-
-    Raises:
-        TaskError: A line is no such item, with its number.
     """
     items = tuple(_item(record, where) for where, record in file.records(limit))
     one_context = all(len({context for context, _ in item.pairs}) == 1 for item in items)
@@ -142,11 +129,7 @@ def choice_task(file: TaskFile, limit: int | None) -> TaskItems:
 
 
 def known_tasks(folder: Path) -> list[str]:
-    """The names of a folder's tasks.
-
-    Raises:
-        TaskError: It is no folder.
-    """
+    """The names of a folder's tasks."""
     if not folder.is_dir():
         raise TaskError(
             f"{folder} is no folder.", "Name one that holds NAME.jsonl files.", code="no-folder"
@@ -202,11 +185,7 @@ def _prompt(query: str) -> str:
 
 
 def texts_in(record: Mapping[str, Any], key: str, where: str, hint: str = FORMAT_HINT) -> list[str]:
-    """Two or more texts of a line.
-
-    Raises:
-        TaskError: There are fewer.
-    """
+    """Two or more texts of a line."""
     values = record.get(key)
     if not isinstance(values, list) or len(values) < 2:
         raise TaskError(
@@ -216,11 +195,7 @@ def texts_in(record: Mapping[str, Any], key: str, where: str, hint: str = FORMAT
 
 
 def text_in(record: Mapping[str, Any], key: str, where: str, hint: str = FORMAT_HINT) -> str:
-    """A text of a line.
-
-    Raises:
-        TaskError: There is none.
-    """
+    """A text of a line."""
     return _checked(record.get(key), key, where, hint)
 
 

@@ -38,10 +38,6 @@ def gguf_folder(path: Path) -> ModelFolder:
     """A GGUF file as a model's files: the first of its shards, and the tokenizer.
 
     That is ``tokenizer.json`` where it stands beside the file, else the file itself.
-
-    Raises:
-        GgufFileError: It can't be read.
-        UnsafeInputError: It is no regular file.
     """
     model = _read(path)
     found = ModelFolder.beside(model.path, model.path.parent, gguf_config(model))
@@ -60,11 +56,7 @@ def gguf_config(model: GgufModel) -> dict[str, Any]:
 
 
 def gguf_facts(path: Path) -> GraphFacts:
-    """Sizes of a GGUF file; its tensors are hashed as bytes and never loaded.
-
-    Raises:
-        GgufFileError: It can't be read.
-    """
+    """Sizes of a GGUF file; its tensors are hashed as bytes and never loaded."""
     model = _read(path)
     files = [file.path for file in model.files]
     plan = model.entries.get(PLAN_KEY)

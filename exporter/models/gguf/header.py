@@ -186,11 +186,6 @@ def read_header(path: Path, folder: Path | None = None) -> GgufFile:
     Args:
         path: The file.
         folder: Where it has to lie; None: the user has named it.
-
-    Raises:
-        UnsafeInputError: It is no regular file, or lies elsewhere.
-        GgufFileError: It is no GGUF file, or its header says what can't be.
-        OSError: It can't be read.
     """
     with opened(path, folder, named=folder is None) as file:
         reader = _Reader(path, file, os.fstat(file.fileno()).st_size)

@@ -33,11 +33,7 @@ class LayerSizes:
 
 
 def layers_of(model: GgufModel) -> int:
-    """How many layers a file has.
-
-    Raises:
-        GgufFileError: It doesn't tell, or says a number that can't be.
-    """
+    """How many layers a file has."""
     count = model.whole(BLOCK_COUNT)
     if not 0 < count <= MOST_LAYERS:
         entry = f"{model.architecture}.{BLOCK_COUNT}"
@@ -47,11 +43,7 @@ def layers_of(model: GgufModel) -> int:
 
 
 def sizes_of(model: GgufModel) -> list[LayerSizes]:
-    """What each layer of the file consists of.
-
-    Raises:
-        SurgeryError: The file's arrays don't fit its layers.
-    """
+    """What each layer of the file consists of."""
     heads = _of_layers(model, HEADS)
     kv_heads = heads if model.entry(KV_HEADS) is None else _of_layers(model, KV_HEADS)
     widths = _of_layers(model, MLP_WIDTH)

@@ -14,11 +14,7 @@ _HEARING: dict[str, Any] = {}  # by version; llama.cpp calls it as long as the p
 
 
 def llama_library() -> Any:
-    """The module ``llama_cpp``, whose messages go to :func:`said` instead of the terminal.
-
-    Raises:
-        MissingDependencyError: Without llama-cpp-python.
-    """
+    """The module ``llama_cpp``, whose messages go to :func:`said` instead of the terminal."""
     library = require("llama_cpp", extra="llama-cpp")
     library.llama_backend_init()
     hearing = _HEARING.setdefault(library.__version__, library.llama_log_callback(_hear))

@@ -47,11 +47,7 @@ class GgufModel:
 
     @property
     def architecture(self) -> str:
-        """What llama.cpp calls the model's kind.
-
-        Raises:
-            GgufFileError: The file doesn't tell.
-        """
+        """What llama.cpp calls the model's kind."""
         entry = self.entries.get(ARCHITECTURE_KEY)
         if entry is None or not entry.text:
             raise broken(self.path, f"it has no {ARCHITECTURE_KEY}", "entry-missing")
@@ -67,11 +63,7 @@ class GgufModel:
         return next((each for each in found if each is not None and each.whole != 0), None)
 
     def whole(self, name: str) -> int:
-        """The architecture's entry of this name as a whole number.
-
-        Raises:
-            GgufFileError: It is missing, or something else.
-        """
+        """The architecture's entry of this name as a whole number."""
         entry = self.entry(name)
         if entry is None or entry.whole is None:
             told = f"it has no whole number {self.architecture}.{name}"
@@ -84,11 +76,6 @@ def read_model(path: Path) -> GgufModel:
 
     Args:
         path: The file, or any of the shards.
-
-    Raises:
-        UnsafeInputError: A file is no regular one, or lies elsewhere.
-        GgufFileError: One is missing, is no GGUF file or not of this model, or its header says what
-            can't be.
     """
     named = read_header(path)
     count = _whole(named, SPLIT_COUNT, 1)

@@ -83,22 +83,11 @@ class ImageReader:
         return cls(loaded.ref.source, loaded.path, model.config.to_dict())
 
     def pixels(self, pictures: Sequence[Picture]) -> Pixels:
-        """What the model reads of images, ``[images, colours, height, width]``.
-
-        Raises:
-            DepthcutError: As :meth:`held`.
-        """
+        """What the model reads of images, ``[images, colours, height, width]``."""
         return self.held(pictures).pixels()
 
     def held(self, pictures: Sequence[Picture]) -> HeldImages:
-        """Images as they are held: decoded and resized, a byte a colour of each pixel.
-
-        Raises:
-            ModelSourceError: The settings of the image processor are missing, wrong, or another
-                model's.
-            TextSourceError: An image can't be read, or is another one by now.
-            MissingDependencyError: Without Pillow or transformers.
-        """
+        """Images as they are held: decoded and resized, a byte a colour of each pixel."""
         return HeldImages.of(self._one(picture) for picture in pictures)
 
     def noise(self, number: int, part: Part) -> HeldImages:
@@ -218,11 +207,6 @@ def image_samples(
 
     Returns:
         A token stands for each position of the residual stream; all have the id 0.
-
-    Raises:
-        CalibrationError: The model doesn't classify images.
-        DepthcutError: As :func:`exporter.models.texts.images.read_images` and
-            :meth:`ImageReader.pixels`.
     """
     refuse_unclassifying(loaded)
     number, reader = samples or IMAGES, ImageReader.of(loaded)
@@ -250,11 +234,7 @@ def of_pixels(held: HeldImages, positions: int, source: str, sha256: str) -> Cal
 
 
 def refuse_unclassifying(loaded: LoadedModel) -> None:
-    """Refuses models of images that give no classes, or give them by two heads.
-
-    Raises:
-        CalibrationError: It is one.
-    """
+    """Refuses models of images that give no classes, or give them by two heads."""
     name = type(loaded.model).__name__
     if not name.endswith(OF_IMAGES):
         raise CalibrationError(

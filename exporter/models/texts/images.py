@@ -64,14 +64,7 @@ class Picture:
     sha256: str = ""
 
     def read(self) -> Any:
-        """The image, as Pillow has it, in RGB, turned as its EXIF data say.
-
-        Raises:
-            TextSourceError: It can't be read, is no image, or has gone or changed since it was
-                found.
-            UnsafeInputError: The file may not be read from where it is, or is too large.
-            MissingDependencyError: Without Pillow.
-        """
+        """The image, as Pillow has it, in RGB, turned as its EXIF data say."""
         pillow = require("PIL.Image", extra="vision")
         operations = require("PIL.ImageOps", extra="vision")
         try:
@@ -143,11 +136,6 @@ def read_images(spec: str, *, part: Part) -> Images:
     Args:
         spec: See above.
         part: What they are for; it picks the split of a data set that names none.
-
-    Raises:
-        TextSourceError: There is no such folder, or it holds no images, or only some have a class.
-        UnsafeInputError: A file is no regular one, lies elsewhere, or is too large.
-        MissingDependencyError: For ``hf:`` without the extra ``datasets``.
     """
     if spec in (RANDOM, PYDOC):
         label = f"{RANDOM} ({_NOISE}, {part})"
@@ -283,9 +271,6 @@ def refuse_large(image: Any, name: str, shortest: int = 0) -> None:
         image: Pillow's.
         name: What the error calls it.
         shortest: To so many pixels the shorter side is resized; 0: it stays.
-
-    Raises:
-        TextSourceError: With the pixels that it has and may have.
     """
     shorter, longer = sorted((image.width, image.height))
     pixels = shorter * longer * max(1.0, shortest / shorter) ** 2 if shorter else 0

@@ -24,11 +24,7 @@ _HINT = (
 
 
 def pairs_in(lines: Sequence[Line]) -> list[list[TextPair]] | None:
-    """The pairs of each line; None where the first one, or no query, asks for pairs.
-
-    Raises:
-        TextSourceError: A line has one side of a pair, or names a passage that isn't there.
-    """
+    """The pairs of each line; None where the first one, or no query, asks for pairs."""
     first = lines[0][0] if lines else {}
     if any(key in first for key in _SENTENCES):
         return [[_both(line, where, *_SENTENCES)] for line, where in lines]

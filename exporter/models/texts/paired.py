@@ -127,24 +127,14 @@ class PairReader:
     def sources(
         self, pairs: Pairs, number: int, *, part: Part, progress: Progress = QUIET
     ) -> Sources:
-        """What the encoder reads of the first pairs.
-
-        Raises:
-            CalibrationError: Text is to be read without a tokenizer.
-            ModelSourceError: The settings of the feature extractor are missing or don't fit.
-            TextSourceError: A recording can't be read, or is too long.
-        """
+        """What the encoder reads of the first pairs."""
         if pairs.is_random:
             return self._noise(number, _SEEDS[part])
         chosen = pairs.pairs[:number]
         return self._features(chosen, progress) if self.hears else self._tokens(chosen)
 
     def targets(self, pairs: Pairs, number: int) -> list[list[int]]:
-        """The decoder's tokens of the first pairs: its prompt, the target, and its end.
-
-        Raises:
-            CalibrationError: There is no tokenizer, or nothing says which language it is to be.
-        """
+        """The decoder's tokens of the first pairs: its prompt, the target, and its end."""
         room = max(1, self.longest_target - len(self.rules.prompt) - 1)
         first, *begin = reversed(self.rules.prompt)
         found = []
@@ -225,11 +215,7 @@ class PairReader:
 
     @cached_property
     def extractor(self) -> Any:
-        """The feature extractor of a speech model.
-
-        Raises:
-            ModelSourceError: Its settings are missing or wrong, or don't fit the model.
-        """
+        """The feature extractor of a speech model."""
         told, wanted = self._extractor_settings(), self._heard_shape
         found = told.feature_size, told.chunk_length * told.sampling_rate // told.hop_length
         # What it computes with, and of how much sound: a step may not jump over any.
@@ -318,11 +304,6 @@ def paired_text(
         number: How many; None: :data:`PAIRS`, or all there are.
         part: What they are for.
         progress: Told of what is done to recordings, and whose the targets are.
-
-    Raises:
-        CalibrationError: There is no tokenizer.
-        ModelSourceError: As :meth:`PairReader.sources`.
-        TextSourceError: As there.
     """
     count = number or PAIRS
     sources = reader.sources(pairs, count, part=part, progress=progress)

@@ -76,11 +76,6 @@ def read_pairs(spec: str, *, part: Part, sound: bool) -> Pairs:
         spec: See above.
         part: What it is for; it picks the half of a text that has halves, and the seed of noise.
         sound: Whether the model reads recordings.
-
-    Raises:
-        TextSourceError: With the file, the line and what is wrong.
-        UnsafeInputError: A recording, or the text beside it, lies outside the folder, or is no
-            regular file, or is too large.
     """
     if spec == RANDOM:
         label = f"{RANDOM} ({part})"

@@ -54,10 +54,6 @@ def read_sound(path: Path, rate: int, longest_s: float) -> Sound:
         path: The file.
         rate: In Hz.
         longest_s: What the model takes, in seconds.
-
-    Raises:
-        TextSourceError: The file is missing, no recording, empty, not finite, or too long.
-        MissingDependencyError: It is no WAV file, and soundfile is not installed.
     """
     samples, file_rate = _decoded(path, longest_s)
     if not np.isfinite(samples).all():

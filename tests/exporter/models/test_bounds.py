@@ -45,7 +45,7 @@ def test_a_config_beside_a_graph_tells_of_no_more_layers_than_a_model_has(
     for number in (MOST_LAYERS, MOST_LAYERS + 1):
         (tmp_path / "config.json").write_text(json.dumps({"text_config": {key: number}}))
         if number > MOST_LAYERS:
-            with raises(UnsafeModelError, "", tmp_path / "config.json", key, MOST_LAYERS):
+            with raises(UnsafeModelError, "", tmp_path / "config.json", MOST_LAYERS):
                 ModelFolder.beside(tmp_path / "model.onnx", tmp_path)
         else:
             ModelFolder.beside(tmp_path / "model.onnx", tmp_path)
