@@ -326,7 +326,6 @@ def _row(random: np.random.Generator, index: int, samples: int, text: str) -> La
         settled=index != 2,
         clock="device" if index == 3 else "host",
         timer_overhead_ns=82.0,
-        imported=index == 4,
     )  # fmt: skip
 
 

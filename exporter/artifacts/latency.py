@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from exporter.artifacts.base import Record
 from exporter.artifacts.nouns import RECORDINGS, TEXTS, Parts
@@ -13,7 +13,7 @@ from exporter.artifacts.nouns import RECORDINGS, TEXTS, Parts
 Phase = Literal["prefill", "decode", "encode"]
 """What one run of a graph does."""
 TimedPhase = Literal[
-    "prefill", "decode", "encode", "first_token", "per_token", "generate", "run"
+    "prefill", "decode", "encode", "first_token", "per_token", "generate"
 ]  # fmt: skip
 """What a row times: one run of the graph, or a part of a whole generation.
 
@@ -225,7 +225,7 @@ class LatencyRow(Record):
     stopped changing when the warm-up ended. ``clock`` is the host's, or the device's own events.
     ``launches`` says by arm how an engine's runs got to the device: kernel by kernel, as one CUDA
     graph, or kernel by kernel because a capture failed.
-    ``imported`` rows were timed by another tool. ``power`` is None where none was asked for.
+    ``power`` is None where none was asked for.
     ``references`` are further arms by name, in the same rounds; they get no verdict.
     """
 
@@ -252,9 +252,14 @@ class LatencyRow(Record):
     clock: Literal["host", "device"] = "host"
     timer_overhead_ns: float | None = None
     launches: dict[str, str] = Field(default_factory=dict)
-    imported: bool = False
     power: PowerReached | None = None
     counts: Parts = "tokens"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, row: Any) -> Any:
+        """Reports of earlier versions say of each row whether another tool timed it."""
+        return {k: v for k, v in row.items() if k != "imported"} if isinstance(row, dict) else row
 
     @property
     def shape_name(self) -> str:

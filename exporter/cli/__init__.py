@@ -58,7 +58,6 @@ _COMMANDS = {
         "checkpoint": "Write the pruned model as a Hugging Face checkpoint.",
         "check-engine": "Check whether an engine's parser accepts an ONNX file.",
         "verify-engine": "Compare an engine's answers with ONNX Runtime's.",
-        "refit": "Put a graph's weights into an engine.",
         "generate": "Continue a text with a model or an engine.",
         "evaluate": "Score a model on tasks with correct answers.",
         "lm-eval": "Run lm-eval's command line on depthcut's models.",
@@ -69,6 +68,7 @@ _COMMANDS = {
 """By headings, with what each does. A command's module is loaded when it is asked for."""
 _REMOVED = {
     "gpu-session": "make gpu, in a clone",
+    "refit": "depthcut build, which builds an engine with the graph's weights",
 }
 """What takes the place of commands that this version doesn't have any more."""
 

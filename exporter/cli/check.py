@@ -162,18 +162,11 @@ def remeasuring(
     """What times the report's arms again.
 
     Raises:
-        UsageError: The report wasn't written by ``depthcut compare`` or ``export``, or another
-            tool took its times.
+        UsageError: The report wasn't written by ``depthcut compare`` or ``export``.
     """
     from exporter.compare.kinds import ArmName
     from exporter.compare.session import compare
 
-    if any(row.imported for row in report.latency):
-        raise UsageError(
-            "These times were measured by another tool, so depthcut can't repeat the measurement.",
-            "Leave --confirm out, and let that tool measure again.",
-            code="imported-times",
-        )
     asked = _asked(report)
     found = report.environment.thread_probe is not None
     in_stacks = holds_stacks(ArmName.of(asked.baseline).path)

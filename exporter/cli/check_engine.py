@@ -11,8 +11,8 @@ from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
 from exporter.engines.build.libraries import usual_backend
 from exporter.engines.build.settings import EngineOption
-from exporter.option_types import OnnxFile, OutputPath
-from exporter.options import Options, argument, dataclass, option, part
+from exporter.option_types import OnnxFile
+from exporter.options import Options, argument, dataclass, part
 
 if TYPE_CHECKING:
     from exporter.engines.build.check import EngineCheck
@@ -23,12 +23,6 @@ class CheckEngineCall(Options):
     """What `depthcut check-engine` is asked to do."""
 
     model: OnnxFile = argument("MODEL")
-    report: OutputPath | None = option(
-        None,
-        "Also write Polygraphy's capability report here: the parts that the parser accepts, and "
-        "those that it rejects, as ONNX files.",
-        metavar="FOLDER",
-    )
     library: EngineOption = part(EngineOption())
 
 
@@ -41,12 +35,9 @@ def check_engine(call: CheckEngineCall, progress: ConsoleProgress) -> int:
     Exit code 0 if the whole graph parses, otherwise 1.
     """
     from exporter.engines.build.check import check_engine as check
-    from exporter.engines.explain.capability import write_capability_report
 
     backend = usual_backend(call.library.engine)
     found = check(call.model, backend=backend, progress=progress)
-    if call.report is not None:
-        write_capability_report(call.model, call.report, backend=backend, progress=progress)
     if progress.as_json:
         echo_json(json.dumps(asdict(found), indent=2))
     else:

@@ -30,11 +30,14 @@ _ALL, _SHOW, _CONFIG = "help_all", "show_config", "config"
 _NEW_OBJECTS = 1_000_000
 _MOST_LINES, _FEW = 60, 3
 _IN_FILES = "Only in a --config file"
-_REMOVED = {
+REMOVED = {
+    "build --refittable": "depthcut build again, with the graph that has the new weights",
+    "build --strip-weights": "depthcut build again, with the graph that has the weights",
     "check --bencher": "--github-benchmark, or the whole check by --output",
     "check --gitlab-metrics": "--junit, which GitLab shows, or the whole check by --output",
     "check --page": "--comment, which has the history in small",
     "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",
+    "check-engine --report": "polygraphy inspect capability MODEL",
 }
 """What takes the place of options that this version doesn't have any more."""
 
@@ -114,7 +117,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         except click.NoSuchOption as error:
             asked = error.option_name
             key = asked.lstrip("-").replace("-", "_")
-            if instead := _REMOVED.get(f"{self.name} {asked}"):
+            if instead := REMOVED.get(f"{self.name} {asked}"):
                 raise click.UsageError(f"{asked} was removed. Use {instead}.", ctx) from None
             told = f"{asked} is not an option of {self.name}, but "
             if key in self.leaves:
@@ -215,7 +218,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         return found
 
     def _known(self, key: object) -> str:
-        if instead := _REMOVED.get(f"{self.name} {flag(str(key))}"):
+        if instead := REMOVED.get(f"{self.name} {flag(str(key))}"):
             return f"It was removed. Use {instead}."
         near = difflib.get_close_matches(str(key).replace("-", "_"), self.leaves, cutoff=0.75)
         return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(self.leaves)}."

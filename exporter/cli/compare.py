@@ -57,8 +57,7 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
 
     Both are ONNX files or folders with one, engines or folders of them; or what another
     runtime runs: torch:DIR, torch-compile:DIR (Hugging Face folders), openvino:DIR (ONNX),
-    llama.cpp:FILE (GGUF); or times measured by trtexec or polygraphy: times:FILE. Writes
-    report.json, report.md and report.html.
+    llama.cpp:FILE (GGUF). Writes report.json, report.md and report.html.
     """
     from exporter.compare.kept import forget
     from exporter.compare.session import compare as compare_models

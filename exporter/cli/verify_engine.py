@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -15,8 +15,7 @@ from exporter.option_types import Count, InputPath, OnnxFile, OutputPath, Writte
 from exporter.options import Options, argument, dataclass, option
 
 if TYPE_CHECKING:
-    from exporter.engines.explain.narrowing import FirstDifference
-    from exporter.engines.explain.verify import PhaseResult
+    from exporter.engines.verify import PhaseResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class VerifyEngineCall(Options):
     model: OnnxFile = argument("MODEL")
     output: OutputPath | None = option(
         None,
-        "Write inputs, results and the smallest part that differs here, for Polygraphy.",
+        "Write inputs and results here, for Polygraphy.",
         "-o",
         "--output",
         metavar="FOLDER",
@@ -42,7 +41,7 @@ class VerifyEngineCall(Options):
 
 @command(VerifyEngineCall, name="verify-engine")
 def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
-    """Compare ENGINE's answers with ONNX Runtime's, and find where they begin to differ.
+    """Compare ENGINE's answers with ONNX Runtime's.
 
     MODEL is the ONNX file that ENGINE was built from. ENGINE may also be another ONNX file, such as
     MODEL in another form. Polygraphy runs and compares both.
@@ -50,7 +49,7 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
     Exit code 0 if all outputs agree, otherwise 1.
     """
     from exporter.engines.environment import default_threads
-    from exporter.engines.explain.verify import verify_engine as verify
+    from exporter.engines.verify import verify_engine as verify
 
     results = verify(
         call.engine_file,
@@ -61,34 +60,12 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
         progress=progress,
     )
     if progress.as_json:
-        echo_json(json.dumps([_told(each) for each in results], indent=2))
+        echo_json(json.dumps([asdict(each) for each in results], indent=2))
     else:
         _print(results)
         if call.output is not None:
             echo("files for Polygraphy", call.output)
-    return 1 if any(result.first for result in results) else 0
-
-
-def _told(result: PhaseResult) -> dict[str, Any]:
-    first = result.first
-    return {
-        "phase": result.phase,
-        "outputs": [asdict(each) for each in result.outputs],
-        "first_difference": None if first is None else _first_told(first),
-    }
-
-
-def _first_told(first: FirstDifference) -> dict[str, Any]:
-    place = first.sublayer
-    return {
-        **asdict(first.difference),
-        "node": first.node.name,
-        "operator": first.node.op_type,
-        "layer": None if place is None else place.layer,
-        "kind": None if place is None else place.kind,
-        "nodes": len(first.nodes),
-        "only_fused": first.fused,
-    }
+    return 0 if all(result.agrees for result in results) else 1
 
 
 def _print(results: list[PhaseResult]) -> None:
@@ -98,26 +75,8 @@ def _print(results: list[PhaseResult]) -> None:
             result.worst.tensor,
             f"{result.worst.max_abs_error:.2e}",
             f"{result.worst.tolerance:.2e}",
-            "differs" if result.first else "agrees",
+            "agrees" if result.agrees else "differs",
         )
         for result in results
     ]
     print_rows(("phase", "furthest output", "difference", "tolerance", "verdict"), rows)
-    for first in (result.first for result in results if result.first):
-        echo(_sentence(first))
-
-
-def _sentence(first: FirstDifference) -> str:
-    place = first.sublayer
-    where = "outside the layers" if place is None else f"{place.kind} of layer {place.layer}"
-    told = first.difference
-    if first.fused:
-        return (
-            f"It begins in {where}, {len(first.nodes)} nodes up to {told.tensor}: none of them "
-            "differs alone, so it is their fused form."
-        )
-    return (
-        f"It begins in {where}: {told.tensor} of node {first.node.name!r} "
-        f"({first.node.op_type}) is off by {told.max_abs_error:.2e}, more than "
-        f"{told.tolerance:.2e}; its inputs agree."
-    )

@@ -185,7 +185,7 @@ def _judge(
             "Name it with --engine-onnx, or build with --logits all.",
             code="last-logits-only",
         )
-    settings = replace(first.settings, logits="all", cache_reads="room", strip_weights=False)
+    settings = replace(first.settings, logits="all", cache_reads="room")
     with scratch_folder("judge") as folder:
         ((engine, _),) = build_engines(
             onnx,

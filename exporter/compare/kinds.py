@@ -3,7 +3,6 @@
 ``torch:DIR`` and ``torch-compile:DIR`` are run by PyTorch, ``openvino:DIR`` by OpenVINO and
 ``llama.cpp:FILE`` by llama.cpp. An engine is told by its file's name,
 a folder by what lies in it: where there is an ONNX file that is meant, and engines must be named.
-``times:FILE`` are times that another tool took; such arms are compared among themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from exporter.engines.runners.registry import ONNX, named_backend
 from exporter.errors import ComparisonError, DepthcutError, UsageError
 from exporter.models.model_folder import names_image_classifier, read_config
 
-_PREFIXES = ("torch", "torch-compile", "times")
+_PREFIXES = ("torch", "torch-compile")
 _TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
 """Names that a reference can't have in the report."""
 
@@ -34,7 +33,7 @@ class ArmName:
 
     Attributes:
         kind: What runs it: a backend among :data:`exporter.engines.runners.registry.RUNNERS`,
-            ``engine``, ``torch`` or ``torch-compile``; or ``times``.
+            ``engine``, ``torch`` or ``torch-compile``.
         path: Where its model is.
     """
 
@@ -43,8 +42,18 @@ class ArmName:
 
     @classmethod
     def of(cls, text: Path | str) -> ArmName:
-        """Reads ``PATH`` or ``KIND:PATH``; a file of such a name is written ``./torch:x``."""
+        """Reads ``PATH`` or ``KIND:PATH``; a file of such a name is written ``./torch:x``.
+
+        Raises:
+            UsageError: It names times that another tool took.
+        """
         kind, colon, rest = str(text).partition(":")
+        if colon and kind == "times":
+            raise UsageError(
+                "Arms of times: were removed.",
+                "Name the models themselves; depthcut times both in turns.",
+                code="removed-arm",
+            )
         if colon and kind in _PREFIXES:
             return cls(kind, Path(rest))
         backend, path = named_backend(text)
@@ -200,12 +209,6 @@ def _open(
 ) -> ComparedArm:
     if name.kind == "engine":
         return open_engine_reference(name.path, options, threads=threads)
-    if name.kind == "times":
-        raise ComparisonError(
-            f"{name} can't be a reference: it was not timed in the same rounds.",
-            "Compare it with another times: arm.",
-            code="untimed-reference",
-        )
     if name.is_torch:
         return open_torch_arm(
             name.path,

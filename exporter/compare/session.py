@@ -25,7 +25,6 @@ from exporter.compare.accuracy import AccuracyResult, measure_accuracy
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.encoder_decoder.refusals import refuse_beside_stacks
 from exporter.compare.encoder_decoder.session import compare_stacks
-from exporter.compare.imported import compare_times
 from exporter.compare.judged_texts import decided_on, evaluation_texts, refuse_noted
 from exporter.compare.kept import open_store
 from exporter.compare.kinds import (
@@ -43,7 +42,6 @@ from exporter.compare.threads import settle_threads
 from exporter.compare.witness import witness_checks
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
-from exporter.errors import ComparisonError
 from exporter.models.encoder_decoder_folder import holds_stacks
 from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.sources import TextSource
@@ -71,8 +69,8 @@ def compare(
     Args:
         baseline: The unpruned model, as ``kinds`` reads it: an ONNX file or a folder with one, or
             with the three of an encoder-decoder, and
-            beside it ``tokenizer.json`` and ``config.json``; ``torch:DIR``; an engine, which is
-            described where no GPU runs it; or ``times:FILE``, times that another tool took.
+            beside it ``tokenizer.json`` and ``config.json``; ``torch:DIR``; or an engine,
+            which is described where no GPU runs it.
         candidate: The pruned model, of the same kind. Its inputs are among the baseline's.
         options: How to measure.
         references: Further arms of any kind, timed in the same rounds; they get no verdict.
@@ -109,10 +107,6 @@ def compare(
             names[0].path, names[1].path, options, parity=list(parity), dropped=list(plan),
             parts=parts, calibration=calibration, resume=resume, progress=progress,
         )  # fmt: skip
-    if names[0].kind == "times":
-        if references or also or floats:
-            raise ComparisonError("Imported times have no reference.", code="untimed-reference")
-        return compare_times(*(name.path for name in names))
     options = options or CompareOptions()
     options.gpu.use()
     parts = parts or PlanParts()

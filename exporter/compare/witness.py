@@ -89,6 +89,6 @@ def _tell(pair: Pair, check: ParityCheck) -> None:
     if not check.passed:
         pair.progress.say(
             f"{check.name}: off by {check.max_abs_error:.2e}, more than {check.tolerance:.2e}: "
-            "they compute different results; depthcut verify-engine finds the first layer that "
+            "they compute different results; depthcut verify-engine compares "
             "differs"
         )

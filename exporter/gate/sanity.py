@@ -44,7 +44,7 @@ def refuse_unsound(report: ComparisonReport, name: str) -> None:
 
 def _refuse_row(row: LatencyRow, path: str) -> None:
     for arm in ("baseline", "candidate"):
-        _refuse_times(getattr(row, arm), 1 if row.imported else row.rounds, f"{path}.{arm}")
+        _refuse_times(getattr(row, arm), row.rounds, f"{path}.{arm}")
     _refuse_speedup(row.speedup, f"{path}.speedup")
     if row.verdict_interval is not None:
         judged = Speedup(ratio=row.speedup.ratio, ci95=row.verdict_interval)
@@ -53,7 +53,7 @@ def _refuse_row(row: LatencyRow, path: str) -> None:
         raise RegressionError(
             f"{path}.noise_floor.ratio is {row.noise_floor.ratio}.", _AGAIN, code="not-a-factor"
         )
-    if not row.imported and row.rounds > 1:
+    if row.rounds > 1:
         sampled = math.exp(_estimate(row, path).log_ratio)
         _refuse_other(row.speedup.ratio, sampled, f"{path}.speedup.ratio", "samples_ms")
 

@@ -17,7 +17,6 @@ from exporter.gate.limits import Limits
 from exporter.gate.verdicts import CheckedValue, Interval, checked, joined_floor, ratio_interval
 from exporter.report.words import short_shape
 
-_IMPORTED = "Timed by another tool, not in turns, on a machine that it doesn't name."
 _TOO_FEW = "Too few rounds for a verdict."
 _ONCE = (
     "The models were loaded once, so how their place in memory affects their speed is not in the "
@@ -105,8 +104,6 @@ def _measured(*rows: LatencyRow, floor: float) -> CheckedValue:
 
 def _note(*rows: LatencyRow) -> str:
     """What makes an interval less sure than it looks."""
-    if any(row.imported for row in rows):
-        return _IMPORTED
     return _ONCE if any(row.loads == 1 and row.builds == 1 for row in rows) else ""
 
 

@@ -102,8 +102,6 @@ class EngineRequest(Options):
             "workspace_bytes",
             "hardware_compatibility",
             "version_compatible",
-            "strip_weights",
-            "refittable",
             "tf32",
         ),
         rare=("compute_capabilities", "optimization_level"),

@@ -98,8 +98,6 @@ def read_by(report: ComparisonReport) -> Nouns:
 def shape_words(row: LatencyRow) -> str:
     """What was timed: ``prefill of 512 tokens``, ``decode after 512 tokens``."""
     batch = f", batch {row.batch}" if row.batch > 1 else ""
-    if row.phase == "run":
-        return "a run of a shape that isn't told"
     if row.phase in _GENERATION:
         what = _GENERATION[row.phase].format(new=row.new_tokens)
         return f"{what} after a prompt of {row.sequence_length}{batch}"
@@ -118,8 +116,6 @@ def has_too_few_rounds(row: LatencyRow) -> bool:
 def short_shape(row: LatencyRow) -> str:
     """The same for a narrow column: ``prefill 512``, ``decode at 512``."""
     batch = f" x {row.batch}" if row.batch > 1 else ""
-    if row.phase == "run":
-        return "run"
     if row.phase in _GENERATION:
         name = "generate" if row.phase == "generate" else PHASES[row.phase]
         return f"{name} {row.sequence_length}+{row.new_tokens}{batch}"

@@ -12,8 +12,8 @@ from unittest import mock
 
 import polygraphy.backend.trt  # noqa: F401  # else each block of stand_in() would forget it again
 
+from exporter.engines import verify
 from exporter.engines.build import session
-from exporter.engines.explain import arms
 from exporter.engines.tensors import byte_count
 from tests.stand_in import trt
 from tests.stand_in.cuda import CudaRuntime
@@ -140,7 +140,7 @@ def polygraphy_on(machine: Machine, library: str = "tensorrt_rtx") -> Iterator[N
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(config, "USE_TENSORRT_RTX", library[-3:] == "rtx"))
         stack.enter_context(mock.patch.object(cuda.cuda, "G_CUDA", wrapper))
-        stack.enter_context(mock.patch.object(arms, "run_job", session.run_job))
+        stack.enter_context(mock.patch.object(verify, "run_job", session.run_job))
         profile = property(lambda context: context.profile)
         more = [(trt.IExecutionContext, "active_optimization_profile", profile)]
         for kind, own in calls:

@@ -326,29 +326,6 @@ def _resampled(
     return np.concatenate(found)
 
 
-def unpaired_estimate(baseline_ms: Milliseconds, candidate_ms: Milliseconds) -> SpeedupEstimate:
-    """The speedup of two arms that were timed in sessions of their own, such as of two reports.
-
-    Rounds can't be paired, so each session's own drift is part of the spread: the interval is
-    Welch's, of the logs of the rounds' medians. It says nothing of how machines or days differ.
-
-    Args:
-        baseline_ms: ``[rounds, calls]``.
-        candidate_ms: ``[other rounds, other calls]``.
-
-    Raises:
-        ValueError: Times that aren't positive and finite, or fewer than two rounds.
-    """
-    first, second = (
-        estimate(log_ratios(times, np.ones_like(times))) for times in (baseline_ms, candidate_ms)
-    )
-    variances = first.std_error**2, second.std_error**2
-    parts = sum(v**2 / e.degrees for v, e in zip(variances, (first, second), strict=True))
-    degrees = sum(variances) ** 2 / parts if parts else min(first.degrees, second.degrees)
-    error = math.sqrt(sum(variances))
-    return SpeedupEstimate(first.log_ratio - second.log_ratio, error, degrees)
-
-
 def times_of(row: LatencyRow) -> dict[str, LatencySamples]:
     """All arms' times of a recorded row, by name."""
     return {"baseline": row.baseline, "candidate": row.candidate, **row.references}
@@ -360,7 +337,7 @@ def estimate_between(
     """How much faster one arm of a recorded row is than another.
 
     Args:
-        row: Timed here, not imported. For an interval that counts loads, both arms were loaded
+        row: For an interval that counts loads, both arms were loaded
             anew when the first two were.
         first: The name of the arm that is to be beaten.
         second: The other's.

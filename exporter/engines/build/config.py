@@ -55,8 +55,6 @@ def _set_flags(module: Any, config: Any, settings: BuildSettings) -> None:
     config.clear_flag(module.BuilderFlag.TF32)  # on by default
     wanted = {
         "TF32": settings.tf32,
-        "STRIP_PLAN": settings.strip_weights,
-        "REFIT": settings.refittable,
         "VERSION_COMPATIBLE": settings.version_compatible,
     }
     for name, asked in wanted.items():

@@ -125,7 +125,6 @@ def refuse_unbuildable(
     library = LIBRARIES[backend]
     _refuse_foreign_options(library, settings, timing_cache)
     refuse_without_driver(library)
-    _refuse_refit_without_driver(library, settings)
 
 
 def refuse_without_driver(library: EngineLibrary) -> None:
@@ -177,15 +176,3 @@ def _refuse_foreign_options(
                 f"Leave it out, or build with {other}.",
                 code="unsupported-option",
             )
-
-
-def _refuse_refit_without_driver(library: EngineLibrary, settings: BuildSettings) -> None:
-    """Measured with 1.7: the builder dies inside where a refittable engine needs a driver."""
-    asked = {"--strip-weights": settings.strip_weights, "--refittable": settings.refittable}
-    option = next((name for name, given in asked.items() if given), None)
-    if option and (problem := ask_driver().problem):
-        raise EngineError(
-            f"{library.backend} needs a GPU to build with {option}: {problem}.",
-            "Leave it out, or build on a machine with a card.",
-            code="needs-gpu",
-        )

@@ -116,12 +116,6 @@ class BuildSettings(Options):
     version_compatible: bool = option(
         False, "TensorRT: build for later versions too.", section=ENGINES, config_only=True
     )
-    strip_weights: bool = option(
-        False, "Leave the weights out, for a refit.", section=ENGINES, rare=True
-    )
-    refittable: bool = option(
-        False, "Allow the weights to be exchanged later.", section=ENGINES, rare=True
-    )
     tf32: bool = option(
         False, "Allow TF32 rounding in fp32 matrix products.", section=ENGINES, config_only=True
     )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from exporter.artifacts import Artifact, Record
 from exporter.engines.build.driver import Device
 from exporter.engines.build.libraries import LIBRARIES
@@ -13,6 +15,9 @@ from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profil
 from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import EngineError
 from exporter.files import sha256_file
+
+_REMOVED = ("strip_weights", "refittable")
+"""Settings that records of earlier versions have."""
 
 
 class EngineTensor(Record):
@@ -108,6 +113,13 @@ class EngineRecord(Artifact):
     parse_s: float
     build_s: float
     total_s: float
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _without_removed(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        return {name: value for name, value in settings.items() if name not in _REMOVED}
 
     @property
     def phases(self) -> list[Phase]:

@@ -147,20 +147,13 @@ def _try(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
     return run_once([Path(path) for path in request["engines"]])
 
 
-def _refit(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
-    from exporter.engines.build.refit import write_refitted
-
-    write_refitted(*(Path(request[name]) for name in ("engine", "onnx", "graph", "target")))
-    return {}
-
-
 def _polygraphy(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
     from exporter.engines.build.polygraphy_run import run_engine
 
     return run_engine(request)
 
 
-_JOBS = {"check": _check, "build": _build, "try": _try, "refit": _refit, "polygraphy": _polygraphy}
+_JOBS = {"check": _check, "build": _build, "try": _try, "polygraphy": _polygraphy}
 
 
 if __name__ == "__main__":

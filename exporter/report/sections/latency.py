@@ -18,11 +18,6 @@ from exporter.report.words import (
 )
 
 _FIGURES = ("median, ms", "p95, ms", "p99, ms", "samples")
-_APART = (
-    "Another tool timed the arms, each in sessions of its own: they didn't take turns. The speedup "
-    "is the ratio of the medians, above 1 when the candidate is faster; in brackets its 95 % "
-    "interval (Welch's), which says nothing of how sessions differ where there is one of each."
-)
 _ALL_POINTS = 20_000
 """Points on the whole page: about 250 kB."""
 _BOXES = (
@@ -126,8 +121,6 @@ def _floor(row: LatencyRow) -> str:
 
 
 def _how(rows: Sequence[LatencyRow]) -> str:
-    if all(row.imported for row in rows):
-        return _APART
     limits = " or ".join(f"{100 * limit:.3g} %" for limit in sorted({r.threshold for r in rows}))
     return (
         "Both arms took turns in one process, twice in each round, in an order that was drawn. The "
@@ -181,14 +174,12 @@ def _notes(rows: Sequence[LatencyRow]) -> Iterator[Block]:
             "had taken as long as it may; expect them to differ in the next run.",
             lead="Not settled:",
         )
-    if imported := [row for row in rows if row.imported]:
-        yield Note(f"{_shapes(imported)}.", lead="Timed by another tool:")
     yield from _clock(rows)
 
 
 def _loads(rows: Sequence[LatencyRow]) -> Iterator[Note]:
     """How often the arms came to lie elsewhere in memory, which changes their speed."""
-    once = [row for row in rows if row.loads == 1 and row.builds == 1 and not row.imported]
+    once = [row for row in rows if row.loads == 1 and row.builds == 1]
     often = sorted({row.loads for row in rows if row.loads > 1})
     if often:
         counts = " or ".join(str(count) for count in often)

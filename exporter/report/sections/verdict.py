@@ -210,8 +210,6 @@ def why_no_accuracy(report: ComparisonReport) -> str:
     """Why a report has none."""
     if not report.latency and report.arms.baseline.not_run is not None:
         return "nothing was run"
-    if report.latency and all(row.imported for row in report.latency):
-        return "times alone tell nothing of it"
     return "the models have no output called logits"
 
 

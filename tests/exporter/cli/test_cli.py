@@ -449,6 +449,9 @@ def test_a_report_is_kept_out_of_a_models_folder(
         (["prune", "model", "--search", "greedy"], "of export, plan"),
         (["prune", "model", "--no-such-option"], "No such option"),
         (["gpu-session", "out"], "make gpu"),
+        (["refit", "m.engine", "m.onnx", "-o", "new"], "depthcut build"),
+        (["check-engine", "model", "--report", "out"], "polygraphy"),
+        (["check", "report.json", "--bencher", "out"], "--github-benchmark"),
     ],
 )
 def test_an_option_of_another_command_and_what_was_removed_are_named(

@@ -16,7 +16,6 @@ from exporter.compare.timing.statistics import (
     log_ratios,
     paired_speedup,
     summarize,
-    unpaired_estimate,
 )
 from exporter.compare.timing.verdict import ErrorBudget, verdict, verdict_of_interval
 
@@ -172,16 +171,6 @@ def test_turns_are_equal_parts_of_a_round() -> None:
     )
     with pytest.raises(ValueError, match=r"\b4\b.*\b3\b"):
         log_ratios(baseline, candidate, turns=3)
-
-
-def test_sessions_of_their_own_are_compared_without_pairs() -> None:
-    rng = np.random.default_rng(1)
-    first = 10 * np.exp(0.02 * rng.standard_normal((40, 4)))
-    second = 11 * np.exp(0.02 * rng.standard_normal((30, 6)))
-    found = unpaired_estimate(first, second).speedup()
-    assert found.ci95[0] < 10 / 11 < found.ci95[1]
-    assert width(found) < 0.02
-    assert unpaired_estimate(second, first).ratio == pytest.approx(1 / found.ratio, rel=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])

@@ -116,6 +116,8 @@ def test_the_gate_holds_its_report(
 def test_arms_of_two_runtimes_are_no_pair(stand_in: LlamaCpp, files: tuple[Path, Path]) -> None:
     with raises(ComparisonError, "different-kinds", "--reference"):
         compare(f"llama.cpp:{files[0]}", files[1], OPTIONS)
+    with raises(UsageError, "removed-arm"):
+        compare(f"times:{files[0]}", files[1], OPTIONS)
     with raises(GgufFileError, "not-gguf", "cut.onnx"):
         broken = files[0].with_name("cut.onnx")
         broken.write_bytes(b"onnx")

@@ -241,18 +241,6 @@ def test_a_phase_that_is_named_twice_is_refused(models: tuple[Path, Path], tmp_p
         build_engines(models[0], tmp_path, phases=["decode", "decode"], split=True)
 
 
-@pytest.mark.parametrize("option", ["strip_weights", "refittable"])
-def test_what_needs_a_card_is_refused_where_none_is(
-    option: str, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from exporter.engines.build import libraries
-    from exporter.engines.build.driver import Driver
-
-    monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
-    with raises(EngineError, "needs-gpu", f"--{option.replace('_', '-')}"):
-        build_engines(models[0], tmp_path, settings=BuildSettings(**{option: True}))
-
-
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_build_that_is_ended_leaves_no_builder_behind(
     end: signal.Signals, models: tuple[Path, Path], tmp_path: Path

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from engine_support import written_as
 
-from exporter.engines.build import cuda, ready, refit, runtime_cache, session
+from exporter.engines.build import cuda, ready, runtime_cache, session
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.logs import Listener
 from exporter.errors import BackendError
@@ -75,24 +75,6 @@ def test_the_library_has_every_attribute_that_a_kept_cache_asks_for() -> None:
     assert {attribute for _, attribute in wanted} == {
         "create_runtime_cache", "deserialize", "serialize",
     }  # fmt: skip
-
-
-def test_the_library_has_every_attribute_that_a_refit_asks_for() -> None:
-    import tensorrt_rtx as trt
-
-    known = {
-        "module": trt,
-        "refitter": trt.Refitter,
-        "parser": trt.OnnxParserRefitter,
-        "loaded": trt.ICudaEngine,
-        "saving": trt.ISerializationConfig,
-        "SerializationFlag": trt.SerializationFlag,
-    }
-    source = inspect.getsource(refit.write_refitted) + inspect.getsource(refit._first_error)
-    wanted = asked(source, set(known))
-    assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
-    assert {owner for owner, _ in wanted} == set(known)
-    assert hasattr(trt.ParserError, "desc")
 
 
 def test_a_misspelt_attribute_would_be_found() -> None:

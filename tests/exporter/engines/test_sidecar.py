@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,11 @@ def test_a_version_compatible_engine_runs_on_another_version() -> None:
     refuse_mismatch(record(settings=settings, **facts), "11.5", [ADA])
     with pytest.raises(EngineError):
         refuse_mismatch(record(settings=BuildSettings(), **facts), "11.5", [ADA])
+
+
+def test_a_record_of_an_earlier_version_is_read_without_what_was_removed(tmp_path: Path) -> None:
+    engine = written(tmp_path)
+    told = json.loads(sidecar_path(engine).read_text())
+    told["settings"] |= {"strip_weights": False, "refittable": True}
+    sidecar_path(engine).write_text(json.dumps(told))
+    assert read_sidecar(engine).settings == record().settings

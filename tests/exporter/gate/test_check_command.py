@@ -402,12 +402,3 @@ def test_what_is_no_time_needs_no_second_measurement(tmp_path: Path) -> None:
     report = gate_report([FAST], command=["pytest"]).write(tmp_path / "report.json")
     call = ["check", str(report), "--max-perplexity-increase", "1%", "--confirm", "1"]
     assert command_line.run(call) == 1
-
-
-def test_times_of_another_tool_can_t_be_confirmed(measured: Path, tmp_path: Path) -> None:
-    report = ComparisonReport.read(measured)
-    rows = [row.model_copy(update={"imported": True}) for row in report.latency]
-    report.model_copy(update={"latency": rows}).write(tmp_path / "imported.json")
-    call = ["check", str(tmp_path / "imported.json"), "--min-speedup", "1.2", "--confirm", "1"]
-    with ends_in(UsageError, "imported-times"):
-        assert command_line.run(call) == 2

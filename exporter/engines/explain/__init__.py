@@ -1,1 +1,0 @@
-"""Holds engines against ONNX Runtime by Polygraphy, and finds where they begin to differ."""
