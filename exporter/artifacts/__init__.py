@@ -111,17 +111,6 @@ from exporter.artifacts.regression import (
     Scale,
     WorkChange,
 )
-from exporter.artifacts.stability import (
-    KindStability,
-    Over,
-    RankAgreement,
-    RankCorrelation,
-    RankingRef,
-    ScoreComparison,
-    SeriesAgreement,
-    StabilityPoint,
-    StabilityReport,
-)
 from exporter.artifacts.stages import (
     CalibrationRef,
     CurvePoint,
@@ -138,9 +127,13 @@ from exporter.artifacts.stages import (
     PlanParts,
     PruneReport,
     PruningPlan,
+    RankAgreement,
+    RankedScores,
+    RankingRef,
     RefusedEntry,
     ReplacementsRef,
     Score,
+    ScoreComparison,
     TriedCut,
     Verification,
 )

@@ -90,7 +90,6 @@ class _Head(BaseModel):
 _MADE_BY = {
     "importance_report": ("an importance file", "depthcut score"),
     "score_comparison": ("a comparison of scores", "depthcut score --compare"),
-    "stability_report": ("a report on scores", "depthcut score --compare"),
     "pruning_plan": ("a pruning plan", "depthcut plan"),
     "pareto_curve": ("a curve of plans", "depthcut plan --curve"),
     "healing_report": ("a report on healing", "depthcut heal"),

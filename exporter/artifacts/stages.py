@@ -124,6 +124,48 @@ class ImportanceReport(Artifact):
         return self.model_copy(update=chosen)
 
 
+class RankingRef(Record):
+    """A metric of one of the compared files."""
+
+    metric: str
+    file: str
+
+
+class RankedScores(Record):
+    """The scores of one kind of sublayer in one ranking, by layer."""
+
+    kind: DeletionKind
+    ranking: RankingRef
+    scores: dict[int, float]
+
+
+class RankAgreement(Record):
+    """How far two rankings of sublayers of one kind agree.
+
+    ``spearman`` and ``kendall`` (tau-b) are 1 for the same order and -1 for the opposite; None
+    where one of the rankings can't tell its sublayers apart. ``shared_first`` tells for some n how
+    many sublayers are among the n most redundant in both.
+    """
+
+    kind: DeletionKind
+    first: RankingRef
+    second: RankingRef
+    sublayers: int
+    spearman: float | None
+    kendall: float | None
+    shared_first: dict[int, int]
+
+
+class ScoreComparison(Artifact):
+    """Scores of one model by several metrics or texts, or of its checkpoints on one text."""
+
+    kind: Literal["score_comparison"] = "score_comparison"
+    models: dict[str, ModelRef]
+    texts: dict[str, CalibrationRef]
+    scores: list[RankedScores]
+    agreements: list[RankAgreement]
+
+
 class PlannedDeletion(Record):
     """One thing that a plan removes."""
 

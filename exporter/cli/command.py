@@ -30,7 +30,13 @@ _ALL, _SHOW, _CONFIG = "help_all", "show_config", "config"
 _NEW_OBJECTS = 1_000_000
 _MOST_LINES, _FEW = 60, 3
 _IN_FILES = "Only in a --config file"
+_COMPARE = "score for each, and then score --compare a.json b.json c.json"
+_TASKSET = "taskset -c 2,3 before the command, with --threads 2"
 REMOVED = {
+    "score --checkpoints": _COMPARE,
+    "score --revisions": f"{_COMPARE} (a --revision for each)",
+    "score --vary-calibration": f"{_COMPARE} (a --calibration for each)",
+    "score --vary-samples": f"{_COMPARE} (a number of --samples for each)",
     "build --refittable": "depthcut build again, with the graph that has the new weights",
     "build --strip-weights": "depthcut build again, with the graph that has the weights",
     "check --bencher": "--github-benchmark, or the whole check by --output",

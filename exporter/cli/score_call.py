@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from exporter.artifacts import ImportanceReport
 from exporter.errors import OptionError
 from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
-from exporter.option_types import Lengths, Names, OutputPath
+from exporter.option_types import OutputPath
 from exporter.options import (
     Options,
     Rule,
@@ -25,35 +24,6 @@ from exporter.options import (
 from exporter.progress import Progress
 from exporter.score.cluster.options import ClusterOptions
 from exporter.score.options import ScoreOptions
-
-if TYPE_CHECKING:
-    from exporter.models.loading.model_source import LoadedModel
-
-SERIES = "A series of scores"
-
-
-@dataclass(frozen=True)
-class Series(Options):
-    """What is varied where a model is scored again and again."""
-
-    checkpoints: bool = option(
-        False,
-        "Score the checkpoints of one training on the same text, into the folder -o. MODEL... "
-        "are their folders, a folder that contains them, or a pattern in quotes.",
-        section=SERIES,
-    )
-    revisions: Names = option(
-        (), "Score these revisions of a hub model, as checkpoints of its training.", section=SERIES
-    )
-    vary_calibration: tuple[str, ...] = option(
-        (),
-        "Score MODEL on this text and on others, into the folder -o. Repeatable.",
-        metavar="SOURCE",
-        section=SERIES,
-    )
-    vary_samples: Lengths = option(
-        (), "Score MODEL on each of these numbers of samples.", section=SERIES
-    )
 
 
 class _ScoresNothing(Rule):
@@ -76,19 +46,17 @@ class ScoreCall(Options):
     models: tuple[str, ...] = argument("MODEL...")
     output: OutputPath | None = option(
         None,
-        "The file, or for a series the folder.",
+        "The file.",
         "-o",
         "--output",
-        usual="importance.json or importance",
+        usual="importance.json",
     )
     compare: bool = option(
         False,
-        "Score nothing, but compare importance.json files, given as MODEL.... For two files "
-        "of one model, print how far the rankings agree; for more files, for checkpoints, or "
-        "with --metric, write a report with plots.",
+        "Score nothing, but print how far the rankings in importance.json files, given as "
+        "MODEL..., agree. -o also writes them and the scores as JSON, Markdown and a page.",
     )
     score: ScoreOptions = part(ScoreOptions())
-    series: Series = part(Series())
     streaming: StreamOptions = part(StreamOptions())
     device_map: Literal["auto"] | None = option(
         None,
@@ -113,10 +81,10 @@ class ScoreCall(Options):
             "Name two or more with {0}.",
         ),
         Rule(
-            ("series.checkpoints",),
-            lambda told: len(told.models) > 1 and told.series == Series() and not told.compare,
+            ("compare",),
+            lambda told: len(told.models) > 1 and not told.compare,
             "Several models are named.",
-            "Score one; if they are checkpoints of one training, add {0}.",
+            "Score each by itself, and compare the files with {0}.",
         ),
         excludes("device_map", "cluster", "one distributes one model, the other copies of it"),
         *(
@@ -126,37 +94,18 @@ class ScoreCall(Options):
     )
 
 
-def scored(
-    model: str,
-    call: ScoreCall,
-    progress: Progress,
-    *,
-    load: Callable[[], LoadedModel] | None = None,
-) -> ImportanceReport:
-    """Loads and scores one model, whichever way it runs.
-
-    Args:
-        model: A folder, a hub id or a GGUF file.
-        call: What is asked for.
-        progress: Told what goes on.
-        load: Gives the model where it is scored whole in this process; None: :func:`loaded_model`.
-    """
+def scored(model: str, call: ScoreCall, progress: Progress) -> ImportanceReport:
+    """Loads and scores one model, whichever way it runs."""
+    from exporter.models.loading.model_source import load_model
     from exporter.score import score as score_model
 
     if call.streaming.stream:
         return _streamed(model, call, progress)
     if call.cluster is not None:
         return _on_cluster(model, call, call.cluster, progress)
-    loaded = loaded_model(model, call, progress) if load is None else load()
-    return score_model(loaded, call.score, progress=progress)
-
-
-def loaded_model(model: str, call: ScoreCall, progress: Progress) -> LoadedModel:
-    """Loads a model as it is asked for."""
-    from exporter.models.loading.model_source import load_model
-
     with progress.task(f"load {model}"):
-        return load_model(model, **vars(call.load), device_map=call.device_map)
+        loaded = load_model(model, **vars(call.load), device_map=call.device_map)
+    return score_model(loaded, call.score, progress=progress)
 
 
 def _streamed(model: str, call: ScoreCall, progress: Progress) -> ImportanceReport:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exporter.artifacts import DepthsReport, StabilityReport
+from exporter.artifacts import DepthsReport, ScoreComparison
 from exporter.cli.console import echo, echo_json
 from exporter.cli.results import print_rows
 from exporter.printable import one_line
@@ -15,14 +15,10 @@ from exporter.report.sections.blocks import Bullets, Grid, Note
 _WIDTH = 100
 
 
-def print_study(report: StabilityReport | DepthsReport, output: Path, *, as_json: bool) -> None:
-    """The summary of a study, or all of it as JSON.
-
-    Args:
-        report: What was found.
-        output: Its file.
-        as_json: Whether all is printed.
-    """
+def print_study(
+    report: ScoreComparison | DepthsReport, output: Path | None, *, as_json: bool
+) -> None:
+    """The summary of a study, or all of it as JSON."""
     from exporter.report.files import study_document, study_files
 
     if as_json:
@@ -37,4 +33,5 @@ def print_study(report: StabilityReport | DepthsReport, output: Path, *, as_json
             echo("", *click.wrap_text(text, _WIDTH).split("\n"))
         elif isinstance(block, Bullets):
             echo("", *block.lines)
-    echo("", f"Page: {study_files(output)[2]}")
+    if output is not None:
+        echo("", f"Page: {study_files(output)[2]}")

@@ -11,7 +11,7 @@ from exporter.artifacts import (
     DepthsReport,
     ImportanceReport,
     ParetoCurve,
-    StabilityReport,
+    ScoreComparison,
     SweepReport,
 )
 from exporter.errors import UsageError
@@ -22,7 +22,7 @@ from exporter.report.sections import comparison_document
 from exporter.report.sections.blocks import Document
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.front import front_document
-from exporter.report.sections.stability import stability_document
+from exporter.report.sections.scores import scores_document
 from exporter.report.sections.sweep import sweep_document
 from exporter.report.sections.tradeoff import letter, overview_section
 
@@ -49,14 +49,14 @@ def write_reports(
     return paths
 
 
-def study_document(report: StabilityReport | DepthsReport) -> Document:
+def study_document(report: ScoreComparison | DepthsReport) -> Document:
     """A study, section by section."""
-    if isinstance(report, StabilityReport):
-        return stability_document(report)
+    if isinstance(report, ScoreComparison):
+        return scores_document(report)
     return depths_document(report)
 
 
-def write_study(report: StabilityReport | DepthsReport, output: Path) -> None:
+def write_study(report: ScoreComparison | DepthsReport, output: Path) -> None:
     """Writes the data, then what shows them.
 
     Raises:

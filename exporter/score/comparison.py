@@ -1,4 +1,4 @@
-"""How far the rankings of two score files agree: other metrics, other texts, one model."""
+"""Scores side by side: one model by other metrics or on other texts, or its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from scipy.stats import kendalltau, spearmanr
 from exporter.artifacts import (
     ImportanceReport,
     RankAgreement,
-    RankCorrelation,
+    RankedScores,
     RankingRef,
-    Score,
     ScoreComparison,
 )
 from exporter.errors import ScoringError
 from exporter.files import sha256_file
 from exporter.score.metric import UNITS
-from graph_passes.types import DeletionKind
 
 FIRST = (4, 8, 12, 16)
 """For how many of the most redundant sublayers the overlap is told."""
 
-Floats = NDArray[np.float64]
-Table = dict[int, float]
-"""One kind's scores by layer."""
 
-
-def compare_files(first: Path, second: Path) -> ScoreComparison:
-    """Holds every ranking of two importance.json against every other.
+def compare_files(paths: Sequence[Path], metric: str | None = None) -> ScoreComparison:
+    """Compares every ranking of some importance.json with every other.
 
     Args:
-        first: A file.
-        second: Another of the same model; the same file compares its metrics alone.
+        paths: A file that is named twice compares its own metrics.
+        metric: The only one to compare; None: all of one or two files of one model, of others the
+            first file's own.
 
     Raises:
-        ArtifactError: When a file is not valid.
-        ScoringError: When they score other models, a score can't be ranked, or there are no two
-            rankings.
+        ArtifactError: A file is not valid, or lacks the metric.
+        ScoringError: Models of other shapes; models and texts that both differ; a score that can't
+            be ranked; fewer than two rankings.
     """
-    reports = {str(path): ImportanceReport.read(path) for path in (first, second)}
-    _check_same_model(reports)
+    reports = {str(path): ImportanceReport.read(path) for path in paths}
+    _check_same_series(reports)
+    several = len(reports) > 2 or len({r.model.sha256 for r in reports.values()}) > 1
+    if metric or several:
+        chosen = metric or next(iter(reports.values())).metric
+        named = {name: report.of_metric(chosen) for name, report in reports.items()}
+        reports = {name: r.model_copy(update={"further": []}) for name, r in named.items()}
     agreements = compare_reports(reports)
     if not agreements:
         raise ScoringError(
@@ -54,135 +54,94 @@ def compare_files(first: Path, second: Path) -> ScoreComparison:
             code="no-two-rankings",
         )
     return ScoreComparison(
-        model=reports[str(first)].model,
+        models={name: report.model for name, report in reports.items()},
         texts={name: report.calibration for name, report in reports.items()},
+        scores=_ranked(reports),
         agreements=agreements,
-        made_from={"first": sha256_file(first), "second": sha256_file(second)},
+        made_from={f"importance[{i}]": sha256_file(path) for i, path in enumerate(paths)},
     )
 
 
 def compare_reports(reports: Mapping[str, ImportanceReport]) -> list[RankAgreement]:
-    """Every pair of rankings of some reports of one model, kind by kind.
+    """Every pair of rankings, kind by kind.
 
     Raises:
-        ScoringError: When a score can't be ranked.
+        ScoringError: A score can't be ranked.
     """
+    pairs = itertools.combinations(_ranked(reports), 2)
+    return [_agreement(one, other) for one, other in pairs if one.kind == other.kind]
+
+
+def _ranked(reports: Mapping[str, ImportanceReport]) -> list[RankedScores]:
+    """By kind, then by file and metric."""
     rankings = [
         (RankingRef(metric=metric, file=name), scores)
         for name, report in reports.items()
         for metric, scores in report.tables.items()
     ]
-    found = []
-    for kind in UNITS:
-        tables = [(ranking, table_of_kind(ranking, scores, kind)) for ranking, scores in rankings]
-        scored = [(ranking, table) for ranking, table in tables if table]
-        found += [_agreement(kind, *pair) for pair in itertools.combinations(scored, 2)]
-    return found
-
-
-def comparison_rows(comparison: ScoreComparison) -> tuple[list[str], list[list[str]]]:
-    """A table's header and rows; its columns are headed by the files where each is of one."""
-    counts = sorted({n for found in comparison.agreements for n in found.shared_first})
-    names = _short_names([*comparison.texts])
-    pairs = {(found.first.file, found.second.file) for found in comparison.agreements}
-    of_files = len(pairs) == 1 and len(names) > 1
-
-    def called(ranking: RankingRef) -> str:
-        alone = of_files or len(names) == 1
-        return ranking.metric if alone else f"{ranking.metric} ({names[ranking.file]})"
-
-    heads = [names[file] for file in pairs.pop()] if of_files else ["ranking", "held against"]
-    header = ["kind", *heads, "Spearman", "Kendall", *(f"of first {n}" for n in counts)]
-    rows = [
-        [
-            found.kind,
-            called(found.first),
-            called(found.second),
-            _figure(found.spearman),
-            _figure(found.kendall),
-            *(str(found.shared_first.get(n, "-")) for n in counts),
-        ]
-        for found in comparison.agreements
-    ]
-    return header, rows
-
-
-def _short_names(files: Sequence[str]) -> dict[str, str]:
-    """What each file is called: its name where those differ, else its path."""
-    names = [Path(file).name for file in files]
-    return dict(zip(files, names if len({*names}) == len(files) else files, strict=True))
-
-
-def _check_same_model(reports: Mapping[str, ImportanceReport]) -> None:
-    (one, first), *others = reports.items()
-    for other, second in others:
-        if first.model.sha256 != second.model.sha256:
+    for ranking, scores in rankings:
+        odd = next((score for score in scores if not math.isfinite(score.score)), None)
+        if odd is not None:
             raise ScoringError(
-                f"{one} scores {first.model.source} ({first.model.sha256[:12]}), {other} scores "
-                f"{second.model.source} ({second.model.sha256[:12]}): these are other models.",
-                "Compare scores of the same model; its files must not have changed between.",
-                code="another-model",
-            )
-
-
-def table_of_kind(ranking: RankingRef, scores: Sequence[Score], kind: DeletionKind) -> Table:
-    """The scores of one kind of sublayer, by layer.
-
-    Raises:
-        ScoringError: One can't be ranked.
-    """
-    for score in scores:
-        if not math.isfinite(score.score):
-            raise ScoringError(
-                f"{ranking.file}: the {ranking.metric} of {score.kind} {score.layer} is "
-                f"{score.score}; it can't be ranked.",
+                f"{ranking.file}: the {ranking.metric} of {odd.kind} {odd.layer} is "
+                f"{odd.score}; it can't be ranked.",
                 "Score the model again.",
                 code="not-finite",
             )
-    return {score.layer: score.score for score in scores if score.kind == kind}
+    return [
+        RankedScores(kind=kind, ranking=ranking, scores=table)
+        for kind in UNITS
+        for ranking, scores in rankings
+        if (table := {score.layer: score.score for score in scores if score.kind == kind})
+    ]
 
 
-def rank_figures(left: Floats, right: Floats) -> RankCorrelation:
-    """Holds two rankings side by side.
+def _check_same_series(reports: Mapping[str, ImportanceReport]) -> None:
+    """Either the model or the text must be the same, or nobody knows which moved a rank."""
+    (one, first), *others = reports.items()
+    for other, report in others:
+        shapes = [(r.model.architecture, r.model.num_layers) for r in (first, report)]
+        if shapes[0] != shapes[1]:
+            raise ScoringError(
+                f"{first.model.source} ({one}) is {shapes[0][0]} with {shapes[0][1]} layers, "
+                f"{report.model.source} ({other}) {shapes[1][0]} with {shapes[1][1]}.",
+                "Compare scores of one model, or of checkpoints of one training.",
+                code="other-shapes",
+            )
+    models = {report.model.sha256 for report in reports.values()}
+    texts = {
+        (r.calibration.sha256, r.calibration.samples, r.calibration.sequence_length): name
+        for name, r in reports.items()
+    }
+    if len(models) > 1 and len(texts) > 1:
+        told = [f"{name}: {reports[name].calibration.source}" for name in texts.values()]
+        raise ScoringError(
+            f"The models differ, and so do the texts ({'; '.join(told)}): it is unknown which of "
+            "the two moved a rank.",
+            "Score all checkpoints on one text (--calibration pydoc, or a file; self is another "
+            "for each model), or one model on several texts.",
+            code="text-and-model-differ",
+        )
 
-    Args:
-        left: ``[sublayers]``, scores; the lowest goes first.
-        right: ``[sublayers]``, of the same sublayers.
-    """
-    told = len(left) > 1 and min(np.ptp(left), np.ptp(right)) > 0
-    return RankCorrelation(
-        spearman=float(spearmanr(left, right).statistic) if told else None,
-        kendall=float(kendalltau(left, right).statistic) if told else None,
+
+def _agreement(one: RankedScores, other: RankedScores) -> RankAgreement:
+    layers = sorted(one.scores.keys() & other.scores.keys())
+    left, right = (np.array([r.scores[layer] for layer in layers]) for r in (one, other))
+    is_ranked = len(layers) > 1 and min(np.ptp(left), np.ptp(right)) > 0
+    return RankAgreement(
+        kind=one.kind,
+        first=one.ranking,
+        second=other.ranking,
+        sublayers=len(layers),
+        spearman=float(spearmanr(left, right).statistic) if is_ranked else None,
+        kendall=float(kendalltau(left, right).statistic) if is_ranked else None,
         shared_first=dict(_shared(left, right)),
     )
 
 
-def first_sublayers(scores: Floats, number: int) -> list[int]:
-    """Places of so many of the lowest scores; ties by layer, as plans have it."""
-    lowest: list[int] = np.argsort(scores, kind="stable").tolist()[:number]
-    return lowest
-
-
-def _agreement(
-    kind: DeletionKind, one: tuple[RankingRef, Table], other: tuple[RankingRef, Table]
-) -> RankAgreement:
-    layers = sorted(one[1].keys() & other[1].keys())
-    left, right = (np.array([table[layer] for layer in layers]) for table in (one[1], other[1]))
-    return RankAgreement(
-        kind=kind,
-        first=one[0],
-        second=other[0],
-        sublayers=len(layers),
-        **vars(rank_figures(left, right)),
-    )
-
-
-def _shared(left: Floats, right: Floats) -> Iterator[tuple[int, int]]:
-    """How many are among the n lowest of both."""
+def _shared(left: NDArray[np.float64], right: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    """How many are among the n lowest of both; ties by layer, as plans have it."""
+    orders = [np.argsort(scores, kind="stable").tolist() for scores in (left, right)]
     for n in FIRST:
         if n < len(left):
-            yield n, len({*first_sublayers(left, n)} & {*first_sublayers(right, n)})
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+            yield n, len({*orders[0][:n]} & {*orders[1][:n]})

@@ -13,14 +13,21 @@ echo "== A training with checkpoints"
 python "$here/train.py" "$out/run" --steps "$steps"
 
 echo "== Importance at each of them, on one text"
-depthcut score --checkpoints "$out/run" -o "$out/training" --samples 64 --sequence-length 64
+mkdir -p "$out/scores"
+for checkpoint in "$out"/run/checkpoint-*; do
+    depthcut score "$checkpoint" -o "$out/scores/${checkpoint##*-}.json" --calibration pydoc \
+        --samples 64 --sequence-length 64
+done
 
-echo "== The last two alone"
-depthcut score --compare "$out/training/checkpoint-$((steps / 2))/importance.json" \
-    "$out/training/checkpoint-$steps/importance.json" -o "$out/end.json"
+echo "== How far the rankings agree, and all scores by layer and checkpoint"
+(
+    set --
+    for name in $(ls "$out/scores" | sort -n); do set -- "$@" "$out/scores/$name"; done
+    depthcut score --compare "$@" -o "$out/training.json"
+)
 
 echo "== The last one, pruned at several depths"
 echo "eval_sequence_length: 64" > "$out/depths.yaml"
 depthcut depths "$out/run/checkpoint-$steps" \
-    --importance "$out/training/checkpoint-$steps/importance.json" -n 1,2,3,4 \
+    --importance "$out/scores/$steps.json" -n 1,2,3,4 \
     -o "$out/depths.json" --eval-tokens 8192 --config "$out/depths.yaml" "$@"

@@ -8,8 +8,8 @@ import pytest
 from browser_page import check_page
 from made_reports import as_page, full_importance, full_report
 
-from exporter.choose.studies.stability import stability_of_files
 from exporter.report.files import rendered, write_study
+from exporter.score.comparison import compare_files
 from tests.exporter.made_depths import made_depths
 from tests.exporter.made_series import training
 
@@ -33,7 +33,7 @@ def test_hostile_names_run_nothing_and_several_reports_share_a_page(tmp_path: Pa
 
 
 def test_study_pages_have_no_problem(tmp_path: Path) -> None:
-    write_study(stability_of_files(training(tmp_path)), tmp_path / "training.json")
+    write_study(compare_files(training(tmp_path)), tmp_path / "training.json")
     write_study(made_depths(), tmp_path / "depths.json")
     for name in ("training.html", "depths.html"):
         assert check_page(tmp_path / name).problems == []

@@ -136,7 +136,7 @@ COMMANDS: list[Command] = [
     Command(("check", "reports/report.json", "--max-perplexity-increase", "900%", "--history",
     "out/history.jsonl"), "reports", RECORD_KINDS, ("history.jsonl",), 1, needs="onnx"),
     Command(("score", "--compare", "reports/importance.json", "in/importance.json", "-o",
-    "out/stability.json"), "reports", RECORD_KINDS, ("stability.",), 1, needs="onnx"),
+    "out/scores.json"), "reports", RECORD_KINDS, ("scores.",), 1, needs="onnx"),
 ]  # fmt: skip
 
 

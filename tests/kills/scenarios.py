@@ -161,11 +161,6 @@ def _budget(share: str) -> Arguments:
     return (*given, "--at-most", "200%", "--config", "in/budget.yaml", "-q")
 
 
-def _series(metric: str) -> Arguments:
-    given = ("--calibration", "in/text.txt", "--sequence-length", "16", "--metric", metric)
-    return ("score", "in/llama", "-o", "out/res", *given, "--vary-samples", "2,3", "-q")
-
-
 def _score(*options: str) -> Arguments:
     return ("score", "in/llama", "-o", "out/importance.json", *SCORING, *options, "-q")
 
@@ -298,14 +293,6 @@ SCENARIOS: dict[str, Scenario] = {
         (_score("--metric", "angular"),),
         _score("--metric", "cosine", "--metric", "kl"),
         {"out/importance.json": _artifact("ImportanceReport", "out/importance.json")},
-    ),
-    "score-series": Scenario(
-        (_series("angular"),),
-        _series("cosine"),
-        {"out/res/stability.json": _artifact("StabilityReport", "out/res/stability.json")},
-        apart=(r"out/res/text.txt-2/", r"out/res/text.txt-3/"),
-        growing=(r"out/res/stability\.",),
-        inside={"notes.txt": "mine"},
     ),
     "build": Scenario(
         (_build("--split"),),

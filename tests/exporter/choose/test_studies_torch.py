@@ -1,4 +1,4 @@
-"""The studies on tiny models: a training, texts, and pruning at several depths."""
+"""Pruning at several depths, on a tiny model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from html_page import Page
 
 import exporter.cli as command_line
-from exporter.artifacts import DepthsReport, ImportanceReport, StabilityReport
+from exporter.artifacts import DepthsReport, ImportanceReport
 from exporter.errors import CalibrationError, ScoringError
 from tests.raising import ends_in, raises, tells
 
@@ -22,7 +22,6 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 LAYERS, LENGTH = 3, 24
-QUICK = ["--sequence-length", str(LENGTH), "--samples", "6"]
 
 
 @pytest.fixture(scope="module")
@@ -63,65 +62,6 @@ def scores(loaded: Any) -> ImportanceReport:
     from exporter.score import ScoreOptions, score
 
     return score(loaded, ScoreOptions(calibration=("pydoc",), samples=6, sequence_length=LENGTH))
-
-
-def test_checkpoints_are_scored_on_one_text(
-    run: Path, scores: ImportanceReport, tmp_path: Path
-) -> None:
-    out = tmp_path / "series"
-    assert command_line.run(["score", "--checkpoints", str(run), "-o", str(out), *QUICK]) == 0
-    report = StabilityReport.read(out / "stability.json")
-    assert [(point.label, point.step) for point in report.points] == [
-        ("checkpoint-200", 200), ("checkpoint-1000", 1000),
-    ]  # fmt: skip
-    alone = ImportanceReport.read(out / "checkpoint-1000" / "importance.json")
-    assert alone.scores == scores.scores
-    assert alone.calibration == scores.calibration
-    Page((out / "stability.html").read_text())
-
-
-def test_a_series_goes_on_where_it_was(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from exporter.cli import score_series
-
-    scored, calls = score_series.scored, []
-
-    def counted(model: str, *rest: Any, **named: Any) -> Any:
-        calls.append(Path(model).name)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return scored(model, *rest, **named)
-
-    monkeypatch.setattr(score_series, "scored", counted)
-    call = ["score", "--checkpoints", str(run), "-o", str(tmp_path / "out"), *QUICK]
-    assert command_line.run(call) == 130
-    assert command_line.run(call) == 0
-    assert calls == ["checkpoint-200", "checkpoint-1000", "checkpoint-1000"]
-    assert command_line.run([*call, "--batch-size", "2"]) == 0
-    assert calls[3:] == ["checkpoint-200", "checkpoint-1000"]
-
-
-def test_texts_and_their_amounts_are_varied(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from exporter.models.loading import model_source
-
-    load, loads = model_source.load_model, []
-    monkeypatch.setattr(
-        model_source, "load_model", lambda *a, **k: loads.append(1) or load(*a, **k)
-    )
-    text = tmp_path / "own.txt"
-    text.write_text("the list of the value is a class and the call of " * 60)
-    model, out = str(run / "checkpoint-200"), tmp_path / "amounts"
-    varied = ["--vary-samples", "4,6", "--calibration", str(text), "--sequence-length", str(LENGTH)]
-    assert command_line.run(["score", model, *varied, "-o", str(out)]) == 0
-    report = StabilityReport.read(out / "stability.json")
-    assert (report.over, report.is_ordered) == ("texts", True)
-    assert [point.step for point in report.points] == [4 * LENGTH, 6 * LENGTH]
-    assert len(loads) == 1
-    texts = ["--vary-calibration", "pydoc", "--vary-calibration", str(text)]
-    assert command_line.run(["score", model, *texts, *QUICK, "-o", str(tmp_path / "texts")]) == 0
-    report = StabilityReport.read(tmp_path / "texts" / "stability.json")
-    assert [point.label for point in report.points] == ["pydoc", "own.txt"]
 
 
 def silenced(model: Any, branches: Iterable[tuple[int, str]]) -> Any:

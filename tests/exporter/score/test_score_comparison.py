@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from html_page import Page
 
 import exporter.cli as command_line
 from exporter.artifacts import (
@@ -17,11 +18,13 @@ from exporter.artifacts import (
     ModelRef,
     Score,
     ScoreComparison,
-    StabilityReport,
 )
-from exporter.errors import ArtifactError, ScoringError
-from exporter.score.comparison import compare_files, comparison_rows
-from tests.raising import raises
+from exporter.errors import ArtifactError, ScoringError, UsageError
+from exporter.report.html import page as render
+from exporter.report.sections.scores import scores_document
+from exporter.score.comparison import compare_files
+from tests.exporter.made_series import FIRST, SECOND, THIRD, training, write_scores
+from tests.raising import ends_in, raises
 
 COSINE = [0.9, 0.2, 0.1, 0.4, 0.5, 0.3]
 KL = [0.8, 0.1, 0.2, 0.3, 0.6, 0.3]
@@ -72,7 +75,7 @@ def _kendall(one: Sequence[float], other: Sequence[float]) -> float:
 
 def test_two_metrics_of_one_file(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
-    (found,) = compare_files(path, path).agreements
+    (found,) = compare_files([path, path]).agreements
     assert (found.kind, found.first.metric, found.second.metric) == ("attention", "cosine", "kl")
     assert found.sublayers == 6
     # Sums of a few small numbers.
@@ -86,7 +89,7 @@ def test_two_metrics_of_one_file(tmp_path: Path) -> None:
 def test_every_pair_of_two_files(tmp_path: Path) -> None:
     one = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL}, text="here")
     two = _write(tmp_path / "b.json", {"cosine": COSINE[::-1]}, text="there")
-    result = compare_files(one, two)
+    result = compare_files([one, two])
     pairs = [
         (a.first.metric, a.first.file, a.second.metric, a.second.file) for a in result.agreements
     ]
@@ -106,37 +109,46 @@ def test_kinds_that_only_one_metric_scores_are_left_out(tmp_path: Path) -> None:
     report = ImportanceReport.read(path)
     mlp = _scores(KL, "mlp")
     report.model_copy(update={"scores": [*report.scores, *mlp]}).write(path)
-    assert [found.kind for found in compare_files(path, path).agreements] == ["attention"]
+    assert [found.kind for found in compare_files([path, path]).agreements] == ["attention"]
     further = [MetricScores(metric="kl", scores=[*_scores(KL), *mlp])]
     both = report.model_copy(update={"scores": [*report.scores, *mlp], "further": further})
     both.write(path)
-    assert [found.kind for found in compare_files(path, path).agreements] == ["attention", "mlp"]
+    assert [found.kind for found in compare_files([path, path]).agreements] == ["attention", "mlp"]
 
 
 def test_a_ranking_that_tells_nothing_apart(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": [1.0] * 6})
-    (found,) = compare_files(path, path).agreements
+    (found,) = compare_files([path, path]).agreements
     assert (found.spearman, found.kendall) == (None, None)
 
 
 def test_scores_of_another_model(tmp_path: Path) -> None:
     one = _write(tmp_path / "a.json", {"cosine": COSINE})
     two = _write(tmp_path / "b.json", {"cosine": COSINE}, sha="b")
-    with raises(ScoringError, "another-model", one, "model-a", two, "model-b"):
-        compare_files(one, two)
+    assert compare_files([one, two]).models[str(two)].source == "model-b"  # checkpoints, one text
+    other = write_scores(tmp_path / "c.json", FIRST, sha="c", architecture="B")
+    with raises(ScoringError, "other-shapes", one, "model-a", other, "B"):
+        compare_files([one, other])
+
+
+def test_models_and_texts_that_both_differ(tmp_path: Path) -> None:
+    one = write_scores(tmp_path / "a.json", FIRST, sha="a", text="self (sampled by a)")
+    two = write_scores(tmp_path / "b.json", FIRST, sha="b", text="self (sampled by another)")
+    with raises(ScoringError, "text-and-model-differ", "a.json", "b.json", "--calibration"):
+        compare_files([one, two])
 
 
 def test_a_score_that_is_no_number(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": [*COSINE[:5], float("nan")]})
     with raises(ScoringError, "not-finite", path, "cosine", "attention 5"):
-        compare_files(path, path)
+        compare_files([path, path])
 
 
 def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
     assert command_line.run(["score", "--compare", str(path), str(path)]) == 0
-    header, row = capsys.readouterr().out.splitlines()
-    assert header.startswith("kind       ranking  held against  Spearman  Kendall")
+    header, row = capsys.readouterr().out.splitlines()[2:4]
+    assert header.startswith("kind       ranking  compared with  Spearman  Kendall")
     assert row.split() == [
         "attention", "cosine", "kl", f"{_spearman(COSINE, KL):.3f}", f"{_kendall(COSINE, KL):.3f}",
         "4",
@@ -145,28 +157,23 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("names", "more", "head", "cells"),
+    ("names", "more", "cells"),
     [
-        (("a.json", "b.json"), {}, ["a.json", "b.json"], ["kl", "kl"]),
-        (("x/s.json", "y/s.json"), {}, ["{}/x/s.json", "{}/y/s.json"], ["kl", "kl"]),
-        (("a.json", "b.json"), {"cosine": COSINE}, ["ranking", "held against"],
-         ["kl (a.json)", "cosine (a.json)"]),
+        (("a.json", "b.json"), {}, ["a", "b"]),
+        (("x/s.json", "y/s.json"), {}, ["x", "y"]),
+        (("x/s.json", "y/x/s.json"), {}, ["{}/x/s.json", "{}/y/x/s.json"]),
+        (("a.json", "b.json"), {"cosine": COSINE}, ["kl (a)", "cosine (a)"]),
     ],
-)  # fmt: skip
+)
 def test_the_table_names_the_files(
-    names: tuple[str, str],
-    more: dict[str, Sequence[float]],
-    head: list[str],
-    cells: list[str],
-    tmp_path: Path,
+    names: tuple[str, str], more: dict[str, Sequence[float]], cells: list[str], tmp_path: Path
 ) -> None:
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     one = _write(tmp_path / names[0], {"kl": KL, **more}, text="here")
     two = _write(tmp_path / names[1], {"kl": KL}, text="there")
-    header, rows = comparison_rows(compare_files(one, two))
-    assert header[1:3] == [word.format(tmp_path) for word in head]
-    assert rows[0][1:3] == cells
+    (grid, _note) = scores_document(compare_files([one, two])).sections[0].blocks
+    assert grid.rows[0][1:3] == [cell.format(tmp_path) for cell in cells]  # type: ignore[union-attr]
 
 
 def test_the_command_prints_and_writes_json(
@@ -178,7 +185,7 @@ def test_the_command_prints_and_writes_json(
     assert command_line.run(call) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["agreements"][0]["shared_first"] == {"4": 4}
-    assert ScoreComparison.read(out).agreements == compare_files(path, path).agreements
+    assert ScoreComparison.read(out).agreements == compare_files([path, path]).agreements
 
 
 @pytest.mark.parametrize("call", [[], ["model", "--compare", "{}"]])
@@ -188,27 +195,76 @@ def test_scoring_and_comparing_are_two_calls(call: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("files", "more"), [(2, ["--metric", "kl"]), (2, ["--metric", "cosine"]), (3, [])]
+    ("count", "more", "metrics"),
+    [(2, [], {"cosine", "kl"}), (2, ["--metric", "kl"], {"kl"}), (3, [], {"cosine"})],
 )
-def test_a_metric_or_a_third_file_makes_a_series(
-    tmp_path: Path, files: int, more: list[str]
+def test_a_metric_can_be_chosen_and_many_files_have_one(
+    tmp_path: Path, count: int, more: list[str], metrics: set[str]
 ) -> None:
     paths = [
         str(_write(tmp_path / f"{name}.json", {"cosine": COSINE, "kl": KL}, text=name))
-        for name in "abc"[:files]
+        for name in "abc"[:count]
     ]
     out = tmp_path / "out.json"
     assert command_line.run(["score", "--compare", *paths, "-o", str(out), *more]) == 0
-    report = StabilityReport.read(out)
-    assert (report.over, len(report.points)) == ("texts", files)
-    assert report.metric == (more[-1] if more else "cosine")
-    assert out.with_suffix(".html").is_file()
+    report = ScoreComparison.read(out)
+    assert [*report.texts] == paths
+    assert {ranking.ranking.metric for ranking in report.scores} == metrics
+
+
+def test_a_training_is_one_table_and_one_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paper's figure: layers down, checkpoints across, with how far each two agree."""
+    files = training(tmp_path)
+    out = tmp_path / "out" / "scores.json"
+    call = ["score", "--compare", *map(str, files), "-o", str(out)]
+    assert command_line.run(call) == 0
+    shown = capsys.readouterr().out
+    assert [line.split() for line in shown.splitlines() if line.startswith("attention")] == [
+        ["attention", "200", f"{_spearman(FIRST, SECOND):.3f}", f"{_spearman(FIRST, THIRD):.3f}"],
+        ["attention", "1000", f"{_spearman(SECOND, THIRD):.3f}"],
+    ]
+    assert str(out.with_suffix(".html")) in shown
+    text = out.with_suffix(".md").read_text()
+    assert "| layer | 200 | 1000 | 3000 |" in text
+    assert f"| 2 | {FIRST[2]:.3f} | {SECOND[2]:.3f} | {THIRD[2]:.3f} |" in text
+    page = Page(out.with_suffix(".html").read_text())
+    cells = [a for tag, a in page.elements if tag == "rect" and "rx" not in a]
+    assert len(cells) == 2 * 3 * 6
+    assert command_line.run([*call, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "score_comparison"
+
+
+def test_hostile_names_stay_text_on_the_page(tmp_path: Path) -> None:
+    name = "<b>&\"'"
+    files = [
+        write_scores(tmp_path / f"{name}{n}.json", values, text=f"{name}.txt", samples=n)
+        for n, values in ((4, FIRST), (8, SECOND), (16, THIRD))
+    ]
+    text = render([scores_document(compare_files(files))])
+    assert "<b>" not in text
+    assert "&lt;b&gt;" in text
+
+
+@pytest.mark.parametrize(
+    "option", ["--checkpoints", "--revisions", "--vary-calibration", "--vary-samples"]
+)
+def test_a_removed_option_names_what_replaces_it(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(["score", "model", option]) == 2
+    assert "score --compare" in capsys.readouterr().err
+    (tmp_path / "old.yaml").write_text(f"{option[2:].replace('-', '_')}: x\n")
+    assert command_line.run(["score", "model", "--config", str(tmp_path / "old.yaml")]) == 2
+    assert "score --compare" in capsys.readouterr().err
 
 
 def test_the_comparison_does_not_overwrite_the_scores(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
     before = path.read_text()
-    assert command_line.run(["score", "--compare", *[str(path)] * 2, "-o", str(path)]) == 2
+    with ends_in(UsageError, "overwrites-input", path):
+        assert command_line.run(["score", "--compare", *[str(path)] * 2, "-o", str(path)]) == 2
     assert path.read_text() == before
 
 
@@ -243,7 +299,7 @@ def test_a_plan_by_another_metric(tmp_path: Path) -> None:
 def test_a_ranking_alone_is_held_against_nothing(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE})
     with raises(ScoringError, "no-two-rankings", path):
-        compare_files(path, path)
+        compare_files([path, path])
 
 
 @pytest.mark.parametrize("option", [["--calibration", "pydoc"], ["--blocks"], ["--samples", "3"]])
