@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.dialects import without_drops
-from exporter.artifacts.plans.dialects.section import ORIGIN
+from exporter.artifacts.plans.dialects import ORIGIN, without_drops
 from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server, refuse_unheld
 from exporter.checkpoint.facts import Weights
 from exporter.checkpoint.pruned_model import CONFIG_CODE

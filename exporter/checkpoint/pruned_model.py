@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.dialects.section import ORIGIN, SECTION
+from exporter.artifacts.plans.dialects import ORIGIN, SECTION
 from exporter.errors import UnknownArchitectureError, UsageError
 from exporter.files import make_readable, staged_directory
 from exporter.models.ablation.branch_replacements import (

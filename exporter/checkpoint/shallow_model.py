@@ -9,9 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.dialects import without_drops
-from exporter.artifacts.plans.dialects.per_layer_config import KEY as PER_LAYER
-from exporter.artifacts.plans.dialects.section import ORIGIN
+from exporter.artifacts.plans.dialects import ORIGIN, without_drops
 from exporter.checkpoint.pruned_model import answer_to, require_same
 from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory_error
 from exporter.models.ablation.streams import forward_of, giving
@@ -19,7 +17,7 @@ from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.anatomy.residual_stream import hooked, probe_inputs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
-from graph_passes.types import BLOCK_KINDS, sublayer_kinds
+from graph_passes.types import BLOCK_KINDS, number_in, sublayer_kinds
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 # Lists whose length may be that of the layers by chance.
 _OTHER_LISTS = ("architectures", "mrope_section")
 _OTHER_ENDS = ("_token_id", "_token_ids", "_tokens")
+_PER_LAYER = "per_layer_config"
 _NUMBERED = ("mlp_only_layers", "full_attn_idxs", "cross_attention_layers", "dense_layers")
 """Lists of layers' numbers."""
 _FIRST_LAYERS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index")
@@ -253,9 +252,9 @@ def shallow_config(
         first = config.get(key)
         if isinstance(first, int) and not isinstance(first, bool):
             shallow[key] = sum(layer < first for layer in kept)
-    if isinstance(config.get(PER_LAYER), Mapping):
-        own = {int(layer): each for layer, each in config[PER_LAYER].items()}
-        shallow[PER_LAYER] = {str(place[n]): own[n] for n in sorted(own) if n in place}
+    if isinstance(config.get(_PER_LAYER), Mapping):
+        own = {number_in(str(layer)): sizes for layer, sizes in config[_PER_LAYER].items()}
+        shallow[_PER_LAYER] = {str(place[n]): own[n] for n in kept if n in own}
     return {**shallow, layers_key: len(kept)}
 
 

@@ -10,9 +10,9 @@ from exporter.engines.usage.library_lines import auto_task, sentence_answer, tor
 _REFUSED = (
     "transformers {} does not leave out what a config says is skipped. It would fill the gaps with "
     "random numbers, so it is made to refuse this folder: one weight of each dropped module is "
-    "there with the shape `[0]`. `config.json` says what was dropped as LLM-Drop "
-    "(`drop_attn_list`, `drop_mlp_list`) and transformers (`per_layer_config`) have it, where "
-    "nothing stands in its place, and under `depthcut` in full."
+    "there with the shape `[0]`. `config.json` says what was dropped as LLM-Drop has it "
+    "(`drop_attn_list`, `drop_mlp_list`), where nothing stands in its place, and under `depthcut` "
+    "in full."
 )
 _DECILM = (
     "transformers doesn't load this folder. `configuration_decilm.py` in it, which depthcut wrote, "

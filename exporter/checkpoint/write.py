@@ -1,8 +1,7 @@
 """Writes a pruned checkpoint, in the form that the most programs load.
 
 Where a plan drops whole blocks and nothing else, that is a plain model with fewer layers. Else the
-layers stay, some with gaps: :func:`exporter.checkpoint.pruned_model.load_pruned` loads that, and
-transformers where it honours what its ``per_layer_config`` says.
+layers stay, some with gaps: :func:`exporter.checkpoint.pruned_model.load_pruned` loads that.
 """
 
 from __future__ import annotations
@@ -198,7 +197,7 @@ def _facts(
         layers=base.ref.num_layers,
         deletions=plan.deletions,
         kept=kept,
-        plain=kept is not None or _is_plain(pruned.model),
+        plain=kept is not None,
         transformers=version("transformers"),
         dtype=str(pruned.model.dtype).removeprefix("torch."),
         before=before,
@@ -207,13 +206,6 @@ def _facts(
         has_tokenizer=base.tokenizer is not None,
         has_modules=(stage / MODULES).is_file(),
     )
-
-
-def _is_plain(model: Any) -> bool:
-    """Whether transformers itself leaves out what its config says is skipped."""
-    from exporter.models.branch_modules import honours_skips
-
-    return honours_skips(model)
 
 
 def _copy_licenses(source: Path, stage: Path) -> None:

@@ -21,11 +21,8 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record, json_path
-from exporter.artifacts.plans.dialects import with_drops
-from exporter.artifacts.plans.dialects.per_layer_config import KEY as PER_LAYER
-from exporter.artifacts.plans.dialects.per_layer_config import without_skips
-from exporter.artifacts.plans.dialects.section import SECTION
-from exporter.errors import ModelSourceError, pass_on_memory_error
+from exporter.artifacts.plans.dialects import SECTION, with_drops
+from exporter.errors import ModelSourceError
 from exporter.files import write_text
 from graph_passes.types import SublayerKind
 
@@ -231,44 +228,11 @@ def _put(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
     setattr(parent, name, module)
 
 
-def forget_skips(config: Any) -> None:
-    """Takes the skips out of a config that is loaded: the modules that are made here do the same.
-
-    A version of transformers that honours them would make others.
-    """
-    text = config.get_text_config()
-    entry = text.to_dict().get(PER_LAYER)
-    if entry:
-        setattr(text, PER_LAYER, without_skips(entry))
-
-
 def note_drops(folder: Path, structure: PrunedStructure) -> None:
     """Adds to a written ``config.json`` what other programs can read of the drops."""
     path = folder / "config.json"
     config = with_drops(json.loads(path.read_text(encoding="utf-8")), structure.deletions)
     write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-
-
-def honours_skips(model: Any) -> bool:
-    """Whether this transformers leaves out by itself what a pruned model's config says is skipped.
-
-    Looked at: the class is made from such a config, without memory, and has the modules or not.
-
-    Args:
-        model: Pruned, with a class of :func:`pruned_class`.
-    """
-    structure = structure_of(model.config)
-    if structure is None or any(each.replacement != "none" for each in structure.deletions):
-        return False
-    content = with_drops(model.config.to_dict(), structure.deletions)
-    content.pop(SECTION)
-    try:
-        with torch.device("meta"):
-            made = type(model).__mro__[1](type(model.config).from_dict(content))
-    except Exception as error:  # whatever a model's code or config makes of it
-        pass_on_memory_error(error)
-        return False
-    return not {name for name, _ in made.named_parameters()} & set(structure.empty)
 
 
 def pruned_class(model_class: type[Any], structure: PrunedStructure) -> type[Any]:

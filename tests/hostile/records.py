@@ -58,7 +58,7 @@ def of_others(spoilt: Spoilt, rng: random.Random) -> None:
         {"drop_attn_list": rng.choice(ODD), "drop_mlp_list": [1]}, {"drop_attn_list": [0, 99]},
         {"block_configs": rng.choice(ODD)},
         {"block_configs": [{"attention": {"no_op": "x"}, "ffn": 7}]},
-        {"per_layer_config": {"layers": ODD[0]}}, {"block_configs": [{"subblock": {"x": 1}}] * 9},
+        {"block_configs": [{"subblock": {"x": 1}}] * 9},
         {},
     )))  # fmt: skip
 

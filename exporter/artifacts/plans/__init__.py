@@ -1,6 +1,5 @@
 """Plans: made from scores, read from others' configurations, loaded with their replacements.
 
 In go scores, ``--drop`` texts and files, out come :class:`~exporter.artifacts.PruningPlan` and
-:class:`~exporter.artifacts.plans.loaded.LoadedPlan`. A new way in which others write plans is a
-file in ``dialects`` and an entry in its table.
+:class:`~exporter.artifacts.plans.loaded.LoadedPlan`.
 """

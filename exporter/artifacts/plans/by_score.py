@@ -147,8 +147,8 @@ def parse_drops(texts: Iterable[str]) -> PruningPlan:
 def read_plan(path: Path) -> PruningPlan:
     """Reads a plan file, or a model's config that says in another's dialect what is dropped.
 
-    Those are LLM-Drop's lists, Puzzletron's ``block_configs``, transformers' ``per_layer_config``
-    and what depthcut writes into a pruned checkpoint's ``config.json``.
+    Those are LLM-Drop's lists, Puzzletron's ``block_configs`` and what depthcut writes into a
+    pruned checkpoint's ``config.json``.
 
     Raises:
         ArtifactError: When the file is not a valid plan; with the JSON path.

@@ -33,7 +33,7 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
     found = _whole_class(config, trust_remote_code)
     if getattr(config, "depthcut", None) is None:
         return found
-    from exporter.models.branch_modules import forget_skips, pruned_class, structure_of
+    from exporter.models.branch_modules import pruned_class, structure_of
 
     if not pruned:
         raise ModelSourceError(
@@ -51,7 +51,6 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
         )
     structure = structure_of(config)
     assert structure is not None
-    forget_skips(config)
     return pruned_class(found, structure)
 
 

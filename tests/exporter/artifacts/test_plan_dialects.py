@@ -1,4 +1,4 @@
-"""Plans as LLM-Drop, Puzzletron, transformers and our own checkpoints write them."""
+"""Plans as LLM-Drop, Puzzletron and our own checkpoints write them."""
 
 from __future__ import annotations
 
@@ -70,10 +70,13 @@ def test_llm_drop(tmp_path: Path, content: Any, wanted: Drops) -> None:
     [
         ({"drop_attn_list": [], "drop_mlp_list": []}, ("drops-nothing",)),
         ({"drop_attn_list": [1, True]}, ("", "$.drop_attn_list[1]", True)),
-        ({"drop_attn_list": [-1]}, ("", "$.drop_attn_list[0]", -1)),
+        ({"drop_attn_list": [-1]}, ("layer-missing", "$.drop_attn_list[0]", -1)),
         ({"drop_attn_list": "3"}, ("", "$.drop_attn_list:", 3)),
         ({"drop_mlp_list": [True], "num_hidden_layers": 2}, ("", "$.drop_mlp_list:", 1, 2)),
-        ({"drop_mlp_list": [2], "num_hidden_layers": 2}, ("layer-missing", "mlp 2", 2)),
+        (
+            {"drop_mlp_list": [2], "num_hidden_layers": 2},
+            ("layer-missing", "$.drop_mlp_list[0]", 2),
+        ),
         ({"drop_mlp_list": [1, 1]}, ("dropped-twice", "mlp 1")),
     ],
 )
@@ -107,7 +110,7 @@ def test_layers_of_another_type_may_be_another_width(tmp_path: Path) -> None:
     content = subblocks([wide, ffn], [narrow, ffn], [wide, ffn], [gone, ffn])
     types = ["full_attention", "sliding_attention"] * 2
     assert drops(tmp_path, content | {"layer_types": types}) == [("attention", 3)]
-    with raises(PlanError, "", "attention", 1, 4):
+    with raises(PlanError, "", "$.block_configs[1].subblock_configs[0]", "num_kv_heads"):
         drops(tmp_path, content)
 
 
@@ -115,18 +118,16 @@ def test_layers_of_another_type_may_be_another_width(tmp_path: Path) -> None:
     ("content", "told"),
     [
         (deci((ATTENTION, FFN), (LINEAR, FFN)),
-         ("", "$.block_configs[1].attention.replace_with_linear", 1)),
+         ("", "$.block_configs[1].attention.replace_with_linear")),
         (deci((ATTENTION, FFN), (ATTENTION, FFN), (ATTENTION, FFN | {"ffn_mult": 1.0})),
-         ("", "$.block_configs[2].ffn.ffn_mult", "mlp", 2, 1.0)),
+         ("", "$.block_configs[2].ffn", "ffn_mult")),
         (deci((ATTENTION, FFN), (ATTENTION, FFN), (ATTENTION | {"window_length": 64}, NO_OP)),
-         ("", "$.block_configs[2].attention.window_length", 64, None)),
+         ("", "$.block_configs[2].attention", "window_length")),
         (deci((NO_OP, FFN)) | {"num_hidden_layers": 2}, ("", "$.block_configs:", 1, 2)),
         ({"block_configs": [{"block_type": "mamba"}]}, ("", "$.block_configs[0]:")),
-        (subblocks([kind("mamba"), kind("ffn")]), ("", "mamba", 0)),
-        (subblocks([kind("attention", no_op=True), kind("ffn", intermediate_size=8)])
-         | {"intermediate_size": 16}, ("", "mlp", 0, 8, 16)),
+        (subblocks([kind("mamba"), kind("ffn")]), ("", "mamba", "subblock_configs[0]")),
         ({"block_configs": [{"attention": NO_OP, "ffn": FFN, "parallel_blocks": [{}]}]},
-         ("", "$.block_configs[0].parallel_blocks", 0)),
+         ("", "$.block_configs[0]")),
         ({"block_configs": [3]}, ("", "$.block_configs[0]:", 3)),
         (deci((ATTENTION | {"no_op": "yes"}, FFN)), ("", "$.block_configs[0].attention.no_op")),
     ],
@@ -138,63 +139,11 @@ def test_block_configs_with_more_than_drops(
         drops(tmp_path, content)
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"03": {"skip": ["mlp", "attention"]}, "1": {"skip": ["attention"]}},
-        [{}, {"skip": ["attention"]}, {}, {"skip": ["attention", "mlp"]}],
-    ],
-    ids=["transformers", "vLLM"],
-)
-def test_per_layer_config(tmp_path: Path, entry: Any) -> None:
-    content = {"per_layer_config": entry, "num_hidden_layers": 4}
-    assert sorted(drops(tmp_path, content)) == [("attention", 1), ("attention", 3), ("mlp", 3)]
-
-
-def test_widths_of_a_layer_type_are_the_models_own(tmp_path: Path) -> None:
-    """As Gemma 4 has them."""
-    entry = {"1": {"head_dim": 16}, "3": {"head_dim": 16, "skip": ["mlp"]}}
-    types = ["sliding_attention", "full_attention"] * 2
-    content = {"per_layer_config": entry, "num_hidden_layers": 4}
-    assert drops(tmp_path, content | {"layer_types": types}) == [("mlp", 3)]
-    with raises(PlanError, "", "$.per_layer_config.1.head_dim", 16):
-        drops(tmp_path, content)
-
-
-@pytest.mark.parametrize(
-    ("entry", "told"),
-    [
-        (
-            {"1": {"skip": ["attention"], "intermediate_size": 8}},
-            ("", "$.per_layer_config.1.intermediate_size", 8),
-        ),
-        ({"1": {"skip": ["rotary"]}}, ("", "$.per_layer_config.1.skip", "rotary")),
-        ({"1": {"skip": "attention"}}, ("", "$.per_layer_config.1.skip:", "attention")),
-        ({"one": {"skip": ["mlp"]}}, ("", "$.per_layer_config.one:")),
-        ({"7" * 5_000: {"skip": ["mlp"]}}, ("", "$.per_layer_config.777")),
-        ({"4096": {"skip": ["mlp"]}}, ("", "$.per_layer_config.4096:", 4096)),
-        ({"9": {"skip": ["mlp"]}}, ("layer-missing", "mlp 9", 4)),
-        ({"1": {"skip": []}}, ("drops-nothing",)),
-    ],
-)
-def test_per_layer_configs_that_make_no_plan(
-    tmp_path: Path, entry: Any, told: tuple[Any, ...]
-) -> None:
-    with raises(PlanError, *told):
-        drops(tmp_path, {"per_layer_config": entry, "num_hidden_layers": 4})
-
-
 def test_what_is_written_is_read_again_and_the_models_own_stays(tmp_path: Path) -> None:
     deletions = [PlannedDeletion(layer=3, kind="block"), PlannedDeletion(layer=1, kind="attention")]
-    own = {"per_layer_config": {"2": {"head_dim": 8}}, "layer_types": list("abcd")}
-    config = with_drops({"num_hidden_layers": 4, **own}, deletions)
-    assert config["drop_attn_list"] == [3, 1]
-    assert config["drop_mlp_list"] == [3]
-    assert config["per_layer_config"] == {
-        "1": {"skip": ["attention"]},
-        "2": {"head_dim": 8},
-        "3": {"skip": ["attention", "mlp"]},
-    }
+    own = {"num_hidden_layers": 4, "per_layer_config": {"2": {"head_dim": 8}}}
+    config = with_drops(own, deletions)
+    assert config == {**own, "drop_attn_list": [3, 1], "drop_mlp_list": [3]}
     assert set(drops(tmp_path, config)) == {("attention", 3), ("attention", 1), ("mlp", 3)}
     healed = [PlannedDeletion(layer=1, kind="attention", replacement="bias")]
     assert with_drops({"num_hidden_layers": 4}, healed) == {"num_hidden_layers": 4}
@@ -204,27 +153,25 @@ def test_what_the_base_said_is_not_said_of_the_checkpoint() -> None:
     base = {
         "num_hidden_layers": 4, "drop_attn_list": [3], "drop_mlp_list": [False] * 4,
         "auto_map": {"AutoConfig": "configuration_dropped_llama.LlamaConfig"},
-        "per_layer_config": {"1": {"skip": ["mlp"], "head_dim": 8}, "2": {"skip": ["mlp"]}},
         "block_configs": [{"attention": ATTENTION, "ffn": NO_OP}] * 4,
     }  # fmt: skip
-    own = {"num_hidden_layers": 4, "per_layer_config": {"1": {"head_dim": 8}}}
+    own: dict[str, Any] = {"num_hidden_layers": 4}
     healed = [PlannedDeletion(layer=2, kind="attention", replacement="bias")]
     assert with_drops(base, healed) == own
-    inner: dict[str, Any] = {"num_hidden_layers": 4, "per_layer_config": {}}
-    assert with_drops({"text_config": {**inner, "drop_attn_list": [1]}}, healed) == {
-        "text_config": inner
+    assert with_drops({"text_config": {**own, "drop_attn_list": [1]}}, healed) == {
+        "text_config": own
     }
     config = with_drops(base, [PlannedDeletion(layer=2, kind="attention")])
-    assert (config["drop_attn_list"], config["drop_mlp_list"]) == ([2], [])
-    assert config["per_layer_config"] == {"1": {"head_dim": 8}, "2": {"skip": ["attention"]}}
-    assert config.keys() == {*own, "drop_attn_list", "drop_mlp_list"}
+    assert config == {**own, "drop_attn_list": [2], "drop_mlp_list": []}
 
 
 def test_dialects_in_one_file_must_agree(tmp_path: Path) -> None:
-    content = {"drop_attn_list": [1], "per_layer_config": {"1": {"skip": ["attention"]}}}
+    content: dict[str, Any] = {
+        "drop_attn_list": [1], **deci((ATTENTION, FFN), (NO_OP, FFN), (ATTENTION, FFN)),
+    }  # fmt: skip
     assert drops(tmp_path, content) == [("attention", 1)]
     content["drop_attn_list"] = [2]
-    with raises(PlanError, "dialects-disagree", "LLM-Drop", "transformers"):
+    with raises(PlanError, "dialects-disagree", "LLM-Drop", "Puzzletron"):
         drops(tmp_path, content)
 
 

@@ -125,12 +125,11 @@ def test_the_config_says_it_in_others_words(tmp_path: Path) -> None:
     written(tmp_path / "gaps", GAPS, "gemma2")
     config = json.loads((tmp_path / "gaps" / "config.json").read_text())
     assert (config["drop_attn_list"], config["drop_mlp_list"]) == ([0], [1])
-    assert config["per_layer_config"] == {"0": {"skip": ["attention"]}, "1": {"skip": ["mlp"]}}
     assert config["num_hidden_layers"] == len(config["layer_types"]) == 3
     assert read_plan(tmp_path / "gaps" / "config.json").deletions == GAPS
     written(tmp_path / "healed", planned(("attention", 0, "bias"), ("mlp", 1, "none")))
     config = json.loads((tmp_path / "healed" / "config.json").read_text())
-    assert not {"drop_attn_list", "drop_mlp_list", "per_layer_config"} & config.keys()
+    assert not {"drop_attn_list", "drop_mlp_list"} & config.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -158,7 +157,7 @@ def test_per_layer_lists_lose_the_same_layers(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["layer_types"] == ["sliding_attention", "full_attention"]
     assert config["depthcut_origin"]["layers"] == [0, 2]
-    assert not {"depthcut", "drop_attn_list", "per_layer_config"} & config.keys()
+    assert not {"depthcut", "drop_attn_list"} & config.keys()
 
 
 def test_an_attention_and_an_mlp_of_a_layer_are_a_block(tmp_path: Path) -> None:
@@ -291,33 +290,6 @@ def test_it_trains_and_is_written_again(tmp_path: Path) -> None:
         assert answer(load_pruned(folder).model).equal(answer(model))
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
             plain(folder)
-
-
-def test_a_version_that_honours_skips_is_told_from_one_that_does_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As huggingface/transformers #45332 will: modules that a config skips are not made."""
-    import torch
-    from transformers import LlamaForCausalLM
-
-    from exporter.checkpoint.pruned_model import load_pruned
-
-    made = LlamaForCausalLM.__init__
-
-    def init(self: Any, config: Any) -> None:
-        made(self, config)
-        for layer, own in zip(self.model.layers, config.per_layer_config, strict=True):
-            if "attention" in getattr(own, "skip", []):
-                layer.self_attn = layer.input_layernorm = torch.nn.Identity()
-            if "mlp" in getattr(own, "skip", []):
-                layer.mlp = layer.post_attention_layernorm = torch.nn.Identity()
-
-    facts, wanted = written(tmp_path / "before", GAPS)
-    assert not facts.plain
-    monkeypatch.setattr(LlamaForCausalLM, "__init__", init)
-    facts, _ = written(tmp_path / "after", GAPS)
-    assert facts.plain
-    assert answer(load_pruned(tmp_path / "after").model).equal(wanted)
 
 
 def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
