@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,6 @@ from exporter.export.forms.targets import TARGETS
 from exporter.heal.options import HealOptions
 from exporter.pipeline import checkpoint, encoder_decoder, keys, planning, stages, streaming
 from exporter.pipeline.engines import build, engines_key
-from exporter.pipeline.outlook import say_outlook
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
     refuse_bad_options,
@@ -130,10 +129,18 @@ def _score(run: Run) -> None:
         if not run.request.stream and not run.ledger.valid("score", keys.score_key(run)):
             refuse_foreign_goals(run)
             refuse_unshowable(run)
-            say_outlook(run)
+            _say_faster_form(run)
         _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     elif run.ledger.has("score") and not run.ledger.valid("score", keys.score_key(run)):
         run.ledger.forget("score")
+
+
+def _say_faster_form(run: Run) -> None:
+    if run.request.target == "portable" and find_spec("onnxruntime_genai") is None:
+        run.progress.say(
+            "export: the graphs are portable; the extra genai and --target onnxruntime-cpu would "
+            "give faster ones"
+        )
 
 
 def _plan_and_export(run: Run) -> None:
@@ -193,13 +200,10 @@ def _engines(run: Run) -> None:
 def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:
     if run.ledger.valid(name, key):
         run.progress.say(f"{name}: reused, nothing it depends on has changed")
-        run.pace.ended(name, None, run.progress)
         return
-    began = time.monotonic()
     shared = run.request.shared if name in SHARED else None
     run.progress.detail(f"{name}: begins")
     found, made = take_or_make(shared, name, key, run.ledger.work, lambda: make(run))
     if not made:
         run.progress.say(f"{name}: shared, it was made from the same before")
     run.ledger.record(name, key, *found)
-    run.pace.ended(name, time.monotonic() - began if made else None, run.progress)

@@ -16,7 +16,6 @@ from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import SourceOptions
 from exporter.models.loading.sources import encoder_decoder_config, source_sha256
-from exporter.pipeline.pace import Pace
 from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
 
@@ -43,7 +42,6 @@ class Run:
         ledger: What is finished.
         versions: Of the libraries, and Python's.
         source_sha256: Of what defines the model.
-        pace: What stages took beside what was expected.
     """
 
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
@@ -52,7 +50,6 @@ class Run:
         self.versions = {**library_versions(), "python": platform.python_version()}
         self.source_sha256 = source_sha256(request.source, **request.load.reading)
         self.ledger = StageLedger(request.out, force=request.redo)
-        self.pace = Pace()
 
     @cached_property
     def stacks_config(self) -> dict[str, Any] | None:

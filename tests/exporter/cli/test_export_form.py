@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from exporter.cli import cli
 from exporter.cli import export as module
 from exporter.cli.command import SchemaCommand
 from exporter.cli.export import ExportCall
+from tests.heard import Heard
 
 
 def _target(*options: str) -> Any:
@@ -44,3 +46,19 @@ def test_limits_on_quality_take_the_same_form_as_no_limits(
     assert _target(*options) == target
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     assert _target(*options) == "portable"
+
+
+@pytest.mark.parametrize(
+    ("target", "installed", "is_told"),
+    [("portable", None, True), ("portable", "", False), ("onnxruntime-cpu", None, False)],
+)
+def test_a_form_that_an_extra_would_make_faster_is_told(
+    monkeypatch: pytest.MonkeyPatch, target: str, installed: str | None, is_told: bool
+) -> None:
+    from exporter.pipeline import road
+
+    monkeypatch.setattr(road, "find_spec", lambda _: installed)
+    heard = Heard()
+    run: Any = SimpleNamespace(request=SimpleNamespace(target=target), progress=heard)
+    road._say_faster_form(run)
+    assert any("genai" in line for line in heard.lines) == is_told
