@@ -265,16 +265,13 @@ def _number_or_auto(value: Any) -> Any:
     return value
 
 
-NumberOrAuto = Annotated[
-    Count | Literal["auto"], BeforeValidator(_number_or_auto), Written("N|auto")
-]
 Threads = Annotated[
     Count | None,
     BeforeValidator(lambda value: None if value == "auto" else value),
     BeforeValidator(_number_or_auto),
     Written("N|auto", none="auto"),
 ]
-"""CPU threads; None, ``auto``: the fastest, found in a short probe."""
+"""CPU threads; None, ``auto``: the physical cores that the process may use."""
 
 
 def parsed(parse: Callable[[str], Any]) -> BeforeValidator:

@@ -156,10 +156,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def no_waiting() -> Iterator[None]:
-    """For the disk, which is for power cuts, and for the number of threads that is the fastest."""
+    """For the disk, which is for power cuts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
-        patch.setattr("exporter.compare.threads._VISIT_MS", 1.0)
         yield
 
 

@@ -83,12 +83,9 @@ from exporter.artifacts.latency import (
     MachineState,
     NoiseFloor,
     Phase,
-    Pinning,
     PowerReached,
     Speedup,
     Stop,
-    ThreadProbe,
-    ThreadTrial,
     TimedPhase,
     VerdictWord,
 )

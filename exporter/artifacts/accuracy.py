@@ -8,7 +8,6 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.base import Artifact, Record
-from exporter.artifacts.latency import ThreadProbe
 
 
 class Interval(Record):
@@ -253,5 +252,4 @@ class EvaluationReport(Artifact):
     backend: str
     provider: str
     threads: int | None = None
-    thread_probe: ThreadProbe | None = None
     scores: list[TaskScore]

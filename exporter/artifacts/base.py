@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
@@ -29,6 +29,15 @@ class Record(BaseModel):
     """An immutable part of a file; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+def ignoring(*keys: str) -> Any:
+    """Has a record pass over keys that earlier versions wrote into it."""
+
+    def without(data: Any) -> Any:
+        return {k: v for k, v in data.items() if k not in keys} if isinstance(data, dict) else data
+
+    return model_validator(mode="before")(without)
 
 
 class Artifact(Record):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from exporter.artifacts.base import Record
+from exporter.artifacts.base import Record, ignoring
 from exporter.artifacts.nouns import RECORDINGS, TEXTS, Parts
 
 Phase = Literal["prefill", "decode", "encode"]
@@ -78,9 +78,7 @@ class MachineState(Record):
     before, while it worked: the median of its clock, its highest temperature, any throttling.
     ``quota_cpus`` is the CPU time that a container may take, in CPUs; ``quota_waiting_share`` is
     the share of the time since the look before that it was kept waiting by that, and
-    ``steal_share`` the share of all CPU time that other virtual machines took. ``pressure_share``
-    is the share of the time in which a thread of the container, or else of the machine, waited for
-    a CPU; the measured threads count, too.
+    ``steal_share`` the share of all CPU time that other virtual machines took.
     """
 
     seconds: float
@@ -92,33 +90,8 @@ class MachineState(Record):
     quota_cpus: float | None = None
     quota_waiting_share: float | None = None
     steal_share: float | None = None
-    pressure_share: float | None = None
-    on_battery: bool | None = None
 
-
-class ThreadTrial(Record):
-    """A number of threads that was tried; ``visits_ms`` are the times of each loading's calls."""
-
-    threads: int = Field(ge=1)
-    visits_ms: list[list[float]]
-
-
-class ThreadProbe(Record):
-    """How the number of threads was found: one step of a model with each of some, in turns."""
-
-    step: str
-    trials: list[ThreadTrial]
-
-
-class Pinning(Record):
-    """Where a process was kept while it was timed: its CPUs, and its nice value (lower is first).
-
-    ``refused`` says what the system didn't allow of it.
-    """
-
-    cpus: list[int]
-    nice: int
-    refused: list[str] = Field(default_factory=list)
+    _earlier = ignoring("pressure_share", "on_battery")
 
 
 class Environment(Record):
@@ -128,10 +101,8 @@ class Environment(Record):
     program included. ``other_cpu_share`` is what all other processes took of the machine's CPU
     time while the arms were timed; None where the kernel doesn't say. ``affinity`` are the CPUs
     that the process may use. ``order_seed`` is what the arms' order in each round was drawn from; a
-    comparison that went on drew its earlier rounds from another. ``thread_probe`` is None where
-    ``threads`` was asked for, or where there was nothing to choose; ``pinning`` is None without
-    ``--pin``. ``gpu_settings`` are the GPU's power limit (W), clocks (MHz) and modes, by the names
-    of ``nvidia-smi``.
+    comparison that went on drew its earlier rounds from another. ``gpu_settings`` are the GPU's
+    power limit (W), clocks (MHz) and modes, by the names of ``nvidia-smi``.
     """
 
     machine: str
@@ -148,9 +119,9 @@ class Environment(Record):
     affinity: list[int] | None = None
     governor: str | None = None
     states: list[MachineState] = Field(default_factory=list)
-    thread_probe: ThreadProbe | None = None
-    pinning: Pinning | None = None
     order_seed: int | None = None
+
+    _earlier = ignoring("thread_probe", "pinning")
 
 
 class LatencySamples(Record):

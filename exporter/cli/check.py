@@ -168,7 +168,6 @@ def remeasuring(
     from exporter.compare.session import compare
 
     asked = _asked(report)
-    found = report.environment.thread_probe is not None
     in_stacks = holds_stacks(ArmName.of(asked.baseline).path)
     # Which lengths are usual may have changed since.
     lengths = sorted({row.sequence_length for row in report.latency if row.phase == "encode"})
@@ -176,7 +175,7 @@ def remeasuring(
     options = replace(
         asked.compare,
         prefill_lengths=tuple(lengths) if keeps else asked.compare.prefill_lengths,
-        threads=report.environment.threads if found else asked.compare.threads,
+        threads=report.environment.threads,
         eval_tokens=_FEW_TOKENS,
         quality=QualityOptions() if in_stacks else _NO_ANSWERS,  # those always answer
     )

@@ -33,6 +33,8 @@ _IN_FILES = "Only in a --config file"
 _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _TASKSET = "taskset -c 2,3 before the command, with --threads 2"
 REMOVED = {
+    "compare --pin": _TASKSET,
+    "export --pin": _TASKSET,
     "score --checkpoints": _COMPARE,
     "score --revisions": f"{_COMPARE} (a --revision for each)",
     "score --vary-calibration": f"{_COMPARE} (a --calibration for each)",

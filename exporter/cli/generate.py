@@ -13,8 +13,7 @@ from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.compare.options import DeviceOption
 from exporter.engines.decoding.sampling import SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.runners.base import Runner
-from exporter.option_types import Arm, Count, InputPath, NumberOrAuto, Provider
+from exporter.option_types import Arm, Count, InputPath, Provider, Threads
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.printable import Pieces
 
@@ -32,8 +31,8 @@ class GenerateCall(Options):
     chat: bool = option(False, "Ask PROMPT as a user of a chat: in the tokenizer's chat template.")
     sampling: SamplingSettings = part(SamplingSettings())
     provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.")
-    threads: NumberOrAuto | None = option(
-        None, "CPU threads; auto: the fastest number, found by a short trial.", usual="all cores"
+    threads: Threads = option(
+        None, "CPU threads; auto: the physical cores that the process may use.", usual="auto"
     )
     cache_length: Count | None = option(
         None, "Length of the cache, in tokens.", usual="prompt and new tokens"
@@ -69,7 +68,7 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
         model = RUNNERS[backend].folder(model).onnx
     texts = TextModel.of(model, call.tokenizer)
     prompt_ids = texts.encode_chat(call.prompt) if call.chat else texts.encode(call.prompt)
-    decoder = _decoder(call, progress)
+    decoder = _decoder(call)
     refuse_too_long(decoder, len(prompt_ids), call.new_tokens, texts.positions)
     pieces = Pieces()
     silent = progress.as_json
@@ -94,18 +93,13 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     progress.say(f"{len(done.token_ids)} tokens; first after {done.first_token_ms:.0f} ms{later}")
 
 
-def _decoder(call: GenerateCall, progress: ConsoleProgress) -> Decoder:
-    from exporter.compare.threads import choose_threads
+def _decoder(call: GenerateCall) -> Decoder:
     from exporter.engines.decoding.open_decoder import open_decoder
-
-    def fastest(runner: Runner, longest: int | None) -> None:
-        choose_threads(runner, longest=longest, progress=progress)
 
     return open_decoder(
         call.model,
         backend=call.runner,
         provider=call.provider,
-        threads=call.threads if isinstance(call.threads, int) else None,
-        choose_threads=fastest if call.threads == "auto" else None,
+        threads=call.threads,
         context=call.cache_length,
     )

@@ -2,8 +2,8 @@
 
 A chunk of rounds is kept whole or not at all. Chunks are loads of their own anyway, so that some of
 an earlier process are worth as much as those of this one, under the same key: the same files,
-options, libraries and machine. Beside them stand the number of threads, where it was looked for,
-and finished results of accuracy, which depend on texts, tokenizers, tasks and options of quality.
+options, libraries and machine. Beside them stand finished results of accuracy, which depend on
+texts, tokenizers, tasks and options of quality.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exporter.compare.options import CompareOptions
 from exporter.compare.prompts import questions
 from exporter.compare.tasks.choosing import task_versions
 from exporter.compare.tasks.probes import make_probes
-from exporter.engines.environment import environment
+from exporter.engines.environment import default_threads, environment
 from exporter.files import sha256_file
 from exporter.models.companions import settings_hashes
 from exporter.models.texts.chat_template import ChatTemplate
@@ -64,7 +64,7 @@ def store_of(
     """
     if folder is None:
         return Store(None)
-    machine = environment(threads=options.threads or 0, gpu=gpu)
+    machine = environment(threads=options.threads or default_threads(), gpu=gpu)
     same = ("machine", "processor", "cpu_count", "threads", "python", "gpu", "affinity")
     made_from: dict[str, Any] = {
         "arms": dict(arms),

@@ -71,16 +71,12 @@ class DeviceOption(Options):
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """Where a graph runs.
-
-    Attributes:
-        threads: None finds what makes a step fastest, in a short probe.
-    """
+    """Where a graph runs."""
 
     provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.", section=SPEED)
     threads: Threads = option(
         None,
-        "CPU threads; auto: the number with the fastest step, found by a short trial.",
+        "CPU threads; auto: the physical cores that the process may use.",
         usual="auto",
         section=SPEED,
     )
@@ -216,14 +212,6 @@ class TimingOptions(Options):
     on_disturbance: Literal["stop", "warn"] = option(
         "stop",
         "What to do if a CPU quota or other virtual machines take much of the CPU time.",
-        section=SPEED,
-        rare=True,
-    )
-    pin: bool = option(
-        False,
-        "Keep the process on CPUs of its own while it measures, one a core, and ahead of other "
-        "processes, as far as the system allows it.",
-        brief="Keep the process on CPUs of its own, ahead of others",
         section=SPEED,
         rare=True,
     )

@@ -36,9 +36,7 @@ from exporter.compare.kinds import (
 )
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
-from exporter.compare.pinning import pinning
 from exporter.compare.quantization_grid import quantization_grid, refuse_no_grid
-from exporter.compare.threads import settle_threads
 from exporter.compare.witness import witness_checks
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
@@ -190,14 +188,11 @@ def _described(pair: Pair, known: _Known) -> ComparisonReport:
 def _run(
     pair: Pair, texts: Sequence[TextSource], known: _Known, resume: Path | None
 ) -> ComparisonReport:
-    """The report of arms that run here, once their threads and CPUs are settled."""
+    """The report of arms that run here."""
     store = open_store(pair, resume)
-    probe = settle_threads(pair, store)
-    threads = pair.baseline.runner.threads
-    machine = environment(threads=threads, gpu=pair.on_gpu)  # what it may use unpinned
-    with pinning(threads, pair.options.timing, pair.progress) as pinned, pair.running():
-        settled = {"thread_probe": probe, "pinning": pinned}
-        return _measured(pair, texts, known, store, machine.model_copy(update=settled))
+    machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
+    with pair.running():
+        return _measured(pair, texts, known, store, machine)
 
 
 def _measured(

@@ -16,7 +16,6 @@ from typing import Self
 from exporter.artifacts import Environment, MachineState
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.machine_watch import MachineWatch, kernel_text, quota
-from exporter.engines.pinning import let_go
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _MHZ = re.compile(r"^cpu MHz\s*:\s*([\d.]+)", re.MULTILINE)
@@ -147,7 +146,6 @@ class GpuWatch:
                     command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
                 )
         if self._tool is not None and self._tool.stdout is not None:
-            let_go(self._tool.pid)  # it must not run among the threads that are timed
             os.set_blocking(self._tool.stdout.fileno(), False)
         return self
 

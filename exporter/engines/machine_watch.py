@@ -1,7 +1,6 @@
-"""What takes the processor from a measurement: a quota, other machines, other processes, a battery.
+"""What takes the processor from a measurement: a quota, or other virtual machines.
 
-Sources: the kernel's ``cgroup-v2.rst``, ``sched-bwc.rst`` (version 1), ``psi.rst`` (pressure),
-``proc_stat(5)``, and ``sysfs-class-power``.
+Sources: the kernel's ``cgroup-v2.rst``, ``sched-bwc.rst`` (version 1), and ``proc_stat(5)``.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from exporter.printable import counted
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _KERNEL_COUNTERS = Path("/proc/stat")
-_POWER = Path("/sys/class/power_supply")
-_PRESSURE = Path("/proc/pressure/cpu")
 _STEAL, _COUNTED = 7, 8  # of: user nice system idle iowait irq softirq steal
 _MICROSECONDS, _NANOSECONDS = 1e6, 1e9
 _LOOKS = 3
@@ -98,41 +95,6 @@ def _stolen() -> tuple[int, int] | None:
     return ticks[_STEAL], sum(ticks)
 
 
-def _pressed_s() -> tuple[Path, float] | None:
-    """How long a thread had to wait for a CPU, in seconds since the file's group began.
-
-    Of the innermost group of this process that tells it, which is a container's where there is one;
-    else of the whole machine.
-    """
-    for file in (*_own_pressures(), _PRESSURE):
-        for line in (kernel_text(file) or "").splitlines():
-            kind, _, told = line.partition(" ")
-            total = told.rpartition("total=")[2]
-            if kind == "some" and total.isdigit():
-                return file, int(total) / _MICROSECONDS
-    return None
-
-
-def _own_pressures() -> list[Path]:
-    """Of control groups 2, the innermost first; they lie in a folder of their own beside 1."""
-    lines = [line.split(":", 2) for line in (kernel_text(_OWN_CGROUP) or "").splitlines()]
-    own = [each[2].lstrip("/") for each in lines if len(each) == 3 and each[0] == "0"]
-    bases = _CGROUP, _CGROUP / "unified"
-    return [base / path / "cpu.pressure" for path in (*own, "") for base in bases]
-
-
-def on_battery() -> bool | None:
-    """Whether the machine runs on its battery; None where it has none, or doesn't tell."""
-    told = [
-        (kernel_text(file.parent / "type"), kernel_text(file)) for file in _POWER.glob("*/online")
-    ]
-    mains = [online == "1" for kind, online in told if kind in ("Mains", "USB")]
-    states = [kernel_text(file) for file in _POWER.glob("BAT*/status")]
-    if not states:
-        return None
-    return not any(mains) if mains else "Discharging" in states
-
-
 class MachineWatch:
     """Looks at what was taken since the look before.
 
@@ -145,9 +107,8 @@ class MachineWatch:
         self._now = now
         self._threads = max(1, min(threads, os.cpu_count() or threads))
         self._last = now(), quota(), _stolen()
-        self._pressed = _pressed_s()
 
-    def look(self) -> dict[str, float | bool | None]:
+    def look(self) -> dict[str, float | None]:
         """The fields of :class:`MachineState` that are known here."""
         before, limit, stolen = self._last
         self._last = self._now(), quota(), _stolen()
@@ -162,15 +123,7 @@ class MachineWatch:
             "quota_cpus": found.cpus,
             "quota_waiting_share": waiting,
             "steal_share": steal,
-            "pressure_share": self._pressure(passed),
-            "on_battery": on_battery(),
         }
-
-    def _pressure(self, passed: float) -> float | None:
-        before, self._pressed = self._pressed, _pressed_s()
-        if before is None or self._pressed is None or before[0] != self._pressed[0] or passed <= 0:
-            return None
-        return _share(before[1], self._pressed[1], passed)
 
 
 def _share(before: float | None, after: float | None, whole: float) -> float | None:

@@ -46,7 +46,7 @@ def foreign_deletions(content: Any, where: str) -> list[PlannedDeletion] | None:
     readers = {"depthcut": _own, "LLM-Drop": _lists, "Puzzletron": _blocks}
     read = [
         (name, deletions)
-        for config in _nested(content)
+        for config in nested_configs(content)
         for name, reader in readers.items()
         if (deletions := reader(config, where)) is not None
     ]
@@ -77,7 +77,7 @@ def with_drops(config: Mapping[str, Any], deletions: Sequence[PlannedDeletion]) 
         key: [deletion.layer for deletion in deletions if deletion.kind in (kind, "block")]
         for key, kind in _LISTS.items()
     }
-    part = next((k for k in _TEXT_PARTS if _layers(config) is None and k in config), None)
+    part = next((k for k in _TEXT_PARTS if layers_in(config) is None and k in config), None)
     return {**config, **lists} if part is None else {**config, part: {**config[part], **lists}}
 
 
@@ -95,14 +95,15 @@ def without_drops(config: Mapping[str, Any]) -> dict[str, Any]:
     return bare
 
 
-def _nested(content: Any) -> Iterator[Mapping[str, Any]]:
+def nested_configs(content: Any) -> Iterator[Mapping[str, Any]]:
     """A config, and the one of the language model in it where it has others too."""
     if isinstance(content, Mapping):
         yield content
         yield from (content[key] for key in _TEXT_PARTS if isinstance(content.get(key), Mapping))
 
 
-def _layers(config: Mapping[str, Any]) -> int | None:
+def layers_in(config: Mapping[str, Any]) -> int | None:
+    """How many layers a config says that there are."""
     numbers = (config.get(key) for key in _LAYER_KEYS)
     return next((n for n in numbers if isinstance(n, int) and not isinstance(n, bool)), None)
 
@@ -122,7 +123,7 @@ def _wanted(value: Any, kind: type, where: str, path: str) -> Any:
 
 
 def _layer(layer: int, config: Mapping[str, Any], where: str, path: str) -> int:
-    layers = _layers(config)
+    layers = layers_in(config)
     if layer < 0 or (layers is not None and layer >= layers):
         raise PlanError(
             f"{where}: $.{path}: there is no layer {layer} of {layers or 'any model'}.",
@@ -169,7 +170,7 @@ def _lists(config: Mapping[str, Any], where: str) -> list[PlannedDeletion] | Non
 
 
 def _listed(config: Mapping[str, Any], key: str, where: str) -> list[int]:
-    value, layers = config.get(key), _layers(config)
+    value, layers = config.get(key), layers_in(config)
     entries = _wanted([] if value is None else value, list, where, key)
     if entries and all(isinstance(entry, bool) for entry in entries):
         if layers is not None and len(entries) != layers:
@@ -185,7 +186,7 @@ def _listed(config: Mapping[str, Any], key: str, where: str) -> list[int]:
 def _blocks(config: Mapping[str, Any], where: str) -> list[PlannedDeletion] | None:
     if config.get(_BLOCKS) is None:
         return None
-    blocks, layers = _wanted(config[_BLOCKS], list, where, _BLOCKS), _layers(config)
+    blocks, layers = _wanted(config[_BLOCKS], list, where, _BLOCKS), layers_in(config)
     if layers is not None and len(blocks) != layers:
         raise _wrong(where, _BLOCKS, f"{len(blocks)} entries for {layers} layers")
     types = config.get("layer_types")
@@ -196,9 +197,9 @@ def _blocks(config: Mapping[str, Any], where: str) -> list[PlannedDeletion] | No
             if _is_dropped(entry, where, path):
                 dropped.append(PlannedDeletion(layer=layer, kind=kind))
                 continue
-            sizes = {k: v for k, v in entry.items() if v and k not in ("name", "kind")}
+            own = {k: v for k, v in entry.items() if v and k not in ("name", "kind")}
             like = kind, str(types[layer]) if is_typed and types else ""
-            kept.setdefault(like, []).append((path, json.dumps(sizes, sort_keys=True)))
+            kept.setdefault(like, []).append((path, json.dumps(own, sort_keys=True)))
     for group in kept.values():
         usual = Counter(sizes for _, sizes in group).most_common(1)[0][0]
         for path, sizes in group:

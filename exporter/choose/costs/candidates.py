@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Environment, LatencyRow, Record, Speedup
-from exporter.artifacts.store import Store
 from exporter.choose.costs.conditions import refuse_too_long
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
 from exporter.choose.costs.request_shape import RequestShape
@@ -14,7 +13,6 @@ from exporter.choose.costs.weighing import longest_text
 from exporter.compare.arms import Pair
 from exporter.compare.kinds import open_pair
 from exporter.compare.options import CompareOptions
-from exporter.compare.threads import settle_threads
 from exporter.compare.timing.subjects import RunnerArm
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.inputs import has_cache
@@ -66,7 +64,7 @@ def measure_speedup(
         candidate: The pruned one, of the same kind.
         at: The request.
         provider: Where ONNX Runtime or PyTorch runs both: ``cpu`` or ``cuda``.
-        threads: CPU threads; None finds what makes the baseline's step fastest.
+        threads: CPU threads; None takes all physical cores.
         width: Ends once the 95 % interval reaches no further than this share from the speedup, to
             either side.
         effort: How long the rounds take at most; two minutes by default.
@@ -93,7 +91,6 @@ def measure_speedup(
     )
     pair = _opened(baseline, candidate, options, progress)
     _refuse_too_long(pair, at)
-    settle_threads(pair, Store(None))
     with pair.running():
         pair.refuse_other_interface()
         return _measured(pair, at, width, effort or Effort(seconds=120.0))

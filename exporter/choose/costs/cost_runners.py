@@ -14,24 +14,20 @@ from typing import Literal, Protocol
 import numpy as np
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.latency import Shape
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant
 from exporter.choose.costs.weighing import sizes
-from exporter.compare.threads import choose_threads, fastest
 from exporter.compare.timing.subjects import RunnerArm, TimedArm
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.models.graph_facts import GraphFacts, read_facts
 from exporter.models.model_folder import PIXELS, find_model
-from exporter.progress import Progress
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.replacements import ReplacementTensors
 
@@ -69,9 +65,6 @@ class CostRunner(Protocol):
     @property
     def sizes(self) -> GraphSizes:
         """What its sublayers take."""
-
-    def choose_threads(self, step: Shape, progress: Progress) -> None:
-        """Takes so many threads as make a step fastest."""
 
     def arms(self, variant: Variant) -> AbstractContextManager[Mapping[str, TimedArm]]:
         """The whole model and one with some sublayers cut, loaded while the block runs.
@@ -142,13 +135,6 @@ class OnnxCostRunner:
     @cached_property
     def _facts(self) -> GraphFacts:
         return read_facts(self.onnx)
-
-    def choose_threads(self, step: Shape, progress: Progress) -> None:
-        """See :class:`CostRunner`."""
-        runner = self._runner(self.onnx)
-        vocabulary = self.vocabulary
-        probe = choose_threads(runner, lambda: step, vocabulary=vocabulary, progress=progress)
-        self.threads = default_threads() if probe is None else fastest(probe)
 
     @contextmanager
     def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:

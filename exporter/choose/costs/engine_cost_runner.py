@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from exporter.artifacts.latency import Shape
 from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while, subjects
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant
@@ -90,9 +89,6 @@ class EngineCostRunner:
     @cached_property
     def _baseline(self) -> Runner:
         return self._built(self.onnx, self.folder / "whole")
-
-    def choose_threads(self, step: Shape, progress: Progress) -> None:
-        """One thread feeds the GPU."""
 
     @contextmanager
     def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:

@@ -14,17 +14,14 @@ from typing import ClassVar
 import numpy as np
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.latency import Shape
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.choose.costs.cost_runners import random_replacement, subjects
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.grouping import Variant
-from exporter.compare.threads import choose_threads, fastest
 from exporter.compare.timing.subjects import TimedArm
 from exporter.cut.gguf.layers import place_in_layer, sublayers_of
 from exporter.cut.gguf.surgery import cut_gguf
-from exporter.engines.environment import default_threads
 from exporter.engines.runners.registry import RUNNERS, open_runner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
@@ -32,7 +29,6 @@ from exporter.models.gguf.facts import CACHE_BYTES, gguf_facts
 from exporter.models.gguf.header import Tensor
 from exporter.models.gguf.layer_sizes import HIDDEN, sizes_of
 from exporter.models.gguf.model_files import read_model
-from exporter.progress import Progress
 from graph_passes.replacements import ReplacementTensors
 from graph_passes.types import SublayerRef
 
@@ -99,12 +95,6 @@ class GgufCostRunner:
             longest=RUNNERS[_BACKEND].folder(self.model).longest_sequence,
             name=str(self.model),
         )
-
-    def choose_threads(self, step: Shape, progress: Progress) -> None:
-        """Takes so many threads as make a step fastest."""
-        runner = open_runner(_BACKEND, read_model(self.model).path, threads=self.threads)
-        probe = choose_threads(runner, lambda: step, vocabulary=self._vocabulary, progress=progress)
-        self.threads = default_threads() if probe is None else fastest(probe)
 
     @contextmanager
     def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:

@@ -22,6 +22,7 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial
 from exporter.choose.costs.timing import Effort, time_request
 from exporter.engines.build.libraries import Backend
+from exporter.engines.environment import default_threads
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
 from exporter.files import scratch_folder
 from exporter.progress import QUIET, Progress
@@ -39,7 +40,7 @@ class CostSettings:
 
     Attributes:
         at: The request.
-        threads: CPU threads; None finds what makes the graph's step fastest.
+        threads: CPU threads; None takes all physical cores.
         replacements: What may take a sublayer's place; ``none`` is always measured.
         precision: A variant's timing ends where the standard error of what it saves is below this
             share of it, or below 0.2 % of the request's time.
@@ -153,8 +154,8 @@ def measure_on(
         cost_runner.threads = threads
     elif earlier is not None:
         cost_runner.threads = earlier.environment.threads
-    else:
-        cost_runner.choose_threads(cells[min(1, len(cells) - 1)][0], progress)
+    elif not cost_runner.on_gpu:
+        cost_runner.threads = default_threads()
     if earlier is not None and not has_linear:
         cost_runner.rank = earlier.rank  # that of the maps that are there
     return CostRun(cost_runner, settings, cells, progress).measure(names, earlier)

@@ -16,13 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from exporter.artifacts.latency import Shape
 from exporter.choose.costs.cost_runners import random_replacement, subjects
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.grouping import Variant
-from exporter.compare.threads import choose_threads, fastest
 from exporter.compare.timing.subjects import TimedArm
-from exporter.engines.environment import default_threads
 from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
@@ -31,7 +28,6 @@ from exporter.models.anatomy.architectures import SublayerModules, sublayers
 from exporter.models.anatomy.residual_stream import probe_inputs
 from exporter.models.model_folder import PIXELS, image_patches, longest_sequence
 from exporter.models.onnx_interface import OnnxInterface, interface_of
-from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -104,12 +100,6 @@ class TorchCostRunner:
             return 1
         embeddings: Any = self.loaded.model.get_input_embeddings()
         return int(embeddings.weight.shape[0])
-
-    def choose_threads(self, step: Shape, progress: Progress) -> None:
-        """Takes so many threads as make a step fastest."""
-        runner, vocabulary = self._runner(self.loaded.model, self._interface), self._vocabulary
-        probe = choose_threads(runner, lambda: step, vocabulary=vocabulary, progress=progress)
-        self.threads = default_threads() if probe is None else fastest(probe)
 
     @contextmanager
     def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:

@@ -28,7 +28,6 @@ from exporter.compare.encoder_decoder.refusals import (
 from exporter.compare.encoder_decoder.timing import StackTiming, open_stack_store
 from exporter.compare.judged_texts import refuse_noted
 from exporter.compare.options import CompareOptions
-from exporter.compare.pinning import pinning
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
@@ -99,11 +98,9 @@ def compare_stacks(
 def _run(timing: StackTiming, reader: PairReader, pairs: Pairs) -> ComparisonReport:
     """The report of what was measured, without what the caller knows."""
     folders, options, progress = timing.folders, timing.options, timing.progress
-    probe = timing.settle_threads()
     threads = timing.runners["baseline"].threads
-    machine = environment(threads=threads, gpu=options.provider == "cuda")  # unpinned
-    machine = machine.model_copy(update={"thread_probe": probe})
-    with pinning(threads, options.timing, progress) as pinned, timing.running() as runners:
+    machine = environment(threads=threads, gpu=options.provider == "cuda")
+    with timing.running() as runners:
         tell_notes((each for arm in runners.values() for each in arm.capabilities), progress)
         judged = _judged(runners["baseline"], reader, pairs, options.eval_tokens, progress)
         accuracy = judge_answers(runners, judged, progress)
@@ -112,7 +109,7 @@ def _run(timing: StackTiming, reader: PairReader, pairs: Pairs) -> ComparisonRep
     parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
     return ComparisonReport(
         made_from={**parents, "evaluation_text": accuracy.text_sha256},
-        environment=machine.model_copy(update={"pinning": pinned}),
+        environment=machine,
         arms=arms,
         parity=[],
         latency=rows,

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.artifacts import Environment, LatencyRow, ThreadProbe
+from exporter.artifacts import Environment, LatencyRow
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.nouns import RECORDINGS
 from exporter.artifacts.store import Store
@@ -15,8 +15,7 @@ from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
 from exporter.compare.generating import GenerationCell
 from exporter.compare.kept import store_of
 from exporter.compare.options import CompareOptions
-from exporter.compare.threads import fastest, kept_threads, try_threads
-from exporter.compare.timing.subjects import Probe, TimedCell
+from exporter.compare.timing.subjects import TimedCell
 from exporter.compare.timing_session import TimingSession
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.runners.base import Array
@@ -51,29 +50,6 @@ class StackTiming:
             for runner in self.runners.values():
                 stack.enter_context(runner)
             yield self.runners
-
-    def settle_threads(self) -> ThreadProbe | None:
-        """Gives both arms the number of threads that makes the baseline's step fastest.
-
-        That is the first decode step that is asked for. Not looked for where a number is asked
-        for, or on a GPU.
-
-        Raises:
-            BackendError: The baseline can't be loaded or run.
-        """
-        if self.options.threads is not None or self._on_gpu:
-            return None
-        runner, cells = self.runners["baseline"], self._cells(tell=False)
-        steps = [each for each in cells if isinstance(each, Shape) and each.phase != "encode"]
-        step = next((each for each in steps if each.phase == "decode"), steps[0])
-
-        def bind() -> tuple[Shape, Probe]:
-            return step, self._arm("baseline").probe(step)
-
-        probe = kept_threads(self.store, lambda: try_threads(runner, bind, progress=self.progress))
-        for each in self.runners.values():
-            each.threads = runner.threads if probe is None else fastest(probe)
-        return probe
 
     def timed(self, machine: Environment) -> tuple[Environment, list[LatencyRow]]:
         """The machine meanwhile, and a row for each graph and shape; the runners are entered.

@@ -11,7 +11,6 @@ from exporter.compare.tasks.choosing import local_tasks, score_tasks
 from exporter.compare.tasks.probes import make_probes
 from exporter.compare.tasks.probing import score_probes, why_unaskable
 from exporter.compare.tasks.scores import TaskScores
-from exporter.compare.threads import choose_threads
 from exporter.engines.runners.base import Runner, tell_notes
 from exporter.engines.runners.registry import open_model
 from exporter.errors import TaskError
@@ -35,7 +34,7 @@ def evaluate_model(
             and the path of its model, as in ``llama.cpp:FILE``.
         tasks: The tasks and probes; a model that can't be asked probes is scored on tasks alone.
         provider: Where ONNX Runtime runs the model: ``cpu`` or ``cuda``.
-        threads: CPU threads; None finds what makes a step fastest, in a short probe.
+        threads: CPU threads; None takes all physical cores.
         progress: Hears of each task.
 
     Raises:
@@ -48,9 +47,6 @@ def evaluate_model(
     """
     local_tasks(tasks)  # what can't be read is told before a model is loaded
     folder, runner = open_model(model, provider=provider, threads=threads)
-    probe = None
-    if threads is None:
-        probe = choose_threads(runner, longest=folder.longest_sequence, progress=progress)
     with runner:
         tell_notes([runner.capabilities], progress)
         scores = score_tasks(tasks, runner, folder, progress=progress) if tasks.tasks else []
@@ -62,7 +58,6 @@ def evaluate_model(
             backend=runner.backend,
             provider=runner.provider,
             threads=runner.threads,
-            thread_probe=probe,
             scores=[score for found in scores for score in _records(found)],
         )
 

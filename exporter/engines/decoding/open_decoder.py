@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from exporter.engines.build.engine_set import SUFFIXES, find_builds, holds_engines_alone
@@ -22,9 +21,6 @@ from exporter.engines.runners.registry import ONNX, RUNNERS, named_backend, open
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import UsageError
 
-ThreadChoice = Callable[[Runner, int | None], object]
-"""Sets a runner's threads, given the longest sequence that the model knows."""
-
 
 def open_decoder(
     model: Path | str,
@@ -32,7 +28,6 @@ def open_decoder(
     backend: str | None = None,
     provider: str = "cpu",
     threads: int | None = None,
-    choose_threads: ThreadChoice | None = None,
     context: int | None = None,
 ) -> Decoder:
     """A decoder for a model, not yet loaded.
@@ -44,7 +39,6 @@ def open_decoder(
         backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
         provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
         threads: CPU threads, but for an engine; all cores when None.
-        choose_threads: Sets the runner's threads in place of ``threads``.
         context: Positions that a text may have at most, but for an engine; None for what it needs.
 
     Raises:
@@ -73,8 +67,6 @@ def open_decoder(
     folder = files.folder(model)
     number = threads or default_threads()
     runner = open_runner(named or ONNX, folder.onnx, provider=provider, threads=number)
-    if choose_threads is not None:
-        choose_threads(runner, folder.longest_sequence)
     if named is not None:
         return LoadingDecoder(runner, context=context)
     return OnnxRuntimeDecoder(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import median
 
 from exporter.artifacts import (
     Arm,
     ComparisonReport,
     EngineFacts,
-    Environment,
     MachineState,
-    Pinning,
 )
 from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Command, Grid, Note, Section
@@ -93,14 +90,10 @@ def machine_remarks(states: Sequence[MachineState], threads: int) -> list[str]:
             f"The CPU quota of {_cpus_words(lowest)} is less than the {counted(threads, 'thread')}:"
             " times depend on when it is used up."
         )
-    if any(state.on_battery for state in states):
-        told.append("The machine ran on its battery, which may lower its clock.")
     if (steal := _mean(states, "steal_share")) > _WORTH_TELLING:
         told.append(f"Other virtual machines took {steal:.0%} of the CPU time.")
     if (waiting := _mean(states, "quota_waiting_share")) > _WORTH_TELLING:
         told.append(f"The CPU quota kept the process waiting for {waiting:.0%} of the time.")
-    if (pressure := _mean(states, "pressure_share")) > _MUCH:
-        told.append(f"In {pressure:.0%} of the time a thread was waiting for a CPU.")
     return told
 
 
@@ -117,11 +110,9 @@ def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     machine, arms = report.environment, report.arms
     load = machine.load_average_1m
     yield ["processor", f"{machine.processor}, {machine.cpu_count} CPUs, {machine.machine}"]
-    yield ["threads", _threads(machine)]
+    yield ["threads", str(machine.threads)]
     if machine.affinity is not None:
         yield ["CPUs allowed", ", ".join(map(str, machine.affinity))]
-    if machine.pinning is not None:
-        yield ["pinned to CPUs", _pinning(machine.pinning)]
     if machine.governor is not None:
         yield ["frequency governor", machine.governor]
     yield ["GPU", machine.gpu or "none used"]
@@ -147,22 +138,6 @@ def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     if any(arm.device_memory_bytes is not None for arm in named_arms(report).values()):
         yield ["device memory", _each(report, _device_memory)]
     yield ["versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())]
-
-
-def _pinning(pinning: Pinning) -> str:
-    cpus = ", ".join(map(str, pinning.cpus))
-    refused = "".join(f"; not allowed: {each}" for each in pinning.refused)
-    return f"{cpus}, at priority (nice) {pinning.nice}{refused}"
-
-
-def _threads(machine: Environment) -> str:
-    probe = machine.thread_probe
-    if probe is None:
-        return str(machine.threads)
-    tried = ", ".join(
-        f"{trial.threads}: {min(map(median, trial.visits_ms)):.4g} ms" for trial in probe.trials
-    )
-    return f"{machine.threads}, the fastest in {probe.step} ({tried})"
 
 
 def _each(report: ComparisonReport, fact: Callable[[Arm], str]) -> str:
@@ -192,7 +167,6 @@ def _states(report: ComparisonReport) -> Iterator[list[str]]:
         ("CPU quota", " CPUs", [s.quota_cpus for s in states]),
         ("taken by other virtual machines", " %", _percent(s.steal_share for s in states)),
         ("waiting for the quota", " %", _percent(s.quota_waiting_share for s in states)),
-        ("a thread waits for a CPU", " %", _percent(s.pressure_share for s in states)),
         ("GPU clock while measuring", " MHz", [s.gpu_sm_mhz for s in states]),
         ("GPU temperature", " °C", [s.gpu_celsius for s in states]),
     ):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
 
+from exporter.choose.costs import measuring
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.grouping import Variant, groups_of, variants
 from exporter.choose.costs.measuring import CostSettings, measure_on
@@ -109,9 +110,6 @@ class VirtualBench:
 
     def __post_init__(self) -> None:
         self.sizes = GraphSizes(**{**vars(self.sizes), "rest_caches": (None,)})  # has a cache
-
-    def choose_threads(self, step: Any, progress: Any) -> None:
-        self.threads = 3
 
     @contextmanager
     def arms(self, variant: Variant) -> Iterator[Mapping[str, CostlyArm]]:
@@ -264,7 +262,10 @@ def test_costs_under_other_conditions_are_measured_anew(
     assert CostTable.read(kept) == table
 
 
-def test_threads_are_those_of_before_or_looked_for(tmp_path: Path) -> None:
+def test_threads_are_those_of_before_or_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "default_threads", lambda: 3)
     kept = tmp_path / "costs.json"
     few = {"names": [(0, "mlp")], "replacements": (), "kept": kept, "threads": None}
     assert measured(VirtualBench(), **few).environment.threads == 3

@@ -498,3 +498,14 @@ def test_a_share_above_one_is_read_again_as_it_was_meant(
     assert "at_most: 200%\n" in shown
     ambiguous = _config(tmp_path, shown.replace("200%", "2.0"))
     assert command_line.run(["plan", str(given), "--config", ambiguous, "--show-config"]) == 2
+
+
+@pytest.mark.parametrize("word", ["0", "all", "1.5"])
+@pytest.mark.parametrize("command", ["compare", "export", "evaluate", "generate"])
+def test_threads_are_a_number_or_auto(
+    command: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run([command, str(tmp_path), "x", "--threads", word]) == 2
+    told = capsys.readouterr().err
+    assert "'--threads'" in told
+    assert f"'{word}'" in told or word == "0"

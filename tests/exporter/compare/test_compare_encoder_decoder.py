@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,28 +70,6 @@ def test_what_a_cut_baseline_lacks_already_is_not_told_as_dropped(models: Path) 
     assert compared(models, ("less", "less")).plan == []
 
 
-def test_the_number_of_threads_is_tried_where_none_is_asked_for(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from exporter.compare import threads
-    from exporter.compare.session import compare
-
-    monkeypatch.setattr(threads, "default_threads", lambda: 2)
-    told = CompareOptions(
-        eval_text=str(models / "sources.txt"), rounds=2, decode_past_lengths=(16,), eval_tokens=40
-    )
-    arms = models / "whole", models / "least"
-    found = compare(*arms, told, resume=tmp_path).environment
-    assert found.thread_probe is not None
-    assert found.thread_probe.step == "decode 1, cache 16"
-    assert [trial.threads for trial in found.thread_probe.trials] == [1, 2]
-    assert found.threads == threads.fastest(found.thread_probe)
-    again = compare(*arms, told, resume=tmp_path).environment
-    assert again.thread_probe == found.thread_probe  # kept, not tried again
-    asked = compared(models).environment
-    assert (asked.threads, asked.thread_probe) == (1, None)
-
-
 def test_the_machine_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from exporter.compare import timing_session
 
@@ -107,17 +84,6 @@ def test_the_machine_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch) -
     warned = TimingOptions(on_disturbance="warn")
     compared(models, rounds=12, timing=warned, heard=heard)
     assert sum("disturbed" in line for line in heard.lines) == 1
-
-
-def test_arms_are_pinned_where_that_is_asked_for(models: Path) -> None:
-    before = os.sched_getaffinity(0)
-    found = compared(models, timing=TimingOptions(pin=True)).environment
-    assert found.pinning is not None
-    if not found.pinning.refused:
-        assert len(found.pinning.cpus) == 1  # of one thread
-    assert found.affinity == sorted(before)
-    assert os.sched_getaffinity(0) == before
-    assert compared(models).environment.pinning is None
 
 
 def test_a_regression_is_measured_again(models: Path) -> None:
@@ -247,7 +213,7 @@ USED = {
     "provider", "threads", "prefill_lengths", "decode_past_lengths", "batches", "rounds",
     "eval_text", "eval_tokens", "gpu.device", "timing.time_budget_s", "timing.power",
     "timing.smallest", "timing.threshold", "timing.generate", "timing.on_disturbance",
-    "timing.reload", "timing.pin",
+    "timing.reload",
 }  # fmt: skip
 """What a comparison of encoder-decoders heeds."""
 REFUSED: dict[str, Any] = {

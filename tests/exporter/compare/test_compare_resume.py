@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 import exporter.compare.timing_session
@@ -30,8 +31,6 @@ from exporter.compare.timing.rounds import Chunk, find_chunk, joined, keep_chunk
 from exporter.compare.timing.row import MeasuredRow
 from exporter.compare.timing_session import Timed
 from exporter.errors import ComparisonError, UsageError
-from exporter.report.markdown import markdown
-from exporter.report.sections import comparison_document
 from tests.raising import raises
 
 OPTIONS = CompareOptions(
@@ -299,15 +298,26 @@ def test_the_machine_is_looked_at_between_chunks(arms: tuple[Path, Path]) -> Non
     seconds = [state.seconds for state in found.states]
     assert seconds == sorted(seconds)
     assert found.affinity
-    assert found.pinning is None
 
 
-def test_a_pinned_comparison_tells_where_it_ran_and_lets_go(arms: tuple[Path, Path]) -> None:
-    before = os.sched_getaffinity(0)
-    report = compare(*arms, replace(OPTIONS, timing=TimingOptions(pin=True)))
-    found = report.environment
-    assert found.pinning is not None
-    assert found.affinity == sorted(before)  # what was allowed, not what was taken of it
-    assert len(found.pinning.cpus) == 1
-    assert os.sched_getaffinity(0) == before
-    assert "pinned to CPUs" in markdown(comparison_document(report))
+def test_threads_are_the_cores_unless_a_number_is_asked_for(
+    arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.compare.session.default_threads", lambda: 3)
+    seeds = set()
+    for threads, expected in ((None, 3), (2, 2)):
+        machine = compare(*arms, replace(OPTIONS, threads=threads)).environment
+        assert machine.threads == expected
+        seeds.add(machine.order_seed)
+    assert len(seeds) == 2  # the order of rounds is another in each run
+
+
+def test_what_earlier_versions_told_of_a_machine_is_passed_over(arms: tuple[Path, Path]) -> None:
+    report = compare(*arms, replace(OPTIONS, threads=1))
+    earlier = json.loads(report.to_json())
+    earlier["environment"] |= {"thread_probe": None, "pinning": None}
+    earlier["environment"]["states"][0] |= {"pressure_share": 0.1, "on_battery": False}
+    assert type(report).model_validate(earlier) == report
+    earlier["environment"]["other"] = 1
+    with pytest.raises(ValidationError):
+        type(report).model_validate(earlier)

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.artifacts import MachineState
 from exporter.engines import machine_watch as module
-from exporter.engines.machine_watch import MachineWatch, doubt, on_battery, quota
+from exporter.engines.machine_watch import MachineWatch, doubt, quota
 from exporter.report.sections.machine import machine_remarks
 
 
@@ -19,8 +19,6 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("_CGROUP", "cgroup"),
         ("_OWN_CGROUP", "own"),
         ("_KERNEL_COUNTERS", "stat"),
-        ("_POWER", "power"),
-        ("_PRESSURE", "pressure"),
     ):
         monkeypatch.setattr(module, name, tmp_path / place)
     return tmp_path
@@ -97,56 +95,6 @@ def test_a_kernel_that_tells_nothing_is_no_reason_to_doubt(kernel: Path) -> None
     assert machine_remarks(looks, 2) == []
 
 
-PRESSED = "some avg10=1.00 avg60=1.00 avg300=1.00 total={}\nfull avg10=0.00 total=7"
-
-
-@pytest.mark.parametrize(
-    ("own", "files", "found"),
-    [
-        ("0::/", ("pressure",), 0.4),
-        ("0::/a", ("cgroup__a__cpu_DOT_pressure", "pressure"), 0.4),
-        ("0::/a", ("cgroup__cpu_DOT_pressure",), 0.4),  # of a container, whose root is its group
-        ("3:cpu:/\n0::/", ("cgroup__unified__cpu_DOT_pressure",), 0.4),
-        ("0::/a", ("cgroup__b__cpu_DOT_pressure",), None),  # another's
-        ("0::/", (), None),
-    ],
-)
-def test_a_look_tells_how_long_threads_waited(
-    kernel: Path, own: str, files: tuple[str, ...], found: float | None
-) -> None:
-    clock = iter([0.0, 10.0, 20.0])
-    tell(kernel, own=own, **dict.fromkeys(files, PRESSED.format(1_000_000)))
-    watch = MachineWatch(2, lambda: next(clock))
-    first = dict.fromkeys(files[:1], PRESSED.format(5_000_000))
-    tell(kernel, **first)
-    assert watch.look()["pressure_share"] == (found and pytest.approx(found))
-    assert watch.look()["pressure_share"] == (found and 0.0)
-
-
-@pytest.mark.parametrize("text", ["", "some", "some total=x", "full total=4"])
-def test_a_pressure_that_can_not_be_read_is_not_told(kernel: Path, text: str) -> None:
-    tell(kernel, pressure=text)
-    assert MachineWatch(2).look()["pressure_share"] is None
-
-
-@pytest.mark.parametrize(
-    ("files", "found"),
-    [
-        ({}, None),
-        ({"power__AC__type": "Mains", "power__AC__online": "1"}, None),
-        ({"power__AC__type": "Mains", "power__AC__online": "0", "power__BAT0__status": "Full"},
-         True),
-        ({"power__AC__type": "Mains", "power__AC__online": "1", "power__BAT0__status": "Charging"},
-         False),
-        ({"power__BAT0__status": "Discharging"}, True),
-        ({"power__BAT0__status": "Charging"}, False),
-    ],
-)  # fmt: skip
-def test_a_battery_is_seen(kernel: Path, files: dict[str, str], found: bool | None) -> None:
-    tell(kernel, **files)
-    assert on_battery() is found
-
-
 def states(count: int, **fields: float | bool | None) -> list[MachineState]:
     return [MachineState(seconds=n).model_copy(update=fields) for n in range(count)]
 
@@ -158,7 +106,6 @@ def states(count: int, **fields: float | bool | None) -> list[MachineState]:
         (states(9, quota_waiting_share=0.2), True),
         (states(2, steal_share=0.3), False),
         (states(9, steal_share=0.1, quota_waiting_share=0.05), False),
-        (states(9, pressure_share=0.9), False),  # of threads of its own, perhaps
         ([*states(8, steal_share=0.3), *states(1, steal_share=0.0)], False),
     ],
 )
@@ -172,13 +119,10 @@ def test_looks_in_a_row_are_doubted_and_single_ones_are_not(
     ("seen", "count"),
     [
         (states(3), 0),
-        (states(3, quota_cpus=2.0, steal_share=0.01, on_battery=False), 0),
+        (states(3, quota_cpus=2.0, steal_share=0.01), 0),
         ([*states(3, quota_cpus=2.0), *states(1, quota_cpus=4.0)], 1),
         ([*states(3), *states(1, quota_cpus=1.0)], 2),  # it changed, and is less than the threads
-        (states(3, on_battery=True), 1),
         (states(3, steal_share=0.1), 1),
-        (states(3, pressure_share=0.3), 1),
-        (states(3, pressure_share=0.05), 0),
         (states(3, quota_waiting_share=0.1), 1),
     ],
 )

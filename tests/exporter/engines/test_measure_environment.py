@@ -21,7 +21,6 @@ from exporter.engines.environment import (
     parse_clocks,
     processor_name,
 )
-from exporter.engines.pinning import pinned
 from exporter.errors import BackendError
 from tests.raising import raises
 from tests.stand_in.installed import stand_in
@@ -151,18 +150,6 @@ def test_the_gpu_is_looked_at_while_it_works(
             time.sleep(0.05)
         assert watch.seen() is None
     assert seen == GpuClocks(1500, 70, True)
-
-
-def test_what_looks_at_the_gpu_is_not_pinned_with_what_is_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tool_that(tmp_path, monkeypatch, STAYS)
-    before = os.sched_getaffinity(0)
-    with pinned(1) as found, GpuWatch() as watch:
-        assert watch._tool is not None
-        assert os.sched_getaffinity(watch._tool.pid) >= before
-        assert os.getpriority(os.PRIO_PROCESS, watch._tool.pid) >= 0
-        assert os.sched_getaffinity(0) == set(found.cpus)  # what is timed stays
 
 
 def test_an_idle_gpu_tells_nothing_of_what_was_measured(
