@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from exporter.heal.memory import (
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.bfloat16 import bfloat16_where_fast
-from exporter.models.changed_weights import OwnValue
+from exporter.models.changed_weights import OwnValue, weights_changed
 from exporter.models.texts.calibration import DEFAULT_TOKENS, CalibrationText
 from exporter.models.texts.mixtures import joined
 from graph_passes.types import SublayerRef
@@ -77,14 +78,16 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
         training = Trainer(
             student, fitting.texts.fitting, stopping, options, store, fitting.progress
         ).run()
+        changes = student.changes()
+        student.close()  # what is judged is what is written: merged, in the model's own type
         yield Made(
             judging,
             student.branch_replacements(),
             fits,
-            weights=student.changes(),
+            weights=changes,
             deciding=stopping,
             training=training,
-            within=student.healed,
+            within=partial(weights_changed, model, changes),
         )
 
 

@@ -25,7 +25,7 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from distill_cases import DROPPED, answer, fitting, student_of, text  # noqa: E402
+from distill_cases import DROPPED, IDS, answer, fitting, student_of, text  # noqa: E402
 
 from exporter.heal.distill.distilled import distilled  # noqa: E402
 from exporter.heal.distill.loss import answer_loss  # noqa: E402
@@ -38,7 +38,7 @@ from exporter.models.ablation.branch_replacements import (  # noqa: E402
     BranchReplacement,
     branches_replaced,
 )
-from exporter.models.changed_weights import change_weights  # noqa: E402
+from exporter.models.changed_weights import change_weights, weights_changed  # noqa: E402
 
 
 class Heard(Quiet):
@@ -73,15 +73,20 @@ def test_held_out_loss_falls_and_the_model_is_as_it_was(family: str, train: Any)
 
 
 @pytest.mark.parametrize(
-    ("family", "train"),
+    ("family", "train", "dtype"),
     [
-        *(("llama", "adapters"), ("llama", "all"), ("gpt2", "adapters"), ("bert", "all")),
-        *(("gpt_neox", "adapters"), ("mixtral", "adapters")),
+        *(("llama", "adapters", torch.bfloat16), ("llama", "adapters", torch.float32)),
+        *(("llama", "all", torch.float32), ("bert", "all", torch.float32)),
+        *(("gpt2", "adapters", torch.float16), ("gpt_neox", "adapters", torch.float32)),
+        ("mixtral", "adapters", torch.bfloat16),
     ],
 )
-def test_written_weights_give_the_student(family: str, train: Any, tmp_path: Path) -> None:
-    """What the student answered is what the model answers with the plan's weights and the cut."""
+def test_what_is_judged_is_what_is_written(
+    family: str, train: Any, dtype: Any, tmp_path: Path
+) -> None:
+    """To the last bit: merged weights, in the type that the model has."""
     loaded = tiny_loaded(family)
+    loaded.model.to(dtype)
     cut = dict.fromkeys(DROPPED, NOTHING)
     with distilled(fitting(loaded, train=train)) as made:
         assert made.within is not None
@@ -96,8 +101,23 @@ def test_written_weights_give_the_student(family: str, train: Any, tmp_path: Pat
     change_weights(loaded.model, read.changed_weights)
     with branches_replaced(loaded.model, cut):
         found = answer(loaded.model)
-    assert torch.allclose(found, wanted, atol=2e-5)
+    assert torch.equal(found, wanted)
     assert not torch.allclose(found, bare, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "mixtral"])
+def test_merged_weights_give_what_the_student_answers(family: str) -> None:
+    loaded = tiny_loaded(family)
+    cut, student = dict.fromkeys(DROPPED, NOTHING), student_of(loaded)
+    with torch.no_grad():
+        for each in student.trained.values():
+            each.add_(0.05 * torch.randn_like(each))
+    with student.healed(), torch.inference_mode():
+        wanted = student.answer({"input_ids": IDS}).given
+    changes = student.changes()
+    student.close()
+    with weights_changed(loaded.model, changes), branches_replaced(loaded.model, cut):
+        assert torch.allclose(answer(loaded.model), wanted, atol=2e-5)
 
 
 def test_the_loss_and_its_gradient_are_those_of_kl_divergence() -> None:
