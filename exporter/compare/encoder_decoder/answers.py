@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Accuracy, GenerationAgreement, TaskResult
-from exporter.compare.encoder_decoder.words import word_errors
+from exporter.compare.encoder_decoder.words import normalizer_of, word_errors
 from exporter.compare.quality.agreement import COLUMNS, accuracy_of, figures
 from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
 from exporter.engines.runners.base import Array
@@ -143,4 +143,5 @@ def _transcribed(answers: Mapping[str, list[list[int]]], judged: Judged) -> list
         return []
     right = [pair.target or "" for pair in judged.pairs.pairs[: judged.samples]]
     said = {name: [judged.reader.text(row) for row in answers[name]] for name in ARMS}
-    return [word_errors(right, said["baseline"], said["candidate"], judged.pairs.source)]
+    normalizer = normalizer_of(judged.reader)
+    return [word_errors(right, *said.values(), source=judged.pairs.source, normalizer=normalizer)]

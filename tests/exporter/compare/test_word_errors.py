@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from exporter.compare.encoder_decoder.answers import Judged, judge_answers
-from exporter.compare.encoder_decoder.words import word_errors
+from exporter.compare.encoder_decoder.words import Normalizer, normalizer_of, word_errors
 from exporter.compare.quality.intervals import difference_interval
 from exporter.errors import ComparisonError, MissingDependencyError
 from exporter.models.decoding_rules import DecodingRules
@@ -20,6 +20,7 @@ from exporter.models.texts.pairs import read_pairs
 from tests.raising import raises
 
 RIGHT = ["the cat sat", "on the mat, today"]
+PLAIN = Normalizer("", str)
 
 
 def test_an_interval_holds_the_difference_and_narrows_with_items() -> None:
@@ -51,27 +52,71 @@ def test_recordings_that_differ_alike_leave_as_much_doubt_as_they_are_few(
 def test_without_jiwer_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "jiwer", None)
     with raises(MissingDependencyError, "", "speech"):
-        word_errors(RIGHT, RIGHT, RIGHT, "r")
+        word_errors(RIGHT, RIGHT, RIGHT, "r", PLAIN)
+
+
+class Marks:
+    """A tokenizer whose tokens are named, with Whisper's list of spellings."""
+
+    english_spelling_normalizer: ClassVar[dict[str, str]] = {"colour": "color"}
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self._names[each] for each in ids]
+
+
+def normalizer(*names: str, model_type: str = "whisper") -> Normalizer:
+    rules = DecodingRules(prompt=tuple(range(len(names))), end_ids=frozenset({0}), pad_id=0)
+    config = {"model_type": model_type}
+    return normalizer_of(PairReader("m", Path("m"), config, rules, Marks(*names)))
 
 
 @pytest.mark.torch
-def test_case_and_punctuation_do_not_count() -> None:
+@pytest.mark.parametrize(
+    ("marks", "right", "heard", "errors"),
+    [
+        ("en", "the cat sat on the mat, today", "The cat sat -- on the mat today.", 0),
+        ("en", "twenty dollars", "$20", 0),
+        ("en", "I can't say we're late", "i can not say we are late", 0),
+        ("en", "It's the twenty first of May, Mr. Smith", "it is the 21st of may mister smith", 0),
+        ("en", "a colour", "a color", 0),
+        ("en", "um, nineteen ninety six", "1996", 0),
+        ("en", "the cat sat", "the mat sat", 1 / 3),
+        ("de translate", "twenty dollars", "$20", 0),
+        ("", "twenty dollars", "$20", 0),
+        ("de", "Schöne Grüße, bis morgen!", "schöne grüße bis morgen", 0),
+        ("de", "zwanzig Euro", "20 euro", 1 / 2),
+        ("ja", "\u732b\u304c\u3044\u308b", "\u732b\u304c\u3044\u305f", 1 / 4),
+    ],
+)
+def test_what_says_the_same_counts_as_the_same(
+    marks: str, right: str, heard: str, errors: float
+) -> None:
     pytest.importorskip("jiwer")
-    heard = ["The cat sat.", "on a mat today"]
-    found = word_errors(RIGHT, [text.upper() for text in RIGHT], heard, "r")
-    assert (found.baseline, found.candidate) == (0.0, pytest.approx(1 / 7))
-    assert found.difference.value == pytest.approx(1 / 7)
+    by = normalizer("<|startoftranscript|>", *(f"<|{mark}|>" for mark in marks.split()))
+    found = word_errors([right], [right], [heard], "r", by)
+    assert (found.baseline, found.candidate) == (0.0, pytest.approx(errors))
+    assert found.difference.value == pytest.approx(errors)
     assert not found.higher_is_better
-    assert found.items == 2
+    assert by.name in found.source
+
+
+@pytest.mark.torch
+def test_a_model_that_names_no_language_has_the_basic_normaliser() -> None:
+    assert normalizer("<s>", model_type="speech_to_text").apply("Twenty!").split() == ["twenty"]
 
 
 @pytest.mark.torch
 def test_words_where_nothing_was_said_are_edits() -> None:
     pytest.importorskip("jiwer")
-    found = word_errors(["", "one two"], ["", "one two"], ["uh oh", "one two"], "r")
-    assert (found.baseline, found.candidate) == (0.0, 1.0)
+    by = normalizer("<|startoftranscript|>")
+    found = word_errors(["", "one two"], ["", "one two"], ["uh oh", "one two"], "r", by)
+    assert found.baseline == 0
+    assert found.candidate == 1
     with raises(ComparisonError, "no-words", "r"):
-        word_errors(["..."], ["a"], ["a"], "r")
+        word_errors(["?!"], ["a"], ["a"], "r", by)
 
 
 class Arm:
