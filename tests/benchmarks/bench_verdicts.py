@@ -16,12 +16,14 @@ import argparse
 import gc
 import importlib
 import math
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -316,6 +318,35 @@ def real(model: Path, trials: int, past: int) -> None:
               + " ".join(f"{row.speedup.ratio:.3f}" for row in rows), flush=True)  # fmt: skip
 
 
+def record(model: Path, path: Path, name: str, seconds: float, threads: int, past: int) -> None:
+    """Adds a recording of decode steps, as they come, to a file."""
+    shape = Shape("decode", 1, 1, past)
+    before, began = _processor_seconds(), time.monotonic()
+    with OnnxRuntimeRunner(model, threads=threads) as runner:
+        probe = RunnerArm([runner], 32).probe(shape)
+        steps_ms: list[float] = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            steps_ms += probe.sample(time.perf_counter_ns)
+    others = (_processor_seconds() - before) / (time.monotonic() - began)
+    kept = {**recorded_steps(path)} if path.is_file() else {}
+    kept[name] = np.array(steps_ms)
+    # Half precision keeps three digits, more than steps repeat.
+    halves: dict[str, Any] = {key: steps.astype(np.float16) for key, steps in kept.items()}
+    np.savez_compressed(path, **halves)
+    print(f"{time.strftime('%F %T')} {name}: {len(steps_ms)} steps, median "
+          f"{np.median(steps_ms):.1f} ms, least {min(steps_ms):.1f} ms, "
+          f"others {others:.2f} cores", flush=True)  # fmt: skip
+
+
+def _processor_seconds() -> float:
+    """What other processes have computed on this machine since it began."""
+    user, nice, system = (
+        int(n) for n in Path("/proc/stat").read_text("ascii").split(maxsplit=4)[1:4]
+    )
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:2])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -326,11 +357,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="noises by name")
     parser.add_argument("--history", type=int, default=0, metavar="N", help="histories with steps")
     parser.add_argument("--alone", type=int, default=0, metavar="N", help="series without steps")
+    parser.add_argument("--record", type=Path, metavar="FILE.npz", help="record MODEL's steps")
+    parser.add_argument("--name", default="", help="of the recording")
+    parser.add_argument("--seconds", type=float, default=300, help="of the recording")
+    parser.add_argument("--threads", type=int, default=1, help="of the recording")
     parser.add_argument("--past", type=int, default=128, help="cache length of the real trials")
     options = parser.parse_args(arguments)
     importlib.import_module("scipy.stats")  # what is there before isn't collected in each trial
     gc.collect()
     gc.freeze()
+    if options.record:
+        record(options.model, options.record, options.name, options.seconds, options.threads,
+               options.past)  # fmt: skip
+        return 0
     if options.trials:
         table(options.trials, options.only)
     if options.power:
