@@ -8,6 +8,7 @@ from pydantic import Field
 
 from exporter.artifacts.accuracy import Interval
 from exporter.artifacts.base import Record
+from exporter.artifacts.latency import VerdictWord
 
 FORM_KEY = "depthcut.form"
 """Where a graph's ``metadata_props`` hold its :class:`FormRecord`, as JSON."""
@@ -86,8 +87,9 @@ class Corner(Record):
     which its times are found in the latency rows. The accuracy is against the whole model in float,
     whose own is its perplexity alone; ``embedding_cosine`` is that of models that predict no
     tokens, ``other_perplexity`` that on the second text. ``whole`` is the whole model that is
-    quantised alike, None if it is this one or not among the arms. ``speedups`` are over the whole
-    model in float, ``over_whole`` over ``whole``, by the row's shape name.
+    quantised alike, None if it is this one or not among the arms; both increases are over it, as
+    that of :class:`Accuracy`. ``speedups`` are over the whole model in float, ``over_whole`` and
+    ``verdicts`` over ``whole``, by the row's shape name.
     """
 
     arm: str
@@ -101,8 +103,11 @@ class Corner(Record):
     exact_match: float | None = None
     embedding_cosine: float | None = None
     other_perplexity: float | None = None
+    log_perplexity_increase: Interval | None = None
+    other_log_perplexity_increase: Interval | None = None
     speedups: dict[str, Interval] = Field(default_factory=dict)
     over_whole: dict[str, Interval] = Field(default_factory=dict)
+    verdicts: dict[str, VerdictWord] = Field(default_factory=dict)
 
 
 Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from exporter.artifacts import (
     Accuracy,
     GenerationAgreement,
+    Interval,
     LongContext,
     OtherText,
     SampleAnswers,
@@ -42,7 +43,7 @@ from exporter.compare.quality.embeddings import (
     embedding_output,
     refuse_few_texts,
 )
-from exporter.compare.quantization_grid import GridAccuracy
+from exporter.compare.quantization_grid import GridAccuracy, wholes_alike
 from exporter.compare.task_answers import (
     check_questions,
     encoder_probes,
@@ -149,7 +150,7 @@ def _of_text(
         "probes": [] if why_not else probe_results(pair, answers),
     }
     own = told["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, told, texts_of, there) if pair.grid else ()
+    grid = _grid(pair.whole, wholes_alike(pair), told, texts_of, there) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
 
 
@@ -164,23 +165,26 @@ def _predictions(
     check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
     pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
     baseline = pair.baseline
+    alike = ((whole, name) for name, whole in wholes_alike(pair).items() if whole)
+    pairs = list(dict.fromkeys([*pair.held_against, *alike]))
     causal = predicts_next_token(baseline.runner, baseline.folder)
     found = answers.found(
         name,
         TypeAdapter(list[Accuracy]),
         lambda: compare_predictions(
             {name: arm.runner for name, arm in pair.judged.items()},
-            pair.held_against,
+            pairs,
             tokens,
             causal=causal and tokens.is_text,
             progress=pair.progress,
         ),
     )
-    return dict(zip(pair.held_against, found, strict=True))
+    return dict(zip(pairs, found, strict=True))
 
 
 def _grid(
     whole: str,
+    alike: Mapping[str, str | None],
     predictions: Mapping[tuple[str, str], Accuracy],
     texts: Mapping[tuple[str, str], GenerationAgreement],
     there: Mapping[tuple[str, str], Accuracy],
@@ -191,9 +195,12 @@ def _grid(
             continue
         pair, text = found.perplexity, texts.get(names)
         other = there[names].perplexity if there else None
+        form = alike.get(names[1]) or ""
         own = GridAccuracy(
             perplexity=pair.candidate if pair else None,
             other_perplexity=other.candidate if other else None,
+            log_perplexity_increase=_increase(predictions, (form, names[1])),
+            other_log_perplexity_increase=_increase(there, (form, names[1])),
             kl_divergence=found.kl_divergence,
             top1_agreement=found.top1_agreement,
             exact_match=text.exact_match if text else None,
@@ -206,6 +213,12 @@ def _grid(
             ),
         )
         yield names[1], own
+
+
+def _increase(
+    predictions: Mapping[tuple[str, str], Accuracy], names: tuple[str, str]
+) -> Interval | None:
+    return predictions[names].log_perplexity_increase if names in predictions else None
 
 
 def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
@@ -256,7 +269,7 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
         "probes_left_out": left_out,
     }
     own = found["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, found, {}, {}) if pair.grid else ()
+    grid = _grid(pair.whole, {}, found, {}, {}) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
 
 
@@ -275,7 +288,7 @@ def _of_images(pair: Pair, images: Images) -> AccuracyResult:
     found = judge_images(pair, images)
     more = {"tasks": found.tasks, "probes_left_out": "the models read images"}
     own = found.agreement["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, found.agreement, {}, {}) if pair.grid else ()
+    grid = _grid(pair.whole, {}, found.agreement, {}, {}) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
 
 

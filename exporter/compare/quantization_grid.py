@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE, Corner, Interval, LatencyRow
+from exporter.artifacts import (
+    FLOAT_BASELINE,
+    FLOAT_CANDIDATE,
+    Corner,
+    Interval,
+    LatencyRow,
+    VerdictWord,
+)
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.timing.statistics import speedup_between, times_of
+from exporter.compare.timing.verdict import verdict_of_interval
 from exporter.errors import ComparisonError
 
 _PRUNED = ("candidate", FLOAT_CANDIDATE)
@@ -32,6 +40,8 @@ class GridAccuracy:
     exact_match: float | None = None
     embedding_cosine: float | None = None
     other_perplexity: float | None = None
+    log_perplexity_increase: Interval | None = None
+    other_log_perplexity_increase: Interval | None = None
 
 
 def quantization_grid(
@@ -44,22 +54,26 @@ def quantization_grid(
         rows: Their times.
         answers: By arm; those that were not judged are left out.
     """
-    pruned = {name: _is_pruned(pair, name) for name in pair.grid}
-    wholes = [name for name in pair.grid if not pruned[name]]
-    alike = {name: _alike(pair, wholes, name) for name in pair.grid}
     return [
         Corner(
             arm=name,
             whole=whole,
-            pruned=pruned[name],
+            pruned=_is_pruned(pair, name),
             quantized=_is_quantized(pair, name),
             file_bytes=pair.judged[name].facts.file_bytes,
             speedups=_speedups(rows, pair.whole, name),
             over_whole={} if whole is None else _speedups(rows, whole, name),
+            verdicts={} if whole is None else _verdicts(rows, whole, name),
             **vars(answers.get(name, GridAccuracy())),
         )
-        for name, whole in alike.items()
+        for name, whole in wholes_alike(pair).items()
     ]
+
+
+def wholes_alike(pair: Pair) -> dict[str, str | None]:
+    """By arm the whole model in the same form, if that is another arm."""
+    wholes = [name for name in pair.grid if not _is_pruned(pair, name)]
+    return {name: _alike(pair, wholes, name) for name in pair.grid}
 
 
 def _is_pruned(pair: Pair, name: str) -> bool:
@@ -98,6 +112,17 @@ def _speedups(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, In
             speedup = speedup_between(row, whole, name)
             found[row.shape_name] = Interval(value=speedup.ratio, ci95=speedup.ci95)
     return found
+
+
+def _verdicts(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, VerdictWord]:
+    """The row's own of its two arms; of others that of the interval."""
+    return {
+        row.shape_name: row.verdict
+        if (whole, name) == ("baseline", "candidate")
+        else verdict_of_interval(speedup_between(row, whole, name).ci95, row.rounds)
+        for row in rows
+        if {name, whole} <= times_of(row).keys()
+    }
 
 
 def refuse_no_grid(pair: Pair) -> None:

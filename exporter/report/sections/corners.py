@@ -6,9 +6,10 @@ each is a row, and compared with the whole model that is quantised alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from exporter.artifacts import ComparisonReport, Corner, LatencyRow, LatencySamples
+from exporter.artifacts import ComparisonReport, Corner, Interval, LatencyRow, LatencySamples
 from exporter.report.charts.intervals import IntervalLine, Intervals
 from exporter.report.sections.blocks import Figure, Grid, Note, Section, Tone
 from exporter.report.words import (
@@ -87,7 +88,7 @@ def _models_grid(report: ComparisonReport, brief: bool) -> Grid:
     known = {corner.arm: corner for corner in corners}
     other = report.accuracy.other if report.accuracy else None
     text = "second text" if other is None else f"on {other.name}"
-    for name, field in {"perplexity": "perplexity", text: "other_perplexity"}.items():
+    for name, field in {"perplexity": "", text: "other_"}.items():
         columns.append((name, [_with_change(known, each, field) for each in corners]))
     for name in ("KL divergence, nats", "same top-1 token", "files, MB")[2 * brief :]:
         value, words = _ROWS[name]
@@ -109,15 +110,19 @@ def _times_and_gains(row: LatencyRow, corners: Sequence[Corner]) -> Iterator[Col
         "speedup",
         ["" if g is None else speedup_words(g.value, g.ci95, digits=2) for g in gains],
     )
+    yield "verdict", [corner.verdicts.get(row.shape_name, "") for corner in corners]
 
 
-def _with_change(known: Mapping[str, Corner], corner: Corner, field: str) -> str:
-    """A perplexity, and of a cut model the change from that of the whole one."""
-    own: float | None = getattr(corner, field)
-    whole = None if corner.whole is None else getattr(known[corner.whole], field)
+def _with_change(known: Mapping[str, Corner], corner: Corner, text: str) -> str:
+    """A perplexity, and of a cut model the change from that of the whole one, with its interval."""
+    own: float | None = getattr(corner, f"{text}perplexity")
+    whole = None if corner.whole is None else getattr(known[corner.whole], f"{text}perplexity")
     if own is None or whole is None:
         return or_dash(own, significant)
-    return f"{significant(own)} ({relative_change(whole, own)})"
+    increase: Interval | None = getattr(corner, f"{text}log_perplexity_increase")
+    bounds = () if increase is None else (100 * math.expm1(min(b, 50.0)) for b in increase.ci95)
+    interval = ", ".join(f"{bound:+.1f}" for bound in bounds)
+    return f"{significant(own)}, {relative_change(whole, own)}" + (interval and f" [{interval}]")
 
 
 def corner_name(report: ComparisonReport, corner: Corner) -> str:

@@ -17,9 +17,11 @@ from exporter.artifacts import ComparisonReport, QuantizationRecord
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.compare.timing.statistics import speedup_between
+from exporter.compare.timing.verdict import verdict_of_interval
 from exporter.compare.timing_session import Timed
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UnsafeInputError
+from exporter.report.sections.blocks import plain
 from exporter.report.sections.corners import corners_grid
 from tests.raising import raises
 
@@ -259,19 +261,33 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
         if corner.whole is None:
             assert corner.over_whole == {}
         else:
-            told = corner.over_whole[row.shape_name].value
-            assert told == speedup_between(row, corner.whole, corner.arm).ratio
+            told = corner.over_whole[row.shape_name]
+            assert told.value == speedup_between(row, corner.whole, corner.arm).ratio
+            verdict = corner.verdicts[row.shape_name]
+            assert verdict == verdict_of_interval(told.ci95, row.rounds)
     other, other_q = found.corners[-2:]
     alone = compare(four["whole"], made["other-q"], OPTIONS).accuracy
     assert alone is not None
     assert alone.perplexity is not None
     assert other_q.perplexity == alone.perplexity.candidate
     assert other.perplexity not in (None, other_q.perplexity)
+    quantised = compare(four["whole-q"], made["other-q"], OPTIONS).accuracy
+    assert quantised is not None
+    assert other_q.log_perplexity_increase == quantised.log_perplexity_increase is not None
+    assert [corner.log_perplexity_increase is None for corner in found.corners] == [
+        corner.whole is None for corner in found.corners
+    ]
     grid = corners_grid(found, brief=True)
     assert [row[0] for row in grid.rows] == [
         "whole, fp32", "cut, fp32", "other-cut, fp32",
         "whole, int8", "cut, int8", "other-cut, int8",
     ]  # fmt: skip
+    verdicts, perplexities = (
+        [str(plain(row[grid.header.index(name)])) for row in grid.rows]
+        for name in ("verdict", "perplexity")
+    )
+    assert [bool(word) for word in verdicts] == [False, True, True] * 2
+    assert [words.endswith("]") for words in perplexities] == [False, True, True] * 2
     assert list(found.arms.references) == [*FLOATS, *names]
 
 
