@@ -143,5 +143,5 @@ def _transcribed(answers: Mapping[str, list[list[int]]], judged: Judged) -> list
         return []
     right = [pair.target or "" for pair in judged.pairs.pairs[: judged.samples]]
     said = {name: [judged.reader.text(row) for row in answers[name]] for name in ARMS}
-    normalizer = normalizer_of(judged.reader)
-    return [word_errors(right, *said.values(), source=judged.pairs.source, normalizer=normalizer)]
+    plain, source = normalizer_of(judged.reader), judged.pairs.source
+    return [word_errors(right, said["baseline"], said["candidate"], source, plain)]
