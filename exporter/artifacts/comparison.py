@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.accuracy import Accuracy
 from exporter.artifacts.base import Artifact, Record
@@ -19,7 +19,7 @@ from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
 from exporter.artifacts.uses import FolderUses
-from exporter.artifacts.work import GraphWork, WorkFigure
+from exporter.artifacts.work import GraphWork, WorkFigure, without_reads
 
 
 class EngineFacts(Record):
@@ -84,7 +84,7 @@ class Arm(Record):
     huge_page_bytes: int = 0
     prefill_chunk_tokens: int = 0
     notes: list[str] = Field(default_factory=list)
-    work: GraphWork | None = None
+    work: Annotated[GraphWork | None, BeforeValidator(without_reads)] = None
 
     @property
     def counted(self) -> dict[WorkFigure, int]:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.base import Artifact, Record
 from exporter.artifacts.comparison import ComparisonReport
-from exporter.artifacts.work import WorkFigure
+from exporter.artifacts.work import WorkFigure, only_comparable
 
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
 Quantity = (
@@ -226,4 +226,6 @@ class HistoryEntry(Record):
     candidate_sha256: str
     verdict: Annotated[CheckVerdict, BeforeValidator(_renamed)]
     rows: list[HistoryRow]
-    work: dict[WorkFigure, int] = Field(default_factory=dict)
+    work: Annotated[dict[WorkFigure, int], BeforeValidator(only_comparable)] = Field(
+        default_factory=dict
+    )

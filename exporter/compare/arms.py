@@ -31,7 +31,6 @@ from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, Turns, fit_
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts
 from exporter.models.model_folder import PIXELS, ModelFolder
-from exporter.models.work.counting import count_work
 from exporter.progress import Progress
 from graph_passes.files.reading import parse_json
 from graph_passes.plan_record import PLAN_KEY
@@ -125,7 +124,7 @@ class ComparedArm:
             layers=self.folder.layers,
             form=_noted(FormRecord, facts, FORM_KEY),
             quantization=self.quantization,
-            work=count_work(self.folder.onnx) if self.folder.onnx.suffix == ".onnx" else None,
+            work=facts.work,
         )
 
 

@@ -56,15 +56,6 @@ class Limits(Options):
     max_size_increase: _Share | None = _limit("Limit for the size of files and engines.")
     max_memory_increase: _Share | None = _limit("Limit for KV cache and device memory.")
     max_node_increase: _Share | None = _limit("Limit for the graph's nodes: 0%.", rare=True)
-    max_weight_read_increase: _Share | None = _limit(
-        "Limit for the bytes of weights that a step reads.", rare=True
-    )
-    max_cache_read_increase: _Share | None = _limit(
-        "Limit for the bytes of caches that a step reads.", rare=True
-    )
-    max_mac_increase: _Share | None = _limit(
-        "Limit for the multiplications of a prompt and of a step.", rare=True
-    )
     max_layer_increase: _Share | None = _limit("Limit for an engine's layers.", rare=True)
     max_scratch_increase: _Share | None = _limit("Limit for an engine's scratch memory.", rare=True)
     noise_floor: _Share = option(
@@ -106,10 +97,6 @@ LIMIT_ON: dict[Quantity, str] = {
     "size": "max_size_increase",
     "memory": "max_memory_increase",
     "nodes": "max_node_increase",
-    "weight_bytes": "max_weight_read_increase",
-    "cache_bytes": "max_cache_read_increase",
-    "prompt_macs": "max_mac_increase",
-    "step_macs": "max_mac_increase",
     "engine_layers": "max_layer_increase",
     "scratch_bytes": "max_scratch_increase",
 }
@@ -132,7 +119,11 @@ def figures(report: ComparisonReport, arm: Arm) -> list[Figure]:
     timed: list[Quantity] = ["time", "speedup"]
     times = [(quantity, shape) for shape in shapes for quantity in timed]
     quality = [] if report.accuracy is None else _quality_figures(report.accuracy)
-    return [*times, *quality, *byte_counts(arm), *((name, "candidate") for name in arm.counted)]
+    return [*times, *quality, *byte_counts(arm), *_counted(arm)]
+
+
+def _counted(arm: Arm) -> list[Figure]:
+    return [(name, "candidate") for name in arm.counted if name in LIMIT_ON]
 
 
 def _quality_figures(accuracy: Accuracy) -> list[Figure]:

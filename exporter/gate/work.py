@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from exporter.artifacts import Arm, Check, ComparisonReport, GraphWork, WorkChange, WorkFigure
+from exporter.artifacts import Arm, Check, ComparisonReport, GraphWork, WorkChange
 from exporter.gate.limits import LIMIT_ON, Limits
 from exporter.gate.verdicts import CheckedValue, checked
 from exporter.report.words import WORK
-
-_SUMS: tuple[WorkFigure, ...] = ("weight_bytes", "cache_bytes", "prompt_macs", "step_macs")
-"""What lacks the share of nodes that aren't counted."""
 
 
 def work_checks(
@@ -25,37 +22,15 @@ def work_checks(
     before = report.arms.baseline if baseline is None else baseline.arms.candidate
     checks = []
     for figure, new in after.counted.items():
-        limit, old = getattr(limits, LIMIT_ON[figure]), before.counted.get(figure)
+        limit = getattr(limits, LIMIT_ON[figure]) if figure in LIMIT_ON else None
+        old = before.counted.get(figure)
         if limit is None or old is None:
             continue
         value = new / old if old else 1.0 if not new else float("inf")
         unit = "bytes" if figure.endswith("bytes") else ""
         counted = CheckedValue(figure, "candidate", unit, before=old, after=new, value=value)
-        one = checked(counted, 1 + limit)
-        checks.append(_doubted(one, _uncounted(before, after)) if figure in _SUMS else one)
+        checks.append(checked(counted, 1 + limit))
     return checks
-
-
-def _doubted(found: Check, uncounted: dict[str, tuple[int, int]]) -> Check:
-    """A sum may have grown, or shrunk, by nodes that only one of the two reports counts."""
-    grown = found.verdict == "regressed"
-    if not any((new < old) if grown else (new > old) for old, new in uncounted.values()):
-        return found
-    reason = f"Other nodes are not counted than before: {_uncounted_words(uncounted)}."
-    return found.model_copy(update={"verdict": "inconclusive", "reason": reason})
-
-
-def _uncounted(before: Arm, after: Arm) -> dict[str, tuple[int, int]]:
-    """By operator, how many nodes weren't counted and aren't now, where that differs."""
-    if before.work is None or after.work is None:
-        return {}
-    old, new = before.work.uncounted, after.work.uncounted
-    pairs = {kind: (old.get(kind, 0), new.get(kind, 0)) for kind in sorted({*old, *new})}
-    return {kind: pair for kind, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _uncounted_words(uncounted: dict[str, tuple[int, int]]) -> str:
-    return ", ".join(f"{kind} {old} before, {new} now" for kind, (old, new) in uncounted.items())
 
 
 def work_changes(report: ComparisonReport, baseline: ComparisonReport | None) -> list[WorkChange]:
@@ -95,13 +70,11 @@ def work_notes(
 
 
 def _not_compared(before: Arm, after: Arm) -> Iterator[str]:
-    """Figures that one report lacks, and nodes that are in the sums of one report alone."""
+    """Figures that one report lacks."""
     old, new = before.counted, after.counted
     for owner, mine, other in (("the baseline", old, new), ("this report", new, old)):
         if names := [WORK[figure] for figure in mine if figure not in other]:
             yield f"Only {owner} has figures for: {', '.join(names)}."
-    if uncounted := _uncounted(before, after):
-        yield f"Not counted, so in no sum: {_uncounted_words(uncounted)}."
 
 
 def _times_beside(
@@ -111,7 +84,7 @@ def _times_beside(
     if before is None or after is None:
         return []
     times = [one for one in checks if one.quantity == "time" and one.value is not None]
-    old, new = ((work.nodes, work.figures, work.uncounted) for work in (before, after))
+    old, new = ((work.nodes, work.figures) for work in (before, after))
     if old != new:
         still = times and all(one.verdict == "within_limit" for one in times)
         return ["The graph has changed, and no time has left its limit."] if still else []
@@ -124,5 +97,5 @@ def _same_graph(one: Check) -> str:
     percent = 100 * (value - 1 if slower else 1 - value)
     return (
         f"{one.subject}: {'slower' if slower else 'faster'} by {percent:.1f} %, though the graph "
-        "does the same work: look at the machine, the runtime's version or the built engine."
+        "is the same: look at the machine, the runtime's version or the built engine."
     )

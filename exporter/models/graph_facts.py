@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.artifacts.work import GraphWork
 from exporter.files import sha256_files
-from graph_passes.files.storage import data_files, load_model
+from graph_passes.files.storage import data_files, load_model, weight_bytes
 from graph_passes.finding.shapes import head_size
 from graph_passes.pipeline import graph_size
 
@@ -39,6 +40,8 @@ class GraphFacts:
         vocabulary: Rows of the table that ``input_ids`` looks up; None where there is none.
         metadata: The model's ``metadata_props``.
         inputs: Their names, in the graph's order; empty where no graph is read.
+        weight_bytes: Of all initializers.
+        operators: By operator, how many nodes; empty where no graph is read.
     """
 
     file_bytes: int
@@ -50,6 +53,13 @@ class GraphFacts:
     vocabulary: int | None
     metadata: dict[str, str]
     inputs: tuple[str, ...] = ()
+    weight_bytes: int = 0
+    operators: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def work(self) -> GraphWork | None:
+        """What the graph consists of; None where none is read."""
+        return total_work([self], self.kv_cache_bytes_per_token) if self.operators else None
 
 
 def read_facts(model_path: Path) -> GraphFacts:
@@ -72,6 +82,20 @@ def read_facts(model_path: Path) -> GraphFacts:
         vocabulary=_vocabulary(model),
         metadata=dict(model.metadata_props),
         inputs=tuple(_input_names(model.graph)),
+        weight_bytes=weight_bytes(model),
+        operators=Counter(node.op_type for node in model.graph.all_nodes()),
+    )
+
+
+def total_work(
+    graphs: Sequence[GraphFacts], cache_bytes: int, *, again: Sequence[GraphFacts] = ()
+) -> GraphWork:
+    """What several graphs consist of; those of ``again`` have weights that another has, too."""
+    nodes = sum((Counter(facts.operators) for facts in (*graphs, *again)), Counter[str]())
+    return GraphWork(
+        nodes=dict(sorted(nodes.items())),
+        weight_bytes=sum(facts.weight_bytes for facts in graphs),
+        cache_bytes=cache_bytes or None,
     )
 
 

@@ -19,10 +19,8 @@ T = TypeVar("T")
 
 WORK: dict[str, str] = {
     "nodes": "nodes",
-    "weight_bytes": "weights read",
-    "cache_bytes": "caches read",
-    "prompt_macs": "multiplications of a prompt",
-    "step_macs": "multiplications of a step",
+    "weight_bytes": "weights",
+    "cache_bytes": "caches, for each token",
     "engine_layers": "engine layers",
     "scratch_bytes": "scratch memory",
 }

@@ -17,7 +17,6 @@ from exporter.artifacts import (
     RUN_IN_FP32,
     Arm,
     FormRecord,
-    GraphWork,
     PlannedDeletion,
 )
 from exporter.artifacts.latency import Shape
@@ -39,10 +38,8 @@ from exporter.models.encoder_decoder_folder import (
     Graph,
     graph_file,
 )
-from exporter.models.graph_facts import GraphFacts, read_facts
+from exporter.models.graph_facts import GraphFacts, read_facts, total_work
 from exporter.models.model_folder import read_object
-from exporter.models.work.counting import count_stack_work
-from exporter.models.work.sizes import STEP_PAST
 
 _GRAPH_OF: Mapping[str, Graph] = {
     "encode": ENCODER, "prefill": FIRST_STEP, "decode": NEXT_STEP
@@ -145,24 +142,16 @@ class StackFolder:
             kv_cache_bytes_per_token=_bytes_per_token(runner),
             layers=self.stacks.layers,
             form=None if note is None else FormRecord.model_validate_json(note),
-            work=self.work,
+            work=total_work(
+                [facts[ENCODER], facts[FIRST_STEP]],
+                _bytes_per_token(runner),
+                again=[facts[NEXT_STEP]],
+            ),
             cpu_nodes=dict(sum((Counter(each.cpu_nodes) for each in able), Counter[str]())),
             device_memory_bytes=_together(each.gpu_memory_bytes for each in able),
             huge_page_bytes=max(each.huge_page_bytes for each in able),
             notes=[*dict.fromkeys(note for each in able for note in each.notes), *self._told()],
         )
-
-    @cached_property
-    def work(self) -> GraphWork:
-        """What a source through the encoder and the decoder's first step do, and a further step.
-
-        Raises:
-            OnnxFileError: A graph can't be read safely.
-        """
-        longest = self.longest_target
-        past = STEP_PAST if longest is None else min(STEP_PAST, longest - 1)
-        files = (graph_file(self.path, graph) for graph in GRAPHS)
-        return count_stack_work(*files, prompt=len(self.rules.prompt), past=past, source=longest)
 
     def _told(self) -> list[str]:
         """What its answers don't heed."""

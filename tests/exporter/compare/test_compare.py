@@ -92,6 +92,10 @@ def test_the_report_has_all_parts_and_survives_the_disk(
     assert [sum(each.nodes.values()) for each in work if each] == [
         report.arms.baseline.nodes, report.arms.candidate.nodes,
     ]  # fmt: skip
+    caches = [arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)]
+    assert [(each.weight_bytes, each.cache_bytes) for each in work if each] == [
+        (4 * 2 * 8 * 32, cache) for cache in caches
+    ]
     sizes = sum(path.stat().st_size for path in arms[0].glob("model.onnx*"))
     assert report.arms.baseline.file_bytes == sizes
     assert report.arms.baseline.provider == "CPUExecutionProvider"

@@ -190,7 +190,7 @@ def test_gaps_and_other_machines_leave_the_rest() -> None:
 
 def test_a_counted_figure_steps_where_it_changes_and_has_no_curve_else() -> None:
     nodes = [100] * 10 + [101] * 50
-    found = curves(entries(noise(1), nodes=nodes, step_macs=[7] * RUNS), SERIES)
+    found = curves(entries(noise(1), nodes=nodes, weight_bytes=[7] * RUNS), SERIES)
     (counted,) = [curve for curve in found if curve.counted]
     assert (counted.subject, [point.run for point in counted.points]) == ("nodes", [10])
     assert counted.points[0].size == pytest.approx(1.01)

@@ -1,1 +1,0 @@
-"""What a run of a graph does, counted from the graph alone: nodes, bytes read, multiplications."""
