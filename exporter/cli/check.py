@@ -8,16 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import click
-
 from exporter.artifacts import CheckReport, ComparisonReport
 from exporter.cli.command import command
-from exporter.cli.compare import CompareCall
-from exporter.cli.compare import compare as compare_command
 from exporter.cli.console import ConsoleProgress, echo, echo_command, echo_json
-from exporter.cli.export import export
 from exporter.cli.results import print_rows
-from exporter.compare.options import QualityOptions
+from exporter.compare.kinds import ArmName
+from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import RegressionError, UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.gate.keys import difference_words, differences, key_of
@@ -80,7 +76,7 @@ def check(call: CheckCall, progress: ConsoleProgress) -> int:
     _refuse_outputs(call)
     commit = call.request.commit or os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA")
     request = replace(call.request, commit=commit)
-    found, measured = run_check(request, lambda report: remeasuring(report, progress))
+    found, measured = run_check(request, lambda report: remeasuring(report, request, progress))
     _write_outputs(call, found, measured)
     if progress.as_json:
         echo_json(found.to_json())
@@ -154,80 +150,73 @@ def _tell_github(found: CheckReport, *, fails: bool, on_stderr: bool) -> None:
 _ARMS = ("baseline", "candidate")
 _FEW_TOKENS = 16  # the answers aren't in doubt, only the times
 _NO_ANSWERS = QualityOptions(agreement_prompts=0, answer_tokens=0)
+_MOST_POSITIONS = 1 << 20  # of one call
 
 
 def remeasuring(
-    report: ComparisonReport, progress: ConsoleProgress
+    report: ComparisonReport, request: CheckRequest, progress: ConsoleProgress
 ) -> Callable[[], ComparisonReport]:
-    """What times the report's arms again.
+    """What times the caller's models again, as the report's numbers say.
+
+    Nothing that the report names is run or opened: it may come from a stranger.
 
     Raises:
-        UsageError: The report wasn't written by ``depthcut compare`` or ``export``.
+        UsageError: The request names no models, or a timed call is too large.
     """
-    from exporter.compare.kinds import ArmName
     from exporter.compare.session import compare
 
-    asked = _asked(report)
-    in_stacks = holds_stacks(ArmName.of(asked.baseline).path)
-    # Which lengths are usual may have changed since.
-    lengths = sorted({row.sequence_length for row in report.latency if row.phase == "encode"})
-    keeps = bool(lengths) and not in_stacks
-    options = replace(
-        asked.compare,
-        prefill_lengths=tuple(lengths) if keeps else asked.compare.prefill_lengths,
-        threads=report.environment.threads,
-        eval_tokens=_FEW_TOKENS,
-        quality=QualityOptions() if in_stacks else _NO_ANSWERS,  # those always answer
-    )
+    if request.models is None:
+        raise UsageError("There is nothing to measure again.", "Name both models by --models.")
+    baseline, candidate = request.models
+    options = _as_measured(report, in_stacks=holds_stacks(ArmName.of(baseline).path))
+    if request.eval_text is not None:
+        options = replace(options, eval_text=request.eval_text)
 
     def measure() -> ComparisonReport:
         progress.say("check: a regression; measuring again")
-        again = compare(
-            asked.baseline,
-            asked.candidate,
-            options,
-            references=asked.references,
-            also=asked.also,
-            floats=asked.floats,
-            onnx=asked.onnx,
-            progress=progress,
-        )
+        again = compare(baseline, candidate, options, progress=progress)
         _refuse_others(report, again)
         return again
 
     return measure
 
 
-def _asked(report: ComparisonReport) -> CompareCall:
-    """What the report's own command has asked for, as one of ``depthcut compare``."""
-    command = report.command
-    if command[:1] not in (["depthcut"], ["__main__.py"]) or command[1:2] not in (
-        ["compare"], ["export"],
-    ):  # fmt: skip
+def _as_measured(report: ComparisonReport, *, in_stacks: bool) -> CompareOptions:
+    """The settings that the numbers of a report give; ``in_stacks``: of an encoder-decoder."""
+    rows, machine = report.latency, report.environment
+    positions = [
+        row.batch * (row.past_length + row.sequence_length + row.new_tokens) for row in rows
+    ]
+    if max(positions, default=0) > _MOST_POSITIONS:
         raise UsageError(
-            "The report doesn't say with which options it was measured: it was not written by "
-            "depthcut compare or export.",
-            "Leave --confirm out, or measure with depthcut compare.",
+            f"The report has a call of {max(positions):,} positions; at most {_MOST_POSITIONS:,} "
+            "are measured again.",
+            "Leave --confirm out.",
+            code="too-large-to-confirm",
         )
-    try:
-        if command[1] == "compare":
-            call = compare_command.read(command[2:])
-            return replace(call, floats=call.floats or report.floats)
-        request = export.read(command[2:]).request
-        return CompareCall(
-            baseline=report.arms.baseline.path,
-            candidate=report.arms.candidate.path,
-            output=request.out,
-            also=tuple(report.also),
-            floats=report.floats,
-            compare=request.compare,
-        )
-    except (click.ClickException, UsageError) as error:
-        told = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        raise UsageError(
-            f"The report's own command can't be repeated: {told}",
-            "Leave --confirm out, or measure again with depthcut compare.",
-        ) from error
+    whole = ("encode",) if in_stacks else ("encode", "prefill")
+    lengths = {row.sequence_length for row in rows if row.phase in whole and row.counts == "tokens"}
+    pasts = {row.past_length for row in rows if row.phase == "decode"}
+    heard = in_stacks and any(row.counts != "tokens" for row in rows)
+    generations = {
+        (1 if heard else row.sequence_length, row.new_tokens)
+        for row in rows
+        if row.phase == "generate"
+    }
+    return CompareOptions(
+        provider="cuda" if report.arms.candidate.provider.startswith("CUDA") else "cpu",
+        threads=machine.threads,
+        prefill_lengths=tuple(sorted(lengths)) if lengths or (pasts and not in_stacks) else None,
+        decode_past_lengths=tuple(sorted(pasts)),
+        batches=tuple(sorted({row.batch for row in rows})),
+        rounds=max(row.rounds for row in rows),
+        eval_tokens=_FEW_TOKENS,
+        quality=QualityOptions() if in_stacks else _NO_ANSWERS,  # those always answer
+        timing=TimingOptions(
+            generate=tuple(sorted(generations)),
+            reload=any(row.loads > 1 for row in rows),
+        ),
+    )
 
 
 def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:

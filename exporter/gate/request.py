@@ -29,13 +29,13 @@ from exporter.gate.history import (
 from exporter.gate.keys import FIELDS, key_of, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.gate.sanity import refuse_unsound
-from exporter.option_types import InputFile, OutputPath, Whole, one_of
-from exporter.options import Options, argument, dataclass, only_with, option, part
+from exporter.option_types import Arm, InputFile, OutputPath, Whole, one_of
+from exporter.options import Options, Rule, argument, dataclass, only_with, option, part
 
 VERDICTS = "Baselines and verdicts"
 
 Remeasure = Callable[[], ComparisonReport]
-"""Times a report's own arms once more, with its own options."""
+"""Times the caller's models once more, as a report's numbers say."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,22 @@ class CheckRequest(Options):
     )
     confirm: Whole = option(
         0,
-        "Repeat the measurement up to N times before reporting a slowdown.",
+        "Repeat the measurement of --models up to N times before reporting a slowdown.",
         section=VERDICTS,
+    )
+    models: tuple[Arm, Arm] | None = option(
+        None,
+        "The models that --confirm measures: those that the report is about. Its own paths and "
+        "command are not used.",
+        metavar="BASELINE CANDIDATE",
+        section=VERDICTS,
+    )
+    eval_text: str | None = option(
+        None,
+        "What the models of --confirm read, where it is no text: a folder of images or recordings.",
+        metavar="SOURCE",
+        section=VERDICTS,
+        rare=True,
     )
     history: OutputPath | None = option(
         None,
@@ -89,6 +103,12 @@ class CheckRequest(Options):
     rules = (
         only_with("update_baseline", "baseline", hint="Name it with {1}."),
         only_with("allow", "baseline", hint="Name it with {1}."),
+        Rule(
+            ("confirm", "models"),
+            lambda request: request.confirm > 0 and request.models is None,
+            "{0} needs {1}: nothing that a report names is run or opened.",
+            "Name both models: {1} BASELINE CANDIDATE.",
+        ),
     )
 
 
@@ -99,7 +119,7 @@ def run_check(
 
     Args:
         request: What to check.
-        remeasure: Makes what measures a report's arms again; needed where ``confirm`` is above 0.
+        remeasure: Makes what measures again; needed where ``confirm`` is above 0.
 
     Returns:
         What was found, and the report that it was found in.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,18 @@ import pytest
 
 import exporter.cli as command_line
 from exporter.artifacts import (
-    FLOAT_BASELINE,
-    FLOAT_CANDIDATE,
     Arms,
     CheckReport,
     ComparisonReport,
-    Corner,
-    LatencyRow,
 )
 from exporter.compare.options import CompareOptions
-from exporter.errors import RegressionError, UsageError
+from exporter.errors import OptionError, RegressionError, UsageError
 from exporter.gate.baselines import read_baselines
 from exporter.gate.gate import BaselineMatch, check
 from exporter.gate.history import append, entry_of
 from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
+from exporter.options import value_at
 from exporter.report.checks import model_lines
 from tests.made_reports import gate_arm, gate_report, gate_row
 from tests.raising import ends_in
@@ -279,7 +277,7 @@ def test_on_github_the_step_has_annotations_and_a_summary(
 # Measuring again.
 
 COMMAND = ["depthcut", "compare", "base", "cand", "-o", "out", "--prefill", "7", "--threads", "1"]
-COMMAND += ["--reference", "torch:ref"]
+CONFIRM = ("--models", "base", "cand", "--confirm")
 
 
 @pytest.fixture
@@ -288,117 +286,162 @@ def measured(tmp_path: Path) -> Path:
     return gate_report([SLOW], command=COMMAND).write(tmp_path / "report.json")
 
 
+@dataclass
+class Again:
+    """What the next measurements give, and what was measured."""
+
+    left: list[ComparisonReport] = field(default_factory=list)
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    @property
+    def options(self) -> CompareOptions:
+        """Those of the only measurement."""
+        ((_, _, options, _),) = self.calls
+        assert isinstance(options, CompareOptions)
+        return options
+
+
 @pytest.fixture
-def again(monkeypatch: pytest.MonkeyPatch) -> list[ComparisonReport]:
-    """What the next measurements give; each asks for what the first one's command asked for."""
-    left: list[ComparisonReport] = []
+def again(monkeypatch: pytest.MonkeyPatch) -> Again:
+    later = Again()
 
     def compare(first: Any, second: Any, options: CompareOptions, **more: Any) -> ComparisonReport:
-        assert (str(first), str(second)) == ("base", "cand")
-        assert (options.prefill_lengths, options.threads) == ((7,), 1)
-        assert tuple(more.get("references", ())) == ("torch:ref",)
-        return left.pop(0)
+        later.calls.append((first, second, options, {**more, "progress": None}))
+        return later.left.pop(0)
 
     monkeypatch.setattr("exporter.compare.session.compare", compare)
-    return left
+    return later
 
 
 def test_a_regression_that_isn_t_there_the_second_time_is_none(
-    measured: Path, again: list[ComparisonReport], capsys: pytest.CaptureFixture[str]
+    measured: Path, again: Again, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["check", str(measured), "--min-speedup", "1.2"]
     assert command_line.run(call) == 1
-    again.append(gate_report([FAST]))
-    assert command_line.run([*call, "--confirm", "2"]) == 0
-    assert again == []
+    again.left.append(gate_report([FAST]))
+    assert command_line.run([*call, *CONFIRM, "2"]) == 0
+    assert again.left == []
     told = capsys.readouterr()
     assert "measuring again" in told.err
     assert "Measured again: within the limit." in told.out
 
 
-@pytest.mark.parametrize(
-    ("phase", "asked"), [("encode", (128, 512)), ("prefill", None)], ids=["encoder", "decoder"]
-)
-def test_an_encoder_is_timed_again_at_its_report_s_lengths(
-    phase: Any, asked: tuple[int, ...] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+FOREIGN_COMMANDS = [
+    ["depthcut", "compare", "--help"],
+    ["depthcut", "compare", "--show-config"],
+    ["depthcut", "compare", "x", "y", "-o", "z", "--eval-text", "hf:someone/else"],
+    ["depthcut", "compare", "/proc/self/environ", "/etc/passwd", "-o", "out"],
+    ["depthcut", "compare", "--config", "/etc/passwd"],
+    ["depthcut", "export", "someone/else", "-o", "out", "--drop-joint", "1"],
+    ["pytest"],
+    [],
+]
+
+
+@pytest.mark.parametrize("command", FOREIGN_COMMANDS, ids=" ".join)
+def test_what_a_report_names_is_neither_run_nor_opened(
+    command: list[str], again: Again, tmp_path: Path
 ) -> None:
-    heard: list[CompareOptions] = []
+    """A report comes with a merge request: its regression stays one."""
+    arms = gate_report().arms
+    foreign = arms.model_copy(
+        update={
+            "references": {"r": gate_arm("r", path="/etc/passwd")},
+            "baseline": arms.baseline.model_copy(update={"path": "hf:someone/else"}),
+        }
+    )
+    path = gate_report([SLOW], command=command, arms=foreign).write(tmp_path / "report.json")
+    again.left += [gate_report([SLOW])]
+    call = ["check", str(path), "--min-speedup", "1.2", *CONFIRM, "1"]
+    assert command_line.run(call) == 1
+    ((first, second, options, more),) = again.calls
+    assert (first, second, more) == ("base", "cand", {"progress": None})
+    assert (options.eval_text, options.quality.prompts, options.other_text) == ("pydoc", None, None)
 
-    def rows(ms: float) -> list[LatencyRow]:
-        return [gate_row(length, candidate_ms=ms, phase=phase) for length in (128, 512)]
 
-    def compare(first: Any, second: Any, options: CompareOptions, **more: Any) -> ComparisonReport:
-        heard.append(options)
-        return gate_report(rows(70))
-
-    monkeypatch.setattr("exporter.compare.session.compare", compare)
-    path = gate_report(rows(95), command=COMMAND[:6]).write(tmp_path / "report.json")
-    call = ["check", str(path), "--min-speedup", "1.2", "--confirm", "1"]
-    assert command_line.run(call) == 0
-    assert [options.prefill_lengths for options in heard] == [asked]
+def test_the_caller_names_the_models_and_what_they_read(measured: Path, again: Again) -> None:
+    call = ["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]
+    with ends_in(OptionError):
+        assert command_line.run(call) == 2
+    assert again.calls == []
+    again.left += [gate_report([SLOW])]
+    assert command_line.run([*call, *CONFIRM[:3], "--eval-text", "images"]) == 1
+    assert again.options.eval_text == "images"
 
 
-def test_the_models_in_float_are_timed_again_beside_the_quantised_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "decoder": (
+        [{"phase": "decode", "past_length": 512}, {"phase": "prefill", "sequence_length": 64}],
+        {"prefill_lengths": (64,), "decode_past_lengths": (512,), "batches": (1,)},
+    ),
+    "steps alone": (
+        [{"phase": "decode", "past_length": 9, "batch": 4}],
+        {"prefill_lengths": (), "decode_past_lengths": (9,), "batches": (4,)},
+    ),
+    "encoder": (
+        [{"phase": "encode", "sequence_length": length} for length in (512, 128)],
+        {"prefill_lengths": (128, 512), "decode_past_lengths": ()},
+    ),
+    "images": (
+        [{"phase": "encode", "sequence_length": 197, "counts": "patches"}],
+        {"prefill_lengths": None},
+    ),
+    "generation": (
+        [
+            {"phase": phase, "sequence_length": 8, "new_tokens": 32}
+            for phase in ("first_token", "per_token", "generate")
+        ],
+        {"timing.generate": ((8, 32),)},
+    ),
+    "rounds and loads": (
+        [{"rounds": 12, "loads": 3}, {"phase": "decode", "past_length": 5, "rounds": 8}],
+        {"rounds": 12, "threads": 2, "provider": "cpu", "timing.reload": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_report_s_numbers_say_how_it_is_measured_again(
+    name: str, again: Again, tmp_path: Path
 ) -> None:
-    asked: list[Any] = []
-
-    def compare(first: Any, second: Any, options: CompareOptions, **more: Any) -> ComparisonReport:
-        asked.append(more["floats"])
-        return gate_report([FAST])
-
-    monkeypatch.setattr("exporter.compare.session.compare", compare)
-    floats = {name: gate_arm(name) for name in (FLOAT_BASELINE, FLOAT_CANDIDATE)}
-    arms = gate_report().arms.model_copy(update={"references": floats})
-    corners = [
-        Corner(arm=name, pruned=name in (FLOAT_CANDIDATE, "candidate"),
-               quantized=name not in floats, file_bytes=1)
-        for name in (*floats, "baseline", "candidate")
-    ]  # fmt: skip
-    for command in (COMMAND, ["depthcut", "export", "m", "-o", "out", "--drop-joint", "1"]):
-        path = tmp_path / "report.json"
-        gate_report([SLOW], command=command, arms=arms, corners=corners).write(path)
-        assert command_line.run(["check", str(path), "--min-speedup", "1.2", "--confirm", "1"]) == 0
-    gate_report([SLOW], command=COMMAND).write(path)
-    command_line.run(["check", str(path), "--min-speedup", "1.2", "--confirm", "1"])
-    assert asked == [tuple(arm.path for arm in floats.values())] * 2 + [None]
+    cells, expected = ROWS[name]
+    first, second = ([gate_row(candidate_ms=ms, **cell) for cell in cells] for ms in (95, 70))
+    path = gate_report(first).write(tmp_path / "report.json")
+    again.left += [gate_report(second)]
+    assert command_line.run(["check", str(path), "--min-speedup", "1.2", *CONFIRM, "1"]) == 0
+    assert {key: value_at(again.options, key) for key in expected} == expected
 
 
-def test_a_regression_that_is_there_each_time_is_one(
-    measured: Path, again: list[ComparisonReport]
-) -> None:
-    again += [gate_report([SLOW])] * 2
-    assert command_line.run(["check", str(measured), "--min-speedup", "1.2", "--confirm", "2"]) == 1
-    assert again == []
+def test_a_call_of_a_million_tokens_is_not_measured_again(again: Again, tmp_path: Path) -> None:
+    row = gate_row(candidate_ms=95, batch=64, sequence_length=1 << 17)
+    path = gate_report([row]).write(tmp_path / "report.json")
+    with ends_in(UsageError, "too-large-to-confirm"):
+        call = ["check", str(path), "--min-speedup", "1.2", *CONFIRM, "1"]
+        assert command_line.run(call) == 2
+    assert again.calls == []
+
+
+def test_a_regression_that_is_there_each_time_is_one(measured: Path, again: Again) -> None:
+    again.left += [gate_report([SLOW])] * 2
+    call = ["check", str(measured), "--min-speedup", "1.2", *CONFIRM, "2"]
+    assert command_line.run(call) == 1
+    assert again.left == []
 
 
 def test_other_files_confirm_nothing(
-    measured: Path, again: list[ComparisonReport], capsys: pytest.CaptureFixture[str]
+    measured: Path, again: Again, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arms = Arms(baseline=gate_arm("base"), candidate=gate_arm("other"))
-    again.append(gate_report([FAST], arms=arms))
-    call = ["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]
+    again.left.append(gate_report([FAST], arms=arms))
+    call = ["check", str(measured), "--min-speedup", "1.2", *CONFIRM, "1"]
     with ends_in(RegressionError, "other-files"):
         assert command_line.run(call) == 2
-    again.append(gate_report([FAST], machine="Another CPU"))
-    assert command_line.run(["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]) == 2
+    again.left.append(gate_report([FAST], machine="Another CPU"))
+    assert command_line.run(["check", str(measured), "--min-speedup", "1.2", *CONFIRM, "1"]) == 2
     assert "device: Test CPU, 2 CPUs, x86_64 there, Another CPU" in capsys.readouterr().err
-
-
-def test_a_report_that_names_no_command_can_t_be_confirmed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for command, message in (
-        (["pytest"], "not written by depthcut compare"),
-        (["depthcut", "compare", "--colour"], "can't be repeated"),
-    ):
-        report = gate_report([SLOW], command=command).write(tmp_path / "report.json")
-        call = ["check", str(report), "--min-speedup", "2", "--confirm", "1"]
-        assert command_line.run(call) == 2
-        assert message in capsys.readouterr().err
 
 
 def test_what_is_no_time_needs_no_second_measurement(tmp_path: Path) -> None:
     report = gate_report([FAST], command=["pytest"]).write(tmp_path / "report.json")
-    call = ["check", str(report), "--max-perplexity-increase", "1%", "--confirm", "1"]
+    call = ["check", str(report), "--max-perplexity-increase", "1%", *CONFIRM, "1"]
     assert command_line.run(call) == 1

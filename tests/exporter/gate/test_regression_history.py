@@ -144,6 +144,7 @@ def test_a_second_measurement_has_the_noise_floor_of_the_first(tmp_path: Path) -
         limits=limits,
         history=runs,
         confirm=1,
+        models=("base", "cand"),
     )
     found, _ = run_check(request, lambda _: lambda: session(84.8))
     (only,) = found.checks
