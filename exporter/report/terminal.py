@@ -25,7 +25,7 @@ from exporter.report.sections.summary import (
 )
 from exporter.report.words import dropped_lines
 
-_PROSE_WIDTH = 25  # three such columns fit into 80
+_WIDTH, _PROSE_WIDTH = 80, 25  # three columns of prose fit
 _STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim", "cut": "bold"}
 
 
@@ -37,8 +37,25 @@ def comparison_grids(report: ComparisonReport) -> list[Grid]:
         rows += [[]] if rows else []
         rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]
     found = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]
-    corners = [corners_grid(report, brief=True)] if report.corners else []
+    corners = _narrow(corners_grid(report, brief=True)) if report.corners else []
     return [*found, *corners, *answer_grids(report, brief=True)]
+
+
+def _narrow(grid: Grid) -> list[Grid]:
+    """A table as several that fit into 80 columns, all of them with its first column."""
+    lines = (map(plain, row) for row in (grid.header, *grid.rows))
+    columns = [*zip(*lines, strict=True)]
+    widths = [max(map(len, column)) + 2 for column in columns]
+    parts, left = list[list[int]](), 0
+    for column, width in enumerate(widths[1:], start=1):
+        if not parts or width > left:
+            parts, left = [*parts, [0]], _WIDTH + 2 - widths[0]
+        parts[-1].append(column)
+        left -= width
+    tables = ([*zip(*(columns[c] for c in part), strict=True)] for part in parts)
+    return [
+        Grid(grid.caption, header, rows, right=range(1, len(header))) for header, *rows in tables
+    ]
 
 
 def comparison_title(report: ComparisonReport) -> str:

@@ -23,6 +23,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UnsafeInputError
 from exporter.report.sections.blocks import plain
 from exporter.report.sections.corners import corners_grid
+from exporter.report.terminal import comparison_grids, plain_lines
 from tests.raising import raises
 
 OPTIONS = CompareOptions(
@@ -282,6 +283,8 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
         "whole, fp32", "cut, fp32", "other-cut, fp32",
         "whole, int8", "cut, int8", "other-cut, int8",
     ]  # fmt: skip
+    for narrow in comparison_grids(found)[1:3]:
+        assert max(map(len, plain_lines(narrow.header, narrow.rows, narrow.right))) <= 80
     verdicts, perplexities = (
         [str(plain(row[grid.header.index(name)])) for row in grid.rows]
         for name in ("verdict", "perplexity")
