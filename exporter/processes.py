@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
+import resource
 import signal
+import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from exporter.progress import Progress
 
@@ -46,6 +50,47 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def limit_itself(seconds: int, nbytes: int) -> None:
+    """Has the system end this process where it takes more; nor does it write a file.
+
+    Args:
+        seconds: Of processor time.
+        nbytes: Of memory, that of Python and its libraries included.
+    """
+    limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_AS: nbytes}
+    for what, most in {**limits, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}.items():
+        with contextlib.suppress(OSError, ValueError):  # what not every system has
+            resource.setrlimit(what, (most, most))
+
+
+def run_limited(
+    worker: Sequence[str], request: Mapping[str, Any], seconds: float
+) -> dict[str, Any] | None:
+    """Has a worker that limits itself answer a request; both are JSON.
+
+    Args:
+        worker: As :func:`child_command` takes it.
+        request: What it is asked.
+        seconds: By the clock, after which it is killed.
+
+    Returns:
+        None where it ended without an answer.
+    """
+    path = os.pathsep.join(filter(None, sys.path))
+    try:
+        done = subprocess.run(  # noqa: S603
+            child_command(worker),
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=seconds,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    answer: dict[str, Any] | None = json.loads(done.stdout) if done.returncode == 0 else None
+    return answer
 
 
 class _DetailHandler(logging.Handler):

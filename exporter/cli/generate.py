@@ -67,7 +67,10 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     if backend is not None:
         model = RUNNERS[backend].folder(model).onnx
     texts = TextModel.of(model, call.tokenizer)
-    prompt_ids = texts.encode_chat(call.prompt) if call.chat else texts.encode(call.prompt)
+    if call.chat:
+        (prompt_ids,) = texts.encode_chats([call.prompt])
+    else:
+        prompt_ids = texts.encode(call.prompt)
     decoder = _decoder(call)
     refuse_too_long(decoder, len(prompt_ids), call.new_tokens, texts.positions)
     pieces = Pieces()

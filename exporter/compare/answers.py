@@ -42,11 +42,6 @@ def sample_answers(pair: Pair) -> SampleAnswers | None:
     Returns:
         None where nobody asks for them. With the reason in place of answers where the arms can't
         answer the built-in prompts.
-
-    Raises:
-        TextSourceError: The user's prompts can't be read.
-        ComparisonError: They can't be answered.
-        BackendError: A run fails.
     """
     quality = pair.options.quality
     if not quality.answer_tokens:
@@ -75,7 +70,7 @@ def _answered(pair: Pair, asked: Prompts) -> SampleAnswers:
         raise LeftOutError(_NO_TOKENIZER)
     new_tokens = pair.options.quality.answer_tokens
     model = TextModel.of(pair.baseline.folder.onnx, tokenizer)
-    shown, ids = _encoded(model, asked)
+    shown, ids = _encoded(model, asked, pair.options.quality.chat)
     if max(map(max, ids)) >= pair.vocabulary():
         raise LeftOutError("the tokenizer has tokens that the model doesn't know")
     refuse_steps(pair, arms, max(map(len, ids)) + new_tokens)
@@ -87,22 +82,20 @@ def _answered(pair: Pair, asked: Prompts) -> SampleAnswers:
         SampleAnswer(prompt=prompt, baseline=first, candidate=second)
         for prompt, first, second in zip(shown, *said, strict=True)
     ]
-    return SampleAnswers(
-        source=asked.source, chat=model.chat is not None, new_tokens=new_tokens, answers=answers
-    )
+    chat = pair.options.quality.chat
+    return SampleAnswers(source=asked.source, chat=chat, new_tokens=new_tokens, answers=answers)
 
 
-def _encoded(model: TextModel, asked: Prompts) -> tuple[Sequence[str], list[list[int]]]:
+def _encoded(model: TextModel, asked: Prompts, chat: bool) -> tuple[Sequence[str], list[list[int]]]:
     """The prompts as the report shows them, and their tokens."""
-    shown = asked.openings if model.chat is None else asked.texts
+    shown = asked.texts if chat else asked.openings
     try:
-        ids = [
-            # A model that thinks first would not come to its answer.
-            model.encode(text)
-            if model.chat is None
-            else model.encode_chat(text, enable_thinking=False)
-            for text in shown
-        ]
+        # A model that thinks first would not come to its answer.
+        ids = (
+            model.encode_chats(shown, enable_thinking=False)
+            if chat
+            else [model.encode(text) for text in shown]
+        )
     except BackendError as error:
         raise LeftOutError(error.message.rstrip(".")) from error
     if not all(ids):
@@ -135,12 +128,6 @@ def nearest_neighbours(pair: Pair) -> NearestNeighbours | None:
     Returns:
         None where nobody asks for them. With the reason in place of queries where there is no
         tokenizer.
-
-    Raises:
-        TextSourceError: The user's sentences can't be read.
-        ComparisonError: There are fewer than three, the tokenizer is another model's, or an
-            embedding is zero or not finite.
-        BackendError: A run fails.
     """
     quality, folder = pair.options.quality, pair.baseline.folder
     if not quality.answer_tokens:

@@ -129,6 +129,7 @@ class QualityOptions(TaskOptions):
         agreement_prompts: 0 for none.
         prompts: None for the built-in ones; see :func:`exporter.models.texts.sources.read_prompts`.
         answer_tokens: 0 for no answers, and no nearest neighbours.
+        chat: Whether the prompts are asked in the chat template, a stranger's program.
         long_context: Lengths at which needles are looked for and the end of a text is predicted.
     """
 
@@ -160,6 +161,12 @@ class QualityOptions(TaskOptions):
         40,
         "Maximum number of tokens of each answer that the report shows; none: no answers and no "
         "nearest neighbours.",
+        section=ACCURACY,
+        config_only=True,
+    )
+    chat: bool = option(
+        False,
+        "Ask the prompts in the tokenizer's chat template.",
         section=ACCURACY,
         config_only=True,
     )

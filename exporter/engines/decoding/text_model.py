@@ -44,10 +44,6 @@ class TextModel:
             model: The model's file or folder.
             tokenizer: ``tokenizer.json`` or its folder, where it isn't beside the model. Configs
                 that are missing beside the model are read there too. A GGUF file has its own.
-
-        Raises:
-            BackendError: There is no tokenizer.
-            ComparisonError: A config is no JSON object.
         """
         in_gguf = model.suffix == GGUF_SUFFIX and model.is_file()
         own: dict[str, Any] = {}
@@ -77,15 +73,12 @@ class TextModel:
         ids: list[int] = self._loaded.encode(text, add_special_tokens=special).ids
         return ids
 
-    def encode_chat(self, said: str, **more: object) -> list[int]:
-        """The tokens of a user's words in the chat template, up to where the answer begins.
+    def encode_chats(self, said: Sequence[str], **more: object) -> list[list[int]]:
+        """The tokens of users' words in the chat template, up to where the answers begin.
 
         Args:
-            said: The words.
-            more: Variables of the template, as :meth:`ChatTemplate.prompt` has them.
-
-        Raises:
-            BackendError: There is no template, or it fails.
+            said: The words, of a chat each.
+            more: Variables of the template, as :meth:`ChatTemplate.prompts` has them.
         """
         if self.chat is None:
             raise BackendError(
@@ -95,7 +88,7 @@ class TextModel:
                 "tokenizer that has one with --tokenizer.",
                 code="no-chat-template",
             )
-        return self.encode(self.chat.prompt(said, **more), special=False)
+        return [self.encode(text, special=False) for text in self.chat.prompts(said, **more)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The tokens' text, without special tokens."""

@@ -1,37 +1,33 @@
 """How a model that was trained on chats is asked: the template that its tokenizer brings.
 
-It is a Jinja template of a stranger's, so it runs in Jinja's sandbox, which knows what transformers
-gives a template, and nothing else. Without transformers, which not every machine has that runs a
-graph.
+It is a Jinja template of a stranger's, so it runs in Jinja's sandbox, in a process of its own with
+limits (:mod:`exporter.models.texts.chat_renderer`); all who ask for a chat come here.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
-
-from exporter.errors import BackendError, first_line
+from exporter.errors import BackendError
 from exporter.models.gguf.model_files import GGUF_SUFFIX, read_model
 from exporter.models.model_folder import read_object
+from exporter.processes import run_limited
 from graph_passes.files.reading import read_text
 
 _FILE = "chat_template.jinja"
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 _USUAL = "default"  # of several templates, the one for chats
-_MOST_CHARACTERS = 1 << 20
+_WORKER = ("-P", "-m", "exporter.models.texts.chat_renderer")
+_SECONDS, _PROMPTS_A_SECOND, _TIMES = (
+    10,
+    20,
+    3,
+)  # of the processor; three times as many by the clock
+_BYTES = 1 << 30
 _GGUF_TEMPLATE, _GGUF_TOKENS = "tokenizer.chat_template", "tokenizer.ggml.tokens"
 _GGUF_NAMED = {f"{name}_token": f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unk")}
 _SPECIAL_NAME = re.compile(r"\w+_token")
@@ -60,12 +56,6 @@ class ChatTemplate:
 
         Returns:
             None where there is none.
-
-        Raises:
-            UnsafeInputError: A file may not be read from where it is.
-            ComparisonError: A config is no JSON object.
-            BackendError: The template is no text.
-            GgufFileError: The GGUF file can't be read.
         """
         if tokenizer.suffix == GGUF_SUFFIX:
             return cls._in_gguf(tokenizer)
@@ -96,34 +86,32 @@ class ChatTemplate:
         }
         return cls(text, file, {key: told for key, told in tokens.items() if told is not None})
 
-    def prompt(self, said: str, **more: object) -> str:
+    def prompts(self, said: Sequence[str], **more: object) -> list[str]:
         """What the model reads when a user says something: up to where its answer begins.
 
         Args:
-            said: The user's words.
+            said: The words of one user after the other, each in a chat of its own.
             more: Variables that some templates know, such as ``enable_thinking``.
-
-        Raises:
-            BackendError: The template can't be read, refuses the words, or writes without end.
         """
-        told = {
-            "messages": [{"role": "user", "content": said}],
-            "add_generation_prompt": True,
-            "tools": None,
-            "documents": None,
+        seconds = _SECONDS + len(said) // _PROMPTS_A_SECOND
+        told = {"add_generation_prompt": True, "tools": None, "documents": None}
+        request = {
+            "template": self.text,
+            "variables": {**self.tokens, **told, **more},
+            "said": [*said],
+            "seconds": seconds,
+            "nbytes": _BYTES,
         }
-        try:
-            return _bounded(self._compiled, {**self.tokens, **told, **more})
-        except Exception as error:  # jinja2's, and whatever the template raises
+        stopped = f"it takes more than {seconds} s or {_BYTES >> 20} MB"
+        found = run_limited(_WORKER, request, _TIMES * seconds) or {"error": stopped}
+        if "error" in found:
             raise BackendError(
-                f"The chat template in {self.place} fails: {first_line(error)}.",
+                f"The chat template in {self.place} fails: {found['error']}.",
                 "Mend it, or leave it out: the prompt is then continued as it is.",
                 code="broken-chat-template",
-            ) from error
-
-    @cached_property
-    def _compiled(self) -> Template:
-        return _environment().from_string(self.text)
+            )
+        written: list[str] = found["written"]
+        return written
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -144,64 +132,3 @@ def _usual(told: object) -> str | None:
         if isinstance(each, dict) and each.get("name") == _USUAL
     )
     return next((text for text in texts if isinstance(text, str)), None)
-
-
-def _bounded(template: Template, told: Mapping[str, object]) -> str:
-    written = ""
-    for piece in template.generate(told):
-        written += piece
-        if len(written) > _MOST_CHARACTERS:
-            raise TemplateError(f"it writes more than {_MOST_CHARACTERS:,} characters")
-    return written
-
-
-class _Answers(Extension):
-    """The tag that marks a model's own words for training; here it says nothing."""
-
-    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """What stands within the tag, as it is."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Names(Namespace):
-    """Jinja's own lets a template write attributes of Python's, such as ``__class__``."""
-
-    def __init__(self, /, *given: Any, **named: Any) -> None:
-        values = dict(*given, **named)
-        for name in values:
-            _refuse_hidden(name)
-        super().__init__(values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_hidden(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_hidden(name: object) -> None:
-    if str(name).startswith("_"):
-        raise SecurityError(f"a namespace has no {name!r}")
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What transformers renders chat templates in: its filters, functions and rules of spaces."""
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Answers, loopcontrols]
-    )
-    made.filters["tojson"] = _json
-    made.globals.update(namespace=_Names, raise_exception=_refuse, strftime_now=_now)
-    return made
-
-
-def _json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **how)
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)

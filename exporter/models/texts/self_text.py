@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import CalibrationError, ScoringError, first_line
+from exporter.errors import BackendError, CalibrationError, ScoringError
 from exporter.files import write_text
 from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.chat_template import ChatTemplate
 from exporter.progress import Progress, Task
 from graph_passes.files.reading import TABLE_BYTES, read_json
 
@@ -46,13 +47,7 @@ def sampled_tokens(
     *,
     spec: str = SELF,
 ) -> NDArray[np.int64]:
-    """Token ids ``[samples, length]`` that the model sampled, from disk where they are there.
-
-    Raises:
-        CalibrationError: When the model can't generate or has no token to begin with, or, for
-            ``chat``, its tokenizer has no chat template.
-        ScoringError: When its logits are not finite.
-    """
+    """Token ids ``[samples, length]`` that the model sampled, from disk where they are there."""
     if not loaded.model.can_generate():
         raise CalibrationError(
             f"{loaded.ref.architecture} does not generate text.",
@@ -115,11 +110,7 @@ def has_chat_template(loaded: LoadedModel) -> bool:
 
 
 def chat_prefix(loaded: LoadedModel) -> list[int]:
-    """The tokens that stand before what a user says first.
-
-    Raises:
-        CalibrationError: The tokenizer has no chat template, or one that can't be used.
-    """
+    """The tokens that stand before what a user says first."""
     tokenizer: Any = loaded.tokenizer
     if not has_chat_template(loaded):
         raise CalibrationError(
@@ -127,16 +118,16 @@ def chat_prefix(loaded: LoadedModel) -> list[int]:
             f"Calibrate on {SELF} or on a text file.",
             code="no-chat-template",
         )
-    said = "\N{WHITE SQUARE}"
+    said, several = "\N{WHITE SQUARE}", tokenizer.chat_template
+    text = several.get("default", "") if isinstance(several, dict) else several
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    template = ChatTemplate(text, Path(loaded.ref.source), tokens)
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": said}], tokenize=False)
-        before, found, _ = text.partition(said)
-    except Exception as error:  # jinja2's, and whatever the template raises
-        raise CalibrationError(
-            f"The chat template of {loaded.ref.source} fails: {first_line(error)}.",
-            f"Calibrate on {SELF} or on a text file.",
-            code="broken-chat-template",
-        ) from error
+        (written,) = template.prompts([said], add_generation_prompt=False)
+    except BackendError as error:
+        hint = f"Calibrate on {SELF} or on a text file."
+        raise CalibrationError(error.message, hint, code=error.code) from error
+    before, found, _ = written.partition(said)
     ids: list[int] = tokenizer(before, add_special_tokens=False).input_ids if found else []
     return ids
 

@@ -69,7 +69,7 @@ def written(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_built_in_prompts_are_answered_by_both(tmp_path: Path, chat: bool) -> None:
-    found = accuracy(arms(tmp_path, CHAT if chat else None)).answers
+    found = accuracy(arms(tmp_path, CHAT), chat=chat).answers
     assert found is not None
     assert (found.chat, found.source, found.new_tokens) == (chat, "built in", 5)
     asked = questions(None)
@@ -83,7 +83,7 @@ def test_the_template_decides_what_the_model_reads(tmp_path: Path) -> None:
     asked = {"prompts": written(tmp_path / "p.txt", "of that\n")}
     (tmp_path / "chat").mkdir()
     (tmp_path / "plain").mkdir()
-    chat = accuracy(arms(tmp_path / "chat", CHAT), **asked).answers
+    chat = accuracy(arms(tmp_path / "chat", CHAT), chat=True, **asked).answers
     plain = accuracy(arms(tmp_path / "plain"), **asked).answers
     (tmp_path / "p.txt").write_text("the list of that is")
     same = accuracy([tmp_path / "plain" / name for name in "ab"], **asked).answers
@@ -156,14 +156,14 @@ def test_what_can_t_be_answered_is_left_out_with_a_reason_or_refused_if_it_was_a
     tmp_path: Path, files: dict[str, str], config: dict[str, int], reason: str
 ) -> None:
     folders = arms(tmp_path, files, **config)
-    found = accuracy(folders, answer_tokens=90)
+    found = accuracy(folders, answer_tokens=90, chat=bool(files))
     assert found.answers is not None
     assert found.answers.answers == []
     assert reason in found.answers.left_out
     assert found.top1_agreement is not None
     own = written(tmp_path / "p.txt", "the value " * 4)
     with raises(ComparisonError, "prompts-unanswered", "--prompts", own, reason):
-        accuracy(folders, answer_tokens=90, prompts=own)
+        accuracy(folders, answer_tokens=90, prompts=own, chat=bool(files))
 
 
 def test_without_a_tokenizer_one_line_says_so(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_tokenizer_of_another_model_s_template_is_left_out(tmp_path: Path) -> 
     folders = arms(tmp_path, {"chat_template.jinja": "beyond"})
     for folder in folders:
         write_tokenizer(folder, [*WORDS, *(f"w{number}" for number in range(20)), "beyond"])
-    found = accuracy(folders).answers
+    found = accuracy(folders, chat=True).answers
     assert found is not None
     assert found.left_out
     assert not found.answers

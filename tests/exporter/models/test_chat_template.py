@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from exporter.errors import BackendError, UnsafeInputError
+from exporter.errors import BackendError, CalibrationError, UnsafeInputError
 from exporter.models.texts.chat_template import ChatTemplate
+from exporter.models.texts.self_text import chat_prefix
 from tests.raising import raises
 
 TURNS = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 
 
@@ -28,7 +30,8 @@ def beside(folder: Path, files: dict[str, Any]) -> ChatTemplate | None:
 
 
 def prompt(template: str, **more: Any) -> str:
-    return ChatTemplate(template, Path(FILE)).prompt("hi", **more)
+    (written,) = ChatTemplate(template, Path(FILE)).prompts(["hi"], **more)
+    return written
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,8 @@ def prompt(template: str, **more: Any) -> str:
 def test_a_template_is_found_with_its_tokens(tmp_path: Path, files: dict[str, Any]) -> None:
     found = beside(tmp_path, files)
     assert found is not None
-    assert found.prompt("hi") == "<s><|user|>hi<|assistant|>"
+    turns = ["<s><|user|>hi<|assistant|>", "<s><|user|>ho<|assistant|>"]
+    assert found.prompts(["hi", "ho"]) == turns
 
 
 @pytest.mark.parametrize(
@@ -102,9 +106,15 @@ def test_variables_that_some_templates_know_reach_them() -> None:
         "{% for a in range(10**9) %}{% endfor %}",
         "{% for a in range(99999) %}{{ 'x' * 99 }}{% endfor %}",
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        ENDLESS,
+        "{{ '%8999999999d' % 1 }}",
+        "{{ '%99999999d' % 1 }}" * 40,
     ],
 )
-def test_a_template_that_fails_or_reaches_out_is_told(template: str) -> None:
+def test_a_template_that_fails_or_reaches_out_is_told(
+    template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.models.texts.chat_template._SECONDS", 1)
     with raises(BackendError, "broken-chat-template", FILE):
         prompt(template)
 
@@ -137,4 +147,25 @@ def test_transformers_writes_the_same(tmp_path: Path, template: str) -> None:
     said = 'Name <three> "colours" é.'
     turn = [{"role": "user", "content": said}]
     wanted = theirs.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    assert ours.prompt(said) == wanted
+    assert ours.prompts([said]) == [wanted]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("template", [TURNS, {"default": TURNS, "tool_use": "other"}])
+def test_a_calibration_on_chats_has_the_same_renderer(
+    template: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_families import tiny_loaded, tiny_tokenizer
+
+    loaded = tiny_loaded("llama", tokenizer=tiny_tokenizer())
+    tokenizer: Any = loaded.tokenizer
+    tokenizer.chat_template = template
+    turn = [{"role": "user", "content": "|"}]
+    before = (
+        tokenizer.apply_chat_template(turn, tokenize=False).partition("|user|>|")[0] + "|user|>"
+    )
+    assert chat_prefix(loaded) == tokenizer(before, add_special_tokens=False).input_ids
+    monkeypatch.setattr("exporter.models.texts.chat_template._SECONDS", 1)
+    tokenizer.chat_template = ENDLESS
+    with raises(CalibrationError, "broken-chat-template", loaded.ref.source):
+        chat_prefix(loaded)

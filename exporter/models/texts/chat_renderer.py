@@ -1,0 +1,111 @@
+"""The process that renders a chat template: a stranger's program, in bounds.
+
+Jinja's sandbox knows what transformers gives a template, and nothing else; it bounds neither time
+nor memory, so the system does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from exporter.errors import first_line
+from exporter.processes import end_with_parent, limit_itself
+
+_MOST_CHARACTERS = 1 << 20
+
+
+def rendered(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What a template writes of each user's words, or why it fails."""
+    try:
+        template = _environment().from_string(request["template"])
+        turns = ([{"role": "user", "content": said}] for said in request["said"])
+        shared = request["variables"]
+        return {"written": [_bounded(template, {**shared, "messages": each}) for each in turns]}
+    except MemoryError:
+        return {"error": f"it takes more than {request['nbytes'] >> 20} MB"}
+    except Exception as error:  # jinja2's, and whatever the template raises
+        return {"error": first_line(error)}
+
+
+def main() -> None:
+    """Reads a request, and writes what came of it."""
+    end_with_parent(int(sys.argv[1]))
+    request = json.load(sys.stdin)
+    limit_itself(request["seconds"], request["nbytes"])
+    json.dump(rendered(request), sys.stdout)
+
+
+def _bounded(template: Template, told: Mapping[str, object]) -> str:
+    written = ""
+    for piece in template.generate(told):
+        written += piece
+        if len(written) > _MOST_CHARACTERS:
+            raise TemplateError(f"it writes more than {_MOST_CHARACTERS:,} characters")
+    return written
+
+
+class _Answers(Extension):
+    """The tag that marks a model's own words for training; here it says nothing."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands within the tag, as it is."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Names(Namespace):
+    """Jinja's own lets a template write attributes of Python's, such as ``__class__``."""
+
+    def __init__(self, /, *given: Any, **named: Any) -> None:
+        values = dict(*given, **named)
+        for name in values:
+            _refuse_hidden(name)
+        super().__init__(values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_hidden(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_hidden(name: object) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"a namespace has no {name!r}")
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What transformers renders chat templates in: its filters, functions and rules of spaces."""
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Answers, loopcontrols]
+    )
+    made.filters["tojson"] = _json
+    made.globals.update(namespace=_Names, raise_exception=_refuse, strftime_now=_now)
+    return made
+
+
+def _json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **how)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+if __name__ == "__main__":
+    main()
