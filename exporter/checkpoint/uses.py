@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from exporter.artifacts.uses import PLACE, FolderUses, Use
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.engines.usage.folder import HERE
-from exporter.engines.usage.library_lines import auto_task, sentence_answer, torch_answer
+from exporter.engines.usage import HERE, auto_task, lines
 
 _REFUSED = (
     "transformers {} does not leave out what a config says is skipped. It would fill the gaps with "
@@ -55,48 +56,33 @@ def _by_servers(facts: CheckpointFacts) -> list[Use]:
 
 
 def _own(facts: CheckpointFacts) -> Use:
-    lines = [
-        "from pathlib import Path",
-        "from exporter.checkpoint.pruned_model import load_pruned, save_pruned",
-        "",
-        f"loaded = load_pruned(Path({PLACE}))",
-        "model, tokenizer = loaded.model, loaded.tokenizer",
-        *_answer(facts),
-        f"tuned = load_pruned(Path({PLACE}), train=True)  # with gradients",
-        "# save_pruned(tuned, Path(...)) writes it again after a training.",
-    ]
-    remark = "It needs depthcut with its extra torch, and runs no code from this folder."
-    return Use(library="depthcut", needs="'depthcut[torch]'", text="\n".join(lines), remark=remark)
+    return Use(
+        library="depthcut",
+        needs="'depthcut[torch]'",
+        text=lines("pruned", **_filled(facts)),
+        remark="It needs depthcut with its extra torch, and runs no code from this folder.",
+    )
 
 
 def _by_transformers(facts: CheckpointFacts) -> Use:
-    task = auto_task(facts.architecture)
-    name = f"AutoModel{'' if task is None else task}"
-    names = ", ".join(sorted([name, *(["AutoTokenizer"] if facts.has_tokenizer else [])]))
-    lines = [f"from transformers import {names}", ""]
-    if facts.has_tokenizer:
-        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({PLACE})")
-    lines += [f"model = {name}.from_pretrained({PLACE})", *_answer(facts)]
     remark = f"transformers {facts.transformers} loads it as it is."
     if facts.kept is not None:
         remark = f"{remark} {_PLAIN}"
-    return Use(
-        library="transformers", needs="transformers torch", text="\n".join(lines), remark=remark
-    )
+    text = lines("transformers", **_filled(facts))
+    return Use(library="transformers", needs="transformers torch", text=text, remark=remark)
 
 
-def _answer(facts: CheckpointFacts) -> list[str]:
+def _filled(facts: CheckpointFacts) -> dict[str, Any]:
     task = auto_task(facts.architecture)
-    return torch_answer(task) if facts.has_tokenizer and task is not None else []
+    names = [f"AutoModel{task or ''}", *["AutoTokenizer"] * facts.has_tokenizer]
+    return {
+        "loader": names[0],
+        "names": ", ".join(sorted(names)),
+        "has_tokenizer": facts.has_tokenizer,
+        "task": task if facts.has_tokenizer else None,
+    }
 
 
 def _by_sentence_transformers() -> Use:
-    lines = [
-        "from sentence_transformers import SentenceTransformer",
-        "",
-        f"model = SentenceTransformer({PLACE})",
-        *sentence_answer(),
-    ]
-    return Use(
-        library="sentence-transformers", needs="sentence-transformers", text="\n".join(lines)
-    )
+    name = "sentence-transformers"
+    return Use(library=name, needs=name, text=lines("sentences", m=None))

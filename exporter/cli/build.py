@@ -91,7 +91,7 @@ def _use(
     call: BuildCall, built: list[tuple[Path, EngineRecord]], stage: Path
 ) -> list[tuple[Path, Path]]:
     """How the engines are run, where a folder was named for them."""
-    from exporter.engines.usage.folder import write_built_use
+    from exporter.engines.usage import write_built_use
 
     paths = [path for path, _ in built]
     if paths[0].parent != call.output:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from exporter.artifacts import PruneReport
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut.options import CutOptions
-from exporter.engines.usage.folder import stage_graph_use
+from exporter.engines.usage import stage_graph_use
 from exporter.errors import ArtifactError, SurgeryError, UsageError
 from exporter.files import refuse_overwriting, sha256_file, sha256_files
 from exporter.models.companions import stage_companions

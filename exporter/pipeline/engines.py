@@ -8,7 +8,7 @@ from pathlib import Path
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
-from exporter.engines.usage.folder import write_use
+from exporter.engines.usage import write_use
 from exporter.files import staged_directory
 from exporter.models.sentence_folder import longest_text
 from exporter.pipeline.keys import Key

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from exporter.engines.usage.folder import write_graph_use
+from exporter.engines.usage import write_graph_use
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Run, files_below

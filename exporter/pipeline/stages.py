@@ -16,7 +16,7 @@ from exporter.compare.session import compare
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.check import gate_where_installed
-from exporter.engines.usage.folder import USE_FILE, write_graph_use
+from exporter.engines.usage import USE_FILE, write_graph_use
 from exporter.errors import VerificationError
 from exporter.export.forms.targets import TARGETS
 from exporter.export.forms.write import write_form

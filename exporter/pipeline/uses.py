@@ -5,8 +5,7 @@ from __future__ import annotations
 from exporter.artifacts.uses import FolderUses
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.checkpoint.uses import checkpoint_uses
-from exporter.engines.usage.folder import engine_uses, graph_uses
-from exporter.engines.usage.model import UsedModel
+from exporter.engines.usage import UsedModel, engine_uses, graph_uses
 from exporter.pipeline.run import CHECKPOINT, ENGINES, QUANTIZED, Run
 
 _ARMS = ("candidate", "baseline")

@@ -13,7 +13,7 @@ from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.prune_files import stale_reports
 from exporter.engines.decoding.decoder import LOGITS
 from exporter.engines.environment import default_threads
-from exporter.engines.usage.folder import stage_graph_use
+from exporter.engines.usage import stage_graph_use
 from exporter.errors import QuantizationError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.anatomy.classifiers import classes_of_texts

@@ -13,22 +13,21 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import FORM_KEY, FormRecord, PlannedDeletion
-from exporter.artifacts.uses import FolderUses
+from exporter.artifacts.uses import FolderUses, Use
 from exporter.cli import run
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
-from exporter.engines.usage.folder import (
+from exporter.engines.runners.cache_form import CacheForm
+from exporter.engines.usage import (
+    UsedModel,
     engine_uses,
     graph_uses,
     use_place,
     write_built_use,
     write_graph_use,
 )
-from exporter.engines.usage.library_lines import genai_lines, optimum_lines, sentence_lines
-from exporter.engines.usage.model import UsedModel
-from exporter.engines.usage.onnxruntime_lines import decoder_lines, encoder_lines
 from exporter.export.forms.genai_folder import write_genai_config
 from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.report.sections import comparison_document
@@ -76,6 +75,10 @@ def graph_lines(folder: Path) -> str:
     """Those for ONNX Runtime itself."""
     write_graph_use(folder / "model.onnx")
     return lines_of((folder / "USE.md").read_text())["ONNX Runtime"]
+
+
+def way(model: UsedModel, library: str) -> Use | None:
+    return next((use for use in model.uses() if use.library == library), None)
 
 
 def libraries(uses: FolderUses) -> list[str]:
@@ -162,39 +165,38 @@ def test_onnxruntime_genai_s_lines_generate_the_same(tmp_path: Path) -> None:
 
 
 def test_genai_is_told_of_where_its_config_names_the_graph(cut: Path) -> None:
-    assert genai_lines(read(cut)) is None
+    assert way(read(cut), "onnxruntime-genai") is None
     told = {"model": {"decoder": {"filename": "other.onnx"}}}
     (cut / "genai_config.json").write_text(json.dumps(told))
-    assert genai_lines(read(cut)) is None
+    assert way(read(cut), "onnxruntime-genai") is None
     told["model"]["decoder"]["filename"] = "model.onnx"
     (cut / "genai_config.json").write_text(json.dumps(told))
-    assert genai_lines(read(cut)) is not None
+    assert way(read(cut), "onnxruntime-genai") is not None
 
 
 def test_caches_that_the_lines_can_t_carry_on_have_none(cut: Path) -> None:
     model = read(cut)
-    assert decoder_lines(model) is not None
+    assert way(model, "ONNX Runtime") is not None
     for form in (
         replace(model.form, buffer=64, mask=64),
         replace(model.form, windows={model.pasts[0]: 8}),
         replace(model.form, heads=dict.fromkeys(model.pasts, (2, None))),
     ):
-        assert decoder_lines(replace(model, form=form)) is None
+        assert way(replace(model, form=form), "ONNX Runtime") is None
     extra = {**model.inputs, "adapter": ir.Value(name="adapter")}
-    assert decoder_lines(replace(model, inputs=extra)) is None
+    assert way(replace(model, inputs=extra), "ONNX Runtime") is None
 
 
 def test_optimum_is_told_of_where_the_caches_are_as_it_expects(cut: Path) -> None:
     model = read(cut)
-    assert optimum_lines(model) is not None
+    assert way(model, "optimum") is not None
     for config in (
         {**LLAMA, "head_dim": 8}, {**LLAMA, "num_key_value_heads": 1}, {},
         {**LLAMA, "model_type": "bloom"}, {**LLAMA, "architectures": ["OddThing"]},
     ):  # fmt: skip
-        assert optimum_lines(replace(model, config=config)) is None
-    assert optimum_lines(replace(model, has_tokenizer=False)) is None
-    cuda = FormRecord(target="onnxruntime-cuda", writer="builder 1")
-    assert optimum_lines(replace(model, written=cuda)) is None
+        assert way(replace(model, config=config), "optimum") is None
+    assert way(replace(model, has_tokenizer=False), "optimum") is None
+    assert way(replace(model, target="onnxruntime-cuda"), "optimum") is None
 
 
 def test_without_a_tokenizer_the_lines_take_numbers(tmp_path: Path) -> None:
@@ -294,8 +296,8 @@ def bert(folder: Path, **more: Any) -> UsedModel:
     config = {"architectures": ["BertModel"], "hidden_size": 8, "num_attention_heads": 2}
     values: dict[str, Any] = {
         "file": "model.onnx", "inputs": {name: ir.Value(name=name) for name in names},
-        "outputs": ["last_hidden_state"], "form": UsedModel, "written": None, "config": config,
-        "ends": (), "has_tokenizer": True, "has_modules": True, "pooling": MEAN, "for_genai": False,
+        "outputs": ["last_hidden_state"], "form": CacheForm(), "target": "portable",
+        "config": config, "ends": (), "has_tokenizer": True, "has_modules": True, "pooling": MEAN, "for_genai": False,
     }  # fmt: skip
     return UsedModel(**{**values, **more})
 
@@ -306,14 +308,15 @@ def test_encoders_are_pooled_as_their_files_say(tmp_path: Path) -> None:
     head, pixels = bert(tmp_path / "c", outputs=["logits"]), bert(tmp_path / "d", inputs={"x": 1})
     pooled = bert(tmp_path / "e", outputs=["last_hidden_state", "sentence_embedding"])
     models = (mean, cls, last, most, head, pooled)
-    texts = [use.text for use in map(encoder_lines, models) if use is not None]
+    uses = [way(model, "ONNX Runtime") for model in models]
+    texts = [use.text for use in uses if use is not None]
     after = [text.partition("found =")[2] for text in texts]
     assert ["mask" in text for text in after] == [True, False, True, False, False, False]
     assert ["norm" in text for text in after] == [True, True, True, False, False, True]
     assert ["sentence_embedding" in text for text in texts] == [*[False] * 5, True]
-    assert encoder_lines(pixels) is None
-    assert sentence_lines(mean) is not None
-    assert sentence_lines(replace(mean, has_modules=False)) is None
+    assert way(pixels, "ONNX Runtime") is None
+    assert way(mean, "sentence-transformers") is not None
+    assert way(replace(mean, has_modules=False), "sentence-transformers") is None
 
 
 def test_the_report_shows_lines_that_are_alike_once(cut: Path) -> None:

@@ -10,7 +10,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
-from exporter.engines.usage.folder import write_graph_use
+from exporter.engines.usage import write_graph_use
 from tests.exporter.tiny_lm import write_tokenizer
 from tests.exporter.use_lines import lines_of, run_lines
 from tests.tiny_torch import tiny_loaded

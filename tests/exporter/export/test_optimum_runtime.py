@@ -13,7 +13,7 @@ from tiny_torch import tiny_loaded
 from exporter.artifacts import PlannedDeletion
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
-from exporter.engines.usage.folder import write_graph_use
+from exporter.engines.usage import write_graph_use
 from exporter.export.optimum_export import export_with_optimum
 from exporter.export.pooled import add_pooling
 from exporter.models.sentence_folder import read_pooling
