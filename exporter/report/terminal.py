@@ -37,7 +37,7 @@ def comparison_grids(report: ComparisonReport) -> list[Grid]:
         rows += [[]] if rows else []
         rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]
     found = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]
-    corners = _narrow(corners_grid(report, brief=True)) if report.corners else []
+    corners = _narrow(corners_grid(report)) if report.corners else []
     return [*found, *corners, *answer_grids(report, brief=True)]
 
 

@@ -1,7 +1,6 @@
 """The cut and the quantisation crossed: whole and cut, in float and quantised, and further cuts.
 
-Of the four models each is compared with the whole model in float, a column each. With further ones
-each is a row, and compared with the whole model that is quantised alike.
+Each is a row, and a cut one is compared with the whole model that is quantised alike.
 """
 
 from __future__ import annotations
@@ -28,23 +27,18 @@ from exporter.report.words import (
 Column = tuple[str, list[str]]
 """A name, and a cell for each model."""
 _HOW = (
-    "All four took turns in the same rounds and read the same text. Below each time is how many "
-    "times as fast as the whole model in float it is, with the 95 % interval in brackets, "
-    "computed as the speedup of the pair is. KL divergence and agreement are with the whole model "
-    "in float, too; the same continuation is the share of prompts that are continued greedily with "
-    "the same tokens to the end."
-)
-_HOW_MORE = (
     "All took turns in the same rounds and read the same text. A cut model's speed and perplexity "
-    "are compared with those of the whole model that is quantised in the same way."
+    "are compared with those of the whole model that is quantised in the same way, with 95 % "
+    "intervals; KL divergence and agreement are with the whole model in float. The same "
+    "continuation is the share of prompts that are continued greedily with the same tokens to the "
+    "end."
 )
-_ROWS: dict[str, tuple[Callable[[Corner], float | None], Callable[[float], str]]] = {
-    "files, MB": (lambda c: c.file_bytes / 1e6, lambda size: f"{size:,.1f}"),
-    "perplexity": (lambda c: c.perplexity, significant),
+_MORE: dict[str, tuple[Callable[[Corner], float | None], Callable[[float], str]]] = {
     "KL divergence, nats": (lambda c: c.kl_divergence, lambda kl: significant(kl, 3)),
     "same top-1 token": (lambda c: c.top1_agreement, percent),
     "same continuation": (lambda c: c.exact_match, percent),
     "cosine of embeddings": (lambda c: c.embedding_cosine, lambda cosine: f"{cosine:.4f}"),
+    "files, MB": (lambda c: c.file_bytes / 1e6, lambda size: f"{size:,.1f}"),
 }
 
 
@@ -53,27 +47,7 @@ def corners_section(report: ComparisonReport) -> Section | None:
     if not report.corners:
         return None
     grid, figures = corners_grid(report), _speedups(report)
-    title, how = ("All models", _HOW_MORE) if report.also else ("Four corners", _HOW)
-    return Section("corners", title, [grid, Note(how)], figures, stays_open=True)
-
-
-def corners_grid(report: ComparisonReport, *, brief: bool = False) -> Grid:
-    """Times, bytes and accuracy of all; what was measured of none is left out.
-
-    Args:
-        report: One with the four, or more.
-        brief: For a terminal: of the four the speedup beside the time, and without its interval.
-    """
-    if report.also:
-        return _models_grid(report, brief)
-    corners = report.corners
-    rows = [cells for row in report.latency for cells in _times(row, report, brief)]
-    for what, (value, words) in _ROWS.items():
-        cells = [or_dash(value(corner), words) for corner in corners]
-        if set(cells) != {"-"}:
-            rows.append([_named(what, report), *cells])
-    header = ["", *(corner_name(report, corner) for corner in corners)]
-    return Grid("Whole and cut, in float and quantised", header, rows, right=range(1, 5))
+    return Section("corners", "All models", [grid, Note(_HOW)], figures, stays_open=True)
 
 
 def _named(row: str, report: ComparisonReport) -> str:
@@ -81,8 +55,8 @@ def _named(row: str, report: ComparisonReport) -> str:
     return row.replace("token", "class") if images else row
 
 
-def _models_grid(report: ComparisonReport, brief: bool) -> Grid:
-    """A row a model, those in float first."""
+def corners_grid(report: ComparisonReport) -> Grid:
+    """A row a model, those in float first; what was measured of none is left out."""
     corners = sorted(report.corners, key=lambda corner: corner.quantized)
     columns = [column for row in report.latency for column in _times_and_gains(row, corners)]
     known = {corner.arm: corner for corner in corners}
@@ -90,10 +64,8 @@ def _models_grid(report: ComparisonReport, brief: bool) -> Grid:
     text = "second text" if other is None else f"on {other.name}"
     for name, field in {"perplexity": "", text: "other_"}.items():
         columns.append((name, [_with_change(known, each, field) for each in corners]))
-    for name in ("KL divergence, nats", "same top-1 token", "files, MB")[2 * brief :]:
-        value, words = _ROWS[name]
-        cells = [or_dash(value(each), words) for each in corners]
-        columns.append((_named(name, report), cells))
+    for name, (value, words) in _MORE.items():
+        columns.append((_named(name, report), [or_dash(value(each), words) for each in corners]))
     columns = [(name, cells) for name, cells in columns if set(cells) != {"-"}]
     names = [corner_name(report, corner) for corner in corners]
     rows = [list(row) for row in zip(names, *(cells for _, cells in columns), strict=True)]
@@ -149,19 +121,6 @@ def corners_sentence(report: ComparisonReport) -> str | None:
     if whole.perplexity is not None and both.perplexity is not None:
         told.append(f"perplexity {relative_change(whole.perplexity, both.perplexity)}")
     return f"{names}: {', '.join(told)}."
-
-
-def _times(row: LatencyRow, report: ComparisonReport, brief: bool) -> Iterator[list[str]]:
-    times = {"baseline": row.baseline, "candidate": row.candidate, **row.references}
-    medians = [or_dash(times.get(c.arm), _median) for c in report.corners]
-    speedups = [corner.speedups.get(row.shape_name) for corner in report.corners]
-    what = f"{short_shape(row)}, ms"
-    if brief:
-        beside = ["" if speedup is None else f" ({speedup.value:.2f}x)" for speedup in speedups]
-        yield [what, *map("".join, zip(medians, beside, strict=True))]
-        return
-    yield [what, *medians]
-    yield ["", *(or_dash(s, lambda s: speedup_words(s.value, s.ci95, digits=2)) for s in speedups)]
 
 
 def _median(times: LatencySamples) -> str:

@@ -278,7 +278,7 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
     assert [corner.log_perplexity_increase is None for corner in found.corners] == [
         corner.whole is None for corner in found.corners
     ]
-    grid = corners_grid(found, brief=True)
+    grid = corners_grid(found)
     assert [row[0] for row in grid.rows] == [
         "whole, fp32", "cut, fp32", "other-cut, fp32",
         "whole, int8", "cut, int8", "other-cut, int8",
