@@ -297,7 +297,8 @@ def bert(folder: Path, **more: Any) -> UsedModel:
     values: dict[str, Any] = {
         "file": "model.onnx", "inputs": {name: ir.Value(name=name) for name in names},
         "outputs": ["last_hidden_state"], "form": CacheForm(), "target": "portable",
-        "config": config, "ends": (), "has_tokenizer": True, "has_modules": True, "pooling": MEAN, "for_genai": False,
+        "config": config, "ends": (), "has_tokenizer": True, "has_modules": True, "pooling": MEAN,
+        "for_genai": False,
     }  # fmt: skip
     return UsedModel(**{**values, **more})
 
