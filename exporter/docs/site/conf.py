@@ -48,7 +48,7 @@ NAVIGATION = {
         *("words", "commands", "files", "fusers", "/graph_passes/docs/architectures"),
         *("/graph_passes/docs/dialects", "/exporter/engines/build/docs/builds"),
         "/exporter/engines/build/docs/attention",
-        *("/exporter/engines/runners/docs/running", "/exporter/engines/docs/shown"),
+        "/exporter/engines/runners/docs/running",
     ],
     "Examples": ["/samples/README", "/docker/README"],
     "The code": ["developing", "/exporter/README", "/graph_passes/README", "/tests/README"],
