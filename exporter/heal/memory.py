@@ -44,7 +44,7 @@ class HealingMemory:
         folding: What folding takes besides: sums over tokens, and the text's hidden states.
         training: Trained numbers with all that belongs to them, the activations of a step, and
             the whole model's answers.
-        measuring: To hold the healed cut against the whole model.
+        measuring: To hold the healed cut against the whole model, with merged weights of its own.
     """
 
     weights: int
@@ -97,12 +97,13 @@ def healing_memory(
     held_out = most if held_out is None else held_out
     folds = options.kind == "fold" or options.begins_folded
     folded, folding = folding_bytes(model, options, cut) if folds else (0, 0)
+    merged = model.num_parameters(exclude_embeddings=True) if trained else 0
     return HealingMemory(
         weights=model.num_parameters() * model.dtype.itemsize,
         folded=folded,
         folding=folding,
         training=_training(model, options, trained, held_out, read_again) if trained else 0,
-        measuring=_measuring(model, options, held_out),
+        measuring=_measuring(model, options, held_out) + merged * model.dtype.itemsize,
     )
 
 

@@ -70,9 +70,11 @@ def test_folded_weights_take_no_more_than_is_said(
 
 
 def test_what_behind_norms_is_not_folded_takes_nothing() -> None:
-    said = healing_memory(tiny_loaded("bert").model, DISTILL, 100, DROPPED)
-    assert (said.folded, said.folding, said.measuring) == (0, 0, 0)
-    assert said.total == said.weights + said.training
+    model = tiny_loaded("bert").model
+    said = healing_memory(model, DISTILL, 100, DROPPED)
+    assert (said.folded, said.folding) == (0, 0)
+    assert said.measuring == 4 * model.num_parameters(exclude_embeddings=True)
+    assert said.total == said.weights + max(said.training, said.measuring)
 
 
 def test_only_trainings_that_begin_with_folded_weights_fold() -> None:
@@ -106,7 +108,8 @@ def test_each_part_grows_with_what_it_hangs_on(monkeypatch: pytest.MonkeyPatch) 
     longer = said(options=replace(DISTILL, step_tokens=128))
     assert longer.training - usual.training == usual.training - 20 * 100
     more = said(options=replace(DISTILL, batch_size=8))
-    assert more.measuring == 2 * usual.measuring
+    merged = 4 * model.num_parameters(exclude_embeddings=True)
+    assert more.measuring - merged == 2 * (usual.measuring - merged)
     assert more.folding > usual.folding
     monkeypatch.setattr(module, "has_fast_bfloat16", lambda _: True)
     assert 2 * (said().training - 20 * 100) == usual.training - 20 * 100
