@@ -43,6 +43,7 @@ from exporter.compare.quality.embeddings import (
     embedding_output,
     refuse_few_texts,
 )
+from exporter.compare.quality.intervals import MOST_JUDGED
 from exporter.compare.quantization_grid import GridAccuracy, wholes_alike
 from exporter.compare.task_answers import (
     check_questions,
@@ -245,7 +246,8 @@ def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
 
 def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult:
     """For classifiers of texts or of their tokens, on passages of the text or on pairs."""
-    passages = _pairs(pair, texts) or _passages(pair, texts)
+    most = _EMBEDDED_TEXTS if _classes(pair.baseline) is None else MOST_JUDGED
+    passages = _pairs(pair, texts) or _passages(pair, texts, most)
     what = "texts" if passages.types is None else "pairs of texts"
     pair.progress.say(f"accuracy: classes of {len(passages.ids)} {what} from {passages.source}")
     said = {name: _classes_of(arm, name, passages, pair) for name, arm in pair.judged.items()}
@@ -316,7 +318,7 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
     if runner.capabilities.shapes == "compiled":
         pair.progress.say(f"embeddings: left out, {runner.backend} would compile each length")
         return None
-    passages = _passages(pair, texts)
+    passages = _passages(pair, texts, _EMBEDDED_TEXTS)
     pair.progress.say(f"accuracy: embeddings of {len(passages.ids)} texts from {passages.source}")
     refuse_few_texts(passages.ids)
     home = pair.baseline.folder.home
@@ -372,21 +374,19 @@ def _pairs(pair: Pair, texts: TextSource) -> _Passages | None:
     if tokenizer is None or not asked or _classes(pair.baseline) is None:
         return None
     longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
-    ids, types = tokenize_pairs(asked, tokenizer, most=_EMBEDDED_TEXTS, longest=longest)
+    ids, types = tokenize_pairs(asked, tokenizer, most=MOST_JUDGED, longest=longest)
     check_tokens(max(int(each.max()) for each in ids), pair.vocabulary())
     return _Passages(ids, texts.source, texts.sha256, types)
 
 
-def _passages(pair: Pair, texts: TextSource) -> _Passages:
+def _passages(pair: Pair, texts: TextSource, most: int) -> _Passages:
     """Passages of the text; random tokens where neither arm has a tokenizer."""
     folder = pair.baseline.folder
     longest = min(LONGEST_PASSAGE, folder.longest_sequence or LONGEST_PASSAGE)
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
     if tokenizer is None:
-        drawn = random_ids(
-            pair.vocabulary(), sequence_length=longest, tokens=_EMBEDDED_TEXTS * longest
-        )
+        drawn = random_ids(pair.vocabulary(), sequence_length=longest, tokens=most * longest)
         return _Passages([*drawn.token_ids], drawn.source, drawn.sha256)
-    ids = tokenize_passages(texts, tokenizer, most=_EMBEDDED_TEXTS, longest=longest)
+    ids = tokenize_passages(texts, tokenizer, most=most, longest=longest)
     check_tokens(max((int(each.max()) for each in ids), default=0), pair.vocabulary())
     return _Passages(ids, texts.source, texts.sha256)

@@ -19,7 +19,7 @@ ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
     "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
     "selection", "healing", "distill", "encoder", "planner", "streaming", "large_export",
-    "cluster", "checkpoint",
+    "cluster", "checkpoint", "intervals",
 )  # fmt: skip
 
 

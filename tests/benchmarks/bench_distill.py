@@ -8,8 +8,8 @@ task there. Attentions (``--drop 8``) or blocks (``--drop 7b``) of SmolLM2 go in
 paper's cosine.
 
 Printed for each text: perplexity of the whole, the cut and the healed model, and the excess, which
-is the healed model's increase in log-perplexity over the cut one's, with its 95 % interval by a
-bootstrap over samples. For each task: right answers, and the mean log-probability of the right
+is the healed model's increase in log-perplexity over the cut one's, with its 95 % interval
+over samples. For each task: right answers, and the mean log-probability of the right
 answer against the others, and which share of what was lost there is back. Targets: excess at most
 0.05 in the domain and 0.30 in others (8 attentions, 250k tokens), 0.30 and 0.60 (8, 40k), 0.08 and
 0.22 (15, 250k); 75 % of the log-probability that 15 attentions lose. Nothing is asserted.
@@ -25,9 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.compare.quality.intervals import mean_interval
 from tests.benchmarks.bench_healing import default_model
 from tests.benchmarks.machine import print_machine
 
@@ -143,34 +142,28 @@ def task_items(loaded: Any, path: Path, count: int) -> list[Any]:
 
 
 def _line(name: str, whole: Any, bare: Any, after: Any) -> str:
-    excess = _bootstrapped(bare, after)
-    told = " ".join(f"{value:.3f}" for value in excess)
+    excess = _excess(bare, after)
+    told = " ".join(f"{value:.3f}" for value in (excess.value, *excess.ci95))
     if int(after.positions.max()) > 1:
+        scored = f"{int(after.positions.sum()):,} tokens scored"
         kinds = f"{whole.perplexity:8.2f} {bare.perplexity:8.2f} {after.perplexity:8.2f}"
-        return f"{name:<18} perplexity {kinds}  excess {told}  KL {bare.kl:.3f} {after.kl:.3f}"
+        kls = f"{bare.kl:.3f} {after.kl:.3f}"
+        return f"{name:<18} {scored}: perplexity {kinds}  excess {told}  KL {kls}"
     means = [-float(each.nll_sums.mean()) for each in (whole, bare, after)]
-    back = " ".join(f"{100 * (1 - value):.0f}" for value in (excess[0], *excess[:0:-1]))
-    gain = bare.nll_sums - after.nll_sums
-    error = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+    back = " ".join(f"{100 * (1 - value):.0f}" for value in (excess.value, *excess.ci95[::-1]))
+    gain = mean_interval(bare.nll_sums - after.nll_sums, bare.positions)
+    low, high = gain.ci95
     return (
         f"{name:<18} log-probability {means[0]:.3f} {means[1]:.3f} {means[2]:.3f}; back {back} %, "
-        f"gain {gain.mean():+.3f} ± {error:.3f}; same answer {100 * bare.top1_agreement:.0f} "
-        f"{100 * after.top1_agreement:.0f} %"
+        f"gain {gain.value:+.3f} [{low:+.3f}, {high:+.3f}]; same answer "
+        f"{100 * bare.top1_agreement:.0f} {100 * after.top1_agreement:.0f} %"
     )
 
 
-def _bootstrapped(bare: Any, after: Any) -> tuple[float, float, float]:
-    """The excess and its interval; both models answer the same samples."""
-    rng, count = np.random.default_rng(0), len(bare.nll_sums)
-
-    def excess(chosen: Any) -> float:
-        base = bare.baseline_nll_sums[chosen].sum()
-        lost = bare.nll_sums[chosen].sum() - base
-        return float((after.nll_sums[chosen].sum() - base) / lost)
-
-    drawn = [excess(rng.integers(0, count, count)) for _ in range(2000)]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return excess(slice(None)), float(low), float(high)
+def _excess(bare: Any, after: Any) -> Any:
+    """What healing leaves of a cut's loss, with its interval; both answer the same samples."""
+    whole = bare.baseline_nll_sums
+    return mean_interval(after.nll_sums - whole, bare.nll_sums - whole)
 
 
 def _options() -> argparse.Namespace:

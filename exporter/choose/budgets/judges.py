@@ -12,7 +12,7 @@ from exporter.artifacts.nouns import Nouns, nouns_of
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.text import checked_of
-from exporter.compare.quality.intervals import fewest_to_show, highest_to_show
+from exporter.compare.quality.intervals import MOST_JUDGED, fewest_to_show, highest_to_show
 from exporter.errors import PlanError
 from exporter.heal.further import rounded_up, text_beyond
 from exporter.heal.texts import FEWEST_HELD_OUT
@@ -28,8 +28,6 @@ from exporter.models.texts.image_reader import IMAGES, reads_images
 from exporter.models.texts.images import MOST_IMAGES, read_images
 from exporter.printable import are, counted
 
-_MOST_TEXTS = 1024
-"""That judge a classifier: a limit near to 1 takes more than are waited for."""
 _SPARE = 2 * FEWEST_HELD_OUT
 """Of a cut that is healed: a few fit what heals it, and a few choose how."""
 
@@ -63,16 +61,16 @@ class Judges:
         together = 2 if model.config.num_labels == 1 else 1
         labels = model.config.num_labels if has_separate_labels(model) else 1
         needed = together * fewest_to_show(floor)
-        if needed > _MOST_TEXTS * labels:
-            highest = cls(together=together, labels=labels).highest(_MOST_TEXTS)
+        if needed > MOST_JUDGED * labels:
+            highest = cls(together=together, labels=labels).highest(MOST_JUDGED)
             raise PlanError(
                 f"--min-top1-agreement {floor:g} can't be shown: {math.ceil(needed / labels):,} "
                 f"{nouns_of(type(model).__name__).several} would have to keep their answers, "
-                f"{_MOST_TEXTS:,} judge at most.",
+                f"{MOST_JUDGED:,} judge at most.",
                 f"Give --min-top1-agreement {highest:.3f} or less.",
                 code="too-near-to-1",
             )
-        return cls(math.ceil(needed / labels), min(_MOST_TEXTS, 2 * needed), together, labels)
+        return cls(math.ceil(needed / labels), min(MOST_JUDGED, 2 * needed), together, labels)
 
     def highest(self, number: int) -> float:
         """The highest limit that so many show, to a thousandth; 0 where they show none."""

@@ -31,12 +31,23 @@ def ratio(sums: Floats, counts: Floats) -> float:
 def ratio_std_error(sums: Floats, counts: Floats, clusters: Clusters = None) -> float | None:
     """Standard error of :func:`ratio` over clusters; None with fewer than two that count."""
     sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
-    number = np.count_nonzero(counts)
-    if number < 2:
+    if np.count_nonzero(counts) < 2:
         return None
+    total = counts.sum()
     residuals = sums - ratio(sums, counts) * counts
-    factor = number / (number - 1)
-    return float(np.sqrt(factor * (residuals**2).sum()) / counts.sum())
+    variance = (residuals**2).sum() / (1 - ((counts / total) ** 2).sum())
+    return float(np.sqrt(variance) / total)
+
+
+def degrees_of_freedom(counts: Floats) -> float:
+    """Of :func:`ratio_std_error`: one less than the clusters if they are equal, else fewer.
+
+    Satterthwaite's, as Bell and McCaffrey, "Bias reduction in standard errors for linear regression
+    with multi-stage samples" (Survey Methodology 28, 2002), have them for a mean.
+    """
+    shares = counts / counts.sum()
+    second, third = (shares**2).sum(), (shares**3).sum()
+    return float((1 - second) ** 2 / (second - 2 * third + second**2))
 
 
 class RatioSums:
@@ -82,7 +93,7 @@ class RatioSums:
         """``shape``; None with fewer than two samples that count."""
         if self._samples < 2:
             return None
-        means, factor = self.means, self._samples / (self._samples - 1)
+        means, unequal = self.means, self._nn / self._n**2
         squares = self._dd - 2 * means * self._dn + means * means * self._nn
-        errors: Floats = np.sqrt(np.maximum(0.0, squares) * factor) / self._n
+        errors: Floats = np.sqrt(np.maximum(0.0, squares) / (1 - unequal)) / self._n
         return errors

@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from exporter.compare.accuracy import measure_accuracy
 from exporter.compare.evaluation import tokenize_passages
-from exporter.compare.options import TaskOptions
+from exporter.compare.options import CompareOptions, QualityOptions, TaskOptions
 from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
 from exporter.compare.tasks.encoder_items import (
@@ -29,6 +31,7 @@ from exporter.errors import CalibrationError, ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder, longest_sequence
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import tokenizer_in
+from exporter.progress import QUIET
 from tests.exporter.models.test_sentence_folder import (
     BAD_LISTS,
     BAD_PLACES,
@@ -191,6 +194,37 @@ def test_a_reranker_reads_a_query_and_its_passage_together(folder: ModelFolder) 
     assert scored(folder, runner, line)["mrr@10"] == [1]
     numbers = [WORDS.index(word) + 1 for word in ("value", "list", "of", "in")]
     assert runner.read[0] == numbers
+
+
+@pytest.mark.parametrize(
+    ("logits", "answers"), [("classes", 400), ("one", 200)], ids=["classifier", "reranker"]
+)
+def test_as_many_texts_judge_a_classifier_as_a_limit_near_to_1_takes(
+    folder: ModelFolder, logits: str, answers: int
+) -> None:
+    runner = classifier("the") if logits == "classes" else one_logit("the")
+    arm = SimpleNamespace(runner=runner, folder=folder)
+    pair: Any = SimpleNamespace(
+        baseline=arm,
+        candidate=arm,
+        judged={"baseline": arm, "candidate": arm},
+        held_against=[("baseline", "candidate")],
+        options=CompareOptions(quality=QualityOptions(probes=0)),
+        progress=QUIET,
+        vocabulary=lambda: len(WORDS) + 1,
+        reads_images=False,
+        grid=(),
+        references=(),
+    )
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 6)) + f" {n}." for n in range(400)]
+    pairs = tuple(zip(texts[::2], texts[1::2], strict=True)) if logits == "one" else ()
+    source = TextSource("t", tuple(texts), "0" * 64, pairs * 2)
+    found = measure_accuracy(pair, source).accuracy
+    assert found is not None
+    assert found.top1_interval is not None
+    assert found.tokens == answers
+    assert found.top1_interval.ci95[0] > 0.98
 
 
 def one_logit(yes: str) -> Any:

@@ -17,10 +17,17 @@ from exporter.compare.quality.intervals import (
     mean_interval,
     share_interval,
 )
+from tests.benchmarks.bench_intervals import (
+    QUANTITIES,
+    dependent_texts,
+    held,
+    held_by_percentiles,
+)
 
 
-def test_equal_samples_give_student_s_interval() -> None:
-    means = np.random.default_rng(0).normal(0.3, 0.1, 9)
+def test_equal_samples_without_skew_give_student_s_interval() -> None:
+    half = np.random.default_rng(0).normal(0, 0.1, 4)
+    means = 0.3 + np.concatenate([half, -half, [0]])
     found = mean_interval(means * 512, np.full(9, 512.0))
     assert found is not None
     want = stats.ttest_1samp(means, 0).confidence_interval(0.95)
@@ -36,6 +43,17 @@ def test_the_truth_lies_inside_about_95_times_in_100(samples: int) -> None:
     found = [mean_interval(*pair) for pair in zip(sums, counts, strict=True)]
     held = np.mean([each is not None and each.ci95[0] < 0.2 < each.ci95[1] for each in found])
     assert 0.90 < held < 0.99
+
+
+@pytest.mark.parametrize("per_document", [1, 3])
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_intervals_of_few_windows_hold_the_truth_where_percentiles_do_not(
+    quantity: str, per_document: int
+) -> None:
+    """The whole table: ``python -m tests.benchmarks.bench_intervals``."""
+    texts = dependent_texts(quantity, 300, 8, per_document)
+    assert 0.92 <= held(texts) <= 0.985
+    assert held_by_percentiles(texts, draws=200) < 0.91
 
 
 @pytest.mark.parametrize(
