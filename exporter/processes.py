@@ -11,15 +11,18 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from exporter.progress import Progress
 
+_T = TypeVar("_T")
 _PR_SET_PDEATHSIG = 1
 _LOGGERS = ("torch", "onnxscript", "onnx_ir", "optimum", "transformers")
 _MEMINFO = Path("/proc/meminfo")
@@ -52,13 +55,22 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def limit_itself(seconds: int, nbytes: int) -> None:
-    """Has the system end this process where it takes more; nor does it write a file.
+def within(seconds: float, work: Callable[[], _T]) -> _T:
+    """What some work in native code gives that may never end; it then goes on in vain."""
+    done: Future[_T] = Future()
 
-    Args:
-        seconds: Of processor time.
-        nbytes: Of memory, that of Python and its libraries included.
-    """
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # a panic in Rust is no Exception
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result(seconds)
+
+
+def limit_itself(seconds: int, nbytes: int) -> None:
+    """Has the system end this process at so much processor time and memory; it writes no file."""
     limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_AS: nbytes}
     for what, most in {**limits, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}.items():
         with contextlib.suppress(OSError, ValueError):  # what not every system has
@@ -68,16 +80,7 @@ def limit_itself(seconds: int, nbytes: int) -> None:
 def run_limited(
     worker: Sequence[str], request: Mapping[str, Any], seconds: float
 ) -> dict[str, Any] | None:
-    """Has a worker that limits itself answer a request; both are JSON.
-
-    Args:
-        worker: As :func:`child_command` takes it.
-        request: What it is asked.
-        seconds: By the clock, after which it is killed.
-
-    Returns:
-        None where it ended without an answer.
-    """
+    """The answer of a worker that limits itself, both JSON; None where it ends without one."""
     path = os.pathsep.join(filter(None, sys.path))
     try:
         done = subprocess.run(  # noqa: S603

@@ -13,7 +13,7 @@ from exporter.models.gguf.facts import gguf_folder
 from exporter.models.gguf.model_files import GGUF_SUFFIX
 from exporter.models.model_folder import longest_sequence, read_config, read_object, token_ids
 from exporter.models.texts.chat_template import ChatTemplate
-from exporter.models.texts.tokenizer import read_tokenizer
+from exporter.models.texts.tokenizer import encoder_of, read_tokenizer
 from exporter.optional import require
 
 _FILE = "tokenizer.json"
@@ -70,8 +70,7 @@ class TextModel:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The text's tokens, with those that the tokenizer adds by itself or without."""
-        ids: list[int] = self._loaded.encode(text, add_special_tokens=special).ids
-        return ids
+        return self._encode(text, special)
 
     def encode_chats(self, said: Sequence[str], **more: object) -> list[list[int]]:
         """The tokens of users' words in the chat template, up to where the answers begin.
@@ -103,6 +102,10 @@ class TextModel:
     def chat(self) -> ChatTemplate | None:
         """The chat template in the tokenizer's folder, or in the GGUF file."""
         return ChatTemplate.beside(self.tokenizer)
+
+    @cached_property
+    def _encode(self) -> Callable[[str, bool], list[int]]:
+        return encoder_of(self.tokenizer, self._loaded)
 
     @cached_property
     def _loaded(self) -> Any:

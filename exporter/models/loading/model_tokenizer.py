@@ -16,8 +16,9 @@ from exporter.errors import (
 from exporter.models.anatomy.families import REVIEWED
 from exporter.models.loading.checked_folder import CONFIG, Dangers, read_object
 from exporter.models.loading.sources import TOKENIZER_FILES, matching
+from exporter.models.tokenizer_budget import refuse_growing
 from exporter.optional import require
-from graph_passes.files.reading import TABLE_BYTES, read_json
+from graph_passes.files.reading import TABLE_BYTES, read_bytes, read_json
 
 _FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 # Those that only read a tokenizer.json, whatever the model; and what hub models name for theirs.
@@ -25,16 +26,13 @@ _PLAIN_TOKENIZERS = {"PreTrainedTokenizer", "TokenizersBackend", "LlamaTokenizer
 
 
 def load_tokenizer(folder: Path, config: Any, dangers: Dangers) -> Any:
-    """Loads a tokenizer from a folder that was looked at; None where there is none.
-
-    Raises:
-        UnsafeInputError: Its class is one that was not looked at, or its file is nested too deep.
-        ModelSourceError: It can't be read.
-    """
+    """Loads a tokenizer from a folder that was looked at; None where there is none."""
     transformers = require("transformers", extra="torch")
     if not matching(folder, TOKENIZER_FILES):
         return None
     _refuse_class(folder, dangers)
+    if (folder / _FILE).is_file():
+        refuse_growing(read_bytes(folder / _FILE, limit=TABLE_BYTES), str(folder / _FILE))
     try:
         with panics_as_errors():
             tokenizer = _read(transformers, folder, config, dangers)

@@ -49,8 +49,11 @@ class GgufTokenizer:
         weakref.finalize(self, library.llama_model_free, model)
         self._vocabulary = library.llama_model_get_vocab(model)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
-        """A text's tokens, special ones by their names in the text too."""
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoding]:
+        """Texts' tokens, special ones by their names in the text too."""
+        return [self._encoded(text, add_special_tokens) for text in texts]
+
+    def _encoded(self, text: str, add_special_tokens: bool) -> Encoding:
         data = text.encode()
         room = len(data) + 8  # few tokens are shorter than a byte, but for those that are added
         while True:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import (
     CalibrationError,
     ComparisonError,
-    UnsafeInputError,
+    DepthcutError,
     first_line,
     panics_as_errors,
 )
 from exporter.models.gguf.model_files import GGUF_SUFFIX
 from exporter.models.texts.gguf_tokenizer import GgufTokenizer
+from exporter.models.tokenizer_budget import Budget, refuse_growing
 from exporter.optional import require
 from graph_passes.files.reading import TABLE_BYTES, read_bytes
 
@@ -44,11 +45,7 @@ class TextTokenizer:
     encode_pair: Callable[[str, str, int], Encoded] | None = None
 
     def pair(self, first: str, second: str, longest: int) -> Encoded:
-        """Two texts as one, with the tokenizer's own tokens; the longer loses its end.
-
-        Raises:
-            CalibrationError: The tokenizer knows no pairs.
-        """
+        """Two texts as one, with the tokenizer's own tokens; the longer loses its end."""
         if self.encode_pair is None:
             raise CalibrationError(
                 "This tokenizer puts no two texts together.",
@@ -72,11 +69,7 @@ class TextTokenizer:
 
 
 def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
-    """A loaded model's own tokenizer, from the transformers library.
-
-    Raises:
-        CalibrationError: It has none.
-    """
+    """A loaded model's own tokenizer, from the transformers library."""
     tokenizer: Any = loaded.tokenizer
     if tokenizer is None:
         raise CalibrationError(
@@ -85,30 +78,24 @@ def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
             code="no-tokenizer",
         )
 
+    budget = Budget.of(loaded.ref.source, getattr(tokenizer, "backend_tokenizer", None))
+
     def encode(text: str, special: bool) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=special).input_ids
+        found = budget.run(len(text), lambda: tokenizer(text, add_special_tokens=special))
+        ids: list[int] = found.input_ids
         return ids
 
     def encode_pair(first: str, second: str, longest: int) -> Encoded:
         cut = {"truncation": "longest_first", "max_length": longest}
-        found = tokenizer(first, second, **cut)
+        found = budget.run(len(first) + len(second), lambda: tokenizer(first, second, **cut))
         return found["input_ids"], found.get("token_type_ids")
 
     return TextTokenizer(encode, tokenizer.eos_token_id, encode_pair)
 
 
 def tokenizer_in(path: Path) -> TextTokenizer:
-    """The tokenizer in a ``tokenizer.json``.
-
-    Raises:
-        ComparisonError: The file is no tokenizer.
-        MissingDependencyError: Without the tokenizers library.
-    """
-    tokenizer = read_tokenizer(path)
-
-    def encode(text: str, special: bool) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
+    """The tokenizer in a ``tokenizer.json``."""
+    encode = encoder_of(path, read_tokenizer(path))
 
     @cache
     def cutting(longest: int) -> Any:
@@ -117,30 +104,44 @@ def tokenizer_in(path: Path) -> TextTokenizer:
         return own
 
     def encode_pair(first: str, second: str, longest: int) -> Encoded:
-        found = cutting(longest).encode(first, second)
+        own = cutting(longest)
+        budget = Budget.of(str(path), own)
+        (found,) = budget.run(len(first) + len(second), lambda: own.encode_batch([(first, second)]))
         return found.ids, found.type_ids
 
     is_gguf = path.suffix == GGUF_SUFFIX  # llama.cpp puts no two texts together
     return TextTokenizer(encode, encode_pair=None if is_gguf else encode_pair)
 
 
+def encoder_of(path: Path, tokenizer: Any) -> Callable[[str, bool], list[int]]:
+    """From a text, and whether to add the tokenizer's own tokens, to token ids, within a budget."""
+    budget = Budget.of(str(path), tokenizer)
+
+    def encode(text: str, special: bool) -> list[int]:
+        # A batch leaves Python alone meanwhile, so that time can run out.
+        (found,) = budget.run(
+            len(text), lambda: tokenizer.encode_batch([text], add_special_tokens=special)
+        )
+        ids: list[int] = found.ids
+        return ids
+
+    return encode
+
+
 def read_tokenizer(path: Path) -> Any:
     """The tokenizers library's object; it neither pads nor cuts, whatever the file says.
 
     Of a GGUF file it is one that does the same by llama.cpp.
-
-    Raises:
-        UnsafeInputError: It may not be read from where it is.
-        ComparisonError: The file is no tokenizer.
-        MissingDependencyError: Without the tokenizers library.
     """
     if path.suffix == GGUF_SUFFIX:
         return GgufTokenizer(path)
     module = require("tokenizers", extra="cpu")
     try:
+        content = read_bytes(path, limit=TABLE_BYTES)
+        refuse_growing(content, str(path))
         with panics_as_errors():
-            tokenizer = module.Tokenizer.from_buffer(read_bytes(path, limit=TABLE_BYTES))
-    except UnsafeInputError:
+            tokenizer = module.Tokenizer.from_buffer(content)
+    except DepthcutError:
         raise
     except Exception as error:  # the library raises no class of its own
         raise ComparisonError(

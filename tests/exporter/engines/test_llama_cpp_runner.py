@@ -25,6 +25,7 @@ from exporter.errors import BackendError, GgufFileError, MissingDependencyError,
 from exporter.models.gguf.facts import gguf_facts, gguf_folder
 from exporter.models.gguf.llama_library import llama_library, said
 from exporter.models.texts.gguf_tokenizer import GgufTokenizer
+from exporter.models.texts.tokenizer import encoder_of
 from tests.exporter.tiny_gguf import HEAD, KV_HEADS, VOCABULARY, TinyGguf, llama_cpp_logits
 from tests.raising import raises
 from tests.stand_in.llama_cpp import LlamaCpp
@@ -270,8 +271,8 @@ def test_tokens_that_end_a_turn_end_a_text(tmp_path: Path) -> None:
 
 
 def test_a_text_of_more_tokens_than_expected(stand_in: LlamaCpp, whole: Path) -> None:
-    usual = GgufTokenizer(whole).encode("one two three").ids
+    usual = encoder_of(whole, GgufTokenizer(whole))("one two three", True)
     stand_in.tokenizer_room = 50
-    assert GgufTokenizer(whole).encode("one two three").ids == usual
+    assert encoder_of(whole, GgufTokenizer(whole))("one two three", True) == usual
     assert len(usual) == 3
     gc.collect()

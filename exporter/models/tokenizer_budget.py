@@ -1,0 +1,109 @@
+"""What the tokenizer of a stranger's may take: time, and the memory of what a text grows to."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from exporter.errors import (
+    ComparisonError,
+    DepthcutError,
+    first_line,
+    panics_as_errors,
+    pass_on_memory_error,
+)
+from exporter.processes import within
+
+_T = TypeVar("_T")
+_MOST_GROWTH, _USUAL_GROWTH = 256, 4
+_MOST_CHARACTERS = 1 << 25  # about a gigabyte while they are replaced
+_SECONDS = 30.0
+_CHARACTERS_A_SECOND = 5_000  # a hundredth of what a slow one does
+
+
+@dataclass
+class Budget:
+    """What a stranger's tokenizer may take: its expressions can go back for ever.
+
+    Attributes:
+        where: Whose it is, for errors.
+        growth: By how much its replacements can make a text longer, at most.
+        seconds: What is left; each text brings some.
+    """
+
+    where: str
+    growth: float
+    seconds: float = field(default_factory=lambda: _SECONDS)
+
+    @classmethod
+    def of(cls, where: str, tokenizer: Any) -> Budget:
+        """That of the tokenizers library's object; another one replaces nothing."""
+        part = getattr(tokenizer, "normalizer", None)
+        return cls(where, 1 if part is None else _growth(json.loads(part.__getstate__())))
+
+    def run(self, characters: int, work: Callable[[], _T]) -> _T:
+        """What the tokenizer makes of a text of so many characters.
+
+        Raises:
+            ComparisonError: It fails, takes too long, or can make the text too long.
+        """
+        if self.growth > _USUAL_GROWTH and characters * self.growth > _MOST_CHARACTERS:
+            raise self._failed(f"{characters:,} characters may become {self.growth:.0f} times more")
+        self.seconds += characters / _CHARACTERS_A_SECOND
+        began = time.monotonic()
+        try:
+            with panics_as_errors():
+                return within(self.seconds, work)
+        except TimeoutError:
+            raise self._failed(
+                f"{characters:,} characters take over {self.seconds:.0f} s"
+            ) from None
+        except DepthcutError:
+            raise
+        except Exception as error:  # the library raises no class of its own
+            pass_on_memory_error(error)
+            raise self._failed(first_line(error)) from error
+        finally:
+            self.seconds -= time.monotonic() - began
+
+    def _failed(self, how: str) -> ComparisonError:
+        return ComparisonError(
+            f"The tokenizer of {self.where} fails: {how}.",
+            "Take the tokenizer that belongs to the model, or shorter texts.",
+            code="broken-tokenizer",
+        )
+
+
+def refuse_growing(content: bytes, where: str) -> None:
+    """Refuses a ``tokenizer.json`` that makes texts endless, before a library reads it."""
+    if not any(name in content for name in (b"Replace", b"Prepend", b"Template")):
+        return
+    try:
+        told = json.loads(content)
+        parts = [told.get(name) for name in ("normalizer", "decoder", "post_processor")]
+        growth = max(map(_growth, parts))
+    except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
+        return  # no tokenizer, as the library will say
+    if growth > _MOST_GROWTH:
+        raise Budget(where, growth)._failed(
+            f"a text can become {growth:.3g} times as long; {_MOST_GROWTH} times are taken"
+        )
+
+
+def _growth(part: Any) -> float:
+    """How much longer a part of a tokenizer can make a text, at most."""
+    if not isinstance(part, dict):
+        return 1
+    steps = [each for value in part.values() if isinstance(value, list) for each in value]
+    if part.get("type") == "TemplateProcessing":
+        return len(steps)
+    if part.get("type") != "Replace":
+        return math.prod(map(_growth, steps)) * (1 + len(part.get("prepend") or ""))
+    content, pattern = len(part["content"]), part["pattern"]
+    literal = pattern.get("String") if isinstance(pattern, dict) else pattern
+    # An expression may match the nothing beside each character.
+    return max(1, content / len(literal)) if literal else 1 + content
