@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from exporter.heal.distill.student import trained_numbers
 from exporter.heal.distill.workers import Workers
-from exporter.heal.memory import free_for_training, healing_memory
+from exporter.heal.memory import free_bytes, needed_bytes
 from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.idle_threads import IDLE_THREADS
@@ -98,7 +98,8 @@ def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold
 
 
 def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: float) -> str | None:
-    needed, available = _needed_bytes(model, options), free_for_training(model)
+    trained = trained_numbers(model, (), options.train, options.used_rank)  # whatever is dropped
+    needed, available = needed_bytes(model, options, trained), free_bytes(model)
     if available is not None and needed > available:
         return (
             f"training needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} "
@@ -107,12 +108,6 @@ def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: floa
     if tokens < _FEWEST_TOKENS:
         return f"about {tokens:,} tokens could be trained on in {time_s / 60:.0f} minutes"
     return None
-
-
-def _needed_bytes(model: Any, options: HealOptions) -> int:
-    """Memory for a training, beside the weights, whatever is dropped."""
-    trained = trained_numbers(model, (), options.train, options.used_rank)
-    return healing_memory(model, options, trained).beside_weights
 
 
 def operations_per_second() -> float:

@@ -34,7 +34,7 @@ from exporter.heal.domains import (
 )
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
-from exporter.heal.memory import HealingMemory, healing_memory
+from exporter.heal.memory import telling_memory, warn_of_memory
 from exporter.heal.options import HealOptions
 from exporter.heal.parts_of_text import choice_warnings, figures_from, judged_on
 from exporter.heal.plan_file import (
@@ -191,21 +191,14 @@ def _made(fitting: Fitting) -> Iterator[Made]:
     elif kind == "fold":
         from exporter.heal.fold.folded import folded
 
-        fitting.progress.say(f"heal: folding takes {_fold_memory(fitting).told()}")
-        with folded(fitting) as made:
+        warn_of_memory(fitting.loaded.model, fitting.options, 0, fitting.progress)
+        with telling_memory(fitting.options), folded(fitting) as made:
             yield made
     elif kind == "best":
         chooser, held_out = fitting.texts.halves
         yield Made(held_out, *fitting.best(chooser), deciding=chooser)
     else:
         yield Made(fitting.texts.held_out, *fitting.alike(kind))
-
-
-def _fold_memory(fitting: Fitting) -> HealingMemory:
-    deciding, _ = fitting.texts.halves
-    return healing_memory(
-        fitting.loaded.model, fitting.options, 0, fitting.names, held_out=deciding.ref.tokens
-    )
 
 
 def _healed_plan(

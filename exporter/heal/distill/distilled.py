@@ -13,23 +13,13 @@ import torch
 
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError, ScoringError
-from exporter.heal.distill.schedule import Schedule
 from exporter.heal.distill.student import Student, trained_numbers
 from exporter.heal.distill.training import Trainer
 from exporter.heal.distill.workers import Workers
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.fold.folded import folded_values
-from exporter.heal.memory import (
-    HealingMemory,
-    free_for_training,
-    healing_memory,
-    sizes_told,
-    telling_memory,
-    that_fits,
-    training_device,
-)
-from exporter.heal.options import HealOptions
+from exporter.heal.memory import telling_memory, training_device, warn_of_memory
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.changed_weights import OwnValue, weights_changed
@@ -57,7 +47,9 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     """
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves
-    _tell_memory(fitting)
+    trained = trained_numbers(loaded.model, fitting.names, options.train, options.used_rank)
+    fitting.progress.say(f"heal: {trained / 1e6:.1f} million numbers are trained ({options.train})")
+    warn_of_memory(loaded.model, options, trained, fitting.progress)
     cut, fits = _replaced(fitting)
     begun = _folded(fitting) if options.begins_folded else []
     model: Any = loaded.model
@@ -128,38 +120,6 @@ def _fold(fitting: Fitting) -> list[OwnValue]:
             "replacements: linear may begin nearer."
         )
         return []
-
-
-def _tell_memory(fitting: Fitting) -> None:
-    """Says how much memory is needed, and what would fit where that is more than is free."""
-    options, model = fitting.options, fitting.loaded.model
-    memory = _memory(fitting, options)
-    trained = trained_numbers(model, fitting.names, options.train, options.used_rank)
-    fitting.progress.say(
-        f"heal: {trained / 1e6:.1f} million numbers are trained ({options.train}), which takes "
-        f"{memory.told()}"
-    )
-    free = free_for_training(model)
-    if free is None or memory.beside_weights <= free:
-        return
-    fits = that_fits(options, lambda other: _memory(fitting, other).beside_weights, free)
-    fitting.progress.say(
-        f"heal: warning: {free / 1e9:.1f} GB are free beside the weights; "
-        + ("nothing smaller would fit" if fits is None else f"{sizes_told(fits)} would fit")
-    )
-
-
-def _memory(fitting: Fitting, options: HealOptions) -> HealingMemory:
-    text, model = fitting.texts.fitting, fitting.loaded.model
-    again = Schedule(text, options, Workers().count).reads_steps_again
-    return healing_memory(
-        model,
-        options,
-        trained_numbers(model, fitting.names, options.train, options.used_rank),
-        fitting.names,
-        held_out=fitting.texts.halves[0].ref.tokens,
-        read_again=text.ref.tokens if again else 0,
-    )
 
 
 _TOKENS_OF_MAPS = 30_000

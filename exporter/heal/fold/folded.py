@@ -11,7 +11,6 @@ from exporter.errors import HealingError
 from exporter.heal.fit import tell_if_few
 from exporter.heal.fits import Fit
 from exporter.heal.fitting import Fitting, Made
-from exporter.heal.fold.memory import refuse_short_memory
 from exporter.heal.fold.places import Place, places_of
 from exporter.heal.fold.refit import refitted
 from exporter.heal.fold.writers import writers_of
@@ -74,12 +73,10 @@ def folded_values(
         replaced: What takes the branches' places meanwhile; None: nothing.
 
     Raises:
-        HealingError: The weights are quantised, there is no product to fold into, or memory is
-            short.
+        HealingError: The weights are quantised.
     """
     model, options = fitting.loaded.model, fitting.options
     refuse_quantized(model)
-    refuse_short_memory(model, options, fitting.names)
     layers = layer_modules(model)
     places = _places(fitting, layers)
     if not places:

@@ -54,9 +54,9 @@ def _trained() -> dict[str, Any]:
 
 def _see_other_things() -> None:
     from exporter.errors import HealingError
+    from exporter.heal import memory
     from exporter.heal.distill import distilled
     from exporter.heal.distill.training import Trainer
-    from exporter.heal.fold import memory
 
     def refused(*_given: Any) -> Any:
         raise HealingError("", code="nothing-to-fold-into")
