@@ -365,7 +365,7 @@ def test_reversed_arms_are_refused_before_anything_runs(
     def runs(*_: Any) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr("exporter.compare.session.settle_threads", runs)
+    monkeypatch.setattr("exporter.compare.session.witness_checks", runs)
     with raises(ComparisonError, "other-inputs", "candidate"):
         compare(arms[1], arms[0], OPTIONS)
     with pytest.raises(AssertionError):
