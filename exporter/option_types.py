@@ -383,9 +383,5 @@ Duration = Annotated[
     float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds), Written("TIME")
 ]
 """Seconds: ``60s``, ``2m``."""
-DurationOrZero = Annotated[
-    float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_seconds), Written("TIME")
-]
-"""The same, or 0."""
 Tokens = Annotated[int, Field(ge=1), BeforeValidator(_tokens), Written("TOKENS")]
 """A number of tokens: ``32k``."""

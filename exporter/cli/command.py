@@ -33,6 +33,8 @@ _IN_FILES = "Only in a --config file"
 _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _TASKSET = "taskset -c 2,3 before the command, with --threads 2"
 REMOVED = {
+    "export --search-seconds": "--search greedy",
+    "plan --search-seconds": "--search greedy",
     "compare --pin": _TASKSET,
     "export --pin": _TASKSET,
     "score --checkpoints": _COMPARE,

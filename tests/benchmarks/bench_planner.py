@@ -148,10 +148,9 @@ class CostRunner:
             Budget(target_speedup=asked, at=REQUESTS[request]),
             PlanSettings(
                 search=SearchOptions(
-                    search=self.options.search,
+                    search="greedy",
                     shortlist=self.options.shortlist,
                     tokens=self.options.search_tokens,
-                    seconds=self.options.search_seconds,
                 ),
                 heal=HealOptions(kind="best"),
                 batch_size=2,
@@ -237,9 +236,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--second", default="pydoc", help="text of another domain")
     parser.add_argument("--tokens", type=int, default=12_288, help="of the calibration")
     parser.add_argument("--eval-tokens", type=int, default=12_288)
-    parser.add_argument("--search", default="greedy", choices=["greedy", "evolution"])
     parser.add_argument("--search-tokens", type=int, default=4096)
-    parser.add_argument("--search-seconds", type=float, default=600.0)
     parser.add_argument("--shortlist", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=60.0, help="for a variant's rounds")
     parser.add_argument("--threads", type=int, default=None)

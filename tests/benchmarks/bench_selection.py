@@ -40,8 +40,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "iterative cosine": {"search": "iterative"},
     "greedy kl": {"search": "greedy", "objective": "kl"},
     "greedy perplexity": {"search": "greedy", "objective": "perplexity"},
-    "evolution kl": {"search": "evolution", "objective": "kl"},
-    "evolution perplexity": {"search": "evolution", "objective": "perplexity"},
 }
 BASE = "one-shot cosine"
 LENGTH, CHUNK, BATCH = 512, 4, 4
@@ -82,8 +80,6 @@ class Bench:
 
     def plan(self, way: str, number: int, most: int) -> PruningPlan:
         """One row's choice; where choices only grow, the first of the longest one's."""
-        if way.startswith("evolution") or number == most:
-            return self._searched(way, number)
         plan = self._searched(way, most)
         return plan.model_copy(update={"deletions": plan.deletions[:number]})
 
@@ -92,9 +88,7 @@ class Bench:
         path = self.keep / f"{way} {number} {o.tokens} {o.shortlist}.json".replace(" ", "-")
         if not path.exists():
             print(f"{way}, {number} attentions", flush=True)
-            search = SearchOptions(
-                **WAYS[way], tokens=o.tokens, shortlist=o.shortlist, seconds=o.seconds
-            )
+            search = SearchOptions(**WAYS[way], tokens=o.tokens, shortlist=o.shortlist)
             planner = Planner(
                 self.report,
                 lambda: self.loaded,
@@ -185,7 +179,6 @@ def main() -> None:
     parser.add_argument("--dropped", type=int, nargs="+", default=[8, 15])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--shortlist", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=1800.0)
     parser.add_argument("--test-tokens", type=int, default=20_480)
     options = parser.parse_args()
     if not (options.calibrate.is_file() and options.test.is_file()):

@@ -133,7 +133,7 @@ class PlanRequest(Options):
             lambda told: told.cluster is not None and not told.spreads,
             "{0} distributes searches by damage for numbers of sublayers; other plans are "
             "made in one process.",
-            "Use --search greedy or evolution without --heal, or leave {0} out.",
+            "Use --search greedy without --heal, or leave {0} out.",
         ),
     )
 

@@ -1,8 +1,8 @@
 """Finds the candidate of least damage that holds a budget.
 
 One goal after the other is reached by greedy steps, each with the least added damage for its gain
-in that goal's unit, on the model as the steps before left it; then swaps look for less damage at
-the same gain, for as long as they may. Floors are judged on tokens that the search doesn't see.
+in that goal's unit, on the model as the steps before left it. Floors are judged on tokens that the
+search doesn't see.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from exporter.choose.budgets.candidates import (
     with_gains,
 )
 from exporter.choose.budgets.refusals import refuse_floors, refuse_goal
-from exporter.choose.budgets.units import Counted, CountedBlocks, Goal, Unit
-from exporter.choose.selection.evolution import evolve
+from exporter.choose.budgets.units import CountedBlocks, Goal, Unit
 from exporter.choose.selection.greedy import FIRST, by_prior, greedy
 from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import (
@@ -28,7 +27,6 @@ from exporter.choose.selection.options import (
     Stop,
     most_sublayers,
     objective_of,
-    standing_options,
 )
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
@@ -48,7 +46,7 @@ class Search:
         meter: Measures damage on the tokens to search on.
         checker: Holds the others, and the floors.
         options: What may be done; their gains don't count, each goal has its own.
-        settings: Objective, shortlist, and for ``evolution`` seconds and seed of the swaps.
+        settings: Objective and shortlist.
         prior: A guess of each sublayer's damage, for the order in which options are tried.
         quality: How well each option does what its branch did; see :func:`with_gains`.
         allow_all: Lets every sublayer go.
@@ -91,8 +89,6 @@ class Search:
         if not goals:
             return self.within_floors(use_up)
         candidate = self._treated_better(goals, self._trimmed(goals, self._reaching(goals)))
-        if len(goals) == 1:
-            candidate = self._swapped(goals[0], candidate)
         if self.checker.holds(candidate):
             return candidate
         nearest = self.within_floors(goals[0].unit)
@@ -103,15 +99,7 @@ class Search:
 
     def within_floors(self, unit: Unit) -> PlanCandidate:
         """As much of a unit as the floors allow; perhaps nothing."""
-        candidate = self._filled(unit, self._until_broken(unit))
-        swapped = (
-            self._swapped(Goal(unit, candidate.gain(unit)), candidate)
-            if candidate.options
-            else candidate
-        )
-        if swapped is not candidate and self.checker.holds(swapped):
-            return self._filled(unit, swapped)  # what the swaps saved may be spent
-        return candidate
+        return self._filled(unit, self._until_broken(unit))
 
     def path(self, unit: Unit, stop: Stop) -> list[tuple[PlanCandidate, AnyDamage]]:
         """The candidates after every greedy step, from the first on, with their damage.
@@ -154,12 +142,9 @@ class Search:
         """Greedy steps to one goal after the other."""
         # Blocks first, while both their halves are there.
         order = sorted(goals, key=lambda goal: not isinstance(goal.unit, CountedBlocks))
-        kinds = len(goals) > 1 and all(_is_number(goal) for goal in goals)
         candidate = PlanCandidate()
         for goal in (*order, *order):  # a map for a later goal may have cost some of an earlier one
-            before, candidate = candidate, self._towards(goal, candidate)
-            if kinds and candidate is not before:  # each number is of sublayers of its own
-                candidate = self._swapped_beside(before, goal, candidate)
+            candidate = self._towards(goal, candidate)
         for goal in order:
             if not _reached(goal, candidate):
                 refuse_goal(goal, candidate.gain(goal.unit))
@@ -267,44 +252,6 @@ class Search:
                 return candidate
             candidate = others[costs.index(min(costs)) - 1]
 
-    def _swapped(
-        self, goal: Goal, candidate: PlanCandidate, rest: PlanCandidate | None = None
-    ) -> PlanCandidate:
-        """The same gain, with less damage where swaps find it in time.
-
-        Args:
-            goal: What stays reached.
-            candidate: Options that may be swapped.
-            rest: Others, that stay.
-        """
-        if self._settings.search != "evolution":
-            return candidate
-        steps = [unmeasured_step(option) for option in candidate.options]
-        with self._progress.task("evolution search"):
-            found = evolve(
-                self._meter,
-                steps,
-                self._with_gains(goal.unit),
-                goal=min(goal.amount, candidate.gain(goal.unit)),
-                objective=self._objective,
-                seconds=self._settings.seconds,
-                seed=self._settings.seed,
-                start=None if rest is None else rest.cut,
-                allow_all=self._allow_all,
-                progress=self._progress,
-            )
-        return candidate if found == steps else PlanCandidate(tuple(standing_options(found)))
-
-    def _swapped_beside(
-        self, before: PlanCandidate, goal: Goal, candidate: PlanCandidate
-    ) -> PlanCandidate:
-        """Swaps among what was added for a goal, beside what was there before."""
-        added = tuple(option for option in candidate.options if option not in before.options)
-        rest = PlanCandidate(tuple(option for option in candidate.options if option not in added))
-        return PlanCandidate(
-            (*rest.options, *self._swapped(goal, PlanCandidate(added), rest).options)
-        )
-
     def _with_gains(self, unit: Unit) -> list[Option]:
         """The options with their gain in a unit: the same objects whenever it is asked for."""
         for known, options in self._known:
@@ -351,10 +298,6 @@ class Search:
             allow_all=self._allow_all,
             progress=self._progress,
         )
-
-
-def _is_number(goal: Goal) -> bool:
-    return isinstance(goal.unit, Counted | CountedBlocks)
 
 
 def _reached(goal: Goal, candidate: PlanCandidate) -> bool:

@@ -10,7 +10,6 @@ from exporter.artifacts.servers import Server
 from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
 from exporter.choose.selection.search_options import (
     DROPPING,
-    OF_ONE_SEARCH,
     OF_SEARCHES,
     SearchOptions,
 )
@@ -94,7 +93,7 @@ class PlanSettings(Options):
         if not budget.only_counts and not search.by_damage:
             raise UsageError(
                 f"Budgets need a search that measures damage; --search {method} does not.",
-                "Leave --search out, or use greedy or evolution.",
+                "Leave --search out, or use greedy.",
                 code="needs-measured-damage",
             )
         if search.by_damage and self.heal is not None and not self.heal.changes_weights:
@@ -189,21 +188,14 @@ def search_rules(search: str) -> tuple[Rule, ...]:
     Args:
         search: Where a class has the options of searches.
     """
-    return tuple(_of_one_search(search, *each) for each in OF_ONE_SEARCH.items())
-
-
-def _of_one_search(search: str, name: str, heeding: str) -> Rule:
-    own, method = f"{search}.{name}", f"{search}.search"
-
-    def idle(told: Any) -> bool:
-        parts_items = name == "seed" and bool(value_at(told, search).task_files)
-        return is_given(told, own) and value_at(told, method) != heeding and not parts_items
-
-    return Rule(
-        (own, method),
-        idle,
-        f"{{0}} is for {{1}} {heeding}.",
-        f"Give {{1}} {heeding}, or leave {{0}} out.",
+    own, method = f"{search}.every", f"{search}.search"
+    return (
+        Rule(
+            (own, method),
+            lambda told: is_given(told, own) and value_at(told, method) != "iterative",
+            "{0} is for {1} iterative.",
+            "Give {1} iterative, or leave {0} out.",
+        ),
     )
 
 

@@ -9,17 +9,15 @@ from typing import Annotated, Literal, cast
 from pydantic import AfterValidator
 
 from exporter.choose.selection.options import Objective
-from exporter.option_types import Count, DurationOrZero, Seed, Several, Whole, Written
+from exporter.option_types import Count, Seed, Several, Whole, Written
 from exporter.options import Options, Rule, dataclass, is_given, option
 
 DROPPING = "What to drop"
-Search = Literal["auto", "one-shot", "iterative", "greedy", "evolution"]
-OF_TASKS = ("items", "judged_items")
+Search = Literal["auto", "one-shot", "iterative", "greedy"]
+OF_TASKS = ("items", "judged_items", "seed")
 """The fields that only the objective ``tasks`` heeds."""
 OF_SEARCHES = ("objective", "shortlist", "tokens", *OF_TASKS)
 """The fields that only searches by damage heed."""
-OF_ONE_SEARCH = {"every": "iterative", "seconds": "evolution", "seed": "evolution"}
-"""The fields that one search alone heeds, and which; the seed parts the items of tasks, too."""
 _TASKS = "tasks:"
 OF_EMBEDDINGS = ("cosine", "similarity")
 _OF_TEXTS = ("kl", "perplexity", *OF_EMBEDDINGS)
@@ -62,15 +60,15 @@ class SearchOptions(Options):
     search: Search | None = option(
         None,
         "one-shot: drop the lowest scores. iterative: score again after each drop. greedy: at "
-        "each step drop what adds the least damage. evolution: greedy, then swaps. auto: greedy if "
-        "it takes minutes, otherwise one-shot without the first and last layer.",
+        "each step drop what adds the least damage. auto: greedy if it "
+        "takes minutes, otherwise one-shot without the first and last layer.",
         usual="plan: one-shot for numbers, otherwise greedy; export: auto",
-        brief="auto, one-shot, iterative, greedy or evolution",
+        brief="auto, one-shot, iterative or greedy",
         section=DROPPING,
     )
     objective: ObjectiveName | None = option(
         None,
-        "For --search greedy and evolution: the damage to minimise: the KL divergence from "
+        "For --search greedy: the damage to minimise: the KL divergence from "
         "the whole model's answers, the perplexity, the loss of the correct answers' "
         "log-probability on the items of FILE.jsonl (several files make a mixture), or 1 minus "
         "the cosine of the embeddings, or 1 minus the correlation of the similarities of pairs of "
@@ -96,29 +94,20 @@ class SearchOptions(Options):
     )
     shortlist: Whole = option(
         12,
-        "For --search greedy and evolution: candidates to measure at each step; 0 for all.",
+        "For --search greedy: candidates to measure at each step; 0 for all.",
         section=DROPPING,
         config_only=True,
     )
     tokens: Several = option(
         4096,
-        "For --search greedy and evolution: tokens of the calibration text to measure "
-        "candidates on.",
+        "For --search greedy: tokens of the calibration text to measure candidates on.",
         "--search-tokens",
         section=DROPPING,
         config_only=True,
     )
-    seconds: DurationOrZero = option(
-        600.0,
-        "For --search evolution: time for swaps.",
-        "--search-seconds",
-        section=DROPPING,
-        rare=True,
-    )
     seed: Seed = option(
         0,
-        "For --search evolution: seed of the swaps; for --objective tasks: seed of the split "
-        "of the items.",
+        "For --objective tasks: seed of the split of the items.",
         "--search-seed",
         section=DROPPING,
         config_only=True,
@@ -160,4 +149,4 @@ class SearchOptions(Options):
     @property
     def by_damage(self) -> bool:
         """Whether the damage decides, or may."""
-        return self.search in ("auto", "greedy", "evolution")
+        return self.search in ("auto", "greedy")

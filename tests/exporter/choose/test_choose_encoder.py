@@ -34,7 +34,7 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-SEARCHES = ("iterative", "greedy", "evolution")
+SEARCHES = ("iterative", "greedy")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def report(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> ImportanceR
 @pytest.fixture
 def planner(loaded: Any, report: ImportanceReport, tmp_path: Path) -> Any:
     def made(budget: Budget, search: Any, **more: Any) -> Planner:
-        chosen = SearchOptions(search=search, seconds=20.0, **more.pop("options", {}))
+        chosen = SearchOptions(search=search, **more.pop("options", {}))
         settings = PlanSettings(chosen, **more)
         return Planner(report, lambda: loaded, budget, settings, work=Workplace(tmp_path / FOLDER))
 

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 
 from exporter.artifacts.store import Store
 from exporter.choose.selection.by_scores import iterative
-from exporter.choose.selection.evolution import evolve
 from exporter.choose.selection.greedy import greedy
 from exporter.choose.selection.meters import RememberingMeter, searched_meter
 from exporter.choose.selection.options import (
     Option,
-    cut_of_options,
     objective_of,
     options_for,
     protected_names,
@@ -80,12 +78,6 @@ def _names(options: Any) -> list[Any]:
     return [name for option in options for name in option.names]
 
 
-def _best(meter: FakeMeter, number: int) -> float:
-    """The least damage of any so many sublayers, by trying all."""
-    sets = itertools.combinations(meter.names, number)
-    return min(meter.value(dict.fromkeys(names, NOTHING)) for names in sets)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_each_greedy_step_is_the_best_there_is(seed: int) -> None:
     meter = FakeMeter(seed)
@@ -108,75 +100,16 @@ def test_the_objective_decides() -> None:
     assert _names(standing_options(by_perplexity)) == [max(NAMES, key=meter.prices.__getitem__)]
 
 
-def test_greedy_is_not_evolutions_optimum() -> None:
-    worse = 0
-    for seed in range(8):
-        meter = FakeMeter(seed)
-        steps = greedy(meter, _sublayers(), goal=2)
-        refined = evolve(meter, steps, _sublayers(), goal=2, seed=seed)
-        assert refined[-1].damage.kl == pytest.approx(_best(meter, 2), abs=1e-12)  # float sums
-        worse += steps[-1].damage.kl > _best(meter, 2) + 1e-9
-    assert worse, "the judge would not have noticed an evolution that does nothing"
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_evolution_finds_the_best_of_many(seed: int) -> None:
-    meter = FakeMeter(seed, layers=4)
-    refined = evolve(meter, greedy(meter, _sublayers(4), goal=3), _sublayers(4), goal=3, seed=seed)
-    assert refined[-1].damage.kl == pytest.approx(_best(meter, 3), abs=1e-12)  # float sums
-    cuts = [cut_of_options(s.option for s in refined[: n + 1]) for n in range(3)]
-    assert [step.damage.kl for step in refined] == [meter.value(cut) for cut in cuts]
-
-
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), goal=st.integers(1, 5))
 def test_no_choice_has_a_sublayer_twice_or_all_of_them(seed: int, goal: int) -> None:
     meter = FakeMeter(seed)
     options = [*_sublayers(), *(Option(((n, "attention"), (n, "mlp")), 2.0) for n in range(LAYERS))]
     steps = greedy(meter, options, goal=goal, shortlist=3)
-    refined = evolve(meter, steps, options, goal=goal, generations=12, seed=seed)
-    for result in (steps, refined):
-        names = _names(standing_options(result))
-        assert len(names) == len(set(names)) < len(NAMES)
-        assert sum(option.gain for option in standing_options(result)) >= goal
-    assert refined[-1].damage.kl <= steps[-1].damage.kl
+    names = _names(standing_options(steps))
+    assert len(names) == len(set(names)) < len(NAMES)
+    assert sum(option.gain for option in standing_options(steps)) >= goal
     assert len(NAMES) not in {len(cut) for cut in meter.measured}
-
-
-def test_the_same_seed_gives_the_same() -> None:
-    def refined(seed: int) -> tuple[list[Any], list[Any]]:
-        meter = FakeMeter(3, layers=8)
-        options = _sublayers(8)
-        steps = greedy(meter, options, goal=7)
-        steps = evolve(meter, steps, options, goal=7, generations=12, seed=seed)
-        return meter.measured, _names(standing_options(steps))
-
-    assert refined(1) == refined(1)
-    assert refined(1)[0] != refined(2)[0]
-
-
-def test_the_time_box_ends_it() -> None:
-    meter, now = FakeMeter(0, layers=8), [0.0]
-    options = _sublayers(8)
-    steps = greedy(meter, options, goal=7)
-
-    def tick() -> float:
-        now[0] += 1.0
-        return now[0]
-
-    before = len(meter.measured)
-    in_time = evolve(meter, steps, options, goal=7, seconds=0.5, clock=tick)
-    assert in_time == steps
-    assert len(meter.measured) == before
-    evolve(meter, steps, options, goal=7, seconds=3.5, clock=tick)
-    assert before < len(meter.measured) < before + 60
-
-
-def test_what_is_refined_must_reach_the_goal() -> None:
-    meter = FakeMeter(0)
-    steps = greedy(meter, _sublayers(), goal=2)
-    with raises(PlanError, "short-of-goal", 2, 3):
-        evolve(meter, steps, _sublayers(), goal=3)
 
 
 @pytest.mark.parametrize(("goal", "protect"), [(6, ()), (5, ("last",)), (3, ("mlp:0-2",))])
@@ -233,8 +166,6 @@ def test_what_is_cut_before_stays() -> None:
     assert (0, "mlp") not in _names(standing_options(steps))
     names = [*_names(standing_options(steps)), (0, "mlp")]
     assert steps[-1].damage.kl == meter.value(dict.fromkeys(names, NOTHING))
-    refined = evolve(meter, steps, _sublayers(), goal=3, start=start)
-    assert (0, "mlp") not in _names(standing_options(refined))
 
 
 def test_a_shortlist_measures_less() -> None:
@@ -274,7 +205,6 @@ def test_nothing_is_measured_twice(tmp_path: Path) -> None:
     meter = FakeMeter(2)
     remembering = RememberingMeter(meter)
     steps = greedy(remembering, _sublayers(), goal=3)
-    evolve(remembering, steps, _sublayers(), goal=3)
     before = len(meter.measured)
     again = greedy(remembering, _sublayers(), goal=3)
     assert len(meter.measured) == before

@@ -282,7 +282,7 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"load": SourceOptions(dtype="bfloat16")}, UsageError, "one-graph-option"),
         ({"drops": DropRequest(Budget(parameters=0.1))}, PlanError, "numbers-only"),
         ({"drops": DropRequest(Budget(keep_first=1))}, PlanError, "numbers-only"),
-        ({"search": SearchOptions(search="evolution")}, PlanError, "other-search"),
+        ({"search": SearchOptions(search="iterative")}, PlanError, "other-search"),
         ({"search": SearchOptions("greedy", "cosine")}, PlanError, "other-objective"),
         ({"search": SearchOptions("auto", "similarity")}, PlanError, "other-objective"),
         ({"score": ScoreOptions()}, UsageError, "no-recordings"),
