@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 
 import onnx_ir as ir
 
-from graph_passes.types import Replacement, SublayerKind, SublayerRef
+from graph_passes.types import MOST_LAYERS, Replacement, SublayerKind, SublayerRef, number_in
 
 PLAN_KEY = "depthcut.plan"
 REPLACEMENTS_KEY = "depthcut.replacements"
@@ -53,7 +53,7 @@ def recorded_replacements(model: ir.Model) -> dict[SublayerRef, RecordedReplacem
     try:
         for entry in _entry(model, PLAN_KEY, []):
             if entry["kind"] in get_args(SublayerKind):
-                ref = SublayerRef(int(entry["layer"]), entry["kind"])
+                ref = _ref(f"{entry['kind']} {entry['layer']}")
                 kind = entry.get("replacement", "none")
                 known = cast(Replacement, kind if kind in get_args(Replacement) else "none")
                 found[ref] = _with_details(known, ref, details)
@@ -72,8 +72,11 @@ def _with_details(kind: Replacement, ref: SublayerRef, details: Any) -> Recorded
 
 
 def _ref(text: str) -> SublayerRef:
-    kind, layer = text.split()
-    return SublayerRef(int(layer), cast(SublayerKind, kind))
+    kind, digits = text.split()
+    layer = number_in(digits)
+    if layer is None or layer >= MOST_LAYERS:
+        raise ValueError(f"{digits} is no layer")
+    return SublayerRef(layer, cast(SublayerKind, kind))
 
 
 def _entry(model: ir.Model, key: str, empty: Any) -> Any:

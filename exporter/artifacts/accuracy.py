@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.base import Artifact, Count, Length, Record
 
 
 class Interval(Record):
@@ -20,8 +20,8 @@ class Interval(Record):
 class PerplexityPair(Record):
     """exp of the mean negative log-likelihood per token, both arms on the same tokens."""
 
-    baseline: float
-    candidate: float
+    baseline: Annotated[float, Field(gt=0)]
+    candidate: Annotated[float, Field(gt=0)]
 
 
 class SampleLosses(Record):
@@ -30,7 +30,7 @@ class SampleLosses(Record):
     With them a later report on the same text can be compared sample by sample.
     """
 
-    tokens: list[int]
+    tokens: list[Count]
     baseline: list[float]
     candidate: list[float]
 
@@ -38,8 +38,8 @@ class SampleLosses(Record):
 class PositionError(Record):
     """Means over the positions ``first`` to ``last`` (inclusive) of all samples."""
 
-    first: int
-    last: int
+    first: Count
+    last: Count
     kl_divergence: float
     top1_agreement: float
     baseline_loss: float | None = None
@@ -53,9 +53,9 @@ class GenerationAgreement(Record):
     first that differs; ``new_tokens`` where none does.
     """
 
-    prompts: int
-    prompt_tokens: int
-    new_tokens: int
+    prompts: Count
+    prompt_tokens: Length
+    new_tokens: Length
     exact_match: float
     first_divergence: list[int]
 
@@ -67,8 +67,8 @@ class LongContext(Record):
     of samples that long.
     """
 
-    context_length: int
-    needles: int = 0
+    context_length: Length
+    needles: Count = 0
     needle_baseline: float | None = None
     needle_candidate: float | None = None
     perplexity: PerplexityPair | None = None
@@ -84,12 +84,12 @@ class TaskResult(Record):
 
     task: str
     metric: str
-    items: int
+    items: Count
     baseline: float
     candidate: float
     difference: Interval
-    only_baseline_right: int | None = None
-    only_candidate_right: int | None = None
+    only_baseline_right: Count | None = None
+    only_candidate_right: Count | None = None
     mcnemar_p: float | None = None
     source: str = ""
     higher_is_better: bool = True
@@ -103,7 +103,7 @@ class EmbeddingAgreement(Record):
     the other, its interval a jackknife's over texts.
     """
 
-    texts: int
+    texts: Count
     cosine: float
     lowest_cosine: float
     rank_agreement: float
@@ -136,7 +136,7 @@ class SampleAnswers(Record):
 
     source: str = ""
     chat: bool = False
-    new_tokens: int = 0
+    new_tokens: Length = 0
     answers: list[SampleAnswer] = Field(default_factory=list)
     left_out: str = ""
 
@@ -163,7 +163,7 @@ class NearestNeighbours(Record):
     """
 
     source: str = ""
-    sentences: int = 0
+    sentences: Count = 0
     queries: list[QueryNeighbours] = Field(default_factory=list)
     left_out: str = ""
 
@@ -176,7 +176,7 @@ class OtherText(Record):
 
     text_source: str
     text_sha256: str
-    tokens: int
+    tokens: Count
     perplexity: PerplexityPair | None
     log_perplexity_increase: Interval | None = None
 
@@ -209,12 +209,12 @@ class Accuracy(Record):
 
     text_source: str
     text_sha256: str
-    tokens: int
+    tokens: Count
     perplexity: PerplexityPair | None
     kl_divergence: float | None
     top1_agreement: float | None
-    stride: int | None = None
-    images: int | None = None
+    stride: Count | None = None
+    images: Count | None = None
     compared: Compared = "tokens"
     log_perplexity_increase: Interval | None = None
     kl_interval: Interval | None = None
@@ -251,5 +251,5 @@ class EvaluationReport(Artifact):
     model: str
     backend: str
     provider: str
-    threads: int | None = None
+    threads: Length | None = None
     scores: list[TaskScore]

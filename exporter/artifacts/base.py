@@ -7,15 +7,35 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
 from exporter.options import running_command
 from graph_passes.files.placing import finish_interrupted
-from graph_passes.files.reading import TABLE_BYTES, read_text
+from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
+from graph_passes.types import MOST_LAYERS
 
 SCHEMA_VERSION = 1
+
+Layer = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
+Layers = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
+"""Of nodes, tokens or bytes: a float holds it."""
+Length = Annotated[int, Field(ge=0, le=1 << 30)]
+"""Of a text, or how many of something there are in a list."""
+Milliseconds = Annotated[float, Field(ge=1e-9, le=1e12)]
+Factor = Annotated[float, Field(ge=1e-12, le=1e12)]
+"""Of two times."""
+
+
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"it ends ({ends[1]}) before it begins ({ends[0]})")
+    return ends
+
+
+FactorRange = Annotated[tuple[Factor, Factor], AfterValidator(_ordered)]
 
 _TOLD_VERSIONS = (
     "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu",
@@ -129,7 +149,13 @@ def _refuse_kind(found: str, cls: type[Artifact], path: Path) -> None:
 
 def _validated(cls: type[_A], text: str, path: Path) -> _A:
     try:
-        head = _Head.model_validate_json(text)
+        content = parse_json(text, str(path))
+    except UnsafeInputError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON: {error}.") from error
+    try:
+        head = _Head.model_validate(content)
         if head.schema_version > SCHEMA_VERSION:
             raise ArtifactError(
                 f"{path}: $.schema_version is {head.schema_version}; "
@@ -138,11 +164,9 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
                 code="newer-schema",
             )
         _refuse_kind(head.kind, cls, path)
-        return cls.model_validate_json(text)
+        return cls.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        if "recursion limit" in first["msg"]:
-            raise UnsafeInputError(f"{path} is nested too deep.") from error
         headless = first["type"] == "missing" and first["loc"] in (("schema_version",), ("kind",))
         if headless or (first["type"] == "model_type" and not first["loc"]):
             _refuse_kind("not a file written by depthcut", cls, path)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.accuracy import Accuracy
-from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.base import Artifact, Count, Layers, Record
 from exporter.artifacts.forms import (
     FLOAT_BASELINE,
     FLOAT_CANDIDATE,
@@ -30,14 +30,14 @@ class EngineFacts(Record):
 
     path: str
     sha256: str
-    engine_bytes: int
+    engine_bytes: Count
     backend: str
     backend_version: str
     built_for: str
     precision: str
-    network_layers: int
-    layers: dict[str, int]
-    memory_bytes: dict[str, int]
+    network_layers: Count
+    layers: dict[str, Count]
+    memory_bytes: dict[str, Count]
     build_s: float
 
 
@@ -70,19 +70,19 @@ class Arm(Record):
     precision: str
     path: str
     sha256: str
-    file_bytes: int
-    parameters: int
-    nodes: int
-    kv_cache_bytes_per_token: int
-    cpu_nodes: dict[str, int] = Field(default_factory=dict)
+    file_bytes: Count
+    parameters: Count
+    nodes: Count
+    kv_cache_bytes_per_token: Count
+    cpu_nodes: dict[str, Count] = Field(default_factory=dict)
     engines: list[EngineFacts] = Field(default_factory=list)
     not_run: str | None = None
-    device_memory_bytes: int | None = None
-    layers: int | None = None
+    device_memory_bytes: Count | None = None
+    layers: Layers | None = None
     form: FormRecord | None = None
     quantization: QuantizationRecord | None = None
-    huge_page_bytes: int = 0
-    prefill_chunk_tokens: int = 0
+    huge_page_bytes: Count = 0
+    prefill_chunk_tokens: Count = 0
     notes: list[str] = Field(default_factory=list)
     work: Annotated[GraphWork | None, BeforeValidator(without_reads)] = None
 
@@ -139,7 +139,7 @@ class ComparisonReport(Artifact):
     corners: list[Corner] = Field(default_factory=list)
     healing: Healing | None = None
     uses: list[FolderUses] = Field(default_factory=list)
-    longest_text: int | None = Field(default=None, ge=1)
+    longest_text: Annotated[Count, Field(ge=1)] | None = None
 
     @property
     def floats(self) -> tuple[str, str] | None:

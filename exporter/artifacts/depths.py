@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.accuracy import TaskResult
-from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.base import Artifact, Count, Length, Record
 from exporter.artifacts.stages import CalibrationRef, ModelRef, PlannedDeletion
 
 Way = Literal["attention", "mlp", "block", "joint"]
@@ -43,7 +43,7 @@ class DepthCell(Record):
     """
 
     way: Way
-    number: int
+    number: Count
     deletions: list[PlannedDeletion] = Field(default_factory=list)
     parameters_removed: float | None = None
     damage: DepthDamage | None = None
@@ -85,11 +85,11 @@ class DropAnswer(Record):
     most_increase: float
     request: str = ""
     backend: str = ""
-    threads: int | None = None
+    threads: Length | None = None
     int8: DepthsInt8 | None = None
     no_int8: str = ""
     way: Way | None = None
-    number: int | None = None
+    number: Count | None = None
 
 
 class DepthsReport(Artifact):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.accuracy import Interval
-from exporter.artifacts.base import Record
+from exporter.artifacts.base import Count, Record
 from exporter.artifacts.latency import VerdictWord
 
 FORM_KEY = "depthcut.form"
@@ -28,8 +28,8 @@ class FormRecord(Record):
     target: str
     writer: str
     passes: list[str] = Field(default_factory=list)
-    fused: dict[str, int] = Field(default_factory=dict)
-    cache_room: int | None = None
+    fused: dict[str, Count] = Field(default_factory=dict)
+    cache_room: Count | None = None
     remark: str | None = None
 
     @property
@@ -50,15 +50,15 @@ class QuantizationRecord(Record):
 
     scheme: str
     method: str
-    bits: dict[str, int]
-    block_size: int | None = None
+    bits: dict[str, Count]
+    block_size: Count | None = None
     symmetric: bool | None = None
-    accuracy_level: int | None = None
-    embedding_bits: int | None = None
-    head_bits: int | None = None
+    accuracy_level: Count | None = None
+    embedding_bits: Count | None = None
+    head_bits: Count | None = None
     calibration: str | None = None
     gguf: str | None = None
-    kept_blocks: dict[str, int] = Field(default_factory=dict)
+    kept_blocks: dict[str, Count] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -96,7 +96,7 @@ class Corner(Record):
     whole: str | None = None
     pruned: bool
     quantized: bool
-    file_bytes: int
+    file_bytes: Count
     perplexity: float | None = None
     kl_divergence: float | None = None
     top1_agreement: float | None = None

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.base import Artifact, Count, Layer, Record
 from exporter.artifacts.nouns import Nouns, nouns_of
 from exporter.artifacts.stages import CalibrationRef, ModelRef
 from graph_passes.types import DeletionKind, Replacement
@@ -104,10 +104,10 @@ class HealedBranch(Record):
     does harm. They and the ridge are None where the fits were made one on the other.
     """
 
-    layer: int
+    layer: Layer
     kind: DeletionKind
     replacement: Replacement
-    parameters: int
+    parameters: Count
     ridge: float | None = None
     bias_explained: float | None = None
     linear_explained: float | None = None
@@ -116,7 +116,7 @@ class HealedBranch(Record):
 class TrainingCheck(Record):
     """The loss on held-out text after some tokens; the training's own is that of its last step."""
 
-    tokens: int
+    tokens: Count
     seconds: float
     training_loss: float
     held_out_loss: float
@@ -135,9 +135,9 @@ class Training(Record):
 
     train: Train
     loss: Literal["answers", "classes", "embeddings", "states"]
-    trained_parameters: int
-    steps: int
-    tokens: int
+    trained_parameters: Count
+    steps: Count
+    tokens: Count
     seconds: float
     stopped_by: StoppedBy
     stopped_on: CalibrationRef
@@ -159,12 +159,12 @@ class Healing(Record):
     """
 
     asked: HealKind
-    rank: int | None
+    rank: Count | None
     sequential: bool
     calibration: list[CalibrationRef]
     branches: list[HealedBranch]
-    parameters: int
-    changed_weights: int = 0
+    parameters: Count
+    changed_weights: Count = 0
     training: Training | None = None
     texts: list[HealedText] = Field(default_factory=list)
     embeddings: list[HealedEmbeddings] = Field(default_factory=list)

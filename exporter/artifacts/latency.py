@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from exporter.artifacts.base import Record, ignoring
+from exporter.artifacts.base import (
+    Count,
+    Factor,
+    FactorRange,
+    Length,
+    Milliseconds,
+    Record,
+    ignoring,
+)
 from exporter.artifacts.nouns import RECORDINGS, TEXTS, Parts
 
 Phase = Literal["prefill", "decode", "encode"]
@@ -107,16 +115,16 @@ class Environment(Record):
 
     machine: str
     processor: str
-    cpu_count: int
-    threads: int
-    memory_bytes: int
+    cpu_count: Count
+    threads: Length
+    memory_bytes: Count
     platform: str
     python: str
     gpu: str | None = None
     gpu_settings: dict[str, str] = Field(default_factory=dict)
     load_average_1m: float | None = None
     other_cpu_share: float | None = None
-    affinity: list[int] | None = None
+    affinity: list[Count] | None = None
     governor: str | None = None
     states: list[MachineState] = Field(default_factory=list)
     order_seed: int | None = None
@@ -127,18 +135,18 @@ class Environment(Record):
 class LatencySamples(Record):
     """Raw times of one arm, in the order in which they were taken, and their percentiles."""
 
-    median_ms: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    samples_ms: list[float]
+    median_ms: Milliseconds
+    p50_ms: Milliseconds
+    p95_ms: Milliseconds
+    p99_ms: Milliseconds
+    samples_ms: Annotated[list[Milliseconds], Field(min_length=1)]
 
 
 class Speedup(Record):
     """Baseline time over candidate time, with a 95 % interval; above 1 the candidate is faster."""
 
-    ratio: float
-    ci95: tuple[float, float]
+    ratio: Factor
+    ci95: FactorRange
 
 
 class NoiseFloor(Record):
@@ -149,8 +157,8 @@ class NoiseFloor(Record):
     ``speedup`` is what they were told to differ by in this one.
     """
 
-    ratio: float = Field(ge=1)
-    rounds: int = Field(ge=1)
+    ratio: Annotated[Factor, Field(ge=1)]
+    rounds: Annotated[Length, Field(ge=1)]
     speedup: Speedup
 
 
@@ -201,20 +209,20 @@ class LatencyRow(Record):
     """
 
     phase: TimedPhase
-    batch: int
-    sequence_length: int
-    past_length: int
-    new_tokens: int = 0
-    rounds: int = Field(ge=1)
-    builds: int = Field(default=1, ge=1)
-    loads: int = Field(default=1, ge=1)
-    dropped_rounds: int = 0
+    batch: Length
+    sequence_length: Length
+    past_length: Length
+    new_tokens: Length = 0
+    rounds: Annotated[Length, Field(ge=1)]
+    builds: Annotated[Length, Field(ge=1)] = 1
+    loads: Annotated[Length, Field(ge=1)] = 1
+    dropped_rounds: Count = 0
     baseline: LatencySamples
     candidate: LatencySamples
     references: dict[str, LatencySamples] = Field(default_factory=dict)
     speedup: Speedup
     verdict: VerdictWord
-    verdict_interval: tuple[float, float] | None = None
+    verdict_interval: FactorRange | None = None
     threshold: float = 0.01
     noise_floor: NoiseFloor | None = None
     stopped: Stop | None = None

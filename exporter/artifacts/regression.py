@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record
 from exporter.artifacts.comparison import ComparisonReport
 from exporter.artifacts.work import WorkFigure, only_comparable
 
@@ -52,7 +52,7 @@ class RunKey(Record):
     provider: str
     precision: str
     device: str
-    threads: int
+    threads: Length
     shapes: list[str]
     text: str | None
     versions: dict[str, str]
@@ -116,8 +116,8 @@ class WorkChange(Record):
     """
 
     figure: WorkFigure
-    before: int
-    after: int
+    before: Count
+    after: Count
     kinds: dict[str, int] = Field(default_factory=dict)
 
 
@@ -129,7 +129,7 @@ class Drift(Record):
     """
 
     subject: str
-    entries: int
+    entries: Count
     per_entry: float
     ci95: tuple[float, float]
     total: float
@@ -153,7 +153,7 @@ class ChangePoint(Record):
     figures, which are exact.
     """
 
-    run: int
+    run: Count
     time: str
     commit: str | None
     size: float
@@ -206,8 +206,8 @@ class HistoryRow(Record):
     """One shape of a run, as the history keeps it."""
 
     subject: str
-    speedup: float
-    ci95: tuple[float, float]
+    speedup: Factor
+    ci95: FactorRange
 
 
 class HistoryEntry(Record):
@@ -226,6 +226,6 @@ class HistoryEntry(Record):
     candidate_sha256: str
     verdict: Annotated[CheckVerdict, BeforeValidator(_renamed)]
     rows: list[HistoryRow]
-    work: Annotated[dict[WorkFigure, int], BeforeValidator(only_comparable)] = Field(
+    work: Annotated[dict[WorkFigure, Count], BeforeValidator(only_comparable)] = Field(
         default_factory=dict
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from exporter.artifacts.accuracy import TaskResult
-from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.base import Artifact, Count, Layer, Layers, Length, Record
 from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
 from exporter.errors import ArtifactError
 from exporter.printable import counted
@@ -23,10 +23,10 @@ class ModelRef(Record):
 
     source: str
     architecture: str
-    num_layers: int
+    num_layers: Layers
     sha256: str
     revision: str | None = None
-    encoder_layers: int | None = None
+    encoder_layers: Layers | None = None
 
 
 class CalibrationRef(Record):
@@ -39,9 +39,9 @@ class CalibrationRef(Record):
     """
 
     source: str
-    samples: int
-    sequence_length: int
-    tokens: int
+    samples: Count
+    sequence_length: Length
+    tokens: Count
     sha256: str
     ids_sha256: str | None = None
     unit: Literal["sample", "item"] = "sample"
@@ -76,7 +76,7 @@ class Score(Record):
     ``std_error`` is the standard error of the mean over samples; None with fewer than two.
     """
 
-    layer: int = Field(ge=0)
+    layer: Layer
     kind: DeletionKind
     score: float
     std_error: float | None
@@ -136,7 +136,7 @@ class RankedScores(Record):
 
     kind: DeletionKind
     ranking: RankingRef
-    scores: dict[int, float]
+    scores: dict[Layer, float]
 
 
 class RankAgreement(Record):
@@ -150,10 +150,10 @@ class RankAgreement(Record):
     kind: DeletionKind
     first: RankingRef
     second: RankingRef
-    sublayers: int
+    sublayers: Count
     spearman: float | None
     kendall: float | None
-    shared_first: dict[int, int]
+    shared_first: dict[Count, Count]
 
 
 class ScoreComparison(Artifact):
@@ -169,7 +169,7 @@ class ScoreComparison(Artifact):
 class PlannedDeletion(Record):
     """One thing that a plan removes."""
 
-    layer: int = Field(ge=0)
+    layer: Layer
     kind: DeletionKind
     replacement: Replacement = "none"
 
@@ -217,7 +217,7 @@ class TriedCut(Record):
     bare: dict[str, float]
     healed: dict[str, float]
     holds: bool
-    changed_weights: int | None = None
+    changed_weights: Count | None = None
 
 
 class PlanParts(Record):
@@ -272,7 +272,7 @@ class PruningPlan(PlanParts, Artifact):
     deletions: list[PlannedDeletion]
     replacements: ReplacementsRef | None = None
     changed_weights: int = Field(default=0, ge=0)
-    encoder_layers: int | None = Field(default=None, ge=1)
+    encoder_layers: Annotated[Layers, Field(ge=1)] | None = None
     budget: dict[str, int | float | str] = Field(default_factory=dict)
     importance_sha256: str | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
@@ -334,22 +334,22 @@ class DeletedEntry(Record):
     that it was taken out of, where a model is several.
     """
 
-    layer: int
+    layer: Layer
     kind: DeletionKind
     replacement: Replacement
     residual_add: str
-    nodes_removed: int
-    parameters_removed: int
+    nodes_removed: Count
+    parameters_removed: Count
     inputs_removed: list[str]
     outputs_removed: list[str]
-    parameters_added: int = 0
+    parameters_added: Count = 0
     graph: str = ""
 
 
 class RefusedEntry(Record):
     """What the finder would not cut, and why."""
 
-    layer: int | None
+    layer: Layer | None
     kind: DeletionKind | None
     node: str
     reason: str
@@ -358,16 +358,16 @@ class RefusedEntry(Record):
 class GraphSizeEntry(Record):
     """Nodes, weights and the weights' bytes."""
 
-    nodes: int
-    parameters: int
-    bytes: int
+    nodes: Count
+    parameters: Count
+    bytes: Count
 
 
 class Verification(Record):
     """How the pruned graph was held against the masked original; ``method`` none: it was not."""
 
     method: str
-    runs: int
+    runs: Count
     max_abs_error: float | None
     tolerance: float | None
     passed: bool | None

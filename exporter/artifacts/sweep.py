@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.accuracy import Interval, PerplexityPair
-from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.base import Artifact, Count, Length, Record
 from exporter.artifacts.latency import Speedup, TimedPhase, VerdictWord
 from exporter.artifacts.stages import PlannedDeletion
 
@@ -32,11 +32,11 @@ class SweepShape(Record):
 
     name: str
     phase: TimedPhase
-    batch: int
-    sequence_length: int
-    past_length: int
-    new_tokens: int = 0
-    rounds: int
+    batch: Length
+    sequence_length: Length
+    past_length: Length
+    new_tokens: Length = 0
+    rounds: Length
     baseline_ms: float
     candidate_ms: float
     speedup: Speedup
@@ -47,7 +47,7 @@ class SweepShape(Record):
 class AgainstFloat(Record):
     """A quantised cell's cut model against the whole one in float, which was measured beside it."""
 
-    whole_bytes: int
+    whole_bytes: Count
     whole_perplexity: float | None = None
     kl_divergence: float | None = None
     top1_agreement: float | None = None
@@ -65,16 +65,16 @@ class SweepResult(Record):
     perplexity: PerplexityPair | None = None
     kl_divergence: float | None = None
     top1_agreement: float | None = None
-    baseline_bytes: int
-    candidate_bytes: int
-    baseline_parameters: int
-    candidate_parameters: int
-    baseline_kv_bytes_per_token: int
-    candidate_kv_bytes_per_token: int
+    baseline_bytes: Count
+    candidate_bytes: Count
+    baseline_parameters: Count
+    candidate_parameters: Count
+    baseline_kv_bytes_per_token: Count
+    candidate_kv_bytes_per_token: Count
     against_float: AgainstFloat | None = None
     precision: str
     machine: str
-    threads: int
+    threads: Length
     notices: list[str] = Field(default_factory=list)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from exporter.artifacts.base import Record
+from exporter.artifacts.base import Count, Record
 
 WorkFigure = Literal["nodes", "weight_bytes", "cache_bytes", "engine_layers", "scratch_bytes"]
 """What is counted of an arm: of its graph, and of its engines as their builder tells, which chooses
@@ -19,9 +19,9 @@ class GraphWork(Record):
     token adds to its caches; None of a graph without.
     """
 
-    nodes: dict[str, int]
-    weight_bytes: int
-    cache_bytes: int | None = None
+    nodes: dict[str, Count]
+    weight_bytes: Count
+    cache_bytes: Count | None = None
 
     @property
     def figures(self) -> dict[WorkFigure, int]:

@@ -131,8 +131,6 @@ def _increase(report: ComparisonReport) -> tuple[float, tuple[float, float] | No
     assert accuracy is not None
     assert accuracy.perplexity is not None
     pair, told = accuracy.perplexity, accuracy.log_perplexity_increase
-    if not min(pair.baseline, pair.candidate) > 0:
-        raise RegressionError("A perplexity is at least 1; $.accuracy.perplexity is not.")
     if told is not None and math.isinf(pair.candidate):  # exp has overflowed, its logarithm hasn't
         return told.value, told.ci95
     return _log(pair.candidate) - _log(pair.baseline), None if told is None else told.ci95

@@ -34,6 +34,8 @@ DEEPEST = 64
 """How deep JSON may be nested."""
 
 _PIECE_BYTES = 1 << 20
+_MOST_DIGITS = 40
+"""Of a whole number in JSON: tokenizers write "no limit" as one of 31."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_FILES = (errno.ELOOP, errno.ENXIO)  # a circle of links; a socket
@@ -116,7 +118,7 @@ def read_json(
 
 
 def parse_json(text: bytes | str, where: str) -> Any:
-    """Parses JSON of others, which may be nested only so deep as Python can walk it.
+    """Parses JSON of others: nested so deep as Python can walk it, with numbers of bounded length.
 
     Halves of surrogate pairs, which JSON can escape, are no text that could be written again.
 
@@ -125,12 +127,22 @@ def parse_json(text: bytes | str, where: str) -> Any:
         where: Whose it is, for errors.
 
     Raises:
-        UnsafeInputError: It is nested too deep, or holds halves of surrogate pairs.
+        UnsafeInputError: It is nested too deep, or holds halves of surrogate pairs or longer
+            numbers.
         ValueError: It is no JSON, or no UTF-8.
     """
+
+    def whole(digits: str) -> int:
+        if len(digits) > _MOST_DIGITS:
+            raise UnsafeInputError(
+                f"{where} holds a number of {len(digits)} digits; at most {_MOST_DIGITS} are read.",
+                code="number-too-long",
+            )
+        return int(digits)
+
     try:
         told = text.decode("utf-8") if isinstance(text, bytes) else text
-        content = json.loads(told)
+        content = json.loads(told, parse_int=whole)
         deep = _is_deep(content)
     except RecursionError:
         deep = True

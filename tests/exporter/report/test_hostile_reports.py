@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import operator
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as Xml
 
+import onnx_ir as ir
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -27,18 +32,25 @@ from exporter.artifacts import (
 )
 from exporter.checkpoint.facts import CheckpointFacts, Weights
 from exporter.checkpoint.model_card import CardSources, model_card
+from exporter.cli import run
+from exporter.errors import DepthcutError
 from exporter.gate.gate import check
+from exporter.gate.history import entry_of
 from exporter.gate.limits import Limits
 from exporter.report.ci import annotation_lines, junit, summary
+from graph_passes.plan_record import PLAN_KEY, recorded
 from tests.made_reports import (
     as_markdown,
     as_page,
     as_text,
+    full_importance,
+    full_report,
     gate_accuracy,
     gate_report,
     gate_row,
     made_parts,
 )
+from tests.raising import raises
 
 EVIL = (
     "![x](http://evil.example/x) <img src=y> [z](www.evil.example) | @someone `c` "
@@ -166,3 +178,90 @@ def test_the_page_of_the_command(
     report.write(tmp_path / "report.json")
     assert run(["report", str(tmp_path / "report.json"), "--format", "md"]) == 0
     assert foreign((tmp_path / "report.md").read_text()) == []
+
+
+BEYOND_BOUNDS: list[tuple[str, Any]] = [
+    ("arms.baseline.layers", 10**8),
+    ("arms.baseline.file_bytes", 10**399),
+    ("arms.candidate.nodes", -1),
+    ("arms.candidate.parameters", 10**20),
+    ("plan.0.layer", 10**8),
+    ("plan.0.layer", -1),
+    ("environment.threads", 10**12),
+    ("latency.0.batch", 10**12),
+    ("latency.0.rounds", 0),
+    ("latency.0.rounds", 10**12),
+    ("latency.0.sequence_length", 10**12),
+    ("latency.0.candidate.samples_ms.0", math.nan),
+    ("latency.0.candidate.samples_ms.0", -1.0),
+    ("latency.0.candidate.samples_ms", []),
+    ("latency.0.candidate.median_ms", math.inf),
+    ("latency.0.speedup.ratio", 1e300),
+    ("latency.0.speedup.ratio", 0.0),
+    ("latency.0.speedup.ci95", [5e-324, 2.0]),
+    ("latency.0.speedup.ci95", [1.2, 0.8]),
+    ("latency.0.verdict_interval", [1.0, math.nan]),
+    ("latency.0.noise_floor.ratio", math.inf),
+    ("accuracy.perplexity.baseline", 0.0),
+    ("accuracy.tokens", 10**30),
+    ("calibration.tokens", 10**30),
+]
+
+
+def spoilt(text: str, path: str, value: Any) -> str:
+    """JSON with another value at a place."""
+    data = json.loads(text)
+    *holders, last = (int(key) if key.isdigit() else key for key in path.split("."))
+    functools.reduce(operator.getitem, holders, data)[last] = value
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(("path", "value"), BEYOND_BOUNDS, ids=lambda value: str(value)[:40])
+def test_a_number_beyond_its_bound_is_refused_with_its_place(
+    path: str, value: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.json"
+    file.write_text(spoilt(full_report(layers=3, rows=1, samples=12).to_json(), path, value))
+    place = re.sub(r"\.(\d+)", r"[\1]", path)
+    too_long = isinstance(value, int) and len(str(value)) > 40
+    with raises(DepthcutError, "number-too-long" if too_long else "") as caught:
+        ComparisonReport.read(file)
+    assert too_long or place in str(caught.value)
+    assert run(["report", str(file)]) == 2
+    assert run(["check", str(file), "--max-kl", "9"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("model.num_layers", 10**8), ("scores.0.layer", 10**8), ("calibration.samples", 10**30)],
+)
+def test_scores_of_no_model_are_refused(path: str, value: int, tmp_path: Path) -> None:
+    report = full_report(layers=3, rows=1, samples=12).write(tmp_path / "report.json")
+    scores = tmp_path / "importance.json"
+    scores.write_text(spoilt(full_importance(layers=3).to_json(), path, value))
+    assert run(["report", str(report), "--importance", str(scores)]) == 2
+    assert not report.with_suffix(".html").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("rows.0.speedup", 1e300),
+        ("rows.0.ci95", [5e-324, 1.0]),
+        ("rows.0.speedup", math.nan),
+        ("work", {"nodes": 10**399}),
+    ],
+)
+def test_a_line_of_a_history_keeps_to_the_bounds(path: str, value: Any, tmp_path: Path) -> None:
+    report, history = gate_report(), tmp_path / "history.jsonl"
+    entry = entry_of(report, check(report, Limits(max_kl=9)), commit="c")
+    history.write_text(spoilt(entry.model_dump_json(), path, value) + "\n")
+    saved = str(report.write(tmp_path / "report.json"))
+    assert run(["check", saved, "--max-kl", "9", "--history", str(history)]) == 2
+
+
+@pytest.mark.parametrize("layer", [10**8, 10**399, -1, "1\u0663"])
+def test_a_plan_in_a_graph_names_layers_of_a_model(layer: Any) -> None:
+    model = ir.Model(ir.Graph([], [], nodes=[], name="g"), ir_version=10)
+    model.metadata_props[PLAN_KEY] = json.dumps([{"layer": layer, "kind": "mlp"}])
+    assert recorded(model) == frozenset()
