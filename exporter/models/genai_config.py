@@ -60,10 +60,6 @@ def find_config(source: Path) -> GenaiConfig | None:
 
     Returns:
         None where there is no config, or one of other files.
-
-    Raises:
-        SurgeryError: The config is no JSON object, or names the file as something other than the
-            one decoder, such as a stage of a pipeline; or shares weights between files.
     """
     path = source.with_name(CONFIG_FILE)
     if not path.is_file():
@@ -123,10 +119,6 @@ def rewritten(
         caches: The names of the uncut graph's inputs.
         gone: Those of them that the pruned graph lacks.
         renamed: Old name to new name of those that have another name now.
-
-    Raises:
-        SurgeryError: The config's formats don't fit the graph, or the runtime would look for the
-            caches under other names.
     """
     content = copy.deepcopy(config.content)
     decoder = _part(content, "model", "decoder")

@@ -63,12 +63,7 @@ class GraphFacts:
 
 
 def read_facts(model_path: Path) -> GraphFacts:
-    """Reads the graph; the weights are hashed as files and never loaded.
-
-    Raises:
-        OnnxFileError: When the file is no complete ONNX model, or its external data is missing,
-            too short, or outside its folder.
-    """
+    """Reads the graph; the weights are hashed as files and never loaded."""
     model = load_model(model_path)
     size = graph_size(model)
     files = [model_path, *data_files(model)]

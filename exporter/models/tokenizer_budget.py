@@ -46,11 +46,7 @@ class Budget:
         return cls(where, 1 if part is None else _growth(json.loads(part.__getstate__())))
 
     def run(self, characters: int, work: Callable[[], _T]) -> _T:
-        """What the tokenizer makes of a text of so many characters.
-
-        Raises:
-            ComparisonError: It fails, takes too long, or can make the text too long.
-        """
+        """What the tokenizer makes of a text of so many characters."""
         if self.growth > _USUAL_GROWTH and characters * self.growth > _MOST_CHARACTERS:
             raise self._failed(f"{characters:,} characters may become {self.growth:.0f} times more")
         self.seconds += characters / _CHARACTERS_A_SECOND

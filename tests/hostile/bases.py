@@ -46,6 +46,7 @@ def write_template(work: Path) -> None:
         _write_models(work)
         _write_graph(work)
         _write_records(work)
+        _write_media()
     finally:
         os.chdir(here)
 
@@ -98,6 +99,18 @@ def _write_models(work: Path) -> None:
         ("vit", "ViTConfig", "ViTModel"),
     ):
         _write_encoder(work / name, config, model)
+
+
+def _write_media() -> None:
+    """A classifier with pictures, a listener with recordings, and a task."""
+    from tests.exporter.encoder_decoders import write_recordings, write_source
+    from tests.exporter.image_folders import write_classifier, write_images
+
+    write_images(write_classifier(Path("seen")) / "pictures", 4)
+    write_recordings(write_source(Path("heard"), "whisper") / "sounds", 0)
+    item = {"query": "the", "choices": ["list", "of"], "gold": 0}
+    Path("tasks").mkdir()
+    Path("tasks/mine.jsonl").write_text(f"{json.dumps(item)}\n" * 3)
 
 
 def _write_encoder(folder: Path, config: str, model: str) -> None:

@@ -12,15 +12,8 @@ from tests.hostile.spoilt import Spoilt, mutation
 def brought_code(spoilt: Spoilt, rng: random.Random) -> None:
     """Code beside the model, named in one of its files."""
     spoilt.write("payload.py", payload(spoilt.place))
-    name = rng.choice(
-        (
-            "config.json",
-            "config.json",
-            "tokenizer_config.json",
-            "generation_config.json",
-            "preprocessor_config.json",
-        )
-    )
+    name = rng.choice(("config.json", "config.json", "tokenizer_config.json",
+    "generation_config.json", "preprocessor_config.json",))  # fmt: skip
     entries = {
         "AutoConfig": "payload.Config",
         "AutoModelForCausalLM": "payload.Model",
@@ -38,14 +31,9 @@ def brought_code(spoilt: Spoilt, rng: random.Random) -> None:
 
 @mutation("code", hostile=True)
 def code_elsewhere(spoilt: Spoilt, rng: random.Random) -> None:
-    target = rng.choice(
-        (
-            "../beside/evil/payload.Model",
-            f"{spoilt.place.beside / 'evil'}--payload.Model",
-            "attacker/x--payload.Model",
-            "..payload.Model",
-        )
-    )
+    target = rng.choice(("../beside/evil/payload.Model",
+    f"{spoilt.place.beside / 'evil'}--payload.Model", "attacker/x--payload.Model",
+    "..payload.Model",))  # fmt: skip
     key = rng.choice(("AutoConfig", "AutoModelForCausalLM", "AutoModel"))
     spoilt.change("config.json", "auto_map", {key: target})
     spoilt.change("config.json", "model_type", "kid")

@@ -21,44 +21,14 @@ ACTIVE = (
     "\ud800",
 )
 """What terminals and CI systems act on."""
-NUMBERS: list[Any] = [
-    10**9,
-    2**31,
-    2**63,
-    2**64,
-    10**30,
-    -1,
-    0,
-    1,
-    1.5,
-    float("nan"),
-    float("inf"),
-    -(10**9),
-]
-ODD: list[Any] = [
-    *NUMBERS,
-    "7",
-    "",
-    None,
-    [],
-    {},
-    True,
-    [1] * 50,
-    {"a": {"b": []}},
-    "x" * 5000,
-    [[]],
-    "1e9",
-    *ACTIVE,
-]
+NUMBERS: list[Any] = [10**9, 2**31, 2**63, 2**64, 10**30, -1, 0, 1, 1.5, float("nan"),
+float("inf"), -(10**9)]  # fmt: skip
+ODD: list[Any] = [*NUMBERS, "7", "", None, [], {}, True, [1] * 50, {"a": {"b": []}}, "x" * 5000,
+[[]], "1e9", *ACTIVE]  # fmt: skip
 """Values of every type."""
-CONFIGS = ("config.json",) * 5 + (
-    "generation_config.json",
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-    "special_tokens_map.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
+CONFIGS = ("config.json",) * 5 + ("generation_config.json", "tokenizer_config.json",
+"preprocessor_config.json", "special_tokens_map.json", "processor_config.json",
+"video_preprocessor_config.json",)  # fmt: skip
 EVIL, EVIL_FILE = "../beside/evil", "../beside/secret.json"
 _TYPES = (
     "rag", "encoder-decoder", "vision-encoder-decoder", "speech-encoder-decoder", "detr",
@@ -167,18 +137,8 @@ def type_inside(spoilt: Spoilt, rng: random.Random) -> None:
         "model_type": rng.choice((*_TYPES, "llama", "bert")),
         "backbone": rng.choice((None, "attacker/x")),
     }
-    key = rng.choice(
-        (
-            "text_config",
-            "vision_config",
-            "encoder",
-            "decoder",
-            "audio_config",
-            "backbone_config",
-            "sub",
-            "generator",
-        )
-    )
+    key = rng.choice(("text_config", "vision_config", "encoder", "decoder", "audio_config",
+    "backbone_config", "sub", "generator",))  # fmt: skip
     spoilt.change("config.json", key, rng.choice((inside, [inside], {"deeper": inside})))
 
 

@@ -79,24 +79,9 @@ def link_through_others(spoilt: Spoilt, rng: random.Random) -> None:
 @mutation("links")
 def odd_link(spoilt: Spoilt, rng: random.Random) -> None:
     path = _name(spoilt, rng)
-    target = rng.choice(
-        (
-            path.name,
-            "nowhere",
-            "/dev/zero",
-            "/dev/stdin",
-            "/dev/tty",
-            ".",
-            "..",
-            "/",
-            "config.json",
-            "x" * 250,
-            "/dev/full",
-            "/proc/self/fd/0",
-            "/proc/self/mem",
-            "/dev/null",
-        )
-    )
+    target = rng.choice((path.name, "nowhere", "/dev/zero", "/dev/stdin", "/dev/tty", ".", "..",
+    "/", "config.json", "x" * 250, "/dev/full", "/proc/self/fd/0", "/proc/self/mem",
+    "/dev/null",))  # fmt: skip
     spoilt.note(target)
     path.symlink_to(target)
 
@@ -109,18 +94,8 @@ def linked_folder(spoilt: Spoilt, rng: random.Random) -> None:
         spoilt.folder.rename(elsewhere)
         spoilt.folder.symlink_to(elsewhere)
         return
-    name = rng.choice(
-        (
-            "additional_chat_templates",
-            "onnx",
-            "original",
-            "1",
-            "custom_generate",
-            ".depthcut",
-            "sub",
-            ".cache",
-        )
-    )
+    name = rng.choice(("additional_chat_templates", "onnx", "original", "1", "custom_generate",
+    ".depthcut", "sub", ".cache",))  # fmt: skip
     spoilt.note(name)
     (spoilt.folder / name).symlink_to(
         rng.choice(

@@ -40,17 +40,8 @@ def genai_entry(spoilt: Spoilt, rng: random.Random) -> None:
         "session_options": options,
         "filename": rng.choice(("model.onnx", "../beside/x.onnx")),
     }
-    spoilt.put_json(
-        "genai_config.json",
-        {
-            **told,
-            "model": {
-                **told.get("model", {}),
-                "decoder": with_options,
-                rng.choice(("vision", "x")): {"filename": "../x"},
-            },
-        },
-    )
+    spoilt.put_json("genai_config.json", {**told, "model": {**told.get("model", {}), "decoder":
+    with_options, rng.choice(("vision", "x")): {"filename": "../x"}}},)  # fmt: skip
 
 
 @mutation("graph", hostile=True)
@@ -60,16 +51,9 @@ def data_elsewhere(spoilt: Spoilt, rng: random.Random) -> None:
     tensor = rng.choice(tensors)
     for entry in tensor.external_data:
         if entry.key == "location":
-            entry.value = location = rng.choice(
-                (
-                    "../beside/secret.txt",
-                    str(spoilt.place.beside / "secret.txt"),
-                    "/dev/zero",
-                    "/etc/hostname",
-                    "../victim/mine.txt",
-                    "sub/../../beside/secret.txt",
-                )
-            )
+            entry.value = location = rng.choice(("../beside/secret.txt", str(spoilt.place.beside /
+            "secret.txt"), "/dev/zero", "/etc/hostname", "../victim/mine.txt",
+            "sub/../../beside/secret.txt",))  # fmt: skip
     spoilt.note(location)
     spoilt.write("model.onnx", model.SerializeToString())
 
@@ -127,16 +111,8 @@ def active_metadata(spoilt: Spoilt, rng: random.Random) -> None:
     entry.key = rng.choice(("depthcut.plan", "depthcut", "x")) + rng.choice(
         ("", "\x1b[2J", "\n::error::x")
     )
-    entry.value = rng.choice(
-        (
-            "[" * 100_000,
-            "{}",
-            json.dumps([{"layer": 10**30, "kind": "x\x1b[2J"}]),
-            "\n::error::x",
-            json.dumps({"a": "../x"}),
-            "null",
-        )
-    )
+    entry.value = rng.choice(("[" * 100_000, "{}", json.dumps([{"layer": 10**30, "kind":
+    "x\x1b[2J"}]), "\n::error::x", json.dumps({"a": "../x"}), "null",))  # fmt: skip
     for node in rng.sample(list(model.graph.node), 3):
         node.name += rng.choice(("\n::error::x", "\x1b]0;x\x07", "\u202e", "##[error]"))
     model.producer_name = "x\x1b[2J"

@@ -18,6 +18,7 @@ REFUSED = 2
 _TORCHS = f"torchinductor_{getpass.getuser()}"  # PyTorch's exporter makes it
 _RESULT_FOLDERS = ("work/out", "tmp", "cache", "out", "err", "told")
 _ALLOWED_CODE = (PWNED, "it ran", ".cache/huggingface/modules")
+_TEXTS = (".html", ".json", ".jsonl", ".md", ".txt", ".xml")
 _ACTIVE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\udc80-\udcff]"
 )
@@ -88,6 +89,7 @@ def _faults(
     yield from ended.told
     yield from _ending(ended, several=command.name == "sweep", meanwhile=bool(spoilt.changing))
     yield from _printed(ended)
+    yield from _active_results(ended, spoilt.place, earlier)
     if (
         ended.code not in (0, REFUSED)
         and spoilt.must_be_refused
@@ -134,6 +136,17 @@ def _printed(ended: Ended) -> Iterator[str]:
                 yield f"printed: {again[:200]!r}"
         if CANARY in text:
             yield f"outside: a secret is printed: {text[max(0, text.find(CANARY) - 80) :][:160]!r}"
+
+
+def _active_results(ended: Ended, place: Place, earlier: Mapping[str, Told]) -> Iterator[str]:
+    """Control characters and commands in what others read: JSON has escapes, text has none left."""
+    for name in results(place):
+        path = place.out / name
+        if ended.code < 0 or name in earlier or path.suffix not in _TEXTS or not path.is_file():
+            continue
+        for line in path.read_bytes().decode("utf-8", "surrogateescape").split("\n"):
+            if _ACTIVE.search(line) or line.lstrip().startswith(("::", "##[", "##vso[")):
+                yield f"written: {name}: {line[:200]!r}"
 
 
 def _left(

@@ -8,6 +8,7 @@ from tests.hostile import (
     odd_names,
     prepared,
     records,
+    strangers,
     token_files,
     weights,
 )
@@ -15,5 +16,5 @@ from tests.hostile.spoilt import KINDS, Mutation, Spoilt
 
 __all__ = [
     "KINDS", "Mutation", "Spoilt", "code_files", "configs", "folder_entries", "graphs",
-    "odd_names", "prepared", "records", "token_files", "weights",
+    "odd_names", "prepared", "records", "strangers", "token_files", "weights",
 ]  # fmt: skip

@@ -11,16 +11,8 @@ from tests.hostile.spoilt import Spoilt, mutation
 
 @mutation("names")
 def active_name(spoilt: Spoilt, rng: random.Random) -> None:
-    key = rng.choice(
-        (
-            "model_type",
-            "architectures",
-            "_name_or_path",
-            "hidden_act",
-            "transformers_version",
-            "dtype",
-        )
-    )
+    key = rng.choice(("model_type", "architectures", "_name_or_path", "hidden_act",
+    "transformers_version", "dtype",))  # fmt: skip
     word = rng.choice(("llama", "LlamaForCausalLM", "x")) + rng.choice(ACTIVE) + "y"
     spoilt.change(
         rng.choice(("config.json", "tokenizer_config.json")),

@@ -49,13 +49,8 @@ def links_of_ours(spoilt: Spoilt, rng: random.Random) -> None:
             _made(target.parent)
             target.symlink_to(victim)
         return
-    name = {
-        "lock": "lock",
-        "stages": "stages.json",
-        "changing": "changing.json",
-        "results": "results",
-        "kept": "kept",
-    }[kind]
+    name = {"lock": "lock", "stages": "stages.json", "changing": "changing.json", "results":
+    "results", "kept": "kept"}[kind]  # fmt: skip
     (_made(home) / name).symlink_to(
         rng.choice(
             (victim / "mine.txt", victim, spoilt.place.beside / "secret.json", victim / "new")
@@ -66,18 +61,8 @@ def links_of_ours(spoilt: Spoilt, rng: random.Random) -> None:
 @mutation("prepared output")
 def special_of_ours(spoilt: Spoilt, rng: random.Random) -> None:
     home = _made(rng.choice(_ours(spoilt, rng)))
-    path = home / rng.choice(
-        (
-            "lock",
-            "stages.json",
-            "changing.json",
-            "stages-next.json",
-            "work",
-            "written.json",
-            "changing.part",
-            "new",
-        )
-    )
+    path = home / rng.choice(("lock", "stages.json", "changing.json", "stages-next.json", "work",
+    "written.json", "changing.part", "new",))  # fmt: skip
     kind = rng.choice(("pipe", "folder", "text", "unreadable", "deep", "sparse"))
     spoilt.note(f"{path}: {kind}")
     if os.path.lexists(path):
@@ -98,20 +83,9 @@ def special_of_ours(spoilt: Spoilt, rng: random.Random) -> None:
 def stages(spoilt: Spoilt, rng: random.Random) -> None:
     """A memory of stages that names files of the user's."""
     victim, out = spoilt.place.victim, spoilt.place.out
-    names = (
-        "../victim/mine.txt",
-        str(victim / "mine.txt"),
-        "../../victim/mine.txt",
-        "../notes.txt",
-        ".depthcut/../../notes.txt",
-        "letters/../../notes.txt",
-        "a\x00b",
-        "",
-        "/",
-        "..",
-        "x/../../../beside/secret.txt",
-        "link/mine.txt",
-    )
+    names = ("../victim/mine.txt", str(victim / "mine.txt"), "../../victim/mine.txt",
+    "../notes.txt", ".depthcut/../../notes.txt", "letters/../../notes.txt", "a\x00b", "", "/",
+    "..", "x/../../../beside/secret.txt", "link/mine.txt",)  # fmt: skip
     files = {name: _sha(out, name) for name in rng.sample(names, 4)}
     entry = {"key": "0" * 64, "files": files, "value": rng.choice((None, {"x": 1}, []))}
     told = rng.choice((
@@ -141,46 +115,19 @@ def half_changed(spoilt: Spoilt, rng: random.Random) -> None:
     (home / "new").mkdir(exist_ok=True)
     (home / "new" / "evil").write_text("evil")
     victim, out = spoilt.place.victim, spoilt.place.out
-    finals = (
-        str(victim / "mine.txt"),
-        "../victim/mine.txt",
-        "notes.txt",
-        str(out / "notes.txt"),
-        "../../beside/secret.txt",
-        ".env.prod.old",
-        "res",
-        "",
-        ".",
-        "/etc/x",
-        "a\x00b",
-        "letters/letter.txt",
-    )
+    finals = (str(victim / "mine.txt"), "../victim/mine.txt", "notes.txt", str(out / "notes.txt"),
+    "../../beside/secret.txt", ".env.prod.old", "res", "", ".", "/etc/x", "a\x00b",
+    "letters/letter.txt",)  # fmt: skip
     final, other = rng.choice(finals), rng.choice(finals)
-    staged = rng.choice(
-        (
-            str(home / "new" / "evil"),
-            os.path.relpath(home / "new" / "evil", out),
-            "../victim/mine.txt",
-            str(victim / "mine.txt"),
-            ".depthcut/new/evil",
-        )
-    )
+    staged = rng.choice((str(home / "new" / "evil"), os.path.relpath(home / "new" / "evil", out),
+    "../victim/mine.txt", str(victim / "mine.txt"), ".depthcut/new/evil",))  # fmt: skip
     record = {
         "changes": [{"staged": staged, "final": final, "new": _identity(out, staged),
         "old": rng.choice((None, _identity(out, final)))}] * rng.choice((0, 1)),
         "removals": [{"final": other, "old": _identity(out, other)}] * rng.choice((0, 1)),
     }  # fmt: skip
-    told = rng.choice(
-        (
-            record,
-            record,
-            record,
-            [],
-            {"changes": 7},
-            {"changes": [7], "removals": []},
-            {"changes": [{"final": 7}], "removals": [{}]},
-        )
-    )
+    told = rng.choice((record, record, record, [], {"changes": 7}, {"changes": [7], "removals":
+    []}, {"changes": [{"final": 7}], "removals": [{}]},))  # fmt: skip
     spoilt.note(f"{home}: {str(told)[:150]}")
     _put(home / "changing.json", told)
 

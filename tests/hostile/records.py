@@ -88,17 +88,8 @@ def any_value(spoilt: Spoilt, rng: random.Random) -> None:
             return
         holder, key = rng.choice(spots)
         spoilt.note(f"{name}: {str(key)[:40]}")
-        holder[key] = rng.choice(
-            (
-                *ODD,
-                "../beside/secret.txt",
-                "/etc/hostname",
-                "attacker/model",
-                "<script>",
-                "![x](http://attacker/x)",
-                "=cmd()",
-            )
-        )
+        holder[key] = rng.choice((*ODD, "../beside/secret.txt", "/etc/hostname", "attacker/model",
+        "<script>", "![x](http://attacker/x)", "=cmd()",))  # fmt: skip
     spoilt.put_json(name, told)
 
 

@@ -10,7 +10,8 @@ Try = dict[str, Any]
 """All about a try, as a job tells it."""
 
 _ALWAYS = ("refused", "harmless", "other error", "request", "code", "outside", "traceback", "hang")
-_FURTHER = ("program", "left", "unexpected", "memory", "not refused", "printed", "lines", "end")
+_FURTHER = ("program", "left", "unexpected", "memory", "not refused", "printed", "written", "lines",
+"end")  # fmt: skip
 _CODES = {0: "harmless", 2: "refused"}
 _TOLD = 4  # faults of a try
 

@@ -144,6 +144,8 @@ WRONG: dict[str, tuple[str, Callable[[], int]]] = {
     "says it twice": ("lines", lambda: [_refuse(), _refuse()][1]),
     "prints a sequence": ("printed", _print("\x1b[2J")),
     "prints a command": ("printed", _print("::error::x")),
+    "writes a sequence": ("written", _do(lambda: Path("out/x.xml").write_text("\x1b[2J"))),
+    "writes a command": ("written", _do(lambda: Path("out/x.md").write_text("a\n::error::x"))),
     "prints a traceback": ("traceback", lambda: 1 // 0),
     "did not expect it": ("unexpected", _print("depthcut: Unexpected KeyError: 1", 1)),
     "dies": ("end", lambda: os.kill(os.getpid(), 9) or 0),
@@ -202,15 +204,9 @@ def test_memory_is_bounded(place: Place) -> None:
 
 def test_every_command_is_among_them() -> None:
     names = {command.name for command in COMMANDS}
-    assert names >= {
-        "score",
-        "export",
-        "plan",
-        "inspect",
-        "prune",
-        "heal",
-        "checkpoint",
-        "quantize",
-    }
+    assert names >= {"score", "export", "plan", "inspect", "prune", "heal", "checkpoint",
+    "quantize"}  # fmt: skip
+    kinds = {kind for command in COMMANDS for kind in command.kinds}
+    assert kinds >= {"template", "tokenizer", "media", "media settings", "task files", "history"}
     assert names >= {"compare", "package", "report", "generate", "sweep", "check"}
     assert all(isinstance(command, Command) and command.kinds for command in COMMANDS)

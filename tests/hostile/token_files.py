@@ -9,31 +9,11 @@ from tests.hostile.configs import ACTIVE, ODD
 from tests.hostile.spoilt import Spoilt, mutation
 
 _CONFIG, _FAST = "tokenizer_config.json", "tokenizer.json"
-_PATHS = (
-    "/etc/hostname",
-    "../beside/secret.json",
-    "../beside/secret.txt",
-    "/dev/zero",
-    "secret.txt",
-    "attacker/model",
-)
-_FILE_KEYS = (
-    "vocab_file",
-    "merges_file",
-    "tokenizer_file",
-    "spm_file",
-    "added_tokens_file",
-    "sp_model_file",
-    "source_spm",
-    "target_spm",
-    "emoji_file",
-    "vocab",
-    "merges",
-    "special_tokens_map_file",
-    "prompt_file",
-    "target_vocab_file",
-    "chat_template_file",
-)
+_PATHS = ("/etc/hostname", "../beside/secret.json", "../beside/secret.txt", "/dev/zero",
+"secret.txt", "attacker/model",)  # fmt: skip
+_FILE_KEYS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "added_tokens_file",
+"sp_model_file", "source_spm", "target_spm", "emoji_file", "vocab", "merges",
+"special_tokens_map_file", "prompt_file", "target_vocab_file", "chat_template_file",)  # fmt: skip
 _ENTRIES: list[dict[str, Any]] = [
     {"tokenizer_class": "attacker/x"}, {"tokenizer_class": ["x"]}, {"tokenizer_class": 7},
     {"tokenizer_class": "../x"}, {"tokenizer_class": "__builtins__"},
@@ -150,20 +130,8 @@ def part(spoilt: Spoilt, rng: random.Random) -> None:
 
 @mutation("tokenizer")
 def fast_text(spoilt: Spoilt, rng: random.Random) -> None:
-    content = rng.choice(
-        (
-            b"",
-            b"{}",
-            b"[" * 200_000,
-            b'{"a":' * 5000,
-            b"\xff\xfe",
-            b"null",
-            b"[]",
-            b"\x1b]0;x",
-            b'{"model": {"type": "BPE"}}',
-            b"{" + b" " * (1 << 20),
-        )
-    )
+    content = rng.choice((b"", b"{}", b"[" * 200_000, b'{"a":' * 5000, b"\xff\xfe", b"null",
+    b"[]", b"\x1b]0;x", b'{"model": {"type": "BPE"}}', b"{" + b" " * (1 << 20),))  # fmt: skip
     spoilt.note(content[:30])
     spoilt.write(_FAST, content)
 
@@ -191,18 +159,9 @@ def other_files(spoilt: Spoilt, rng: random.Random) -> None:
         ),
         3,
     ):
-        content = rng.choice(
-            (
-                b"",
-                b"\x0a\x07\x0a\x03the\x15\x00\x00\x00\x00",
-                b"{}",
-                b"the 1\nof 2\n" * 1000,
-                b"\xff" * 100,
-                b'{"a": 10000000000}',
-                b"[" * 9999,
-                b'{"the": [1]}',
-            )
-        )
+        content = rng.choice((b"", b"\x0a\x07\x0a\x03the\x15\x00\x00\x00\x00", b"{}",
+        b"the 1\nof 2\n" * 1000, b"\xff" * 100, b'{"a": 10000000000}', b"[" * 9999,
+        b'{"the": [1]}',))  # fmt: skip
         spoilt.note(f"{name}: {content[:20]!r}")
         spoilt.write(name, content)
     if rng.random() < 0.4:

@@ -148,13 +148,8 @@ def not_finite(spoilt: Spoilt, rng: random.Random) -> None:
 def whole_terabyte(spoilt: Spoilt, rng: random.Random) -> None:
     """A valid header over a hole in the file."""
     size = rng.choice((1 << 40, 3 << 30))
-    told = {
-        "model.embed_tokens.weight": {
-            "dtype": "F32",
-            "shape": [size // 4 // 32, 32],
-            "data_offsets": [0, size],
-        }
-    }
+    told = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [size // 4 // 32, 32],
+    "data_offsets": [0, size]}}  # fmt: skip
     path = spoilt.write(_SINGLE, _file(told, b""))
     os.truncate(path, path.stat().st_size + size)
     if rng.random() < 0.5:
@@ -187,17 +182,9 @@ def pickled_weights(spoilt: Spoilt, rng: random.Random) -> None:
 
     if rng.random() < 0.8:
         (spoilt.folder / _SINGLE).unlink()
-    name = rng.choice(
-        (
-            "pytorch_model.bin",
-            "pytorch_model.bin",
-            "model.pt",
-            "pytorch_model-00001-of-00002.bin",
-            "adapter_model.bin",
-            "tf_model.h5",
-            "flax_model.msgpack",
-        )
-    )
+    name = rng.choice(("pytorch_model.bin", "pytorch_model.bin", "model.pt",
+    "pytorch_model-00001-of-00002.bin", "adapter_model.bin", "tf_model.h5",
+    "flax_model.msgpack",))  # fmt: skip
     content = _pickle(spoilt, rng)
     if rng.random() < 0.5:
         whole = io.BytesIO()

@@ -41,14 +41,7 @@ _LONGEST = 512
 
 
 def refuse_missing_tasks(asked: TaskOptions) -> None:
-    """Refuses tasks that aren't there.
-
-    Raises:
-        TaskError: A local task is not there, or a line is broken; mteb has no such task, or is
-            asked for some of its items.
-        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``; for mteb's without
-            the extra ``mteb``.
-    """
+    """Refuses tasks that aren't there."""
     for name in mteb_names(asked.tasks):
         mteb_task(name)
         if asked.task_limit is not None:
@@ -71,11 +64,7 @@ def task_versions(asked: TaskOptions) -> list[str]:
 
 
 def local_tasks(asked: TaskOptions) -> list[TaskItems | EncoderTask] | None:
-    """The files' items; None where lm-eval has them. mteb's tasks are not among them.
-
-    Raises:
-        TaskError: A task is not there, or a line is broken.
-    """
+    """The files' items; None where lm-eval has them. mteb's tasks are not among them."""
     names = _others(asked)
     if not names and asked.tasks:
         return []
@@ -92,11 +81,7 @@ def _others(asked: TaskOptions) -> list[str]:
 
 
 def only_for_encoders(asked: TaskOptions) -> bool:
-    """Whether no task chooses among answers, which takes logits of next tokens.
-
-    Raises:
-        TaskError: A local task is not there, or a line is broken.
-    """
+    """Whether no task chooses among answers, which takes logits of next tokens."""
     files = local_tasks(asked)
     return files is not None and all(isinstance(file, EncoderTask) for file in files)
 
@@ -117,14 +102,6 @@ def score_tasks(
         folder: Its tokenizer and config.
         vocabulary: Tokens that the model knows; by default as the config says.
         progress: Hears of each task.
-
-    Raises:
-        TaskError: A task is not known, its items can't be read, or there is no tokenizer.
-        ComparisonError: The model can't do a task, or its logits or embeddings aren't finite; the
-            tokenizer is another model's; labels don't match its head.
-        BackendError: A run fails.
-        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``; for mteb's without
-            the extra ``mteb``.
     """
     files = local_tasks(asked)
     by_mteb = _by_mteb(mteb_names(asked.tasks), runner, folder, vocabulary, progress)
@@ -197,11 +174,7 @@ def evaluate(
 
 
 def task_requests(task: TaskItems, text_model: TextModel) -> list[list[ContinuationRequest]]:
-    """The choices of each item as tokens.
-
-    Raises:
-        TaskError: A choice or its text has no token.
-    """
+    """The choices of each item as tokens."""
     found = []
     for number, item in enumerate(task.items, 1):
         found.append([ContinuationRequest.of(text_model, *pair) for pair in item.pairs])

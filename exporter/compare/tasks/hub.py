@@ -19,9 +19,6 @@ def failing_as_task(library: str, what: str, hint: str) -> Iterator[None]:
         library: As users call it; the error's code is its name with ``-failed``.
         what: What it was to score.
         hint: What to do.
-
-    Raises:
-        TaskError: The library failed.
     """
     try:
         yield

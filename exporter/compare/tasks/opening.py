@@ -22,12 +22,7 @@ def saved_folder(loaded: LoadedModel, place: Path) -> ModelFolder:
 
 
 def task_texts(folder: ModelFolder) -> TextModel:
-    """The tokenizer beside a model, for tasks: with the begin token, else the end token, as prefix.
-
-    Raises:
-        TaskError: There is no tokenizer, or no token that may stand first.
-        ComparisonError: A config is no JSON object.
-    """
+    """The tokenizer beside a model, for tasks: the begin token, else the end token, as prefix."""
     if folder.tokenizer is None:
         raise TaskError(
             f"There is no tokenizer.json next to {folder.onnx}, and tasks need one.",
@@ -64,11 +59,6 @@ def open_scorer(
         threads: CPU threads; None for all physical cores.
         batch_size: Sequences in one run; None for what suits the backend.
         longest: Positions, where the config tells none.
-
-    Raises:
-        OnnxFileError: There is no ONNX file, or more than one to choose from.
-        TaskError: There is no tokenizer.
-        BackendError: The model can't be loaded.
     """
     folder, runner = open_model(model, provider=provider, threads=threads)
     text_model = task_texts(folder)

@@ -54,11 +54,7 @@ _BLOCKS = "Whole blocks can go from it: plan with --drop-block."
 
 
 def check_deci(model: GgufModel, layers: Sequence[Layer]) -> None:
-    """Refuses what llama.cpp would compute wrongly, or not load, as ``deci``.
-
-    Raises:
-        SurgeryError: The model isn't Llama's arithmetic, or the cut leaves what can't be said.
-    """
+    """Refuses what llama.cpp would compute wrongly, or not load, as ``deci``."""
     first = next(each for each in layers if not each.whole)
     what = f"{'attention' if first.attention else 'mlp'} {first.number}"
     if model.architecture not in ALIKE:
@@ -114,11 +110,7 @@ def _layer_entries(
 
 
 def _head_width(model: GgufModel, sizes: Sequence[LayerSizes]) -> int:
-    """The width of a head, which must be one, and whose positions are all of it.
-
-    Raises:
-        SurgeryError: The file says several.
-    """
+    """The width of a head, which must be one, and whose positions are all of it."""
     usual = model.whole(HIDDEN) // max(sizes[0].heads, 1)
     said = [model.whole(name) for name in _HEAD_WIDTHS if model.entry(name) is not None]
     told = {*said} if len(said) == len(_HEAD_WIDTHS) else {usual, *said}
@@ -178,11 +170,7 @@ def _refuse_replacements(layers: Sequence[Layer]) -> None:
 
 
 def refuse_headless(model: GgufModel, layers: Sequence[Layer]) -> None:
-    """Refuses a cut whose first layer has no heads, or that leaves no attention.
-
-    Raises:
-        SurgeryError: llama.cpp would load no such file.
-    """
+    """Refuses a cut whose first layer has no heads, or that leaves no attention."""
     first = layers[0]
     sizes = sizes_of(model)
     if left_of(sizes[first.number], first).heads == 0:

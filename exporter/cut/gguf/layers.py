@@ -41,9 +41,6 @@ def layers_left(deletions: Sequence[PlannedDeletion], count: int) -> list[Layer]
     Args:
         deletions: A plan's that was held against the number of layers.
         count: How many layers there are.
-
-    Raises:
-        SurgeryError: The plan drops what no layer of a GGUF file has.
     """
     gone: dict[tuple[int, str], Replacement] = {}
     for each in deletions:
@@ -60,11 +57,7 @@ def layers_left(deletions: Sequence[PlannedDeletion], count: int) -> list[Layer]
 
 
 def refuse_missing(model: GgufModel, deletions: Sequence[PlannedDeletion]) -> None:
-    """Refuses a plan that drops what the file lacks, as one has that was cut by another program.
-
-    Raises:
-        SurgeryError: A layer has no tensors of the sublayer that is to go.
-    """
+    """Refuses a plan that drops what the file lacks, as one has that was cut by another program."""
     parts = sublayers_of(model)
     for ref in (ref for each in deletions for ref in each.sublayers):
         if ref not in parts:

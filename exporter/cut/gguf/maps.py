@@ -32,11 +32,6 @@ def map_piece(name: str, plan: LoadedPlan, ref: SublayerRef, hidden: int, kind: 
         ref: The sublayer.
         hidden: The width of the residual stream.
         kind: In which type it is written.
-
-    Raises:
-        PlanError: The plan has no such map, one with an intercept, or of another width.
-        SurgeryError: The type can't hold it.
-        MissingDependencyError: Without the package ``gguf``, for a quantised type.
     """
     given = plan.tensors.get(ref)
     if given is None or not given.maps:

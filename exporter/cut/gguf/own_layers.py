@@ -50,11 +50,7 @@ _WAY_OUT = "Cut the ONNX graph (depthcut prune), or the checkpoint before its co
 
 
 def check_own(model: GgufModel, layers: Sequence[Layer]) -> None:
-    """Refuses fewer layers where llama.cpp would compute something else with them.
-
-    Raises:
-        SurgeryError: It would, or it isn't known whether it would.
-    """
+    """Refuses fewer layers where llama.cpp would compute something else with them."""
     architecture = model.architecture
     period = _PERIODS.get(architecture)
     if period is None:
@@ -79,11 +75,7 @@ def check_own(model: GgufModel, layers: Sequence[Layer]) -> None:
 
 
 def own_entries(model: GgufModel, layers: Sequence[Layer]) -> list[Entry]:
-    """The metadata for fewer layers.
-
-    Raises:
-        SurgeryError: An entry may have a value a layer, and isn't known to.
-    """
+    """The metadata for fewer layers."""
     return list(_own_entries(model, layers))
 
 

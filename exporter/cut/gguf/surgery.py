@@ -95,13 +95,6 @@ def cut_gguf(
 
     Returns:
         What was done.
-
-    Raises:
-        GgufFileError: The source can't be read.
-        PlanError: The plan is not for this model, or brings what no GGUF file can hold.
-        SurgeryError: llama.cpp would compute the result wrongly, or not load it.
-        UsageError: The result would take the place of an input, or of another kind of file.
-        OSError: The result can't be written.
     """
     options = options or GgufOptions()
     if not target.name or target.is_dir():

@@ -100,10 +100,6 @@ def write_file(
         head: What stands before the tensors.
         pieces: The tensors.
         advance: Told how many bytes were written.
-
-    Raises:
-        ValueError: A tensor gives another number of bytes than it said.
-        OSError: The file can't be written, or an input not be read.
     """
     alignment = head.alignment
     with path.open("xb") as file:

@@ -57,12 +57,6 @@ def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
     Args:
         folder: With a ``config.json``.
         dangers: What the model may do.
-
-    Raises:
-        UnsafeModelError: What it says would run code, use the network or read elsewhere; or it is
-            of a model type that was not looked at.
-        UnsafeInputError: A file is none that may be read.
-        ModelSourceError: A file is no JSON.
     """
     check_files(folder)
     if (folder / _ADAPTER).exists():
@@ -83,13 +77,13 @@ def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
     brings_its_own = dangers.trust_remote_code and "auto_map" in config
     if not (dangers.allow_any_model_type or brings_its_own):
         config_walk.refuse_types(config, folder / CONFIG, REVIEWED)
-    config_walk.refuse_endless(config, folder / CONFIG)
     config_walk.refuse_words_for_numbers(config, folder / CONFIG)
     _check_weights_name(config, folder / CONFIG)
     return config
 
 
 def _walk(content: Any, path: Path, dangers: Dangers) -> None:
+    config_walk.refuse_endless(content, path)
     config_walk.refuse_dangerous_entries(content, path)
     if path.name in _TOKENIZER_CONFIGS:
         config_walk.refuse_files_elsewhere(content, path)
@@ -109,12 +103,7 @@ def _check_weights_name(config: dict[str, Any], path: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Looks at every file that a library could open in a model's folder, without reading any.
-
-    Raises:
-        UnsafeInputError: One is a link out of the folder, a pipe, a device, or a text of no sane
-            size.
-    """
+    """Looks at every file that a library could open in a model's folder, without reading any."""
     for name in _FOLDERS:
         check_folder(folder / name, folder)
     for path in _files(folder):
@@ -141,9 +130,6 @@ def refuse_changed(folder: Path, before: dict[str, tuple[int, ...]]) -> None:
     Args:
         folder: The model's.
         before: What :func:`files_as_they_are` told when it was looked at.
-
-    Raises:
-        UnsafeModelError: With the file.
     """
     now = files_as_they_are(folder)
     changed = sorted(name for name in before | now if before.get(name) != now.get(name))
@@ -165,12 +151,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
-    """A JSON object of a model's folder.
-
-    Raises:
-        UnsafeInputError: It may not be read.
-        ModelSourceError: It is no JSON object.
-    """
+    """A JSON object of a model's folder."""
     try:
         content = read_json(path, limit=limit)
     except (OSError, ValueError) as error:

@@ -41,16 +41,13 @@ _PROGRAMS = {"mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"}
 _NUMBER = re.compile(r"^(num|n)_|_(eps|epsilon|size|dim|dropout|theta|range)$")
 _COUNTED = re.compile("(layer|block|expert|depth|stage)(?!.*_size)")
 _MOST = 10_000
+_MOST_ENTRIES = 1 << 16
 
 _Entry = tuple[str, str, Any]
 
 
 def refuse_dangerous_entries(content: Any, path: Path) -> None:
-    """Refuses what makes transformers load, fetch or run something else, at any depth.
-
-    Raises:
-        UnsafeModelError: With the entry.
-    """
+    """Refuses what makes transformers load, fetch or run something else, at any depth."""
     for where, key, value in _entries(content):
         if key in _HANDED_ON and value:
             raise _refused(path, where, _HANDED_ON[key])
@@ -66,9 +63,6 @@ def refuse_files_elsewhere(content: Any, path: Path) -> None:
     Args:
         content: ``tokenizer_config.json`` or ``special_tokens_map.json``, parsed.
         path: The file.
-
-    Raises:
-        UnsafeModelError: With the entry.
     """
     for where, key, value in _entries(content):
         named = key in _FILES or (key.endswith(_FILE_ENDING) and key not in _NEVER_OPENED)
@@ -79,11 +73,7 @@ def refuse_files_elsewhere(content: Any, path: Path) -> None:
 
 
 def refuse_foreign_code(content: Any, path: Path) -> None:
-    """Refuses code from elsewhere: only that of the model's own folder is hashed.
-
-    Raises:
-        UnsafeModelError: With the entry.
-    """
+    """Refuses code from elsewhere: only that of the model's own folder is hashed."""
     for where, key, value in _entries(content):
         if key == "auto_map" and not all(map(_OWN_CODE.fullmatch, _texts(value))):
             raise UnsafeModelError(
@@ -94,11 +84,7 @@ def refuse_foreign_code(content: Any, path: Path) -> None:
 
 
 def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
-    """Refuses a model, or one inside it, of a type that is not known.
-
-    Raises:
-        UnsafeModelError: With the type.
-    """
+    """Refuses a model, or one inside it, of a type that is not known."""
     for where, key, name in _entries(content):
         if key != "model_type" or name is None or (isinstance(name, str) and name in known):
             continue
@@ -114,26 +100,20 @@ def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
 
 
 def refuse_endless(content: Any, path: Path) -> None:
-    """Refuses more layers or experts than any model has: making them one by one would never end.
-
-    Raises:
-        UnsafeModelError: With the entry.
-    """
+    """Refuses layers, experts and lists that no model has: to make them would never end."""
     for where, key, value in _entries(content):
         most = MOST_LAYERS if key.endswith(("layer", "layers")) else _MOST
-        if isinstance(value, int) and value > most and _COUNTED.search(key):
+        many = isinstance(value, list) and len(value) > _MOST_ENTRIES
+        if many or (isinstance(value, int) and value > most and _COUNTED.search(key)):
             raise UnsafeModelError(
-                f"{path}: $.{where} is larger than {most}, which no model has.",
+                f"{path}: $.{where} is larger than {_MOST_ENTRIES if many else most}, which no "
+                "model has.",
                 "Fetch the model again, or correct its config.",
             )
 
 
 def refuse_words_for_numbers(content: Any, path: Path) -> None:
-    """Refuses a text where a number belongs: transformers 4.57 takes it, and fails when it runs.
-
-    Raises:
-        ModelSourceError: With the entry.
-    """
+    """Refuses a text where a number belongs: transformers 4.57 takes it, and fails when it runs."""
     for where, key, value in _entries(content):
         if isinstance(value, str) and _NUMBER.search(key):
             raise ModelSourceError(

@@ -47,11 +47,6 @@ def load_gguf(
 
     Returns:
         The model, transformers' report of the load, and the tokenizer.
-
-    Raises:
-        UnsafeModelError: It is of a model type that was not looked at.
-        ModelSourceError: When the file can't be read.
-        UnknownArchitectureError: When transformers has no such model.
     """
     transformers = require("transformers", extra="torch")
     require("gguf", extra="gguf")

@@ -26,9 +26,6 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
         trust_remote_code: Prefers what the model's own code brings to what transformers has.
         pruned: Takes a pruned checkpoint's config too: its class is transformers' own, with other
             modules in some places.
-
-    Raises:
-        ModelSourceError: The config is a pruned checkpoint's, and that can't be taken.
     """
     found = _whole_class(config, trust_remote_code)
     if getattr(config, "depthcut", None) is None:
@@ -90,9 +87,6 @@ def refuse_far_larger(model_class: Any, config: Any, shards: CheckpointShards, p
     """Refuses a config of a model many times as large as its files.
 
     transformers would make the tensors that differ, before it says that they do.
-
-    Raises:
-        UnsafeModelError: With both numbers.
     """
     import torch
 

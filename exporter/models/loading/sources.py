@@ -46,13 +46,6 @@ def resolve_source(source: str, *, revision: str | None = None, **allowed: bool)
         source: A folder, a GGUF file, or a hub id.
         revision: A branch, tag or commit of a hub id.
         allowed: What the model may do, by the names of :class:`Dangers`.
-
-    Raises:
-        UnsafeInputError: A folder holds or says what a model may not; see
-            :func:`~exporter.models.loading.checked_folder.checked_config`.
-        InterruptedResultError: A killed command left it half in its place, and it can't be
-            completed here.
-        ModelSourceError: When there is nothing there that could be loaded.
     """
     path, dangers = Path(source).expanduser(), Dangers(**allowed)
     if path.parent.is_dir():
@@ -79,10 +72,6 @@ def source_sha256(source: str, *, revision: str | None = None, **allowed: bool) 
 
     Of a GGUF file that is the file's; of a folder one over config, tokenizer, code and weight
     files. The arguments are :func:`resolve_source`'s, which decide what of a hub id is there.
-
-    Raises:
-        UnsafeInputError: A folder holds or says what a model may not.
-        ModelSourceError: When there is nothing there that could be loaded.
     """
     return path_sha256(resolve_source(source, revision=revision, **allowed))
 
@@ -90,13 +79,7 @@ def source_sha256(source: str, *, revision: str | None = None, **allowed: bool) 
 def encoder_decoder_config(
     source: str, *, revision: str | None = None, **allowed: bool
 ) -> dict[str, Any] | None:
-    """The config of a model that has an encoder and a decoder; None for others. No PyTorch.
-
-    Raises:
-        UnsafeInputError: A folder holds or says what a model may not.
-        ModelSourceError: When there is nothing there that could be loaded.
-        UnknownArchitectureError: It has both, and generates no text.
-    """
+    """The config of a model that has an encoder and a decoder; None for others. No PyTorch."""
     path = resolve_source(source, revision=revision, **allowed)
     if path.is_file():
         return None
@@ -110,12 +93,7 @@ def encoder_decoder_config(
 
 
 def classifies_images(source: str, *, revision: str | None = None, **allowed: bool) -> bool:
-    """Whether a model's config names a class that gives each image a class. No PyTorch.
-
-    Raises:
-        UnsafeInputError: A folder holds or says what a model may not.
-        ModelSourceError: When there is nothing there that could be loaded.
-    """
+    """Whether a model's config names a class that gives each image a class. No PyTorch."""
     path = resolve_source(source, revision=revision, **allowed)
     return path.is_dir() and names_image_classifier(checked_config(path, Dangers(**allowed)))
 
@@ -126,9 +104,6 @@ def refuse_other_heads(architectures: Any, source: str) -> None:
     Args:
         architectures: Names of its classes, as its config has them.
         source: What the user named.
-
-    Raises:
-        UnknownArchitectureError: None of them generates.
     """
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     if not any(name.endswith(_GENERATING) for name in names):

@@ -117,3 +117,16 @@ def test_a_folder_that_changes_is_seen(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
     with raises(UnsafeModelError, "file-changed", name):
         refuse_changed(tmp_path, before)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_hidden_layers", 5_000), ("bad_words_ids", [[1, 2]] * 70_000)]
+)
+def test_what_no_model_has_is_refused_in_every_config(
+    tmp_path: Path, name: str, key: str, value: Any
+) -> None:
+    folder = _folder(tmp_path)
+    (folder / name).write_text(json.dumps({"model_type": "llama", key: value}))
+    with raises(UnsafeModelError, "", folder / name, key):
+        checked_config(folder, Dangers())

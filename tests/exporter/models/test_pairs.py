@@ -89,7 +89,7 @@ def header(channels: int = 1, align: int = 2, bits: int = 16, kind: int = 1) -> 
         header(channels=0, align=0),
         header(channels=0, kind=3),
         header(align=1, bits=32, kind=3),
-        header()[:36] + b"none\0\0\0\0" * 1_000 + header()[36:],
+        b"RIFF\xff\xff\0\0" + header()[8:36] + b"fact\0\0\0\0" * 1_000 + header()[36:],
     ],
 )
 def test_a_broken_header_is_no_recording(tmp_path: Path, content: bytes) -> None:
