@@ -51,7 +51,10 @@ class Limits(Options):
         "in the unpruned model.",
         rare=True,
     )
-    max_task_drop: _Share | None = _limit("Limit for the drop of a task's score: 1% is 0.01.")
+    max_task_drop: _Share | None = _limit(
+        "Limit for the drop of a task's score: 1% is 0.01.",
+        brief="Limit for the drop of a task's score",
+    )
     max_probe_drop: _Share | None = _limit("Limit for the drop of a probe's accuracy: 1% is 0.01.")
     max_size_increase: _Share | None = _limit("Limit for the size of files and engines.")
     max_memory_increase: _Share | None = _limit("Limit for KV cache and device memory.")
