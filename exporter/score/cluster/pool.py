@@ -1,7 +1,7 @@
 """Workers on a Ray cluster that keep what they have set up, and pieces of work handed out to them.
 
-Every piece's result is taken exactly once, whatever becomes of the worker that had it first: a lost
-worker is replaced, and its piece is given to the next one that is free.
+Every piece's result is taken exactly once, whatever becomes of the worker that had it first: Ray
+starts a lost worker again and gives it its piece again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -82,7 +81,7 @@ class Pool:
     Args:
         ray: The connected module.
         allocation: How many workers, and what each has.
-        progress: Told of lost workers.
+        progress: Told of what keeps workers waiting.
 
     Attributes:
         workers: How many there are at once.
@@ -128,44 +127,32 @@ class Pool:
             group.close()
 
 
-@dataclass(eq=False)
-class _GroupWorker:
-    """One worker.
-
-    Attributes:
-        actor: Ray's handle.
-        host: Where it runs, once known.
-        pending: What it was asked last; None when it is free.
-        stage: What that was: ``about``, ``begin``, or a piece's number.
-    """
-
-    actor: Any
-    host: str = "a machine that is not known yet"
-    pending: Any = None
-    stage: str | int = "about"
-
-
 class WorkerGroup(Generic[S]):
-    """Workers with their state; see :meth:`Pool.group`.
+    """Workers with their state; see :meth:`Pool.group`. Ray makes a lost one, and its piece, anew.
 
     Args:
         ray: The connected module.
         allocation: How many workers, and what each has.
         setup: Makes the state.
-        progress: Told of lost workers.
+        progress: Told where no worker gets a place.
     """
 
     def __init__(
         self, ray: Any, allocation: Allocation, setup: Callable[[], S], progress: Progress = QUIET
     ) -> None:
-        self._ray, self._allocation, self._setup, self._progress = ray, allocation, setup, progress
+        self._ray, self._allocation, self._progress = ray, allocation, progress
         self._own = versions()
         self._actor = ray.remote(
-            num_cpus=allocation.cpus, max_restarts=0, scheduling_strategy="SPREAD"
+            num_cpus=allocation.cpus,
+            max_restarts=-1,
+            max_task_retries=ATTEMPTS - 1,
+            scheduling_strategy="SPREAD",
         )(worker_module.Worker)
-        self._members: list[_GroupWorker] = []
-        self._failed_starts = 0
-        self._told_to_wait = False
+        self._setup = ray.put(setup)
+        self._idle: list[Any] = []
+        self._pending: dict[Any, tuple[Any, str | int]] = {}
+        """What was asked, of which actor: ``about``, ``begin``, or a piece's number."""
+        self._is_waiting = False
 
     @property
     def workers(self) -> int:
@@ -174,168 +161,101 @@ class WorkerGroup(Generic[S]):
 
     def run(self, work: Callable[[S, J], R], jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
         """Does some pieces of work; see :meth:`Pool.run`."""
-        round_ = _Round(work, jobs)
-        while len(self._members) < min(self.workers, len(jobs)):
-            self._members.append(self._started())
+        waiting, missing = deque(range(len(jobs))), len(jobs)
+        for _ in range(min(self.workers, missing) - len(self._idle) - len(self._pending)):
+            self._start()
         try:
-            while round_.open:
-                for member in self._members:
-                    if member.pending is None and round_.waiting:
-                        self._give(member, round_)
-                yield from self._collected(round_)
+            while missing:
+                while self._idle and waiting:
+                    actor, number = self._idle.pop(), waiting.popleft()
+                    ref = actor.do.remote(self._setup, work, jobs[number])
+                    self._pending[ref] = actor, number
+                for number, result in self._collected(jobs):
+                    missing -= 1
+                    yield number, result
         finally:
-            self._drop_busy()
+            # What was broken off leaves workers at work that nobody waits for.
+            for ref, (actor, stage) in list(self._pending.items()):
+                if isinstance(stage, int):
+                    del self._pending[ref]
+                    self._ray.kill(actor)
 
     def close(self) -> None:
         """Ends all workers."""
-        for member in list(self._members):
-            self._end(member)
+        for actor in (*self._idle, *(actor for actor, _ in self._pending.values())):
+            self._ray.kill(actor)
+        self._idle.clear()
+        self._pending.clear()
 
-    def _started(self) -> _GroupWorker:
-        member = _GroupWorker(self._actor.remote(_foreign_folder()))
-        member.pending = member.actor.about.remote()
-        return member
+    def _start(self) -> None:
+        actor = self._actor.remote(self._allocation.threads, _foreign_folder())
+        self._pending[actor.about.remote()] = actor, "about"
 
-    def _end(self, member: _GroupWorker) -> None:
-        self._members.remove(member)
-        self._ray.kill(member.actor)
-
-    def _give(self, member: _GroupWorker, round_: _Round) -> None:
-        number = round_.waiting.popleft()
-        member.stage = number
-        member.pending = member.actor.do.remote(round_.work, round_.jobs[number])
-
-    def _collected(self, round_: _Round) -> Iterator[tuple[int, Any]]:
+    def _collected(self, jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Waits until something has happened."""
-        asked = {m.pending: m for m in self._members if m.pending is not None}
-        ready, _ = self._ray.wait(list(asked), num_returns=1, timeout=_POLL_S)
+        ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=_POLL_S)
         if not ready:
             self._refuse_without_room()
         for ref in ready:
-            member = asked[ref]
-            try:
-                answer = self._ray.get(ref)
-            except self._ray.exceptions.RayTaskError as error:
-                raise _unanswered(error, member, round_) from error
-            except self._ray.exceptions.RayError as error:
-                self._replace(member, error, round_)
-                continue
-            stage, member.pending = member.stage, None
+            actor, stage = self._pending.pop(ref)
             if isinstance(stage, int):
-                yield stage, self._result(answer, member, round_.name(stage))
-                round_.open -= 1
+                self._idle.append(actor)
+                name = f"piece {stage + 1} of {len(jobs)} ({str(jobs[stage])[:100]})"
+                yield stage, self._answer(ref, name, "piece-lost")
+                continue
+            try:
+                answer = self._answer(ref, "its setup", "workers-lost")
+                if stage == "about":
+                    _refuse_versions(self._own, **answer)
+            except DepthcutError:
+                self._ray.kill(actor)  # it must get no work, if the caller goes on
+                raise
+            if stage == "about":
+                self._pending[actor.begin.remote(self._setup)] = actor, "begin"
             else:
-                self._go_on(member, answer)
+                self._idle.append(actor)
 
-    def _go_on(self, member: _GroupWorker, answer: Any) -> None:
-        """After a worker has said what it is, or has set itself up."""
-        try:
-            if member.stage == "about":
-                member.host = answer["host"]
-                _refuse_versions(self._own, answer["versions"], member.host)
-                member.stage = "begin"
-                member.pending = member.actor.begin.remote(self._setup, self._allocation.threads)
-            else:
-                self._result(answer, member, "its setup")
-                self._failed_starts = 0
-        except DepthcutError:
-            self._end(member)  # it must get no work, if the caller goes on
-            raise
-
-    def _result(self, answer: worker_module.Outcome, member: _GroupWorker, what: str) -> Any:
+    def _answer(self, ref: Any, what: str, code: str) -> Any:
         """What came out.
 
         Raises:
             DepthcutError: What the worker raised.
-            ClusterError: It raised something else.
+            ClusterError: It raised something else, or was lost again and again.
         """
-        how, value = answer
+        try:
+            how, value = self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            problem = first_line(getattr(error, "cause", None) or error)
+            raise ClusterError(
+                f"A worker can't tell what came of {what}: {problem}.", code="answer-lost"
+            ) from error
+        except self._ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"{ATTEMPTS} workers in turn were lost with {what}: {_cause(error)}.",
+                "Is there memory enough in every worker? Ask for fewer (--ray-workers) or a "
+                "smaller --batch-size.",
+                code=code,
+            ) from error
         if how == "done":
             return value
         if how == "refused" and isinstance(value, DepthcutError):
             raise value
-        line, traceback = value
+        line, traceback, host = value
         self._progress.detail(f"cluster: {traceback}")
-        raise ClusterError(
-            f"A worker on {member.host} failed with {what}: {line}.", code="piece-failed"
-        )
-
-    def _replace(self, member: _GroupWorker, error: Exception, round_: _Round) -> None:
-        """Hires another worker for a lost one, and puts its piece first in the line."""
-        cause = _cause(error)
-        self._end(member)  # one that only can't be reached may still be at it
-        if isinstance(member.stage, int):
-            round_.lost(member.stage, cause)
-            what = round_.name(member.stage)
-        else:
-            self._failed_starts += 1
-            what = "its setup"
-            if self._failed_starts >= ATTEMPTS:
-                raise ClusterError(
-                    f"{ATTEMPTS} workers in turn were lost before they had begun, the last on "
-                    f"{member.host}: {cause}.",
-                    "Is there memory enough for the model in every worker? Ask for fewer: "
-                    "--ray-workers.",
-                    code="workers-lost",
-                )
-        self._progress.say(f"cluster: a worker on {member.host} was lost with {what}; tried again")
-        self._progress.detail(f"cluster: {cause}")
-        self._members.append(self._started())
+        raise ClusterError(f"A worker on {host} failed with {what}: {line}.", code="piece-failed")
 
     def _refuse_without_room(self) -> None:
         """Waiting is in vain where no machine is left that a worker fits on."""
-        if all(cpus < self._allocation.cpus for cpus in _nodes(self._ray)):
+        cpus = self._allocation.cpus
+        if all(there < cpus for there in _nodes(self._ray)):
             raise ClusterError(
-                f"No machine with {self._allocation.cpus} CPUs is left in the cluster.",
+                f"No machine with {cpus} CPUs is left in the cluster.",
                 "Bring a machine back, and run the command again.",
             )
-        if all(m.stage == "about" for m in self._members) and not self._told_to_wait:
-            self._told_to_wait = True
-            self._progress.say(
-                f"cluster: waiting for {self._allocation.cpus} free CPUs for a worker"
-            )
-
-    def _drop_busy(self) -> None:
-        """A round that was broken off leaves workers at work that nobody waits for."""
-        for member in [m for m in self._members if m.pending and isinstance(m.stage, int)]:
-            self._end(member)
-
-
-class _Round:
-    """The pieces of one call.
-
-    Attributes:
-        work: Does one.
-        jobs: All of them.
-        waiting: Numbers of those that no worker has.
-        open: How many have no result yet.
-    """
-
-    def __init__(self, work: Callable[[Any, Any], Any], jobs: Sequence[Any]) -> None:
-        self.work, self.jobs = work, jobs
-        self.waiting = deque(range(len(jobs)))
-        self.open = len(jobs)
-        self._lost = [0] * len(jobs)
-
-    def name(self, number: int) -> str:
-        """One piece in words."""
-        return f"piece {number + 1} of {len(self.jobs)} ({str(self.jobs[number])[:100]})"
-
-    def lost(self, number: int, cause: str) -> None:
-        """Puts a piece first in the line.
-
-        Raises:
-            ClusterError: It was lost too often.
-        """
-        self._lost[number] += 1
-        if self._lost[number] >= ATTEMPTS:
-            raise ClusterError(
-                f"{ATTEMPTS} workers in turn were lost with {self.name(number)}: {cause}.",
-                "Is there memory enough? Ask for fewer workers (--ray-workers) or a smaller "
-                "--batch-size.",
-                code="piece-lost",
-            )
-        self.waiting.appendleft(number)
+        stages = {stage for _, stage in self._pending.values()}
+        if stages == {"about"} and not self._idle and not self._is_waiting:
+            self._is_waiting = True
+            self._progress.say(f"cluster: waiting for {cpus} free CPUs for a worker")
 
 
 def _foreign_folder() -> str | None:
@@ -347,15 +267,6 @@ def _foreign_folder() -> str | None:
     return None if here in map(os.path.abspath, sys.path) else here
 
 
-def _unanswered(error: Exception, member: _GroupWorker, round_: _Round) -> ClusterError:
-    """The worker lives, but what it did can't be sent."""
-    what = round_.name(member.stage) if isinstance(member.stage, int) else "its setup"
-    told = first_line(getattr(error, "cause", None) or error)
-    return ClusterError(
-        f"A worker on {member.host} can't tell what came of {what}: {told}.", code="answer-lost"
-    )
-
-
 def _cause(error: Exception) -> str:
     """What Ray says of a worker's end, without its guesses at why."""
     told = " ".join(str(error).partition("The actor is dead because")[2].split())
@@ -363,14 +274,14 @@ def _cause(error: Exception) -> str:
     return told.partition("exit detail: ")[2].rstrip(". ") or told or first_line(error)
 
 
-def _refuse_versions(own: dict[str, str], theirs: dict[str, str], host: str) -> None:
+def _refuse_versions(own: dict[str, str], host: str, versions: dict[str, str]) -> None:
     """Other libraries may compute something else: sums of both would be of neither.
 
     Raises:
         ClusterError: A version differs.
     """
-    differ = [f"{n} {theirs.get(n, 'missing')} instead of {v}" for n, v in own.items()
-              if theirs.get(n) != v]  # fmt: skip
+    differ = [f"{n} {versions.get(n, 'missing')} instead of {v}" for n, v in own.items()
+              if versions.get(n) != v]  # fmt: skip
     if differ:
         raise ClusterError(
             f"The worker on {host} has {', '.join(differ)}.",

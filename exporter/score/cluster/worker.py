@@ -22,7 +22,8 @@ import exporter
 from exporter.errors import DepthcutError
 
 Outcome = tuple[str, Any]
-"""``done`` and a result, ``refused`` and a library error, or ``failed``, a line and a traceback."""
+"""``done`` and a result, ``refused`` and a library error, or ``failed`` and a line, a traceback and
+the host."""
 
 
 def versions() -> dict[str, str]:
@@ -55,35 +56,34 @@ class Worker:
     """One process with what it has set up, such as a loaded model.
 
     Args:
+        threads: For PyTorch and NumPy; they are not imported yet.
         foreign: A folder that Ray has put among those that Python imports from, and that the
             command's own process imports nothing from.
     """
 
-    def __init__(self, foreign: str | None = None) -> None:
+    def __init__(self, threads: int, foreign: str | None = None) -> None:
         sys.path[:] = [path for path in sys.path if path != foreign]
-
-    def about(self) -> dict[str, Any]:
-        """Where this runs and on what."""
-        return {"host": socket.gethostname(), "pid": os.getpid(), "versions": versions()}
-
-    def begin(self, setup: Callable[[], Any], threads: int) -> Outcome:
-        """Sets up what all pieces of work need.
-
-        Args:
-            setup: Makes it.
-            threads: For PyTorch and NumPy; they are not imported yet.
-        """
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)
-        self._state: Any = None
-        outcome = _outcome(setup)
-        if outcome[0] == "done":
-            self._state, outcome = outcome[1], ("done", None)
-        return outcome
+        self._begun: Outcome | None = None
 
-    def do(self, work: Callable[[Any, Any], Any], job: Any) -> Outcome:
-        """Does one piece of work."""
-        return _outcome(lambda: work(self._state, job))
+    def about(self) -> Outcome:
+        """Where this runs and on what."""
+        return "done", {"host": socket.gethostname(), "versions": versions()}
+
+    def begin(self, setup: Callable[[], Any]) -> Outcome:
+        """Sets up what all pieces of work need, once in a process."""
+        if self._begun is None:
+            self._begun = _outcome(setup)
+        return self._begun if self._begun[0] != "done" else ("done", None)
+
+    def do(self, setup: Callable[[], Any], work: Callable[[Any, Any], Any], job: Any) -> Outcome:
+        """Does one piece of work; Ray may have started this process again since it has begun."""
+        outcome = self.begin(setup)
+        if outcome[0] != "done" or self._begun is None:
+            return outcome
+        state = self._begun[1]
+        return _outcome(lambda: work(state, job))
 
 
 def _outcome(call: Callable[[], Any]) -> Outcome:
@@ -93,5 +93,6 @@ def _outcome(call: Callable[[], Any]) -> Outcome:
     except DepthcutError as error:
         return "refused", error
     except Exception as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        return "failed", (told.rstrip(" .:"), "".join(traceback.format_exception(error)))
+        line = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(" .:")
+        trace = "".join(traceback.format_exception(error))
+        return "failed", (line, trace, socket.gethostname())

@@ -103,7 +103,7 @@ def dying_once(flag: Path, which: Callable[[Any], bool], work: Callable[[Any, An
 
 @pytest.mark.long
 def test_scores_with_a_killed_worker_are_the_single_processs(
-    pool: Any, told: Told, model: Path, text: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
+    pool: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
 ) -> None:
     from exporter.models.loading.model_source import load_model
     from exporter.score import ScoreOptions, score
@@ -118,10 +118,8 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
     flag = tmp_path / "killed"
     work = dying_once(flag, lambda job: getattr(job, "start", None) == 2, scoring.work)
     monkeypatch.setattr(scoring, "work", work)
-    told.lines.clear()
     spread = score_on_cluster(str(model), pool, options)
     assert flag.exists()
-    assert any("lost" in line for line in told.lines)
     assert _figures(spread) == _figures(alone)  # to the last bit
     assert spread.calibration == alone.calibration
     assert spread.model == alone.model
