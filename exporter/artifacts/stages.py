@@ -35,6 +35,8 @@ class CalibrationRef(Record):
     ``tokens`` counts real tokens, padding left out. ``sha256`` is of the whole source,
     ``ids_sha256`` of the tokens and the padding of just these samples; None where they are not
     known. Items have no length in common: their ``sequence_length`` is that of the longest.
+    ``documents`` are the numbers of the source's documents that the samples are of, in the order in
+    which they are drawn (``0-3,7``); None where that isn't known.
     ``mixture`` has the texts that it was made of, if it was made of several.
     """
 
@@ -44,6 +46,7 @@ class CalibrationRef(Record):
     tokens: Count
     sha256: str
     ids_sha256: str | None = None
+    documents: str | None = Field(default=None, pattern=r"^(\d{1,9}(-\d{1,9})?(,|$))*$")
     unit: Literal["sample", "item"] = "sample"
     mixture: list[CalibrationRef] = Field(default_factory=list)
 
@@ -51,6 +54,12 @@ class CalibrationRef(Record):
     def texts(self) -> list[CalibrationRef]:
         """The texts of a mixture that something of was taken; of a single text, itself."""
         return [text for text in self.mixture or [self] if text.samples]
+
+    @property
+    def spans(self) -> list[range]:
+        """The numbers of its documents, if they are known."""
+        spans = [span.split("-") for span in (self.documents or "").split(",") if span]
+        return [range(int(span[0]), int(span[-1]) + 1) for span in spans]
 
     def describe(self, read: Nouns = TEXTS) -> str:
         """In words: ``15 samples of valid.txt (7,680 tokens)``, or ``64 images of photos/``.

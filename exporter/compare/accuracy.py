@@ -53,6 +53,7 @@ from exporter.compare.task_answers import (
     why_no_probes,
 )
 from exporter.models.ablation.classes import MULTI_LABEL
+from exporter.models.ablation.ratios import Clusters
 from exporter.models.anatomy.classifiers import classes_of_texts, ranks_pairs
 from exporter.models.sentence_folder import pooling_of, why_not_whole
 from exporter.models.texts.images import Images
@@ -256,6 +257,7 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
             *(said[name] for name in names),
             source=passages.source,
             sha256=passages.sha256,
+            clusters=passages.clusters(in_pairs=_classes(pair.baseline) == 1),
             orders=_classes(pair.baseline) == 1,
         )
         for names in pair.held_against
@@ -330,7 +332,8 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
         for name, arm in pair.judged.items()
     }
     found = {
-        names: compare_embeddings(*(vectors[name] for name in names)) for names in pair.held_against
+        names: compare_embeddings(vectors[names[0]], vectors[names[1]], passages.documents)
+        for names in pair.held_against
     }
     probes, left_out = encoder_probes(pair, texts, answers)
     own = Accuracy(
@@ -364,6 +367,11 @@ class _Passages:
     source: str
     sha256: str
     types: list[NDArray[np.int64]] | None = None
+    documents: Clusters = None
+
+    def clusters(self, *, in_pairs: bool) -> Clusters:
+        """Of which document each text is, or each two."""
+        return self.documents[1::2] if in_pairs and self.documents is not None else self.documents
 
 
 def _pairs(pair: Pair, texts: TextSource) -> _Passages | None:
@@ -374,9 +382,9 @@ def _pairs(pair: Pair, texts: TextSource) -> _Passages | None:
     if tokenizer is None or not asked or _classes(pair.baseline) is None:
         return None
     longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
-    ids, types = tokenize_pairs(asked, tokenizer, most=MOST_JUDGED, longest=longest)
-    check_tokens(max(int(each.max()) for each in ids), pair.vocabulary())
-    return _Passages(ids, texts.source, texts.sha256, types)
+    drawn = tokenize_pairs(texts, tokenizer, most=MOST_JUDGED, longest=longest)
+    check_tokens(max(int(each.max()) for each in drawn.ids), pair.vocabulary())
+    return _Passages(drawn.ids, texts.source, texts.sha256, drawn.types, drawn.documents)
 
 
 def _passages(pair: Pair, texts: TextSource, most: int) -> _Passages:
@@ -387,6 +395,6 @@ def _passages(pair: Pair, texts: TextSource, most: int) -> _Passages:
     if tokenizer is None:
         drawn = random_ids(pair.vocabulary(), sequence_length=longest, tokens=most * longest)
         return _Passages([*drawn.token_ids], drawn.source, drawn.sha256)
-    ids = tokenize_passages(texts, tokenizer, most=most, longest=longest)
+    ids, _, documents = tokenize_passages(texts, tokenizer, most=most, longest=longest)
     check_tokens(max((int(each.max()) for each in ids), default=0), pair.vocabulary())
-    return _Passages(ids, texts.source, texts.sha256)
+    return _Passages(ids, texts.source, texts.sha256, documents=documents)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
+from exporter.models.ablation.ratios import Clusters
 from exporter.models.texts.packing import pack_tokens, with_ends
-from exporter.models.texts.pair_lines import TextPair
-from exporter.models.texts.passages import cut_to, paragraphs
+from exporter.models.texts.passages import cut_to, drawn_pairs, drawn_paragraphs
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import tokenizer_in
 
@@ -32,6 +34,8 @@ class EvaluationTokens:
         overlap: With a stride, the tokens at the start of each sample but the first that the
             sample before has predicted already.
         opening: Tokens that the tokenizer puts at the start of each sample.
+        documents: ``[samples]``, the number of the unit of the text that each sample begins in, as
+            :mod:`exporter.models.texts.documents` counts them; None where each is its own.
     """
 
     token_ids: NDArray[np.int64]
@@ -40,6 +44,7 @@ class EvaluationTokens:
     is_text: bool
     overlap: int = 0
     opening: int = 0
+    documents: Clusters = None
 
 
 def tokenize(
@@ -51,7 +56,7 @@ def tokenize(
     separator_id: int | None,
     stride: int | None = None,
 ) -> EvaluationTokens:
-    """Cuts a text into samples, each opened by what the tokenizer puts before a text.
+    """Draws samples over a whole text, each opened by what the tokenizer puts before a text.
 
     Args:
         texts: The evaluation text.
@@ -59,8 +64,8 @@ def tokenize(
         sequence_length: Tokens in a sample, opening tokens included.
         tokens: How many to take in all, rounded down to whole samples, one at least.
         separator_id: A token between documents; None puts none.
-        stride: Tokens from the start of a sample to the start of the next; None for samples that
-            don't overlap.
+        stride: Tokens from the start of a sample to the start of the next in what was drawn; None
+            for samples that don't overlap.
 
     Raises:
         ComparisonError: When the tokenizer can't be read, its opening tokens fill a sample, the
@@ -77,20 +82,23 @@ def tokenize(
             code="no-room-for-text",
         )
     width = sequence_length - len(opening)
-    packed = pack_tokens(
+    packed, documents = pack_tokens(
         tokenizer.plain,
-        texts,
-        sequence_length=1 if stride else width,
-        max_samples=max(tokens, width) if stride else max(1, tokens // sequence_length),
+        texts.units(sequence_length),
+        sequence_length=width,
+        max_samples=max(1, -(-tokens // width) if stride else tokens // sequence_length),
         separator_id=separator_id,
+        by_size=True,
     )
-    if packed.size < width:
+    if not len(packed):
         raise ComparisonError(
             f"The evaluation text {texts.source} has fewer than {sequence_length} tokens.",
             "Name a longer text, or ask for fewer tokens.",
             code="text-too-short",
         )
-    windows = _windows(packed.ravel(), width, stride)
+    windows = _windows(packed.ravel()[: max(tokens, width)], width, stride) if stride else packed
+    if stride:
+        documents = documents[np.arange(len(windows)) * stride // width]
     overlap = sequence_length - stride if stride else 0
     return EvaluationTokens(
         with_ends(opening, windows),
@@ -99,53 +107,68 @@ def tokenize(
         is_text=True,
         overlap=overlap,
         opening=len(opening),
+        documents=_clusters(documents),
     )
+
+
+class Passages(NamedTuple):
+    """Texts of different lengths.
+
+    Attributes:
+        ids: The tokens of each.
+        types: Of which text of a pair each token is; None of single texts.
+        documents: ``[texts]``, the numbers of the units of the text that they are of; None where
+            each is its own.
+    """
+
+    ids: list[NDArray[np.int64]]
+    types: list[NDArray[np.int64]] | None
+    documents: Clusters
 
 
 def tokenize_passages(
     texts: TextSource, tokenizer_path: Path, *, most: int, longest: int
-) -> list[NDArray[np.int64]]:
+) -> Passages:
     """Paragraphs of the evaluation text, each with the tokens that the tokenizer adds to a text.
 
     Args:
         texts: The evaluation text.
         tokenizer_path: A ``tokenizer.json``.
-        most: How many; they are spread over the whole text.
+        most: How many; they are drawn over the whole text.
         longest: Tokens of one; longer ones lose their end, not what the tokenizer puts behind it.
 
     Raises:
         ComparisonError: The tokenizer can't be read.
     """
-    passages = paragraphs(texts)
     tokenizer = tokenizer_in(tokenizer_path)
-    chosen = passages[:: max(1, len(passages) // most)][:most]
-    return [np.array(cut_to(tokenizer, passage, longest), np.int64) for passage in chosen]
+    drawn = [*islice(drawn_paragraphs(texts.units(longest), by_size=True), most)]
+    ids = [np.array(cut_to(tokenizer, text, longest), np.int64) for _, text in drawn]
+    return Passages(ids, None, _clusters([unit for unit, _ in drawn]))
 
 
-def tokenize_pairs(
-    pairs: Sequence[TextPair], tokenizer_path: Path, *, most: int, longest: int
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+def tokenize_pairs(texts: TextSource, tokenizer_path: Path, *, most: int, longest: int) -> Passages:
     """Pairs of texts, each with the tokens that the tokenizer adds to a pair.
 
     Args:
-        pairs: Texts.
+        texts: The evaluation text.
         tokenizer_path: A ``tokenizer.json``.
-        most: How many; always two that stand together, spread over all.
+        most: How many; always two that stand together, drawn over the whole text.
         longest: Tokens of one; the longer text loses its end.
-
-    Returns:
-        The tokens of each, and of which text they are.
 
     Raises:
         ComparisonError: The tokenizer can't be read.
     """
-    couples = [pairs[at : at + 2] for at in range(0, len(pairs), 2)]
-    step = max(1, 2 * len(couples) // most)
-    chosen = [pair for couple in couples[::step] for pair in couple][:most]
     tokenizer = tokenizer_in(tokenizer_path)
-    found = [tokenizer.pair(first, second, longest) for first, second in chosen]
-    ids = [np.array(each, np.int64) for each, _ in found]
-    return ids, [np.array(types or [0] * len(each), np.int64) for each, types in found]
+    drawn = [*islice(drawn_pairs(texts, texts.units(longest), by_size=True), most)]
+    tokens = [tokenizer.pair(*pair, longest) for _, pair in drawn]
+    ids = [np.array(row, np.int64) for row, _ in tokens]
+    types = [np.array(types or [0] * len(row), np.int64) for row, types in tokens]
+    return Passages(ids, types, _clusters([unit for unit, _ in drawn]))
+
+
+def _clusters(documents: Sequence[int] | NDArray[np.int64]) -> Clusters:
+    """Of which document each sample is; samples of a single one count as one each."""
+    return np.asarray(documents, np.int64) if len(set(documents)) > 1 else None
 
 
 def random_ids(

@@ -1,12 +1,10 @@
-"""Samples of a text behind those that have chosen a cut: what is fitted on is another part."""
+"""Samples of other documents of a text than those that serve another end already."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from exporter.artifacts import CalibrationRef
 from exporter.heal.options import HealOptions
@@ -17,45 +15,7 @@ from exporter.models.texts.image_reader import reads_images
 from exporter.models.texts.images import MOST_IMAGES
 from exporter.models.texts.mixtures import joined
 from exporter.models.texts.self_text import SAMPLED
-from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import QUIET, Progress
-
-
-def further(
-    loaded: LoadedModel,
-    spec: str,
-    text: CalibrationText,
-    wanted: int,
-    options: HealOptions,
-    chosen_on: Sequence[CalibrationRef],
-) -> tuple[CalibrationText, bool]:
-    """As much of a text behind what has chosen; the text as it is, with True, if it is too short.
-
-    That is, if less is left than was read, and less than has chosen.
-
-    Args:
-        loaded: The model.
-        spec: The text, as it is named.
-        text: Its first samples.
-        wanted: How many were asked for.
-        options: Their length.
-        chosen_on: What has chosen; what is of other texts doesn't count.
-
-    Raises:
-        CalibrationError: The model has no tokenizer.
-        TextSourceError: The text can't be read.
-    """
-    chosen = [ref for ref in chosen_on if ref.sha256 == text.ref.sha256]
-    if not chosen:
-        return text, False
-    more = math.ceil(max(ref.tokens for ref in chosen) / _inner_tokens(loaded, text)) + 1
-    whole = read_samples(loaded, spec, wanted + more, options, QUIET)
-    before = max(_samples_of(loaded, whole, ref) for ref in chosen)
-    first, rest = whole.rows(slice(0, before)), whole.rows(slice(before, None))
-    rest = rest.first_tokens(text.ref.tokens)
-    if len(rest.input_ids) < 2 or rest.ref.tokens < min(text.ref.tokens, first.ref.tokens):
-        return text, True
-    return rest, False
 
 
 def text_behind(
@@ -64,11 +24,11 @@ def text_behind(
     cache_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> CalibrationText | None:
-    """As much again of the same texts, behind what was taken of them; sampled text anew.
+    """As much again of the same texts, of other documents; sampled text anew.
 
     Args:
         loaded: The model.
-        text: The first samples of one text or several.
+        text: Samples of one text or several.
         cache_dir: Where sampled text is kept.
         progress: Told what goes on.
 
@@ -79,19 +39,19 @@ def text_behind(
         CalibrationError: The model can't sample.
         TextSourceError: A text can't be read.
     """
-    found = []
+    others = []
     for each in text.apart:
-        source, (samples, length) = each.ref.source, each.input_ids.shape
-        spec, is_short = spec_of(source), False
-        options = HealOptions(sequence_length=length, seed=seed_of(source) + 1)
-        if spec in SAMPLED:
-            rest = read_samples(loaded, spec, samples, options, progress, cache_dir)
-        else:
-            rest, is_short = further(loaded, spec, each, samples, options, [each.ref])
-        if is_short:
+        read = QUIET if spec_of(each.ref.source) not in SAMPLED else progress
+        rest = _apart(loaded, [each], len(each.input_ids), cache_dir, read)
+        others.append(rest.first_tokens(each.ref.tokens))
+        if len(rest.input_ids) < min(2, len(each.input_ids)) or is_less(rest, [each.ref]):
             return None
-        found.append(rest)
-    return joined(found)
+    return joined(others)
+
+
+def is_less(text: CalibrationText, used: Sequence[CalibrationRef]) -> bool:
+    """Whether there are fewer tokens than in one of several parts."""
+    return text.ref.tokens < max((ref.tokens for ref in used), default=0)
 
 
 def text_beyond(
@@ -99,64 +59,46 @@ def text_beyond(
     used: Sequence[CalibrationText],
     samples: int,
     cache_dir: Path | None = None,
-    together: int = 1,
 ) -> CalibrationText:
-    """Samples of the same texts behind several parts of them that follow each other.
+    """Samples of the same texts, of other documents than several parts have.
 
     As many of each text, and more of the longer ones where others are too short for that.
 
     Args:
         loaded: The model.
-        used: The parts, the first of them from the beginning of each text.
+        used: The parts.
         samples: How many are wanted in all; there may be fewer, or none.
         cache_dir: Where sampled text is kept.
-        together: How many give one answer: each text goes on behind a multiple of them.
 
     Raises:
         TextSourceError: A text can't be read.
     """
-    texts = used[0].apart
-    taken = [
-        rounded_up(sum(len(part.apart[number].input_ids) for part in used), together)
-        for number in range(len(texts))
-    ]
-    found: dict[int, CalibrationText] = {}
+    texts = list(zip(*(part.apart for part in used), strict=True))
+    others: dict[int, CalibrationText] = {}
     longer, share, missing = list(range(len(texts))), 0, samples
     while longer and missing > 0:
         share += math.ceil(missing / len(longer))
         for number in longer:
-            found[number] = _behind(loaded, texts[number], taken[number], share, cache_dir)
-        longer = [number for number in longer if len(found[number].input_ids) == share]
-        missing = samples - sum(len(text.input_ids) for text in found.values())
-    return joined([found[number] for number in range(len(texts))])
+            others[number] = _apart(loaded, texts[number], share, cache_dir)
+        longer = [number for number in longer if len(others[number].input_ids) == share]
+        missing = samples - sum(len(text.input_ids) for text in others.values())
+    return joined([others[number] for number in range(len(texts))])
 
 
-def rounded_up(number: int, together: int) -> int:
-    """The next multiple of so many."""
-    return math.ceil(number / together) * together
-
-
-def _behind(
-    loaded: LoadedModel, text: CalibrationText, taken: int, samples: int, cache_dir: Path | None
+def _apart(
+    loaded: LoadedModel,
+    used: Sequence[CalibrationText],
+    samples: int,
+    cache_dir: Path | None,
+    progress: Progress = QUIET,
 ) -> CalibrationText:
-    """So many samples of a text behind those that were taken of it."""
-    source, length = text.ref.source, text.input_ids.shape[1]
-    options = HealOptions(sequence_length=length, seed=seed_of(source))
-    whole = read_samples(loaded, spec_of(source), taken + samples, options, QUIET, cache_dir)
-    return whole.rows(slice(taken, taken + samples))
-
-
-def _inner_tokens(loaded: LoadedModel, text: CalibrationText) -> int:
-    """Of a sample, without those that the tokenizer puts around a text."""
-    ends = 0 if text.sources is not None else sum(map(len, tokenizer_of(loaded).ends))
-    return int(text.input_ids.shape[1]) - ends
-
-
-def _samples_of(loaded: LoadedModel, text: CalibrationText, ref: CalibrationRef) -> int:
-    """How many of a text's first samples hold the tokens of a part that begins it as well."""
-    ends = text.input_ids.shape[1] - _inner_tokens(loaded, text)
-    tokens = np.cumsum(text.mask.sum(axis=1) - ends)
-    return 1 + int(np.searchsorted(tokens, ref.tokens - ref.samples * ends))
+    """So many samples of one text, of other documents than several parts of it have."""
+    source, length = used[0].ref.source, used[0].input_ids.shape[1]
+    seed = seed_of(source) + (len(used) if spec_of(source) in SAMPLED else 0)
+    options = HealOptions(sequence_length=length, seed=seed)
+    refs = [part.ref for part in used]
+    text = read_samples(loaded, spec_of(source), samples, options, progress, cache_dir, refs)
+    return text.rows(slice(0, samples))
 
 
 def read_samples(
@@ -166,8 +108,9 @@ def read_samples(
     options: HealOptions,
     progress: Progress,
     cache_dir: Path | None = None,
+    apart_from: Sequence[CalibrationRef] = (),
 ) -> CalibrationText:
-    """The first samples of a text, or paragraphs with as many tokens; no more images than fit.
+    """Samples of a text, or paragraphs with as many tokens; no more images than fit.
 
     Raises:
         CalibrationError: The text is too short, or the model can't be given it.
@@ -181,5 +124,6 @@ def read_samples(
         seed=options.seed,
         cache_dir=cache_dir,
         passages=not predicts_tokens(loaded.model),
+        apart_from=apart_from,
         progress=progress,
     )

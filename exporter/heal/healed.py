@@ -158,7 +158,8 @@ def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
     """Heals by one kind, and measures what that gains."""
     loaded, options, progress = asked.loaded, asked.options, asked.progress
     refuse_early(options, loaded, asked.plan)
-    texts = asked.texts or healing_texts(loaded, options, progress, chosen_on=asked.plan.chosen_on)
+    decided = [*asked.plan.chosen_on, *asked.plan.stopped_on]
+    texts = asked.texts or healing_texts(loaded, options, progress, chosen_on=decided)
     with _made(Fitting(loaded, texts, asked.names, options, asked.work, progress)) as made:
         healing = measured_healing(
             loaded,
@@ -167,7 +168,7 @@ def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
             options,
             texts.sources,
             made.fits,
-            choice_warnings(options, texts, asked.plan),
+            choice_warnings(options, texts),
             made=made,
             lost=asked.lost,
             progress=progress,
@@ -216,7 +217,7 @@ def _healed_plan(
         importance_sha256=plan.importance_sha256,
         chosen_on=plan.chosen_on,
         predicted=predicted_by(healing),
-        predicted_on=figures_from(options, texts, plan) if measured else None,
+        predicted_on=figures_from(options, texts) if measured else None,
         fitted_on=texts.fitting.parts,
         stopped_on=[] if made.deciding is None else made.deciding.parts,
         judged_on=judged_on(made.held_out, texts.other) if measured else [],

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import CalibrationRef, FiguresFrom, PruningPlan
+from exporter.artifacts import CalibrationRef, FiguresFrom
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
 from exporter.models.texts.calibration import CalibrationText
 
 
-def figures_from(options: HealOptions, texts: HealingTexts, plan: PruningPlan) -> FiguresFrom:
+def figures_from(options: HealOptions, texts: HealingTexts) -> FiguresFrom:
     """What the text that judges had decided before."""
-    if _chose(texts, plan):
+    if texts.chose:
         return "searched"
     return "checked" if _short(options, texts) else "unseen"
 
@@ -26,22 +26,7 @@ def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
     return short if options.kind in ("best", "fold", "distill") else []
 
 
-def _chose(texts: HealingTexts, plan: PruningPlan) -> list[str]:
-    """The texts of which held-out samples are among those that the plan was chosen on.
-
-    Both take a short text from its start; what is held out stands behind what is fitted on.
-    """
-    return [
-        fitted.source
-        for fitted in texts.again
-        if any(
-            chosen.sha256 == fitted.sha256 and chosen.tokens > fitted.tokens
-            for chosen in plan.chosen_on
-        )
-    ]
-
-
-def choice_warnings(options: HealOptions, texts: HealingTexts, plan: PruningPlan) -> list[str]:
+def choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
     """What a reader must know where one text serves for two parts."""
     found, much = [], texts.fitting.read.much
     if short := _short(options, texts):
@@ -49,13 +34,12 @@ def choice_warnings(options: HealOptions, texts: HealingTexts, plan: PruningPlan
             f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
             f"measured on the same one: the gain looks better than it is. Give more {much}."
         )
-    chose = _chose(texts, plan)
-    if chose:
+    if chose := texts.chose:
         found.append(
             f"Some held-out samples of {', '.join(chose)} also decided what to drop, so the healed "
             f"model looks better than it is. Give more {much}, or heal on other {much}."
         )
-    if again := [ref.source for ref in texts.again if ref.source not in chose]:
+    if again := [source for source in texts.again if source not in chose]:
         found.append(
             f"{', '.join(again)}: too short for four parts, so healing is fitted on samples that "
             "also decided what to drop. Those that judge it are others."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, HealingError
-from exporter.heal.further import further, read_samples
+from exporter.heal.further import is_less, read_samples
 from exporter.heal.options import NO_TEXT, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
@@ -60,8 +60,9 @@ class HealingTexts:
         held: Further samples of the same texts, one text after the other.
         other: Samples of another domain; None where there is none.
         choosing: How many of a text's held-out samples choose; None for one half of them.
-        again: Those of the sources that are too short for further samples: what the cut was chosen
-            on is fitted on again.
+        again: Those of the sources that are too short for four parts: what the cut was chosen on is
+            fitted on again.
+        chose: Those of which that even judges.
     """
 
     fitting: CalibrationText
@@ -69,7 +70,8 @@ class HealingTexts:
     held: tuple[CalibrationText, ...]
     other: CalibrationText | None
     choosing: int | None = None
-    again: tuple[CalibrationRef, ...] = ()
+    again: tuple[str, ...] = ()
+    chose: tuple[str, ...] = ()
 
     @property
     def held_out(self) -> CalibrationText:
@@ -80,9 +82,9 @@ class HealingTexts:
     def halves(self) -> tuple[CalibrationText, CalibrationText]:
         """One part of it to choose by, one to judge by; usually a half of each text in both.
 
-        Of a text with one held-out sample that sample serves both.
+        They share no document. Of a text with one held-out sample that sample serves both.
         """
-        pairs = [_halved(text, self.choosing) for text in self.held]
+        pairs = [text.in_turn(self.choosing) for text in self.held]
         return joined([first for first, _ in pairs]), joined([second for _, second in pairs])
 
 
@@ -90,59 +92,65 @@ def healing_texts(
     loaded: LoadedModel,
     options: HealOptions,
     progress: Progress = QUIET,
-    judged: int = 0,
+    *,
     chosen_on: Sequence[CalibrationRef] = (),
-    passages: int = 0,
+    judging: int = 0,
     fewest: int = 0,
 ) -> HealingTexts:
     """Reads or samples all that a healing needs.
 
-    Of a text that has chosen the cut, the samples behind those are taken, if there are enough.
+    Documents that chose the cut are left out, if there are enough others.
 
     Args:
         loaded: The model.
         options: How to heal.
         progress: Told what goes on.
-        judged: So many more samples of each text that is read are held out, to judge by; of
-            paragraphs there are always more.
-        chosen_on: What has chosen the cut.
-        passages: So many paragraphs are held out to judge by, if the texts have them; 0 for the
-            usual number.
-        fewest: So many of these judge in any case that the texts allow, where fewer are then fitted
-            on and choose.
+        chosen_on: What has chosen the cut, or decided when to stop.
+        judging: So many more samples judge, if there are as many: of each text that is read where
+            the model predicts tokens, else of all.
+        fewest: So many judge a classifier in any case that the texts allow, where fewer are then
+            fitted on and choose.
 
     Raises:
         CalibrationError: A text is too short, or the model can't be given it.
         HealingError: A text gives one sample only, or is the other domain too.
         TextSourceError: A text can't be read.
     """
-    options = options.for_model(predicts_tokens=predicts_tokens(loaded.model))
-    options = _with_fresh_seed(options, chosen_on)
+    tokens = predicts_tokens(loaded.model)
+    options = _with_fresh_seed(options.for_model(predicts_tokens=tokens), chosen_on)
     specs = options.calibration or _default_texts(loaded, options)
     few = [_wanted(options, spec, specs) for spec in specs]
-    room = math.ceil(passages / len(specs)) + _MOST_PASSAGES // 2 if passages else 0
-    asked = [
-        (wanted, more if spec in SAMPLED else max(more + judged, room))
-        for spec, (wanted, more) in zip(specs, few, strict=True)
+    more = judging if tokens else math.ceil(judging / len(specs))
+    split = _Split(
+        room=more + _MOST_PASSAGES // 2 if fewest else 0,
+        least=math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0,
+    )
+    read = [
+        _read(
+            loaded,
+            spec,
+            wanted,
+            held if spec in SAMPLED else max(held + more, split.room),
+            options,
+            chosen_on,
+            progress,
+        )
+        for spec, (wanted, held) in zip(specs, few, strict=True)
     ]
-    whole = [
-        read_samples(loaded, spec, wanted + more, options, progress)
-        for spec, (wanted, more) in zip(specs, asked, strict=True)
-    ]
+    whole = [text.whole for text in read]
     refuse_same(whole, HealingError)
-    behind = [
-        further(loaded, spec, text, sum(each), options, chosen_on)
-        for spec, text, each in zip(specs, whole, asked, strict=True)
-    ]
-    parts = _all_parted(whole, behind, asked, room, fewest)
+    parts = [split.parts(text) for text in read]
+    if fewest and sum(len(part.held.input_ids) - FEWEST_HELD_OUT for part in parts) < fewest:
+        # A longer text must not show less than a shorter one, which is used again.
+        parts = [split.parts(text, reuse=True) for text in read]
     choosing = None
-    if passages:
+    if fewest:
         spare = sum(len(part.held.input_ids) for part in parts) - fewest
         choosing = max(FEWEST_HELD_OUT, min(_MOST_PASSAGES // 2, spare // len(specs)))
-    if judged and predicts_tokens(loaded.model):
-        choosing = min(more for _, more in few) // 2
-    few_sampled = bool(options.trains or judged)
-    samples = sum(more for _, more in few)
+    elif judging and tokens:
+        choosing = min(held for _, held in few) // 2
+    few_sampled = bool(options.trains or judging)
+    samples = sum(held for _, held in few)
     other = _other_text(loaded, specs, samples, options, few_sampled, whole, progress)
     return HealingTexts(
         joined([part.fitting for part in parts]),
@@ -150,50 +158,110 @@ def healing_texts(
         tuple(part.held for part in parts),
         other,
         choosing,
-        tuple(part.fitting.ref for part in parts if part.again),
+        tuple(part.fitting.ref.source for part in parts if part.again),
+        tuple(part.held.ref.source for part in parts if part.chose),
     )
 
 
+class _Read(NamedTuple):
+    """Samples of a text.
+
+    Attributes:
+        whole: As many as were asked for.
+        others: The same of documents that haven't chosen the cut.
+        wanted: How many are to be fitted on.
+        held: How many are to be held out.
+        is_short: Whether the others are too few to be fitted on.
+    """
+
+    whole: CalibrationText
+    others: CalibrationText
+    wanted: int
+    held: int
+    is_short: bool
+
+
+def _read(
+    loaded: LoadedModel,
+    spec: str,
+    wanted: int,
+    held: int,
+    options: HealOptions,
+    chosen_on: Sequence[CalibrationRef],
+    progress: Progress,
+) -> _Read:
+    whole = read_samples(loaded, spec, wanted + held, options, progress)
+    chosen = [ref for ref in chosen_on if ref.sha256 == whole.ref.sha256]
+    if not chosen:
+        return _Read(whole, whole, wanted, held, is_short=False)
+    others = read_samples(loaded, spec, wanted + held, options, QUIET, apart_from=chosen)
+    enough = not is_less(others, [whole.ref]) or not is_less(others, chosen)
+    return _Read(whole, others, wanted, held, not enough or len(others.input_ids) < 2)
+
+
 class _Parts(NamedTuple):
-    """One text's samples to fit on and those held out; ``again``: what has chosen is among them."""
+    """A text's samples to fit on and those held out, and which of them are of what has chosen."""
 
     fitting: CalibrationText
     held: CalibrationText
-    again: bool
+    again: bool = False
+    chose: bool = False
 
 
-def _all_parted(
-    whole: Sequence[CalibrationText],
-    behind: Sequence[tuple[CalibrationText, bool]],
-    asked: Sequence[tuple[int, int]],
-    room: int,
-    fewest: int,
-) -> list[_Parts]:
-    """The parts of all texts; of whole ones where further samples are too few to judge by.
+class _Split(NamedTuple):
+    """How many samples are held out of a text that has fewer than are wanted.
 
-    Args:
-        whole: The texts from their beginnings.
-        behind: Their samples behind those that have chosen the cut, and whether some of these are
-            taken again.
-        asked: Samples of each to fit on, and to hold out.
-        room: As for :func:`_parted`.
-        fewest: As for :func:`healing_texts`.
+    Attributes:
+        room: There is to be room for so many.
+        least: So many are needed where a few are left to fit on.
     """
-    least = math.ceil(fewest / len(asked)) + FEWEST_HELD_OUT if fewest else 0
 
-    def parted(texts: Iterable[tuple[CalibrationText, bool]]) -> list[_Parts]:
-        return [
-            _Parts(*_parted(text, *each, room, least), again)
-            for (text, again), each in zip(texts, asked, strict=True)
-        ]
+    room: int
+    least: int
 
-    parts = parted(behind)
-    judging = sum(len(part.held.input_ids) - FEWEST_HELD_OUT for part in parts)
-    if not fewest or judging >= fewest:
-        return parts
-    # A longer text must not show less than a shorter one, which is used again.
-    return parted(
-        (text, again or rest is not text) for text, (rest, again) in zip(whole, behind, strict=True)
+    def parts(self, text: _Read, *, reuse: bool = False) -> _Parts:
+        """Documents to fit on, and others that are held out.
+
+        Args:
+            text: The samples.
+            reuse: Whether what has chosen the cut may judge it, too.
+        """
+        if not text.is_short and not reuse:
+            return _Parts(*text.others.apart_at(self._held(text.others, text)))
+        held_out = self._held(text.whole, text)
+        others = len(text.others.input_ids)
+        if reuse or not others:
+            again = text.whole is not text.others
+            return _Parts(*text.whole.apart_at(held_out), again, again)
+        held = text.others if others <= held_out else text.others.apart_at(held_out)[1]
+        rest = text.whole.rows(~np.isin(text.whole.documents, held.documents))
+        return _Parts(rest, held, again=True)
+
+    def _held(self, text: CalibrationText, asked: _Read) -> int:
+        """How many samples are held out: of a short text a fifth.
+
+        Of a text's paragraphs, which are short, a fifth too, but not more than tell a mean well;
+        where there is to be room for so many, what isn't wanted to fit on, or a half, or what is
+        needed.
+        """
+        number, wanted, more = len(text.input_ids), asked.wanted, asked.held
+        if number < 2:
+            raise _one_sample(text)
+        held = more if number == wanted + more else max(1, min(number // 5, _MOST_PASSAGES))
+        if self.room:
+            needed = min(self.least, number - FEWEST_HELD_OUT)
+            held = max(held, min(self.room, max(number - wanted, number // 2, needed)))
+        return held
+
+
+def _one_sample(text: CalibrationText) -> HealingError:
+    one = "image" if text.are_images else f"sample of {text.input_ids.shape[1]} tokens"
+    return HealingError(
+        f"{text.ref.source} gives one {one}; one is needed to fit on, and one to judge by.",
+        "Give more images."
+        if text.are_images
+        else "Give a longer text, or ask for a shorter --sequence-length.",
+        code="too-few-samples",
     )
 
 
@@ -343,42 +411,3 @@ def _other_spec(loaded: LoadedModel, sources: Sequence[str]) -> str | None:
     if PYDOC not in known and loaded.tokenizer is not None:
         return PYDOC
     return SELF if SELF not in known and loaded.model.can_generate() else None
-
-
-def _halved(
-    text: CalibrationText, choosing: int | None = None
-) -> tuple[CalibrationText, CalibrationText]:
-    """A text's samples in turn, as long as ``choosing`` asks for more; one sample serves both."""
-    samples = len(text.input_ids)
-    if samples < 2:
-        return text, text
-    first = np.arange(samples) % 2 == 0
-    if choosing is not None:
-        first[2 * choosing :] = False
-    return text.rows(first), text.rows(~first)
-
-
-def _parted(
-    text: CalibrationText, wanted: int, more: int, room: int, least: int
-) -> tuple[CalibrationText, CalibrationText]:
-    """The first samples to fit on, the last ones held out; of a short text a fifth of it.
-
-    Of a text's paragraphs, which are short, a fifth too, but not more than tell a mean well; where
-    there is to be room for so many, what isn't wanted to fit on, or a half, or what is needed
-    ``least`` where a few are left to fit on.
-    """
-    found = len(text.input_ids)
-    if found < 2:
-        one = "image" if text.are_images else f"sample of {text.input_ids.shape[1]} tokens"
-        raise HealingError(
-            f"{text.ref.source} gives one {one}; one is needed to fit on, and one to judge by.",
-            "Give more images."
-            if text.are_images
-            else "Give a longer text, or ask for a shorter --sequence-length.",
-            code="too-few-samples",
-        )
-    held = more if found == wanted + more else max(1, min(found // 5, _MOST_PASSAGES))
-    if room:
-        needed = min(least, found - FEWEST_HELD_OUT)
-        held = max(held, min(room, max(found - wanted, found // 2, needed)))
-    return text.rows(slice(0, found - held)), text.rows(slice(found - held, None))

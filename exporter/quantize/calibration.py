@@ -25,8 +25,7 @@ from exporter.models.texts.image_reader import ImageReader, of_pixels
 from exporter.models.texts.images import read_images
 from exporter.models.texts.mixtures import joined, refuse_same
 from exporter.models.texts.packing import pack_tokens
-from exporter.models.texts.pair_lines import TextPair
-from exporter.models.texts.passages import LONGEST_PAIR, pack_pairs, pairs_to_read
+from exporter.models.texts.passages import LONGEST_PAIR, drawn_pairs, pack_pairs, pairs_to_read
 from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.progress import QUIET, Progress
@@ -94,14 +93,14 @@ def _of_texts(
     length, most = _length(folder), math.ceil(_SAMPLES / len(texts))
     ranks = ranks_pairs(classes, folder.config.get("problem_type"))
     pairs = [
-        () if classes is None else pairs_to_read(text, scores_pairs=ranks, progress=progress)
+        bool(classes is not None and pairs_to_read(text, scores_pairs=ranks, progress=progress))
         for text in texts
     ]
-    alone = [text for text, own in zip(texts, pairs, strict=True) if not own]
+    alone = [text for text, paired in zip(texts, pairs, strict=True) if not paired]
     packed = iter(_single_texts(TextModel.of(folder.onnx), alone, length, most))
     return [
-        _paired(folder, text, own, most * length) if own else next(packed)
-        for text, own in zip(texts, pairs, strict=True)
+        _paired(folder, text, most * length) if paired else next(packed)
+        for text, paired in zip(texts, pairs, strict=True)
     ]
 
 
@@ -128,40 +127,39 @@ def _images_beside(folder: ModelFolder, specs: Sequence[str]) -> CalibrationText
     return joined(samples)
 
 
-def _paired(
-    folder: ModelFolder, text: TextSource, pairs: Sequence[TextPair], tokens: int
-) -> CalibrationText:
+def _paired(folder: ModelFolder, text: TextSource, tokens: int) -> CalibrationText:
     """Pairs as a model's users have them encoded, padded at the end as its config says."""
     assert folder.tokenizer is not None
     longest = min(LONGEST_PAIR, folder.longest_sequence or LONGEST_PAIR)
-    tokenizer = tokenizer_in(folder.tokenizer)
-    ids, mask, types = pack_pairs(tokenizer, pairs, longest=longest, tokens=tokens)
+    drawn = drawn_pairs(text, text.units(longest))
+    packed = pack_pairs(tokenizer_in(folder.tokenizer), drawn, longest=longest, tokens=tokens)
     padding = folder.config.get("pad_token_id")
     if isinstance(padding, int):
-        ids = np.where(mask, ids, padding)
-    return CalibrationText.padded(ids, mask, text.source, text.sha256, types)
+        packed = packed._replace(ids=np.where(packed.mask, packed.ids, padding))
+    return packed.text(text.source, text.sha256)
 
 
 def _single_texts(
     tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
 ) -> list[CalibrationText]:
     """Samples of each text; short ones where a text is shorter than one of that length."""
-    found = _packed(tokenizer, texts, length, most)
-    if not all(map(len, found)) and length > _LEAST_LENGTH:
-        found = _packed(tokenizer, texts, _LEAST_LENGTH, most * length // _LEAST_LENGTH)
-    return [
-        CalibrationText.unpadded(ids, text.source, text.sha256)
-        for text, ids in zip(texts, found, strict=True)
-    ]
+    packed = _packed(tokenizer, texts, length, most)
+    if not all(len(text.input_ids) for text in packed) and length > _LEAST_LENGTH:
+        return _packed(tokenizer, texts, _LEAST_LENGTH, most * length // _LEAST_LENGTH)
+    return packed
 
 
 def _packed(
     tokenizer: TextModel, texts: Sequence[TextSource], length: int, most: int
-) -> list[NDArray[np.int64]]:
+) -> list[CalibrationText]:
     """Samples of each text, all of one length."""
-    return [
-        pack_tokens(tokenizer.encode, text, sequence_length=length, max_samples=most)
+    windows = [
+        pack_tokens(tokenizer.encode, text.units(length), sequence_length=length, max_samples=most)
         for text in texts
+    ]
+    return [
+        CalibrationText.unpadded(ids, text.source, text.sha256, documents)
+        for text, (ids, documents) in zip(texts, windows, strict=True)
     ]
 
 

@@ -214,12 +214,12 @@ class Bench:
                 cache_dir=self._options.cache,
             )  # fmt: skip
         tokenizer: Any = self._loaded.tokenizer
-        ids = pack_tokens(
+        ids, documents = pack_tokens(
             lambda text: tokenizer(text, add_special_tokens=False).input_ids,
-            read_texts(spec, part="evaluation"), sequence_length=LENGTH, max_samples=samples,
-            separator_id=tokenizer.eos_token_id,
+            read_texts(spec, part="evaluation").units(LENGTH), sequence_length=LENGTH,
+            max_samples=samples, separator_id=tokenizer.eos_token_id, by_size=True,
         )  # fmt: skip
-        return CalibrationText.unpadded(ids, "pydoc", short_sha256(ids.tolist()))
+        return CalibrationText.unpadded(ids, "pydoc", short_sha256(ids.tolist()), documents)
 
 
 def _numbers(damage: Any) -> dict[str, Any]:

@@ -110,9 +110,9 @@ def default_text() -> str:
 
 
 def evaluation_tokens(source: Path, text: str, length: int, samples: int) -> NDArray[np.int64]:
-    texts = read_texts(text, part="evaluation")
+    units = read_texts(text, part="evaluation").units(length)
     encode = TextModel.of(source).encode
-    found = pack_tokens(encode, texts, sequence_length=length, max_samples=samples)
+    found, _ = pack_tokens(encode, units, sequence_length=length, max_samples=samples, by_size=True)
     if not len(found):
         sys.exit(f"{text} gives no {length} tokens.")
     return found

@@ -137,11 +137,12 @@ class Bench:
 
         return pack_tokens(
             encode,
-            read_texts(spec, part="evaluation"),
+            read_texts(spec, part="evaluation").units(LENGTH),
             sequence_length=LENGTH,
             max_samples=self.options.test_tokens // LENGTH,
             separator_id=self.loaded.tokenizer.eos_token_id,
-        )
+            by_size=True,
+        ).ids
 
 
 def _damage(numbers: dict[str, list[float]]) -> Damage:

@@ -14,7 +14,7 @@ from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.text import checked_of
 from exporter.compare.quality.intervals import MOST_JUDGED, fewest_to_show, highest_to_show
 from exporter.errors import PlanError
-from exporter.heal.further import rounded_up, text_beyond
+from exporter.heal.further import text_beyond
 from exporter.heal.texts import FEWEST_HELD_OUT
 from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
@@ -119,11 +119,8 @@ class Judges:
 
     def parted(self, text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
         """What limits are checked on, and what is reported on: the same where it is short."""
-        number = len(text.input_ids)
-        if number < 2 * self.fewest:
-            return text, text
-        half = number // 2 - number // 2 % self.together
-        return text.rows(slice(0, half)), text.rows(slice(half, number))
+        parts = text.in_turn(together=self.together)
+        return parts if min(len(part.input_ids) for part in parts) >= self.fewest else (text, text)
 
 
 def judging_text(
@@ -132,18 +129,18 @@ def judging_text(
     used: Sequence[CalibrationText],
     cache_dir: Path | None = None,
 ) -> CalibrationText:
-    """Samples to check limits on and to report on, behind those that are used otherwise.
+    """Samples to check limits on and to report on, of documents that aren't used otherwise.
 
     Args:
         judges: How many are wanted.
         loaded: The model.
-        used: The first samples of the same texts, and those behind them.
+        used: Other parts of the same texts.
         cache_dir: Where sampled text is kept.
 
     Raises:
         PlanError: Too few are left to show the limit.
     """
-    found = text_beyond(loaded, used, 2 * judges.usual, cache_dir, judges.together)
+    found = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
     there = sum(len(part.input_ids) for part in (*used, found))
     all_read = _reads_no_more(loaded, there, len(used[0].apart))
     read = nouns_of(type(loaded.model).__name__)
@@ -172,7 +169,7 @@ def leaves_judges(
     if further is None or not settings.weighs_replacements or judges.fewest <= held_out:
         return True
     parts = (chosen_on, further)
-    found = text_beyond(loaded, parts, judges.fewest, cache_dir, judges.together)
+    found = text_beyond(loaded, parts, judges.fewest, cache_dir)
     return len(found.input_ids) >= judges.fewest
 
 
@@ -208,51 +205,50 @@ def refuse_few_judges(
         specs = settings.heal.calibration or specs
     most = judges.fewest + _SPARE
     counts = [_counts_of(loaded, spec, samples, sequence_length, most) for spec in specs]
-    left = _left_healed(counts) if healed else _left(settings, counts, judges.together)
+    left = _left_healed(counts) if healed else _left(settings, counts)
     judges.refuse_fewer(
         left,
         " + ".join(specs),
         nouns_of(type(loaded.model).__name__),
         healing_text=set(specs).isdisjoint(chosen_on),
-        all_read=_reads_no_more(loaded, sum(each.there for each in counts), len(specs)),
+        all_read=_reads_no_more(loaded, sum(map(sum, counts)), len(specs)),
     )
 
 
 class _Counts(NamedTuple):
-    """A text's samples: those that choose, and all."""
+    """A text's samples: those that choose, and those of other documents, no more than matter."""
 
     used: int
-    there: int
+    others: int
 
 
 def _left_healed(counts: Sequence[_Counts]) -> int:
-    """How many judge what is healed: all of each text, where too few are behind what chose."""
-    return sum(max(0, there - _SPARE) for _, there in counts)
+    """How many judge what is healed: all of each text, where too few are of other documents."""
+    return sum(max(0, used + others - _SPARE) for used, others in counts)
 
 
-def _left(settings: PlanSettings, counts: Sequence[_Counts], together: int) -> int:
-    """How many judge what isn't healed: what is behind, or else what the search holds out.
+def _left(settings: PlanSettings, counts: Sequence[_Counts]) -> int:
+    """How many judge what isn't healed: those of other documents, or what the search holds out.
 
-    What is fitted on stands between them only where it leaves enough of them.
+    What is fitted on takes some of them only where it leaves enough.
     """
-    behind = sum(max(0, there - rounded_up(used, together)) for used, there in counts)
-    return max(behind, checked_of(sum(each.used for each in counts), settings.held_out))
+    others = sum(each.others for each in counts)
+    return max(others, checked_of(sum(each.used for each in counts), settings.held_out))
 
 
 def _counts_of(
     loaded: LoadedModel, spec: str, samples: int | None, length: int, most: int
 ) -> _Counts:
-    """How many samples of a text choose, and how many there are; of these no more than matter."""
     if reads_images(loaded.model):
         images, asked = read_images(spec, part="calibration"), samples or IMAGES
         there = min(asked + most, MOST_IMAGES) if images.is_random else len(images.pictures)
-        return _Counts(min(asked, there), there)
+        return _Counts(min(asked, there), max(0, there - asked))
     chosen = calibration_text(loaded, spec, samples=samples, sequence_length=length, passages=True)
     number, width = chosen.input_ids.shape
-    whole = calibration_text(
-        loaded, spec, samples=number + most, sequence_length=width, passages=True
+    others = calibration_text(
+        loaded, spec, samples=most, sequence_length=width, passages=True, apart_from=[chosen.ref]
     )
-    return _Counts(number, len(whole.input_ids))
+    return _Counts(number, len(others.input_ids))
 
 
 def _reads_no_more(loaded: LoadedModel, there: int, texts: int) -> bool:

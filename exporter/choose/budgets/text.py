@@ -54,7 +54,9 @@ class TextParts:
 
 
 def parted(text: CalibrationText, held_out: float) -> TextParts:
-    """The first samples to search on; of the last ones, in turn, to check and to report on.
+    """The first documents to search on; of the last ones, in turn, to check and to report on.
+
+    Of a single document it is its samples.
 
     Args:
         text: The samples.
@@ -63,14 +65,8 @@ def parted(text: CalibrationText, held_out: float) -> TextParts:
     samples = len(text.input_ids)
     if samples < 2:
         return TextParts(text, text, text)
-    later = _held_out(samples, held_out)
-    first, rest = text.rows(slice(0, samples - later)), slice(samples - later, samples)
-    if later < 2:
-        checked = reported = text.rows(rest)
-    else:
-        checked = text.rows(slice(rest.start, samples, 2))
-        reported = text.rows(slice(rest.start + 1, samples, 2))
-    return TextParts(first, checked, reported)
+    first, rest = text.apart_at(_held_out(samples, held_out))
+    return TextParts(first, *rest.in_turn())
 
 
 def checked_of(samples: int, held_out: float) -> int:

@@ -171,9 +171,8 @@ class TrialRuns:
             self._loaded,
             self.first,
             self._progress,
-            judged=judged,
             chosen_on=self._chosen_on,
-            passages=judges.usual,
+            judging=judges.usual or judged,
             fewest=judges.fewest,
         )
         judging = found.halves[1]

@@ -23,7 +23,7 @@ from exporter.engines.inputs import has_cache, make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import BackendError, ComparisonError
 from exporter.models.ablation.divergences import Distributions, chunks, divergence
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.ratios import Clusters, Floats
 from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET, Progress
 
@@ -143,7 +143,7 @@ def compare_predictions(
                 by_sample[:, :, number] += found.sum(axis=2)
             task.advance()
     return [
-        accuracy_of(*sums, tokens.source, tokens.sha256)
+        accuracy_of(*sums, tokens.source, tokens.sha256, tokens.documents)
         for sums in zip(by_sample, by_position, strict=True)
     ]
 
@@ -203,7 +203,9 @@ def _chunk(
     return np.stack([figures(arms[first], arms[second]) for first, second in pairs])
 
 
-def accuracy_of(by_sample: Floats, by_position: Floats, source: str, sha256: str) -> Accuracy:
+def accuracy_of(
+    by_sample: Floats, by_position: Floats, source: str, sha256: str, clusters: Clusters = None
+) -> Accuracy:
     """What sums of :func:`figures` tell.
 
     Args:
@@ -211,6 +213,7 @@ def accuracy_of(by_sample: Floats, by_position: Floats, source: str, sha256: str
         by_position: ``[len(COLUMNS), positions]``.
         source: What the report calls the text.
         sha256: Of the text.
+        clusters: Of which document each sample is.
 
     Raises:
         ComparisonError: There was no position.
@@ -227,11 +230,13 @@ def accuracy_of(by_sample: Floats, by_position: Floats, source: str, sha256: str
         text_sha256=sha256,
         tokens=int(count),
         perplexity=_perplexity(totals),
-        log_perplexity_increase=mean_interval(increase, samples["predicted"]),
+        log_perplexity_increase=mean_interval(increase, samples["predicted"], clusters),
         kl_divergence=float(totals["kl"] / count),
-        kl_interval=clipped(mean_interval(samples["kl"], samples["positions"]), 0.0, math.inf),
+        kl_interval=clipped(
+            mean_interval(samples["kl"], samples["positions"], clusters), 0.0, math.inf
+        ),
         top1_agreement=float(totals["top1"] / count),
-        top1_interval=share_interval(samples["top1"], samples["positions"]),
+        top1_interval=share_interval(samples["top1"], samples["positions"], clusters),
         top5_agreement=float(totals["top5"] / count),
         positions=_by_position(by_position),
         sample_losses=_sample_losses(samples),

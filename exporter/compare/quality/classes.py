@@ -17,7 +17,7 @@ from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError
 from exporter.models.ablation.divergences import Distributions, divergence
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.ratios import Clusters, Floats
 from exporter.progress import QUIET, Progress
 
 _TYPES = "token_type_ids"
@@ -103,6 +103,7 @@ def compare_classes(
     *,
     source: str,
     sha256: str,
+    clusters: Clusters = None,
     orders: bool = False,
 ) -> Accuracy:
     """How near two arms' classes of the same texts are.
@@ -112,6 +113,7 @@ def compare_classes(
         candidate: Likewise.
         source: What a report calls the texts.
         sha256: Of them.
+        clusters: Of which document each is.
         orders: Whether the answers are what :func:`in_pairs` gave.
 
     Returns:
@@ -141,9 +143,9 @@ def compare_classes(
         tokens=int(rows.sum()),
         perplexity=None,
         kl_divergence=float(kl.sum() / rows.sum()),
-        kl_interval=clipped(mean_interval(kl, rows), 0.0, math.inf),
+        kl_interval=clipped(mean_interval(kl, rows, clusters), 0.0, math.inf),
         top1_agreement=float(same.sum() / rows.sum()),
-        top1_interval=share_interval(same, rows),
+        top1_interval=share_interval(same, rows, clusters),
         compared="order" if orders else "classes",
         top5_agreement=float(five.sum() / rows.sum()) if baseline[0].shape[1] > _FIVE else None,
     )

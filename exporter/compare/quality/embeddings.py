@@ -20,6 +20,7 @@ from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
+from exporter.models.ablation.ratios import Clusters
 from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.progress import QUIET, Progress
 from graph_passes.fusing.pooling import EMBEDDING
@@ -83,12 +84,15 @@ def refuse_few_texts(texts: Sequence[object]) -> None:
         )
 
 
-def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreement:
+def compare_embeddings(
+    baseline: Floats, candidate: Floats, clusters: Clusters = None
+) -> EmbeddingAgreement:
     """How near two arms' embeddings of the same texts are.
 
     Args:
         baseline: What :func:`embed` gave, ``[texts, size]``.
         candidate: Likewise.
+        clusters: Of which document each text is.
 
     Returns:
         Their cosines, and Spearman's correlation of all pairs' similarities in one arm with those
@@ -107,8 +111,8 @@ def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreemen
         cosine=float(cosines.mean()),
         lowest_cosine=float(cosines.min()),
         rank_agreement=ranking,
-        rank_interval=_rank_interval(*similarities, ranking),
-        cosine_interval=clipped(mean_interval(cosines, np.ones_like(cosines)), -1.0, 1.0),
+        rank_interval=_rank_interval(*similarities, ranking, clusters),
+        cosine_interval=clipped(mean_interval(cosines, np.ones_like(cosines), clusters), -1.0, 1.0),
     )
 
 
@@ -119,14 +123,16 @@ def _rank_agreement(first: Floats, second: Floats, texts: NDArray[np.intp]) -> f
     return float(stats.spearmanr(first[pairs], second[pairs]).statistic)
 
 
-def _rank_interval(first: Floats, second: Floats, whole: float) -> Interval | None:
+def _rank_interval(
+    first: Floats, second: Floats, whole: float, clusters: Clusters
+) -> Interval | None:
     """By the jackknife over texts; None where a part has no order."""
     texts = np.arange(len(first))
     if len(texts) <= FEWEST_TEXTS or np.isnan(whole):
         return None
     without = [_rank_agreement(first, second, texts[texts != each]) for each in texts]
     values = len(texts) * whole - (len(texts) - 1) * np.array(without)
-    spread = mean_interval(values, np.ones_like(values))
+    spread = mean_interval(values, np.ones_like(values), clusters)
     if spread is None:
         return None
     low, high = (bound - spread.value + whole for bound in spread.ci95)

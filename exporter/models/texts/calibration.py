@@ -12,18 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.files import sha256_bytes
 from exporter.models.anatomy.classifiers import classifies_texts, scores_pairs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_calls import quiet_transformers
+from exporter.models.texts.documents import Units
 from exporter.models.texts.image_reader import image_samples, reads_images
 from exporter.models.texts.packing import pack_tokens, with_ends
-from exporter.models.texts.pair_lines import TextPair
 from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.passages import (
     LONGEST_PAIR,
     LONGEST_PASSAGE,
+    Passages,
+    drawn_pairs,
+    drawn_paragraphs,
     pack_pairs,
     pack_passages,
     pairs_to_read,
@@ -50,9 +54,12 @@ def calibration_text(
     cache_dir: Path | None = None,
     part: Part = "calibration",
     passages: bool = False,
+    apart_from: Sequence[CalibrationRef] = (),
     progress: Progress = QUIET,
 ) -> CalibrationText:
-    """Makes the samples that a user asked for.
+    """Makes the samples that a user asked for, drawn at random over the whole text.
+
+    The first of them are the same however many are asked for.
 
     Args:
         loaded: The model.
@@ -69,6 +76,8 @@ def calibration_text(
             embed them; as many as have the tokens of so many samples. Sampled text has none. A
             reranker has samples of pairs in any case, of at most 256 tokens, and so has each
             classifier of texts for a file of pairs.
+        apart_from: Parts of the same text that serve other ends: nothing is taken of their
+            documents.
         progress: Told what goes on.
 
     Raises:
@@ -77,7 +86,9 @@ def calibration_text(
         TextSourceError: When the text can't be read.
     """
     if reads_images(loaded.model):
-        return image_samples(loaded, spec, samples=samples, part=part, progress=progress)
+        return image_samples(
+            loaded, spec, samples=samples, part=part, apart_from=apart_from, progress=progress
+        )
     if loaded.model.main_input_name != "input_ids":
         raise CalibrationError(
             f"{loaded.ref.source} takes no text; only text models are scored.", code="takes-no-text"
@@ -86,22 +97,42 @@ def calibration_text(
     wanted = samples or math.ceil(DEFAULT_TOKENS / length)
     spec = spec or default_calibration(loaded)
     texts = None if spec in SAMPLED else read_texts(spec, part=part)
-    if texts is not None and (pairs := _pairs(loaded, texts, progress)):
-        return _paired(loaded, texts, pairs, wanted * length, min(length, LONGEST_PAIR))
+    if texts is not None and _reads_pairs(loaded, texts, progress):
+        longest = min(length, LONGEST_PAIR)
+        units = _units(texts, longest, apart_from, progress)
+        return _paired(loaded, texts, units, wanted * length, longest)
     if passages and texts is not None:
-        return _passages(loaded, texts, wanted * length, min(length, LONGEST_PASSAGE))
+        longest = min(length, LONGEST_PASSAGE)
+        units = _units(texts, longest, apart_from, progress)
+        return _passages(loaded, texts, units, wanted * length, longest)
     if texts is None:
         ids = sampled_tokens(
             loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress, spec=spec
         )
         label = f"{spec} (text sampled by the model, seed {seed})"
-        digest = sha256_bytes(ids.astype("<i8").tobytes())
+        text = CalibrationText.unpadded(ids, label, sha256_bytes(ids.astype("<i8").tobytes()))
     else:
-        ids, label, digest = _packed(loaded, texts, wanted, length)
-    text = CalibrationText.unpadded(ids, label, digest)
-    check_text(loaded, ids, text.mask)
-    _tell_if_short(ids, wanted, label, part, progress)
+        units = _units(texts, length, apart_from, progress)
+        text = _packed(loaded, texts, units, wanted, length)
+    check_text(loaded, text.input_ids, text.mask)
+    _tell_if_short(text.input_ids, wanted, text.ref.source, part, progress)
     return text
+
+
+def _units(
+    texts: TextSource, length: int, apart_from: Sequence[CalibrationRef], progress: Progress
+) -> Units:
+    """The parts of a text that serve one end each, without those that serve other ends."""
+    units = texts.units(length)
+    if units.are_stretches:
+        progress.detail(
+            f"{texts.source}: too few documents to part; separate stretches of it serve instead"
+        )
+    used = [ref for ref in apart_from if ref.sha256 == texts.sha256]
+    parted = {ref.sequence_length: texts.units(ref.sequence_length) for ref in used}
+    return units.apart_from(
+        frozenset().union(*(parted[ref.sequence_length].keys(ref.spans) for ref in used))
+    )
 
 
 def spec_of(source: str) -> str:
@@ -189,74 +220,72 @@ def usable_length(model: Any) -> int | None:
 
 
 def _packed(
-    loaded: LoadedModel, texts: TextSource, samples: int, length: int
-) -> tuple[NDArray[np.int64], str, str]:
+    loaded: LoadedModel, texts: TextSource, units: Units, samples: int, length: int
+) -> CalibrationText:
     """Packs a text into samples that begin and end as the tokenizer would have them."""
     tokenizer = tokenizer_of(loaded)
     with quiet_transformers():
         before, after = tokenizer.ends
         inner = _inner_length(length, len(before) + len(after))
-        body = pack_tokens(
+        body, documents = pack_tokens(
             tokenizer.plain,
-            texts,
+            units,
             sequence_length=inner,
             max_samples=samples,
             separator_id=None if after else tokenizer.end_id,
         )
-    if not len(body):
-        found = sum(len(tokenizer.plain(document)) for document in texts.documents)
+    if not len(body) and any(units.parts):
+        tokens = sum(len(tokenizer.plain(document)) for document in texts.documents)
         raise CalibrationError(
-            f"{texts.source} gives {found} tokens; one sample takes {inner}.",
+            f"{texts.source} gives {tokens} tokens; one sample takes {inner}.",
             "Give a longer text, or ask for a shorter --sequence-length.",
             code="too-few-tokens",
         )
-    return with_ends(before, body, after), texts.source, texts.sha256
+    ids = with_ends(before, body, after)
+    return CalibrationText.unpadded(ids, texts.source, texts.sha256, documents)
 
 
-def _pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> Sequence[TextPair]:
-    """What a model reads as pairs: those of a file, if it gives texts classes; a reranker always.
-
-    Empty where it reads single texts.
-    """
+def _reads_pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> bool:
+    """Whether it reads pairs: those of a file, if it gives texts classes; a reranker always."""
     if not classifies_texts(loaded.model):
-        return ()
-    return pairs_to_read(texts, scores_pairs=scores_pairs(loaded.model), progress=progress)
+        return False
+    return bool(pairs_to_read(texts, scores_pairs=scores_pairs(loaded.model), progress=progress))
 
 
 def _paired(
-    loaded: LoadedModel, texts: TextSource, pairs: Sequence[TextPair], tokens: int, longest: int
+    loaded: LoadedModel, texts: TextSource, units: Units, tokens: int, longest: int
 ) -> CalibrationText:
     """Pairs as samples."""
     tokenizer = tokenizer_of(loaded)
     with quiet_transformers():
         _inner_length(longest, 1 + len(tokenizer.pair("a", "a", longest)[0]))
-        ids, mask, types = pack_pairs(tokenizer, pairs, longest=longest, tokens=tokens)
-    return _samples(loaded, texts, ids, mask, types)
+        drawn = drawn_pairs(texts, units)
+        packed = pack_pairs(tokenizer, drawn, longest=longest, tokens=tokens)
+    return _samples(loaded, texts, units, packed)
 
 
-def _passages(loaded: LoadedModel, texts: TextSource, tokens: int, longest: int) -> CalibrationText:
+def _passages(
+    loaded: LoadedModel, texts: TextSource, units: Units, tokens: int, longest: int
+) -> CalibrationText:
     """A text's paragraphs as samples."""
     tokenizer = tokenizer_of(loaded)
     with quiet_transformers():
         _inner_length(longest, sum(map(len, tokenizer.ends)))
-        ids, mask = pack_passages(tokenizer, texts, longest=longest, tokens=tokens)
-    return _samples(loaded, texts, ids, mask)
+        drawn = drawn_paragraphs(units)
+        packed = pack_passages(tokenizer, drawn, longest=longest, tokens=tokens)
+    return _samples(loaded, texts, units, packed)
 
 
 def _samples(
-    loaded: LoadedModel,
-    texts: TextSource,
-    ids: NDArray[np.int64],
-    mask: NDArray[np.bool_],
-    types: NDArray[np.int64] | None = None,
+    loaded: LoadedModel, texts: TextSource, units: Units, passages: Passages
 ) -> CalibrationText:
     """Padded samples with what a report says of them."""
-    if not len(ids):
+    if not len(passages.ids) and any(units.parts):
         raise CalibrationError(
             f"{texts.source} gives no tokens.", "Give another text.", code="too-few-tokens"
         )
-    check_text(loaded, ids, mask)
-    return CalibrationText.padded(ids, mask, texts.source, texts.sha256, types)
+    check_text(loaded, passages.ids, passages.mask)
+    return passages.text(texts.source, texts.sha256)
 
 
 def _inner_length(length: int, ends: int) -> int:

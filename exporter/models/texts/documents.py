@@ -1,12 +1,35 @@
-"""Which documents of a text belong together: those that share a paragraph."""
+"""Which documents of a text belong together, and in which order its parts are drawn.
+
+A unit serves one end alone: documents that share a paragraph, or several short ones that share none
+with others. A text of too few documents is cut into stretches with gaps between them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TypeVar
 
+import numpy as np
+
+S = TypeVar("S")
+T = TypeVar("T")
+Unit = tuple[str, ...]
+
+FEWEST_UNITS = 8
+"""Two for each of the four parts that choose, fit, stop and judge."""
+_MOST_STRETCHES = 32
+_CHARACTERS_A_TOKEN = 10  # so that the shortest unit has two samples or so
+_GAP = 0.1  # of a stretch, at its end
+_ROUND = 64  # samples that are drawn before a unit is drawn from again
+_SLOTS = 1024
+_NEAR = 400  # characters in which a line begins
+_SEED = 20_240
 _PARAGRAPH_CHARACTERS = 60  # shorter paragraphs repeat by chance
 _TITLE = re.compile(r"^ ?= (?!=)[^\n]*[^\s=] =[ \r]*$", re.MULTILINE)  # WikiText
 _HEADING = re.compile(r"(?:\A|(?<=\n\n))# \S[^\n]*(?=\n\n)")  # Markdown
@@ -30,6 +53,8 @@ def _key(paragraph: str) -> int:
 
 def unrelated(documents: Sequence[str]) -> list[list[int]]:
     """The numbers of documents in groups that share no long paragraph, by their first number."""
+    if len(documents) == 1:
+        return [[0]]
     above = list(range(len(documents)))
 
     def first(number: int) -> int:
@@ -87,3 +112,137 @@ def articles(text: str) -> list[str]:
 def is_title(line: str) -> bool:
     """Whether a line is the title of an article of WikiText."""
     return _TITLE.fullmatch(line.rstrip()) is not None
+
+
+@dataclass(frozen=True)
+class Units:
+    """The parts of a text that serve one end each, in the order in which they are drawn.
+
+    Attributes:
+        parts: The documents of each; none of one that is left out.
+        are_stretches: Whether documents were cut, since there were too few.
+    """
+
+    parts: tuple[Unit, ...]
+    are_stretches: bool = False
+
+    @classmethod
+    def of(cls, documents: Sequence[str], length: int, *, whole: bool = False) -> Units:
+        """Those of a text that is read in samples of so many tokens; ``whole`` cuts none."""
+        size = _CHARACTERS_A_TOKEN * length
+        parts = _bundled(documents, size)
+        if len(parts) < FEWEST_UNITS and not whole:
+            cut = [part for document in documents for part in _stretches(document, size, documents)]
+            if len(cut) > len(documents):
+                return cls(_bundled(cut, size), are_stretches=True)
+        return cls(parts)
+
+    def keys(self, numbers: Iterable[range]) -> frozenset[int]:
+        """What some of the units are known by."""
+        units = chain.from_iterable(self.parts[span.start : span.stop] for span in numbers)
+        return frozenset().union(*map(keys_of, chain.from_iterable(units)))
+
+    def apart_from(self, keys: frozenset[int]) -> Units:
+        """Without those units that share a long paragraph with what is known by ``keys``."""
+        if not keys:
+            return self
+        kept = (
+            () if any(keys & keys_of(document) for document in unit) else unit
+            for unit in self.parts
+        )
+        return replace(self, parts=tuple(kept))
+
+    def drawn(
+        self,
+        segments: Callable[[Unit], Sequence[S]],
+        read: Callable[[S], Sequence[T]],
+        *,
+        by_size: bool = False,
+    ) -> Iterator[tuple[int, T]]:
+        """All samples at random, always in the same order, with the numbers of their units.
+
+        Args:
+            segments: Parts of a unit.
+            read: The samples of such a part, which is made when the first of them is drawn.
+            by_size: Draws larger units more often, so that every place of the text is as likely.
+                Else few units are used up after the other, to leave others for other ends.
+        """
+        waiting = {
+            number: self._scattered(number, segments(unit), read)
+            for number, unit in enumerate(self.parts)
+            if unit
+        }
+        turns = self._turns(by_size)
+        while waiting:
+            number = next(turns)
+            if number in waiting:
+                try:
+                    yield number, next(waiting[number])
+                except StopIteration:
+                    del waiting[number]
+
+    @property
+    def _at_a_visit(self) -> int:
+        return math.ceil(_ROUND / len(self.parts))
+
+    def _turns(self, by_size: bool) -> Iterator[int]:
+        numbers = np.arange(len(self.parts))
+        order = np.repeat(numbers, self._at_a_visit)
+        if by_size:
+            sizes = np.array([sum(map(len, unit)) for unit in self.parts])
+            often = np.maximum(1, np.rint(_SLOTS * sizes / max(1, sizes.sum()))).astype(np.int64)
+            order = np.random.default_rng(_SEED).permutation(np.repeat(numbers, often))
+        while True:
+            yield from order.tolist()
+
+    def _scattered(
+        self, number: int, segments: Sequence[S], read: Callable[[S], Sequence[T]]
+    ) -> Iterator[T]:
+        """A unit's samples at random; those of one visit in the order of the text."""
+        rng, together = np.random.default_rng((_SEED, number)), self._at_a_visit
+        for place in rng.permutation(len(segments)):
+            samples = read(segments[place])
+            order = rng.permutation(len(samples))
+            for start in range(0, len(order), together):
+                yield from (samples[n] for n in sorted(order[start : start + together]))
+
+
+def _bundled(documents: Sequence[str], size: int) -> tuple[Unit, ...]:
+    """Unrelated groups in a random order; short ones are put together."""
+    groups = [tuple(documents[number] for number in group) for group in unrelated(documents)]
+    kept: list[Unit] = []
+    short: Unit = ()
+    for number in np.random.default_rng(_SEED).permutation(len(groups)):
+        if sum(map(len, groups[number])) >= size:
+            kept.append(groups[number])
+            continue
+        short += groups[number]
+        if sum(map(len, short)) >= size:
+            kept.append(short)
+            short = ()
+    if short and kept:
+        kept[-1] += short
+    # What is drawn first isn't left for other ends.
+    large = sum(map(len, documents)) / 4
+    return tuple(sorted(kept, key=lambda unit: sum(map(len, unit)) > large)) or (short,)
+
+
+def _stretches(document: str, size: int, documents: Sequence[str]) -> Iterator[str]:
+    """Parts of a long document, each without its end; a short one as it is."""
+    size = max(size, sum(map(len, documents)) // _MOST_STRETCHES)
+    number = len(document) // size
+    if number < 2:
+        yield document
+        return
+    starts = [_line_start(document, len(document) * n // number) for n in range(number)]
+    for start, end in zip(starts, [*starts[1:], len(document)], strict=True):
+        yield document[start : end - int(_GAP * (end - start))]
+
+
+def _line_start(document: str, place: int) -> int:
+    """The first beginning of a line, or else of a word, near behind a place."""
+    near = document[place : place + _NEAR]
+    for mark in ("\n\n", "\n", " "):
+        if place and (behind := near.find(mark)) >= 0:
+            return place + behind + len(mark)
+    return place

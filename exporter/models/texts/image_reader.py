@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, ModelSourceError, first_line, pass_on_memory_error
 from exporter.models.anatomy.residual_stream import probe_inputs, run_backbone
 from exporter.models.decoding_rules import settings_of
@@ -22,7 +25,7 @@ from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
 from exporter.models.texts.batches import Sources
 from exporter.models.texts.held_images import HeldImages, Levels, Pixels, noise
-from exporter.models.texts.images import Images, Picture, read_images, refuse_large
+from exporter.models.texts.images import MOST_IMAGES, Images, Picture, read_images, refuse_large
 from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.samples import CalibrationText
 from exporter.models.texts.sources import Part
@@ -194,6 +197,7 @@ def image_samples(
     *,
     samples: int | None = None,
     part: Part = "calibration",
+    apart_from: Sequence[CalibrationRef] = (),
     progress: Progress = QUIET,
 ) -> CalibrationText:
     """Makes the samples of a model that reads images.
@@ -203,6 +207,7 @@ def image_samples(
         spec: What :func:`exporter.models.texts.images.read_images` takes; None: noise.
         samples: How many images; None: :data:`IMAGES`, or all there are.
         part: What they are for.
+        apart_from: Parts of the same images that serve other ends, and are left out.
         progress: Told where the images are noise, or fewer.
 
     Returns:
@@ -213,13 +218,26 @@ def image_samples(
     images = read_images(spec or RANDOM, part=part)
     if images.is_random and spec != RANDOM:
         progress.say(f"{part}: noise, since no images are named; a folder of them chooses better")
-    held = reader.of_images(images, number, part)
+    spans = [span for ref in apart_from if ref.sha256 == images.sha256 for span in ref.spans]
+    most = max(MOST_IMAGES, number) if images.is_random else len(images.pictures)
+    left = (place for place in range(most) if not any(place in span for span in spans))
+    places = np.array([*islice(left, number)], np.int64)
+    if images.is_random:
+        held = reader.noise(int(places.max(initial=-1)) + 1, part).rows(places)
+    else:
+        held = reader.held([images.pictures[place] for place in places])
     if samples is not None and len(held) < samples:
         progress.say(f"{images.source}: {len(held)} images of the {samples} asked for")
-    return of_pixels(held, _positions(loaded.model), images.source, images.sha256)
+    return of_pixels(held, _positions(loaded.model), images.source, images.sha256, places)
 
 
-def of_pixels(held: HeldImages, positions: int, source: str, sha256: str) -> CalibrationText:
+def of_pixels(
+    held: HeldImages,
+    positions: int,
+    source: str,
+    sha256: str,
+    places: NDArray[np.int64] | None = None,
+) -> CalibrationText:
     """Images as samples with so many tokens, all of the id 0.
 
     Args:
@@ -227,9 +245,10 @@ def of_pixels(held: HeldImages, positions: int, source: str, sha256: str) -> Cal
         positions: Of the residual stream.
         source: What a report calls the images.
         sha256: Of them.
+        places: Of each among all of the source; None for the first.
     """
     ids = np.zeros((len(held), positions), np.int64)
-    text = CalibrationText.unpadded(ids, source, sha256)
+    text = CalibrationText.unpadded(ids, source, sha256, places)
     return replace(text, sources=Sources({}, text.mask, held))
 
 

@@ -161,6 +161,7 @@ def joined(texts: Sequence[CalibrationText]) -> CalibrationText:
         owners=owners[order],
         sources=_joined_sources(texts, order),
         types=_stacked([_types(text) for text in texts], width)[order] if told else None,
+        documents=np.concatenate([text.documents for text in texts])[order],
     )
 
 

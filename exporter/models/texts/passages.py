@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.models.texts.documents import Unit, Units, normalised_paragraphs
 from exporter.models.texts.pair_lines import TextPair
+from exporter.models.texts.samples import CalibrationText
 from exporter.models.texts.sources import TextSource
 from exporter.models.texts.tokenizer import TextTokenizer
 from exporter.progress import QUIET, Progress
 
-R = TypeVar("R")
 LONGEST_PASSAGE = 128  # tokens, as sentence-transformers trains its small encoders
 LONGEST_PAIR = 256  # tokens of a query and its passage together
 _CHARACTERS = 40  # shorter paragraphs are headings
@@ -22,15 +24,52 @@ _SENTENCE = re.compile(r"(.{20,200}?[.!?])\s+(?=\S)")
 _SHORTEST = 40  # characters of the rest of a passage
 
 
+class Passages(NamedTuple):
+    """Padded samples.
+
+    Attributes:
+        ids: ``[samples, tokens]``.
+        mask: ``[samples, tokens]``; False marks padding.
+        types: ``[samples, tokens]``, of which text of a pair each token is; None where the model
+            doesn't tell texts apart so.
+        documents: ``[samples]``, of which unit each is.
+    """
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    types: NDArray[np.int64] | None
+    documents: NDArray[np.int64]
+
+    def text(self, source: str, sha256: str) -> CalibrationText:
+        """The same with what a report says of their text."""
+        return CalibrationText.padded(
+            self.ids, self.mask, source, sha256, self.types, self.documents
+        )
+
+
 def paragraphs(texts: TextSource) -> list[str]:
     """The paragraphs of all documents, each once; those without text are left out, and headings.
 
     A text of nothing but short lines, such as queries, gives these.
     """
-    parts = (part for text in texts.documents for part in re.split(r"\n\s*\n", text))
-    joined = (" ".join(part.split()) for part in parts)
-    found = [*dict.fromkeys(filter(None, joined))]
-    return [part for part in found if len(part) >= _CHARACTERS] or found
+    return _paragraphs(texts.documents)
+
+
+def _paragraphs(documents: Iterable[str]) -> list[str]:
+    parts = chain.from_iterable(map(normalised_paragraphs, documents))
+    whole = [*dict.fromkeys(filter(None, parts))]
+    return [part for part in whole if len(part) >= _CHARACTERS] or whole
+
+
+def drawn_paragraphs(units: Units, *, by_size: bool = False) -> Iterator[tuple[int, str]]:
+    """The same of units, at random, with the numbers of these."""
+    left = dict.fromkeys(_paragraphs(chain.from_iterable(units.parts)))
+
+    def read(unit: Unit) -> list[str]:
+        parts = [*chain.from_iterable(map(normalised_paragraphs, unit))]
+        return [part for part in parts if left.pop(part, part) is None]
+
+    return units.drawn(lambda unit: [unit], read, by_size=by_size)
 
 
 def halves(passage: str) -> TextPair | None:
@@ -49,16 +88,38 @@ def pairs_of(texts: TextSource) -> list[TextPair]:
     changes from one sentence to the next, so that every second pair is none of a kind. Empty
     where fewer than two passages have a first sentence.
     """
-    if texts.pairs:
-        return list(texts.pairs)
-    found = [each for each in map(halves, paragraphs(texts)) if each is not None]
-    if len(found) < 2:
-        return []
+    return list(texts.pairs) or _made_pairs(paragraphs(texts))
+
+
+def _made_pairs(passages: Iterable[str]) -> list[TextPair]:
+    parts = [part for part in map(halves, passages) if part is not None]
     made: list[TextPair] = []
-    for number, (first, rest) in enumerate(found):
-        two = [(first, rest), (first, found[(number + 1) % len(found)][1])]
+    for number, (first, rest) in enumerate(parts if len(parts) > 1 else ()):
+        two = [(first, rest), (first, parts[(number + 1) % len(parts)][1])]
         made += two[:: -1 if number % 2 else 1]
     return made
+
+
+def drawn_pairs(
+    texts: TextSource, units: Units, *, by_size: bool = False
+) -> Iterator[tuple[int, TextPair]]:
+    """What :func:`pairs_of` makes of each unit, at random; two that stand together stay so."""
+    own = dict(zip(texts.documents, texts.line_pairs, strict=False))
+    passages = set(_paragraphs(chain.from_iterable(units.parts)))
+
+    def couples(unit: Unit) -> list[Sequence[TextPair]]:
+        parts = dict.fromkeys(chain.from_iterable(map(normalised_paragraphs, unit)))
+        pairs = [*chain.from_iterable(own[document] for document in unit)] if own else []
+        pairs = pairs or _made_pairs(part for part in parts if part in passages)
+        return [pairs[at : at + 2] for at in range(0, len(pairs), 2)]
+
+    odd: list[tuple[int, TextPair]] = []
+    for unit, two in units.drawn(lambda unit: [unit], couples, by_size=by_size):
+        if len(two) == 2:
+            yield from ((unit, pair) for pair in two)
+        else:
+            odd += [(unit, pair) for pair in two]
+    yield from odd
 
 
 def pairs_to_read(
@@ -93,56 +154,63 @@ def cut_to(tokenizer: TextTokenizer, text: str, longest: int) -> list[int]:
 
 
 def pack_passages(
-    tokenizer: TextTokenizer, texts: TextSource, *, longest: int, tokens: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Paragraphs from the start on, each with the tokens that the tokenizer adds to a text.
+    tokenizer: TextTokenizer,
+    drawn: Iterable[tuple[int, str]],
+    *,
+    longest: int,
+    tokens: int,
+) -> Passages:
+    """Paragraphs in the order given, each with the tokens that the tokenizer adds to a text.
 
     Args:
         tokenizer: The model's.
-        texts: The documents.
+        drawn: Paragraphs, and the numbers of their units.
         longest: Tokens in a sample; a longer paragraph makes several.
         tokens: How many are wanted in all.
-
-    Returns:
-        Token ids and mask, ``[samples, longest]``; False marks padding. As many samples as have
-        the wanted tokens, or all there are.
     """
-    rows = _first_rows(_pieces(tokenizer, texts, longest), tokens, len)
-    return _padded(rows, longest)
+    rows = (
+        (unit, ids, None)
+        for unit, paragraph in drawn
+        for ids in _pieces(tokenizer, paragraph, longest)
+    )
+    return _first_rows(rows, tokens, longest)
 
 
 def pack_pairs(
-    tokenizer: TextTokenizer, pairs: Iterable[TextPair], *, longest: int, tokens: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64] | None]:
-    """Pairs from the start on, each as one text with the tokens that the tokenizer adds.
+    tokenizer: TextTokenizer,
+    drawn: Iterable[tuple[int, TextPair]],
+    *,
+    longest: int,
+    tokens: int,
+) -> Passages:
+    """Pairs in the order given, each as one text with the tokens that the tokenizer adds.
 
     Args:
         tokenizer: The model's.
-        pairs: Texts.
+        drawn: Pairs of texts, and the numbers of their units.
         longest: Tokens in a sample; the longer text of a pair loses its end.
         tokens: How many are wanted in all.
-
-    Returns:
-        Token ids, mask and of which text each token is, all ``[samples, longest]``; None in place
-        of the last where the model doesn't tell texts apart so.
     """
-    encoded = (tokenizer.pair(*pair, longest) for pair in pairs)
-    rows = _first_rows(encoded, tokens, lambda each: len(each[0]))
-    ids, mask = _padded([row for row, _ in rows], longest)
-    told = [types for _, types in rows if types is not None]
-    return ids, mask, _padded(told, longest)[0] if len(told) == len(rows) else None
+    rows = ((unit, *tokenizer.pair(*pair, longest)) for unit, pair in drawn)
+    return _first_rows(rows, tokens, longest)
 
 
-def _first_rows(rows: Iterable[R], tokens: int, size: Callable[[R], int]) -> list[R]:
+def _first_rows(
+    rows: Iterable[tuple[int, Sequence[int], Sequence[int] | None]], tokens: int, longest: int
+) -> Passages:
     """The first of some samples, as many as have the wanted tokens, or all there are."""
-    kept: list[R] = []
-    found = 0
+    kept = []
+    count = 0
     for row in rows:
         kept.append(row)
-        found += size(row)
-        if found >= tokens:
+        count += len(row[1])
+        if count >= tokens:
             break
-    return kept
+    ids, mask = _padded([row for _, row, _ in kept], longest)
+    types = [types for _, _, types in kept if types is not None]
+    documents = np.array([unit for unit, _, _ in kept], np.int64)
+    told = types and len(types) == len(kept)
+    return Passages(ids, mask, _padded(types, longest)[0] if told else None, documents)
 
 
 def _padded(
@@ -155,10 +223,9 @@ def _padded(
     return np.array(ids, np.int64).reshape(len(rows), longest), mask
 
 
-def _pieces(tokenizer: TextTokenizer, texts: TextSource, longest: int) -> Iterator[list[int]]:
+def _pieces(tokenizer: TextTokenizer, paragraph: str, longest: int) -> Iterator[list[int]]:
     before, after = tokenizer.ends
     room = longest - len(before) - len(after)
-    for paragraph in paragraphs(texts):
-        ids = tokenizer.plain(paragraph)
-        for start in range(0, len(ids), room):
-            yield [*before, *ids[start : start + room], *after]
+    ids = tokenizer.plain(paragraph)
+    for start in range(0, len(ids), room):
+        yield [*before, *ids[start : start + room], *after]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -28,6 +28,8 @@ class CalibrationText:
             Of a model of images these; a token then stands for each position of the stream.
         types: ``[samples, tokens]``, int64, of which text of a pair each token is; None where the
             samples are single texts, or the model isn't told.
+        documents: ``[samples]``, the number of the unit of its text that each sample is of, as
+            :mod:`exporter.models.texts.documents` counts them; if none is given, each is its own.
     """
 
     ref: CalibrationRef
@@ -36,11 +38,23 @@ class CalibrationText:
     owners: NDArray[np.int64] | None = None
     sources: Sources | None = None
     types: NDArray[np.int64] | None = None
+    documents: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.documents):
+            object.__setattr__(self, "documents", np.arange(len(self.input_ids)))
 
     @classmethod
-    def unpadded(cls, input_ids: NDArray[np.int64], source: str, sha256: str) -> CalibrationText:
+    def unpadded(
+        cls,
+        input_ids: NDArray[np.int64],
+        source: str,
+        sha256: str,
+        documents: NDArray[np.int64] | None = None,
+    ) -> CalibrationText:
         """Samples without padding, with what the report says of their text."""
-        return cls.padded(input_ids, np.ones(input_ids.shape, np.bool_), source, sha256)
+        mask = np.ones(input_ids.shape, np.bool_)
+        return cls.padded(input_ids, mask, source, sha256, documents=documents)
 
     @classmethod
     def padded(
@@ -50,17 +64,20 @@ class CalibrationText:
         source: str,
         sha256: str,
         types: NDArray[np.int64] | None = None,
+        documents: NDArray[np.int64] | None = None,
     ) -> CalibrationText:
         """Samples of different lengths, with what the report says of their text."""
         samples, length = input_ids.shape
+        documents = np.arange(samples) if documents is None else documents
         ref = CalibrationRef(
             source=source,
             samples=samples,
             sequence_length=length,
             tokens=int(mask.sum()),
             sha256=sha256,
+            documents=ranges_of(documents),
         )
-        return cls(ref, input_ids, mask, types=types)
+        return cls(ref, input_ids, mask, types=types, documents=documents)
 
     @property
     def are_images(self) -> bool:
@@ -101,21 +118,82 @@ class CalibrationText:
             return [self]
         rows = [self.owners == number for number in range(len(self.ref.mixture))]
         return [
-            replace(self.rows(own), ref=_counted(ref, self.mask[own]), owners=None)
+            replace(self.rows(own), ref=self._counted(ref, own), owners=None)
             for ref, own in zip(self.ref.mixture, rows, strict=True)
         ]
 
     def rows(self, chosen: slice | NDArray[np.bool_]) -> CalibrationText:
         """Some of the samples."""
-        mask = self.mask[chosen]
-        owners = None if self.owners is None else self.owners[chosen]
-        ref = _counted(self.ref, mask)
-        if owners is not None:
-            counted = [_counted(r, mask[owners == i]) for i, r in enumerate(self.ref.mixture)]
-            ref = ref.model_copy(update={"mixture": counted})
-        sources = None if self.sources is None else self.sources.rows(chosen)
-        types = None if self.types is None else self.types[chosen]
-        return CalibrationText(ref, self.input_ids[chosen], mask, owners, sources, types)
+        ref, owners, sources, types = self.ref, self.owners, self.sources, self.types
+        if owners is None:
+            ref = self._counted(ref, chosen)
+        else:
+            own = np.zeros(len(owners), np.bool_)
+            own[chosen] = True
+            counted = [
+                self._counted(each, own & (owners == number))
+                for number, each in enumerate(ref.mixture)
+            ]
+            tokens = sum(each.tokens for each in counted)
+            update = {"mixture": counted, "tokens": tokens, "samples": int(own.sum())}
+            ref = ref.model_copy(update=update)
+        return CalibrationText(
+            ref,
+            self.input_ids[chosen],
+            self.mask[chosen],
+            None if owners is None else owners[chosen],
+            None if sources is None else sources.rows(chosen),
+            None if types is None else types[chosen],
+            self.documents[chosen],
+        )
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """``[samples]``, the same number for samples of one document, of whatever text."""
+        owners = np.zeros_like(self.documents) if self.owners is None else self.owners
+        both = np.stack([owners, self.documents], axis=1)
+        return np.unique(both, axis=0, return_inverse=True)[1].ravel()
+
+    def apart_at(self, samples: int) -> tuple[CalibrationText, CalibrationText]:
+        """Two parts that share no document: all but the last ones, and these, of so many samples.
+
+        Those have more where documents are long, and fewer where else the longest one were all that
+        is left. Of a single document it is all but its last samples, and these. Of a mixture the
+        parts have alike much of each text.
+        """
+        held = np.zeros(len(self.input_ids), np.bool_)
+        for own in self._owned:
+            wanted = max(1, round(samples * len(own) / len(held)))
+            held[own] = _last(_labels(self.documents[own]), wanted)
+        return self.rows(~held), self.rows(held)
+
+    def in_turn(
+        self, first: int | None = None, together: int = 1
+    ) -> tuple[CalibrationText, CalibrationText]:
+        """Two parts that share no document, of alike many samples, or ``first`` in the one.
+
+        A single document's samples are parted one by one; of one sample both parts are that. Of a
+        mixture the parts have alike much of each text.
+
+        Args:
+            first: How many of each text the one has.
+            together: So many samples that follow each other stay in one part.
+        """
+        if len(self.input_ids) <= together:
+            return self, self
+        other = np.zeros(len(self.input_ids), np.bool_)
+        for own in self._owned:
+            labels = _labels(self.documents[own])[np.arange(len(own)) // together * together]
+            other[own] = _second(_labels(labels), first)
+        if not other.any():
+            other[-together:] = True
+        return self.rows(~other), self.rows(other)
+
+    @property
+    def _owned(self) -> list[NDArray[np.int64]]:
+        """The samples of each text that has some."""
+        owners = np.zeros(len(self.documents)) if self.owners is None else self.owners
+        return [np.flatnonzero(owners == owner) for owner in np.unique(owners)]
 
     def batches(self, size: int) -> list[Batch]:
         """The samples in their order, ``size`` at a time."""
@@ -126,6 +204,59 @@ class CalibrationText:
         before = np.cumsum(self.mask.sum(axis=1)) - self.mask.sum(axis=1)
         return self.rows(slice(0, int((before < tokens).sum())))
 
+    def _counted(self, ref: CalibrationRef, chosen: slice | NDArray[np.bool_]) -> CalibrationRef:
+        mask, documents = self.mask[chosen], ranges_of(self.documents[chosen])
+        update = {"samples": len(mask), "tokens": int(mask.sum()), "documents": documents}
+        return ref.model_copy(update=update)
 
-def _counted(ref: CalibrationRef, mask: NDArray[np.bool_]) -> CalibrationRef:
-    return ref.model_copy(update={"samples": len(mask), "tokens": int(mask.sum())})
+
+def _labels(documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From 0 on, in the order in which documents appear; a number a sample of a single one."""
+    numbers: dict[int, int] = {}
+    labels = [numbers.setdefault(document, len(numbers)) for document in documents.tolist()]
+    return np.array(labels, np.int64) if len(numbers) > 1 else np.arange(len(labels))
+
+
+def _last(labels: NDArray[np.int64], wanted: int) -> NDArray[np.bool_]:
+    """Whether each sample is of the last documents, which have so many samples together.
+
+    They are two at least where others are left for that, to be parted again.
+    """
+    sizes = np.bincount(labels).tolist()
+    fewest, last, rest = min(2, wanted), list[int](), len(labels)
+
+    def takes(number: int) -> bool:
+        held = len(labels) - rest
+        return (held < wanted or len(last) < fewest) and rest - sizes[number] >= sizes[number] // 2
+
+    for number in reversed(range(len(sizes))):
+        short = sizes[number] <= min(-(-wanted // fewest), wanted - (len(labels) - rest))
+        if short and rest > sizes[number]:
+            last.append(number)
+            rest -= sizes[number]
+    for number in sorted(
+        {*range(len(sizes))} - {*last}, key=lambda number: (sizes[number], number)
+    ):
+        if rest > sizes[number] and takes(number):
+            last.append(number)
+            rest -= sizes[number]
+    return np.isin(labels, last)
+
+
+def _second(labels: NDArray[np.int64], first: int | None) -> NDArray[np.bool_]:
+    """Whether each sample is of every second document, about, or behind the ``first`` samples."""
+    sizes = np.bincount(labels)
+    most, counts = len(labels) if first is None else first, [0, 0]
+    other = np.zeros(len(sizes), np.bool_)
+    for number, size in enumerate(sizes.tolist()):
+        behind = counts[0] > counts[1] or (number > 0 and counts[0] + size > most)
+        other[number] = behind
+        counts[behind] += size
+    return np.asarray(other[labels], np.bool_)
+
+
+def ranges_of(documents: NDArray[np.int64]) -> str:
+    """Numbers in words: ``0-3,7``."""
+    numbers = np.unique(documents)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs if len(r))

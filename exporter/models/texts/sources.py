@@ -25,7 +25,7 @@ from exporter.errors import (
 )
 from exporter.files import sha256_bytes
 from exporter.models.texts.docstrings import docstrings
-from exporter.models.texts.documents import articles, halves, is_title
+from exporter.models.texts.documents import Units, articles, halves, is_title
 from exporter.models.texts.pair_lines import TextPair, pairs_in
 from exporter.optional import require
 from graph_passes.files.reading import parse_json
@@ -59,14 +59,23 @@ class TextSource:
         documents: The documents, none empty.
         sha256: Hex digest of the documents in UTF-8, joined by a zero byte; for a plain text
             file that is the digest of the file.
-        pairs: What JSON lines of pairs hold; each line is a document, too, with both its sides as
-            paragraphs.
+        line_pairs: What JSON lines of pairs hold, by line; each is a document, too, with both
+            sides as paragraphs.
     """
 
     source: str
     documents: tuple[str, ...]
     sha256: str
-    pairs: tuple[TextPair, ...] = ()
+    line_pairs: tuple[tuple[TextPair, ...], ...] = ()
+
+    @property
+    def pairs(self) -> tuple[TextPair, ...]:
+        """Those of all lines."""
+        return tuple(chain(*self.line_pairs))
+
+    def units(self, length: int) -> Units:
+        """The parts that serve one end each, where samples have so many tokens."""
+        return Units.of(self.documents, length, whole=bool(self.line_pairs))
 
 
 def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSource:
@@ -194,7 +203,7 @@ def _of_lines(spec: str, text: str, path: Path) -> TextSource:
     if pairs is None:
         return _source(spec, _jsonl_documents(text, path))
     found = _source(spec, ("\n\n".join(dict.fromkeys(chain(*each))) for each in pairs))
-    return replace(found, pairs=tuple(chain(*pairs)))
+    return replace(found, line_pairs=tuple(map(tuple, pairs)))
 
 
 def _jsonl_documents(text: str, path: Path, field: str = "text") -> Iterator[str]:

@@ -278,7 +278,7 @@ def test_a_plan_without_fits_and_floors_was_stopped_by_nothing(planner: Any) -> 
 def _words(folder: Path) -> str:
     """A text for the model with :func:`_reading`'s tokenizer."""
     path = folder / "words.txt"
-    path.write_text(" ".join(f"w{n % 60}" for n in range(1700)))
+    path.write_text(" ".join(f"w{n % 60}" for n in range(2600)))
     return str(path)
 
 
@@ -303,11 +303,13 @@ def test_a_plan_on_a_mixture_tells_of_each_text_apart(
     decided, judged = (24, 4) if search == "greedy" else (32, 32)
     for refs, samples in ((found.plan.chosen_on, decided), (found.plan.judged_on, judged)):
         assert [ref.source.split(" ")[0] for ref in refs] == ["self", words]
-        assert [ref.samples for ref in refs] == [samples // 2] * 2
+        assert all(abs(ref.samples - samples // 2) <= 2 for ref in refs)  # documents stay whole
     apart = found.plan.judged_apart
     assert [each.text for each in apart] == found.plan.judged_on
     kls = [each.figures["kl"] for each in apart]
-    assert sum(kls) / 2 == pytest.approx(found.plan.predicted["kl"], rel=1e-5)
+    tokens = [each.text.tokens for each in apart]
+    mean = sum(kl * number for kl, number in zip(kls, tokens, strict=True)) / sum(tokens)
+    assert mean == pytest.approx(found.plan.predicted["kl"], rel=1e-5)
     assert kls[0] != kls[1]
     assert all(f"{each.text.source} " in found.words() for each in apart)
 

@@ -62,15 +62,15 @@ def test_as_many_paragraphs_judge_classes_as_show_the_limit(
     options = HealOptions(**FOLD, calibration=(str(text),))
     runs = TrialRuns(model, options, Floors(top1_agreement=0.88), tmp_path / FOLDER)
     choosing, judging = runs.texts.halves
-    assert len(judging.input_ids) == texts
-    assert len(choosing.input_ids) == 32
+    assert texts <= len(judging.input_ids) <= texts + 4  # documents stay whole
+    assert 28 <= len(choosing.input_ids) <= 32
     assert len(runs.texts.fitting.input_ids) > 24
 
 
 def test_cuts_that_others_of_the_held_out_texts_judged_are_not_found_again(tmp_path: Path) -> None:
-    words = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 1200)]
+    words = [f"w{n}" for n in np.random.default_rng(0).integers(0, 60, 1600)]
     text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(" ".join(words[n : n + 20]) for n in range(0, 1200, 20)))
+    text.write_text("\n\n".join(" ".join(words[n : n + 20]) for n in range(0, 1600, 20)))
     model = tiny_loaded(
         "bert", tiny_tokenizer(special_ends=True), head="SequenceClassification", num_labels=3
     )

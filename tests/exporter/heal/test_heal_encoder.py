@@ -242,7 +242,7 @@ def test_a_report_tells_the_cosine_before_and_after(text: str) -> None:
 def test_a_fifth_of_the_paragraphs_is_held_out(text: str) -> None:
     found = healing_texts(loaded_encoder(), options(text, "bias"))
     held, fitted = len(found.held_out.input_ids), len(found.fitting.input_ids)
-    assert held == (held + fitted) // 5
+    assert abs(held - (held + fitted) // 5) <= 4  # documents stay whole
     assert not found.fitting.mask.all()
 
 

@@ -15,8 +15,9 @@ from tests.raising import raises
 def _text(name: str, samples: int, first: int = 0) -> CalibrationText:
     ids = np.arange(first, first + samples * 4, dtype=np.int64).reshape(samples, 4)
     ref = CalibrationRef(
-        source=name, samples=samples, sequence_length=4, tokens=4 * samples, sha256=name * 64
-    )
+        source=name, samples=samples, sequence_length=4, tokens=4 * samples, sha256=name * 64,
+        documents=f"0-{samples - 1}",
+    )  # fmt: skip
     return CalibrationText(ref, ids, np.ones_like(ids, dtype=np.bool_))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import TextSourceError
-from exporter.models.texts.passages import pack_pairs, pairs_of
+from exporter.models.texts.passages import drawn_pairs, pack_pairs, pairs_of
 from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from tests.exporter.sentence_folders import write_bert_tokenizer
@@ -93,13 +93,30 @@ def test_pairs_of_a_file_are_taken_as_they_are(tmp_path: Path) -> None:
     assert pairs_of(source) == [("q", "p")]
 
 
+def test_what_stands_together_is_drawn_together() -> None:
+    line = (
+        "Here is sentence {} of {}. And then there follows all of the rest of what {} says of {}."
+    )
+    documents = tuple(
+        "\n\n".join(line.format(n, word, n, word) for n in range(3)) for word in WORDS
+    )
+    source = TextSource("made", documents, "0" * 64)
+    units = source.units(8)
+    drawn = [*drawn_pairs(source, units)]
+    assert len(drawn) == 2 * 3 * len(WORDS)
+    for (unit, one), (again, other) in zip(drawn[::2], drawn[1::2], strict=True):
+        assert unit == again
+        assert one[0] == other[0]
+        assert any(one[0] in text for text in units.parts[unit])
+
+
 def test_packed_pairs_tell_which_text_a_token_is_of(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     write_bert_tokenizer(tmp_path)
     first, second = " ".join(WORDS[:2]), " ".join(WORDS[2:10])
-    ids, mask, types = pack_pairs(
+    ids, mask, types, _ = pack_pairs(
         tokenizer_in(tmp_path / "tokenizer.json"),
-        [(first, second), (first, first), (first, first)],
+        enumerate([(first, second), (first, first), (first, first)]),
         longest=8,
         tokens=9,
     )

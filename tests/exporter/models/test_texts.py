@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from exporter.errors import MissingDependencyError, TextSourceError
+from exporter.models.texts.documents import Units
 from exporter.models.texts.packing import pack_tokens
 from exporter.models.texts.sources import TextSource, read_texts
 from tests.raising import raises
@@ -21,10 +22,6 @@ from tests.raising import raises
 
 def encode_words(text: str) -> list[int]:
     return [len(word) for word in text.split()]
-
-
-def source_of(*documents: str) -> TextSource:
-    return TextSource("test", documents, "0" * 64)
 
 
 def test_text_file_is_one_document_with_the_digest_of_the_file(tmp_path: Path) -> None:
@@ -178,39 +175,100 @@ def test_hub_needs_consent_and_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "depthcut[datasets]" in (caught.value.hint or "")
 
 
-def test_packing_joins_documents_and_leaves_the_tail_out() -> None:
-    packed = pack_tokens(
-        encode_words, source_of("a bb ccc", "dddd e"), sequence_length=2, separator_id=0
-    )
+def units_of(*documents: str, length: int) -> Units:
+    return Units.of(documents, length)
+
+
+def test_packing_joins_short_documents_and_leaves_the_tail_out() -> None:
+    one, other = units_of("a bb ccc", "dddd e", length=2), units_of("dddd e", "a bb ccc", length=2)
+    packed, documents = pack_tokens(encode_words, one, sequence_length=2, separator_id=0)
     assert packed.dtype == np.int64
-    assert packed.tolist() == [[1, 2], [3, 0], [4, 1]]
-
-
-def test_packing_stops_at_the_wanted_samples() -> None:
-    seen: list[str] = []
-
-    def encode(text: str) -> list[int]:
-        seen.append(text)
-        return encode_words(text)
-
-    packed = pack_tokens(encode, source_of("a b c", "d e f"), sequence_length=2, max_samples=1)
-    assert packed.tolist() == [[1, 1]]
-    assert seen == ["a b c"]
+    assert sorted(packed.tolist()) == [[1, 2], [3, 0], [4, 1]]
+    assert documents.tolist() == [0, 0, 0]
+    again = pack_tokens(encode_words, other, sequence_length=2, separator_id=0).ids
+    assert {*map(tuple, again.tolist())} <= {(1, 2), (3, 0), (4, 1), (4, 1), (0, 1), (2, 3)}
 
 
 def test_packing_a_short_text_gives_no_row() -> None:
-    packed = pack_tokens(encode_words, source_of("a b"), sequence_length=3)
-    assert packed.shape == (0, 3)
+    packed = pack_tokens(encode_words, units_of("a b", length=3), sequence_length=3)
+    assert packed.ids.shape == (0, 3)
 
 
-def test_long_document_is_tokenised_in_pieces_without_a_loss() -> None:
+def story(name: str, lines: int = 40) -> str:
+    return "\n\n".join(
+        f"{name} line {n} " + " ".join(f"{name}{n}w{m}" for m in range(12)) for n in range(lines)
+    )
+
+
+def word_ids(text: str) -> list[int]:
+    return [int.from_bytes(word.encode()[:7], "big") for word in text.split()]
+
+
+STORIES = tuple(story(f"s{n}") for n in range(20))
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_the_first_samples_are_the_same_however_many_are_drawn(by_size: bool) -> None:
+    units = Units.of(STORIES, 16)
+    few, many = (
+        pack_tokens(word_ids, units, sequence_length=16, max_samples=n, by_size=by_size)
+        for n in (30, 200)
+    )
+    assert (few.ids == many.ids[:30]).all()
+    assert (few.documents == many.documents[:30]).all()
+    assert len({tuple(row) for row in many.ids.tolist()}) == 200
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_samples_come_from_all_over_a_text(by_size: bool) -> None:
+    """The first sixteen windows of a file are of one article or two."""
+    units = Units.of(["\n".join(STORIES)], 16)
+    assert units.are_stretches
+    drawn = pack_tokens(word_ids, units, sequence_length=16, max_samples=16, by_size=by_size)
+    stories = {number: {*word_ids(text)} for number, text in enumerate(STORIES)}
+    of = [next(n for n, ids in stories.items() if row[3] in ids) for row in drawn.ids.tolist()]
+    assert max(of) - min(of) >= 12
+    assert len(set(of)) >= 5
+
+
+def test_a_unit_is_left_out_with_all_that_shares_a_paragraph_with_it() -> None:
+    copy = STORIES[3].splitlines()[0] + "\n\n" + story("other")
+    units = Units.of((*STORIES, copy), 16)
+    (both,) = (unit for unit in units.parts if copy in unit)
+    assert STORIES[3] in both
+    left = units.apart_from(units.keys([range(3)]))
+    assert [not unit for unit in left.parts] == [n < 3 for n in range(len(units.parts))]
+    other_length = Units.of((*STORIES, copy), 40).apart_from(units.keys([range(3)]))
+    gone = {text for unit in units.parts[:3] for text in unit}
+    assert not gone & {text for unit in other_length.parts for text in unit}
+
+
+def test_stretches_of_one_document_have_gaps_between_them() -> None:
+    document = story("one", 400)
+    units = Units.of([document], 16)
+    assert units.are_stretches
+    assert len(units.parts) >= 8
+    kept = sum(len(text) for unit in units.parts for text in unit)
+    assert 0.85 * len(document) < kept < 0.95 * len(document)
+    assert all(text in document for unit in units.parts for text in unit)
+
+
+@pytest.mark.parametrize("text", [story("x", 2), "\n\n".join([story("x", 2)] * 50)])
+def test_a_text_that_is_short_or_repeats_itself_is_one_unit(text: str) -> None:
+    assert len(Units.of([text], 16).parts) == 1
+
+
+def test_of_a_book_no_more_is_tokenised_than_is_needed() -> None:
     document = "".join(f"line {number}\n\n" for number in range(60_000))
     pieces: list[str] = []
 
     def encode(text: str) -> list[int]:
         pieces.append(text)
-        return [1]
+        return [0] * len(text)
 
-    pack_tokens(encode, source_of(document), sequence_length=1)
-    assert len(pieces) > 2
-    assert "".join(pieces) == document
+    units = Units.of([document], 64)
+    pack_tokens(encode, units, sequence_length=64, max_samples=4)
+    assert 0 < sum(map(len, pieces)) < len(document) / 10
+    pieces.clear()
+    pack_tokens(encode, units, sequence_length=64)
+    assert sorted("".join(pieces)) == sorted("".join(text for unit in units.parts for text in unit))
