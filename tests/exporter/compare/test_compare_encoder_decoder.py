@@ -89,14 +89,16 @@ def test_the_machine_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_regression_is_measured_again(models: Path) -> None:
     from exporter.cli.check import remeasuring
     from exporter.cli.console import ConsoleProgress
+    from exporter.gate.request import CheckRequest
 
-    arms = [str(models / name) for name in ("whole", "least")]
-    command = [
-        *("depthcut", "compare", *arms, "-o", "out", "--eval-text", str(models / "sources.txt")),
-        *("--threads", "1", "--rounds", "2", "--prefill", "8", "--decode-past", "16"),
-    ]
-    report = compared(models).model_copy(update={"command": command})
-    again = remeasuring(report, ConsoleProgress())()
+    report = compared(models)
+    request = CheckRequest(
+        models / "report.json",
+        confirm=1,
+        models=(str(models / "whole"), str(models / "least")),
+        eval_text=str(models / "sources.txt"),
+    )
+    again = remeasuring(report, request, ConsoleProgress())()
     assert [row.shape_name for row in again.latency] == [row.shape_name for row in report.latency]
     assert again.latency[0].baseline.samples_ms != report.latency[0].baseline.samples_ms
 
@@ -192,6 +194,7 @@ REFUSED: dict[str, Any] = {
     "quality.task_data": ".", "quality.task_limit": 3, "quality.probes": 5,
     "quality.stride": 8, "quality.agreement_prompts": 3, "quality.agreement_tokens": 5,
     "quality.prompts": "a.txt", "quality.answer_tokens": 5, "quality.long_context": (64,),
+    "quality.chat": True,
 }  # fmt: skip
 """What it refuses, each with a value."""
 
