@@ -68,7 +68,6 @@ def test_a_wrong_call_is_told(
     ("model", "code", "told"),
     [
         ("torch-compile:{graph}", 2, "would be compiled again for each variant"),
-        ("times:{graph}/t.json", 2, "can be made"),
         ("{graph}/model.engine", 2, "can be made"),
         ("{graph}/nothing", 2, "does not exist"),
     ],
