@@ -36,7 +36,8 @@ class CalibrationRef(Record):
     ``ids_sha256`` of the tokens and the padding of just these samples; None where they are not
     known. Items have no length in common: their ``sequence_length`` is that of the longest.
     ``documents`` are the numbers of the source's documents that the samples are of, in the order in
-    which they are drawn (``0-3,7``); None where that isn't known.
+    which they are drawn (``0-3,7``); None where that isn't known. ``content`` has keys of some of
+    the source's paragraphs, by which a copy of it is known.
     ``mixture`` has the texts that it was made of, if it was made of several.
     """
 
@@ -47,6 +48,7 @@ class CalibrationRef(Record):
     sha256: str
     ids_sha256: str | None = None
     documents: str | None = Field(default=None, pattern=r"^(\d{1,9}(-\d{1,9})?(,|$))*$")
+    content: str = ""
     unit: Literal["sample", "item"] = "sample"
     mixture: list[CalibrationRef] = Field(default_factory=list)
 

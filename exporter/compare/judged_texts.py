@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from exporter.artifacts import CalibrationRef, PlanParts
-from exporter.artifacts.plans.origin import noted_texts
+from exporter.artifacts.plans.origin import CONTENT, noted_texts
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError
+from exporter.models.texts.documents import Content
 from exporter.models.texts.images import read_images
 from exporter.models.texts.sources import Part, TextSource, read_texts, refuse_same_text
 
@@ -62,20 +63,25 @@ def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
     return {f"what the plan was {role} on": refs for role, refs in parts.decided.items()}
 
 
-def refuse_noted(judged: TextSource, metadata: Mapping[str, str]) -> None:
-    """Refuses to judge on a text that a candidate's plan was made by, as its graph notes.
+def refuse_noted(judged: TextSource, metadata: Mapping[str, str], arm: str = "candidate") -> None:
+    """Refuses to judge on a text, or a copy, that an arm was made by, as its graph notes.
 
     Args:
         judged: The text to judge on.
-        metadata: Of the candidate's graph.
+        metadata: Of the arm's graph.
+        arm: What the report calls it.
 
     Raises:
         ComparisonError: It is one of them.
     """
-    for role, digests in noted_texts(metadata).items():
-        if judged.sha256 in digests:
+    for role, known in noted_texts(metadata).items():
+        contents = (each.removeprefix(CONTENT) for each in known if each.startswith(CONTENT))
+        if judged.sha256 in known or any(
+            judged.content.is_shared(Content.read(content)) for content in contents
+        ):
             raise ComparisonError(
-                f"{judged.source} is what the candidate's plan was {role} on, as its file notes.",
+                f"{judged.source} is what the {arm} was {role} on, or shares much of it, as its "
+                "file notes.",
                 "Name another text with --eval-text.",
                 code="same-text",
             )

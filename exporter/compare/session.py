@@ -114,7 +114,8 @@ def compare(
     further = _Further(references, also, floats, onnx)
     pair = _open((baseline, candidate), options, further, progress)
     for text in texts:
-        refuse_noted(text, pair.candidate.facts.metadata)
+        for name, arm in pair.judged.items():
+            refuse_noted(text, arm.facts.metadata, name)
     known = _Known(list(parity), list(plan) or pair.dropped(), calibration, parts)
     return _run(pair, texts, known, resume) if pair.runs else _described(pair, known)
 

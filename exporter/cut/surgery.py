@@ -137,7 +137,7 @@ def _pruned(model: ir.Model, plan: LoadedPlan, options: CutOptions) -> tuple[ir.
         allow_all=options.allow_all,
     )
     _recount_form(pruned)
-    note_texts(pruned.metadata_props, plan.plan)
+    note_texts(pruned.metadata_props, plan.plan.decided)
     return pruned, passed
 
 

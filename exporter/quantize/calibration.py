@@ -136,7 +136,7 @@ def _paired(folder: ModelFolder, text: TextSource, tokens: int) -> CalibrationTe
     padding = folder.config.get("pad_token_id")
     if isinstance(padding, int):
         packed = packed._replace(ids=np.where(packed.mask, packed.ids, padding))
-    return packed.text(text.source, text.sha256)
+    return packed.text(text)
 
 
 def _single_texts(
@@ -158,7 +158,7 @@ def _packed(
         for text in texts
     ]
     return [
-        CalibrationText.unpadded(ids, text.source, text.sha256, documents)
+        CalibrationText.unpadded(ids, text.source, text.sha256, documents, text.content.written())
         for text, (ids, documents) in zip(texts, windows, strict=True)
     ]
 

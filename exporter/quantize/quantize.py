@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
+from exporter.artifacts.plans.origin import note_texts
 from exporter.cut.prune_files import stale_reports
 from exporter.engines.decoding.decoder import LOGITS
 from exporter.engines.environment import default_threads
@@ -118,6 +119,8 @@ def quantize_file(
             result, done = work.run(stage, tokens, mixed.bits_by_node if mixed else bits_by_node)
             record = _record(done, settings, method, tokens)
             result.metadata_props[QUANTIZATION_KEY] = record.model_dump_json(exclude_none=True)
+            if tokens is not None:
+                note_texts(result.metadata_props, {"quantised": tokens.ref.texts})
             written = storage.write_files(result, stage, output.name, "compact")
             gap = rounding_difference(source, stage / output.name, threads=default_threads())
             after = _bytes(written)

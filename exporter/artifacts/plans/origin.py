@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.artifacts import CalibrationRef, ImportanceReport, PruningPlan
 from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress
 from graph_passes.plan_record import canonical_json
 
 MODEL_KEY = "depthcut.model"
 """Where a graph's metadata has the SHA-256 of the model that it was exported from."""
+CONTENT = "content:"
 _TEXTS_KEY = "depthcut.texts"
 _ROLE = "model"
 
 
-def note_texts(metadata: MutableMapping[str, str], plan: PruningPlan) -> None:
-    """Adds to a graph's metadata the SHA-256 of the texts that a plan was made by, by their role.
+def note_texts(
+    metadata: MutableMapping[str, str], roles: Mapping[str, Iterable[CalibrationRef]]
+) -> None:
+    """Adds to a graph's metadata by what texts it was made, by their role.
 
-    Names are left out: they may be paths of this machine.
+    That is their SHA-256, and behind ``content:`` what copies are known by. Names are left out:
+    they may be paths of this machine.
     """
     noted = noted_texts(metadata)
-    for role, refs in plan.decided.items():
-        noted[role] = sorted({*noted.get(role, ()), *(ref.sha256 for ref in refs)})
+    for role, refs in roles.items():
+        for ref in refs:
+            known = {ref.sha256, *([f"{CONTENT}{ref.content}"] if ref.content else [])}
+            noted[role] = sorted({*noted.get(role, ()), *known})
     if noted:
         metadata[_TEXTS_KEY] = canonical_json(noted)
 

@@ -242,7 +242,8 @@ def _packed(
             code="too-few-tokens",
         )
     ids = with_ends(before, body, after)
-    return CalibrationText.unpadded(ids, texts.source, texts.sha256, documents)
+    content = texts.content.written()
+    return CalibrationText.unpadded(ids, texts.source, texts.sha256, documents, content)
 
 
 def _reads_pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> bool:
@@ -285,7 +286,7 @@ def _samples(
             f"{texts.source} gives no tokens.", "Give another text.", code="too-few-tokens"
         )
     check_text(loaded, passages.ids, passages.mask)
-    return passages.text(texts.source, texts.sha256)
+    return passages.text(texts)
 
 
 def _inner_length(length: int, ends: int) -> int:

@@ -6,6 +6,7 @@ with others. A text of too few documents is cut into stretches with gaps between
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
 import re
@@ -30,6 +31,8 @@ _ROUND = 64  # samples that are drawn before a unit is drawn from again
 _SLOTS = 1024
 _NEAR = 400  # characters in which a line begins
 _SEED = 20_240
+_KEY_BYTES = 6
+_SKETCH = 48  # keys
 _PARAGRAPH_CHARACTERS = 60  # shorter paragraphs repeat by chance
 _TITLE = re.compile(r"^ ?= (?!=)[^\n]*[^\s=] =[ \r]*$", re.MULTILINE)  # WikiText
 _HEADING = re.compile(r"(?:\A|(?<=\n\n))# \S[^\n]*(?=\n\n)")  # Markdown
@@ -47,7 +50,7 @@ def keys_of(document: str) -> frozenset[int]:
 
 
 def _key(paragraph: str) -> int:
-    digest = hashlib.blake2b(paragraph.encode("utf-8", "surrogatepass"), digest_size=8)
+    digest = hashlib.blake2b(paragraph.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES)
     return int.from_bytes(digest.digest(), "big")
 
 
@@ -112,6 +115,47 @@ def articles(text: str) -> list[str]:
 def is_title(line: str) -> bool:
     """Whether a line is the title of an article of WikiText."""
     return _TITLE.fullmatch(line.rstrip()) is not None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a text is known by under whatever name, in whatever order: keys of its paragraphs.
+
+    Attributes:
+        keys: All of them, or the lowest.
+        is_whole: Whether they are all.
+    """
+
+    keys: frozenset[int]
+    is_whole: bool = True
+
+    @classmethod
+    def of(cls, documents: Iterable[str]) -> Content:
+        """That of a text."""
+        return cls(frozenset(chain.from_iterable(map(keys_of, documents))))
+
+    @classmethod
+    def read(cls, written: str) -> Content:
+        """What :meth:`written` wrote; nothing of what it didn't."""
+        try:
+            data = base64.b64decode(written, validate=True)
+        except ValueError:
+            data = b""
+        parts = (data[at : at + _KEY_BYTES] for at in range(0, len(data), _KEY_BYTES))
+        keys = frozenset(int.from_bytes(part, "big") for part in parts)
+        return cls(keys, is_whole=len(keys) < _SKETCH)
+
+    def written(self) -> str:
+        """The lowest keys, in base64."""
+        keys = sorted(self.keys)[:_SKETCH]
+        return base64.b64encode(b"".join(key.to_bytes(_KEY_BYTES, "big") for key in keys)).decode()
+
+    def is_shared(self, other: Content) -> bool:
+        """Whether half of one text or more is in the other, as far as both are known."""
+        known = [each.keys for each in (self, other) if not each.is_whole]
+        end = min(map(max, known), default=1 << 8 * _KEY_BYTES)
+        mine, others = ({key for key in each.keys if key <= end} for each in (self, other))
+        return 0 < min(len(mine), len(others)) <= 2 * len(mine & others)
 
 
 @dataclass(frozen=True)

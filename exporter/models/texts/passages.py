@@ -40,10 +40,16 @@ class Passages(NamedTuple):
     types: NDArray[np.int64] | None
     documents: NDArray[np.int64]
 
-    def text(self, source: str, sha256: str) -> CalibrationText:
+    def text(self, texts: TextSource) -> CalibrationText:
         """The same with what a report says of their text."""
         return CalibrationText.padded(
-            self.ids, self.mask, source, sha256, self.types, self.documents
+            self.ids,
+            self.mask,
+            texts.source,
+            texts.sha256,
+            self.types,
+            self.documents,
+            texts.content.written(),
         )
 
 

@@ -51,10 +51,11 @@ class CalibrationText:
         source: str,
         sha256: str,
         documents: NDArray[np.int64] | None = None,
+        content: str = "",
     ) -> CalibrationText:
         """Samples without padding, with what the report says of their text."""
         mask = np.ones(input_ids.shape, np.bool_)
-        return cls.padded(input_ids, mask, source, sha256, documents=documents)
+        return cls.padded(input_ids, mask, source, sha256, None, documents, content)
 
     @classmethod
     def padded(
@@ -65,6 +66,7 @@ class CalibrationText:
         sha256: str,
         types: NDArray[np.int64] | None = None,
         documents: NDArray[np.int64] | None = None,
+        content: str = "",
     ) -> CalibrationText:
         """Samples of different lengths, with what the report says of their text."""
         samples, length = input_ids.shape
@@ -76,6 +78,7 @@ class CalibrationText:
             tokens=int(mask.sum()),
             sha256=sha256,
             documents=ranges_of(documents),
+            content=content,
         )
         return cls(ref, input_ids, mask, types=types, documents=documents)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from exporter.errors import (
 )
 from exporter.files import sha256_bytes
 from exporter.models.texts.docstrings import docstrings
-from exporter.models.texts.documents import Units, articles, halves, is_title
+from exporter.models.texts.documents import Content, Units, articles, halves, is_title
 from exporter.models.texts.pair_lines import TextPair, pairs_in
 from exporter.optional import require
 from graph_passes.files.reading import parse_json
@@ -72,6 +72,11 @@ class TextSource:
     def pairs(self) -> tuple[TextPair, ...]:
         """Those of all lines."""
         return tuple(chain(*self.line_pairs))
+
+    @cached_property
+    def content(self) -> Content:
+        """What it is known by under whatever name."""
+        return Content.of(self.documents)
 
     def units(self, length: int) -> Units:
         """The parts that serve one end each, where samples have so many tokens."""
@@ -141,7 +146,7 @@ def refuse_same_text(
     hint: str = "Name another text with --eval-text.",
     error: type[DepthcutError] = ComparisonError,
 ) -> None:
-    """Refuses to judge on a text that something was fitted to or chosen by.
+    """Refuses to judge on a text that something was fitted to or chosen by, or a copy of it.
 
     Args:
         judged: The text to judge on.
@@ -153,6 +158,13 @@ def refuse_same_text(
     for other in others:
         if judged.sha256 == other.sha256 or judged.source == other.source:
             raise error(f"{judged.source} is {what}.", hint, code="same-text")
+        if _content(judged).is_shared(_content(other)):
+            told = f"{judged.source} has much of its text in common with {other.source}, {what}."
+            raise error(told, hint, code="same-text")
+
+
+def _content(text: TextSource | CalibrationRef) -> Content:
+    return text.content if isinstance(text, TextSource) else Content.read(text.content)
 
 
 def _source(label: str, documents: Iterable[str], hint: str = SPEC_HINT) -> TextSource:

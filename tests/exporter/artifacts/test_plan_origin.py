@@ -84,10 +84,10 @@ def test_a_graph_notes_the_texts_of_all_plans_that_cut_it() -> None:
         )
 
     metadata: dict[str, str] = {}
-    note_texts(metadata, _plan(None, judged_on=[text("1")]))
+    note_texts(metadata, _plan(None, judged_on=[text("1")]).decided)
     assert metadata == {}
-    note_texts(metadata, _plan(None, chosen_on=[text("2"), text("1")]))
-    note_texts(metadata, _plan(None, chosen_on=[text("2")], fitted_on=[text("3")]))
+    note_texts(metadata, _plan(None, chosen_on=[text("2"), text("1")]).decided)
+    note_texts(metadata, _plan(None, chosen_on=[text("2")], fitted_on=[text("3")]).decided)
     assert noted_texts(metadata) == {"chosen": ["1" * 64, "2" * 64], "fitted": ["3" * 64]}
     assert "home" not in str(metadata)
     assert noted_texts(dict.fromkeys(metadata, "[[")) == {}

@@ -230,18 +230,25 @@ def test_what_a_plan_was_made_by_is_no_evaluation_text(arms: tuple[Path, Path], 
     assert compare(*arms, OPTIONS, parts=judged).parts == judged
 
 
-def test_what_a_cut_graph_notes_of_its_texts_is_heeded(
-    arms: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize("stands", ["candidate", "also"])
+@pytest.mark.parametrize("known_by", ["nothing", "sha256", "content"])
+def test_what_a_graph_notes_of_its_texts_is_heeded(
+    arms: tuple[Path, Path], tmp_path: Path, stands: str, known_by: str
 ) -> None:
     own = read_texts("pydoc", part="evaluation")
-    for digest, refused in (("0" * 64, False), (own.sha256, True)):
-        noted = write_tiny_lm(tmp_path / digest, layers=(1,))
-        path = noted / "model.onnx" if noted.is_dir() else noted
-        model = load_model(path)
-        plan = PruningPlan(deletions=[], chosen_on=[calibration("text", digest)])
-        note_texts(model.metadata_props, plan)
-        save_model(model, path)
-        with raises(ComparisonError, "same-text", own.source) if refused else nullcontext():
+    noted = write_tiny_lm(tmp_path / "noted", layers=(1,))
+    path = noted / "model.onnx" if noted.is_dir() else noted
+    model = load_model(path)
+    ref = calibration("text", own.sha256 if known_by == "sha256" else "0" * 64)
+    if known_by == "content":
+        ref = ref.model_copy(update={"content": own.content.written()})
+    note_texts(model.metadata_props, PruningPlan(deletions=[], chosen_on=[ref]).decided)
+    save_model(model, path)
+    refused = known_by != "nothing"
+    with raises(ComparisonError, "same-text", own.source) if refused else nullcontext():
+        if stands == "also":
+            compare(*arms, OPTIONS, also=[noted])
+        else:
             compare(arms[0], noted, OPTIONS)
 
 

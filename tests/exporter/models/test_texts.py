@@ -7,16 +7,18 @@ import inspect
 import json
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from exporter.errors import MissingDependencyError, TextSourceError
-from exporter.models.texts.documents import Units
+from exporter.artifacts import CalibrationRef
+from exporter.errors import ComparisonError, MissingDependencyError, TextSourceError
+from exporter.models.texts.documents import Content, Units
 from exporter.models.texts.packing import pack_tokens
-from exporter.models.texts.sources import TextSource, read_texts
+from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
 from tests.raising import raises
 
 
@@ -272,3 +274,35 @@ def test_of_a_book_no_more_is_tokenised_than_is_needed() -> None:
     pieces.clear()
     pack_tokens(encode, units, sequence_length=64)
     assert sorted("".join(pieces)) == sorted("".join(text for unit in units.parts for text in unit))
+
+
+PARAGRAPHS = [paragraph for text in STORIES for paragraph in text.split("\n\n")]
+OTHERS = story("other", 800).split("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("documents", "shared"),
+    [
+        (["\n\n".join(PARAGRAPHS)], True),
+        (["\n\n".join(PARAGRAPHS[::-1])], True),
+        (["\r\n\r\n".join(PARAGRAPHS)], True),
+        (["\n\n".join(PARAGRAPHS[100:220])], True),
+        (["\n\n".join([*OTHERS, *PARAGRAPHS])], True),
+        (["\n\n".join([*OTHERS, *PARAGRAPHS[:8]])], False),
+        (["\n\n".join(OTHERS)], False),
+    ],
+    ids=["one document", "reordered", "line ends", "a part", "a part of it", "a little", "other"],
+)
+def test_a_copy_is_known_by_what_it_holds(documents: list[str], shared: bool) -> None:
+    judged = TextSource("copy.txt", tuple(documents), "1" * 64)
+    whole = Content.of(STORIES)
+    ref = CalibrationRef(
+        source="first.txt", samples=1, sequence_length=8, tokens=8, sha256="0" * 64,
+        content=whole.written(),
+    )  # fmt: skip
+    with raises(ComparisonError, "same-text", "first.txt") if shared else nullcontext():
+        refuse_same_text(judged, [ref], "what chose")
+    assert len(ref.content) < 400
+    assert judged.content.is_shared(whole) is shared
+    assert Content.of([]).is_shared(whole) is False
+    assert Content.read("no base 64!").is_shared(whole) is False

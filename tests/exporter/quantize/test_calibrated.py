@@ -8,7 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from exporter.artifacts.plans.origin import noted_texts
 from exporter.errors import CalibrationError, QuantizationError, UsageError
+from exporter.models.texts.sources import read_texts
 from exporter.quantize.calibration import calibration_beside
 from exporter.quantize.gptq import gptq, inverse_factor
 from exporter.quantize.quantize import quantize_file
@@ -113,6 +115,10 @@ def test_a_graph_is_quantised_by_a_text(model: Path, tmp_path: Path, text: str) 
     assert result.record.bits == {"4": 3}
     assert result.record.calibration is not None
     assert result.record.calibration.startswith(f"{text}, sha256 ")
+    source = read_texts(text, part="calibration")
+    noted = noted_texts(load_model(tmp_path / "out.onnx").metadata_props)
+    known = {source.sha256, f"content:{source.content.written()}"}
+    assert noted == {"quantised": sorted(known)}
     plain = quantize_file(
         model, tmp_path / "rtn.onnx", QuantizeSettings(head_bits=None, embedding_bits=None)
     )
