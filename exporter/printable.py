@@ -15,9 +15,14 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-_ACTIVE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+_ACTIVE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 _COMMAND = re.compile(r"(^[^\S\n]*:):|(##\w*)\[", re.MULTILINE)
 _KEPT = "\n\t"
 
@@ -27,9 +32,30 @@ def one_line(text: str) -> str:
     return _ACTIVE.sub(_escape, text)
 
 
+def visible(text: str) -> str:
+    """A document that no log shows, such as a page: line breaks and tabs stay."""
+    return _ACTIVE.sub(_escape_but_breaks, text)
+
+
 def printable(text: str) -> str:
-    """Lines for a terminal or a log: line breaks and tabs stay."""
-    return _COMMAND.sub(_without_command, _ACTIVE.sub(_escape_but_breaks, text))
+    """Lines for a terminal or a log, or a document that a log may show."""
+    return _COMMAND.sub(_without_command, visible(text))
+
+
+def printable_line(text: str) -> str:
+    """A value that stands in a line of its own."""
+    return printable(one_line(text))
+
+
+def printable_xml(root: Element) -> str:
+    """An XML document: what is read of it is printable, and XML can write each character."""
+    from xml.etree.ElementTree import indent, tostring  # only written here, never read
+
+    for element in root.iter():
+        element.text = element.text and printable(element.text)
+        element.attrib = {name: printable_line(value) for name, value in element.attrib.items()}
+    indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{tostring(root, "unicode")}\n'
 
 
 def printable_json(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli.task_lines import TaskLines, done_words, is_worth_a_line, ticking
-from exporter.printable import one_line, printable, printable_json, raw_output
+from exporter.printable import printable, printable_json, printable_line, raw_output
 from exporter.progress import Task
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def echo(*lines: object, err: bool = False) -> None:
         err: On standard error, and not on standard output.
     """
     for line in lines or ("",):
-        click.echo(_one(str(line)), err=err)
+        click.echo(printable_line(str(line)), err=err)
 
 
 def echo_json(text: str) -> None:
@@ -46,10 +46,6 @@ def echo_command(line: str, *, err: bool = False) -> None:
     stream = raw_output(sys.stderr if err else sys.stdout)
     stream.write(f"{line}\n")
     stream.flush()
-
-
-def _one(line: str) -> str:
-    return printable(one_line(line))
 
 
 class ConsoleProgress:
@@ -85,7 +81,7 @@ class ConsoleProgress:
     def say(self, message: str) -> None:
         """Prints a line unless quiet."""
         if self.verbosity >= NORMAL:
-            self.console.print(_one(message))
+            self.console.print(printable_line(message))
 
     def detail(self, message: str) -> None:
         """Prints a line when verbose, or the lines that a library said."""
@@ -123,7 +119,7 @@ class ConsoleProgress:
             self._bars = _new_bars(self.console)
             self._bars.start()
         bars = self._bars
-        task_id = bars.add_task(_one(description), total=total, unit=_one(unit))
+        task_id = bars.add_task(printable_line(description), total=total, unit=printable_line(unit))
         begin = time.perf_counter()
         failed = True
         try:

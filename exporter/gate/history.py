@@ -15,7 +15,6 @@ autocorrelation of the rest, without the trend, says (Yue and Wang, Water Resour
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 from collections.abc import Sequence
@@ -37,8 +36,10 @@ from exporter.artifacts import (
     HistoryRow,
     json_path,
 )
-from exporter.errors import ArtifactError
+from exporter.artifacts.ledger import in_turn
+from exporter.errors import ArtifactError, UsageError
 from exporter.gate.keys import series
+from graph_passes.files.placing import append as append_text
 from graph_passes.files.reading import TABLE_BYTES, read_bytes
 
 _MEND = "Mend or remove that line; the others are untouched."
@@ -98,26 +99,38 @@ def read_history(path: Path) -> list[HistoryEntry]:
 
 
 def append(path: Path, entry: HistoryEntry) -> None:
-    """Adds a line, in one write, while no other process adds one.
+    """Adds a line, in one write, while no other process adds one; see :func:`refuse_link`.
 
     Raises:
         OSError: It can't be written.
     """
+    refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(_separator(path) + entry.model_dump_json().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with in_turn(path.parent):
+        separator = "\n" if path.exists() and not _is_ended(path) else ""
+        append_text(path, f"{separator}{entry.model_dump_json()}\n")
 
 
-def _separator(path: Path) -> bytes:
-    """A newline where the last line has none: somebody edited the file."""
+def refuse_link(path: Path) -> None:
+    """Keeps what is written in the history's own folder.
+
+    Raises:
+        UsageError: It is a link.
+    """
+    if path.is_symlink():
+        raise UsageError(
+            f"{path} is a link, and a history is written in its own folder.",
+            f"Name the file itself: {path.resolve()}, if it is yours.",
+            code="linked-output",
+        )
+
+
+def _is_ended(path: Path) -> bool:
+    """Whether the last line has its break: somebody may have edited the file."""
     with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return b""
-        file.seek(-1, os.SEEK_END)
-        return b"" if file.read(1) == b"\n" else b"\n"
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"", b"\n")
 
 
 class _Head(BaseModel):

@@ -24,6 +24,7 @@ from exporter.gate.history import (
     entry_of,
     read_history,
     read_history_file,
+    refuse_link,
     session_spreads,
 )
 from exporter.gate.keys import FIELDS, key_of, series
@@ -164,6 +165,7 @@ def _history(request: CheckRequest, report: ComparisonReport) -> History:
     """The runs before this one tell how sessions differ; with this one, whether there is drift."""
     if request.history is None:
         return History()
+    refuse_link(request.history)
     kept, mine = read_history_file(request.history), series(key_of(report))
     entries = list(kept.entries)
     now = entry_of(report, _first(report), commit=request.commit)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from xml.etree import ElementTree as Xml  # only written here, never read
 
 from exporter.artifacts import Check, CheckReport, CheckVerdict, ComparisonReport
 from exporter.files import sha256_bytes
-from exporter.printable import one_line
+from exporter.printable import printable, printable_json, printable_line, printable_xml
 from exporter.report.checks import (
     VERDICT_WORDS,
     check_grid,
@@ -39,7 +38,6 @@ from exporter.report.checks import (
 from exporter.report.markdown import escaped, table_lines
 from exporter.report.words import WORK
 
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _ANNOTATED: tuple[CheckVerdict, ...] = ("regressed", "inconclusive")
 _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "within_limit": "✅"}
 _MARK = "<!-- depthcut check {} -->"
@@ -65,12 +63,11 @@ def junit(found: CheckReport, *, inconclusive_fails: bool = False) -> str:
     )
     properties = Xml.SubElement(suite, "properties")
     for name, value in _properties(found).items():
-        Xml.SubElement(properties, "property", {"name": name, "value": _clean(value)})
+        Xml.SubElement(properties, "property", {"name": name, "value": value})
     for check in found.checks:
         _case(suite, found, check, fails=check.verdict in failing)
-    Xml.SubElement(suite, "system-out").text = _clean("\n".join(remarks(found)))
-    Xml.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, "unicode") + "\n"
+    Xml.SubElement(suite, "system-out").text = "\n".join(remarks(found))
+    return printable_xml(root)
 
 
 def _case(suite: Xml.Element, found: CheckReport, check: Check, *, fails: bool) -> None:
@@ -79,12 +76,12 @@ def _case(suite: Xml.Element, found: CheckReport, check: Check, *, fails: bool) 
         suite,
         "testcase",
         {
-            "classname": _clean(f"depthcut.{found.key.backend}.{check.quantity}"),
-            "name": _clean(check_name(check)),
+            "classname": f"depthcut.{found.key.backend}.{check.quantity}",
+            "name": check_name(check),
             "time": f"{seconds:.6f}",
         },
     )
-    sentence = _clean(check_sentence(check))
+    sentence = check_sentence(check)
     if fails:
         failure = Xml.SubElement(case, "failure", {"message": sentence, "type": check.verdict})
         failure.text = sentence
@@ -104,11 +101,6 @@ def _properties(found: CheckReport) -> dict[str, str]:
         "device": key.device,
         "threads": str(key.threads),
     }
-
-
-def _clean(text: str) -> str:
-    """Without characters that XML 1.0 has no way of writing."""
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def comment(found: CheckReport, report: ComparisonReport) -> str:
@@ -143,7 +135,7 @@ def summary(found: CheckReport, title: str = "depthcut check") -> str:
         *(f"- {escaped(line)}" for line in reasons(found)),
         *(["", *table_lines(history)] if history.rows else []),
     ]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n")
 
 
 def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) -> list[str]:
@@ -181,7 +173,7 @@ def _command(level: str, title: str, message: str) -> str:
 
 
 def _data(text: str) -> str:
-    return one_line(text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A"))
+    return printable_line(text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A"))
 
 
 def _property(text: str) -> str:
@@ -199,7 +191,8 @@ def github_benchmark(report: ComparisonReport) -> dict[str, str]:
         name: [_entry(figure, report) for figure in figures if figure.better == better]
         for name, better in (("smaller.json", "lower"), ("bigger.json", "higher"))
     }
-    return {name: json.dumps(entries, indent=2) + "\n" for name, entries in files.items()}
+    texts = {name: json.dumps(entries, indent=2) + "\n" for name, entries in files.items()}
+    return {name: printable_json(text) for name, text in texts.items()}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from exporter.printable import visible
 from exporter.report.sections.blocks import Block, Cell, Document, Figure, Grid, Section, plain
 
 _SIGNS = {"good": "▲", "bad": "▼", "even": "=", "unsure": "?", "cut": "×"}
@@ -36,7 +37,7 @@ def page(
     file = resources.files("exporter.report") / "templates" / "style.css"
     style = file.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return (
+    return visible(
         _environment()
         .get_template("page.html.j2")
         .render(

@@ -10,7 +10,7 @@ import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
 
-from exporter.printable import one_line
+from exporter.printable import one_line, printable
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
@@ -50,12 +50,13 @@ def markdown(document: Document) -> str:
     if document.statements:
         lines += ["", *(f"- {escaped(statement)}" for statement in document.statements)]
     written = [section_markdown(section) for section in document.sections if section.blocks]
-    return "\n\n".join(["\n".join(lines), *written]) + "\n"
+    return printable("\n\n".join(["\n".join(lines), *written]) + "\n")
 
 
 def several_markdown(documents: Sequence[Document], overview: Section) -> str:
     """Several documents, a section about all of them first."""
-    return "\n".join([section_markdown(overview) + "\n", *map(markdown, documents)])
+    first = printable(section_markdown(overview) + "\n")
+    return "\n".join([first, *map(markdown, documents)])
 
 
 def section_markdown(section: Section) -> str:

@@ -180,7 +180,14 @@ def test_json_may_be_nested_so_deep() -> None:
     parse_json("[" * DEEPEST + "]" * DEEPEST, "it")
 
 
-@pytest.mark.parametrize("text", ["{", "", "1" * 10_000, b"\xff{}", "[1,]", "\ufeff{}"])
+@pytest.mark.parametrize("digits", [41, 400, 10_000])
+def test_a_number_has_only_so_many_digits(digits: int) -> None:
+    assert parse_json("1" * 40, "it") == int("1" * 40)
+    with pytest.raises(UnsafeInputError):
+        parse_json("1" * digits, "it")
+
+
+@pytest.mark.parametrize("text", ["{", "", b"\xff{}", "[1,]", "\ufeff{}"])
 def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # Python's own, of several kinds
         parse_json(text, "it")

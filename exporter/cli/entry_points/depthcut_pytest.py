@@ -11,8 +11,9 @@ so that a project with packages of its own called `exporter` or `graph_passes` r
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,19 @@ def depthcut(request: pytest.FixtureRequest) -> Depthcut:
     return Depthcut(request.node)
 
 
+@contextlib.contextmanager
+def _printable_errors() -> Iterator[None]:
+    """What pytest prints of an error may hold what a report says."""
+    from exporter.errors import DepthcutError
+    from exporter.printable import printable_line
+
+    try:
+        yield
+    except DepthcutError as error:
+        message, hint = map(printable_line, (error.message, error.hint))
+        raise type(error)(message, hint, code=error.code) from None
+
+
 class Depthcut:
     """The fixture. Its settings are the command line's, else the ini file's."""
 
@@ -119,7 +133,8 @@ class Depthcut:
         """Reads a report that was measured before; nothing is measured again."""
         from exporter.artifacts import ComparisonReport
 
-        return AssertableComparison(self, ComparisonReport.read(Path(path)), None)
+        with _printable_errors():
+            return AssertableComparison(self, ComparisonReport.read(Path(path)), None)
 
 
 def _compare_options(given: dict[str, Any]) -> CompareOptions:
@@ -162,7 +177,9 @@ class AssertableComparison:
         from exporter.gate.baselines import find_baseline, read_baselines
         from exporter.gate.gate import BaselineMatch
 
-        accepted = BaselineMatch(*find_baseline(self.report, read_baselines(Path(baseline)), allow))
+        with _printable_errors():
+            baselines = read_baselines(Path(baseline))
+            accepted = BaselineMatch(*find_baseline(self.report, baselines, allow))
         return AssertableComparison(self._fixture, self.report, self._measure, accepted)
 
     def assert_not_slower(self, max_slowdown: str | float = "0%") -> None:
@@ -213,10 +230,12 @@ class AssertableComparison:
         __tracebackhide__ = True
         from exporter.gate.gate import check, confirmed
         from exporter.gate.limits import Limits
+        from exporter.printable import printable_line
         from exporter.report.checks import VERDICT_WORDS, change_words, check_name
 
         chosen, measure = Limits(**limits), self._measure  # type: ignore[arg-type]
-        result = check(self.report, chosen, baseline=self._accepted)
+        with _printable_errors():
+            result = check(self.report, chosen, baseline=self._accepted)
         if measure is not None:
             result = confirmed(
                 result,
@@ -227,17 +246,20 @@ class AssertableComparison:
             )
         for one in result.checks:  # properties of the test, which JUnit XML shows
             words = f"{change_words(one)}: {VERDICT_WORDS[one.verdict]}"
-            self._fixture.item.user_properties.append((f"depthcut {check_name(one)}", words))
+            self._fixture.item.user_properties.append(
+                (printable_line(f"depthcut {check_name(one)}"), words)
+            )
         _end(result, self._fixture.inconclusive)
 
 
 def _end(result: CheckReport, inconclusive: str) -> None:
     """Fails, skips or warns, as the verdict wants it."""
     __tracebackhide__ = True
+    from exporter.printable import printable_line
     from exporter.report.checks import check_sentence
 
     wrong = [check for check in result.checks if check.verdict == result.verdict]
-    text = "\n".join(check_sentence(check) for check in wrong)
+    text = "\n".join(printable_line(check_sentence(check)) for check in wrong)
     if result.verdict == "regressed" or (result.verdict, inconclusive) == ("inconclusive", "fail"):
         pytest.fail(text, pytrace=False)
     if result.verdict == "inconclusive":

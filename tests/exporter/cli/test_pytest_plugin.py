@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -145,6 +146,28 @@ def test_not_knowing_is_what_the_suite_says(
     inner.report(UNSURE)
     body = 'depthcut.report("report.json").assert_not_slower("3%")'
     inner.run(body, *arguments).assert_outcomes(**outcome)
+
+
+ACTIVE = "x\x1b[31m\u202e\n::error::no ##vso[task.x]"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_a_report_says_is_no_command_to_the_log(inner: Inner, broken: bool) -> None:
+    lost = Interval(value=-0.03, ci95=(-0.032, -0.028))
+    task = TaskResult(
+        task=ACTIVE, metric="acc", items=900, baseline=0.6, candidate=0.57, difference=lost
+    )
+    report = inner.report(gate_row(), accuracy=gate_accuracy(tasks=[task]))
+    if broken:
+        data = {**json.loads(report.to_json()), ACTIVE: 1}
+        (inner.path / "report.json").write_text(json.dumps(data))
+    body = 'depthcut.report("report.json").assert_task_drop("1%")'
+    result = inner.run(body, "--junitxml=out.xml")
+    result.assert_outcomes(failed=1)
+    told = result.stdout.str() + (inner.path / "out.xml").read_text()
+    assert "error" in told
+    for active in ("\x1b[31m", "\u202e", "\n::error", "##vso["):
+        assert active not in told
 
 
 def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import ComparisonReport, HistoryEntry, HistoryRow
-from exporter.errors import ArtifactError
+from exporter.errors import ArtifactError, UsageError
 from exporter.gate.gate import BaselineMatch, History, check
 from exporter.gate.history import append, drifts, entry_of, read_history, session_spreads
 from exporter.gate.keys import key_of, series
@@ -246,3 +246,17 @@ def test_a_report_that_is_checked_twice_is_one_point_of_a_trend(tmp_path: Path) 
         found.append(run_check(request)[0].drift)
     assert found[-1] == found[-2]
     assert found[-1][0].entries == 12
+
+
+def test_a_history_that_is_a_link_is_not_written(tmp_path: Path) -> None:
+    kept, secret = tmp_path / "kept", tmp_path / "secret.txt"
+    kept.mkdir()
+    secret.write_text("")
+    path = kept / "history.jsonl"
+    path.symlink_to(secret)
+    report = gate_report().write(tmp_path / "report.json")
+    with raises(UsageError, "linked-output", path):
+        run_check(CheckRequest(report, limits=Limits(max_kl=9), history=path))
+    with raises(UsageError, "linked-output"):
+        append(path, history(np.zeros(1))[0])
+    assert secret.read_text() == ""

@@ -7,7 +7,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
@@ -37,7 +37,7 @@ from exporter.errors import DepthcutError
 from exporter.gate.gate import check
 from exporter.gate.history import entry_of
 from exporter.gate.limits import Limits
-from exporter.report.ci import annotation_lines, junit, summary
+from exporter.report.ci import annotation_lines, comment, github_benchmark, junit, summary
 from graph_passes.plan_record import PLAN_KEY, recorded
 from tests.made_reports import (
     as_markdown,
@@ -180,6 +180,51 @@ def test_the_page_of_the_command(
     assert foreign((tmp_path / "report.md").read_text()) == []
 
 
+ACTIVE = "x\x1b[31m \u202eevil\r\n::error::no\n##vso[task.x]y \x00\ufffe ##teamcity[z]"
+_LOG_COMMAND = re.compile(r"^\s*::|##\w*\[", re.MULTILINE)
+
+
+def _active_report() -> ComparisonReport:
+    task = TaskResult(
+        task=ACTIVE, metric=ACTIVE, items=9, baseline=0.6, candidate=0.5,
+        difference=Interval(value=-0.1, ci95=(-0.12, -0.08)),
+    )  # fmt: skip
+    base = full_report(layers=3, rows=1, samples=48, text=ACTIVE)
+    accuracy = gate_accuracy(tasks=[task], probes=[task])
+    changes = {"latency": [gate_row()], "accuracy": accuracy}
+    return base.model_copy(update=changes)
+
+
+def _active_check() -> CheckReport:
+    checked = check(_active_report(), Limits(max_task_drop=0.01, max_probe_drop=0.01))
+    return checked.model_copy(update={"notes": [ACTIVE]})
+
+
+OUTPUTS: dict[str, Callable[[], str]] = {
+    "page": lambda: as_page(_active_report()),
+    "Markdown": lambda: as_markdown(_active_report()),
+    "JUnit": lambda: junit(_active_check()),
+    "summary": lambda: summary(_active_check()),
+    "comment": lambda: comment(_active_check(), _active_report()),
+    "benchmark": lambda: "".join(github_benchmark(_active_report()).values()),
+    "annotations": lambda: "\n".join(
+        line.removeprefix("::error") for line in annotation_lines(_active_check())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_a_format_holds_is_visible_and_no_command(name: str) -> None:
+    text = OUTPUTS[name]()
+    assert "evil" in text
+    assert [char for char in text if not (char.isprintable() or char in "\n\t")] == []
+    assert name == "page" or not _LOG_COMMAND.search(text)
+    if name == "JUnit":  # what is read of it goes to logs, too
+        root = Xml.fromstring(text)
+        read = [value for one in root.iter() for value in (one.text or "", *one.attrib.values())]
+        assert not any(_LOG_COMMAND.search(value) for value in read)
+
+
 BEYOND_BOUNDS: list[tuple[str, Any]] = [
     ("arms.baseline.layers", 10**8),
     ("arms.baseline.file_bytes", 10**399),
@@ -221,14 +266,13 @@ def test_a_number_beyond_its_bound_is_refused_with_its_place(
     path: str, value: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "report.json"
-    file.write_text(spoilt(full_report(layers=3, rows=1, samples=12).to_json(), path, value))
+    file.write_text(spoilt(full_report(layers=3, rows=1, samples=48).to_json(), path, value))
     place = re.sub(r"\.(\d+)", r"[\1]", path)
     too_long = isinstance(value, int) and len(str(value)) > 40
     with raises(DepthcutError, "number-too-long" if too_long else "") as caught:
         ComparisonReport.read(file)
     assert too_long or place in str(caught.value)
     assert run(["report", str(file)]) == 2
-    assert run(["check", str(file), "--max-kl", "9"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -236,7 +280,7 @@ def test_a_number_beyond_its_bound_is_refused_with_its_place(
     [("model.num_layers", 10**8), ("scores.0.layer", 10**8), ("calibration.samples", 10**30)],
 )
 def test_scores_of_no_model_are_refused(path: str, value: int, tmp_path: Path) -> None:
-    report = full_report(layers=3, rows=1, samples=12).write(tmp_path / "report.json")
+    report = full_report(layers=3, rows=1, samples=48).write(tmp_path / "report.json")
     scores = tmp_path / "importance.json"
     scores.write_text(spoilt(full_importance(layers=3).to_json(), path, value))
     assert run(["report", str(report), "--importance", str(scores)]) == 2
