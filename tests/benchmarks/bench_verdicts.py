@@ -6,7 +6,8 @@ in N histories of each kind, ``--alone N`` how often it errs in N series of each
 The trials run in virtual time, each with a budget of 60 s: on replayed decode steps of SmolLM2 that
 were recorded on a busy machine of 2 cores (``decode_steps.npz``), and on a generator of such noise.
 The statistics were chosen with these in view, except for the rows called "held out", whose steps
-were recorded after that.
+were recorded after that, for 5 minutes each: ``MODEL.onnx --record decode_steps_held_out.npz --name
+1_thread_a --threads 1`` adds one.
 Real trials load real ONNX Runtime sessions; one arm's calls are delayed by 3 %.
 """
 
@@ -51,7 +52,7 @@ from tests.virtual_time import (
 SLOWDOWN = 1.03
 BUDGET_S = 60.0
 _STRETCHES = 5
-"""Parts of a recording, of ten to twenty seconds, that are played in an order that is drawn."""
+"""Parts of a recording, of ten to sixty seconds, that are played in an order that is drawn."""
 
 
 def recorded_steps(path: Path) -> dict[str, np.ndarray]:

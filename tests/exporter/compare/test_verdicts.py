@@ -13,7 +13,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from virtual_time import RECORDED, BusyMachine, Noise, Replayed, VirtualCell, virtual_pair
+from virtual_time import (
+    HELD_OUT,
+    RECORDED,
+    BusyMachine,
+    Noise,
+    Replayed,
+    VirtualCell,
+    virtual_pair,
+)
 
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 
@@ -61,3 +69,10 @@ def test_the_recorded_machine_was_busy() -> None:
     with np.load(RECORDED, allow_pickle=False) as file:
         steps = file["2_threads"]
     assert 1.5 < np.median(steps) / steps.min() < 4
+
+
+def test_six_recordings_of_five_minutes_are_held_out() -> None:
+    with np.load(HELD_OUT, allow_pickle=False) as file:
+        seconds = [file[name].astype(np.float64).sum() / 1000 for name in file.files]
+    assert len(seconds) >= 6
+    assert min(seconds) > 295
