@@ -105,7 +105,7 @@ forms: .venv/test.done
 
 engines: .venv/test.done
 	.venv/bin/python -m tests.benchmarks.bench_engines --write exporter/engines/build/docs/builds.md
-	.venv/bin/python -m tests.benchmarks.bench_attention --write exporter/engines/build/docs/attention.md
+	.venv/bin/python -m tests.benchmarks.bench_attention
 
 # DEPTHCUT_TEXTS names a folder with valid.txt and test.txt, DEPTHCUT_DATA one of task files.
 rivals: .venv/test.done

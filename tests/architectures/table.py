@@ -7,25 +7,19 @@ from collections.abc import Mapping, Sequence
 from tests.architectures.rows import Row
 
 COMMAND = "python -m tests.architectures --write graph_passes/docs/architectures.md"
-_COLUMNS = (
-    "architecture", "class", "graph", "exporter", "form", "layers", "sublayers", "cut models",
-    "worst relative error", "note",
-)  # fmt: skip
+_COLUMNS = ("architecture", "cut models", "worst relative error", "note")
 _HEAD = """# Architectures
 
 Written by `{command}`; don't edit it.
 Versions: {versions}.
 
-Each row is a model with random weights of a few layers, exported and cut by the same
+Each row is a model with random weights of a few layers, exported and cut by
 `graph_passes.prune_graph`: every sublayer alone, all of each kind at once, and up to
-{random_sets} random sets, one of them all but one sublayer; every other cut with `renumber_kv`.
-The graph before a cut must have exactly the sublayers that the model
-has. Each cut model is run on ONNX Runtime and compared with PyTorch, where the same modules give
-zeros: batch 2, one sequence padded (decoders on the left), decoders in prefill and then in decode,
-each side from its own cache. All outputs are compared, caches and states at real tokens too. The
-error is relative to the largest logit (in caches, to their largest entry); a row holds at
-{tolerance:.0e} and below, and cutting any sublayer changes the output by more than a hundred times
-that. In a post-norm layer the norm behind the sum stays.
+{random_sets} random sets. Each cut model is run on ONNX Runtime and compared with PyTorch, where
+the same modules give zeros, in prefill and decode, with padding; caches and states too. The error
+is relative to the largest value; a row holds at {tolerance:.0e} and below, and cutting any
+sublayer changes the output by more than a hundred times that. In a post-norm layer the norm
+behind the sum stays.
 
 {summary}
 
@@ -60,13 +54,9 @@ def table(
 
 
 def _cells(row: Row) -> list[str]:
-    sites = ", ".join(f"{count} {kind}" for kind, count in row.sites.items())
     error = f"{row.worst_error:.1e}" if row.cuts else ""
     if not row.holds:
         error = f"**{error or 'fails'}**"
     note = row.note if row.holds else " ".join([row.failed, *row.wrong[:1]]).strip()
-    cells = [
-        row.name, row.model_class, row.graph, row.exporter, row.form, str(row.layers or ""),
-        sites, str(row.cuts or ""), error, note,
-    ]  # fmt: skip
+    cells = [row.name, str(row.cuts or ""), error, note]
     return [cell.replace("|", "\\|") for cell in cells]

@@ -1,6 +1,6 @@
 """What TensorRT-RTX makes of an attention of Llama 3 8B, and of one of its layers, by their form.
 
-``python -m tests.benchmarks.bench_attention [--write PAGE]``; no GPU is needed, and nothing is run.
+``python -m tests.benchmarks.bench_attention``; no GPU is needed, and nothing is run.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ from exporter.engines.build.settings import BuildSettings, Phase
 from exporter.errors import EngineError
 from exporter.optional import require
 from tests.attention_alone import attention_in_place
-from tests.benchmarks.bench_engines import versions
 
-COMMAND = "make engines"
 ROOM = 4096
 BATCH, PROMPT = 64, 2048
 FORMS = ("opset 20", "opset 23", "opset 23, nothing repeated", "in place, mask", "in place")
@@ -49,79 +47,21 @@ _RANGES = {
     "prefill": Ranges(batch=Span(1, 8, 8), prompt=Span(1, PROMPT, PROMPT)),
 }
 _CAUSAL = {"lengths, UPPER_LEFT": "UPPER_LEFT", "lengths, LOWER_RIGHT": "LOWER_RIGHT"}
-_HEAD = """\
-# Attention and caches in engines
-
-Written by `{command}`; don't edit it.
-Versions: {versions}.
-
-Built with TensorRT-RTX on a machine without a GPU. Nothing was run. *Fused* are kernels that do an
-attention as a whole, *others* all that do work besides.
-
-## One attention
-
-With the heads of Llama 3 8B (32 for queries, 8 for keys and values, 128 wide) and its caches of
-{room} positions in place, and nothing else; queries, keys and values are inputs. Batch {batch};
-prefill: {prompt} tokens.
-
-| column | meaning |
-| --- | --- |
-| told by | what tells the attention which keys count: a mask over the whole cache; lengths of the \
-cache, with the causal kind for several new tokens; or, in a prefill from empty caches, \
-the order of the new keys, of which alone it reads |
-| scratch MB | what the engine needs beside caches, inputs and outputs; 10^6 bytes |
-
-| card | dtype | phase | told by | scratch MB | fused | others |
-| --- | --- | --- | --- | --- | --- | --- |
-"""
-_LAYERS = """
-## One layer
-
-Of Llama 3 8B with constant weights and a vocabulary of 1024, exported by PyTorch and rewritten.
-*in place* is what `depthcut build` makes of a graph with caches in place: an engine for one phase,
-and the last position's logits.
-
-| column | meaning |
-| --- | --- |
-| form | how attention and cache are written: basic operators (opset 20), the operator \
-Attention on repeated keys and values (opset 23), on those of the cache, and that with a \
-cache of {room} positions updated in place (opset 24), by a mask and without |
-| phase | decode: batch {batch}, {context} filled; prefill: batch 8, {prompt} tokens |
-| scratch MB | what the engine needs beside weights and caches; 10^6 bytes |
-| cache MB | that a decoder takes in decode for this layer: two sets of buffers, or one in place |
-
-| card | dtype | form | phase | network layers | fused | others | scratch MB | cache MB |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Builds all and prints a line for each engine."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="the page to write")
-    options = parser.parse_args(arguments)
-    alone = _printed(attention_rows())
-    layers: list[str] = []
+    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
+    _print(attention_rows())
     for dtype, *cards in (("bfloat16", "sm89", "sm120"), ("float32", "sm89")):
         with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-            layers += _printed(layer_rows(dtype, cards, Path(folder)))
-    if options.write:
-        from exporter.files import write_text
-
-        told = ", ".join(f"{name} {number}" for name, number in versions().items())
-        facts = {"room": ROOM, "context": ROOM - 1, "batch": BATCH, "prompt": PROMPT}
-        head = _HEAD.format(command=COMMAND, versions=told, **facts)
-        parts = [head, *alone, _LAYERS.format(**facts), *layers]
-        write_text(options.write, "".join(parts))
+            _print(layer_rows(dtype, cards, Path(folder)))
     return 0
 
 
-def _printed(rows: Iterator[Sequence[str]]) -> list[str]:
-    lines = []
+def _print(rows: Iterator[Sequence[str]]) -> None:
     for cells in rows:
-        lines.append(f"| {' | '.join(cells)} |\n")
-        print(lines[-1], end="", flush=True)
-    return lines
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def attention_rows() -> Iterator[Sequence[str]]:

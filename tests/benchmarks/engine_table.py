@@ -18,17 +18,9 @@ opset of its row and built as it is (cut 0) and with attentions cut out. SmolLM2
 have one profile, decode; at opset 24 its caches are in place. BERT's and ViT's have one for all
 that they do. BERT and ViT have random weights. Each engine is built twice.
 
-| column | meaning |
-| --- | --- |
-| ONNX MB, engine MB | the graph with its weights; the engine's file |
-| network layers | of the parsed network |
-| real layers | that the builder made of them: kernels, without synchronisation and shapes |
-| fused | of these, kernels that do an attention as a whole |
-| builder s | the builder's own time with parsing, on {processor}; depends on the machine; of the \
-faster build |
-| rest s | what the build took beside: starting a process, loading the library, reading, changing \
-and hashing the graph, writing and hashing the engine; of the same build |
-| alike | whether both builds gave the same bytes |
+Network layers are those of the parsed network, real layers the kernels that the builder made of
+them; fused kernels do an attention as a whole. The builder's time is on {processor}; the rest is
+what the build took beside. *alike*: both builds gave the same bytes.
 
 """
 _COLUMNS = (

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.forms.subjects import HEADS, POSITIONS, SIZE, Subject
+from tests.forms.subjects import POSITIONS, Subject
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -23,36 +21,6 @@ def builder(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
 
     build_decoder(loaded, folder, "cpu")
     return folder / "model.onnx"
-
-
-def transformers_optimizer(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
-    """onnxruntime.transformers.optimizer on our export; GPT-2's rules for all decoders."""
-    from onnxruntime.transformers.optimizer import optimize_model
-
-    source = _exported(loaded, folder, 20)
-    name = "gpt2" if subject.kind == "decoder" else "bert"
-    with contextlib.redirect_stdout(io.StringIO()):
-        fused = optimize_model(
-            str(source), model_type=name, num_heads=HEADS, hidden_size=HEADS * SIZE, opt_level=0
-        )
-        fused.save_model_to_file(str(folder / "fused.onnx"))
-    return folder / "fused.onnx"
-
-
-def rewrite_rules(opset: int) -> Fuser:
-    """onnxscript's rules for ONNX Runtime, on our export."""
-
-    def write(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
-        import onnx_ir as ir
-        from onnxscript.rewriter.ort_fusions import optimize_for_ort
-
-        from graph_passes import save_model
-
-        fused, _ = optimize_for_ort(ir.load(_exported(loaded, folder, opset)))
-        save_model(fused, folder / "fused.onnx")
-        return folder / "fused.onnx"
-
-    return write
 
 
 def own(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
@@ -87,8 +55,5 @@ def _exported(loaded: LoadedModel, folder: Path, opset: int) -> Path:
 
 FUSERS: dict[str, Fuser] = {
     "genai builder": builder,
-    "ORT optimizer": transformers_optimizer,
-    "onnxscript, opset 20": rewrite_rules(20),
-    "onnxscript, opset 23": rewrite_rules(23),
     "depthcut": own,
 }

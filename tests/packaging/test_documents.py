@@ -23,7 +23,6 @@ DOCUMENTS = [
     *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")),
 ]
 GENERATED = {
-    "attention.md",
     "architectures.md",
     "dialects.md",
     "builds.md",

@@ -47,8 +47,6 @@ NAVIGATION = {
     "Look it up": [
         *("words", "commands", "files", "fusers", "/graph_passes/docs/architectures"),
         *("/graph_passes/docs/dialects", "/exporter/engines/build/docs/builds"),
-        "/exporter/engines/build/docs/attention",
-        "/exporter/engines/runners/docs/running",
     ],
     "Examples": ["/samples/README", "/docker/README"],
     "The code": ["developing", "/exporter/README", "/graph_passes/README", "/tests/README"],
