@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from tests.architectures.rows import Row
 
 COMMAND = "python -m tests.architectures --write graph_passes/docs/architectures.md"
-_COLUMNS = ("architecture", "cut models", "worst relative error", "note")
+_COLUMNS = ("architecture", "worst relative error", "note")
 _HEAD = """# Architectures
 
 Written by `{command}`; don't edit it.
@@ -58,5 +58,5 @@ def _cells(row: Row) -> list[str]:
     if not row.holds:
         error = f"**{error or 'fails'}**"
     note = row.note if row.holds else " ".join([row.failed, *row.wrong[:1]]).strip()
-    cells = [row.name, str(row.cuts or ""), error, note]
+    cells = [row.name, error, note]
     return [cell.replace("|", "\\|") for cell in cells]

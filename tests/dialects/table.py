@@ -9,7 +9,7 @@ from tests.dialects.checks import LAYERS, Outcome
 from tests.dialects.registry import Dialect
 
 COLUMNS = (
-    "dialect", "written by", "opset", "precision", "cuts", "worst relative error", "note",
+    "dialect", "written by", "opset", "precision", "worst relative error", "note",
 )  # fmt: skip
 _NOT_RUN = "not run yet"
 
@@ -52,7 +52,7 @@ def row(dialect: Dialect, outcome: Outcome) -> str:
     refused = bool(outcome.reason)
     worst = "exact" if outcome.worst == 0.0 else f"{outcome.worst or 0.0:.1e}"
     note = f"refused: {outcome.reason}" if refused else dialect.note
-    cells = ["", "", note] if refused else [str(outcome.cuts), worst, note]
+    cells = ["", note] if refused else [worst, note]
     return _line([
         dialect.name, _versions(dialect), str(outcome.opset), dialect.precision, *cells,
     ])  # fmt: skip
