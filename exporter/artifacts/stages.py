@@ -63,6 +63,12 @@ class CalibrationRef(Record):
         spans = [span.split("-") for span in (self.documents or "").split(",") if span]
         return [range(int(span[0]), int(span[-1]) + 1) for span in spans]
 
+    @property
+    def clusters(self) -> int:
+        """Of how many documents the samples are; of a single one each counts as one."""
+        numbers = [(text.samples, sum(map(len, text.spans))) for text in self.texts]
+        return sum(min(samples, own) if own > 1 else samples for samples, own in numbers)
+
     def describe(self, read: Nouns = TEXTS) -> str:
         """In words: ``15 samples of valid.txt (7,680 tokens)``, or ``64 images of photos/``.
 

@@ -114,6 +114,7 @@ def _told(
     before, after = joined(befores), joined(afters)
     if isinstance(before, EmbeddingDamage):
         return _healed_embeddings(role, text, before, after)
+    before, after = (damage.by_document(text.clusters) for damage in (before, after))
     if isinstance(before, ClassDamage):
         return _healed_classes(role, text, before, after)
     return _healed_text(role, text, before, after)

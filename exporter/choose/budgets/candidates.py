@@ -25,6 +25,7 @@ from exporter.models.ablation.damage import (
     DistributionDamage,
     EmbeddingDamage,
 )
+from exporter.models.ablation.ratios import Clusters
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
@@ -225,14 +226,19 @@ class QualityCheck:
         floors: What must be kept.
         first: Holds the first of those tokens, on which a cut that is clearly beyond a floor of
             classes is given up; None: each cut is measured on all.
+        clusters: Of which document each sample is.
     """
 
     def __init__(
-        self, meter: Meter, floors: Floors = NO_FLOORS, first: Meter | None = None
+        self,
+        meter: Meter,
+        floors: Floors = NO_FLOORS,
+        first: Meter | None = None,
+        clusters: Clusters = None,
     ) -> None:
         self._meter = meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)
         self._first = None if first is None else RememberingMeter(first)
-        self.floors = floors
+        self._clusters, self.floors = clusters, floors
 
     def damage(self, candidate: PlanCandidate) -> AnyDamage:
         """What a candidate costs."""
@@ -240,7 +246,13 @@ class QualityCheck:
 
     def damage_of(self, cut: BranchReplacements) -> AnyDamage:
         """What a cut costs."""
-        return self._meter.measure_many(cut, [])[0]
+        return self._measured(self._meter, cut)
+
+    def _measured(self, meter: RememberingMeter[AnyDamage], cut: BranchReplacements) -> AnyDamage:
+        damage = meter.measure_many(cut, [])[0]
+        if self._clusters is None or not isinstance(damage, DistributionDamage):
+            return damage
+        return damage.by_document(self._clusters)
 
     def holds(self, candidate: PlanCandidate) -> bool:
         """Whether a candidate keeps the floors."""
@@ -255,7 +267,7 @@ class QualityCheck:
         floor = self.floors.top1_agreement
         if self._first is None or floor is None:
             return []
-        damage = self._first.measure_many(candidate.cut, [])[0]
+        damage = self._measured(self._first, candidate.cut)
         if not isinstance(damage, ClassDamage):
             return []
         interval = share_interval(damage.agreements, damage.positions)

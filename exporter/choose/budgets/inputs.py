@@ -314,7 +314,7 @@ class PlanInputs:
         first = None
         if self.judges.fewest and len(text.input_ids) > _SEEN_FIRST:
             first = meter_here(self.loaded, text.rows(slice(0, _SEEN_FIRST)), batch_size)
-        return QualityCheck(meter, NO_FLOORS if healed else self.floors, first)
+        return QualityCheck(meter, NO_FLOORS if healed else self.floors, first, text.clusters)
 
     @cached_property
     def reporter(self) -> QualityCheck:

@@ -80,7 +80,7 @@ def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
 
 def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
     """By figure the 95 % interval of what the healed cut costs, the better end first."""
-    samples = measured.text.samples
+    samples = measured.text.clusters
     if isinstance(measured, HealedText):
         cost = measured.healed
         reach = _reach(cost.log_perplexity_increase_std_error, samples)

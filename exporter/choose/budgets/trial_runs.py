@@ -212,7 +212,8 @@ class TrialRuns:
             taken = time.monotonic() - began - cut.tried.training_seconds
             self._beside_s = max(taken, self._check_s)
         self.cuts.append(cut)
-        seen, whole = held_out_of(cut.report.healing).text.samples, len(self.texts.halves[1].mask)
+        seen = held_out_of(cut.report.healing).text.clusters
+        whole = self.texts.halves[1].ref.clusters
         rung = rung_of(number, cut.tried.healed, self._floors)
         return rung if seen >= whole else on_all_samples(rung, seen, whole)
 

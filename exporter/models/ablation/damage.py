@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.models.ablation.ratios import Floats, ratio, ratio_std_error
+from exporter.models.ablation.ratios import Floats, by_cluster, ratio, ratio_std_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,18 @@ class DistributionDamage(BySample):
     positions: Floats
     kl_sums: Floats
     agreements: Floats
+
+    def by_document(self, clusters: NDArray[np.int64]) -> Self:
+        """The sums of each document in place of each sample's, which makes errors those of these.
+
+        Args:
+            clusters: ``[samples]`` or more, of which document each is; where two samples give one
+                answer, of each.
+        """
+        number = len(self.positions)
+        clusters = clusters[:: max(1, len(clusters) // number)][:number]
+        sums = (by_cluster(getattr(self, each.name), clusters) for each in fields(self))
+        return type(self)(*sums)
 
     @property
     def distance(self) -> float:

@@ -151,11 +151,12 @@ class CalibrationText:
         )
 
     @property
-    def groups(self) -> NDArray[np.int64]:
-        """``[samples]``, the same number for samples of one document, of whatever text."""
-        owners = np.zeros_like(self.documents) if self.owners is None else self.owners
-        both = np.stack([owners, self.documents], axis=1)
-        return np.unique(both, axis=0, return_inverse=True)[1].ravel()
+    def clusters(self) -> NDArray[np.int64]:
+        """``[samples]``, of which document each is; of a single one each is its own."""
+        found = np.zeros_like(self.documents)
+        for own in self._owned:
+            found[own] = found.max() + 1 + _labels(self.documents[own])
+        return found
 
     def apart_at(self, samples: int) -> tuple[CalibrationText, CalibrationText]:
         """Two parts that share no document: all but the last ones, and these, of so many samples.

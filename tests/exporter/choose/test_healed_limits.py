@@ -163,14 +163,15 @@ def test_the_text_that_judges_has_neither_chosen_nor_fitted_nor_stopped(
     loaded: Any, texts: list[str]
 ) -> None:
     options = HealOptions(calibration=(texts[0],), **{**FOLD, "check_text": texts[1]})
-    found = healing_texts(loaded, options, judged=JUDGED)
+    found = healing_texts(loaded, options, judging=JUDGED)
     rows = [{tuple(row) for row in text.input_ids.tolist()} for text in found.halves]
-    assert (len(rows[0]), len(rows[1])) == (3, 3 + JUDGED)
+    assert 2 <= len(rows[0]) <= 4  # documents stay whole
+    assert len(rows[1]) >= JUDGED
     assert not rows[0] & rows[1]
     fitted = {tuple(row) for row in found.fitting.input_ids.tolist()}
     assert not fitted & (rows[0] | rows[1])
     usual = healing_texts(loaded, options).halves
-    assert [len(half.input_ids) for half in usual] == [3, 3]
+    assert all(2 <= len(half.input_ids) <= 6 for half in usual)
 
 
 def test_nothing_is_cut_where_no_cut_keeps_the_limits(planner: Any) -> None:
@@ -315,7 +316,7 @@ def test_a_cut_that_is_given_up_is_measured_on_what_was_seen(
 
     whole = healing(Floors(1e6), tmp_path / FOLDER / "whole")
     assert [text.role for text in whole.texts] == ["calibration", "other"]
-    assert whole.texts[0].text.samples == 3 + JUDGED
+    assert 3 + JUDGED <= whole.texts[0].text.samples <= 6 + JUDGED  # documents stay whole
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.choose.budgets.trial_runs.is_lost", lambda *_, **__: True)
         short = healing(Floors(1e6), tmp_path / FOLDER / "short")

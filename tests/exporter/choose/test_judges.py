@@ -312,6 +312,21 @@ def test_a_cut_that_is_clearly_lost_is_not_measured_on_all(kept: int, asked: int
     assert bool(check.broken(PlanCandidate())) is (kept == 0)
 
 
+def test_texts_of_one_document_count_as_one() -> None:
+    """Forty alike texts of four documents aren't forty: an interval over texts is too narrow."""
+    ones, same = np.ones(40), np.array([0] * 10 + [1] * 30, float)
+    meter: Any = SimpleNamespace(
+        measure_many=lambda *_: [ClassDamage(ones, 0 * ones, same)], num_layers=2
+    )
+    floors = Floors(top1_agreement=0.55)
+    alone = QualityCheck(meter, floors)
+    assert alone.holds(PlanCandidate())
+    documents = np.repeat(np.arange(4), 10)
+    assert not QualityCheck(meter, floors, clusters=documents).holds(PlanCandidate())
+    paired = QualityCheck(meter, floors, clusters=np.repeat(documents, 2))  # two texts an answer
+    assert not paired.holds(PlanCandidate())
+
+
 @pytest.mark.parametrize(("limit", "is_parted"), [(0.5, False), (LIMIT, True)])
 def test_few_images_are_not_measured_twice(
     images: Any, limit: float, is_parted: bool, tmp_path: Path
