@@ -56,22 +56,7 @@ def tokenize(
     separator_id: int | None,
     stride: int | None = None,
 ) -> EvaluationTokens:
-    """Draws samples over a whole text, each opened by what the tokenizer puts before a text.
-
-    Args:
-        texts: The evaluation text.
-        tokenizer_path: A ``tokenizer.json``.
-        sequence_length: Tokens in a sample, opening tokens included.
-        tokens: How many to take in all, rounded down to whole samples, one at least.
-        separator_id: A token between documents; None puts none.
-        stride: Tokens from the start of a sample to the start of the next in what was drawn; None
-            for samples that don't overlap.
-
-    Raises:
-        ComparisonError: When the tokenizer can't be read, its opening tokens fill a sample, the
-            text is shorter than one, or the stride is longer.
-        MissingDependencyError: Without the tokenizers library.
-    """
+    """Draws samples over a whole text, each opened by what the tokenizer puts before a text."""
     tokenizer = tokenizer_in(tokenizer_path)
     opening, _ = tokenizer.ends
     if len(opening) >= sequence_length:
@@ -129,17 +114,7 @@ class Passages(NamedTuple):
 def tokenize_passages(
     texts: TextSource, tokenizer_path: Path, *, most: int, longest: int
 ) -> Passages:
-    """Paragraphs of the evaluation text, each with the tokens that the tokenizer adds to a text.
-
-    Args:
-        texts: The evaluation text.
-        tokenizer_path: A ``tokenizer.json``.
-        most: How many; they are drawn over the whole text.
-        longest: Tokens of one; longer ones lose their end, not what the tokenizer puts behind it.
-
-    Raises:
-        ComparisonError: The tokenizer can't be read.
-    """
+    """Paragraphs of the evaluation text, each with the tokens that the tokenizer adds to a text."""
     tokenizer = tokenizer_in(tokenizer_path)
     drawn = [*islice(drawn_paragraphs(texts.units(longest), by_size=True), most)]
     ids = [np.array(cut_to(tokenizer, text, longest), np.int64) for _, text in drawn]
@@ -147,17 +122,7 @@ def tokenize_passages(
 
 
 def tokenize_pairs(texts: TextSource, tokenizer_path: Path, *, most: int, longest: int) -> Passages:
-    """Pairs of texts, each with the tokens that the tokenizer adds to a pair.
-
-    Args:
-        texts: The evaluation text.
-        tokenizer_path: A ``tokenizer.json``.
-        most: How many; always two that stand together, drawn over the whole text.
-        longest: Tokens of one; the longer text loses its end.
-
-    Raises:
-        ComparisonError: The tokenizer can't be read.
-    """
+    """Pairs of texts, each with the tokens that the tokenizer adds to a pair."""
     tokenizer = tokenizer_in(tokenizer_path)
     drawn = [*islice(drawn_pairs(texts, texts.units(longest), by_size=True), most)]
     tokens = [tokenizer.pair(*pair, longest) for _, pair in drawn]

@@ -21,17 +21,8 @@ def evaluation_texts(
 ) -> list[TextSource]:
     """The texts that the arms are judged on, which are never such that anything was decided by.
 
-    Args:
-        options: Which texts.
-        decided: Other texts, by what was decided by them, in words.
-        images: Whether the arms read images; noise, where none are named.
-
     Returns:
         The text, and that of another domain if one was asked for.
-
-    Raises:
-        ComparisonError: One is one of them, or both are the same; or images have a second one.
-        TextSourceError: When one can't be read.
     """
     if images and options.other_text is not None:
         raise ComparisonError(
@@ -50,11 +41,7 @@ def evaluation_texts(
 
 
 def read_source(spec: str, *, part: Part, images: bool) -> TextSource:
-    """Reads a text, or finds images.
-
-    Raises:
-        TextSourceError: It can't be read.
-    """
+    """Reads a text, or finds images."""
     return read_images(spec, part=part) if images else read_texts(spec, part=part)
 
 
@@ -64,16 +51,7 @@ def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
 
 
 def refuse_noted(judged: TextSource, metadata: Mapping[str, str], arm: str = "candidate") -> None:
-    """Refuses to judge on a text, or a copy, that an arm was made by, as its graph notes.
-
-    Args:
-        judged: The text to judge on.
-        metadata: Of the arm's graph.
-        arm: What the report calls it.
-
-    Raises:
-        ComparisonError: It is one of them.
-    """
+    """Refuses to judge on a text, or a copy, that an arm was made by, as its graph notes."""
     for role, known in noted_texts(metadata).items():
         contents = (each.removeprefix(CONTENT) for each in known if each.startswith(CONTENT))
         if judged.sha256 in known or any(

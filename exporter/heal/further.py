@@ -26,18 +26,8 @@ def text_behind(
 ) -> CalibrationText | None:
     """As much again of the same texts, of other documents; sampled text anew.
 
-    Args:
-        loaded: The model.
-        text: Samples of one text or several.
-        cache_dir: Where sampled text is kept.
-        progress: Told what goes on.
-
     Returns:
         None where a text is too short for that.
-
-    Raises:
-        CalibrationError: The model can't sample.
-        TextSourceError: A text can't be read.
     """
     others = []
     for each in text.apart:
@@ -63,15 +53,6 @@ def text_beyond(
     """Samples of the same texts, of other documents than several parts have.
 
     As many of each text, and more of the longer ones where others are too short for that.
-
-    Args:
-        loaded: The model.
-        used: The parts.
-        samples: How many are wanted in all; there may be fewer, or none.
-        cache_dir: Where sampled text is kept.
-
-    Raises:
-        TextSourceError: A text can't be read.
     """
     texts = list(zip(*(part.apart for part in used), strict=True))
     others: dict[int, CalibrationText] = {}
@@ -110,12 +91,7 @@ def read_samples(
     cache_dir: Path | None = None,
     apart_from: Sequence[CalibrationRef] = (),
 ) -> CalibrationText:
-    """Samples of a text, or paragraphs with as many tokens; no more images than fit.
-
-    Raises:
-        CalibrationError: The text is too short, or the model can't be given it.
-        TextSourceError: It can't be read.
-    """
+    """Samples of a text, or paragraphs with as many tokens; no more images than fit."""
     return calibration_text(
         loaded,
         spec,

@@ -220,12 +220,7 @@ class _Split(NamedTuple):
     least: int
 
     def parts(self, text: _Read, *, reuse: bool = False) -> _Parts:
-        """Documents to fit on, and others that are held out.
-
-        Args:
-            text: The samples.
-            reuse: Whether what has chosen the cut may judge it, too.
-        """
+        """Documents to fit on, and others that are held out."""
         if not text.is_short and not reuse:
             return _Parts(*text.others.apart_at(self._held(text.others, text)))
         held_out = self._held(text.whole, text)
@@ -341,13 +336,7 @@ def _wanted(options: HealOptions, spec: str, specs: Sequence[str]) -> tuple[int,
 def on_text_of(
     options: HealOptions, ref: CalibrationRef, calibration: Sequence[str] = ()
 ) -> HealOptions:
-    """The same options on the texts that scores rest on, where none of their own is named.
-
-    Args:
-        options: How to heal.
-        ref: What a report says of its text.
-        calibration: Other texts, of each of which as much is taken.
-    """
+    """The same options on the texts that scores rest on, where none of their own is named."""
     if options.calibration:
         return options
     return replace(
@@ -371,23 +360,8 @@ def other_domain(
 ) -> CalibrationText | None:
     """Samples of another domain than the calibration's.
 
-    Args:
-        loaded: The model.
-        sources: What is calibrated on, as the user or a report names it.
-        samples: How many.
-        sequence_length: Tokens in each.
-        spec: The text; None: what needs no file, the documentation of Python, or what the model
-            samples where that is calibrated on; :data:`exporter.heal.options.NO_TEXT` for no
-            text.
-        seed: For sampled text.
-        progress: Told what goes on.
-
     Returns:
         None where there is none at hand, or none is asked for.
-
-    Raises:
-        CalibrationError: The text is too short.
-        TextSourceError: The text can't be read.
     """
     if spec == NO_TEXT:
         return None

@@ -50,18 +50,6 @@ def calibration_beside(
 
     Of a classifier of images it reads these. A reranker reads pairs, and so does each classifier
     of texts of a file of pairs, as where they are scored.
-
-    Args:
-        model: The ONNX file.
-        specs: As :func:`exporter.models.texts.sources.read_texts` takes them, or
-            :func:`exporter.models.texts.images.read_images`; alike much of each.
-        classes: How many the model gives each text; None for a model that gives none.
-        progress: Told where a reranker reads single texts.
-
-    Raises:
-        TextSourceError: The text can't be read, or an image.
-        CalibrationError: It isn't long enough for one sample, or there is no tokenizer.
-        ModelSourceError: The settings of the image processor are missing, or another model's.
     """
     folder = ModelFolder.beside(model, model.parent)
     if folder.classifies_images:
@@ -164,12 +152,7 @@ def _packed(
 
 
 def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
-    """A model's inputs for some samples at once, with an empty cache where it takes one.
-
-    Args:
-        specs: What the model takes; of a mask and types it is given those of the batch.
-        batch: The samples.
-    """
+    """A model's inputs for some samples at once, with an empty cache where it takes one."""
     made = dict(make_inputs(specs, Shape(whole_phase(specs), *batch.ids.shape), batch.ids))
     given: dict[str, NDArray[Any]] = {"attention_mask": batch.mask}
     if batch.types is not None:
@@ -197,14 +180,6 @@ def second_moments(
     """The mean of ``x x^T`` of each different input of some products.
 
     The model is run once for as many inputs as fit one gigabyte of moments.
-
-    Args:
-        model: The float graph; it is unchanged.
-        products: Whose inputs are watched.
-        text: The text.
-        folder: A staging folder, where a copy of the model with the inputs as outputs is written.
-        threads: For ONNX Runtime.
-        progress: Told of each step.
 
     Yields:
         The input, and ``[K, K]``.

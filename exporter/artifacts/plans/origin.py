@@ -62,18 +62,6 @@ def hold_against_model(
     """Warns of a plan for another model, and refuses replacements that were fitted to one.
 
     Nothing is said where one of the two doesn't tell: a plan by hand, a graph from elsewhere.
-
-    Args:
-        plan: The plan.
-        sha256: Of the model, as :func:`exporter.models.loading.sources.source_sha256` gives
-            it.
-        model: What messages call it.
-        path: The plan's file.
-        refits: Whether the plan's replacements are not used.
-        progress: Hears the warning.
-
-    Raises:
-        PlanError: The plan has replacements, for another model.
     """
     meant = plan.made_from.get(_ROLE)
     if meant is None or sha256 is None or meant == sha256:

@@ -72,11 +72,6 @@ class PlanInputs:
         importance_sha256: The digest of the report's file, for the plan.
         cache_dir: Where text that the model sampled is kept.
         progress: Told what goes on.
-
-    Raises:
-        UsageError: The budget asks for what can't be told without a graph, or for what can't be
-            held by the method that the settings name.
-        CostError: The graph can't hold so many tokens.
     """
 
     def __init__(
@@ -133,22 +128,12 @@ class PlanInputs:
 
     @cached_property
     def floors(self) -> Floors:
-        """The limits that the model can be held to.
-
-        Raises:
-            PlanError: There are only others.
-        """
+        """The limits that the model can be held to."""
         return self.budget.floors.of_model(judged_by(self.loaded.model))
 
     @cached_property
     def searching(self) -> SearchOptions:
-        """How the search goes, with what it keeps small named.
-
-        Raises:
-            ScoringError: A classifier has no perplexity to keep small.
-            PlanError: Limits after healing are of answers, what is kept small of embeddings, or
-                the other way round: the one doesn't tell which cut may keep the other.
-        """
+        """How the search goes, with what it keeps small named."""
         judged, search = judged_by(self.loaded.model), self.settings.search
         if judged == "classes" and search.objective == "perplexity":
             refuse_headless(self.loaded.model)
@@ -196,12 +181,7 @@ class PlanInputs:
 
     @cached_property
     def texts(self) -> TextParts:
-        """What is searched on, checked on, and reported on.
-
-        Raises:
-            CalibrationError: Too little is held out for what is asked.
-            PlanError: Too little is there to show the limits.
-        """
+        """What is searched on, checked on, and reported on."""
         parts = parted(self.text, self.settings.held_out)
         judges = self.judges
         if judges.fewest > len(parts.checked.input_ids):
@@ -223,11 +203,7 @@ class PlanInputs:
 
     @cached_property
     def task_files(self) -> list[TaskItems]:
-        """The items of the objective; none where texts decide.
-
-        Raises:
-            TaskError: They can't be read, or are too few.
-        """
+        """The items of the objective; none where texts decide."""
         tasks = read_tasks(self.settings.search.task_files)
         if tasks:
             part_items(tasks, self.settings.search)

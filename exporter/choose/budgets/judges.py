@@ -50,11 +50,7 @@ class Judges:
 
     @classmethod
     def of(cls, floors: Floors, model: Any) -> Judges:
-        """Those of a model's limits.
-
-        Raises:
-            PlanError: More are needed than ever judge, though all keep their class.
-        """
+        """Those of a model's limits."""
         floor = floors.top1_agreement
         if floor is None or judged_by(model) != "classes" or classifies_tokens(model):
             return cls()
@@ -86,18 +82,7 @@ class Judges:
         healing_text: bool = False,
         all_read: bool = False,
     ) -> None:
-        """Refuses a source of which fewer can judge.
-
-        Args:
-            number: How many can.
-            source: What they are of.
-            read: What they are.
-            healing_text: Whether they are of a text that is named for the healing alone.
-            all_read: Whether no more are ever read of it.
-
-        Raises:
-            PlanError: The limit can't hold, though all keep their class.
-        """
+        """Refuses a source of which fewer can judge."""
         left = max(0, number)
         if left >= self.fewest:
             return
@@ -129,17 +114,7 @@ def judging_text(
     used: Sequence[CalibrationText],
     cache_dir: Path | None = None,
 ) -> CalibrationText:
-    """Samples to check limits on and to report on, of documents that aren't used otherwise.
-
-    Args:
-        judges: How many are wanted.
-        loaded: The model.
-        used: Other parts of the same texts.
-        cache_dir: Where sampled text is kept.
-
-    Raises:
-        PlanError: Too few are left to show the limit.
-    """
+    """Samples to check limits on and to report on, of documents that aren't used otherwise."""
     found = text_beyond(loaded, used, 2 * judges.usual, cache_dir)
     there = sum(len(part.input_ids) for part in (*used, found))
     all_read = _reads_no_more(loaded, there, len(used[0].apart))
@@ -155,15 +130,7 @@ def leaves_judges(
     used: tuple[CalibrationText, CalibrationText | None],
     cache_dir: Path | None = None,
 ) -> bool:
-    """Whether as many as show the limit are left where replacements are fitted on further text.
-
-    Args:
-        judges: How many are needed.
-        settings: How the plan is looked for.
-        loaded: The model.
-        used: What chooses, and what is behind it.
-        cache_dir: Where sampled text is kept.
-    """
+    """Whether as many as show the limit are left where replacements are fitted on further text."""
     chosen_on, further = used
     held_out = checked_of(len(chosen_on.input_ids), settings.held_out)
     if further is None or not settings.weighs_replacements or judges.fewest <= held_out:
@@ -182,20 +149,7 @@ def refuse_few_judges(
     samples: int | None,
     sequence_length: int,
 ) -> None:
-    """Refuses texts of which too few are left to show the limits; images are counted, not read.
-
-    Args:
-        budget: With the limits.
-        settings: How the plan is looked for.
-        loaded: The model.
-        chosen_on: What chooses the cut, as it is named; none: the usual text.
-        samples: How many of each choose; None: the usual number.
-        sequence_length: Of a sample that chooses, in tokens.
-
-    Raises:
-        PlanError: They can't be shown, whatever is cut.
-        DepthcutError: A text can't be read.
-    """
+    """Refuses texts of which too few are left to show the limits; images are counted, not read."""
     judges = Judges.of(budget.floors.of_model(judged_by(loaded.model)), loaded.model)
     if not judges.fewest:
         return

@@ -34,15 +34,7 @@ class TextParts:
         return "checked" if self.reported is self.checked else "unseen"
 
     def refuse_short(self, what_for: str, samples: int = 1) -> None:
-        """Refuses a text of which too little is held out.
-
-        Args:
-            what_for: What it is too short for.
-            samples: How many must be held out to check on.
-
-        Raises:
-            CalibrationError: There are fewer.
-        """
+        """Refuses a text of which too little is held out."""
         found = 0 if self.checked is self.searched else len(self.checked.input_ids)
         if found < samples:
             raise CalibrationError(
@@ -57,10 +49,6 @@ def parted(text: CalibrationText, held_out: float) -> TextParts:
     """The first documents to search on; of the last ones, in turn, to check and to report on.
 
     Of a single document it is its samples.
-
-    Args:
-        text: The samples.
-        held_out: Share of them that is not searched on; at least one sample of two, two of four.
     """
     samples = len(text.input_ids)
     if samples < 2:
@@ -84,10 +72,6 @@ def measured_on(text: CalibrationText, tokens: int) -> CalibrationText:
 
     Of images that are at least 32, if there are as many: each gets one class, however many
     positions it has.
-
-    Args:
-        text: The samples.
-        tokens: As many of them as have so many tokens.
     """
     if text.are_images:
         few = text.rows(slice(0, _FEWEST_IMAGES))

@@ -83,11 +83,6 @@ def trial_options(
     """How cuts are healed: on the text that was named, else on the usual mixture.
 
     What the model samples for it is sampled anew, not what the scores rest on.
-
-    Args:
-        options: What was asked for.
-        ref: The text of the scores.
-        calibration: The text of the search, where one was named.
     """
     if calibration or specs_of(ref) not in _USUAL_TEXTS:
         return on_text_of(options, ref, calibration)
@@ -159,12 +154,7 @@ class TrialRuns:
 
     @cached_property
     def texts(self) -> HealingTexts:
-        """What is fitted on, stopped by and judged on: the same for all cuts.
-
-        Raises:
-            CalibrationError: Too few texts judge for a correlation, or a text is too short.
-            PlanError: Too few texts judge for a limit of classes.
-        """
+        """What is fitted on, stopped by and judged on: the same for all cuts."""
         judged = min(JUDGED, self._options.samples or JUDGED)
         judges = Judges.of(self._floors, self._loaded.model)
         found = healing_texts(
@@ -192,15 +182,8 @@ class TrialRuns:
     def run(self, number: int, plan: PruningPlan) -> Rung:
         """Heals a cut and measures it, or takes what an earlier call has left.
 
-        Args:
-            number: Its place among the cuts.
-            plan: What is dropped.
-
         Returns:
             What it costs, relative to the limits.
-
-        Raises:
-            DepthcutError: It can't be healed.
         """
         began = time.monotonic()
         cut = self._found(plan)
@@ -218,12 +201,7 @@ class TrialRuns:
         return rung if seen >= whole else on_all_samples(rung, seen, whole)
 
     def noted(self, cut: HealedCut, figures: Mapping[str, float]) -> PruningPlan:
-        """The plan of a cut, with what was tried and on what it was held against the limits.
-
-        Args:
-            cut: One of those that were healed.
-            figures: What else the plan says of itself.
-        """
+        """The plan of a cut, with what was tried and on what it was held against the limits."""
         plan = cut.plan.plan
         return plan.model_copy(
             update={

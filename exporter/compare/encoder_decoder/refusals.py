@@ -27,15 +27,7 @@ OF_ONE_GRAPH = (
 
 
 def refuse_beside_stacks(arms: Sequence[ArmName], *others: object) -> None:
-    """Refuses what isn't compared with an encoder-decoder's folder.
-
-    Args:
-        arms: Both must be such folders, for ONNX Runtime.
-        others: What else was asked for.
-
-    Raises:
-        ComparisonError: One isn't, or something is.
-    """
+    """Refuses what isn't compared with an encoder-decoder's folder."""
     for arm in arms:
         if not holds_stacks(arm.path):
             raise ComparisonError(
@@ -52,11 +44,7 @@ def refuse_beside_stacks(arms: Sequence[ArmName], *others: object) -> None:
 
 
 def refuse_of_one_graph(options: CompareOptions) -> None:
-    """Refuses options that an encoder-decoder isn't judged by.
-
-    Raises:
-        OptionError: With the option.
-    """
+    """Refuses options that an encoder-decoder isn't judged by."""
     for name in OF_ONE_GRAPH:
         Rule(
             (name,),
@@ -68,11 +56,7 @@ def refuse_of_one_graph(options: CompareOptions) -> None:
 
 
 def refuse_of_other_source(options: CompareOptions, *, hears: bool) -> None:
-    """Refuses lengths of sources where these are recordings, which have one length.
-
-    Raises:
-        OptionError: With the option.
-    """
+    """Refuses lengths of sources where these are recordings, which have one length."""
     if not hears:
         return
     hint = "Leave {0} out."
@@ -99,16 +83,7 @@ def as_text(pairs: Pairs) -> TextSource:
 
 
 def refuse_deciding(judged: Pairs, calibration: CalibrationRef | None, parts: PlanParts) -> None:
-    """Refuses to judge on what anything was decided by, as the caller tells.
-
-    Args:
-        judged: The pairs to judge on.
-        calibration: What the scores rest on.
-        parts: The texts that the plan was made by.
-
-    Raises:
-        ComparisonError: It is one of them.
-    """
+    """Refuses to judge on what anything was decided by, as the caller tells."""
     text = as_text(judged)
     scored = [] if calibration is None else calibration.texts
     for what, refs in {"what importance was measured on": scored, **decided_on(parts)}.items():

@@ -131,15 +131,7 @@ def batches_of(
     sources: Sources | None = None,
     types: NDArray[np.int64] | None = None,
 ) -> list[Batch]:
-    """A text in its order, ``size`` samples at a time.
-
-    Args:
-        ids: ``[samples, tokens]``.
-        mask: ``[samples, tokens]``; False marks padding.
-        size: Samples in a batch.
-        sources: What the encoder reads, of the same samples.
-        types: ``[samples, tokens]``, of which text of a pair each token is.
-    """
+    """A text in its order, ``size`` samples at a time."""
     found = []
     for number, start in enumerate(range(0, len(ids), size)):
         rows = slice(start, start + size)

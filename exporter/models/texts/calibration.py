@@ -148,16 +148,7 @@ def seed_of(source: str) -> int:
 
 
 def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> None:
-    """Holds samples against the model that is to read them.
-
-    Args:
-        loaded: The model.
-        input_ids: ``[samples, tokens]``.
-        mask: ``[samples, tokens]``; False marks padding.
-
-    Raises:
-        CalibrationError: A sample is all padding, or a token is not of the model's vocabulary.
-    """
+    """Holds samples against the model that is to read them."""
     for sample in np.flatnonzero(~mask.any(axis=1)):
         raise CalibrationError(
             f"Sample {sample} of the calibration text is padding only.",

@@ -202,14 +202,6 @@ def image_samples(
 ) -> CalibrationText:
     """Makes the samples of a model that reads images.
 
-    Args:
-        loaded: The model.
-        spec: What :func:`exporter.models.texts.images.read_images` takes; None: noise.
-        samples: How many images; None: :data:`IMAGES`, or all there are.
-        part: What they are for.
-        apart_from: Parts of the same images that serve other ends, and are left out.
-        progress: Told where the images are noise, or fewer.
-
     Returns:
         A token stands for each position of the residual stream; all have the id 0.
     """
@@ -238,15 +230,7 @@ def of_pixels(
     sha256: str,
     places: NDArray[np.int64] | None = None,
 ) -> CalibrationText:
-    """Images as samples with so many tokens, all of the id 0.
-
-    Args:
-        held: The images.
-        positions: Of the residual stream.
-        source: What a report calls the images.
-        sha256: Of them.
-        places: Of each among all of the source; None for the first.
-    """
+    """Images as samples with so many tokens, all of the id 0."""
     ids = np.zeros((len(held), positions), np.int64)
     text = CalibrationText.unpadded(ids, source, sha256, places)
     return replace(text, sources=Sources({}, text.mask, held))

@@ -131,12 +131,7 @@ class Images(TextSource):
 
 
 def read_images(spec: str, *, part: Part) -> Images:
-    """Finds the images that a user named; files are read later.
-
-    Args:
-        spec: See above.
-        part: What they are for; it picks the split of a data set that names none.
-    """
+    """Finds the images that a user named; files are read later."""
     if spec in (RANDOM, PYDOC):
         label = f"{RANDOM} ({_NOISE}, {part})"
         digest = sha256_bytes(label.encode())
@@ -265,13 +260,7 @@ def _of_row(row: Any, column: str, features: Any, spec: str) -> Picture:
 
 
 def refuse_large(image: Any, name: str, shortest: int = 0) -> None:
-    """Refuses an image that takes too much memory, as it is or resized, before it does.
-
-    Args:
-        image: Pillow's.
-        name: What the error calls it.
-        shortest: To so many pixels the shorter side is resized; 0: it stays.
-    """
+    """Refuses an image that takes too much memory, as it is or resized, before it does."""
     shorter, longer = sorted((image.width, image.height))
     pixels = shorter * longer * max(1.0, shortest / shorter) ** 2 if shorter else 0
     if pixels > _MOST_PIXELS or longer > _LONGEST_TO_SHORTEST * shorter:

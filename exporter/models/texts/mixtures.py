@@ -37,22 +37,7 @@ def mixed_text(
     passages: bool = False,
     progress: Progress = QUIET,
 ) -> CalibrationText:
-    """As :func:`exporter.models.texts.calibration.calibration_text`, of several texts one mixture.
-
-    Args:
-        loaded: The model.
-        specs: The texts; none: the usual one for this kind of model.
-        samples: How many of each; None: as many as make about 10,000 tokens.
-        sequence_length: Tokens in each; cut to what the model can take.
-        seed: For text that the model samples.
-        cache_dir: Where such text is kept.
-        passages: As there.
-        progress: Told what goes on.
-
-    Raises:
-        CalibrationError: A text is too short, is there twice, or the model can't be given it.
-        TextSourceError: A text can't be read.
-    """
+    """Of several texts one mixture; see :mod:`exporter.models.texts.calibration`."""
     texts = [
         calibration_text(
             loaded,
@@ -82,19 +67,6 @@ def text_of_report(
     """The samples that a report's scores rest on, or as many of each of other texts.
 
     Where the scores rest on no text, that is the usual text for this kind of model.
-
-    Args:
-        loaded: The model.
-        ref: What the report says of its text.
-        calibration: Other texts, as ``depthcut score --calibration`` takes them; none: the
-            report's.
-        cache_dir: Where text that the model sampled is kept.
-        passages: Takes paragraphs of the same texts, with as many tokens.
-        progress: Told what goes on.
-
-    Raises:
-        CalibrationError: When the report's text is no longer the same, or too short.
-        TextSourceError: When it can't be read.
     """
     text = mixed_text(
         loaded,
@@ -189,12 +161,7 @@ def _joined_sources(texts: Sequence[CalibrationText], order: NDArray[np.int64]) 
 def refuse_same(
     texts: Sequence[CalibrationText], error: type[DepthcutError] = CalibrationError
 ) -> None:
-    """Refuses a mixture that has a text twice.
-
-    Args:
-        texts: What is to be mixed.
-        error: The error of the stage that asks.
-    """
+    """Refuses a mixture that has a text twice."""
     named: dict[str, str] = {}
     for text in texts:
         if text.ref.sha256 in named:

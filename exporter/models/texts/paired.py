@@ -295,16 +295,7 @@ def paired_text(
     part: Part = "calibration",
     progress: Progress = QUIET,
 ) -> CalibrationText:
-    """Samples of an encoder-decoder: what its encoder reads, and its decoder's tokens.
-
-    Args:
-        reader: Turns pairs into inputs.
-        pairs: What the user named.
-        generate: Makes the targets where they are not known.
-        number: How many; None: :data:`PAIRS`, or all there are.
-        part: What they are for.
-        progress: Told of what is done to recordings, and whose the targets are.
-    """
+    """Samples of an encoder-decoder: what its encoder reads, and its decoder's tokens."""
     count = number or PAIRS
     sources = reader.sources(pairs, count, part=part, progress=progress)
     if pairs.has_targets:

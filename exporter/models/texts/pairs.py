@@ -70,13 +70,7 @@ class Pairs:
 
 
 def read_pairs(spec: str, *, part: Part, sound: bool) -> Pairs:
-    """Reads what a user named.
-
-    Args:
-        spec: See above.
-        part: What it is for; it picks the half of a text that has halves, and the seed of noise.
-        sound: Whether the model reads recordings.
-    """
+    """Reads what a user named."""
     if spec == RANDOM:
         label = f"{RANDOM} ({part})"
         digest = sha256_bytes(label.encode())

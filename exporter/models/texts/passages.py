@@ -133,11 +133,6 @@ def pairs_to_read(
 ) -> Sequence[TextPair]:
     """What a classifier of texts reads as pairs: those of a file; a reranker always.
 
-    Args:
-        texts: The documents.
-        scores_pairs: Whether it is a reranker.
-        progress: Told where one reads single texts.
-
     Returns:
         None of them where single texts are read.
     """
@@ -166,14 +161,7 @@ def pack_passages(
     longest: int,
     tokens: int,
 ) -> Passages:
-    """Paragraphs in the order given, each with the tokens that the tokenizer adds to a text.
-
-    Args:
-        tokenizer: The model's.
-        drawn: Paragraphs, and the numbers of their units.
-        longest: Tokens in a sample; a longer paragraph makes several.
-        tokens: How many are wanted in all.
-    """
+    """Paragraphs in the order given, each with the tokens that the tokenizer adds to a text."""
     rows = (
         (unit, ids, None)
         for unit, paragraph in drawn
@@ -189,14 +177,7 @@ def pack_pairs(
     longest: int,
     tokens: int,
 ) -> Passages:
-    """Pairs in the order given, each as one text with the tokens that the tokenizer adds.
-
-    Args:
-        tokenizer: The model's.
-        drawn: Pairs of texts, and the numbers of their units.
-        longest: Tokens in a sample; the longer text of a pair loses its end.
-        tokens: How many are wanted in all.
-    """
+    """Pairs in the order given, each as one text with the tokens that the tokenizer adds."""
     rows = ((unit, *tokenizer.pair(*pair, longest)) for unit, pair in drawn)
     return _first_rows(rows, tokens, longest)
 

@@ -178,10 +178,6 @@ class CalibrationText:
 
         A single document's samples are parted one by one; of one sample both parts are that. Of a
         mixture the parts have alike much of each text.
-
-        Args:
-            first: How many of each text the one has.
-            together: So many samples that follow each other stay in one part.
         """
         if len(self.input_ids) <= together:
             return self, self

@@ -48,13 +48,7 @@ class Sound:
 
 
 def read_sound(path: Path, rate: int, longest_s: float) -> Sound:
-    """Reads a recording at a rate.
-
-    Args:
-        path: The file.
-        rate: In Hz.
-        longest_s: What the model takes, in seconds.
-    """
+    """Reads a recording at a rate."""
     samples, file_rate = _decoded(path, longest_s)
     if not np.isfinite(samples).all():
         raise TextSourceError(

@@ -123,15 +123,7 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
 
 
 def read_prompts(path: Path) -> TextSource:
-    """Reads a file that a user named, a prompt a line.
-
-    Args:
-        path: A UTF-8 text file, or a JSON-lines file: the field ``prompt``, else the longest
-            string field. Empty lines don't count.
-
-    Raises:
-        TextSourceError: With the file, the line and what is wrong; or it holds no prompt.
-    """
+    """Reads a file that a user named, a prompt a line."""
     text = read_file(path)
     lines: Iterable[str] = map(str.strip, text.split("\n"))
     if path.suffix.lower() in _JSONL_SUFFIXES:
@@ -146,15 +138,7 @@ def refuse_same_text(
     hint: str = "Name another text with --eval-text.",
     error: type[DepthcutError] = ComparisonError,
 ) -> None:
-    """Refuses to judge on a text that something was fitted to or chosen by, or a copy of it.
-
-    Args:
-        judged: The text to judge on.
-        others: What was fitted to, or chosen by.
-        what: What the text then is, for the message.
-        hint: What to do.
-        error: The error of the stage that asks.
-    """
+    """Refuses to judge on a text that something was fitted to or chosen by, or a copy of it."""
     for other in others:
         if judged.sha256 == other.sha256 or judged.source == other.source:
             raise error(f"{judged.source} is {what}.", hint, code="same-text")
@@ -175,11 +159,7 @@ def _source(label: str, documents: Iterable[str], hint: str = SPEC_HINT) -> Text
 
 
 def read_file(path: Path) -> str:
-    """A UTF-8 file that a user named.
-
-    Raises:
-        TextSourceError: It isn't there, can't be read, or is none.
-    """
+    """A UTF-8 file that a user named."""
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -224,11 +204,7 @@ def _jsonl_documents(text: str, path: Path, field: str = "text") -> Iterator[str
 
 
 def json_lines(text: str, path: Path) -> Iterator[tuple[Any, int]]:
-    """The values of a JSON-lines file, each with the number of its line; empty lines don't count.
-
-    Raises:
-        TextSourceError: A line is no JSON.
-    """
+    """The values of a JSON-lines file with the numbers of their lines; empty ones don't count."""
     # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -304,17 +280,8 @@ def _read_hub(spec: str, part: Part) -> TextSource:
 def hub_rows(spec: str, part: Part, column: str) -> tuple[str, Any]:
     """Opens a data set of the hub; its rows come as they are asked for.
 
-    Args:
-        spec: As :func:`read_texts` takes it.
-        part: As there.
-        column: The one that is meant where none is named.
-
     Returns:
         What a report calls it, with config, split and column; and the library's iterable.
-
-    Raises:
-        TextSourceError: It can't be opened.
-        MissingDependencyError: Without the extra ``datasets``.
     """
     name, config, split, named = _hub_fields(spec)
     datasets = require("datasets", extra="datasets")
