@@ -125,9 +125,11 @@ def _units(
     """The parts of a text that serve one end each, without those that serve other ends."""
     units = texts.units(length)
     if units.are_stretches:
-        progress.detail(
-            f"{texts.source}: too few documents to part; separate stretches of it serve instead"
+        progress.say(
+            f"{texts.source}: few documents; stretches with gaps between them serve as such"
         )
+    elif len(units.parts) == 1:
+        progress.say(f"{texts.source}: too short to part; all its samples are of one document")
     used = [ref for ref in apart_from if ref.sha256 == texts.sha256]
     parted = {ref.sequence_length: texts.units(ref.sequence_length) for ref in used}
     return units.apart_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,6 +228,24 @@ def words(folder: Path, paragraphs: int) -> str:
     path = folder / f"{paragraphs}.txt"
     path.write_text("\n\n".join(parts))
     return str(path)
+
+
+@pytest.mark.parametrize(("paragraphs", "said"), [(150, "stretches"), (3, "one document"), (0, "")])
+def test_texts_that_have_too_few_documents_are_told_of(
+    paragraphs: int, said: str, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    spec = words(tmp_path, paragraphs or 150)
+    if not paragraphs:
+        parts = Path(spec).read_text().split("\n\n")
+        spec = str(tmp_path / "lines.jsonl")
+        Path(spec).write_text("\n".join(json.dumps({"text": part}) for part in parts))
+    listener: Any = SimpleNamespace(say=lines.append, detail=lines.append)
+    text = calibration_text(
+        classifier(3), spec, samples=4, sequence_length=16, passages=True, progress=listener
+    )
+    assert [said in line for line in lines if "document" in line] == [True] * bool(said)
+    assert len(set(text.documents)) > 1 or paragraphs == 3
 
 
 def classifier(labels: int) -> Any:
