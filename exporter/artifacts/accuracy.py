@@ -224,8 +224,8 @@ class Accuracy(Record):
     positions: list[PositionError] = Field(default_factory=list)
     generation: GenerationAgreement | None = None
     long_context: list[LongContext] = Field(default_factory=list)
-    tasks: list[TaskResult] = Field(default_factory=list)
-    probes: list[TaskResult] = Field(default_factory=list)
+    tasks: list[TaskResult] = Field(default_factory=list, max_length=1_000)
+    probes: list[TaskResult] = Field(default_factory=list, max_length=1_000)
     probes_left_out: str = ""
     embeddings: EmbeddingAgreement | None = None
     other: OtherText | None = None

@@ -13,7 +13,7 @@ from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
 from exporter.options import running_command
 from graph_passes.files.placing import finish_interrupted
-from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
+from graph_passes.files.reading import RECORD_BYTES, parse_json, read_text
 from graph_passes.types import MOST_LAYERS
 
 SCHEMA_VERSION = 1
@@ -48,7 +48,9 @@ _TOLD_VERSIONS = (
 class Record(BaseModel):
     """An immutable part of a file; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="constants", str_max_length=1 << 20
+    )
 
 
 def ignoring(*keys: str) -> Any:
@@ -94,7 +96,7 @@ class Artifact(Record):
         """
         finish_interrupted(path)
         try:
-            text = read_text(path, limit=TABLE_BYTES, named=named)
+            text = read_text(path, limit=RECORD_BYTES, named=named)
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist.", code="file-missing") from None
         except UnicodeDecodeError as error:

@@ -20,6 +20,7 @@ from exporter.artifacts.latency import Environment, LatencyRow, Phase
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
 from exporter.artifacts.uses import FolderUses
 from exporter.artifacts.work import GraphWork, WorkFigure, without_reads
+from graph_passes.types import MOST_LAYERS
 
 
 class EngineFacts(Record):
@@ -130,13 +131,13 @@ class ComparisonReport(Artifact):
     kind: Literal["comparison_report"] = "comparison_report"
     environment: Environment
     arms: Arms
-    plan: list[PlannedDeletion] = Field(default_factory=list)
+    plan: list[PlannedDeletion] = Field(default_factory=list, max_length=4 * MOST_LAYERS)
     calibration: CalibrationRef | None = None
     parts: PlanParts = Field(default_factory=PlanParts)
-    parity: list[ParityCheck]
-    latency: list[LatencyRow]
+    parity: list[ParityCheck] = Field(max_length=1_000)
+    latency: list[LatencyRow] = Field(max_length=1_000)
     accuracy: Accuracy | None
-    corners: list[Corner] = Field(default_factory=list)
+    corners: list[Corner] = Field(default_factory=list, max_length=1_000)
     healing: Healing | None = None
     uses: list[FolderUses] = Field(default_factory=list)
     longest_text: Annotated[Count, Field(ge=1)] | None = None

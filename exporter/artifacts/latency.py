@@ -139,7 +139,7 @@ class LatencySamples(Record):
     p50_ms: Milliseconds
     p95_ms: Milliseconds
     p99_ms: Milliseconds
-    samples_ms: Annotated[list[Milliseconds], Field(min_length=1)]
+    samples_ms: Annotated[list[Milliseconds], Field(min_length=1, max_length=1 << 20)]
 
 
 class Speedup(Record):

@@ -11,7 +11,7 @@ from exporter.artifacts.base import Artifact, Count, Layer, Layers, Length, Reco
 from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
 from exporter.errors import ArtifactError
 from exporter.printable import counted
-from graph_passes.types import DeletionKind, Replacement, SublayerRef, sublayer_kinds
+from graph_passes.types import MOST_LAYERS, DeletionKind, Replacement, SublayerRef, sublayer_kinds
 
 
 class ModelRef(Record):
@@ -103,7 +103,7 @@ class MetricScores(Record):
     """What one more metric says of the same model on the same text."""
 
     metric: str
-    scores: list[Score]
+    scores: list[Score] = Field(max_length=8 * MOST_LAYERS)
 
 
 class ImportanceReport(Artifact):
@@ -113,7 +113,7 @@ class ImportanceReport(Artifact):
     model: ModelRef
     metric: str
     calibration: CalibrationRef
-    scores: list[Score]
+    scores: list[Score] = Field(max_length=8 * MOST_LAYERS)
     further: list[MetricScores] = Field(default_factory=list)
 
     @property

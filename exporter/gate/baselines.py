@@ -14,7 +14,7 @@ from exporter.artifacts.ledger import in_turn
 from exporter.errors import ArtifactError, RegressionError, UsageError
 from exporter.gate.keys import FIELDS, difference_words, differences, key_of, key_sha256
 from exporter.gate.sanity import refuse_unsound
-from graph_passes.files.reading import TABLE_BYTES, read_json
+from graph_passes.files.reading import RECORD_BYTES, read_json
 
 Named = dict[str, ComparisonReport]
 """Where each report lies, in words, and the report."""
@@ -126,7 +126,7 @@ def _read(file: Path) -> Named:
 
 def _kind(file: Path) -> object:
     try:
-        head = read_json(file, limit=TABLE_BYTES, named=True)
+        head = read_json(file, limit=RECORD_BYTES, named=True)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ArtifactError(f"{file} can't be read as JSON: {error}.", code="not-json") from error
     return head.get("kind") if isinstance(head, dict) else None

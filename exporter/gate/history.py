@@ -40,7 +40,7 @@ from exporter.artifacts.ledger import in_turn
 from exporter.errors import ArtifactError, UsageError
 from exporter.gate.keys import series
 from graph_passes.files.placing import append as append_text
-from graph_passes.files.reading import TABLE_BYTES, read_bytes
+from graph_passes.files.reading import RECORD_BYTES, read_bytes
 
 _MEND = "Mend or remove that line; the others are untouched."
 
@@ -85,7 +85,7 @@ def read_history_file(path: Path) -> HistoryFile:
         ArtifactError: A line can't be read. The text names it.
     """
     try:
-        lines = read_bytes(path, limit=TABLE_BYTES, named=True).splitlines()
+        lines = read_bytes(path, limit=RECORD_BYTES, named=True).splitlines()
     except FileNotFoundError:
         return HistoryFile()
     told = {n: _read_line(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line}

@@ -29,7 +29,9 @@ from graph_passes.files.locations import may_lie_in
 CONFIG_BYTES = 8 << 20
 """What a config or a plan may take; the largest known ones take a tenth of it."""
 TABLE_BYTES = 256 << 20
-"""What a tokenizer, an index of shards or a report may take."""
+"""What a tokenizer or an index of shards may take."""
+RECORD_BYTES = 64 << 20
+"""What a report, scores or a history may take."""
 DEEPEST = 64
 """How deep JSON may be nested."""
 

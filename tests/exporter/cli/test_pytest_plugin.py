@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -26,6 +27,7 @@ _INSTALLED = any(point.value == "depthcut_pytest" for point in entry_points(grou
 @pytest.fixture(scope="module", autouse=True)
 def loaded() -> None:
     """What the inner runs import must be there before: each of them forgets what it has loaded."""
+    importlib.import_module("exporter.compare.session")
     check(gate_report(), Limits(max_kl=1, max_slowdown=1))
 
 

@@ -250,6 +250,9 @@ BEYOND_BOUNDS: list[tuple[str, Any]] = [
     ("accuracy.perplexity.baseline", 0.0),
     ("accuracy.tokens", 10**30),
     ("calibration.tokens", 10**30),
+    ("plan", [{"layer": 1, "kind": "mlp"}] * 20_000),
+    ("latency.0.candidate.samples_ms", [1.0] * 1_100_000),
+    ("arms.baseline.path", "x" * 1_100_000),
 ]
 
 
