@@ -21,7 +21,7 @@ from exporter.engines.runners.left_padding import ALONG_TOKENS, IDS, MASK
 from exporter.engines.tensors import TensorSpec
 
 CHUNK_TOKENS = 256
-"""The fewest tokens of a chunk; the measurements are in ``exporter/docs/forms.md``."""
+"""The fewest tokens of a chunk."""
 
 
 def chunk_tokens(specs: Sequence[TensorSpec], form: CacheForm) -> int:
