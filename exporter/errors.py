@@ -175,11 +175,7 @@ def panics_as_errors() -> Iterator[None]:
 
 
 def pass_on_memory_error(error: BaseException) -> None:
-    """For handlers that take a library's every error for bad input: memory is not the input's.
-
-    Raises:
-        MemoryError: When the error, or one that it came from, says that the memory ran out.
-    """
+    """For handlers that take a library's every error for bad input: memory is not the input's."""
     for cause in error_chain(error):
         if is_out_of_memory(cause):
             raise MemoryError(first_line(cause)) from error

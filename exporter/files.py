@@ -78,9 +78,6 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path], kind: str = "") -> 
         inputs: Files, and folders of which every file counts.
         kind: The output's, as :func:`graph_passes.files.kinds.kind_of` has it, where it is asked
             before long work; the door for writing asks it of everything.
-
-    Raises:
-        UsageError: The output is one of them, or a file of another kind.
     """
     if not output.exists():
         return
@@ -96,22 +93,12 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path], kind: str = "") -> 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file that is there whole or not at all; an older one is replaced at once.
-
-    Raises:
-        TargetInUseError: Another process writes it.
-        OSError: When it can't be written; the older file is then as it was.
-    """
+    """Writes a UTF-8 file that is there whole or not at all; an older one is replaced at once."""
     write_texts({path: text})
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Writes UTF-8 files of one folder that appear together, in this order, or not at all.
-
-    Raises:
-        TargetInUseError: Another process writes the first one.
-        OSError: When one can't be written; the older files are then as they were.
-    """
+    """Writes UTF-8 files of one folder that appear together, in this order, or not at all."""
     first = absolute(next(iter(texts)))
     if FOLDER in first.parent.parts:
         for path, text in texts.items():
@@ -133,11 +120,7 @@ def write_through(path: Path, content: memoryview) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a UTF-8 file of a folder of ours whose lock is held, whole or not at all.
-
-    Raises:
-        OSError: When it can't be written; the older file is then as it was.
-    """
+    """Writes a UTF-8 file of a folder of ours whose lock is held, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -161,9 +144,6 @@ def staged_directory(final: Path) -> Iterator[Path]:
 
     An older ``final`` stands until then, and is exchanged as a whole; when the block raises, Ctrl-C
     included, it is untouched and the new one is gone.
-
-    Raises:
-        TargetInUseError: Another process writes it.
     """
     with staging(real(final) if final.is_dir() else final) as stage:
         yield stage.folder
@@ -178,10 +158,6 @@ def telling_full_disk(path: Path) -> Iterator[None]:
 
     Args:
         path: What the error names: the file or folder that is written in the block.
-
-    Raises:
-        OSError: With ``errno`` (``ENOSPC``; ``EDQUOT`` or ``EFBIG`` where a quota or a limit was
-            met), its text and the path. Other errors pass as they are.
     """
     try:
         yield
@@ -215,9 +191,6 @@ def scratch_folder(purpose: str, *, longest: int | None = None) -> Iterator[Path
         purpose: A word for its name.
         longest: The most bytes that its path may have; where the temporary directory's is too long
             for that, it lies in ``/tmp``.
-
-    Raises:
-        OSError: No folder can be made.
     """
     root = _root(purpose, longest)
     lock = _new_lock(root, purpose)

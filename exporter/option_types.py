@@ -170,18 +170,11 @@ class OptionType:
         Args:
             value: A text of the command line, or a value from code.
             strict: It is from a YAML file, in which a number in quotes is a text.
-
-        Raises:
-            ValueError: It is none; with what is expected.
         """
         return _validated(self.type, self.from_yaml(value) if strict else value, strict=strict)
 
     def read_item(self, text: str) -> Any:
-        """One value as text.
-
-        Raises:
-            ValueError: It is none; with what is expected.
-        """
+        """One value as text."""
         return _validated(self.item, text)
 
 
@@ -299,9 +292,6 @@ def amount(text: Any, such: str = "1.1 or 110%") -> float:
     Args:
         text: What was given.
         such: Examples of what is expected.
-
-    Raises:
-        ValueError: The text is neither.
     """
     if isinstance(text, int | float):
         return float(_no_bool(text))
@@ -316,9 +306,6 @@ def share(text: Any) -> float:
     """Reads an amount that is a share; ``3`` is refused, since 3 % is meant and 300 % is not.
 
     A float passes: it was read before.
-
-    Raises:
-        ValueError: The text is no amount, or a number above 1 without a percent sign.
     """
     value = amount(text, "0.03 or 3%")
     if isinstance(text, float):
@@ -329,11 +316,7 @@ def share(text: Any) -> float:
 
 
 def size(text: Any) -> Any:
-    """Reads ``8GB``, ``500 MB``, ``2GiB`` or ``0`` as bytes; a number passes.
-
-    Raises:
-        ValueError: The text is none of these.
-    """
+    """Reads ``8GB``, ``500 MB``, ``2GiB`` or ``0`` as bytes; a number passes."""
     if not isinstance(text, str):
         return text
     told = _SIZE.fullmatch(text.strip())

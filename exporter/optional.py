@@ -21,9 +21,6 @@ def require(module: str, *, extra: str, oldest: str | None = None) -> ModuleType
         module: Dotted name of the module, such as ``"onnxruntime"``.
         extra: The extra of the ``depthcut`` distribution that installs it.
         oldest: The oldest version that will do, such as ``"0.18"``; None: any.
-
-    Raises:
-        MissingDependencyError: When the module, or one it needs, is not installed, or too old.
     """
     os.environ.setdefault(_NO_TELEMETRY, "1")
     hint = (

@@ -312,9 +312,6 @@ def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
     Args:
         schema: The class.
         told: Values by their keys; what isn't among them has its default.
-
-    Raises:
-        OptionError: A rule is broken, or something is said of a part that nobody asked for.
     """
     told, values = schema.settle(told), dict[str, Any]()
     for field in dataclasses.fields(schema):

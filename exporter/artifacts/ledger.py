@@ -121,9 +121,6 @@ class StageLedger:
             top: The folder's name.
             target: The other folder.
             leave_out: Patterns of names.
-
-        Raises:
-            UnsafeInputError: A file has become a link that leads out of the folder.
         """
         folder = self.path(top)
         for inner in self._inner(stage, top):
@@ -157,9 +154,6 @@ class StageLedger:
 
         What earlier runs published and no stage has any more goes. All of it happens, or none. The
         user's own files stay, in folders that are replaced too.
-
-        Raises:
-            UsageError: One of them stands where there is a new result.
         """
         for stage in self._forgotten:
             del self._stages[stage]
@@ -201,11 +195,7 @@ class StageLedger:
         return inside and plain and sha256_file(path) == self._published.get(name)
 
     def _foreign(self, name: str) -> Iterator[tuple[Path, Path]]:
-        """What isn't ours in a folder that is replaced: where it is after that, and where now.
-
-        Raises:
-            UsageError: It stands where there is a new result.
-        """
+        """What isn't ours in a folder that is replaced: where it is after that, and where now."""
         old, new = self._root / name, self.work / name
         if old.is_symlink() or not (old.is_dir() and new.is_dir()):
             return
@@ -260,10 +250,6 @@ def locked(root: Path) -> Iterator[None]:
     What a killed run left is completed where its files were about to take their places, and else
     cleared away, but for finished stages. A block that made nothing leaves the disk as it was,
     without the folders that were made for it.
-
-    Raises:
-        TargetInUseError: Another process works in the folder.
-        PreparedFolderError: There are links in the folder of ours.
     """
     home = root / FOLDER
     with held(home, root):

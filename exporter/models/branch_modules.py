@@ -91,11 +91,7 @@ class PrunedStructure(Record):
 
 
 def structure_of(config: Any) -> PrunedStructure | None:
-    """What a model's config says of its pruning; None for a whole model.
-
-    Raises:
-        ModelSourceError: The section is not valid, or of a newer version.
-    """
+    """What a model's config says of its pruning; None for a whole model."""
     section = getattr(config, SECTION, None)
     return None if section is None else read_structure(section)
 
@@ -195,9 +191,6 @@ def put_modules(model: Any, structure: PrunedStructure) -> None:
     Args:
         model: The model; the replacements' parameters are not filled.
         structure: What goes where.
-
-    Raises:
-        ModelSourceError: A module that is named isn't there.
     """
     dtype, device = _form_of(model)
     for branch in structure.branches:

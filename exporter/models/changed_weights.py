@@ -73,11 +73,7 @@ def is_transposed(module: Any) -> bool:
 
 
 def refuse_quantized(model: Any) -> None:
-    """Refuses weights that are no floating-point numbers.
-
-    Raises:
-        HealingError: The model's products are quantised.
-    """
+    """Refuses weights that are no floating-point numbers."""
     quantized = getattr(model, "is_quantized", False) or any(
         not each.is_floating_point() for each in model.parameters()
     )
@@ -90,11 +86,7 @@ def refuse_quantized(model: Any) -> None:
 
 
 def refuse_streamed_changes() -> NoReturn:
-    """Refuses to change weights of a model that is read a layer at a time.
-
-    Raises:
-        PlanError: Always.
-    """
+    """Refuses to change weights of a model that is read a layer at a time."""
     raise PlanError(
         "The plan changes weights, and this model's weights are read a layer at a time.",
         "Leave --stream out.",
@@ -110,10 +102,6 @@ def change_weights(model: Any, changes: Mapping[str, ChangedWeight]) -> None:
     Args:
         model: The model that was healed, with the weights that it had.
         changes: By the parameter's name.
-
-    Raises:
-        PlanError: A parameter does not exist or has another shape, numbers are not finite, or the
-            model's weights are still in their shards.
     """
     for value in _own_values(model, changes):
         value.swap()
@@ -121,11 +109,7 @@ def change_weights(model: Any, changes: Mapping[str, ChangedWeight]) -> None:
 
 @contextlib.contextmanager
 def weights_changed(model: Any, changes: Mapping[str, ChangedWeight]) -> Iterator[None]:
-    """The same while the block runs; afterwards the model has the values that it had.
-
-    Raises:
-        PlanError: As :func:`change_weights`.
-    """
+    """The same while the block runs; afterwards the model has the values that it had."""
     with swapped(_own_values(model, changes)):
         yield
 

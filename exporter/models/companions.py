@@ -37,10 +37,6 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
 
     Returns:
         Staged file or folder, and final name.
-
-    Raises:
-        ModelSourceError: A pooling that is listed is not there.
-        UnsafeInputError: One of them may not be read from where it is, or is too large.
     """
     folder, final = source.parent, output.parent
     if real(folder) == real(final):
@@ -54,33 +50,17 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
 
 
 def copy_processor_files(source: Path, folder: Path) -> None:
-    """Copies what says how a recording or an image becomes numbers into a staged folder.
-
-    Raises:
-        UnsafeInputError: A file may not be read from where it is, or is too large.
-        OSError: It can't be copied.
-    """
+    """Copies what says how a recording or an image becomes numbers into a staged folder."""
     _copy(source, [name for name in _PROCESSORS if (source / name).is_file()], folder)
 
 
 def copy_sentence_files(source: Path, folder: Path) -> None:
-    """Copies what sentence-transformers reads of a model into a folder that the caller stages.
-
-    Raises:
-        ModelSourceError: The pooling that it lists is not there.
-        UnsafeInputError: A file may not be read from where it is, or is too large.
-        OSError: It can't be copied.
-    """
+    """Copies what sentence-transformers reads of a model into a folder that the caller stages."""
     _copy(source, sentence_files(source), folder)
 
 
 def settings_hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of what says how inputs become numbers, and answers vectors, by its name.
-
-    Raises:
-        UnsafeInputError: A file may not be read from where it is, or is too large.
-        OSError: It can't be read.
-    """
+    """The SHA-256 of what says how inputs become numbers, and answers vectors, by its name."""
     names = [name for name in _PROCESSORS if (folder / name).is_file()]
     with contextlib.suppress(ModelSourceError):  # told where vectors are made
         names += sentence_files(folder)

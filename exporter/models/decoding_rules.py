@@ -83,13 +83,7 @@ that change nothing."""
 
 
 def settings_of(kind: type[_M], told: Mapping[str, Any], where: str) -> _M:
-    """Entries of a model's JSON file, checked.
-
-    Args:
-        kind: Their names and types; others don't matter.
-        told: The entries.
-        where: Whose they are, for errors.
-    """
+    """Entries of a model's JSON file, checked."""
     try:
         return kind.model_validate(dict(told))
     except ValidationError as error:
@@ -173,10 +167,6 @@ class DecodingRules:
         As transformers' processors of logits do: ``RepetitionPenalty``, ``NoRepeatNGram``,
         ``NoBadWords``, ``MinLength``, ``ForcedEOSToken``, ``SuppressTokens``,
         ``SuppressTokensAtBegin``.
-
-        Args:
-            logits: Of the next token, ``[batch, vocabulary]``; changed in place.
-            so_far: The prompt and what has come, ``[batch, tokens]``.
         """
         begins, short = so_far.shape[1] == len(self.prompt), so_far.shape[1] < self.fewest
         never = {*self.never, *(self.never_first if begins else ())}
@@ -206,13 +196,7 @@ class DecodingRules:
 
 
 def _steered(given: Mapping[str, Any], ends: list[int], own: int) -> dict[str, Any]:
-    """What of :class:`DecodingRules` a generation config says of tokens behind the prompt.
-
-    Args:
-        given: The config.
-        ends: Tokens that end a target, which no list of bad words forbids.
-        own: Tokens of the prompt that don't count as new.
-    """
+    """What of :class:`DecodingRules` a generation config says of tokens behind the prompt."""
     said = {name: each for name, each in given.items() if each is not None}
     told = settings_of(_Steering, said, "generation_config.json")
     words = (tuple(row) for row in told.bad_words_ids or ())
@@ -292,18 +276,7 @@ def target_positions(config: Mapping[str, Any]) -> int | None:
 def greedy(
     step: Step[_S], state: _S, rules: DecodingRules, batch: int, new_tokens: int
 ) -> NDArray[np.int64]:
-    """Generates targets, at each step the likeliest token.
-
-    Args:
-        step: Runs the decoder.
-        state: What its first step begins with.
-        rules: How targets begin and end.
-        batch: How many.
-        new_tokens: The most tokens behind the prompt.
-
-    Returns:
-        Prompt and new tokens, ``[batch, tokens]``; padding behind an end.
-    """
+    """Generates targets, at each step the likeliest token."""
     tokens = np.tile(np.array(rules.prompt, np.int64), (batch, 1))
     found, done = [tokens], np.zeros(batch, np.bool_)
     for _ in range(new_tokens):

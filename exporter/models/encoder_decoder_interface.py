@@ -81,12 +81,7 @@ class EncoderDecoderInterface:
 
 
 def interface_of_stacks(model: PreTrainedModel) -> EncoderDecoderInterface:
-    """The interface of an encoder-decoder.
-
-    Raises:
-        UnknownArchitectureError: It is not known where the model keeps its layers.
-        ExportError: It reads neither tokens nor a sound's features.
-    """
+    """The interface of an encoder-decoder."""
     stacked_layers(model)  # refuses what isn't known, and so what was never held against PyTorch
     name = model.main_input_name
     if name not in ("input_ids", "input_features"):

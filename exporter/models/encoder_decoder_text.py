@@ -33,10 +33,6 @@ def scored_pairs(
             a model of text, ``random`` for one without a tokenizer.
         samples: How many.
         progress: Told what goes on.
-
-    Raises:
-        UsageError: There are several, or a speech model is given none.
-        DepthcutError: They can't be read, or not be turned into inputs.
     """
     reader = PairReader.of(loaded)
     _refuse_other_than_one(specs, loaded.ref.source, hears=reader.hears)

@@ -192,11 +192,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def find_model(path: Path) -> ModelFolder:
-    """Finds the files of a model.
-
-    Args:
-        path: An ONNX file, or a folder with ``model.onnx`` or with one ``.onnx`` file.
-    """
+    """Finds the files of a model."""
     onnx = find_onnx(path)
     return ModelFolder.beside(onnx, onnx.parent)
 

@@ -139,12 +139,7 @@ class InterfaceModule(torch.nn.Module):
 
 
 def interface_of(model: PreTrainedModel) -> OnnxInterface:
-    """Finds a model's interface by running it once on three tokens.
-
-    Raises:
-        ExportError: When the model doesn't keep plain keys and values, or can't run on tokens.
-        ModelSourceError: The config doesn't say how large its images are.
-    """
+    """Finds a model's interface by running it once on three tokens."""
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ExportError(

@@ -35,10 +35,6 @@ def structure_for(
         deletions: The plan's.
         cut: What takes which branch's place.
         inputs: What the model is run on, to see what reads what.
-
-    Raises:
-        PlanError: A sublayer does not exist.
-        UnknownArchitectureError: The family is not known.
     """
     from exporter.models.branch_modules import PrunedStructure
 

@@ -46,11 +46,7 @@ class Dense:
 
     @property
     def layer(self) -> DenseLayer:
-        """Its weights, float32.
-
-        Raises:
-            ModelSourceError: They are not a product's.
-        """
+        """Its weights, float32."""
         return _layer(self.file, self.activation, self.sha256)
 
     def __call__(self, vectors: Any) -> Any:
@@ -73,10 +69,6 @@ def read_dense(folder: Path, config: Mapping[str, Any]) -> Dense:
     Args:
         folder: Its own.
         config: What its ``config.json`` tells.
-
-    Raises:
-        ModelSourceError: Its activation is not known, or its weights are not there.
-        UnsafeInputError: They may not be read from where they are.
     """
     named = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if named not in _ACTIVATIONS:

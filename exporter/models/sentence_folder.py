@@ -109,10 +109,6 @@ def sentence_files(folder: Path) -> list[str]:
 
     Empty where it is none, or where it needs more than configs and safetensors: modules of
     somebody's own code, pickled weights, a Transformer in a folder below.
-
-    Raises:
-        ModelSourceError: It names a pooling whose config is not there.
-        UnsafeInputError: The list of its modules may not be read.
     """
     try:
         modules = _modules(folder)
@@ -128,14 +124,7 @@ def sentence_files(folder: Path) -> list[str]:
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """How a folder's model pools.
-
-    Raises:
-        ModelSourceError: sentence-transformers doesn't know the folder, its pooling is not there,
-            outside of it or of an unknown kind, it leaves out a prompt's tokens, or other modules
-            than Dense and Normalize follow it.
-        UnsafeInputError: A file may not be read from where it is.
-    """
+    """How a folder's model pools."""
     modules = _modules(folder)
     if not modules:
         raise ModelSourceError(
@@ -166,9 +155,6 @@ def pooling_of(folder: Path) -> Pooling:
 
     Modules other than Pooling, Dense and Normalize are left out: :func:`why_not_whole` tells of
     them.
-
-    Raises:
-        UnsafeInputError: A file may not be read from where it is.
     """
     try:
         return _listed_pooling(folder, _modules(folder), whole=False)
@@ -177,11 +163,7 @@ def pooling_of(folder: Path) -> Pooling:
 
 
 def why_not_whole(folder: Path) -> str:
-    """What keeps :func:`pooling_of` from all that the folder asks for; empty where nothing does.
-
-    Raises:
-        UnsafeInputError: A file may not be read from where it is.
-    """
+    """What keeps :func:`pooling_of` from all that the folder asks for; empty where nothing does."""
     try:
         read_pooling(folder)
     except ModelSourceError as error:
@@ -190,11 +172,7 @@ def why_not_whole(folder: Path) -> str:
 
 
 def pools(folder: Path) -> bool:
-    """Whether a folder lists a pooling: its model answers with token states, without any head.
-
-    Raises:
-        UnsafeInputError: The list of its modules may not be read.
-    """
+    """Whether a folder lists a pooling: its model answers with token states, without any head."""
     try:
         return "Pooling" in map(_kind, _modules(folder))
     except ModelSourceError:
@@ -202,11 +180,7 @@ def pools(folder: Path) -> bool:
 
 
 def pooling_of_model(model: Any) -> Pooling:
-    """How a loaded model of transformers pools, as the folder says that it was loaded from.
-
-    Raises:
-        UnsafeInputError: A file may not be read from where it is.
-    """
+    """How a loaded model of transformers pools, as the folder says that it was loaded from."""
     name = str(getattr(model.config, "name_or_path", ""))
     return pooling_of(Path(name)) if name else MEAN
 
@@ -229,12 +203,7 @@ class Prompts:
 
 
 def read_prompts(folder: Path) -> Prompts:
-    """A folder's prompts; none where it has none.
-
-    Raises:
-        ModelSourceError: The default prompt that it names is not there, or they can't be read.
-        UnsafeInputError: The file may not be read from where it is.
-    """
+    """A folder's prompts; none where it has none."""
     path = folder / PROMPTS
     told = _read(path, folder) if path.is_file() else {}
     told = told if isinstance(told, dict) else {}
@@ -255,12 +224,7 @@ def read_prompts(folder: Path) -> Prompts:
 
 
 def longest_text(folder: Path) -> int | None:
-    """The tokens at which sentence-transformers cuts a text; None where the folder doesn't say.
-
-    Raises:
-        ModelSourceError: The file that says it can't be read.
-        UnsafeInputError: It may not be read from where it is.
-    """
+    """The tokens at which sentence-transformers cuts a text; None where the folder doesn't say."""
     path = folder / _SETTINGS
     told = _read(path, folder) if path.is_file() else {}
     longest = told.get("max_seq_length") if isinstance(told, dict) else None

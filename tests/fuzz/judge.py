@@ -61,17 +61,7 @@ def random_cut(rng: random.Random) -> Cut:
 
 
 def check_file(path: Path, cut: Cut, *, run: bool = True) -> Outcome:
-    """Reads a file, cuts it and holds it against the oracle.
-
-    Args:
-        path: The ONNX file.
-        cut: What to cut.
-        run: Whether the graphs may be run; bytes that were flipped may crash the runtime.
-
-    Raises:
-        WrongModel: The result is wrong, or the input was changed.
-        Exception: Any error that is none of depthcut's own, which is a fault as well.
-    """
+    """Reads a file, cuts it and holds it against the oracle."""
     try:
         model = load_model(path)
     except OnnxFileError as error:

@@ -64,12 +64,8 @@ def _value(model: ModelProto, rng: random.Random) -> str:
 
 
 def _edges(model: ModelProto, name: str) -> list[tuple[NodeProto, int]]:
-    return [
-        (node, slot)
-        for node in model.graph.node
-        for slot, read in enumerate(node.input)
-        if read == name
-    ]
+    return [(node, slot) for node in model.graph.node for slot, read in enumerate(node.input) if
+    read == name]  # fmt: skip
 
 
 def _insert_after(model: ModelProto, name: str, *nodes: NodeProto) -> None:

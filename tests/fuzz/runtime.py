@@ -28,11 +28,7 @@ class Runtime:
         self._end: Any = None
 
     def run(self, model: bytes, feeds: Sequence[Arrays]) -> Outputs | str:
-        """Every feed's outputs, or why the model doesn't run.
-
-        Raises:
-            Crashed: With it.
-        """
+        """Every feed's outputs, or why the model doesn't run."""
         if self._process is None or not self._process.is_alive():
             self._start()
         try:

@@ -31,22 +31,13 @@ _ASKED = int(os.environ.get("DEPTHCUT_FUZZ_EXAMPLES", "0"))
 _SEEDS = st.integers(0, 2**32 - 1)
 _GRAPHS = st.sampled_from(corpus.NAMES)
 _STEPS = st.lists(st.tuples(st.sampled_from(sorted(MUTATIONS)), _SEEDS), max_size=4)
-_CUTS = st.builds(
-    Cut,
-    picks=st.lists(st.floats(0, 0.999), min_size=1, max_size=4).map(tuple),
-    whole_blocks=st.booleans(),
-    renumber=st.booleans(),
-)
+_CUTS = st.builds(Cut, picks=st.lists(st.floats(0, 0.999), min_size=1, max_size=4).map(tuple),
+whole_blocks=st.booleans(), renumber=st.booleans(),)  # fmt: skip
 
 
 def _examples(count: int) -> settings:
-    return settings(
-        max_examples=_ASKED or count,
-        derandomize=not _ASKED,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    return settings(max_examples=_ASKED or count, derandomize=not _ASKED, database=None,
+    deadline=None, suppress_health_check=list(HealthCheck),)  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -90,14 +90,7 @@ def _earlier(place: Place, *, folder: bool) -> None:
 def run(
     place: Place, task: Callable[[], int], rules: Rules, meanwhile: Callable[[], None] | None = None
 ) -> Ended:
-    """Runs a task in a fork, watched, in a place's working directory.
-
-    Args:
-        place: The place.
-        task: Gives the exit code.
-        rules: What it may do.
-        meanwhile: What a stranger does to the folder while it runs, again and again.
-    """
+    """Runs a task in a fork, watched, in a place's working directory."""
     sys.stdout.flush()
     sys.stderr.flush()
     begin = time.monotonic()

@@ -201,11 +201,7 @@ def _write_healed(folder: Path) -> None:
 
 
 def in_a_child(task: Callable[[], None]) -> None:
-    """Does something in a fork, so that this process stays one of one thread.
-
-    Raises:
-        RuntimeError: It failed.
-    """
+    """Does something in a fork, so that this process stays one of one thread."""
     sys.stdout.flush()
     pid = os.fork()
     if not pid:

@@ -52,16 +52,7 @@ def faults(
     *,
     own_code: bool = False,
 ) -> Iterator[str]:
-    """All that is wrong, a line each, which begins with its class.
-
-    Args:
-        ended: How it ended.
-        command: What was called.
-        spoilt: On what.
-        before: All that it may not change.
-        earlier: What was in the folder of results.
-        own_code: Whether the model's own code may run, and be copied to where it is imported.
-    """
+    """All that is wrong, a line each, which begins with its class."""
     allowed = _ALLOWED_CODE if own_code else ()
     found = _faults(ended, command, spoilt, before, earlier)
     yield from (fault for fault in found if not any(part in fault for part in allowed))

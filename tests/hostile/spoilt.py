@@ -40,11 +40,7 @@ KINDS: dict[str, list[Mutation]] = defaultdict(list)
 
 
 def read(path: Path) -> bytes:
-    """A file's content.
-
-    Raises:
-        ValueError: Another mutation has made it too large, or a link to a secret.
-    """
+    """A file's content."""
     leads_out = path.is_symlink() and path.resolve().parent.name != "blobs"
     if leads_out or path.stat().st_size > _MOST:
         raise ValueError(path)

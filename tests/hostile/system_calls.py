@@ -25,21 +25,8 @@ def command(log: Path) -> list[str]:
     strace = shutil.which("strace")
     if strace is None:
         raise FileNotFoundError("strace is not installed")
-    return [
-        strace,
-        "-f",
-        "--seccomp-bpf",
-        "-y",
-        "-s",
-        "4096",
-        "-qq",
-        "-e",
-        f"trace={_CALLS}",
-        "-e",
-        "signal=none",
-        "-o",
-        str(log),
-    ]
+    return [strace, "-f", "--seccomp-bpf", "-y", "-s", "4096", "-qq", "-e", f"trace={_CALLS}",
+    "-e", "signal=none", "-o", str(log)]  # fmt: skip
 
 
 def by_process(log: Path) -> dict[int, list[str]]:
@@ -62,12 +49,7 @@ def by_process(log: Path) -> dict[int, list[str]]:
 
 
 def faults(lines: Iterable[str], rules: Rules) -> Iterator[str]:
-    """What was done that may not be done.
-
-    Args:
-        lines: Of one process.
-        rules: What it may do.
-    """
+    """What was done that may not be done."""
     for line in lines:
         name, _, rest = line.partition("(")
         failed = re.search(r"\) += -1 ", rest) is not None
@@ -116,9 +98,5 @@ def _paths(rest: str, here: str) -> list[str]:
 def _text(quoted: str) -> str:
     if "\\" not in quoted:
         return quoted
-    return (
-        quoted.encode("latin-1", "replace")
-        .decode("unicode_escape")
-        .encode("latin-1", "replace")
-        .decode("utf-8", "replace")
-    )
+    return (quoted.encode("latin-1", "replace") .decode("unicode_escape") .encode("latin-1",
+    "replace") .decode("utf-8", "replace"))  # fmt: skip

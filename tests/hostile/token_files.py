@@ -140,7 +140,7 @@ def fast_text(spoilt: Spoilt, rng: random.Random) -> None:
 def other_files(spoilt: Spoilt, rng: random.Random) -> None:
     """Files of slow tokenizers, in place of the fast one's or beside it."""
     if rng.random() < 0.6:
-        (spoilt.folder / _FAST).unlink()
+        (spoilt.folder / _FAST).unlink(missing_ok=True)
     for name in rng.sample(
         (
             "tokenizer.model",
@@ -175,7 +175,7 @@ def other_files(spoilt: Spoilt, rng: random.Random) -> None:
 @mutation("tokenizer")
 def hub_name(spoilt: Spoilt, rng: random.Random) -> None:
     """No tokenizer, and names of where there would be one."""
-    (spoilt.folder / _FAST).unlink()
+    (spoilt.folder / _FAST).unlink(missing_ok=True)
     spoilt.change(_CONFIG, "name_or_path", "attacker/model")
     spoilt.change("config.json", "_name_or_path", "attacker/model")
     spoilt.write(rng.choice(("vocab.txt", "tokenizer.model", "vocab.json")), "")

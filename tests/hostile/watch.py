@@ -19,18 +19,8 @@ from tests.hostile.place import PWNED, Place
 REPOSITORY = Path(__file__).parents[2]
 NEVER_READ = ("/etc/hostname", "/etc/shadow", "/proc/self/environ", "/dev/zero", "/dev/full")
 """What hostile models name, and nothing else opens."""
-_LIBRARIES = (
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/bin",
-    "/etc",
-    "/proc",
-    "/sys",
-    "/dev",
-    "/opt",
-    "/root/.pyenv",
-)
+_LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/opt",
+"/root/.pyenv",)  # fmt: skip
 _NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr",
             "socket.sendto", "socket.sendmsg", "socket.bind", "urllib.Request")  # fmt: skip
 _PROGRAMS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork", "os.forkpty")

@@ -73,12 +73,7 @@ BranchReplacements = Mapping[SublayerRef, BranchReplacement]
 def without_branches(
     deletions: Iterable[LayerPart | tuple[int, str]], model: Any
 ) -> dict[Any, BranchReplacement]:
-    """The cut that leaves the named branches out; a block stands for both of its layer's.
-
-    Raises:
-        PlanError: When a layer or kind does not exist in this model.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
-    """
+    """The cut that leaves the named branches out; a block stands for both of its layer's."""
     return dict.fromkeys(named_in(model, deletions), NOTHING)
 
 
@@ -92,10 +87,6 @@ def branches_replaced(
     Args:
         model: A transformers model.
         cut: What to put in the place of which branch.
-
-    Raises:
-        PlanError: When a sublayer does not exist in this model.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     parts = {part.ref: part for part in every_sublayer(model)}
     wanted = named_in(model, cut)

@@ -210,12 +210,7 @@ def joined(parts: Sequence[D]) -> D:
 
 
 def damage_of_numbers(told: Mapping[str, Any]) -> AnyDamage:
-    """The damage whose fields are told by name.
-
-    Raises:
-        TypeError: They are no damage's fields.
-        ValueError: They are no numbers.
-    """
+    """The damage whose fields are told by name."""
     kinds: tuple[type[AnyDamage], ...] = (EmbeddingDamage, ClassDamage)
     kind = next((k for k in kinds if {f.name for f in fields(k)} == set(told)), Damage)
     return kind(**{name: np.asarray(numbers, np.float64) for name, numbers in told.items()})

@@ -69,9 +69,6 @@ def to_log_probabilities(logits: Floats, what: str) -> None:
     Args:
         logits: Float64.
         what: The subject of the error's sentence.
-
-    Raises:
-        ComparisonError: They are NaN or infinite.
     """
     with np.errstate(invalid="ignore"):  # infinite logits become NaN here and are refused below
         logits -= logits.max(axis=-1, keepdims=True)

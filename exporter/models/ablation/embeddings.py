@@ -145,11 +145,6 @@ def meter_of(
         within: See :class:`~exporter.models.ablation.meter.CutMeter`.
         sources: Of an encoder-decoder what its encoder reads; or images.
         types: Of pairs, of which text each token is, ``[samples, tokens]``.
-
-    Raises:
-        ScoringError: There is no position to compare at, or distributions are asked of a model
-            that has none.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     judged = judged_by(model)
     if judged == "embeddings" if embeds is None else embeds:

@@ -132,9 +132,6 @@ class CutMeter(Generic[D]):
 
         Returns:
             The damage of ``cut``, then of each other in their order.
-
-        Raises:
-            ScoringError: Logits are not finite.
         """
         parts: list[list[D]] = [[] for _ in range(len(others) + 1)]
         total = len(self._asked) * (len(others) + 1)
@@ -157,9 +154,6 @@ class CutMeter(Generic[D]):
 
         Yields:
             The damage of ``cut``, then of each other, when it is known.
-
-        Raises:
-            ScoringError: Logits are not finite.
         """
         asked = self._asked[start]
         reference = self._kept.get(start)
@@ -297,9 +291,6 @@ def damage_of(
         answers: Of the cut one, such as logits ``[batch, chosen positions, vocabulary]``.
         cut: For the error.
         start: The number of the first sample, for the error.
-
-    Raises:
-        ScoringError: Answers are not finite.
     """
     import torch
 
@@ -318,11 +309,7 @@ def damage_of(
 
 
 def refuse_headless(model: Any) -> None:
-    """Refuses a model whose answers can't be asked for.
-
-    Raises:
-        ScoringError: It has no language head.
-    """
+    """Refuses a model whose answers can't be asked for."""
     if not predicts_tokens(model):
         raise ScoringError(
             f"{type(model).__name__} predicts no next token, so damage to its answers can't "
@@ -339,9 +326,6 @@ def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> 
         model: The model.
         mask: ``[samples, tokens]``; False marks padding.
         positions: Every so many positions are looked at.
-
-    Raises:
-        ScoringError: The model has no language head, or there is no position to compare at.
     """
     refuse_headless(model)
     if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):

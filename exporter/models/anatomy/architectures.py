@@ -65,9 +65,6 @@ def layer_modules(model: Any) -> list[LayerModules]:
 
     A model type that is not in the table is held against every row; a row is taken only when a
     small forward pass shows that the branches which it names add up to the residual stream.
-
-    Raises:
-        UnknownArchitectureError: When neither the table nor the probe knows the model.
     """
     model_type = model.config.model_type
     if model_type in STACKS and model.config.is_encoder_decoder:
@@ -85,11 +82,7 @@ def layer_modules(model: Any) -> list[LayerModules]:
 
 
 def stacked_layers(model: Any) -> list[LayerModules]:
-    """The modules of every layer of an encoder-decoder, the encoder's first, numbered through.
-
-    Raises:
-        UnknownArchitectureError: The table doesn't know it, or it keeps its layers elsewhere.
-    """
+    """The modules of every layer of an encoder-decoder, the encoder's first, numbered through."""
     rows = STACKS.get(model.config.model_type)
     if rows is None:
         raise unknown_layers(model)
@@ -104,11 +97,7 @@ def stacked_layers(model: Any) -> list[LayerModules]:
 
 
 def every_sublayer(model: Any) -> list[SublayerModules]:
-    """As :func:`sublayers`, also of an encoder-decoder: both stacks, cross-attentions too.
-
-    Raises:
-        UnknownArchitectureError: As :func:`layer_modules`.
-    """
+    """As :func:`sublayers`, also of an encoder-decoder: both stacks, cross-attentions too."""
     if not model.config.is_encoder_decoder:
         return sublayers(model)
     encoder = Stacks.of(model.config).encoder
@@ -117,11 +106,7 @@ def every_sublayer(model: Any) -> list[SublayerModules]:
 
 
 def sublayers(model: Any) -> list[SublayerModules]:
-    """The attention and the MLP of every layer, in the layers' order.
-
-    Raises:
-        UnknownArchitectureError: As :func:`layer_modules`.
-    """
+    """The attention and the MLP of every layer, in the layers' order."""
     return sublayers_of(layer_modules(model))
 
 
@@ -152,9 +137,6 @@ def named_sublayers(
     Args:
         deletions: Layers and kinds (``attention``, ``mlp`` or ``block``).
         layers: How many layers the model has.
-
-    Raises:
-        PlanError: When a layer or kind does not exist in this model.
     """
     names: set[SublayerRef] = set()
     for deletion in deletions:
@@ -173,12 +155,7 @@ def named_sublayers(
 
 
 def named_in(model: Any, deletions: Iterable[LayerPart | tuple[int, str]]) -> list[SublayerRef]:
-    """As :func:`named_sublayers`, of a model with one stack of layers or with two.
-
-    Raises:
-        PlanError: When a layer or kind does not exist in this model.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
-    """
+    """As :func:`named_sublayers`, of a model with one stack of layers or with two."""
     if not model.config.is_encoder_decoder:
         return named_sublayers(deletions, len(layer_modules(model)))
     stacks, names = Stacks.of(model.config), set[SublayerRef]()
@@ -221,11 +198,7 @@ def layers_elsewhere(model_type: str) -> UnknownArchitectureError:
 
 
 def refuse_differing(verdict: ProbeVerdict, model: Any) -> None:
-    """Refuses a model whose layers are not what the table says.
-
-    Raises:
-        UnknownArchitectureError: The probe found that.
-    """
+    """Refuses a model whose layers are not what the table says."""
     if verdict == "differs":
         raise UnknownArchitectureError(
             f"In {type(model).__name__} the attention and MLP outputs don't add up to the "
@@ -245,14 +218,7 @@ def _discover(model: Any) -> list[LayerModules]:
 def _resolve(
     model: Any, family: Family, depth: int | None = None, *, first: int = 0
 ) -> list[LayerModules] | None:
-    """Follows a row's paths; None where one leads nowhere or a layer lacks a part.
-
-    Args:
-        model: The model.
-        family: The row.
-        depth: How many layers there must be; None: as the config says.
-        first: The number of the first.
-    """
+    """Follows a row's paths; None where one leads nowhere or a layer lacks a part."""
     layers = _follow(model.base_model, family.layers)
     expected = depth or getattr(model.config.get_text_config(), "num_hidden_layers", None)
     if layers is None or not hasattr(layers, "__len__") or len(layers) != expected:

@@ -181,12 +181,7 @@ class GgufFile:
 
 
 def read_header(path: Path, folder: Path | None = None) -> GgufFile:
-    """Reads all of a file but its tensors.
-
-    Args:
-        path: The file.
-        folder: Where it has to lie; None: the user has named it.
-    """
+    """Reads all of a file but its tensors."""
     with opened(path, folder, named=folder is None) as file:
         reader = _Reader(path, file, os.fstat(file.fileno()).st_size)
         version, tensors, entries = reader.beginning()

@@ -72,11 +72,7 @@ class GgufModel:
 
 
 def read_model(path: Path) -> GgufModel:
-    """Reads the headers of a model's file, or of all its shards.
-
-    Args:
-        path: The file, or any of the shards.
-    """
+    """Reads the headers of a model's file, or of all its shards."""
     named = read_header(path)
     count = _whole(named, SPLIT_COUNT, 1)
     if count <= 1:

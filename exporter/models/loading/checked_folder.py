@@ -52,12 +52,7 @@ class Dangers:
 
 
 def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
-    """Looks at a model's folder, and gives what its ``config.json`` says.
-
-    Args:
-        folder: With a ``config.json``.
-        dangers: What the model may do.
-    """
+    """Looks at a model's folder, and gives what its ``config.json`` says."""
     check_files(folder)
     if (folder / _ADAPTER).exists():
         raise UnsafeModelError(
@@ -125,12 +120,7 @@ def files_as_they_are(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def refuse_changed(folder: Path, before: dict[str, tuple[int, ...]]) -> None:
-    """Refuses a folder that was written to while it was read.
-
-    Args:
-        folder: The model's.
-        before: What :func:`files_as_they_are` told when it was looked at.
-    """
+    """Refuses a folder that was written to while it was read."""
     now = files_as_they_are(folder)
     changed = sorted(name for name in before | now if before.get(name) != now.get(name))
     if changed:

@@ -66,11 +66,7 @@ class TensorEntry:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """PyTorch's name for the dtype.
-
-        Raises:
-            ModelSourceError: PyTorch has none.
-        """
+        """PyTorch's name for the dtype."""
         import torch
 
         dtype = getattr(torch, _TORCH_NAMES.get(self.dtype, "-"), None)
@@ -94,12 +90,7 @@ class CheckpointShards:
 
     @classmethod
     def open(cls, folder: Path) -> CheckpointShards:
-        """Reads the headers of ``model.safetensors``, or of what its index names.
-
-        Raises:
-            ModelSourceError: There is neither; a shard is missing or not whole; or the index says
-                of a tensor what the shards don't. The message names the shard.
-        """
+        """Reads the headers of ``model.safetensors``, or of what its index names."""
         index = folder / _INDEX
         if (folder / _SINGLE).is_file():
             return cls(folder, read_header(folder / _SINGLE))
@@ -124,17 +115,7 @@ class CheckpointShards:
         return self._bytes_read
 
     def read(self, name: str, stop: threading.Event | None = None) -> torch.Tensor:
-        """Reads one tensor into memory of its own, as aligned as PyTorch's own.
-
-        Args:
-            name: Of the tensor.
-            stop: Once another thread sets it, reading ends.
-
-        Raises:
-            CancelledError: It was told to stop.
-            ModelSourceError: The shard can't be read, or has become shorter; names it.
-            KeyError: There is no such tensor.
-        """
+        """Reads one tensor into memory of its own, as aligned as PyTorch's own."""
         import torch
 
         entry = self.entries[name]
@@ -147,12 +128,7 @@ class CheckpointShards:
         return raw.view(dtype).reshape(entry.shape)
 
     def same(self, first: str, second: str) -> bool:
-        """Whether two tensors hold the same bytes; reads them in pieces.
-
-        Raises:
-            ModelSourceError: A shard can't be read, or has become shorter; names it.
-            KeyError: There is no such tensor.
-        """
+        """Whether two tensors hold the same bytes; reads them in pieces."""
         one, other = self.entries[first], self.entries[second]
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
@@ -194,11 +170,7 @@ def _fill(
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """From each tensor's name to its shard's, as an index has it.
-
-    Raises:
-        ModelSourceError: It can't be read, or names what is no file of its own folder.
-    """
+    """From each tensor's name to its shard's, as an index has it."""
     try:
         places = _names(read_json(index, limit=TABLE_BYTES)["weight_map"])
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -250,11 +222,7 @@ def _agreed(
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Where each tensor of one file lies.
-
-    Raises:
-        ModelSourceError: It is not a whole safetensors file.
-    """
+    """Where each tensor of one file lies."""
     try:
         text, size = _header_text(file)
     except OSError as error:

@@ -58,12 +58,7 @@ def refuse_dangerous_entries(content: Any, path: Path) -> None:
 
 
 def refuse_files_elsewhere(content: Any, path: Path) -> None:
-    """Refuses a tokenizer's entries that name files: its files are found by their usual names.
-
-    Args:
-        content: ``tokenizer_config.json`` or ``special_tokens_map.json``, parsed.
-        path: The file.
-    """
+    """Refuses a tokenizer's entries that name files: its files are found by their usual names."""
     for where, key, value in _entries(content):
         named = key in _FILES or (key.endswith(_FILE_ENDING) and key not in _NEVER_OPENED)
         if (named and isinstance(value, str) and value) or (key in _PROGRAMS and value):

@@ -20,15 +20,6 @@ def filled_while_running(
 
     A module whose weights are used by another while it does not run itself makes PyTorch raise:
     there is nothing in them.
-
-    Args:
-        meta: The model, whole or pruned; in the block it can be called like any other. Where its
-            empty parameters were given a wider type than its own, so are those with content.
-        modules: Such as the layers: what belongs to none of them stays in memory meanwhile. None:
-            each module with weights of its own.
-
-    Raises:
-        ModelSourceError: A shard can't be read.
     """
     if modules is None:
         modules = [module for module in meta.model.modules() if module._parameters]

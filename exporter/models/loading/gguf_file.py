@@ -39,14 +39,6 @@ def load_gguf(
     """Loads a GGUF file into a model that can be saved and exported like any other.
 
     transformers would read more of the file's folder: it gets one with nothing else in it.
-
-    Args:
-        path: The file.
-        dtype: PyTorch's.
-        dangers: What the model may do; by default nothing special.
-
-    Returns:
-        The model, transformers' report of the load, and the tokenizer.
     """
     transformers = require("transformers", extra="torch")
     require("gguf", extra="gguf")

@@ -79,22 +79,7 @@ def load_meta(
     pruned: bool = False,
     allow_any_model_type: bool = False,
 ) -> MetaModel:
-    """Loads a model without reading its weights.
-
-    Args:
-        source: A folder with safetensors, or a hub id.
-        dtype: What the weights become when they are read: ``float32``, ``float16``, ``bfloat16``.
-        revision: A branch, tag or commit of a hub id.
-        pruned: Takes a pruned checkpoint too, see
-            :func:`exporter.models.loading.model_class.auto_class`.
-        allow_any_model_type: As for :func:`~exporter.models.loading.model_source.load_model`.
-
-    Raises:
-        UnsafeInputError: As for :func:`~exporter.models.loading.model_source.load_model`.
-        ModelSourceError: The source is missing, incomplete, no safetensors, or transformers is too
-            old to tell how the weights are named in the shards.
-        UnknownArchitectureError: When transformers has no such model.
-    """
+    """Loads a model without reading its weights."""
     check_dtype(dtype)
     dangers = Dangers(allow_any_model_type=allow_any_model_type)
     path = resolve_source(source, revision=revision, **vars(dangers))
@@ -158,29 +143,11 @@ class ShardedWeights:
     def fetch(
         self, prefix: str = "", stop: threading.Event | None = None
     ) -> dict[str, torch.Tensor]:
-        """Reads what :meth:`materialise` needs for a module, and changes nothing.
-
-        Args:
-            prefix: As there.
-            stop: Once another thread sets it, reading ends.
-
-        Raises:
-            CancelledError: It was told to stop.
-            ModelSourceError: A shard can't be read.
-        """
+        """Reads what :meth:`materialise` needs for a module, and changes nothing."""
         return {name: self.shards.read(name, stop) for name in self._needed(prefix)}
 
     def materialise(self, prefix: str = "", fetched: Fetched | None = None) -> None:
-        """Fills one module's parameters, in the dtype that was asked for.
-
-        Args:
-            prefix: The module's dotted name in the model; empty for all of it.
-            fetched: What :meth:`fetch` gave; what is not in it is read.
-
-        Raises:
-            ModelSourceError: A shard can't be read, or the weights don't fill the module. Then,
-                and when it is interrupted, the module is as it was.
-        """
+        """Fills one module's parameters, in the dtype that was asked for."""
         tensors = dict(fetched or {})
         # All of it, or what was emptied since the fetch: a module that the last layer shared.
         tensors |= {name: self.shards.read(name) for name in self._needed(prefix, tensors)}

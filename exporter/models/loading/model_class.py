@@ -19,14 +19,7 @@ _TENSORS_BESIDES, _WEIGHTS_BESIDES = 1 << 10, 1 << 28
 
 
 def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) -> Any:
-    """The class that the weights were saved from; else a language model, else the bare one.
-
-    Args:
-        config: The model's.
-        trust_remote_code: Prefers what the model's own code brings to what transformers has.
-        pruned: Takes a pruned checkpoint's config too: its class is transformers' own, with other
-            modules in some places.
-    """
+    """The class that the weights were saved from; else a language model, else the bare one."""
     found = _whole_class(config, trust_remote_code)
     if getattr(config, "depthcut", None) is None:
         return found

@@ -32,9 +32,6 @@ def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
 
     That is ``config.json``, ``generation_config.json`` where the model generates, and the
     tokenizer's files with its chat template. The caller stages ``folder``.
-
-    Raises:
-        OSError: When they can't be written; a full disk by its number.
     """
     with telling_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,11 +44,7 @@ def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
 
 
 def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
-    """Writes the model with its weights as safetensors, as optimum's exporter wants it.
-
-    Raises:
-        OSError: When it can't be written; a full disk by its number.
-    """
+    """Writes the model with its weights as safetensors, as optimum's exporter wants it."""
     with quiet_transformers(), telling_full_disk(folder):
         loaded.model.save_pretrained(folder)
     save_pretrained_files(loaded, folder)

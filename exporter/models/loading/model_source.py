@@ -84,26 +84,7 @@ def load_model(
     pruned: bool = False,
     device_map: str | dict[str, Any] | None = None,
 ) -> LoadedModel:
-    """Loads a model as plain floating-point weights.
-
-    Args:
-        source: A folder, a GGUF file, or a hub id (``owner/name``, or ``hf:name``).
-        dtype: ``float32``, ``float16`` or ``bfloat16``.
-        trust_remote_code: Lets the model's folder bring Python code that runs here.
-        allow_pickle: Lets weights come from ``pytorch_model.bin`` when there are no safetensors.
-        allow_any_model_type: Takes models whose type is not among
-            :data:`~exporter.models.anatomy.families.REVIEWED`.
-        revision: A branch, tag or commit of a hub id.
-        pruned: Takes checkpoints that :mod:`exporter.checkpoint.pruned_model` wrote, too. They can
-            be run, but not be scored, healed or exported again.
-        device_map: Spreads the model over devices as accelerate does, such as ``auto``.
-
-    Raises:
-        UnsafeInputError: The model's folder holds or says what it may not; see
-            :func:`~exporter.models.loading.checked_folder.checked_config`.
-        ModelSourceError: When the source is missing, incomplete or can't be read.
-        UnknownArchitectureError: When transformers has no such model.
-    """
+    """Loads a model as plain floating-point weights."""
     check_dtype(dtype)
     dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
     path = resolve_source(source, revision=revision, **vars(dangers))
@@ -150,19 +131,7 @@ def load_folder(
     load: Callable[[Any], tuple[PreTrainedModel, dict[str, Any]]],
     dangers: Dangers,
 ) -> LoadedModel:
-    """Loads a model's folder with its tokenizer, however its weights come; the hub is off.
-
-    Args:
-        source: What the user named.
-        path: The folder, as :func:`resolve_source` found it.
-        load: From the config to the model and transformers' report of the load.
-        dangers: What the model may do.
-
-    Raises:
-        UnsafeInputError: As for :func:`load_model`; or a file was changed meanwhile.
-        ModelSourceError: When weights are missing, or anything can't be read.
-        UnknownArchitectureError: When transformers has no such model.
-    """
+    """Loads a model's folder with its tokenizer, however its weights come; the hub is off."""
     before = files_as_they_are(path)
     content = checked_config(path, dangers)
     _refuse_unknown(content, path, dangers.trust_remote_code)
@@ -214,11 +183,7 @@ def _loaded(
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuses what weights can't become.
-
-    Raises:
-        ModelSourceError: It is none of ``float32``, ``float16`` and ``bfloat16``.
-    """
+    """Refuses what weights can't become."""
     if dtype not in DTYPES:
         raise ModelSourceError(
             f"The dtype {dtype} is not known.", f"Use {' or '.join(DTYPES)}.", code="unknown-dtype"

@@ -40,13 +40,7 @@ _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def resolve_source(source: str, *, revision: str | None = None, **allowed: bool) -> Path:
-    """Finds the folder or file behind a model's name; fetches a hub id into its usual cache.
-
-    Args:
-        source: A folder, a GGUF file, or a hub id.
-        revision: A branch, tag or commit of a hub id.
-        allowed: What the model may do, by the names of :class:`Dangers`.
-    """
+    """Finds the folder or file behind a model's name; fetches a hub id into its usual cache."""
     path, dangers = Path(source).expanduser(), Dangers(**allowed)
     if path.parent.is_dir():
         finish_interrupted(path)
@@ -99,12 +93,7 @@ def classifies_images(source: str, *, revision: str | None = None, **allowed: bo
 
 
 def refuse_other_heads(architectures: Any, source: str) -> None:
-    """Refuses an encoder-decoder that answers with anything but a text.
-
-    Args:
-        architectures: Names of its classes, as its config has them.
-        source: What the user named.
-    """
+    """Refuses an encoder-decoder that answers with anything but a text."""
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     if not any(name.endswith(_GENERATING) for name in names):
         raise UnknownArchitectureError(

@@ -79,11 +79,6 @@ def calibration_text(
         apart_from: Parts of the same text that serve other ends: nothing is taken of their
             documents.
         progress: Told what goes on.
-
-    Raises:
-        CalibrationError: When the text is shorter than one sample, a sample has no room for text,
-            the model takes no text, or its tokenizer does not fit it.
-        TextSourceError: When the text can't be read.
     """
     if reads_images(loaded.model):
         return image_samples(

@@ -98,10 +98,6 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
             split of a data set that names none.
         allow_network: False refuses ``hf:``. To name such a data set is to ask for the network,
             so the default is True; nothing else reaches it.
-
-    Raises:
-        TextSourceError: With the file, the line and what is wrong.
-        MissingDependencyError: For ``hf:`` without the extra ``datasets``.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if spec == PYDOC:
