@@ -264,15 +264,34 @@ class QualityCheck:
 
     def _lost_by(self, candidate: PlanCandidate) -> list[str]:
         """A floor of classes that all of the interval on the first tokens is beyond, in words."""
-        floor = self.floors.top1_agreement
-        if self._first is None or floor is None:
+        if self._first is None:
             return []
         damage = self._measured(self._first, candidate.cut)
-        if not isinstance(damage, ClassDamage):
-            return []
-        interval = share_interval(damage.agreements, damage.positions)
-        is_lost = interval is not None and interval.ci95[1] < floor
-        return self._broken_by_agreement(damage) if is_lost else []
+        if isinstance(damage, ClassDamage) and self.is_beyond(damage):
+            return self._broken_by_agreement(damage)
+        return []
+
+    def is_beyond(self, damage: AnyDamage) -> bool:
+        """Whether all of an interval is beyond a floor: more text would not keep it."""
+        floors, finite = self.floors, damage.finite
+        if finite.all() and len(finite) < 2:  # which have no interval
+            return False
+        if isinstance(damage, EmbeddingDamage):
+            asked = (
+                (floors.embedding_cosine, damage.cosines),
+                (floors.similarity, damage.correlations),
+            )
+            ones = np.ones_like(damage.cosines)
+            return any(f is not None and _end(values, ones, 1) < f for f, values in asked)
+        same = share_interval(damage.agreements, damage.positions)
+        floor = floors.top1_agreement
+        if floor is not None and same is not None and same.ci95[1] < floor:
+            return True
+        if isinstance(damage, ClassDamage):
+            return False
+        rise = damage.nll_sums - damage.baseline_nll_sums
+        least = _end(rise, damage.positions, 0)
+        return math.isnan(least) or least > floors.log_perplexity_increase
 
     def broken_by(self, damage: AnyDamage) -> list[str]:
         """The floors that so much damage doesn't keep, in words."""

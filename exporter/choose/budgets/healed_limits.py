@@ -101,7 +101,8 @@ def refuse_all(
         UnmetGoalError: That is so.
         UndecidedGoalError: A smaller cut, or a measurement on more text, may still keep the limits.
     """
-    costs = [rung_of(0, cut.healed, limits.floors).cost for cut in tried]
+    rungs = [rung_of(0, cut.healed, limits.floors) for cut in tried]
+    costs = [rung.cost for rung in rungs]
     least = tried[costs.index(min(costs))]
     dropped = PruningPlan(deletions=least.deletions).describe()
     dropped += f" ({gained[costs.index(min(costs))]})" if gained else ""
@@ -109,7 +110,7 @@ def refuse_all(
     lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
     code = "goals-beyond-limits" if goals else "nothing-within-limits"
     kind: type[UnmetGoalError] = UnmetGoalError
-    if smaller or rung_of(0, least.healed, limits.floors).cost <= 1:
+    if smaller or not all(rung.is_beyond for rung in rungs):
         kind, code = UndecidedGoalError, f"undecided-{code}"
         lead = f"It isn't shown that {wanted} keeps" if goals else "It isn't shown that a cut keeps"
         lead += " the limits on quality"

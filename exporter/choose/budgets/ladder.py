@@ -20,6 +20,11 @@ ENDS = {
     SIMILARITY: f"{SIMILARITY}_low",
 }  # fmt: skip
 """By figure, what the end of its 95 % interval is called that is further from the whole model."""
+BETTER_ENDS = {
+    "log_perplexity_increase": "log_perplexity_increase_low", "cosine": "cosine_high",
+    "top1_agreement": "top1_agreement_high", SIMILARITY: f"{SIMILARITY}_high",
+}  # fmt: skip
+"""The other end of each."""
 SHARES = {"distill": 0.25, "fold": 0.4, "best": 0.5}
 """What is expected to remain of a bare cut's cost after each kind of healing."""
 LEAST_SHARE = 0.08
@@ -38,16 +43,23 @@ class Rung:
         number: Its place among the cuts, from 0 on.
         cost: After healing.
         high: The upper end of its 95 % interval.
+        low: The lower end.
     """
 
     number: int
     cost: float
     high: float
+    low: float = 0.0
 
     @property
     def holds(self) -> bool:
         """Whether the limit is kept for certain."""
         return self.high <= 1.0
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the limit is broken for certain."""
+        return self.low > 1.0
 
 
 def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
@@ -55,11 +67,16 @@ def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
 
     Args:
         number: Its place among the cuts.
-        figures: As a plan has them in ``predicted``, with those of :data:`ENDS` that are known.
+        figures: As a plan has them in ``predicted``, with those of :data:`ENDS` and
+            :data:`BETTER_ENDS` that are known.
         floors: The limits.
     """
-    worst = dict(figures) | {name: figures[end] for name, end in ENDS.items() if end in figures}
-    return Rung(number, floors.used_up(figures), floors.used_up(worst))
+
+    def used_up(ends: Mapping[str, str]) -> float:
+        known = {name: figures[end] for name, end in ends.items() if end in figures}
+        return floors.used_up(dict(figures) | known)
+
+    return Rung(number, floors.used_up(figures), used_up(ENDS), used_up(BETTER_ENDS))
 
 
 def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:

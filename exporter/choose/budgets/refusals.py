@@ -12,7 +12,7 @@ from exporter.choose.budgets.units import Goal
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.choose.selection.search_options import SearchOptions
-from exporter.errors import PlanError, UnmetGoalError, UsageError
+from exporter.errors import PlanError, UndecidedGoalError, UnmetGoalError, UsageError
 from exporter.options import is_given
 from graph_passes.types import BLOCK_KINDS
 
@@ -78,16 +78,18 @@ def refuse_floors(
         nearest: The best candidate within the floors.
 
     Raises:
-        UnmetGoalError: Always.
+        UnmetGoalError: That is so.
+        UndecidedGoalError: More text may still show that they are kept.
     """
     wanted = " and ".join(goal.words() for goal in goals)
-    raise UnmetGoalError(
+    kind, undecided = _kind(checker, candidate)
+    raise kind(
         f"The budget can't be met: with {wanted}, " + " and ".join(checker.broken(candidate)) + ".",
         f"Within the limits on quality, this is possible: {gains_of(nearest, goals)} "
         f"({damage_words(checker.damage(nearest))}). Ask for that, allow more damage, let more "
         "be dropped or replaced (--heal best), or score on more text, which makes the "
         "intervals narrower.",
-        code="beyond-floors",
+        code=f"{undecided}beyond-floors",
     )
 
 
@@ -99,17 +101,26 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
         candidate: The smallest cut; without options where nothing may go.
 
     Raises:
-        UnmetGoalError: Always.
+        UnmetGoalError: That is so.
+        UndecidedGoalError: More text may still show that it keeps them.
     """
     _refuse_no_options(candidate)
-    raise UnmetGoalError(
+    kind, undecided = _kind(checker, candidate)
+    raise kind(
         f"Nothing can be dropped within the limits on quality: with {candidate.options[0]} alone, "
         + " and ".join(checker.broken(candidate))
         + ".",
         f"The nearest plan costs: {damage_words(checker.damage(candidate))}. Allow more, take "
         "--heal best, or score on more text, which makes the intervals narrower.",
-        code="nothing-within-floors",
+        code=f"{undecided}nothing-within-floors",
     )
+
+
+def _kind(checker: QualityCheck, candidate: PlanCandidate) -> tuple[type[UnmetGoalError], str]:
+    """By whether a cut is shown to break the floors, and what its code begins with."""
+    if checker.is_beyond(checker.damage(candidate)):
+        return UnmetGoalError, ""
+    return UndecidedGoalError, "undecided-"
 
 
 def refuse_no_front(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 from scipy import stats
 
 from exporter.artifacts.healing import AnswerDamage, HealedClasses, HealedText, Healing
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.ladder import ENDS, Rung
+from exporter.choose.budgets.ladder import BETTER_ENDS, ENDS, Rung
 from exporter.errors import HealingError
 from exporter.heal.domains import Measured
 from exporter.models.ablation.damage import SIMILARITY
@@ -27,11 +28,13 @@ def on_all_samples(rung: Rung, seen: int, whole: int) -> Rung:
 def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
     """What a cut costs on held-out text of the domains that were fitted on, bare and healed.
 
-    Of the healed one also the end of each 95 % interval that is further from the whole model, such
-    as ``log_perplexity_increase_high`` or ``cosine_low``.
+    Of the healed one also the ends of each 95 % interval, such as
+    ``log_perplexity_increase_high`` or ``cosine_low``.
     """
     held_out = held_out_of(healing)
-    ends = {ENDS[name]: worse for name, (_, worse) in _intervals(held_out).items()}
+    intervals = _intervals(held_out)
+    ends = {ENDS[name]: worse for name, (_, worse) in intervals.items()}
+    ends |= {BETTER_ENDS[name]: better for name, (better, _) in intervals.items()}
     bare, healed = _figures(held_out)
     return bare, healed | ends
 
@@ -46,16 +49,24 @@ def held_out_of(healing: Healing) -> Measured:
     )
 
 
-def is_lost(measured: Measured, floors: Floors) -> bool:
-    """Whether all of the 95 % interval is beyond a limit, on a few samples at least.
+def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
+    """Whether all of the interval is beyond a limit, on a few samples at least.
 
     Args:
         measured: A healed cut on some samples.
         floors: The limits; agreement of tokens has no interval, and loses nothing.
+        looks: How often that is asked of one cut: the errors of all together are at most 5 %
+            (Bonferroni).
     """
-    if measured.text.samples < FEWEST_SEEN:
+    samples = measured.text.samples
+    if samples < FEWEST_SEEN:
         return False
-    best = {name: better for name, (better, _) in _intervals(measured).items()}
+    figures = _figures(measured)[1]
+    wider = float(np.divide(*stats.t.ppf([1 - 0.025 / looks, 0.975], samples - 1)))
+    best = {
+        name: figures[name] + wider * (better - figures[name])
+        for name, (better, _) in _intervals(measured).items()
+    }
     held = floors if "top1_agreement" in best else replace(floors, top1_agreement=None)
     return held.used_up(best) > 1
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
@@ -25,6 +26,7 @@ from exporter.heal.automatic import (
     settled,
     without_training,
 )
+from exporter.heal.domains import Measured
 from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
@@ -246,9 +248,14 @@ class TrialRuns:
             made_from=plan.made_from,
             work=self._work / "healing",
             texts=self.texts,
-            lost=partial(is_lost, floors=self._floors),
+            lost=self._is_lost,
             progress=self._progress,
         )
+
+    def _is_lost(self, measured: Measured) -> bool:
+        """Whether a cut is given up, which is asked after each batch."""
+        looks = math.ceil(len(self.texts.halves[1].input_ids) / self._options.batch_size)
+        return is_lost(measured, self._floors, looks)
 
     def _found(self, plan: PruningPlan) -> HealedCut | None:
         """What an earlier call has left, unless it gave the cut up under stricter limits."""
@@ -258,7 +265,7 @@ class TrialRuns:
         cut = self._read(folder)
         held_out = held_out_of(cut.report.healing)
         whole = len(self.texts.halves[1].input_ids)
-        if held_out.text.samples < whole and not is_lost(held_out, self._floors):
+        if held_out.text.samples < whole and not self._is_lost(held_out):
             return None
         self._progress.say(f"heal: {plan.describe()}: as an earlier call left it")
         return cut

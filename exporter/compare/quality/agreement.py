@@ -233,7 +233,9 @@ def accuracy_of(
         log_perplexity_increase=mean_interval(increase, samples["predicted"], clusters),
         kl_divergence=float(totals["kl"] / count),
         kl_interval=clipped(
-            mean_interval(samples["kl"], samples["positions"], clusters), 0.0, math.inf
+            mean_interval(samples["kl"], samples["positions"], clusters, positive=True),
+            0.0,
+            math.inf,
         ),
         top1_agreement=float(totals["top1"] / count),
         top1_interval=share_interval(samples["top1"], samples["positions"], clusters),

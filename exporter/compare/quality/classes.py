@@ -143,7 +143,7 @@ def compare_classes(
         tokens=int(rows.sum()),
         perplexity=None,
         kl_divergence=float(kl.sum() / rows.sum()),
-        kl_interval=clipped(mean_interval(kl, rows, clusters), 0.0, math.inf),
+        kl_interval=clipped(mean_interval(kl, rows, clusters, positive=True), 0.0, math.inf),
         top1_agreement=float(same.sum() / rows.sum()),
         top1_interval=share_interval(same, rows, clusters),
         compared="order" if orders else "classes",

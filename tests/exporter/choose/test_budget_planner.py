@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import Speedup
-from exporter.errors import CalibrationError, CostError, PlanError, UsageError
+from exporter.errors import (
+    CalibrationError,
+    CostError,
+    PlanError,
+    UndecidedGoalError,
+    UsageError,
+)
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -455,7 +461,7 @@ def test_a_refit_that_breaks_a_floor_is_not_taken(
 
 
 def test_floors_that_nothing_keeps_name_the_nearest_plan(planner: Any) -> None:
-    with raises(PlanError, "nothing-within-floors", "mlp 3"):
+    with raises(UndecidedGoalError, "undecided-nothing-within-floors", "mlp 3"):
         planner(Budget(floors=Floors(perplexity_increase=1e-9)), heal="none").plan()
 
 

@@ -100,23 +100,28 @@ def _damage(rises: list[float], agreements: list[float]) -> Damage:
 
 
 @pytest.mark.parametrize(
-    ("rises", "agreements", "broken"),
+    ("rises", "agreements", "broken", "beyond"),
     [
-        ([0.03, 0.03, 0.03, 0.03], [0.95] * 4, 0),
-        ([0.00, 0.06, 0.01, 0.05], [0.95] * 4, 1),  # 0.03 ± 0.047
-        ([0.03] * 4, [1.0, 0.86, 0.97, 0.97], 1),  # 0.95 ± 0.098
-        ([0.00, 0.06, 0.01, 0.05], [1.0, 0.86, 0.97, 0.97], 2),
-        ([0.06] * 4, [0.85] * 4, 2),
-        ([0.00, math.nan, 0.00, 0.00], [0.95] * 4, 1),
-        ([0.00] * 4, [0.95, math.nan, 0.95, 0.95], 1),
+        ([0.03, 0.03, 0.03, 0.03], [0.95] * 4, 0, False),
+        ([0.00, 0.06, 0.01, 0.05], [0.95] * 4, 1, False),  # 0.03 ± 0.047
+        ([0.02, 0.09, 0.04, 0.06], [0.95] * 4, 1, False),  # the estimate is beyond, too
+        ([0.03] * 4, [1.0, 0.86, 0.97, 0.97], 1, False),  # 0.95 ± 0.098
+        ([0.00, 0.06, 0.01, 0.05], [1.0, 0.86, 0.97, 0.97], 2, False),
+        ([0.06] * 4, [0.85] * 4, 2, True),
+        ([0.03] * 4, [0.83, 0.84, 0.83, 0.84], 1, True),
+        ([0.06], [0.85], 2, False),
+        ([0.00, math.nan, 0.00, 0.00], [0.95] * 4, 1, True),
+        ([0.00] * 4, [0.95, math.nan, 0.95, 0.95], 1, False),
     ],
 )
-def test_a_floor_is_kept_where_all_of_the_interval_keeps_it(
-    rises: list[float], agreements: list[float], broken: int
+def test_a_floor_is_kept_or_broken_where_all_of_the_interval_is_on_one_side(
+    rises: list[float], agreements: list[float], broken: int, beyond: bool
 ) -> None:
     meter, _, _ = made_case(0)
     checker = QualityCheck(meter, Floors(perplexity_increase=0.05, top1_agreement=0.9))
-    assert len(checker.broken_by(_damage(rises, agreements))) == broken
+    damage = _damage(rises, agreements)
+    assert len(checker.broken_by(damage)) == broken
+    assert checker.is_beyond(damage) == beyond
 
 
 def test_two_goals_hold_together() -> None:

@@ -21,7 +21,13 @@ from exporter.choose.budgets.trial_runs import TrialRuns
 from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.evaluation import tokenize_passages
-from exporter.errors import CalibrationError, PlanError, ScoringError, UnmetGoalError
+from exporter.errors import (
+    CalibrationError,
+    PlanError,
+    ScoringError,
+    UndecidedGoalError,
+    UnmetGoalError,
+)
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.embeddings import TEXTS_TOGETHER, EmbeddingMeter
@@ -173,7 +179,7 @@ def test_greedy_takes_what_leaves_the_highest_correlation(
 def test_the_correlation_is_a_limit_too(planner: Any) -> None:
     found = planner(Budget(floors=Floors(similarity=0.2)), "greedy").plan().plan
     assert found.deletions
-    with raises(PlanError, "nothing-within-floors"):
+    with raises(UndecidedGoalError, "undecided-nothing-within-floors"):
         planner(Budget(floors=Floors(similarity=0.9999999)), "greedy").plan()
 
 

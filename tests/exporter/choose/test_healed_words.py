@@ -10,7 +10,7 @@ from exporter.artifacts import PlannedDeletion, TriedCut
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.healed_limits import refuse_all
 from exporter.choose.budgets.healed_words import QualityLimits, healed_words
-from exporter.choose.budgets.ladder import ENDS, HIGH, LOW, SAME
+from exporter.choose.budgets.ladder import BETTER_ENDS, ENDS, HIGH, LOW, SAME
 from exporter.errors import UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.damage import SIMILARITY
 from graph_passes.types import Replacement
@@ -96,8 +96,9 @@ def test_the_limits_that_would_allow_a_cut_are_named_and_would(
 
 
 def test_what_is_not_shown_is_no_answer() -> None:
-    def tried(rise: float, high: float, number: int = 1) -> TriedCut:
+    def tried(rise: float, high: float, number: int = 1, low: float = 0.04) -> TriedCut:
         healed = {"log_perplexity_increase": rise, HIGH: high, "top1_agreement": 0.9}
+        healed[BETTER_ENDS["log_perplexity_increase"]] = low
         return tried_cut(healed, *["none"] * number)
 
     limit = QualityLimits(Floors(0.02))
@@ -106,6 +107,12 @@ def test_what_is_not_shown_is_no_answer() -> None:
     with raises(UnmetGoalError, "nothing-within-limits", "mlp 0", "1.020"):
         cuts = [tried(0.1, 0.2, 2), tried(0.05, 0.06)]
         refuse_all(cuts, limit, gained=["a speedup of 1.050", "a speedup of 1.020"])
-    for cuts, smaller in (([tried(0.015, 0.03)], False), ([tried(0.05, 0.06)], True)):
+    undecided = [
+        ([tried(0.015, 0.03, low=0.0)], False),
+        ([tried(0.0201, 0.03, low=0.01)], False),  # nor is that a cut that costs too much
+        ([tried(0.05, 0.06), tried(0.1, 0.2, 2, low=0.01)], False),
+        ([tried(0.05, 0.06)], True),
+    ]
+    for cuts, smaller in undecided:
         with raises(UndecidedGoalError, "undecided-nothing-within-limits"):
             refuse_all(cuts, limit, smaller=smaller)
