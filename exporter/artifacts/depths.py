@@ -20,12 +20,14 @@ class DepthDamage(Record):
     """What a cut costs on the held-out text, both models on the same tokens.
 
     ``perplexity_ratio`` is the cut model's perplexity over the whole one's; ``kl`` in nats. Their
-    intervals are None with fewer than two samples.
+    intervals are None with fewer than two samples. ``perplexity_ratio_most`` is the upper end of
+    an interval that is as much wider as the number of figures takes that a cut is chosen by.
     """
 
     perplexity: float
     perplexity_ratio: float
     perplexity_ratio_ci95: tuple[float, float] | None
+    perplexity_ratio_most: float | None = None
     kl: float
     kl_ci95: tuple[float, float] | None
     top1_agreement: float
@@ -76,7 +78,8 @@ class DropAnswer(Record):
     which the perplexity on the held-out text may rise. ``request`` was timed on ``backend`` with
     ``threads``; all three are empty where nothing could be. ``int8`` is None where no graph could
     be written; ``no_int8`` then says why. ``way`` and ``number`` name the recommended cell; None:
-    none keeps the limit, or is faster.
+    none keeps the limit, or is faster. It was chosen by ``looks`` figures on the report's text;
+    ``reported`` is its damage on ``reported_text``, other documents, which chose nothing.
     """
 
     other_text: CalibrationRef
@@ -90,6 +93,9 @@ class DropAnswer(Record):
     no_int8: str = ""
     way: Way | None = None
     number: Count | None = None
+    looks: Count = 1
+    reported_text: CalibrationRef | None = None
+    reported: DepthDamage | None = None
 
 
 class DepthsReport(Artifact):

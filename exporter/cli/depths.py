@@ -102,8 +102,11 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
         )
         write_study(found, call.output)
         if (best := found.recommended) is not None:
-            made_from = {"model": loaded.ref.sha256}
-            PruningPlan(deletions=best.deletions, made_from=made_from).write(plan)
+            PruningPlan(
+                deletions=best.deletions,
+                made_from={"model": loaded.ref.sha256},
+                chosen_on=[*found.calibration.texts, found.text],
+            ).write(plan)
     print_study(found, call.output, as_json=progress.as_json)
     if found.recommended is not None and not progress.as_json:
-        echo(f"Plan of the recommended row: {plan}")
+        echo(f"Plan of the recommended row: {plan}; judge it on other text, such as docstrings")

@@ -277,11 +277,8 @@ class QualityCheck:
         if finite.all() and len(finite) < 2:  # which have no interval
             return False
         if isinstance(damage, EmbeddingDamage):
-            asked = (
-                (floors.embedding_cosine, damage.cosines),
-                (floors.similarity, damage.correlations),
-            )
-            ones = np.ones_like(damage.cosines)
+            ones, found = np.ones_like(damage.cosines), (damage.cosines, damage.correlations)
+            asked = zip((floors.embedding_cosine, floors.similarity), found, strict=True)
             return any(f is not None and _end(values, ones, 1) < f for f, values in asked)
         same = share_interval(damage.agreements, damage.positions)
         floor = floors.top1_agreement

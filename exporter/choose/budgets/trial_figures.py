@@ -58,7 +58,7 @@ def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
         looks: How often that is asked of one cut: the errors of all together are at most 5 %
             (Bonferroni).
     """
-    samples = measured.text.samples
+    samples = measured.text.clusters
     if samples < FEWEST_SEEN:
         return False
     figures = _figures(measured)[1]

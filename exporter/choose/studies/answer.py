@@ -97,6 +97,7 @@ def answered(
         for cell in report.cells
     ]
     best = recommended(cells, asked.most_increase)
+    reported = None if best is None else _reported(asked, best, cuts, fitted)
     answer = DropAnswer(
         other_text=text.ref,
         other_baseline_perplexity=other.whole.baseline_perplexity,
@@ -109,6 +110,9 @@ def answered(
         no_int8=speeds.no_int8,
         way=None if best is None else best.way,
         number=None if best is None else best.number,
+        looks=asked.looks,
+        reported_text=None if reported is None or asked.reported is None else asked.reported.ref,
+        reported=reported,
     )
     return report.model_copy(update={"cells": cells, "answer": answer})
 
@@ -127,8 +131,8 @@ def _hopeless(asked: Question, report: DepthsReport) -> list[Place]:
 def recommended(cells: Sequence[DepthCell], most_increase: float) -> DepthCell | None:
     """The fastest cell that keeps the limit on held-out text, healed or not.
 
-    By the rule of a budget's limits: all of the 95 % interval is within. Where no speed was
-    measured, the one that removes most parameters.
+    By the rule of a budget's limits: all of the interval is within, which is as much wider as the
+    number of cells takes. Where no speed was measured, the one that removes most parameters.
     """
     limit = Floors(most_increase)
     fitting = [cell for cell in cells if _holds(cell, limit) and _gain(cell) > _LEAST_SPEEDUP]
@@ -138,6 +142,24 @@ def recommended(cells: Sequence[DepthCell], most_increase: float) -> DepthCell |
 def _holds(cell: DepthCell, limit: Floors) -> bool:
     damages = [each for each in (cell.damage, cell.healed) if each is not None]
     return any(rung_of(0, limit_figures(each), limit).holds for each in damages)
+
+
+def _reported(
+    asked: Question,
+    best: DepthCell,
+    cuts: Mapping[Place, BranchReplacements],
+    fitted: CalibrationText,
+) -> DepthDamage | None:
+    """What the recommended cut costs on text that chose nothing, healed where that was better."""
+    if (text := asked.reported) is None:
+        return None
+    asked.progress.say("depths: the recommended cut, on text that has chosen nothing")
+    cut = cuts[best.way, best.number]
+    meter = DamageMeter(asked.loaded.model, text.input_ids, text.mask, batch_size=asked.batch_size)
+    bare, healed = best.damage, best.healed
+    if healed is None or (bare is not None and bare.perplexity_ratio <= healed.perplexity_ratio):
+        return depth_damage(meter.measure(cut, asked.progress), text)
+    return _Healer(asked, {meter: text}, fitted).damages(cut)[0]
 
 
 def least_ratio(cell: DepthCell) -> float:
@@ -181,7 +203,7 @@ def _in_other_domain(
     kept = RememberingMeter(meter, asked.place("other-damages.jsonl"), asked.about(text))
     asked.progress.say(f"depths: in another domain, {text.ref.source}")
     whole, *found = kept.measure_many({}, list(cuts.values()), asked.progress)
-    damages = dict(zip(cuts, map(depth_damage, found), strict=True))
+    damages = dict(zip(cuts, (depth_damage(each, text) for each in found), strict=True))
     return Judged(text, meter, whole), damages
 
 
@@ -194,13 +216,14 @@ def _healed(
     """What folded weights leave of each cut's damage in both domains."""
     about = asked.about(asked.judged.text, other.text, fitted)
     store = Store(asked.place("healed.jsonl"), about)
-    healer = _Healer(asked, other, fitted)
+    texts = {each.meter: each.text for each in (asked.judged, other)}
+    healer = _Healer(asked, texts, fitted)
     found = {}
     for (way, number), cut in cuts.items():
         asked.progress.say(f"depths: {way} at {number}, healed by folded weights")
         name = f"{way} {number}: {', '.join(f'{kind} {layer}' for layer, kind in sorted(cut))}"
         try:
-            found[way, number] = store.once(name, _HEALED, lambda cut=cut: healer.heal(cut))  # type: ignore[misc]
+            found[way, number] = store.once(name, _HEALED, lambda cut=cut: healer.cell(cut))  # type: ignore[misc]
         except HealingError as error:  # memory is short now: the next call tries again
             found[way, number] = _HealedCell(not_healed=error.message)
     return found
@@ -212,30 +235,44 @@ class _Healer:
     The whole model's answers are kept in between.
     """
 
-    def __init__(self, asked: Question, other: Judged, fitted: CalibrationText) -> None:
+    def __init__(
+        self,
+        asked: Question,
+        texts: Mapping[DamageMeter, CalibrationText],
+        fitted: CalibrationText,
+    ) -> None:
         self._asked, self._fitted = asked, fitted
         self._values: list[OwnValue] = []
-        self._meters = [
-            each.meter.inside(lambda: swapped(self._values)) for each in (asked.judged, other)
-        ]
+        self._texts = {each.inside(lambda: swapped(self._values)): texts[each] for each in texts}
 
-    def heal(self, cut: BranchReplacements) -> _HealedCell:
-        """What is left of a cut's damage.
+    def cell(self, cut: BranchReplacements) -> _HealedCell:
+        """What is left of a cut's damage, or why nothing could be healed.
 
         Raises:
             HealingError: Memory is short.
+        """
+        try:
+            here, there = self.damages(cut)
+        except HealingError as error:
+            if error.code == "out-of-memory":
+                raise
+            return _HealedCell(not_healed=error.message)
+        return _HealedCell(healed=here, other_healed=there)
+
+    def damages(self, cut: BranchReplacements) -> list[DepthDamage]:
+        """What is left of a cut's damage on each text.
+
+        Raises:
+            HealingError: No weight makes up for it, or memory is short.
         """
         asked = self._asked
         texts = HealingTexts(self._fitted, (self._fitted.ref,), (), None)
         options = HealOptions(kind="fold", batch_size=asked.batch_size)
         fitting = Fitting(asked.loaded, texts, sorted(cut), options, None, asked.progress)
-        try:
-            self._values = folded_values(fitting, self._fitted)
-        except HealingError as error:
-            if error.code == "out-of-memory":
-                raise
-            return _HealedCell(not_healed=error.message)
+        self._values = folded_values(fitting, self._fitted)
         if not self._values:
-            return _HealedCell(not_healed="no weight that is kept could make up for it.")
-        here, there = (depth_damage(each.measure(cut, asked.progress)) for each in self._meters)
-        return _HealedCell(healed=here, other_healed=there)
+            raise HealingError("no weight that is kept could make up for it.")
+        return [
+            depth_damage(meter.measure(cut, asked.progress), text, asked.looks)
+            for meter, text in self._texts.items()
+        ]

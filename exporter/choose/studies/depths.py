@@ -49,7 +49,6 @@ from exporter.score import CalibrationText
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
 QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (1, 2, 4, 8), "block": (2,)}
 """What is tried where no numbers are asked for."""
-_STUDY_TOKENS, _QUICK_TOKENS = 8192, 3072
 ANSWER = "How much may be dropped"
 _Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
 
@@ -67,7 +66,6 @@ class DepthOptions(Options):
 
     Attributes:
         numbers: None: a few, with all that the answer needs.
-        tokens: None: 8192, for an answer 3072.
     """
 
     numbers: Lengths | None = option(
@@ -90,11 +88,11 @@ class DepthOptions(Options):
         metavar="SOURCE",
         section=ACCURACY,
     )
-    tokens: Several | None = option(
-        None,
-        "Tokens for perplexity and KL divergence.",
+    tokens: Several = option(
+        8192,
+        "Tokens for perplexity and KL divergence. With --recommend one half of them chooses, and "
+        "the other is reported on.",
         "--eval-tokens",
-        usual=f"{_STUDY_TOKENS}, with --recommend {_QUICK_TOKENS}",
         section=ACCURACY,
     )
     recommend: bool = option(
@@ -142,11 +140,6 @@ class DepthOptions(Options):
         """Whether more than damage is measured, and one cell is recommended."""
         return self.recommend or self.numbers is None
 
-    @property
-    def judged_tokens(self) -> int:
-        """Of the held-out text."""
-        return self.tokens or (_QUICK_TOKENS if self.recommends else _STUDY_TOKENS)
-
     def asked(self, num_layers: int) -> list[Place]:
         """The cells, way by way; of those that nobody asked for, what the model has."""
         if self.numbers is not None:
@@ -188,7 +181,7 @@ def measure_depths(
     refuse_encoder(loaded.model)
     _check_model(loaded, report)
     local_tasks(options.tasks)  # what can't be read is told before hours of measuring
-    text = _held_out(loaded, report.calibration, options, progress)
+    text, reported = _held_out(loaded, report.calibration, options, progress)
     cells = _planned(report, options)
     cuts = {
         _place(cell): without_branches(cell.deletions, loaded.model)
@@ -209,8 +202,25 @@ def measure_depths(
     )
     if not options.recommends:
         return found
-    judged = Judged(text, meter, whole)
-    return answered(_question(loaded, judged, options, kept, progress), found, cuts)
+    question = Question(
+        loaded,
+        Judged(text, meter, whole),
+        reported,
+        _looks(cuts),
+        options.other_text,
+        options.at,
+        options.most_increase,
+        options.numbers is None,
+        options.batch_size,
+        kept,
+        progress,
+    )
+    return answered(question, found, cuts)
+
+
+def _looks(cuts: Mapping[Place, BranchReplacements]) -> int:
+    """How many figures one cut is chosen by: of each the bare one's and the healed one's."""
+    return max(1, 2 * len(cuts))
 
 
 def _made_from(
@@ -221,26 +231,6 @@ def _made_from(
         "importance": importance_sha256,
         "text": text.ref.sha256,
     }
-
-
-def _question(
-    loaded: LoadedModel,
-    judged: Judged,
-    options: DepthOptions,
-    kept: Path | None,
-    progress: Progress,
-) -> Question:
-    return Question(
-        loaded,
-        judged,
-        options.other_text,
-        options.at,
-        options.most_increase,
-        options.numbers is None,
-        options.batch_size,
-        kept,
-        progress,
-    )
 
 
 def _place(cell: DepthCell) -> Place:
@@ -273,18 +263,19 @@ def _check_model(loaded: LoadedModel, report: ImportanceReport) -> None:
 
 def _held_out(
     loaded: LoadedModel, used: CalibrationRef, options: DepthOptions, progress: Progress
-) -> CalibrationText:
+) -> tuple[CalibrationText, CalibrationText | None]:
+    """What cuts are measured on; where one is recommended, the other half is for a report of it."""
     text = calibration_text(
         loaded,
         options.text,
-        samples=math.ceil(options.judged_tokens / options.sequence_length),
+        samples=math.ceil(options.tokens / options.sequence_length),
         sequence_length=options.sequence_length,
         part="evaluation",
         progress=progress,
     )
     what = "the text of the scores: what is dropped was chosen to do well on it"
     refuse_same_text(text.ref, used.texts, what, error=CalibrationError)
-    return text
+    return text.in_turn() if options.recommends and len(text.input_ids) > 1 else (text, None)
 
 
 def _planned(report: ImportanceReport, options: DepthOptions) -> list[DepthCell]:
@@ -327,7 +318,7 @@ def _measured(
     )
     found = {
         place: {
-            "damage": depth_damage(damage),
+            "damage": depth_damage(damage, text, _looks(cuts)),
             "parameters_removed": _share(cuts[place], sizes),
             "tasks": scored.get(place, []),
         }

@@ -37,7 +37,9 @@ class Question:
 
     Attributes:
         loaded: The model.
-        judged: The held-out text.
+        judged: The part of the held-out text that a cut is chosen by.
+        reported: The other part, which the chosen one is reported on; None where there is none.
+        looks: How many figures on the first part a cut is chosen by.
         other_text: The other domain's, as the user names it; None: what the model samples.
         request: What is timed.
         most_increase: The share by which the perplexity may rise.
@@ -50,6 +52,8 @@ class Question:
 
     loaded: LoadedModel
     judged: Judged
+    reported: CalibrationText | None
+    looks: int
     other_text: str | None
     request: RequestShape
     most_increase: float

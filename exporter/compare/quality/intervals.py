@@ -40,7 +40,12 @@ def expanded_level(units: int, confidence: float = 0.95) -> float:
 
 
 def mean_interval(
-    sums: Floats, counts: Floats, clusters: Clusters = None, *, positive: bool = False
+    sums: Floats,
+    counts: Floats,
+    clusters: Clusters = None,
+    *,
+    positive: bool = False,
+    looks: int = 1,
 ) -> Interval | None:
     """The mean over all tokens, with the 95 % interval that the samples give it.
 
@@ -57,6 +62,7 @@ def mean_interval(
         clusters: Of which document each sample is.
         positive: Whether no token's value is below 0, as a divergence. Few samples hide such a
             value's long tail: the mean is then at least as skewed as a gamma variable.
+        looks: Of how many intervals all are to hold the truth 95 times in 100 (Bonferroni).
 
     Returns:
         None with fewer than two clusters, or where a sum isn't finite.
@@ -66,7 +72,7 @@ def mean_interval(
     if error is None:
         return None
     mean = ratio(sums, counts)
-    reach = float(stats.t.ppf((1 + _LEVEL) / 2, degrees_of_freedom(counts)))
+    reach = float(stats.t.ppf(1 - (1 - _LEVEL) / 2 / looks, degrees_of_freedom(counts)))
     skewness = _skewness(sums - mean * counts)
     if positive and mean > 0:
         skewness = max(skewness, 2 * error / mean)

@@ -33,7 +33,8 @@ def answer_words(report: DepthsReport, answer: DropAnswer) -> str:
         return (
             f"Recommended: drop {dropped_words(best)}{_faster(best)}. Of the cuts that keep the "
             f"perplexity on {_short(report.text.source)} within {limit} after healing, with all of "
-            "the 95 % interval, it is the fastest."
+            f"an interval corrected for {answer.looks} figures, it is the fastest."
+            f"{_reported(answer)}"
         )
     measured = [cell for cell in report.cells if cell.damage is not None]
     if not measured:
@@ -46,7 +47,7 @@ def answer_words(report: DepthsReport, answer: DropAnswer) -> str:
             f"Nothing is worth cutting: no cut that keeps the perplexity within {limit}, such as "
             f"{dropped_words(least)}, is more than 1 % faster."
         )
-    if cost.perplexity_ratio <= most:
+    if ends is None or ends[0] <= most:
         return (
             f"It is not certain that a cut keeps the perplexity within {limit}: without "
             f"{dropped_words(least)} it rises by {_interval(cost)}. depthcut export MODEL -o out "
@@ -57,6 +58,17 @@ def answer_words(report: DepthsReport, answer: DropAnswer) -> str:
         f"without {dropped_words(least)}{_faster(least)}, the perplexity rises by {_damage(cost)}. "
         "A training may lower that (depthcut export MODEL -o out --time 10m), or --at-most allows "
         "more."
+    )
+
+
+def _reported(answer: DropAnswer) -> str:
+    """What it costs on the part of the text that has chosen nothing."""
+    text, damage = answer.reported_text, answer.reported
+    if text is None or damage is None:
+        return ""
+    return (
+        f" On {text.tokens:,} other tokens of {_short(text.source)}, which chose nothing, the "
+        f"perplexity rises by {_interval(damage)}."
     )
 
 
@@ -97,8 +109,8 @@ def _int8_row(int8: DepthsInt8) -> list[Cell]:
 def _int8_words(answer: DropAnswer) -> str:
     """What int8 means for a cut, or why it isn't in the table."""
     both = (
-        "To measure a cut in int8: depthcut export MODEL -o out --plan depths.plan.json --quantize "
-        "int8."
+        "To measure a cut in int8, on other text than has chosen it: depthcut export MODEL -o out "
+        "--plan depths.plan.json --quantize int8 --eval-text docstrings."
     )
     if answer.int8 is None:
         return f"The whole model in int8 is not in the table: {answer.no_int8}. {both}"
@@ -145,7 +157,8 @@ def _about(report: DepthsReport, answer: DropAnswer) -> str:
         else "No speed could be measured here."
     )
     return (
-        f"The figures are approximate: {report.text.tokens:,} tokens of {report.text.source}, "
+        f"The figures are approximate: {report.text.tokens:,} tokens of {report.text.source} "
+        "that the recommendation rests on, "
         f"{answer.other_text.tokens:,} of {answer.other_text.source}. Sublayers with the lowest "
         f"scores are dropped ({report.metric}, on {report.calibration.source}). healed: kept "
         "weights are fitted anew by least squares (--heal fold), on "

@@ -183,6 +183,7 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     assert plan.exists() == (best is not None)
     if best is not None:
         assert PruningPlan.read(plan).deletions == best.deletions
+        assert PruningPlan.read(plan).chosen_on == [*report.calibration.texts, report.text]
     assert "How much" not in capsys.readouterr().err
     # What was measured is not measured again, and text of one's own takes the model's place.
     text = tmp_path / "own.txt"
@@ -237,6 +238,39 @@ def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
     again = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
     assert again.answer is not None
     assert again.answer.int8 == int8
+
+
+def test_a_cut_is_recommended_on_one_half_of_a_text_and_reported_on_the_other(
+    loaded: Any, scores: ImportanceReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.choose.studies import answer, depths
+
+    parts: list[Any] = []
+    held_out = depths._held_out
+    monkeypatch.setattr(
+        depths, "_held_out", lambda *told: parts.extend(held_out(*told)) or tuple(parts)
+    )
+    monkeypatch.setattr(answer, "_LEAST_SPEEDUP", 1.0)
+    options = depths.DepthOptions(
+        numbers=(1,), recommend=True, tokens=240, sequence_length=LENGTH, most_increase=1e6
+    )
+    report = depths.measure_depths(loaded, scores, options, importance_sha256="0" * 64)
+    choosing, reporting = parts
+    assert len(choosing.input_ids) + len(reporting.input_ids) == 240 // LENGTH
+    assert {*choosing.documents}.isdisjoint(reporting.documents)
+    found, best = report.answer, report.recommended
+    assert best is not None
+    assert found is not None
+    assert (report.text, found.reported_text) == (choosing.ref, reporting.ref)
+    assert found.looks == 2 * sum(cell.damage is not None for cell in report.cells)
+    assert found.reported is not None
+    on_the_first = [each.perplexity for each in (best.damage, best.healed) if each is not None]
+    assert found.reported.perplexity not in on_the_first
+    for cell in report.cells:
+        if cell.damage is not None:
+            assert cell.damage.perplexity_ratio_ci95 is not None
+            assert cell.damage.perplexity_ratio_most is not None
+            assert cell.damage.perplexity_ratio_most > cell.damage.perplexity_ratio_ci95[1]
 
 
 def test_a_fold_lowers_the_damage_that_it_is_fitted_to(

@@ -103,15 +103,20 @@ def test_int8_stands_beside_the_cuts_or_says_why_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("healed", "told"),
-    [(1.05, ("+5.0 %", "--at-most")), (1.012, ("+1.2 %", "-8.9 %", "--eval-tokens"))],
+    ("healed", "ends", "told"),
+    [
+        (1.05, (1.021, 1.08), ("+5.0 %", "--at-most")),
+        (1.05, (1.019, 1.08), ("+5.0 %", "+1.9 %", "--eval-tokens")),
+        (1.012, (0.911, 1.113), ("+1.2 %", "-8.9 %", "--eval-tokens")),
+    ],
 )
 def test_where_nothing_keeps_the_limit_the_next_step_is_told(
-    healed: float, told: tuple[str, ...]
+    healed: float, ends: tuple[float, float], told: tuple[str, ...]
 ) -> None:
     report = made_answer(None)
+    cost = damage(healed, 0.01).model_copy(update={"perplexity_ratio_ci95": ends})
     cells = [
-        cell if cell.healed is None else cell.model_copy(update={"healed": damage(healed, 0.01)})
+        cell if cell.healed is None else cell.model_copy(update={"healed": cost})
         for cell in report.cells
     ]
     report = report.model_copy(update={"cells": cells})
