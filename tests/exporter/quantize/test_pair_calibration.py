@@ -85,12 +85,14 @@ def pairs(tmp_path: Path) -> str:
 def test_a_reranker_is_calibrated_on_pairs_of_any_text(reranker: Path, text: str) -> None:
     found = calibration_beside(reranker, (text,), 1)
     assert found.types is not None
-    assert len(found.input_ids) == 24
-    paragraph = Path(text).read_text().split("\n\n")[0]
-    first, rest = paragraph[: paragraph.index(".") + 1], paragraph[paragraph.index(".") + 2 :]
-    ids, types = tokenizer_in(reranker.with_name("tokenizer.json")).pair(first, rest, LONGEST)
-    assert found.input_ids[0][found.mask[0]].tolist() == ids
-    assert found.types[0][found.mask[0]].tolist() == types
+    assert len(found.input_ids) in range(18, 25, 2)
+    tokenizer = tokenizer_in(reranker.with_name("tokenizer.json"))
+    own = []
+    for paragraph in Path(text).read_text().split("\n\n"):
+        first, rest = paragraph[: paragraph.index(".") + 1], paragraph[paragraph.index(".") + 2 :]
+        own.append(tokenizer.pair(first, rest, LONGEST))
+    packed = found.input_ids[0][found.mask[0]].tolist(), found.types[0][found.mask[0]].tolist()
+    assert packed in own
     assert {*found.types[0].tolist()} == {0, 1}
     assert {*found.input_ids[~found.mask].tolist()} == {PADDING}
 
