@@ -77,7 +77,8 @@ class _Judge:
 
         self._folder = folder
         texts, tokenizer = read_texts("pydoc", part="evaluation"), folder / "tokenizer.json"
-        self._passages = tokenize_passages(texts, tokenizer, most=PASSAGES, longest=LONGEST_PASSAGE)
+        drawn = tokenize_passages(texts, tokenizer, most=PASSAGES, longest=LONGEST_PASSAGE)
+        self._passages = drawn.ids
         task, cut = made_retrieval(texts, QUERIES), partial(cut_to, tokenizer_in(tokenizer))
         assert task is not None
         assert isinstance(task.asked, Retrieval)

@@ -291,7 +291,7 @@ def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path)
     ).plan().plan  # fmt: skip
     assert not {layer for layer, _ in _names(plan)} & {0, 5}
     source = read_texts("pydoc", part="evaluation")
-    texts = tokenize_passages(source, folder / "tokenizer.json", most=64, longest=128)
+    texts = tokenize_passages(source, folder / "tokenizer.json", most=64, longest=128).ids
     mask = np.arange(128) < np.array(list(map(len, texts)))[:, None]
     ids = np.array([np.resize(text, 128) for text in texts])
     meter = EmbeddingMeter(minilm.model, ids, mask, batch_size=8)
