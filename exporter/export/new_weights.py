@@ -1,8 +1,4 @@
-"""Gives the weights of an exported graph new values, which spares another export of the model.
-
-Exporters leave most weights as the model has them, or transposed. A weight is found by its bytes:
-so one that was packed together with others, or folded into a constant, counts as not there.
-"""
+"""Gives the weights of an exported graph new values, which spares another export of the model."""
 
 from __future__ import annotations
 
@@ -31,37 +27,17 @@ _Content = tuple[tuple[int, ...], bytes]
 
 @dataclass(frozen=True)
 class WeightPlace:
-    """An initializer that holds a parameter of the model.
-
-    Attributes:
-        initializer: Its name in the graph.
-        parameter: Its name in the model.
-        transposed: Whether the graph has it as ``[in, out]`` where the model has ``[out, in]``.
-    """
+    """An initializer that holds a parameter of the model."""
 
     initializer: str
     parameter: str
-    transposed: bool
+    transposed: bool  # whether the graph has it as `[in, out]` where the model has `[out, in]`
 
 
 def weight_places(
     graph: Path, model: PreTrainedModel, names: Collection[str]
 ) -> list[WeightPlace] | None:
-    """Finds parameters in a graph that was exported from the model.
-
-    Args:
-        graph: The ONNX file.
-        model: The model, with the weights that the graph has.
-        names: Of the parameters.
-
-    Returns:
-        The places; None where the graph lacks a parameter, or has it in common with another one
-        that has the same values, or where all numbers of one are the same, as in a bias of zeros:
-        a constant of the graph may be so by itself.
-
-    Raises:
-        OnnxFileError: The graph can't be read.
-    """
+    """Finds parameters in a graph that was exported from the model."""
     parameters = dict(model.named_parameters())
     if any(parameters[name].min() == parameters[name].max() for name in names):
         return None
@@ -86,24 +62,9 @@ def write_with_weights(
     folder: Path,
     model: PreTrainedModel,
     places: Sequence[WeightPlace],
-    progress: Progress = QUIET,
+    progress: Progress = QUIET,  # hears how many bytes are written
 ) -> Path:
-    """Writes a graph with the values that a model's parameters have now.
-
-    Args:
-        graph: The ONNX file; it is unchanged.
-        folder: Takes ``model.onnx`` and its weights.
-        model: The model.
-        places: Where its parameters are in the graph.
-        progress: Hears how many bytes are written.
-
-    Returns:
-        The path of ``model.onnx``.
-
-    Raises:
-        OnnxFileError: The graph can't be read or written.
-        OSError: The disk is full.
-    """
+    """Writes a graph with the values that a model's parameters have now."""
     found, parameters = load_model(graph), dict(model.named_parameters())
     for place in places:
         value = _oriented(parameters[place.parameter], transposed=place.transposed)

@@ -25,26 +25,13 @@ def save_onnx(
     folder: Path,
     name: str = MODEL_FILE,
     *,
-    unfinished: Unfinished | None = None,
-    progress: Progress = QUIET,
+    unfinished: Unfinished | None = None,  # None: nothing is left
+    progress: Progress = QUIET,  # hears how many bytes of large weights are written
 ) -> Path:
     """Writes graph and weights; ``folder`` gets both files, or neither.
 
     Weights are asked for one after the other and written in pieces, so that lazy ones
     (``onnx_ir.LazyTensor``) are never in memory together.
-
-    Args:
-        model: It is unchanged.
-        folder: Made when missing.
-        name: Of the graph's file.
-        unfinished: Where the weights grow, for a run that goes on with what an interrupted one has
-            left; None: nothing is left.
-        progress: Hears how many bytes of large weights are written.
-
-    Raises:
-        OSError: When they can't be written; a full disk by its number, before anything is written
-            where it can be told.
-        OnnxFileError: The graph can't be serialised.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size, target = weight_bytes(model), folder / name
@@ -67,9 +54,6 @@ def save_graph(model: ir.Model, folder: Path, name: str = MODEL_FILE) -> Path:
     """Writes a graph that was loaded from ``folder`` back; its weights' file stays where it can.
 
     Where a pass has made weights of its own, graph and weights are both written anew.
-
-    Raises:
-        OSError: When it can't be written; a full disk by its number.
     """
     if any(map(_is_new, model.graph.initializers.values())):
         return save_onnx(model, folder, name)

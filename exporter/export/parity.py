@@ -1,15 +1,11 @@
-"""Holds an ONNX file against the PyTorch model that it came from, or that it is a cut of.
-
-Both run the same tokens: a prefill of two sequences, one of them left-padded, then a decode step in
-which each side continues from the cache that it filled itself. Every output is compared, at the
-positions that hold real tokens.
-"""
+"""Holds an ONNX file against the PyTorch model that it came from, or that it is a cut of."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +16,13 @@ from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import DEFAULT_LIMIT_BYTES
 from exporter.cut.oracle.setting import choose
-from exporter.engines.runners.base import Runner
+from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.widening import WidenedCopy
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import ExportError
 from exporter.export.pooled import pooling_for
-from exporter.export.renumbered import RenumberedCaches
-from exporter.export.streamed import interface_without_weights
+from exporter.export.torch_export import interface_without_weights
 from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.loading.filled_modules import filled_while_running
 from exporter.models.loading.meta_model import MetaModel
@@ -38,6 +34,46 @@ from graph_passes.fusing.pooling import EMBEDDING
 
 if TYPE_CHECKING:
     from exporter.artifacts.replacement_file import Replacements
+
+_CACHE = re.compile(r"(past_key_values|present)\.([0-9]{1,4})\.(key|value)")
+
+
+class RenumberedCaches:
+    """A runner under a shallower model's numbers: the caches of its layers count from 0."""
+
+    def __init__(self, runner: Runner, layers: Sequence[int]) -> None:
+        self._runner = runner
+        self._inner = dict(enumerate(layers))
+        self._outer = {old: new for new, old in self._inner.items()}
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's, renamed."""
+        return tuple(map(self._outside, self._runner.inputs))
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's, renamed."""
+        return tuple(map(self._outside, self._runner.outputs))
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the graph once and returns all outputs."""
+        given = {_renamed(name, self._inner): value for name, value in inputs.items()}
+        found = self._runner.run(given)
+        return {_renamed(name, self._outer): value for name, value in found.items()}
+
+    def _outside(self, spec: TensorSpec) -> TensorSpec:
+        return replace(spec, name=_renamed(spec.name, self._outer))
+
+
+def _renamed(name: str, numbers: Mapping[int, int]) -> str:
+    found = _CACHE.fullmatch(name)
+    if found is None:
+        return name
+    # A layer that should not be there must not be taken for one that has its number now.
+    number = numbers.get(int(found[2]), f"cut{found[2]}")
+    return f"{found[1]}.{number}.{found[3]}"
+
 
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-3}
 """By dtype; times the largest value of the witness, or 1 when that is smaller.
@@ -60,16 +96,11 @@ _WIDENED = ", bfloat16 as float32"
 
 @dataclass(frozen=True)
 class _Step:
-    """One run of both sides.
-
-    Attributes:
-        tokens: The int64 inputs ``[batch, sequence]``; the mask has the total length. Or images.
-        real: Where ``tokens`` are no padding, ``[batch, sequence]``; None: everywhere.
-    """
+    """One run of both sides."""
 
     phase: Phase
-    tokens: dict[str, torch.Tensor]
-    real: torch.Tensor | None
+    tokens: dict[str, torch.Tensor]  # the int64 inputs `[batch, sequence]`
+    real: torch.Tensor | None  # where `tokens` are no padding, `[batch, sequence]`
 
 
 def check_export(
@@ -78,7 +109,7 @@ def check_export(
     *,
     deletions: Sequence[PlannedDeletion] = (),
     replacements: Replacements | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,  # None for the same
     provider: str = "cpu",
     progress: Progress = QUIET,
 ) -> list[ParityCheck]:
@@ -86,30 +117,6 @@ def check_export(
 
     A model in bfloat16 is compared in float32, with the weights that it has: a wrong graph shows
     just as well, bfloat16's own rounding does not. The checks' names say so.
-
-    A model whose weights stay in their shards is run a module at a time, and reads them once for
-    each of the two steps; where memory is short ONNX Runtime maps its weights, too.
-
-    Args:
-        loaded: The model that was exported.
-        onnx_path: Its graph, whole or cut.
-        deletions: What was cut out; PyTorch then runs with the same sublayers skipped or replaced.
-        replacements: The numbers for those of them that are replaced.
-        layers: The numbers that the graph's caches have of the model's layers; None for the same.
-        provider: Where ONNX Runtime runs it: ``cpu`` or ``cuda``.
-        progress: Hears of the two runs.
-
-    Returns:
-        For each phase one check of the main output, one of the texts' vectors if the graph has them
-        and, with a cache, one of all keys and values.
-        They are compared at real tokens; an error that isn't finite counts as infinite.
-
-    Raises:
-        ExportError: The graph's inputs or outputs are not those of the model, the dtype can't be
-            checked, or (without deletions) a check does not hold.
-        PlanError: The deletions or replacements are not for this model.
-        BackendError: ONNX Runtime can't run the graph.
-        VerificationError: There is too little memory to run it.
     """
     with contextlib.ExitStack() as stack:
         # Before bfloat16 is widened: the graph holds numbers that were rounded to it. Without a
@@ -151,11 +158,7 @@ def _compared(
 def _runner(
     loaded: LoadedModel, file: Path, provider: str, progress: Progress
 ) -> OnnxRuntimeRunner:
-    """Runs the graph; that of a model whose weights don't come into memory with as little of it.
-
-    Raises:
-        VerificationError: Not even then is there memory enough.
-    """
+    """Runs the graph; that of a model whose weights don't come into memory with as little of it."""
     thrifty = False
     if isinstance(loaded, MetaModel) and provider == "cpu":
         setting = choose(load_model(file), DEFAULT_LIMIT_BYTES)
@@ -357,11 +360,7 @@ def _refuse_uncheckable(interface: OnnxInterface) -> None:
 
 
 def require_passed(checks: Sequence[ParityCheck], path: Path) -> None:
-    """Refuses an export that doesn't compute what PyTorch computes.
-
-    Raises:
-        ExportError: A check did not hold.
-    """
+    """Refuses an export that doesn't compute what PyTorch computes."""
     failed = [check for check in checks if not check.passed]
     if failed:
         worst = failed[0]

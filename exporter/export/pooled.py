@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def pooling_for(loaded: LoadedModel) -> Pooling:
-    """How a model's graph is to pool.
-
-    Raises:
-        ModelSourceError: Its folder doesn't say it, or says what a graph can't do.
-        ExportError: Its answers are no token states, since it generates or has a head.
-    """
+    """How a model's graph is to pool."""
     if loaded.model.can_generate() or loaded.model.base_model is not loaded.model:
         raise ExportError(
             f"{loaded.ref.architecture} doesn't answer with token states that could be pooled.",
@@ -34,11 +29,7 @@ def pooling_for(loaded: LoadedModel) -> Pooling:
 
 
 def add_pooling(folder: Path, pooling: Pooling) -> None:
-    """Gives the graph in a folder one more output, the texts' vectors.
-
-    Raises:
-        SurgeryError: It has no token states.
-    """
+    """Gives the graph in a folder one more output, the texts' vectors."""
     model = ir.load(folder / MODEL_FILE)
     layers = [each.layer for each in pooling.dense]
     SentencePoolingPass(pooling.modes, normalised=pooling.normalised, dense=layers)(model)

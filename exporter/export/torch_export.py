@@ -1,45 +1,162 @@
-"""From a PyTorch model to ONNX with PyTorch's own exporter (``torch.onnx.export(dynamo=True)``).
-
-The graph has the KV cache as explicit inputs and outputs (see
-:mod:`exporter.models.onnx_interface`) and
-named dynamic dimensions that its inputs share, ``batch``, ``sequence``, ``past_sequence`` and
-``total_sequence``. Prefill is the same graph with a past of length 0.
-
-Nodes keep ``pkg.torch.onnx.name_scopes``, the modules they came from, by which a reader or the
-surgery can name a layer. Everything else that the exporter notes down goes, stack traces with this
-machine's paths first of all.
-"""
+"""From a PyTorch model to ONNX with PyTorch's own exporter (``torch.onnx.export(dynamo=True)``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes import common
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from exporter.compare.timing.clock import no_garbage_collection
 from exporter.errors import ExportError, first_line, pass_on_memory_error
-from exporter.export.exportable_experts import exportable_experts
 from exporter.export.onnx_output import MODEL_FILE, save_onnx
-from exporter.export.streamed import (
-    fake_parameters,
-    fold_transposes,
-    interface_without_weights,
-    read_weights_lazily,
-)
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
+from exporter.models.onnx_interface import InterfaceModule, OnnxInterface, interface_of
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@contextlib.contextmanager
+def exportable_experts(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a mixture of experts run as batched products: its usual kernel can't be traced.
+
+    That has no form in ONNX, and without numbers it takes no other type than bfloat16.
+    """
+    before = getattr(model.config, "_experts_implementation", None)
+    if before is None:
+        yield
+        return
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
+
+
+# What the optimizer looks at again and again while it folds constants.
+_KEPT_BYTES = 1 << 16
+
+
+@contextlib.contextmanager
+def fake_parameters(model: torch.nn.Module) -> Iterator[FakeTensorMode]:
+    """Puts fake parameters in the places of those on the meta device while the block runs.
+
+    Ties stay ties. Parameters with content and buffers stay as they are.
+    """
+    # Real inputs are let in: the buffers are real.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    places = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.is_meta
+    ]
+    fakes = {id(parameter): _fake(parameter, mode) for _, _, parameter in places}
+    try:
+        for module, name, parameter in places:
+            module._parameters[name] = fakes[id(parameter)]
+        yield mode
+    finally:
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
+
+
+def interface_without_weights(model: PreTrainedModel) -> OnnxInterface:
+    """A model's interface as :func:`exporter.models.onnx_interface.interface_of` finds it."""
+    if not has_meta_parameters(model):
+        return interface_of(model)
+    with exportable_experts(model), fake_parameters(model) as mode, mode:
+        return interface_of(model)
+
+
+def has_meta_parameters(model: torch.nn.Module) -> bool:
+    """Whether some of a model's parameters have no content."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _fake(parameter: torch.nn.Parameter, mode: FakeTensorMode) -> torch.nn.Parameter:
+    with mode:
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+        return torch.nn.Parameter(empty, requires_grad=False)
+
+
+def read_weights_lazily(graph: ir.Graph, meta: MetaModel, prefix: str) -> None:
+    """Has a graph's fake weights read from the shards when needed, in the model's dtype."""
+    known = set(meta.weights.names())
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.Tensor) or not isinstance(tensor.raw, FakeTensor):
+            continue
+        own = name.removeprefix(prefix)
+        if own not in known:
+            raise ExportError(
+                f"The graph's weight {name} is none of {meta.ref.architecture}'s parameters.",
+                "Export the model with its weights loaded.",
+                code="unknown-weight",
+            )
+        value.const_value = ir.LazyTensor(
+            partial(_read, meta, own),
+            tensor.dtype,
+            ir.Shape(tensor.shape.numpy()),
+            cache=tensor.nbytes <= _KEPT_BYTES,
+            name=name,
+        )
+
+
+def _read(meta: MetaModel, name: str) -> ir.TensorProtocol:
+    with meta.held(name):
+        return ir.tensor_adapters.TorchTensor(meta.model.get_parameter(name).data, name)
+
+
+def fold_transposes(graph: ir.Graph) -> None:
+    """Makes weights of the transposed weights that nothing else uses, without reading them.
+
+    PyTorch's optimizer does the same, but it holds all of them in memory until they are written.
+    """
+    for node in list(graph):
+        value = node.inputs[0] if node.op_type == "Transpose" and not node.domain else None
+        if value is None or not _is_own_weight(value) or node.outputs[0].is_graph_output():
+            continue
+        turned = _turned(value, node)
+        graph.register_initializer(turned)
+        replace_nodes_and_values(graph, node, [node], [], node.outputs, [turned])
+        del graph.initializers[value.name or ""]
+
+
+def _is_own_weight(value: ir.Value) -> bool:
+    """Whether it is a weight that one node uses."""
+    return value.is_initializer() and not value.is_graph_input() and len(value.uses()) == 1
+
+
+def _turned(value: ir.Value, node: ir.Node) -> ir.Value:
+    tensor, name = value.const_value, node.outputs[0].name
+    if tensor is None:
+        raise TypeError(f"{value.name} is no weight.")
+    sizes = [int(size) for size in tensor.shape.numpy()]
+    told = node.attributes.get("perm")
+    order = [*reversed(range(len(sizes)))] if told is None else [*told.as_ints()]
+    lazy = ir.LazyTensor(
+        lambda: ir.Tensor(tensor.numpy().transpose(order), dtype=tensor.dtype, name=name),
+        tensor.dtype,
+        ir.Shape([sizes[axis] for axis in order]),
+        name=name,
+    )
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=lazy.shape, const_value=lazy)
+
 
 OPSETS = range(18, 25)
 
@@ -55,6 +172,7 @@ def export_onnx(
     *,
     opset: int = 20,
     unfinished: Unfinished | None = None,
+    # hears what the exporter says as details, and how many bytes are written
     progress: Progress = QUIET,
 ) -> Path:
     """Exports a model to ``model.onnx`` and its weights' file in ``folder``.
@@ -63,22 +181,6 @@ def export_onnx(
     (:class:`exporter.models.loading.meta_model.MetaModel`) is
     traced without them, and each weight is read when it is written: the files are the same, and one
     or two weights are in memory.
-
-    Args:
-        loaded: In the dtype that the graph shall have.
-        folder: Made when missing; an earlier export in it is replaced at the end.
-        opset: 18 to 22 write attention in basic operators; 23 has Attention, RMSNormalization and
-            RotaryEmbedding, 24 of these only Attention.
-        unfinished: Where the weights grow, see :func:`exporter.export.onnx_output.save_onnx`.
-        progress: Hears what the exporter says as details, and how many bytes are written.
-
-    Returns:
-        The path of ``model.onnx``.
-
-    Raises:
-        ExportError: When the opset is not supported or PyTorch's exporter can't export the model.
-        ModelSourceError: A shard can't be read.
-        OSError: The files can't be written; a full disk by its number.
     """
     _refuse_opset(opset)
     return export_traced(
@@ -93,15 +195,7 @@ def export_onnx(
 
 @dataclass(frozen=True)
 class Traced:
-    """What is traced to make one graph of a model.
-
-    Attributes:
-        module: Has the model as its attribute ``model``.
-        example: Its keyword arguments; no size that varies is 1, and no two are the same.
-        inputs: The inputs' names, in the order of the example's leaves.
-        outputs: The outputs' names.
-        dimensions: As the example, for each leaf the named dimensions that vary.
-    """
+    """What is traced to make one graph of a model."""
 
     module: torch.nn.Module
     example: dict[str, Any]
@@ -119,21 +213,7 @@ def export_traced(
     unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> Path:
-    """Exports one graph of a model; see :func:`export_onnx`.
-
-    Args:
-        loaded: The model.
-        make: What is traced.
-        target: The ONNX file.
-        opset: See :data:`OPSETS`.
-        unfinished: As there.
-        progress: As there.
-
-    Raises:
-        ExportError: PyTorch's exporter can't export the model.
-        ModelSourceError: A shard can't be read.
-        OSError: The files can't be written; a full disk by its number.
-    """
+    """Exports one graph of a model; see :func:`export_onnx`."""
     _refuse_opset(opset)
     with progress.task(f"export to ONNX, opset {opset}", total=3, unit="steps") as task:
         # A trace makes millions of objects that stay; each collection would look through all.

@@ -178,8 +178,7 @@ def settled(request: ExportRequest, progress: Progress) -> ExportRequest:
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Writes the three graphs of the baseline, and holds them against PyTorch."""
-    from exporter.export.encoder_decoder import write_stacks
-    from exporter.export.encoder_decoder_parity import check_stacks
+    from exporter.export.encoder_decoder import check_stacks, write_stacks
 
     folder = run.ledger.work / "baseline"
     with staged_directory(folder) as stage:
@@ -194,7 +193,7 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
 def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Cuts the candidate's graphs, and holds them against PyTorch and the masked baseline."""
-    from exporter.export.encoder_decoder_parity import check_stacks
+    from exporter.export.encoder_decoder import check_stacks
 
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
     plan = run.plan

@@ -18,8 +18,7 @@ from exporter.cut.surgery import prune_file
 from exporter.engines.build.check import gate_where_installed
 from exporter.engines.usage import USE_FILE, write_graph_use
 from exporter.errors import VerificationError
-from exporter.export.forms.targets import TARGETS
-from exporter.export.forms.write import write_form
+from exporter.export.forms.targets import TARGETS, write_form
 from exporter.files import staged_directory
 from exporter.models.companions import copy_processor_files, copy_sentence_files
 from exporter.models.loading.model_files import save_pretrained_files

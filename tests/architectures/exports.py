@@ -72,7 +72,7 @@ def _by_depthcut(model: Any, folder: Path) -> Path:
 def _by_pytorch(model: Any, part: Part, folder: Path) -> Exported:
     import torch
 
-    from exporter.export.exportable_experts import exportable_experts
+    from exporter.export.torch_export import exportable_experts
 
     dims: dict[str, Any] = {}
     for axes in part.dynamic.values():

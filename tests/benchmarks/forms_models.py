@@ -54,7 +54,7 @@ class Models:
         """In a target's form."""
 
         def write(folder: Path) -> None:
-            from exporter.export.forms.write import write_form
+            from exporter.export.forms.targets import write_form
             from exporter.models.loading.model_files import save_pretrained_files
             from exporter.models.loading.model_source import load_model
 
@@ -68,7 +68,7 @@ class Models:
         """Written by PyTorch's exporter and fused by our own passes, not by the builder."""
 
         def write(folder: Path) -> None:
-            from exporter.export.forms.onnxruntime_decoder import write_fused_export
+            from exporter.export.forms.onnxruntime import write_fused_export
             from exporter.models.loading.model_files import save_pretrained_files
             from exporter.models.loading.model_source import load_model
             from exporter.progress import QUIET

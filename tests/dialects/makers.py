@@ -116,7 +116,7 @@ def optimum(family: str) -> Maker:
     """optimum's exporter as depthcut calls it."""
 
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from exporter.export.optimum_export import export_with_optimum
+        from exporter.export.forms.portable import export_with_optimum
 
         return export_with_optimum(tiny.loaded(family, layers), folder)
 

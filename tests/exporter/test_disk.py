@@ -102,7 +102,7 @@ def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
 def test_optimum_on_a_full_disk(tmp_path: Path) -> None:
     code = """
 from tiny_torch import tiny_loaded
-from exporter.export.optimum_export import export_with_optimum
+from exporter.export.forms.portable import export_with_optimum
 from exporter.files import scratch_folder
 
 loaded = tiny_loaded("llama")

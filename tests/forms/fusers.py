@@ -17,7 +17,7 @@ Fuser = Callable[[Subject, "LoadedModel", Path], Path]
 
 def builder(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
     """onnxruntime-genai's model builder."""
-    from exporter.export.forms.genai_builder import build_decoder
+    from exporter.export.forms.genai import build_decoder
 
     build_decoder(loaded, folder, "cpu")
     return folder / "model.onnx"
@@ -28,7 +28,7 @@ def own(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
     import onnx_ir as ir
 
     from exporter.errors import ExportError
-    from exporter.export.forms.encoder import fuse_encoder
+    from exporter.export.forms.onnxruntime import fuse_encoder
     from graph_passes import save_model
     from graph_passes.fusing import fuse_decoder
 

@@ -85,7 +85,7 @@ def _row(subject: Subject, loaded: LoadedModel, name: str, fuser: Fuser, folder:
     import onnx_ir as ir
 
     from exporter.engines.runners.cache_form import read_cache_form
-    from exporter.export.forms.noting import fused_operators
+    from exporter.export.forms.portable import fused_operators
     from exporter.export.parity import RELATIVE_TOLERANCE, check_export
 
     made = Row(subject.name, name)

@@ -30,7 +30,7 @@ from exporter.engines.environment import default_threads, processor_name
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.errors import BackendError, CostError, DepthcutError
-from exporter.export.forms.write import write_form
+from exporter.export.forms.targets import write_form
 from exporter.files import scratch_folder
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.ratios import ratio

@@ -2,17 +2,160 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.export.forms.noting import WrittenForm, version_of
-from exporter.export.optimum_export import export_with_optimum
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from exporter.artifacts import FORM_KEY, FormRecord, Target
+from exporter.artifacts.plans.origin import MODEL_KEY
+from exporter.errors import ExportError, first_line, pass_on_memory_error
+from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
 from exporter.export.options import ExporterName
+from exporter.files import scratch_folder, telling_full_disk
+from exporter.models.loading.model_files import save_checkpoint
+from exporter.models.loading.transformers_calls import hub_off
+from exporter.optional import require
+from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
+
+_FUSED_IN_ONNX = frozenset({"Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"})
+_FUSED_DOMAINS = frozenset({"com.microsoft"})
+_FUSED_NORMS = frozenset({"SimplifiedLayerNormalization"})  # ONNX Runtime's, in ONNX's own domain
+
+
+@dataclass(frozen=True)
+class WrittenForm:
+    """How a graph came about, which now lies in its folder as ``model.onnx``."""
+
+    writer: str
+    passes: tuple[str, ...] = ()  # what rewrote its graph after it, in order
+    cache_room: int | None = None  # the fixed length of its caches; None where they grow
+    remark: str | None = None  # why it is not the fastest form of its target; None where it is
+
+
+def note_form(
+    folder: Path,
+    written: WrittenForm,
+    target: Target,
+    source_sha256: str | None = None,
+    *,
+    name: str = MODEL_FILE,
+) -> FormRecord:
+    """Writes into a graph's notes how it is written."""
+    model = ir.load(folder / name)
+    record = FormRecord(
+        target=target,
+        writer=written.writer,
+        passes=list(written.passes),
+        fused=fused_operators(model),
+        cache_room=written.cache_room,
+        remark=written.remark,
+    )
+    model.metadata_props[FORM_KEY] = record.model_dump_json()
+    if source_sha256 is not None:
+        model.metadata_props[MODEL_KEY] = source_sha256
+    save_graph(model, folder, name)
+    return record
+
+
+def fused_operators(model: ir.Model) -> dict[str, int]:
+    """By name, how many nodes do at once what takes several of ONNX's basic operators."""
+    found = Counter(node.op_type for node in model.graph.all_nodes() if _is_fused(node))
+    return dict(sorted(found.items()))
+
+
+def form_in_words(record: FormRecord) -> str:
+    """A form on one line."""
+    fused = ", ".join(f"{count} {name}" for name, count in record.fused.items())
+    after = f", then {', '.join(record.passes)}" if record.passes else ""
+    remark = f"; {record.remark}" if record.remark else ""
+    if record.cache_room is not None:
+        remark = f"; each run reads {record.cache_room} positions of its caches{remark}"
+    by = f"written by {record.writer}{after}"
+    return f"form: {record.target}, {by}; fused: {fused or 'nothing'}{remark}"
+
+
+def version_of(distribution: str) -> str:
+    """A library's name with its version."""
+    return f"{distribution} {metadata.version(distribution)}"
+
+
+def _is_fused(node: ir.Node) -> bool:
+    if node.op_type in _FUSED_NORMS or node.domain in _FUSED_DOMAINS:
+        return True
+    return node.domain in ("", "ai.onnx") and node.op_type in _FUSED_IN_ONNX
+
+
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def export_with_optimum(
+    loaded: LoadedModel, folder: Path, *, opset: int | None = None, progress: Progress = QUIET
+) -> Path:
+    """Exports a model to ``model.onnx`` and its weights' file in ``folder``.
+
+    A decoder is exported with its cache, prefill and decode in one graph without branches.
+    """
+    require("optimum.exporters.onnx", extra="optimum")
+    with scratch_folder("optimum") as place, captured_output(progress):
+        checkpoint, out = place / "checkpoint", place / "onnx"
+        with progress.task("export to ONNX with optimum"):
+            with telling_full_disk(place.parent), hub_off():
+                save_checkpoint(loaded, checkpoint)
+                _run_optimum(loaded, checkpoint, out, opset)
+            return save_onnx(_only_graph(out), folder)
+
+
+def _run_optimum(loaded: LoadedModel, checkpoint: Path, out: Path, opset: int | None) -> None:
+    try:
+        require("optimum.exporters.onnx", extra="optimum").main_export(
+            str(checkpoint),
+            output=out,
+            task=_task(loaded),
+            opset=opset,
+            dtype=_DTYPES[str(loaded.model.dtype).removeprefix("torch.")],
+            do_validation=False,
+            local_files_only=True,
+        )
+    # optimum runs the model's own code and has no error class of its own.
+    except Exception as error:
+        pass_on_memory_error(error)
+        raise ExportError(
+            f"optimum can't export {loaded.ref.architecture}: {first_line(error)}.",
+            "Try --exporter torch; -v shows optimum's whole account.",
+            code="exporter-failed",
+        ) from error
+
+
+def _task(loaded: LoadedModel) -> str:
+    if loaded.model.can_generate():
+        return "text-generation-with-past"
+    tasks = require("optimum.exporters.tasks", extra="optimum").TasksManager
+    task: str = tasks.infer_task_from_model(loaded.model)
+    return task
+
+
+def _only_graph(folder: Path) -> ir.Model:
+    if not (folder / MODEL_FILE).is_file():
+        found = ", ".join(sorted(path.name for path in folder.glob("*.onnx"))) or "nothing"
+        raise ExportError(
+            f"optimum wrote {found} where one {MODEL_FILE} was expected.",
+            "Models of several graphs can be cut one by one with depthcut prune.",
+        )
+    model = ir.load(folder / MODEL_FILE)
+    # Notes of this machine's paths; scopes are in the nodes' names.
+    ClearMetadataAndDocStringPass()(model)
+    return model
+
 
 PORTABLE_OPSET = 20
 """The widest reach; 18 gives the same graph."""
@@ -24,25 +167,12 @@ def write_portable(
     loaded: LoadedModel,
     folder: Path,
     *,
-    exporter: ExporterName | None = None,
-    opset: int | None = None,
+    exporter: ExporterName | None = None,  # None: PyTorch's
+    opset: int | None = None,  # None: PORTABLE_OPSET for PyTorch's, its own choice for optimum's
     unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> WrittenForm:
-    """Exports a model with PyTorch's exporter, or optimum's.
-
-    Args:
-        loaded: The model.
-        folder: Takes ``model.onnx`` and its weights.
-        exporter: None: PyTorch's.
-        opset: None: :data:`PORTABLE_OPSET` for PyTorch's, its own choice for optimum's.
-        unfinished: Where the weights grow; for PyTorch's alone.
-        progress: Hears what the exporter says.
-
-    Raises:
-        ExportError: The exporter can't export the model.
-        MissingDependencyError: It is not installed.
-    """
+    """Exports a model with PyTorch's exporter, or optimum's."""
     if exporter == "optimum":
         export_with_optimum(loaded, folder, opset=opset, progress=progress)
         return WrittenForm(version_of("optimum-onnx"))

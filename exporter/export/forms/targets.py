@@ -8,15 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from exporter.artifacts import Target
+from exporter.artifacts import FormRecord, Target
 from exporter.engines.build.libraries import Backend
 from exporter.errors import UsageError
-from exporter.export.forms.noting import WrittenForm
-from exporter.export.forms.portable import write_portable
-from exporter.progress import Progress
+from exporter.export.forms.portable import WrittenForm, form_in_words, note_form, write_portable
+from exporter.export.onnx_output import MODEL_FILE
+from exporter.export.options import ExporterName
+from exporter.export.pooled import add_pooling, pooling_for
+from exporter.progress import QUIET, Progress
+from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from exporter.export.forms.genai_builder import Provider
+    from exporter.export.forms.genai import Provider
     from exporter.models.loading.model_source import LoadedModel
 
 Write = Callable[..., WrittenForm]
@@ -27,19 +30,10 @@ fixed length it takes ``room``, too."""
 
 @dataclass(frozen=True)
 class TargetForm:
-    """What a target's form takes.
-
-    Attributes:
-        write: Writes it, exporter and opset included.
-        provider: The one provider of ONNX Runtime that it is made for; None: any.
-        engines: The engines that can be built of it.
-        dtypes: Those that it has.
-        plain: Whether exporter and opset may be chosen.
-        fixed_caches: Whether its caches have a length that can be chosen.
-    """
+    """What a target's form takes."""
 
     write: Write
-    provider: str | None = None
+    provider: str | None = None  # the one provider of ONNX Runtime that it is made for; None: any
     engines: tuple[Backend, ...] = ()
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     plain: bool = False
@@ -56,10 +50,10 @@ def _write_for_onnxruntime(
     loaded: LoadedModel, folder: Path, progress: Progress, *, provider: Provider, **options: Any
 ) -> WrittenForm:
     if loaded.model.can_generate():
-        from exporter.export.forms.onnxruntime_decoder import write_decoder
+        from exporter.export.forms.onnxruntime import write_decoder
 
         return write_decoder(loaded, folder, provider, progress, **options)
-    from exporter.export.forms.encoder import write_encoder
+    from exporter.export.forms.onnxruntime import write_encoder
 
     return write_encoder(loaded, folder, progress, **options)
 
@@ -95,20 +89,7 @@ def refuse_options(
     engine: Backend | None,
     cache_length: int | None = None,
 ) -> None:
-    """Refuses what contradicts a target, before anything is done.
-
-    Args:
-        target: The target.
-        exporter: The exporter that was asked for, if any.
-        opset: The opset that was asked for, if any.
-        dtype: Of the graph, as PyTorch names it.
-        provider: Where ONNX Runtime is to run it, ``cpu`` or ``cuda``.
-        engine: Which engines are to be built of it, if any.
-        cache_length: Positions of its caches, if that was said.
-
-    Raises:
-        UsageError: It says which option, and what fits.
-    """
+    """Refuses what contradicts a target, before anything is done."""
     form, name = TARGETS[target], f"--target {target}"
     fixed = [other for other, each in TARGETS.items() if each.fixed_caches]
     builders = [other for other, each in TARGETS.items() if engine in each.engines]
@@ -139,3 +120,31 @@ def refuse_options(
     for code, broken, message, hint in rules:
         if broken:
             raise UsageError(message, hint, code=code)
+
+
+def write_form(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    target: Target = "portable",
+    exporter: ExporterName | None = None,  # None for PyTorch's
+    opset: int | None = None,  # for `portable` alone; None for the exporter's usual one
+    room: int | None = None,  # 0 lets them grow, None takes the usual number
+    pooling: bool = False,
+    unfinished: Unfinished | None = None,
+    progress: Progress = QUIET,
+) -> tuple[Path, FormRecord]:
+    """Exports a model in the form of a target."""
+    form, pools = TARGETS[target], pooling_for(loaded) if pooling else None
+    options: dict[str, Any] = {} if unfinished is None else {"unfinished": unfinished}
+    if form.plain:
+        options |= {"exporter": exporter, "opset": opset}
+        written = write_portable(loaded, folder, progress=progress, **options)
+    else:
+        options |= {"room": room} if form.fixed_caches else {}
+        written = form.write(loaded, folder, progress, **options)
+    if pools is not None:
+        add_pooling(folder, pools)
+    record = note_form(folder, written, target, loaded.ref.sha256)
+    progress.say(form_in_words(record))
+    return folder / MODEL_FILE, record

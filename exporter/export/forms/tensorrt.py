@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from exporter.errors import UsageError
-from exporter.export.forms.noting import WrittenForm
-from exporter.export.forms.portable import FUSED_OPSET, write_portable
+from exporter.export.forms.portable import FUSED_OPSET, WrittenForm, write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_graph
 from exporter.export.options import USUAL_ROOM
 from exporter.progress import QUIET, Progress
@@ -31,27 +30,13 @@ def write_for_tensorrt(
     folder: Path,
     progress: Progress = QUIET,
     *,
-    room: int | None = None,
+    room: int | None = None,  # positions of the caches; 0 lets them grow, None takes USUAL_ROOM
     unfinished: Unfinished | None = None,
 ) -> WrittenForm:
     """Exports a model at opset 23, and rewrites a decoder's attentions and caches.
 
     Attention takes keys and values as the cache holds them, and the caches have a fixed length and
     are updated in place (opset 24), see :mod:`graph_passes.fusing.cache_in_place`.
-
-    Args:
-        loaded: The model.
-        folder: Takes ``model.onnx`` and its weights.
-        progress: Hears what the exporter says, and what could not be rewritten.
-        room: Positions of the caches; 0 lets them grow, None takes :data:`USUAL_ROOM`.
-        unfinished: Where the weights grow.
-
-    Returns:
-        How it was written. Where something can't be rewritten the remark says what, and why.
-
-    Raises:
-        ExportError: PyTorch's exporter can't export the model at that opset.
-        UsageError: The model knows fewer positions than ``room``.
     """
     length = None if room == 0 else _room(loaded, room)
     written = write_portable(
@@ -71,15 +56,7 @@ def write_for_tensorrt(
 def rewrite_decoder(
     model: ir.Model, room: int | None
 ) -> tuple[ir.Model, tuple[str, ...], str | None]:
-    """Rewrites attentions and caches, as far as that can be.
-
-    Args:
-        model: The graph, which may be changed.
-        room: Positions of its caches; None lets them grow.
-
-    Returns:
-        The graph, the passes that rewrote it, and what could not be rewritten, and why.
-    """
+    """Rewrites attentions and caches, as far as that can be."""
     passes, remark = [], None
     try:
         if GroupedAttentionPass().call(model).modified:

@@ -13,7 +13,7 @@ from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form
-from exporter.export.forms.genai_folder import genai_config, genai_failure, write_genai_config
+from exporter.export.forms.genai import genai_config, genai_failure, write_genai_config
 from graph_passes import save_model
 from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
 from tests.graph_passes.fused_graphs import HEAD_DIM, HEADS, HIDDEN, VOCABULARY, FusedSpec

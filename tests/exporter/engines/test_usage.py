@@ -28,7 +28,7 @@ from exporter.engines.usage import (
     write_built_use,
     write_graph_use,
 )
-from exporter.export.forms.genai_folder import write_genai_config
+from exporter.export.forms.genai import write_genai_config
 from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.report.sections import comparison_document
 from exporter.report.sections.use import use_section

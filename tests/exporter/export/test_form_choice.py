@@ -12,8 +12,8 @@ import pytest
 from written_files import names_in
 
 from exporter.errors import BackendError, ExportError, MissingDependencyError, UsageError
-from exporter.export.forms import onnxruntime_decoder as choice
-from exporter.export.forms.noting import WrittenForm
+from exporter.export.forms import onnxruntime as choice
+from exporter.export.forms.portable import WrittenForm
 from exporter.export.onnx_output import save_onnx
 from exporter.pipeline.refusals import refuse_bad_options
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model

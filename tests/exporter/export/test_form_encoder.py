@@ -11,8 +11,8 @@ import pytest
 from written_files import names_in
 
 from exporter.artifacts import PlannedDeletion
-from exporter.export.forms.encoder import fuse_encoder, write_encoder
-from exporter.export.forms.noting import WrittenForm, fused_operators
+from exporter.export.forms.onnxruntime import fuse_encoder, write_encoder
+from exporter.export.forms.portable import WrittenForm, fused_operators
 from exporter.progress import QUIET
 from graph_passes import Deletion, prune_graph, save_model
 from tests.tiny_torch import tiny_loaded
@@ -48,7 +48,7 @@ def exported(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.copytree(plain, folder, dirs_exist_ok=True)
         return WrittenForm("torch")
 
-    monkeypatch.setattr("exporter.export.forms.encoder.write_portable", copy)
+    monkeypatch.setattr("exporter.export.forms.onnxruntime.write_portable", copy)
 
 
 @pytest.fixture

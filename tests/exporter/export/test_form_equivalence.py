@@ -17,7 +17,7 @@ from exporter.artifacts.replacement_file import Replacements
 from exporter.cut.surgery import prune_file
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.export.forms.write import write_form
+from exporter.export.forms.targets import write_form
 from graph_passes import ReplacementTensors, SublayerRef
 
 pytestmark = [pytest.mark.genai, pytest.mark.usefixtures("exports_once")]

@@ -10,8 +10,8 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.engines.runners.cache_form import read_cache_form
-from exporter.export.forms.noting import fused_operators
-from exporter.export.forms.onnxruntime_decoder import write_fused_export
+from exporter.export.forms.onnxruntime import write_fused_export
+from exporter.export.forms.portable import fused_operators
 from graph_passes import Deletion, prune_graph, save_model
 from tests.tiny_torch import tiny_loaded
 

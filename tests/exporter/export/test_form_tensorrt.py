@@ -37,7 +37,7 @@ def checkpoint(folder: Path, family: str, **changes: Any) -> Path:
 
 
 def form(source: Path, folder: Path, **options: Any) -> tuple[Path, FormRecord]:
-    from exporter.export.forms.write import write_form
+    from exporter.export.forms.targets import write_form
     from exporter.export.parity import check_export
     from exporter.models.loading.model_source import load_model
 

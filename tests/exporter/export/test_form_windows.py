@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.errors import ExportError
-from exporter.export.forms.genai_builder import require_windows, windowed_layers
+from exporter.export.forms.genai import require_windows, windowed_layers
 from graph_passes import save_model
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 from tests.raising import raises

@@ -12,7 +12,7 @@ from written_files import data_of
 from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.cli import cli
 from exporter.errors import UsageError
-from exporter.export.forms.noting import WrittenForm, form_in_words, note_form
+from exporter.export.forms.portable import WrittenForm, form_in_words, note_form
 from exporter.export.forms.targets import TARGETS, refuse_options
 from exporter.export.onnx_output import save_onnx
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model

@@ -10,7 +10,7 @@ from tiny_torch import tiny_loaded
 from written_files import data_of, names_in
 
 from exporter.errors import ExportError, MissingDependencyError
-from exporter.export.optimum_export import export_with_optimum
+from exporter.export.forms.portable import export_with_optimum
 from tests.raising import raises
 
 # The rotary base that SmolLM2 has, and the one that is taken when the config doesn't tell.

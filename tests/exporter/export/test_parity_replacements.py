@@ -102,7 +102,7 @@ def test_fused_forms_agree_too(target: Any, tmp_path: Path) -> None:
     """Caches in place, packed products, norms fused with sums; one plan for all of them."""
     from tiny_families import tiny_loaded as fusable
 
-    from exporter.export.forms.write import write_form
+    from exporter.export.forms.targets import write_form
 
     loaded = fusable("qwen2", vocab_size=96, hidden_size=64, head_dim=16)
     (tmp_path / "whole").mkdir()

@@ -81,7 +81,7 @@ def test_a_graph_is_held_against_the_model_a_module_at_a_time(llama: Path, graph
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_interface_of_experts_without_weights_is_theirs(tmp_path: Path, dtype: str) -> None:
-    from exporter.export.streamed import interface_without_weights
+    from exporter.export.torch_export import interface_without_weights
     from exporter.models.onnx_interface import interface_of
 
     source = str(saved(tmp_path / "model", "mixtral"))
@@ -142,7 +142,7 @@ def test_a_cut_graph_is_held_against_the_same_cut(llama: Path, graph: Path, tmp_
 
 def only_weights(meta: MetaModel) -> ir.Model:
     """A graph that was traced without a model's weights, as far as those go."""
-    from exporter.export.streamed import fake_parameters, read_weights_lazily
+    from exporter.export.torch_export import fake_parameters, read_weights_lazily
 
     made = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["": 20]> g (float x) => (y) { y = Neg(x) }'
@@ -212,7 +212,7 @@ def test_a_shard_that_became_shorter_is_named_and_nothing_is_left(
 
 
 def test_a_weight_that_is_no_parameter_is_refused(llama: Path) -> None:
-    from exporter.export.streamed import fake_parameters, read_weights_lazily
+    from exporter.export.torch_export import fake_parameters, read_weights_lazily
 
     meta = load_meta(str(llama))
     made = only_weights(meta)

@@ -120,7 +120,7 @@ def test_opset_20_is_plain_and_23_has_the_fused_operators(export: Export) -> Non
 
 
 def test_a_mixture_of_experts_is_left_as_it_was() -> None:
-    from exporter.export.exportable_experts import exportable_experts
+    from exporter.export.torch_export import exportable_experts
 
     model = tiny_loaded("mixtral").model
     before = model.get_experts_implementation()

@@ -129,7 +129,7 @@ def test_the_files_of_sentence_transformers_go_with_each(pooled: tuple[Path, Any
 def test_without_the_option_the_graph_gives_token_states_alone(
     pooled: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    from exporter.export.forms.write import write_form
+    from exporter.export.forms.targets import write_form
     from exporter.models.loading.model_source import load_model
     from graph_passes.files.storage import load_model as load_graph
 

@@ -1,10 +1,4 @@
-"""The form of decoders for ONNX Runtime: attention in one operator, its cache in one buffer.
-
-onnxruntime-genai's model builder writes it, for the architectures that it knows. Where it doesn't,
-or where ONNX Runtime can't run what it writes, our own passes fuse PyTorch's export; where they
-can't either, the form is that export at the opset whose attention is one operator. All that is
-told.
-"""
+"""The form of decoders for ONNX Runtime: attention in one operator, its cache in one buffer."""
 
 from __future__ import annotations
 
@@ -15,20 +9,35 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from exporter.errors import BackendError, ExportError, MissingDependencyError
-from exporter.export.forms.genai_builder import Provider, build_decoder
-from exporter.export.forms.genai_folder import genai_failure, write_genai_config
-from exporter.export.forms.noting import WrittenForm
-from exporter.export.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
+from exporter.errors import (
+    BackendError,
+    ExportError,
+    MissingDependencyError,
+    first_line,
+    pass_on_memory_error,
+)
+from exporter.export.forms.genai import Provider, build_decoder, genai_failure, write_genai_config
+from exporter.export.forms.portable import (
+    FUSED_OPSET,
+    PORTABLE_OPSET,
+    WrittenForm,
+    fused_operators,
+    version_of,
+    write_portable,
+)
 from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
 from exporter.models.genai_config import CONFIG_FILE
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
+from graph_passes import CleanupPass
 from graph_passes.errors import FusionError
+from graph_passes.files.storage import own_data
 from graph_passes.files.unfinished import Unfinished
 from graph_passes.fusing import fuse_decoder
+from graph_passes.fusing.embedding import fuse_embedding
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
+from graph_passes.fusing.skip_norms import fuse_skip_norms
 
 _PLAIN = "so this is the plain export, whose cache grows"
 _Write = Callable[[Path], WrittenForm]
@@ -46,20 +55,6 @@ def write_decoder(
 
     Each form is run and held against PyTorch before it is taken: a builder may know a model's name
     and yet not its sizes.
-
-    Args:
-        loaded: The model.
-        folder: Takes ``model.onnx``, its weights, and what onnxruntime-genai reads.
-        provider: Which of ONNX Runtime's providers runs it.
-        progress: Hears what the exporters say, and which of them did not serve.
-        unfinished: Where the weights of PyTorch's export grow.
-
-    Returns:
-        How it was written; the remark tells what did not serve.
-
-    Raises:
-        MissingDependencyError: The builder is not installed.
-        ExportError: No exporter can export the model.
     """
     tries = _Tries(loaded, provider, progress)
     for write in _writers(loaded, provider, progress, unfinished):
@@ -93,11 +88,7 @@ def _settle_config(loaded: LoadedModel, folder: Path, progress: Progress) -> Non
 
 
 class _Tries:
-    """What was tried.
-
-    Attributes:
-        reasons: Why each that did not serve did not.
-    """
+    """What was tried."""
 
     def __init__(self, loaded: LoadedModel, provider: Provider, progress: Progress) -> None:
         self.reasons: list[str] = []
@@ -105,14 +96,7 @@ class _Tries:
         self._missing: MissingDependencyError | None = None
 
     def written(self, write: _Write, folder: Path) -> WrittenForm | None:
-        """Writes a form, and makes sure that it runs and computes what the model does.
-
-        Returns:
-            None where it does not serve.
-
-        Raises:
-            MissingDependencyError: It serves, but what is not installed might do better.
-        """
+        """Writes a form, and makes sure that it runs and computes what the model does."""
         from exporter.export.parity import check_export
 
         try:
@@ -168,22 +152,7 @@ def write_fused_export(
     opset: int = FUSED_OPSET,
     unfinished: Unfinished | None = None,
 ) -> WrittenForm:
-    """Exports a decoder and fuses its attentions and norms.
-
-    Args:
-        loaded: The model.
-        folder: Takes ``model.onnx`` and its weights.
-        progress: Hears what the exporter says, and what could not be fused.
-        opset: Of the export. Some models can't be exported at 23, whose norms fuse best.
-        unfinished: Where the export's weights grow.
-
-    Returns:
-        How it was written. Where the attentions can't be fused it is the plain export, and the
-        remark says why.
-
-    Raises:
-        ExportError: PyTorch's exporter can't export the model at that opset.
-    """
+    """Exports a decoder and fuses its attentions and norms."""
     written = write_portable(loaded, folder, opset=opset, unfinished=unfinished, progress=progress)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
@@ -207,3 +176,71 @@ def _keeping_logits(written: WrittenForm, folder: Path) -> WrittenForm:
         return replace(written, passes=(*written.passes, KEEP))
     told = "its logits are of all positions always, since its head is no plain product"
     return replace(written, remark="; ".join(filter(None, (written.remark, told))))
+
+
+SOURCE_OPSET = 20
+"""Of the export: onnxscript knows the attention that is written out there, not opset 23's."""
+
+_ATTENTION = frozenset({"Attention", "MultiHeadAttention"})
+_ENCODER_PLAIN = "so this is the plain export"
+
+
+def write_encoder(
+    loaded: LoadedModel,
+    folder: Path,
+    progress: Progress,
+    *,
+    unfinished: Unfinished | None = None,
+) -> WrittenForm:
+    """Exports an encoder for ONNX Runtime, and fuses what can be fused.
+
+    The result is run and held against PyTorch before it is taken.
+    """
+    written = write_portable(
+        loaded, folder, opset=SOURCE_OPSET, unfinished=unfinished, progress=progress
+    )
+    with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
+        try:
+            counts = _fused_copy(loaded, folder, Path(name))
+        except (ExportError, BackendError) as error:
+            reason = error.message.replace(f"{name}/", "").rstrip(".")
+            progress.say(f"form: {reason}")
+            return replace(written, remark=f"{reason}, {_ENCODER_PLAIN}")
+        for weights in own_data(folder / MODEL_FILE):  # of the plain export
+            weights.unlink()
+        for file in Path(name).iterdir():
+            file.replace(folder / file.name)
+    told = None if _ATTENTION & counts.keys() else "its attentions are in no form that is fused"
+    return replace(written, passes=(version_of("onnxscript"), "fuse_encoder"), remark=told)
+
+
+def _fused_copy(loaded: LoadedModel, source: Path, folder: Path) -> dict[str, int]:
+    """Writes the fused form into another folder, makes sure of it, and counts its operators."""
+    from exporter.export.parity import check_export
+
+    save_onnx(fuse_encoder(ir.load(source / MODEL_FILE)), folder)
+    check_export(loaded, folder / MODEL_FILE)
+    return fused_operators(ir.load(folder / MODEL_FILE))
+
+
+def fuse_encoder(model: ir.Model) -> ir.Model:
+    """Writes an encoder in ONNX Runtime's fused operators.
+
+    onnxscript's rewrite rules do most of it. What they leave is done before and after: embeddings,
+    and norms without a bias. ONNX Runtime's own optimizer finds no attention in what PyTorch
+    exports today: it wants another mask.
+    """
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    fuse_embedding(model.graph)
+    CleanupPass(keep_debug=True)(model)
+    try:
+        fused, _ = optimize_for_ort(model)
+    # Each of the rules is code of its own, with no error class.
+    except Exception as error:
+        pass_on_memory_error(error)
+        raise ExportError(f"onnxscript can't fuse this graph: {first_line(error)}.") from error
+    fuse_skip_norms(fused.graph)
+    fused.graph.sort()
+    CleanupPass(keep_debug=True)(fused)
+    return fused

@@ -1,15 +1,8 @@
-"""From a PyTorch model to ONNX with onnxruntime-genai's model builder.
-
-It writes a decoder in ONNX Runtime's own operators, layer by layer from the checkpoint, for the
-architectures that it knows: GroupQueryAttention with the rotary embedding inside and past and
-present in one buffer, packed projections, norms fused with the sums before them. Beside the graph
-it writes ``genai_config.json``, with which onnxruntime-genai runs the folder.
-
-It is given a checkpoint in both dialects of transformers, as optimum is, and no network.
-"""
+"""From a PyTorch model to ONNX with onnxruntime-genai's model builder."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,16 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from exporter.errors import ExportError, first_line, pass_on_memory_error
-from exporter.export.forms.noting import WrittenForm
+from exporter.engines.runners.cache_form import CacheForm, read_cache_form
+from exporter.errors import ExportError, MissingDependencyError, first_line, pass_on_memory_error
+from exporter.export.forms.portable import WrittenForm
 from exporter.export.onnx_output import MODEL_FILE
-from exporter.files import telling_full_disk
+from exporter.files import telling_full_disk, write_text
 from exporter.models.genai_config import CONFIG_FILE
+from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.transformers_calls import hub_off
 from exporter.optional import require
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
+from graph_passes.files.storage import load_model
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -45,21 +41,7 @@ _LOCAL = "sliding_attention"
 def build_decoder(
     loaded: LoadedModel, folder: Path, provider: Provider, progress: Progress = QUIET
 ) -> WrittenForm:
-    """Writes a decoder with its cache, and ``genai_config.json`` beside it.
-
-    Args:
-        loaded: The model, in the dtype that the graph shall have; a checkpoint of it is written to
-            a temporary folder for the builder.
-        folder: Takes ``model.onnx``, ``model.onnx.data`` and ``genai_config.json``.
-        provider: Which provider is to run it.
-        progress: Hears what the builder says as details.
-
-    Raises:
-        MissingDependencyError: onnxruntime-genai is not installed.
-        ExportError: The builder doesn't know the architecture, fails on it, or leaves out its
-            windows.
-        OSError: The disk is full.
-    """
+    """Writes a decoder with its cache, and ``genai_config.json`` beside it."""
     builder = require(_MODULE, extra=_EXTRAS[provider])
     with (
         tempfile.TemporaryDirectory(prefix=".genai.", dir=folder) as name,
@@ -124,11 +106,7 @@ def _save_stand_in_tokenizer(folder: Path) -> None:
 
 
 def windowed_layers(config: Any) -> int:
-    """How many layers of a decoder look at a window alone.
-
-    Args:
-        config: Of the text model, as transformers has it.
-    """
+    """How many layers of a decoder look at a window alone."""
     window = getattr(config, "sliding_window", None)
     longest = getattr(config, "max_position_embeddings", None)
     if not isinstance(window, int) or (isinstance(longest, int) and window >= longest):
@@ -143,13 +121,6 @@ def require_windows(path: Path, config: Any) -> None:
     A check that runs a few tokens can't tell: windows are thousands of positions long. The builder
     of onnxruntime-genai 0.18 writes windows for models that list their layers' types, and none for
     those whose config names a window alone, Mistral for one.
-
-    Args:
-        path: The graph, in GroupQueryAttention.
-        config: Of the text model, as transformers has it.
-
-    Raises:
-        ExportError: They are not as many as the model's.
     """
     wanted = windowed_layers(config)
     nodes = [node for node in ir.load(path).graph if node.op_type == "GroupQueryAttention"]
@@ -160,3 +131,95 @@ def require_windows(path: Path, config: Any) -> None:
             f"attentions, where the model has one in {wanted}.",
             code="wrong-windows",
         )
+
+
+_TOKENS = ("input_ids", "attention_mask", "position_ids")
+_PROBE, _PROBE_STEPS = [1, 2, 3], 2
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def write_genai_config(loaded: LoadedModel, folder: Path) -> bool:
+    """Writes the config beside a decoder's ``model.onnx``, where the runtime can be told of it."""
+    model = load_model(folder / MODEL_FILE)
+    names = [value.name or "" for value in model.graph.inputs]
+    content = genai_config(loaded.model, names, read_cache_form(folder / MODEL_FILE))
+    if content is not None:
+        write_text(folder / CONFIG_FILE, json.dumps(content, indent=4) + "\n")
+    return content is not None
+
+
+def genai_failure(folder: Path) -> str | None:
+    """Has onnxruntime-genai run a folder: a short prompt, and a step with its cache."""
+    try:
+        runtime = require("onnxruntime_genai", extra="genai")
+    except MissingDependencyError:
+        return None
+    try:
+        model = runtime.Model(str(folder))
+        parameters = runtime.GeneratorParams(model)
+        length = len(_PROBE) + _PROBE_STEPS
+        parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
+        generator = runtime.Generator(model, parameters)
+        generator.append_tokens(_PROBE)
+        for _ in range(_PROBE_STEPS):
+            generator.generate_next_token()
+    # It has no error class of its own, and passes on those of ONNX Runtime.
+    except Exception as error:
+        pass_on_memory_error(error)
+        return first_line(error).replace(f"{folder}/", "")
+    return None
+
+
+def genai_config(model: Any, inputs: list[str], form: CacheForm) -> dict[str, Any] | None:
+    """The config; None where the runtime can't be told of such a graph."""
+    config = model.config.get_text_config()
+    positions = form.longest or getattr(config, "max_position_embeddings", None)
+    sizes = {form.heads.get(name) for name in inputs if CACHE_INPUT.fullmatch(name)}
+    heads, size = next(iter(sizes), None) or (None, None)
+    if len(sizes) != 1 or heads is None or size is None or not isinstance(positions, int):
+        return None
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": MODEL_FILE,
+        "head_size": size,
+        "hidden_size": config.hidden_size,
+        "inputs": _inputs(inputs),
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": len({_layer(name) for name in inputs} - {None}),
+        "num_key_value_heads": heads,
+    }
+    told = {"context_length": positions, "decoder": decoder, "vocab_size": config.vocab_size}
+    in_place = len(form.shared) == sum(_layer(name) is not None for name in inputs)
+    search = {"max_length": positions, "past_present_share_buffer": in_place}
+    return {"model": {**told, **_token_ids(model), "type": "decoder"}, "search": search}
+
+
+def _inputs(names: list[str]) -> dict[str, str]:
+    tokens = {name: name for name in _TOKENS if name in names}
+    caches = {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")}
+    return {**tokens, **caches}
+
+
+def _layer(name: str) -> str | None:
+    found = CACHE_INPUT.fullmatch(name)
+    return None if found is None else found[1]
+
+
+def _token_ids(model: Any) -> dict[str, Any]:
+    """Where a text begins and ends; the runtime pads with the end where nothing else is known."""
+    found = {}
+    for name in _IDS:
+        for source in (model.generation_config, model.config.get_text_config()):
+            value = getattr(source, name, None)
+            if value is not None:
+                found[name] = value
+                break
+    end = found.get("eos_token_id")
+    if "pad_token_id" not in found and end is not None:
+        found["pad_token_id"] = end[0] if isinstance(end, list) else end
+    return found
