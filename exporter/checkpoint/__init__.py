@@ -1,4 +1,1 @@
-"""A plan carried out on a Hugging Face model: a folder that is smaller by what was dropped.
-
-Importing this costs no PyTorch.
-"""
+"""A plan carried out on a Hugging Face model: a folder that is smaller by what was dropped."""

@@ -1,9 +1,4 @@
-"""A checkpoint as DeciLM (Nemotron-NAS): the folder with gaps that servers load.
-
-``config.json`` says in ``block_configs`` what each layer has; vLLM, SGLang, TensorRT-LLM and mlx-lm
-read it, each some of the keys, so all are there. The first three read them as attributes, which
-the small module beside it makes of them.
-"""
+"""A checkpoint as DeciLM (Nemotron-NAS): the folder with gaps that servers load."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from exporter.artifacts.plans.dialects import ORIGIN, without_drops
 from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server, refuse_unheld
 from exporter.checkpoint.facts import Weights
 from exporter.checkpoint.pruned_model import CONFIG_CODE
-from exporter.checkpoint.shard_writer import Piece, piece_of, write_shards
+from exporter.checkpoint.streamed import Piece, piece_of, write_shards
 from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.files import in_shards, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacement, BranchReplacements
@@ -80,17 +75,7 @@ class DeciLMConfig(LlamaConfig):
 def check_decilm(
     loaded: LoadedModel, deletions: Sequence[PlannedDeletion], server: Server | None
 ) -> None:
-    """Refuses what a server would compute wrongly, or not load.
-
-    Args:
-        loaded: The whole model.
-        deletions: The plan's.
-        server: The one that is meant; None: all that load such folders.
-
-    Raises:
-        PlanError: The server can't hold the plan.
-        UnknownArchitectureError: The model isn't Llama's arithmetic.
-    """
+    """Refuses what a server would compute wrongly, or not load."""
     refuse_unheld([server] if server else CHECKPOINT_SERVERS, deletions, plain=False)
     found = other_arithmetic(loaded.model.config.to_dict())
     if found:
@@ -108,23 +93,7 @@ def save_decilm(
     server: Server | None,
     stage: Path,
 ) -> Weights:
-    """Writes the folder; all layers keep their numbers.
-
-    Args:
-        loaded: The whole model; not changed.
-        deletions: The plan's.
-        cut: What takes which branch's place.
-        server: The one that is meant, whose names linear maps get.
-        stage: The folder, which the caller stages.
-
-    Returns:
-        What of weights it holds.
-
-    Raises:
-        PlanError: A map has an intercept.
-        UnknownArchitectureError: As :func:`check_decilm`.
-        OSError: It can't be written.
-    """
+    """Writes the folder; all layers keep their numbers."""
     check_decilm(loaded, deletions, server)
     pieces = [*_kept(loaded.model, cut), *_maps(loaded.model, cut, server)]
     save_pretrained_files(loaded, stage)

@@ -31,27 +31,7 @@ class Weights(Record):
 
 
 class CheckpointFacts(Record):
-    """What a checkpoint is, for its card and for whoever made it.
-
-    Attributes:
-        base: The model that was pruned, as it was named; a path is its last part only.
-        on_hub: Whether that is a name on the Hub.
-        base_sha256: Of what defines that model.
-        architecture: Its class.
-        layers: How many it had.
-        deletions: What was dropped of it.
-        kept: The layers that the checkpoint has, by their numbers in the base; None where it has
-            all of them, some with gaps.
-        plain: Whether transformers loads it without depthcut.
-        transformers: The version that this was seen with.
-        dtype: Of the weights.
-        before: The base's weights.
-        after: The checkpoint's.
-        license: The lines on the licence in the base's card.
-        has_tokenizer: Whether it has a tokenizer.
-        has_modules: Whether sentence-transformers knows it by its files.
-        servers: Those that load it as DeciLM; empty where it isn't one.
-    """
+    """What a checkpoint is, for its card and for whoever made it."""
 
     base: str
     on_hub: bool
@@ -59,7 +39,7 @@ class CheckpointFacts(Record):
     architecture: str
     layers: int
     deletions: list[PlannedDeletion]
-    kept: list[int] | None
+    kept: list[int] | None  # None where it has all of them, some with gaps
     plain: bool
     transformers: str
     dtype: str
@@ -112,9 +92,6 @@ def own_dtype(source: str, **loading: Any) -> str:
 
     Else, as for a GGUF file, ``float32``. ``loading`` goes to
     :func:`~exporter.models.loading.sources.resolve_source`.
-
-    Raises:
-        ModelSourceError: When there is nothing there that could be loaded.
     """
     path = resolve_source(source, **loading)
     config: Any = {}

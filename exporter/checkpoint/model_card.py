@@ -1,7 +1,4 @@
-"""The Hub's model card of a pruned checkpoint: what it is, how it came about, what was measured.
-
-Only numbers that exist are told, each with what it was measured on. No path of this machine is.
-"""
+"""The Hub's model card of a pruned checkpoint: what it is, how it came about, what was measured."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exporter.artifacts import (
     CalibrationRef,
@@ -21,9 +19,9 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.artifacts.nouns import IMAGES, Nouns, nouns_of
-from exporter.artifacts.uses import PLACE
+from exporter.artifacts.uses import PLACE, FolderUses, Use
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.checkpoint.uses import checkpoint_uses
+from exporter.engines.usage import HERE, auto_task, lines
 from exporter.report.markdown import code, escaped, section_markdown
 from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
@@ -31,6 +29,81 @@ from exporter.report.sections.parts import parts_blocks
 from exporter.report.sections.summary import COUNTED, HEADER, accuracy_rows, latency_rows
 from exporter.report.sections.use import use_blocks
 from exporter.report.words import dropped_lines, significant, weights_words
+
+_REFUSED = (
+    "transformers {} does not leave out what a config says is skipped. It would fill the gaps with "
+    "random numbers, so it is made to refuse this folder: one weight of each dropped module is "
+    "there with the shape `[0]`. `config.json` says what was dropped as LLM-Drop has it "
+    "(`drop_attn_list`, `drop_mlp_list`), where nothing stands in its place, and under `depthcut` "
+    "in full."
+)
+_DECILM = (
+    "transformers doesn't load this folder. `configuration_decilm.py` in it, which depthcut wrote, "
+    "gives vLLM, SGLang and TensorRT-LLM the entries of `block_configs` as attributes; they run it "
+    "only if they are told to trust it."
+)
+_VLLM = f"""from vllm import LLM
+
+model = LLM({PLACE}, trust_remote_code=True)"""
+_MLX = f"""from mlx_lm import load
+
+trusted = {{"trust_remote_code": True}}  # the tokenizer's loader asks for it
+model, tokenizer = load({PLACE}, tokenizer_config=trusted)"""
+_SERVERS = {"vllm": ("vllm", _VLLM), "mlx": ("mlx-lm", _MLX)}
+_USES_PLAIN = "It is a plain model with fewer layers; whatever loads the base loads it."
+
+
+def checkpoint_uses(facts: CheckpointFacts, *, folder: str = HERE) -> FolderUses:
+    """All ways to load a checkpoint."""
+    if facts.servers:
+        return FolderUses(folder=folder, uses=_by_servers(facts), notes=[_DECILM])
+    if not facts.plain:
+        return FolderUses(
+            folder=folder, uses=[_own(facts)], notes=[_REFUSED.format(facts.transformers)]
+        )
+    uses = [_by_transformers(facts)]
+    if facts.has_modules:
+        uses.append(_by_sentence_transformers())
+    return FolderUses(folder=folder, uses=uses)
+
+
+def _by_servers(facts: CheckpointFacts) -> list[Use]:
+    known = [_SERVERS[name] for name in facts.servers if name in _SERVERS]
+    return [Use(library=needs, needs=needs, text=text) for needs, text in known]
+
+
+def _own(facts: CheckpointFacts) -> Use:
+    return Use(
+        library="depthcut",
+        needs="'depthcut[torch]'",
+        text=lines("pruned", **_filled(facts)),
+        remark="It needs depthcut with its extra torch, and runs no code from this folder.",
+    )
+
+
+def _by_transformers(facts: CheckpointFacts) -> Use:
+    remark = f"transformers {facts.transformers} loads it as it is."
+    if facts.kept is not None:
+        remark = f"{remark} {_USES_PLAIN}"
+    text = lines("transformers", **_filled(facts))
+    return Use(library="transformers", needs="transformers torch", text=text, remark=remark)
+
+
+def _filled(facts: CheckpointFacts) -> dict[str, Any]:
+    task = auto_task(facts.architecture)
+    names = [f"AutoModel{task or ''}", *["AutoTokenizer"] * facts.has_tokenizer]
+    return {
+        "loader": names[0],
+        "names": ", ".join(sorted(names)),
+        "has_tokenizer": facts.has_tokenizer,
+        "task": task if facts.has_tokenizer else None,
+    }
+
+
+def _by_sentence_transformers() -> Use:
+    name = "sentence-transformers"
+    return Use(library=name, needs=name, text=lines("sentences", m=None))
+
 
 _NAMED_SOURCES = ("hf:", "pydoc", "self")
 _PLAIN = re.compile(r"[A-Za-z][\w.+/-]*(://[\w.+/-]+)?")
@@ -47,14 +120,7 @@ _COUNTS = {"attention", "mlp", "block", "joint"}
 
 @dataclass(frozen=True)
 class CardSources:
-    """What a card is written from, beside the facts; None for what was not done or is not known.
-
-    Attributes:
-        plan: What chose the deletions.
-        importance: The scores that it rests on.
-        healing: How what stands in the branches' places was fitted.
-        report: The comparison of the ONNX files that were made by the same plan.
-    """
+    """What a card is written from, beside the facts; None for what was not done or is not known."""
 
     plan: PruningPlan
     importance: ImportanceReport | None = None

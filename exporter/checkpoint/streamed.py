@@ -1,34 +1,29 @@
-"""Pruned checkpoints of models larger than memory: from shards to shards, a tensor at a time.
-
-The model runs on a few tokens, a layer's weights in memory at a time, to see which modules go and
-that what is left computes what it should. Then what stays is copied.
-"""
+"""Pruned checkpoints of models larger than memory: from shards to shards, a tensor at a time."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PruningPlan
 from exporter.checkpoint.pruned_model import (
+    HINT,
     answer_to,
+    kept_layers,
     place_replacements,
+    refuse_other_settings,
     refuse_tokenless,
     require_same,
-)
-from exporter.checkpoint.shallow_model import (
-    HINT,
-    kept_layers,
-    refuse_other_settings,
     shallow_config_of,
 )
-from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensors_name, write_shards
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import ModelSourceError, UnknownArchitectureError
-from exporter.files import telling_full_disk
+from exporter.files import telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.anatomy.architectures import layer_modules, unknown_layers
 from exporter.models.anatomy.families import FAMILIES
@@ -46,6 +41,89 @@ if TYPE_CHECKING:
     from exporter.artifacts.replacement_file import Replacements
     from exporter.models.branch_modules import PrunedStructure
 
+_ALIGNMENT = 8
+_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FLOATS = tuple(_NAMES.values())
+"""What safetensors calls the types that a cast is for."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int  # how many bytes it takes
+    read: Callable[[], torch.Tensor]
+
+
+def safetensors_name(dtype: torch.dtype) -> str:
+    """What safetensors calls one of PyTorch's floating types."""
+    return _NAMES[str(dtype).removeprefix("torch.")]
+
+
+def piece_of(name: str, tensor: torch.Tensor) -> Piece:
+    """A tensor that is in memory."""
+    dtype = safetensors_name(tensor.dtype)
+    return Piece(name, dtype, tuple(tensor.shape), tensor.nbytes, lambda: tensor)
+
+
+def write_shards(
+    folder: Path, shards: Sequence[Sequence[Piece]], advance: Callable[[int], None]
+) -> None:
+    """Writes the shards and, where there are several, their index."""
+    filled = [shard for shard in shards if shard]
+    places: dict[str, str] = {}
+    for number, shard in enumerate(filled, start=1):
+        alone = len(filled) == 1
+        name = "model" if alone else f"model-{number:05}-of-{len(filled):05}"
+        _write_shard(folder / f"{name}.safetensors", shard, advance)
+        places |= {piece.name: f"{name}.safetensors" for piece in shard}
+    if len(filled) > 1:
+        total = sum(piece.nbytes for shard in filled for piece in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        write_text(folder / "model.safetensors.index.json", text)
+
+
+def _write_shard(path: Path, pieces: Iterable[Piece], advance: Callable[[int], None]) -> None:
+    pieces = list(pieces)
+    header = json.dumps(_header(pieces), separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for piece in pieces:
+            data = _bytes(piece)
+            file.write(data)
+            advance(len(data))
+
+
+def _header(pieces: Sequence[Piece]) -> Mapping[str, Any]:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for piece in pieces:
+        end = begin + piece.nbytes
+        offsets = [begin, end]
+        header[piece.name] = {
+            "dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": offsets,
+        }  # fmt: skip
+        begin = end
+    return header
+
+
+def _bytes(piece: Piece) -> memoryview:
+    import torch
+
+    tensor = piece.read()
+    if piece.dtype in FLOATS:
+        wanted = next(name for name, told in _NAMES.items() if told == piece.dtype)
+        tensor = tensor.to(getattr(torch, wanted))
+    data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    if len(data) != piece.nbytes or tensor.numel() != math.prod(piece.shape):
+        raise ValueError(f"{piece.name} has {len(data)} bytes, not {piece.nbytes}")
+    return data
+
 
 def write_streamed(
     meta: MetaModel,
@@ -53,27 +131,9 @@ def write_streamed(
     stage: Path,
     *,
     replacements: Replacements | None = None,
-    progress: Progress = QUIET,
+    progress: Progress = QUIET,  # told of bytes
 ) -> tuple[LoadedModel, list[int] | None]:
-    """Writes a pruned checkpoint into a folder that the caller stages.
-
-    Args:
-        meta: The whole model; it is pruned, or of no use afterwards.
-        plan: What to drop.
-        stage: An empty folder.
-        replacements: The plan's numbers.
-        progress: Told of bytes.
-
-    Returns:
-        The model that was written, without its weights; and the layers that it has, where it has
-        fewer.
-
-    Raises:
-        PlanError: The plan is not for this model.
-        UnknownArchitectureError: This family can't be written so.
-        ModelSourceError: A shard can't be read.
-        OSError: It can't be written.
-    """
+    """Writes a pruned checkpoint into a folder that the caller stages."""
     import torch
 
     model: Any = meta.model
@@ -101,11 +161,7 @@ def write_streamed(
 
 
 def layers_of(model: Any) -> list[torch.nn.Module]:
-    """A whole model's layers.
-
-    Raises:
-        UnknownArchitectureError: It is not known where the model keeps them.
-    """
+    """A whole model's layers."""
     if model.config.model_type not in FAMILIES:
         raise unknown_layers(model)  # Looking for them takes a run.
     return [each.layer for each in layer_modules(model)]
@@ -173,11 +229,7 @@ def _write_shallow(
 
 
 def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
-    """From each tensor that stays to its name with its layer's new number.
-
-    Raises:
-        UnknownArchitectureError: The shards name layers otherwise than the model does.
-    """
+    """From each tensor that stays to its name with its layer's new number."""
     paths = {module: path for path, module in meta.model.named_modules()}
     used = _flat(meta.weights.sources().values())  # old files hold buffers that nobody reads
     names = {name: name for name in meta.shards.entries if name in used}

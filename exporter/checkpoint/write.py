@@ -1,8 +1,4 @@
-"""Writes a pruned checkpoint, in the form that the most programs load.
-
-Where a plan drops whole blocks and nothing else, that is a plain model with fewer layers. Else the
-layers stay, some with gaps: :func:`exporter.checkpoint.pruned_model.load_pruned` loads that.
-"""
+"""Writes a pruned checkpoint, in the form that the most programs load."""
 
 from __future__ import annotations
 
@@ -60,32 +56,12 @@ def write_checkpoint(
     *,
     replacements: Replacements | None = None,
     cut: BranchReplacements | None = None,
-    card: Callable[[CheckpointFacts], str] | None = None,
+    card: Callable[[CheckpointFacts], str] | None = None,  # None writes none
     form: CheckpointForm = "own",
-    server: Server | None = None,
+    server: Server | None = None,  # the one that a DeciLM is for; None: all of them
     progress: Progress = QUIET,
 ) -> CheckpointFacts:
-    """Prunes a model and writes it as a Hugging Face folder, which is there whole or not.
-
-    Args:
-        loaded: The whole model, or one without its weights, which are then read from its shards a
-            layer at a time. It is changed, and of no use afterwards.
-        plan: What to drop.
-        folder: Where the checkpoint goes; an earlier one there is replaced.
-        replacements: The plan's numbers.
-        cut: What takes the branches' places, where that is at hand already.
-        card: Makes the text of ``README.md``; None writes none.
-        form: ``own``: as transformers has the model; ``decilm``: as servers load gaps;
-            ``early-exit``: the first layers alone, without the norms of those behind.
-        server: The one that a DeciLM is for; None: all of them.
-        progress: Hears of the form and the size.
-
-    Raises:
-        PlanError: The plan is not for this model, or is no early exit that was asked for.
-        UnknownArchitectureError: This family can't be written so.
-        UsageError: The folder holds something else, the model among it.
-        OSError: It can't be written.
-    """
+    """Prunes a model and writes it as a Hugging Face folder, which is there whole or not."""
     refuse_checkpoint_folder(folder, [loaded.path] if folder.exists() else [])
     before = weights_of(loaded.model)
     with staged_directory(folder) as stage:
@@ -131,7 +107,7 @@ def _pruned(
     loaded: LoadedModel, plan: PruningPlan, cut: BranchReplacements, progress: Progress
 ) -> tuple[LoadedModel, list[int] | None]:
     """The pruned model, and which layers it kept where it has fewer."""
-    from exporter.checkpoint.shallow_model import kept_layers, shallow_model
+    from exporter.checkpoint.pruned_model import kept_layers, shallow_model
 
     kept = kept_layers(plan.deletions, loaded.ref.num_layers)
     if kept:
@@ -146,12 +122,8 @@ def _pruned(
 def _exiting(
     loaded: LoadedModel, plan: PruningPlan, replacements: Replacements | None
 ) -> tuple[LoadedModel, list[int]]:
-    """The first layers alone, and which they are.
-
-    Raises:
-        PlanError: The plan drops anything else, or was healed with the norms in place.
-    """
-    from exporter.checkpoint.shallow_model import exit_answer, kept_layers, shallow_model
+    """The first layers alone, and which they are."""
+    from exporter.checkpoint.pruned_model import exit_answer, kept_layers, shallow_model
 
     kept = kept_layers(plan.deletions, loaded.ref.num_layers)
     if not kept or kept != list(range(len(kept))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.artifacts.uses import FolderUses
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.checkpoint.uses import checkpoint_uses
+from exporter.checkpoint.model_card import checkpoint_uses
 from exporter.engines.usage import UsedModel, engine_uses, graph_uses
 from exporter.pipeline.run import CHECKPOINT, ENGINES, QUANTIZED, Run
 

@@ -191,7 +191,7 @@ def test_a_norm_after_the_sum_stays_with_its_layer(tmp_path: Path) -> None:
 
 
 def test_a_config_is_renumbered_where_it_names_layers() -> None:
-    from exporter.checkpoint.shallow_model import shallow_config
+    from exporter.checkpoint.pruned_model import shallow_config
 
     config = {
         "num_hidden_layers": 4, "layer_types": list("abcd"), "mlp_only_layers": [0, 1, 3],
