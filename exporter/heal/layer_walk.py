@@ -11,7 +11,7 @@ from exporter.models.anatomy.residual_stream import LayerModules, LayerStates, t
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress
-from exporter.score.streaming.hidden_states import HiddenStates, room_for_states
+from exporter.score.streaming import HiddenStates, room_for_states
 
 if TYPE_CHECKING:
     import torch

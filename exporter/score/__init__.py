@@ -1,13 +1,4 @@
-"""How redundant each attention, MLP and block is: a model and a text to an importance report.
-
-Read downwards: :mod:`~exporter.score.scoring` takes the model and the options and runs one
-pass a kind of metric (``stream_pass``, ``answer_pass``, ``gradient_pass``), or takes the layers one
-after the other (``streaming``) where the model's weights stay in its shards. A metric is a function
-in the module of its kind (``similarity``, ``loss``) and a line in
-:mod:`~exporter.score.registry`.
-
-Importing this costs no PyTorch, and until a name is used nothing else.
-"""
+"""How redundant each attention, MLP and block is: a model and a text to an importance report."""
 
 from __future__ import annotations
 

@@ -27,18 +27,7 @@ FIRST = (4, 8, 12, 16)
 
 
 def compare_files(paths: Sequence[Path], metric: str | None = None) -> ScoreComparison:
-    """Compares every ranking of some importance.json with every other.
-
-    Args:
-        paths: A file that is named twice compares its own metrics.
-        metric: The only one to compare; None: all of one or two files of one model, of others the
-            first file's own.
-
-    Raises:
-        ArtifactError: A file is not valid, or lacks the metric.
-        ScoringError: Models of other shapes; models and texts that both differ; a score that can't
-            be ranked; fewer than two rankings.
-    """
+    """Compares every ranking of some importance.json with every other."""
     reports = {str(path): ImportanceReport.read(path) for path in paths}
     _check_same_series(reports)
     several = len(reports) > 2 or len({r.model.sha256 for r in reports.values()}) > 1
@@ -63,11 +52,7 @@ def compare_files(paths: Sequence[Path], metric: str | None = None) -> ScoreComp
 
 
 def compare_reports(reports: Mapping[str, ImportanceReport]) -> list[RankAgreement]:
-    """Every pair of rankings, kind by kind.
-
-    Raises:
-        ScoringError: A score can't be ranked.
-    """
+    """Every pair of rankings, kind by kind."""
     pairs = itertools.combinations(_ranked(reports), 2)
     return [_agreement(one, other) for one, other in pairs if one.kind == other.kind]
 

@@ -71,15 +71,7 @@ class ScoreOptions(Options):
 
 
 def refuse_idle_of_pairs(options: ScoreOptions, *names: str) -> None:
-    """Refuses options that have no effect on the pairs of an encoder-decoder.
-
-    Args:
-        options: What is asked for.
-        names: Of those options.
-
-    Raises:
-        UsageError: One is given.
-    """
+    """Refuses options that have no effect on the pairs of an encoder-decoder."""
     for name in names:
         if is_given(options, name):
             key = flag(key_at(ScoreOptions, name))

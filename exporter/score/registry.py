@@ -1,9 +1,4 @@
-"""The metrics: the one list of their names. Importing it costs nothing heavy.
-
-A metric is a function in :mod:`~exporter.score.similarity` or :mod:`~exporter.score.loss` and one
-line here; how tokens are summed up is ``over``. The command line, sweeps and reports take it from
-here.
-"""
+"""The metrics: the one list of their names. Importing it costs nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from exporter.errors import UsageError
-from exporter.score import loss, similarity
+from exporter.score import metric as loss
+from exporter.score import metric as similarity
 from exporter.score.metric import AnswerMetric, GradientMetric, Metric, OrderMetric, StreamMetric
 
 if TYPE_CHECKING:
@@ -59,11 +55,7 @@ DEFAULT = _ALL[0].name
 
 
 def metrics_named(names: Iterable[str]) -> list[Metric]:
-    """The metrics of some names, each once, in their order.
-
-    Raises:
-        UsageError: A name is not known, or there is none.
-    """
+    """The metrics of some names, each once, in their order."""
     wanted = list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in METRICS]
     if unknown or not wanted:

@@ -1,9 +1,4 @@
-"""Scores every attention, MLP and block of a model on a text.
-
-All metrics of the residual stream share one pass, all metrics of the model's answers the same runs.
-A model whose weights stay in its shards is scored layer by layer, by the same sums in the same
-order, so that the scores are the same to the last bit.
-"""
+"""Scores every attention, MLP and block of a model on a text."""
 
 from __future__ import annotations
 
@@ -28,8 +23,6 @@ from exporter.models.texts.mixtures import mixed_text
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress
-from exporter.score.answer_pass import answer_scores
-from exporter.score.gradient_pass import gradient_scores, refuse_without_gradients
 from exporter.score.metric import (
     UNITS,
     AnswerMetric,
@@ -40,11 +33,16 @@ from exporter.score.metric import (
     of_kind,
 )
 from exporter.score.options import KL_POSITIONS, ScoreOptions, refuse_idle_of_pairs
+from exporter.score.passes import (
+    ScoredModel,
+    answer_scores,
+    gradient_scores,
+    refuse_not_finite,
+    refuse_without_gradients,
+    stream_scores,
+)
 from exporter.score.registry import DEFAULT, metrics_named
-from exporter.score.scored_model import ScoredModel
-from exporter.score.stream_pass import refuse_not_finite, stream_scores
-from exporter.score.streaming.parts import layers_of
-from exporter.score.streaming.walk import layer_by_layer_scores
+from exporter.score.streaming import layer_by_layer_scores, layers_of
 
 
 def score(
@@ -125,22 +123,11 @@ def scored_model(
     loaded: LoadedModel,
     options: ScoreOptions,
     *,
-    text: CalibrationText | None = None,
+    text: CalibrationText | None = None,  # the samples; None: those that the options ask for
     cache_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> ScoredModel:
-    """The model with its text, checked before anything long runs.
-
-    Args:
-        loaded: The model.
-        options: As for :func:`score`.
-        text: The samples; None: those that the options ask for.
-        cache_dir: As for :func:`score`.
-        progress: Told what goes on.
-
-    Raises:
-        DepthcutError: Whatever :func:`score` raises.
-    """
+    """The model with its text, checked before anything long runs."""
     metrics = metrics_named(options.metrics)
     if loaded.model.config.is_encoder_decoder and text is None:
         refuse_idle_of_pairs(options, "sequence_length", "seed")
@@ -179,9 +166,6 @@ def refuse_unstreamable(options: ScoreOptions) -> None:
     """Refuses what can't be scored layer by layer, as far as no model is needed to tell.
 
     A large model takes minutes to open, since its files are hashed.
-
-    Raises:
-        UsageError: A metric is not known, or wants what a model in shards can't give.
     """
     for metric in metrics_named(options.metrics):
         if metric.needs_gradients:
@@ -335,14 +319,7 @@ def report_of(
     metrics: Sequence[Metric],
     found: Mapping[str, list[Score]],
 ) -> ImportanceReport:
-    """The report of what was found.
-
-    Args:
-        model: What was scored.
-        text: On what.
-        metrics: By what; the first is the report's own.
-        found: Each metric's scores, by its name.
-    """
+    """The report of what was found."""
     first, *others = (metric.name for metric in metrics)
     return ImportanceReport(
         model=model,

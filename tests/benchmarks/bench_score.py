@@ -67,8 +67,7 @@ def answers_in_passes(model: Any) -> None:
     """What `kl` over all sublayers costs, in bare passes with logits over the same tokens."""
     from exporter.models.anatomy.architectures import layer_modules
     from exporter.score import METRICS
-    from exporter.score.answer_pass import answer_scores
-    from exporter.score.scored_model import ScoredModel
+    from exporter.score.passes import ScoredModel, answer_scores
 
     text = _random_text(model, ANSWER_SAMPLES)
     scored = ScoredModel(model, layer_modules(model), text, batch_size=ANSWER_SAMPLES)
@@ -158,7 +157,7 @@ def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable
     from exporter.models.anatomy.residual_stream import tapped
     from exporter.score import METRICS
     from exporter.score.metric import StreamMetric
-    from exporter.score.stream_pass import StreamBatch, StreamSums
+    from exporter.score.passes import StreamBatch, StreamSums
 
     layers = layer_modules(model)
     callee = model if with_head else model.base_model

@@ -18,11 +18,9 @@ from exporter.models.anatomy.architectures import layer_modules, named_sublayers
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from exporter.score.answer_pass import answer_meter, answer_units, scores_of_damages
 from exporter.score.cluster.loading import ModelAddress
 from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages, measured
 from exporter.score.cluster.pool import Pool
-from exporter.score.gradient_pass import gradient_sums, refuse_without_targets, scores_of_gradients
 from exporter.score.metric import (
     AnswerMetric,
     GradientMetric,
@@ -32,10 +30,20 @@ from exporter.score.metric import (
     of_kind,
 )
 from exporter.score.options import ScoreOptions
+from exporter.score.passes import (
+    ScoredModel,
+    StreamSums,
+    answer_meter,
+    answer_units,
+    gradient_sums,
+    refuse_not_finite,
+    refuse_without_targets,
+    scores_of_damages,
+    scores_of_gradients,
+    stream_sums,
+)
 from exporter.score.registry import metrics_named
-from exporter.score.scored_model import ScoredModel
 from exporter.score.scoring import order_scores, report_of, scored_model
-from exporter.score.stream_pass import StreamSums, refuse_not_finite, stream_sums
 
 
 def score_on_cluster(

@@ -166,7 +166,7 @@ def test_streams_on_disk_as_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path:
     loaded, text = tiny_loaded("llama"), _text()
     choices: Any = {(0, "mlp"): "linear", (2, "attention"): "linear"}
     kept = fit_sequential(loaded, text, choices)
-    monkeypatch.setattr("exporter.score.streaming.hidden_states.available_bytes", lambda: 1000)
+    monkeypatch.setattr("exporter.score.streaming.available_bytes", lambda: 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     spilled = fit_sequential(loaded, text, choices)
     for name in choices:

@@ -239,7 +239,7 @@ def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
     from torch.nn.functional import cosine_similarity
 
     from exporter.models.anatomy.residual_stream import LayerStates
-    from exporter.score.similarity import changes, cosine
+    from exporter.score.metric import changes, cosine
 
     zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
     found = map(cosine, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))

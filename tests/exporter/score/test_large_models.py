@@ -1,8 +1,4 @@
-"""Models larger than memory and disk: cut with a second of work and a hundred megabytes.
-
-Their data files are holes, so that they take no room. Bounds on memory are generous; the figures
-are the benchmarks' (``python -m tests.benchmarks large``).
-"""
+"""Models larger than memory and disk: cut with a second of work and a hundred megabytes."""
 
 from __future__ import annotations
 

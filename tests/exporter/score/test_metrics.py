@@ -222,7 +222,7 @@ def test_each_dot_product_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_kept_does_not_grow_with_the_text() -> None:
     from exporter.score.metric import StreamMetric, of_kind
-    from exporter.score.stream_pass import StreamBatch, StreamSums
+    from exporter.score.passes import StreamBatch, StreamSums
 
     def kept(batches: int) -> int:
         metrics = of_kind(METRICS.values(), StreamMetric)
@@ -285,7 +285,7 @@ def test_the_last_real_token_is_the_last() -> None:
 
 
 def test_a_zero_state_counts_as_moved_by_its_own_length() -> None:
-    from exporter.score.similarity import ratio
+    from exporter.score.metric import ratio
 
     lengths, of = torch.tensor([2.0, 3.0, 0.0]).double(), torch.tensor([4.0, 0.0, 0.0]).double()
     assert ratio(lengths, of).tolist() == [0.5, 1.0, 0.0]
@@ -331,7 +331,7 @@ def test_a_metric_named_twice_is_scored_once() -> None:
 
 
 def test_taylor_of_bfloat16_sums_in_float32() -> None:
-    from exporter.score.loss import taylor
+    from exporter.score.metric import taylor
 
     generator = torch.Generator().manual_seed(0)
     pair = [torch.randn(1, 3, 500, generator=generator).bfloat16() for _ in range(2)]
@@ -388,7 +388,7 @@ def test_an_interruption_between_two_samples_ends_the_task(monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     progress = Listening()
-    monkeypatch.setattr("exporter.score.gradient_pass.RatioSums.add", interrupt)
+    monkeypatch.setattr("exporter.score.passes.RatioSums.add", interrupt)
     with pytest.raises(KeyboardInterrupt) as kept:
         score_on(tiny_loaded("llama"), random_text(), metrics=["taylor"], progress=progress)
     assert progress.open == []

@@ -26,15 +26,15 @@ from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_m
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.progress import Quiet
-from exporter.score import METRICS, CalibrationText, ScoreOptions, score, score_on, similarity
+from exporter.score import METRICS, CalibrationText, ScoreOptions, score, score_on
+from exporter.score import metric as similarity
 from exporter.score.metric import StreamMetric
-from exporter.score.streaming.hidden_states import _is_memory, states_in_file
-from exporter.score.streaming.parts import filled_in_turn
+from exporter.score.streaming import _is_memory, filled_in_turn, states_in_file
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 
-STATES = "exporter.score.streaming.hidden_states"
+STATES = "exporter.score.streaming"
 ALL = ("cosine", "angular-last", "relative-l2", "kl", "perplexity", "random", "depth")
 
 

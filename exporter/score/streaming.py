@@ -1,0 +1,542 @@
+"""Scores of models larger than memory: a layer's weights at a time, the whole text through each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import math
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from exporter.artifacts import Score
+from exporter.errors import FULL_DISK, ScoringError, first_line
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
+from exporter.models.ablation.damage import Damage, joined
+from exporter.models.ablation.layer_runner import LayerRunner
+from exporter.models.ablation.meter import damage_of, reference_of, refuse_unmeasurable
+from exporter.models.ablation.streams import CutBranches, Streams, head_at, recorded, without_mlp
+from exporter.models.anatomy.architectures import (
+    candidate_layers,
+    layer_modules,
+    refuse_differing,
+    unknown_layers,
+)
+from exporter.models.anatomy.families import FAMILIES
+from exporter.models.anatomy.residual_stream import (
+    LayerModules,
+    ProbeFindings,
+    first_tensor,
+    probe_inputs,
+    tapped,
+)
+from exporter.models.loading.meta_model import Fetched, MetaModel
+from exporter.models.texts.batches import Batch
+from exporter.processes import available_bytes
+from exporter.progress import Progress, Task
+from exporter.score.metric import AnswerMetric, Metric, StreamMetric, of_kind
+from exporter.score.passes import (
+    ANY_METRIC,
+    ScoredModel,
+    StreamBatch,
+    StreamSums,
+    answer_units,
+    scores_of_damages,
+)
+from graph_passes.types import SublayerRef, sublayer_kinds
+
+if TYPE_CHECKING:
+    import torch
+
+# Of the memory that is left, activations and the runs' scratch take the other half.
+_SHARE = 0.5
+_LASTING = Path("/var/tmp")  # noqa: S108 - the file there has no name
+_MOUNTS = Path("/proc/self/mountinfo")
+# File systems that can't reserve; a full disk then shows while it is written.
+_CANT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+
+
+class StatesInMemory:
+    """Keeps a tensor for each stream and batch."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+
+    def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
+        """Keeps a tensor, in the place of the last one of this stream and batch."""
+        self._kept[stream, batch] = tensor
+
+    def get(self, stream: int, batch: int) -> torch.Tensor:
+        """The tensor that was kept; the caller does not change it."""
+        return self._kept[stream, batch]
+
+
+class StatesInFile:
+    """Keeps the same in a file; made by :func:`states_in_file`."""
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        folder: Path,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype,
+    ) -> None:
+        import torch
+
+        self._file, self._folder = file, folder
+        self._shapes, self._dtype = [torch.Size(shape) for shape in shapes], dtype
+        self._sizes = [shape.numel() * dtype.itemsize for shape in self._shapes]
+        self._begins = list(itertools.accumulate(self._sizes, initial=0))
+
+    @property
+    def stream_bytes(self) -> int:
+        """What one stream takes, over all batches."""
+        return self._begins[-1]
+
+    def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
+        """Writes a tensor."""
+        assert tensor.shape == self._shapes[batch], "a layer keeps the shape of the stream"
+        self._transfer(os.pwrite, stream, batch, tensor)
+
+    def get(self, stream: int, batch: int) -> torch.Tensor:
+        """Reads a tensor."""
+        import torch
+
+        tensor = torch.empty(self._shapes[batch], dtype=self._dtype)
+        self._transfer(
+            lambda file, rest, position: os.preadv(file, [rest], position), stream, batch, tensor
+        )
+        return tensor
+
+    def _transfer(
+        self,
+        call: Callable[[int, memoryview[Any], int], int],
+        stream: int,
+        batch: int,
+        tensor: torch.Tensor,
+    ) -> None:
+        """Moves a tensor's bytes, however many of them a call takes."""
+        rest, position = _bytes_of(tensor), stream * self.stream_bytes + self._begins[batch]
+        try:
+            while rest:
+                count = call(self._file.fileno(), rest, position)
+                if not count:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                rest, position = rest[count:], position + count
+        except OSError as error:
+            raise _told(error, self._folder, self._sizes[batch]) from error
+
+
+HiddenStates = StatesInMemory | StatesInFile
+
+
+@contextlib.contextmanager
+def states_in_file(
+    folder: Path, streams: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+) -> Iterator[StatesInFile]:
+    """A file with room for all tensors, which is gone after the block."""
+    with _made(folder), _nameless(folder) as file:
+        states = StatesInFile(file, folder, shapes, dtype)
+        _reserve(file, folder, streams * states.stream_bytes)
+        yield states
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder that is there; what was made of it goes again, unless something else is in it."""
+    new: list[Path] = []
+    try:
+        try:
+            new += [each for each in (folder, *folder.parents) if not each.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _told(error, folder, 0) from error
+        yield
+    finally:
+        for each in new:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+
+
+def _nameless(folder: Path) -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(dir=folder, prefix=".depthcut-stream-")
+    except OSError as error:
+        raise _told(error, folder, 0) from error
+
+
+def _reserve(file: IO[bytes], folder: Path, nbytes: int) -> None:
+    if shutil.disk_usage(folder).free < nbytes:
+        raise _no_room(folder, nbytes)
+    if not nbytes or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, nbytes)
+    except OSError as error:
+        if error.errno not in _CANT_RESERVE:
+            raise _told(error, folder, nbytes) from error
+
+
+def _told(error: OSError, folder: Path, nbytes: int) -> ScoringError:
+    if error.errno in FULL_DISK:
+        return _no_room(folder, nbytes)
+    return ScoringError(
+        f"The hidden states can't be kept in {folder}: {first_line(error)}.",
+        "Name another folder with --stream-dir or the variable TMPDIR.",
+        code="not-kept",
+    )
+
+
+def _no_room(folder: Path, nbytes: int) -> ScoringError:
+    return ScoringError(
+        f"The disk of {folder} has no room for {nbytes / 1e9:.3g} GB of hidden states.",
+        "Name a folder on another disk with --stream-dir or the variable TMPDIR, or take fewer "
+        "--samples.",
+        code="no-room",
+    )
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview[Any]:
+    """The tensor's memory; of a copy where it does not lie in one piece."""
+    import torch
+
+    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+@contextlib.contextmanager
+def room_for_states(
+    folder: Path | None,  # None: in memory, or in the system's folder for such files
+    streams: int,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    *,
+    weights_bytes: int,
+    progress: Progress,
+) -> Iterator[HiddenStates]:
+    """Keeps them in memory where they fit, else in a file."""
+    nbytes = streams * dtype.itemsize * sum(map(math.prod, shapes))
+    free = available_bytes()
+    fits = free is None or nbytes <= _SHARE * (free - weights_bytes)
+    if folder is None and fits:
+        progress.detail(f"hidden states: {nbytes / 1e9:.3g} GB in memory")
+        yield StatesInMemory()
+        return
+    place = folder or _folder_on_disk()
+    progress.say(f"hidden states: {nbytes / 1e9:.3g} GB in a file in {place}")
+    with states_in_file(place, streams, shapes, dtype) as states:
+        yield states
+
+
+def _folder_on_disk() -> Path:
+    usual = Path(tempfile.gettempdir())
+    for folder in (usual, _LASTING):
+        if folder.is_dir() and os.access(folder, os.W_OK) and not _is_memory(folder):
+            return folder
+    raise ScoringError(
+        f"The hidden states don't fit into memory, and {usual} is kept in memory as well.",
+        "Name a folder on a disk with --stream-dir or the variable TMPDIR.",
+        code="kept-in-memory",
+    )
+
+
+def _is_memory(folder: Path) -> bool:
+    """Whether what is written there takes memory (tmpfs), as far as the system tells."""
+    number = folder.stat().st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    try:
+        mounts = [line.split() for line in _MOUNTS.read_text(encoding="utf-8").splitlines()]
+    except OSError:  # not Linux
+        return False
+    kinds = {mount[mount.index("-") + 1] for mount in mounts if mount[2] == device}
+    return bool(kinds & {"tmpfs", "ramfs"})
+
+
+class AnswerCuts:
+    """All cuts of one sublayer or block, as streams 1, 2, …; stream 0 is the whole model's."""
+
+    def __init__(self, scored: ScoredModel, runner: LayerRunner) -> None:
+        self._scored, self._runner = scored, runner
+        self.units = answer_units(len(scored.layers), blocks=scored.blocks)
+        self._cuts: list[BranchReplacements] = [
+            {SublayerRef(layer, branch): NOTHING for branch in sublayer_kinds(kind)}
+            for layer, kind in self.units
+        ]
+        self._branches = CutBranches(scored.layers)
+
+    @property
+    def runs(self) -> int:
+        """How many runs of a layer or of the head there will be beside the whole model's."""
+        layers, cuts = len(self._scored.layers), len(self.units)
+        return len(self._scored.batches) * (cuts * (layers + 1) // 2 + cuts + 1)
+
+    @contextlib.contextmanager
+    def recording(self, number: int, batch: Batch) -> Iterator[Streams]:
+        """Keeps of the whole model's run through a layer what the cuts there begin from."""
+        layers = self._scored.layers
+        kept = Streams(batch.inputs(), {}, [None] * len(layers), {})
+        with recorded(layers[number], kept), self._branches.counted(number):
+            yield kept
+
+    def advance(
+        self, number: int, batch: Batch, kept: Streams, states: HiddenStates, task: Task
+    ) -> None:
+        """Begins a layer's own cuts and takes the others through it; the runner is set to it."""
+        for stream, (layer, _) in enumerate(self.units, start=1):
+            if layer < number:
+                output = self._runner.run(batch.inputs(), states.get(stream, batch.number))
+            elif layer == number:
+                output = self._begun(stream, batch, kept, states)
+            else:
+                break
+            states.put(stream, batch.number, output)
+            task.advance()
+
+    def damages(self, states: HiddenStates, task: Task) -> list[Damage]:
+        """What each cut does to the answers, when all layers are through and the head is there."""
+        stride = self._scored.positions
+        head = self._scored.model.get_output_embeddings()
+        parts: list[list[Damage]] = [[] for _ in self._cuts]
+        with self._runner.only(None), head_at(head, lambda hidden: hidden[:, ::stride]):
+            for batch in self._scored.batches:
+                for stream, cut in enumerate([{}, *self._cuts]):
+                    given = states.get(stream, batch.number)
+                    logits = self._runner.logits(batch.inputs(), given)
+                    if not stream:
+                        reference = reference_of(logits, batch, stride)
+                    damage = damage_of(reference, logits, cut, batch.first_sample)
+                    if stream:
+                        parts[stream - 1].append(damage)
+                    task.advance()
+        return [joined(found) for found in parts]
+
+    def _begun(
+        self, stream: int, batch: Batch, kept: Streams, states: HiddenStates
+    ) -> torch.Tensor:
+        number, kind = self.units[stream - 1]
+        if kind == "mlp" and number in kept.attended:
+            output = kept.outputs[number]
+            return first_tensor(without_mlp(kept.attended[number], NOTHING, output))
+        with self._branches.cut(self._cuts[stream - 1]):
+            given = states.get(0, batch.number) if number else None
+            return self._runner.run(batch.inputs(), given)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model's modules and parameters by their dotted names."""
+
+    layers: list[str]  # the layers, in order
+    embedding: list[str]
+    rest: list[str]
+    head: list[str]
+    tied: list[str]
+
+
+def parts_of(meta: MetaModel, layers: Sequence[LayerModules]) -> Parts:
+    """Sorts a model's parameters."""
+    model: Any = meta.model
+    names = {id(module): name for name, module in model.named_modules()}
+    prefixes = [names[id(modules.layer)] for modules in layers]
+    in_layers = {name for prefix in prefixes for name in meta.weights.names(prefix)}
+    others = [name for name in meta.weights.names() if name not in in_layers]
+    backbone = names[id(model.base_model)]
+    needed = [name for name in others if not backbone or name.startswith(f"{backbone}.")]
+    embedding = meta.weights.names(names[id(model.get_input_embeddings())])
+    tied = {alias for name in embedding for alias in meta.weights.aliases(name)}
+    return Parts(
+        layers=prefixes,
+        embedding=embedding,
+        rest=[name for name in needed if name not in embedding],
+        head=[name for name in others if name not in needed and name not in tied],
+        tied=sorted(tied.difference(embedding)),
+    )
+
+
+def filled_in_turn(meta: MetaModel, prefixes: Sequence[str]) -> Generator[int]:
+    """Yields each module's place in the list while it is filled; at most two are in memory.
+
+    Close the generator, so that nothing stays filled when the caller fails.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        coming: list[Future[Fetched]] = [pool.submit(meta.weights.fetch, prefixes[0], stop)]
+        try:
+            for number, prefix in enumerate(prefixes):
+                # Popped: a future that is kept keeps the tensors, too.
+                meta.materialise(prefix, coming.pop().result())
+                if number + 1 < len(prefixes):
+                    coming.append(pool.submit(meta.weights.fetch, prefixes[number + 1], stop))
+                try:
+                    yield number
+                finally:
+                    meta.release(prefix)
+        finally:
+            stop.set()  # the pool waits for what it reads, and that may be a gigabyte
+
+
+def layers_of(meta: MetaModel) -> list[LayerModules]:
+    """Finds the modules of every layer.
+
+    For a model type that is not in the table the first layer is read and held against every row;
+    the walk then looks at the others.
+    """
+    if meta.model.config.model_type in FAMILIES:
+        return layer_modules(meta.model)
+    for layers in candidate_layers(meta.model):
+        if _first_layer_fits(meta, layers):
+            return layers
+    raise unknown_layers(meta.model)
+
+
+def _first_layer_fits(meta: MetaModel, layers: list[LayerModules]) -> bool:
+    parts = parts_of(meta, layers)
+    with contextlib.ExitStack() as stack:
+        for name in (*parts.embedding, *parts.rest, parts.layers[0]):
+            stack.enter_context(meta.held(name))
+        runner = LayerRunner(meta.model, layers)
+        findings, inputs = ProbeFindings(layers), probe_inputs(meta.model)
+        with runner.only(0):
+            findings.look(layers[:1], partial(runner.run, inputs, None))
+    return findings.so_far == "adds_up"
+
+
+_WHOLE = 0
+"""The stream of the whole model."""
+
+
+def layer_by_layer_scores(
+    meta: MetaModel, scored: ScoredModel, metrics: Sequence[Metric], stream_dir: Path | None
+) -> dict[str, list[Score]]:
+    """The scores by the names of the metrics of stream and answers; others are left out."""
+    before = meta.shards.bytes_read
+    found = _LayerWalk(meta, scored, metrics, stream_dir).scores()
+    read, whole = meta.shards.bytes_read - before, meta.shards.nbytes
+    scored.progress.detail(
+        f"weights read: {read / 1e9:.3g} GB, {read / whole:.2f} times what the shards hold"
+    )
+    return found
+
+
+class _LayerWalk:
+    """One walk through a model's layers; the arguments are :func:`layer_by_layer_scores`'s."""
+
+    def __init__(
+        self, meta: MetaModel, scored: ScoredModel, metrics: Sequence[Metric], folder: Path | None
+    ) -> None:
+        self._meta, self._scored, self._folder = meta, scored, folder
+        self._layers, self._batches = scored.layers, scored.batches
+        self._of_stream = of_kind(metrics, StreamMetric)
+        self._of_answers = of_kind(metrics, AnswerMetric)
+        self._runner = LayerRunner(meta.model, self._layers)
+        self._cuts: AnswerCuts | None = None
+        if self._of_answers:
+            refuse_unmeasurable(meta.model, scored.text.mask, scored.positions)
+            self._cuts = AnswerCuts(scored, self._runner)
+        # Metrics of answers alone would not tell in which layer activations become infinite.
+        collected = self._of_stream or [ANY_METRIC]
+        self._sums = [
+            StreamBatch(len(self._layers), collected, batch.mask_on(), batch.first_sample)
+            for batch in self._batches
+        ]
+
+    def scores(self) -> dict[str, list[Score]]:
+        """Walks, and gives the scores by each metric's name."""
+        parts = parts_of(self._meta, self._layers)
+        total = len(self._batches) * len(self._layers)
+        total += self._cuts.runs if self._cuts else 0
+        with (
+            contextlib.ExitStack() as stack,
+            self._scored.progress.task(
+                "score, layer by layer", total=total, unit="runs of a layer"
+            ) as task,
+        ):
+            for name in parts.rest:
+                stack.enter_context(self._meta.held(name))
+            states = self._through_layers(parts, stack, task)
+            found = self._stream_scores()
+            if self._cuts and states:
+                for name in parts.head:
+                    stack.enter_context(self._meta.held(name))
+                damages = self._cuts.damages(states, task)
+                found |= scores_of_damages(self._of_answers, self._cuts.units, damages)
+        return found
+
+    def _through_layers(
+        self, parts: Parts, stack: contextlib.ExitStack, task: Task
+    ) -> HiddenStates | None:
+        states: HiddenStates | None = None
+        embedding = stack.enter_context(contextlib.ExitStack())
+        for name in parts.embedding:
+            embedding.enter_context(self._meta.held(name))
+        model, stream = self._meta.model, None
+        findings, probed = ProbeFindings(self._layers), probe_inputs(model)
+        turns = stack.enter_context(contextlib.closing(filled_in_turn(self._meta, parts.layers)))
+        for number in turns:
+            with self._runner.only(number):
+                run = partial(self._runner.run, probed, stream)
+                stream = findings.look([self._layers[number]], run)
+                refuse_differing(findings.so_far, model)  # before the text, which may take hours
+                if states is None:
+                    states = stack.enter_context(self._room(parts, stream))
+                for batch in self._batches:
+                    self._batch(number, batch, states, task)
+            if not number and not self._needs_embedding(parts):
+                embedding.close()
+                stack.enter_context(self._runner.without_embedding())
+        refuse_differing(findings.verdict, model)
+        return states
+
+    def _batch(self, number: int, batch: Batch, states: HiddenStates, task: Task) -> None:
+        """One batch through one layer, in the whole model and in all cuts that there are."""
+        given = states.get(_WHOLE, batch.number) if number else None
+        modules, sums = self._layers[number], self._sums[batch.number]
+        with contextlib.ExitStack() as stack:
+            kept = None
+            if self._cuts:
+                kept = stack.enter_context(self._cuts.recording(number, batch))
+            with tapped([modules], sums):
+                output = self._runner.run(batch.inputs(), given)
+        task.advance()
+        if self._cuts and kept:
+            self._cuts.advance(number, batch, kept, states, task)
+        states.put(_WHOLE, batch.number, output)
+
+    def _stream_scores(self) -> dict[str, list[Score]]:
+        sums = StreamSums(len(self._layers), self._of_stream)
+        for batch in self._sums if self._of_stream else ():
+            sums.add(batch.sums, batch.counts)
+        return sums.scores()
+
+    def _needs_embedding(self, parts: Parts) -> bool:
+        """Whether it is wanted once more: as the head, or by layers that nobody has looked at.
+
+        What cuts pictures into patches stays as well: it is small, and no table of tokens.
+        """
+        known = self._meta.model.config.model_type in FAMILIES
+        words = self._meta.model.main_input_name == "input_ids"
+        return not known or not words or (self._cuts is not None and bool(parts.tied))
+
+    def _room(
+        self, parts: Parts, stream: torch.Tensor
+    ) -> contextlib.AbstractContextManager[HiddenStates]:
+        """Where the streams go; their width and dtype are the probe's."""
+        weights = self._meta.weights
+        others = (*parts.rest, *parts.embedding, *parts.head)
+        return room_for_states(
+            self._folder,
+            1 + (len(self._cuts.units) if self._cuts else 0),
+            [(*batch.ids.shape, stream.shape[-1]) for batch in self._batches],
+            stream.dtype,
+            weights_bytes=sum(map(weights.nbytes, others))
+            + 2 * max(map(weights.nbytes, parts.layers)),
+            progress=self._scored.progress,
+        )
