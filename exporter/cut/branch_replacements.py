@@ -28,18 +28,7 @@ if TYPE_CHECKING:
 def branch_replacements_of(
     deletions: Iterable[PlannedDeletion], replacements: Replacements | None, model: Any
 ) -> BranchReplacements:
-    """What a plan puts in the place of each branch.
-
-    Args:
-        deletions: The plan's.
-        replacements: Its numbers; None for a plan that replaces nothing.
-        model: The transformers model that it is for.
-
-    Raises:
-        PlanError: A layer or kind does not exist in this model; numbers are missing, not finite or
-            of another width than the model's.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
-    """
+    """What a plan puts in the place of each branch."""
     cut: dict[SublayerRef, BranchReplacement] = {}
     for deletion in deletions:
         for name in named_in(model, [deletion]):

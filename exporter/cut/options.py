@@ -13,26 +13,7 @@ DEFAULT_LIMIT_BYTES = 8 * 10**9
 
 @dataclass(frozen=True)
 class CutOptions(Options):
-    """How an ONNX file is cut.
-
-    Attributes:
-        verify: ``oracle`` runs the result against the original with the branches multiplied by
-            zero, plus the replacements, on ONNX Runtime; ``none`` is recorded in the report.
-        verify_limit_bytes: Models with more weights, in bytes, are verified at a cheaper setting
-            (see :func:`exporter.cut.oracle.verify.verify_candidate`), and so are those for which
-            there isn't memory enough; the report says so.
-        weights: ``compact`` writes ``<target>.data`` with the weights that are left; ``share``
-            points into the source's data file, which must be in the same folder; only what
-            replacements bring goes into the graph, or if it is large into ``<target>.data``.
-        companions: Copies config and tokenizer from the source's folder into the result's, where
-            they are missing there, and writes ``USE.md``, which tells how the result is used.
-        report_path: In place of an earlier file; by default ``prune.json`` beside the result, or
-            ``<target>.prune.json`` where another model's stands there.
-        renumber_kv: Gives the caches that are left dense numbers.
-        genai_config: ``rewrite`` a config beside the source for the result, or ``none``.
-        keep_debug: Keeps the exporter's notes, which may hold local paths.
-        allow_all: Lets every sublayer go.
-    """
+    """How an ONNX file is cut."""
 
     verify: Literal["oracle", "none"] = option(
         "oracle",

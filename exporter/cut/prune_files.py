@@ -39,13 +39,7 @@ _ELSEWHERE = "Name another file for the report (--report), or write the result t
 
 @dataclass(frozen=True)
 class GenaiResult:
-    """The config of onnxruntime-genai beside the source, and where the new one goes.
-
-    Attributes:
-        config: The uncut decoder's.
-        target: The file for the new one.
-        model: The pruned ONNX file.
-    """
+    """The config of onnxruntime-genai beside the source, and where the new one goes."""
 
     config: GenaiConfig
     target: Path
@@ -53,20 +47,12 @@ class GenaiResult:
 
     @classmethod
     def beside(cls, source: Path, target: Path) -> GenaiResult | None:
-        """Looks for a config that names the source; None where there is none.
-
-        Raises:
-            SurgeryError: There is one, but a cut can't be written into it.
-        """
+        """Looks for a config that names the source; None where there is none."""
         config = find_config(source)
         return None if config is None else cls(config, config_target(source, target), target)
 
     def text(self, original: ir.Model, passed: PassReport) -> str:
-        """The new config, for a cut that is done.
-
-        Raises:
-            SurgeryError: The config doesn't fit the graph, or the runtime needs other numbers.
-        """
+        """The new config, for a cut that is done."""
         names = [value.name or "" for value in original.graph.inputs]
         gone = [name for entry in passed.deleted for name in entry.inputs_removed]
         return rewritten(self.config, self.model.name, names, gone, passed.kv_renumbering)
@@ -88,18 +74,7 @@ class GenaiResult:
 
 @dataclass(frozen=True)
 class PruneFiles:
-    """The files of one cut.
-
-    Attributes:
-        source: The ONNX file that is cut.
-        data: The data files that its weights lie in.
-        target: The result's ONNX file.
-        weights: How the result has its weights.
-        report: The report's file.
-        genai: The config of onnxruntime-genai, where the source has one.
-        companions: Whether config and tokenizer are copied into the result's folder, and how the
-            result is used is told there.
-    """
+    """The files of one cut."""
 
     source: Path
     data: tuple[Path, ...]
@@ -113,16 +88,7 @@ class PruneFiles:
     def choose(
         cls, source: Path, model: ir.Model, target: Path, plan: LoadedPlan, options: CutOptions
     ) -> PruneFiles:
-        """Names the files of a cut of ``model``, which was read from ``source``.
-
-        Raises:
-            SurgeryError: A folder is named; the config of onnxruntime-genai can't be rewritten for
-                the result; two of the files are one, or something that is no report stands in the
-                report's place.
-            UsageError: The result would take the place of an input, or of another kind of file.
-            OnnxFileError: Weights that someone needs stand in the result's place, or would be
-                shared across folders.
-        """
+        """Names the files of a cut of ``model``, which was read from ``source``."""
         for file in (target, options.report_path):
             if file is not None and (not file.name or file.is_dir()):
                 raise SurgeryError(
@@ -156,23 +122,12 @@ class PruneFiles:
         return self.weights == "share" and bool(self.data)
 
     def stage_companions(self, stage: Path) -> list[tuple[Path, Path]]:
-        """Copies what the source ships with into a staging folder, where that was asked for.
-
-        Returns:
-            Staged and final path of each; none takes the place of another file of the cut.
-
-        Raises:
-            UnsafeInputError: One of them may not be read from where it is.
-        """
+        """Copies what the source ships with into a staging folder, where that was asked for."""
         moves = stage_companions(self.source, self.target, stage) if self.companions else []
         return [(staged, final) for staged, final in moves if final not in self.all]
 
     def stage_use(self, stage: Path) -> list[tuple[Path, Path]]:
-        """Writes how the staged result is used, where what goes with it was asked for.
-
-        Returns:
-            Staged and final path, as for :meth:`stage_companions`.
-        """
+        """Writes how the staged result is used, where what goes with it was asked for."""
         moves = stage_graph_use(self.target, stage) if self.companions else []
         return [(staged, final) for staged, final in moves if final not in self.all]
 
@@ -241,11 +196,7 @@ def _tells_of(path: Path, name: str) -> bool:
 
 
 def _own_report(target: Path) -> Path:
-    """The place for a result's report; that of another model, if it is still there, stays.
-
-    Raises:
-        SurgeryError: Something that is no report stands there.
-    """
+    """The place for a result's report; that of another model, if it is still there, stays."""
     usual, own = _report_places(target)
     described = _described(usual)
     taken = described not in ("", target.name) and (usual.parent / described).exists()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 import graph_passes
 from exporter.artifacts import (
@@ -22,17 +25,21 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.plans.origin import MODEL_KEY, note_texts
-from exporter.artifacts.plans.stacks import refuse_other_stacks
+from exporter.artifacts.plans.stacks import Stack, Stacks, refuse_other_stacks
 from exporter.cut.options import CutOptions
-from exporter.cut.oracle.setting import Setting, choose
-from exporter.cut.oracle.verify import PrunedFile, UncutGraph, verify_candidate
+from exporter.cut.oracle.verify import PrunedFile, Setting, UncutGraph, choose, verify_candidate
 from exporter.cut.prune_files import PruneFiles, SourceHashes
 from exporter.errors import MissingDependencyError, PlanError
+from exporter.models.encoder_decoder_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
 from exporter.optional import require
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files import storage
 from graph_passes.files.placing import Staging, staging
-from graph_passes.types import DeletedSublayer, PassReport, Refusal, ResidualSite
+from graph_passes.files.reading import copy_file
+from graph_passes.files.storage import data_files, load_model
+from graph_passes.fusing.paired_caches import pair_caches
+from graph_passes.pipeline import graph_size
+from graph_passes.types import DeletedSublayer, PassReport, Refusal, ResidualSite, SublayerRef
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,14 +51,7 @@ NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance
 
 
 def inspect_file(path: Path) -> list[ResidualSite | Refusal]:
-    """Lists what could be cut out of an ONNX file, and what not, and why.
-
-    Args:
-        path: The ONNX file; its weights are not read.
-
-    Raises:
-        OnnxFileError: The file or its external data can't be read safely.
-    """
+    """Lists what could be cut out of an ONNX file, and what not, and why."""
     return graph_passes.find_sites(storage.load_model(path))
 
 
@@ -65,7 +65,7 @@ def prune_file(
     unfinished: Unfinished | None = None,
     model_checked: bool = False,
     weights_changed: bool = False,
-    progress: Progress = QUIET,
+    progress: Progress = QUIET,  # who is told, also of how many bytes of a large model are copied
 ) -> PruneReport:
     """Cuts sublayers out of an ONNX file.
 
@@ -73,30 +73,6 @@ def prune_file(
     survives every failure, Ctrl-C included, and the source is never changed. Where the source has
     a ``genai_config.json`` beside it, one for the result appears with it; so do config and
     tokenizer.
-
-    Args:
-        source: The ONNX file.
-        target: The file to write, another than ``source``.
-        plan: What to delete, with the numbers of replacements.
-        options: How; by default as :class:`CutOptions` has it.
-        engine_check: Asked whether an engine's parser takes the result, before it appears.
-        unfinished: Where the weights of ``compact`` grow, so that an interrupted run can be gone
-            on with.
-        model_checked: Whether the plan was already held against the model that it was made for.
-        weights_changed: Whether the source was exported with the weights that the plan changes.
-        progress: Who is told, also of how many bytes of a large model are copied.
-
-    Returns:
-        The report, as written.
-
-    Raises:
-        OnnxFileError: The source can't be read, or the target not written.
-        PlanError: The plan's replacements were fitted to another model, or it changes weights that
-            the source has as they were.
-        SurgeryError: The graph can't be cut as asked, or its ``genai_config.json`` not rewritten.
-        VerificationError: The result doesn't compute what it should, or too little memory is free
-            to tell; or the source parses and the result doesn't.
-        MissingDependencyError: Verification without ONNX Runtime.
     """
     options = options or CutOptions()
     plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)
@@ -143,28 +119,16 @@ def _pruned(model: ir.Model, plan: LoadedPlan, options: CutOptions) -> tuple[ir.
 
 @dataclass(frozen=True)
 class _Cut:
-    """A cut that is done in memory.
-
-    Attributes:
-        files: What it reads and writes.
-        plan: What was asked for.
-        model: The graph before it.
-        pruned: The graph after it.
-        passed: What went.
-        setting: How closely the oracle looks; None leaves it out.
-        hashes: Of the source's files.
-        engine_check: Asked about the result; None: nobody is.
-        progress: Who is told.
-    """
+    """A cut that is done in memory."""
 
     files: PruneFiles
     plan: LoadedPlan
     model: ir.Model
     pruned: ir.Model
     passed: PassReport
-    setting: Setting | None
+    setting: Setting | None  # how closely the oracle looks; None leaves it out
     hashes: SourceHashes
-    engine_check: ParserCheck | None
+    engine_check: ParserCheck | None  # asked about the result; None: nobody is
     progress: Progress
 
     def report(self, result: Path, weights_folder: Path) -> PruneReport:
@@ -285,3 +249,128 @@ def _listed(entry: DeletedSublayer) -> dict[str, object]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(entry).items()
     }
+
+
+def prune_stacks(
+    source: Path,
+    target: Path,
+    plan: LoadedPlan | Sequence[PlannedDeletion],
+    stacks: Stacks,
+    options: CutOptions | None = None,
+    *,
+    progress: Progress = QUIET,
+) -> PruneReport:
+    """Cuts an encoder-decoder's graphs; a graph that nothing goes of is copied.
+
+    Both graphs of the decoder lose the same sublayers, and with them their caches: those of
+    self-attention, or of cross-attention.
+    """
+    options = options or CutOptions()
+    plan = plan if isinstance(plan, LoadedPlan) else LoadedPlan.of(plan)
+    reports: dict[Graph, PruneReport] = {}
+    for graph in GRAPHS:
+        own = _part(plan, stacks, _stack(graph))
+        before, after = graph_file(source, graph), graph_file(target, graph)
+        if own.deletions:
+            report = _encoder_decoder_pruned(before, after, own, options, progress)
+            if graph != ENCODER:
+                report = report.model_copy(update={"after": _pair_caches(after)})
+            reports[graph] = report
+        else:
+            reports[graph] = _copied(before, after)
+    return _joined(reports, stacks)
+
+
+def _part(plan: LoadedPlan, stacks: Stacks, stack: Stack) -> LoadedPlan:
+    """What of a plan is about one stack, by the numbers of its own graph."""
+    told = {"deletions": stacks.within(plan.plan.deletions, stack), "encoder_layers": None}
+    given, first = plan.replacements, stacks.first(stack)
+    if given is not None:
+        tensors = {
+            SublayerRef(ref.layer - first, ref.kind): numbers
+            for ref, numbers in given.tensors.items()
+            if stacks.stack(ref.layer) == stack
+        }
+        given = replace(given, tensors=tensors)
+    return replace(plan, plan=plan.plan.model_copy(update=told), replacements=given)
+
+
+def _stack(graph: Graph) -> Stack:
+    return "encoder" if graph == ENCODER else "decoder"
+
+
+def _encoder_decoder_pruned(
+    source: Path,
+    target: Path,
+    plan: LoadedPlan,
+    options: CutOptions,
+    progress: Progress,
+) -> PruneReport:
+    with tempfile.TemporaryDirectory(prefix=".report.", dir=target.parent) as place:
+        report = Path(place) / "prune.json"
+        asked = replace(options, report_path=report, companions=False, genai_config="none")
+        return prune_file(source, target, plan, asked, model_checked=True, progress=progress)
+
+
+def _copied(source: Path, target: Path) -> PruneReport:
+    model = load_model(source)
+    for file in (source, *data_files(model)):
+        copy_file(file, target.parent / file.name)
+    entry = _size(model)
+    return PruneReport(
+        target=target.name,
+        deleted=[],
+        refused=[],
+        before=entry,
+        after=entry,
+        verification=NOT_VERIFIED,
+    )
+
+
+def _size(model: ir.Model) -> GraphSizeEntry:
+    size = graph_size(model)
+    return GraphSizeEntry(nodes=size.nodes, parameters=size.parameters, bytes=size.bytes)
+
+
+def _pair_caches(path: Path) -> GraphSizeEntry:
+    """Has a decoder's caches be such that optimum's runtime keeps them; its size with these."""
+    model = load_model(path)
+    pair_caches(model)
+    ir.save(model, path)
+    return _size(model)
+
+
+def _joined(reports: dict[Graph, PruneReport], stacks: Stacks) -> PruneReport:
+    deleted, refused, parents = [], [], dict[str, str]()
+    for graph, report in reports.items():
+        first = stacks.first(_stack(graph))
+        for entry in report.deleted:
+            told = {"layer": entry.layer + first, "graph": f"{graph}.onnx"}
+            deleted.append(entry.model_copy(update=told))
+        refused += report.refused
+        parents |= {f"{graph}.{role}": digest for role, digest in report.made_from.items()}
+    return PruneReport(
+        made_from=parents,
+        deleted=deleted,
+        refused=refused,
+        before=_together({graph: report.before for graph, report in reports.items()}),
+        after=_together({graph: report.after for graph, report in reports.items()}),
+        verification=_weakest([r.verification for r in reports.values() if r.deleted]),
+    )
+
+
+def _together(sizes: dict[Graph, GraphSizeEntry]) -> GraphSizeEntry:
+    return GraphSizeEntry(
+        nodes=sum(size.nodes for size in sizes.values()),
+        parameters=sizes[ENCODER].parameters + sizes[FIRST_STEP].parameters,
+        bytes=sum(size.bytes for size in sizes.values()),
+    )
+
+
+def _weakest(checks: Sequence[Verification]) -> Verification:
+    """The check that came nearest to failing, with the runs of all."""
+    known = [check for check in checks if check.max_abs_error is not None and check.tolerance]
+    if not known:
+        return NOT_VERIFIED
+    worst = max(known, key=lambda check: (check.max_abs_error or 0.0) / (check.tolerance or 1.0))
+    return worst.model_copy(update={"runs": sum(check.runs for check in known)})

@@ -22,8 +22,8 @@ from exporter.compare.encoder_decoder import (
     refuse_of_other_source,
 )
 from exporter.compare.kept import forget
-from exporter.cut.encoder_decoder import prune_stacks
 from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_stacks
 from exporter.errors import UsageError
 from exporter.files import staged_directory
 from exporter.heal.encoder_decoder import heal_stacks, refuse_other_ways

@@ -1,8 +1,4 @@
-"""Random inputs for any Transformer's graph, drawn from what the graph declares.
-
-Whether a graph takes a cache, and how many rows a table of embeddings has, is read off its
-structure; names only tell positions and masks from other integers.
-"""
+"""Random inputs for any Transformer's graph, drawn from what the graph declares."""
 
 from __future__ import annotations
 
@@ -51,12 +47,7 @@ class Case:
 
 
 def cases(model: ir.Model, *, one: bool = False) -> list[Case]:
-    """Prefill and decode for a graph with a cache, one run for any other.
-
-    Args:
-        model: The graph.
-        one: Leaves prefill out where there is decode, which fills the cache as well.
-    """
+    """Prefill and decode for a graph with a cache, one run for any other."""
     if any(_is_cache(value) for value in model.graph.inputs):
         decode = Case("decode", 1, _PAST)
         return [decode] if one else [Case("prefill", _PROMPT, 0), decode]
@@ -69,14 +60,6 @@ def draw(model: ir.Model, case: Case, rng: np.random.Generator) -> dict[str, NDA
     Token ids stay below the number of rows that they select from, masks are ones with the first
     sequence padded on the left, positions go on after the past, all else is normal noise. Axes
     of the same name get the same size; the mask's is past plus new tokens.
-
-    Args:
-        model: The graph.
-        case: The sizes.
-        rng: The source of chance.
-
-    Raises:
-        VerificationError: An input declares no type.
     """
     sizes = _axis_sizes(model, case)
     # An attention that keeps its cache to a window takes no padding on the left.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.artifacts import Verification
 from exporter.cut.oracle.inputs import cases, draw, half_written
-from exporter.cut.oracle.setting import FULL, Setting
-from exporter.cut.oracle.verdict import MaskedDifference, compare_run, judge
-from exporter.cut.oracle.weights import relocated, set_apart
 from exporter.engines.runners.sessions import new_session
 from exporter.engines.runners.widening import (
     has_bfloat16,
@@ -25,8 +24,9 @@ from exporter.engines.runners.widening import (
     narrowed_arrays,
     widened_arrays,
 )
-from exporter.errors import VerificationError
+from exporter.errors import TooLittleMemoryError, VerificationError
 from exporter.optional import require
+from exporter.processes import available_bytes
 from exporter.progress import Progress, Task
 from graph_passes import testing
 from graph_passes.files.storage import runtime_form
@@ -37,6 +37,274 @@ if TYPE_CHECKING:
 
     from graph_passes.replacements import ReplacementTensors
 
+AnyArrays = Mapping[str, NDArray[Any]]
+
+_RELATIVE = {"float16": 1e-2, "bfloat16": 5e-2}
+_RELATIVE_FP32 = 1e-4
+_OF_THE_EFFECT = 1e-2
+# What rounding alone may come to where two graphs are fused differently: 32 units in the last
+# place of fp32. In half precision it comes near the tolerance, which then decides alone.
+_ROUNDING_FP32 = 32 * float(np.finfo(np.float32).eps)
+_FILLER = 1e6  # larger values stand for "never": suppressed tokens, masks
+_LEAVE_OUT = "--verify none leaves this check out; the report will say so."
+
+
+@dataclass(frozen=True)
+class MaskedDifference:
+    """One output of one run."""
+
+    case: str
+    output: str
+    max_abs_error: float
+    allowed: float
+    tolerance: float  # what it may be at most, however much masking changes
+    effect: float
+    rounding: float
+
+
+def compare_run(
+    case: str, plain: AnyArrays, masked: AnyArrays, pruned: AnyArrays
+) -> list[MaskedDifference]:
+    """Compares every output of one run."""
+    if set(masked) != set(pruned):
+        raise VerificationError(
+            f"The pruned graph has other outputs than the masked original: "
+            f"{sorted(set(masked) ^ set(pruned))}.",
+            code="other-outputs",
+        )
+    for name, array in masked.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind in "OSUc":
+            raise VerificationError(
+                f"The output {name!r} is no tensor of numbers, so it can't be compared.",
+                _LEAVE_OUT,
+                code="not-numbers",
+            )
+    first = next(iter(masked))
+    if not np.isfinite(masked[first].astype(np.float64)).any():
+        raise VerificationError(
+            f"The masked original gives no finite {first!r} for random inputs ({case}).",
+            _LEAVE_OUT,
+        )
+    return [_compare(case, name, plain[name], masked[name], pruned[name]) for name in masked]
+
+
+def _compare(
+    case: str,
+    name: str,
+    plain: NDArray[Any],
+    masked: NDArray[Any],
+    pruned: NDArray[Any],
+) -> MaskedDifference:
+    relative = _RELATIVE.get(masked.dtype.name, _RELATIVE_FP32)  # before all becomes float64
+    plain, masked, pruned = (array.astype(np.float64) for array in (plain, masked, pruned))
+    values = np.abs(masked[np.isfinite(masked)])
+    scale = max(1.0, float(values[values <= _FILLER].max(initial=0.0)))
+    if masked.shape == pruned.shape and (np.isnan(masked) & np.isfinite(pruned)).any():
+        raise VerificationError(
+            f"The masked original gives NaN in {name!r} for random inputs ({case}): "
+            "a branch overflows there, and infinity times zero is NaN.",
+            _LEAVE_OUT,
+        )
+    tolerance = relative * scale
+    rounding = tolerance if relative > _RELATIVE_FP32 else _ROUNDING_FP32 * scale
+    effect = _effect(plain, masked)
+    allowed = min(tolerance, max(rounding, _OF_THE_EFFECT * effect))
+    error = _max_abs_error(masked, pruned, relative)
+    return MaskedDifference(case, name, error, allowed, tolerance, effect, rounding)
+
+
+def _max_abs_error(expected: NDArray[Any], actual: NDArray[Any], relative: float) -> float:
+    """The largest difference; infinite where shapes, or values that aren't finite, differ."""
+    if expected.shape != actual.shape:
+        return float("inf")
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(actual)):
+        return float("inf")
+    if not np.array_equal(expected[~finite], actual[~finite], equal_nan=True):
+        return float("inf")
+    expected, actual = expected[finite], actual[finite]
+    difference = np.abs(expected - actual)
+    # A filler is so large that its own rounding would drown all else.
+    filler = np.abs(expected) > _FILLER
+    difference[filler & (difference <= relative * np.abs(expected))] = 0.0
+    return float(difference.max(initial=0.0))
+
+
+def _effect(plain: NDArray[Any], masked: NDArray[Any]) -> float:
+    if plain.shape != masked.shape:
+        return float("inf")
+    told = (np.abs(plain) <= _FILLER) & (np.abs(masked) <= _FILLER)  # neither NaN nor infinite
+    return float(np.abs(plain[told] - masked[told]).max(initial=0.0))
+
+
+def judge(
+    found: Sequence[MaskedDifference],
+    cheaper_since: str = "",
+    *,
+    cut_anything: bool,
+    widened: bool = False,
+) -> Verification:
+    """Sums up all outputs of all runs.
+
+    ``passed`` is None where masking changes no output by more than rounding does: then a wrong
+    cut would have looked the same.
+    """
+    worst = max(found, key=lambda item: item.max_abs_error / item.allowed)
+    if worst.max_abs_error > worst.allowed:
+        raise VerificationError(
+            f"The pruned graph differs from the masked original: {worst.output!r} by "
+            f"{worst.max_abs_error:.2e} in {worst.case}, more than {worst.allowed:.2e} "
+            f"(masking changes it by {worst.effect:.2e}). Nothing was written.",
+            "This is a bug in depthcut; please report it with the graph. " + _LEAVE_OUT,
+            code="wrong-results",
+        )
+    tells = not cut_anything or any(item.effect > item.rounding for item in found)
+    runs = list(dict.fromkeys(item.case for item in found))
+    method = "masked oracle, ONNX Runtime CPU: " + ", ".join(runs)
+    if widened:
+        method += "; bfloat16 as float32"
+    if cheaper_since:
+        method += f"; cheaper setting ({cheaper_since}): not optimised, weights mapped"
+    return Verification(
+        method=method if tells else f"{method}; masking has no measurable effect",
+        runs=len(runs),
+        max_abs_error=worst.max_abs_error,
+        tolerance=worst.allowed,
+        passed=True if tells else None,
+    )
+
+
+_ELSEWHERE = "given.in.memory"
+
+
+def set_apart(model: ir.Model, runtime: Any) -> dict[str, Any]:
+    """Takes tensors that are read when asked for out of a model, which then declares them external.
+
+    Inside, they could make it larger than the 2 GB that a message may have.
+    """
+    values = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, onnx_ir.LazyTensor):
+            values[name] = _runtime_value(tensor, runtime)
+            shape = onnx_ir.Shape(tensor.shape.numpy())
+            value.const_value = onnx_ir.ExternalTensor(
+                _ELSEWHERE, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
+            )
+    return values
+
+
+def _runtime_value(tensor: ir.TensorProtocol, runtime: Any) -> Any:
+    array = tensor.numpy()
+    if tensor.dtype == onnx_ir.DataType.BFLOAT16:  # numpy has none, so its bits go
+        make = runtime.OrtValue.ortvalue_from_numpy_with_onnx_type
+        return make(array.view(np.uint16), tensor.dtype.value)
+    whole = np.ascontiguousarray(array).reshape(array.shape)  # it gives a scalar an axis
+    return runtime.OrtValue.ortvalue_from_numpy(whole)
+
+
+def relocated(graph_file: Path, weights_folder: Path) -> bytes:
+    """A staged graph's bytes, with data files beside it named as seen from another folder.
+
+    A session reads from one folder only, so the new weights of a graph that shares the others are
+    named by their way from there.
+    """
+    if graph_file.parent == weights_folder:
+        return graph_file.read_bytes()
+    proto = onnx.load_model(graph_file, load_external_data=False)
+    own = {path.name for path in graph_file.parent.iterdir() if path != graph_file}
+    for tensor in proto.graph.initializer:
+        _relocate(tensor, own, graph_file.parent, weights_folder)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _relocate(tensor: onnx.TensorProto, own: set[str], folder: Path, seen_from: Path) -> None:
+    for entry in tensor.external_data:
+        if entry.key == "location" and entry.value in own:
+            way = folder.resolve().relative_to(seen_from.resolve())
+            entry.value = (way / entry.value).as_posix()
+
+
+_SPARE = 1.2  # a session was seen to take 1.02 to 1.06 times its weights in fp32
+_OWN_BYTES = 256 << 20  # ONNX Runtime, the graph, activations
+_INLINE_COPIES = 3  # weights inside the ONNX file: ours, the serialised ones, the runtime's
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of the two settings, and why it was chosen."""
+
+    thrifty: bool
+    reason: str = ""
+
+
+FULL = Setting(thrifty=False)
+
+
+def choose(model: ir.Model, limit_bytes: int) -> Setting:
+    """Chooses how a model is verified.
+
+    At the full setting a session holds all weights in memory, in fp32 even where the file has fp16.
+    At the cheaper one it holds one at a time, so that the model may be larger than the memory; then
+    each of the three runs reads the weights from disk once. Those in bfloat16 are held in fp32 at
+    both, see :mod:`exporter.engines.runners.widening`.
+    """
+    weights = list(_tensors(model))
+    total = sum(tensor.nbytes for tensor in weights)
+    free = available_bytes()
+    if total > limit_bytes:
+        reason = f"{_size(total)} of weights, more than the limit of {_size(limit_bytes)}"
+    elif free is not None and (needed := _needed_in_full(weights)) > free:
+        reason = f"the full check would take {_size(needed)} of memory, {_size(free)} are free"
+    else:
+        return FULL
+    needed = _needed_by_the_thrifty(weights)
+    if free is not None and needed > free:
+        raise TooLittleMemoryError(
+            f"The result can't be verified here: ONNX Runtime would need about {_size(needed)} of "
+            f"memory, and {_size(free)} are free. Nothing was written.",
+            "Free some memory, use a larger machine, or leave the check out with --verify none; "
+            "the report will say so.",
+        )
+    return Setting(thrifty=True, reason=reason)
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+def _needed_in_full(weights: list[ir.TensorProtocol]) -> int:
+    return _OWN_BYTES + int(_SPARE * sum(map(_in_fp32, weights))) + _held(weights)
+
+
+def _needed_by_the_thrifty(weights: list[ir.TensorProtocol]) -> int:
+    """What is inside the ONNX file, and twice the largest weight that has to become fp32."""
+    inline = sum(w.nbytes for w in weights if not isinstance(w, ir.ExternalTensor))
+    widened = max((_in_fp32(w) for w in weights if _in_fp32(w) > w.nbytes), default=0)
+    return _OWN_BYTES + _INLINE_COPIES * inline + 2 * widened + _held(weights)
+
+
+def _held(weights: list[ir.TensorProtocol]) -> int:
+    """What is handed to ONNX Runtime in another type than the file's, beside its own copies."""
+    return sum(_in_fp32(w) for w in weights if w.dtype == ir.DataType.BFLOAT16)
+
+
+def _in_fp32(tensor: ir.TensorProtocol) -> int:
+    """The bytes of a weight where there is no kernel for its own floating-point type."""
+    if tensor.dtype.is_floating_point():
+        return max(tensor.nbytes, _FP32_BYTES * int(tensor.size))
+    return int(tensor.nbytes)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 10**9 else f"{count / 1e6:.3g} MB"
+
+
 Arrays = dict[str, NDArray[Any]]
 
 _ACCURACY, _IN_FLOAT32 = "accuracy_level", 1  # of MatMulNBits and its kin
@@ -44,14 +312,7 @@ _ACCURACY, _IN_FLOAT32 = "accuracy_level", 1  # of MatMulNBits and its kin
 
 @dataclass(frozen=True)
 class UncutGraph:
-    """A graph before the cut, and what the oracle makes of it.
-
-    Attributes:
-        model: The graph.
-        weights_folder: Where its external weights lie.
-        deletions: Whose branches are multiplied by zero.
-        replacements: The numbers that are added in their places.
-    """
+    """A graph before the cut, and what the oracle makes of it."""
 
     model: ir.Model
     weights_folder: Path
@@ -77,27 +338,6 @@ def verify_candidate(
     else once; batches are padded on the left where there is a mask. All outputs that are left
     are compared, the caches included. The plain original is run too: the error must be small
     against what masking changes, or a wrong cut of a weak branch would pass.
-
-    One session is open at a time. The thrifty setting needs hardly any memory, and the method says
-    that it was taken: decode only (or the one run of a model without a cache), the graph not
-    optimised, the weights left in their file. That still runs every node of the graph on the real
-    weights, a filled cache and a padded batch; what it leaves out is the empty cache of prefill,
-    and the runtime's own optimisations.
-
-    Graphs in bfloat16, for which the runtime's CPU has hardly a kernel, are run in float32, all
-    three alike; the method says that too.
-
-    Args:
-        original: The graph before the cut, and what was cut.
-        pruned: The result.
-        progress: Who is told.
-        setting: From :func:`exporter.cut.oracle.setting.choose`.
-
-    Raises:
-        VerificationError: An output differs by more than 1e-4 times its largest value, or 1 if
-            that is larger (1e-2 in fp16, 5e-2 in bf16), or by more than a hundredth of what
-            masking changes in it and rounding explains; is missing; or can't be computed.
-        MissingDependencyError: Without ONNX Runtime.
     """
     if setting.thrifty:
         progress.say(f"verifying at a cheaper setting: {setting.reason}")
@@ -149,12 +389,7 @@ def _differences(
 
 
 class _Names:
-    """What the pruned graph calls the original's inputs and outputs, and which it lacks.
-
-    Args:
-        made: How it was pruned.
-        half_written: The original's outputs that are compared by their shapes only.
-    """
+    """What the pruned graph calls the original's inputs and outputs, and which it lacks."""
 
     def __init__(self, made: PassReport, half_written: set[str]) -> None:
         self._gone_inputs = {name for entry in made.deleted for name in entry.inputs_removed}

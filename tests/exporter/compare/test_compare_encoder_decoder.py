@@ -31,7 +31,7 @@ CUTS: dict[str, list[tuple[int, Any]]] = {
 @pytest.fixture(scope="module")
 def models(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A translator of random weights, whole and cut, each in a folder of its name."""
-    from exporter.cut.encoder_decoder import prune_stacks
+    from exporter.cut.surgery import prune_stacks
     from exporter.export.encoder_decoder import write_stacks
 
     place = tmp_path_factory.mktemp("models")

@@ -20,7 +20,7 @@ from exporter.artifacts.replacement_file import Replacements
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.cut.options import CutOptions
-from exporter.cut.oracle import setting as oracle_setting
+from exporter.cut.oracle import verify as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder

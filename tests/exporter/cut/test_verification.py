@@ -14,8 +14,7 @@ import pytest
 import graph_passes
 from exporter.artifacts import PlannedDeletion, Verification
 from exporter.cut.oracle.inputs import cases, draw, half_written
-from exporter.cut.oracle.verdict import compare_run, judge
-from exporter.cut.oracle.verify import with_exact_products
+from exporter.cut.oracle.verify import compare_run, judge, with_exact_products
 from exporter.cut.surgery import prune_file
 from exporter.errors import VerificationError
 from graph_passes.files.storage import save_model

@@ -25,7 +25,7 @@ NEW = 9
 def test_optimum_answers_as_our_runner_does(
     exports_once: None, tmp_path: Path, family: str
 ) -> None:
-    from exporter.cut.encoder_decoder import prune_stacks
+    from exporter.cut.surgery import prune_stacks
     from exporter.export.encoder_decoder import check_stacks, write_stacks
     from exporter.models.loading.model_files import save_pretrained_files
 
