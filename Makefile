@@ -83,7 +83,7 @@ bench: .venv/bench.done
 
 # Asked first: without a driver nothing is installed and nothing is measured.
 has-driver:
-	@$(PYTHON) -c 'import sys; from exporter.engines.build.driver import ask_driver as ask; \
+	@$(PYTHON) -c 'import sys; from exporter.engines.build.libraries import ask_driver as ask; \
 	  told = ask().problem; sys.exit(told and f"{told}: nothing was measured")'
 
 test-gpu: has-driver .venv-gpu/test.done

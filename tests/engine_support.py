@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter.engines.build.engine_set import EngineRecord, EngineTensor, sidecar_path
 from exporter.engines.build.profiles import Ranges, Span, profile
 from exporter.engines.build.settings import BuildSettings, Profile
-from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.files import sha256_bytes
 
 CONTENT = b"not really an engine"

@@ -10,11 +10,10 @@ from typing import Annotated
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.compare.options import DeviceOption
-from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.libraries import usual_backend
+from exporter.engines.build.engine_set import EngineRecord, built_for
+from exporter.engines.build.libraries import ask_driver, usual_backend
 from exporter.engines.build.profiles import SHAPES, Ranges
 from exporter.engines.build.settings import ENGINES, BuildSettings, EngineOption
-from exporter.engines.build.sidecar import EngineRecord, built_for
 from exporter.option_types import Count, Names, OnnxFile, OutputPath, Written
 from exporter.options import Options, argument, dataclass, option, part, required
 

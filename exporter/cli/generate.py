@@ -11,7 +11,7 @@ import click
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.compare.options import DeviceOption
-from exporter.engines.decoding.sampling import SamplingSettings
+from exporter.engines.decoding.generate import SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.option_types import Arm, Count, InputPath, Provider, Threads
 from exporter.options import Options, argument, dataclass, option, part

@@ -7,8 +7,7 @@ from typing import Literal
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.engines.build.engine_set import holds_engines_alone
-from exporter.engines.packaging.tarball import package_tarball
-from exporter.engines.packaging.triton import MAX_BATCH
+from exporter.engines.packaging import MAX_BATCH, package_tarball
 from exporter.models.model_folder import find_model
 from exporter.option_types import Count, InputFolder, InputPath, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, only_with, option
@@ -59,7 +58,7 @@ def package(call: PackageCall, _progress: ConsoleProgress) -> None:
     model.onnx, or an engine of TensorRT. The archive takes an engine with the record next to it, or
     a folder with an engine for each phase.
     """
-    from exporter.engines.packaging.triton import package_triton
+    from exporter.engines.packaging import package_triton
 
     keep = call.model.is_file() or holds_engines_alone(call.model)
     source = call.model if keep else find_model(call.model).onnx

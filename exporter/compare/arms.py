@@ -27,7 +27,7 @@ from exporter.artifacts import (
 from exporter.compare.options import CompareOptions
 from exporter.engines.inputs import TOKEN_INPUTS
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, Turns, fit_together
+from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, Turns, fit_together
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts
 from exporter.models.model_folder import PIXELS, ModelFolder

@@ -17,14 +17,18 @@ from exporter.artifacts import EngineFacts
 from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.engine_set import EngineSet, find_builds, find_engines
+from exporter.engines.build.engine_set import (
+    EngineRecord,
+    EngineSet,
+    built_for,
+    find_builds,
+    find_engines,
+)
+from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.settings import Profile, ShapeRange
-from exporter.engines.build.sidecar import EngineRecord, built_for
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.on_engines import Turns
 from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
-from exporter.engines.runners.tensorrt import TensorRtRunner
+from exporter.engines.runners.tensorrt import TensorRtRunner, Turns
 from exporter.engines.tensors import byte_count, numpy_dtype
 from exporter.errors import ComparisonError
 from exporter.files import scratch_folder, sha256_file, sha256_files

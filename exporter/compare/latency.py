@@ -17,7 +17,7 @@ from exporter.compare.timing_session import Timed, TimingSession
 from exporter.engines.decoding.open_decoder import own_decoder
 from exporter.engines.inputs import has_cache, whole_phase
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
-from exporter.engines.runners.on_engines import IN_TURNS, OnEngines, fit_together
+from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, fit_together
 from exporter.errors import ComparisonError
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from exporter.compare.timing.power import PowerGoal
-from exporter.engines.build.driver import use_device
+from exporter.engines.build.libraries import use_device
 from exporter.option_types import (
     Count,
     Device,
@@ -65,7 +65,7 @@ class DeviceOption(Options):
     )
 
     def use(self) -> None:
-        """Has this process see no other; see :func:`exporter.engines.build.driver.use_device`."""
+        """Has this process see no other; see ``use_device``."""
         use_device(self.device)
 
 

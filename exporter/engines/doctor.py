@@ -8,15 +8,18 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from exporter.engines.build.cuda_versions import (
+from exporter.engines.build.libraries import (
     BINDINGS,
+    LIBRARIES,
     ONNX_RUNTIME,
+    Device,
+    Driver,
+    EngineLibrary,
+    ask_driver,
     too_old,
     version_of,
     way_out,
 )
-from exporter.engines.build.driver import Device, Driver, ask_driver
-from exporter.engines.build.libraries import LIBRARIES, EngineLibrary
 
 Place = Literal["cpu", "gpu"]
 
@@ -40,14 +43,7 @@ for provider in onnxruntime.get_available_providers():
 
 @dataclass(frozen=True)
 class Component:
-    """Something that depthcut can use.
-
-    Attributes:
-        name: What it is.
-        found: Its version, or what was found; empty where it is missing.
-        serves: What it is for.
-        remedy: How to get it; empty where it is there.
-    """
+    """Something that depthcut can use."""
 
     name: str
     found: str

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from exporter.artifacts import Environment, MachineState
-from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.libraries import ask_driver
 from exporter.engines.machine_watch import MachineWatch, kernel_text, quota
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -52,17 +52,10 @@ def environment(*, threads: int, gpu: bool) -> Environment:
 def machine_state(
     seconds: float,
     throttle: ThrottleCounts,
-    watch: GpuWatch | None = None,
+    watch: GpuWatch | None = None,  # of the NVIDIA GPU that is in use; None where none is
     machine: MachineWatch | None = None,
 ) -> MachineState:
-    """The machine at this moment.
-
-    Args:
-        seconds: Since measuring began.
-        throttle: The CPU's counts, as they were at the moment before.
-        watch: Of the NVIDIA GPU that is in use; None where none is.
-        machine: Of what others take.
-    """
+    """The machine at this moment."""
     clocks = watch.seen() if watch else None
     return MachineState(
         seconds=seconds,

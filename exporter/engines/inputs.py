@@ -32,22 +32,13 @@ def whole_phase(specs: Sequence[TensorSpec]) -> Phase:
 def make_inputs(
     specs: Sequence[TensorSpec],
     shape: Shape,
-    token_ids: NDArray[np.int64],
+    token_ids: NDArray[np.int64],  # `[batch, sequence_length]`
     *,
     cache: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Fills every input: real positions, a full mask, a cache of random numbers or a given one.
 
     Images are normal noise.
-
-    Args:
-        specs: The graph's inputs.
-        shape: The sizes to fill for.
-        token_ids: ``[batch, sequence_length]``.
-        cache: What fills the cache instead, by input.
-
-    Raises:
-        ComparisonError: For an input whose meaning is not known.
     """
     rng = np.random.default_rng(0)
     given = cache or {}

@@ -1,7 +1,4 @@
-"""What takes the processor from a measurement: a quota, or other virtual machines.
-
-Sources: the kernel's ``cgroup-v2.rst``, ``sched-bwc.rst`` (version 1), and ``proc_stat(5)``.
-"""
+"""What takes the processor from a measurement: a quota, or other virtual machines."""
 
 from __future__ import annotations
 
@@ -27,17 +24,10 @@ _MOST_STEAL, _MOST_WAITING = 0.2, 0.1
 
 @dataclass(frozen=True)
 class Quota:
-    """A limit on CPU time.
+    """A limit on CPU time."""
 
-    Attributes:
-        cpus: CPUs' worth of time that the process's groups may take; None for no limit.
-        waited_s: How long each of its CPUs was kept waiting by it, summed, since the group began;
-            None where no kernel counts.
-        group: The control group that it is of.
-    """
-
-    cpus: float | None
-    waited_s: float | None
+    cpus: float | None  # CPUs' worth of time that the process's groups may take; None for no limit
+    waited_s: float | None  # None where no kernel counts
     group: Path | None = None
 
 
@@ -96,12 +86,7 @@ def _stolen() -> tuple[int, int] | None:
 
 
 class MachineWatch:
-    """Looks at what was taken since the look before.
-
-    Args:
-        threads: That the measured process keeps busy: no more can be kept waiting by a quota.
-        now: Seconds.
-    """
+    """Looks at what was taken since the look before."""
 
     def __init__(self, threads: int, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now

@@ -34,13 +34,7 @@ tried that one yet.
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a model.
-
-    Attributes:
-        name: Its name in the graph.
-        dtype: The numpy dtype; bfloat16 is that of ml_dtypes.
-        shape: A number for a static dimension, a name (or None) for a dynamic one.
-    """
+    """An input or output of a model."""
 
     name: str
     dtype: np.dtype[Any]
@@ -48,15 +42,7 @@ class TensorSpec:
 
 
 def numpy_dtype(name: str, tensor: str = "An input or output") -> np.dtype[Any]:
-    """The numpy type of a runtime's type; bfloat16 is that of ml_dtypes.
-
-    Args:
-        name: As TensorRT, ONNX Runtime or PyTorch calls it, such as ``half`` or ``bf16``.
-        tensor: Whose type it is, for the message.
-
-    Raises:
-        BackendError: numpy has no such type.
-    """
+    """The numpy type of a runtime's type; bfloat16 is that of ml_dtypes."""
     found = _SHORT.get(name, name)
     if found not in _KNOWN:
         raise BackendError(
@@ -83,11 +69,7 @@ def rounded_up(size_bytes: int) -> int:
 
 
 def plan_buffers(profiles: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """One buffer for each tensor, large enough for every profile: only one runs at a time.
-
-    Args:
-        profiles: For each, the bytes of its inputs and outputs at their largest.
-    """
+    """One buffer for each tensor, large enough for every profile: only one runs at a time."""
     plan: dict[str, int] = {}
     for sizes in profiles:
         for name, size in sizes.items():

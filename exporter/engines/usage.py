@@ -1,7 +1,4 @@
-"""The lines that load and run what was written, made from what its folder holds.
-
-No library that they name is imported here; each of them is run by a test on a small model.
-"""
+"""The lines that load and run what was written, made from what its folder holds."""
 
 from __future__ import annotations
 
@@ -443,13 +440,7 @@ def auto_task(architecture: str) -> str | None:
 
 
 def graph_uses(graph: Path, beside: Sequence[Path] = (), *, folder: str = HERE) -> FolderUses:
-    """All ways to use a graph; empty where its names could not stand in code.
-
-    Raises:
-        OnnxFileError: It is no ONNX file.
-        ComparisonError: A config is no JSON object.
-        UnsafeInputError: A file may not be read from where it is.
-    """
+    """All ways to use a graph; empty where its names could not stand in code."""
     model = UsedModel.read(graph, beside or [graph.parent])
     if not all(map(_PLAIN.fullmatch, [model.file, *model.outputs])):
         return FolderUses(folder=folder)

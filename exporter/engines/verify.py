@@ -13,9 +13,8 @@ import numpy as np
 from exporter.artifacts.latency import Shape
 from exporter.engines.build.child import run_job
 from exporter.engines.build.engine_set import EngineSet, Slot, find_builds, names_engines
-from exporter.engines.build.graph import graph_hashes, read_source
 from exporter.engines.build.polygraphy_run import polygraphy
-from exporter.engines.build.profiles import phases_of
+from exporter.engines.build.profiles import graph_hashes, phases_of, read_source
 from exporter.engines.build.settings import Profile
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import Array
@@ -70,27 +69,13 @@ def verify_engine(
     onnx: Path,
     folder: Path | None = None,
     *,
-    tolerance: float | None = None,
+    tolerance: float | None = None,  # None for what the precision allows
     threads: int,
     progress: Progress = QUIET,
 ) -> list[PhaseResult]:
     """Holds an engine against ONNX Runtime on the ONNX file that it was built from.
 
     Both are run by Polygraphy's runners on the same inputs, at the usual size of each profile.
-
-    Args:
-        engine: The engine or a folder of engines; or another ONNX file.
-        onnx: The ONNX file.
-        folder: Where inputs and results are written in Polygraphy's format.
-        tolerance: Times a tensor's largest value; None for what the precision allows.
-        threads: CPU threads for one operator.
-        progress: Hears what runs.
-
-    Raises:
-        BackendError: There is no driver or no GPU, or a run fails.
-        EngineError: The engine doesn't belong to the ONNX file, can't be loaded or run.
-        MissingDependencyError: Polygraphy is not installed.
-        OnnxFileError: The ONNX file can't be read.
     """
     allowed = tolerance or TOLERANCE.get(read_facts(onnx).precision, TOLERANCE["bf16"])
     with scratch_folder("verify") as work:
@@ -194,16 +179,7 @@ def _shape(profile: Profile) -> Shape:
 
 
 def differences(wanted: Results, found: Results, tolerance: float) -> list[Difference]:
-    """Compares what two runners gave for one input, by Polygraphy's comparison.
-
-    Args:
-        wanted: Of ONNX Runtime.
-        found: Of the other.
-        tolerance: Times a tensor's largest value, or 1 where that is smaller.
-
-    Returns:
-        One for each tensor with content that both have, in the order of ``wanted``.
-    """
+    """Compares what two runners gave for one input, by Polygraphy's comparison."""
     from polygraphy.comparator import Comparator, SimpleCompareFunc
 
     ((_, (want,)),), ((_, (got,)),) = wanted.items(), found.items()

@@ -18,7 +18,7 @@ from exporter.cut.options import DEFAULT_LIMIT_BYTES
 from exporter.cut.oracle.verify import choose
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.widening import WidenedCopy
+from exporter.engines.runners.sessions import WidenedCopy
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ExportError
 from exporter.export.pooled import pooling_for

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.usage import write_use
 from exporter.files import staged_directory

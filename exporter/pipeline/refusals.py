@@ -19,8 +19,8 @@ from exporter.compare.judged_texts import decided_on, evaluation_texts, read_sou
 from exporter.compare.prompts import questions
 from exporter.compare.quality.intervals import share_interval
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
-from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
+from exporter.engines.build.network import refuse_unknown_targets
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError

@@ -30,7 +30,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*/*.engine.json")):
     )
 PY
 
-if [ -n "$(python -c 'from exporter.engines.build.driver import ask_driver; print(ask_driver().problem)')" ]
+if [ -n "$(python -c 'from exporter.engines.build.libraries import ask_driver; print(ask_driver().problem)')" ]
 then
     echo "Built, not run: no GPU that could run engines. Copy $out to a machine with one."
 else

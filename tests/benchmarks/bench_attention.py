@@ -15,11 +15,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from exporter.engines.build.adapted import adapt, read_graph
-from exporter.engines.build.build import build_engines
-from exporter.engines.build.config import builder_config
+from exporter.engines.build.build import adapt, build_engines, read_graph
 from exporter.engines.build.logs import LayerTable, read_layers
-from exporter.engines.build.network import Builder
+from exporter.engines.build.network import Builder, builder_config
 from exporter.engines.build.profiles import (
     NamedSpan,
     Ranges,

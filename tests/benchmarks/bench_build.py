@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.adapted import adapt, read_graph
+from exporter.engines.build.build import adapt, read_graph
 from exporter.engines.build.profiles import graph_inputs, has_fixed_caches
 from exporter.engines.build.settings import BuildSettings
 from tests.benchmarks.machine import print_machine

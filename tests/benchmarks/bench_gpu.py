@@ -31,12 +31,10 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.cuda import Cuda
-from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.libraries import LIBRARIES, Backend, usual_backend
+from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
+from exporter.engines.build.libraries import LIBRARIES, Backend, ask_driver, usual_backend
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder

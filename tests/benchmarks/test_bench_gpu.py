@@ -10,9 +10,9 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from exporter.engines.build.engine_set import EngineRecord, sidecar_path
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from graph_passes.files.storage import data_files, load_model
 from tests.benchmarks import bench_gpu
 from tests.benchmarks.bench_gpu import (

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from exporter.cut.oracle.inputs import cases, draw, half_written
-from exporter.engines.runners.widening import in_float32, widened_arrays
+from exporter.engines.runners.sessions import in_float32, widened_arrays
 from graph_passes import Deletion, PassReport, Refusal, ResidualSite, find_sites, prune_graph
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model

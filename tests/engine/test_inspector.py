@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from exporter.engines.build.inspector import inspected, read_inspected
-from exporter.engines.build.logs import LayerTable
+from exporter.engines.build.logs import LayerTable, inspected, read_inspected
 
 LAYERS = [
     {"Name": "__myl_Cast_myl0_1", "LayerType": "kgen", "Inputs": []},

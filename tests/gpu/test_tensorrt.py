@@ -17,9 +17,8 @@ from engine_models import VOCABULARY, build_here, write_tiny_llama
 from exporter.artifacts.latency import Shape
 from exporter.cli import run
 from exporter.engines.build.cuda import Cuda
-from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
 from exporter.engines.build.libraries import LIBRARIES, Backend
-from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder

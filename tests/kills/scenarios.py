@@ -98,7 +98,7 @@ def _loads(name: str) -> Callable[[], object]:
 
 def _engines(name: str) -> Callable[[], object]:
     def read() -> None:
-        from exporter.engines.build.sidecar import read_sidecar
+        from exporter.engines.build.engine_set import read_sidecar
         from graph_passes.files.placing import finish_interrupted
 
         finish_interrupted(Path(name))

@@ -9,11 +9,9 @@ import pytest
 from engine_support import written, written_as
 
 from exporter.cli import run
-from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.engine_set import EngineTensor, find_engines
 from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
-from exporter.engines.build.sidecar import EngineTensor
-from exporter.engines.packaging.tarball import package_tarball
-from exporter.engines.packaging.triton import TritonModel, package_triton, triton_config
+from exporter.engines.packaging import TritonModel, package_tarball, package_triton, triton_config
 from exporter.errors import EngineError, PackagingError, UnsafeInputError, UsageError
 from graph_passes import save_model
 from tests.raising import raises

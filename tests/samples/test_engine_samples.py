@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.engines.build.sidecar import read_sidecar
+from exporter.engines.build.engine_set import read_sidecar
 from graph_passes import Deletion, prune_graph, save_model
 from tests.samples.running import run_sample
 from tests.tiny_graphs import TinySpec, tiny_model

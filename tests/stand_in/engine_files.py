@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.engines.build.engine_set import AttentionRecord, EngineTensor, sidecar_path
 from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph_outputs, profile
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import AttentionRecord, EngineTensor, sidecar_path
 from exporter.engines.tensors import numpy_dtype
 from exporter.files import sha256_file, sha256_files
 from graph_passes.files.storage import data_files, load_model

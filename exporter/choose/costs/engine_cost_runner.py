@@ -17,8 +17,7 @@ from exporter.choose.costs.grouping import Variant
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.compare.timing.subjects import TimedArm
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.libraries import Backend
+from exporter.engines.build.libraries import Backend, ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.runners.base import Runner

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from exporter.artifacts import Verification
 from exporter.cut.oracle.inputs import cases, draw, half_written
-from exporter.engines.runners.sessions import new_session
-from exporter.engines.runners.widening import (
+from exporter.engines.runners.sessions import (
     has_bfloat16,
     in_float32,
     loaded,
     narrowed_arrays,
+    new_session,
     widened_arrays,
 )
 from exporter.errors import TooLittleMemoryError, VerificationError
@@ -249,7 +249,7 @@ def choose(model: ir.Model, limit_bytes: int) -> Setting:
     At the full setting a session holds all weights in memory, in fp32 even where the file has fp16.
     At the cheaper one it holds one at a time, so that the model may be larger than the memory; then
     each of the three runs reads the weights from disk once. Those in bfloat16 are held in fp32 at
-    both, see :mod:`exporter.engines.runners.widening`.
+    both, see :mod:`exporter.engines.runners.sessions`.
     """
     weights = list(_tensors(model))
     total = sum(tensor.nbytes for tensor in weights)

@@ -9,7 +9,7 @@ from typing import Any
 
 from exporter.artifacts import Artifact
 from exporter.choose.costs.table import CostTable
-from exporter.engines.build.sidecar import EngineRecord
+from exporter.engines.build.engine_set import EngineRecord
 
 Schema = Mapping[str, Any]
 _ALONE = (CostTable, EngineRecord)

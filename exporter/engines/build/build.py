@@ -7,39 +7,168 @@ import itertools
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.adapted import (
-    PASSED_OVER,
-    Adapted,
-    adapt,
-    ignored_inputs,
-    read_graph,
-)
+import onnx
+import onnx_ir as ir
+
 from exporter.engines.build.child import EngineJob
-from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
-from exporter.engines.build.libraries import LIBRARIES, Backend, EngineLibrary, refuse_unbuildable
+from exporter.engines.build.engine_set import AttentionRecord, EngineRecord, sidecar_path
+from exporter.engines.build.libraries import (
+    LIBRARIES,
+    Backend,
+    EngineLibrary,
+    ask_driver,
+    refuse_unbuildable,
+)
 from exporter.engines.build.network import Obstacle
 from exporter.engines.build.profiles import (
+    EngineSource,
     Ranges,
+    graph_hashes,
     has_fixed_caches,
     phases_of,
     profile,
+    read_source,
     refuse_unknown_axes,
 )
-from exporter.engines.build.settings import BuildSettings, Profile
-from exporter.engines.build.sidecar import EngineRecord, sidecar_path
+from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profile
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, scratch_folder, sha256_file
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import staging
+from graph_passes.fusing.cache_in_place import SCATTER
+from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
+from graph_passes.fusing.one_phase import LENGTHS, OnePhasePass
+
+FILLED_INPUT = "nonpad_kv_seqlen"
+"""How many keys of each sequence are filled, where the others lie behind them."""
+PASSED_OVER = f"the parser passes over its input {FILLED_INPUT}, without a word"
+
+_FILLED_PLACE = 6
+_DECOMPOSABLE = "TRT_decomposable"
+_BOTH_PHASES = "one engine serves both phases"
+_NO_LENGTHS = "this version of the library has no lengths"
+_TELLS_MORE = "a mask tells more than the past, such as a window"
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A graph for one engine."""
+
+    model: onnx.ModelProto
+    changed: bool
+    attention: AttentionRecord | None  # None where there are none
+    logits: Logits | None  # of which positions there are logits; None where there are none
+
+    @property
+    def lengths(self) -> str:
+        """The tensor that tells attentions how much of the caches is filled; empty without one."""
+        by_lengths = self.attention is not None and self.attention.told_by == "lengths"
+        return LENGTHS if by_lengths else ""
+
+    def write(self, path: Path) -> Path | None:
+        """Writes the graph for a parser; None, and no file, where it is the source's own."""
+        if not self.changed:
+            return None
+        path.write_bytes(self.model.SerializeToString())
+        return path
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """A graph without the weights that lie in files of their own."""
+    return onnx.load(path, load_external_data=False)
+
+
+def adapt(
+    model: onnx.ModelProto,
+    settings: BuildSettings,
+    phases: Collection[Phase],
+    *,
+    has_lengths: bool,
+) -> Adapted:
+    """Changes a graph for an engine."""
+    graph = ir.serde.deserialize_model(model)
+    attention = _for_one_phase(graph, settings, phases, has_lengths=has_lengths)
+    logits = _keep_logits(graph, settings, phases)
+    unmasked = attention is not None and attention.reads != "room"
+    changed = unmasked or (logits == "last" and "prefill" in phases)
+    if changed:
+        model = ir.serde.serialize_model(graph)
+    return Adapted(model, let_decompose(model) or changed, attention, logits)
+
+
+def _for_one_phase(
+    graph: ir.Model, settings: BuildSettings, phases: Collection[Phase], *, has_lengths: bool
+) -> AttentionRecord | None:
+    """Takes the masks of caches in place out, where that can be."""
+    if all(node.op_type != SCATTER for node in graph.graph):
+        return None
+    by_mask = AttentionRecord(told_by="mask", reads="room")
+    if settings.cache_reads == "room":
+        return by_mask
+    if set(phases) == {"prefill"}:
+        if OnePhasePass("prefill")(graph).modified:
+            return AttentionRecord(told_by="order", reads="new")
+    elif set(phases) != {"decode"}:
+        return by_mask.model_copy(update={"remark": _BOTH_PHASES})
+    elif not has_lengths:
+        return by_mask.model_copy(update={"remark": _NO_LENGTHS})
+    elif OnePhasePass("decode")(graph).modified:
+        return AttentionRecord(told_by="lengths", reads="filled")
+    return by_mask.model_copy(update={"remark": _TELLS_MORE})
+
+
+def _keep_logits(
+    graph: ir.Model, settings: BuildSettings, phases: Collection[Phase]
+) -> Logits | None:
+    """Keeps the last position's where that is wanted and the head can be told."""
+    if all(value.name != "logits" for value in graph.graph.outputs):
+        return None
+    if settings.logits == "all" or "encode" in phases:
+        return "all"
+    # A decode step has one position: there is nothing to keep from it.
+    alone = set(phases) == {"decode"}
+    return "last" if alone or LogitsToKeepPass(1)(graph).modified else "all"
+
+
+def let_decompose(model: onnx.ModelProto) -> bool:
+    """Lets a builder write out each Attention that it has no kernel for; the model is changed."""
+    found = list(attentions(model.graph))
+    for node in found:
+        if all(attribute.name != _DECOMPOSABLE for attribute in node.attribute):
+            attribute = onnx.AttributeProto(name=_DECOMPOSABLE, type=onnx.AttributeProto.INT, i=1)
+            node.attribute.append(attribute)
+    return bool(found)
+
+
+def attentions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every Attention of a graph and of the graphs in it."""
+    for node in graph.node:
+        if node.op_type == "Attention" and node.domain in ("", "ai.onnx"):
+            yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from attentions(body)
+
+
+def ignored_inputs(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The Attentions that are told how many keys are filled, which a parser passes over.
+
+    An engine of such a graph would attend to what is not filled yet.
+    """
+    return [
+        node
+        for node in attentions(model.graph)
+        if len(node.input) > _FILLED_PLACE and node.input[_FILLED_PLACE]
+    ]
+
 
 _DEFAULT = BuildSettings()
 _RANGES = Ranges()
@@ -49,12 +178,7 @@ _SHORT = {"attention": "attn", "cross_attention": "cross"}
 
 @dataclass(frozen=True)
 class Marks:
-    """What tells an engine's file name from others of the same graph; empty where nothing has to.
-
-    Attributes:
-        phases: Such as ``decode``.
-        number: Of several builds, such as ``b1``.
-    """
+    """What tells an engine's file name from others of the same graph; often empty."""
 
     phases: str = ""
     number: str = ""
@@ -77,9 +201,9 @@ def build_engines(
     onnx: Path,
     target: Path,
     *,
-    phases: Sequence[str] | None = None,
+    phases: Sequence[str] | None = None,  # all that the graph has when None
     split: bool | None = None,
-    builds: int = 1,
+    builds: int = 1,  # TensorRT's share a timing cache, `timing_cache` or one for the occasion
     ranges: Ranges = _RANGES,
     profiles: Sequence[Profile] | None = None,
     backend: Backend = "tensorrt-rtx",
@@ -92,35 +216,6 @@ def build_engines(
 
     Each appears with its record, or not at all. The builder runs in a process of its own. Precision
     comes from the graph: the network is strongly typed.
-
-    Args:
-        onnx: The ONNX file.
-        target: The engine's file or folder; the phase's name is put in where there is an engine
-            for each.
-        phases: Which of ``prefill``, ``decode`` and ``encode``; all that the graph has when None.
-        split: Whether there is an engine for each phase: where caches have a fixed length, when
-            None, since an engine for both reads all of them at each step and holds the weights
-            twice.
-        builds: How many of each, named ``-b1``, ``-b2`` and so on when several: builds may differ,
-            so one build of each arm is a thin ground for a comparison. TensorRT's share a timing
-            cache, ``timing_cache`` or one for the occasion.
-        ranges: The sizes to serve.
-        profiles: The profiles themselves, of one engine, in place of phases and ranges.
-        backend: Which library builds.
-        settings: How.
-        timing_cache: TensorRT's timing cache: read if it is there, written afterwards.
-        beside: Makes further files, which appear with the last engine.
-        progress: Where progress is shown.
-
-    Returns:
-        Path and record of each engine, the builds of one beside each other.
-
-    Raises:
-        UsageError: The graph has no such phase or axis, a size is not given, this library has not
-            such an option, or the result would replace its source.
-        OnnxFileError: The graph can't be read.
-        EngineError: The graph does not parse, or the builder refuses.
-        MissingDependencyError: The library is not installed.
     """
     refuse_unbuildable(backend, settings, timing_cache)
     graph = _BuiltGraph(onnx, LIBRARIES[backend], settings, timing_cache, progress)

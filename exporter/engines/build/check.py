@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.artifacts import EngineParse
-from exporter.engines.build.adapted import (
+from exporter.engines.build.build import (
     FILLED_INPUT,
     PASSED_OVER,
     ignored_inputs,
     read_graph,
 )
 from exporter.engines.build.child import run_job
-from exporter.engines.build.graph import read_source
 from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_without_driver
+from exporter.engines.build.profiles import read_source
 from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET, Progress
 
@@ -43,15 +43,7 @@ ParserCheck = Callable[[Path, Path], EngineParse | None]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in a graph that will not parse.
-
-    Attributes:
-        layer: The layer's number, if the node's name tells it.
-        node: The node's name.
-        operator: Its operator.
-        reason: The parser's words.
-        way_out: What to do; empty where nothing is known.
-    """
+    """Something in a graph that will not parse."""
 
     layer: int | None
     node: str
@@ -62,13 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class EngineCheck:
-    """What the parser says of a graph.
-
-    Attributes:
-        backend: Which library was asked.
-        version: Its version.
-        findings: What is in the way; none where the graph parses.
-    """
+    """What the parser says of a graph."""
 
     backend: str
     version: str
@@ -78,13 +64,7 @@ class EngineCheck:
 def check_engine(
     onnx: Path, *, backend: Backend = "tensorrt-rtx", progress: Progress = QUIET
 ) -> EngineCheck:
-    """Asks a library's parser about a graph; nothing is built.
-
-    Raises:
-        OnnxFileError: The file can't be read.
-        EngineError: The library is not usable here.
-        MissingDependencyError: It is not installed.
-    """
+    """Asks a library's parser about a graph; nothing is built."""
     library = LIBRARIES[backend]
     refuse_without_driver(library)
     operators = read_source(onnx).operators

@@ -31,14 +31,7 @@ that it is called in, such as a downloaded model's."""
 def run_job(
     library: EngineLibrary, request: dict[str, Any], progress: Progress, what: str
 ) -> dict[str, Any]:
-    """Has a process of its own do a job.
-
-    Returns:
-        The job's result.
-
-    Raises:
-        EngineError: The job failed, or its process crashed.
-    """
+    """Has a process of its own do a job."""
     with EngineJob(library, request) as job:
         return job.finish({}, progress, what)
 
@@ -48,9 +41,6 @@ class EngineJob:
 
     What it needs first is told at the start, the rest when it is known: meanwhile it loads the
     library.
-
-    Attributes:
-        begin: When it was started, by ``time.perf_counter``.
     """
 
     def __init__(self, library: EngineLibrary, request: dict[str, Any]) -> None:
@@ -81,11 +71,7 @@ class EngineJob:
 
     @cached_property
     def version(self) -> str:
-        """Of the library that a build's process has loaded; it is waited for.
-
-        Raises:
-            EngineError: It can't load the library, or crashed.
-        """
+        """Of the library that a build's process has loaded; it is waited for."""
         told = _next_event(self._child)
         if "version" in told:
             return str(told["version"])
@@ -93,11 +79,7 @@ class EngineJob:
         raise _failure(told, self._child.returncode, self._library, self._words())
 
     def finish(self, rest: dict[str, Any], progress: Progress, what: str) -> dict[str, Any]:
-        """Tells the process the rest and waits for its result.
-
-        Raises:
-            EngineError: The job failed, or its process crashed.
-        """
+        """Tells the process the rest and waits for its result."""
         with progress.task(what, _PERCENT, "%") as task:
             self._tell(rest)
             outcome = _listen(self._child, task)

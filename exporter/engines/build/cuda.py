@@ -1,9 +1,4 @@
-"""The few calls of the CUDA runtime that running an engine takes; each failure is an error here.
-
-Nothing of this may be made before the driver was asked. cuda-bindings brings the runtime along in
-its own files, so no CUDA toolkit is needed. No machine of this project's CI has a GPU: what stands
-here runs in ``tests/gpu`` alone.
-"""
+"""The few calls of the CUDA runtime that running an engine takes; each failure is an error here."""
 
 from __future__ import annotations
 
@@ -27,27 +22,14 @@ _STAGE_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class CapturedRun:
-    """A CUDA graph.
-
-    Attributes:
-        launch: Puts it on the stream at once, with the shapes and addresses of its capture.
-        free: Gives it back.
-    """
+    """A CUDA graph."""
 
     launch: Callable[[], None]
     free: Callable[[], None]
 
 
 class Cuda:
-    """A stream of its own, and memory that is given back when it is closed.
-
-    Attributes:
-        allocated_bytes: Device memory that was asked for here and not given back.
-
-    Raises:
-        MissingDependencyError: cuda-bindings is not installed.
-        BackendError: CUDA can't make a stream.
-    """
+    """A stream of its own, and memory that is given back when it is closed."""
 
     def __init__(self, extra: str) -> None:
         self._rt = require("cuda.bindings.runtime", extra=extra)
@@ -79,14 +61,7 @@ class Cuda:
         return int(free), int(total)
 
     def allocate(self, size: int, what: str) -> int:
-        """Device memory.
-
-        Returns:
-            Its address.
-
-        Raises:
-            BackendError: There is too little left; it says what was asked and what was free.
-        """
+        """Device memory."""
         code, pointer = self._rt.cudaMalloc(rounded_up(size))
         if code == self._rt.cudaError_t.cudaErrorMemoryAllocation:
             self._rt.cudaGetLastError()  # the next call would tell it again
@@ -107,11 +82,7 @@ class Cuda:
             self._give_back(*since)
 
     def pinned(self, size: int) -> Bytes:
-        """Host memory that copies to and from the device don't have to go round, ``[size]``.
-
-        Raises:
-            BackendError: There is too little left.
-        """
+        """Host memory that copies to and from the device don't have to go round, ``[size]``."""
         pointer = self._do(f"pin {size} bytes of host memory", "cudaMallocHost", size)
         self._hold("cudaFreeHost", pointer)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
@@ -155,21 +126,11 @@ class Cuda:
         self._do("clear memory", "cudaMemsetAsync", target, 0, size, self.stream)
 
     def mark(self, target: int, step: int, count: int) -> None:
-        """Makes the byte at an address 1, and each that lies a step further; in its turn.
-
-        Args:
-            target: The first byte's address.
-            step: Bytes from one to the next.
-            count: How many.
-        """
+        """Makes the byte at an address 1, and each that lies a step further; in its turn."""
         self._do("set memory", "cudaMemset2DAsync", target, step, 1, 1, count, self.stream)
 
     def wait(self) -> None:
-        """Waits until the stream has done all.
-
-        Raises:
-            BackendError: Something in it failed.
-        """
+        """Waits until the stream has done all."""
         self._do("run", "cudaStreamSynchronize", self.stream)
 
     def event(self) -> Any:
@@ -187,11 +148,7 @@ class Cuda:
         return float(self._do("read an event", "cudaEventElapsedTime", begin, end))
 
     def captured(self, work: Callable[[], None]) -> CapturedRun:
-        """Records what ``work`` puts on the stream as a CUDA graph.
-
-        Raises:
-            BackendError: Not all of it can be captured.
-        """
+        """Records what ``work`` puts on the stream as a CUDA graph."""
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("capture", "cudaStreamBeginCapture", self.stream, mode)
         try:

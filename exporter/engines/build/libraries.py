@@ -2,39 +2,191 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
 import re
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from exporter.engines.build.cuda_versions import BINDINGS, refuse_old_driver
-from exporter.engines.build.driver import Driver, ask_driver
-from exporter.errors import EngineError, UsageError
+from exporter.errors import BackendError, EngineError, UsageError
 from exporter.optional import require
 
-if TYPE_CHECKING:  # the building process has no other use for what these need
+if TYPE_CHECKING:
     from exporter.engines.build.settings import BuildSettings
+
+_LIBRARY = "libcuda.so.1"
+_NAME_BYTES, _UUID_BYTES = 256, 16
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+
+@dataclass(frozen=True)
+class Device:
+    """One NVIDIA GPU."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    uuid: str = ""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What the driver says."""
+
+    problem: str
+    cuda_version: str = ""
+    devices: tuple[Device, ...] = ()
+
+
+def ask_driver(library: str = _LIBRARY) -> Driver:
+    """Loads the driver's library and asks it; never raises."""
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return Driver("no NVIDIA driver")
+    try:
+        if (code := cuda.cuInit(0)) != 0:
+            return Driver(f"the NVIDIA driver can't start (cuInit says {code})")
+        return _described(cuda)
+    except AttributeError as error:  # a stub, or a library of another kind
+        return Driver(f"{library} is no NVIDIA driver ({error})")
+
+
+def _described(cuda: ctypes.CDLL) -> Driver:
+    version, count = ctypes.c_int(0), ctypes.c_int(0)
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    text = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    devices = tuple(_device(cuda, number) for number in range(count.value))
+    return Driver("" if devices else "the NVIDIA driver finds no GPU", text, devices)
+
+
+def _device(cuda: ctypes.CDLL, number: int) -> Device:
+    handle, memory = ctypes.c_int(0), ctypes.c_size_t(0)
+    cuda.cuDeviceGet(ctypes.byref(handle), number)
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    cuda.cuDeviceGetName(name, _NAME_BYTES, handle)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
+    major, minor = (_attribute(cuda, which, handle) for which in (_MAJOR, _MINOR))
+    told, capability = name.value.decode(errors="replace"), f"sm{major}{minor}"
+    return Device(told, capability, memory.value, _uuid(cuda, handle))
+
+
+def _uuid(cuda: ctypes.CDLL, device: ctypes.c_int) -> str:
+    found = ctypes.create_string_buffer(_UUID_BYTES)
+    ask = getattr(cuda, "cuDeviceGetUuid_v2", None)
+    if ask is None or ask(found, device) != 0:
+        return ""
+    return f"GPU-{uuid.UUID(bytes=found.raw)}"
+
+
+def use_device(device: str | None) -> None:
+    """Has this process, and those that it starts, see one GPU alone.
+
+    It comes before anything else of CUDA, which looks at ``CUDA_VISIBLE_DEVICES`` once.
+    """
+    if device is None:
+        return
+    visible = _visible()
+    if device.isdigit() and visible is not None:
+        if int(device) >= len(visible):
+            raise BackendError(
+                f"There is no GPU {device}: CUDA_VISIBLE_DEVICES names {len(visible)}.",
+                "Numbers begin at 0.",
+                code="no-such-device",
+            )
+        device = visible[int(device)]
+    os.environ[_VISIBLE] = device
+
+
+@functools.cache
+def _visible() -> list[str] | None:
+    """What is visible before one is chosen; None where nothing limits it."""
+    told = os.environ.get(_VISIBLE)
+    return None if told is None else [each.strip() for each in told.split(",")]
+
+
+def _attribute(cuda: ctypes.CDLL, which: int, device: ctypes.c_int) -> int:
+    found = ctypes.c_int(0)
+    cuda.cuDeviceGetAttribute(ctypes.byref(found), which, device)
+    return found.value
+
+
+BINDINGS, ONNX_RUNTIME = "cuda-bindings", "onnxruntime-gpu"
+_RUNTIME = re.compile(r"nvidia-cuda-runtime(?:-cu\d+)?\s*[~=<>]=?\s*(\d+)")
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package, or of its form for one CUDA; None where there is none.
+
+    ``tensorrt`` may be installed as ``tensorrt-cu12`` alone.
+    """
+    found = [each for each in metadata.distributions() if _form(each.name, package) is not None]
+    return found[0].version if found else None
+
+
+def built_for_cuda(package: str) -> int | None:
+    """The major version of CUDA that a package was built for; None where that is not known.
+
+    NVIDIA's packages have it in their names: ``tensorrt`` brings ``tensorrt-cu13``. The version of
+    ``cuda-bindings`` is CUDA's own, and ``onnxruntime-gpu`` names the runtime that it needs.
+    """
+    if package == BINDINGS:
+        version = version_of(package)
+        return int(version.partition(".")[0]) if version else None
+    if package == ONNX_RUNTIME:
+        needs = " ".join(metadata.requires(package) or []) if version_of(package) else ""
+        found = _RUNTIME.search(needs)
+        return int(found[1]) if found else None
+    forms = (_form(each.name, package) for each in metadata.distributions())
+    return max((int(form) for form in forms if form), default=None)
+
+
+def _form(name: str, package: str) -> str | None:
+    """The CUDA in a package's name, empty where it names none; None for another package."""
+    plain = re.sub(r"[-_.]+", "-", name).lower()
+    found = re.fullmatch(rf"{re.escape(package)}(?:-cu(\d+))?", plain)
+    return None if found is None else found[1] or ""
+
+
+def too_old(driver: Driver, package: str) -> str:
+    """What is wrong between a package and the driver; empty where nothing is, or no driver.
+
+    Within a major version CUDA's libraries run on older drivers, so that one alone counts.
+    """
+    needed = None if driver.problem else built_for_cuda(package)
+    if needed is None or needed <= int(driver.cuda_version.partition(".")[0]):
+        return ""
+    return f"needs CUDA {needed}, and this NVIDIA driver takes CUDA {driver.cuda_version}"
+
+
+def way_out(extra: str) -> str:
+    """What to do about a driver that is too old."""
+    return (
+        "Update the driver (CUDA 13 needs version 580 or later), or install the packages for "
+        f"CUDA 12 in a new environment: pip install 'depthcut[{extra}]'."
+    )
+
+
+def refuse_old_driver(driver: Driver, package: str, extra: str) -> None:
+    """Refuses a package of a later CUDA than the driver takes."""
+    if problem := too_old(driver, package):
+        raise BackendError(f"{package} {problem}.", way_out(extra), code="driver-too-old")
+
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True)
 class EngineLibrary:
-    """One of the two.
-
-    Attributes:
-        backend: Its name on the command line.
-        module: The Python module.
-        extra: The extra that brings it.
-        short: Its name in an engine's file name.
-        builds_without_gpu: Whether it builds for cards that are not here. The other one's builder
-            can only be made where there is a driver.
-        oldest: The first version whose runtime has all that is asked of it.
-        lengths_since: The first version whose attentions can be told lengths.
-        cards: A pattern of the compute capabilities that NVIDIA names as supported.
-    """
+    """One of the two."""
 
     backend: Backend
     module: str
@@ -97,12 +249,7 @@ def usual_backend(
 
 
 def load(library: EngineLibrary) -> ModuleType:
-    """Imports a library's module.
-
-    Raises:
-        MissingDependencyError: It is not installed, or too old.
-        EngineError: Its libraries can't be loaded.
-    """
+    """Imports a library's module."""
     try:
         return require(library.module, extra=library.extra, oldest=library.oldest)
     except (OSError, RuntimeError) as error:  # the bindings are there, the libraries are not
@@ -115,25 +262,14 @@ def load(library: EngineLibrary) -> ModuleType:
 def refuse_unbuildable(
     backend: Backend, settings: BuildSettings, timing_cache: Path | None = None
 ) -> None:
-    """Refuses what can be told without a graph: a build takes long.
-
-    Raises:
-        EngineError: It can't build here.
-        BackendError: The driver is too old for it.
-        UsageError: An option that this library has not.
-    """
+    """Refuses what can be told without a graph: a build takes long."""
     library = LIBRARIES[backend]
     _refuse_foreign_options(library, settings, timing_cache)
     refuse_without_driver(library)
 
 
 def refuse_without_driver(library: EngineLibrary) -> None:
-    """Keeps a library that needs a driver from being touched where there is none for it.
-
-    Raises:
-        EngineError: There is none.
-        BackendError: It is too old.
-    """
+    """Keeps a library that needs a driver from being touched where there is none for it."""
     if library.builds_without_gpu:
         return
     driver = ask_driver()
@@ -147,11 +283,7 @@ def refuse_without_driver(library: EngineLibrary) -> None:
 
 
 def refuse_driver_for_running(library: EngineLibrary, driver: Driver) -> None:
-    """Refuses a driver that is too old for what runs engines.
-
-    Raises:
-        BackendError: It is.
-    """
+    """Refuses a driver that is too old for what runs engines."""
     for package in (library.backend, BINDINGS):
         refuse_old_driver(driver, package, library.extra_cuda12)
 

@@ -1,13 +1,8 @@
-"""What a library logs and tells while it works: errors, layers, progress.
-
-There is no inspector where there is no GPU, but with detailed profiling TensorRT-RTX's builder logs
-a line for each layer that it made. That is a log and no interface: a version that says it otherwise
-gives an empty table here, never a wrong one. Where a GPU can load the engine, it is asked itself,
-see :mod:`exporter.engines.build.inspector`.
-"""
+"""What a library logs and tells while it works: errors, layers, progress."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,12 +47,7 @@ _STEP = 0.01  # of the progress that is told
 
 
 class Listener:
-    """Collects what the library logs; by severity, in order.
-
-    Args:
-        module: ``tensorrt`` or ``tensorrt_rtx``.
-        errors_only: Keeps nothing else: a runtime has something to say at every call.
-    """
+    """Collects what the library logs; by severity, in order."""
 
     def __init__(self, module: ModuleType, *, errors_only: bool = False) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -92,13 +82,7 @@ class Listener:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """What the builder made.
-
-    Attributes:
-        layers: By type, how many layers do real work; ``attention`` are kernels that do one as a
-            whole.
-        memory_bytes: By kind (``activation``, ``weights``), the largest that was named.
-    """
+    """What the builder made."""
 
     layers: dict[str, int] = field(default_factory=dict)
     memory_bytes: dict[str, int] = field(default_factory=dict)
@@ -140,11 +124,7 @@ def no_engine(errors: Sequence[str]) -> EngineError:
 
 
 class Phases:
-    """Adds nested phases up to one fraction: a phase's part is one step of its parent.
-
-    Args:
-        told: Called with the fraction, 0 to 1, whenever it has grown by a hundredth.
-    """
+    """Adds nested phases up to one fraction: a phase's part is one step of its parent."""
 
     def __init__(self, told: Callable[[float], None]) -> None:
         self._told = told
@@ -198,3 +178,31 @@ def make_monitor(module: ModuleType, told: Callable[[float], None]) -> object:
             phases.finish(name)
 
     return Monitor()
+
+
+def inspected(
+    module: ModuleType, listener: Listener, content: memoryview, told: LayerTable
+) -> LayerTable:
+    """A new engine's layers and memory."""
+    runtime = module.Runtime(listener.log)
+    runtime.engine_host_code_allowed = True  # it was made here
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        return told
+    inspector = engine.create_engine_inspector()
+    layers = inspector.get_engine_information(module.LayerInformationFormat.JSON)
+    own = {
+        "activation": int(engine.device_memory_size_v2),
+        "weights": int(engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE)),
+    }
+    return LayerTable(read_inspected(layers) or told.layers, {**told.memory_bytes, **own})
+
+
+def read_inspected(text: str) -> dict[str, int]:
+    """Counts layers by type; none where the text has none, or their names alone."""
+    try:
+        layers = json.loads(text)["Layers"]
+        kinds = Counter(layer_kind(each["Name"], each["LayerType"]) for each in layers)
+    except (ValueError, KeyError, TypeError):  # another version's
+        return {}
+    return real_layers(kinds)

@@ -1,29 +1,24 @@
-"""Runs inside the building process: from an ONNX file to a network, or to what is in the way.
-
-It is given graphs that are ready to be parsed, see :mod:`exporter.engines.build.adapted`.
-"""
+"""Runs inside the building process: from an ONNX file to a network, or to what is in the way."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.engines.build.logs import Listener
+from exporter.errors import EngineError
+
+if TYPE_CHECKING:
+    from exporter.engines.build.settings import BuildSettings, Profile
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """What the parser can't take.
-
-    Attributes:
-        node: The node's name, or its number where it has none.
-        operator: Its operator; empty where the parser doesn't say.
-        reason: The parser's own words.
-    """
+    """What the parser can't take."""
 
     node: str
     operator: str
@@ -32,13 +27,7 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A graph that was parsed.
-
-    Attributes:
-        network: The library's; unusable where something is in the way.
-        obstacles: What the parser could not take.
-        seconds: That the parser took.
-    """
+    """A graph that was parsed."""
 
     network: Any
     obstacles: list[Obstacle]
@@ -46,11 +35,7 @@ class Parsed:
 
 
 class Builder:
-    """A builder and what it has read; nothing in it survives the process.
-
-    Raises:
-        RuntimeError: The library gives no builder, for want of a driver.
-    """
+    """A builder and what it has read; nothing in it survives the process."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
@@ -61,13 +46,7 @@ class Builder:
         module.init_libnvinfer_plugins(self.listener.log, "")
 
     def parse(self, path: Path, graph: Path | None = None, lengths: str = "") -> Parsed:
-        """Has a graph parsed.
-
-        Args:
-            path: The ONNX file, beside which its weights lie.
-            graph: The graph that is read in its place; None for that file.
-            lengths: The tensor that attentions are told lengths by; empty without one.
-        """
+        """Has a graph parsed."""
         network, parser = self._network_and_parser()
         begin = time.perf_counter()
         if graph is None:
@@ -110,19 +89,7 @@ def _obstacles(parser: Any) -> Iterator[Obstacle]:
 
 
 def set_lengths(network: Any, module: ModuleType, name: str) -> int:
-    """Tells the attentions of a parsed decode step the lengths that the parser has passed over.
-
-    Args:
-        network: Parsed from a graph for decode, see :mod:`graph_passes.fusing.one_phase`.
-        module: The library.
-        name: The tensor with the lengths.
-
-    Returns:
-        How many there are.
-
-    Raises:
-        RuntimeError: The network has no lengths.
-    """
+    """Tells the attentions of a parsed decode step the lengths that the parser has passed over."""
     layers = [network.get_layer(number) for number in range(network.num_layers)]
     outputs = (layer.get_output(0) for layer in layers if layer.num_outputs)
     lengths = next((tensor for tensor in outputs if tensor.name == name), None)
@@ -135,3 +102,114 @@ def set_lengths(network: Any, module: ModuleType, name: str) -> int:
         layer.attention.key_value_lengths = told
         layer.attention.causal_kind = module.CausalMaskKind.NONE
     return len(found)
+
+
+_COMPATIBILITY = {
+    "ampere+": "AMPERE_PLUS",
+    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
+}
+_NO_CARD = frozenset({"NONE", "CURRENT"})
+
+
+def builder_config(
+    builder: Builder,
+    settings: BuildSettings,
+    profiles: Sequence[Profile],
+    monitor: object,
+) -> Any:
+    """Makes the configuration."""
+    module = builder.module
+    config = builder.builder.create_builder_config()
+    config.progress_monitor = monitor
+    # Without it neither the builder's log nor an inspector says which layers it made.
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    if settings.workspace_bytes is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    _set_flags(module, config, settings)
+    _set_targets(module, config, settings)
+    for entry in profiles:
+        _add_profile(builder, config, entry)
+    return config
+
+
+def _set_flags(module: Any, config: Any, settings: BuildSettings) -> None:
+    config.clear_flag(module.BuilderFlag.TF32)  # on by default
+    wanted = {
+        "TF32": settings.tf32,
+        "VERSION_COMPATIBLE": settings.version_compatible,
+    }
+    for name, asked in wanted.items():
+        if asked:
+            config.set_flag(getattr(module.BuilderFlag, name))
+    if settings.hardware_compatibility != "none":
+        level = _COMPATIBILITY[settings.hardware_compatibility]
+        config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
+
+
+def _set_targets(module: Any, config: Any, settings: BuildSettings) -> None:
+    names = settings.compute_capabilities
+    if not names:
+        return
+    refuse_unknown_targets(module, names)
+    known = module.ComputeCapability.__members__
+    config.num_compute_capabilities = len(names)
+    wrong = [
+        name
+        for place, name in enumerate(names)
+        if not config.set_compute_capability(known[name.upper()], place)
+    ]
+    if wrong:
+        raise _unknown_targets(module, wrong)
+
+
+def _add_profile(builder: Builder, config: Any, entry: Profile) -> None:
+    profile = builder.builder.create_optimization_profile()
+    for name, span in entry.shapes.items():
+        profile.set_shape(name, span.low, span.usual, span.high)
+    if not profile or config.add_optimization_profile(profile) < 0:
+        reason = builder.listener.last_error()
+        raise EngineError(f"The {entry.phase} profile is refused: {reason}")
+
+
+def refuse_unknown_targets(module: ModuleType, names: Sequence[str]) -> None:
+    """Refuses cards that a library doesn't build for."""
+    if not names:  # only one of the libraries has these classes
+        return
+    known = set(module.ComputeCapability.__members__) - _NO_CARD
+    wrong = [name for name in names if name.upper() not in known]
+    if wrong:
+        raise _unknown_targets(module, wrong)
+
+
+def _unknown_targets(module: ModuleType, wrong: Sequence[str]) -> EngineError:
+    known = set(module.ComputeCapability.__members__) - _NO_CARD
+    cards = sorted((name.lower() for name in known), key=lambda name: (len(name), name))
+    return EngineError(
+        f"{module.__name__} {module.__version__} does not build for {', '.join(wrong)}.",
+        f"It knows {', '.join(cards)}.",
+        code="unknown-card",
+    )
+
+
+def read_timing_cache(config: Any, path: Path) -> None:
+    """Gives the builder a cache; an empty one where there is no file yet.
+
+    Builds of TensorRT differ from run to run unless they use the same cache.
+    """
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise EngineError(
+            f"{path} is not a timing cache of this card and version.",
+            "Name another file: a new cache is written there. This one stays as it is.",
+            code="no-timing-cache",
+        )
+
+
+def write_timing_cache(config: Any, path: Path) -> None:
+    """Writes what the builder knows now; no file where it doesn't tell: the engine is there."""
+    cache = config.get_timing_cache()
+    content = None if cache is None else cache.serialize()
+    if content is not None:
+        path.write_bytes(memoryview(content))

@@ -1,8 +1,4 @@
-"""Runs an engine by Polygraphy, NVIDIA's tool for engines.
-
-Its runners load a model for themselves and copy everything to the host, so nothing is timed with
-them. That they share no code with depthcut's own is what makes them a second opinion.
-"""
+"""Runs an engine by Polygraphy, NVIDIA's tool for engines."""
 
 from __future__ import annotations
 
@@ -16,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.engines.build.engine_set import EngineSet
+from exporter.engines.build.engine_set import EngineRecord, EngineSet, sidecar_path
 from exporter.engines.build.logs import Listener
 from exporter.engines.build.session import allow_host_code, deserialised, refuse_unready
-from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.tensors import numpy_dtype
 from exporter.errors import EngineError, first_line
 from exporter.optional import require
@@ -30,12 +25,7 @@ ENGINE = "engine"
 
 @contextlib.contextmanager
 def polygraphy(extra: str = "rtx") -> Iterator[None]:
-    """Polygraphy, quiet, with its failures as errors of depthcut.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-        EngineError: It fails.
-    """
+    """Polygraphy, quiet, with its failures as errors of depthcut."""
     require("polygraphy", extra=extra)
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
@@ -50,17 +40,7 @@ def polygraphy(extra: str = "rtx") -> Iterator[None]:
 
 
 def run_engine(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What the child process does: runs a profile of an engine, and writes Polygraphy's results.
-
-    Args:
-        request: ``engine`` is the file, ``profile`` the number, ``inputs`` Polygraphy's file with
-            the inputs, and ``results`` the file that is written.
-
-    Raises:
-        BackendError: There is no driver or no GPU, or the driver is too old.
-        EngineError: The engine doesn't load or run.
-        MissingDependencyError: Polygraphy is not installed.
-    """
+    """What the child process does: runs a profile of an engine, and writes Polygraphy's results."""
     path = Path(request["engine"])
     record = EngineRecord.read(sidecar_path(path), named=False)
     engines = EngineSet((path,), (record,))

@@ -1,16 +1,12 @@
-"""Optimisation profiles: for each input the smallest, the usual and the largest shape.
-
-What an axis means follows from the input's name and place, as exporters agree on them: tokens are
-``[batch, sequence]``, a cache is ``[batch, heads, past, head size]``, and a decoder's mask spans
-past and sequence. Axes of other inputs are told by their names, and must be given.
-"""
+"""Optimisation profiles: for each input the smallest, the usual and the largest shape."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
@@ -18,8 +14,10 @@ from exporter import options
 from exporter.engines.build.settings import Phase, Profile, ShapeRange
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import EngineError, UsageError
+from exporter.files import sha256_file, sha256_files
 from exporter.option_types import Written, parsed
-from graph_passes.files.storage import load_model
+from graph_passes.files.storage import data_files, load_model
+from graph_passes.plan_record import recorded_replacements
 from graph_passes.types import number_in
 
 if TYPE_CHECKING:
@@ -57,11 +55,7 @@ class Span:
 
     @classmethod
     def parse(cls, text: str) -> Span:
-        """Reads ``MIN:USUAL:MAX``, or one number for all three.
-
-        Raises:
-            UsageError: The text is no such range.
-        """
+        """Reads ``MIN:USUAL:MAX``, or one number for all three."""
         try:
             numbers = [int(part) for part in text.split(":")]
         except ValueError:
@@ -84,11 +78,7 @@ class NamedSpan:
 
     @classmethod
     def parse(cls, text: str) -> NamedSpan:
-        """Reads ``NAME=MIN:USUAL:MAX``.
-
-        Raises:
-            UsageError: The text is no such thing.
-        """
+        """Reads ``NAME=MIN:USUAL:MAX``."""
         name, equals, span = text.partition("=")
         if not equals or not name:
             raise UsageError(f"{text!r} names no axis.", "Write it as NAME=MIN:USUAL:MAX.")
@@ -140,12 +130,7 @@ class Ranges(options.Options):
 
 
 def graph_inputs(path: Path) -> list[TensorSpec]:
-    """The inputs that an ONNX file declares. Sizes that are digits in a name are numbers.
-
-    Raises:
-        OnnxFileError: The file can't be read.
-        EngineError: An input declares no shape or no type.
-    """
+    """The inputs that an ONNX file declares. Sizes that are digits in a name are numbers."""
     return input_tensors(path, load_model(path))
 
 
@@ -190,11 +175,7 @@ def has_fixed_caches(inputs: Sequence[TensorSpec]) -> bool:
 
 
 def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
-    """Keeps a range from being passed over.
-
-    Raises:
-        UsageError: A range is given for an axis that no input has.
-    """
+    """Keeps a range from being passed over."""
     known = sorted({size for each in inputs for size in each.shape if isinstance(size, str)})
     unknown = next((name for name in ranges.axes if name not in known), None)
     if unknown is not None:
@@ -239,9 +220,6 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile
     """The profile of one phase.
 
     A prefill begins with an empty cache, a decode step takes one token.
-
-    Raises:
-        UsageError: The graph has no such phase, or an axis of unknown meaning has no range.
     """
     known = next((each for each in phases_of(inputs) if each == phase), None)
     if known is None:
@@ -298,3 +276,60 @@ def _meaning(given: TensorSpec, axis: int) -> Axis | None:
     if axis == 1 and given.name in _TOKENS:
         return "total" if given.name == "attention_mask" else "sequence"
     return None
+
+
+_FLOATS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+
+
+@dataclass(frozen=True)
+class EngineSource:
+    """A graph that an engine is built from."""
+
+    precision: str
+    plan: list[dict[str, Any]]
+    operators: dict[str, list[str]]
+    inputs: tuple[TensorSpec, ...]
+    weights: tuple[Path, ...]
+
+
+def read_source(path: Path) -> EngineSource:
+    """Reads a graph without its weights."""
+    model = load_model(path)
+    operators: dict[str, list[str]] = {}
+    numbers = {node: f"number {place}" for place, node in enumerate(model.graph)}
+    for node in model.graph.all_nodes():
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        operators.setdefault(name, []).append(node.name or numbers.get(node, ""))
+    plan: list[dict[str, Any]] = [
+        {"kind": ref.kind, "layer": ref.layer, "replacement": found.kind}
+        for ref, found in sorted(recorded_replacements(model).items())
+    ]
+    return EngineSource(
+        precision=_precision(model),
+        plan=plan,
+        operators=operators,
+        inputs=tuple(input_tensors(path, model)),
+        weights=tuple(data_files(model)),
+    )
+
+
+def graph_hashes(path: Path, source: EngineSource) -> dict[str, str]:
+    """What an engine's record says that it was made from: the graph's file, and its weights'."""
+    hashes = {"model": sha256_file(path)}
+    if source.weights:
+        hashes["weights"] = sha256_files(source.weights, path.parent)
+    return hashes
+
+
+def _precision(model: Any) -> str:
+    sizes: Counter[str] = Counter()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            sizes[value.const_value.dtype.name] += value.const_value.size
+    floats = {_FLOATS[name]: size for name, size in sizes.items() if name in _FLOATS}
+    main = max(floats, key=floats.__getitem__, default="fp32")
+    quantised = [name for name in ("INT4", "UINT4", "INT8", "UINT8", "FLOAT8E4M3FN") if sizes[name]]
+    most = max(quantised, key=sizes.__getitem__, default="")
+    if not most or sizes[most] * 2 < sum(floats.values()):
+        return main
+    return f"{main}-{'fp8' if most.startswith('FLOAT8') else most.lower().lstrip('u')}"

@@ -1,37 +1,260 @@
-"""Loaded engines with their contexts, one for each profile; the only code that speaks to a runtime.
-
-What stands here has never run where this project's CI runs, which has no GPU: ``tests/gpu`` runs
-it. So it decides little: shapes, sizes and messages are made in modules that need no device.
-"""
+"""Loaded engines with a context for each profile; the only code that speaks to a runtime."""
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-from collections.abc import Collection, Iterable
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from exporter.engines.build.child import run_job
-from exporter.engines.build.cuda import Cuda
-from exporter.engines.build.driver import Device, ask_driver
-from exporter.engines.build.engine_set import EngineSet, Slot
-from exporter.engines.build.libraries import load, refuse_driver_for_running
+from exporter.engines.build.cuda import CapturedRun, Cuda
+from exporter.engines.build.engine_set import (
+    EngineRecord,
+    EngineSet,
+    Slot,
+    refuse_mismatch,
+    sidecar_path,
+)
+from exporter.engines.build.libraries import (
+    LIBRARIES,
+    Device,
+    Driver,
+    ask_driver,
+    load,
+    refuse_driver_for_running,
+)
 from exporter.engines.build.logs import Listener
-from exporter.engines.build.ready import ReadyProfile
-from exporter.engines.build.runtime_cache import RuntimeCache
 from exporter.engines.build.settings import End
-from exporter.engines.build.sidecar import EngineRecord, refuse_mismatch, sidecar_path
-from exporter.engines.build.validity import refuse_invalid
 from exporter.engines.tensors import (
     LESS_MEMORY,
     byte_count,
     bytes_in_words,
     numpy_dtype,
     plan_buffers,
+    written_shape,
 )
-from exporter.errors import OUT_OF_MEMORY, BackendError, EngineError
+from exporter.errors import OUT_OF_MEMORY, BackendError, DepthcutError, EngineError
+from exporter.files import sha256_bytes
 from exporter.progress import QUIET
+from graph_passes.files.placing import staging
+from graph_passes.files.reading import read_bytes
+
+Launches = Literal["kernels", "CUDA graph", "kernels, since no CUDA graph could be captured"]
+"""How a run gets on the stream."""
+
+
+@dataclass(eq=False)
+class ReadyProfile:
+    """One profile, ready to run.
+
+    What is told again, and is as before, doesn't reach the library.
+    """
+
+    slot: Slot
+    context: Any
+    names: frozenset[str]
+    stream: int
+    listener: Listener
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    graphs: Callable[[Callable[[], None]], CapturedRun] | None = None
+    launches: Launches = "kernels"
+    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _addresses: dict[str, int] = field(default_factory=dict)
+    _has_run: bool = False
+    _graph: CapturedRun | None = None
+
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Sets every input's shape."""
+        for name, shape in shapes.items():
+            if name not in self.names or self._shapes.get(name) == tuple(shape):
+                continue
+            self.forget_run()
+            if not self.context.set_input_shape(name, tuple(shape)):
+                self._shapes.pop(name, None)
+                told = f"refuses the shape {written_shape(shape)} for {name}"
+                raise self._failed(told, "wrong-shape")
+            self._shapes[name] = tuple(shape)
+
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        """An output's shape, once all inputs have one."""
+        try:
+            missing = self.context.infer_shapes()
+        except RuntimeError as error:  # the one call of a context that raises
+            raise self._failed(f"can't tell the shape of {name}") from error
+        shape = tuple(self.context.get_tensor_shape(name))
+        if missing or min(shape, default=0) < 0:
+            raise self._failed(f"can't tell the shape of {name} before it runs")
+        return shape
+
+    def bind(self, name: str, address: int) -> None:
+        """Tells where a tensor lies."""
+        if name not in self.names or self._addresses.get(name) == address:
+            return
+        self.forget_run()
+        if not self.context.set_tensor_address(name, address):
+            raise self._failed(f"does not take the address of {name}")
+        self._addresses[name] = address
+
+    def enqueue(self) -> None:
+        """Puts a run on the stream."""
+        if self._graph is None and self._has_run and self.graphs is not None:
+            self._capture(self.graphs)
+        if self._graph is not None:
+            self._graph.launch()
+            return
+        self._execute()
+        self._has_run = True
+
+    def _execute(self) -> None:
+        if not self.context.execute_async_v3(self.stream):
+            raise self._failed("failed while it ran", self.listener.code("run-failed"))
+
+    def _capture(self, graphs: Callable[[Callable[[], None]], CapturedRun]) -> None:
+        """Captures a run; where that can't be, runs go on as they were."""
+        try:
+            self._graph = graphs(self._execute)
+            self.launches = "CUDA graph"
+        except BackendError:
+            self.graphs = None
+            self.launches = "kernels, since no CUDA graph could be captured"
+
+    def forget_run(self) -> None:
+        """A graph holds the shapes and addresses of its capture: others take another."""
+        self._has_run = False
+        if self._graph is not None:
+            self._graph.free()
+            self._graph = None
+
+    def _failed(self, what: str, code: str = "") -> BackendError:
+        phase, reason = self.slot.profile.phase, self.listener.last_error()
+        hint = LESS_MEMORY if code == OUT_OF_MEMORY else ""
+        return BackendError(f"The engine's {phase} {what}: {reason}", hint, code=code)
+
+
+_MOST_BYTES = 1 << 30
+
+
+@dataclass
+class RuntimeCache:
+    """One engine's, for all of its contexts."""
+
+    path: Path
+    cache: Any
+    read: bytes = b""
+    problem: str = ""
+
+    @classmethod
+    def open(cls, config: Any, record: EngineRecord, driver: Driver) -> RuntimeCache:
+        """Makes a cache for an engine, and reads what is kept of it."""
+        found = cls(cache_path(record, driver), config.create_runtime_cache())
+        try:
+            found.read = read_bytes(found.path, limit=_MOST_BYTES)
+        except FileNotFoundError:
+            return found
+        except (OSError, DepthcutError) as error:
+            found.problem = f"{found.path} can't be read ({error}): kernels are compiled again"
+            return found
+        if not found.cache.deserialize(found.read):
+            found.read = b""
+            with contextlib.suppress(OSError):
+                found.path.unlink()  # ours; what is of another kind would not be replaced
+            found.problem = (
+                f"{found.path} is no runtime cache of this engine and card, or is broken: kernels "
+                "are compiled again, and it is written anew"
+            )
+        return found
+
+    def keep(self) -> None:
+        """Writes what was compiled since, where that can be: it is of use, and nothing more."""
+        told = self.cache.serialize()
+        if told is None:
+            return
+        content = bytes(memoryview(told))
+        if content == self.read:
+            return
+        with contextlib.suppress(OSError, DepthcutError):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with staging(self.path) as staged:
+                new = staged.folder / "cache"
+                new.write_bytes(content)
+                staged.place([(new, self.path)])
+
+
+def cache_path(record: EngineRecord, driver: Driver) -> Path:
+    """Where an engine's cache is kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    named = (
+        record.engine_sha256, record.backend, record.backend_version, driver.cuda_version,
+        *(f"{card.name} {card.compute_capability}" for card in driver.devices[:1]),
+    )  # fmt: skip
+    name = sha256_bytes("\n".join(named).encode())[:32]
+    return Path(home) / "depthcut" / "runtime-caches" / f"{name}.bin"
+
+
+class _Reason(NamedTuple):
+    code: str
+    message: str
+    hint: str
+
+
+# By the library's own names, the most telling first: an engine for another card often has more.
+_REASONS = {
+    "MALFORMED_ENGINE": _Reason(
+        "malformed-engine", "is not an engine that the library can read", "Build it again."
+    ),
+    "VERSION_MISMATCH": _Reason(
+        "other-version",
+        "was built by another version of the library",
+        "Build it again with the version that is installed here.",
+    ),
+    "OLD_CUDA_DRIVER": _Reason(
+        "driver-too-old",
+        "needs a newer NVIDIA driver",
+        "Update the driver; depthcut doctor shows which CUDA it takes.",
+    ),
+    "OLD_CUDA_RUNTIME": _Reason(
+        "runtime-too-old", "needs a newer CUDA runtime", "Install the extra rtx again."
+    ),
+    "CUDA_ERROR": _Reason(
+        "cuda-broken",
+        "can't be asked about: CUDA does not start",
+        "Check the driver's installation; see depthcut doctor.",
+    ),
+    "UNSUPPORTED_CC": _Reason(
+        "unsupported-card",
+        "does not run on this GPU",
+        "Build it with --compute-capability for this card, or with --engine tensorrt on it.",
+    ),
+    "INSUFFICIENT_GPU_MEMORY": _Reason(
+        OUT_OF_MEMORY,
+        "needs more GPU memory than is free",
+        "Stop other programs on the GPU, or build for a smaller batch or a shorter context.",
+    ),
+}
+
+
+def refuse_invalid(module: ModuleType, runtime: Any, path: Path) -> None:
+    """Refuses an engine that the library calls invalid here."""
+    if module.__name__ != LIBRARIES["tensorrt-rtx"].module:
+        return
+    with path.open("rb") as file:
+        header = file.read(runtime.engine_header_size)
+    validity, told = runtime.get_engine_validity(header)
+    if validity != module.EngineValidity.INVALID:
+        return
+    library = f"{module.__name__} {module.__version__}"
+    flags = module.EngineInvalidityDiagnostics
+    for name, reason in _REASONS.items():
+        if int(told) & int(getattr(flags, name)):
+            said = f"{path} {reason.message}: {library} says {name}."
+            raise EngineError(said, reason.hint, code=reason.code)
+    raise EngineError(f"{path} is not valid here: {library} gives no reason.", code="invalid")
+
 
 _TRIAL_RUNS = 3  # the second is captured where graphs are, the third is one
 
@@ -42,16 +265,6 @@ class Session:
     A profile for a phase in ``engines.steady`` runs as a CUDA graph: TensorRT-RTX makes it by
     itself, of kernels that it compiles for the shapes at once. Other profiles keep to kernels that
     serve every shape, and to no graph.
-
-    Args:
-        engines: Which.
-
-    Attributes:
-        engines: The same.
-        cuda: Stream and memory; once entered.
-        profiles: Each ready to run; once entered.
-        card: The GPU's name; once entered.
-        notes: What its user must know.
     """
 
     def __init__(self, engines: EngineSet) -> None:
@@ -65,13 +278,7 @@ class Session:
         self.card = ""
 
     def __enter__(self) -> Self:
-        """Asks the driver, then loads.
-
-        Raises:
-            BackendError: No driver, no GPU, too little memory.
-            EngineError: The engines are not for this machine, or don't load.
-            MissingDependencyError: A library is not installed.
-        """
+        """Asks the driver, then loads."""
         module, device = refuse_unready(self.engines)
         self.card = device.name
         self.cuda = Cuda(self.engines.library.extra)
@@ -110,15 +317,6 @@ class Session:
         """Zeroed device memory for every input and output: one buffer serves all profiles.
 
         Each profile is then set to these shapes.
-
-        Args:
-            end: Whether for the profiles' smallest or for their largest shapes.
-
-        Returns:
-            By name, the buffer's address; that of an input, for an output that must lie there.
-
-        Raises:
-            BackendError: There is too little memory.
         """
         plan = plan_buffers([self._bytes(profile, end) for profile in self.profiles])
         aliases = {n: source for each in self.profiles for n, source in each.aliases.items()}
@@ -245,12 +443,7 @@ def _aliases(engine: Any, names: Iterable[str]) -> dict[str, str]:
 
 
 def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Path) -> Any:
-    """Loads one engine; the library reads the file itself, page by page.
-
-    Raises:
-        EngineError: The library doesn't take it, see :func:`refuse_invalid`, or there is too little
-            memory for it.
-    """
+    """Loads one engine; the library reads the file itself, page by page."""
     refuse_invalid(module, runtime, path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         engine = runtime.deserialize_cuda_engine(data)
@@ -271,14 +464,6 @@ def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
     """Makes sure that there are a driver, a GPU, the library, and that they fit the engines.
 
     The library's runtime ends the process where there is no driver, so the driver comes first.
-
-    Returns:
-        The library's module, and the GPU that will run.
-
-    Raises:
-        BackendError: There is no driver or no GPU, or the driver is too old for the library.
-        MissingDependencyError: The library is not installed.
-        EngineError: It is another version than the engines', or the GPU is of another kind.
     """
     driver = ask_driver()
     if driver.problem:
@@ -299,10 +484,6 @@ def try_engines(engines: EngineSet) -> None:
 
     An engine that is broken inside, or a card that the library doesn't serve, can end the process
     that loads it. Then it is this one.
-
-    Raises:
-        BackendError: There is no driver or no GPU.
-        EngineError: The engines don't load or run; also when that process crashes.
     """
     refuse_unready(engines)
     request = {"job": "try", "engines": [str(path.resolve()) for path in engines.paths]}
@@ -314,12 +495,7 @@ def try_engines(engines: EngineSet) -> None:
 
 
 def run_once(paths: list[Path]) -> dict[str, Any]:
-    """What the child process does. The files were held against their records before.
-
-    Raises:
-        BackendError: As :class:`Session`.
-        EngineError: Likewise.
-    """
+    """What the child process does. The files were held against their records before."""
     records = tuple(EngineRecord.read(sidecar_path(path)) for path in paths)
     engines = EngineSet(tuple(paths), records)
     with Session(engines) as session:

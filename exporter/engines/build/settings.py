@@ -86,13 +86,7 @@ class EngineOption(Options):
 
 @dataclass(frozen=True)
 class BuildSettings(Options):
-    """How an engine is built; what is None is left to the library.
-
-    Attributes:
-        compute_capabilities: Empty for the library's own choice. TensorRT builds for the card that
-            is there.
-        tf32: Off, since it would make the engine another model than the graph.
-    """
+    """How an engine is built; what is None is left to the library."""
 
     compute_capabilities: Capabilities = option(
         (),

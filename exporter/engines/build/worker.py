@@ -20,11 +20,14 @@ from types import SimpleNamespace
 from typing import Any, TextIO
 
 from exporter.engines.build.child import has_fixed_addresses
-from exporter.engines.build.config import builder_config, read_timing_cache, write_timing_cache
-from exporter.engines.build.inspector import inspected
 from exporter.engines.build.libraries import LIBRARIES, load
-from exporter.engines.build.logs import make_monitor, no_engine, read_layers
-from exporter.engines.build.network import Builder
+from exporter.engines.build.logs import inspected, make_monitor, no_engine, read_layers
+from exporter.engines.build.network import (
+    Builder,
+    builder_config,
+    read_timing_cache,
+    write_timing_cache,
+)
 from exporter.errors import DepthcutError, first_line
 from exporter.files import write_through
 from exporter.processes import end_with_parent

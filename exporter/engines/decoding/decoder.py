@@ -31,11 +31,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def __enter__(self) -> Self:
-        """Loads the model.
-
-        Raises:
-            BackendError: It can't be loaded, or is no decoder with a cache.
-        """
+        """Loads the model."""
 
     @abstractmethod
     def __exit__(self, *exc_info: object) -> None:
@@ -80,11 +76,7 @@ class Decoder(ABC):
 
 
 def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str]:
-    """By cache input, the output that is its next content, by the names that exporters give.
-
-    Raises:
-        BackendError: A cache input has none.
-    """
+    """By cache input, the output that is its next content, by the names that exporters give."""
     found = {}
     for past in pasts:
         names = [past.replace("past_key_values", new, 1) for new in ("present", "cache")]
@@ -99,11 +91,7 @@ def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str
 
 
 def runner_caches(runner: Runner) -> dict[str, str]:
-    """The same of an entered runner; empty where it has no cache.
-
-    Raises:
-        BackendError: A cache input has no output that continues it.
-    """
+    """The same of an entered runner; empty where it has no cache."""
     pasts = [spec.name for spec in runner.inputs if CACHE_INPUT.fullmatch(spec.name)]
     return cache_pairs(pasts, [spec.name for spec in runner.outputs])
 

@@ -31,13 +31,7 @@ _MASK, _ENCODER_MASK = "attention_mask", "encoder_attention_mask"
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the decoder reads of the encoder, and both caches.
-
-    Attributes:
-        given: ``encoder_hidden_states`` ``[batch, source, hidden]``, and for text
-            ``encoder_attention_mask`` ``[batch, source]``.
-        caches: The inputs of the next step, by name; empty before the first.
-    """
+    """What the decoder reads of the encoder, and both caches."""
 
     given: Mapping[str, Array]
     caches: Mapping[str, Array]
@@ -53,17 +47,7 @@ class Encoded:
 
 
 class EncoderDecoderRunner:
-    """An encoder-decoder between ``__enter__`` and ``__exit__``, on ONNX Runtime.
-
-    Args:
-        folder: Of the three graphs, whole or cut; a cut sublayer has no caches.
-        provider: ``cpu`` or ``cuda``.
-        threads: CPU threads for one operator.
-        brief: For a few runs that aren't timed; see :class:`OnnxRuntimeRunner`.
-
-    Raises:
-        BackendError: A graph is missing, or the provider is not known.
-    """
+    """An encoder-decoder between ``__enter__`` and ``__exit__``, on ONNX Runtime."""
 
     def __init__(
         self, folder: Path, *, provider: str = "cpu", threads: int, brief: bool = False
@@ -84,11 +68,7 @@ class EncoderDecoderRunner:
         }
 
     def __enter__(self) -> Self:
-        """Loads all three.
-
-        Raises:
-            BackendError: One can't be loaded.
-        """
+        """Loads all three."""
         with ExitStack() as stack:
             for runner in self.graphs.values():
                 stack.enter_context(runner)
@@ -116,22 +96,13 @@ class EncoderDecoderRunner:
         return [runner.capabilities for runner in self.graphs.values()]
 
     def run(self, graph: Graph, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs one graph on those of some values that it takes.
-
-        Raises:
-            BackendError: A value is missing, or the run fails.
-        """
+        """Runs one graph on those of some values that it takes."""
         runner = self.graphs[graph]
         wanted = {spec.name for spec in runner.inputs}
         return runner.run({name: value for name, value in values.items() if name in wanted})
 
     def encode(self, source: Mapping[str, Array]) -> Encoded:
-        """Runs the encoder.
-
-        Args:
-            source: ``input_features`` ``[batch, mels, frames]``, or ``input_ids`` and
-                ``attention_mask`` ``[batch, source]``.
-        """
+        """Runs the encoder."""
         states = self.run(ENCODER, source)["last_hidden_state"]
         mask = {_ENCODER_MASK: source[_MASK]} if _MASK in source else {}
         return Encoded({STATES: states, **mask}, {})
@@ -139,12 +110,9 @@ class EncoderDecoderRunner:
     def step(self, encoded: Encoded, token_ids: NDArray[np.int64]) -> tuple[Array, Encoded]:
         """Runs the decoder on further tokens.
 
-        Args:
-            encoded: What it reads; without caches this is the first step.
-            token_ids: ``[batch, tokens]``.
+        The logits ``[batch, tokens, vocabulary]``, and what the next step reads.
 
-        Returns:
-            The logits ``[batch, tokens, vocabulary]``, and what the next step reads.
+        token_ids: `[batch, tokens]`.
         """
         graph = NEXT_STEP if encoded.caches else FIRST_STEP
         found = self.run(graph, {"input_ids": token_ids, **encoded.given, **encoded.caches})
@@ -159,13 +127,7 @@ class EncoderDecoderRunner:
     def generate(
         self, source: Mapping[str, Array], rules: DecodingRules, new_tokens: int
     ) -> NDArray[np.int64]:
-        """Greedy generation; see :func:`exporter.models.decoding_rules.greedy`.
-
-        Args:
-            source: As :meth:`encode` takes it.
-            rules: How targets begin and end.
-            new_tokens: The most tokens behind the prompt.
-        """
+        """Greedy generation; see :func:`exporter.models.decoding_rules.greedy`."""
         return self.answer(self.encode(source), rules, new_tokens)
 
     def answer(self, encoded: Encoded, rules: DecodingRules, new_tokens: int) -> NDArray[np.int64]:

@@ -2,66 +2,101 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from itertools import islice
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from exporter.artifacts import GenerationAgreement
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.sampling import Sampler, SamplingSettings
 from exporter.errors import BackendError
+from exporter.option_types import Count, Seed, Written
+from exporter.options import Options, dataclass, option
 from exporter.progress import QUIET, Progress
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Options):
+    """How tokens are chosen."""
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False), Written("X")] = option(
+        0.0, "0 always takes the likeliest token; larger values flatten the distribution."
+    )
+    top_k: Count | None = option(
+        None, "Sample from this many likeliest tokens.", usual="all", config_only=True
+    )
+    top_p: Annotated[float, Field(gt=0, le=1), Written("P")] = option(
+        1.0,
+        "Sample from the likeliest tokens with this total probability.",
+        config_only=True,
+    )
+    seed: Seed = option(0, "Seed for sampling.")
+
+
+class Sampler:
+    """Draws one token after another."""
+
+    def __init__(self, sampling: SamplingSettings) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+
+    def choose(self, logits: NDArray[Any]) -> NDArray[np.int64]:
+        """The next tokens.
+
+        Token ids, ``[batch]``.
+
+        logits: `[batch, vocabulary]`.
+        """
+        if np.isnan(logits).any():
+            raise BackendError(
+                "The model gives NaN logits, so there is no next token.", code="not-finite"
+            )
+        if self._sampling.temperature == 0:
+            return np.asarray(logits.argmax(axis=-1), np.int64)
+        return np.array([self._draw(row.astype(np.float64)) for row in logits], np.int64)
+
+    def _draw(self, logits: NDArray[np.float64]) -> int:
+        order = np.argsort(-logits, kind="stable")[: self._sampling.top_k]
+        # The difference first: a tiny temperature then gives the likeliest token, not inf - inf.
+        with np.errstate(over="ignore"):
+            weights = np.exp((logits[order] - logits[order[0]]) / self._sampling.temperature)
+        weights /= weights.sum()
+        # The token with which the sum is reached is still in.
+        kept = int(np.searchsorted(np.cumsum(weights), self._sampling.top_p)) + 1
+        weights = weights[:kept] / weights[:kept].sum()
+        return int(order[self._random.choice(len(weights), p=weights)])
+
 
 _GREEDY = SamplingSettings()
 _END = -1  # stands for each token after one that ends the text
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Generation:
-    """What was generated, and how fast.
-
-    Attributes:
-        token_ids: The new tokens; the one that ended the text is not among them.
-        ended: Whether the model ended by itself.
-        first_token_ms: From the call to the first token.
-        per_token_ms: Mean over the later tokens; None with fewer than two.
-    """
+    """What was generated, and how fast."""
 
     token_ids: tuple[int, ...]
     ended: bool
     first_token_ms: float
-    per_token_ms: float | None
+    per_token_ms: float | None  # mean over the later tokens; None with fewer than two
 
 
 def generate(
     decoder: Decoder,
     prompt_ids: list[int],
     *,
-    new_tokens: int,
+    new_tokens: int,  # the most tokens to generate, at least one
     stop_ids: frozenset[int] = frozenset(),
     sampling: SamplingSettings = _GREEDY,
-    positions: int | None = None,
+    positions: int | None = None,  # how many positions the model knows; None where nothing says so
     on_token: Callable[[int], None] | None = None,
 ) -> Generation:
-    """Generates from one prompt.
-
-    Args:
-        decoder: A loaded decoder.
-        prompt_ids: At least one token.
-        new_tokens: The most tokens to generate, at least one.
-        stop_ids: Tokens that end the text.
-        sampling: How tokens are chosen.
-        positions: How many positions the model knows; None where nothing says so.
-        on_token: Called with each new token as it comes.
-
-    Raises:
-        BackendError: The prompt is empty, the text would be longer than the model or the decoder
-            has room for, or the decoder fails.
-    """
+    """Generates from one prompt."""
     if not prompt_ids:
         raise BackendError("The prompt holds no token.", "Give it some text.", code="no-tokens")
     refuse_too_long(decoder, len(prompt_ids), new_tokens, positions)
@@ -83,11 +118,7 @@ def generate(
 
 
 def refuse_too_long(decoder: Decoder, prompt: int, new_tokens: int, positions: int | None) -> None:
-    """Refuses a text for which there is no room; the decoder need not be loaded.
-
-    Raises:
-        BackendError: It says what is asked for and what there is room for.
-    """
+    """Refuses a text for which there is no room; the decoder need not be loaded."""
     if positions is not None and prompt + new_tokens > positions:
         raise BackendError(
             f"The model knows {positions} positions; prompt and new tokens together are "
@@ -100,30 +131,17 @@ def refuse_too_long(decoder: Decoder, prompt: int, new_tokens: int, positions: i
 
 def continuations(
     decoder: Decoder,
-    prompts: NDArray[np.int64],
+    prompts: NDArray[np.int64],  # `[prompts, tokens]`
     *,
     new_tokens: int,
     stop_ids: Collection[int] = (),
-    batch_size: int | None = None,
+    batch_size: int | None = None,  # prompts that run together; None for all
     arm: str = "it",
     progress: Progress = QUIET,
 ) -> NDArray[np.int64]:
     """Continues prompts greedily.
 
-    Args:
-        decoder: A loaded decoder.
-        prompts: ``[prompts, tokens]``.
-        new_tokens: How many tokens to generate.
-        stop_ids: Tokens that end a text; what comes after one doesn't count.
-        batch_size: Prompts that run together; None for all.
-        arm: What the listener hears it called.
-        progress: Hears of each part.
-
-    Returns:
-        Tokens, ``[prompts, new_tokens]``; -1 for each after one that ends the text.
-
-    Raises:
-        BackendError: A run fails, or logits are NaN.
+    Tokens, ``[prompts, new_tokens]``; -1 for each after one that ends the text.
     """
     rows = batch_size or len(prompts)
     starts = range(0, len(prompts), rows)
@@ -145,10 +163,7 @@ def agreement(
 ) -> GenerationAgreement:
     """How long two arms' texts are the same.
 
-    Args:
-        baseline: What :func:`continuations` gave, ``[prompts, new_tokens]``.
-        candidate: Likewise.
-        prompt_tokens: Tokens of each prompt.
+    baseline: what continuations gave, `[prompts, new_tokens]`.
     """
     same = baseline == candidate
     prompts, new_tokens = same.shape

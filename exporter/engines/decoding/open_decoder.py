@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.engines.build.engine_set import SUFFIXES, find_builds, holds_engines_alone
-from exporter.engines.build.sidecar import sidecar_path
+from exporter.engines.build.engine_set import (
+    SUFFIXES,
+    find_builds,
+    holds_engines_alone,
+    sidecar_path,
+)
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.runner_decoder import (
     LoadingDecoder,
@@ -25,29 +29,12 @@ from exporter.errors import UsageError
 def open_decoder(
     model: Path | str,
     *,
-    backend: str | None = None,
+    backend: str | None = None,  # None takes what is there, and of both the first
     provider: str = "cpu",
-    threads: int | None = None,
-    context: int | None = None,
+    threads: int | None = None,  # CPU threads, but for an engine; all cores when None
+    context: int | None = None,  # positions that a text may have at most, but for an engine
 ) -> Decoder:
-    """A decoder for a model, not yet loaded.
-
-    Args:
-        model: An ONNX file, an engine, or a folder with one of them or with an engine for each
-            phase. Of several builds, ``-b1``, ``-b2`` and so on, the first runs. Or a backend and
-            the path of its model, as in ``llama.cpp:FILE``.
-        backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
-        provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
-        threads: CPU threads, but for an engine; all cores when None.
-        context: Positions that a text may have at most, but for an engine; None for what it needs.
-
-    Raises:
-        OnnxFileError: There is no ONNX file, or more than one to choose from.
-        EngineError: There is no engine, or it is not what its record says.
-        UsageError: The file is of the other kind, or an engine is given a context.
-        BackendError: The engines can't generate.
-        GgufFileError: It is no GGUF file.
-    """
+    """A decoder for a model, not yet loaded."""
     named, model = named_backend(model)
     if named is not None and backend is not None:
         raise UsageError(
@@ -75,11 +62,7 @@ def open_decoder(
 
 
 def _runs_engines(model: Path, backend: str | None) -> bool:
-    """Whether engines are what runs of a file or folder.
-
-    Raises:
-        UsageError: The file is of the other kind.
-    """
+    """Whether engines are what runs of a file or folder."""
     if not model.is_file():
         return backend == "engine" or (backend is None and holds_engines_alone(model))
     is_engine = _is_engine(model)
@@ -96,9 +79,6 @@ def decoder_on(runner: Runner) -> Decoder:
     """A decoder on an entered runner, which stays entered; the cache stays where the model runs.
 
     While it is entered nothing else may use the runner.
-
-    Raises:
-        BackendError: The engines can't generate.
     """
     if isinstance(runner, TensorRtRunner):
         return TensorRtDecoder(runner.engines, on=runner)

@@ -22,29 +22,16 @@ _BROKEN = "\ufffd"  # stands for a character's first bytes
 
 @dataclass(frozen=True)
 class TextModel:
-    """What turns text into tokens and back.
-
-    Attributes:
-        tokenizer: The tokenizer's file, or the GGUF file that it is in.
-        stop_ids: Tokens that end a text.
-        positions: How many positions the model knows; None where no config says so.
-        prefix_id: What stands before a text that has nothing before it; None where nobody asked.
-    """
+    """What turns text into tokens and back."""
 
     tokenizer: Path
     stop_ids: frozenset[int]
-    positions: int | None = None
-    prefix_id: int | None = None
+    positions: int | None = None  # how many positions the model knows; None where no config says so
+    prefix_id: int | None = None  # None where nobody asked
 
     @classmethod
     def of(cls, model: Path, tokenizer: Path | None = None) -> TextModel:
-        """Reads what stands beside the model, or elsewhere.
-
-        Args:
-            model: The model's file or folder.
-            tokenizer: ``tokenizer.json`` or its folder, where it isn't beside the model. Configs
-                that are missing beside the model are read there too. A GGUF file has its own.
-        """
+        """Reads what stands beside the model, or elsewhere."""
         in_gguf = model.suffix == GGUF_SUFFIX and model.is_file()
         own: dict[str, Any] = {}
         if in_gguf:
@@ -73,12 +60,7 @@ class TextModel:
         return self._encode(text, special)
 
     def encode_chats(self, said: Sequence[str], **more: object) -> list[list[int]]:
-        """The tokens of users' words in the chat template, up to where the answers begin.
-
-        Args:
-            said: The words, of a chat each.
-            more: Variables of the template, as :meth:`ChatTemplate.prompts` has them.
-        """
+        """The tokens of users' words in the chat template, up to where the answers begin."""
         if self.chat is None:
             raise BackendError(
                 f"There is no chat template beside {self.tokenizer}: neither chat_template.jinja "

@@ -1,14 +1,13 @@
-"""What every backend offers to the measurements: a runner of one model.
-
-A runner takes its memory when it is entered and gives it back when it is left; in between it runs
-the model on numpy arrays, or hands out a call that is bound to its buffers, for timing.
-"""
+"""What every backend offers to the measurements: a runner of one model."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
@@ -25,26 +24,11 @@ _WIDENED = "ONNX Runtime's CPU has no bfloat16 kernels: the same weights run in 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a runner can do and what it takes of the machine; complete once the runner was entered.
-
-    Attributes:
-        device: Where the model runs.
-        shapes: Whether inputs of any shape cost no more than their tokens; or whether an engine
-            holds the shapes of its profiles alone; or whether code is compiled for each new shape.
-        gpu_memory_bytes: Device memory for weights, scratch memory and buffers; None where the
-            backend can't tell.
-        widened: Whether a bfloat16 graph is run in float32, inputs and outputs too.
-        huge_page_bytes: Memory of the process that lies on huge pages.
-        prefill_chunk_tokens: The fewest tokens of a chunk: a prompt of one row is cut into as many
-            as it has room for. 0 where prompts run whole.
-        cpu_nodes: By operator, how many nodes run on the CPU although another provider was asked
-            for. By their operators they compute shapes.
-        notes: What else its user must know, such as that an engine was built on another card.
-    """
+    """What a runner can do and takes of the machine; complete once the runner was entered."""
 
     device: Literal["cpu", "gpu"] = "cpu"
     shapes: Literal["any", "profiles", "compiled"] = "any"
-    gpu_memory_bytes: int | None = None
+    gpu_memory_bytes: int | None = None  # None where the backend can't tell
     widened: bool = False
     huge_page_bytes: int = 0
     prefill_chunk_tokens: int = 0
@@ -70,15 +54,7 @@ def tell_notes(capabilities: Iterable[Capabilities], progress: Progress) -> None
 
 @dataclass(frozen=True)
 class BoundCall:
-    """One run of the model on bound inputs, into preallocated outputs.
-
-    Attributes:
-        run: Runs once and waits for the device.
-        timed: Runs several times, one behind the other on the device, and gives the milliseconds
-            of one run by the device's own clock; None where the backend reads none, and the host's
-            clock has to do.
-        launches: How a run gets to the device, where there is more than one way; else empty.
-    """
+    """One run of the model on bound inputs, into preallocated outputs."""
 
     run: Callable[[], None]
     timed: Callable[[], float] | None = None
@@ -90,11 +66,7 @@ class BoundCall:
 
 
 def refuse_cuda(backend: str, provider: str) -> None:
-    """Refuses another provider than the CPU, which is all that some backends are run on.
-
-    Raises:
-        BackendError: With the provider.
-    """
+    """Refuses another provider than the CPU, which is all that some backends are run on."""
     if provider != "cpu":
         raise BackendError(
             f"The provider {provider!r} is not known: depthcut runs {backend} on the CPU.",
@@ -124,12 +96,7 @@ class Runner(ABC):
 
     @abstractmethod
     def __enter__(self) -> Self:
-        """Loads the model.
-
-        Raises:
-            BackendError: When it can't be loaded, or not all of its computation runs where it
-                was asked to.
-        """
+        """Loads the model."""
 
     @abstractmethod
     def __exit__(self, *exc_info: object) -> None:
@@ -201,3 +168,51 @@ class Runner(ABC):
         Raises:
             BackendError: It says which input is outside, and what would fit.
         """
+
+
+HUGE_PAGE_BYTES = 2 << 20
+
+_MAPS = Path("/proc/self/maps")
+_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # linux/mman.h, asm-generic/mman-common.h
+_FEWEST_PAGES = 2  # a smaller region holds hardly a whole page
+
+
+def move_to_huge_pages() -> int:
+    """Moves what this process has in large private memory to huge pages."""
+    if not _allowed():
+        return 0
+    try:
+        maps = _MAPS.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a sandbox without /proc
+        return 0
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    moved = 0
+    for begin, end in private_regions(maps):
+        madvise(begin, end - begin, _MADV_HUGEPAGE)  # for what is still to be written there
+        for page in range(begin, end, HUGE_PAGE_BYTES):
+            moved += madvise(page, HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0
+    return moved * HUGE_PAGE_BYTES
+
+
+def private_regions(maps: str) -> Iterator[tuple[int, int]]:
+    """The whole huge pages of regions that hold a program's own data, and are writable."""
+    for line in maps.splitlines():
+        span, rights, _, _, inode, *name = line.split(maxsplit=5)
+        # Stacks grow, and a file's pages are not this program's.
+        if rights != "rw-p" or inode != "0" or name not in ([], ["[heap]"]):
+            continue
+        begin, end = (int(address, 16) for address in span.split("-"))
+        first = -(-begin // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        last = end // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        if last - first >= _FEWEST_PAGES * HUGE_PAGE_BYTES:
+            yield first, last
+
+
+def _allowed() -> bool:
+    """Whether the kernel gives huge pages; where it gives all or none there is nothing to ask."""
+    try:
+        return sys.platform == "linux" and "[madvise]" in _ENABLED.read_text(encoding="ascii")
+    except OSError:
+        return False

@@ -1,21 +1,14 @@
-"""The form of a graph's KV cache: one that grows, or one buffer that is past and present at once.
-
-A cache that grows is read as ``past`` and written, longer, as ``present``: each step copies it all.
-GroupQueryAttention of ONNX Runtime, and TensorScatter of ONNX, write the new keys and values into
-the past's own buffer where both are bound to it; a step then copies nothing. The buffer has room
-for the whole text from the start, and the attention mask tells how much of it is filled. With
-TensorScatter both have lengths that the graph fixes, see
-:mod:`graph_passes.fusing.cache_in_place`.
-"""
+"""The form of a graph's KV cache: one that grows, or one buffer for past and present."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.engines.runners.base import Array
 from exporter.engines.tensors import TensorSpec
@@ -33,30 +26,16 @@ _MASK = "attention_mask"
 
 @dataclass(frozen=True)
 class CacheForm:
-    """What a graph tells about its caches ``[batch, heads, length, head size]``.
-
-    Attributes:
-        heads: By input of four dimensions, its number of heads and its head size, declared or
-            found in the graph; None for what can't be told.
-        shared: By cache input, the output that may lie in the same buffer; empty where the cache
-            grows.
-        windows: By cache input, the positions that its buffer has at least, however short the
-            text: those of the window that is kept in it.
-        buffer: The length that the graph fixes for these buffers; None where it fixes none.
-        positions: Rows of the rotary tables: no text can be longer; None where there are none.
-        sums_mask: Whether an attention takes each row's length from the sum of its mask; see
-            :mod:`exporter.engines.runners.left_padding`.
-        mask: The length that the graph fixes for the attention mask, 0 where nothing is filled;
-            None where the mask is as long as what is filled.
-    """
+    """What a graph tells about its caches ``[batch, heads, length, head size]``."""
 
     heads: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    # by cache input, the positions that its buffer has at least, however short the
     windows: Mapping[str, int] = field(default_factory=dict)
-    buffer: int | None = None
-    positions: int | None = None
+    buffer: int | None = None  # None where it fixes none
+    positions: int | None = None  # None where there are none
     sums_mask: bool = False
-    mask: int | None = None
+    mask: int | None = None  # None where the mask is as long as what is filled
 
     @property
     def longest(self) -> int | None:
@@ -74,11 +53,7 @@ class CacheForm:
         return np.pad(mask, ((0, 0), (0, self.mask - mask.shape[1])))
 
     def fixed_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """By input, the shape that a call has once its caches and its mask have their full length.
-
-        Args:
-            shapes: As long as what is filled. What has no room stays as it is.
-        """
+        """By input, the shape of a call whose caches and mask have their full length."""
         found = dict(shapes)
         if self.mask is None or shapes[_MASK][1] > self.mask:
             return found
@@ -89,19 +64,7 @@ class CacheForm:
         return found
 
     def with_room(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The caches that are past and present in one buffer, with room for a call's new tokens.
-
-        Args:
-            inputs: A call's; caches are exactly as long as what is in them, or all of a call's
-                inputs are as long as the graph fixes them.
-
-        Returns:
-            New arrays, zero where nothing is yet; with them the mask where its length is fixed.
-            None where the number of new tokens isn't told.
-
-        Raises:
-            BackendError: The graph fixes a length that is too short.
-        """
+        """The caches that are past and present in one buffer, with room for a call's new tokens."""
         if "input_ids" not in inputs:
             return {}
         pasts = [past for past in self.shared if past in inputs]
@@ -155,11 +118,7 @@ def sizes_are_told(spec: TensorSpec) -> bool:
 
 
 def read_cache_form(path: Path) -> CacheForm:
-    """Looks at a graph; its weights stay on disk.
-
-    Raises:
-        OnnxFileError: It is no complete ONNX model.
-    """
+    """Looks at a graph; its weights stay on disk."""
     graph = load_model(path).graph
     inputs = [value for value in graph.inputs if value.shape is not None]
     heads = {
@@ -229,3 +188,121 @@ def _table_rows(node: ir.Node) -> int | None:
     table = node.inputs[_COS_TABLE] if len(node.inputs) > _COS_TABLE else None
     rows = table.shape[0] if table is not None and table.shape is not None else None
     return rows if isinstance(rows, int) else None
+
+
+IDS, MASK = "input_ids", "attention_mask"
+ALONG_TOKENS = (IDS, "position_ids", "token_type_ids")
+"""Inputs ``[batch, new]``."""
+
+_CACHE_AXIS = 2
+
+Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
+
+
+def needs_packing(inputs: Mapping[str, Array]) -> bool:
+    """Whether such an attention would misread a call, or refuse it.
+
+    inputs: a call's; `input_ids` `[batch, new]`, `attention_mask` `[batch, total]`.
+    """
+    if IDS not in inputs or MASK not in inputs:
+        return False
+    (batch, new), total = inputs[IDS].shape, inputs[MASK].shape[1]
+    return (batch > 1 and 1 < new < total) or not np.all(inputs[MASK])
+
+
+def padded_before(inputs: Mapping[str, Array]) -> bool:
+    """Whether padding stands before a row's tokens, or among them."""
+    if MASK not in inputs:
+        return False
+    told = inputs[MASK].astype(bool)
+    return bool(np.any(told[:, 1:] & ~told[:, :-1]))
+
+
+def run_packed(
+    run: Run, inputs: Mapping[str, Array], outputs: Sequence[str], caches: Mapping[str, str]
+) -> dict[str, Array]:
+    """Runs a call whose rows are padded in any way.
+
+    caches: by cache input, `[batch, heads, past, size]`, the output that continues it.
+    """
+    (batch, new), total = inputs[IDS].shape, inputs[MASK].shape[1]
+    if any(inputs[past].shape[_CACHE_AXIS] != total - new for past in caches if past in inputs):
+        raise BackendError(
+            f"The attention mask has {total} positions; the caches and {new} new tokens make "
+            "another number.",
+            code="wrong-mask-length",
+        )
+    alone = 1 < new < total
+    groups = [slice(row, row + 1) for row in range(batch)] if alone else [slice(0, batch)]
+    found = []
+    for rows in groups:
+        part = {name: array[rows] if array.ndim else array for name, array in inputs.items()}
+        order = _Packing.of(part[MASK], new)
+        answer = run(order.packed(part, caches), outputs)
+        found.append(order.restored(answer, set(caches.values())))
+    return {name: np.concatenate([part[name] for part in found]) for name in outputs}
+
+
+def packed(inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
+    """A call with each row's real positions in front, whose results stay where they come."""
+    return _Packing.of(inputs[MASK], inputs[IDS].shape[1]).packed(inputs, caches)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """Which position of a call goes where."""
+
+    past: NDArray[np.intp]  # of the cache's positions, the real ones first, `[batch, past]`
+    new: NDArray[np.intp]  # the same of the new tokens, `[batch, new]`
+    filled: NDArray[np.intp]  # how much of each row's past is real, `[batch]`
+    real: NDArray[np.bool_]  # the mask, `[batch, past + new]`
+
+    @classmethod
+    def of(cls, mask: Array, new: int) -> _Packing:
+        real = mask.astype(bool)
+        past = real[:, : real.shape[1] - new]
+        return cls(_front(past), _front(real[:, -new:]), past.sum(axis=1), real)
+
+    def packed(self, inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
+        """The same call with each row's real positions in front."""
+        mask = inputs[MASK]
+        told = np.arange(mask.shape[1]) < (self.filled + self.new.shape[1])[:, None]
+        found: dict[str, Array] = {**inputs, MASK: told.astype(mask.dtype)}
+        for name in ALONG_TOKENS:
+            if name in inputs:
+                found[name] = np.take_along_axis(inputs[name], self.new, axis=1)
+        for name in caches:
+            if name in inputs:
+                found[name] = np.take_along_axis(inputs[name], _along_cache(self.past), _CACHE_AXIS)
+        return found
+
+    def restored(self, outputs: Mapping[str, Array], caches: set[str]) -> dict[str, Array]:
+        """The outputs of such a call with each position back in its place."""
+        return {
+            name: self._cache(array) if name in caches else self._tokens(array)
+            for name, array in outputs.items()
+        }
+
+    def _tokens(self, array: Array) -> Array:
+        if array.ndim < 2 or array.shape[1] != self.new.shape[1]:
+            return array
+        back = np.argsort(self.new, axis=1)
+        return np.take_along_axis(array, back.reshape(*back.shape, *[1] * (array.ndim - 2)), 1)
+
+    def _cache(self, array: Array) -> Array:
+        length = self.past.shape[1]
+        back: NDArray[Any] = np.empty(self.real.shape, np.intp)
+        for row, filled in enumerate(self.filled):
+            here = [*self.past[row, :filled], *(length + self.new[row]), *self.past[row, filled:]]
+            back[row, here] = np.arange(len(here))
+        moved = np.take_along_axis(array, _along_cache(back), _CACHE_AXIS)
+        return np.where(self.real[:, None, :, None], moved, np.zeros((), array.dtype))
+
+
+def _front(real: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The order in which real positions come first, otherwise as they are."""
+    return np.argsort(~real, axis=1, kind="stable")
+
+
+def _along_cache(order: NDArray[np.intp]) -> NDArray[np.intp]:
+    return order[:, None, :, None]

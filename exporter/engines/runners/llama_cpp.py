@@ -1,18 +1,12 @@
-"""llama.cpp on the CPU, by llama-cpp-python: a GGUF file behind the inputs and outputs of graphs.
-
-llama.cpp keeps keys and values to itself. So what stands for a cache here is the tokens that it
-holds: an input ``[batch, 1, past, 1]`` of token ids, and an output that has the new ones, too. The
-runner looks how much of a call's past its context holds already, and runs the rest of it first. A
-text that goes on by a token costs a token, and texts that begin alike share their beginning.
-
-What is timed has its context, caches and batches made and filled before the clock starts.
-"""
+"""llama.cpp on the CPU, by llama-cpp-python: a GGUF file behind a graph's inputs and outputs."""
 
 from __future__ import annotations
 
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,11 +14,135 @@ import numpy as np
 
 from exporter.artifacts.latency import Phase
 from exporter.engines.runners.base import Array, BoundCall, Runner, refuse_cuda
-from exporter.engines.runners.left_padding import IDS, MASK
-from exporter.engines.runners.llama_context import LlamaContext, Piece
+from exporter.engines.runners.cache_form import IDS, MASK
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
-from exporter.models.gguf.llama_library import llama_library, said
+from exporter.models.gguf.llama_library import forget_said, llama_library, said
+
+BATCH_TOKENS = 2048
+"""Tokens of one call, the usual number of llama.cpp's own programs; it parts them further."""
+
+_STEP = 256  # contexts are as long as a multiple of this
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New tokens of one sequence."""
+
+    sequence: int
+    start: int
+    tokens: Sequence[int]
+
+
+class LlamaContext:
+    """One context of a loaded model."""
+
+    def __init__(
+        self, library: Any, model: Any, *, sequences: int, positions: int, threads: int
+    ) -> None:
+        self._library = library
+        self.positions = -(-positions // _STEP) * _STEP
+        params = library.llama_context_default_params()
+        params.n_ctx = sequences * self.positions
+        params.n_seq_max = sequences
+        params.n_batch = BATCH_TOKENS
+        params.n_threads = params.n_threads_batch = threads
+        params.offload_kqv = params.op_offload = False
+        params.no_perf = True
+        forget_said()
+        self._context = library.llama_init_from_model(model, params)
+        if not self._context:
+            raise BackendError(
+                f"llama.cpp can't make a context of {params.n_ctx} tokens{said()}.",
+                "Ask for shorter texts or a smaller batch.",
+                code="no-context",
+            )
+        self._memory = library.llama_get_memory(self._context)
+        self._batches: list[Any] = []
+        self._released = weakref.finalize(self, _release, library, self._context, self._batches)
+        self._released.atexit = False  # the model may be gone by then
+        self._vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+
+    def forget(self, sequence: int, start: int) -> bool:
+        """Drops what a sequence has from a position on; False where it can be dropped whole only.
+
+        It is then dropped whole.
+        """
+        removed = self._library.llama_memory_seq_rm(self._memory, sequence, start, -1)
+        if not removed:
+            self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return bool(removed)
+
+    def batches(self, pieces: Sequence[Piece], logits: Literal["all", "last"]) -> list[Any]:
+        """Batches for :meth:`run`, which stay good until the context is closed."""
+        rows = [
+            (token, piece.start + place, piece.sequence, logits == "all" or place == last)
+            for piece in pieces
+            for last in [len(piece.tokens) - 1]
+            for place, token in enumerate(piece.tokens)
+        ]
+        found = []
+        remaining = iter(rows)
+        while part := list(islice(remaining, BATCH_TOKENS)):
+            found.append(self._batch(part))
+        self._batches += found
+        return found
+
+    def run(self, batches: Sequence[Any]) -> None:
+        """Runs batches, one after the other, and waits."""
+        for batch in batches:
+            self._decode(batch)
+        self._library.llama_synchronize(self._context)
+
+    def fill(self, pieces: Sequence[Piece]) -> None:
+        """Runs tokens once, whose logits nobody wants."""
+        batches = self.batches(pieces, "last")
+        self.run(batches)
+        self._free(batches)
+
+    def logits(self, pieces: Sequence[Piece], which: Literal["all", "last"] = "all") -> Array:
+        """Runs tokens once: the logits of each, ``[tokens, vocabulary]``, float32."""
+        batches, found = self.batches(pieces, which), []
+        for batch in batches:
+            self._decode(batch)
+            count = sum(map(bool, batch.logits[: batch.n_tokens]))
+            if count:
+                pointer = self._library.llama_get_logits(self._context)
+                found.append(np.ctypeslib.as_array(pointer, (count, self._vocabulary)).copy())
+        self._free(batches)
+        return np.concatenate(found)
+
+    def close(self) -> None:
+        """Gives the memory back; does nothing the second time."""
+        self._released()
+
+    def _decode(self, batch: Any) -> None:
+        forget_said()
+        code = self._library.llama_decode(self._context, batch)
+        if code:
+            raise BackendError(f"llama.cpp fails with {code}{said()}.", code="run-failed")
+
+    def _free(self, batches: Sequence[Any]) -> None:
+        for batch in batches:
+            self._batches.remove(batch)
+            self._library.llama_batch_free(batch)
+
+    def _batch(self, rows: Sequence[tuple[int, int, int, bool]]) -> Any:
+        batch = self._library.llama_batch_init(len(rows), 0, 1)
+        for place, (token, position, sequence, wanted) in enumerate(rows):
+            batch.token[place], batch.pos[place] = token, position
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, sequence
+            batch.logits[place] = wanted
+        batch.n_tokens = len(rows)
+        return batch
+
+
+def _release(library: Any, context: Any, batches: list[Any]) -> None:
+    for batch in batches:
+        library.llama_batch_free(batch)
+    batches.clear()
+    library.llama_free(context)
+
 
 PAST, PRESENT, LOGITS = "past_key_values.0.key", "present.0.key", "logits"
 _INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float32)
@@ -35,15 +153,6 @@ class LlamaCppRunner(Runner):
 
     Weights stay in the file, mapped into memory; keys and values are float16, and flash attention
     is used where llama.cpp has it: its own defaults.
-
-    Args:
-        model: The file, or the first of its shards.
-        provider: ``cpu``.
-        threads: CPU threads.
-        last_logits: Whether :meth:`run` gives the logits of the last position alone.
-
-    Raises:
-        BackendError: For another provider.
     """
 
     backend = "llama.cpp"
@@ -61,12 +170,7 @@ class LlamaCppRunner(Runner):
         self._held: list[int] = []
 
     def __enter__(self) -> Self:
-        """Loads the model.
-
-        Raises:
-            BackendError: llama.cpp can't load it.
-            MissingDependencyError: Without llama-cpp-python.
-        """
+        """Loads the model."""
         library = self._library = llama_library()
         if not self.model.is_file():
             raise BackendError(f"The GGUF file {self.model} does not exist.", code="file-missing")
@@ -122,11 +226,7 @@ class LlamaCppRunner(Runner):
         *,
         phase: Phase | None = None,
     ) -> dict[str, Array]:
-        """Runs one row after the other; masked positions are no tokens, and their logits are 0.
-
-        Raises:
-            BackendError: When the run fails.
-        """
+        """Runs one row after the other; masked positions are no tokens, and their logits are 0."""
         past, new, mask = self._tokens(inputs)
         wanted = {LOGITS, PRESENT} if outputs is None else set(outputs)
         found: dict[str, Array] = {}
@@ -142,9 +242,6 @@ class LlamaCppRunner(Runner):
 
         Each call gives the logits of the last position alone, which is what a server asks for, and
         begins by dropping what the call before has put into the caches.
-
-        Raises:
-            BackendError: A row is padded, the first run fails, or a later call does.
         """
         past, new, mask = self._tokens(inputs)
         if not mask.all():

@@ -2,42 +2,143 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
+import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from its import on
 import numpy as np
+import onnx
 
 from exporter.artifacts.latency import Phase
-from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, move_to_huge_pages
 from exporter.engines.runners.cache_form import (
+    ALONG_TOKENS,
+    IDS,
+    MASK,
     CacheForm,
     has_fixed_length,
     may_be_cache,
+    needs_packing,
+    packed,
     read_cache_form,
+    run_packed,
     sizes_are_told,
 )
-from exporter.engines.runners.huge_pages import move_to_huge_pages
-from exporter.engines.runners.left_padding import MASK, needs_packing, packed, run_packed
-from exporter.engines.runners.ort_values import BoundInputs, device_value, host_array
-from exporter.engines.runners.prefill_chunks import chunk_tokens, in_chunks
 from exporter.engines.runners.sessions import (
     CPU,
     PROVIDERS,
+    WidenedCopy,
     check_provider,
     first_sentence,
+    is_bfloat16,
     lacks_a_kernel,
     load_failure,
     new_session,
     shape_nodes_on_cpu,
 )
-from exporter.engines.runners.widening import WidenedCopy, is_bfloat16
 from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import BackendError
 from graph_passes.fusing.logits_to_keep import KEEP
+
+_BFLOAT16 = onnx.TensorProto.BFLOAT16
+
+
+def device_value(values: Any, array: Array, device: str) -> Any:
+    """An array as a value on a device; on the CPU it lies over the array's own memory."""
+    if array.dtype != np.dtype("bfloat16"):
+        return values.ortvalue_from_numpy(array, device)
+    if device == "cpu":
+        return values.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
+    return bfloat16_copy(values, array, device)
+
+
+def bfloat16_copy(values: Any, array: Array, device: str) -> Any:
+    """A copy of a bfloat16 array on a device; ``ortvalue_from_numpy`` takes numpy's types alone."""
+    value = values.ortvalue_from_shape_and_type(array.shape, _BFLOAT16, device)
+    value.update_inplace(array.view(np.uint16))  # it copies bytes
+    return value
+
+
+def host_array(value: Any) -> Array:
+    """A value's content; a bfloat16 one must lie on the host, since ``OrtValue.numpy`` lacks it."""
+    if value.data_type() != "tensor(bfloat16)":
+        array: Array = value.numpy()
+        return array
+    shape = tuple(value.shape())
+    words = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    return np.array(words, np.uint16).reshape(shape).view("bfloat16")
+
+
+@dataclass(frozen=True)
+class BoundInputs:
+    """A binding with the arrays whose memory it borrows for as long as it is used."""
+
+    binding: Any
+    values: dict[str, Any]
+    arrays: list[Array]
+
+    def add(self, name: str, value: Any, array: Array) -> None:
+        """Binds one more input."""
+        self.values[name] = value
+        self.arrays.append(array)
+        self.binding.bind_ortvalue_input(name, value)
+
+    def settle(
+        self, session: Any, outputs: Sequence[str], shared: Mapping[str, str], device: str
+    ) -> None:
+        """Runs once; the outputs' buffers are then those of all later runs."""
+        for name in outputs:
+            if name in shared:
+                self.binding.bind_ortvalue_output(name, self.values[shared[name]])
+            else:
+                self.binding.bind_output(name, device)
+        session.run_with_iobinding(self.binding)
+        for name, value in zip(outputs, self.binding.get_outputs(), strict=True):
+            self.binding.bind_ortvalue_output(name, value)
+
+
+CHUNK_TOKENS = 256
+"""The fewest tokens of a chunk."""
+
+
+def chunk_tokens(specs: Sequence[TensorSpec], form: CacheForm) -> int:
+    """The fewest tokens of a chunk of a graph's prompts; 0 where they have to run whole."""
+    known = {MASK, *ALONG_TOKENS, *form.shared}
+    fits = form.sums_mask and not form.windows and {spec.name for spec in specs} <= known
+    return CHUNK_TOKENS if fits else 0
+
+
+def chunks(new: int, least: int) -> list[slice]:
+    """Where a prompt is cut: into as many equal parts as have so many tokens."""
+    count = max(1, new // least) if least else 1
+    ends = [new * number // count for number in range(count + 1)]
+    return [slice(*span) for span in pairwise(ends)]
+
+
+def in_chunks(inputs: Mapping[str, Array], least: int) -> list[dict[str, Array]]:
+    """The calls that do what one call does; only the last one's logits are the call's."""
+    whole = [dict(inputs)]
+    if not least or IDS not in inputs or MASK not in inputs:
+        return whole
+    (batch, new), mask = inputs[IDS].shape, inputs[MASK]
+    if batch > 1 or not np.all(mask):
+        return whole
+    past = mask.shape[1] - new
+    return [
+        {**inputs, **_along_tokens(inputs, span), MASK: mask[:, : past + span.stop]}
+        for span in chunks(new, least)
+    ]
+
+
+def _along_tokens(inputs: Mapping[str, Array], span: slice) -> dict[str, Array]:
+    return {name: inputs[name][:, span] for name in ALONG_TOKENS if name in inputs}
 
 
 class OnnxRuntimeRunner(Runner):
@@ -59,20 +160,7 @@ class OnnxRuntimeRunner(Runner):
         thrifty: bool = False,
         brief: bool = False,
     ) -> None:
-        """Notes what to load; nothing is read before ``__enter__``.
-
-        Args:
-            model: The ONNX file.
-            provider: ``cpu`` or ``cuda``.
-            threads: Threads for one operator; operators run one after the other.
-            thrifty: Leaves weights in their file, mapped into memory, and runs the graph as it is
-                written: slower, and no larger than a few weights.
-            brief: For a few runs that aren't timed: memory isn't moved to huge pages, which takes a
-                second or two for each gigabyte.
-
-        Raises:
-            BackendError: For a provider that this backend doesn't know.
-        """
+        """Notes what to load; nothing is read before ``__enter__``."""
         if provider not in PROVIDERS:
             raise BackendError(
                 f"The provider {provider!r} is not known.",
@@ -91,20 +179,8 @@ class OnnxRuntimeRunner(Runner):
     def __enter__(self) -> Self:
         """Creates the session and makes sure that it runs where it was asked to.
 
-        On CUDA that goes node by node. The CPU's provider is always there, and ONNX Runtime gives
-        it every node that has no kernel on the GPU, without a word; it also gives it the
-        arithmetic on shapes, on purpose and for speed. So the session option
-        ``session.disable_cpu_ep_fallback``, which refuses both, is of no use for a graph with
-        dynamic dimensions. Instead the session's own record of who got which node is read: nodes
-        that compute shapes are counted in the capabilities, any other is refused.
-
         That it is complete on a GPU, and that the option counts shape nodes, too, is what ONNX
         Runtime's source says; real sessions were those of the CPU.
-
-        Raises:
-            BackendError: When the file can't be loaded, the provider doesn't run, or a node that
-                computes more than shapes would run on the CPU instead.
-            MissingDependencyError: Without onnxruntime.
         """
         self._ort = check_provider(self._short_name)
         if not self.model.is_file():
@@ -142,11 +218,7 @@ class OnnxRuntimeRunner(Runner):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The model's inputs, in the graph's order; a cache's sizes are told where they are known.
-
-        Raises:
-            OnnxFileError: A cache's size must be looked up in the graph, which is unsound.
-        """
+        """The model's inputs, in the graph's order, with the cache's sizes where known."""
         return tuple(self._sized(self._spec(value)) for value in self._loaded().get_inputs())
 
     @property
@@ -156,11 +228,7 @@ class OnnxRuntimeRunner(Runner):
 
     @cached_property
     def cache_form(self) -> CacheForm:
-        """What the graph tells about its caches; the model need not be loaded.
-
-        Raises:
-            OnnxFileError: The file is no complete ONNX model.
-        """
+        """What the graph tells about its caches; the model need not be loaded."""
         return read_cache_form(self.model)
 
     @property
@@ -184,10 +252,6 @@ class OnnxRuntimeRunner(Runner):
         Rows may be padded wherever the mask says so, whatever the graph's attention takes.
         Caches may be as long as what is in them, also where the graph fixes their length, or an
         attention keeps a window in them and wants room for that.
-
-        Raises:
-            BackendError: When the run fails, a cache has too little room, or the graph takes no
-                padding at all.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
         caches = self._packed_caches(inputs)
@@ -238,27 +302,14 @@ class OnnxRuntimeRunner(Runner):
         return self._loaded().io_binding()
 
     def run_binding(self, binding: Any) -> None:
-        """Runs on what is bound.
-
-        Raises:
-            BackendError: When the run fails.
-        """
+        """Runs on what is bound."""
         with self._run_errors():
             self._loaded().run_with_iobinding(binding)
 
     def run_bound(
         self, inputs: Mapping[str, Any], outputs: Sequence[str], on_host: Collection[str] = ()
     ) -> list[Any]:
-        """Runs on values that are where the model runs, and leaves the outputs there.
-
-        Args:
-            inputs: By name, such values.
-            outputs: Which outputs.
-            on_host: Those of them that come to the host.
-
-        Raises:
-            BackendError: When the run fails.
-        """
+        """Runs on values that are where the model runs, and leaves the outputs there."""
         session = self._loaded()
         binding = session.io_binding()
         for name, value in inputs.items():
@@ -270,16 +321,7 @@ class OnnxRuntimeRunner(Runner):
         return list(binding.get_outputs())
 
     def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
-        """Binds the inputs on the device, and outputs that each call overwrites.
-
-        A cache that may be past and present in one buffer is: each call then writes the same new
-        keys and values behind the same old ones. Where the graph lets its caller choose, a call
-        gives the logits of the last position alone, which is what a server asks for. A long prompt
-        then runs in chunks, as it does in generation.
-
-        Raises:
-            BackendError: When the first run fails, or when a later call does.
-        """
+        """Binds the inputs on the device, and outputs that each call overwrites."""
         session, caches = self._loaded(), self._packed_caches(inputs)
         inputs = inputs if caches is None else packed(inputs, caches)
         roomy = self.cache_form.with_room(inputs) if any(map(may_be_cache, self.inputs)) else {}
@@ -327,11 +369,7 @@ class OnnxRuntimeRunner(Runner):
 
     @property
     def session(self) -> Any:
-        """The ``InferenceSession``, for other tools.
-
-        Raises:
-            BackendError: The runner is not entered.
-        """
+        """The ``InferenceSession``, for other tools."""
         return self._loaded()
 
     @property

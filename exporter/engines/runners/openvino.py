@@ -1,9 +1,4 @@
-"""OpenVINO on the CPU: the ONNX file as it is, its caches as inputs and outputs.
-
-Without being told otherwise OpenVINO computes in bfloat16 where the processor can, whatever the
-file's weights are. Arms of one file must not differ in that, so it is told float32 here; weights in
-fewer bits stay so.
-"""
+"""OpenVINO on the CPU: the ONNX file as it is, its caches as inputs and outputs."""
 
 from __future__ import annotations
 
@@ -17,9 +12,15 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.artifacts.latency import Phase
-from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, refuse_cuda
+from exporter.engines.runners.base import (
+    Array,
+    BoundCall,
+    Capabilities,
+    Runner,
+    move_to_huge_pages,
+    refuse_cuda,
+)
 from exporter.engines.runners.cache_form import CacheForm, has_fixed_length, read_cache_form
-from exporter.engines.runners.huge_pages import move_to_huge_pages
 from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import BackendError, first_line, pass_on_memory_error
 from exporter.optional import require
@@ -32,14 +33,6 @@ class OpenVinoRunner(Runner):
     """One ONNX file, compiled by OpenVINO.
 
     On the CPU its memory is moved to huge pages, as that of the arms that it stands beside.
-
-    Args:
-        model: The ONNX file.
-        provider: ``cpu``.
-        threads: CPU threads.
-
-    Raises:
-        BackendError: For another provider.
     """
 
     backend = "openvino"
@@ -53,12 +46,7 @@ class OpenVinoRunner(Runner):
         self._held: list[Array] = []
 
     def __enter__(self) -> Self:
-        """Compiles the model.
-
-        Raises:
-            BackendError: OpenVINO can't read or compile it, or its caches are written in place.
-            MissingDependencyError: Without openvino.
-        """
+        """Compiles the model."""
         self._library = require("openvino", extra="openvino")
         if not self.model.is_file():
             raise BackendError(f"The ONNX file {self.model} does not exist.", code="file-missing")
@@ -104,11 +92,7 @@ class OpenVinoRunner(Runner):
         *,
         phase: Phase | None = None,
     ) -> dict[str, Array]:
-        """Runs once and returns copies of the named outputs, or of all of them.
-
-        Raises:
-            BackendError: When the run fails.
-        """
+        """Runs once and returns copies of the named outputs, or of all of them."""
         names = [spec.name for spec in self.outputs] if outputs is None else outputs
         self._held = self._bind(self._request, inputs)  # the request only borrows their memory
         with self._run_errors():
@@ -116,11 +100,7 @@ class OpenVinoRunner(Runner):
         return {name: np.array(self._request.get_tensor(name).data) for name in names}
 
     def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
-        """Binds the inputs to a request of its own, whose outputs each call overwrites.
-
-        Raises:
-            BackendError: When the first run fails, or when a later call does.
-        """
+        """Binds the inputs to a request of its own, whose outputs each call overwrites."""
         request = self._loaded().create_infer_request()
         held = self._bind(request, inputs)
 

@@ -1,8 +1,4 @@
-"""PyTorch, eager or compiled, behind the inputs and outputs of our ONNX files.
-
-A comparison takes it as a reference: what the engines are held against is then more than another
-engine of the same library.
-"""
+"""PyTorch, eager or compiled, behind the inputs and outputs of our ONNX files."""
 
 from __future__ import annotations
 
@@ -15,8 +11,7 @@ import numpy as np
 import torch
 
 from exporter.artifacts.latency import Phase
-from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
-from exporter.engines.runners.huge_pages import move_to_huge_pages
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, move_to_huge_pages
 from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import BackendError, first_line, pass_on_memory_error
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface, interface_of
@@ -36,21 +31,6 @@ class TorchRunner(Runner):
 
     Inputs and outputs have the names, dtypes and axes that :func:`exporter.export.torch_export`
     gives them. PyTorch makes new outputs at every call, its inputs are made once.
-
-    ``torch.compile`` makes code of its own for each shape. Where it can't, that is an error:
-    nothing falls back to eager execution.
-
-    On the CPU its memory is moved to huge pages, as that of the arms that it stands beside.
-
-    Args:
-        model: In eval mode, on the CPU.
-        compiled: Whether ``torch.compile`` is put in front of it.
-        provider: ``cpu`` or ``cuda``.
-        threads: CPU threads of PyTorch, while the runner is entered.
-        interface: What goes in and comes out; by default it is found by running the model.
-
-    Raises:
-        ExportError: The model doesn't keep plain keys and values, or can't run on tokens.
     """
 
     def __init__(
@@ -78,11 +58,7 @@ class TorchRunner(Runner):
         self._threads_before = torch.get_num_threads()
 
     def __enter__(self) -> Self:
-        """Puts the model on its device and sets the number of threads.
-
-        Raises:
-            BackendError: PyTorch finds no GPU where one was asked for.
-        """
+        """Puts the model on its device and sets the number of threads."""
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise BackendError(
                 "PyTorch was asked to run on CUDA and finds no GPU.",
@@ -132,11 +108,7 @@ class TorchRunner(Runner):
         *,
         phase: Phase | None = None,
     ) -> dict[str, Array]:
-        """Runs once and returns the named outputs, or all of them, as arrays on the host.
-
-        Raises:
-            BackendError: When the run fails.
-        """
+        """Runs once and returns the named outputs, or all of them, as arrays on the host."""
         call = self._call(inputs)
         with self._errors():
             found = dict(zip(self.interface.output_names, call(), strict=True))
@@ -144,11 +116,7 @@ class TorchRunner(Runner):
             return {name: _to_numpy(found[name]) for name in names}
 
     def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
-        """Puts the inputs on the device, and runs until everything is compiled.
-
-        Raises:
-            BackendError: When it can't be compiled or run, now or in a later call.
-        """
+        """Puts the inputs on the device, and runs until everything is compiled."""
         call, on_gpu = self._call(inputs), self._device.type == "cuda"
 
         def bound() -> None:

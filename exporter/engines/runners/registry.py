@@ -1,11 +1,4 @@
-"""Which class runs a model's file: a row for each backend.
-
-A new backend is one file and one row. The file, ``runners/NAME.py``, has a subclass of
-:class:`~exporter.engines.runners.base.Runner` whose constructor takes the model's file,
-``provider`` and ``threads``; it imports its library through :func:`exporter.optional.require`, and
-says in ``capabilities`` what it can do. With its row here, ``NAME:PATH`` is an arm of ``depthcut
-compare``, and a model of ``evaluate``, ``generate``, ``lm-eval`` and ``costs``.
-"""
+"""Which class runs a model's file: a row for each backend."""
 
 from __future__ import annotations
 
@@ -26,37 +19,18 @@ ONNX = "onnx"
 
 
 class Backend(NamedTuple):
-    """What runs a kind of files.
-
-    Attributes:
-        module: Where its runner's class is; it is imported when it is asked for.
-        runner: The class.
-        gguf: Whether the files are GGUF files, and not ONNX files.
-    """
+    """What runs a kind of files."""
 
     module: str
     runner: str
     gguf: bool = False
 
     def folder(self, path: Path) -> ModelFolder:
-        """A model's files.
-
-        Args:
-            path: The model's file, or a folder with one.
-
-        Raises:
-            OnnxFileError: There is no ONNX file, or more than one to choose from.
-            GgufFileError: It is no GGUF file.
-        """
+        """A model's files."""
         return gguf_folder(path) if self.gguf else find_model(path)
 
     def facts(self, model: Path) -> GraphFacts:
-        """What the model's file tells of itself.
-
-        Raises:
-            OnnxFileError: It is no complete ONNX file.
-            GgufFileError: It is no GGUF file.
-        """
+        """What the model's file tells of itself."""
         return gguf_facts(model) if self.gguf else read_facts(model)
 
 
@@ -78,17 +52,7 @@ def named_backend(text: Path | str) -> tuple[str | None, Path]:
 
 
 def open_runner(name: str, model: Path, *, provider: str = "cpu", threads: int) -> Runner:
-    """A runner of a model's file, not entered.
-
-    Args:
-        name: The backend's, among :data:`RUNNERS`.
-        model: The file.
-        provider: Where it runs: ``cpu`` or ``cuda``.
-        threads: CPU threads for one operator.
-
-    Raises:
-        BackendError: The backend doesn't know the provider.
-    """
+    """A runner of a model's file, not entered."""
     module = import_module(RUNNERS[name].module)
     kind: type[Any] = getattr(module, RUNNERS[name].runner)
     runner: Runner = kind(model, provider=provider, threads=threads)
@@ -98,19 +62,7 @@ def open_runner(name: str, model: Path, *, provider: str = "cpu", threads: int) 
 def open_model(
     model: Path | str, *, provider: str = "cpu", threads: int | None = None
 ) -> tuple[ModelFolder, Runner]:
-    """A model's files, and its runner, which is not entered yet; of several builds the first.
-
-    Args:
-        model: An ONNX file, an engine, or a folder of one of them; or a backend among
-            :data:`RUNNERS` and the path of its model, as in ``llama.cpp:FILE``.
-        provider: Where an ONNX file runs: ``cpu`` or ``cuda``.
-        threads: CPU threads for one operator; None for all physical cores.
-
-    Raises:
-        OnnxFileError: There is no ONNX file, or more than one to choose from.
-        EngineError: An engine is not what its record says.
-        BackendError: The provider is not known.
-    """
+    """A model's files, and its runner, which is not entered yet; of several builds the first."""
     backend, path = named_backend(model)
     if backend is None and names_engines(path):
         home = path if path.is_dir() else path.parent

@@ -1,24 +1,32 @@
-"""The one place where sessions of ONNX Runtime are made, and its words for what goes wrong.
-
-Nothing is told to its makers: :func:`exporter.optional.require`, by which it is imported, turns its
-telemetry off.
-"""
+"""The one place where sessions of ONNX Runtime are made, and its words for what goes wrong."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sys
+import tempfile
+import weakref
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from exporter.engines.build.cuda_versions import ONNX_RUNTIME, refuse_old_driver
-from exporter.engines.build.driver import ask_driver
+import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from its import on
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporter.engines.build.libraries import ONNX_RUNTIME, ask_driver, refuse_old_driver
 from exporter.errors import BackendError
+from exporter.files import scratch_folder
 from exporter.optional import require
+from graph_passes.files.storage import load_model, save_model
+from graph_passes.replacements import array_of
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short names of the execution providers that depthcut knows."""
@@ -89,12 +97,7 @@ _NO_KERNEL = "Could not find an implementation for"
 
 
 def check_provider(name: str) -> Any:
-    """Gives the onnxruntime module, when it has a provider.
-
-    Raises:
-        BackendError: When the installed onnxruntime lacks it, or the driver is too old for it.
-        MissingDependencyError: Without onnxruntime.
-    """
+    """Gives the onnxruntime module, when it has a provider."""
     ort = require("onnxruntime", extra=_EXTRAS[name])
     present = ort.get_available_providers()
     if PROVIDERS[name] not in present:
@@ -110,33 +113,16 @@ def check_provider(name: str) -> Any:
 
 
 def new_session(
-    model: Path | bytes,
+    model: Path | bytes,  # the ONNX file, or a graph's bytes
     *,
     providers: Sequence[str] = (CPU,),
-    threads: int | None = None,
+    threads: int | None = None,  # threads for one operator; None leaves it to ONNX Runtime
     optimise: bool = True,
     thrifty: bool = False,
-    weights_folder: Path | None = None,
+    weights_folder: Path | None = None,  # where the external weights of a graph's bytes lie
     weights: Mapping[str, Any] = _NO_WEIGHTS,
 ) -> Any:
-    """Loads a model. Operators run one after the other.
-
-    Args:
-        model: The ONNX file, or a graph's bytes.
-        providers: Execution providers by ONNX Runtime's names, the preferred one first. Where that
-            isn't the CPU's, the session records who runs which node; see :func:`placement`.
-        threads: Threads for one operator; None leaves it to ONNX Runtime.
-        optimise: Whether ONNX Runtime may rewrite the graph.
-        thrifty: Leaves weights in their file, mapped into memory, and runs the graph as it is
-            written: slower, and no larger than a few weights.
-        weights_folder: Where the external weights of a graph's bytes lie.
-        weights: By name, ``OrtValue``s of weights that lie in no file.
-
-    Raises:
-        Exception: One of ONNX Runtime's own classes, which have no base of their own; see
-            :func:`load_failure`.
-        MissingDependencyError: Without onnxruntime.
-    """
+    """Loads a model. Operators run one after the other."""
     ort = require("onnxruntime", extra="cpu")
     options = ort.SessionOptions()
     options.log_severity_level = _ONLY_FATAL
@@ -175,12 +161,7 @@ def _load_cuda(ort: Any) -> None:
 
 
 def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> dict[str, int]:
-    """Counts the CPU's nodes by operator, and refuses those that compute more than shapes.
-
-    Raises:
-        BackendError: Such a node is there, nothing runs where it was asked to, or this version
-            doesn't tell.
-    """
+    """Counts the CPU's nodes by operator, and refuses those that compute more than shapes."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise BackendError(
             f"onnxruntime {version} doesn't tell which nodes run on the CPU instead of {wanted}.",
@@ -239,3 +220,119 @@ def first_sentence(text: str) -> str:
     text = re.sub(r"\S*/onnxruntime\S*:\d+ [^)]*\)(?: const)?\s*", "", text)
     text = re.sub(r"\w+\.cc:\d+ \w+ ", "", text)
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "softmax_precision"})
+
+
+def has_bfloat16(model: ir.Model) -> bool:
+    """Whether a value, a weight or a constant of a graph is bfloat16; no weight is read."""
+    narrow = ir.DataType.BFLOAT16
+    if any(value.dtype == narrow for value in _values(model)):
+        return True
+    return any(
+        attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == narrow
+        for node in model.graph.all_nodes()
+        for attribute in node.attributes.values()
+    )
+
+
+def in_float32(model: ir.Model) -> ir.Model:
+    """The same graph with float32 in the place of bfloat16.
+
+    What a cut leaves out or joins wrongly shows just as well; the graph's own rounding does not.
+    """
+    copy = model.clone()
+    for node in copy.graph.all_nodes():
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR:
+                node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor()))
+            elif name in _TYPE_ATTRIBUTES and attribute.value == ir.DataType.BFLOAT16:
+                node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
+    for value in _values(copy):
+        if value.dtype == ir.DataType.BFLOAT16:
+            value.type = ir.TensorType(ir.DataType.FLOAT)  # the two models share the old one
+        if value.const_value is not None:
+            value.const_value = _widened(value.const_value)
+    return copy
+
+
+def widened_arrays(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """Arrays for such a copy."""
+    return {
+        name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        for name, array in arrays.items()
+    }
+
+
+def narrowed_arrays(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """What such a copy gives, as far as bfloat16 would tell it."""
+    return {
+        name: array.astype(np.dtype("bfloat16")) if array.dtype == np.float32 else array
+        for name, array in arrays.items()
+    }
+
+
+def loaded(graph: bytes, weights_folder: Path) -> ir.Model:
+    """A serialised model of which the data files lie in a folder."""
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(graph))
+    ir.external_data.set_base_dir(model.graph, weights_folder)
+    return model
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        yield from graph.inputs
+        yield from graph.initializers.values()
+    for node in model.graph.all_nodes():
+        yield from node.outputs
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if tensor.dtype != ir.DataType.BFLOAT16:
+        return tensor
+    shape = ir.Shape(tensor.shape.numpy())
+    read = partial(_read, tensor)
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=shape, name=tensor.name)
+
+
+def _read(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(array_of(tensor).astype(np.float32), name=tensor.name)
+
+
+class WidenedCopy:
+    """A copy in a folder of its own, which goes when nobody holds the copy any more."""
+
+    def __init__(self, model: Path, *, beside: bool = False) -> None:
+        leave = contextlib.ExitStack()
+        self._gone = weakref.finalize(self, leave.close)
+        self.file = leave.enter_context(_folder(model if beside else None)) / "model.onnx"
+        save_model(in_float32(load_model(model)), self.file)
+
+    def __enter__(self) -> Path:
+        """The copy's path."""
+        return self.file
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Removes the copy."""
+        self._gone()
+
+
+@contextlib.contextmanager
+def _folder(beside: Path | None) -> Iterator[Path]:
+    if beside is None:
+        with scratch_folder("float32") as folder:
+            yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix=".depthcut.", dir=beside.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_bfloat16(model: Path) -> bool:
+    """Whether anything in an ONNX file is bfloat16."""
+    return has_bfloat16(load_model(model))

@@ -1,30 +1,174 @@
-"""TensorRT and TensorRT-RTX engines on an NVIDIA GPU.
-
-Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is one.
-"""
+"""TensorRT and TensorRT-RTX engines on an NVIDIA GPU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from exporter.artifacts.latency import Phase
 from exporter.engines.build.cuda import Cuda
-from exporter.engines.build.engine_set import EngineSet, choose_profile, find_engines
-from exporter.engines.build.ready import ReadyProfile
-from exporter.engines.build.session import Session
-from exporter.engines.build.sidecar import EngineRecord
-from exporter.engines.runners.base import Array, BoundCall, Runner
-from exporter.engines.runners.cache_form import CacheForm, has_fixed_length
-from exporter.engines.runners.left_padding import IDS, MASK, padded_before, run_packed
-from exporter.engines.runners.on_engines import OnEngines
+from exporter.engines.build.engine_set import (
+    EngineRecord,
+    EngineSet,
+    choose_profile,
+    find_engines,
+    other_card,
+)
+from exporter.engines.build.session import ReadyProfile, Session, try_engines
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
+from exporter.engines.runners.cache_form import (
+    IDS,
+    MASK,
+    CacheForm,
+    has_fixed_length,
+    padded_before,
+    run_packed,
+)
 from exporter.engines.tensors import TensorSpec, written_shape
-from exporter.errors import BackendError
+from exporter.errors import OUT_OF_MEMORY, BackendError, DepthcutError
+
+_FEWEST = 2
+
+IN_TURNS = (
+    "compare: the arms don't fit into the GPU's memory together: they are loaded in turns, which "
+    "takes longer"
+)
+
+
+class Turns:
+    """Engines that don't fit into the card's memory together: the one that is used is loaded."""
+
+    def __init__(self) -> None:
+        self._loaded: OnEngines | None = None
+
+    def take(self, one: OnEngines) -> None:
+        """Loads one in the place of the one that is loaded."""
+        if self._loaded is not None:
+            self._loaded.unload()
+            self._loaded = None
+        one.load()
+        self._loaded = one
+
+    def leave(self, one: OnEngines) -> None:
+        """It isn't loaded any more."""
+        if self._loaded is one:
+            self._loaded = None
+
+
+def fit_together(load: Callable[[], object], engines: Sequence[OnEngines]) -> bool:
+    """Loads engines; whether all of them fit into the card's memory together.
+
+    Where they don't, they take turns from now on: enter them again.
+    """
+    try:
+        load()
+    except DepthcutError as error:
+        if error.code != OUT_OF_MEMORY or len(engines) < _FEWEST:
+            raise
+    else:
+        return True
+    turns = Turns()
+    for each in engines:
+        each.turns = turns
+    return False
+
+
+class OnEngines:
+    """What a runner and a decoder on engines share: the trial, the session and its end."""
+
+    def __init__(self, engines: EngineSet, *, trial: bool, on: OnEngines | None = None) -> None:
+        self.engines = engines
+        self.name = engines.name
+        self.backend: str = engines.library.backend
+        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
+        self.turns: Turns | None = None  # None where it stays loaded as long as it is entered
+        self._trial = trial
+        self._on = on
+        self._session: Session | None = None
+        self._before: frozenset[tuple[str, int]] = frozenset()
+
+    def __enter__(self) -> Self:
+        """Loads the engines and takes all device memory that any run will need.
+
+        Where engines take turns, that is done when they are used.
+        """
+        if self.turns is None:
+            self.load()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Frees everything on the device."""
+        self.unload()
+        if self.turns is not None:
+            self.turns.leave(self)
+
+    def load(self) -> None:
+        """See :meth:`__enter__`."""
+        if self._trial:
+            try_engines(self.engines)
+            self._trial = False  # once is enough: a comparison loads it again and again
+        session = Session(self.engines) if self._on is None else self._on.shared_session()
+        if self._on is None:
+            session.__enter__()
+        self._session, self._before = session, session.cuda.held()
+        try:
+            self._take_memory(session)
+        except BaseException:
+            self.unload()
+            raise
+        notes = (other_card(record, session.card) for record in self.engines.records)
+        self.capabilities = replace(
+            self.capabilities,
+            gpu_memory_bytes=session.used_bytes,
+            notes=(*filter(None, notes), *session.notes),
+        )
+
+    def unload(self) -> None:
+        """See :meth:`__exit__`."""
+        self._forget()
+        if self._session is not None:
+            session, self._session = self._session, None
+            if self._on is None:
+                session.__exit__()
+            else:
+                session.back_to(self._before)
+
+    def shared_session(self) -> Session:
+        """The session of a model that is loaded, for another use of it, which leaves it as it was.
+
+        The memory for own runs is given back; it is taken again with the next one.
+        """
+        session = self._loaded()
+        self._forget()
+        session.back_to(self._before)
+        return session
+
+    @property
+    def tried(self) -> bool:
+        """Whether the engines have run in a process of their own."""
+        return not self._trial
+
+    def _take_memory(self, session: Session) -> None:
+        """Allocates what runs need."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Drops what lies in that memory."""
+        raise NotImplementedError
+
+    def _loaded(self) -> Session:
+        if self._session is None and self.turns is not None:
+            self.turns.take(self)
+        if self._session is None:
+            raise BackendError(f"{self.name} is used outside its with block.", code="not-entered")
+        return self._session
+
 
 _WARM_RUNS = 2  # kernels and lazy memory; then a graph is captured, where there is one
 _AHEAD_MS, _TIMED_MS = 0.5, 1.0  # what is queued before the time begins, and within it, at least
@@ -35,14 +179,6 @@ def open_engine(path: Path | Sequence[Path], *, trial: bool = True) -> Runner:
     """A runner for an engine, or for a folder with an engine for each phase.
 
     Nothing of CUDA is touched before the runner is entered.
-
-    Args:
-        path: The engine's file, the folder, or the files for the phases.
-        trial: Whether entering runs the engines in a process of their own first.
-
-    Raises:
-        EngineError: There is no engine, or a file is not what its record says.
-        ArtifactError: A record is not valid.
     """
     return TensorRtRunner(find_engines(path), trial=trial)
 
@@ -53,14 +189,6 @@ class TensorRtRunner(OnEngines, Runner):
     There is one device buffer for each input and output, as large as the largest profile needs.
     So what :meth:`prepare` has bound holds until the next ``run`` or ``prepare``; an older call
     is refused after that.
-
-    Args:
-        engines: The engines.
-        trial: Whether the engines are run in a process of their own before they are loaded for the
-            first time.
-
-    Raises:
-        BackendError: A tensor's type is unknown.
     """
 
     has_device_clock = True
@@ -111,10 +239,6 @@ class TensorRtRunner(OnEngines, Runner):
         """Runs once and returns the named outputs, or all of them, on the host.
 
         Caches may be as long as what is in them, also where the engine fixes their length.
-
-        Raises:
-            BackendError: No profile holds the inputs' shapes, caches are filled where a prefill
-                reads none, or the run fails.
         """
         if self._form.sums_mask and padded_before(inputs):
             names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
@@ -141,11 +265,6 @@ class TensorRtRunner(OnEngines, Runner):
 
         It runs as in a text that a decoder continues: as a CUDA graph where each step is like the
         one before, else kernel by kernel.
-
-        Raises:
-            BackendError: No profile holds the shapes, caches or padding are such that the engine
-                can't be told, or a run fails; or the call that is returned runs after a later
-                ``run`` or ``prepare``.
         """
         profile = self._fill(inputs, phase)
         cuda = self._loaded().cuda
@@ -192,15 +311,7 @@ class TensorRtRunner(OnEngines, Runner):
 
 
 def refuse_untold(record: EngineRecord, inputs: Mapping[str, Array]) -> None:
-    """Refuses a call that an engine would take for another.
-
-    Args:
-        record: Of an engine, which may read no more than what is filled.
-        inputs: The call's.
-
-    Raises:
-        BackendError: Padding stands before tokens, or caches are filled that it doesn't read.
-    """
+    """Refuses a call that an engine would take for another."""
     attention = record.attention
     if attention is None or attention.reads == "room":
         return
@@ -256,11 +367,7 @@ def _runs_in(span_ms: float, run_ms: float) -> int:
 
 
 def checked_input(engine: str, spec: TensorSpec, array: Array) -> Array:
-    """An input as the engine takes it.
-
-    Raises:
-        BackendError: It has another number of axes or another fixed size.
-    """
+    """An input as the engine takes it."""
     alike = len(array.shape) == len(spec.shape) and all(
         want is None or want == size for want, size in zip(spec.shape, array.shape, strict=True)
     )

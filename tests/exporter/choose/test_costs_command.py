@@ -9,7 +9,7 @@ import pytest
 
 from exporter.choose.costs.table import CostTable
 from exporter.cli import run
-from exporter.engines.build.driver import Driver
+from exporter.engines.build.libraries import Driver
 from tests.tiny_graphs import tiny_model
 
 pytest.importorskip("onnxruntime")

@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime")
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
     """What was built: the graph's name, where to, and the ranges. ONNX Runtime stands for it."""
-    from exporter.engines.build.driver import Driver
+    from exporter.engines.build.libraries import Driver
     from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 
     found: list[tuple[str, Path, Any]] = []

@@ -14,8 +14,8 @@ from exporter.artifacts import ComparisonReport
 from exporter.compare import engine_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.engines.build.driver import Driver
 from exporter.engines.build.engine_set import find_builds
+from exporter.engines.build.libraries import Driver
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.decoding.open_decoder import own_decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder

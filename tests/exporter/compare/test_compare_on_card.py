@@ -13,8 +13,8 @@ from exporter.artifacts import ComparisonReport
 from exporter.compare import engine_arm
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
+from exporter.engines.build.engine_set import EngineRecord
 from exporter.engines.build.profiles import Ranges, Span
-from exporter.engines.build.sidecar import EngineRecord
 from exporter.errors import DepthcutError
 from tests.made_reports import as_markdown
 from tests.raising import raises

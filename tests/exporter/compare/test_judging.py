@@ -14,9 +14,8 @@ from exporter.compare import engine_arm
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.options import CompareOptions
 from exporter.compare.quality.agreement import prefill_logits
-from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.engine_set import AttentionRecord, find_engines
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import AttentionRecord
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError, ComparisonError
 from exporter.progress import QUIET

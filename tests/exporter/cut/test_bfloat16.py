@@ -26,7 +26,7 @@ from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.widening import WidenedCopy, has_bfloat16, in_float32
+from exporter.engines.runners.sessions import WidenedCopy, has_bfloat16, in_float32
 from exporter.errors import BackendError, VerificationError
 from exporter.report.sections.verdict import statements
 from exporter.report.terminal import comparison_title

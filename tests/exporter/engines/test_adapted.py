@@ -11,14 +11,12 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporter.engines.build.adapted import Adapted, adapt
-from exporter.engines.build.build import build_engines
-from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.build import Adapted, adapt, build_engines
+from exporter.engines.build.engine_set import EngineRecord, find_engines, read_sidecar
 from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings, Phase
-from exporter.engines.build.sidecar import EngineRecord, read_sidecar
 from graph_passes import save_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.onnx_attention import GroupedAttentionPass

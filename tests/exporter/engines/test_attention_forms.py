@@ -9,9 +9,9 @@ import pytest
 
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
+from exporter.engines.build.engine_set import EngineRecord
 from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
-from exporter.engines.build.sidecar import EngineRecord
 from exporter.errors import UsageError
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass

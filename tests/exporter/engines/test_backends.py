@@ -14,13 +14,17 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.build import cuda_versions
-from exporter.engines.build.driver import Device, Driver
+from exporter.engines.build import libraries as cuda_versions
+from exporter.engines.build.libraries import Device, Driver
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners import onnxruntime as backend
 from exporter.engines.runners import sessions
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.ort_values import bfloat16_copy, device_value, host_array
+from exporter.engines.runners.onnxruntime import (
+    OnnxRuntimeRunner,
+    bfloat16_copy,
+    device_value,
+    host_array,
+)
 from exporter.engines.runners.sessions import RECORD_PLACEMENT, placement
 from exporter.errors import BackendError, MissingDependencyError
 from tests.raising import raises

@@ -19,10 +19,9 @@ from hub_cache import into_cache
 from exporter.cli import run
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
-from exporter.engines.build.graph import read_source
-from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.engine_set import read_sidecar, sidecar_path
+from exporter.engines.build.profiles import Ranges, Span, read_source
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import read_sidecar, sidecar_path
 from exporter.errors import EngineError, UsageError
 from graph_passes import Deletion, prune_graph, save_model
 from tests.raising import raises
@@ -323,7 +322,7 @@ def test_without_a_driver_full_tensorrt_is_refused_in_words(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.engines.build import libraries
-    from exporter.engines.build.driver import Driver
+    from exporter.engines.build.libraries import Driver
 
     monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
     with raises(EngineError, "no-driver", "tensorrt") as caught:

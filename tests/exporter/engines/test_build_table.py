@@ -1,9 +1,4 @@
-"""Real builds: what a cut saves, and what the page of builds says of it.
-
-An attention takes as many layers with it out of three as out of thirty, so shallow models hold the
-page to what a cut saves. How many layers and MB a whole model's engine has is written by ``make
-engines`` and isn't built again here: that took a fifth of the time of all tests.
-"""
+"""Real builds: what a cut saves, and what the page of builds says of it."""
 
 from __future__ import annotations
 

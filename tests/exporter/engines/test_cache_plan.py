@@ -13,15 +13,18 @@ from engine_support import CACHE, decoder_record, written_as
 from test_text_model import tokenizer
 
 from exporter.cli import run
-from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.engine_set import EngineSet
+from exporter.engines.build.engine_set import EngineSet, EngineTensor
+from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Span
-from exporter.engines.build.sidecar import EngineTensor
-from exporter.engines.decoding.cache_plan import CachePlan, DeviceCache, plan_cache
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
-from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.decoding.tensorrt_decoder import (
+    CachePlan,
+    DeviceCache,
+    TensorRtDecoder,
+    plan_cache,
+)
 from exporter.errors import BackendError, UsageError
 from graph_passes import save_model
 from tests.raising import ends_in, raises

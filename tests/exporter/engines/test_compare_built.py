@@ -10,7 +10,7 @@ from exporter.compare import engine_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.driver import Driver
+from exporter.engines.build.libraries import Driver
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
 from graph_passes import Deletion, prune_graph, save_model

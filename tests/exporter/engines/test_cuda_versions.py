@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from exporter.engines.build import cuda_versions, libraries
-from exporter.engines.build.driver import Device, Driver
+from exporter.engines.build import libraries
+from exporter.engines.build import libraries as cuda_versions
+from exporter.engines.build.libraries import Device, Driver
 from exporter.errors import BackendError, MissingDependencyError
 from tests.raising import raises
 

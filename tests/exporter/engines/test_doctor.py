@@ -7,8 +7,8 @@ import pytest
 
 from exporter.cli import run
 from exporter.engines import doctor
-from exporter.engines.build import cuda_versions
-from exporter.engines.build.driver import Device, Driver
+from exporter.engines.build import libraries as cuda_versions
+from exporter.engines.build.libraries import Device, Driver
 
 
 def found(name: str) -> doctor.Component:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.libraries import ask_driver
 
 
 def test_a_missing_library_is_a_missing_driver() -> None:

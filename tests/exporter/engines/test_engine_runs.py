@@ -11,18 +11,15 @@ import numpy as np
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.build.config import read_timing_cache, write_timing_cache
-from exporter.engines.build.driver import Device, Driver
-from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.runtime_cache import cache_path
-from exporter.engines.build.session import Session
+from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
+from exporter.engines.build.libraries import Device, Driver
+from exporter.engines.build.network import read_timing_cache, write_timing_cache
+from exporter.engines.build.session import Session, cache_path
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import EngineRecord, sidecar_path
-from exporter.engines.decoding.cache_plan import CachePlan
 from exporter.engines.decoding.open_decoder import decoder_on
-from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder
 from exporter.engines.inputs import make_inputs, random_tokens
-from exporter.engines.packaging.triton import package_triton
+from exporter.engines.packaging import package_triton
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
 from exporter.errors import BackendError, DepthcutError, EngineError, PackagingError

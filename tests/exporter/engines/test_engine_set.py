@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from engine_support import CONTENT, decoder_record, written_as
 
-from exporter.engines.build.engine_set import find_builds, find_engines, has_engines
+from exporter.engines.build.engine_set import find_builds, find_engines, has_engines, sidecar_path
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import sidecar_path
 from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners.tensorrt import open_engine

@@ -8,8 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from exporter.engines.build.adapted import let_decompose
-from exporter.engines.build.build import build_engines
+from exporter.engines.build.build import build_engines, let_decompose
 from exporter.engines.build.check import check_engine
 from exporter.engines.build.logs import no_engine
 from exporter.engines.build.network import Builder

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from engine_support import CACHE, decoder_record, record
 
-from exporter.engines.build.engine_set import choose_profile
-from exporter.engines.build.sidecar import AttentionRecord
-from exporter.engines.runners.left_padding import padded_before
+from exporter.engines.build.engine_set import AttentionRecord, choose_profile
+from exporter.engines.runners.cache_form import padded_before
 from exporter.engines.runners.tensorrt import checked_input, refuse_untold
 from exporter.engines.tensors import TensorSpec, numpy_dtype, out_of_memory, plan_buffers
 from exporter.errors import BackendError

@@ -9,9 +9,8 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from exporter.engines.decoding.generate import generate
+from exporter.engines.decoding.generate import Sampler, SamplingSettings, generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
-from exporter.engines.decoding.sampling import Sampler, SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, UsageError

@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 import pytest
 from engine_support import record, written_as
 
-from exporter.engines.build import cuda_versions, session
-from exporter.engines.build.driver import Device, Driver, ask_driver
-from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build import libraries as cuda_versions
+from exporter.engines.build import session
+from exporter.engines.build.engine_set import find_engines, other_card
+from exporter.engines.build.libraries import Device, Driver, ask_driver
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import other_card
 from exporter.engines.runners.base import Capabilities, tell_notes
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, EngineError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_lm import write_tiny_lm
 
-from exporter.engines.runners import huge_pages
-from exporter.engines.runners.huge_pages import HUGE_PAGE_BYTES, move_to_huge_pages, private_regions
+from exporter.engines.runners import base as huge_pages
+from exporter.engines.runners.base import HUGE_PAGE_BYTES, move_to_huge_pages, private_regions
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 
 MAPS = """\

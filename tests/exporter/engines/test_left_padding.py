@@ -12,7 +12,7 @@ import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.engines.inputs import make_inputs, random_tokens
-from exporter.engines.runners.left_padding import needs_packing, run_packed
+from exporter.engines.runners.cache_form import needs_packing, run_packed
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
 from graph_passes import save_model

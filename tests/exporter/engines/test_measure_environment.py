@@ -10,7 +10,7 @@ import pytest
 
 from exporter.engines import environment as module
 from exporter.engines import machine_watch
-from exporter.engines.build import driver
+from exporter.engines.build import libraries as driver
 from exporter.engines.environment import (
     GpuClocks,
     GpuWatch,

@@ -12,13 +12,11 @@ import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.compare.arms import ComparedArm
-from exporter.engines.decoding.caches import SharedCache
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, SharedCache
 from exporter.engines.inputs import make_inputs
-from exporter.engines.runners import prefill_chunks
+from exporter.engines.runners import onnxruntime as prefill_chunks
 from exporter.engines.runners.base import Capabilities
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.prefill_chunks import CHUNK_TOKENS, chunks, in_chunks
+from exporter.engines.runners.onnxruntime import CHUNK_TOKENS, OnnxRuntimeRunner, chunks, in_chunks
 from exporter.models.graph_facts import read_facts
 from exporter.models.model_folder import find_model
 from graph_passes import Deletion, prune_graph, save_model

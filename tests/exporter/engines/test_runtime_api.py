@@ -1,8 +1,4 @@
-"""Whether what is called on a GPU exists at all: names and numbers of arguments, without a GPU.
-
-The code that runs engines can't be run here. But the libraries are installed, so every attribute
-that it asks them for is looked up, and every CUDA call is made as far as to the missing driver.
-"""
+"""Whether what is called on a GPU exists at all: names and numbers of arguments, without a GPU."""
 
 from __future__ import annotations
 
@@ -20,8 +16,10 @@ import numpy as np
 import pytest
 from engine_support import written_as
 
-from exporter.engines.build import cuda, ready, runtime_cache, session
-from exporter.engines.build.driver import ask_driver
+from exporter.engines.build import cuda, session
+from exporter.engines.build import session as ready
+from exporter.engines.build import session as runtime_cache
+from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.logs import Listener
 from exporter.errors import BackendError
 from tests.raising import raises

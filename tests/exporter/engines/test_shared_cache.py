@@ -13,11 +13,16 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.decoding.caches import GrowingCache, HostCache, SharedCache
 from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
-from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
+from exporter.engines.decoding.runner_decoder import (
+    GrowingCache,
+    HostCache,
+    OnnxRuntimeDecoder,
+    RunnerDecoder,
+    SharedCache,
+)
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.cache_form import read_cache_form

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from engine_support import record, written
 
-from exporter.engines.build.driver import Device
+from exporter.engines.build.engine_set import built_for, read_sidecar, refuse_mismatch, sidecar_path
+from exporter.engines.build.libraries import Device
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import built_for, read_sidecar, refuse_mismatch, sidecar_path
 from exporter.errors import ArtifactError, EngineError, UnsafeInputError
 from tests.raising import raises
 

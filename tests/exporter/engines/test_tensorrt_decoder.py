@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from exporter.engines.build.engine_set import EngineSet, find_engines
-from exporter.engines.decoding.cache_plan import plan_cache
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
-from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder, plan_cache
 from exporter.errors import BackendError
 from tests.raising import raises
 from tests.stand_in.decoders import ROOM, decoder_engine, decoder_onnx

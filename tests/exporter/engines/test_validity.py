@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from exporter.engines.build.validity import refuse_invalid
+from exporter.engines.build.session import refuse_invalid
 from exporter.errors import EngineError
 from tests.raising import raises
 

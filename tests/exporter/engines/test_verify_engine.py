@@ -13,8 +13,8 @@ import pytest
 from exporter.cli import run
 from exporter.engines import verify
 from exporter.engines.build import polygraphy_run
+from exporter.engines.build.engine_set import EngineRecord, sidecar_path
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.errors import EngineError, MissingDependencyError
 from exporter.files import sha256_file
 from graph_passes import save_model

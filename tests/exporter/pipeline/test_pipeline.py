@@ -458,7 +458,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Lets builds end at once; their records are as real ones', and no driver is there."""
     from exporter.compare import engine_arm
-    from exporter.engines.build.driver import Driver
+    from exporter.engines.build.libraries import Driver
     from exporter.files import sha256_file, sha256_files
     from exporter.pipeline import engines, refusals
     from tests.engine_support import decoder_record, written_as
@@ -531,7 +531,7 @@ def test_engines_that_can_not_be_built_are_refused_before_any_work(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.engines.build import libraries
-    from exporter.engines.build.driver import Driver
+    from exporter.engines.build.libraries import Driver
     from exporter.errors import EngineError
     from exporter.pipeline.request import EngineRequest
 
@@ -563,8 +563,8 @@ def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.compare import engine_arm
-    from exporter.engines.build.driver import Driver
     from exporter.engines.build.engine_set import find_engines
+    from exporter.engines.build.libraries import Driver
     from exporter.engines.build.settings import BuildSettings
     from exporter.models.loading.options import SourceOptions
     from exporter.pipeline.request import EngineRequest

@@ -1,27 +1,104 @@
-"""A Triton model repository with one model: an encoder, or another model without caches.
-
-A decoder has no place there. Its cache would go in and out with each request, and TensorRT's caches
-in place can't run at all: an output must lie where its input does, and Triton's TensorRT backend
-allocates each output itself.
-"""
+"""What a finished model is put into to be served elsewhere."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import os
 import re
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.engine_set import (
+    EngineRecord,
+    EngineSet,
+    EngineTensor,
+    find_engines,
+    read_sidecar,
+    sidecar_path,
+)
 from exporter.engines.build.profiles import graph_inputs, graph_outputs
-from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar, sidecar_path
 from exporter.errors import PackagingError, UsageError
-from exporter.files import staged_directory
+from exporter.files import refuse_overwriting, staged_directory
 from exporter.models.graph_facts import CACHE_INPUT
-from graph_passes.files.reading import copy_file
+from graph_passes.files.placing import staging
+from graph_passes.files.reading import copy_file, opened
 from graph_passes.files.storage import data_files, load_model
+
+_BESIDE = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "config.json", "generation_config.json", "plan.json", "prune.json", "LICENSE", "LICENSE.txt",
+)  # fmt: skip
+_NOTES = """\
+This archive holds {what} that {backend} {version} built, for {profiles}.
+The library itself is not in it, and may not be passed on with it: its licence allows use, not
+stand-alone redistribution. Install it by name where the engine runs.
+The model's weights are in it: the model's own licence applies.
+"""
+
+
+def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -> list[str]:
+    """Writes the archive, whole or not at all."""
+    if engine.suffix == ".onnx":
+        raise PackagingError(
+            f"An archive holds an engine, and {engine} is an ONNX file.",
+            "Build an engine from it with depthcut build, or take --triton.",
+        )
+    engines = find_engines(engine)
+    folder = beside or engines.paths[0].parent
+    found = [folder / name for name in _BESIDE if (folder / name).is_file()]
+    files = [*(file for path in engines.paths for file in (path, sidecar_path(path))), *found]
+    refuse_overwriting(target, files)
+    with staging(target) as staged:
+        packed = staged.folder / "packed"
+        with (
+            packed.open("wb") as raw,
+            gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=1) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for file in files:
+                _add_file(archive, file, named=file not in found)
+            _add_text(archive, "NOTES.txt", _notes(engines))
+        staged.place([(packed, target)])
+    return [*(file.name for file in files), "NOTES.txt"]
+
+
+def _add_file(archive: tarfile.TarFile, file: Path, *, named: bool) -> None:
+    """Packs what a link points to, where it may: in a hub's cache, tokenizers are links."""
+    with opened(file, named=named) as content:
+        entry = _nameless(tarfile.TarInfo(file.name))
+        entry.size = os.fstat(content.fileno()).st_size
+        archive.addfile(entry, content)
+
+
+def _nameless(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Leaves out who made the file and when."""
+    entry.uid = entry.gid = entry.mtime = 0
+    entry.uname = entry.gname = ""
+    entry.mode = 0o644
+    return entry
+
+
+def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
+    data = text.encode()
+    entry = _nameless(tarfile.TarInfo(name))
+    entry.size = len(data)
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def _notes(engines: EngineSet) -> str:
+    first, count = engines.records[0], len(engines.records)
+    return _NOTES.format(
+        what="an engine" if count == 1 else f"{count} engines",
+        backend=first.backend,
+        version=first.backend_version,
+        profiles=" and ".join(slot.profile.phase for slot in engines.slots),
+    )
+
 
 Device = Literal["gpu", "cpu"]
 
@@ -29,7 +106,12 @@ MAX_BATCH = 32
 """The largest batch that Triton makes of requests, where nobody says."""
 
 _CONFIG, _VERSION = "config.pbtxt", "1"
-_BESIDE = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
+_TRITON_BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "config.json",
+    "generation_config.json",
+)
 _TYPES = {
     "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16", "uint32": "TYPE_UINT32",
     "uint64": "TYPE_UINT64", "int8": "TYPE_INT8", "int16": "TYPE_INT16", "int32": "TYPE_INT32",
@@ -41,22 +123,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class TritonModel:
-    """What the config says.
-
-    Attributes:
-        name: The model's name, which its folder has too.
-        backend: Triton's backend.
-        file: What the backend loads in the version's folder.
-        inputs: All of them, caches included; -1 stands for a free size, the batch's included.
-        outputs: All of them.
-        device: Where instances run.
-        instances: How many.
-        batch: The largest batch that Triton makes of requests; 0 where it makes none, and each
-            tensor tells its whole shape. Else every tensor's first size is the batch's.
-        preferred: Sizes of a batch that the model was built for.
-        profiles: TensorRT: the engine's optimisation profiles, by number.
-        parameters: Notes for whoever reads the config.
-    """
+    """What the config says."""
 
     name: str
     backend: Literal["onnxruntime", "tensorrt"]
@@ -75,28 +142,7 @@ def package_triton(
     source: Path, repository: Path, *, name: str | None = None, device: Device = "gpu",
     instances: int = 1, max_batch: int = MAX_BATCH,
 ) -> Path:  # fmt: skip
-    """Puts a model into a Triton model repository, for the TensorRT or ONNX Runtime backend.
-
-    Args:
-        source: An engine with its record or the folder of one, or an ONNX file.
-        repository: The repository's folder, which may hold other models.
-        name: The model's name; by default that of the source's folder.
-        device: Where Triton runs it.
-        instances: How many instances.
-        max_batch: The largest batch that Triton may make of requests to an ONNX file; 1 for none.
-            An engine's profile tells it.
-
-    Returns:
-        The model's folder in the repository. An earlier one of that name is replaced at once.
-
-    Raises:
-        PackagingError: It is a decoder; the engine is TensorRT-RTX's, which Triton has no backend
-            for; the folder holds an engine for each phase; the name is none; or a type is unknown
-            to Triton.
-        UsageError: The model would replace its source.
-        EngineError: The engine and its record don't belong together.
-        OnnxFileError: The ONNX file can't be read.
-    """
+    """Puts a model into a Triton model repository, for the TensorRT or ONNX Runtime backend."""
     source = _file_of(source)
     name = source.parent.resolve().name if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -203,7 +249,7 @@ def _engine_model(
     return TritonModel(
         name, "tensorrt", "model.plan", record.inputs, record.outputs,
         "gpu", instances, max(preferred, default=0), preferred, len(record.profiles),
-        _notes(record),
+        _triton_notes(record),
     )  # fmt: skip
 
 
@@ -220,14 +266,14 @@ def _batches(record: EngineRecord) -> tuple[int, ...]:
     return tuple(sorted({usual, high} - {1})) if low == 1 < high else ()
 
 
-def _notes(record: EngineRecord) -> tuple[tuple[str, str], ...]:
+def _triton_notes(record: EngineRecord) -> tuple[tuple[str, str], ...]:
     phases = ",".join(entry.phase for entry in record.profiles)
     return (("depthcut.profiles", phases), ("depthcut.engine_sha256", record.engine_sha256))
 
 
 def _copy_beside(source: Path, stage: Path) -> None:
     """The tokenizer and configs, for clients; Triton passes them over."""
-    for name in _BESIDE:
+    for name in _TRITON_BESIDE:
         if (source.parent / name).exists():
             copy_file(source.parent / name, stage / name)
 
@@ -237,9 +283,6 @@ def triton_config(model: TritonModel) -> str:
 
     Triton puts waiting requests of one shape together; the batch's size is then left out of each
     tensor's shape. An engine names the sizes that its kernels were chosen for.
-
-    Raises:
-        PackagingError: A tensor has a type that Triton doesn't know.
     """
     lines = [
         f"name: {_quoted(model.name)}",

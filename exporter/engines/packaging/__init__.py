@@ -1,1 +1,0 @@
-"""What a finished model is put into to be served elsewhere."""
