@@ -21,9 +21,9 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.streams import forward_of, giving
 from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.anatomy.residual_stream import hooked, probe_inputs
+from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import LoadedModel, load_model
-from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES
 from exporter.models.pruned_structure import structure_for
 from graph_passes.files.locations import real

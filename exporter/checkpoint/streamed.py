@@ -28,8 +28,12 @@ from exporter.models.ablation.branch_replacements import BranchReplacements, bra
 from exporter.models.anatomy.architectures import layer_modules, unknown_layers
 from exporter.models.anatomy.families import FAMILIES
 from exporter.models.anatomy.residual_stream import probe_inputs
-from exporter.models.loading.filled_modules import filled_while_running
-from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.models.loading.meta_model import (
+    MetaModel,
+    ShardedWeights,
+    filled_while_running,
+    load_meta,
+)
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.pruned_structure import structure_for

@@ -17,7 +17,7 @@ from exporter.errors import PlanError
 from exporter.files import sha256_file
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
-from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
+from exporter.models.loading.sources import LOADING, SourceOptions, StreamOptions
 from exporter.option_types import Dtype, InputFile, OutputFolder
 from exporter.options import Options, Rule, argument, dataclass, excludes, option, part, required
 from graph_passes.files.placing import working

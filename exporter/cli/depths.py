@@ -12,7 +12,7 @@ from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.study_results import print_study
 from exporter.files import refuse_overwriting, sha256_bytes, sha256_file
 from exporter.models.loading.model_source import LoadedModel, load_model
-from exporter.models.loading.options import SourceOptions
+from exporter.models.loading.sources import SourceOptions
 from exporter.option_types import InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.score import ScoreOptions, score

@@ -17,7 +17,7 @@ from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from exporter.models.changed_weights import change_weights
 from exporter.models.loading.model_source import LoadedModel, load_model
-from exporter.models.loading.options import SourceOptions
+from exporter.models.loading.sources import SourceOptions
 from exporter.option_types import InputFile, OutputPath
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.report.sections.healing import healing_grid, healing_words

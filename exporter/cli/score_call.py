@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from exporter.artifacts import ImportanceReport
 from exporter.errors import OptionError
-from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
+from exporter.models.loading.sources import LOADING, SourceOptions, StreamOptions
 from exporter.option_types import OutputPath
 from exporter.options import (
     Options,

@@ -10,7 +10,7 @@ from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
 from exporter.models.loading.checked_folder import Dangers
-from exporter.models.loading.options import SourceOptions
+from exporter.models.loading.sources import SourceOptions
 from exporter.option_types import InputFile, OutputFolder
 from exporter.options import Options, argument, dataclass, option, part, required
 from exporter.pipeline.sweep.reading import read_sweep

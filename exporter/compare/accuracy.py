@@ -52,9 +52,9 @@ from exporter.compare.task_answers import (
     task_results,
     why_no_probes,
 )
-from exporter.models.ablation.classes import MULTI_LABEL
-from exporter.models.ablation.ratios import Clusters
-from exporter.models.anatomy.classifiers import classes_of_texts, ranks_pairs
+from exporter.models.ablation.damage import Clusters
+from exporter.models.ablation.embeddings import MULTI_LABEL
+from exporter.models.anatomy.residual_stream import classes_of_texts, ranks_pairs
 from exporter.models.sentence_folder import pooling_of, why_not_whole
 from exporter.models.texts.images import Images
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
@@ -283,7 +283,7 @@ def _classes(arm: ComparedArm) -> int | str | None:
 
 
 def _scores_pairs(arm: ComparedArm) -> bool:
-    """Whether an arm is a reranker, as :func:`exporter.models.anatomy.classifiers.scores_pairs`."""
+    """Whether an arm is a reranker, as ``scores_pairs``."""
     return ranks_pairs(_classes(arm), arm.folder.config.get("problem_type"))
 
 

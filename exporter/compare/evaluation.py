@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
-from exporter.models.ablation.ratios import Clusters
+from exporter.models.ablation.damage import Clusters
 from exporter.models.texts.packing import pack_tokens, with_ends
 from exporter.models.texts.passages import cut_to, drawn_pairs, drawn_paragraphs
 from exporter.models.texts.sources import TextSource

@@ -22,8 +22,8 @@ from exporter.compare.quality.classes import compare_classes, log_probabilities_
 from exporter.compare.tasks.scores import TaskScores, compare_scores
 from exporter.engines.inputs import make_inputs
 from exporter.errors import ComparisonError
-from exporter.models.ablation.classes import MULTI_LABEL
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Floats
+from exporter.models.ablation.embeddings import MULTI_LABEL
 from exporter.models.model_folder import PIXELS, ModelFolder
 from exporter.models.texts.image_reader import IMAGES, ImageReader
 from exporter.models.texts.images import Images, Picture

@@ -24,8 +24,7 @@ from exporter.errors import ExportError
 from exporter.export.pooled import pooling_for
 from exporter.export.torch_export import interface_without_weights
 from exporter.models.ablation.branch_replacements import branches_replaced
-from exporter.models.loading.filled_modules import filled_while_running
-from exporter.models.loading.meta_model import MetaModel
+from exporter.models.loading.meta_model import MetaModel, filled_while_running
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.progress import QUIET, Progress

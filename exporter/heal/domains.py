@@ -12,7 +12,6 @@ from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, He
 from exporter.artifacts.nouns import TEXTS, Nouns
 from exporter.compare.quality.intervals import share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.classes import TWO_TEXTS
 from exporter.models.ablation.damage import (
     SIMILARITY,
     AnyDamage,
@@ -20,10 +19,10 @@ from exporter.models.ablation.damage import (
     Damage,
     EmbeddingDamage,
     joined,
+    ratio_std_error,
 )
-from exporter.models.ablation.embeddings import TEXTS_TOGETHER, AnyMeter, meter_of
+from exporter.models.ablation.embeddings import TEXTS_TOGETHER, TWO_TEXTS, AnyMeter, meter_of
 from exporter.models.ablation.meter import Within, judged_by
-from exporter.models.ablation.ratios import ratio_std_error
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from exporter.models.ablation.layer_runner import LayerRunner
+from exporter.models.ablation.streams import LayerRunner
 from exporter.models.anatomy.residual_stream import LayerModules, LayerStates, tapped
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText

@@ -27,7 +27,7 @@ from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.export.pooled import pooling_for
 from exporter.models.ablation.meter import judged_by
-from exporter.models.anatomy.classifiers import has_single_logit
+from exporter.models.anatomy.residual_stream import has_single_logit
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config
 from exporter.models.model_folder import find_model

@@ -18,7 +18,7 @@ from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
 from exporter.export.options import USUAL_ROOM, ExporterName
 from exporter.heal.options import HEALING, HealOptions
-from exporter.models.loading.options import LOADING, SourceOptions
+from exporter.models.loading.sources import LOADING, SourceOptions
 from exporter.models.texts.self_text import SAMPLED
 from exporter.option_types import (
     Count,

@@ -14,8 +14,7 @@ from exporter.heal.plan_file import FOLDER_PLAN, report_of
 from exporter.models.changed_weights import change_weights
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
-from exporter.models.loading.options import SourceOptions
-from exporter.models.loading.sources import encoder_decoder_config, source_sha256
+from exporter.models.loading.sources import SourceOptions, encoder_decoder_config, source_sha256
 from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from exporter.cut.oracle.inputs import cases, draw
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError
-from exporter.models.ablation.divergences import Distributions, divergence
+from exporter.models.ablation.damage import Distributions, divergence
 from graph_passes.files.storage import load_model
 
 # No model knows what follows random tokens: int4 alone gave 1.5 there on SmolLM2, a broken graph 8.

@@ -17,7 +17,7 @@ from exporter.engines.environment import default_threads
 from exporter.engines.usage import stage_graph_use
 from exporter.errors import QuantizationError
 from exporter.files import refuse_overwriting, sha256_file
-from exporter.models.anatomy.classifiers import classes_of_texts
+from exporter.models.anatomy.residual_stream import classes_of_texts
 from exporter.models.companions import stage_companions
 from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
 from exporter.models.graph_facts import output_shape

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError, QuantizationError
-from exporter.models.ablation.divergences import Distributions, chunks, divergence
+from exporter.models.ablation.damage import Distributions, chunks, divergence
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress

@@ -14,9 +14,8 @@ from exporter.artifacts import Score
 from exporter.artifacts.plans.stacks import DECODER_UNITS, Stacks
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import first_input, without_branches
-from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.damage import Damage, Floats, RatioSums
 from exporter.models.ablation.meter import DamageMeter
-from exporter.models.ablation.ratios import Floats, RatioSums
 from exporter.models.anatomy.architectures import sublayers
 from exporter.models.anatomy.residual_stream import (
     LayerModules,

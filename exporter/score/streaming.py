@@ -21,9 +21,15 @@ from exporter.artifacts import Score
 from exporter.errors import FULL_DISK, ScoringError, first_line
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.ablation.damage import Damage, joined
-from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.ablation.meter import damage_of, reference_of, refuse_unmeasurable
-from exporter.models.ablation.streams import CutBranches, Streams, head_at, recorded, without_mlp
+from exporter.models.ablation.streams import (
+    CutBranches,
+    LayerRunner,
+    Streams,
+    head_at,
+    recorded,
+    without_mlp,
+)
 from exporter.models.anatomy.architectures import (
     candidate_layers,
     layer_modules,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from exporter.compare.quality.intervals import mean_interval
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Floats
 
 QUANTITIES = ("log-perplexity", "KL", "share")
 WINDOWS = (8, 16, 64)

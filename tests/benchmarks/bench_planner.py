@@ -46,9 +46,8 @@ from exporter.choose.selection.search_options import SearchOptions
 from exporter.files import write_text
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.damage import Damage, ratio_std_error
 from exporter.models.ablation.meter import DamageMeter
-from exporter.models.ablation.ratios import ratio_std_error
 from exporter.progress import Quiet
 from exporter.score import ScoreOptions, calibration_text, score
 from tests.benchmarks.machine import print_machine

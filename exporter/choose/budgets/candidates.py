@@ -21,11 +21,11 @@ from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
     AnyDamage,
     ClassDamage,
+    Clusters,
     Damage,
     DistributionDamage,
     EmbeddingDamage,
 )
-from exporter.models.ablation.ratios import Clusters
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from exporter.compare.quality.intervals import MOST_JUDGED, fewest_to_show, high
 from exporter.errors import PlanError
 from exporter.heal.further import text_beyond
 from exporter.heal.texts import FEWEST_HELD_OUT
-from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
+from exporter.models.ablation.embeddings import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import (

@@ -19,8 +19,8 @@ from exporter.choose.selection.meters import MakeMeter
 from exporter.errors import ModelSourceError, UsageError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.heal.plan_file import files_of, refuse_places, write_healed_plan
+from exporter.models.loading.model_class import hub_off
 from exporter.models.loading.model_source import load_model
-from exporter.models.loading.transformers_calls import hub_off
 from exporter.printable import counted
 from exporter.progress import Progress
 from exporter.report.files import write_front

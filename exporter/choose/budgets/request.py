@@ -10,7 +10,7 @@ from exporter.choose.budgets.budget import REACHING, Budget
 from exporter.choose.budgets.settings import PlanSettings, idle_rule, search_rules, settled_heal
 from exporter.choose.selection.search_options import OF_SEARCHES
 from exporter.compare.options import SPEED, RunOptions
-from exporter.models.loading.options import LOADING, SourceOptions
+from exporter.models.loading.sources import LOADING, SourceOptions
 from exporter.option_types import Duration, InputFile, OnnxFile, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, excludes, is_given, option, part
 from exporter.score.cluster.options import ClusterOptions

@@ -24,8 +24,8 @@ from exporter.errors import TaskError
 from exporter.files import scratch_folder
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.choices import ChoiceItem, ChoiceItems, ChoiceMeter, ChoiceRow
+from exporter.models.ablation.damage import Floats
 from exporter.models.ablation.meter import refuse_headless
-from exporter.models.ablation.ratios import Floats
 from exporter.models.texts.calibration import usable_length
 from exporter.progress import QUIET, Progress
 

@@ -33,7 +33,7 @@ from exporter.errors import BackendError, CostError, DepthcutError
 from exporter.export.forms.targets import write_form
 from exporter.files import scratch_folder
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.ratios import ratio
+from exporter.models.ablation.damage import ratio
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.processes import available_bytes
 from exporter.quantize.quantize import quantize_file

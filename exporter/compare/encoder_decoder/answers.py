@@ -13,8 +13,7 @@ from exporter.compare.encoder_decoder.words import normalizer_of, word_errors
 from exporter.compare.quality.agreement import COLUMNS, accuracy_of, figures
 from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
 from exporter.engines.runners.base import Array
-from exporter.models.ablation.divergences import Distributions
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Distributions, Floats
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import Pairs

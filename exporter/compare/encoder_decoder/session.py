@@ -31,7 +31,7 @@ from exporter.compare.options import CompareOptions
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
-from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
+from exporter.models.loading.model_class import hub_off, quiet_transformers
 from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text, within
 from exporter.models.texts.pairs import RANDOM, Pairs, read_pairs
 from exporter.models.texts.sources import PYDOC

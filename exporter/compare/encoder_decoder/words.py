@@ -10,7 +10,7 @@ import numpy as np
 from exporter.artifacts import TaskResult
 from exporter.compare.quality.intervals import difference_interval
 from exporter.errors import ComparisonError
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Floats
 from exporter.models.texts.paired import PairReader
 from exporter.optional import require
 

@@ -22,8 +22,7 @@ from exporter.engines.environment import default_threads
 from exporter.engines.inputs import has_cache, make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import BackendError, ComparisonError
-from exporter.models.ablation.divergences import Distributions, chunks, divergence
-from exporter.models.ablation.ratios import Clusters, Floats
+from exporter.models.ablation.damage import Clusters, Distributions, Floats, chunks, divergence
 from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET, Progress
 

@@ -16,8 +16,7 @@ from exporter.compare.quality.intervals import clipped, mean_interval, share_int
 from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError
-from exporter.models.ablation.divergences import Distributions, divergence
-from exporter.models.ablation.ratios import Clusters, Floats
+from exporter.models.ablation.damage import Clusters, Distributions, Floats, divergence
 from exporter.progress import QUIET, Progress
 
 _TYPES = "token_type_ids"

@@ -20,7 +20,7 @@ from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
-from exporter.models.ablation.ratios import Clusters
+from exporter.models.ablation.damage import Clusters
 from exporter.models.sentence_folder import MEAN, Pooling
 from exporter.progress import QUIET, Progress
 from graph_passes.fusing.pooling import EMBEDDING

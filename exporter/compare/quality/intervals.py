@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from exporter.artifacts import Interval
-from exporter.models.ablation.ratios import (
+from exporter.models.ablation.damage import (
     Clusters,
     Floats,
     by_cluster,

@@ -29,7 +29,7 @@ from exporter.compare.tasks.encoder_items import (
 from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Floats
 from exporter.models.model_folder import ModelFolder
 from exporter.models.sentence_folder import pooling_of, read_prompts
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, cut_to

@@ -24,7 +24,7 @@ from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
-from exporter.models.ablation.divergences import to_log_probabilities
+from exporter.models.ablation.damage import to_log_probabilities
 from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET, Progress
 

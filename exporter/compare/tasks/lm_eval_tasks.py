@@ -13,7 +13,7 @@ from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import TaskError
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Floats
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 

@@ -20,7 +20,7 @@ from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodSco
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
-from exporter.models.ablation.divergences import Distributions, chunks
+from exporter.models.ablation.damage import Distributions, chunks
 from exporter.progress import QUIET, Progress
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

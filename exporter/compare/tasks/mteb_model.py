@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.compare.tasks.encoding import TaskEncoder, reranked
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Floats
 from exporter.optional import require
 
 EXTRA = "mteb"

@@ -17,7 +17,7 @@ from exporter.compare.tasks.hub import failing_as_task
 from exporter.compare.tasks.mteb_model import EXTRA, mteb_model
 from exporter.compare.tasks.scores import TaskScores
 from exporter.errors import TaskError
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Floats
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 

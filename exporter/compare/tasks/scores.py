@@ -12,7 +12,7 @@ from pydantic import PlainSerializer, PlainValidator
 from exporter.artifacts import TaskResult
 from exporter.compare.quality.intervals import difference_interval, mcnemar_p
 from exporter.errors import ComparisonError
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Floats
 
 _Kept = Annotated[
     Floats,

@@ -34,7 +34,7 @@ from scipy import stats
 
 from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, LatencySamples, Speedup
 from exporter.compare.quality.intervals import expanded_level
-from exporter.models.ablation.ratios import ratio_std_error
+from exporter.models.ablation.damage import ratio_std_error
 
 Milliseconds = NDArray[np.float64]
 

@@ -17,8 +17,8 @@ from exporter.export.onnx_output import MODEL_FILE
 from exporter.files import telling_full_disk, write_text
 from exporter.models.genai_config import CONFIG_FILE
 from exporter.models.graph_facts import CACHE_INPUT
+from exporter.models.loading.model_class import hub_off
 from exporter.models.loading.model_files import save_checkpoint
-from exporter.models.loading.transformers_calls import hub_off
 from exporter.optional import require
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress

@@ -17,8 +17,8 @@ from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
 from exporter.export.options import ExporterName
 from exporter.files import scratch_folder, telling_full_disk
+from exporter.models.loading.model_class import hub_off
 from exporter.models.loading.model_files import save_checkpoint
-from exporter.models.loading.transformers_calls import hub_off
 from exporter.optional import require
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.models.ablation.classes import by_position
-from exporter.models.ablation.embeddings import cosines
+from exporter.models.ablation.embeddings import by_position, cosines
 from exporter.models.sentence_folder import MEAN, Pooling
 
 if TYPE_CHECKING:

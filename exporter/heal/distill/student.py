@@ -23,9 +23,9 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.meter import judged_by
 from exporter.models.ablation.streams import CutBranches
 from exporter.models.anatomy.architectures import layer_modules, sublayers_of
-from exporter.models.anatomy.classifiers import class_logits
 from exporter.models.anatomy.residual_stream import (
     LayerModules,
+    class_logits,
     first_tensor,
     hooked,
     probe_inputs,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.heal.distill.loss import answer_loss, class_loss, embedding_loss, state_loss
 from exporter.heal.memory import KEPT_BYTES
-from exporter.models.ablation.classes import classifies_tokens, has_separate_labels
+from exporter.models.ablation.embeddings import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
 from exporter.models.bfloat16 import bfloat16_where_fast
 from exporter.models.sentence_folder import pooling_of_model

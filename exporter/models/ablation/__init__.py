@@ -1,4 +1,1 @@
-"""What becomes of a model's answers when branches are skipped or replaced, measured in PyTorch.
-
-Importing this costs no PyTorch.
-"""
+"""What becomes of a model's answers when branches are skipped or replaced, measured in PyTorch."""

@@ -28,14 +28,9 @@ class BranchReplacement:
 
     ``contribution = maps(x) + bias`` with ``x`` what the branch reads, behind its norm. With
     neither it adds nothing.
-
-    Attributes:
-        bias: ``[hidden]``, or None.
-        maps: Matrices ``[out, in]``, as ``torch.nn.Linear`` has them, applied one after the other:
-            none, one, or the two factors of a map of low rank.
     """
 
-    bias: torch.Tensor | None = None
+    bias: torch.Tensor | None = None  # `[hidden]`, or None
     maps: tuple[torch.Tensor, ...] = ()
 
     @cached_property
@@ -49,8 +44,7 @@ class BranchReplacement:
     def contribution(self, x: torch.Tensor) -> torch.Tensor | None:
         """What joins the stream, ``[..., hidden]`` in the dtype of ``x``; None for nothing.
 
-        Args:
-            x: What the branch reads, ``[..., hidden]``.
+        x: what the branch reads, `[..., hidden]`.
         """
         if self.bias is None and not self.maps:
             return None
@@ -83,10 +77,6 @@ def branches_replaced(
     """Runs a model with a cut while the block runs; no hook is left behind.
 
     The branches that are cut still run, and fill their caches; only what they add is another.
-
-    Args:
-        model: A transformers model.
-        cut: What to put in the place of which branch.
     """
     parts = {part.ref: part for part in every_sublayer(model)}
     wanted = named_in(model, cut)

@@ -1,9 +1,4 @@
-"""Measures what cuts do to the choice among given answers: the damage to the right one's odds.
-
-An item is a question with several answers, of which one is right. A model's log-likelihoods of
-them, normalised over the answers, are a distribution over the choices; that distribution takes the
-place of the next token's, an item that of a position.
-"""
+"""Measures what cuts do to the choice among given answers: the damage to the right one's odds."""
 
 from __future__ import annotations
 
@@ -18,8 +13,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.files import sha256_bytes
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage
-from exporter.models.ablation.divergences import Reference
+from exporter.models.ablation.damage import Damage, Reference
 from exporter.models.ablation.meter import CutMeter, refuse_headless
 from exporter.progress import QUIET, Progress
 
@@ -58,13 +52,7 @@ class ChoiceItem:
 
 @dataclass(frozen=True)
 class ChoiceItems:
-    """Items of one task, as a part of a plan is made on them.
-
-    Attributes:
-        source: Where they came from.
-        sha256: Of that.
-        items: At least one.
-    """
+    """Items of one task, as a part of a plan is made on them."""
 
     source: str
     sha256: str
@@ -94,14 +82,6 @@ class ChoiceMeter(CutMeter[Damage]):
     distributions over the choices, ``log_perplexity_increase`` the loss of the right answer's mean
     log-probability against the others, ``top1_agreement`` the share of items that both answer
     alike.
-
-    Args:
-        model: A transformers model with a language head, in eval mode.
-        items: In the order in which damage is told.
-
-    Raises:
-        ScoringError: The model has no language head.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
     def __init__(self, model: Any, items: Sequence[ChoiceItem]) -> None:
@@ -148,12 +128,7 @@ def _distinct_tokens(rows: Sequence[ChoiceRow]) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Choices:
-    """Some items in one run: a row for each answer, padded at the end; equal rows run once.
-
-    Attributes:
-        first_sample: The number of the first item.
-        items: The items.
-    """
+    """Some items in one run: a row for each answer, padded at the end; equal rows run once."""
 
     first_sample: int
     items: tuple[ChoiceItem, ...]

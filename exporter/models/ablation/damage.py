@@ -3,14 +3,105 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.models.ablation.ratios import Floats, by_cluster, ratio, ratio_std_error
+from exporter.errors import ComparisonError
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+Clusters = NDArray[np.int64] | None
+"""``[samples]``, of which document each is; None: each is one of its own."""
+
+
+def by_cluster(values: Floats, clusters: Clusters) -> Floats:
+    """Sums over each cluster's samples, ``[samples]`` to ``[clusters]``."""
+    if clusters is None:
+        return values
+    sums: Floats = np.bincount(np.unique(clusters, return_inverse=True)[1], values).astype(float)
+    return sums
+
+
+def ratio(sums: Floats, counts: Floats) -> float:
+    """``sum(sums) / sum(counts)``."""
+    return float(sums.sum() / counts.sum())
+
+
+def ratio_std_error(sums: Floats, counts: Floats, clusters: Clusters = None) -> float | None:
+    """Standard error of :func:`ratio` over clusters; None with fewer than two that count."""
+    sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
+    if np.count_nonzero(counts) < 2:
+        return None
+    total = counts.sum()
+    residuals = sums - ratio(sums, counts) * counts
+    variance = (residuals**2).sum() / (1 - ((counts / total) ** 2).sum())
+    return float(np.sqrt(variance) / total)
+
+
+def degrees_of_freedom(counts: Floats) -> float:
+    """Of :func:`ratio_std_error`: one less than the clusters if they are equal, else fewer.
+
+    Satterthwaite's, as Bell and McCaffrey, "Bias reduction in standard errors for linear regression
+    with multi-stage samples" (Survey Methodology 28, 2002), have them for a mean.
+    """
+    shares = counts / counts.sum()
+    second, third = (shares**2).sum(), (shares**3).sum()
+    return float((1 - second) ** 2 / (second - 2 * third + second**2))
+
+
+class RatioSums:
+    """The same of many things at once, each sample a cluster, from sums that don't grow with them.
+
+    Args:
+        shape: How many things, in as many axes as wanted.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        # Per sample i, with d_i the sum of its tokens' values and n_i their number:
+        self._d, self._dd, self._dn = (np.zeros(shape) for _ in range(3))
+        self._n, self._nn, self._samples = 0.0, 0.0, 0
+
+    def add(self, sums: Floats, weights: Floats) -> None:
+        """Takes some samples.
+
+        sums: `[*shape, samples]`, each sample's sum.
+        weights: `[samples]`, over how many tokens.
+        """
+        self._d += sums.sum(axis=-1)
+        self._dd += (sums * sums).sum(axis=-1)
+        self._dn += (sums * weights).sum(axis=-1)
+        self._n += float(weights.sum())
+        self._nn += float((weights * weights).sum())
+        self._samples += int(np.count_nonzero(weights))
+
+    @property
+    def total_weight(self) -> float:
+        """Over how many tokens the means go."""
+        return self._n
+
+    @property
+    def means(self) -> Floats:
+        """``shape``; NaN before any token was there."""
+        with np.errstate(invalid="ignore"):
+            means: Floats = self._d / self._n if self._n else self._d * np.nan
+        return means
+
+    @property
+    def std_errors(self) -> Floats | None:
+        """``shape``; None with fewer than two samples that count."""
+        if self._samples < 2:
+            return None
+        means, unequal = self.means, self._nn / self._n**2
+        squares = self._dd - 2 * means * self._dn + means * means * self._nn
+        errors: Floats = np.sqrt(np.maximum(0.0, squares) / (1 - unequal)) / self._n
+        return errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,25 +127,18 @@ class BySample:
 
 @dataclass(frozen=True, eq=False)
 class DistributionDamage(BySample):
-    """What a cut costs distributions; sums over a sample's positions.
+    """What a cut costs distributions; sums over a sample's positions."""
 
-    Attributes:
-        positions: ``[samples]``, at how many positions.
-        kl_sums: ``[samples]``, KL divergence of the whole model's distribution from the cut one's,
-            in nats.
-        agreements: ``[samples]``, at how many positions both think the same answer the likeliest.
-    """
-
-    positions: Floats
+    positions: Floats  # `[samples]`, at how many positions
+    # `[samples]`, KL divergence of the whole model's distribution from the cut one's, in nats
     kl_sums: Floats
+    # `[samples]`, at how many positions both think the same answer the likeliest
     agreements: Floats
 
     def by_document(self, clusters: NDArray[np.int64]) -> Self:
         """The sums of each document in place of each sample's, which makes errors those of these.
 
-        Args:
-            clusters: ``[samples]`` or more, of which document each is; where two samples give one
-                answer, of each.
+        clusters: `[samples]` or more, of which document each is.
         """
         number = len(self.positions)
         clusters = clusters[:: max(1, len(clusters) // number)][:number]
@@ -94,16 +178,11 @@ class ClassDamage(DistributionDamage):
 
 @dataclass(frozen=True, eq=False)
 class Damage(DistributionDamage):
-    """What a cut costs next-token distributions; sums over a sample's chosen positions.
+    """What a cut costs next-token distributions; sums over a sample's chosen positions."""
 
-    Attributes:
-        nll_sums: ``[samples]``, negative log-likelihood of the next tokens under the cut model, in
-            nats.
-        baseline_nll_sums: ``[samples]``, the same under the whole model.
-    """
-
+    # `[samples]`, negative log-likelihood of the next tokens under the cut model, in nats
     nll_sums: Floats
-    baseline_nll_sums: Floats
+    baseline_nll_sums: Floats  # `[samples]`, the same under the whole model
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -133,16 +212,9 @@ class Damage(DistributionDamage):
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingDamage(BySample):
-    """What a cut costs the embeddings of texts.
+    """What a cut costs the embeddings of texts."""
 
-    Attributes:
-        cosines: ``[samples]``, between the whole and the cut model's embedding of each text.
-        pairs: ``[samples, 6]``, over the pairs that a text makes with others of its batch: their
-            number, and with the pair's similarity ``x`` in the whole and ``y`` in the cut model the
-            sums of ``x``, ``y``, ``xx``, ``yy`` and ``xy``.
-    """
-
-    cosines: Floats
+    cosines: Floats  # `[samples]`, between the whole and the cut model's embedding of each text
     pairs: Floats
 
     @property
@@ -214,3 +286,131 @@ def damage_of_numbers(told: Mapping[str, Any]) -> AnyDamage:
     kinds: tuple[type[AnyDamage], ...] = (EmbeddingDamage, ClassDamage)
     kind = next((k for k in kinds if {f.name for f in fields(k)} == set(told)), Damage)
     return kind(**{name: np.asarray(numbers, np.float64) for name, numbers in told.items()})
+
+
+_CHUNK_BYTES = 6 * 2**20  # of float64 logits: small enough for the processor's caches
+_LIKELIEST = 5
+
+
+def chunks(first: int, last: int, vocabulary: int) -> Iterator[slice]:
+    """Cuts the positions ``first`` to ``last`` (exclusive) so that one piece fits the caches."""
+    step = max(1, _CHUNK_BYTES // (8 * vocabulary))
+    for start in range(first, last, step):
+        yield slice(start, min(start + step, last))
+
+
+class Distributions:
+    """One arm's next-token distributions at some positions.
+
+    logits: `[positions, vocabulary]`, float64; overwritten.
+    """
+
+    def __init__(self, logits: Floats, targets: NDArray[np.int64], what: str) -> None:
+        to_log_probabilities(logits, what)
+        self.log_probabilities = logits  # `[positions, vocabulary]`
+        # `[len(targets)]`, the negative log-likelihoods of the targets in nats
+        self.losses: Floats = -logits[np.arange(len(targets)), targets]
+
+    @cached_property
+    def likeliest(self) -> NDArray[np.intp]:
+        """``[positions, 5]``, the likeliest tokens, best first."""
+        return _likeliest(self.log_probabilities)
+
+    @cached_property
+    def probabilities(self) -> Floats:
+        """``[positions, vocabulary]``."""
+        return np.exp(self.log_probabilities)
+
+
+def to_log_probabilities(logits: Floats, what: str) -> None:
+    """Turns logits ``[..., vocabulary]`` into log probabilities, in place."""
+    with np.errstate(invalid="ignore"):  # infinite logits become NaN here and are refused below
+        logits -= logits.max(axis=-1, keepdims=True)
+    normalizer = np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    if not np.isfinite(normalizer).all():
+        raise ComparisonError(
+            f"{what} are NaN or infinite.",
+            "In fp16 an overflow is likely: export in float32 or bfloat16.",
+            code="not-finite",
+        )
+    logits -= normalizer
+
+
+def _likeliest(logits: Floats) -> NDArray[np.intp]:
+    """The likeliest tokens of each row, best first; several passes beat one partition."""
+    left = logits.copy()
+    rows = np.arange(len(left))
+    best = np.empty((len(left), min(_LIKELIEST, left.shape[1])), np.intp)
+    for rank in range(best.shape[1]):
+        best[:, rank] = left.argmax(axis=1)
+        left[rows, best[:, rank]] = -np.inf
+    return best
+
+
+def divergence(baseline: Distributions, candidate: Distributions) -> Floats:
+    """KL(baseline || candidate) of each position, in nats."""
+    probabilities = baseline.probabilities
+    with np.errstate(invalid="ignore"):  # a token that both rule out: -inf - -inf, weight 0
+        differences = baseline.log_probabilities - candidate.log_probabilities
+    weighted = np.zeros_like(differences)
+    np.multiply(probabilities, differences, where=probabilities > 0, out=weighted)
+    divergence: Floats = weighted.sum(axis=1)
+    return divergence
+
+
+class Reference:
+    """The whole model's distributions for a batch, and what cut ones are held against.
+
+    logits: of the whole model, `[batch, positions, vocabulary]`.
+    targets: the next tokens, `[batch, positions]`.
+    mask: where there is a next token, `[batch, positions]`, boolean.
+    """
+
+    def __init__(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> None:
+        log_p = logits.float().log_softmax(-1)
+        self._mask, self._targets = mask, targets
+        self._nll = -_at(log_p, targets)
+        self._likeliest = log_p.argmax(-1)
+        self._p = log_p.exp()
+        self._entropy_term = (self._p * log_p).nan_to_num(nan=0.0).sum(-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the probabilities, in bytes."""
+        return self._p.numel() * self._p.element_size()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the whole model's own answers are."""
+        return bool(np.isfinite(self._summed(self._nll)).all())
+
+    def damage(self, logits: torch.Tensor) -> Damage:
+        """Holds a cut model's logits against this; ``[batch, positions, vocabulary]``."""
+        import torch
+
+        wide = logits.float()
+        normaliser = wide.logsumexp(-1)
+        # sum p (log p - log q) with log q = logits - normaliser: q itself is never written.
+        cross = torch.linalg.vecdot(self._p, wide)
+        if bool(cross.isnan().any()):  # 0 times -inf: tokens that a model rules out
+            cross = torch.where(self._p == 0, 0.0, self._p * wide).sum(-1)
+        kl = self._entropy_term - cross + normaliser
+        nll = normaliser - _at(wide, self._targets)
+        return Damage(
+            positions=self._summed(torch.ones_like(nll)),
+            kl_sums=self._summed(kl.clamp(min=0.0)),
+            nll_sums=self._summed(nll),
+            baseline_nll_sums=self._summed(self._nll),
+            agreements=self._summed((wide.argmax(-1) == self._likeliest).float()),
+        )
+
+    def _summed(self, values: torch.Tensor) -> Floats:
+        import torch
+
+        kept = torch.where(self._mask, values.double(), 0.0)
+        sums: Floats = kept.sum(-1).cpu().numpy()
+        return sums
+
+
+def _at(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return values.gather(-1, targets[..., None])[..., 0]

@@ -1,8 +1,4 @@
-"""Measures what cuts do to the embeddings of texts: a model without next tokens has no others.
-
-An embedding is made of a text's last hidden states as the model's folder says, else it is their
-mean, as sentence encoders are mostly trained; both arms of a comparison are pooled so too.
-"""
+"""Measures what cuts do to the embeddings of texts: a model without next tokens has no others."""
 
 from __future__ import annotations
 
@@ -12,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.models.ablation.classes import ClassMeter
-from exporter.models.ablation.damage import EmbeddingDamage
+from exporter.models.ablation.damage import ClassDamage, EmbeddingDamage
 from exporter.models.ablation.meter import (
     KEPT_BYTES,
     CutMeter,
@@ -22,6 +17,7 @@ from exporter.models.ablation.meter import (
     Within,
     judged_by,
 )
+from exporter.models.model_folder import OF_IMAGES
 from exporter.models.sentence_folder import Pooling, pooling_of_model
 from exporter.models.texts.batches import Sources, batches_of
 
@@ -30,6 +26,133 @@ if TYPE_CHECKING:
 
     from exporter.models.loading.model_source import LoadedModel
     from exporter.models.texts.calibration import CalibrationText
+
+_OF_WHOLES = ("ForSequenceClassification", OF_IMAGES)
+MULTI_LABEL = "multi_label_classification"
+_OF_TEXTS = 2  # the rank of logits of one distribution for each text
+TWO_TEXTS = 2
+"""In one batch at least, so that a reranker has something to order."""
+
+
+def classifies_tokens(model: Any) -> bool:
+    """Whether a classifier gives each token a class, not each text."""
+    return type(model).__name__.endswith("ForTokenClassification")
+
+
+def has_separate_labels(model: Any) -> bool:
+    """Whether a classifier answers yes or no for each of its labels, which don't exclude others."""
+    told = getattr(model.config, "problem_type", None)
+    return told == MULTI_LABEL and type(model).__name__.endswith(_OF_WHOLES)
+
+
+def by_position(
+    logits: torch.Tensor, mask: torch.Tensor, *, separate: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distributions that can be compared, and which of them count.
+
+    A text that gets a class has one position, of separate labels one each. A single logit, by which
+    rerankers order texts, says nothing by itself: each two texts of a batch have one position, that
+    of the first, for which of them stands higher; the last of an odd number is held against the
+    first. A text alone has a yes against a logit of 0.
+
+    Logits ``[batch, positions, classes]``, and ``[batch, positions]``, boolean.
+
+    logits: `[batch, classes]` or `[batch, tokens, classes]`.
+    mask: `[batch, tokens]`, boolean; False marks padding.
+    """
+    import torch
+
+    if logits.ndim != _OF_TEXTS:
+        return _with_a_no(logits), mask
+    counts = torch.ones_like(logits, dtype=torch.bool)
+    if separate:
+        return _with_a_no(logits[..., None]), counts
+    if logits.shape[-1] > 1:
+        return logits[:, None], counts[:, :1]
+    if len(logits) > 1:
+        logits = logits - logits.roll(-1, 0)
+        counts[1::2] = False
+    return _with_a_no(logits[..., None]), counts
+
+
+def _with_a_no(logits: torch.Tensor) -> torch.Tensor:
+    """A single logit as two classes, the yes second; several as they are."""
+    import torch
+
+    if logits.shape[-1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], -1)
+
+
+class ClassReference:
+    """The whole model's distributions over classes of a batch.
+
+    logits: `[batch, classes]`, or `[batch, tokens, classes]`.
+    mask: `[batch, tokens]`, boolean; False marks padding.
+    """
+
+    def __init__(self, logits: torch.Tensor, mask: torch.Tensor, *, separate: bool = False) -> None:
+        self._tokens, self._separate = mask, separate
+        found, self._mask = by_position(logits.double(), mask, separate=separate)
+        self._log_p = found.log_softmax(-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the distributions, in bytes."""
+        return self._log_p.numel() * self._log_p.element_size()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the whole model's own answers are."""
+        return bool(self._log_p[self._mask].isfinite().all())
+
+    def damage(self, logits: torch.Tensor) -> ClassDamage:
+        """Holds a cut model's logits against these; of the same shape."""
+        found, _ = by_position(logits.double(), self._tokens, separate=self._separate)
+        log_q = found.log_softmax(-1)
+        kl = (self._log_p.exp() * (self._log_p - log_q)).sum(-1)
+        same = log_q.argmax(-1) == self._log_p.argmax(-1)
+        return ClassDamage(
+            *(
+                (values.double() * self._mask).sum(-1).cpu().numpy()
+                for values in (self._mask, kl.where(self._mask, 0.0), same)
+            )
+        )
+
+
+class ClassMeter(CutMeter[ClassDamage]):
+    """Holds cut models' classes of fixed texts against the whole one's."""
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: NDArray[np.int64],  # `[samples, tokens]`, int64; a sample is a text
+        mask: NDArray[np.bool_],  # `[samples, tokens]`, boolean; False marks padding
+        *,
+        batch_size: int = 4,  # two at least, which rerankers are to order
+        kept_bytes: int = KEPT_BYTES,
+        within: Within | None = None,
+        # `[samples, tokens]`, of which text of a pair each token is
+        types: NDArray[np.int64] | None = None,
+        sources: Sources | None = None,
+    ) -> None:
+        separate, size = has_separate_labels(model), max(batch_size, TWO_TEXTS)
+        found = batches_of(input_ids, mask, size, sources, types)
+        batches = (each.trimmed() for each in found)
+        asked = [_Classified(each, separate) for each in batches]
+        super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="all")
+
+
+@dataclass(frozen=True, eq=False)
+class _Classified(OfBatch):
+    """The classes of a batch of texts."""
+
+    separate: bool
+
+    def reference(self, answers: torch.Tensor) -> ClassReference:
+        mask = self.batch.mask_on(answers.device)
+        return ClassReference(answers, mask, separate=self.separate)
+
 
 TEXTS_TOGETHER = 16
 """That are embedded in one run at least, as each is compared with the others of it."""
@@ -46,8 +169,7 @@ def cosines(whole: Any, cut: Any) -> Any:
 class EmbeddingReference:
     """The whole model's embeddings of a batch.
 
-    Args:
-        embeddings: ``[batch, hidden]``.
+    embeddings: `[batch, hidden]`.
     """
 
     def __init__(self, embeddings: torch.Tensor) -> None:
@@ -87,28 +209,15 @@ def _pair_sums(whole: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
 
 
 class EmbeddingMeter(CutMeter[EmbeddingDamage]):
-    """Holds cut models' embeddings of fixed texts against the whole one's.
-
-    Args:
-        model: A transformers model of text, in eval mode; a language head is not run.
-        input_ids: ``[samples, tokens]``, int64; a sample is a text.
-        mask: ``[samples, tokens]``, boolean; False marks padding.
-        batch_size: Texts in one forward pass; pairs are compared within one, so it has
-            :data:`TEXTS_TOGETHER` at least.
-        kept_bytes: See :class:`CutMeter`.
-        within: See :class:`CutMeter`.
-
-    Raises:
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
-    """
+    """Holds cut models' embeddings of fixed texts against the whole one's."""
 
     def __init__(
         self,
         model: Any,
-        input_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
+        input_ids: NDArray[np.int64],  # `[samples, tokens]`, int64; a sample is a text
+        mask: NDArray[np.bool_],  # `[samples, tokens]`, boolean; False marks padding
         *,
-        batch_size: int = 4,
+        batch_size: int = 4,  # pairs are compared within one, so it has TEXTS_TOGETHER at least
         kept_bytes: int = KEPT_BYTES,
         within: Within | None = None,
     ) -> None:
@@ -123,29 +232,18 @@ AnyMeter = DamageMeter | ClassMeter | EmbeddingMeter
 
 def meter_of(
     model: Any,
-    input_ids: NDArray[np.int64],
-    mask: NDArray[np.bool_],
+    input_ids: NDArray[np.int64],  # `[samples, tokens]`, int64
+    mask: NDArray[np.bool_],  # `[samples, tokens]`, boolean; False marks padding
     *,
     batch_size: int = 4,
     positions: int = 1,
-    embeds: bool | None = None,
+    embeds: bool | None = None,  # None: where the model has neither next tokens nor classes
     within: Within | None = None,
     sources: Sources | None = None,
+    # of pairs, of which text each token is, `[samples, tokens]`
     types: NDArray[np.int64] | None = None,
 ) -> AnyMeter:
-    """What measures damage to a model's answers: its distributions, or its embeddings.
-
-    Args:
-        model: A transformers model of text, in eval mode.
-        input_ids: ``[samples, tokens]``, int64.
-        mask: ``[samples, tokens]``, boolean; False marks padding.
-        batch_size: Samples in one forward pass.
-        positions: Distributions are compared at every so many positions.
-        embeds: Whether embeddings count; None: where the model has neither next tokens nor classes.
-        within: See :class:`~exporter.models.ablation.meter.CutMeter`.
-        sources: Of an encoder-decoder what its encoder reads; or images.
-        types: Of pairs, of which text each token is, ``[samples, tokens]``.
-    """
+    """What measures damage to a model's answers: its distributions, or its embeddings."""
     judged = judged_by(model)
     if judged == "embeddings" if embeds is None else embeds:
         return EmbeddingMeter(model, input_ids, mask, batch_size=batch_size, within=within)

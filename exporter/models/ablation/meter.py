@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import D, D_co, Damage, joined
-from exporter.models.ablation.divergences import Reference
+from exporter.models.ablation.damage import D, D_co, Damage, Reference, joined
 from exporter.models.ablation.streams import Runs, StreamRunner, Streams
 from exporter.models.model_folder import CLASSIFIERS
 from exporter.models.texts.batches import Batch, Sources, batches_of
@@ -71,18 +70,6 @@ class CutMeter(Generic[D]):
     """Holds cut models against the whole one on what they are asked.
 
     The whole model's answers are kept between calls as far as there is room.
-
-    Args:
-        model: A transformers model, in eval mode.
-        asked: In the order in which damage is told.
-        kept_bytes: How much of the whole model's answers is kept between calls, which spares
-            later calls a run; 0 for a single call.
-        within: What cut models run in; the whole model runs outside. None: both are alike.
-        runs: What is run: a language head, the whole model, or no head, where what is asked is made
-            of the last hidden states.
-
-    Raises:
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
     def __init__(
@@ -91,7 +78,7 @@ class CutMeter(Generic[D]):
         asked: Sequence[Asked[D]],
         *,
         kept_bytes: int = KEPT_BYTES,
-        within: Within | None = None,
+        within: Within | None = None,  # None: both are alike
         runs: Runs = "language",
     ) -> None:
         self._model, self._within = model, within or nullcontext
@@ -122,17 +109,7 @@ class CutMeter(Generic[D]):
         others: Sequence[BranchReplacements],
         progress: Progress = QUIET,
     ) -> list[D]:
-        """What a cut and several others cost; the others run from where they differ from it on.
-
-        Args:
-            cut: The one that is run whole.
-            others: Each a whole cut too; sublayers whose replacement is the same object as in
-                ``cut`` count as unchanged.
-            progress: Told of every run.
-
-        Returns:
-            The damage of ``cut``, then of each other in their order.
-        """
+        """What a cut and several others cost; the others run from where they differ from it on."""
         parts: list[list[D]] = [[] for _ in range(len(others) + 1)]
         total = len(self._asked) * (len(others) + 1)
         with progress.task("run with cuts", total=total, unit="batches") as task:
@@ -145,16 +122,7 @@ class CutMeter(Generic[D]):
     def measure_batch(
         self, start: int, cut: BranchReplacements, others: Sequence[BranchReplacements]
     ) -> Iterator[D]:
-        """What :meth:`measure_many` measures, of one run.
-
-        Args:
-            start: The first sample of what is asked in it.
-            cut: The one that is run whole.
-            others: Those that run from where they differ from it on.
-
-        Yields:
-            The damage of ``cut``, then of each other, when it is known.
-        """
+        """What :meth:`measure_many` measures, of one run."""
         asked = self._asked[start]
         reference = self._kept.get(start)
         if reference is None and (cut or not self._same_weights):
@@ -182,29 +150,13 @@ class CutMeter(Generic[D]):
 
 
 class DamageMeter(CutMeter[Damage]):
-    """Holds cut models' next-token distributions against the whole one's on fixed samples.
-
-    Args:
-        model: A transformers model with a language head, in eval mode.
-        input_ids: ``[samples, tokens]``, int64.
-        mask: ``[samples, tokens]``, boolean; False marks padding.
-        batch_size: Samples in one forward pass.
-        positions: Answers are compared at every so many positions: the head and the comparison
-            cost a fifth of a small model's run. 1 for all.
-        kept_bytes: See :class:`CutMeter`.
-        within: See :class:`CutMeter`.
-        sources: Of an encoder-decoder what its encoder reads.
-
-    Raises:
-        ScoringError: The model has no language head, or there is no position to compare at.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
-    """
+    """Holds cut models' next-token distributions against the whole one's on fixed samples."""
 
     def __init__(
         self,
         model: Any,
-        input_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
+        input_ids: NDArray[np.int64],  # `[samples, tokens]`, int64
+        mask: NDArray[np.bool_],  # `[samples, tokens]`, boolean; False marks padding
         *,
         batch_size: int = 4,
         positions: int = 1,
@@ -220,11 +172,7 @@ class DamageMeter(CutMeter[Damage]):
 
 @dataclass(frozen=True, eq=False)
 class OfBatch:
-    """What a batch is asked, where its hidden states and logits are taken as they come.
-
-    Attributes:
-        batch: The samples.
-    """
+    """What a batch is asked, where its hidden states and logits are taken as they come."""
 
     batch: Batch
 
@@ -262,10 +210,7 @@ class _NextTokens(OfBatch):
 def reference_of(logits: torch.Tensor, batch: Batch, positions: int) -> Reference:
     """The whole model's answers for some samples, as what cut ones are held against.
 
-    Args:
-        logits: ``[batch, chosen positions, vocabulary]``.
-        batch: The samples.
-        positions: Every so many positions are chosen, the first included.
+    logits: `[batch, chosen positions, vocabulary]`.
     """
     import torch
 
@@ -286,11 +231,7 @@ def damage_of(
 ) -> D:
     """What a cut costs on some samples.
 
-    Args:
-        reference: Of the whole model.
-        answers: Of the cut one, such as logits ``[batch, chosen positions, vocabulary]``.
-        cut: For the error.
-        start: The number of the first sample, for the error.
+    answers: of the cut one, such as logits `[batch, chosen positions, vocabulary]`.
     """
     import torch
 
@@ -322,10 +263,7 @@ def refuse_headless(model: Any) -> None:
 def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> None:
     """Refuses what damage can't be measured on.
 
-    Args:
-        model: The model.
-        mask: ``[samples, tokens]``; False marks padding.
-        positions: Every so many positions are looked at.
+    mask: `[samples, tokens]`; False marks padding.
     """
     refuse_headless(model)
     if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):

@@ -1,9 +1,4 @@
-"""Runs a model once, and then only from the layer on in which a cut differs from the first.
-
-Skipping a branch of layer ``l`` leaves the layers below as they were: their outputs are taken from
-the first run. No knowledge of a family's way of calling its layers is needed: the model's own
-forward runs, with the layers below handing out what they gave before.
-"""
+"""Runs a model once, and then only from the layer on in which a cut differs from the first."""
 
 from __future__ import annotations
 
@@ -23,9 +18,9 @@ from exporter.models.anatomy.architectures import (
     stacked_layers,
     sublayers_of,
 )
-from exporter.models.anatomy.classifiers import class_logits
 from exporter.models.anatomy.residual_stream import (
     LayerModules,
+    class_logits,
     first_tensor,
     hooked,
     in_own_dtype,
@@ -38,7 +33,6 @@ from graph_passes.types import SublayerRef
 if TYPE_CHECKING:
     import torch
 
-
 Runs = Literal["language", "all", "states"]
 """The model with its language head at some places, all of it, or without any head."""
 
@@ -49,32 +43,17 @@ what is asked of a model without its head."""
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """What one run of some samples left behind, for runs that begin higher up.
-
-    Attributes:
-        inputs: What the model was given.
-        cut: What was cut in this run.
-        outputs: Of each layer, what it returned.
-        attended: Of each sequential layer, the stream between attention and MLP,
-            ``[batch, tokens, hidden]``; empty for layers of other forms.
-    """
+    """What one run of some samples left behind, for runs that begin higher up."""
 
     inputs: dict[str, torch.Tensor]
     cut: BranchReplacements
     outputs: list[Any]
+    # of each sequential layer, the stream between attention and MLP, `[batch, tokens, hidden]`
     attended: dict[int, torch.Tensor]
 
 
 class StreamRunner:
-    """A model that runs whole or from some layer on, with branches cut.
-
-    Args:
-        model: A transformers model.
-        runs: What of it runs.
-
-    Raises:
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
-    """
+    """A model that runs whole or from some layer on, with branches cut."""
 
     def __init__(self, model: Any, runs: Runs = "language") -> None:
         import torch
@@ -97,14 +76,8 @@ class StreamRunner:
     ) -> tuple[Streams, torch.Tensor]:
         """Runs the whole model.
 
-        Args:
-            inputs: What it is given.
-            asked: Where its head is run, or what is asked of it without.
-            cut: What is in the places of which branches.
-
-        Returns:
-            What later runs can begin from, and the logits, ``[..., vocabulary]``, where they were
-            asked for; without a head what was asked; of all of the model its logits.
+        What later runs can begin from, and the logits, ``[..., vocabulary]``, where they were
+        asked for; without a head what was asked; of all of the model its logits.
         """
         streams = Streams(inputs, dict(cut), [None] * len(self.layers), {})
         with contextlib.ExitStack() as stack:
@@ -115,11 +88,7 @@ class StreamRunner:
             return streams, self._run(inputs, asked, stack)
 
     def resume(self, streams: Streams, asked: Places, cut: BranchReplacements) -> torch.Tensor:
-        """Runs only what a cut changes against the recorded run.
-
-        Returns:
-            The answers, as :meth:`record` gives them.
-        """
+        """Runs only what a cut changes against the recorded run."""
         start, output = self._start(streams, cut)
         with contextlib.ExitStack() as stack:
             for modules in self.layers[:start]:
@@ -225,10 +194,7 @@ class CutBranches:
 def without_mlp(attended: torch.Tensor, replacement: BranchReplacement, output: Any) -> Any:
     """What a sequential layer returns without its MLP, known without running it.
 
-    Args:
-        attended: The stream between attention and MLP, ``[batch, tokens, hidden]``.
-        replacement: What is in the MLP's place: nothing, or a bias.
-        output: What the whole layer returned.
+    attended: the stream between attention and MLP, `[batch, tokens, hidden]`.
     """
     bias = replacement.bias
     stream = attended if bias is None else attended + bias.to(attended)
@@ -279,3 +245,74 @@ def giving(output: Any) -> Callable[..., Any]:
         return output
 
     return forward
+
+
+class LayerRunner:
+    """A model of which one layer at a time has its weights."""
+
+    def __init__(self, model: Any, layers: Sequence[LayerModules]) -> None:
+        self._model, self._layers = model, layers
+        self._returned = 0  # how many things a layer returns; 0 for a bare tensor
+        self._now: Any = None
+
+    @contextlib.contextmanager
+    def only(self, number: int | None) -> Iterator[None]:
+        """Runs that layer alone while the block runs; None: no layer at all."""
+        with contextlib.ExitStack() as stack:
+            for modules in self._layers:
+                if modules.number == number:
+                    handle = modules.layer.register_forward_hook(self._keep)
+                    stack.callback(handle.remove)
+                else:
+                    stack.enter_context(forward_of(modules.layer, self._hand_out))
+            yield
+
+    def run(self, inputs: dict[str, torch.Tensor], given: torch.Tensor | None) -> torch.Tensor:
+        """Runs the layer that :meth:`only` names.
+
+        What the layer gives, ``[batch, tokens, hidden]``.
+
+        given: what the layer below gave, `[batch, tokens, hidden]`; None for the first.
+        """
+        self._give(given)
+        run_backbone(self._model, inputs)
+        output = first_tensor(self._now)
+        self._now = None
+        return output
+
+    def logits(self, inputs: dict[str, torch.Tensor], given: torch.Tensor) -> torch.Tensor:
+        """What the model's head makes of the last layer's output; within ``only(None)``."""
+        import torch
+
+        self._give(given)
+        with torch.inference_mode():
+            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
+        self._now = None
+        return logits
+
+    @contextlib.contextmanager
+    def without_embedding(self) -> Iterator[None]:
+        """Lets the input embedding hand out zeros while the block runs, so that it can go.
+
+        Only the first layer reads what it gives; behind it, the tensor's form is all that counts.
+        """
+        import torch
+
+        embedding = self._model.get_input_embeddings()
+        dtype, width = embedding.weight.dtype, embedding.weight.shape[-1]
+
+        def zeros(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            return torch.zeros((), dtype=dtype, device=ids.device).expand(*ids.shape, width)
+
+        with forward_of(embedding, zeros):
+            yield
+
+    def _give(self, given: torch.Tensor | None) -> None:
+        self._now = (given, *[None] * (self._returned - 1)) if self._returned else given
+
+    def _hand_out(self, *_args: Any, **_kwargs: Any) -> Any:
+        return self._now
+
+    def _keep(self, _module: Any, _inputs: Any, output: Any) -> None:
+        self._returned = len(output) if isinstance(output, tuple) else 0
+        self._now = output

@@ -22,20 +22,9 @@ _PARTS: dict[str, tuple[SublayerKind, ...]] = {kind: sublayer_kinds(kind) for ki
 
 @dataclass(frozen=True)
 class SublayerModules:
-    """One sublayer.
+    """One sublayer."""
 
-    Attributes:
-        layer: The layer's number from 0.
-        kind: What of the layer.
-        contribution: The module whose (first) output, times ``multiplier``, joins the stream.
-        multiplier: That factor.
-        reads: The module whose first input is what all of the branch is computed from: the output
-            of the norm before it, or the stream where the branch begins with its product.
-        reads_sources: Whether it is in the encoder of an encoder-decoder, whose tokens are others
-            than the decoder's.
-    """
-
-    layer: int
+    layer: int  # the layer's number from 0
     kind: SublayerKind
     contribution: torch.nn.Module
     multiplier: float
@@ -132,12 +121,7 @@ def known_families() -> str:
 def named_sublayers(
     deletions: Iterable[LayerPart | tuple[int, str]], layers: int
 ) -> list[SublayerRef]:
-    """The sublayers that deletions name, in the layers' order; a block stands for its two.
-
-    Args:
-        deletions: Layers and kinds (``attention``, ``mlp`` or ``block``).
-        layers: How many layers the model has.
-    """
+    """The sublayers that deletions name, in the layers' order; a block stands for its two."""
     names: set[SublayerRef] = set()
     for deletion in deletions:
         layer, kind = deletion if isinstance(deletion, tuple) else (deletion.layer, deletion.kind)

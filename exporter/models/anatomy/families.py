@@ -1,21 +1,4 @@
-"""Where each model family keeps the modules that write to the residual stream: a row a family.
-
-The module named for a sublayer is the one whose output is *the branch's contribution*: what is
-added to the stream, with the norm or projection after the sublayer and without the stream itself.
-Some families add inside their submodules (bloom, BERT); there it is the last projection before the
-sum.
-
-To add an architecture is to add its row here, and nothing else: scoring, healing, streaming and
-checkpoints ask this table, and a model type that has a row is loaded without being asked for. So
-look at its code in transformers first. A ``config.json`` chooses by its ``model_type`` which of
-some four hundred pieces of that code runs. Most are harmless; some load other models by the names
-that the config gives them (``encoder-decoder``, ``rag``, detectors with a backbone), read pickles
-or ask the network. In :data:`REVIEWED` is what this table and the table of architectures
-(graph_passes/docs) hold: each is built, exported and cut in the tests, loads nothing by name, and
-takes no path from its config. A model of another type is loaded with ``--allow-any-model-type``
-only. That goes for the models inside a model too, and for the classes of tokenizers: those that
-belong to these types.
-"""
+"""Where each model family keeps the modules that write to the residual stream: a row a family."""
 
 from __future__ import annotations
 
@@ -24,25 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """One row: dotted paths, alternatives between versions of transformers parted by ``|``.
-
-    Attributes:
-        layers: The list of layers, from the base model.
-        attention: From a layer, the module whose output is the attention's contribution.
-        mlp: The same for the MLP.
-        attention_norm: Post-norm only: the norm that reads stream plus attention.
-        mlp_norm: Post-norm only: the norm that reads stream plus MLP.
-        parallel_if: Config entries; where one is true, both branches read the layer's input.
-            The entry ``always`` stands for every config.
-        post_norm_unless: The config entry that is false where the norms follow the sums; empty:
-            post-norm always, where ``attention_norm`` is given.
-        multiplier: The config entry with the factor on each branch.
-        attention_reads: From a layer, the module whose first input is what the attention is
-            computed from: as a rule the output of the norm before it. Empty: ``attention``.
-        mlp_reads: The same for the MLP.
-        cross_attention: From a layer of a decoder that reads an encoder, as ``attention``.
-        cross_attention_norm: Post-norm only: the norm that reads stream plus cross-attention.
-    """
+    """One row: dotted paths, alternatives between versions of transformers parted by ``|``."""
 
     layers: str
     attention: str

@@ -1,14 +1,10 @@
-"""Listens to the residual stream of a running model, and checks that a layout describes it.
-
-A layer reads the stream ``x`` and its branches add to it. In a sequential layer the MLP reads
-``x + attention``; in a parallel one both read ``x``; in a post-norm layer (BERT) a norm stands
-after each sum, so the MLP's stream is ``norm(x + attention)``.
-"""
+"""Listens to the residual stream of a running model, and checks that a layout describes it."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,26 +28,9 @@ _PROBE_TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2, "float64
 
 @dataclass(frozen=True)
 class LayerModules:
-    """The modules of one layer that touch the residual stream.
+    """The modules of one layer that touch the residual stream."""
 
-    Attributes:
-        number: The layer's number from 0.
-        layer: The whole layer; its first input and output are the stream.
-        attention: Its (first) output, times ``multiplier``, is the attention's contribution.
-        mlp: The same for the MLP.
-        form: How the branches join the stream.
-        multiplier: The factor on each branch.
-        attention_norm: Post-norm only: reads stream plus attention; the MLP adds to its output.
-        mlp_norm: Post-norm only: reads stream plus MLP; its output leaves the layer.
-        attention_reads: The module whose first input the attention is computed from; None:
-            ``attention``.
-        mlp_reads: The same for the MLP.
-        cross_attention: The same as ``attention``, between it and the MLP: in the decoder of an
-            encoder-decoder.
-        cross_attention_norm: Post-norm only: reads stream plus cross-attention.
-    """
-
-    number: int
+    number: int  # the layer's number from 0
     layer: torch.nn.Module
     attention: torch.nn.Module
     mlp: torch.nn.Module
@@ -59,8 +38,9 @@ class LayerModules:
     multiplier: float = 1.0
     attention_norm: torch.nn.Module | None = None
     mlp_norm: torch.nn.Module | None = None
-    attention_reads: torch.nn.Module | None = None
+    attention_reads: torch.nn.Module | None = None  # None: `attention`
     mlp_reads: torch.nn.Module | None = None
+    # the same as `attention`, between it and the MLP: in the decoder of an encoder-decoder
     cross_attention: torch.nn.Module | None = None
     cross_attention_norm: torch.nn.Module | None = None
 
@@ -71,17 +51,6 @@ class LayerStates:
 
     All are ``[batch, tokens, hidden]``, in float32 or wider. States that are the same are the
     same object: ``attended is mlp_in`` in a sequential layer.
-
-    Attributes:
-        number: The layer's number.
-        entering: X of the attention and of the block.
-        attended: Y of the attention: ``entering`` plus its contribution.
-        mlp_in: X of the MLP.
-        mlp_out: Y of the MLP: ``mlp_in`` plus its contribution.
-        leaving: Y of the block.
-        output: What the layer itself returned, in the model's dtype.
-        crossing: X of the cross-attention; None in a layer without one.
-        crossed: Y of the cross-attention: ``crossing`` plus its contribution.
     """
 
     number: int
@@ -91,7 +60,7 @@ class LayerStates:
     mlp_out: torch.Tensor
     leaving: torch.Tensor
     output: torch.Tensor
-    crossing: torch.Tensor | None = None
+    crossing: torch.Tensor | None = None  # x of the cross-attention; None in a layer without one
     crossed: torch.Tensor | None = None
 
 
@@ -100,11 +69,7 @@ Listener = Callable[[LayerStates], None]
 
 @contextlib.contextmanager
 def hooked(handles: Iterable[Any]) -> Iterator[None]:
-    """Keeps hooks while the block runs, and leaves none behind, whatever the block raises.
-
-    Args:
-        handles: What registering them gave; a generator may register them one after the other.
-    """
+    """Keeps hooks while the block runs, and leaves none behind, whatever the block raises."""
     with contextlib.ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
@@ -152,10 +117,6 @@ def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:
 
     Also tells sequential from parallel layers: only in the former does the MLP of the first
     layer change when its attention is silenced.
-
-    Returns:
-        ``silent`` when the sums hold, but some branch contributes nothing, so that this shows
-        less; ``not_finite`` when the activations are NaN or infinite.
     """
     findings = ProbeFindings(layers)
     findings.look(layers, partial(run_backbone, model, probe_inputs(model)))
@@ -173,11 +134,7 @@ class ProbeFindings:
         self._reads_attention: bool | None = None
 
     def look(self, layers: Sequence[LayerModules], run: Callable[[], _T]) -> _T:
-        """Judges the layers that a run goes through; the first of the model runs twice.
-
-        Returns:
-            What the run gives.
-        """
+        """Judges the layers that a run goes through; the first of the model runs twice."""
         first, states = layers[0], list[LayerStates]()
         with tapped(layers, states.append), output_of(first.mlp) as live:
             result = run()
@@ -331,9 +288,7 @@ def probe_inputs(model: Any) -> dict[str, torch.Tensor]:
 def encoder_inputs(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """What an encoder may read, ``[batch, ...]``: tokens, or the features of a sound.
 
-    Args:
-        model: An encoder-decoder.
-        tokens: ``[batch, tokens]``, for encoders of text.
+    tokens: `[batch, tokens]`, for encoders of text.
     """
     import torch
 
@@ -367,3 +322,76 @@ def _is_silent(states: LayerStates) -> bool:
     crosses = states.crossing is not None and states.crossed is not None
     silent = crosses and states.crossed.equal(states.crossing)  # type: ignore[union-attr,arg-type]
     return silent or states.attended.equal(states.entering) or states.mlp_out.equal(states.mlp_in)
+
+
+REGRESSION = "regression"
+
+
+def classifies_texts(model: Any) -> bool:
+    """Whether a model gives each text a class or a score, not each token."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def scores_pairs(model: Any) -> bool:
+    """Whether a model is a reranker: its single logit scores a query with its passage.
+
+    A ``problem_type`` of regression is what transformers' trainer writes for scores of any texts.
+    """
+    config = model.config
+    classes = config.num_labels if classifies_texts(model) else None
+    return ranks_pairs(classes, getattr(config, "problem_type", None))
+
+
+def classes_of_texts(logits: Sequence[int | str | None] | None) -> int | str | None:
+    """How many classes a graph gives each text, by its logits' shape; None where none, or tokens.
+
+    logits: as the graph tells it, `[texts, classes]` or `[texts, tokens, classes]`.
+    """
+    return logits[-1] if logits is not None and len(logits) == len(("texts", "classes")) else None
+
+
+def ranks_pairs(classes: int | str | None, problem_type: str | None) -> bool:
+    """:func:`scores_pairs` by the classes of a text and the ``problem_type`` of ``config.json``."""
+    return classes == 1 and problem_type != REGRESSION
+
+
+def has_single_logit(model: Any) -> bool:
+    """Whether a model gives each text one number, by which two texts have an order."""
+    return classifies_texts(model) and model.config.num_labels == 1
+
+
+def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Runs a classifier on texts that are padded at the end; each gets the logits it has alone.
+
+    Transformers' decoders find a text's last token by ``config.pad_token_id``. So padding gets that
+    id here; a config without one gets an id that no text ends with while the model runs.
+
+    Logits, ``[batch, classes]`` or ``[batch, tokens, classes]``.
+
+    inputs: `input_ids` and `attention_mask`, `[batch, tokens]`; or images alone.
+    """
+    if "input_ids" not in inputs:
+        logits: torch.Tensor = model(**in_own_dtype(model, inputs)).logits
+        return logits
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    config = model.config.get_text_config()
+    with _padding_known(config, ids, mask) as padding:
+        given = {**inputs, "input_ids": ids.masked_fill(mask == 0, padding)}
+        found: torch.Tensor = model(**given).logits
+    return found
+
+
+@contextlib.contextmanager
+def _padding_known(config: Any, ids: torch.Tensor, mask: torch.Tensor) -> Iterator[int]:
+    """The id of padding; the config has it while the block runs."""
+    own = config.pad_token_id
+    if own is not None and 0 <= own < config.vocab_size:
+        yield own
+        return
+    lengths = mask.long().sum(-1, keepdim=True)
+    last = set(ids.gather(1, lengths - 1).flatten().tolist())
+    config.pad_token_id = next(each for each in itertools.count() if each not in last)
+    try:
+        yield config.pad_token_id
+    finally:
+        config.pad_token_id = own

@@ -1,18 +1,15 @@
-"""A model's folder, looked at before any library sees it.
-
-Every file that a library could open by itself passes the door (:mod:`graph_passes.files.reading`);
-what the model says of itself is read once and walked. Nothing heavy is imported.
-"""
+"""A model's folder, looked at before any library sees it."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import ModelSourceError, UnsafeModelError, first_line
 from exporter.models.anatomy.families import REVIEWED
-from exporter.models.loading import config_walk
 from graph_passes.files.reading import (
     CONFIG_BYTES,
     TABLE_BYTES,
@@ -20,6 +17,140 @@ from graph_passes.files.reading import (
     check_folder,
     read_json,
 )
+from graph_passes.types import MOST_LAYERS
+
+_COPY = "If you trust the model, take that entry out of a copy of it."
+# transformers hands these on to functions that load a second model, run code or read another file.
+_HANDED_ON = {
+    "trust_remote_code": "lets code run that nobody here allowed",
+    "backbone_kwargs": "goes to the loading of another model",
+    "use_timm_backbone": "loads another model by its name",
+    "use_pretrained_backbone": "loads another model by its name",
+    "configuration_files": "names other configs, which are read in place of this one",
+    "custom_generate": "names code for generating",
+    "init_inputs": "gives a tokenizer's class arguments by their order, files among them",
+    "gguf_file": "names a file to read in place of this one",
+}
+# A hub's kernel is named owner/name, and is code.
+_PLAIN_NAME = re.compile(r"[\w|-]*")
+# A module of the folder and a class; another repository's begins with its name and "--".
+_OWN_CODE = re.compile(r"\w+(-\w+)*\.\w+")
+_IMPLEMENTATION = "implementation"  # 4.57 keeps it in _attn_implementation_internal
+# What a tokenizer opens; a bare name it looks for in the working directory, not in the folder.
+_FILES = {"vocab", "merges", "source_spm", "target_spm"}
+_FILE_ENDING = "_file"
+_NEVER_OPENED = {"special_tokens_map_file", "added_tokens_file"}  # old versions noted their cache
+_PROGRAMS = {"mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"}
+
+_NUMBER = re.compile(r"^(num|n)_|_(eps|epsilon|size|dim|dropout|theta|range)$")
+_COUNTED = re.compile("(layer|block|expert|depth|stage)(?!.*_size)")
+_MOST = 10_000
+_MOST_ENTRIES = 1 << 16
+
+_Entry = tuple[str, str, Any]
+
+
+def refuse_dangerous_entries(content: Any, path: Path) -> None:
+    """Refuses what makes transformers load, fetch or run something else, at any depth."""
+    for where, key, value in _entries(content):
+        if key in _HANDED_ON and value:
+            raise _refused(path, where, _HANDED_ON[key])
+        if key == "backbone" and isinstance(value, str):
+            raise _refused(path, where, "loads another model by its name")
+        if _IMPLEMENTATION in key and not all(map(_PLAIN_NAME.fullmatch, _texts(value))):
+            raise _refused(path, where, "names code that would be fetched and run")
+
+
+def refuse_files_elsewhere(content: Any, path: Path) -> None:
+    """Refuses a tokenizer's entries that name files: its files are found by their usual names."""
+    for where, key, value in _entries(content):
+        named = key in _FILES or (key.endswith(_FILE_ENDING) and key not in _NEVER_OPENED)
+        if (named and isinstance(value, str) and value) or (key in _PROGRAMS and value):
+            raise _refused(path, where, "names a file to open, which may lie anywhere")
+        if key == "fast_tokenizer_files" and any(Path(n).name != n for n in _texts(value)):
+            raise _refused(path, where, "names a file outside the model's folder")
+
+
+def refuse_foreign_code(content: Any, path: Path) -> None:
+    """Refuses code from elsewhere: only that of the model's own folder is hashed."""
+    for where, key, value in _entries(content):
+        if key == "auto_map" and not all(map(_OWN_CODE.fullmatch, _texts(value))):
+            raise UnsafeModelError(
+                f"{path}: $.{where} names code that is not the folder's own, which may change at "
+                "any time and is not part of the model's hash.",
+                "Copy that code into the model's folder, and name it there.",
+            )
+
+
+def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
+    """Refuses a model, or one inside it, of a type that is not known."""
+    for where, key, name in _entries(content):
+        if key != "model_type" or name is None or (isinstance(name, str) and name in known):
+            continue
+        hint = "Load it with --allow-any-model-type if you trust the model."
+        if "auto_map" in content:
+            hint = "It brings its own code; allow that with --trust-remote-code if you trust it."
+        raise UnsafeModelError(
+            f"{path}: $.{where} is {str(name)[:60]!r}, a model type whose code in transformers was "
+            "not looked at for depthcut.",
+            hint,
+            code="unread-model-type",
+        )
+
+
+def refuse_endless(content: Any, path: Path) -> None:
+    """Refuses layers, experts and lists that no model has: to make them would never end."""
+    for where, key, value in _entries(content):
+        most = MOST_LAYERS if key.endswith(("layer", "layers")) else _MOST
+        many = isinstance(value, list) and len(value) > _MOST_ENTRIES
+        if many or (isinstance(value, int) and value > most and _COUNTED.search(key)):
+            raise UnsafeModelError(
+                f"{path}: $.{where} is larger than {_MOST_ENTRIES if many else most}, which no "
+                "model has.",
+                "Fetch the model again, or correct its config.",
+            )
+
+
+def refuse_words_for_numbers(content: Any, path: Path) -> None:
+    """Refuses a text where a number belongs: transformers 4.57 takes it, and fails when it runs."""
+    for where, key, value in _entries(content):
+        if isinstance(value, str) and _NUMBER.search(key):
+            raise ModelSourceError(
+                f"{path}: $.{where} is {value[:60]!r}, and no number.",
+                "Fetch the model again, or correct its config.",
+            )
+
+
+def quantization_in(content: Any) -> Any:
+    """What a config says of how its weights, or those of a model inside it, are quantized."""
+    found = (value for _, key, value in _entries(content) if key == "quantization_config")
+    return next((value for value in found if value), None)
+
+
+def _entries(content: Any, place: str = "") -> Iterator[_Entry]:
+    """Every entry of every object: its place, its key and its value."""
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            yield from _entries(part, f"{place}[{number}]")
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            where = f"{place}.{key}" if place else str(key)
+            yield where, key, value
+            yield from _entries(value, where)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """A text, or the texts in a list or object."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _refused(path: Path, where: str, why: str) -> UnsafeModelError:
+    return UnsafeModelError(f"{path}: $.{where} {why}.", _COPY)
+
 
 CONFIG = "config.json"
 _TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -38,13 +169,7 @@ _LISTS = {"vocab.txt", "merges.txt", "dict.txt"}  # other texts may be a trainin
 
 @dataclass(frozen=True)
 class Dangers:
-    """What a model may do that others may not: off by default, set by the caller, never by a file.
-
-    Attributes:
-        trust_remote_code: Bring Python code that runs here.
-        allow_pickle: Bring its weights as pickles.
-        allow_any_model_type: Be of a type whose code in transformers was not looked at.
-    """
+    """What a model may do that others may not: off by default, set by the caller alone."""
 
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -71,19 +196,19 @@ def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
             _walk(config if path.name == CONFIG else read_object(path), path, dangers)
     brings_its_own = dangers.trust_remote_code and "auto_map" in config
     if not (dangers.allow_any_model_type or brings_its_own):
-        config_walk.refuse_types(config, folder / CONFIG, REVIEWED)
-    config_walk.refuse_words_for_numbers(config, folder / CONFIG)
+        refuse_types(config, folder / CONFIG, REVIEWED)
+    refuse_words_for_numbers(config, folder / CONFIG)
     _check_weights_name(config, folder / CONFIG)
     return config
 
 
 def _walk(content: Any, path: Path, dangers: Dangers) -> None:
-    config_walk.refuse_endless(content, path)
-    config_walk.refuse_dangerous_entries(content, path)
+    refuse_endless(content, path)
+    refuse_dangerous_entries(content, path)
     if path.name in _TOKENIZER_CONFIGS:
-        config_walk.refuse_files_elsewhere(content, path)
+        refuse_files_elsewhere(content, path)
     if dangers.trust_remote_code:
-        config_walk.refuse_foreign_code(content, path)
+        refuse_foreign_code(content, path)
 
 
 def _check_weights_name(config: dict[str, Any], path: Path) -> None:

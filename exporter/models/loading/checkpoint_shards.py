@@ -1,9 +1,4 @@
-"""A checkpoint's safetensors files: what is in them, read a tensor at a time.
-
-Only the headers are read at first, and held against the files' lengths and the index, so that a
-checkpoint that is not whole is refused before any work, with the shard that is at fault.
-Format: https://github.com/huggingface/safetensors (8 bytes length, JSON header, data).
-"""
+"""A checkpoint's safetensors files: what is in them, read a tensor at a time."""
 
 from __future__ import annotations
 
@@ -43,21 +38,13 @@ _AGAIN = "Fetch the model again."
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies.
-
-    Attributes:
-        file: The shard.
-        dtype: As safetensors names it: ``F32``, ``BF16``, …
-        shape: Of the tensor.
-        begin: Its first byte, from the file's beginning.
-        end: Behind its last byte.
-    """
+    """Where one tensor lies."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    begin: int  # its first byte, from the file's beginning
+    end: int  # behind its last byte
 
     @property
     def nbytes(self) -> int:
@@ -76,12 +63,7 @@ class TensorEntry:
 
 
 class CheckpointShards:
-    """The tensors of a checkpoint, by name; made by :meth:`open`. Threads may share it.
-
-    Attributes:
-        folder: The checkpoint's.
-        entries: Where each tensor lies.
-    """
+    """The tensors of a checkpoint, by name; made by :meth:`open`. Threads may share it."""
 
     def __init__(self, folder: Path, entries: Mapping[str, TensorEntry]) -> None:
         self.folder, self.entries = folder, entries

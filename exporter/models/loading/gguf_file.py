@@ -1,9 +1,4 @@
-"""A GGUF file as plain floating-point weights.
-
-What is read and how it is understood is transformers' and gguf's own; only the header is parsed
-once for a whole load. transformers parses it anew for the config, the tokenizer and the weights,
-and builds gguf's table of tensor names for every module of the model: most of the time of a load.
-"""
+"""A GGUF file as plain floating-point weights."""
 
 from __future__ import annotations
 
@@ -25,8 +20,7 @@ from exporter.errors import (
 )
 from exporter.files import scratch_folder
 from exporter.models.anatomy.families import REVIEWED
-from exporter.models.loading.checked_folder import Dangers
-from exporter.models.loading.config_walk import refuse_types
+from exporter.models.loading.checked_folder import Dangers, refuse_types
 from exporter.models.loading.model_class import auto_class
 from exporter.optional import require
 

@@ -1,16 +1,11 @@
-"""A model whose weights stay in the checkpoint's shards until one of its modules is wanted.
-
-transformers itself loads the model, with tensors that have a shape and no content (PyTorch's meta
-device): its own renamings, fusings of experts, ties and buffers hold, and it tells what is missing.
-The same function of transformers then fills a module when its weights come.
-"""
+"""A model whose weights stay in the checkpoint's shards until one of its modules is wanted."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import ModelSourceError, first_line, pass_on_memory_error
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.checkpoint_shards import CheckpointShards, TensorEntry
-from exporter.models.loading.model_class import auto_class, refuse_far_larger
+from exporter.models.loading.model_class import auto_class, quiet_transformers, refuse_far_larger
 from exporter.models.loading.model_source import LoadedModel, check_dtype, load_folder
 from exporter.models.loading.sources import resolve_source
-from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.optional import require
 
 if TYPE_CHECKING:
@@ -41,9 +35,6 @@ class MetaModel(LoadedModel):
 
     Its parameters are on PyTorch's meta device, its buffers are real. It answers whatever is asked
     of shapes, names and config; it runs as far as its modules are filled.
-
-    Attributes:
-        weights: Fills modules, and empties them again.
     """
 
     weights: ShardedWeights
@@ -103,13 +94,6 @@ class ShardedWeights:
 
     Modules that share a parameter share it here as well, and a module that is filled twice must be
     emptied twice. :meth:`fetch` may run in another thread than the rest.
-
-    Args:
-        model: On the meta device, tied as it shall be.
-        shards: The model's.
-
-    Raises:
-        ModelSourceError: The buffers that stand in the shards can't be filled.
     """
 
     def __init__(self, model: Any, shards: CheckpointShards) -> None:
@@ -352,3 +336,46 @@ def _sources(model: Any, shards: CheckpointShards, mapping: Any) -> dict[str, li
 
 def _is_below(name: str, prefix: str) -> bool:
     return not prefix or name == prefix or name.startswith(prefix + ".")
+
+
+@contextlib.contextmanager
+def filled_while_running(
+    meta: MetaModel, modules: Iterable[torch.nn.Module] | None = None
+) -> Iterator[None]:
+    """Has modules filled while they run, and emptied after it; every run reads their weights once.
+
+    A module whose weights are used by another while it does not run itself makes PyTorch raise:
+    there is nothing in them.
+    """
+    if modules is None:
+        modules = [module for module in meta.model.modules() if module._parameters]
+    names = {module: name for name, module in meta.model.named_modules()}
+    placed = {names[module]: module for module in modules}
+    inside = {name for path in placed for name in meta.weights.names(path)}
+    with contextlib.ExitStack() as stack:
+        for name in meta.weights.names():
+            if name not in inside:
+                stack.enter_context(meta.held(name))
+        for path, module in placed.items():
+            for handle in _hooks(meta, path, module):
+                stack.callback(handle.remove)
+        yield
+
+
+def _hooks(meta: MetaModel, name: str, module: torch.nn.Module) -> list[Any]:
+    # Now: one inside another with weights of its own is filled by that one first, unwidened.
+    wanted = {own: p.dtype for own, p in module._parameters.items() if p is not None}
+
+    def fill(*_: Any) -> None:
+        meta.materialise(name)
+        for own, parameter in module._parameters.items():
+            if parameter is not None:
+                parameter.data = parameter.data.to(wanted[own])
+
+    def empty(*_: Any) -> None:
+        meta.release(name)
+
+    return [
+        module.register_forward_pre_hook(fill),
+        module.register_forward_hook(empty, always_call=True),
+    ]

@@ -1,8 +1,4 @@
-"""Writes what a loaded model ships with: config, generation config, tokenizer, and weights.
-
-A config that transformers 5 writes holds the rotary base in ``rope_parameters`` only; 4.57 reads it
-from the top level only, and takes 10000 without a word where it is missing. Both places are filled.
-"""
+"""Writes what a loaded model ships with: config, generation config, tokenizer, and weights."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.files import telling_full_disk, write_text
-from exporter.models.loading.transformers_calls import quiet_transformers
+from exporter.models.loading.model_class import quiet_transformers
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel

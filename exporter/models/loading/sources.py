@@ -1,7 +1,4 @@
-"""Where a model's name leads: a folder, a GGUF file, or a hub id's files in their usual cache.
-
-Nothing heavy is imported here, and a folder is looked at before anything is.
-"""
+"""Where a model's name leads: a folder, a GGUF file, or a hub id's files in their usual cache."""
 
 from __future__ import annotations
 
@@ -16,11 +13,12 @@ from exporter.models.anatomy.families import STACKS
 from exporter.models.gguf.header import MAGIC
 from exporter.models.gguf.layer_sizes import layers_of
 from exporter.models.gguf.model_files import read_model
-from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config
+from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config, quantization_in
 from exporter.models.loading.checkpoint_shards import read_header, read_index
-from exporter.models.loading.config_walk import quantization_in
 from exporter.models.model_folder import names_image_classifier
+from exporter.option_types import Dtype, OutputFolder
 from exporter.optional import require
+from exporter.options import Options, dataclass, only_with, option
 from graph_passes.files.placing import finish_interrupted
 from graph_passes.files.reading import opened
 
@@ -187,3 +185,54 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """A folder's files of such names, in order."""
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(found)
+
+
+LOADING = "How MODEL is loaded"
+
+
+@dataclass(frozen=True)
+class SourceOptions(Options):
+    """How the PyTorch model may be loaded; all dangers are off by default."""
+
+    dtype: Dtype = option("float32", "The weights' type.", section=LOADING)
+    revision: str | None = option(None, "Revision of a hub model.", metavar="NAME", section=LOADING)
+    trust_remote_code: bool = option(
+        False, "Dangerous: run Python code that comes with the model.", section=LOADING, rare=True
+    )
+    allow_pickle: bool = option(
+        False,
+        "Dangerous: load weights from pickle files (pytorch_model.bin).",
+        section=LOADING,
+        rare=True,
+    )
+    allow_any_model_type: bool = option(
+        False,
+        "Dangerous: allow every model type of transformers, including those whose code was "
+        "not reviewed for depthcut.",
+        section=LOADING,
+        rare=True,
+    )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What is read, and what it may do: all but the dtype."""
+        return {name: value for name, value in vars(self).items() if name != "dtype"}
+
+
+@dataclass(frozen=True)
+class StreamOptions(Options):
+    """Whether and how weights are read a layer at a time."""
+
+    stream: bool = option(
+        False,
+        "Read the weights a layer at a time, for models larger than memory.",
+        section=LOADING,
+    )
+    stream_dir: OutputFolder | None = option(
+        None,
+        "For --stream: folder for a file with the hidden states.",
+        usual="in memory if they fit, otherwise in the system's temporary folder",
+        section=LOADING,
+        rare=True,
+    )
+    rules = (only_with("stream_dir", "stream"),)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.files import sha256_bytes
-from exporter.models.anatomy.classifiers import classifies_texts, scores_pairs
+from exporter.models.anatomy.residual_stream import classifies_texts, scores_pairs
+from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.texts.documents import Units
 from exporter.models.texts.image_reader import image_samples, reads_images
 from exporter.models.texts.packing import pack_tokens, with_ends

@@ -21,7 +21,7 @@ from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, ModelSourceError, first_line, pass_on_memory_error
 from exporter.models.anatomy.residual_stream import probe_inputs, run_backbone
 from exporter.models.decoding_rules import settings_of
-from exporter.models.loading.transformers_calls import quiet_transformers
+from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
 from exporter.models.texts.batches import Sources
 from exporter.models.texts.held_images import HeldImages, Levels, Pixels, noise

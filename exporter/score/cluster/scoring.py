@@ -12,8 +12,7 @@ from typing import Any
 
 from exporter.artifacts import ImportanceReport, ModelRef
 from exporter.errors import ScoringError
-from exporter.models.ablation.damage import Damage
-from exporter.models.ablation.ratios import Floats
+from exporter.models.ablation.damage import Damage, Floats
 from exporter.models.anatomy.architectures import layer_modules, named_sublayers
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import CalibrationText

@@ -23,7 +23,7 @@ FAMILIES = ["llama_tied", "gpt2", "mixtral"]
 
 
 def sharded(folder: Path, family: str, **changes: Any) -> Path:
-    from exporter.models.loading.transformers_calls import quiet_transformers
+    from exporter.models.loading.model_class import quiet_transformers
 
     with quiet_transformers():
         three_layers(family, **changes).model.save_pretrained(folder, max_shard_size="200KB")
@@ -56,8 +56,7 @@ def config_of(folder: Path) -> Any:
 @pytest.mark.parametrize("plan", [GAPS, BLOCK, HEALED], ids=["gaps", "block", "healed"])
 def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> None:
     from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.models.loading.filled_modules import filled_while_running
-    from exporter.models.loading.meta_model import load_meta
+    from exporter.models.loading.meta_model import filled_while_running, load_meta
 
     base = sharded(tmp_path / "base", family)
     memory, streamed = both(tmp_path, base, plan)

@@ -71,7 +71,7 @@ def expected(first: Array, second: Array, ids: Any) -> tuple[float, float, float
 def test_all_three_agree_with_a_plain_computation(
     monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr("exporter.models.ablation.divergences._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("exporter.models.ablation.damage._CHUNK_BYTES", chunk_bytes)
     first, second, ids = table(0), table(0) + table(1) / 3, tokens()
     found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
     want = expected(first, second, ids)

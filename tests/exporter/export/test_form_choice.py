@@ -139,7 +139,7 @@ def test_no_form_at_all_is_an_error(told: Callable[..., Any], tmp_path: Path) ->
 def test_a_provider_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
     from exporter.choose.budgets.budget import Budget
     from exporter.compare.options import CompareOptions
-    from exporter.models.loading.options import SourceOptions
+    from exporter.models.loading.sources import SourceOptions
     from exporter.pipeline.request import DropRequest, ExportRequest
 
     request = ExportRequest(

@@ -18,8 +18,8 @@ from exporter.artifacts import PlannedDeletion
 from exporter.errors import ExportError, ModelSourceError
 from exporter.export.onnx_output import save_onnx
 from exporter.models.loading.meta_model import MetaModel, load_meta
+from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
-from exporter.models.loading.transformers_calls import quiet_transformers
 from graph_passes.files.unfinished import Unfinished
 from tests.raising import raises
 
@@ -95,7 +95,7 @@ def test_the_interface_of_experts_without_weights_is_theirs(tmp_path: Path, dtyp
 def test_weights_can_be_widened_on_the_way(tmp_path: Path, family: str) -> None:
     import torch
 
-    from exporter.models.loading.filled_modules import filled_while_running
+    from exporter.models.loading.meta_model import filled_while_running
 
     source = str(saved(tmp_path / "model", family))
     meta, whole = (load(source, dtype="bfloat16") for load in (load_meta, load_model))

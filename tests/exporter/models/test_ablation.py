@@ -228,7 +228,7 @@ def _without_last_token(model: Any, *, drop: bool) -> Any:
 
 
 def test_a_token_that_only_the_cut_model_rules_out_is_refused() -> None:
-    from exporter.models.ablation.divergences import Reference
+    from exporter.models.ablation.damage import Reference
 
     logits = torch.zeros(1, 2, 4)
     ruled_out = logits.clone()

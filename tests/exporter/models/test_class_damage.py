@@ -15,9 +15,8 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     branches_replaced,
 )
-from exporter.models.ablation.classes import MULTI_LABEL
 from exporter.models.ablation.damage import ClassDamage, Damage, EmbeddingDamage, damage_of_numbers
-from exporter.models.ablation.embeddings import meter_of
+from exporter.models.ablation.embeddings import MULTI_LABEL, meter_of
 from exporter.models.ablation.meter import judged_by
 from exporter.models.texts.batches import batches_of
 from tests.raising import raises

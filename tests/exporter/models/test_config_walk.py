@@ -10,7 +10,7 @@ import pytest
 
 from exporter.errors import UnsafeModelError
 from exporter.models.anatomy.families import FAMILIES, REVIEWED
-from exporter.models.loading import config_walk
+from exporter.models.loading import checked_folder as config_walk
 from exporter.models.loading.checked_folder import (
     Dangers,
     checked_config,

@@ -12,8 +12,8 @@ from tiny_families import tiny_model, tiny_tokenizer
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
-from exporter.models.loading.transformers_calls import quiet_transformers
 from tests.exporter.tiny_gguf import TinyGguf
 from tests.raising import raises
 

@@ -12,7 +12,7 @@ import os, sys
 calls = []
 sys.addaudithook(lambda event, args: event == "socket.connect" and calls.append(event))
 import huggingface_hub, huggingface_hub.constants as constants
-from exporter.models.loading.transformers_calls import hub_off
+from exporter.models.loading.model_class import hub_off
 from transformers.utils import hub
 
 def ask():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.models.ablation.ratios import RatioSums, ratio, ratio_std_error
+from exporter.models.ablation.damage import RatioSums, ratio, ratio_std_error
 
 SUMS = np.array([3.0, 8.0, 0.0, 2.0])
 

@@ -566,7 +566,7 @@ def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     from exporter.engines.build.engine_set import find_engines
     from exporter.engines.build.libraries import Driver
     from exporter.engines.build.settings import BuildSettings
-    from exporter.models.loading.options import SourceOptions
+    from exporter.models.loading.sources import SourceOptions
     from exporter.pipeline.request import EngineRequest
 
     monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))

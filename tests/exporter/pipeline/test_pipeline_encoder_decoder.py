@@ -26,7 +26,7 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.heal.options import HealOptions
-from exporter.models.loading.options import SourceOptions
+from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions

@@ -25,7 +25,7 @@ from exporter.errors import (
 )
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
-from exporter.models.loading.options import SourceOptions
+from exporter.models.loading.sources import SourceOptions
 from exporter.pipeline.request import DropRequest
 from exporter.pipeline.streaming import going_on
 from tests.raising import raises

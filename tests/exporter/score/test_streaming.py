@@ -23,8 +23,8 @@ from exporter.errors import (
 )
 from exporter.models.loading.checkpoint_shards import CheckpointShards
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
-from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.progress import Quiet
 from exporter.score import METRICS, CalibrationText, ScoreOptions, score, score_on
 from exporter.score import metric as similarity
