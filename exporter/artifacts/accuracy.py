@@ -5,9 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from exporter.artifacts.base import Artifact, Count, Length, Record
+
+
+def _above_zero(value: float) -> float:
+    if value <= 0:
+        raise ValueError("a perplexity is above 0")
+    return value
+
+
+Perplexity = Annotated[float, AfterValidator(_above_zero)]
+"""Infinite or NaN of a model that a cut has ruined."""
 
 
 class Interval(Record):
@@ -20,8 +30,8 @@ class Interval(Record):
 class PerplexityPair(Record):
     """exp of the mean negative log-likelihood per token, both arms on the same tokens."""
 
-    baseline: Annotated[float, Field(gt=0)]
-    candidate: Annotated[float, Field(gt=0)]
+    baseline: Perplexity
+    candidate: Perplexity
 
 
 class SampleLosses(Record):

@@ -47,6 +47,8 @@ _EXPLAINED = 1.2  # times the variance that rounds explain: groups that differ b
 _RESAMPLES = 4000
 _BATCH = 500
 _CONFIDENCE = 0.95
+_FURTHEST = 27.0
+"""Of a logarithm of a ratio: that of a report ends before it."""
 
 
 def summarize(samples_ms: Milliseconds) -> LatencySamples:
@@ -128,7 +130,7 @@ class SpeedupEstimate:
             return math.exp(self.log_ratio), math.exp(self.log_ratio)
         reach = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.std_error
         low, high = self.log_ratio - reach, self.log_ratio + reach
-        return math.exp(max(low, -700.0)), math.exp(min(high, 700.0))
+        return math.exp(max(low, -_FURTHEST)), math.exp(min(high, _FURTHEST))
 
     @property
     def ratio(self) -> float:

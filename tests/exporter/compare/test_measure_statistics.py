@@ -92,6 +92,14 @@ def test_the_ratio_is_that_of_the_rounds_medians_and_lies_in_its_interval() -> N
     assert found == paired_speedup(baseline, candidate, seed=0)
 
 
+def test_two_noisy_chunks_still_give_an_interval_that_a_report_holds() -> None:
+    speedup = SpeedupEstimate(log_ratio=0.1, std_error=40.0, degrees=1).speedup()
+    low, high = speedup.ci95
+    assert low < 1e-9
+    assert high > 1e9
+    assert Speedup.model_validate_json(speedup.model_dump_json()) == speedup
+
+
 def test_constant_times_have_an_interval_of_no_width() -> None:
     found = paired_speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0), seed=0)
     assert (found.ratio, found.ci95) == (2.0, (2.0, 2.0))

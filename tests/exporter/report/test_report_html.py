@@ -186,7 +186,7 @@ def test_numbers_that_are_none_still_make_a_page() -> None:
         }
     )
     rows = [
-        row.model_copy(update={"speedup": Speedup(ratio=1.1, ci95=(0.0, float("inf")))})
+        row.model_copy(update={"speedup": Speedup(ratio=1.1, ci95=(1e-12, 1e12))})
         for row in report.latency
     ]
     text = as_page(report.model_copy(update={"accuracy": broken, "latency": rows}))
