@@ -31,8 +31,8 @@ class EvaluationTokens:
         source: What a report calls the text.
         sha256: Of the text, or of the ids where they are random.
         is_text: False for random ids, on which a perplexity means nothing.
-        overlap: With a stride, the tokens at the start of each sample but the first that the
-            sample before has predicted already.
+        overlap: With a stride, the tokens at the start of each sample but the first that are its
+            context alone: mostly the sample before has predicted them.
         opening: Tokens that the tokenizer puts at the start of each sample.
         documents: ``[samples]``, the number of the unit of the text that each sample begins in, as
             :mod:`exporter.models.texts.documents` counts them; None where each is its own.
@@ -67,23 +67,27 @@ def tokenize(
             code="no-room-for-text",
         )
     width = sequence_length - len(opening)
-    packed, documents = pack_tokens(
-        tokenizer.plain,
-        texts.units(sequence_length),
-        sequence_length=width,
-        max_samples=max(1, -(-tokens // width) if stride else tokens // sequence_length),
-        separator_id=separator_id,
-        by_size=True,
-    )
-    if not len(packed):
+    steps = width // stride if stride else 0
+    number = 1 + max(0, tokens - width) // stride if stride else max(1, tokens // sequence_length)
+    for more in dict.fromkeys((steps, 0)):  # a short text may have no run of several samples
+        runs, documents = pack_tokens(
+            tokenizer.plain,
+            texts.units(sequence_length),
+            sequence_length=width + more * (stride or 0),
+            max_samples=-(-number // (more + 1)),
+            separator_id=separator_id,
+            by_size=True,
+        )
+        if len(runs):
+            break
+    else:
         raise ComparisonError(
             f"The evaluation text {texts.source} has fewer than {sequence_length} tokens.",
             "Name a longer text, or ask for fewer tokens.",
             code="text-too-short",
         )
-    windows = _windows(packed.ravel()[: max(tokens, width)], width, stride) if stride else packed
-    if stride:
-        documents = documents[np.arange(len(windows)) * stride // width]
+    windows = np.concatenate([_windows(run, width, stride) for run in runs])[:number]
+    documents = np.repeat(documents, more + 1)[:number]
     overlap = sequence_length - stride if stride else 0
     return EvaluationTokens(
         with_ends(opening, windows),

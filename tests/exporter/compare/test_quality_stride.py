@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
@@ -93,6 +94,28 @@ def test_samples_overlap_and_keep_their_opening_tokens(tmp_path: Path) -> None:
         tokenize(texts, path, sequence_length=5, tokens=8, separator_id=None, stride=4)
     with raises(ComparisonError, "text-too-short", 10):
         tokenize(texts, path, sequence_length=10, tokens=40, separator_id=None, stride=4)
+
+
+@pytest.mark.parametrize(("words", "tokens", "samples"), [(20_000, 800, 47), (90, 800, 1)])
+def test_each_token_is_predicted_from_what_stands_before_it(
+    words: int, tokens: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plain(text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    counting = SimpleNamespace(ends=([], []), plain=plain)
+    monkeypatch.setattr("exporter.compare.evaluation.tokenizer_in", lambda _: counting)
+    text = " ".join(map(str, range(words)))
+    texts = replace(read_texts("pydoc", part="evaluation"), documents=(text,))
+    path = Path("tokenizer.json")
+    found = tokenize(texts, path, sequence_length=64, tokens=tokens, separator_id=None, stride=16)
+    assert len(found.token_ids) == samples
+    assert (np.diff(found.token_ids) == 1).all()
+    scored = found.token_ids[1:, found.overlap :].ravel()
+    assert len(set(scored.tolist())) == len(scored)
+    if words > 1000:
+        assert found.documents is not None
+        assert len(found.documents) == samples
 
 
 def test_the_command_takes_a_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
