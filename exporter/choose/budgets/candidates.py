@@ -224,8 +224,8 @@ class QualityCheck:
     Args:
         meter: Holds those tokens.
         floors: What must be kept.
-        first: Holds the first of those tokens, on which a cut that is clearly beyond a floor of
-            classes is given up; None: each cut is measured on all.
+        first: Holds the first of those tokens, with their ``clusters``: a cut that is clearly
+            beyond a floor of classes there is given up. None: each cut is measured on all.
         clusters: Of which document each sample is.
     """
 
@@ -233,11 +233,11 @@ class QualityCheck:
         self,
         meter: Meter,
         floors: Floors = NO_FLOORS,
-        first: Meter | None = None,
+        first: tuple[Meter, Clusters] | None = None,
         clusters: Clusters = None,
     ) -> None:
         self._meter = meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)
-        self._first = None if first is None else RememberingMeter(first)
+        self._first = None if first is None else (RememberingMeter(first[0]), first[1])
         self._clusters, self.floors = clusters, floors
 
     def damage(self, candidate: PlanCandidate) -> AnyDamage:
@@ -246,13 +246,15 @@ class QualityCheck:
 
     def damage_of(self, cut: BranchReplacements) -> AnyDamage:
         """What a cut costs."""
-        return self._measured(self._meter, cut)
+        return self._measured(self._meter, self._clusters, cut)
 
-    def _measured(self, meter: RememberingMeter[AnyDamage], cut: BranchReplacements) -> AnyDamage:
+    def _measured(
+        self, meter: RememberingMeter[AnyDamage], clusters: Clusters, cut: BranchReplacements
+    ) -> AnyDamage:
         damage = meter.measure_many(cut, [])[0]
-        if self._clusters is None or not isinstance(damage, DistributionDamage):
+        if clusters is None or not isinstance(damage, DistributionDamage):
             return damage
-        return damage.by_document(self._clusters)
+        return damage.by_document(clusters)
 
     def holds(self, candidate: PlanCandidate) -> bool:
         """Whether a candidate keeps the floors."""
@@ -266,7 +268,7 @@ class QualityCheck:
         """A floor of classes that all of the interval on the first tokens is beyond, in words."""
         if self._first is None:
             return []
-        damage = self._measured(self._first, candidate.cut)
+        damage = self._measured(*self._first, candidate.cut)
         if isinstance(damage, ClassDamage) and self.is_beyond(damage):
             return self._broken_by_agreement(damage)
         return []

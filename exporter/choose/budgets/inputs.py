@@ -289,7 +289,8 @@ class PlanInputs:
         healed = self.settings.limits_healed(self.budget)
         first = None
         if self.judges.fewest and len(text.input_ids) > _SEEN_FIRST:
-            first = meter_here(self.loaded, text.rows(slice(0, _SEEN_FIRST)), batch_size)
+            few = text.rows(slice(0, _SEEN_FIRST))
+            first = meter_here(self.loaded, few, batch_size), few.clusters
         return QualityCheck(meter, NO_FLOORS if healed else self.floors, first, text.clusters)
 
     @cached_property

@@ -325,7 +325,7 @@ def test_a_cut_that_is_clearly_lost_is_not_measured_on_all(kept: int, asked: int
 
         return SimpleNamespace(measure_many=measure, num_layers=2)
 
-    check = QualityCheck(meter(100, 100), Floors(top1_agreement=LIMIT), meter(8, kept))
+    check = QualityCheck(meter(100, 100), Floors(top1_agreement=LIMIT), (meter(8, kept), None))
     assert check.holds(PlanCandidate()) is (kept == 8)
     assert len(runs) == asked
     assert bool(check.broken(PlanCandidate())) is (kept == 0)
@@ -344,6 +344,20 @@ def test_texts_of_one_document_count_as_one() -> None:
     assert not QualityCheck(meter, floors, clusters=documents).holds(PlanCandidate())
     paired = QualityCheck(meter, floors, clusters=np.repeat(documents, 2))  # two texts an answer
     assert not paired.holds(PlanCandidate())
+
+
+def test_the_first_texts_are_of_their_own_documents() -> None:
+    """Texts of two documents show nothing for certain."""
+
+    def meter(same: list[float]) -> Any:
+        ones, kept = np.ones(len(same)), np.array(same)
+        damage = ClassDamage(ones, 0 * ones, kept)
+        return SimpleNamespace(measure_many=lambda *_: [damage], num_layers=2)
+
+    first, whole = meter([0.0] * 20 + [1.0] * 4), meter([1.0] * 100)
+    documents = np.repeat(np.arange(10), 12)[:100]
+    check = QualityCheck(whole, Floors(top1_agreement=0.9), (first, documents[:24]), documents)
+    assert check.holds(PlanCandidate())
 
 
 @pytest.mark.parametrize(("limit", "is_parted"), [(0.5, False), (LIMIT, True)])
