@@ -150,7 +150,8 @@ def _tell_github(found: CheckReport, *, fails: bool, on_stderr: bool) -> None:
 _ARMS = ("baseline", "candidate")
 _FEW_TOKENS = 16  # the answers aren't in doubt, only the times
 _NO_ANSWERS = QualityOptions(agreement_prompts=0, answer_tokens=0)
-_MOST_POSITIONS = 1 << 20  # of one call
+_MOST_POSITIONS, _MOST_ROUNDS_OF_THEM = 1 << 20, 1 << 30  # of one call, and of one row
+_MOST_THREADS = 4  # of each core
 
 
 def remeasuring(
@@ -184,16 +185,9 @@ def remeasuring(
 def _as_measured(report: ComparisonReport, *, in_stacks: bool) -> CompareOptions:
     """The settings that the numbers of a report give; ``in_stacks``: of an encoder-decoder."""
     rows, machine = report.latency, report.environment
-    positions = [
+    positions = max(
         row.batch * (row.past_length + row.sequence_length + row.new_tokens) for row in rows
-    ]
-    if max(positions, default=0) > _MOST_POSITIONS:
-        raise UsageError(
-            f"The report has a call of {max(positions):,} positions; at most {_MOST_POSITIONS:,} "
-            "are measured again.",
-            "Leave --confirm out.",
-            code="too-large-to-confirm",
-        )
+    )
     whole = ("encode",) if in_stacks else ("encode", "prefill")
     lengths = {row.sequence_length for row in rows if row.phase in whole and row.counts == "tokens"}
     pasts = {row.past_length for row in rows if row.phase == "decode"}
@@ -203,13 +197,28 @@ def _as_measured(report: ComparisonReport, *, in_stacks: bool) -> CompareOptions
         for row in rows
         if row.phase == "generate"
     }
+    batches, rounds = sorted({row.batch for row in rows}), max(row.rounds for row in rows)
+    again = len(batches) * (len(lengths) + len(pasts) + len(generations))
+    cores = os.cpu_count() or 1
+    for told, most, what in (
+        (positions, _MOST_POSITIONS, "positions in a call"),
+        (positions * rounds, _MOST_ROUNDS_OF_THEM, "positions in all rounds of a call"),
+        (again, len(rows), "rows by its batches and lengths, more than it has"),
+        (machine.threads, _MOST_THREADS * cores, f"threads, for {cores} cores"),
+    ):
+        if told > most:
+            raise UsageError(
+                f"The report has {told:,} {what}; at most {most:,} are measured again.",
+                "Leave --confirm out.",
+                code="too-large-to-confirm",
+            )
     return CompareOptions(
         provider="cuda" if report.arms.candidate.provider.startswith("CUDA") else "cpu",
         threads=machine.threads,
         prefill_lengths=tuple(sorted(lengths)) if lengths or (pasts and not in_stacks) else None,
         decode_past_lengths=tuple(sorted(pasts)),
-        batches=tuple(sorted({row.batch for row in rows})),
-        rounds=max(row.rounds for row in rows),
+        batches=tuple(batches),
+        rounds=rounds,
         eval_tokens=_FEW_TOKENS,
         quality=QualityOptions() if in_stacks else _NO_ANSWERS,  # those always answer
         timing=TimingOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import time
@@ -22,6 +23,8 @@ _T = TypeVar("_T")
 _MOST_GROWTH, _USUAL_GROWTH = 256, 4
 _MOST_CHARACTERS = 1 << 25  # about a gigabyte while they are replaced
 _SECONDS = 30.0
+_GROWING = (b"Replace", b"Prepend", b"Template", b"Precompiled", b"\\u00")  # JSON may escape a name
+_USUAL_BYTES = 64  # the longest that Unicode makes of a character has 33
 _CHARACTERS_A_SECOND = 5_000  # a hundredth of what a slow one does
 
 
@@ -76,7 +79,7 @@ class Budget:
 
 def refuse_growing(content: bytes, where: str) -> None:
     """Refuses a ``tokenizer.json`` that makes texts endless, before a library reads it."""
-    if not any(name in content for name in (b"Replace", b"Prepend", b"Template")):
+    if not any(name in content for name in _GROWING):
         return
     try:
         told = json.loads(content)
@@ -97,9 +100,17 @@ def _growth(part: Any) -> float:
     steps = [each for value in part.values() if isinstance(value, list) for each in value]
     if part.get("type") == "TemplateProcessing":
         return len(steps)
+    if part.get("type") == "Precompiled":
+        return _growth_by(base64.b64decode(part["precompiled_charsmap"]))
     if part.get("type") != "Replace":
         return math.prod(map(_growth, steps)) * (1 + len(part.get("prepend") or ""))
     content, pattern = len(part["content"]), part["pattern"]
     literal = pattern.get("String") if isinstance(pattern, dict) else pattern
     # An expression may match the nothing beside each character.
     return max(1, content / len(literal)) if literal else 1 + content
+
+
+def _growth_by(charsmap: bytes) -> int:
+    """The longest that a map of SentencePiece's makes of a character; its texts follow a tree."""
+    longest = max(map(len, charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")))
+    return longest if longest > _USUAL_BYTES else 1

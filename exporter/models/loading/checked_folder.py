@@ -43,7 +43,7 @@ _NEVER_OPENED = {"special_tokens_map_file", "added_tokens_file"}  # old versions
 _PROGRAMS = {"mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"}
 
 _NUMBER = re.compile(r"^(num|n)_|_(eps|epsilon|size|dim|dropout|theta|range)$")
-_COUNTED = re.compile("(layer|block|expert|depth|stage)(?!.*_size)")
+_COUNTED = re.compile("^(?!.*_size).*(layer|block|expert|depth|stage)")
 _MOST = 10_000
 _MOST_ENTRIES = 1 << 16
 

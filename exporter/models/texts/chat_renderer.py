@@ -22,16 +22,21 @@ from jinja2.utils import Namespace
 from exporter.errors import first_line
 from exporter.processes import end_with_parent, limit_itself
 
-_MOST_CHARACTERS = 1 << 20
+_MOST_CHARACTERS, _OF_A_PROMPT, _TIMES = 1 << 20, 1 << 13, 4  # of all; more a prompt, and its words
 
 
 def rendered(request: Mapping[str, Any]) -> dict[str, Any]:
     """What a template writes of each user's words, or why it fails."""
     try:
-        template = _environment().from_string(request["template"])
-        turns = ([{"role": "user", "content": said}] for said in request["said"])
-        shared = request["variables"]
-        return {"written": [_bounded(template, {**shared, "messages": each}) for each in turns]}
+        template, written = _environment().from_string(request["template"]), []
+        left = _MOST_CHARACTERS
+        for said in request["said"]:
+            left += _OF_A_PROMPT + _TIMES * len(said)
+            messages = [{"role": "user", "content": said}]
+            told = {**request["variables"], "messages": messages}
+            written.append(_bounded(template, told, left))
+            left -= len(written[-1])
+        return {"written": written}
     except MemoryError:
         return {"error": f"it takes more than {request['nbytes'] >> 20} MB"}
     except Exception as error:  # jinja2's, and whatever the template raises
@@ -46,12 +51,12 @@ def main() -> None:
     json.dump(rendered(request), sys.stdout)
 
 
-def _bounded(template: Template, told: Mapping[str, object]) -> str:
+def _bounded(template: Template, told: Mapping[str, object], most: int) -> str:
     written = ""
     for piece in template.generate(told):
         written += piece
-        if len(written) > _MOST_CHARACTERS:
-            raise TemplateError(f"it writes more than {_MOST_CHARACTERS:,} characters")
+        if len(written) > most:
+            raise TemplateError(f"it writes more than {most:,} characters")
     return written
 
 

@@ -412,9 +412,22 @@ def test_the_report_s_numbers_say_how_it_is_measured_again(
     assert {key: value_at(again.options, key) for key in expected} == expected
 
 
-def test_a_call_of_a_million_tokens_is_not_measured_again(again: Again, tmp_path: Path) -> None:
-    row = gate_row(candidate_ms=95, batch=64, sequence_length=1 << 17)
-    path = gate_report([row]).write(tmp_path / "report.json")
+@pytest.mark.parametrize(
+    ("cells", "threads"),
+    [
+        ([{"batch": 64, "sequence_length": 1 << 17}], 2),
+        ([{"sequence_length": 1 << 19, "rounds": 4096}], 2),
+        ([{"batch": count, "sequence_length": count} for count in (1, 2, 3)], 2),
+        ([{"sequence_length": 64}], 1 << 20),
+    ],
+    ids=["positions", "rounds", "rows", "threads"],
+)
+def test_what_would_take_the_machine_is_not_measured_again(
+    cells: list[dict[str, Any]], threads: int, again: Again, tmp_path: Path
+) -> None:
+    report = gate_report([gate_row(candidate_ms=95, **cell) for cell in cells])
+    machine = report.environment.model_copy(update={"threads": threads})
+    path = report.model_copy(update={"environment": machine}).write(tmp_path / "report.json")
     with ends_in(UsageError, "too-large-to-confirm"):
         call = ["check", str(path), "--min-speedup", "1.2", *CONFIRM, "1"]
         assert command_line.run(call) == 2

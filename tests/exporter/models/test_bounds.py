@@ -12,6 +12,7 @@ import pytest
 from exporter.cut.gguf.layers import place_in_layer
 from exporter.errors import GgufFileError, UnsafeModelError
 from exporter.models.graph_facts import CACHE_INPUT
+from exporter.models.loading.checked_folder import refuse_endless
 from exporter.models.loading.sources import resolve_source
 from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.calibration import seed_of
@@ -57,3 +58,22 @@ def test_a_gguf_file_tells_of_no_more_layers_before_transformers_makes_them(tmp_
     tiny.write(tmp_path / "m.gguf")
     with raises(GgufFileError, "layer-count", tmp_path / "m.gguf", "block_count", MOST_LAYERS):
         resolve_source(str(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("key", "number", "is_endless"),
+    [
+        ("num_hidden_layers", 80, False),
+        ("num_experts", 10_001, True),
+        ("vocab_size_per_layer_input", 262_144, False),  # of Gemma 3n
+        ("moe_shared_expert_intermediate_size", 24_576, False),
+    ],
+)
+def test_sizes_are_no_counts_of_layers(
+    tmp_path: Path, key: str, number: int, is_endless: bool
+) -> None:
+    if not is_endless:
+        refuse_endless({key: number}, tmp_path)
+        return
+    with raises(UnsafeModelError, "", tmp_path, key):
+        refuse_endless({key: number}, tmp_path)

@@ -119,6 +119,17 @@ def test_a_template_that_fails_or_reaches_out_is_told(
         prompt(template)
 
 
+def test_what_all_prompts_become_is_bounded() -> None:
+    template = ChatTemplate("{{ 'x' * 999999 }}", Path(FILE))
+    assert len(template.prompts(["a"])[0]) == 999_999
+    with raises(BackendError, "broken-chat-template", FILE):
+        template.prompts(["a"] * 3)
+    assert (
+        len(ChatTemplate("{{ messages[0].content }}", Path(FILE)).prompts(["a" * 1_500_000] * 3))
+        == 3
+    )
+
+
 def test_a_template_is_read_by_the_door(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "secret").write_text("s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import ComparisonError
 from exporter.models.texts.tokenizer import read_tokenizer, tokenizer_in
+from exporter.models.tokenizer_budget import refuse_growing
 from tests.raising import raises
 
 pytest.importorskip("tokenizers")
@@ -38,9 +40,16 @@ def written(folder: Path, **parts: Any) -> Path:
     return path
 
 
+def precompiled(longest: int) -> dict[str, Any]:
+    """A map of characters as SentencePiece writes it, with an empty tree."""
+    charsmap = (4).to_bytes(4, "little") + bytes(4) + b"x" * longest + b"\0a\0"
+    return {"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode()}
+
+
 @pytest.mark.parametrize(
     "normalizer",
     [
+        precompiled(1_000),
         sequence(*[replaced("a", "a" * 50)] * 6),
         sequence(*[replaced("", "ab", "Regex")] * 9),
         {"type": "Prepend", "prepend": "a" * 1_000},
@@ -56,6 +65,14 @@ def test_what_makes_a_text_endless_is_refused_before_it_is_loaded(
         read_tokenizer(path)
 
 
+def test_a_name_that_is_escaped_is_read(tmp_path: Path) -> None:
+    decoder = {"type": "Sequence", "decoders": [replaced("a", "a" * 50)] * 6}
+    path = written(tmp_path, decoder=decoder)
+    path.write_text(path.read_text().replace("Replace", "Repl\\u0061ce"))
+    with raises(ComparisonError, "broken-tokenizer", path, 256):
+        read_tokenizer(path)
+
+
 def test_a_long_text_may_not_grow_as_a_short_one_may(tmp_path: Path) -> None:
     path = written(tmp_path, normalizer=replaced("b", "b" * 100))
     encode = tokenizer_in(path).encode
@@ -67,6 +84,8 @@ def test_a_long_text_may_not_grow_as_a_short_one_may(tmp_path: Path) -> None:
 def test_what_other_tokenizers_do_passes(tmp_path: Path) -> None:
     llama = sequence({"type": "Prepend", "prepend": "_"}, replaced(" ", "_"))
     decoder = [replaced("_", " "), {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+    path = written(tmp_path, normalizer=precompiled(33))
+    refuse_growing(path.read_bytes(), str(path))
     path = written(tmp_path, normalizer=llama, decoder={"type": "Sequence", "decoders": decoder})
     assert tokenizer_in(path).encode("a", False) == [0]
 
