@@ -179,6 +179,13 @@ class TrialRuns:
                 "Give a --calibration with more paragraphs.",
                 code="too-few-pairs",
             )
+        if len(judging.input_ids) < 2:  # which have no interval
+            raise CalibrationError(
+                f"One sample of {judging.ref.source} judges the healed cut, and an interval, by "
+                "which limits are held, takes two.",
+                f"Give more {found.fitting.read.much}.",
+                code="too-few-samples",
+            )
         return found
 
     def run(self, number: int, plan: PruningPlan) -> Rung:

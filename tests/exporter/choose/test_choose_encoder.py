@@ -322,12 +322,15 @@ def test_a_healed_correlation_is_judged_on_three_texts_or_more(
         kind="fold", calibration=(str(text),), samples=20, sequence_length=40, check_text="none"
     )
     runs = TrialRuns(loaded, heal, Floors(similarity=0.5), tmp_path / FOLDER)
+    others = TrialRuns(loaded, heal, Floors(embedding_cosine=0.5), tmp_path / FOLDER)
     if code is None:
         assert len(runs.texts.halves[1].input_ids) >= 3
+        assert others.texts
     else:
         with raises(CalibrationError, code, "--min-similarity"):
             _ = runs.texts
-    assert TrialRuns(loaded, heal, Floors(embedding_cosine=0.5), tmp_path / FOLDER).texts
+        with raises(CalibrationError, "too-few-samples"):
+            _ = others.texts
 
 
 def test_what_has_no_correlation_keeps_no_limit_on_it() -> None:

@@ -17,7 +17,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.healing import AnswerDamage
 from exporter.artifacts.ledger import FOLDER
-from exporter.errors import CostError, UnmetGoalError
+from exporter.errors import CalibrationError, CostError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
 from tests.raising import raises
@@ -254,6 +254,21 @@ def test_no_cut_is_begun_that_can_not_be_finished_in_time(
     ladder = largest_within(cuts, QualityLimits(never), runs, plan_of)
     assert [rung.number for rung in ladder.tried] == [1, 0][:tried]
     assert not any(rung.holds for rung in ladder.tried)
+
+
+@pytest.mark.parametrize(("words", "judged"), [(200, 1), (600, 2)])
+def test_no_limit_is_held_by_a_single_sample(
+    words: int, judged: int, loaded: Any, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{n}" for n in np.random.default_rng(0).integers(0, 60, words)))
+    options = HealOptions(kind="fold", samples=24, sequence_length=24, calibration=(str(text),))
+    runs = TrialRuns(loaded, options, Floors(0.5), tmp_path / FOLDER)
+    if judged > 1:
+        assert len(runs.texts.halves[1].input_ids) >= judged
+        return
+    with raises(CalibrationError, "too-few-samples"):
+        _ = runs.texts
 
 
 def cut_of(layer: int, rise: float) -> Candidate:
