@@ -110,10 +110,9 @@ def _both(
 def _told(
     role: Role, text: CalibrationText, befores: Sequence[Any], afters: Sequence[Any]
 ) -> Measured:
-    before, after = joined(befores), joined(afters)
+    before, after = (joined(parts).by_document(text.clusters) for parts in (befores, afters))
     if isinstance(before, EmbeddingDamage):
         return _healed_embeddings(role, text, before, after)
-    before, after = (damage.by_document(text.clusters) for damage in (before, after))
     if isinstance(before, ClassDamage):
         return _healed_classes(role, text, before, after)
     return _healed_text(role, text, before, after)

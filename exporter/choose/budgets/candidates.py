@@ -252,9 +252,7 @@ class QualityCheck:
         self, meter: RememberingMeter[AnyDamage], clusters: Clusters, cut: BranchReplacements
     ) -> AnyDamage:
         damage = meter.measure_many(cut, [])[0]
-        if clusters is None or not isinstance(damage, DistributionDamage):
-            return damage
-        return damage.by_document(clusters)
+        return damage if clusters is None else damage.by_document(clusters)
 
     def holds(self, candidate: PlanCandidate) -> bool:
         """Whether a candidate keeps the floors."""

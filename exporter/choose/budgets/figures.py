@@ -30,6 +30,7 @@ from exporter.models.ablation.damage import (
     SIMILARITY,
     AnyDamage,
     ClassDamage,
+    Clusters,
     Damage,
     EmbeddingDamage,
 )
@@ -123,8 +124,9 @@ _EMBEDDING_FIGURES = {
 }
 
 
-def damage_figures(damage: AnyDamage) -> dict[str, float]:
-    """What a plan says of its damage, with standard errors as far as they are known."""
+def damage_figures(damage: AnyDamage, clusters: Clusters = None) -> dict[str, float]:
+    """What a plan says of its damage, with standard errors over documents where they are known."""
+    damage = damage if clusters is None else damage.by_document(clusters)
     names = {name: name for name in _ANSWER_FIGURES}
     if isinstance(damage, EmbeddingDamage):
         names = _EMBEDDING_FIGURES
@@ -147,11 +149,12 @@ def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:
     """
     if text.owners is None:
         return []
-    return [
-        JudgedText(text=one.part, figures=damage_figures(damage.of(text.owners == number)))
-        for number, one in enumerate(text.apart)
-        if len(one.mask)
-    ]
+    owners, found = text.owners, []
+    for number, one in enumerate(text.apart):
+        if len(one.mask):
+            figures = damage_figures(damage.of(owners == number), one.clusters)
+            found.append(JudgedText(text=one.part, figures=figures))
+    return found
 
 
 def size_figures(
@@ -293,7 +296,7 @@ def curve_of(
     parameters = Parameters(sizes, rank)
     points = []
     for candidate in candidates:
-        damage = checker.damage(candidate)
+        damage = checker.damage(candidate).by_document(text.clusters)
         assert isinstance(damage, Damage)
         points.append(
             CurvePoint(

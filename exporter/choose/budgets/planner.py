@@ -106,7 +106,7 @@ class Planner(HealedLimits):
         )
         told = {
             "encoder_layers": stacks.encoder,
-            "predicted": damage_figures(damage),
+            "predicted": damage_figures(damage, text.clusters),
             "predicted_on": "searched",
             "chosen_on": text.parts,
         }
@@ -156,7 +156,7 @@ class Planner(HealedLimits):
         damage = self._searched_meter(text).measure_many(cut_of_options(options), [])[0]
         measured_on = self._measured_on(text)
         told = {
-            "predicted": damage_figures(damage),
+            "predicted": damage_figures(damage, measured_on.clusters),
             "predicted_on": "searched" if self.further_text is None else "unseen",
             "judged_on": measured_on.parts,
             "judged_apart": judged_apart(damage, measured_on),
@@ -266,7 +266,7 @@ class Planner(HealedLimits):
         speedup: Speedup | None,
     ) -> Outcome:
         damage = self.reporter.damage_of(branch_replacements)
-        figures = damage_figures(damage) | size_figures(
+        figures = damage_figures(damage, self.texts.reported.clusters) | size_figures(
             self.budget, candidate, self.sizes, self.costs, self.settings.rank, speedup
         )
         healing = None

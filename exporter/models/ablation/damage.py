@@ -112,6 +112,15 @@ class BySample:
         """On some of the samples, those that are True, ``[samples]``."""
         return type(self)(*(getattr(self, each.name)[samples] for each in fields(self)))
 
+    def by_document(self, clusters: NDArray[np.int64]) -> Self:
+        """Numbers of documents, `[samples]` or more, in place of samples: errors are then those."""
+        number = len(self.finite)
+        return self._clustered(clusters[:: max(1, len(clusters) // number)][:number])
+
+    def _clustered(self, clusters: NDArray[np.int64]) -> Self:
+        sums = (by_cluster(getattr(self, each.name), clusters) for each in fields(self))
+        return type(self)(*sums)
+
     @property
     def distance(self) -> float:
         """How far the cut model's answers are from the whole one's; 0 for an unchanged model."""
@@ -135,16 +144,6 @@ class DistributionDamage(BySample):
     # `[samples]`, at how many positions both think the same answer the likeliest
     agreements: Floats
 
-    def by_document(self, clusters: NDArray[np.int64]) -> Self:
-        """The sums of each document in place of each sample's, which makes errors those of these.
-
-        clusters: `[samples]` or more, of which document each is.
-        """
-        number = len(self.positions)
-        clusters = clusters[:: max(1, len(clusters) // number)][:number]
-        sums = (by_cluster(getattr(self, each.name), clusters) for each in fields(self))
-        return type(self)(*sums)
-
     @property
     def distance(self) -> float:
         """The KL divergence, in nats."""
@@ -157,18 +156,13 @@ class DistributionDamage(BySample):
 
     @property
     def kl_std_error(self) -> float | None:
-        """Standard error of :attr:`kl` over samples; None with fewer than two."""
+        """Its standard error over samples; None with fewer than two."""
         return ratio_std_error(self.kl_sums, self.positions)
 
     @property
     def top1_agreement(self) -> float:
         """Share of positions at which both think the same answer the likeliest; 0 to 1."""
         return ratio(self.agreements, self.positions)
-
-    @property
-    def top1_std_error(self) -> float | None:
-        """Its standard error over samples; None with fewer than two."""
-        return ratio_std_error(self.agreements, self.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +215,12 @@ class EmbeddingDamage(BySample):
     def finite(self) -> NDArray[np.bool_]:
         """``[samples]``, whether the cut model's embeddings are finite."""
         return np.isfinite(self.cosines)
+
+    def _clustered(self, clusters: NDArray[np.int64]) -> Self:
+        changes = by_cluster(self.cosines - self.cosine, clusters)
+        pairs = np.stack([by_cluster(sums, clusters) for sums in self.pairs.T], -1)
+        # The mean stays, and its error becomes that over documents.
+        return type(self)(self.cosine + changes * len(changes) / len(self.cosines), pairs)
 
     @property
     def distance(self) -> float:

@@ -34,6 +34,7 @@ from exporter.choose.budgets.workplace import Workplace  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.options import HealOptions  # noqa: E402
+from exporter.models.ablation.damage import ratio_std_error  # noqa: E402
 from exporter.models.ablation.embeddings import meter_here  # noqa: E402
 from exporter.progress import Quiet  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
@@ -317,6 +318,9 @@ def test_a_plan_on_a_mixture_tells_of_each_text_apart(
     mean = sum(kl * number for kl, number in zip(kls, tokens, strict=True)) / sum(tokens)
     assert mean == pytest.approx(found.plan.predicted["kl"], rel=1e-5)
     assert kls[0] != kls[1]
+    text = made.texts.reported if search == "greedy" else made.further_text or made.text
+    error = ratio_std_error(found.damage.kl_sums, found.damage.positions, text.clusters)
+    assert found.plan.predicted["kl_std_error"] == pytest.approx(error)  # of documents
     assert all(f"{each.text.source} " in found.words() for each in apart)
 
 

@@ -15,12 +15,13 @@ from tiny_families import tiny_loaded, tiny_tokenizer
 from exporter.artifacts.ledger import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
+from exporter.choose.budgets.figures import damage_figures
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
-from exporter.models.ablation.damage import ClassDamage
+from exporter.models.ablation.damage import ClassDamage, EmbeddingDamage
 from tests.exporter.image_folders import write_images, write_processor
 from tests.raising import raises
 
@@ -331,19 +332,30 @@ def test_a_cut_that_is_clearly_lost_is_not_measured_on_all(kept: int, asked: int
     assert bool(check.broken(PlanCandidate())) is (kept == 0)
 
 
-def test_texts_of_one_document_count_as_one() -> None:
+_SAME = np.array([0] * 10 + [1] * 30, float)
+
+
+@pytest.mark.parametrize(
+    ("damage", "floors"),
+    [
+        (ClassDamage(np.ones(40), np.zeros(40), _SAME), Floors(top1_agreement=0.55)),
+        (EmbeddingDamage(0.9 + 0.1 * _SAME, np.ones((40, 6))), Floors(embedding_cosine=0.95)),
+    ],
+)
+def test_texts_of_one_document_count_as_one(damage: Any, floors: Floors) -> None:
     """Forty alike texts of four documents aren't forty: an interval over texts is too narrow."""
-    ones, same = np.ones(40), np.array([0] * 10 + [1] * 30, float)
-    meter: Any = SimpleNamespace(
-        measure_many=lambda *_: [ClassDamage(ones, 0 * ones, same)], num_layers=2
-    )
-    floors = Floors(top1_agreement=0.55)
+    meter: Any = SimpleNamespace(measure_many=lambda *_: [damage], num_layers=2)
     alone = QualityCheck(meter, floors)
     assert alone.holds(PlanCandidate())
     documents = np.repeat(np.arange(4), 10)
     assert not QualityCheck(meter, floors, clusters=documents).holds(PlanCandidate())
     paired = QualityCheck(meter, floors, clusters=np.repeat(documents, 2))  # two texts an answer
     assert not paired.holds(PlanCandidate())
+    name = "top1_agreement" if isinstance(damage, ClassDamage) else "cosine"
+    figures = [damage_figures(damage, clusters) for clusters in (None, documents)]
+    assert figures[0][name] == pytest.approx(figures[1][name])
+    kept = f"{name}_std_error"
+    assert kept not in figures[0] or figures[0][kept] < figures[1][kept]
 
 
 def test_the_first_texts_are_of_their_own_documents() -> None:

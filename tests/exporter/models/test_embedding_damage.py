@@ -15,7 +15,12 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     branches_replaced,
 )
-from exporter.models.ablation.damage import Damage, EmbeddingDamage, damage_of_numbers
+from exporter.models.ablation.damage import (
+    Damage,
+    EmbeddingDamage,
+    damage_of_numbers,
+    ratio_std_error,
+)
 from exporter.models.ablation.embeddings import EmbeddingMeter, EmbeddingReference, meter_of
 from exporter.models.sentence_folder import MEAN
 from tests.exporter.sentence_folders import write_sentence_files
@@ -74,6 +79,20 @@ def test_the_standard_error_is_that_of_texts() -> None:
     expected = damage.cosines.std(ddof=1) / np.sqrt(5)
     assert damage.cosine_std_error == pytest.approx(expected, rel=1e-9)
     assert damage.of(np.arange(5) < 1).cosine_std_error is None
+
+
+def test_texts_of_one_document_keep_the_means_and_widen_their_errors() -> None:
+    rng, documents = np.random.default_rng(0), np.repeat(np.arange(4), 4)
+    cosines = 0.9 + 0.02 * rng.normal(size=4)[documents] + 0.002 * rng.normal(size=16)
+    alone = EmbeddingDamage(cosines, rng.uniform(1, 2, (16, 6)))
+    found = alone.by_document(np.repeat(documents, 2))  # two inputs a text
+    assert len(found.cosines) == 4
+    assert found.cosine == pytest.approx(alone.cosine)
+    assert found.correlation == pytest.approx(alone.correlation)
+    expected = ratio_std_error(cosines, np.ones(16), documents)
+    assert found.cosine_std_error == pytest.approx(expected)
+    expected = ratio_std_error(alone.correlations, np.ones(16), documents)
+    assert found.correlation_std_error == pytest.approx(expected)
 
 
 def _states(model: Any, cut: Any) -> Any:
