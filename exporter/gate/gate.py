@@ -38,6 +38,7 @@ _UNMEASURED = (
     "A limit is set, and no such figure was measured: measure it (depthcut compare), or leave the "
     "limit out."
 )
+_APART = "The reports have none of one shape: measure the baseline's (depthcut compare)."
 _TWO_SESSIONS = (
     "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
     "of two ratios, with the interval of both."
@@ -141,7 +142,7 @@ def _missing(
 
     That is one which only one side has, if a limit is on it or the baseline report has it, and one
     of which a limit was asked for and that neither side has. Where the caller accepts other shapes,
-    those in common are enough.
+    one in common is enough.
     """
     before = report if baseline is None else baseline.report
     unpruned = report.arms.baseline
@@ -160,10 +161,12 @@ def _missing(
         ):
             common.add(limit)
             checks.append(_unknown(*figure, _LACKING if lacking else _NEW))
+    told = {LIMIT_ON[quantity] for quantity, _ in [*old, *new]}
     for quantity, limit in LIMIT_ON.items():
-        if getattr(asked, limit) is not None and limit not in common:
+        if getattr(limits if limit in told else asked, limit) is not None and limit not in common:
             common.add(limit)
-            checks.append(_unknown(quantity, "any", _UNMEASURED))
+            reason = _APART if limit in told else _UNMEASURED
+            checks.append(_unknown(quantity, "any", reason))
     return checks
 
 

@@ -70,7 +70,7 @@ def depthcut(request: pytest.FixtureRequest) -> Depthcut:
 
 @contextlib.contextmanager
 def _printable_errors() -> Iterator[None]:
-    """What pytest prints of an error may hold what a report says."""
+    """What pytest prints of an error may hold what a report or a model says."""
     from exporter.errors import DepthcutError
     from exporter.printable import printable_line
 
@@ -117,7 +117,8 @@ class Depthcut:
             from exporter.compare.session import compare
 
             budget = {"time_budget": self.time_budget} if self.time_budget else {}
-            return compare(baseline, candidate, _compare_options({**budget, **options}))
+            with _printable_errors():
+                return compare(baseline, candidate, _compare_options({**budget, **options}))
 
         cache = self.item.config.stash.setdefault(_CACHE, {})
         key = (Path.cwd(), str(baseline), str(candidate), repr(sorted(options.items())))

@@ -172,6 +172,13 @@ def test_what_a_report_says_is_no_command_to_the_log(inner: Inner, broken: bool)
         assert active not in told
 
 
+def test_what_a_model_says_is_no_command_to_the_log(inner: Inner) -> None:
+    told = inner.run(f"depthcut.compare({ACTIVE!a}, 'b')", "--tb=line").stdout.str()
+    assert "task.x" in told
+    for active in ("\x1b[31m", "\u202e", "\n::error", "##vso["):
+        assert active not in told
+
+
 def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:
     gate_report([gate_row()]).write(inner.path / "baseline.json")
     inner.report(gate_row(candidate_ms=88.0))

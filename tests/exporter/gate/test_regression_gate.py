@@ -517,6 +517,15 @@ def test_unlike_runs_are_refused_and_a_named_difference_is_accepted(field: str) 
     assert check(new, SLOWDOWN, baseline=accepted).verdict == "within_limit"
 
 
+def test_shapes_that_are_accepted_and_none_of_them_in_common_leave_times_undecided() -> None:
+    old, new = gate_report([gate_row(128)]), gate_report([gate_row(64)])
+    accepted = BaselineMatch(*find_baseline(new, {"old": old}, ["shapes"]))
+    result = check(new, baseline=accepted)
+    assert result.verdict == "inconclusive"
+    times = [one.verdict for one in result.checks if one.quantity == "time"]
+    assert times == ["inconclusive"]
+
+
 def test_another_block_size_is_another_scheme() -> None:
     def quantized(record: QuantizationRecord) -> ComparisonReport:
         arms = [gate_arm(name, quantization=record) for name in ("base", "cand")]
