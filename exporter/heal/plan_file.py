@@ -20,7 +20,6 @@ from graph_passes.types import Replacement, SublayerRef
 if TYPE_CHECKING:
     import torch
 
-FILE_NAME = "replacements.safetensors"
 FOLDER_PLAN, FOLDER_REPORT = "plan.json", "heal.json"
 """The names of a healed plan and its report where they have a folder for themselves."""
 _REPORT_ROLE = "healing_report"

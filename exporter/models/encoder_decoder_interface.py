@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from exporter.artifacts.plans.stacks import Stack, Stacks
+from exporter.artifacts.plans.stacks import Stacks
 from exporter.errors import ExportError
 from exporter.models.anatomy.architectures import stacked_layers
 from exporter.models.anatomy.residual_stream import encoder_inputs
@@ -219,8 +219,3 @@ def _ids(model: PreTrainedModel, length: int) -> torch.Tensor:
     row = (torch.arange(_BATCH * length).reshape(_BATCH, length) * 7 + 5) % model.config.vocab_size
     ids: torch.Tensor = row.long()
     return ids
-
-
-def stack_of(graph: Graph) -> Stack:
-    """Whose layers a graph has."""
-    return "encoder" if graph == ENCODER else "decoder"

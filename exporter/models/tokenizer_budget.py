@@ -18,12 +18,14 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.processes import within
+from graph_passes.files.reading import parse_json
 
 _T = TypeVar("_T")
 _MOST_GROWTH, _USUAL_GROWTH = 256, 4
 _MOST_CHARACTERS = 1 << 25  # about a gigabyte while they are replaced
 _SECONDS = 30.0
 _GROWING = (b"Replace", b"Prepend", b"Template", b"Precompiled", b"\\u00")  # JSON may escape a name
+_LARGE = 1 << 25
 _USUAL_BYTES = 64  # the longest that Unicode makes of a character has 33
 _CHARACTERS_A_SECOND = 5_000  # a hundredth of what a slow one does
 
@@ -79,10 +81,10 @@ class Budget:
 
 def refuse_growing(content: bytes, where: str) -> None:
     """Refuses a ``tokenizer.json`` that makes texts endless, before a library reads it."""
-    if not any(name in content for name in _GROWING):
+    if len(content) < _LARGE and not any(name in content for name in _GROWING):
         return
     try:
-        told = json.loads(content)
+        told = parse_json(content, where)
         parts = [told.get(name) for name in ("normalizer", "decoder", "post_processor")]
         growth = max(map(_growth, parts))
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError):

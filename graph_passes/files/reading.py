@@ -38,6 +38,8 @@ DEEPEST = 64
 _PIECE_BYTES = 1 << 20
 _MOST_DIGITS = 40
 """Of a whole number in JSON: tokenizers write "no limit" as one of 31."""
+_MOST_VALUES = 1 << 24
+"""Of a JSON file: Python takes up to 80 bytes for two or three of its own."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_FILES = (errno.ELOOP, errno.ENXIO)  # a circle of links; a socket
@@ -129,8 +131,8 @@ def parse_json(text: bytes | str, where: str) -> Any:
         where: Whose it is, for errors.
 
     Raises:
-        UnsafeInputError: It is nested too deep, or holds halves of surrogate pairs or longer
-            numbers.
+        UnsafeInputError: It is nested too deep, or holds halves of surrogate pairs, longer
+            numbers or more values than any file has.
         ValueError: It is no JSON, or no UTF-8.
     """
 
@@ -142,8 +144,12 @@ def parse_json(text: bytes | str, where: str) -> Any:
             )
         return int(digits)
 
+    told = text.decode("utf-8") if isinstance(text, bytes) else text
+    if sum(map(told.count, "[{,")) > _MOST_VALUES:
+        raise UnsafeInputError(
+            f"{where} holds more than {_MOST_VALUES:,} values.", code="too-many-values"
+        )
     try:
-        told = text.decode("utf-8") if isinstance(text, bytes) else text
         content = json.loads(told, parse_int=whole)
         deep = _is_deep(content)
     except RecursionError:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from exporter.engines.decoding.text_model import TextModel
-from exporter.errors import ComparisonError
+from exporter.errors import ComparisonError, UnsafeInputError
 from exporter.models.texts.tokenizer import read_tokenizer, tokenizer_in
 from exporter.models.tokenizer_budget import refuse_growing
 from tests.raising import raises
@@ -70,6 +70,13 @@ def test_a_name_that_is_escaped_is_read(tmp_path: Path) -> None:
     path = written(tmp_path, decoder=decoder)
     path.write_text(path.read_text().replace("Replace", "Repl\\u0061ce"))
     with raises(ComparisonError, "broken-tokenizer", path, 256):
+        read_tokenizer(path)
+
+
+def test_a_file_of_nothing_but_lists_is_refused_before_it_takes_gigabytes(tmp_path: Path) -> None:
+    path = written(tmp_path, normalizer=replaced("a", "b"), more=[0])
+    path.write_text(path.read_text().replace("[0]", "[" + "[]," * (1 << 24) + "0]"))
+    with raises(UnsafeInputError, "too-many-values", path):
         read_tokenizer(path)
 
 
