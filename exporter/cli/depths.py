@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from exporter.cli.study_results import print_study
 from exporter.files import refuse_overwriting, sha256_bytes, sha256_file
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.sources import SourceOptions
+from exporter.models.texts.sources import DOCSTRINGS, PYDOC
 from exporter.option_types import InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.score import ScoreOptions, score
@@ -109,4 +111,8 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
             ).write(plan)
     print_study(found, call.output, as_json=progress.as_json)
     if found.recommended is not None and not progress.as_json:
-        echo(f"Plan of the recommended row: {plan}; judge it on other text, such as docstrings")
+        unseen = PYDOC if call.options.text == DOCSTRINGS else DOCSTRINGS
+        words = ["depthcut", "export", call.model, "-o", "out", "--plan", str(plan)]
+        words += [] if found.recommended.healed is None else ["--heal", "fold"]
+        judge = shlex.join([*words, "--eval-text", unseen])
+        echo(f"Plan of the recommended row: {plan}; to judge it on other text:", judge)

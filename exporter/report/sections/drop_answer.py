@@ -108,15 +108,11 @@ def _int8_row(int8: DepthsInt8) -> list[Cell]:
 
 def _int8_words(answer: DropAnswer) -> str:
     """What int8 means for a cut, or why it isn't in the table."""
-    both = (
-        "To measure a cut in int8, on other text than has chosen it: depthcut export MODEL -o out "
-        "--plan depths.plan.json --quantize int8 --eval-text docstrings."
-    )
     if answer.int8 is None:
-        return f"The whole model in int8 is not in the table: {answer.no_int8}. {both}"
+        return f"The whole model in int8 is not in the table: {answer.no_int8}."
     return (
         "int8: the whole model, quantised as --quantize int8 does. The gain of a cut comes on top "
-        f"of it. {both}"
+        "of it: depthcut export measures both with that option."
     )
 
 

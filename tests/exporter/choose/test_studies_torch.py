@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,18 @@ from html_page import Page
 
 import exporter.cli as command_line
 from exporter.artifacts import DepthsReport, ImportanceReport
-from exporter.errors import CalibrationError, ScoringError
+from exporter.errors import CalibrationError, ComparisonError, ScoringError
 from tests.raising import ends_in, raises, tells
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 LAYERS, LENGTH = 3, 24
+QUICK = {
+    "eval_tokens": 96, "eval_sequence_length": LENGTH, "prefill": [8], "decode_past": [8],
+    "rounds": 2, "threads": 1, "probes": 0, "agreement_prompts": 0, "samples": 4,
+    "sequence_length": LENGTH, "heal_calibration": ["pydoc"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +201,43 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     assert again.answer.other_text.source == str(text)
     for one, other in zip(report.cells, again.cells, strict=True):
         assert one.damage == other.damage
+
+
+@pytest.mark.parametrize("text", ["pydoc", pytest.param("docstrings", marks=pytest.mark.long)])
+def test_the_command_that_is_printed_judges_on_other_text(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    text: str,
+) -> None:  # fmt: skip
+    from exporter.artifacts import ComparisonReport, DropAnswer
+    from exporter.choose.studies.depths import measure_depths
+    from exporter.cli import depths
+
+    model, quick = tmp_path / "my model", tmp_path / "quick.yaml"
+    model.symlink_to(run / "checkpoint-1000")
+    monkeypatch.chdir(tmp_path)
+
+    def measured(loaded: Any, scores: Any, options: Any, **given: Any) -> DepthsReport:
+        plain = replace(options, recommend=False, numbers=(1,), ways=("attention",))
+        found = measure_depths(loaded, scores, plain, **given)
+        told = DropAnswer(
+            other_text=found.text, other_baseline_perplexity=1.0, fitted_on=found.text,
+            most_increase=0.02, way="attention", number=1,
+        )  # fmt: skip
+        (cell,) = found.cells
+        healed = cell.model_copy(update={"healed": cell.damage})
+        return found.model_copy(update={"answer": told, "cells": [healed]})
+
+    monkeypatch.setattr(depths, "measure_depths", measured)
+    quick.write_text(f"eval_sequence_length: {LENGTH}\n")
+    call = ["depths", str(model), "-o", "my depths.json", "--eval-tokens", "96"]
+    assert command_line.run([*call, "--eval-text", text, "--config", str(quick)]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("depthcut "))
+    words = shlex.split(line)[1:]
+    quick.write_text(json.dumps(QUICK))
+    with ends_in(ComparisonError, "same-text"):
+        assert command_line.run([*words[:-1], text, "--config", str(quick)]) == 2
+    assert command_line.run([*words, "--config", str(quick)]) in (0, 1, 3)
+    assert ComparisonReport.read(tmp_path / "out" / "report.json").accuracy is not None
 
 
 def test_a_model_without_next_tokens_is_told_what_answers_it(
