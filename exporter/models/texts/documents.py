@@ -251,16 +251,21 @@ class Units:
                 yield from (samples[n] for n in sorted(order[start : start + together]))
 
 
+def scattered(items: Sequence[T]) -> list[T]:
+    """All of them at random, always in the same order."""
+    return [items[n] for n in np.random.default_rng(_SEED).permutation(len(items))]
+
+
 def _bundled(documents: Sequence[str], size: int) -> tuple[Unit, ...]:
     """Unrelated groups in a random order; short ones are put together."""
     groups = [tuple(documents[number] for number in group) for group in unrelated(documents)]
     kept: list[Unit] = []
     short: Unit = ()
-    for number in np.random.default_rng(_SEED).permutation(len(groups)):
-        if sum(map(len, groups[number])) >= size:
-            kept.append(groups[number])
+    for group in scattered(groups):
+        if sum(map(len, group)) >= size:
+            kept.append(group)
             continue
-        short += groups[number]
+        short += group
         if sum(map(len, short)) >= size:
             kept.append(short)
             short = ()

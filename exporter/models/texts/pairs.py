@@ -16,6 +16,7 @@ from typing import Any
 
 from exporter.errors import TextSourceError
 from exporter.files import sha256_bytes, sha256_file
+from exporter.models.texts.documents import scattered
 from exporter.models.texts.passages import paragraphs
 from exporter.models.texts.sounds import LARGEST_BYTES, SUFFIXES
 from exporter.models.texts.sources import Part, json_lines, read_file, read_texts
@@ -47,7 +48,7 @@ class Pairs:
 
     Attributes:
         source: What a report calls them.
-        pairs: None of them is empty; none at all for noise.
+        pairs: At random, always in the same order; none is empty, and none there for noise.
         sha256: Of the sources alone, a recording's by what it holds: the same ones have it in
             whatever order, with whatever targets, and listed in whatever form.
         content_sha256: Of all that they hold.
@@ -85,8 +86,8 @@ def read_pairs(spec: str, *, part: Part, sound: bool) -> Pairs:
         ]
         return _whole(spec, found, [each.source.encode() for each in found], _TEXT_HINT)
     texts = read_texts(spec, part=part)
-    digest = texts.sha256
-    return Pairs(texts.source, tuple(map(Pair, paragraphs(texts))), digest, digest)
+    pairs = tuple(map(Pair, scattered(paragraphs(texts))))
+    return Pairs(texts.source, pairs, texts.sha256, texts.sha256)
 
 
 def _names_sources(path: Path) -> bool:
@@ -141,15 +142,13 @@ def _whole(spec: str, pairs: Sequence[Pair], sources: Sequence[Path | bytes], hi
             "Give all of them a target, or none.",
             code="one-sided",
         )
-    digests = [
-        sha256_file(source) if isinstance(source, Path) else sha256_bytes(source)
-        for source in sources
+    held = [
+        (sha256_file(source) if isinstance(source, Path) else sha256_bytes(source), pair)
+        for pair, source in scattered([*zip(pairs, sources, strict=True)])
     ]
-    held = [[digest, pair.target] for digest, pair in zip(digests, pairs, strict=True)]
-    alone = "\n".join(sorted({*digests}))
-    return Pairs(
-        spec, tuple(pairs), sha256_bytes(alone.encode()), sha256_bytes(json.dumps(held).encode())
-    )
+    alone = "\n".join(sorted({digest for digest, _ in held})).encode()
+    told = json.dumps([[digest, pair.target] for digest, pair in held]).encode()
+    return Pairs(spec, tuple(pair for _, pair in held), sha256_bytes(alone), sha256_bytes(told))
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
