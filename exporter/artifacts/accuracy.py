@@ -35,9 +35,9 @@ class PerplexityPair(Record):
 
 
 class SampleLosses(Record):
-    """Each sample's loss, summed over its predicted tokens, in nats.
+    """Each document's loss, or each sample's, summed over its predicted tokens, in nats.
 
-    With them a later report on the same text can be compared sample by sample.
+    With them a later report on the same text can be compared document by document.
     """
 
     tokens: list[Count]

@@ -1,7 +1,7 @@
 """Accuracy: perplexity, divergence and agreement with the unpruned arm, and tasks and probes.
 
 Both sessions judge the same unpruned model on the same text, so what grew between them is the
-candidate's loss above it, sample by sample where the reports have the samples' losses. The same
+candidate's loss above it, by document where the reports have the documents' losses. The same
 candidate file on the same text gives the same loss again: there is no interval to speak of then.
 """
 

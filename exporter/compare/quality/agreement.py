@@ -22,7 +22,14 @@ from exporter.engines.environment import default_threads
 from exporter.engines.inputs import has_cache, make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import BackendError, ComparisonError
-from exporter.models.ablation.damage import Clusters, Distributions, Floats, chunks, divergence
+from exporter.models.ablation.damage import (
+    Clusters,
+    Distributions,
+    Floats,
+    by_cluster,
+    chunks,
+    divergence,
+)
 from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET, Progress
 
@@ -37,15 +44,7 @@ def predicts_next_token(runner: Runner, folder: ModelFolder) -> bool:
 
 
 def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:
-    """Logits of one sample, ``[positions, vocabulary]``.
-
-    Args:
-        runner: An entered runner with an output ``logits``.
-        sample: Token ids, ``[positions]``.
-
-    Raises:
-        BackendError: The run fails, or gives fewer.
-    """
+    """Logits of one sample, ``[positions, vocabulary]``, by an entered runner."""
     shape = Shape(whole_phase(runner.inputs), 1, len(sample))
     inputs = make_inputs(runner.inputs, shape, sample[None])
     logits = all_logits(runner, inputs, shape)
@@ -205,18 +204,7 @@ def _chunk(
 def accuracy_of(
     by_sample: Floats, by_position: Floats, source: str, sha256: str, clusters: Clusters = None
 ) -> Accuracy:
-    """What sums of :func:`figures` tell.
-
-    Args:
-        by_sample: ``[len(COLUMNS), samples]``.
-        by_position: ``[len(COLUMNS), positions]``.
-        source: What the report calls the text.
-        sha256: Of the text.
-        clusters: Of which document each sample is.
-
-    Raises:
-        ComparisonError: There was no position.
-    """
+    """What sums of :func:`figures` tell, ``[len(COLUMNS), ...]``; ``source`` is the text's name."""
     totals = dict(zip(COLUMNS, by_position.sum(axis=1), strict=True))
     count = totals["positions"]
     if not count:
@@ -240,18 +228,17 @@ def accuracy_of(
         top1_interval=share_interval(samples["top1"], samples["positions"], clusters),
         top5_agreement=float(totals["top5"] / count),
         positions=_by_position(by_position),
-        sample_losses=_sample_losses(samples),
+        sample_losses=_losses(samples, clusters),
     )
 
 
-def _sample_losses(samples: dict[str, Floats]) -> SampleLosses | None:
-    losses = {arm: samples[f"{arm}_loss"] for arm in ("baseline", "candidate")}
-    if not samples["predicted"].any() or not all(np.isfinite(v).all() for v in losses.values()):
+def _losses(samples: dict[str, Floats], clusters: Clusters) -> SampleLosses | None:
+    names = "predicted", "baseline_loss", "candidate_loss"
+    tokens, *losses = (by_cluster(samples[name], clusters) for name in names)
+    if not tokens.any() or not np.isfinite(losses).all():
         return None
-    return SampleLosses(
-        tokens=[int(count) for count in samples["predicted"]],
-        **{arm: [float(loss) for loss in values] for arm, values in losses.items()},
-    )
+    baseline, candidate = (values.tolist() for values in losses)
+    return SampleLosses(tokens=tokens.astype(int).tolist(), baseline=baseline, candidate=candidate)
 
 
 def _perplexity(totals: dict[str, np.float64]) -> PerplexityPair | None:

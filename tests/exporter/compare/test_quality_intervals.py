@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from exporter.artifacts import Interval
+from exporter.compare.quality.agreement import COLUMNS, accuracy_of
 from exporter.compare.quality.intervals import (
     difference_interval,
     fewest_to_show,
@@ -141,3 +142,18 @@ def test_a_share_of_all_tokens_is_as_sure_as_they_are_many() -> None:
     assert none is not None
     assert none.ci95[0] == none.value == 0.0 < none.ci95[1] < 0.3
     assert share_interval(np.array([3.0]), np.array([9.0])) is None
+
+
+def test_losses_that_later_reports_are_paired_with_are_those_of_documents() -> None:
+    """Samples of one document resemble each other: over them an interval is too narrow."""
+    sums = np.arange(1.0, 43.0).reshape(len(COLUMNS), 6)
+    documents = np.array([7, 7, 2, 2, 2, 5])
+    losses = accuracy_of(sums, sums, "text", "0" * 64, documents).sample_losses
+    assert losses is not None
+    rows = dict(zip(COLUMNS, sums, strict=True))
+    names = ("predicted", "baseline_loss", "candidate_loss")
+    expected = [[rows[name][documents == n].sum() for n in (2, 5, 7)] for name in names]
+    assert [losses.tokens, losses.baseline, losses.candidate] == expected
+    alone = accuracy_of(sums, sums, "text", "0" * 64).sample_losses
+    assert alone is not None
+    assert alone.baseline == rows["baseline_loss"].tolist()
