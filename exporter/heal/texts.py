@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from exporter.errors import CalibrationError, HealingError
 from exporter.heal.further import is_less, read_samples
 from exporter.heal.options import NO_TEXT, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
+from exporter.models.anatomy.residual_stream import classifies_texts
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import (
     DEFAULT_TOKENS,
@@ -63,6 +64,7 @@ class HealingTexts:
         again: Those of the sources that are too short for four parts: what the cut was chosen on is
             fitted on again.
         chose: Those of which that even judges.
+        together: How many samples give one answer, and stay in one half.
     """
 
     fitting: CalibrationText
@@ -72,6 +74,7 @@ class HealingTexts:
     choosing: int | None = None
     again: tuple[str, ...] = ()
     chose: tuple[str, ...] = ()
+    together: int = 1
 
     @property
     def held_out(self) -> CalibrationText:
@@ -84,7 +87,7 @@ class HealingTexts:
 
         They share no document. Of a text with one held-out sample that sample serves both.
         """
-        pairs = [text.in_turn(self.choosing) for text in self.held]
+        pairs = [text.in_turn(self.choosing, self.together) for text in self.held]
         return joined([first for first, _ in pairs]), joined([second for _, second in pairs])
 
 
@@ -124,6 +127,7 @@ def healing_texts(
     split = _Split(
         room=more + _MOST_PASSAGES // 2 if fewest else 0,
         least=math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0,
+        together=_together(loaded.model),
     )
     read = [
         _read(
@@ -160,6 +164,7 @@ def healing_texts(
         choosing,
         tuple(part.fitting.ref.source for part in parts if part.again),
         tuple(part.held.ref.source for part in parts if part.chose),
+        split.together,
     )
 
 
@@ -190,13 +195,26 @@ def _read(
     chosen_on: Sequence[CalibrationRef],
     progress: Progress,
 ) -> _Read:
-    whole = read_samples(loaded, spec, wanted + held, options, progress)
+    together = _together(loaded.model)
+    whole = _cut_to_whole(read_samples(loaded, spec, wanted + held, options, progress), together)
     chosen = [ref for ref in chosen_on if ref.sha256 == whole.ref.sha256]
     if not chosen:
         return _Read(whole, whole, wanted, held, is_short=False)
     others = read_samples(loaded, spec, wanted + held, options, QUIET, apart_from=chosen)
+    others = _cut_to_whole(others, together)
     enough = not is_less(others, [whole.ref]) or not is_less(others, chosen)
     return _Read(whole, others, wanted, held, not enough or len(others.input_ids) < 2)
+
+
+def _together(model: Any) -> int:
+    """How many texts give one answer: two, where a single logit orders them."""
+    return 2 if classifies_texts(model) and model.config.num_labels == 1 else 1
+
+
+def _cut_to_whole(text: CalibrationText, together: int) -> CalibrationText:
+    """Without the last samples, where these give no whole answer."""
+    number = len(text.input_ids)
+    return text.rows(slice(0, number - number % together)) if number % together else text
 
 
 class _Parts(NamedTuple):
@@ -214,21 +232,25 @@ class _Split(NamedTuple):
     Attributes:
         room: There is to be room for so many.
         least: So many are needed where a few are left to fit on.
+        together: How many samples give one answer.
     """
 
     room: int
     least: int
+    together: int
 
     def parts(self, text: _Read, *, reuse: bool = False) -> _Parts:
         """Documents to fit on, and others that are held out."""
         if not text.is_short and not reuse:
-            return _Parts(*text.others.apart_at(self._held(text.others, text)))
+            return _Parts(*text.others.apart_at(self._held(text.others, text), self.together))
         held_out = self._held(text.whole, text)
         others = len(text.others.input_ids)
         if reuse or not others:
             again = text.whole is not text.others
-            return _Parts(*text.whole.apart_at(held_out), again, again)
-        held = text.others if others <= held_out else text.others.apart_at(held_out)[1]
+            return _Parts(*text.whole.apart_at(held_out, self.together), again, again)
+        held = (
+            text.others if others <= held_out else text.others.apart_at(held_out, self.together)[1]
+        )
         rest = text.whole.rows(~np.isin(text.whole.documents, held.documents))
         return _Parts(rest, held, again=True)
 

@@ -158,7 +158,7 @@ class CalibrationText:
             found[own] = found.max() + 1 + _labels(self.documents[own])
         return found
 
-    def apart_at(self, samples: int) -> tuple[CalibrationText, CalibrationText]:
+    def apart_at(self, samples: int, together: int = 1) -> tuple[CalibrationText, CalibrationText]:
         """Two parts that share no document: all but the last ones, and these, of so many samples.
 
         Those have more where documents are long, and fewer where else the longest one were all that
@@ -168,7 +168,7 @@ class CalibrationText:
         held = np.zeros(len(self.input_ids), np.bool_)
         for own in self._owned:
             wanted = max(1, round(samples * len(own) / len(held)))
-            held[own] = _last(_labels(self.documents[own]), wanted)
+            held[own] = _last(_together(self.documents[own], together), wanted)
         return self.rows(~held), self.rows(held)
 
     def in_turn(
@@ -183,8 +183,7 @@ class CalibrationText:
             return self, self
         other = np.zeros(len(self.input_ids), np.bool_)
         for own in self._owned:
-            labels = _labels(self.documents[own])[np.arange(len(own)) // together * together]
-            other[own] = _second(_labels(labels), first)
+            other[own] = _second(_together(self.documents[own], together), first)
         if not other.any():
             other[-together:] = True
         return self.rows(~other), self.rows(other)
@@ -215,6 +214,11 @@ def _labels(documents: NDArray[np.int64]) -> NDArray[np.int64]:
     numbers: dict[int, int] = {}
     labels = [numbers.setdefault(document, len(numbers)) for document in documents.tolist()]
     return np.array(labels, np.int64) if len(numbers) > 1 else np.arange(len(labels))
+
+
+def _together(documents: NDArray[np.int64], together: int) -> NDArray[np.int64]:
+    """Labels of which so many samples, one after the other, have the same."""
+    return _labels(_labels(documents)[np.arange(len(documents)) // together * together])
 
 
 def _last(labels: NDArray[np.int64], wanted: int) -> NDArray[np.bool_]:

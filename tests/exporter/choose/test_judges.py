@@ -300,6 +300,22 @@ def test_as_many_are_counted_as_the_search_holds_out(samples: int) -> None:
         assert checked_of(samples, held_out) == len(parted(text, held_out).checked.input_ids)
 
 
+@pytest.mark.parametrize("samples", [40, 41, 7])
+def test_a_reranker_s_parts_have_both_texts_of_each_answer(samples: int, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).integers(0, 60, (60, 30))
+    parts = [[f"w{n}" for n in row] for row in drawn]
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"{' '.join(p[:8])}. {' '.join(p[8:])}" for p in parts))
+    options = HealOptions(
+        kind="fold", samples=samples, sequence_length=35, calibration=(str(path),)
+    )
+    texts = healing_texts(classifier(1), options)
+    for part in (*texts.halves, texts.fitting):
+        ids = part.input_ids
+        assert len(ids) % 2 == 0
+        assert (ids[::2, 1:7] == ids[1::2, 1:7]).all()
+
+
 @pytest.mark.parametrize(("paragraphs", "judging"), [(75, FEWEST), (24, None)])
 def test_a_short_text_judges_before_it_fits(
     paragraphs: int, judging: int | None, tmp_path: Path
