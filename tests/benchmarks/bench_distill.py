@@ -22,6 +22,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,11 @@ def _table(options: argparse.Namespace, drop: str | None) -> None:
     print(f"\ndropped {plan.describe()}; healed in {minutes:.1f} min, texts and checks included")
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(f"peak memory of the process, with its libraries: {peak_gb:.2f} GB")
-    meters = _meters(loaded, options)
+    meters = measures(loaded, options)
     cut = healed.branch_replacements
-    whole = {name: meter.measure({}) for name, meter in meters.items()}
-    bare = {name: meter.measure(cut) for name, meter in meters.items()}
+    whole, bare = ({name: measure(each) for name, measure in meters.items()} for each in ({}, cut))
     with weights_changed(loaded.model, healed.weights):
-        after = {name: meter.measure(cut) for name, meter in meters.items()}
+        after = {name: measure(cut) for name, measure in meters.items()}
     for name in meters:
         print(_line(name, whole[name], bare[name], after[name]), flush=True)
 
@@ -108,7 +108,12 @@ def _heal_options(options: argparse.Namespace) -> Any:
     )
 
 
-def _meters(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
+def _by_document(meter: Any, text: Any, cut: Any) -> Any:
+    return meter.measure(cut).by_document(text.clusters)
+
+
+def measures(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """What tells a cut's damage on each text, by its documents, and each task, by its items."""
     from exporter.models.ablation.choices import ChoiceMeter
     from exporter.models.ablation.meter import DamageMeter
     from exporter.models.texts.calibration import calibration_text
@@ -118,12 +123,13 @@ def _meters(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
         text = calibration_text(
             loaded, spec, samples=options.samples, sequence_length=512, part="evaluation"
         )
-        found[Path(spec).name] = DamageMeter(
+        meter = DamageMeter(
             loaded.model, text.input_ids, text.mask, positions=2, kept_bytes=KEPT_BYTES
         )
+        found[Path(spec).name] = partial(_by_document, meter, text)
     for path in sorted(options.tasks.glob("*.jsonl")) if options.tasks else ():
         items = task_items(loaded, path, options.items)
-        found[path.stem] = ChoiceMeter(loaded.model, items)
+        found[path.stem] = ChoiceMeter(loaded.model, items).measure
     return found
 
 

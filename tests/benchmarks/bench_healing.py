@@ -67,7 +67,7 @@ class Bench:
         }
         # Kept rows hold as long as these are the same.
         texts = [self._text(str(options.calibrate), 20), *domains.values()]
-        about = [self._loaded.ref.sha256, *(text.ref.sha256 for text in texts)]
+        about = ["by document", self._loaded.ref.sha256, *(text.ref.sha256 for text in texts)]
         self._kept = KeptRows(options.keep, about)
         self._asked = Asked(self._loaded, options.tasks, options.items) if options.tasks else None
 
@@ -82,7 +82,7 @@ class Bench:
         )
 
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """What the rows' damage is in each domain, by sample; from disk where it is there.
+        """What the rows' damage is in each domain, by document; from disk where it is there.
 
         Rows are measured together: they share the whole model's run and what lies below.
         """
@@ -100,7 +100,7 @@ class Bench:
             found.append({"name": row.name, "dropped": layers, "fit_s": taken})
         for name, meter in self._meters.items() if new else ():
             for result, damage in zip(found, meter.measure_many({}, cuts)[1:], strict=True):
-                result[name] = _numbers(damage)
+                result[name] = _numbers(damage, self._domains[name])
         for row, result, cut in zip(new, found, cuts, strict=True):
             if row.tasks and self._asked is not None:
                 answers = self._asked.answers(cut)
@@ -134,7 +134,7 @@ class Bench:
             meter = DamageMeter(
                 model, text.input_ids, text.mask, batch_size=BATCH, within=lambda: swapped(values)
             )
-            found[name] = _numbers(meter.measure(cut))
+            found[name] = _numbers(meter.measure(cut), text)
         return found
 
     def _is_kept(self, row: Row) -> bool:
@@ -222,8 +222,9 @@ class Bench:
         return CalibrationText.unpadded(ids, "pydoc", short_sha256(ids.tolist()), documents)
 
 
-def _numbers(damage: Any) -> dict[str, Any]:
-    """By sample."""
+def _numbers(damage: Any, text: Any) -> dict[str, Any]:
+    """By document of a text."""
+    damage = damage.by_document(text.clusters)
     return {f.name: getattr(damage, f.name).tolist() for f in dataclasses.fields(damage)}
 
 

@@ -33,6 +33,7 @@ from exporter.compare.quality.intervals import mean_interval
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.damage import Damage, joined
 from exporter.models.ablation.meter import DamageMeter
+from exporter.models.texts.calibration import CalibrationText
 from tests.benchmarks.small_model import default_model
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -101,11 +102,12 @@ class Bench:
         return PruningPlan.read(path)
 
     def damages(self, domain: str, spec: str, cuts: dict[str, Any]) -> dict[str, Damage]:
-        """Of each cut, over the samples of a text; a few samples at a time, each kept."""
+        """Of each cut, by a text's documents; a few samples at a time, each kept."""
         path = self.keep / f"damage-{domain}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = {(told["chunk"], told["cut"]): told["damage"] for told in map(json.loads, lines)}
-        ids = self._ids(spec)
+        ids, documents = self._samples(spec)
+        clusters = CalibrationText.unpadded(ids, spec, "", documents).clusters
         for chunk, start in enumerate(range(0, len(ids), CHUNK)):
             missing = {key: cut for key, cut in cuts.items() if (chunk, key) not in kept}
             if not missing:
@@ -125,9 +127,11 @@ class Bench:
                     ) + "\n")  # fmt: skip
             print(f"{domain}: {start + len(samples)} of {len(ids)} samples", flush=True)
         chunks = range(-(-len(ids) // CHUNK))
-        return {key: joined([_damage(kept[chunk, key]) for chunk in chunks]) for key in cuts}
+        parts = {key: [_damage(kept[chunk, key]) for chunk in chunks] for key in cuts}
+        return {key: joined(each).by_document(clusters) for key, each in parts.items()}
 
-    def _ids(self, spec: str) -> Any:
+    def _samples(self, spec: str) -> Any:
+        """Token ids, and of which document each sample is."""
         from exporter.models.texts.packing import pack_tokens
         from exporter.models.texts.sources import read_texts
 
@@ -142,7 +146,7 @@ class Bench:
             max_samples=self.options.test_tokens // LENGTH,
             separator_id=self.loaded.tokenizer.eos_token_id,
             by_size=True,
-        ).ids
+        )
 
 
 def _damage(numbers: dict[str, list[float]]) -> Damage:
