@@ -90,7 +90,7 @@ def document_of(source: str) -> str:
 class Score(Record):
     """Importance of one sublayer or block; lower means more redundant.
 
-    ``std_error`` is the standard error of the mean over samples; None with fewer than two.
+    ``std_error`` is that of the mean over samples, not documents; None with fewer than two.
     """
 
     layer: Layer
