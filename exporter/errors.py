@@ -24,11 +24,7 @@ OUT_OF_MEMORY = "out-of-memory"
 
 
 class OptionError(UsageError):
-    """Options are of the wrong type, out of bounds, or don't go together.
-
-    Attributes:
-        keys: The options, as keys of a configuration file.
-    """
+    """Options are of the wrong type, out of bounds, or don't go together."""
 
     def __init__(
         self, message: str, hint: str = "", keys: Sequence[str] = (), *, code: str = ""

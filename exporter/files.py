@@ -1,11 +1,4 @@
-"""Files and folders that appear whole or not at all, through the door of graph_passes.
-
-And a full disk, told as one by whatever library was writing when it filled up; and scratch folders
-for what is needed only while a command runs. Those lie in one folder a user in the temporary
-directory, `depthcut-UID`, which nobody else can enter. Beside each stands a file that its process
-holds locked as long as it lives: the next use removes what a killed process has left, and nothing
-that is in use.
-"""
+"""Files and folders that appear whole or not at all, through the door of graph_passes."""
 
 from __future__ import annotations
 
@@ -71,14 +64,7 @@ def in_shards(pieces: Sequence[_Part], limit_bytes: int | None) -> list[list[_Pa
 
 
 def refuse_overwriting(output: Path, inputs: Iterable[Path], kind: str = "") -> None:
-    """Keeps a result from taking the place of what it is made from, or of something else.
-
-    Args:
-        output: The file to be written.
-        inputs: Files, and folders of which every file counts.
-        kind: The output's, as :func:`graph_passes.files.kinds.kind_of` has it, where it is asked
-            before long work; the door for writing asks it of everything.
-    """
+    """Keeps a result from taking the place of what it is made from, or of something else."""
     if not output.exists():
         return
     for given in inputs:
@@ -155,9 +141,6 @@ def telling_full_disk(path: Path) -> Iterator[None]:
     """Turns any library's way to say that it could not write any more into one ``OSError``.
 
     An error that was made from such an error counts as well, whatever its class.
-
-    Args:
-        path: What the error names: the file or folder that is written in the block.
     """
     try:
         yield
@@ -186,11 +169,6 @@ def scratch_folder(purpose: str, *, longest: int | None = None) -> Iterator[Path
 
     Where the user's own folder can't be had, as where another user has made one of that name, it
     lies in a new one with a name that can't be foreseen.
-
-    Args:
-        purpose: A word for its name.
-        longest: The most bytes that its path may have; where the temporary directory's is too long
-            for that, it lies in ``/tmp``.
     """
     root = _root(purpose, longest)
     lock = _new_lock(root, purpose)

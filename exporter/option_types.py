@@ -19,22 +19,12 @@ from exporter.errors import DepthcutError
 
 @dataclass(frozen=True)
 class Written:
-    """How the values of a type are written, as a mark in an ``Annotated``.
-
-    Attributes:
-        metavar: What a value is called.
-        text: A value as one word.
-        listed: Whether a tuple is one word.
-        none: The word for None.
-        choices: The values that there are.
-        path: What has to be at a path: ``file``, ``folder``, ``any`` thing, ``onnx``; or, where it
-            is an output, ``new_file`` and ``new``.
-    """
+    """How the values of a type are written, as a mark in an ``Annotated``."""
 
     metavar: str | None = None
     text: Callable[[Any], str] = str
     listed: bool = False
-    none: str | None = None
+    none: str | None = None  # the word for None
     choices: tuple[Any, ...] = ()
     path: str | None = None
 
@@ -111,11 +101,7 @@ def _validated(hint: Any, value: Any, *, strict: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class OptionType:
-    """How the values of an option are read.
-
-    Attributes:
-        type: The type hint, with its marks.
-    """
+    """How the values of an option are read."""
 
     type: Any
 
@@ -165,12 +151,7 @@ class OptionType:
         return frozen([value] if several else value, self.type)
 
     def read(self, value: Any, *, strict: bool = False) -> Any:
-        """A value as the option's type has it.
-
-        Args:
-            value: A text of the command line, or a value from code.
-            strict: It is from a YAML file, in which a number in quotes is a text.
-        """
+        """A value as the option's type has it."""
         return _validated(self.type, self.from_yaml(value) if strict else value, strict=strict)
 
     def read_item(self, text: str) -> Any:
@@ -287,12 +268,7 @@ _TOKENS = re.compile(r"(?P<number>\d+)\s*(?P<thousands>k)?", re.I)
 
 
 def amount(text: Any, such: str = "1.1 or 110%") -> float:
-    """Reads ``3%`` or ``0.03`` as 0.03; a number passes.
-
-    Args:
-        text: What was given.
-        such: Examples of what is expected.
-    """
+    """Reads ``3%`` or ``0.03`` as 0.03; a number passes."""
     if isinstance(text, int | float):
         return float(_no_bool(text))
     told = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None

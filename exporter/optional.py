@@ -15,13 +15,7 @@ _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 def require(module: str, *, extra: str, oldest: str | None = None) -> ModuleType:
-    """Imports an optional module, or says which extra brings it.
-
-    Args:
-        module: Dotted name of the module, such as ``"onnxruntime"``.
-        extra: The extra of the ``depthcut`` distribution that installs it.
-        oldest: The oldest version that will do, such as ``"0.18"``; None: any.
-    """
+    """Imports an optional module, or says which extra brings it."""
     os.environ.setdefault(_NO_TELEMETRY, "1")
     hint = (
         f"Install the extra {extra}: pip install 'depthcut[{extra}]', "

@@ -1,10 +1,4 @@
-"""What a stage can be told: each option once, with its type, default and help, and the rules.
-
-A stage's options are a frozen dataclass of pydantic's, below :class:`Options`. :func:`option` says
-how a field is shown, :func:`part` takes in the options of another stage. From these classes come
-the options of a command, the keys of a YAML file, the keywords of the pytest fixture, and the
-command that a report shows.
-"""
+"""What a stage can be told: each option once, with its type, default and help, and the rules."""
 
 from __future__ import annotations
 
@@ -41,30 +35,16 @@ running_command: ContextVar[tuple[str, ...] | None] = ContextVar("running_comman
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How an option is shown.
-
-    Attributes:
-        help: What it is for; the first words of a sentence.
-        brief: The same in a few words, for a help that is to be short; empty: its first sentence.
-        names: As on the command line; the first long one is also its key in a YAML file.
-        section: The heading that it stands under.
-        rare: Whether only ``--help-all`` shows it.
-        config_only: Whether it is a key of configuration files alone.
-        usual: What a default of None stands for.
-        metavar: What its value is called; None: as its type says.
-        bare: What it is where only its name is given; None: its name wants a value.
-        argument: Whether it is an argument, and not an option.
-        required: Whether it has no default.
-    """
+    """How an option is shown."""
 
     help: str = ""
     names: tuple[str, ...] = ()
     section: str = "Options"
     rare: bool = False
     config_only: bool = False
-    usual: str = ""
-    metavar: str | None = None
-    bare: str | None = None
+    usual: str = ""  # what a default of None stands for
+    metavar: str | None = None  # what its value is called; None: as its type says
+    bare: str | None = None  # what it is where only its name is given; None: its name wants a value
     argument: bool = False
     required: bool = False
     brief: str = ""
@@ -72,27 +52,16 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Nested:
-    """How the options of another stage are taken in.
+    """How the options of another stage are taken in."""
 
-    Attributes:
-        switch: The option without which there is no such part; None: there always is.
-        off: The word for which there is none, either.
-        optional: Whether there is no such part where none of its options is given.
-        without: Options of it that can't be set here.
-        shared: Options of it that have the value of those of the same name here.
-        config_only: Options of it that are keys of configuration files alone, here.
-        rare: Options of it that only ``--help-all`` shows, here.
-        section: The heading for all of it; None: their own.
-    """
-
-    switch: str | None = None
+    switch: str | None = None  # None: there always is
     off: str | None = None
     optional: bool = False
     without: Collection[str] = ()
     shared: Collection[str] = ()
     config_only: Collection[str] = ()
     rare: Collection[str] = ()
-    section: str | None = None
+    section: str | None = None  # the heading for all of it; None: their own
 
     def shows(self, look: Look, name: str) -> Look:
         """How one of them is shown here."""
@@ -130,15 +99,7 @@ def part(default: Any = dataclasses.MISSING, **how: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What must hold among the fields of a class; names may lead into parts: ``load.revision``.
-
-    Attributes:
-        names: The fields, of which the first is the one to change.
-        broken: Looks at the object.
-        message: With ``{0}``, ``{1}`` for the options.
-        hint: What to do, likewise.
-        code: The error's.
-    """
+    """What must hold among the fields of a class; names may lead into parts: ``load.revision``."""
 
     names: tuple[str, ...]
     broken: Callable[[Any], bool]
@@ -246,15 +207,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf(OptionType):
-    """One option of a class or of its parts.
-
-    Attributes:
-        path: The attributes that lead to it.
-        key: Its name in YAML files and as a keyword.
-        default: Where nothing is said; ``dataclasses.MISSING`` for a required one.
-        look: How it is shown.
-        off: Its value where the part is not there that it is the switch of.
-    """
+    """One option of a class or of its parts."""
 
     path: tuple[str, ...]
     key: str
@@ -307,12 +260,7 @@ def _switched(leaf: Leaf, look: Nested) -> Leaf:
 
 
 def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
-    """An object of a class with its parts.
-
-    Args:
-        schema: The class.
-        told: Values by their keys; what isn't among them has its default.
-    """
+    """An object of a class with its parts."""
     told, values = schema.settle(told), dict[str, Any]()
     for field in dataclasses.fields(schema):
         look = field.metadata.get(_LOOK)

@@ -1,13 +1,4 @@
-"""Text that strangers wrote, such as the names in a model's file, made safe to print.
-
-What a terminal or a CI system would act on becomes visible escapes, so that it is read and not
-obeyed: control characters, line breaks inside a value, characters that turn the direction of the
-text, halves of surrogate pairs; and the openings of commands in a log: `::` where a line begins
-(GitHub), `##[`, `##vso[` and `##teamcity[` anywhere (GitHub, Azure, TeamCity).
-
-Escaped text passes unchanged, so that it may pass several times. Numbers with their nouns, as
-sentences have them, stand at the end.
-"""
+"""Text that strangers wrote, such as the names in a model's file, made safe to print."""
 
 from __future__ import annotations
 
@@ -82,14 +73,7 @@ class Pieces:
 
 
 class PrintableOutput:
-    """A text stream whose writers are libraries: warnings, logs, tracebacks, bars.
-
-    Args:
-        raw: Where to.
-
-    Attributes:
-        raw: The same.
-    """
+    """A text stream whose writers are libraries: warnings, logs, tracebacks, bars."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw
@@ -145,13 +129,7 @@ def _without_command(found: re.Match[str]) -> str:
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: ``1 block``, ``2 blocks``, ``0 blocks``.
-
-    Args:
-        number: How many.
-        noun: For one.
-        plural: For any other number; None: the noun with an s.
-    """
+    """A number with its noun: ``1 block``, ``2 blocks``, ``0 blocks``."""
     return f"{number:.12g} {noun if number == 1 else plural or noun + 's'}"
 
 

@@ -33,11 +33,7 @@ _COUNTED = 8  # guest time, which follows, is in user time already
 
 
 def child_command(worker: Sequence[str]) -> list[str]:
-    """How this Python starts a worker, which is told whose child it is.
-
-    Args:
-        worker: Python's arguments, such as ``-m`` and a module that calls :func:`end_with_parent`.
-    """
+    """How this Python starts a worker, which is told whose child it is."""
     return [sys.executable, *worker, str(os.getpid())]
 
 
@@ -45,9 +41,6 @@ def end_with_parent(parent: int) -> None:
     """Has the system kill this process when its parent has gone, whatever it is doing then.
 
     Killed at once, it can't be writing still when the same command is called again.
-
-    Args:
-        parent: The parent's number. If that has gone already, this process ends here.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -185,13 +178,7 @@ def _numbers(file: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Seconds of CPU time since some beginning, over all CPUs.
-
-    Attributes:
-        total: Idle time included.
-        busy: What any process, the kernel or another virtual machine took.
-        own: What this process took, with its threads.
-    """
+    """Seconds of CPU time since some beginning, over all CPUs."""
 
     total: float
     busy: float

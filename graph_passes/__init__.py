@@ -1,8 +1,4 @@
-"""ONNX in, ONNX out: find the sublayers of a Transformer's graph and cut them out.
-
-Imports numpy, onnx and onnx_ir only. Names are loaded on first use, since onnx_ir takes a
-quarter of a second and a command line's ``--help`` has no need of it.
-"""
+"""ONNX in, ONNX out: find the sublayers of a Transformer's graph and cut them out."""
 
 from __future__ import annotations
 

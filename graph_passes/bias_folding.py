@@ -1,9 +1,4 @@
-"""Adds a bias that stands on the stream to one that is there already.
-
-A deleted branch's bias ``x + b`` costs a pass over the stream. Where ``x`` is read by nothing
-else, its producer may take ``b``: another such bias, the bias at the end of the branch before it,
-a LayerNormalization's, or the free slot of a fused sum. The result is the same up to rounding.
-"""
+"""Adds a bias that stands on the stream to one that is there already."""
 
 from __future__ import annotations
 
@@ -36,17 +31,7 @@ class _Home:
 
 
 class BiasFolder:
-    """Folds the biases of replacements, once the branches are gone.
-
-    Args:
-        graph: The main graph; it is changed.
-        parts: Its fused sums, taken apart.
-        survivors: The sublayers that are left.
-
-    Attributes:
-        made: The Adds of biases to operands of fused sums, which had none.
-        replaced: The weights that stand in the place of one of the graph's own.
-    """
+    """Folds the biases of replacements, once the branches are gone."""
 
     def __init__(
         self, graph: ir.Graph, parts: Iterable[Apart], survivors: Sequence[FoundSite]
@@ -60,15 +45,7 @@ class BiasFolder:
         self._biases: set[ir.Value | None] = set()
 
     def fold(self, put: Iterable[PutIn]) -> dict[SublayerRef, tuple[SublayerRef, ...]]:
-        """Folds each bias that stands on the stream, where it has a home.
-
-        Args:
-            put: The replacements, in stream order.
-
-        Returns:
-            For each that went into what belongs to another sublayer, that sublayer; several
-            where it can't be told to which of them.
-        """
+        """Folds each bias that stands on the stream, where it has a home."""
         put = list(put)
         self._biases = {each.bias.inputs[1] for each in put}
         owners = {each.ref: self._fold(each.bias) for each in put if each.on_stream}

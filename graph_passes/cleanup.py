@@ -27,12 +27,7 @@ class Swept:
 
 
 def sweep(graph: ir.Graph, roots: Iterable[ir.Node | None]) -> Swept:
-    """Removes the dead among ``roots``, then what only they kept alive, and so on.
-
-    Args:
-        graph: The main graph; it is changed.
-        roots: Where something may have died. The cost grows with what is removed.
-    """
+    """Removes the dead among ``roots``, then what only they kept alive, and so on."""
     swept = Swept()
     queue = list(roots)
     gone: dict[ir.Node, None] = {}

@@ -1,7 +1,4 @@
-"""The errors of depthcut's libraries.
-
-The base class lives here, at the bottom of the import order, so that both packages share one.
-"""
+"""The errors of depthcut's libraries."""
 
 from __future__ import annotations
 

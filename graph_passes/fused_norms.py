@@ -1,11 +1,4 @@
-"""Takes ONNX Runtime's fused residual sums apart for the surgery, and joins what is left.
-
-A skip-norm is a residual Add and the norm after it in one operator. Taken apart, it is a sum like
-any other, so the finder and the code that cuts need to know nothing of it. Joined again after the
-cut, a norm takes the operands of the sum that it now stands behind: where the branch between the
-skip-norms A and B went, B reads the two operands of A, and A is gone. Only a norm that stands
-behind no such sum any more becomes a plain one.
-"""
+"""Takes ONNX Runtime's fused residual sums apart for the surgery, and joins what is left."""
 
 from __future__ import annotations
 
@@ -35,14 +28,7 @@ def is_skip_norm(node: ir.Node) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Apart:
-    """What one fused operator was made into.
-
-    Attributes:
-        original: The operator, out of the graph; for an embedding, still in it.
-        norm: The plain norm.
-        total: The Add; for an embedding, the operator itself.
-        bias: The Add of the bias to the branch, where there is one.
-    """
+    """What one fused operator was made into."""
 
     original: ir.Node
     norm: ir.Node
@@ -81,12 +67,6 @@ def take_apart(graph: ir.Graph) -> list[Apart]:
 
     A bias goes to the operand that is the branch. Until :func:`join` is called, the biased
     operand has the name of the operand itself, as has the norm that of the sum.
-
-    Args:
-        graph: The main graph, in order; it is changed.
-
-    Returns:
-        What became of each, in graph order.
     """
     place = {node: i for i, node in enumerate(graph)}
     return [_split(graph, node, place) for node in list(graph) if _can_split(node)]
@@ -202,14 +182,7 @@ def _is_computed_from(value: ir.Value, source: ir.Value, place: dict[ir.Node, in
 def join(
     graph: ir.Graph, parts: Iterable[Apart], biases: Collection[ir.Node] = frozenset()
 ) -> None:
-    """Fuses each norm that is left with the sum that it now stands behind, if that was fused.
-
-    Args:
-        graph: The main graph; it is changed.
-        parts: What :func:`take_apart` gave, whatever was cut out since.
-        biases: Adds of constants, the second operand, that have come in since; one of them at
-            an operand of a fused sum becomes that sum's bias.
-    """
+    """Fuses each norm that is left with the sum that it now stands behind, if that was fused."""
     place = {node: i for i, node in enumerate(graph)}
     alive = list(parts)
     sums = {part.sum: part for part in alive if part.total.graph is graph}

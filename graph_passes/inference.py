@@ -16,10 +16,6 @@ def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> Non
 
     What is declared already stays; where inference can't tell, nothing changes. Weights are not
     needed. A graph that declares its shapes costs no inference.
-
-    Args:
-        model: The model; only the shapes of these values change, and types where there were none.
-        names: Names of values in its main graph; each may stand there once only.
     """
     asked = {
         value.name: value

@@ -27,11 +27,7 @@ def drop_outputs(graph: ir.Graph, outputs: Collection[ir.Value]) -> None:
 
 
 def drop_inputs(graph: ir.Graph, inputs: Collection[ir.Value]) -> None:
-    """Takes values out of the graph's inputs.
-
-    Raises:
-        SurgeryError: Something still reads one of them.
-    """
+    """Takes values out of the graph's inputs."""
     for value in inputs:
         for reader, _ in value.uses():
             raise SurgeryError(
@@ -54,12 +50,6 @@ def resource_shape_reads(
     Exporters read the past length from one layer's cache on behalf of all. A survivor will do
     where the axes that are read have the same sizes or names; failing that, the shape is put
     together from several.
-
-    Args:
-        graph: The main graph; it is changed.
-        values: What is about to go.
-        survivors: What may be read instead, in order of preference; graph inputs, so that no
-            order of nodes can be violated.
     """
     for value in values:
         for reader, slot in list(value.uses()):
@@ -170,17 +160,6 @@ def renumber(
 
     The map from the original names stands in the model's metadata afterwards, also where the
     caches had been renumbered before.
-
-    Args:
-        model: The model; it is changed.
-        caches: The cache inputs that are left.
-        outputs: The cache outputs that are left.
-
-    Returns:
-        Name before to name after, for those whose name changes in this step.
-
-    Raises:
-        SurgeryError: A name does not hold exactly one number, or another value has the new name.
     """
     values = [*caches, *outputs]
     old = {value: _layer_number(value) for value in values}

@@ -1,8 +1,4 @@
-"""Finds where each sublayer joins the residual stream, or says why it can't be cut there.
-
-Pure analysis: nothing is changed, and no weight is read. Everything is decided by the graph's
-structure; names only label what was found.
-"""
+"""Finds where each sublayer joins the residual stream, or says why it can't be cut there."""
 
 from __future__ import annotations
 
@@ -54,19 +50,7 @@ class Obstacle(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FoundSite:
-    """A sublayer with the graph's own objects in hand; valid until the graph changes.
-
-    Attributes:
-        layer: The layer's number along the stream.
-        kind: What the branch is.
-        tree: The sum that it joins.
-        leaves: Its operands in that sum.
-        dying: The nodes that nothing needs once it is gone.
-        caches: The graph inputs of its KV cache.
-        outputs: The graph outputs that only it feeds.
-        obstacle: Why it can't be cut; None where it can.
-        branch_input: What all of its work is computed from, or why no value is that.
-    """
+    """A sublayer with the graph's own objects in hand; valid until the graph changes."""
 
     layer: int
     kind: SublayerKind
@@ -75,7 +59,7 @@ class FoundSite:
     dying: frozenset[ir.Node]
     caches: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
-    obstacle: Obstacle | None
+    obstacle: Obstacle | None  # why it can't be cut; None where it can
     branch_input: ir.Value | str
 
     @property

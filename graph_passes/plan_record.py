@@ -1,8 +1,4 @@
-"""The record, inside a pruned model, of what was cut out of it: ``depthcut.plan``.
-
-Canonical JSON, so the same cut gives the same bytes. A model that is pruned again keeps its
-original layer numbers, since the record says which sublayers are missing.
-"""
+"""The record, inside a pruned model, of what was cut out of it: ``depthcut.plan``."""
 
 from __future__ import annotations
 
@@ -24,14 +20,7 @@ _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, R
 
 @dataclass(frozen=True)
 class RecordedReplacement:
-    """What took a deleted sublayer's place.
-
-    Attributes:
-        kind: ``none``, ``bias`` or ``linear``.
-        digest: What tells its numbers from others; empty where it isn't known.
-        folded_into: The sublayers to one of which its bias was added: they can't go any more
-            without it.
-    """
+    """What took a deleted sublayer's place."""
 
     kind: Replacement = "none"
     digest: str = ""

@@ -18,18 +18,10 @@ _PREFIX = "depthcut."
 
 @dataclass(frozen=True, eq=False)
 class PutIn:
-    """A replacement in the graph.
-
-    Attributes:
-        ref: The sublayer that it is for.
-        bias: The Add of the constant, which is its second operand.
-        weights: The initializers that were made for it.
-        on_stream: Whether the constant stands on the stream itself, behind the sum.
-        displaced: The branch's operand whose place in the sum a linear map has taken.
-    """
+    """A replacement in the graph."""
 
     ref: SublayerRef
-    bias: ir.Node
+    bias: ir.Node  # the Add of the constant, which is its second operand
     weights: tuple[ir.Value, ...]
     on_stream: bool = False
     displaced: ir.Value | None = None
@@ -57,11 +49,6 @@ def put_in(
     A linear map takes the place of one of the branch's operands in the sum, so that a norm that
     was fused with the sum can be so again. A bias stands behind the sum, as does a linear map
     where the sum is taken in parts of which one is quantised or of another type.
-
-    Args:
-        graph: The main graph; it is changed. No branch has been taken out yet.
-        sites: The branches.
-        fitted: The numbers for those of them that are to be replaced.
     """
     writer = _Writer(graph)
     replaced = [site for site in sites if site.ref in fitted]

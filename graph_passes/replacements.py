@@ -54,18 +54,10 @@ class ReplacementTensors:
 
 @dataclass(frozen=True, eq=False)
 class FittedReplacement:
-    """A replacement's numbers as a site takes them.
-
-    Attributes:
-        kind: ``bias`` or ``linear``.
-        bias: ``[hidden]`` in the stream's dtype.
-        weights: By name the matrices ``[in, out]``, so that no Transpose is needed, in the order
-            in which they work; read when they are serialised. None of them for ``bias``.
-        digest: What tells the numbers from others, see :func:`digest_of`.
-    """
+    """A replacement's numbers as a site takes them."""
 
     kind: Replacement
-    bias: ir.TensorProtocol
+    bias: ir.TensorProtocol  # `[hidden]` in the stream's dtype
     weights: Mapping[str, ir.TensorProtocol]
     digest: str
 
@@ -76,19 +68,7 @@ def fit(
     given: Mapping[SublayerRef, ReplacementTensors],
     gone: Collection[SublayerRef] = (),
 ) -> dict[SublayerRef, FittedReplacement]:
-    """Checks the numbers against the sites that they are for. Nothing is changed.
-
-    Args:
-        sites: What is to be deleted.
-        kinds: What each of them is to be replaced by.
-        given: The numbers.
-        gone: Sublayers that were cut out earlier; what is given for them isn't looked at.
-
-    Raises:
-        SurgeryError: A kind is unknown; numbers are missing, not asked for, of a wrong shape or
-            dtype, not finite in the stream's dtype; the stream's dtype or width can't be told; or
-            no value is what a linear map could be computed from.
-    """
+    """Checks the numbers against the sites that they are for. Nothing is changed."""
     chosen = list(sites)
     asked = {site.ref for site in chosen if kinds[site.ref] != "none"}
     for ref in sorted(set(given) - asked - set(gone)):

@@ -15,19 +15,7 @@ from graph_passes.locate import FoundSite
 def remove_branches(
     graph: ir.Graph, site: FoundSite, displaced: ir.Value | None = None
 ) -> list[ir.Node]:
-    """Takes all branches of a sublayer out of the stream: ``x + f(x)`` becomes ``x``.
-
-    Args:
-        graph: The main graph; it is changed.
-        site: The sublayer.
-        displaced: A branch whose place in the sum a replacement has taken.
-
-    Returns:
-        The Adds, which are no longer in the graph.
-
-    Raises:
-        SurgeryError: A branch does not join exactly one sum.
-    """
+    """Takes all branches of a sublayer out of the stream: ``x + f(x)`` becomes ``x``."""
     branches = [leaf.value for leaf in site.tree.leaves]
     return [
         remove_branch(graph, leaf.value, site.tree.joints, branches)
@@ -48,19 +36,6 @@ def remove_branch(
     over the sum's readers, and its name, type and shape where the sum is a graph output; where
     both are public, an Identity keeps the two names apart. In a tree of Adds the other leaves
     stay where they are.
-
-    Args:
-        graph: The main graph; it is changed.
-        branch: The branch's operand of exactly one Add; once a neighbour in the same tree is
-            gone, changes of type may stand between.
-        joints: The nodes that make up the sum; another Add that reads the branch is not meant.
-        others: Operands that need not have the sum's shape: other branches, which may broadcast.
-
-    Returns:
-        The Add, which is no longer in the graph.
-
-    Raises:
-        SurgeryError: The branch does not join exactly one sum.
     """
     branch, add = _joint(graph, branch, joints)
     kept = next(value for value in add.inputs if value is not branch)

@@ -20,19 +20,7 @@ def select(
     *,
     allow_all: bool = False,
 ) -> list[FoundSite]:
-    """The sites to cut, in stream order.
-
-    Args:
-        findings: What the graph holds.
-        deletions: What is asked for; what is named twice, or once alone and once in its block,
-            counts once.
-        already: Sublayers whose absence is no error, since they were cut out earlier.
-        allow_all: Whether no sublayer need be left.
-
-    Raises:
-        SurgeryError: Nothing is asked for, something asked for isn't there or can't be cut, or no
-            sublayer would be left where one must be.
-    """
+    """The sites to cut, in stream order."""
     if not deletions:
         raise SurgeryError(
             "Nothing to delete.", "Name at least one sublayer.", code="nothing-to-delete"
@@ -102,15 +90,7 @@ def _names(deletions: Iterable[Deletion]) -> str:
 def replacements_of(
     sites: Iterable[FoundSite], deletions: Sequence[Deletion]
 ) -> dict[SublayerRef, Replacement]:
-    """What takes each site's place: a block's replacement is that of each of its sublayers.
-
-    Args:
-        sites: What :func:`select` chose.
-        deletions: What it chose from.
-
-    Raises:
-        SurgeryError: Two deletions of one sublayer name two replacements.
-    """
+    """What takes each site's place: a block's replacement is that of each of its sublayers."""
     found = {}
     for site in sites:
         kinds = {d.replacement for d in deletions if d.names(site.ref)}
@@ -130,18 +110,7 @@ def check_recorded(
     earlier: Mapping[SublayerRef, RecordedReplacement],
     given: Mapping[SublayerRef, ReplacementTensors],
 ) -> None:
-    """Holds what is asked for against what was done to the model earlier.
-
-    Args:
-        deletions: What is asked for.
-        sites: Those of them that are still there.
-        earlier: What was cut out, and what came in its place.
-        given: The numbers of the replacements that are asked for.
-
-    Raises:
-        SurgeryError: A sublayer is gone, but something else took its place; or one that is to go
-            holds the bias that took another's place.
-    """
+    """Holds what is asked for against what was done to the model earlier."""
     for deletion in deletions:
         for ref, done in earlier.items():
             if deletion.names(ref):

@@ -51,15 +51,7 @@ _NAMES = {
 
 
 def attention_in_place(dtype: str, *, heads: int, kv_heads: int, size: int, room: int) -> ir.Model:
-    """The graph, its caches in place.
-
-    Args:
-        dtype: Such as ``float16``, as ONNX names it.
-        heads: Of the queries.
-        kv_heads: Of keys and values.
-        size: Of a head.
-        room: Positions of the caches.
-    """
+    """The graph, its caches in place."""
     text = _TEXT.format(dtype=dtype, heads=heads, kv_heads=kv_heads, size=size)
     model = ir.from_onnx_text(text)
     for value in (*model.graph.inputs, *model.graph.outputs):

@@ -1,9 +1,4 @@
-"""The budget of the house: lines, files, options and words, counted and held to budget.toml.
-
-``python -m tests.budget`` prints what is counted beside the budget; with ``--lower`` it lowers each
-number that stands more than a little above the count. It raises none: do that by hand, in a commit
-that says what went for it.
-"""
+"""The budget of the house: lines, files, options and words, counted and held to budget.toml."""
 
 from __future__ import annotations
 

@@ -9,12 +9,7 @@ import onnx_ir as ir
 
 
 def check_clean(model: ir.Model, path: Path | None = None) -> None:
-    """Passes onnx's full check, and holds nothing that nothing needs.
-
-    Args:
-        model: The graph.
-        path: Its file, for a graph with external weights.
-    """
+    """Passes onnx's full check, and holds nothing that nothing needs."""
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto if path is None else str(path), full_check=True)
     check_tidy(model)

@@ -1,16 +1,4 @@
-"""PyTorch's exporter asked once for each model, however many tests of a run export it.
-
-Tracing a random model of two layers takes seconds, and nothing of it differs from one test to the
-next. What comes after it (folding, renaming, writing, checking) runs each time. Any difference that
-could lead to another graph makes another key; a model that can't be told by its numbers and
-settings, hooked or with a ``forward`` of its own, is traced each time.
-
-A file asks for it by ``pytest.mark.usefixtures("exports_once")``; one about the export itself
-doesn't: what is kept is written otherwise than what was just traced, though it computes the same.
-
-The exporter's table of operators depends on the opset alone; it is made once for each, in all
-tests.
-"""
+"""PyTorch's exporter asked once for each model, however many tests of a run export it."""
 
 from __future__ import annotations
 

@@ -34,11 +34,7 @@ T = TypeVar("T")
 
 
 def killed(work: Callable[[], Any], step: int) -> bool:
-    """Runs something in a child that is killed before its n-th change of the disk.
-
-    Returns:
-        Whether there were so many.
-    """
+    """Runs something in a child that is killed before its n-th change of the disk."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the test runner has threads
         child = os.fork()

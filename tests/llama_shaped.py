@@ -1,8 +1,4 @@
-"""Decoders of any size whose weights take no time to make: the graph is whole, the data sparse.
-
-A 70B-shaped file is written in a second. Its data file is one hole, so every weight is zero: such
-a model can be read, cut, written and measured, but says nothing. ``noise`` gives real bytes.
-"""
+"""Decoders of any size whose weights take no time to make: the graph is whole, the data sparse."""
 
 from __future__ import annotations
 
@@ -22,22 +18,7 @@ _PAGE_BYTES = 4096
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """The sizes of a Llama; the defaults are those of Llama 2 70B, 138 GB in fp16.
-
-    Attributes:
-        layers: How many.
-        hidden: Width of the residual stream.
-        heads: Query heads.
-        kv_heads: Key and value heads.
-        intermediate: Width of the gated MLP.
-        vocabulary: Tokens.
-        cache: With past_key_values inputs and present outputs; without them it runs at once.
-        dtype: Of weights and activations.
-        fused_norm: RMSNormalization as one operator (opset 23) instead of six.
-        fused_attention: Attention as one operator (opset 23), which repeats no keys or values.
-        positions: With the input position_ids, and a mask that attention_mask decides, as exporters
-            write it; else both are reckoned from the length of the cache.
-    """
+    """The sizes of a Llama; the defaults are those of Llama 2 70B, 138 GB in fp16."""
 
     layers: int = 80
     hidden: int = 8192
@@ -60,19 +41,7 @@ class LlamaShape:
 def write_llama(
     path: Path, shape: LlamaShape, *, noise: float = 0.0, room: int | None = None
 ) -> Path:
-    """Writes ``path`` and ``<path>.data``.
-
-    Args:
-        path: The ONNX file.
-        shape: The model's sizes.
-        noise: The standard deviation of the weights; 0 leaves the data file one hole.
-        room: Positions of caches that are updated in place, as the form for TensorRT has them; None
-            lets them grow.
-
-    Raises:
-        ValueError: Its caches can't lie in place.
-        OSError: The file system takes no file of that size.
-    """
+    """Writes ``path`` and ``<path>.data``."""
     builder = _Builder(shape, f"{path.name}.data")
     model = builder.build()
     if room is not None:
@@ -219,10 +188,7 @@ class _Builder:
         return self._op("Mul", self._op("Cast", scaled, to=self._shape.dtype.value), gain)
 
     def _causal_bias(self) -> ir.Value:
-        """0 for what was before, far below 0 for what comes; rotary tables.
-
-        ``[seq, total]``, or where the mask is told ``[batch, 1, seq, total]``.
-        """
+        """0 for what was before, far below 0 for what comes; rotary tables."""
         s = self._shape
         zero, one = self._number(np.int64(0)), self._number(np.int64(1))
         total = seq = self._length(self._inputs[0], 1)

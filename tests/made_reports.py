@@ -192,15 +192,7 @@ def gate_report(
 def full_report(
     *, layers: int = 30, rows: int = 5, samples: int = 200, text: str = "wikitext-2", seed: int = 0
 ) -> ComparisonReport:
-    """A report that leaves nothing out.
-
-    Args:
-        layers: Of the model; a third of its attentions are dropped.
-        rows: Latency rows.
-        samples: Times of each arm in each row.
-        text: Stands wherever a foreign text can.
-        seed: For the figures.
-    """
+    """A report that leaves nothing out."""
     random = np.random.default_rng(seed)
     latency = [_row(random, index, samples, text) for index in range(rows)]
     return ComparisonReport(

@@ -28,13 +28,7 @@ _sys.exit(code)
 
 @dataclass(frozen=True)
 class Measured:
-    """One child process.
-
-    Attributes:
-        seconds: Wall time, the interpreter's start included.
-        peak_mb: The most memory that it held, in MB (10^6 bytes).
-        output: What it wrote to standard output.
-    """
+    """One child process."""
 
     seconds: float
     peak_mb: float
@@ -53,16 +47,7 @@ def depthcut(*arguments: str | Path) -> Measured:
 def script(
     text: str, arguments: Sequence[str | Path] = (), *, folder: Path | None = None
 ) -> Measured:
-    """Runs Python code; it calls ``_report()`` when it is done.
-
-    Args:
-        text: The code.
-        arguments: What it finds in ``sys.argv``.
-        folder: Where it runs.
-
-    Raises:
-        ChildFailed: It ended with another code than 0.
-    """
+    """Runs Python code; it calls ``_report()`` when it is done."""
     command = [sys.executable, "-c", _REPORT + text, *map(str, arguments)]
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)

@@ -18,13 +18,7 @@ E = TypeVar("E", bound=DepthcutError)
 
 @contextlib.contextmanager
 def raises(kind: type[E], code: str = "", *named: object) -> Iterator[pytest.ExceptionInfo[E]]:
-    """Expects an error of a class, with a code, that names some fields.
-
-    Args:
-        kind: The class; subclasses count.
-        code: The error's code; empty where the class alone tells it.
-        named: What message or hint must name: paths, options, numbers, layers, tensors.
-    """
+    """Expects an error of a class, with a code, that names some fields."""
     with pytest.raises(kind) as caught:
         yield caught
     _hold(caught.value, code, named)

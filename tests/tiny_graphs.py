@@ -27,24 +27,7 @@ _FAR_BELOW = -1e9
 
 @dataclass(frozen=True)
 class TinySpec:
-    """What kind of Transformer to build.
-
-    Attributes:
-        form: How a branch joins the stream. ``post_norm`` is BERT's: norm(x + f(x)); ``sandwich``
-            norms before and after, ``norm_after`` only after; ``multiplier`` scales the branch;
-            ``parallel`` is (attention + mlp) + x, ``parallel_in_turn`` (x + attention) + mlp;
-            ``split_mlp`` adds the MLP in two parts, as shared and routed experts do.
-        layers: How many.
-        cache: A decoder with past_key_values inputs and present outputs, causal; else an encoder.
-        past_from: The layer from whose key cache the past length is read on behalf of all.
-        gather_past: Reads it with Shape and Gather instead of Shape with a range.
-        fused: One Attention operator with three outputs instead of plain ones. Opset 23.
-        tied: The embedding is the language head too.
-        router: Layer 0's MLP is gated by a Softmax over activation times weight.
-        mask_in_branch: The mask that all layers share is computed inside layer 0's attention, from
-            the shape of its queries.
-        annotated: Shapes of inner values are declared.
-    """
+    """What kind of Transformer to build."""
 
     form: Form = "pre_norm"
     layers: int = 3
@@ -59,12 +42,7 @@ class TinySpec:
 
 
 def tiny_model(spec: TinySpec = TinySpec(), *, seed: int = 0) -> ir.Model:
-    """Builds the model; weights are drawn from a seeded generator.
-
-    Inputs: ``input_ids`` [batch, seq], ``attention_mask`` [batch, total] and, with a cache,
-    ``past_key_values.N.key|value`` [batch, 2, past, 4]. Outputs: ``logits`` [batch, seq, 11] and
-    ``present.N.key|value``.
-    """
+    """Builds the model; weights are drawn from a seeded generator."""
     model = _Builder(spec, seed).build()
     if spec.annotated:
         ShapeInferencePass()(model)

@@ -1,9 +1,4 @@
-"""A machine that exists only in numbers: calls move its clock, and others disturb them.
-
-``BusyMachine`` makes up noise like that of decode steps of SmolLM2 on a machine of 2 cores with
-more work than cores; its numbers were set by hand: contention comes and goes over seconds, calls
-scatter, some are hit by a burst. ``Replayed`` plays recorded steps again.
-"""
+"""A machine that exists only in numbers: calls move its clock, and others disturb them."""
 
 from __future__ import annotations
 
@@ -15,8 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.timing.clock import Clocks
-from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
+from exporter.compare.timing.subjects import CallProbe, Clocks, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall
 
 RECORDED = Path(__file__).parent / "benchmarks" / "decode_steps.npz"
@@ -47,17 +41,7 @@ class VirtualTime:
 
 @dataclass
 class VirtualArm:
-    """An arm of virtual calls.
-
-    Attributes:
-        time: The clock that they move.
-        call_ms: What a call takes on a quiet machine.
-        noise: What disturbs it.
-        lottery: Standard deviation, in logs, of what loading does to its speed.
-        rng: Draws that.
-        later: A load that comes after the other arm's is by so much faster, in logs.
-        loads: Arms in the order of loading; shared by all arms.
-    """
+    """An arm of virtual calls."""
 
     time: VirtualTime
     call_ms: float
@@ -100,13 +84,7 @@ class Quiet:
 
 
 class BusyMachine:
-    """Contention that comes and goes, calls that scatter, bursts, and a slow drift.
-
-    Args:
-        seed: Its own story.
-        contention: How many times slower it is, by the median, than when it is quiet.
-        scatter: Of single calls, in logs.
-    """
+    """Contention that comes and goes, calls that scatter, bursts, and a slow drift."""
 
     def __init__(self, seed: int, *, contention: float = 2.0, scatter: float = 0.07) -> None:
         self._rng = np.random.default_rng(seed)
@@ -131,14 +109,7 @@ class BusyMachine:
 
 
 class Beating:
-    """Noise with a regular disturbance on top, about once in a round.
-
-    Args:
-        noise: The other noise.
-        period_s: From one disturbance to the next.
-        share: Of the time that it takes.
-        slower: How many times slower calls are that begin in it.
-    """
+    """Noise with a regular disturbance on top, about once in a round."""
 
     def __init__(
         self, noise: Noise, *, period_s: float = 0.24, share: float = 0.25, slower: float = 1.4
@@ -159,11 +130,6 @@ class Replayed:
 
     Without ``stretch`` there are no more courses than steps, and a long row meets the same ones
     again. With it, they are those of the stationary bootstrap (Politis and Romano, JASA 89, 1994).
-
-    Args:
-        steps_ms: In the order in which they were taken.
-        seed: Draws the places.
-        stretch: After so many steps, on average, it goes on at another place.
     """
 
     def __init__(

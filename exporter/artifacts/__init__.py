@@ -1,8 +1,4 @@
-"""The data that passes between the stages, as files: JSON, validated, with their parents' hashes.
-
-Every file begins with ``schema_version`` and ``kind`` and says what it was made from. A lower
-importance score means more redundant, whatever the metric.
-"""
+"""The data that passes between the stages: validated JSON files with their parents' hashes."""
 
 from __future__ import annotations
 
@@ -36,30 +32,22 @@ from exporter.artifacts.base import (
     library_versions,
 )
 from exporter.artifacts.comparison import (
-    RUN_IN_FP32,
-    Arm,
-    Arms,
-    ComparisonReport,
-    EngineFacts,
-    ParityCheck,
-)
-from exporter.artifacts.depths import (
-    DepthCell,
-    DepthDamage,
-    DepthsInt8,
-    DepthsReport,
-    DropAnswer,
-    Way,
-)
-from exporter.artifacts.forms import (
     FLOAT_BASELINE,
     FLOAT_CANDIDATE,
     FORM_KEY,
     QUANTIZATION_KEY,
+    RUN_IN_FP32,
+    Arm,
+    Arms,
+    ComparisonReport,
     Corner,
+    EngineFacts,
     FormRecord,
+    GraphWork,
+    ParityCheck,
     QuantizationRecord,
     Target,
+    WorkFigure,
 )
 from exporter.artifacts.healing import (
     AnswerDamage,
@@ -134,13 +122,18 @@ from exporter.artifacts.stages import (
     TriedCut,
     Verification,
 )
-from exporter.artifacts.sweep import (
+from exporter.artifacts.tables import (
     AgainstFloat,
     CellStatus,
+    DepthCell,
+    DepthDamage,
+    DepthsInt8,
+    DepthsReport,
+    DropAnswer,
     SweepCell,
     SweepFailure,
     SweepReport,
     SweepResult,
     SweepShape,
+    Way,
 )
-from exporter.artifacts.work import GraphWork, WorkFigure

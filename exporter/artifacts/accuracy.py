@@ -201,21 +201,7 @@ Compared = Literal["tokens", "classes", "order"]
 
 
 class Accuracy(Record):
-    """How far the candidate's predictions are from the baseline's.
-
-    ``kl_divergence`` is KL(baseline || candidate) in nats, mean over positions;
-    ``top1_agreement`` the share of positions with the same most likely token, ``top5_agreement``
-    the mean share of the baseline's five most likely tokens among the candidate's.
-    ``log_perplexity_increase`` is the mean difference of the losses in nats, its interval from
-    paired samples, as those of ``kl_interval`` and ``top1_interval``. ``probes`` are tasks whose
-    items are made from a seed: of each the share of right answers, ``acc``, and the mean
-    log-probability of the right answer in nats, ``log_prob``; ``probes_left_out`` says why there
-    are none. ``images`` is the number of images where the models read those; ``tokens`` are then as
-    many, and there is no text. ``compared`` says whose distributions they are: those of next
-    ``tokens``, of ``classes``, or of the ``order`` of each two texts or pairs that
-    rerankers score; ``tokens`` are then as many. ``other``, ``answers`` and ``neighbours`` are
-    None where nobody asked for them, or the model is of the other kind.
-    """
+    """How far the candidate's predictions are from the baseline's."""
 
     text_source: str
     text_sha256: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -83,17 +83,7 @@ class Artifact(Record):
 
     @classmethod
     def read(cls, path: Path, *, named: bool = True) -> Self:
-        """Reads and validates a file.
-
-        Args:
-            path: The file.
-            named: The user has named it, so it may be a link to anywhere; one that is found beside
-                another may not lead out of its folder.
-
-        Raises:
-            UnsafeInputError: It is no regular file, of no sane size, or lies elsewhere.
-            ArtifactError: With the JSON path of what is wrong.
-        """
+        """Reads and validates a file."""
         finish_interrupted(path)
         try:
             text = read_text(path, limit=RECORD_BYTES, named=named)
@@ -196,3 +186,41 @@ def command_line() -> list[str]:
     """The running command, with the program's bare name."""
     told = running_command.get()
     return [Path(sys.argv[0]).name, *sys.argv[1:]] if told is None else list(told)
+
+
+Parts = Literal["tokens", "patches", "frames"]
+"""What the length of what a model reads counts."""
+
+
+class Nouns(NamedTuple):
+    """What users call a model's samples.
+
+    Attributes:
+        one: A sample.
+        several: Samples.
+        parts: What a sample's length counts.
+    """
+
+    one: str
+    several: str
+    parts: Parts
+
+    @property
+    def much(self) -> str:
+        """What much of it is called: text, images, recordings."""
+        return self.one if self.parts == "tokens" else self.several
+
+
+OF_IMAGES = "ForImageClassification"
+"""How the names of classes end that give each image a class."""
+TEXTS = Nouns("text", "texts", "tokens")
+IMAGES = Nouns("image", "images", "patches")
+RECORDINGS = Nouns("recording", "recordings", "frames")
+_OF_SOUND = ("Whisper", "Speech2Text")
+
+
+def nouns_of(architecture: str) -> Nouns:
+    """What a model reads, by the name of its class, such as ``ViTForImageClassification``."""
+    if OF_IMAGES in architecture:
+        return IMAGES
+    return RECORDINGS if architecture.startswith(_OF_SOUND) else TEXTS

@@ -2,25 +2,176 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from exporter.artifacts.accuracy import Accuracy
+from exporter.artifacts.accuracy import Accuracy, Interval
 from exporter.artifacts.base import Artifact, Count, Layers, Record
-from exporter.artifacts.forms import (
-    FLOAT_BASELINE,
-    FLOAT_CANDIDATE,
-    Corner,
-    FormRecord,
-    QuantizationRecord,
-)
 from exporter.artifacts.healing import Healing
-from exporter.artifacts.latency import Environment, LatencyRow, Phase
+from exporter.artifacts.latency import Environment, LatencyRow, Phase, VerdictWord
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
-from exporter.artifacts.uses import FolderUses
-from exporter.artifacts.work import GraphWork, WorkFigure, without_reads
 from graph_passes.types import MOST_LAYERS
+
+FORM_KEY = "depthcut.form"
+"""Where a graph's ``metadata_props`` hold its :class:`FormRecord`, as JSON."""
+QUANTIZATION_KEY = "depthcut.quantization"
+"""Where a graph's ``metadata_props`` hold its :class:`QuantizationRecord`, as JSON."""
+
+
+class FormRecord(Record):
+    """For which runtime a graph was written, by what, and which operators that fused.
+
+    ``writer`` names the exporter and its version. ``passes`` are what rewrote its graph after it,
+    in order. ``fused`` counts the fused operators. ``cache_room`` is the fixed length of its
+    caches: a run of this graph reads all of it, an engine what its own record says. ``remark`` says
+    why a faster form was not to be had, where that is so.
+    """
+
+    target: str
+    writer: str
+    passes: list[str] = Field(default_factory=list)
+    fused: dict[str, Count] = Field(default_factory=dict)
+    cache_room: Count | None = None
+    remark: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For what and by whom, in words."""
+        return f"{self.target} ({', '.join([self.writer, *self.passes])})"
+
+
+class QuantizationRecord(Record):
+    """How a graph's weights were quantised.
+
+    ``bits`` counts the products by their weights' bits, ``{"4": 180, "8": 31}``; those that stayed
+    in float are not in it. ``embedding_bits`` and ``head_bits`` are None where they stayed in
+    float. ``calibration`` is the text that a method looked at, and its hash. ``kept_blocks`` counts
+    the weights that keep a GGUF file's own blocks by their type there; ``gguf`` is the file, and
+    its hash.
+    """
+
+    scheme: str
+    method: str
+    bits: dict[str, Count]
+    block_size: Count | None = None
+    symmetric: bool | None = None
+    accuracy_level: Count | None = None
+    embedding_bits: Count | None = None
+    head_bits: Count | None = None
+    calibration: str | None = None
+    gguf: str | None = None
+    kept_blocks: dict[str, Count] = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """How, in words: the same for equal settings and for no others."""
+        zeros = {None: None, True: "symmetric", False: "zero points"}[self.symmetric]
+        told = (
+            self.method,
+            self.block_size and f"blocks of {self.block_size}",
+            zeros,
+            self.accuracy_level is not None and f"accuracy level {self.accuracy_level}",
+            self.embedding_bits and f"embedding of {self.embedding_bits} bits",
+            self.head_bits and f"head of {self.head_bits} bits",
+            self.calibration and f"calibrated on {self.calibration}",
+        )
+        return f"{self.scheme} ({', '.join(part for part in told if part)})"
+
+
+FLOAT_BASELINE, FLOAT_CANDIDATE = "float baseline", "float candidate"
+"""What the report calls the whole and the cut model in float, beside their quantised forms."""
+
+
+class Corner(Record):
+    """The whole or a cut model, in float or quantised; further ones stand behind the usual four."""
+
+    arm: str
+    whole: str | None = None
+    pruned: bool
+    quantized: bool
+    file_bytes: Count
+    perplexity: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    exact_match: float | None = None
+    embedding_cosine: float | None = None
+    other_perplexity: float | None = None
+    log_perplexity_increase: Interval | None = None
+    other_log_perplexity_increase: Interval | None = None
+    speedups: dict[str, Interval] = Field(default_factory=dict)
+    over_whole: dict[str, Interval] = Field(default_factory=dict)
+    verdicts: dict[str, VerdictWord] = Field(default_factory=dict)
+
+
+Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+"""The runtime that a graph is written for."""
+
+
+WorkFigure = Literal["nodes", "weight_bytes", "cache_bytes", "engine_layers", "scratch_bytes"]
+"""What is counted of an arm: of its graph, and of its engines as their builder tells, which chooses
+by times and by the card."""
+
+
+class GraphWork(Record):
+    """What a graph consists of, the same on every machine.
+
+    ``nodes`` counts by operator, subgraphs included. ``weight_bytes`` are its weights, of an
+    encoder-decoder those of the encoder and of the decoder's first step. ``cache_bytes`` is what a
+    token adds to its caches; None of a graph without.
+    """
+
+    nodes: dict[str, Count]
+    weight_bytes: Count
+    cache_bytes: Count | None = None
+
+    @property
+    def figures(self) -> dict[WorkFigure, int]:
+        """The figures by name, those that there are; ``nodes`` is their sum."""
+        figures: dict[WorkFigure, int] = {
+            "nodes": sum(self.nodes.values()),
+            "weight_bytes": self.weight_bytes,
+        }
+        return figures if self.cache_bytes is None else {**figures, "cache_bytes": self.cache_bytes}
+
+
+def without_reads(work: Any) -> Any:
+    """Of a report of an earlier version nothing: it counted what runs read and multiplied."""
+    return None if isinstance(work, dict) and "prompt_macs" in work else work
+
+
+def only_comparable(figures: Any) -> Any:
+    """Of a history's line of an earlier version what is still counted in the same way."""
+    if not isinstance(figures, dict) or "prompt_macs" not in figures:
+        return figures
+    gone = ("weight_bytes", "cache_bytes", "prompt_macs", "step_macs")
+    return {name: count for name, count in figures.items() if name not in gone}
+
+
+PLACE = "FOLDER"
+"""What the lines call the model's folder; whoever shows them says before them what it is."""
+
+
+class Use(Record):
+    """One way to load and run a model.
+
+    ``needs`` is what to install for it, as pip takes it. ``text`` are the lines, which take the
+    folder from the variable :data:`PLACE`. ``remark`` is what else there is to know.
+    """
+
+    library: str
+    needs: str
+    text: str
+    language: Literal["python", "sh"] = "python"
+    remark: str = ""
+
+
+class FolderUses(Record):
+    """All ways to use a folder; ``folder`` is relative to the report, ``notes`` apply to it all."""
+
+    folder: str
+    uses: list[Use] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
 class EngineFacts(Record):
@@ -50,20 +201,6 @@ class Arm(Record):
     """One side of a comparison.
 
     ``precision`` is the file's; it ends with :data:`RUN_IN_FP32` where that was run in float32.
-
-    ``cpu_nodes`` counts, by operator, the nodes that ran on the CPU although ``provider`` is
-    another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file, of which the
-    backend fuses some. ``engines`` are its builds. ``not_run`` says why these were not run, where
-    that is so: they are then described by their build facts alone, and what was measured is
-    ``backend``'s, on the ONNX file at ``path``; where there was none, nothing was.
-    ``device_memory_bytes`` is what it took of the GPU while it ran. ``layers`` is the number of
-    layers of the model as its config has it, from before anything was cut out of it. ``form`` and
-    ``quantization`` are what the graph notes of itself; None for a graph that notes nothing.
-    ``huge_page_bytes`` is how much of the process lay on huge pages once this arm was loaded.
-    ``prefill_chunk_tokens`` is the fewest tokens of a chunk, where a prompt of one row was run in
-    chunks while it was timed; 0 where prompts ran whole. ``notes`` are what else the reader must
-    know of how it ran, such as that an engine was built on another card. ``work`` is what the graph
-    at ``path`` does; None where there is no ONNX graph.
     """
 
     backend: str
@@ -117,16 +254,7 @@ class ParityCheck(Record):
 
 
 class ComparisonReport(Artifact):
-    """report.json.
-
-    ``corners`` are empty, or the four of whole and cut, float and quantised; the quantised ones are
-    then the baseline and the candidate. Further forms that were asked for stand behind these, or
-    behind the pair alone. ``healing`` is how the plan was healed on the way, if at
-    all, with what that gained before anything was exported. ``parts`` are the texts that the plan
-    was made by, as far as they are known; ``calibration`` is that of the scores. ``uses`` are the
-    lines that load and run each folder which was written with it. ``longest_text`` are the tokens
-    at which sentence-transformers cuts a text, where the baseline's folder says so.
-    """
+    """report.json."""
 
     kind: Literal["comparison_report"] = "comparison_report"
     environment: Environment

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from exporter.artifacts.base import Artifact, Count, Layer, Record
-from exporter.artifacts.nouns import Nouns, nouns_of
+from exporter.artifacts.base import Artifact, Count, Layer, Nouns, Record, nouns_of
 from exporter.artifacts.stages import CalibrationRef, ModelRef
 from graph_passes.types import DeletionKind, Replacement
 
@@ -123,15 +122,7 @@ class TrainingCheck(Record):
 
 
 class Training(Record):
-    """How the whole model taught the cut one.
-
-    ``loss`` is the mean KL divergence of ``answers`` or ``classes`` in nats (of a single logit half
-    the mean squared difference), or 1 minus the mean cosine of ``embeddings``; earlier versions
-    took the relative squared error of hidden ``states``. The first check is that of the
-    unhealed cut, a second one before the training that of what was fitted; the state with the least
-    held-out loss was kept. ``stopped_on`` is the held-out text; ``learning_rate`` is the highest
-    that was used, which earlier versions didn't tell.
-    """
+    """How the whole model taught the cut one."""
 
     train: Train
     loss: Literal["answers", "classes", "embeddings", "states"]

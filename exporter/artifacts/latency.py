@@ -8,15 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from exporter.artifacts.base import (
+    RECORDINGS,
+    TEXTS,
     Count,
     Factor,
     FactorRange,
     Length,
     Milliseconds,
+    Parts,
     Record,
     ignoring,
 )
-from exporter.artifacts.nouns import RECORDINGS, TEXTS, Parts
 
 Phase = Literal["prefill", "decode", "encode"]
 """What one run of a graph does."""
@@ -103,15 +105,7 @@ class MachineState(Record):
 
 
 class Environment(Record):
-    """The machine and the settings of a measurement.
-
-    ``load_average_1m`` is from before the measurement and counts whatever ran in that minute, this
-    program included. ``other_cpu_share`` is what all other processes took of the machine's CPU
-    time while the arms were timed; None where the kernel doesn't say. ``affinity`` are the CPUs
-    that the process may use. ``order_seed`` is what the arms' order in each round was drawn from; a
-    comparison that went on drew its earlier rounds from another. ``gpu_settings`` are the GPU's
-    power limit (W), clocks (MHz) and modes, by the names of ``nvidia-smi``.
-    """
+    """The machine and the settings of a measurement."""
 
     machine: str
     processor: str
@@ -191,21 +185,6 @@ class LatencyRow(Record):
     holds. ``first_token``, ``per_token`` and ``generate`` are parts of one generation:
     ``sequence_length`` is then the prompt's, ``new_tokens`` what is generated. ``counts`` says what
     ``sequence_length`` counts, of images and recordings since it is told.
-
-    ``rounds`` is how many equal parts, in order, each arm's samples fall into: part *i* of both
-    arms was taken in the same round, so that a saved report can be analysed again as pairs. In
-    each part the first half of the samples is of one visit, the second half of another. With
-    several ``builds`` of an engine these are the parts' groups, in order and as equal as can be:
-    the first ones have a part more. Else, with several ``loads``, the rounds between two loadings
-    of both arms are, of which every second one loaded them the other way round.
-    ``verdict_interval`` is what the verdict rests on: it allows for a row that is looked at more
-    than once, and may be narrower than the speedup's own, since a verdict speaks of one side.
-    ``dropped_rounds`` were thrown away because a clock jumped. ``settled`` says whether times had
-    stopped changing when the warm-up ended. ``clock`` is the host's, or the device's own events.
-    ``launches`` says by arm how an engine's runs got to the device: kernel by kernel, as one CUDA
-    graph, or kernel by kernel because a capture failed.
-    ``power`` is None where none was asked for.
-    ``references`` are further arms by name, in the same rounds; they get no verdict.
     """
 
     phase: TimedPhase

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record
-from exporter.artifacts.comparison import ComparisonReport
-from exporter.artifacts.work import WorkFigure, only_comparable
+from exporter.artifacts.comparison import ComparisonReport, WorkFigure, only_comparable
 
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
 Quantity = (
@@ -81,15 +80,7 @@ class KeyDifference(Record):
 
 
 class Check(Record):
-    """One quantity of one shape, task or file, held against its limit.
-
-    ``value`` is a factor or an amount, as ``scale`` says: of time, perplexity, sizes and memory
-    the new over the old; of a speedup the unpruned time over the candidate's. ``ci95`` is None
-    where the value is exact. ``limit`` is on the same scale, and ``better`` says on which side of
-    it the good ones lie. ``noise_floor`` is what a change must exceed to be called one, on that
-    scale too. ``reported_ci95`` is the interval that the report tells of the same value, where
-    ``ci95`` is wider. A figure that is missing has neither ``after`` nor ``value`` nor ``limit``.
-    """
+    """One quantity of one shape, task or file, held against its limit."""
 
     quantity: Quantity
     subject: str

@@ -1,8 +1,4 @@
-"""Reads the numbers that healing made from a plan's safetensors file. Needs no PyTorch.
-
-These are replacements, which take dropped branches' places, and changed weights: new values of what
-the model keeps.
-"""
+"""Reads the numbers that healing made from a plan's safetensors file. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -76,28 +72,7 @@ class Replacements:
 
 
 def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None:
-    """Opens the file of numbers that a plan names.
-
-    Each sublayer that is replaced has ``<kind>.<layer>.bias`` [hidden], and for ``linear``
-    ``<kind>.<layer>.weight`` [hidden_out, hidden_in] too, or instead of it the two factors of a
-    map of low rank, ``.weight_down`` [rank, hidden_in] and ``.weight_up`` [hidden_out, rank]; a
-    block has those of its sublayers. A changed weight has ``value:<parameter>``, or the two factors
-    ``down:<parameter>`` [rank, in] and ``up:<parameter>`` [out, rank] of what is added to it. All
-    are float32, float16 or bfloat16. Shapes are held against the graph only when it is cut.
-
-    Args:
-        plan: The plan.
-        plan_path: Its file; the path in the plan is relative to its folder, and leads nowhere
-            else.
-
-    Returns:
-        None where the plan replaces nothing and changes no weight.
-
-    Raises:
-        UnsafePlanError: The file is outside the plan's folder.
-        PlanError: It is missing, not the one that the plan was made with, or not valid; or it lacks
-            what the plan needs, or holds more than that.
-    """
+    """Opens the file of numbers that a plan names."""
     replaced = [deletion for deletion in plan.deletions if deletion.replacement != "none"]
     if plan.replacements is None:
         if replaced:

@@ -1,9 +1,4 @@
-"""The runtimes that a plan may be meant for, and which cuts each of them can hold.
-
-Whole blocks without replacements go everywhere: what is left is a plain model. Read in the
-runtimes' own files: llama.cpp ``src/models/deci.cpp``; vLLM and SGLang ``models/nemotron_nas.py``;
-TensorRT-LLM ``_torch/models/modeling_nemotron_nas.py``; mlx-lm ``models/nemotron-nas.py``.
-"""
+"""The runtimes that a plan may be meant for, and which cuts each of them can hold."""
 
 from __future__ import annotations
 
@@ -85,16 +80,7 @@ def is_plain(deletions: Sequence[PlannedDeletion]) -> bool:
 def refuse_unheld(
     servers: Iterable[Server], deletions: Sequence[PlannedDeletion], *, plain: bool = True
 ) -> None:
-    """Refuses a plan that one of some runtimes can't hold.
-
-    Args:
-        servers: The runtimes.
-        deletions: The plan's.
-        plain: Whether whole blocks may go by leaving out their layers.
-
-    Raises:
-        PlanError: With the sublayer, what is to take its place, and the runtime.
-    """
+    """Refuses a plan that one of some runtimes can't hold."""
     if plain and is_plain(deletions):
         return
     for server in servers:
@@ -129,13 +115,7 @@ class ServingRow:
 def serving_rows(
     other_arithmetic: str = "", deletions: Sequence[PlannedDeletion] | None = None
 ) -> list[ServingRow]:
-    """What each runtime can hold; whole blocks without replacements go everywhere.
-
-    Args:
-        other_arithmetic: Why the model doesn't compute as Llama does; empty where it does, or
-            where nobody knows.
-        deletions: A plan's; None: no plan.
-    """
+    """What each runtime can hold; whole blocks without replacements go everywhere."""
     problems = {} if deletions is None else where_served(deletions)
     plain = deletions is not None and is_plain(deletions)
     found = []
@@ -176,11 +156,7 @@ def places_of(server: Server | None, ref: SublayerRef) -> tuple[Replacement, ...
 
 
 def refuse_needed(server: Server, refs: Iterable[SublayerRef]) -> None:
-    """Refuses a plan that drops what a runtime can't do without.
-
-    Raises:
-        PlanError: With the sublayer.
-    """
+    """Refuses a plan that drops what a runtime can't do without."""
     for ref in refs:
         if not SERVERS[server].places(ref):
             raise PlanError(

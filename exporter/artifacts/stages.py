@@ -7,8 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from exporter.artifacts.accuracy import TaskResult
-from exporter.artifacts.base import Artifact, Count, Layer, Layers, Length, Record
-from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
+from exporter.artifacts.base import (
+    IMAGES,
+    TEXTS,
+    Artifact,
+    Count,
+    Layer,
+    Layers,
+    Length,
+    Nouns,
+    Record,
+)
 from exporter.errors import ArtifactError
 from exporter.printable import counted
 from graph_passes.types import MOST_LAYERS, DeletionKind, Replacement, SublayerRef, sublayer_kinds
@@ -30,16 +39,7 @@ class ModelRef(Record):
 
 
 class CalibrationRef(Record):
-    """Which text something rests on, or which items of a task.
-
-    ``tokens`` counts real tokens, padding left out. ``sha256`` is of the whole source,
-    ``ids_sha256`` of the tokens and the padding of just these samples; None where they are not
-    known. Items have no length in common: their ``sequence_length`` is that of the longest.
-    ``documents`` are the numbers of the source's documents that the samples are of, in the order in
-    which they are drawn (``0-3,7``); None where that isn't known. ``content`` has keys of some of
-    the source's paragraphs, by which a copy of it is known.
-    ``mixture`` has the texts that it was made of, if it was made of several.
-    """
+    """Which text something rests on, or which items of a task."""
 
     source: str
     samples: Count
@@ -70,11 +70,7 @@ class CalibrationRef(Record):
         return sum(min(samples, own) if own > 1 else samples for samples, own in numbers)
 
     def describe(self, read: Nouns = TEXTS) -> str:
-        """In words: ``15 samples of valid.txt (7,680 tokens)``, or ``64 images of photos/``.
-
-        Args:
-            read: What the model reads.
-        """
+        """In words: ``15 samples of valid.txt (7,680 tokens)``, or ``64 images of photos/``."""
         if read == IMAGES:
             return f"{counted(self.samples, read.one)} of {self.source}"
         return f"{counted(self.samples, self.unit)} of {self.source} ({self.tokens:,} tokens)"
@@ -122,11 +118,7 @@ class ImportanceReport(Artifact):
         return {self.metric: self.scores} | {each.metric: each.scores for each in self.further}
 
     def of_metric(self, name: str | None) -> ImportanceReport:
-        """The same report with another of its metrics first; None: as it is.
-
-        Raises:
-            ArtifactError: When it has no such metric.
-        """
+        """The same report with another of its metrics first; None: as it is."""
         tables = self.tables
         if name is None or name == self.metric:
             return self
@@ -275,15 +267,7 @@ class PlanParts(Record):
 
 
 class PruningPlan(PlanParts, Artifact):
-    """plan.json; ``deletions`` stand in the order in which they were chosen.
-
-    ``tried`` has the cuts that were healed to find the largest within limits on quality, in the
-    order in which they were tried. ``changed_weights`` tells how many of the weights that the model
-    keeps have other values in the file of numbers: a graph of the model as it was can't be cut by
-    such a plan.
-    ``encoder_layers`` is the encoder's number of layers where the plan is for an encoder-decoder,
-    whose layers are numbered through, the encoder's first; None for other models.
-    """
+    """plan.json; ``deletions`` stand in the order in which they were chosen."""
 
     kind: Literal["pruning_plan"] = "pruning_plan"
     deletions: list[PlannedDeletion]

@@ -1,18 +1,13 @@
-"""What an interrupted command leaves to the next: entries by name, on disk as they are finished.
-
-One rule says what is stale. The key of an entry is the hash of everything that it was made from; it
-is found only under that key, and while its files are as they were. A stale entry stays until
-another of its name takes its place.
-
-Whoever opens a store holds the lock of the folder of ours that it lies in: see
-:func:`graph_passes.files.placing.working` and :func:`exporter.artifacts.ledger.locked`.
-"""
+"""What an interrupted command leaves to the next: entries by name, on disk as they are finished."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,10 +17,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, Validat
 from safetensors.numpy import load_file, save_file
 
 from exporter.errors import UsageError
-from exporter.files import sha256_bytes, sha256_file, write_text
-from graph_passes.files.locking import FOLDER
+from exporter.files import sha256_bytes, sha256_file, write_private, write_text
+from graph_passes.errors import UnsafeInputError
+from graph_passes.files import placing
+from graph_passes.files.locations import real
+from graph_passes.files.locking import FOLDER as FOLDER
+from graph_passes.files.locking import held, refuse_links
 from graph_passes.files.placing import append
-from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
+from graph_passes.files.reading import TABLE_BYTES, copy_file, parse_json, read_json, read_text
+from graph_passes.files.steps import gone_of
 
 _T = TypeVar("_T")
 _FIRST = '{"name": '
@@ -73,12 +73,7 @@ class StoreEntry(BaseModel):
         return cls(key=key, files=names, value=value)
 
     def holds(self, key: str, path_of: Callable[[str], Path]) -> bool:
-        """The rule: whether it was made from the same, and its files are as they were.
-
-        Args:
-            key: Of what is wanted.
-            path_of: Where a file is now.
-        """
+        """The rule: whether it was made from the same, and its files are as they were."""
         return self.key == key and all(
             path.is_file() and sha256_file(path) == sha256
             for path, sha256 in ((path_of(name), sha256) for name, sha256 in self.files.items())
@@ -89,15 +84,6 @@ class Store:
     """The entries of one file, one JSON object a line.
 
     A line that a crash cut short counts as missing, and so does one that is no entry.
-
-    Args:
-        path: The file, in a folder that may have to be made; None keeps entries in memory alone.
-        made_from: What all entries depend on; JSON.
-        folder: The one that entries' files lie below; None: the file's own.
-
-    Raises:
-        UsageError: The file is something else.
-        UnsafeInputError: A line of it is nested deeper than any that is written here.
     """
 
     def __init__(
@@ -114,12 +100,7 @@ class Store:
         return sum(entry.key == self._own_key for entry in self._entries.values())
 
     def find(self, name: str, key: Any = None) -> Any:
-        """The value of an entry; None where there is none, or a stale one.
-
-        Args:
-            name: Of the entry.
-            key: What it depends on beside the store's own key.
-        """
+        """The value of an entry; None where there is none, or a stale one."""
         entry = self._entries.get(name)
         if entry is None or not entry.holds(self._key(key), self._folder.joinpath):
             return None
@@ -138,15 +119,7 @@ class Store:
         *,
         at_once: bool = True,
     ) -> None:
-        """Writes an entry down, and through to the disk.
-
-        Args:
-            name: Of the entry; one that has it is replaced.
-            value: JSON, other than null.
-            key: What it depends on beside the store's own key.
-            files: What belongs to it, below the store's folder.
-            at_once: False writes it with the next entry: alone it isn't worth a file.
-        """
+        """Writes an entry down, and through to the disk."""
         entry = StoreEntry.of(self._key(key), self._folder, files, value)
         self._entries[name] = entry
         if self._path is None or not (at_once or self._begun):
@@ -166,15 +139,7 @@ class Store:
         key: Any = None,
         on_found: Callable[[], None] = lambda: None,
     ) -> _T:
-        """What an earlier call has found under a name, or what is found now.
-
-        Args:
-            name: Of the entry.
-            kind: Of the result; a kept one of another kind is made again.
-            make: Makes the result. One that is empty is not kept.
-            key: As for :meth:`find`.
-            on_found: Called where it was found.
-        """
+        """What an earlier call has found under a name, or what is found now."""
         kept = self.find(name, key)
         with contextlib.suppress(ValidationError):
             if kept is not None:
@@ -192,13 +157,7 @@ class Store:
         return None if value is None else (value, load_file(self._arrays_of(name)))
 
     def keep_arrays(self, name: str, value: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """The same as :meth:`keep`, for arrays: they get a file of their own, safetensors.
-
-        Args:
-            name: Of the entry.
-            value: JSON, other than null.
-            arrays: By name.
-        """
+        """The same as :meth:`keep`, for arrays: they get a file of their own, safetensors."""
         file = self._arrays_of(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
@@ -240,3 +199,245 @@ def _read(path: Path) -> dict[str, StoreEntry]:
 
 def _line(name: str, entry: StoreEntry) -> str:
     return json.dumps({"name": name, **entry.model_dump(mode="json")}) + "\n"
+
+
+_WORK, _NEXT = "work", "stages-next.json"
+
+
+class StageLedger:
+    """The stages that were finished in an output folder.
+
+    Attributes:
+        work: The workplace, where a stage writes its files.
+    """
+
+    def __init__(self, root: Path, *, force: bool = False) -> None:
+        self._root = root
+        self._path = root / FOLDER / "stages.json"
+        self._force = force
+        self._made: set[str] = set()
+        self._used: set[str] = set()
+        self._forgotten: set[str] = set()
+        self._stages, self._published = _read_memory(self._path)
+        self.work = root / FOLDER / _WORK
+
+    @property
+    def is_new(self) -> bool:
+        """True when depthcut has never finished a stage here."""
+        return not self._path.exists()
+
+    def path(self, name: str) -> Path:
+        """Where a result is now: in the workplace when newly made, else in the output folder.
+
+        A folder is in one of them as a whole, as it will be published.
+        """
+        is_new = os.path.lexists(self.work / Path(name).parts[0])
+        return (self.work if is_new else self._root) / name
+
+    def valid(self, stage: str, key: Mapping[str, Any]) -> bool:
+        """Tells whether a stage was made from this key and its files are as they were."""
+        entry = self._stages.get(stage)
+        forced = self._force and stage not in self._made
+        if forced or entry is None or not entry.holds(key_hash(key), self.path):
+            return False
+        self._used.add(stage)
+        return True
+
+    def record(
+        self, stage: str, key: Mapping[str, Any], files: Sequence[Path], notes: Any = None
+    ) -> None:
+        """Writes down that a stage is finished, with its files' hashes and its notes."""
+        self._made.add(stage)
+        self._used.add(stage)
+        self._stages[stage] = StoreEntry.of(key_hash(key), self.work, files, notes)
+        write_private(self._path, self._memory())
+
+    def _memory(self) -> str:
+        stages = {name: entry.model_dump(mode="json") for name, entry in self._stages.items()}
+        told = {"stages": stages, "published": self._published}
+        return json.dumps(told, indent=1, sort_keys=True) + "\n"
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage was ever finished here."""
+        return stage in self._stages
+
+    def forget(self, stage: str) -> None:
+        """Lets a stage and its files go when the others are published."""
+        self._forgotten.add(stage)
+
+    def notes(self, stage: str) -> Any:
+        """What was noted when the stage was finished."""
+        return self._stages[stage].value
+
+    def files_hash(self, stage: str) -> str:
+        """One hash over the stage's files: the key of whatever is made from them."""
+        return key_hash(self._stages[stage].files)
+
+    def copy(self, stage: str, top: str, target: Path, leave_out: Sequence[str] = ()) -> None:
+        """Copies what a stage has written below a folder of results to another folder."""
+        folder = self.path(top)
+        for inner in self._inner(stage, top):
+            if not any(fnmatch(inner.name, pattern) for pattern in leave_out):
+                (target / inner).parent.mkdir(parents=True, exist_ok=True)
+                copy_file(folder / inner, target / inner, folder)
+
+    def take_along(self, stage: str, top: str) -> None:
+        """Gives what is published of a stage, and unchanged, to the same folder in the workplace.
+
+        Files that a stage has made there stay. The others are hard links where there are some: the
+        published folder goes when the new one takes its place.
+        """
+        for inner in self._inner(stage, top):
+            old, new = self._root / top / inner, self.work / top / inner
+            if os.path.lexists(new) or not self._is_ours(f"{top}/{inner.as_posix()}"):
+                continue
+            new.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(old, new)
+            except OSError:  # a file system without links
+                copy_file(old, new, self._root)
+
+    def _inner(self, stage: str, top: str) -> list[Path]:
+        """The files that a stage has written below a folder, relative to it."""
+        names = map(Path, self._stages[stage].files if self.has(stage) else ())
+        return [path.relative_to(top) for path in names if path.parts[0] == top]
+
+    def publish(self) -> None:
+        """Moves what this run made or used from the workplace to the output folder.
+
+        What earlier runs published and no stage has any more goes. All of it happens, or none. The
+        user's own files stay, in folders that are replaced too.
+        """
+        for stage in self._forgotten:
+            del self._stages[stage]
+        kept = _files(self._stages.values())
+        used = _files(self._stages[stage] for stage in self._used - self._forgotten)
+        new = sorted(name for name in _tops(used) if (self.work / name).exists())
+        foreign = [pair for name in new for pair in self._foreign(name)]
+        others = _tops(kept) - _tops(used)
+        stale = {n for n in self._published if n not in kept and Path(n).parts[0] not in others}
+        gone = [self._root / name for name in sorted(stale) if self._is_ours(name)]
+        self._published = {**{n: h for n, h in self._published.items() if n in kept}, **used}
+        gone = [path for path in gone if path.relative_to(self._root).parts[0] not in new]
+        self._place(new, gone, foreign)
+        self._forgotten.clear()
+        placing.remove_tree(self.work)
+
+    def drop(self, *tops: str) -> None:
+        """Removes what is published under these names of the output folder, and is unchanged."""
+        wanted = [name for name in sorted(self._published) if Path(name).parts[0] in tops]
+        gone = [self._root / name for name in wanted if self._is_ours(name)]
+        self._published = {n: h for n, h in self._published.items() if n not in wanted}
+        self._place([], gone, [])
+
+    def _place(
+        self, new: Sequence[str], gone: Sequence[Path], foreign: Sequence[tuple[Path, Path]]
+    ) -> None:
+        """Carries out all changes, with the record of what is there then."""
+        home = self._root / FOLDER
+        write_private(home / _NEXT, self._memory())
+        moves = [(self.work / name, self._root / name) for name in new]
+        placing.place(home, [*moves, (home / _NEXT, self._path)], gone, foreign)
+        (home / _NEXT).unlink(missing_ok=True)
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether a file is what the record says that an earlier run wrote, and lies inside."""
+        path = self._root / name
+        inside = real(path.parent).is_relative_to(real(self._root))
+        plain = path.is_file() and not path.is_symlink()
+        return inside and plain and sha256_file(path) == self._published.get(name)
+
+    def _foreign(self, name: str) -> Iterator[tuple[Path, Path]]:
+        """What isn't ours in a folder that is replaced: where it is after that, and where now."""
+        old, new = self._root / name, self.work / name
+        if old.is_symlink() or not (old.is_dir() and new.is_dir()):
+            return
+        for folder, folders, files in os.walk(old):
+            links = [each for each in folders if Path(folder, each).is_symlink()]
+            folders[:] = [each for each in folders if each != FOLDER]
+            for path in (Path(folder, each) for each in (*files, *links)):
+                if path.relative_to(self._root).as_posix() not in self._published:
+                    yield _with_room(new / path.relative_to(old), path), path
+
+
+def _with_room(place: Path, path: Path) -> Path:
+    """The place that a user's file has in a new folder, if nothing is there."""
+    with contextlib.suppress(FileExistsError, NotADirectoryError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(place):
+            return place
+    raise UsageError(
+        f"{path} was not written by depthcut, and is in the place of a new result.",
+        "Move it away and run the command again; it resumes from here.",
+    )
+
+
+def _files(entries: Iterable[StoreEntry]) -> dict[str, str]:
+    return {name: sha256 for entry in entries for name, sha256 in entry.files.items()}
+
+
+def _tops(names: Iterable[str]) -> set[str]:
+    """The files and folders of the output folder that hold these files."""
+    return {Path(name).parts[0] for name in names}
+
+
+def _read_memory(path: Path) -> tuple[dict[str, StoreEntry], dict[str, str]]:
+    """The finished stages, and what is published of them: name to hash."""
+    try:
+        told = read_json(path, limit=TABLE_BYTES)
+        stages, published = dict(told["stages"]), dict(told["published"])
+    except (OSError, ValueError, TypeError, KeyError, UnsafeInputError):
+        # No memory, or a broken one: everything is made again.
+        return {}, {}
+    found: dict[str, StoreEntry] = {}
+    for name, entry in stages.items():
+        with contextlib.suppress(ValidationError):  # anybody may have written it
+            found[name] = StoreEntry.model_validate(entry)
+    return found, {name: sha256 for name, sha256 in published.items() if is_name(name)}
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keeps a second run out of an output folder for as long as the block runs.
+
+    What a killed run left is completed where its files were about to take their places, and else
+    cleared away, but for finished stages. A block that made nothing leaves the disk as it was,
+    without the folders that were made for it.
+    """
+    home = root / FOLDER
+    with held(home, root):
+        placing.complete(home, overwriting=True)
+        _clear(home)
+        for each in home.iterdir():
+            if each.name != placing.RESULTS and each.is_dir():
+                refuse_links(each)
+        try:
+            yield
+        finally:
+            _clear(home)
+            _remove_empty(home / _WORK, home)
+
+
+def _clear(home: Path) -> None:
+    """Removes what a killed run left but for finished stages, and what a publication replaced."""
+    for rest in (gone_of(home), home / _WORK / FOLDER):
+        placing.remove_tree(rest)
+    if not placing.is_pending(home):
+        (home / _NEXT).unlink(missing_ok=True)
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@contextmanager
+def in_turn(root: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same folder.
+
+    For what is read, changed and written back in a moment; a run that has :func:`locked` the folder
+    for an hour is not waited for.
+    """
+    with held(root / FOLDER / "turn", root, wait_s=None):
+        yield

@@ -67,11 +67,7 @@ class YamlFile:
 
 
 def read_yaml(path: Path, error: type[UsageError] = UsageError) -> YamlFile:
-    """Reads a file that the user has named.
-
-    Raises:
-        UsageError: It can't be read, is no YAML, or names a key twice; of the class ``error``.
-    """
+    """Reads a file that the user has named."""
     try:
         text = read_text(path, named=True)
     except (OSError, UnicodeDecodeError) as found:
@@ -80,11 +76,7 @@ def read_yaml(path: Path, error: type[UsageError] = UsageError) -> YamlFile:
 
 
 def parse_yaml(text: str, path: Path, error: type[UsageError] = UsageError) -> YamlFile:
-    """The same of a text that was read before.
-
-    Raises:
-        UsageError: As :func:`read_yaml` does.
-    """
+    """The same of a text that was read before."""
     try:
         root = yaml.compose(text, Loader=_Loader)
         if _count(root, {}) > _MOST_VALUES:

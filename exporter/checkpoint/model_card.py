@@ -18,14 +18,13 @@ from exporter.artifacts import (
     PruningPlan,
     TaskResult,
 )
-from exporter.artifacts.nouns import IMAGES, Nouns, nouns_of
-from exporter.artifacts.uses import PLACE, FolderUses, Use
+from exporter.artifacts.base import IMAGES, Nouns, nouns_of
+from exporter.artifacts.comparison import PLACE, FolderUses, Use
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.engines.usage import HERE, auto_task, lines
 from exporter.report.markdown import code, escaped, section_markdown
-from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section
+from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section, parts_blocks
 from exporter.report.sections.healing import healing_grid, healing_words, training_words
-from exporter.report.sections.parts import parts_blocks
 from exporter.report.sections.summary import COUNTED, HEADER, accuracy_rows, latency_rows
 from exporter.report.sections.use import use_blocks
 from exporter.report.words import dropped_lines, significant, weights_words

@@ -1,8 +1,4 @@
-"""The command line: parses, calls one library function, prints. All exit codes are made here.
-
-0: done. 1: the answer is no, such as a regression. 2: the call was wrong, or failed. 3: a
-measurement can't tell. 130: interrupted.
-"""
+"""The command line: parses, calls one library function, prints. All exit codes are made here."""
 
 from __future__ import annotations
 

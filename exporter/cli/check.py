@@ -18,7 +18,7 @@ from exporter.errors import RegressionError, UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.gate.keys import difference_words, differences, key_of
 from exporter.gate.request import VERDICTS, CheckRequest
-from exporter.models.encoder_decoder_folder import holds_stacks
+from exporter.models.model_folder import holds_stacks
 from exporter.option_types import OutputPath
 from exporter.options import Options, dataclass, option, part
 from exporter.report.checks import check_grid, conclusion, model_lines, reasons
@@ -96,11 +96,7 @@ def _exit_code(call: CheckCall, found: CheckReport) -> int:
 
 
 def _refuse_outputs(call: CheckCall) -> None:
-    """Keeps what is written from taking the place of what is read.
-
-    Raises:
-        UsageError: An output is the report or belongs to the baseline.
-    """
+    """Keeps what is written from taking the place of what is read."""
     request = call.request
     read = [request.report, *([request.baseline] if request.baseline else [])]
     for path in filter(None, [call.output, call.junit, call.comment]):
@@ -160,9 +156,6 @@ def remeasuring(
     """What times the caller's models again, as the report's numbers say.
 
     Nothing that the report names is run or opened: it may come from a stranger.
-
-    Raises:
-        UsageError: The request names no models, or a timed call is too large.
     """
     from exporter.compare.session import compare
 

@@ -1,17 +1,14 @@
-"""Commands made from options: click's parameters, the help, configuration files.
-
-Every command takes ``--config FILE.yaml``, whose keys are the long options' names; what stands on
-the command line wins. ``--show-config`` prints what would be run, as such a file.
-"""
+"""Commands made from options: click's parameters, the help, configuration files."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import gc
+import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,9 +17,189 @@ import yaml
 
 from exporter.artifacts.yaml_file import YamlFile, read_yaml
 from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress, echo
-from exporter.cli.parameters import TextPath, help_of, parameter, plain_values, words_of
-from exporter.errors import OptionError, UsageError
-from exporter.options import Leaf, Options, asked_keys, build, flag, leaves, running_command
+from exporter.errors import OnnxFileError, OptionError, UsageError
+from exporter.models.model_folder import find_onnx
+from exporter.options import (
+    Leaf,
+    Options,
+    asked_keys,
+    build,
+    flag,
+    leaves,
+    running_command,
+    values_of,
+)
+from graph_passes.files.placing import finish_interrupted
+
+
+def _words(leaf: Leaf, value: Any) -> list[str]:
+    """The words on a command line that give an option this value."""
+    if leaf.look.argument:
+        return list(map(str, value if leaf.is_tuple else [value]))
+    if leaf.is_flag:
+        yes, _, no = leaf.names[-1].partition("/")
+        return [yes if value else no]
+    name = flag(leaf.key)
+    if value is None:
+        return [name, leaf.written.none or "none"]
+    if leaf.look.bare is not None:
+        return [f"{name}={value}"]
+    if leaf.width == 0:
+        return [word for each in value for word in (name, str(each))]
+    return [name, *(map(str, value) if leaf.is_tuple else [leaf.written.text(value)])]
+
+
+def words_of(told: Options, keys: Collection[str]) -> list[str]:
+    """The words of a command line that say what an object says of some keys."""
+    values, arguments, options = values_of(told), list[str](), list[str]()
+    for leaf in leaves(type(told)):
+        look, value = leaf.look, values[leaf.key]
+        # There are no words for a list of nothing, nor for a file's null.
+        unsaid = value == () == leaf.default or (value is None and leaf.written.none is None)
+        if leaf.key in keys and not look.config_only and not unsaid:
+            (arguments if look.argument else options).extend(_words(leaf, value))
+    if any(word.startswith("-") for word in arguments):
+        return [*options, "--", *arguments]
+    return [*arguments, *options]
+
+
+def plain_values(told: Options) -> dict[str, Any]:
+    """The values by their keys as YAML has them, without None where nothing is said."""
+    values = values_of(told)
+    return {
+        leaf.key: _plain(leaf, values[leaf.key])
+        for leaf in leaves(type(told))
+        if values[leaf.key] is not None or leaf.default is not None
+    }
+
+
+def _plain(leaf: Leaf, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(leaf, each) for each in value]
+    if isinstance(value, float) and value > 1 and leaf.written.metavar == "SHARE":
+        return leaf.written.text(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def parameter(leaf: Leaf) -> click.Parameter:
+    """Click's own of an option."""
+    look = leaf.look
+    if look.argument:
+        return click.Argument(
+            [leaf.key], type=_type(leaf), required=False, metavar=look.metavar,
+            nargs=leaf.width or -1,
+        )  # fmt: skip
+    names = [*leaf.names, leaf.key]
+    if leaf.is_flag:
+        return _Flag(names, is_flag=True, default=None, help=help_of(leaf))
+    bare: dict[str, Any] = {} if look.bare is None else {"is_flag": False, "flag_value": look.bare}
+    return click.Option(
+        names, type=_type(leaf), multiple=leaf.width == 0, nargs=leaf.width or 1,
+        metavar=look.metavar or (None if leaf.choices else leaf.written.metavar),
+        help=help_of(leaf), **bare,
+    )  # fmt: skip
+
+
+def help_of(leaf: Leaf) -> str:
+    """What it is for, and in brackets what it is where nothing is said."""
+    default = leaf.default
+    usual = leaf.look.usual
+    if not usual and not leaf.look.required and default not in (None, False, ()):
+        usual = "yes" if default is True else " ".join(_words(leaf, default)[1::2])
+    return f"{leaf.look.help} [{usual}]" if usual else leaf.look.help
+
+
+class _Flag(click.Option):
+    """A switch; the name that puts it off is told where it isn't off by itself."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The names and the help."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.secondary_opts[0].startswith("--no-"):
+            return record
+        return record[0].partition(" / ")[0], record[1]
+
+
+def _type(leaf: Leaf) -> click.ParamType[Any]:
+    if leaf.place is not None:
+        return _PATHS[leaf.place]
+    if leaf.choices:
+        return click.Choice(leaf.choices)
+    return _Text(leaf)
+
+
+class _Text(click.ParamType[Any]):
+    """What an option's type reads."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self._leaf = leaf
+        self.name = leaf.written.metavar or "TEXT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads a text; a value from code passes."""
+        if not isinstance(value, str):
+            return value
+        if not value.strip() and (self._leaf.look.metavar or "").startswith("MODEL"):
+            self.fail("the name is empty (perhaps a variable is not set)", param, ctx)
+        try:
+            return self._leaf.read_item(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class TextPath(click.Path):
+    """A path whose name is text: reports, ONNX Runtime and the builders take no other."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Refuses bytes that are no UTF-8, which Python has as lone surrogates.
+
+        What a killed command left half in its place is completed before anybody looks for it.
+        """
+        name = os.fspath(value)
+        if not name:
+            self.fail("the name is empty (perhaps a variable is not set)", param, ctx)
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
+        if self.exists:
+            finish_interrupted(Path(name))
+        return super().convert(value, param, ctx)
+
+
+class _OnnxPath(TextPath):
+    """An ONNX file, or a folder with one."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Finds the file in the folder."""
+        path = super().convert(value, param, ctx)
+        if not path.is_dir():
+            return path
+        try:
+            return find_onnx(path)
+        except OnnxFileError as error:
+            self.fail(str(error), param, ctx)
+
+
+_PATHS: dict[str, click.ParamType[Any]] = {
+    "file": TextPath(exists=True, dir_okay=False, path_type=Path),
+    "folder": TextPath(exists=True, file_okay=False, path_type=Path),
+    "any": TextPath(exists=True, path_type=Path),
+    "onnx": _OnnxPath(exists=True, path_type=Path),
+    "new_file": TextPath(dir_okay=False, path_type=Path),
+    "new_folder": TextPath(file_okay=False, path_type=Path),
+    "new": TextPath(path_type=Path),
+    "arm": TextPath(path_type=str),
+}
+
 
 _S = TypeVar("_S", bound=Options)
 Run = Callable[[_S, ConsoleProgress], int | None]
@@ -62,15 +239,7 @@ def command(
     name: str | None = None,
     check: Callable[[_S], None] = lambda _: None,
 ) -> Callable[[Run[_S]], SchemaCommand[_S]]:
-    """Makes a command of a function.
-
-    Args:
-        schema: What it is given, made from the command line and a configuration file.
-        json: Whether it can print its result as JSON; then ``progress.as_json`` says so.
-        name: Where it isn't the function's.
-        check: Refuses what can be told before any file is read, and wants libraries that the
-            options' classes don't load; called for ``--show-config``, too.
-    """
+    """Makes a command of a function."""
 
     def made(run: Run[_S]) -> SchemaCommand[_S]:
         return SchemaCommand(name or run.__name__, schema, run, json=json, check=check)
@@ -97,21 +266,13 @@ def collecting_rarely(run: Run[_S]) -> Run[_S]:
 
 
 class SchemaCommand(click.Command, Generic[_S]):
-    """A command that takes the options of a class.
-
-    Args:
-        name: Its name.
-        schema: The class.
-        run: Does it; gives an exit code, or None for 0.
-        json: Whether it can print its result as JSON.
-        check: As for :func:`command`.
-    """
+    """A command that takes the options of a class."""
 
     def __init__(
         self,
         name: str,
         schema: type[_S],
-        run: Run[_S],
+        run: Run[_S],  # does it; gives an exit code, or None for 0
         *,
         json: bool,
         check: Callable[[_S], None] = lambda _: None,
@@ -176,12 +337,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         return code
 
     def read(self, words: list[str]) -> _S:
-        """The options that these words of a command line say; runs nothing.
-
-        Raises:
-            click.ClickException: They can't be read.
-            UsageError: They don't go together.
-        """
+        """The options that these words of a command line say; runs nothing."""
         ctx = self.make_context(self.name, list(words), obj=ConsoleProgress())
         return self._built(ctx, *self._told(ctx))
 

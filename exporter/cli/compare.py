@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.artifacts.ledger import locked
+from exporter.artifacts.store import locked
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison

@@ -1,7 +1,4 @@
-"""What is printed: results, and progress as bars where there is a terminal, else as lines.
-
-All of it passes :mod:`exporter.printable`, since most of it holds what a model's files say.
-"""
+"""What is printed: results, and progress as bars where there is a terminal, else as lines."""
 
 from __future__ import annotations
 
@@ -26,12 +23,7 @@ QUIET, NORMAL, VERBOSE = -1, 0, 1
 
 
 def echo(*lines: object, err: bool = False) -> None:
-    """Prints lines; in none of them does a line break of a stranger's begin another.
-
-    Args:
-        lines: One by one; none prints an empty line.
-        err: On standard error, and not on standard output.
-    """
+    """Prints lines; in none of them does a line break of a stranger's begin another."""
     for line in lines or ("",):
         click.echo(printable_line(str(line)), err=err)
 
@@ -49,14 +41,7 @@ def echo_command(line: str, *, err: bool = False) -> None:
 
 
 class ConsoleProgress:
-    """Tells on standard error what is going on; standard output is kept for results.
-
-    Args:
-        verbosity: ``QUIET`` says nothing, ``NORMAL`` tells the steps, ``VERBOSE`` the details.
-
-    Attributes:
-        as_json: Whether the result is printed as JSON.
-    """
+    """Tells on standard error what is going on; standard output is kept for results."""
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self.verbosity = verbosity

@@ -31,11 +31,7 @@ class DropOptions(Options):
     )
 
     def read(self) -> LoadedPlan:
-        """The plan with its numbers.
-
-        Raises:
-            DepthcutError: It can't be read.
-        """
+        """The plan with its numbers."""
         from exporter.artifacts.plans.by_score import parse_drops
         from exporter.artifacts.plans.loaded import LoadedPlan
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.dropping import DropOptions
-from exporter.cut.gguf.options import GgufOptions
+from exporter.cut.gguf.surgery import GgufOptions
 from exporter.option_types import InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, part, required
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.artifacts.servers import is_plain, serving_rows
-from exporter.choose.budgets.request import PlanRequest
+from exporter.choose.budgets.settings import PlanRequest
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code

@@ -13,7 +13,7 @@ from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.sources import SourceOptions
 from exporter.option_types import InputFile, OutputFolder
 from exporter.options import Options, argument, dataclass, option, part, required
-from exporter.pipeline.sweep.reading import read_sweep
+from exporter.pipeline.sweep.schema import read_sweep
 from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
 from exporter.score.cluster.options import ClusterOptions
 
@@ -65,8 +65,8 @@ def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
 
 def _runner(cluster: ClusterOptions | None) -> Runner:
     """What runs the cells: this machine, or those of a cluster."""
-    from exporter.pipeline.sweep.child import run_in_children
-    from exporter.pipeline.sweep.on_ray import run_on_ray
+    from exporter.pipeline.sweep.job import run_in_children
+    from exporter.pipeline.sweep.run import run_on_ray
 
     if cluster is None:
         return run_in_children

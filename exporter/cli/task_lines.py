@@ -1,9 +1,4 @@
-"""Pieces of work in a log: a line for each that is done, and a sign of life from long ones.
-
-A log is read afterwards, often to see where it ends. So what is over within seconds takes one line,
-what takes longer also says that it has begun, and a part of another piece of work is told alone
-where it took long itself.
-"""
+"""Pieces of work in a log: a line for each that is done, and a sign of life from long ones."""
 
 from __future__ import annotations
 
@@ -22,12 +17,7 @@ LINE_EVERY_AT_MOST_S = 300.0
 
 
 class TaskLines:
-    """Writes what is going on as lines.
-
-    Args:
-        say: Writes a line.
-        clock: Seconds of a clock.
-    """
+    """Writes what is going on as lines."""
 
     def __init__(
         self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -50,11 +40,7 @@ class TaskLines:
         return self._open[-1]
 
     def end(self, *, failed: bool) -> None:
-        """Closes the one that was opened last.
-
-        Args:
-            failed: It did not come to its end; then the log says at least what was tried.
-        """
+        """Closes the one that was opened last."""
         task = self._open.pop()
         seconds = self._clock() - task.begin
         if not failed and is_worth_a_line(seconds, part=bool(self._open)):
@@ -65,8 +51,7 @@ class TaskLines:
     def tick(self) -> float:
         """Tells how far the work is, if that is due.
 
-        Returns:
-            The seconds until it is due again.
+        The seconds until it is due again.
         """
         now, tasks = self._clock(), list(self._open)
         if not tasks:
@@ -125,12 +110,7 @@ class _Counted:
 
 
 def is_worth_a_line(seconds: float, *, part: bool) -> bool:
-    """Whether the end of a piece of work is told.
-
-    Args:
-        seconds: What it took.
-        part: It belongs to another, such as one round of a search.
-    """
+    """Whether the end of a piece of work is told."""
     return not part or seconds >= PART_WORTH_TELLING_S
 
 

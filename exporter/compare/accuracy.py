@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from exporter.artifacts import (
+    FLOAT_BASELINE,
+    FLOAT_CANDIDATE,
     Accuracy,
+    Corner,
     GenerationAgreement,
     Interval,
+    LatencyRow,
     LongContext,
     OtherText,
     SampleAnswers,
+    VerdictWord,
 )
 from exporter.artifacts.store import Store
-from exporter.compare.answers import nearest_neighbours, sample_answers
+from exporter.compare.answers import (
+    generation_agreements,
+    long_contexts,
+    nearest_neighbours,
+    sample_answers,
+)
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.continuations import generation_agreements, long_contexts
 from exporter.compare.evaluation import (
     EvaluationTokens,
     random_ids,
@@ -28,7 +38,6 @@ from exporter.compare.evaluation import (
     tokenize_pairs,
     tokenize_passages,
 )
-from exporter.compare.image_classes import judge_images, refuse_without_config
 from exporter.compare.kept import AccuracyCache
 from exporter.compare.quality.agreement import (
     LOGITS,
@@ -36,22 +45,27 @@ from exporter.compare.quality.agreement import (
     compare_predictions,
     predicts_next_token,
 )
-from exporter.compare.quality.classes import class_log_probabilities, compare_classes, in_pairs
-from exporter.compare.quality.embeddings import (
+from exporter.compare.quality.encoders import (
+    class_log_probabilities,
+    compare_classes,
     compare_embeddings,
     embed,
     embedding_output,
+    in_pairs,
     refuse_few_texts,
 )
 from exporter.compare.quality.intervals import MOST_JUDGED
-from exporter.compare.quantization_grid import GridAccuracy, wholes_alike
 from exporter.compare.task_answers import (
     check_questions,
     encoder_probes,
+    judge_images,
     probe_results,
+    refuse_without_config,
     task_results,
     why_no_probes,
 )
+from exporter.compare.timing.statistics import speedup_between, times_of, verdict_of_interval
+from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Clusters
 from exporter.models.ablation.embeddings import MULTI_LABEL
 from exporter.models.anatomy.residual_stream import classes_of_texts, ranks_pairs
@@ -60,20 +74,172 @@ from exporter.models.texts.images import Images
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of
 from exporter.models.texts.sources import TextSource
 
+_PRUNED = ("candidate", FLOAT_CANDIDATE)
+_ALIKE = (
+    *("scheme", "method", "block_size", "symmetric", "accuracy_level"),
+    *("embedding_bits", "head_bits"),
+)
+"""What both quantised models must have in common; how many products there are they can't."""
+
+
+@dataclass(frozen=True)
+class GridAccuracy:
+    """How good one arm's answers are, held against the whole model in float."""
+
+    perplexity: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    exact_match: float | None = None
+    embedding_cosine: float | None = None
+    other_perplexity: float | None = None
+    log_perplexity_increase: Interval | None = None
+    other_log_perplexity_increase: Interval | None = None
+
+
+def quantization_grid(
+    pair: Pair, rows: Sequence[LatencyRow], answers: Mapping[str, GridAccuracy]
+) -> list[Corner]:
+    """All of them, the whole model in float first; none for a pair alone."""
+    return [
+        Corner(
+            arm=name,
+            whole=whole,
+            pruned=_is_pruned(pair, name),
+            quantized=_is_quantized(pair, name),
+            file_bytes=pair.judged[name].facts.file_bytes,
+            speedups=_speedups(rows, pair.whole, name),
+            over_whole={} if whole is None else _speedups(rows, whole, name),
+            verdicts={} if whole is None else _verdicts(rows, whole, name),
+            **vars(answers.get(name, GridAccuracy())),
+        )
+        for name, whole in wholes_alike(pair).items()
+    ]
+
+
+def wholes_alike(pair: Pair) -> dict[str, str | None]:
+    """By arm the whole model in the same form, if that is another arm."""
+    wholes = [name for name in pair.grid if not _is_pruned(pair, name)]
+    return {name: _alike(pair, wholes, name) for name in pair.grid}
+
+
+def _is_pruned(pair: Pair, name: str) -> bool:
+    """By the arm's place among the usual four; a further one says so itself."""
+    return bool(pair.references[name].plan()) if name in pair.also else name in _PRUNED
+
+
+def _is_quantized(pair: Pair, name: str) -> bool:
+    """Likewise."""
+    if pair.has_floats and name not in pair.also:
+        return name not in (FLOAT_BASELINE, FLOAT_CANDIDATE)
+    return pair.judged[name].quantization is not None
+
+
+def _alike(pair: Pair, wholes: Sequence[str], name: str) -> str | None:
+    """The whole model in the same form as a cut one, if it is among the arms.
+
+    The arms of a pair are of one form, also where their graphs don't say how they were quantised.
+    """
+    if name == "candidate":
+        return "baseline"
+    own = _form(pair.judged[name])
+    found = (whole for whole in wholes if _form(pair.judged[whole]) == own)
+    return None if name in wholes else next(found, None)
+
+
+def _form(arm: ComparedArm) -> list[object]:
+    record = arm.quantization
+    return [arm.facts.precision, *(getattr(record, field, None) for field in _ALIKE)]
+
+
+def _speedups(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, Interval]:
+    found = {}
+    for row in rows if whole != name else ():
+        if {name, whole} <= times_of(row).keys():
+            speedup = speedup_between(row, whole, name)
+            found[row.shape_name] = Interval(value=speedup.ratio, ci95=speedup.ci95)
+    return found
+
+
+def _verdicts(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, VerdictWord]:
+    """The row's own of its two arms; of others that of the interval."""
+    return {
+        row.shape_name: row.verdict
+        if (whole, name) == ("baseline", "candidate")
+        else verdict_of_interval(speedup_between(row, whole, name).ci95, row.rounds)
+        for row in rows
+        if {name, whole} <= times_of(row).keys()
+    }
+
+
+def refuse_no_grid(pair: Pair) -> None:
+    """Refuses arms that aren't one model, whole and cut, in float and quantised alike.
+
+    What a graph doesn't note of itself can't be held against it.
+    """
+    if not pair.has_floats:
+        return
+    arms = pair.judged
+    for name in (FLOAT_BASELINE, FLOAT_CANDIDATE):
+        _refuse_quantized(name, arms[name])
+    for quantized, original in (("baseline", FLOAT_BASELINE), ("candidate", FLOAT_CANDIDATE)):
+        _refuse_same_file(quantized, arms[quantized], arms[original])
+        _refuse_other_plan(quantized, arms[quantized], arms[original])
+    _refuse_unlike(pair.baseline, pair.candidate)
+
+
+def _refuse_quantized(name: str, arm: ComparedArm) -> None:
+    record = arm.quantization
+    if record is not None:
+        raise ComparisonError(
+            f"The {name} {arm.folder.onnx} is quantised ({record.scheme}).",
+            "Give the model that it was quantised from.",
+            code="baseline-quantized",
+        )
+
+
+def _refuse_same_file(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
+    if quantized.facts.sha256 == original.facts.sha256:
+        raise ComparisonError(
+            f"The {name} {quantized.folder.onnx} and its float form are the same file.",
+            "Name the quantised models first, and what they were quantised from behind --float.",
+            code="same-file",
+        )
+
+
+def _refuse_other_plan(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
+    if quantized.plan() != original.plan():
+        raise ComparisonError(
+            f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} "
+            "lack different sublayers, by their own metadata.",
+            "Give the model that it was quantised from.",
+            code="other-sublayers",
+        )
+
+
+def _refuse_unlike(baseline: ComparedArm, candidate: ComparedArm) -> None:
+    records = baseline.quantization, candidate.quantization
+    if records[0] is None or records[1] is None:
+        return
+    for field in _ALIKE:
+        first, second = (getattr(record, field) for record in records)
+        if first != second:
+            raise ComparisonError(
+                f"The baseline and the candidate are quantised in different ways: {field} is "
+                f"{first} and {second}.",
+                "Quantise both alike, or leave --float out.",
+                code="quantized-differently",
+            )
+
+
 _EMBEDDED_TEXTS = 64
 
 
 @dataclass(frozen=True)
 class AccuracyResult:
-    """The candidate held against the baseline, and all against the whole model in float.
+    """The candidate held against the baseline, and all against the whole model in float."""
 
-    Attributes:
-        accuracy: Of the pair; None where nothing could be judged.
-        grid: By arm; empty where no floats stand beside the pair.
-    """
-
-    accuracy: Accuracy | None = None
-    grid: Mapping[str, GridAccuracy] = field(default_factory=dict)
+    accuracy: Accuracy | None = None  # of the pair; None where nothing could be judged
+    grid: Mapping[str, GridAccuracy] = dataclasses.field(default_factory=dict)
 
 
 def measure_accuracy(
@@ -83,20 +249,7 @@ def measure_accuracy(
     *,
     store: Store | None = None,
 ) -> AccuracyResult:
-    """Judges all arms that are judged on the same tokens; each reads them once.
-
-    Args:
-        pair: Running arms.
-        texts: What they are judged on.
-        other: Text of another domain, for the perplexity alone.
-        store: What an earlier run had found, and where this one keeps what it finds.
-
-    Raises:
-        ComparisonError: For a text that is too short or of other tokens, and for logits that
-            aren't finite.
-        TaskError: A task is not known, or its items can't be read.
-        BackendError: A run fails.
-    """
+    """Judges all arms that are judged on the same tokens; each reads them once."""
     check_questions(pair)
     refuse_without_config(pair)
     answers = AccuracyCache(pair, texts, store, other)

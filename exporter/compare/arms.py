@@ -40,28 +40,13 @@ _R = TypeVar("_R", bound=Record)
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """One side: what runs, where it came from, and what its files tell.
-
-    Attributes:
-        builds: A runner for each build of the same model: one, but for engines that were built
-            several times, and none where nothing can run.
-        folder: The model's file or folder, and its config and tokenizer.
-        facts: Sizes and names.
-        engines: What is known of its engines without running them.
-        not_run: Why ``builds`` don't run ``engines``, but the ONNX file that these were built
-            from, or nothing; None where they do.
-        witness: ONNX Runtime on that ONNX file, where the engines run; what they compute is held
-            against it.
-        prefix: What is written before its path where an arm is named, such as ``torch:``.
-        judge: Makes a runner of the same model whose answers can be judged, where the builds give
-            too little for that; None where they do.
-    """
+    """One side: what runs, where it came from, and what its files tell."""
 
     builds: tuple[Runner, ...]
     folder: ModelFolder
     facts: GraphFacts
     engines: tuple[EngineFacts, ...] = ()
-    not_run: str | None = None
+    not_run: str | None = None  # None where they do
     witness: Runner | None = None
     prefix: str = ""
     judge: Callable[[Progress, Turns | None], AbstractContextManager[Runner]] | None = None
@@ -92,12 +77,7 @@ class ComparedArm:
         return _noted(QuantizationRecord, self.facts, QUANTIZATION_KEY)
 
     def plan(self) -> list[PlannedDeletion]:
-        """What its metadata say was cut out of it.
-
-        Raises:
-            ComparisonError: The record can't be read.
-            UnsafeInputError: It is nested too deep.
-        """
+        """What its metadata say was cut out of it."""
         return noted_plan(self.facts, str(self.folder.onnx))
 
     def record(self) -> Arm:
@@ -130,14 +110,7 @@ class ComparedArm:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both arms, how they are to be compared, and what is timed beside them.
-
-    Attributes:
-        references: Further arms by name: timed in the same rounds, without a verdict.
-        has_floats: Whether the references begin with both models in float, of which the two arms
-            are the quantised forms.
-        also: The references, behind those in float, whose answers are judged like the arms'.
-    """
+    """Both arms, how they are to be compared, and what is timed beside them."""
 
     options: CompareOptions
     baseline: ComparedArm
@@ -207,10 +180,6 @@ class Pair:
         """The same with runners whose answers can be judged; the arms are running.
 
         Those that can't be are off the device meanwhile.
-
-        Raises:
-            ComparisonError: There is no such runner.
-            EngineError: One can't be built.
         """
         arms = {name: arm for name, arm in self.judged.items() if arm.judge is not None}
         if not arms:
@@ -250,11 +219,7 @@ class Pair:
         return self.baseline.runner, self.candidate.runner
 
     def dropped(self) -> list[PlannedDeletion]:
-        """What the candidate's metadata say was cut, and the baseline's don't.
-
-        Raises:
-            ComparisonError: A record can't be read.
-        """
+        """What the candidate's metadata say was cut, and the baseline's don't."""
         already = self.baseline.plan()
         return [deletion for deletion in self.candidate.plan() if deletion not in already]
 
@@ -272,11 +237,7 @@ class Pair:
         return PIXELS in {spec.name for spec in self.baseline.runner.inputs}
 
     def vocabulary(self) -> int:
-        """How many tokens the models know; 1 of models that read images in place of tokens.
-
-        Raises:
-            ComparisonError: When neither graph nor config tells.
-        """
+        """How many tokens the models know; 1 of models that read images in place of tokens."""
         folder = self.baseline.folder
         if folder.classifies_images:
             return 1
@@ -290,11 +251,7 @@ class Pair:
         return told
 
     def refuse_foreign_inputs(self) -> None:
-        """As :meth:`refuse_other_interface`, by what the files say, before anything is loaded.
-
-        Raises:
-            ComparisonError: The candidate has an input of its own, as where the arms are reversed.
-        """
+        """As :meth:`refuse_other_interface`, by what the files say, before anything is loaded."""
         if known := set(self.baseline.facts.inputs):
             _refuse_inputs(self.candidate.facts.inputs, "candidate", known)
 
@@ -303,9 +260,6 @@ class Pair:
 
         References may want positions or token types that the baseline's graph makes by itself, and
         another library's may keep their caches in another form.
-
-        Raises:
-            ComparisonError: They are no forms of one model.
         """
         known = {spec.name for spec in self.baseline.runner.inputs}
         _refuse_foreign(self.baseline.runner, self.candidate.runner, "candidate", known)
@@ -320,16 +274,7 @@ class Pair:
 
 
 def noted_plan(facts: GraphFacts, file: str) -> list[PlannedDeletion]:
-    """What a graph's metadata say was cut out of it.
-
-    Args:
-        facts: The graph's.
-        file: What errors call it.
-
-    Raises:
-        ComparisonError: The record can't be read.
-        UnsafeInputError: It is nested too deep.
-    """
+    """What a graph's metadata say was cut out of it."""
     text = facts.metadata.get(PLAN_KEY)
     if text is None:
         return []

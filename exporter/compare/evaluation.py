@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
 from exporter.models.ablation.damage import Clusters
-from exporter.models.texts.packing import pack_tokens, with_ends
-from exporter.models.texts.passages import cut_to, drawn_pairs, drawn_paragraphs
-from exporter.models.texts.sources import TextSource
+from exporter.models.texts.passages import (
+    cut_to,
+    drawn_pairs,
+    drawn_paragraphs,
+    pack_tokens,
+    with_ends,
+)
+from exporter.models.texts.sources import TextSource, read_prompts
 from exporter.models.texts.tokenizer import tokenizer_in
 
 RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json next to the models)"
@@ -24,21 +29,9 @@ RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json next to the
 
 @dataclass(frozen=True)
 class EvaluationTokens:
-    """Samples with their origin.
+    """Samples with their origin."""
 
-    Attributes:
-        token_ids: ``[samples, sequence_length]``, int64.
-        source: What a report calls the text.
-        sha256: Of the text, or of the ids where they are random.
-        is_text: False for random ids, on which a perplexity means nothing.
-        overlap: With a stride, the tokens at the start of each sample but the first that are its
-            context alone: mostly the sample before has predicted them.
-        opening: Tokens that the tokenizer puts at the start of each sample.
-        documents: ``[samples]``, the number of the unit of the text that each sample begins in, as
-            :mod:`exporter.models.texts.documents` counts them; None where each is its own.
-    """
-
-    token_ids: NDArray[np.int64]
+    token_ids: NDArray[np.int64]  # `[samples, sequence_length]`, int64
     source: str
     sha256: str
     is_text: bool
@@ -101,18 +94,11 @@ def tokenize(
 
 
 class Passages(NamedTuple):
-    """Texts of different lengths.
-
-    Attributes:
-        ids: The tokens of each.
-        types: Of which text of a pair each token is; None of single texts.
-        documents: ``[texts]``, the numbers of the units of the text that they are of; None where
-            each is its own.
-    """
+    """Texts of different lengths."""
 
     ids: list[NDArray[np.int64]]
-    types: list[NDArray[np.int64]] | None
-    documents: Clusters
+    types: list[NDArray[np.int64]] | None  # None of single texts
+    documents: Clusters  # `[texts]`, the numbers of the units of the text that they are of
 
 
 def tokenize_passages(
@@ -168,3 +154,59 @@ def _windows(stream: NDArray[np.int64], width: int, stride: int | None) -> NDArr
             code="stride-too-long",
         )
     return np.lib.stride_tricks.sliding_window_view(stream, width)[::stride]
+
+
+_BUILT_IN = "built in"
+_NEWS = (
+    "The meeting was moved from Monday to Wednesday, because the train drivers are on strike and "
+    "half of the team can't come to the office."
+)
+_QUESTIONS = (
+    ("What is the capital of France?", "The capital of France is"),
+    ("What is 2 + 3?", "Question: What is 2 + 3?\nAnswer:"),
+    ("Name three colours.", "Three colours of the rainbow are"),
+    (f"Summarise this in one short sentence: {_NEWS}", f"{_NEWS} In short,"),
+)
+"""For a chat, and for a model that only continues texts."""
+_SENTENCES = (
+    "How do I reset my password?",
+    "The bank raised its interest rates.",
+    "The film was far too long and boring.",
+    "A dog chased the ball across the park.",
+    "I forgot my login and need a new one.",
+    "Borrowing money has become more expensive.",
+    "I nearly fell asleep during the movie.",
+    "The puppy ran after its toy on the lawn.",
+    "Where can I change my email address?",
+    "We had a picnic on the bank of the river.",
+    "The film won three awards for its music.",
+    "He parked the car next to the ball court.",
+)
+"""Four to search with; of each in other words; of each something else in the same words."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked, and where it is from."""
+
+    texts: tuple[str, ...]
+    openings: tuple[str, ...]
+    source: str = _BUILT_IN
+
+
+def questions(path: Path | None) -> Prompts:
+    """Prompts for a model that generates."""
+    if path is None:
+        asked, openings = zip(*_QUESTIONS, strict=True)
+        return Prompts(asked, openings)
+    return _own(path)
+
+
+def sentences(path: Path | None) -> Prompts:
+    """Sentences for an encoder; see :func:`questions`."""
+    return Prompts(_SENTENCES, _SENTENCES) if path is None else _own(path)
+
+
+def _own(path: Path) -> Prompts:
+    found = read_prompts(path)
+    return Prompts(found.documents, found.documents, found.source)

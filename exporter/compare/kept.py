@@ -1,33 +1,29 @@
-"""What a comparison has measured so far: a run that is killed goes on from there.
-
-A chunk of rounds is kept whole or not at all. Chunks are loads of their own anyway, so that some of
-an earlier process are worth as much as those of this one, under the same key: the same files,
-options, libraries and machine. Beside them stand finished results of accuracy, which depend on
-texts, tokenizers, tasks and options of quality.
-"""
+"""What a comparison has measured so far: a run that is killed goes on from there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from exporter.artifacts import ComparisonReport, library_versions
-from exporter.artifacts.ledger import FOLDER
-from exporter.artifacts.store import Store
+from exporter.artifacts import CalibrationRef, ComparisonReport, PlanParts, library_versions
+from exporter.artifacts.plans.by_score import CONTENT, noted_texts
+from exporter.artifacts.store import FOLDER, Store
 from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.evaluation import questions
 from exporter.compare.options import CompareOptions
-from exporter.compare.prompts import questions
 from exporter.compare.tasks.choosing import task_versions
-from exporter.compare.tasks.probes import make_probes
+from exporter.compare.tasks.evaluation import make_probes
 from exporter.engines.environment import default_threads, environment
+from exporter.errors import ComparisonError
 from exporter.files import sha256_file
-from exporter.models.companions import settings_hashes
+from exporter.models.sentence_folder import settings_hashes
 from exporter.models.texts.chat_template import ChatTemplate
-from exporter.models.texts.images import Images
-from exporter.models.texts.sources import TextSource
+from exporter.models.texts.documents import Content
+from exporter.models.texts.images import Images, read_images
+from exporter.models.texts.sources import Part, TextSource, read_texts, refuse_same_text
 from exporter.progress import Progress
 
 _T = TypeVar("_T")
@@ -35,12 +31,7 @@ _NAME = "comparison.jsonl"
 
 
 def open_store(pair: Pair, folder: Path | None) -> Store:
-    """What an earlier run of the same comparison has left in a folder, or a new store.
-
-    Args:
-        pair: What times depend on; it need not run yet.
-        folder: The output folder; None keeps nothing.
-    """
+    """What an earlier run of the same comparison has left in a folder, or a new store."""
     arms = {name: _identity(arm) for name, arm in pair.arms.items()}
     return store_of(arms, pair.options, folder, gpu=pair.on_gpu, progress=pair.progress)
 
@@ -48,20 +39,12 @@ def open_store(pair: Pair, folder: Path | None) -> Store:
 def store_of(
     arms: Mapping[str, Sequence[str]],
     options: CompareOptions,
-    folder: Path | None,
+    folder: Path | None,  # the output folder; None keeps nothing
     *,
     gpu: bool,
     progress: Progress,
 ) -> Store:
-    """The same of arms that are known by what tells each from others, such as hashes.
-
-    Args:
-        arms: By name.
-        options: How they are timed.
-        folder: The output folder; None keeps nothing.
-        gpu: Whether they run on one.
-        progress: Told where there is something.
-    """
+    """The same of arms that are known by what tells each from others, such as hashes."""
     if folder is None:
         return Store(None)
     machine = environment(threads=options.threads or default_threads(), gpu=gpu)
@@ -93,20 +76,13 @@ def forget(folder: Path, report: ComparisonReport) -> None:
 
 
 class AccuracyCache:
-    """Finished results of accuracy, each found or measured once.
-
-    Args:
-        pair: Whose answers.
-        texts: What the arms are judged on.
-        store: Where results are kept; None keeps none.
-        other: The text of another domain.
-    """
+    """Finished results of accuracy, each found or measured once."""
 
     def __init__(
         self,
         pair: Pair,
         texts: TextSource,
-        store: Store | None = None,
+        store: Store | None = None,  # where results are kept; None keeps none
         other: TextSource | None = None,
     ) -> None:
         self._pair = pair
@@ -114,13 +90,7 @@ class AccuracyCache:
         self._asked = _asked(pair, texts, other)
 
     def found(self, name: str, kind: TypeAdapter[_T], find: Callable[[], _T]) -> _T:
-        """What an earlier run found under a name, or what is found now: that is kept if it is any.
-
-        Args:
-            name: As the user may read it: ``predictions``.
-            kind: Of the result.
-            find: Measures it.
-        """
+        """What an earlier run found under a name, or what is found now, which is kept if any."""
         told = f"accuracy: kept from an earlier run: {name}"
         return self._store.once(
             name, kind, find, key=self._asked, on_found=lambda: self._pair.progress.say(told)
@@ -154,3 +124,51 @@ def _beside(arm: ComparedArm) -> list[Any]:
     if tokenizer is None:
         return known
     return [*known, sha256_file(tokenizer), ChatTemplate.beside(tokenizer)]
+
+
+def evaluation_texts(
+    options: CompareOptions,
+    decided: Mapping[str, Iterable[TextSource | CalibrationRef]],
+    *,
+    images: bool = False,
+) -> list[TextSource]:
+    """The texts that the arms are judged on, which are never such that anything was decided by."""
+    if images and options.other_text is not None:
+        raise ComparisonError(
+            "There is no perplexity of images, which --other-text is for.",
+            "Leave it out.",
+            code="no-perplexity",
+        )
+    judged = [read_source(spec, part="evaluation", images=images) for spec in options.texts]
+    for text, option in zip(judged, ("--eval-text", "--other-text"), strict=False):
+        for what, others in decided.items():
+            refuse_same_text(text, others, what, f"Name another text with {option}.")
+    for other in judged[1:]:
+        hint = "Name another text with --other-text."
+        refuse_same_text(other, judged[:1], "what both models are judged on already", hint)
+    return judged
+
+
+def read_source(spec: str, *, part: Part, images: bool) -> TextSource:
+    """Reads a text, or finds images."""
+    return read_images(spec, part=part) if images else read_texts(spec, part=part)
+
+
+def decided_on(parts: PlanParts) -> dict[str, list[CalibrationRef]]:
+    """The texts that a plan was made by, for :func:`evaluation_texts`."""
+    return {f"what the plan was {role} on": refs for role, refs in parts.decided.items()}
+
+
+def refuse_noted(judged: TextSource, metadata: Mapping[str, str], arm: str = "candidate") -> None:
+    """Refuses to judge on a text, or a copy, that an arm was made by, as its graph notes."""
+    for role, known in noted_texts(metadata).items():
+        contents = (each.removeprefix(CONTENT) for each in known if each.startswith(CONTENT))
+        if judged.sha256 in known or any(
+            judged.content.is_shared(Content.read(content)) for content in contents
+        ):
+            raise ComparisonError(
+                f"{judged.source} is what the {arm} was {role} on, or shares much of it, as its "
+                "file notes.",
+                "Name another text with --eval-text.",
+                code="same-text",
+            )

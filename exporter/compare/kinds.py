@@ -1,26 +1,280 @@
-"""What an arm is, told by how it is written.
-
-``torch:DIR`` and ``torch-compile:DIR`` are run by PyTorch, ``openvino:DIR`` by OpenVINO and
-``llama.cpp:FILE`` by llama.cpp. An engine is told by its file's name,
-a folder by what lies in it: where there is an ONNX file that is meant, and engines must be named.
-"""
+"""What an arm is, told by how it is written."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE
+from exporter.artifacts import FLOAT_BASELINE, FLOAT_CANDIDATE, EngineFacts
 from exporter.compare.arms import ComparedArm
-from exporter.compare.engine_arm import open_engine_pair, open_engine_reference, open_file_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.torch_arm import open_torch_arm
-from exporter.engines.build.engine_set import names_engines
-from exporter.engines.runners.registry import ONNX, named_backend
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.engine_set import (
+    EngineRecord,
+    EngineSet,
+    built_for,
+    find_builds,
+    find_engines,
+    names_engines,
+)
+from exporter.engines.build.libraries import ask_driver
+from exporter.engines.build.settings import Profile, ShapeRange
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.registry import ONNX, RUNNERS, named_backend, open_runner
+from exporter.engines.runners.tensorrt import TensorRtRunner, Turns
+from exporter.engines.tensors import byte_count, numpy_dtype
 from exporter.errors import ComparisonError, DepthcutError, UsageError
-from exporter.models.model_folder import names_image_classifier, read_config
+from exporter.files import scratch_folder, sha256_file, sha256_files
+from exporter.models.graph_facts import CACHE_INPUT, GraphFacts, read_facts
+from exporter.models.model_folder import (
+    ModelFolder,
+    find_model,
+    names_image_classifier,
+    read_config,
+)
+from exporter.progress import Progress
+from graph_passes.files.storage import data_files, load_model
+from graph_passes.plan_record import PLAN_KEY
+
+_BY_OTHERS = "; what was measured is ONNX Runtime on the ONNX files that they were built from"
+_UNMEASURED = (
+    "; nothing was measured, since an ONNX file that they were built from is not beside them: "
+    "name both with --engine-onnx"
+)
+
+
+def open_engine_pair(
+    baseline: Path,
+    candidate: Path,
+    options: CompareOptions,
+    *,
+    threads: int,
+    onnx: tuple[Path, Path] | None = None,
+) -> tuple[ComparedArm, ComparedArm]:
+    """Reads the records of both arms' engines, and finds the ONNX files behind them."""
+    builds = [find_builds(path) for path in (baseline, candidate)]
+    _refuse_built_differently(builds[0][0], builds[1][0])
+    given = onnx or (None, None)
+    sources = [_onnx_of(each[0], path) for each, path in zip(builds, given, strict=True)]
+    problem = ask_driver().problem
+    if problem and None in sources:
+        sources = [None, None]  # one arm alone tells nothing
+    first, second = (
+        _arm(each, source, problem, options, threads)
+        for each, source in zip(builds, sources, strict=True)
+    )
+    return first, second
+
+
+def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None:
+    """What differs but for the model would be taken for what the cut has brought."""
+    builds = (baseline, candidate)
+    ways = [_ways(build) for build in builds]
+    different = [name for name, way in ways[0].items() if way != ways[1][name]]
+    shared = {each.name for each in baseline.inputs} & {each.name for each in candidate.inputs}
+    profiles = [[_kept(slot.profile, shared) for slot in build.slots] for build in builds]
+    if profiles[0] != profiles[1]:
+        different.append("profiles")
+    reads = [{each.attention.reads for each in build.records if each.attention} for build in builds]
+    if all(reads) and reads[0] != reads[1]:
+        different.append("reading of caches")
+    if different:
+        raise ComparisonError(
+            f"{baseline.name} and {candidate.name} were built in different ways: their "
+            f"{' and '.join(different)} differ.",
+            "Build both with the same options of depthcut build.",
+            code="built-differently",
+        )
+
+
+def _ways(build: EngineSet) -> dict[str, object]:
+    first = build.records[0]
+    return {
+        "libraries": (first.backend, first.backend_version),
+        "settings": first.settings,
+        "numbers of engines": len(build.records),
+    }
+
+
+def _kept(profile: Profile, names: set[str]) -> tuple[str, dict[str, ShapeRange]]:
+    return profile.phase, {name: span for name, span in profile.shapes.items() if name in names}
+
+
+def open_engine_reference(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:
+    """Reads the records of a further arm's engines."""
+    problem = ask_driver().problem
+    if problem:
+        raise ComparisonError(
+            f"The reference {path} can't be timed here: {problem}.",
+            "Leave it out; of the two that are compared, engines are described without a GPU too.",
+            code="engine-not-runnable",
+        )
+    builds = find_builds(path)
+    return _arm(builds, _onnx_of(builds[0], None), problem, options, threads)
+
+
+def _arm(
+    builds: Sequence[EngineSet],
+    source: Path | None,
+    problem: str,
+    options: CompareOptions,
+    threads: int,
+) -> ComparedArm:
+    engines = tuple(
+        _facts_of(path, record)
+        for build in builds
+        for path, record in zip(build.paths, build.records, strict=True)
+    )
+    built = f"built, not run: {problem}"
+    if problem and source is not None:
+        arm = open_file_arm(source, options, threads=threads)
+        return replace(arm, engines=engines, not_run=built + _BY_OTHERS)
+    folder, facts = _described(builds[0], source)
+    if problem:
+        return ComparedArm((), folder, facts, engines, built + _UNMEASURED)
+    runners = tuple(TensorRtRunner(build) for build in builds)
+    judge = None if _gives_all(builds[0]) else partial(_judge, builds[0], source)
+    witness = _witness(source, facts, threads)
+    return ComparedArm(runners, folder, facts, engines, witness=witness, judge=judge)
+
+
+def _gives_all(build: EngineSet) -> bool:
+    """Whether its answers can be judged: at all positions, with padding, on filled caches."""
+    return all(
+        record.logits != "last" and (record.attention is None or record.attention.reads == "room")
+        for record in build.records
+    )
+
+
+@contextmanager
+def _judge(
+    build: EngineSet, onnx: Path | None, progress: Progress, turns: Turns | None
+) -> Iterator[Runner]:
+    """An engine of the same model that gives all logits and reads all of its caches.
+
+    It takes turns where the arms do.
+    """
+    first = build.records[0]
+    if onnx is None:
+        raise ComparisonError(
+            f"{build.name} gives the logits of the last position alone, and the ONNX file that it "
+            "was built from is not beside it: so its accuracy can't be measured.",
+            "Name it with --engine-onnx, or build with --logits all.",
+            code="last-logits-only",
+        )
+    settings = replace(first.settings, logits="all", cache_reads="room")
+    with scratch_folder("judge") as folder:
+        ((engine, _),) = build_engines(
+            onnx,
+            folder / "judge.engine",
+            profiles=[slot.profile for slot in build.slots],
+            backend=first.backend,
+            settings=settings,
+            progress=progress,
+        )
+        judge = TensorRtRunner(find_engines(engine))
+        judge.turns = turns
+        with judge:
+            yield judge
+
+
+def open_file_arm(
+    path: Path, options: CompareOptions, *, threads: int, backend: str = ONNX
+) -> ComparedArm:
+    """A model's file on a backend among :data:`exporter.engines.runners.registry.RUNNERS`."""
+    files = RUNNERS[backend]
+    folder = files.folder(path)
+    runner = open_runner(backend, folder.onnx, provider=options.provider, threads=threads)
+    return ComparedArm((runner,), folder, files.facts(folder.onnx))
+
+
+def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:
+    if onnx is None or facts.precision not in ("fp32", "fp16", "bf16"):
+        return None
+    return open_runner(ONNX, onnx, provider="cpu", threads=threads)
+
+
+def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
+    """The ONNX file that an engine was built from, told by its hash."""
+    made_from = build.records[0].made_from
+    if given is not None:
+        onnx = find_model(given).onnx
+        if not _is_source(onnx, made_from):
+            raise ComparisonError(
+                f"{build.name} was not built from {onnx}: their hashes differ.",
+                "Name the ONNX file that was given to depthcut build, or build the engine again.",
+                code="not-built-from",
+            )
+        return onnx
+    folder = build.paths[0].absolute().parent
+    # depthcut export has engines/baseline beside baseline/model.onnx.
+    exported = folder.parent.parent / folder.name
+    places = dict.fromkeys((folder, folder.parent, exported))
+    files = [file for place in places for file in sorted(place.glob("*.onnx"))]
+    return next((file for file in files if _is_source(file, made_from)), None)
+
+
+def _is_source(onnx: Path, made_from: dict[str, str]) -> bool:
+    if sha256_file(onnx) != made_from.get("model"):
+        return False
+    weights = data_files(load_model(onnx))
+    return (sha256_files(weights, onnx.parent) if weights else None) == made_from.get("weights")
+
+
+def _described(build: EngineSet, onnx: Path | None) -> tuple[ModelFolder, GraphFacts]:
+    """Where the engines' config and tokenizer are, and what is known of them."""
+    folder = ModelFolder.beside(build.paths[0], (onnx or build.paths[0]).parent)
+    return folder, _graph_facts(build, None if onnx is None else read_facts(onnx))
+
+
+def _graph_facts(build: EngineSet, source: GraphFacts | None) -> GraphFacts:
+    records, first = build.records, build.records[0]
+    hashes = [record.engine_sha256 for record in records]
+    return GraphFacts(
+        file_bytes=sum(record.engine_bytes for record in records),
+        sha256=hashes[0] if len(hashes) == 1 else sha256_files(build.paths, build.paths[0].parent),
+        parameters=source.parameters if source else 0,
+        nodes=source.nodes if source else 0,
+        precision=first.precision,
+        kv_cache_bytes_per_token=_bytes_per_token(first),
+        vocabulary=source.vocabulary if source else _vocabulary(first),
+        metadata={PLAN_KEY: json.dumps(first.plan)} if first.plan else {},
+        weight_bytes=source.weight_bytes if source else 0,
+        operators=source.operators if source else {},
+    )
+
+
+def _bytes_per_token(record: EngineRecord) -> int:
+    return sum(
+        byte_count(numpy_dtype(each.dtype), (each.shape[1], each.shape[-1]))
+        for each in record.inputs
+        if CACHE_INPUT.fullmatch(each.name)
+    )
+
+
+def _vocabulary(record: EngineRecord) -> int | None:
+    sizes = [each.shape[-1] for each in record.outputs if each.name == "logits"]
+    return sizes[0] if sizes and sizes[0] > 0 else None
+
+
+def _facts_of(path: Path, record: EngineRecord) -> EngineFacts:
+    same = (
+        "engine_bytes", "backend", "backend_version", "precision", "network_layers", "layers",
+        "memory_bytes", "build_s",
+    )  # fmt: skip
+    return EngineFacts(
+        path=str(path),
+        sha256=record.engine_sha256,
+        built_for=built_for(record),
+        **{name: getattr(record, name) for name in same},
+    )
+
 
 _PREFIXES = ("torch", "torch-compile")
 _TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
@@ -29,24 +283,14 @@ _TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
 
 @dataclass(frozen=True)
 class ArmName:
-    """An arm as it was asked for.
-
-    Attributes:
-        kind: What runs it: a backend among :data:`exporter.engines.runners.registry.RUNNERS`,
-            ``engine``, ``torch`` or ``torch-compile``.
-        path: Where its model is.
-    """
+    """An arm as it was asked for."""
 
     kind: str
     path: Path
 
     @classmethod
     def of(cls, text: Path | str) -> ArmName:
-        """Reads ``PATH`` or ``KIND:PATH``; a file of such a name is written ``./torch:x``.
-
-        Raises:
-            UsageError: It names times that another tool took.
-        """
+        """Reads ``PATH`` or ``KIND:PATH``; a file of such a name is written ``./torch:x``."""
         kind, colon, rest = str(text).partition(":")
         if colon and kind == "times":
             raise UsageError(
@@ -74,11 +318,7 @@ class ArmName:
 
 
 def same_kind(baseline: Path | str, candidate: Path | str) -> tuple[ArmName, ArmName]:
-    """What the two arms are.
-
-    Raises:
-        ComparisonError: They are of different kinds.
-    """
+    """What the two arms are."""
     first, second = ArmName.of(baseline), ArmName.of(candidate)
     if first.kind != second.kind:
         raise ComparisonError(
@@ -107,26 +347,7 @@ def open_pair(
     threads: int,
     onnx: tuple[Path, Path] | None = None,
 ) -> tuple[ComparedArm, ComparedArm]:
-    """Finds both arms' files; their runners are not entered yet.
-
-    Args:
-        baseline: As it was asked for.
-        candidate: Likewise.
-        options: How to measure.
-        threads: CPU threads.
-        onnx: For engines, the ONNX files that they were built from; by default they are looked
-            for.
-
-    Raises:
-        ComparisonError: They are of different kinds, ``config.json`` is no JSON object, or an
-            engine was built from another ONNX file.
-        UsageError: ONNX files are named for arms that are no engines.
-        EngineError: There is no engine, or it is not what its record says.
-        OnnxFileError: A file is no complete ONNX model.
-        BackendError: The provider is not known.
-        ModelSourceError: A PyTorch model can't be loaded.
-        MissingDependencyError: What runs an arm is not installed.
-    """
+    """Finds both arms' files; their runners are not entered yet."""
     names = same_kind(baseline, candidate)
     if onnx is not None and names[0].kind != "engine":
         raise UsageError(
@@ -143,23 +364,7 @@ def open_pair(
 def open_references(
     arms: Sequence[Path | str], baseline: ComparedArm, options: CompareOptions, *, threads: int
 ) -> dict[str, ComparedArm]:
-    """Finds the files of further arms.
-
-    Args:
-        arms: As they were asked for.
-        baseline: What they stand beside; PyTorch runs its precision.
-        options: How to measure.
-        threads: CPU threads.
-
-    Returns:
-        The arms by what the report calls them.
-
-    Raises:
-        UsageError: One is named twice.
-        ComparisonError: One has another vocabulary than the baseline, or is an engine and can't
-            run here.
-        DepthcutError: As :func:`open_pair`.
-    """
+    """Finds the files of further arms."""
     names = [ArmName.of(text) for text in arms]
     precision = baseline.facts.precision
     found = {}
@@ -177,21 +382,7 @@ def open_floats(
     *,
     threads: int,
 ) -> dict[str, ComparedArm]:
-    """Finds the files of both models in float.
-
-    Args:
-        arms: As they were asked for, the whole one first.
-        quantized: Their quantised forms.
-        options: How to measure.
-        threads: CPU threads.
-
-    Returns:
-        The two by what the report calls them.
-
-    Raises:
-        ComparisonError: They are of another kind than each other, or engines that can't run here.
-        DepthcutError: As :func:`open_pair`.
-    """
+    """Finds the files of both models in float."""
     found = {}
     titles = (FLOAT_BASELINE, FLOAT_CANDIDATE)
     for title, name, other in zip(titles, same_kind(*arms), quantized, strict=True):

@@ -2,36 +2,212 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Protocol, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import LatencyRow, MachineState, TimedPhase
+from exporter.artifacts.base import IMAGES, Parts
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.nouns import IMAGES
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.generating import DecoderArm, GenerationCell
-from exporter.compare.timing.subjects import RunnerArm
-from exporter.compare.timing_session import Timed, TimingSession
+from exporter.compare.options import CompareOptions
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.subjects import (
+    Builds,
+    Clock,
+    Probe,
+    RunnerArm,
+    Sample,
+    TimedArm,
+    TimedCell,
+)
+from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.open_decoder import own_decoder
+from exporter.engines.environment import GpuWatch, ThrottleCounts, machine_state
 from exporter.engines.inputs import has_cache, whole_phase
+from exporter.engines.machine_watch import MachineWatch, doubt
 from exporter.engines.runners.llama_cpp import LlamaCppRunner
 from exporter.engines.runners.tensorrt import IN_TURNS, OnEngines, fit_together
-from exporter.errors import ComparisonError
+from exporter.errors import BackendError, ComparisonError, DisturbedMachineError
+from exporter.processes import cpu_times, other_cpu_share
+from exporter.progress import QUIET, Progress
+from exporter.report.sections.machine import machine_remarks
+
+
+@dataclass
+class Timed:
+    """All rows, the machine while they were taken, and what their rounds' order was drawn from."""
+
+    rows: list[LatencyRow] = field(default_factory=list)
+    states: list[MachineState] = field(default_factory=list)
+    order_seed: int = field(default_factory=lambda: secrets.randbits(32))
+    other_cpu_share: float | None = None
+
+
+class TimingSession:
+    """Measures between ``__enter__`` and ``__exit__``, and looks at the machine meanwhile."""
+
+    def __init__(
+        self,
+        options: CompareOptions,
+        threads: int,
+        *,
+        on_gpu: bool = False,
+        paired: int = 2,
+        store: Store | None = None,
+        progress: Progress = QUIET,
+    ) -> None:
+        self.timed = Timed()
+        self._options, self._threads, self._paired = options, threads, paired
+        self._store, self._progress = store, progress
+        self._watch = GpuWatch() if on_gpu else None
+        self._entered = ExitStack()
+        self._warned = False
+
+    def __enter__(self) -> Self:
+        """Takes a first look at the machine."""
+        self._before = cpu_times()
+        if self._watch is not None:
+            self._entered.enter_context(self._watch)
+        self._begin = time.monotonic()
+        self._throttle, self._machine = ThrottleCounts(), MachineWatch(self._threads)
+        self._look()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        """Says what of the machine makes times doubtful."""
+        self._entered.close()
+        if kind is not None:
+            return
+        self.timed.other_cpu_share = other_cpu_share(self._before, cpu_times())
+        for remark in machine_remarks(self.timed.states, self._threads):
+            self._progress.say(f"time: {remark}")
+
+    def measure(
+        self,
+        arms: Mapping[str, TimedArm],
+        cells: Sequence[TimedCell],
+        *,
+        together: bool = True,
+    ) -> None:
+        """Adds the rows of all arms at all cells; see :func:`measure_rows`."""
+        timing = self._options.timing
+        budget = TimingBudget(
+            seconds=timing.time_budget_s,
+            rounds=self._options.rounds,
+            threshold=timing.threshold,
+            reload=timing.reload,
+            seed=self.timed.order_seed,
+            power=timing.goal,
+        )
+        self.timed.rows += measure_rows(
+            arms,
+            cells,
+            budget,
+            store=self._store,
+            paired=self._paired,
+            together=together,
+            after_chunk=self._look,
+            progress=self._progress,
+        )
+
+    def _look(self) -> None:
+        seconds = time.monotonic() - self._begin
+        state = machine_state(seconds, self._throttle, self._watch, self._machine)
+        self.timed.states.append(state)
+        reason = doubt(self.timed.states)
+        if reason and self._options.timing.on_disturbance == "stop":
+            raise DisturbedMachineError(
+                f"The measurement is disturbed: {reason}.",
+                "Measure on a quieter machine, or with --on-disturbance warn to go on; what was "
+                "timed is kept in the output folder.",
+                code="disturbed-machine",
+            )
+        if reason and not self._warned:
+            self._progress.say(f"time: the measurement is disturbed: {reason}")
+            self._warned = True
+
+
+@dataclass(frozen=True)
+class GenerationCell:
+    """A prompt's length, and how many tokens are generated; see ``timing.subjects.TimedCell``.
+
+    Both arms generate as many: tokens that end a text don't.
+    """
+
+    batch: int
+    sequence_length: int
+    new_tokens: int
+    past_length: int = 0
+    counts: Parts = "tokens"
+
+    @property
+    def phases(self) -> tuple[TimedPhase, ...]:
+        """Time to the first token, mean time of a later one, and of all of it."""
+        return ("first_token", "per_token", "generate")
+
+    @property
+    def total_length(self) -> int:
+        """Positions that a generation reaches."""
+        return self.sequence_length + self.new_tokens
+
+    def __str__(self) -> str:
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        return f"generate {self.new_tokens} after {self.sequence_length}{batch}"
+
+
+class GenerationProbe:
+    """Generates greedily from the same prompt each time.
+
+    prompt: `[batch, sequence]`.
+    """
+
+    def __init__(self, decoder: Decoder, prompt: NDArray[np.int64], new_tokens: int) -> None:
+        self._decoder = decoder
+        self._prompt = prompt
+        self._new_tokens = new_tokens
+
+    def sample(self, clock: Clock) -> Sample:
+        """Generates once."""
+        decoder = self._decoder
+        begin = clock()
+        context = self._prompt.shape[1] + self._new_tokens
+        logits = decoder.prefill(self._prompt, context=context)
+        token = logits.argmax(axis=-1)
+        first = clock()
+        for _ in range(self._new_tokens - 1):
+            logits = decoder.step(token[:, None])
+            token = logits.argmax(axis=-1)
+        end = clock()
+        if np.isnan(logits).any():
+            raise BackendError("The model gives NaN logits, so there is no next token.")
+        later = (end - first) / (self._new_tokens - 1)
+        return ((first - begin) / 1e6, later / 1e6, (end - begin) / 1e6)
+
+
+class DecoderArm(Builds[Decoder]):
+    """An arm that generates."""
+
+    def __init__(self, builds: Sequence[Decoder], vocabulary: int) -> None:
+        super().__init__(builds)
+        self._vocabulary = vocabulary
+
+    def probe(self, cell: TimedCell) -> Probe:
+        """Binds the same random prompt for every arm."""
+        size = (cell.batch, cell.sequence_length)
+        prompt = np.random.default_rng(0).integers(0, self._vocabulary, size, dtype=np.int64)
+        return GenerationProbe(self.current, prompt, cell.new_tokens)
 
 
 def time_all(pair: Pair, store: Store | None = None) -> Timed:
-    """Times all arms at every cell of the options that the model reaches.
-
-    Args:
-        pair: Running arms.
-        store: What a run that was cut short had timed, and where this one keeps its times.
-
-    Raises:
-        ComparisonError: No cell is left to time, or the clock jumps.
-        BackendError: A run fails.
-    """
+    """Times all arms at every cell of the options that the model reaches."""
     shapes, generations = shapes_of(pair), generations_of(pair)
     vocabulary = pair.vocabulary()
     arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in pair.arms.items()}
@@ -112,14 +288,7 @@ def _decoder_arms(pair: Pair, vocabulary: int, batch: int) -> dict[str, DecoderA
 
 
 def shapes_of(pair: Pair) -> list[Shape]:
-    """Single runs of the graph.
-
-    Args:
-        pair: The baseline is entered.
-
-    Raises:
-        ComparisonError: No cell is left to time.
-    """
+    """Single runs of the graph."""
     options, inputs = pair.options, pair.baseline.runner.inputs
     if pair.reads_images:
         # All images have one size; a token stands for each of their patches.
@@ -140,15 +309,7 @@ def shapes_of(pair: Pair) -> list[Shape]:
 
 
 def generations_of(pair: Pair) -> list[GenerationCell]:
-    """Whole generations.
-
-    Args:
-        pair: The baseline is entered.
-
-    Raises:
-        ComparisonError: No cell is left to time, the model has no cache, or an arm generates one
-            text at a time.
-    """
+    """Whole generations."""
     options = pair.options
     cells = [
         GenerationCell(batch, prompt, new)

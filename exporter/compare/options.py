@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from exporter.compare.timing.power import PowerGoal
+from exporter.compare.timing.statistics import PowerGoal
 from exporter.engines.build.libraries import use_device
 from exporter.option_types import (
     Count,
@@ -84,12 +84,7 @@ class RunOptions(Options):
 
 @dataclass(frozen=True)
 class TaskOptions(Options):
-    """Tasks with right answers.
-
-    Attributes:
-        probes: Items of each of the probes, which are made from a seed; 0 for none.
-        task_data: None takes lm-eval's tasks, whose items come from the Hugging Face hub.
-    """
+    """Tasks with right answers."""
 
     tasks: Names = option(
         (),
@@ -120,18 +115,7 @@ class TaskOptions(Options):
 
 @dataclass(frozen=True)
 class QualityOptions(TaskOptions):
-    """What is measured of the answers, beside the distributions on the evaluation text.
-
-    Attributes:
-        stride: Tokens from the start of a sample to the start of the next, so that each token is
-            predicted once from at least ``eval_sequence_length - stride`` others; None for samples
-            that don't overlap.
-        agreement_prompts: 0 for none.
-        prompts: None for the built-in ones; see :func:`exporter.models.texts.sources.read_prompts`.
-        answer_tokens: 0 for no answers, and no nearest neighbours.
-        chat: Whether the prompts are asked in the chat template, a stranger's program.
-        long_context: Lengths at which needles are looked for and the end of a text is predicted.
-    """
+    """What is measured of the answers, beside the distributions on the evaluation text."""
 
     stride: Count | None = option(
         None,
@@ -181,14 +165,7 @@ class QualityOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class TimingOptions(Options):
-    """How long, and what besides single runs of the graph is timed.
-
-    Attributes:
-        time_budget_s: A row ends before where its verdict is clear. Loading and warming up come on
-            top.
-        generate: Each by its prompt's length and its number of new tokens.
-        reload: Not where that is too slow.
-    """
+    """How long, and what besides single runs of the graph is timed."""
 
     time_budget_s: Duration = option(
         60.0,
@@ -251,19 +228,7 @@ class TimingOptions(Options):
 
 @dataclass(frozen=True)
 class CompareOptions(RunOptions):
-    """How two models are measured.
-
-    Attributes:
-        prefill_lengths: For a graph without a KV cache, lengths of its input; None: the usual ones,
-            no longer than the model's users give it: :meth:`for_texts`.
-        decode_past_lengths: One token is decoded at each.
-        batches: Every length is timed with each.
-        rounds: Whatever they take; below 6 there is no verdict. None goes by the time budget.
-        eval_text: See :func:`exporter.models.texts.sources.read_texts`; of classifiers of images
-            :func:`exporter.models.texts.images.read_images`.
-        other_text: Likewise; None: no second text.
-        eval_tokens: Rounded down to whole samples.
-    """
+    """How two models are measured."""
 
     prefill_lengths: Lengths | None = option(
         None,
@@ -337,11 +302,7 @@ class CompareOptions(RunOptions):
         return (self.eval_text, *([] if self.other_text is None else [self.other_text]))
 
     def for_texts(self, longest: int | None) -> Self:
-        """The same with usual input lengths that the model's users run; those asked for stay.
-
-        Args:
-            longest: Tokens at which they cut a text; None where nothing says so.
-        """
+        """The same with usual input lengths that the model's users run; those asked for stay."""
         if longest is None or self.prefill_lengths is not None:
             return self
         lengths = sorted({min(length, longest) for length in self.prompt_lengths})

@@ -1,14 +1,13 @@
-"""One comparison, from two paths to a report.
-
-Both arms live in one process, on the same device, with the same threads. The report keeps the raw
-times and says on what text the models were judged.
-"""
+"""One comparison, from two paths to a report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from exporter.artifacts import (
     FLOAT_BASELINE,
@@ -20,13 +19,17 @@ from exporter.artifacts import (
     PlannedDeletion,
     PlanParts,
 )
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
-from exporter.compare.accuracy import AccuracyResult, measure_accuracy
+from exporter.compare.accuracy import (
+    AccuracyResult,
+    measure_accuracy,
+    quantization_grid,
+    refuse_no_grid,
+)
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.encoder_decoder.refusals import refuse_beside_stacks
-from exporter.compare.encoder_decoder.session import compare_stacks
-from exporter.compare.judged_texts import decided_on, evaluation_texts, refuse_noted
-from exporter.compare.kept import open_store
+from exporter.compare.encoder_decoder.session import compare_stacks, refuse_beside_stacks
+from exporter.compare.kept import decided_on, evaluation_texts, open_store, refuse_noted
 from exporter.compare.kinds import (
     open_floats,
     open_pair,
@@ -36,14 +39,84 @@ from exporter.compare.kinds import (
 )
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
-from exporter.compare.quantization_grid import quantization_grid, refuse_no_grid
-from exporter.compare.witness import witness_checks
+from exporter.compare.quality.agreement import LOGITS
 from exporter.engines.environment import default_threads, environment
-from exporter.engines.runners.base import tell_notes
-from exporter.models.encoder_decoder_folder import holds_stacks
+from exporter.engines.inputs import make_inputs, random_tokens, whole_phase
+from exporter.engines.runners.base import Runner, tell_notes
+from exporter.engines.tensors import TOLERANCE
+from exporter.models.model_folder import holds_stacks
 from exporter.models.sentence_folder import longest_text
 from exporter.models.texts.sources import TextSource
 from exporter.progress import QUIET, Progress
+
+_TOKENS = 16
+
+
+def witness_checks(pair: Pair) -> list[ParityCheck]:
+    """Runs every arm that has a witness, and the witness, on the same tokens."""
+    checks = list(_checks(pair))
+    for check in checks:
+        _tell(pair, check)
+    return checks
+
+
+def _checks(pair: Pair) -> Iterator[ParityCheck]:
+    for name, arm in _two(pair):
+        if arm.witness is not None:
+            with arm.witness as witness:
+                yield _check(pair, arm, witness, f"engine against ONNX Runtime ({name})")
+    for name, arm in pair.references.items():
+        alike = arm.facts.precision == pair.baseline.facts.precision
+        if alike and arm.runner.backend != pair.baseline.runner.backend:
+            yield min(
+                (
+                    _check(pair, arm, other.runner, f"reference {name} against the {side}")
+                    for side, other in _two(pair)
+                ),
+                key=lambda check: check.max_abs_error,
+            )
+
+
+def _two(pair: Pair) -> tuple[tuple[str, ComparedArm], tuple[str, ComparedArm]]:
+    return ("baseline", pair.baseline), ("candidate", pair.candidate)
+
+
+def _check(pair: Pair, arm: ComparedArm, witness: Runner, what: str) -> ParityCheck:
+    shape = Shape(whole_phase(witness.inputs), 1, _tokens(pair))
+    tokens = random_tokens(shape, pair.vocabulary())
+    output = next(s.name for s in witness.outputs if not s.name.startswith("present"))
+    got, want = (_output(runner, shape, tokens, output) for runner in (arm.runner, witness))
+    if output == LOGITS:  # an engine may give those of a prompt's last token alone
+        want = want[:, -got.shape[1] :]
+    error = float(np.abs(got - want).max()) if got.shape == want.shape else float("inf")
+    tolerance = TOLERANCE.get(arm.facts.precision, 1e-1) * max(1.0, float(np.abs(want).max()))
+    return ParityCheck(
+        name=f"{output} of the {what}",
+        phase=shape.phase,
+        max_abs_error=error if np.isfinite(error) else float("inf"),
+        tolerance=tolerance,
+        passed=bool(error <= tolerance),
+    )
+
+
+def _output(
+    runner: Runner, shape: Shape, tokens: NDArray[np.int64], output: str
+) -> NDArray[np.float64]:
+    inputs = make_inputs(runner.inputs, shape, tokens)
+    return runner.run(inputs, [output], phase=shape.phase)[output].astype(np.float64)
+
+
+def _tokens(pair: Pair) -> int:
+    return min(_TOKENS, pair.baseline.folder.longest_sequence or _TOKENS)
+
+
+def _tell(pair: Pair, check: ParityCheck) -> None:
+    if not check.passed:
+        pair.progress.say(
+            f"{check.name}: off by {check.max_abs_error:.2e}, more than {check.tolerance:.2e}: "
+            "they compute different results; depthcut verify-engine compares "
+            "differs"
+        )
 
 
 def compare(
@@ -64,39 +137,7 @@ def compare(
 ) -> ComparisonReport:
     """Measures a candidate against a baseline.
 
-    Args:
-        baseline: The unpruned model, as ``kinds`` reads it: an ONNX file or a folder with one, or
-            with the three of an encoder-decoder, and
-            beside it ``tokenizer.json`` and ``config.json``; ``torch:DIR``; or an engine,
-            which is described where no GPU runs it.
-        candidate: The pruned model, of the same kind. Its inputs are among the baseline's.
-        options: How to measure.
-        references: Further arms of any kind, timed in the same rounds; they get no verdict.
-        also: Further forms of the model, timed in the same rounds and on the same text; the report
-            then has one table of all.
-        floats: The whole and the cut model in float, where the two arms are their quantised forms:
-            timed in the same rounds, on the same text; the report then has the grid of four.
-        onnx: For engines, the ONNX files that both were built from; by default they are looked
-            for beside them.
-        parity: Checks that were made elsewhere, for the report.
-        plan: What was dropped; by default what the candidate's metadata say, without what the
-            baseline's say.
-        calibration: The text that the scores rest on; the evaluation text must be another.
-        parts: The texts that the plan was made by; the evaluation text must be another. What the
-            candidate's metadata say of them is heeded, too.
-        resume: A folder where times and results are kept as they come. What a run of the same
-            comparison that was cut short has left there is not measured again; once the report is
-            written, :func:`exporter.compare.kept.forget` removes it.
-        progress: Hears what goes on.
-
     Without a tokenizer the arms read seeded random tokens, and there is no perplexity.
-
-    Raises:
-        ComparisonError: For arms that can't be compared, an evaluation text that is the
-            text of the scores or of the plan, or too short, and logits that aren't finite.
-        OnnxFileError: For a file that is no complete ONNX model.
-        BackendError: When ONNX Runtime can't load or run a model where it was asked to.
-        TextSourceError: When the evaluation text can't be read.
     """
     names = same_kind(baseline, candidate)
     if any(holds_stacks(name.path) for name in names):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from exporter.artifacts import TaskResult
+from exporter.artifacts import Accuracy, TaskResult
+from exporter.artifacts.latency import Shape
 from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.evaluation import questions
 from exporter.compare.kept import AccuracyCache
-from exporter.compare.prompts import questions
 from exporter.compare.quality.agreement import LOGITS, predicts_next_token
+from exporter.compare.quality.encoders import compare_classes, log_probabilities_of
 from exporter.compare.tasks.choosing import (
     only_for_encoders,
     refuse_missing_tasks,
@@ -20,24 +25,21 @@ from exporter.compare.tasks.choosing import (
 )
 from exporter.compare.tasks.encoder_items import made_ranking, made_retrieval
 from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
-from exporter.compare.tasks.probes import make_probes
-from exporter.compare.tasks.probing import score_probes, why_unaskable
-from exporter.compare.tasks.scores import TaskScores, compare_scores
+from exporter.compare.tasks.evaluation import make_probes, score_probes, why_unaskable
+from exporter.compare.tasks.items import TaskScores, compare_scores
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError
-from exporter.models.model_folder import ModelFolder
+from exporter.models.ablation.damage import Floats
+from exporter.models.ablation.embeddings import MULTI_LABEL
+from exporter.models.model_folder import PIXELS, ModelFolder
+from exporter.models.texts.images import IMAGES, ImageReader, Images, Picture
 from exporter.models.texts.sources import TextSource
+from graph_passes.types import number_in
 
 
 def check_questions(pair: Pair) -> None:
-    """Refuses prompts, tasks and long contexts that are no such, before anything is measured.
-
-    Raises:
-        TextSourceError: The user's prompts can't be read.
-        TaskError: A local task is not there, or a line is broken.
-        ComparisonError: The models have no logits, or are compiled anew for each length.
-        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
-    """
+    """Refuses prompts, tasks and long contexts that are no such, before anything is measured."""
     quality, runner = pair.options.quality, pair.baseline.runner
     questions(quality.prompts)
     if not (quality.tasks or quality.long_context):
@@ -60,28 +62,13 @@ def check_questions(pair: Pair) -> None:
 
 
 def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
-    """Scores both arms on the same items; nothing where no task was asked for.
-
-    Args:
-        pair: Running arms.
-        answers: Keeps each arm's scores as soon as they are there.
-
-    Raises:
-        TaskError: A task is not known, or its items can't be read.
-        ComparisonError: Logits aren't finite, or the tokenizer is another model's.
-        BackendError: A run fails.
-        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
-    """
+    """Scores both arms on the same items; nothing where no task was asked for."""
     quality = pair.options.quality
     return _compared(pair, answers, "tasks", partial(score_tasks, quality)) if quality.tasks else []
 
 
 def why_no_probes(pair: Pair) -> str:
-    """What keeps the arms from being asked the probes; empty where nothing does.
-
-    Raises:
-        ComparisonError: A config is no JSON object.
-    """
+    """What keeps the arms from being asked the probes; empty where nothing does."""
     if not pair.options.quality.probes:
         return "none was asked for"
     probes, first = make_probes(pair.options.quality.probes), pair.baseline
@@ -97,16 +84,7 @@ def why_no_probes(pair: Pair) -> str:
 
 
 def probe_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
-    """Scores both arms on the same probes.
-
-    Args:
-        pair: Running arms, of which :func:`why_no_probes` had nothing to say.
-        answers: Keeps each arm's scores as soon as they are there.
-
-    Raises:
-        ComparisonError: Logits aren't finite, or the tokenizer is another model's.
-        BackendError: A run fails.
-    """
+    """Scores both arms on the same probes."""
     probes = make_probes(pair.options.quality.probes)
     return _compared(pair, answers, "probes", partial(score_probes, probes))
 
@@ -114,21 +92,7 @@ def probe_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
 def encoder_probes(
     pair: Pair, texts: TextSource, answers: AccuracyCache, *, ranks: bool = False
 ) -> tuple[list[TaskResult], str]:
-    """Both arms' scores of a retrieval, or of a ranking, that is made of the evaluation text.
-
-    Args:
-        pair: Running arms, which embed texts or rank them.
-        texts: The evaluation text.
-        answers: Keeps each arm's scores as soon as they are there.
-        ranks: Whether they are rerankers, which read query and passage together.
-
-    Returns:
-        The results; or none, and why.
-
-    Raises:
-        ComparisonError: An embedding isn't finite, or the tokenizer is another model's.
-        BackendError: A run fails.
-    """
+    """Both arms' scores of a retrieval, or of a ranking, that is made of the evaluation text."""
     number = pair.options.quality.probes
     make = made_ranking if ranks else made_retrieval
     task = make(texts, number) if number else None
@@ -172,3 +136,154 @@ def _with_tokenizer(pair: Pair, arm: ComparedArm) -> ModelFolder:
     """The arm's folder, or that of the other where it alone has a tokenizer."""
     folders = (arm.folder, pair.baseline.folder, pair.candidate.folder)
     return next((folder for folder in folders if folder.tokenizer), arm.folder)
+
+
+TASK = "image classes"
+_FEW = 5
+
+
+@dataclass(frozen=True)
+class JudgedImages:
+    """What was found."""
+
+    agreement: dict[tuple[str, str], Accuracy]
+    tasks: list[TaskResult]
+
+
+def refuse_without_config(pair: Pair) -> None:
+    """Refuses arms that read images where no config says what they are."""
+    if pair.reads_images and not pair.baseline.folder.classifies_images:
+        raise ComparisonError(
+            f"{pair.baseline.folder.onnx} reads images, and no config.json beside it names a class "
+            "that ends with ForImageClassification.",
+            "Put the model's config.json and preprocessor_config.json next to it.",
+            code="no-image-config",
+        )
+
+
+def judge_images(pair: Pair, images: Images) -> JudgedImages:
+    """Runs all judged arms on the same images; each image is read once."""
+    labelled = images.has_labels
+    right = _classes_of(images.pictures, pair.baseline.folder) if labelled else None
+    said = _said(pair, images)
+    some = next(iter(said.values()))
+    progress = pair.progress
+    progress.say(f"accuracy: classes of {len(some):,} images from {images.source}")
+    if images.is_random:
+        progress.say("accuracy: on noise, since --eval-text names no images")
+    if len(images.pictures) < images.there:
+        progress.say(f"accuracy: these are the first of {images.there:,}, of all classes")
+    agreement = {
+        names: compare_classes(
+            *(said[name] for name in names), source=images.source, sha256=images.content_sha256
+        ).model_copy(update={"images": len(some)})
+        for names in pair.held_against
+    }
+    tasks: list[TaskResult] = []
+    if right is not None:
+        scores = [
+            label_scores(said[name], right, images.source) for name in ("baseline", "candidate")
+        ]
+        tasks = compare_scores(scores[0], scores[1])
+    return JudgedImages(agreement, tasks)
+
+
+def _said(pair: Pair, images: Images) -> dict[str, list[Floats]]:
+    """Each arm's log-probabilities, ``[1, classes]`` for each image."""
+    reader, found = _reader(pair), {name: list[Floats]() for name in pair.judged}
+    number = IMAGES if images.is_random else len(images.pictures)
+    noise = reader.noise(number, "evaluation") if images.is_random else None
+    with pair.progress.task("classes of images", total=number, unit="images") as task:
+        for place in range(number):
+            pixels = (
+                reader.pixels([images.pictures[place]])
+                if noise is None
+                else noise.rows(slice(place, place + 1)).pixels()
+            )
+            for name, arm in pair.judged.items():
+                found[name].append(_answer(arm, name, pixels, place))
+            task.advance()
+    return found
+
+
+def _reader(pair: Pair) -> ImageReader:
+    folder = pair.baseline.folder
+    home = folder.onnx if folder.onnx.is_dir() else folder.onnx.parent
+    return ImageReader(str(folder.onnx), home, folder.config)
+
+
+def _answer(arm: ComparedArm, name: str, pixels: NDArray[np.float32], number: int) -> Floats:
+    runner = arm.runner
+    inputs = make_inputs(runner.inputs, Shape("encode", 1, 1), np.zeros((1, 1), np.int64))
+    inputs[PIXELS] = pixels.astype(inputs[PIXELS].dtype)
+    logits = runner.run(inputs, [LOGITS], phase="encode")[LOGITS]
+    separate = arm.folder.config.get("problem_type") == MULTI_LABEL
+    return log_probabilities_of(logits, f"The {name}'s logits of image {number}", separate=separate)
+
+
+def _classes_of(pictures: Sequence[Picture], folder: ModelFolder) -> NDArray[np.int64]:
+    """The class of each image, ``[images]``."""
+    numbers = label_numbers(folder.config)
+    found = []
+    for picture in pictures:
+        number = numbers.get(str(picture.label))
+        if number is None:
+            raise ComparisonError(
+                f"{picture.name} has the label {picture.label!r}; the model's "
+                f"{len(set(numbers.values()))} classes are called {_some(folder.config)}.",
+                "Name the folders as id2label in config.json has the classes, or by their numbers.",
+                code="labels-mismatch",
+            )
+        found.append(number)
+    return np.array(found, np.int64)
+
+
+def label_numbers(config: Mapping[str, Any]) -> dict[str, int]:
+    """The class that each label stands for: by name, by number, by the first of several names.
+
+    ImageNet's classes have several names, parted by commas; one that two classes have, or begin
+    with, counts for neither.
+    """
+    told = _told(config)
+    names = [name for name, _ in told]
+    firsts = [name.partition(",")[0].strip() for name in names]
+    numbers = [number for _, number in told]
+    found = {str(number): number for number in numbers}
+    for called in (firsts, names):
+        pairs = zip(called, numbers, strict=True)
+        found |= {name: number for name, number in pairs if called.count(name) == 1}
+    return found
+
+
+def _told(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The names of the classes, each with its number; none where the config tells none."""
+    told = config.get("id2label")
+    entries = told.items() if isinstance(told, dict) else ()
+    numbered = ((str(name), number_in(str(number))) for number, name in entries)
+    return [(name, number) for name, number in numbered if number is not None]
+
+
+def _some(config: Mapping[str, Any]) -> str:
+    names = [name for name, _ in _told(config)]
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
+
+
+def label_scores(said: Sequence[Floats], right: NDArray[np.int64], source: str) -> TaskScores:
+    """One arm's answers against the labels.
+
+    said: log-probabilities of each image, `[1, classes]`.
+    right: the class of each, `[images]`.
+    """
+    rows = np.concatenate(said)
+    if right.max(initial=0) >= rows.shape[1]:
+        raise ComparisonError(
+            f"The config names a class {right.max()}, and the model gives {rows.shape[1]}.",
+            "Put the config next to it that belongs to the model.",
+            code="labels-mismatch",
+        )
+    order = np.argsort(-rows, axis=1, kind="stable")
+    metrics = {"top1": order[:, 0] == right}
+    if rows.shape[1] > _FEW:
+        metrics["top5"] = (order[:, :_FEW] == right[:, None]).any(axis=1)
+    hits = {name: values.astype(np.float64) for name, values in metrics.items()}
+    return TaskScores(TASK, source, hits)

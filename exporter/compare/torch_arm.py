@@ -22,21 +22,7 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 def open_torch_arm(
     path: Path, *, compiled: bool, provider: str, threads: int, precision: str | None
 ) -> ComparedArm:
-    """Loads a model of the Hugging Face kind.
-
-    Args:
-        path: Its folder, or a GGUF file.
-        compiled: Whether ``torch.compile`` is put in front of it.
-        provider: ``cpu`` or ``cuda``.
-        threads: CPU threads.
-        precision: That of the arm that it stands beside: ``fp32``, ``fp16`` or ``bf16``; any other
-            gives ``fp32``.
-
-    Raises:
-        ModelSourceError: There is no model, or it can't be loaded.
-        ComparisonError: The model keeps no plain cache, or is no model of tokens.
-        MissingDependencyError: Without PyTorch.
-    """
+    """Loads a model of the Hugging Face kind."""
     require("torch", extra="torch")
     from exporter.engines.runners.pytorch import TorchRunner
 

@@ -16,7 +16,6 @@ from exporter.cut.options import CutOptions
 from exporter.engines.usage import stage_graph_use
 from exporter.errors import ArtifactError, SurgeryError, UsageError
 from exporter.files import refuse_overwriting, sha256_file, sha256_files
-from exporter.models.companions import stage_companions
 from exporter.models.genai_config import (
     CONFIG_FILE,
     GenaiConfig,
@@ -25,6 +24,7 @@ from exporter.models.genai_config import (
     find_config,
     rewritten,
 )
+from exporter.models.sentence_folder import stage_companions
 from graph_passes.files import storage
 from graph_passes.files.kinds import ONNX, refuse_foreign
 from graph_passes.files.locations import real

@@ -23,14 +23,14 @@ from exporter.artifacts import (
     RefusedEntry,
     Verification,
 )
+from exporter.artifacts.plans.by_score import MODEL_KEY, note_texts
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.artifacts.plans.origin import MODEL_KEY, note_texts
 from exporter.artifacts.plans.stacks import Stack, Stacks, refuse_other_stacks
 from exporter.cut.options import CutOptions
 from exporter.cut.oracle.verify import PrunedFile, Setting, UncutGraph, choose, verify_candidate
 from exporter.cut.prune_files import PruneFiles, SourceHashes
 from exporter.errors import MissingDependencyError, PlanError
-from exporter.models.encoder_decoder_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
+from exporter.models.model_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
 from exporter.optional import require
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files import storage

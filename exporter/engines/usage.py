@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from exporter.artifacts.forms import FORM_KEY, FormRecord
-from exporter.artifacts.uses import PLACE, FolderUses, Use
+from exporter.artifacts.comparison import FORM_KEY, PLACE, FolderUses, FormRecord, Use
 from exporter.engines.runners.cache_form import CacheForm, read_cache_form
 from exporter.errors import ComparisonError, SurgeryError, UnsafeInputError
 from exporter.files import write_text

@@ -27,14 +27,6 @@ from exporter.export.parity import RELATIVE_TOLERANCE, require_passed
 from exporter.export.torch_export import Traced, export_traced
 from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.anatomy.residual_stream import encoder_inputs
-from exporter.models.encoder_decoder_folder import (
-    ENCODER,
-    FIRST_STEP,
-    GRAPHS,
-    NEXT_STEP,
-    Graph,
-    graph_file,
-)
 from exporter.models.encoder_decoder_interface import (
     EncoderDecoderInterface,
     Examples,
@@ -43,6 +35,14 @@ from exporter.models.encoder_decoder_interface import (
     interface_of_stacks,
 )
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.model_folder import (
+    ENCODER,
+    FIRST_STEP,
+    GRAPHS,
+    NEXT_STEP,
+    Graph,
+    graph_file,
+)
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:

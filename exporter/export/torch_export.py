@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from exporter.compare.timing.clock import no_garbage_collection
+from exporter.compare.timing.subjects import no_garbage_collection
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.onnx_output import MODEL_FILE, save_onnx
 from exporter.models.loading.meta_model import MetaModel

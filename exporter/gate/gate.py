@@ -2,29 +2,248 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from exporter.artifacts import (
+    FEWEST_ROUNDS,
+    Arm,
     Check,
     CheckReport,
     CheckVerdict,
     ComparisonReport,
     Drift,
+    GraphWork,
     HistoryCurve,
     JudgedModels,
     KeyDifference,
+    LatencyRow,
     Quantity,
+    WorkChange,
 )
 from exporter.errors import RegressionError, UsageError
-from exporter.gate.keys import key_of
-from exporter.gate.limits import AGAINST_BASELINE, LIMIT_ON, Limits, byte_counts, figures
+from exporter.gate.keys import key_of, rows_by_name
+from exporter.gate.limits import (
+    AGAINST_BASELINE,
+    LIMIT_ON,
+    CheckedValue,
+    Interval,
+    Limits,
+    byte_counts,
+    checked,
+    figures,
+    joined_floor,
+    overall,
+    ratio_interval,
+)
 from exporter.gate.quality import accuracy_checks
 from exporter.gate.sanity import refuse_unsound
-from exporter.gate.times import time_checks
-from exporter.gate.verdicts import CheckedValue, checked, overall
-from exporter.gate.work import work_changes, work_checks, work_notes
 from exporter.report.checks import VERDICT_WORDS, interval_words
+from exporter.report.words import WORK, short_shape
+
+
+def work_checks(
+    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
+) -> list[Check]:
+    """One check a figure whose limit is set, and that both arms have."""
+    after = report.arms.candidate
+    before = report.arms.baseline if baseline is None else baseline.arms.candidate
+    checks = []
+    for figure, new in after.counted.items():
+        limit = getattr(limits, LIMIT_ON[figure]) if figure in LIMIT_ON else None
+        old = before.counted.get(figure)
+        if limit is None or old is None:
+            continue
+        value = new / old if old else 1.0 if not new else float("inf")
+        unit = "bytes" if figure.endswith("bytes") else ""
+        counted = CheckedValue(figure, "candidate", unit, before=old, after=new, value=value)
+        checks.append(checked(counted, 1 + limit))
+    return checks
+
+
+def work_changes(report: ComparisonReport, baseline: ComparisonReport | None) -> list[WorkChange]:
+    """The figures that differ from an earlier report's; none against the own unpruned arm."""
+    if baseline is None:
+        return []
+    before, after = baseline.arms.candidate, report.arms.candidate
+    old, new, kinds = before.counted, after.counted, _kinds(before, after)
+    found = [
+        WorkChange(figure=figure, before=old[figure], after=value)
+        for figure, value in new.items()
+        if figure != "nodes" and figure in old and old[figure] != value
+    ]
+    if kinds:
+        nodes = WorkChange(figure="nodes", before=old["nodes"], after=new["nodes"], kinds=kinds)
+        found.insert(0, nodes)
+    return found
+
+
+def _kinds(before: Arm, after: Arm) -> dict[str, int]:
+    """By operator, how many nodes more."""
+    if before.work is None or after.work is None:
+        return {}
+    old, new = before.work.nodes, after.work.nodes
+    more = {kind: new.get(kind, 0) - old.get(kind, 0) for kind in sorted({*old, *new})}
+    return {kind: count for kind, count in more.items() if count}
+
+
+def work_notes(
+    report: ComparisonReport, baseline: ComparisonReport | None, checks: Iterable[Check]
+) -> list[str]:
+    """What can't be compared, and a change of time without one of the graph or the reverse."""
+    if baseline is None:
+        return []
+    before, after = baseline.arms.candidate, report.arms.candidate
+    return [*_not_compared(before, after), *_times_beside(before.work, after.work, checks)]
+
+
+def _not_compared(before: Arm, after: Arm) -> Iterator[str]:
+    """Figures that one report lacks."""
+    old, new = before.counted, after.counted
+    for owner, mine, other in (("the baseline", old, new), ("this report", new, old)):
+        if names := [WORK[figure] for figure in mine if figure not in other]:
+            yield f"Only {owner} has figures for: {', '.join(names)}."
+
+
+def _times_beside(
+    before: GraphWork | None, after: GraphWork | None, checks: Iterable[Check]
+) -> list[str]:
+    """A change of time without one of the graph, and the other way round."""
+    if before is None or after is None:
+        return []
+    times = [one for one in checks if one.quantity == "time" and one.value is not None]
+    old, new = ((work.nodes, work.figures) for work in (before, after))
+    if old != new:
+        still = times and all(one.verdict == "within_limit" for one in times)
+        return ["The graph has changed, and no time has left its limit."] if still else []
+    return [_same_graph(one) for one in times if one.verdict in ("regressed", "improved")]
+
+
+def _same_graph(one: Check) -> str:
+    value = one.value or 1.0
+    slower = value > 1
+    percent = 100 * (value - 1 if slower else 1 - value)
+    return (
+        f"{one.subject}: {'slower' if slower else 'faster'} by {percent:.1f} %, though the graph "
+        "is the same: look at the machine, the runtime's version or the built engine."
+    )
+
+
+_TOO_FEW = "Too few rounds for a verdict."
+_ONCE = (
+    "The models were loaded once, so how their place in memory affects their speed is not in the "
+    "interval."
+)
+
+
+def time_checks(
+    report: ComparisonReport,
+    baseline: ComparisonReport | None,  # None holds the candidate against its own unpruned arm
+    limits: Limits,
+    spreads: Mapping[str, float],
+) -> list[Check]:
+    """One check a shape and limit."""
+    earlier = None if baseline is None else rows_by_name(baseline)
+    checks = []
+    for row in report.latency:
+        floor = max(limits.noise_floor, spreads.get(row.shape_name, 0))
+        if limits.max_slowdown is not None and (earlier is None or row.shape_name in earlier):
+            before = None if earlier is None else earlier[row.shape_name]
+            checks.append(checked(_slowdown(row, before, floor), 1 + limits.max_slowdown))
+        if limits.min_speedup is not None:
+            checks.append(checked(_speedup(row, floor), limits.min_speedup))
+    return checks
+
+
+def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> CheckedValue:
+    if before is None:
+        reported = _wider_than(row)
+        return replace(
+            _measured(row, floor=floor),
+            before=row.baseline.median_ms,
+            value=1 / row.speedup.ratio,
+            ci95=_inverse(_interval(row)),
+            reported_ci95=None if reported is None else _inverse(reported),
+        )
+    if _same_measurement(row, before):
+        exact = _measured(row, floor=0.0)
+        return replace(exact, before=row.candidate.median_ms, noise_floor=0.0, doubt="", note="")
+    old, new = before.speedup.ratio, row.speedup.ratio
+    return replace(
+        _measured(row, before, floor=floor),
+        before=row.baseline.median_ms / old,
+        value=old / new,
+        ci95=ratio_interval(old, _interval(before), new, _interval(row)),
+    )
+
+
+def _speedup(row: LatencyRow, floor: float) -> CheckedValue:
+    return replace(
+        _measured(row, floor=floor),
+        quantity="speedup",
+        before=row.baseline.median_ms,
+        value=row.speedup.ratio,
+        ci95=_interval(row),
+        reported_ci95=_wider_than(row),
+        higher_is_better=True,
+    )
+
+
+def _measured(*rows: LatencyRow, floor: float) -> CheckedValue:
+    """The time of the first row's candidate, unchanged so far, and how sure these rows are."""
+    measured_floor = functools.reduce(joined_floor, map(_measured_floor, rows))
+    return CheckedValue(
+        "time",
+        short_shape(rows[0]),
+        "ms",
+        before=None,
+        after=rows[0].candidate.median_ms,
+        value=1.0,
+        ci95=(1.0, 1.0),
+        noise_floor=max(floor, measured_floor),
+        doubt=_TOO_FEW if min(row.rounds for row in rows) < FEWEST_ROUNDS else "",
+        note=_note(*rows),
+    )
+
+
+def _note(*rows: LatencyRow) -> str:
+    """What makes an interval less sure than it looks."""
+    return _ONCE if any(row.loads == 1 and row.builds == 1 for row in rows) else ""
+
+
+def _interval(row: LatencyRow) -> Interval:
+    """One of at least 95 %.
+
+    What the row's own verdict rests on allows for having looked more than once, but is one of 90 %
+    where there was one look: a verdict speaks of one side.
+    """
+    own, judged = row.speedup.ci95, row.verdict_interval or row.speedup.ci95
+    return min(own[0], judged[0]), max(own[1], judged[1])
+
+
+def _wider_than(row: LatencyRow) -> Interval | None:
+    """The report's own interval, where the gate judges by a wider one."""
+    own = row.speedup.ci95
+    return None if _interval(row) == tuple(own) else own
+
+
+def _inverse(interval: Interval) -> Interval:
+    return 1 / interval[1], 1 / interval[0]
+
+
+def _measured_floor(row: LatencyRow) -> float:
+    return 0.0 if row.noise_floor is None else row.noise_floor.ratio - 1
+
+
+def _same_measurement(row: LatencyRow, before: LatencyRow) -> bool:
+    """The same samples, and not two that happen to agree: nothing can have changed."""
+    return (row.baseline, row.candidate, row.speedup) == (
+        before.baseline,
+        before.candidate,
+        before.speedup,
+    )
+
 
 _LACKING = (
     "This report has no such figure, and what it is held against has one: measure it again "
@@ -60,15 +279,9 @@ class BaselineMatch:
 
 @dataclass(frozen=True)
 class History:
-    """What the history tells.
+    """What the history tells."""
 
-    Attributes:
-        spreads: By shape, the share by which earlier sessions of this same candidate differed.
-        drift: Slow changes.
-        curves: Its runs with this one, and their steps.
-        notes: What a reader must know of the file.
-    """
-
+    # by shape, the share by which earlier sessions of this same candidate differed
     spreads: Mapping[str, float] = field(default_factory=dict)
     drift: Sequence[Drift] = ()
     curves: Sequence[HistoryCurve] = ()
@@ -79,25 +292,11 @@ def check(
     report: ComparisonReport,
     limits: Limits | None = None,
     *,
-    baseline: BaselineMatch | None = None,
+    baseline: BaselineMatch | None = None,  # None holds the candidate against its own unpruned arm
     history: History | None = None,
     name: str = "report",
 ) -> CheckReport:
-    """Holds a report against limits.
-
-    Args:
-        report: The new report.
-        limits: What is checked. None checks time, perplexity, size and memory against the
-            baseline at the default limits.
-        baseline: The earlier report; see :func:`exporter.gate.baselines.find_baseline`. None holds
-            the candidate against its own unpruned arm.
-        history: What the history tells.
-        name: The report's file, for errors.
-
-    Raises:
-        UsageError: There is neither a limit nor a baseline.
-        RegressionError: The report can't be the result of a measurement.
-    """
+    """Holds a report against limits."""
     history = history or History()
     refuse_unsound(report, name)
     old = None if baseline is None else baseline.report
@@ -243,21 +442,9 @@ def confirmed(
     *,
     report: ComparisonReport,
     baseline: BaselineMatch | None,
-    measurements: int,
+    measurements: int,  # how often at most. A regression must be one in all of them
 ) -> CheckReport:
-    """Measures again before a regression of time is believed.
-
-    Args:
-        found: The first check.
-        again: Measures the same arms once more and checks the result in the same way.
-        report: What the first check was of.
-        baseline: What it was held against.
-        measurements: How often at most. A regression must be one in all of them.
-
-    Returns:
-        The check, in which a regression that didn't hold has the verdict of the measurement that
-        it didn't hold in, and notes that fit the new verdicts.
-    """
+    """Measures again before a regression of time is believed."""
     checks = list(found.checks)
     for _ in range(measurements):
         if not any(map(_suspect, checks)):

@@ -1,23 +1,10 @@
-"""The history, one line of JSON a run, and what many runs tell that one doesn't.
-
-A baseline that is renewed with every accepted change lets a candidate get slower by a little each
-time. Over the history, the logarithm of its time relative to the unpruned arm is tested for a trend
-with Mann and Kendall's test (Mann, Econometrica 13, 1945; Kendall's tau against the order, which
-asks for no shape of the noise), and its slope is Theil and Sen's (Sen, JASA 63, 1968), the median
-over all pairs. A trend is told when the test is sure, with a share of the error for each shape, and
-when the change over the window is more than one run may lose.
-
-The test supposes runs whose noise is independent. Where a machine is slow for days, neighbours
-resemble one another and it would be sure too often: its variance is multiplied by what the first
-autocorrelation of the rest, without the trend, says (Yue and Wang, Water Resources Management 18,
-2004, for a process of first order).
-"""
+"""The history, one line of JSON a run, and what many runs tell that one doesn't."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,18 +16,21 @@ from scipy import stats
 
 from exporter.artifacts import (
     SCHEMA_VERSION,
+    BaselineSet,
     CheckReport,
     ComparisonReport,
     Drift,
     HistoryEntry,
     HistoryRow,
+    KeyDifference,
     json_path,
 )
-from exporter.artifacts.ledger import in_turn
-from exporter.errors import ArtifactError, UsageError
-from exporter.gate.keys import series
+from exporter.artifacts.store import in_turn
+from exporter.errors import ArtifactError, RegressionError, UsageError
+from exporter.gate.keys import FIELDS, difference_words, differences, key_of, key_sha256, series
+from exporter.gate.sanity import refuse_unsound
 from graph_passes.files.placing import append as append_text
-from graph_passes.files.reading import RECORD_BYTES, read_bytes
+from graph_passes.files.reading import RECORD_BYTES, read_bytes, read_json
 
 _MEND = "Mend or remove that line; the others are untouched."
 
@@ -66,24 +56,14 @@ def entry_of(
 
 @dataclass(frozen=True)
 class HistoryFile:
-    """A history as it was read.
-
-    Attributes:
-        entries: Its runs, oldest first.
-        cut_off: The numbers of lines that end before their run does: a writer was killed, or the
-            disk was full. They are left out, and stay in the file.
-    """
+    """A history as it was read."""
 
     entries: Sequence[HistoryEntry] = ()
     cut_off: Sequence[int] = ()
 
 
 def read_history_file(path: Path) -> HistoryFile:
-    """Reads a history; empty where there is none.
-
-    Raises:
-        ArtifactError: A line can't be read. The text names it.
-    """
+    """Reads a history; empty where there is none."""
     try:
         lines = read_bytes(path, limit=RECORD_BYTES, named=True).splitlines()
     except FileNotFoundError:
@@ -99,11 +79,7 @@ def read_history(path: Path) -> list[HistoryEntry]:
 
 
 def append(path: Path, entry: HistoryEntry) -> None:
-    """Adds a line, in one write, while no other process adds one; see :func:`refuse_link`.
-
-    Raises:
-        OSError: It can't be written.
-    """
+    """Adds a line, in one write, while no other process adds one; see :func:`refuse_link`."""
     refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with in_turn(path.parent):
@@ -112,11 +88,7 @@ def append(path: Path, entry: HistoryEntry) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Keeps what is written in the history's own folder.
-
-    Raises:
-        UsageError: It is a link.
-    """
+    """Keeps what is written in the history's own folder."""
     if path.is_symlink():
         raise UsageError(
             f"{path} is a link, and a history is written in its own folder.",
@@ -173,16 +145,7 @@ _FEWEST_REPEATS = 4
 
 
 def drifts(entries: Sequence[HistoryEntry], series: str, *, least: float = 0.03) -> list[Drift]:
-    """Slow changes for the worse.
-
-    Args:
-        entries: The history, oldest first.
-        series: Whose; see :func:`exporter.gate.keys.series`.
-        least: The share by which time must have grown over the window to be told.
-
-    Returns:
-        One for each shape that drifts.
-    """
+    """Slow changes for the worse."""
     curves = _curves([entry for entry in entries if entry.series == series])
     found = [_drift(subject, runs, _ERROR / len(curves)) for subject, runs in curves.items()]
     return [drift for drift in found if drift is not None and drift.total > 1 + least]
@@ -196,9 +159,8 @@ def session_spreads(
     An interval within a session doesn't know what differs between sessions: where memory lies, how
     warm the machine is. From at least four sessions of this candidate it is known.
 
-    Returns:
-        By shape, the share that two sessions' ratio stays within in 95 % of all cases: the t
-        quantile times the standard deviation of a difference, on logarithms.
+    By shape, the share that two sessions' ratio stays within in 95 % of all cases: the t
+    quantile times the standard deviation of a difference, on logarithms.
     """
     mine = [e for e in entries if e.series == series and e.candidate_sha256 == candidate_sha256]
     spreads = {}
@@ -259,3 +221,103 @@ def _variance_inflation(rest: NDArray[np.float64]) -> float:
 
 def _run_name(entry: HistoryEntry) -> str:
     return entry.time if entry.commit is None else f"{entry.commit[:12]} ({entry.time})"
+
+
+Named = dict[str, ComparisonReport]
+"""Where each report lies, in words, and the report."""
+
+_UPDATE = "Write one with --update-baseline, on the machine that runs the check."
+
+
+def read_baselines(path: Path) -> Named:
+    """Reads all reports of a baseline."""
+    if not path.exists():
+        raise RegressionError(f"{path}: there is no baseline.", _UPDATE, code="baseline-missing")
+    if path.is_dir():
+        files = sorted(path.glob("*.json"))
+        found = {str(file): ComparisonReport.read(file, named=False) for file in files}
+    else:
+        found = _read(path)
+    if not found:
+        raise RegressionError(f"{path} holds no report.", _UPDATE, code="no-report")
+    for name, report in found.items():
+        refuse_unsound(report, name)
+    return found
+
+
+def find_baseline(
+    report: ComparisonReport, baselines: Named, allow: Collection[str] = ()
+) -> tuple[ComparisonReport, list[KeyDifference]]:
+    """The earlier report that a report may be held against."""
+    unknown = sorted(set(allow) - set(FIELDS))
+    if unknown:
+        raise UsageError(
+            f"A key has no field {unknown[0]!r}. It has {', '.join(FIELDS)}.", code="unknown-field"
+        )
+    key = key_of(report)
+    told = [(differences(key_of(other), key), name) for name, other in baselines.items()]
+    told.sort(key=lambda pair: len(pair[0]))
+    fitting = [(found, name) for found, name in told if {d.field for d in found} <= set(allow)]
+    if not fitting:
+        raise _no_baseline(*told[0], len(told))
+    best = [name for found, name in fitting if len(found) == len(fitting[0][0])]
+    if len(best) > 1:
+        raise RegressionError(
+            f"{best[0]} and {best[1]} fit equally well.",
+            "Keep one of them, or allow less.",
+            code="several-baselines",
+        )
+    return baselines[best[0]], fitting[0][0]
+
+
+def updated(path: Path, report: ComparisonReport) -> Path:
+    """Puts a report in the place of the one of its key, or beside those of other keys.
+
+    Jobs that do so at the same time wait for one another, so that none of their reports is lost.
+    """
+    # Asked so that the answer stays the same when another job makes the folder meanwhile.
+    folder = not path.is_file() and (not path.suffix or path.is_dir())
+    with in_turn(path if folder else path.parent):
+        return _put(path, report, folder=folder)
+
+
+def _put(path: Path, report: ComparisonReport, *, folder: bool) -> Path:
+    there = read_baselines(path) if path.exists() and _has_reports(path) else {}
+    digest = key_sha256(key_of(report))
+    mine = [name for name, old in there.items() if key_sha256(key_of(old)) == digest]
+    if folder:
+        file = Path(mine[0]) if mine else path / f"{digest[:12]}.json"
+        return report.write(file)
+    kept = [old for name, old in there.items() if name not in mine]
+    return BaselineSet(reports=[*kept, report]).write(path)
+
+
+def _has_reports(path: Path) -> bool:
+    return path.is_file() or any(path.glob("*.json"))
+
+
+def _read(file: Path) -> Named:
+    if _kind(file) == "baseline_set":
+        reports = BaselineSet.read(file).reports
+        return {f"{file}: $.reports[{n}]": report for n, report in enumerate(reports)}
+    return {str(file): ComparisonReport.read(file)}
+
+
+def _kind(file: Path) -> object:
+    try:
+        head = read_json(file, limit=RECORD_BYTES, named=True)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ArtifactError(f"{file} can't be read as JSON: {error}.", code="not-json") from error
+    return head.get("kind") if isinstance(head, dict) else None
+
+
+def _no_baseline(nearest: list[KeyDifference], name: str, count: int) -> RegressionError:
+    others = "" if count == 1 else f" (the nearest of {count})"
+    allow = " ".join(f"--allow {difference.field}" for difference in nearest)
+    return RegressionError(
+        f"There is no baseline to compare with. {name}{others} was measured under other "
+        f"conditions: {difference_words(nearest)}.",
+        f"Write one for these conditions with --update-baseline, or accept the difference: "
+        f"{allow}.",
+        code="other-conditions",
+    )

@@ -83,11 +83,7 @@ def difference_words(found: list[KeyDifference]) -> str:
 
 
 def rows_by_name(report: ComparisonReport) -> dict[str, LatencyRow]:
-    """A report's rows by their shapes.
-
-    Raises:
-        RegressionError: Two rows are of one shape.
-    """
+    """A report's rows by their shapes."""
     rows: dict[str, LatencyRow] = {}
     for number, row in enumerate(report.latency):
         name = row.shape_name

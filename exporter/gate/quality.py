@@ -1,9 +1,4 @@
-"""Accuracy: perplexity, divergence and agreement with the unpruned arm, and tasks and probes.
-
-Both sessions judge the same unpruned model on the same text, so what grew between them is the
-candidate's loss above it, by document where the reports have the documents' losses. The same
-candidate file on the same text gives the same loss again: there is no interval to speak of then.
-"""
+"""Accuracy: perplexity, divergence and agreement with the unpruned arm, and tasks and probes."""
 
 from __future__ import annotations
 
@@ -15,8 +10,14 @@ import numpy as np
 from exporter.artifacts import Accuracy, Check, ComparisonReport, Interval, Quantity, TaskResult
 from exporter.compare.quality.intervals import mean_interval
 from exporter.errors import RegressionError
-from exporter.gate.limits import FROM_ARM, WITH_ARM, Limits
-from exporter.gate.verdicts import CheckedValue, checked, difference_interval
+from exporter.gate.limits import (
+    FROM_ARM,
+    WITH_ARM,
+    CheckedValue,
+    Limits,
+    checked,
+    difference_interval,
+)
 
 _NO_INTERVAL = "The report has no interval for it."
 

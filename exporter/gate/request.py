@@ -7,7 +7,6 @@ from pathlib import Path
 
 from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
 from exporter.errors import RegressionError, UsageError
-from exporter.gate.baselines import find_baseline, read_baselines, updated
 from exporter.gate.curves import curves
 from exporter.gate.gate import (
     BaselineMatch,
@@ -22,10 +21,13 @@ from exporter.gate.history import (
     append,
     drifts,
     entry_of,
+    find_baseline,
+    read_baselines,
     read_history,
     read_history_file,
     refuse_link,
     session_spreads,
+    updated,
 )
 from exporter.gate.keys import FIELDS, key_of, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
@@ -41,14 +43,7 @@ Remeasure = Callable[[], ComparisonReport]
 
 @dataclass(frozen=True)
 class CheckRequest(Options):
-    """What to check, and what to keep.
-
-    Attributes:
-        baseline: None checks the candidate against its own unpruned arm.
-        allow: Fields of the key in which the baseline may differ.
-        update_baseline: Whatever the verdict.
-        history: Of which drift is told.
-    """
+    """What to check, and what to keep."""
 
     report: InputFile = argument("REPORT")
     baseline: OutputPath | None = option(
@@ -116,20 +111,7 @@ class CheckRequest(Options):
 def run_check(
     request: CheckRequest, remeasure: Callable[[ComparisonReport], Remeasure] | None = None
 ) -> tuple[CheckReport, ComparisonReport]:
-    """Checks a report, then appends to the history and renews the baseline, where asked.
-
-    Args:
-        request: What to check.
-        remeasure: Makes what measures again; needed where ``confirm`` is above 0.
-
-    Returns:
-        What was found, and the report that it was found in.
-
-    Raises:
-        UsageError: The request makes no sense.
-        ArtifactError: A file can't be read.
-        RegressionError: There is no baseline for this report, or nothing can be concluded.
-    """
+    """Checks a report, then appends to the history and renews the baseline, where asked."""
     report = ComparisonReport.read(request.report)
     refuse_unsound(report, str(request.report))
     history = _history(request, report)

@@ -20,16 +20,7 @@ _AGAIN = "Measure again with depthcut compare; nothing can be concluded from thi
 
 
 def refuse_unsound(report: ComparisonReport, name: str) -> None:
-    """Refuses a report that no measurement can have given.
-
-    Args:
-        report: The report.
-        name: The file, for the error.
-
-    Raises:
-        RegressionError: For rows of one shape, and figures that aren't what their own samples or
-            parts give. The text has the JSON path.
-    """
+    """Refuses a report that no measurement can have given."""
     try:
         rows_by_name(report)
         for number, row in enumerate(report.latency):

@@ -30,11 +30,6 @@ def in_turn(
 
     A fold that may put maps in the branches' places goes on to the best of these, or none: a first
     look (``--quick``) asks for that, and is to tell what a cut costs in any case.
-
-    Args:
-        options: How to heal; other kinds than these and ``auto`` are tried alone.
-        loaded: The model.
-        progress: Told why nothing is trained, where that is so.
     """
     first = settled(options, loaded, progress)
     if options.kind == "fold" and options.replacements != "none":
@@ -49,11 +44,6 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
     """The options with ``auto`` made one of the kinds, by the first of several processes.
 
     A training has the number of tokens that the model's kind is trained on.
-
-    Args:
-        options: How to heal.
-        loaded: The model.
-        progress: Told why nothing is trained, where that is so.
     """
     options = options.for_model(predicts_tokens=predicts_tokens(loaded.model))
     if options.kind != "auto":

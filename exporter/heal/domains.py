@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
-from exporter.artifacts.nouns import TEXTS, Nouns
+from exporter.artifacts.base import TEXTS, Nouns
 from exporter.compare.quality.intervals import share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
@@ -45,29 +45,11 @@ def measured_text(
     healed: BranchReplacements,
     *,
     batch_size: int = 4,
-    within: Within | None = None,
+    within: Within | None = None,  # None: they are the same
     lost: Lost | None = None,
     progress: Progress = QUIET,
 ) -> Measured:
-    """Measures both cuts on one text, against the whole model.
-
-    Args:
-        model: A transformers model.
-        role: What the text is.
-        text: Samples that nothing was fitted on.
-        dropped: The branches, with nothing in their places.
-        healed: The same branches, with their replacements.
-        batch_size: Samples in one forward pass.
-        within: Makes what gives the model the healed one's weights; None: they are the same.
-        lost: Told after each batch of what was measured so far; True ends the measurement there.
-        progress: Told of every batch.
-
-    Returns:
-        The figures, with the samples that they were measured on.
-
-    Raises:
-        ScoringError: Answers are not finite, or there is no position to compare at.
-    """
+    """Measures both cuts on one text, against the whole model."""
     befores: list[Any] = []
     afters: list[Any] = []
     fewest = {"embeddings": TEXTS_TOGETHER, "classes": TWO_TEXTS}
@@ -204,11 +186,7 @@ def predicted_by(healing: Healing) -> dict[str, float]:
 
 
 def gain_warnings(texts: Sequence[HealedEmbeddings | HealedClasses]) -> list[str]:
-    """What a reader must know before he trusts the gain of embeddings or of classes.
-
-    Args:
-        texts: The calibration's domain and, where there is one, another.
-    """
+    """What a reader must know before he trusts the gain of embeddings or of classes."""
     if not texts:
         return []
     roles = {text.role for text in texts}
@@ -221,12 +199,7 @@ _ONE_DOMAIN = "The gain was measured in the calibration's domain only; others ma
 
 
 def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
-    """What a reader must know before he trusts the gain: domains that disagree, or no gain at all.
-
-    Args:
-        texts: The calibration's domain and, where there is one, another.
-        read: What the model reads.
-    """
+    """What a reader must know before trusting the gain: domains disagree, or no gain at all."""
     found = {text.role: text for text in texts}
     own, other = found.get("calibration"), found.get("other")
     if own is None:

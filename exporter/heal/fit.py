@@ -1,35 +1,205 @@
-"""Fits what takes each branch's place, each branch on its own, all in one pass over the text.
-
-A branch adds y to the stream and reads x, behind its norm. The mean of y is its ``bias``; its
-``linear`` is the ridge least-squares map from x to y. Only sums are kept, so memory depends on the
-model's width and on how many branches are fitted at once, not on the tokens.
-"""
+"""Fits what takes each branch's place, each branch on its own, all in one pass over the text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.heal import low_rank
-from exporter.heal.activations import check_finite, held_out_tokens, observing
-from exporter.heal.fits import Fit, FitStore
-from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
-from exporter.heal.statistics import Sums, sums_bytes
-from exporter.models.ablation.branch_replacements import BranchReplacement
+from exporter.artifacts.store import Store
+from exporter.errors import HealingError
+from exporter.heal import ridge as low_rank
+from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, explained, solve, sums_bytes
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement, first_input
 from exporter.models.anatomy.architectures import SublayerModules, every_sublayer, named_in
-from exporter.models.anatomy.residual_stream import run_backbone
+from exporter.models.anatomy.residual_stream import first_tensor, hooked, run_backbone
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from graph_passes.types import SublayerRef
+from graph_passes.types import Replacement, SublayerRef
 
 if TYPE_CHECKING:
     import torch
+
+Choices = Mapping[Replacement, tuple[float, BranchReplacement]]
+"""What may take a branch's place, with the share of its output that it gives back."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What may take one branch's place."""
+
+    bias: BranchReplacement
+    linear: BranchReplacement
+    ridge: float
+    bias_explained: float
+    linear_explained: float
+    intercept_explained: float | None = None
+
+    @property
+    def choices(self) -> Choices:
+        """What may stand in the place, the simplest first."""
+        return {
+            "none": (0.0, NOTHING),
+            "bias": (self.bias_explained, self.bias),
+            "linear": (self.linear_explained, self.linear),
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Its numbers by name."""
+        maps = {f"map{number}": weight for number, weight in enumerate(self.linear.maps)}
+        tensors = {"mean": self.bias.bias, "bias": self.linear.bias, **maps}
+        return {name: t.numpy() for name, t in tensors.items() if t is not None}
+
+    def figures(self) -> list[float]:
+        """What else is known of it."""
+        own = [self.ridge, self.bias_explained, self.linear_explained]
+        return own if self.intercept_explained is None else [*own, self.intercept_explained]
+
+    @classmethod
+    def of(cls, arrays: dict[str, NDArray[Any]], figures: list[float]) -> Fit:
+        """From what :meth:`arrays` and :meth:`figures` gave."""
+        import torch
+
+        held = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        maps = tuple(held[name] for name in sorted(held) if name.startswith("map"))
+        return cls(BranchReplacement(held["mean"]), BranchReplacement(held["bias"], maps), *figures)
+
+
+def most_explained(choices: Choices) -> BranchReplacement:
+    """What gives back most of a branch's output over held-out tokens."""
+    return max(choices.values(), key=lambda choice: choice[0])[1]
+
+
+class FitStore:
+    """Fits one by one, as they are finished."""
+
+    def __init__(
+        self, path: Path | None, loaded: LoadedModel, text: CalibrationText, **made_from: Any
+    ) -> None:
+        about = {
+            **loaded.identity(),
+            "text": text.ref.model_dump(mode="json"),
+            "ids": text.ids_sha256,
+        }
+        self._store = None if path is None else Store(path, {**about, **made_from})
+        self._found: dict[SublayerRef, Fit] = {}
+
+    def find(
+        self, names: Iterable[SublayerRef], progress: Progress = QUIET
+    ) -> dict[SublayerRef, Fit]:
+        """Those of the named ones that an earlier call has kept."""
+        for name in names:
+            kept = None if self._store is None else self._store.find_arrays(str(name))
+            if kept is not None:
+                with contextlib.suppress(KeyError, TypeError):  # anybody may have written it
+                    self._found[name] = Fit.of(kept[1], kept[0])
+        if self._found:
+            told = counted(len(self._found), "fit")
+            progress.say(f"healing: {told} of an earlier call are used")
+        return dict(self._found)
+
+    def keep(self, name: SublayerRef, fit: Fit) -> None:
+        """Writes one down, whole or not at all."""
+        if self._store is not None:
+            self._store.keep_arrays(str(name), fit.figures(), fit.arrays())
+
+    def get(self, name: SublayerRef, make: Callable[[], Fit]) -> Fit:
+        """One that was found, or else is made and kept."""
+        if name in self._found:
+            return self._found[name]
+        fit = make()
+        self.keep(name, fit)
+        return fit
+
+
+Branch = Callable[[SublayerModules, "torch.Tensor", "torch.Tensor"], None]
+"""Takes a branch, what it read and what it added, both ``[batch, tokens, width]``."""
+
+_FEWEST_SAMPLES = 5
+
+
+def observing(
+    parts: Sequence[SublayerModules], shape: tuple[int, ...], listener: Branch
+) -> contextlib.AbstractContextManager[None]:
+    """Tells of each named branch in each forward pass inside the block; no hook is left behind."""
+    return hooked(handle for part in parts for handle in _hooks(part, shape, listener))
+
+
+def _hooks(part: SublayerModules, shape: tuple[int, ...], listener: Branch) -> Iterator[Any]:
+    read: list[torch.Tensor] = []
+
+    def remember(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A copy: some layers go on adding to this very tensor.
+        read[:] = [first_input(args, kwargs).clone()]
+
+    def tell(_module: Any, _inputs: Any, output: Any) -> None:
+        x, y = (
+            each if part.reads_sources else each.reshape(*shape, -1)
+            for each in (read.pop(), first_tensor(output))
+        )
+        listener(part, x, y * part.multiplier)
+
+    yield part.reads.register_forward_pre_hook(remember, with_kwargs=True)
+    yield part.contribution.register_forward_hook(tell)
+
+
+def check_finite(
+    part: SublayerModules, what: Sequence[torch.Tensor], mask: torch.Tensor, first_sample: int
+) -> None:
+    """Refuses activations that are NaN or infinite where a token is.
+
+    what: activations `[batch, tokens, width]`.
+    mask: `[batch, tokens]`, boolean; False marks padding.
+    """
+    for tensor in what:
+        bad = (~tensor.isfinite().all(-1) & mask).any(-1)
+        if bool(bad.any()):
+            sample = first_sample + int(bad.int().argmax())
+            raise HealingError(
+                f"The activations of the {part.kind} of layer {part.layer} are not finite in "
+                f"sample {sample}.",
+                "Load the model in float32, or check its weights.",
+                code="not-finite",
+            )
+
+
+def held_out_tokens(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+    """Which tokens a ridge is judged on: whole samples, spread evenly over the text.
+
+    A text of fewer than five samples holds out the end of each one.
+
+    ``[samples, tokens]``; True where a token is held out.
+
+    mask: `[samples, tokens]`; False marks padding.
+    """
+    if not 0 < share < 1:
+        raise HealingError(
+            f"A share of {share} can't be held out.",
+            "Give one such as 0.2.",
+            code="share-out-of-range",
+        )
+    numbers = np.arange(1, len(mask) + 1)
+    chosen = np.floor(numbers * share) > np.floor((numbers - 1) * share)
+    if len(mask) >= _FEWEST_SAMPLES and 0 < chosen.sum() < len(mask):
+        found: NDArray[np.bool_] = mask & chosen[:, None]
+    else:
+        order, lengths = mask.cumsum(1), mask.sum(1, keepdims=True)
+        found = mask & (order > np.ceil(lengths * (1 - share)))
+    if not found.any() or not (mask & ~found).any():
+        raise HealingError(
+            f"{int(mask.sum())} tokens are too few to fit a replacement and to judge it on others.",
+            "Give more to calibrate on (--samples).",
+            code="too-few-tokens",
+        )
+    return found
 
 
 MEMORY_LIMIT_BYTES = 4 << 30
@@ -39,10 +209,10 @@ _TOKENS_PER_INPUT = 4
 def fit_branches(
     loaded: LoadedModel,
     text: CalibrationText,
-    names: Iterable[SublayerRef] | None = None,
+    names: Iterable[SublayerRef] | None = None,  # the branches, by layer and kind; None: all
     *,
-    rank: int | None = None,
-    ridge: float | None = None,
+    rank: int | None = None,  # of the maps; None: full
+    ridge: float | None = None,  # None: chosen for each branch on held-out tokens
     intercept: bool = True,
     batch_size: int = 4,
     held_out: float = 0.2,
@@ -51,31 +221,7 @@ def fit_branches(
     store: FitStore | None = None,
     progress: Progress = QUIET,
 ) -> dict[SublayerRef, Fit]:
-    """Fits a bias and a linear map for branches of the unchanged model.
-
-    Args:
-        loaded: The model.
-        text: The calibration samples; padding is left out.
-        names: The branches, by layer and kind; None: all.
-        rank: Of the maps; None: full.
-        ridge: Relative to the mean eigenvalue of a branch's inputs; None: chosen for each branch
-            on held-out tokens.
-        intercept: Whether maps may have one. Without, there are no biases either.
-        batch_size: Samples in one forward pass.
-        held_out: Share of the samples that a ridge is judged on. The maps that are returned are
-            then fitted on all.
-        memory_limit_bytes: For the sums. Where the branches need more, the text is run several
-            times, for a group of layers each.
-        uses_maps: Whether maps may be taken; for biases alone the tokens are never too few.
-        store: Keeps what is finished; what is there of an earlier call is not fitted again.
-        progress: Told of every sample, and when the tokens are few.
-
-    Raises:
-        HealingError: When activations are not finite (names layer and sample), the tokens are too
-            few, or the rank does not exist.
-        PlanError: When a branch does not exist.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
-    """
+    """Fits a bias and a linear map for branches of the unchanged model."""
     parts = {part.ref: part for part in every_sublayer(loaded.model)}
     wanted = named_in(loaded.model, parts if names is None else names)
     later = HeldOut.of(text, held_out)
@@ -97,22 +243,11 @@ def fitted(
     first: Sums,
     later: Sums,
     *,
-    rank: int | None = None,
-    ridge: float | None = None,
+    rank: int | None = None,  # of the map; None: full
+    ridge: float | None = None,  # None: chosen on `later`
     intercept: bool = True,
 ) -> Fit:
-    """The fit from a branch's sums.
-
-    Args:
-        first: Over the tokens to choose the ridge on.
-        later: Over the held-out tokens.
-        rank: Of the map; None: full.
-        ridge: None: chosen on ``later``.
-        intercept: Whether the map may have one; without, the bias is zero too.
-
-    Raises:
-        HealingError: As :func:`fit_branches`.
-    """
+    """The fit from a branch's sums."""
     ridges = RIDGES if ridge is None else [ridge]
     with_intercept = None
     if not intercept:
@@ -202,14 +337,9 @@ def _collected(
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Which tokens belong to the second sums.
+    """Which tokens belong to the second sums."""
 
-    Attributes:
-        tokens: ``[samples, tokens]`` of the whole text.
-        positions: Of an encoder-decoder, the same of what its encoder reads.
-    """
-
-    tokens: NDArray[np.bool_]
+    tokens: NDArray[np.bool_]  # `[samples, tokens]` of the whole text
     positions: NDArray[np.bool_] | None = None
 
     @classmethod
@@ -221,19 +351,13 @@ class HeldOut:
 
 
 class Adding:
-    """Adds what branches read and gave in one batch to their sums.
-
-    Args:
-        sums: Those so far, by branch; a branch met for the first time gets its own.
-        batch: The samples.
-        later: Which tokens of the whole text belong to the second sums.
-        device: Of the model.
-    """
+    """Adds what branches read and gave in one batch to their sums."""
 
     def __init__(
         self,
         sums: dict[SublayerRef, tuple[Sums, Sums]],
         batch: Batch,
+        # which tokens of the whole text belong to the second sums
         later: HeldOut | NDArray[np.bool_],
         device: torch.device,
     ) -> None:
@@ -253,19 +377,9 @@ class Adding:
         part: SublayerModules,
         x: torch.Tensor,
         y: torch.Tensor,
-        weights: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,  # `[batch, tokens]`, as how many each token counts
     ) -> None:
-        """Takes one branch's activations, ``[batch, tokens, width]``.
-
-        Args:
-            part: The branch.
-            x: What it reads.
-            y: What it gives.
-            weights: ``[batch, tokens]``, as how many each token counts; None: all as one.
-
-        Raises:
-            HealingError: When they are not finite.
-        """
+        """Takes one branch's activations, ``[batch, tokens, width]``."""
         mask, later = self._source if part.reads_sources else self._target
         check_finite(part, (x, y), mask, self._first_sample)
         name = part.ref

@@ -16,13 +16,16 @@ from exporter.artifacts import (
     HealedText,
     Healing,
     HealingReport,
+    ModelRef,
+    PlannedDeletion,
     PruningPlan,
 )
-from exporter.artifacts.plans.by_score import validate_for
-from exporter.artifacts.plans.origin import hold_against_model
+from exporter.artifacts.plans.by_score import hold_against_model, validate_for
 from exporter.artifacts.replacement_file import ChangedWeight
+from exporter.artifacts.servers import is_plain, places_of, refuse_needed
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
 from exporter.heal.automatic import in_turn
+from exporter.heal.distill.student import adapter_library
 from exporter.heal.distill.workers import is_alone
 from exporter.heal.domains import (
     Lost,
@@ -32,11 +35,10 @@ from exporter.heal.domains import (
     predicted_by,
     warnings_of,
 )
-from exporter.heal.fits import Fit
+from exporter.heal.fit import Fit, fit_branches, most_explained
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.memory import telling_memory, warn_of_memory
 from exporter.heal.options import HealOptions
-from exporter.heal.parts_of_text import choice_warnings, figures_from, judged_on
 from exporter.heal.plan_file import (
     FOLDER_PLAN,
     FOLDER_REPORT,
@@ -44,26 +46,75 @@ from exporter.heal.plan_file import (
     kind_of,
     write_healed_plan,
 )
-from exporter.heal.refusals import healed_sublayers, refuse_early
-from exporter.heal.texts import HealingTexts, healing_texts
+from exporter.heal.texts import (
+    HealingTexts,
+    choice_warnings,
+    figures_from,
+    healing_texts,
+    judged_on,
+)
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.meter import Within
+from exporter.models.anatomy.architectures import named_in, named_sublayers
+from exporter.models.changed_weights import refuse_quantized
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from graph_passes.types import SublayerRef
+from graph_passes.types import Replacement, SublayerRef
+
+
+def healed_sublayers(plan: PruningPlan, model: ModelRef) -> list[SublayerRef]:
+    """The sublayers whose places are taken."""
+    if model.encoder_layers is not None:
+        raise HealingError(
+            f"{model.source} is an encoder-decoder, which is healed where it is exported.",
+            "depthcut export MODEL --plan PLAN --heal best --calibration PAIRS.",
+            code="two-stacks",
+        )
+    return named_sublayers(plan.deletions, model.num_layers)
+
+
+def refuse_early(options: HealOptions, loaded: LoadedModel, plan: PruningPlan) -> None:
+    """Refuses what can't be done."""
+    _refuse_rank(options.rank, loaded)
+    _refuse_server(options, plan)
+    if options.changes_weights:
+        refuse_quantized(loaded.model)
+    if options.trains and options.train == "adapters":
+        adapter_library()
+
+
+def _refuse_server(options: HealOptions, plan: PruningPlan) -> None:
+    """Refuses a plan that its runtime can't hold, and healing that finds no place there."""
+    server = options.server
+    if server is None or is_plain(plan.deletions):
+        return
+    refs = [ref for each in plan.deletions for ref in each.sublayers]
+    refuse_needed(server, refs)
+    wanted = {"bias", "linear"} if options.kind == "best" else {options.kind}
+    held = {place for ref in refs for place in places_of(server, ref)}
+    if not options.changes_weights and not wanted & held:
+        raise HealingError(
+            f"{server} has no place for what --heal {options.kind} fits: there the dropped "
+            f"sublayers of this plan can have {' or '.join(sorted(held))}.",
+            "Give --heal fold or distill, which change kept weights, or leave the plan as it is.",
+            code="server-holds-none",
+        )
+
+
+def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
+    width = loaded.model.config.get_text_config().hidden_size
+    if rank is not None and not 1 <= rank <= width:
+        raise HealingError(
+            f"There is no map of rank {rank} here.",
+            f"Ask for a rank from 1 to {width}.",
+            code="rank-out-of-range",
+        )
 
 
 @dataclass(frozen=True)
 class Healed:
-    """A healed plan, not yet written.
-
-    Attributes:
-        plan: The plan, each deletion with what takes its place; it names no file yet.
-        branch_replacements: What that is, by layer and kind.
-        report: What was done, and what it cost and gained.
-        weights: The new values of weights that the model keeps, by the parameter's name.
-    """
+    """A healed plan, not yet written."""
 
     plan: PruningPlan
     branch_replacements: dict[SublayerRef, BranchReplacement]
@@ -90,7 +141,7 @@ def heal(
     made_from: Mapping[str, str] | None = None,
     allow_all: bool = False,
     work: Path | None = None,
-    texts: HealingTexts | None = None,
+    texts: HealingTexts | None = None,  # None reads what the options name
     lost: Lost | None = None,
     progress: Progress = QUIET,
 ) -> Healed:
@@ -99,27 +150,6 @@ def heal(
     A replacement is the mean of a branch's output, or the ridge map from what it reads to it; or
     nothing takes the branches' places, and kept weights are fitted anew or trained. What an earlier
     healing put into the plan is replaced.
-
-    Args:
-        loaded: The model.
-        plan: What is dropped.
-        options: How, and on which texts.
-        made_from: Role to SHA-256 of further files, for the report and the plan.
-        allow_all: Takes a plan that drops every attention and every MLP.
-        work: A folder that keeps each fit once it is finished, so that an interrupted call goes on
-            from there.
-        texts: What is fitted on and held out; None reads what the options name.
-        lost: Ends the measurement of the healed cut early; see
-            :func:`exporter.heal.domains.measured_text`.
-        progress: Told what goes on.
-
-    Raises:
-        PlanError: The plan is not for this model.
-        CalibrationError: A text is too short.
-        TextSourceError: A text can't be read.
-        HealingError: Activations are not finite, or too few; or training gained nothing.
-        MissingDependencyError: A training wants adapters, and peft is not installed or too old.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     asked, ref = options or HealOptions(), loaded.ref
     validate_for(plan, ref, allow_all=allow_all)
@@ -228,33 +258,16 @@ def _healed_plan(
 def measured_healing(
     loaded: LoadedModel,
     found: Mapping[SublayerRef, BranchReplacement],
-    texts: tuple[CalibrationText, CalibrationText | None],
+    texts: tuple[CalibrationText, CalibrationText | None],  # None where there is none
     options: HealOptions,
     sources: Sequence[CalibrationRef],
     fits: Mapping[SublayerRef, Fit] | None = None,
     warnings: Sequence[str] = (),
-    made: Made | None = None,
+    made: Made | None = None,  # what training made; None where nothing was trained
     lost: Lost | None = None,
     progress: Progress = QUIET,
 ) -> Healing:
-    """Measures what replacements gain in both domains, and warns where the two disagree.
-
-    Args:
-        loaded: The model.
-        found: What takes each branch's place.
-        texts: Samples of the calibration's domain that nothing was fitted on, and of another
-            domain; None where there is none.
-        options: How they were fitted.
-        sources: What was fitted on.
-        fits: What is known of the single fits.
-        warnings: What else a reader must know.
-        made: What training made; None where nothing was trained.
-        lost: As for :func:`heal`; a lost cut isn't measured in the other domain.
-        progress: Told of every run.
-
-    Raises:
-        ScoringError: Answers are not finite.
-    """
+    """Measures what replacements gain in both domains, and warns where the two disagree."""
     within = None if made is None else made.within
     measured = _measured(loaded, texts, found, options.batch_size, within, lost, progress)
     answers = [each for each in measured if isinstance(each, HealedText)]
@@ -328,3 +341,74 @@ def _branch(
         bias_explained=None if fit is None else fit.bias_explained,
         linear_explained=None if fit is None else fit.linear_explained,
     )
+
+
+KINDS = ("bias", "linear", "best")
+"""The ways of healing that there are; they put something in a branch's place."""
+
+
+def heal_stacks(
+    loaded: LoadedModel,
+    plan: PruningPlan,
+    text: CalibrationText,
+    options: HealOptions,
+    progress: Progress = QUIET,
+) -> Healed:
+    """Fits what takes the branches' places on the whole model, and measures the gain."""
+    refuse_other_ways(options)
+    fitted, held_out = _parts(text)
+    names = named_in(loaded.model, plan.deletions)
+    fits = fit_branches(
+        loaded,
+        fitted,
+        names,
+        rank=options.rank,
+        ridge=options.ridge,
+        batch_size=options.batch_size,
+        uses_maps=options.kind != "bias",
+        progress=progress,
+    )
+    kind: Replacement = "bias" if options.kind == "bias" else "linear"
+    chosen = {
+        name: most_explained(fit.choices) if options.kind == "best" else fit.choices[kind][1]
+        for name, fit in fits.items()
+    }
+    healing = measured_healing(
+        loaded, chosen, (held_out, None), options, [fitted.ref], fits, progress=progress
+    )
+    parents = {"model": loaded.ref.sha256, "calibration_0": text.ref.sha256}
+    told = {
+        "deletions": [
+            PlannedDeletion(layer=n.layer, kind=n.kind, replacement=kind_of(chosen[n]))
+            for n in names
+        ],
+        "fitted_on": fitted.parts,
+        "judged_on": held_out.parts,
+        "made_from": {**plan.made_from, **parents},
+    }
+    report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
+    return Healed(plan.model_copy(update=told), chosen, report)
+
+
+def _parts(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
+    """What is fitted on, and what is held out."""
+    number = len(text.input_ids)
+    if number < 2:
+        raise HealingError(
+            f"{text.ref.source} holds one pair; healing fits on some and measures on others.",
+            "Give more pairs with --calibration.",
+            code="too-few-pairs",
+        )
+    first = number - max(1, number // 5)
+    return text.rows(slice(0, first)), text.rows(slice(first, None))
+
+
+def refuse_other_ways(options: HealOptions) -> None:
+    """Refuses what changes kept weights."""
+    if options.kind not in KINDS:
+        raise HealingError(
+            f"--heal {options.kind} changes weights that are kept; an encoder-decoder is healed by "
+            "what takes the branches' places alone.",
+            f"Take {', '.join(KINDS)}, or none.",
+            code="no-weights-changed",
+        )

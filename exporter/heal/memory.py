@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import HealingError, is_out_of_memory
 from exporter.models.ablation.meter import predicts_tokens
-from exporter.models.bfloat16 import has_fast_bfloat16
+from exporter.models.changed_weights import has_fast_bfloat16
 from exporter.processes import available_bytes
 from exporter.progress import Progress
 
@@ -31,13 +31,7 @@ _SQUARES = 6
 
 
 def needed_bytes(model: Any, options: HealOptions, trained: int) -> int:
-    """About how much memory healing takes beside the weights.
-
-    Args:
-        model: A transformers model.
-        options: How it is healed.
-        trained: How many numbers are trained; 0 for a fold.
-    """
+    """About how much memory healing takes beside the weights."""
     config = model.config.get_text_config()
     layers, width, own = config.num_hidden_layers, config.hidden_size, model.dtype.itemsize
     folding = training = 0

@@ -51,29 +51,7 @@ TRAINED = (
 
 @dataclass(frozen=True)
 class HealOptions(Options):
-    """What takes the branches' places or makes up for them, fitted and judged on which texts.
-
-    Attributes:
-        kind: ``best``: for each branch what helps most on held-out text. ``fold`` fits the last
-            products of kept branches anew, ``distill`` trains the weights that are kept.
-        rank: Of linear maps, None: full; of adapters, None: 16.
-        ridge: None: chosen for each branch.
-        calibration: Alike much of each; empty: the default of scoring.
-        samples: None: about 10,000 tokens of each text. A training reads what ``tokens`` asks for.
-        check_text: None: ``pydoc``, or ``self`` for a model that is calibrated on that. ``none``
-            for no other domain.
-        tokens: Of training; a shorter text is read several times. None: 200,000, or 600,000 for
-            a model without next tokens.
-        time_s: Of training, in seconds; None: no limit.
-        train: ``adapters``, which are merged into the weights, or ``all`` weights.
-        learning_rate: The highest; None: 1e-3 for adapters, 2e-4 for all weights, twice as much for
-            models without next tokens, less for a cut whose answers are near to the whole model's.
-        step_tokens: Tokens of a step; few make many steps.
-        replacements: What takes the branches' places and is trained with the kept weights; of a
-            fold, the places of branches that no kept weight can make up for.
-        states_weight: Of the hidden states' relative squared error, beside that of the answers.
-        server: Replacements are those that it can hold; None: any.
-    """
+    """What takes the branches' places or makes up for them, fitted and judged on which texts."""
 
     kind: HealChoice = option(
         "linear",

@@ -36,15 +36,7 @@ def numbers_of(plan: PruningPlan, path: Path) -> tuple[Path, ...]:
 
 
 def report_of(plan: PruningPlan, path: Path) -> Path | None:
-    """The report of what a plan's replacements cost and gained.
-
-    Args:
-        plan: The plan.
-        path: Its file; the report is beside it, or beside its numbers.
-
-    Returns:
-        None for a plan that was not healed, and where the report is gone or was changed.
-    """
+    """The report of what a plan's replacements cost and gained."""
     digest = plan.made_from.get(_REPORT_ROLE)
     if digest is None:
         return None
@@ -54,16 +46,7 @@ def report_of(plan: PruningPlan, path: Path) -> Path | None:
 
 
 def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
-    """Refuses a place for a healed plan where one of its files would do harm.
-
-    Args:
-        path: The plan to be written.
-        inputs: Files and folders that must stay as they are.
-        model: What is healed; beside the weights of a folder the numbers would be more of them.
-
-    Raises:
-        UsageError: With what would happen.
-    """
+    """Refuses a place for a healed plan where one of its files would do harm."""
     if path.suffix == ".safetensors":
         raise UsageError(
             f"{path} is the name of the file for the plan's numbers.",
@@ -103,21 +86,6 @@ def write_healed_plan(
     """Writes a plan with its replacements: ``plan.json`` and ``plan.safetensors``, as it is named.
 
     The plan has the report's hash, so that :func:`report_of` finds it again.
-
-    Args:
-        path: The plan's file.
-        plan: Its deletions name their replacements; which file holds their numbers is filled in.
-        branch_replacements: By layer and kind.
-        weights: The changed weights, by the parameter's name; PyTorch tensors.
-        report: What was done, which appears with it.
-        report_path: The report's file, in the same folder; by default as :func:`files_of` has it.
-
-    Returns:
-        The plan as written.
-
-    Raises:
-        HealingError: Numbers are not finite.
-        OSError: Something can't be written; what was there before is then unchanged.
     """
     _, numbers, usual = files_of(path)
     weights = weights or {}

@@ -1,13 +1,4 @@
-"""Ridge least squares from sums, the ridge chosen on tokens that were held out.
-
-Formula: ``W, b`` that minimise ``sum |y - W x - b|² + λ |W|²`` over tokens; with ``Sxx``, ``Sxy``
-the sums about the means, ``Wᵀ = (Sxx + λ)⁻¹ Sxy`` and ``b = mean y - W mean x``. The ridge is given
-relative to the mean eigenvalue of ``Sxx``, so it means the same for any number of tokens:
-``λ = ridge · trace(Sxx) / inputs``. At 0 it is plain least squares; with a growing ridge W goes to
-0 and b to the mean output.
-Source: arXiv 2505.21077 (NBL) replaces attentions by their linear least squares; the ridge, the
-held-out choice and the streamed sums are ours.
-"""
+"""Ridge least squares from sums, the ridge chosen on tokens that were held out."""
 
 from __future__ import annotations
 
@@ -16,10 +7,112 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.errors import HealingError
-from exporter.heal.statistics import Sums
 
 if TYPE_CHECKING:
     import torch
+
+_FLOAT64_BYTES = 8
+
+
+class Sums:
+    """Sums over tokens of what a branch reads, x, and what it adds to the stream, y; in float64.
+
+    x: `[inputs]`, sum of x.
+    y: `[outputs]`, sum of y.
+    xx: `[inputs, inputs]`, sum of x xᵀ.
+    xy: `[inputs, outputs]`, sum of x yᵀ.
+    yy: `[outputs]`, sum of the squares of y, column by column.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
+        import torch
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.tokens: float = 0
+        self.x, self.y, self.yy = zeros(inputs), zeros(outputs), zeros(outputs)
+        self.xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Takes tokens in.
+
+        x: `[tokens, inputs]`, of any floating dtype.
+        y: `[tokens, outputs]`.
+        weights: `[tokens]`, as how many each token counts; None: all as one.
+        """
+        x, y = x.to(self.xx), y.to(self.xx)
+        weighed = x if weights is None else x * weights.to(self.xx)[:, None]
+        counts = x.new_ones(len(x)) if weights is None else weights.to(self.xx)
+        self.tokens += len(x) if weights is None else float(weights.sum())
+        self.x += weighed.sum(0)
+        self.y += counts @ y
+        self.xx.addmm_(weighed.T, x)
+        self.xy.addmm_(weighed.T, y)
+        self.yy += counts @ (y * y)
+
+    def through_origin(self) -> None:
+        """Counts every token with its opposite beside it, so that a fit has no bias."""
+        self.x, self.y = self.x.new_zeros(len(self.x)), self.y.new_zeros(len(self.y))
+
+    def plus(self, other: Sums) -> Sums:
+        """The sums over the tokens of both."""
+        total = Sums(len(self.x), len(self.y), self.xx.device)
+        total.tokens = self.tokens + other.tokens
+        for name in ("x", "y", "yy", "xx", "xy"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def columns(self, columns: slice) -> Sums:
+        """The sums for some columns of y; what is of x alone is shared."""
+        part = Sums(0, 0)
+        part.tokens, part.x, part.xx = self.tokens, self.x, self.xx
+        part.y, part.yy, part.xy = self.y[columns], self.yy[columns], self.xy[:, columns]
+        return part
+
+    @property
+    def y_squares(self) -> float:
+        """Sum of the squared length of y."""
+        return float(self.yy.sum())
+
+    @property
+    def x_mean(self) -> torch.Tensor:
+        """``[inputs]``."""
+        return self.x / self.tokens
+
+    @property
+    def y_mean(self) -> torch.Tensor:
+        """``[outputs]``."""
+        return self.y / self.tokens
+
+    def about(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``xx`` and ``xy`` with x and y counted from other origins, such as the means.
+
+        x: the origin of x, `[inputs]`.
+        y: the origin of y, `[outputs]`.
+        """
+        xx = _about(self.xx, (self.x, self.x), (x, x), self.tokens)
+        return xx, _about(self.xy, (self.x, self.y), (x, y), self.tokens)
+
+    def y_squares_about(self, y: torch.Tensor) -> float:
+        """Sum of the squared length of y, counted from another origin, ``[outputs]``."""
+        return self.y_squares - 2 * float(self.y @ y) + self.tokens * float(y @ y)
+
+
+Two = tuple["torch.Tensor", "torch.Tensor"]
+
+
+def _about(products: torch.Tensor, sums: Two, origins: Two, tokens: float) -> torch.Tensor:
+    """A sum of products, each factor counted from another origin; one matrix is made, no more."""
+    found = products.addr(sums[0], origins[1], alpha=-1)
+    found.addr_(origins[0], sums[1], alpha=-1)
+    return found.addr_(origins[0], origins[1], alpha=tokens)
+
+
+def sums_bytes(inputs: int, outputs: int) -> int:
+    """Memory of one set of sums, without what is as small as a vector."""
+    return _FLOAT64_BYTES * inputs * (inputs + outputs)
+
 
 RIDGES: tuple[float, ...] = tuple(10 ** (step / 2) for step in range(-16, 7))
 """What is tried, relative to the mean eigenvalue: 1e-8 to 1e3."""
@@ -27,44 +120,24 @@ RIDGES: tuple[float, ...] = tuple(10 ** (step / 2) for step in range(-16, 7))
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """``y = weight x + bias``, in float64.
+    """``y = weight x + bias``, in float64."""
 
-    Attributes:
-        weight: ``[outputs, inputs]``.
-        bias: ``[outputs]``.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: torch.Tensor  # `[outputs, inputs]`
+    bias: torch.Tensor  # `[outputs]`
 
 
 @dataclass(frozen=True)
 class RidgeChoice:
-    """The ridge that does best on held-out tokens.
-
-    Attributes:
-        ridge: Relative to the mean eigenvalue.
-        bias_explained: Share of the held-out tokens' ``sum |y|²`` that the mean output of the
-            other tokens takes away; at most 1, negative where it does harm.
-        linear_explained: The same for the linear map at ``ridge``.
-    """
+    """The ridge that does best on held-out tokens."""
 
     ridge: float
+    # share of the held-out tokens' `sum |y|²` that the mean output of the other tokens takes away
     bias_explained: float
     linear_explained: float
 
 
 def choose_ridge(fitted: Sums, held_out: Sums, ridges: Sequence[float] = RIDGES) -> RidgeChoice:
-    """Tries ridges on tokens that the map is not fitted on; one eigendecomposition for all.
-
-    Args:
-        fitted: Sums over the tokens to fit on.
-        held_out: Sums over the tokens to judge on.
-        ridges: What to try.
-
-    Raises:
-        HealingError: When either has no token.
-    """
+    """Tries ridges on tokens that the map is not fitted on; one eigendecomposition for all."""
     _check_tokens(fitted)
     _check_tokens(held_out)
     spectrum = _Spectrum(fitted)
@@ -76,15 +149,7 @@ def choose_ridge(fitted: Sums, held_out: Sums, ridges: Sequence[float] = RIDGES)
 
 
 def solve(sums: Sums, ridge: float) -> LinearMap:
-    """The ridge least-squares map.
-
-    Args:
-        sums: Over the tokens to fit on.
-        ridge: Relative to the mean eigenvalue; 0 for plain least squares.
-
-    Raises:
-        HealingError: When there is no token, or without a ridge no unique map.
-    """
+    """The ridge least-squares map."""
     import torch
 
     _check_tokens(sums)
@@ -173,3 +238,31 @@ def _check_tokens(sums: Sums) -> None:
             "Give more to calibrate on (--samples).",
             code="no-tokens",
         )
+
+
+def factors(
+    found: LinearMap, sums: Sums, ridge: float, rank: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A map's two factors of the given rank.
+
+    ``down`` ``[rank, inputs]`` and ``up`` ``[outputs, rank]``: the map is ``up @ down``.
+    """
+    import torch
+
+    most = min(found.weight.shape)
+    if not 1 <= rank <= most:
+        raise HealingError(
+            f"There is no map of rank {rank} here.",
+            f"Ask for a rank from 1 to {most}.",
+            code="rank-out-of-range",
+        )
+    xx, _ = regularised(sums, ridge)
+    _, vectors = torch.linalg.eigh(found.weight @ xx @ found.weight.T)
+    up = vectors[:, -rank:]
+    return up.T @ found.weight, up
+
+
+def product(down: torch.Tensor, up: torch.Tensor, sums: Sums) -> LinearMap:
+    """The map that two factors make, with the bias that makes its mean output right."""
+    weight = up @ down
+    return LinearMap(weight, sums.y_mean - weight @ sums.x_mean)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from exporter.artifacts import CalibrationRef
+from exporter.artifacts import CalibrationRef, FiguresFrom
 from exporter.errors import CalibrationError, HealingError
-from exporter.heal.further import is_less, read_samples
 from exporter.heal.options import NO_TEXT, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.anatomy.residual_stream import classifies_texts
@@ -24,6 +24,7 @@ from exporter.models.texts.calibration import (
     seed_of,
     spec_of,
 )
+from exporter.models.texts.images import MOST_IMAGES, reads_images
 from exporter.models.texts.mixtures import (
     joined,
     refuse_same,
@@ -41,6 +42,90 @@ from exporter.models.texts.self_text import (
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 
+
+def text_behind(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> CalibrationText | None:
+    """As much again of the same texts, of other documents; sampled text anew."""
+    others = []
+    for each in text.apart:
+        read = QUIET if spec_of(each.ref.source) not in SAMPLED else progress
+        rest = _apart(loaded, [each], len(each.input_ids), cache_dir, read)
+        others.append(rest.first_tokens(each.ref.tokens))
+        if len(rest.input_ids) < min(2, len(each.input_ids)) or is_less(rest, [each.ref]):
+            return None
+    return joined(others)
+
+
+def is_less(text: CalibrationText, used: Sequence[CalibrationRef]) -> bool:
+    """Whether there are fewer tokens than in one of several parts."""
+    return text.ref.tokens < max((ref.tokens for ref in used), default=0)
+
+
+def text_beyond(
+    loaded: LoadedModel,
+    used: Sequence[CalibrationText],
+    samples: int,
+    cache_dir: Path | None = None,
+) -> CalibrationText:
+    """Samples of the same texts, of other documents than several parts have.
+
+    As many of each text, and more of the longer ones where others are too short for that.
+    """
+    texts = list(zip(*(part.apart for part in used), strict=True))
+    others: dict[int, CalibrationText] = {}
+    longer, share, missing = list(range(len(texts))), 0, samples
+    while longer and missing > 0:
+        share += math.ceil(missing / len(longer))
+        for number in longer:
+            others[number] = _apart(loaded, texts[number], share, cache_dir)
+        longer = [number for number in longer if len(others[number].input_ids) == share]
+        missing = samples - sum(len(text.input_ids) for text in others.values())
+    return joined([others[number] for number in range(len(texts))])
+
+
+def _apart(
+    loaded: LoadedModel,
+    used: Sequence[CalibrationText],
+    samples: int,
+    cache_dir: Path | None,
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """So many samples of one text, of other documents than several parts of it have."""
+    source, length = used[0].ref.source, used[0].input_ids.shape[1]
+    seed = seed_of(source) + (len(used) if spec_of(source) in SAMPLED else 0)
+    options = HealOptions(sequence_length=length, seed=seed)
+    refs = [part.ref for part in used]
+    text = read_samples(loaded, spec_of(source), samples, options, progress, cache_dir, refs)
+    return text.rows(slice(0, samples))
+
+
+def read_samples(
+    loaded: LoadedModel,
+    spec: str,
+    samples: int,
+    options: HealOptions,
+    progress: Progress,
+    cache_dir: Path | None = None,
+    apart_from: Sequence[CalibrationRef] = (),
+) -> CalibrationText:
+    """Samples of a text, or paragraphs with as many tokens; no more images than fit."""
+    return calibration_text(
+        loaded,
+        spec,
+        samples=min(samples, MOST_IMAGES) if reads_images(loaded.model) else samples,
+        sequence_length=options.sequence_length,
+        seed=options.seed,
+        cache_dir=cache_dir,
+        passages=not predicts_tokens(loaded.model),
+        apart_from=apart_from,
+        progress=progress,
+    )
+
+
 FEWEST_HELD_OUT = 4
 _SAMPLED_SHARE = 0.25
 _FEW_SAMPLED, _SAMPLED_LENGTH = 16, 128
@@ -53,25 +138,13 @@ MOST_HELD_OUT = 32
 
 @dataclass(frozen=True)
 class HealingTexts:
-    """Samples by what they are for; no sample serves two ends.
-
-    Attributes:
-        fitting: What is fitted on.
-        sources: The texts that it was made of, with the samples that were taken of each.
-        held: Further samples of the same texts, one text after the other.
-        other: Samples of another domain; None where there is none.
-        choosing: How many of a text's held-out samples choose; None for one half of them.
-        again: Those of the sources that are too short for four parts: what the cut was chosen on is
-            fitted on again.
-        chose: Those of which that even judges.
-        together: How many samples give one answer, and stay in one half.
-    """
+    """Samples by what they are for; no sample serves two ends."""
 
     fitting: CalibrationText
     sources: tuple[CalibrationRef, ...]
     held: tuple[CalibrationText, ...]
-    other: CalibrationText | None
-    choosing: int | None = None
+    other: CalibrationText | None  # samples of another domain; None where there is none
+    choosing: int | None = None  # None for one half of them
     again: tuple[str, ...] = ()
     chose: tuple[str, ...] = ()
     together: int = 1
@@ -103,21 +176,6 @@ def healing_texts(
     """Reads or samples all that a healing needs.
 
     Documents that chose the cut are left out, if there are enough others.
-
-    Args:
-        loaded: The model.
-        options: How to heal.
-        progress: Told what goes on.
-        chosen_on: What has chosen the cut, or decided when to stop.
-        judging: So many more samples judge, if there are as many: of each text that is read where
-            the model predicts tokens, else of all.
-        fewest: So many judge a classifier in any case that the texts allow, where fewer are then
-            fitted on and choose.
-
-    Raises:
-        CalibrationError: A text is too short, or the model can't be given it.
-        HealingError: A text gives one sample only, or is the other domain too.
-        TextSourceError: A text can't be read.
     """
     tokens = predicts_tokens(loaded.model)
     options = _with_fresh_seed(options.for_model(predicts_tokens=tokens), chosen_on)
@@ -169,15 +227,7 @@ def healing_texts(
 
 
 class _Read(NamedTuple):
-    """Samples of a text.
-
-    Attributes:
-        whole: As many as were asked for.
-        others: The same of documents that haven't chosen the cut.
-        wanted: How many are to be fitted on.
-        held: How many are to be held out.
-        is_short: Whether the others are too few to be fitted on.
-    """
+    """Samples of a text."""
 
     whole: CalibrationText
     others: CalibrationText
@@ -227,13 +277,7 @@ class _Parts(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """How many samples are held out of a text that has fewer than are wanted.
-
-    Attributes:
-        room: There is to be room for so many.
-        least: So many are needed where a few are left to fit on.
-        together: How many samples give one answer.
-    """
+    """How many samples are held out of a text that has fewer than are wanted."""
 
     room: int
     least: int
@@ -380,11 +424,7 @@ def other_domain(
     seed: int = 0,
     progress: Progress = QUIET,
 ) -> CalibrationText | None:
-    """Samples of another domain than the calibration's.
-
-    Returns:
-        None where there is none at hand, or none is asked for.
-    """
+    """Samples of another domain than the calibration's."""
     if spec == NO_TEXT:
         return None
     spec = spec or _other_spec(loaded, sources)
@@ -407,3 +447,42 @@ def _other_spec(loaded: LoadedModel, sources: Sequence[str]) -> str | None:
     if PYDOC not in known and loaded.tokenizer is not None:
         return PYDOC
     return SELF if SELF not in known and loaded.model.can_generate() else None
+
+
+def figures_from(options: HealOptions, texts: HealingTexts) -> FiguresFrom:
+    """What the text that judges had decided before."""
+    if texts.chose:
+        return "searched"
+    return "checked" if _short(options, texts) else "unseen"
+
+
+def judged_on(own: CalibrationText, other: CalibrationText | None) -> list[CalibrationRef]:
+    """The samples that judge, of both domains."""
+    return [*own.parts, *([] if other is None else other.parts)]
+
+
+def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
+    """The texts of which one sample serves to choose kinds and to judge them."""
+    short = [text.ref.source for text in texts.held if len(text.input_ids) < 2]
+    return short if options.kind in ("best", "fold", "distill") else []
+
+
+def choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
+    """What a reader must know where one text serves for two parts."""
+    found, much = [], texts.fitting.read.much
+    if short := _short(options, texts):
+        found.append(
+            f"Of {', '.join(short)} only one sample was held out, so healing is chosen and "
+            f"measured on the same one: the gain looks better than it is. Give more {much}."
+        )
+    if chose := texts.chose:
+        found.append(
+            f"Some held-out samples of {', '.join(chose)} also decided what to drop, so the healed "
+            f"model looks better than it is. Give more {much}, or heal on other {much}."
+        )
+    if again := [source for source in texts.again if source not in chose]:
+        found.append(
+            f"{', '.join(again)}: too short for four parts, so healing is fitted on samples that "
+            "also decided what to drop. Those that judge it are others."
+        )
+    return found

@@ -1,12 +1,4 @@
-"""Real modules in the places of dropped branches, as a pruned checkpoint's config describes them.
-
-The section ``depthcut`` of ``config.json`` says which modules are which; the weights of what is
-gone are in no file, and those of replacements stand under the names that these modules give them.
-
-A loader that knows nothing of it would fill the gaps with random numbers and only log that, as
-transformers does up to 5.24 at least. So for each branch that is gone one weight is there with no
-numbers in it: a tensor of shape ``[0]``, at which loading stops.
-"""
+"""Real modules in the places of dropped branches, as a pruned config describes them."""
 
 from __future__ import annotations
 
@@ -33,23 +25,13 @@ _NAMES = {1: ("replacement_weight",), 2: ("replacement_weight_down", "replacemen
 class BranchRecord(Record):
     """One module that stands in a branch's place.
 
-    Attributes:
-        path: Where, as ``named_modules`` has it.
-        layer: The layer's number.
-        kind: What of the layer.
-        bias: The width of the bias; None without one.
-        maps: ``[out, in]`` of each matrix, in the order in which they work.
-        multiplier: The factor that the layer puts on the branch.
-        returns: How many things the module returns in a tuple; 0 for a bare tensor.
-        adds_residual: Whether the module is given the stream too, and returns the sum.
-        keeps_length: Whether it keeps one number a token in the cache, from which the model reads
-            how long the past is.
+    maps: `[out, in]` of each matrix, in the order in which they work.
     """
 
     path: str = Field(min_length=1)
     layer: int = Field(ge=0)
     kind: SublayerKind
-    bias: PositiveInt | None = None
+    bias: PositiveInt | None = None  # the width of the bias; None without one
     maps: list[tuple[PositiveInt, PositiveInt]] = Field(
         default_factory=list, max_length=len(_NAMES)
     )
@@ -60,17 +42,7 @@ class BranchRecord(Record):
 
 
 class PrunedStructure(Record):
-    """The section ``depthcut`` of a pruned checkpoint's config.
-
-    Attributes:
-        version: Of the section.
-        base_sha256: The hash of the model that was pruned.
-        deletions: What was dropped.
-        branches: What stands in its place.
-        passing: Further modules that only hand on what they are given, such as the norm before a
-            branch that is gone.
-        empty: Weights of what is gone that are there without numbers.
-    """
+    """The section ``depthcut`` of a pruned checkpoint's config."""
 
     version: int = _VERSION
     base_sha256: str
@@ -123,11 +95,7 @@ class PassOn(torch.nn.Module):
 
 
 class ReplacementModule(torch.nn.Module):
-    """Contributes ``maps(x) + bias`` to the stream in a branch's place; nothing without either.
-
-    Args:
-        record: What it is; its parameters are not filled.
-    """
+    """Contributes ``maps(x) + bias`` to the stream in a branch's place; nothing without either."""
 
     def __init__(self, record: BranchRecord) -> None:
         super().__init__()
@@ -186,12 +154,7 @@ def _keep_length(x: torch.Tensor, layer: int, given: Iterable[Any]) -> None:
 
 
 def put_modules(model: Any, structure: PrunedStructure) -> None:
-    """Replaces a whole model's modules by those of a pruned one, in place.
-
-    Args:
-        model: The model; the replacements' parameters are not filled.
-        structure: What goes where.
-    """
+    """Replaces a whole model's modules by those of a pruned one, in place."""
     dtype, device = _form_of(model)
     for branch in structure.branches:
         made = ReplacementModule(branch).to(dtype=dtype)

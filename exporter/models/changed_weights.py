@@ -23,13 +23,7 @@ _TRANSPOSED = "Conv1D"
 
 @dataclass(eq=False)
 class OwnValue:
-    """A parameter for which the healed model has a value of its own.
-
-    Attributes:
-        name: In the model.
-        parameter: The model's.
-        other: The value that is not in use now.
-    """
+    """A parameter for which the healed model has a value of its own."""
 
     name: str
     parameter: torch.nn.Parameter
@@ -98,10 +92,6 @@ def change_weights(model: Any, changes: Mapping[str, ChangedWeight]) -> None:
     """Gives parameters of a PyTorch model the values that healing made, in place.
 
     Sums are made in float32 and rounded to the model's dtype.
-
-    Args:
-        model: The model that was healed, with the weights that it had.
-        changes: By the parameter's name.
     """
     for value in _own_values(model, changes):
         value.swap()
@@ -165,3 +155,19 @@ def _tensor(numbers: Any) -> torch.Tensor:
     if isinstance(numbers, torch.Tensor):
         return numbers.float()
     return torch.from_numpy(np.array(array_of(numbers), dtype=np.float32))
+
+
+def bfloat16_where_fast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 for products, where the device has it in hardware; else the model's own dtype."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device has products of bfloat16 in hardware."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

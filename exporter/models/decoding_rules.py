@@ -98,22 +98,7 @@ def settings_of(kind: type[_M], told: Mapping[str, Any], where: str) -> _M:
 
 @dataclass(frozen=True)
 class DecodingRules:
-    """How targets are generated, greedily.
-
-    Attributes:
-        prompt: What each begins with: the start token, and of a speech model what follows it.
-        end_ids: Tokens that end one.
-        pad_id: Stands behind its end.
-        never: Tokens that are never taken.
-        never_first: Tokens that don't come first behind the prompt.
-        never_in_row: Sequences of tokens that are never completed.
-        no_repeat: Sequences of so many tokens come once; 0: as often as they like.
-        penalty: By which what has come already is made less likely; 1: not at all.
-        fewest: Tokens, those of the prompt included, before which none ends.
-        longest: Tokens of a target, those of the prompt included; None: no limit is named.
-        last: Tokens of which one comes where the longest target ends; none: whichever comes.
-        ignored: What the configs ask for and greedy answers don't heed: ``num_beams 4``.
-    """
+    """How targets are generated, greedily."""
 
     prompt: tuple[int, ...]
     end_ids: frozenset[int]
@@ -124,7 +109,7 @@ class DecodingRules:
     no_repeat: int = 0
     penalty: float = 1.0
     fewest: int = 0
-    longest: int | None = None
+    longest: int | None = None  # None: no limit is named
     last: tuple[int, ...] = ()
     ignored: tuple[str, ...] = ()
 

@@ -1,10 +1,4 @@
-"""The three graphs of an encoder-decoder, and how PyTorch is called as each of them.
-
-Files, inputs and outputs have optimum's names, so that its runtime loads the folder:
-``encoder_model.onnx``; ``decoder_model.onnx``, the first step, which fills the caches of both kinds
-of attention; and ``decoder_with_past_model.onnx``, each further step, which reads both and returns
-those of self-attention. What cross-attention reads never changes after the first step.
-"""
+"""The three graphs of an encoder-decoder, and how PyTorch is called as each of them."""
 
 from __future__ import annotations
 
@@ -20,7 +14,7 @@ from exporter.artifacts.plans.stacks import Stacks
 from exporter.errors import ExportError
 from exporter.models.anatomy.architectures import stacked_layers
 from exporter.models.anatomy.residual_stream import encoder_inputs
-from exporter.models.encoder_decoder_folder import ENCODER, FIRST_STEP, NEXT_STEP, Graph
+from exporter.models.model_folder import ENCODER, FIRST_STEP, NEXT_STEP, Graph
 from exporter.models.onnx_interface import cache_argument, new_cache
 
 if TYPE_CHECKING:
@@ -36,17 +30,7 @@ _BATCH, _SOURCE, _TOKENS, _STEP, _PAST = 2, 5, 3, 2, 4
 
 @dataclass(frozen=True)
 class EncoderDecoderInterface:
-    """What goes in and what comes out of each graph.
-
-    Attributes:
-        stacks: The layers of both.
-        reads_audio: Whether the encoder reads features ``[batch, mels, frames]`` of a fixed length,
-            else tokens ``[batch, source]`` with a mask.
-        heads: Of the decoder's attentions.
-        head_size: Of each of them.
-        cache_argument: The name under which the model takes its caches.
-        dtype: Of the features, the caches and the outputs.
-    """
+    """What goes in and what comes out of each graph."""
 
     stacks: Stacks
     reads_audio: bool
@@ -98,13 +82,7 @@ def interface_of_stacks(model: PreTrainedModel) -> EncoderDecoderInterface:
 
 
 class StackModule(torch.nn.Module):
-    """An encoder-decoder as one of its graphs: inputs by name, outputs in a list.
-
-    Args:
-        model: The model.
-        interface: Its.
-        graph: Which graph.
-    """
+    """An encoder-decoder as one of its graphs: inputs by name, outputs in a list."""
 
     def __init__(
         self, model: PreTrainedModel, interface: EncoderDecoderInterface, graph: Graph
@@ -113,14 +91,7 @@ class StackModule(torch.nn.Module):
         self.model, self.interface, self.graph = model, interface, graph
 
     def forward(self, inputs: Tensors) -> list[torch.Tensor]:
-        """Runs the graph.
-
-        Args:
-            inputs: As ``interface.inputs`` names them.
-
-        Returns:
-            As ``interface.outputs`` names them; caches hold the new positions too.
-        """
+        """Runs the graph."""
         if self.graph == ENCODER:
             return [self.model.get_encoder()(**inputs).last_hidden_state]
         caches = [new_cache(), new_cache()]

@@ -25,15 +25,7 @@ def scored_pairs(
     samples: int | None = None,
     progress: Progress = QUIET,
 ) -> CalibrationText:
-    """The samples that a user asked for; targets that aren't known are the model's own.
-
-    Args:
-        loaded: An encoder-decoder.
-        specs: One, as :func:`exporter.models.texts.pairs.read_pairs` takes it; none: ``pydoc`` for
-            a model of text, ``random`` for one without a tokenizer.
-        samples: How many.
-        progress: Told what goes on.
-    """
+    """The samples that a user asked for; targets that aren't known are the model's own."""
     reader = PairReader.of(loaded)
     _refuse_other_than_one(specs, loaded.ref.source, hears=reader.hears)
     usual = RANDOM if loaded.tokenizer is None else PYDOC

@@ -1,10 +1,4 @@
-"""onnxruntime-genai's ``genai_config.json``: rewritten for a decoder with fewer layers.
-
-The runtime composes the names of the caches from formats such as ``past_key_values.%d.key``. Its
-usual cache takes the numbers from the graph's own inputs, so gaps do no harm; other caches count
-from 0 to ``num_hidden_layers``, and need the caches renumbered. Source: ``src/config.h`` and
-``src/models/kv_cache.cpp`` of microsoft/onnxruntime-genai; versions 0.16 to 0.18.
-"""
+"""onnxruntime-genai's ``genai_config.json``: rewritten for a decoder with fewer layers."""
 
 from __future__ import annotations
 
@@ -36,12 +30,7 @@ _RENUMBER = "Number the caches that stay from 0: --renumber-kv."
 
 @dataclass(frozen=True)
 class GenaiConfig:
-    """A ``genai_config.json`` that names an ONNX file as its decoder.
-
-    Attributes:
-        path: The file.
-        content: What it holds.
-    """
+    """A ``genai_config.json`` that names an ONNX file as its decoder."""
 
     path: Path
     content: dict[str, Any]
@@ -53,14 +42,7 @@ class GenaiConfig:
 
 
 def find_config(source: Path) -> GenaiConfig | None:
-    """Reads the config beside an ONNX file, if there is one that names this file as its decoder.
-
-    Args:
-        source: The ONNX file.
-
-    Returns:
-        None where there is no config, or one of other files.
-    """
+    """Reads the config beside an ONNX file, if there is one that names this file as its decoder."""
     path = source.with_name(CONFIG_FILE)
     if not path.is_file():
         return None
@@ -112,13 +94,6 @@ def rewritten(
     File name, ``num_hidden_layers`` and lists of layers change; everything else stays, the
     formats of the names included. ``num_hidden_layers`` loses a layer for each that has no state
     left, since the runtime takes it for the number of caches.
-
-    Args:
-        config: The uncut decoder's.
-        target: The pruned ONNX file's name.
-        caches: The names of the uncut graph's inputs.
-        gone: Those of them that the pruned graph lacks.
-        renamed: Old name to new name of those that have another name now.
     """
     content = copy.deepcopy(config.content)
     decoder = _part(content, "model", "decoder")
@@ -132,12 +107,7 @@ def rewritten(
 
 
 def companions(config: GenaiConfig, own: Iterable[Path]) -> list[str]:
-    """What else of the config's folder the runtime may need, tokenizer files for one.
-
-    Args:
-        config: The uncut decoder's.
-        own: Files that belong to the uncut decoder alone.
-    """
+    """What else of the config's folder the runtime may need, tokenizer files for one."""
     folder = config.path.parent
     skipped = {path.name for path in own}
     named = {name for _, name in _file_names(config.content)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts.work import GraphWork
+from exporter.artifacts.comparison import GraphWork
 from exporter.files import sha256_files
 from graph_passes.files.storage import data_files, load_model, weight_bytes
 from graph_passes.finding.shapes import head_size
@@ -27,30 +27,15 @@ _SHORT_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE"
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """Sizes of an ONNX model.
-
-    Attributes:
-        file_bytes: What the graph's file and its external data take on disk together.
-        sha256: One hash over these files.
-        parameters: Weights that the graph computes with, packed ones unpacked; see
-            :func:`graph_passes.pipeline.graph_size`.
-        nodes: Nodes, subgraphs included.
-        precision: The type that holds most of the initializers' bytes, such as ``fp32``.
-        kv_cache_bytes_per_token: What one token of one sequence adds to the KV cache.
-        vocabulary: Rows of the table that ``input_ids`` looks up; None where there is none.
-        metadata: The model's ``metadata_props``.
-        inputs: Their names, in the graph's order; empty where no graph is read.
-        weight_bytes: Of all initializers.
-        operators: By operator, how many nodes; empty where no graph is read.
-    """
+    """Sizes of an ONNX model."""
 
     file_bytes: int
     sha256: str
     parameters: int
     nodes: int
-    precision: str
+    precision: str  # the type that holds most of the initializers' bytes, such as `fp32`
     kv_cache_bytes_per_token: int
-    vocabulary: int | None
+    vocabulary: int | None  # rows of the table that `input_ids` looks up; None where there is none
     metadata: dict[str, str]
     inputs: tuple[str, ...] = ()
     weight_bytes: int = 0

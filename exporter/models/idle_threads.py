@@ -1,8 +1,4 @@
-"""PyTorch's threads where others work too: as many as there are idle cores.
-
-A thread more than that waits for its turn on a core, and at the end of each matrix product all
-others wait for it.
-"""
+"""PyTorch's threads where others work too: as many as there are idle cores."""
 
 from __future__ import annotations
 
@@ -19,16 +15,10 @@ _FIRST_LOOK_S = 0.2
 
 @dataclass
 class IdleThreads:
-    """Looks now and then at what other processes take of the machine.
+    """Looks now and then at what other processes take of the machine."""
 
-    Attributes:
-        clock: In seconds.
-        sleep: Waits so many seconds.
-        times: Reads the kernel's counters.
-    """
-
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic  # in seconds
+    sleep: Callable[[float], None] = time.sleep  # waits so many seconds
     times: Callable[[], CpuTimes | None] = cpu_times
     _most: int = 0
     _set: int = 0

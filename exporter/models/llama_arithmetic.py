@@ -12,11 +12,7 @@ _WIDTH_UNIT = 256
 
 
 def other_arithmetic(config: Mapping[str, Any]) -> str:
-    """What of a config such servers would pass over, in words; empty where nothing is.
-
-    Args:
-        config: As ``config.json`` has it; one that doesn't tell tells nothing against it.
-    """
+    """What of a config such servers would pass over, in words; empty where nothing is."""
     kind = config.get("model_type")
     if kind is None:
         return other_class(_first_class(config.get("architectures")))

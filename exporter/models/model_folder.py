@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from exporter.artifacts.nouns import OF_IMAGES as OF_IMAGES
+from exporter.artifacts.base import OF_IMAGES as OF_IMAGES
 from exporter.artifacts.plans.dialects import layers_in, nested_configs
 from exporter.errors import ComparisonError, ModelSourceError, OnnxFileError, UnsafeModelError
 from exporter.models.genai_config import CONFIG_FILE
@@ -38,17 +38,10 @@ _POSITIONS_BEHIND_PADDING = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Where a model's files are.
-
-    Attributes:
-        onnx: The graph's file; of a model that is no graph, its file or folder.
-        tokenizer: ``tokenizer.json`` beside it, or None.
-        config: ``config.json`` beside it, or what ``genai_config.json`` tells in its words; empty
-            where there is neither.
-    """
+    """Where a model's files are."""
 
     onnx: Path
-    tokenizer: Path | None
+    tokenizer: Path | None  # `tokenizer.json` beside it, or None
     config: dict[str, Any]
 
     @classmethod
@@ -216,3 +209,23 @@ def find_onnx(path: Path) -> Path:
         )
     check_file(found[0], path)
     return found[0]
+
+
+Graph = Literal["encoder_model", "decoder_model", "decoder_with_past_model"]
+
+ENCODER: Graph = "encoder_model"
+FIRST_STEP: Graph = "decoder_model"
+"""The decoder's first step: it reads what the encoder gave, and fills both caches."""
+NEXT_STEP: Graph = "decoder_with_past_model"
+"""Each further step: it reads both caches."""
+GRAPHS: tuple[Graph, ...] = (ENCODER, FIRST_STEP, NEXT_STEP)
+
+
+def graph_file(folder: Path, graph: Graph) -> Path:
+    """Where a graph lies in its folder."""
+    return folder / f"{graph}.onnx"
+
+
+def holds_stacks(folder: Path) -> bool:
+    """Whether a folder holds an encoder-decoder's graphs, or some of them."""
+    return any(graph_file(folder, graph).is_file() for graph in (ENCODER, NEXT_STEP))

@@ -1,10 +1,4 @@
-"""The inputs and outputs of an exported model, and how PyTorch is called with the same ones.
-
-The names are optimum's: ``input_ids``, ``attention_mask``, ``position_ids`` and
-``past_key_values.N.key|value`` go in, ``logits`` and ``present.N.key|value`` come out. A model
-without a cache takes ``token_type_ids`` where it has them and gives ``last_hidden_state`` when it
-has no head. A model of images takes ``pixel_values`` alone.
-"""
+"""The inputs and outputs of an exported model, and how PyTorch is called with the same ones."""
 
 from __future__ import annotations
 
@@ -42,28 +36,16 @@ class CacheSlot:
 
 @dataclass(frozen=True)
 class OnnxInterface:
-    """What goes in and what comes out.
+    """What goes in and what comes out."""
 
-    Attributes:
-        token_inputs: int64 inputs ``[batch, sequence]``, ``attention_mask`` of the total length; or
-            ``pixel_values`` ``[batch, *image]``, in ``dtype``.
-        cache: One slot a layer; empty for a model that is exported without a cache.
-        main_output: ``logits`` ``[batch, sequence, vocabulary]`` or ``last_hidden_state``.
-        per_text: Whether a classifier gives one row of logits for each text or image,
-            ``[batch, classes]``.
-        cache_argument: The name under which the model takes its cache.
-        dtype: Of the cache and of the outputs.
-        length_keepers: In a pruned model, the layers that keep one number a token, from which it
-            reads how long the past is.
-        image: Of a model of images, their colours, height and width.
-    """
-
+    # int64 inputs `[batch, sequence]`, `attention_mask` of the total length
     token_inputs: tuple[str, ...]
     cache: tuple[CacheSlot, ...]
-    main_output: str
+    main_output: str  # `logits` `[batch, sequence, vocabulary]` or `last_hidden_state`
     cache_argument: str
     dtype: torch.dtype
     length_keepers: tuple[int, ...] = ()
+    # whether a classifier gives one row of logits for each text or image, `[batch, classes]`
     per_text: bool = False
     image: tuple[int, int, int] | None = None
 
@@ -114,15 +96,7 @@ class InterfaceModule(torch.nn.Module):
     def forward(
         self, tokens: dict[str, torch.Tensor], past: Sequence[torch.Tensor] = ()
     ) -> list[torch.Tensor]:
-        """Runs one step.
-
-        Args:
-            tokens: By the names of ``interface.token_inputs``; images too.
-            past: Keys and values in turn, as ``interface.past_names``; empty without a cache.
-
-        Returns:
-            As ``interface.output_names``; keys and values include the new positions.
-        """
+        """Runs one step."""
         if not self.interface.cache:
             output = self.model(**tokens)
             return [getattr(output, self.interface.main_output)]

@@ -28,14 +28,7 @@ def structure_for(
     cut: BranchReplacements,
     inputs: dict[str, torch.Tensor],
 ) -> PrunedStructure:
-    """Which modules of a model go, and what stands in their places; nothing is changed.
-
-    Args:
-        loaded: The model, whole.
-        deletions: The plan's.
-        cut: What takes which branch's place.
-        inputs: What the model is run on, to see what reads what.
-    """
+    """Which modules of a model go, and what stands in their places; nothing is changed."""
     from exporter.models.branch_modules import PrunedStructure
 
     model: Any = loaded.model
@@ -90,13 +83,7 @@ def _record(
 
 
 class _ReplacedPlace:
-    """Where in a branch its replacement stands, and which of its modules then only pass on.
-
-    Attributes:
-        module: The module that the replacement takes the place of; it is given the branch's input.
-        passing: Modules behind it.
-        adds_residual: Whether the module is given the stream too, and returns the sum.
-    """
+    """Where in a branch its replacement stands, and which of its modules then only pass on."""
 
     def __init__(self, model: Any, part: SublayerModules, paths: dict[Any, str]) -> None:
         self.module, self.passing, self.adds_residual = part.reads, [], False
@@ -167,12 +154,7 @@ def _lonely_norms(
 
 
 class _Trace:
-    """Which module made which tensor, and which tensor each branch read, in one run.
-
-    Attributes:
-        made: By layer, the modules of its own by the identity of what they made.
-        read: By branch, the identity of what it read.
-    """
+    """Which module made which tensor, and which tensor each branch read, in one run."""
 
     def __init__(self, model: Any, numbers: set[int], inputs: dict[str, torch.Tensor]) -> None:
         import torch

@@ -1,22 +1,110 @@
-"""What makes a model's folder one of sentence-transformers: its modules, pooling and prompts.
-
-The only place that reads those files. No code and no pickle is among them.
-"""
+"""What makes a model's folder one of sentence-transformers: its modules, pooling and prompts."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from exporter.errors import ModelSourceError
-from exporter.models.sentence_dense import WEIGHTS, Dense, read_dense
-from graph_passes.files.reading import read_json
-from graph_passes.fusing.pooling import MODES, PoolingMode
+from exporter.errors import ModelSourceError, first_line
+from exporter.files import sha256_file
+from graph_passes.files.locations import real
+from graph_passes.files.reading import TABLE_BYTES, check_file, copy_file, read_json
+from graph_passes.fusing.pooling import MODES, Activation, DenseLayer, PoolingMode
+
+WEIGHTS = "model.safetensors"
+_ACTIVATIONS: dict[str, Activation] = {
+    "Identity": "Identity", "Tanh": "Tanh", "ReLU": "Relu", "Sigmoid": "Sigmoid",
+}  # fmt: skip
+"""PyTorch's names of those that are known, and ONNX's."""
+_ARRAYS: dict[Activation, Any] = {
+    "Identity": lambda x: x,
+    "Tanh": np.tanh,
+    "Relu": lambda x: np.maximum(x, 0),
+    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One product."""
+
+    file: str
+    activation: Activation
+    sha256: str
+
+    @property
+    def layer(self) -> DenseLayer:
+        """Its weights, float32."""
+        return _layer(self.file, self.activation, self.sha256)
+
+    def __call__(self, vectors: Any) -> Any:
+        """Of ``[..., in]`` ``[..., out]``; of NumPy or of PyTorch."""
+        layer = self.layer
+        bias = np.zeros(len(layer.weight), np.float32) if layer.bias is None else layer.bias
+        if isinstance(vectors, np.ndarray):
+            return _ARRAYS[self.activation](vectors @ layer.weight.T + bias)
+        import torch
+
+        weight, added = (torch.from_numpy(each).to(vectors) for each in (layer.weight, bias))
+        product = vectors @ weight.T + added
+        name = self.activation.lower()
+        return product if name == "identity" else getattr(torch, name)(product)
+
+
+def read_dense(folder: Path, config: Mapping[str, Any]) -> Dense:
+    """A module Dense."""
+    named = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    if named not in _ACTIVATIONS:
+        raise ModelSourceError(
+            f"{folder} has the activation {named!r}; known are {', '.join(_ACTIVATIONS)}.",
+            "Let sentence-transformers apply this module.",
+            code="unknown-activation",
+        )
+    file = folder / WEIGHTS
+    check_file(file)
+    if not file.is_file():
+        raise ModelSourceError(
+            f"{file} is not there, but modules.json lists that module.",
+            "Fetch the whole folder; pickled weights (pytorch_model.bin) are not read.",
+            code="dense-missing",
+        )
+    found = Dense(str(file), _ACTIVATIONS[named], sha256_file(file))
+    _ = found.layer
+    return found
+
+
+@cache
+def _layer(file: str, activation: Activation, _sha256: str) -> DenseLayer:
+    try:
+        numbers = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, first_line(error)) from error
+    weight, bias = numbers.get("linear.weight"), numbers.get("linear.bias")
+    shapes = [None if each is None else each.shape for each in (weight, bias)]
+    if weight is None or weight.ndim != 2 or shapes[1] not in (None, weight.shape[:1]):
+        raise _unreadable(file, f"linear.weight and linear.bias have the shapes {shapes}")
+    return DenseLayer(
+        weight.astype(np.float32), None if bias is None else bias.astype(np.float32), activation
+    )
+
+
+def _unreadable(file: str, why: str) -> ModelSourceError:
+    return ModelSourceError(
+        f"{file} holds no product of vectors: {why}.",
+        "Fetch the model again.",
+        code="dense-unreadable",
+    )
+
 
 MODULES = "modules.json"
 """Which modules sentence-transformers makes a model of, and in which folder each has its files."""
@@ -45,24 +133,17 @@ _SWITCHES: dict[str, PoolingMode] = {
 
 @dataclass(frozen=True)
 class Pooling:
-    """How one vector is made of a text's token states.
+    """How one vector is made of a text's token states."""
 
-    Attributes:
-        modes: One at least; the vectors of several stand one after the other.
-        normalised: Whether the vector has length 1.
-        dense: Products that it goes through before that.
-    """
-
-    modes: tuple[PoolingMode, ...]
+    modes: tuple[PoolingMode, ...]  # one at least; the vectors of several stand one after the other
     normalised: bool = False
     dense: tuple[Dense, ...] = ()
 
     def __call__(self, states: Any, mask: Any) -> Any:
         """Each text's vector, ``[..., size]``; of NumPy or of PyTorch.
 
-        Args:
-            states: ``[..., tokens, hidden]``, floats.
-            mask: ``[..., tokens]``, 1 or True at tokens, 0 at padding; at least one a token.
+        states: `[..., tokens, hidden]`, floats.
+        mask: `[..., tokens]`, 1 or True at tokens, 0 at padding; at least one a token.
         """
         found = [_vector(mode, states, mask) for mode in self.modes]
         joined = found[0] if len(found) == 1 else _joined(found)
@@ -187,12 +268,7 @@ def pooling_of_model(model: Any) -> Pooling:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What stands before a model's texts.
-
-    Attributes:
-        by_name: As ``config_sentence_transformers.json`` has them.
-        default: The text of the default one; empty where there is none.
-    """
+    """What stands before a model's texts."""
 
     by_name: Mapping[str, str]
     default: str = ""
@@ -357,3 +433,61 @@ def _no_pooling(config: Path) -> ModelSourceError:
         "Fetch the whole folder; for a model from the Hub give the path of a downloaded one.",
         code="pooling-missing",
     )
+
+
+_NAMES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "*.spm", "spiece.model",
+)  # fmt: skip
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "normalizer.json")
+_TEXTS = {".json", ".jinja", ".model", ".txt", ".spm", ".vocab", ".bpe", ".tiktoken"}
+
+
+def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path, Path]]:
+    """Puts copies of what a model ships with into a staging folder.
+
+    Nothing that stands in the output's folder already is replaced, and nothing is copied where the
+    source and the output share a folder.
+    """
+    folder, final = source.parent, output.parent
+    if real(folder) == real(final):
+        return []
+    names = [path.name for path in sorted(folder.iterdir()) if _belongs(path)]
+    names += sentence_files(folder)
+    tops = dict.fromkeys(Path(name).parts[0] for name in names)
+    wanted = [top for top in tops if not (final / top).exists()]
+    _copy(folder, [name for name in names if Path(name).parts[0] in wanted], stage)
+    return [(stage / top, final / top) for top in wanted]
+
+
+def copy_processor_files(source: Path, folder: Path) -> None:
+    """Copies what says how a recording or an image becomes numbers into a staged folder."""
+    _copy(source, [name for name in _PROCESSORS if (source / name).is_file()], folder)
+
+
+def copy_sentence_files(source: Path, folder: Path) -> None:
+    """Copies what sentence-transformers reads of a model into a folder that the caller stages."""
+    _copy(source, sentence_files(source), folder)
+
+
+def settings_hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of what says how inputs become numbers, and answers vectors, by its name."""
+    names = [name for name in _PROCESSORS if (folder / name).is_file()]
+    with contextlib.suppress(ModelSourceError):  # told where vectors are made
+        names += sentence_files(folder)
+    for name in names:
+        check_file(folder / name, folder, limit=TABLE_BYTES)
+    return {name: sha256_file(folder / name) for name in names}
+
+
+def _belongs(path: Path) -> bool:
+    named = any(fnmatch(path.name, pattern) for pattern in _NAMES)
+    return named and path.suffix in _TEXTS and not path.is_dir()
+
+
+def _copy(folder: Path, names: list[str], target: Path) -> None:
+    for name in names:
+        check_file(folder / name, folder, limit=TABLE_BYTES)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(folder / name, target / name, folder)

@@ -32,16 +32,10 @@ _CHARACTERS_A_SECOND = 5_000  # a hundredth of what a slow one does
 
 @dataclass
 class Budget:
-    """What a stranger's tokenizer may take: its expressions can go back for ever.
-
-    Attributes:
-        where: Whose it is, for errors.
-        growth: By how much its replacements can make a text longer, at most.
-        seconds: What is left; each text brings some.
-    """
+    """What a stranger's tokenizer may take: its expressions can go back for ever."""
 
     where: str
-    growth: float
+    growth: float  # by how much its replacements can make a text longer, at most
     seconds: float = field(default_factory=lambda: _SECONDS)
 
     @classmethod

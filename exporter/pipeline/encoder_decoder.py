@@ -1,8 +1,4 @@
-"""The stages of `depthcut export` that make and compare the three graphs of an encoder-decoder.
-
-As in :mod:`exporter.pipeline.stages`, each returns its files, in the workplace, and what is worth
-remembering.
-"""
+"""The stages of `depthcut export` that make and compare the three graphs of an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -26,19 +22,18 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_stacks
 from exporter.errors import UsageError
 from exporter.files import staged_directory
-from exporter.heal.encoder_decoder import heal_stacks, refuse_other_ways
+from exporter.heal.healed import heal_stacks, refuse_other_ways
 from exporter.heal.options import TRAINED, HealOptions
-from exporter.models.companions import copy_processor_files
-from exporter.models.encoder_decoder_folder import GRAPHS
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_files import save_pretrained_files
+from exporter.models.model_folder import GRAPHS
+from exporter.models.sentence_folder import copy_processor_files
 from exporter.models.texts.paired import PAIRS
 from exporter.models.texts.pairs import read_pairs
 from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.options import Options, flag, is_given, key_at
-from exporter.pipeline.keys import Key, score_key
 from exporter.pipeline.request import QUICK, ExportRequest
-from exporter.pipeline.run import HEALING, Run, files_below
+from exporter.pipeline.run import HEALING, Key, Run, files_below, score_key
 from exporter.pipeline.stages import judge, parity_notes, published, say_pruned
 from exporter.progress import Progress
 from exporter.report.files import write_reports
@@ -52,14 +47,7 @@ _GRAPHS = tuple(f"{graph}.onnx*" for graph in GRAPHS)
 
 
 def refuse_unfit(request: ExportRequest) -> None:
-    """Refuses what an encoder-decoder can't be exported with, before anything is done.
-
-    Raises:
-        UsageError: With the option.
-        OptionError: The same, of comparing.
-        HealingError: A way of healing that changes kept weights.
-        PlanError: A budget that is more than numbers, or a search that runs the model.
-    """
+    """Refuses what an encoder-decoder can't be exported with, before anything is done."""
     budget = request.drops.budget
     if budget is not None:
         refuse_more_than_scores(budget, request.search)
@@ -124,13 +112,7 @@ def _unset(options: _O, *names: str) -> _O:
 
 
 def refuse_other_pairs(run: Run) -> None:
-    """Refuses lengths that recordings don't have, and to judge on what would decide the plan.
-
-    Raises:
-        OptionError: With the option.
-        ComparisonError: The evaluation pairs are those of the scores, or of the given plan.
-        TextSourceError: Pairs can't be read.
-    """
+    """Refuses lengths that recordings don't have, and to judge on what would decide the plan."""
     request = run.request
     if not request.compared:
         return

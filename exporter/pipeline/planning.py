@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.by_score import is_foreign_plan, validate_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.servers import refuse_unheld
-from exporter.artifacts.store import key_hash
+from exporter.artifacts.store import FOLDER, key_hash
 from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
 from exporter.choose.budgets.units import with_request
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
 from exporter.cut.branch_replacements import branch_replacements_of
@@ -31,9 +30,8 @@ from exporter.heal.plan_file import (
     write_healed_plan,
 )
 from exporter.models.changed_weights import refuse_streamed_changes
-from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.request import ExportRequest
-from exporter.pipeline.run import HEALING, Run, files_below
+from exporter.pipeline.run import HEALING, Key, Run, file_hash, files_below
 from exporter.report.sections.healing import healing_words
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.reading import copy_file
@@ -134,12 +132,6 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
     """Plans what holds a budget, on the exported baseline where its sizes or times matter.
 
     Costs and fits are kept in the output folder's memory, where an interrupted run finds them.
-
-    Returns:
-        The plan, and the numbers of its replacements if it has any.
-
-    Raises:
-        PlanError: There is no such plan; says what is reachable.
     """
     work = Workplace(run.request.out / FOLDER / _PLACE)
     graph = weighed = None

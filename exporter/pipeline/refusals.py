@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from exporter.artifacts import CalibrationRef, PruningPlan
-from exporter.artifacts.ledger import FOLDER
-from exporter.artifacts.nouns import nouns_of
+from exporter.artifacts.base import nouns_of
 from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.judges import refuse_few_judges
 from exporter.choose.selection.task_items import part_items, read_tasks
-from exporter.compare.judged_texts import decided_on, evaluation_texts, read_source
-from exporter.compare.prompts import questions
+from exporter.compare.evaluation import questions
+from exporter.compare.kept import decided_on, evaluation_texts, read_source
 from exporter.compare.quality.intervals import share_interval
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
@@ -55,11 +55,7 @@ _RESULTS: tuple[str, ...] = (
 
 
 def refuse_contradictions(request: ExportRequest) -> None:
-    """Refuses options that don't go together, on any machine.
-
-    Raises:
-        UsageError: With the options.
-    """
+    """Refuses options that don't go together, on any machine."""
     refuse_options(
         request.target,
         exporter=request.exporter,
@@ -76,11 +72,7 @@ def refuse_contradictions(request: ExportRequest) -> None:
 
 
 def refuse_bad_options(request: ExportRequest) -> None:
-    """Refuses what can be told without the model.
-
-    Raises:
-        DepthcutError: Of the stage that would fail.
-    """
+    """Refuses what can be told without the model."""
     refuse_contradictions(request)
     for source in (request.load, request.choosing):
         check_dtype(source.dtype)
@@ -203,23 +195,14 @@ def _refuse_modelopt(request: ExportRequest) -> None:
 
 
 def refuse_foreign_goals(run: Run) -> None:
-    """Refuses goals that the model can't be held to, before it is scored.
-
-    Raises:
-        PlanError: Its kind has no such figure, such as an encoder no perplexity.
-    """
+    """Refuses goals that the model can't be held to, before it is scored."""
     budget = run.request.drops.budget
     if budget is not None:
         budget.floors.of_model(judged_by(run.choosing.model))
 
 
 def refuse_unshowable(run: Run) -> None:
-    """Refuses limits of classes that too few texts or images are there for, before scoring.
-
-    Raises:
-        PlanError: They are too few to show that the limits hold, whatever is cut.
-        DepthcutError: They can't be read.
-    """
+    """Refuses limits of classes that too few texts or images are there for, before scoring."""
     budget, score = run.request.drops.budget, run.request.score
     if budget is None or not budget.floors:
         return
@@ -234,12 +217,7 @@ def refuse_unshowable(run: Run) -> None:
 
 
 def refuse_unpooled(run: Run) -> None:
-    """Refuses to pool what doesn't say how, before it is scored and exported.
-
-    Raises:
-        ModelSourceError: The folder doesn't say it, or says what a graph can't do.
-        ExportError: The model doesn't answer with token states.
-    """
+    """Refuses to pool what doesn't say how, before it is scored and exported."""
     if run.request.pooling and not run.ledger.has("export"):
         pooling_for(run.choosing)
 
@@ -248,9 +226,6 @@ def refuse_lost_caches(run: Run) -> None:
     """Refuses to take every cache out of a graph whose mask is as long as its caches.
 
     Who runs it reads that length from a cache; the graph alone doesn't say it.
-
-    Raises:
-        PlanError: Every attention is dropped, and the caches have a fixed length.
     """
     dropped = {
         each.layer for each in run.plan.plan.deletions if each.kind in ("attention", "block")
@@ -267,13 +242,7 @@ def refuse_lost_caches(run: Run) -> None:
 
 
 def refuse_useless(run: Run) -> None:
-    """Refuses a cut that ruins the model, where that was measured and no limit was asked for.
-
-    Raises:
-        UnmetGoalError: The perplexity more than doubles, healed or not; of an encoder the mean
-            cosine with the whole model's embeddings falls below :data:`USELESS_COSINE`; of a
-            classifier the share of texts that keep their class below :data:`USELESS_AGREEMENT`.
-    """
+    """Refuses a cut that ruins the model, where that was measured and no limit was asked for."""
     budget, plan = run.request.drops.budget, run.plan.plan
     if not run.request.refuses_useless or budget is None or budget.floors:
         return
@@ -339,11 +308,7 @@ def _smaller(budget: Budget, share: float) -> list[str]:
 
 
 def refuse_foreign_results(run: Run) -> None:
-    """Refuses to write over results that are none of ours.
-
-    Raises:
-        UsageError: One is there.
-    """
+    """Refuses to write over results that are none of ours."""
     out, ours = run.request.out, not run.ledger.is_new
     names = () if ours else _RESULTS
     if run.request.engines is not None and not run.ledger.has(ENGINES):
@@ -360,11 +325,7 @@ def refuse_foreign_results(run: Run) -> None:
 
 
 def refuse_reserved_replacements(plan: PruningPlan, path: Path) -> None:
-    """Refuses a plan whose file of replacements would stand where a result is to stand.
-
-    Raises:
-        PlanError: It is named like one of the results.
-    """
+    """Refuses a plan whose file of replacements would stand where a result is to stand."""
     name = "" if plan.replacements is None else Path(plan.replacements.path).parts[0]
     if name in {*_RESULTS, *QUANTIZED.values(), ENGINES, HEALING, FOLDER}:
         raise PlanError(

@@ -117,22 +117,7 @@ class EngineRequest(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest(Options):
-    """Everything that `depthcut export` needs to know.
-
-    Attributes:
-        exporter: For the target ``portable``; None: PyTorch's own.
-        opset: None: 20 for PyTorch's exporter, optimum's own choice for optimum.
-        cache_length: 0 lets them grow, None takes the usual number.
-        heal: A search by damage weighs it as it chooses, else it is fitted to the plan. None for
-            nothing, or for what the plan brings.
-        stream_dir: None: in memory, if they fit.
-        choose_dtype: The weights' while the model is scored, searched and healed; None: as both
-            models are written.
-        shared: A folder of finished stages, for output folders that have some in common.
-        refuses_useless: Whether a cut that ruins the model ends the export.
-        quick: Whether options have the values of :data:`QUICK` that nobody has asked for.
-        in_stacks: Whether the model is an encoder-decoder, which is healed after it was planned.
-    """
+    """Everything that `depthcut export` needs to know."""
 
     source: str = argument("MODEL")
     out: OutputFolder = required("Folder for all results.", "-o", "--output")
@@ -246,7 +231,7 @@ class ExportRequest(Options):
         section=LOADING,
         config_only=True,
     )
-    choose_dtype: Dtype | None = None
+    choose_dtype: Dtype | None = None  # None: as both models are written
     shared: OutputFolder | None = option(
         None,
         "Take finished stages from this folder and leave new ones there, so that a model is scored "

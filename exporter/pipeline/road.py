@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.artifacts import ComparisonReport, PruneReport
-from exporter.artifacts.ledger import locked
+from exporter.artifacts.store import locked
 from exporter.export.forms.targets import TARGETS
 from exporter.heal.options import HealOptions
-from exporter.pipeline import checkpoint, encoder_decoder, keys, planning, stages, streaming
-from exporter.pipeline.engines import build, engines_key
-from exporter.pipeline.quantizing import quantize, quantize_key, with_method
+from exporter.pipeline import encoder_decoder, planning, stages, streaming
+from exporter.pipeline import run as keys
+from exporter.pipeline import stages as checkpoint
+from exporter.pipeline.quantizing import SHARED, quantize, quantize_key, take_or_make, with_method
 from exporter.pipeline.refusals import (
     refuse_bad_options,
     refuse_foreign_goals,
@@ -25,7 +26,7 @@ from exporter.pipeline.refusals import (
 )
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, Run
-from exporter.pipeline.shared import SHARED, take_or_make
+from exporter.pipeline.stages import build, engines_key
 from exporter.progress import QUIET, Progress
 
 _Made = tuple[list[Path], Any]
@@ -53,9 +54,6 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     baseline-quantized/, candidate-quantized/ and engines/, all of this run.
     When it fails or is cut short, the folder holds what it held before, and the next run finds the
     stages that were finished.
-
-    Raises:
-        DepthcutError: The subclass of the stage that failed.
     """
     refuse_bad_options(request)
     with locked(request.out):
@@ -71,9 +69,6 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
     """Walks the same road up to the comparison, for models that this machine can't run.
 
     There is no report then; one of an earlier run goes where it speaks of other models.
-
-    Raises:
-        DepthcutError: The subclass of the stage that failed.
     """
     refuse_bad_options(request)
     with locked(request.out):

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections.abc import Iterable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, library_versions
-from exporter.artifacts.ledger import StageLedger
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.store import StageLedger
+from exporter.compare.options import QualityOptions
+from exporter.engines.environment import default_threads, gpu_name, processor_name
+from exporter.errors import TextSourceError
+from exporter.files import sha256_file
 from exporter.heal.plan_file import FOLDER_PLAN, report_of
 from exporter.models.changed_weights import change_weights
+from exporter.models.graph_facts import read_facts
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.sources import SourceOptions, encoder_decoder_config, source_sha256
+from exporter.models.model_folder import find_model
+from exporter.models.sentence_folder import longest_text
+from exporter.models.texts.images import read_images
+from exporter.models.texts.pairs import read_pairs
+from exporter.models.texts.sources import PYDOC, Part
 from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
+from exporter.report.files import REPORTS
 
 ARMS = {"baseline": "export", "candidate": "prune"}
 """The folders of both models, and the stages that make them."""
@@ -33,15 +47,7 @@ ENGINES = "engines"
 
 
 class Run:
-    """The request, the ledger of finished stages, and the model once it is needed.
-
-    Attributes:
-        request: What was asked for.
-        progress: Hears what goes on.
-        ledger: What is finished.
-        versions: Of the libraries, and Python's.
-        source_sha256: Of what defines the model.
-    """
+    """The request, the ledger of finished stages, and the model once it is needed."""
 
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
         self.request = request
@@ -96,11 +102,7 @@ class Run:
             return load_model(self.request.source, **vars(options))
 
     def healed_model(self) -> LoadedModel:
-        """The PyTorch model with the weights that the plan changes; the whole one is let go of.
-
-        Raises:
-            PlanError: The plan's weights are not this model's.
-        """
+        """The PyTorch model with the weights that the plan changes; the whole one is let go of."""
         loaded = self.loaded
         if self.plan.changed_weights:
             self.free_model()
@@ -164,11 +166,7 @@ class Run:
         return {arm: self.ledger.path(folder) for arm, folder in names.items()}
 
     def forget_others(self, stage: str) -> None:
-        """Takes what a stage made of other graphs out of the results, where it isn't run now.
-
-        Args:
-            stage: It notes what it was made from, as :meth:`sources` tells it.
-        """
+        """Takes what a stage made of other graphs out of the results, where it isn't run now."""
         if self.ledger.has(stage) and self.ledger.notes(stage) != self.sources():
             self.progress.say(f"{stage}: its results are removed, they were made from other graphs")
             self.ledger.forget(stage)
@@ -177,3 +175,114 @@ class Run:
 def files_below(folder: Path) -> list[Path]:
     """All files of a folder, as a stage hands them to the ledger."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+Key = dict[str, Any]
+
+
+def score_key(run: Run) -> Key:
+    """The model, how it is loaded, the text."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.choosing),
+        "score": vars(run.request.score),
+        "texts": _text_hashes(run, run.request.score.calibration, "calibration"),
+        "versions": run.versions,
+    }
+
+
+def export_key(run: Run) -> Key:
+    """The model, and how it is written."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.load),
+        "target": run.request.target,
+        "cache_room": run.request.cache_room,
+        "exporter": run.request.exporter,
+        "opset": run.request.opset,
+        "pooling": run.request.pooling,
+        "versions": run.versions,
+    }
+
+
+def prune_key(run: Run) -> Key:
+    """The exported graph, and the plan."""
+    return {
+        "baseline": run.ledger.files_hash("export"),
+        "plan": run.ledger.files_hash("plan"),
+        "healed": run.ledger.files_hash(HEALING) if run.request.heals_plan else None,
+        "versions": run.versions,
+    }
+
+
+def measure_key(run: Run) -> Key:
+    """Both graphs, what was made of them, the text, and the machine."""
+    longest = longest_text(run.ledger.path("baseline"))
+    compare = run.request.compare.for_texts(longest)
+    return {
+        **({} if longest is None else {"longest_text": longest}),
+        "writes": REPORTS,
+        "candidate": run.ledger.files_hash("prune"),
+        "baseline": run.ledger.files_hash("export"),
+        "plan": run.ledger.files_hash("plan"),
+        "healed": run.ledger.files_hash(HEALING) if run.request.heals_plan else None,
+        "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
+        "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
+        "options": vars(compare) | {"prefill_lengths": compare.prompt_lengths},
+        "texts": _text_hashes(run, run.request.compare.texts, "evaluation"),
+        "also": [read_facts(find_model(path).onnx).sha256 for path in run.request.also],
+        "tasks": _question_hashes(run.request.compare.quality),
+        "calibration": run.ledger.files_hash("score"),
+        "machine": [processor_name(), default_threads(), gpu_name()],
+        "versions": run.versions,
+    }
+
+
+def request_key(request: ExportRequest, source_sha256: str, plan: str | None) -> Key:
+    """Everything that a whole run depends on, but for the machine that it is measured on."""
+    asked = asdict(request) | {"out": None, "redo": None, "shared": None}
+    asked["drops"] = asked["drops"] | {"plan": None}
+    heal, quantize = request.heal, request.quantize
+    texts: list[str | None] = [*request.score.calibration, *request.compare.texts]
+    texts += () if heal is None else (*heal.calibration, heal.check_text)
+    texts += () if quantize is None else (*quantize.calibration, str(quantize.gguf))
+    return {
+        "model": source_sha256,
+        "asked": asked,
+        "plan": plan,
+        "texts": [file_hash(text) for text in texts],
+        "tasks": _question_hashes(request.compare.quality),
+        "items": [file_hash(str(path)) for path in request.search.task_files],
+        "writes": REPORTS,
+        "versions": {**library_versions(), "python": platform.python_version()},
+    }
+
+
+def _question_hashes(quality: QualityOptions) -> list[str | None]:
+    """Of the user's prompts, and of the tasks' files where they are local."""
+    folder, prompts = quality.task_data, quality.prompts
+    names = () if folder is None else quality.tasks  # mteb's are no files
+    files = [*([prompts] if prompts else []), *(f"{folder}/{name}.jsonl" for name in names)]
+    return [file_hash(str(file)) for file in files]
+
+
+def _text_hashes(run: Run, specs: Iterable[str], part: Part) -> list[str | None]:
+    """Of the texts that are files; of an encoder-decoder with the recordings that they name."""
+    if not run.is_encoder_decoder:
+        return [file_hash(text) for text in specs]
+    named = [text for text in specs if text != PYDOC]
+    return [read_pairs(text, part=part, sound=run.hears).content_sha256 for text in named]
+
+
+def file_hash(source: str | None) -> str | None:
+    """The hash of a text or plan that is a file, or of a folder's images; else None.
+
+    That is for a name such as ``pydoc``, and for a folder of something else.
+    """
+    if source is None or not Path(source).exists():
+        return None
+    if Path(source).is_file():
+        return sha256_file(Path(source))
+    with contextlib.suppress(TextSourceError):
+        return read_images(source, part="calibration").content_sha256
+    return None

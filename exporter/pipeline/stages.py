@@ -1,40 +1,191 @@
-"""The stages of `depthcut export` that score the model, make both graphs and compare them.
-
-Each returns its files, in the workplace, and what is worth remembering.
-"""
+"""The stages of `depthcut export` that score the model, make both graphs and compare them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck, PruneReport
+from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck, PruneReport, PruningPlan
+from exporter.artifacts.comparison import FolderUses
+from exporter.checkpoint.facts import CheckpointFacts
+from exporter.checkpoint.model_card import CardSources, checkpoint_uses, model_card
+from exporter.checkpoint.pruned_model import load_pruned, refuse_tokenless
+from exporter.checkpoint.streamed import layers_of
+from exporter.checkpoint.write import CARD, write_checkpoint
 from exporter.compare.kept import forget
 from exporter.compare.session import compare
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
+from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import gate_where_installed
-from exporter.engines.usage import USE_FILE, write_graph_use
+from exporter.engines.build.libraries import ask_driver
+from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
+from exporter.engines.usage import (
+    USE_FILE,
+    UsedModel,
+    engine_uses,
+    graph_uses,
+    write_graph_use,
+    write_use,
+)
 from exporter.errors import VerificationError
 from exporter.export.forms.targets import TARGETS, write_form
-from exporter.files import staged_directory
-from exporter.models.companions import copy_processor_files, copy_sentence_files
+from exporter.files import sha256_file, staged_directory, write_text
+from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_files import save_pretrained_files
-from exporter.models.texts.image_reader import reads_images
+from exporter.models.sentence_folder import copy_processor_files, copy_sentence_files, longest_text
+from exporter.models.texts.images import reads_images
 from exporter.pipeline import streaming
-from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
-from exporter.pipeline.run import ENGINES, QUANTIZED, Run, files_below
-from exporter.pipeline.uses import folder_uses
-from exporter.report.files import write_reports
+from exporter.pipeline.request import EngineRequest
+from exporter.pipeline.run import (
+    CHECKPOINT,
+    ENGINES,
+    QUANTIZE,
+    QUANTIZED,
+    Key,
+    Run,
+    export_key,
+    files_below,
+    prune_key,
+)
+from exporter.report.files import REPORTS, write_reports
 from exporter.score import score
 from graph_passes.files.placing import remove_tree
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
     from graph_passes.files.unfinished import Unfinished
+
+_CANDIDATE = "candidate"
+CARD_STAGE = "card"
+
+
+def refuse_early(run: Run) -> None:
+    """Refuses a model that has no such checkpoint before it is scored and exported."""
+    if run.request.checkpoint and not run.ledger.has(CHECKPOINT):
+        refuse_tokenless(run.choosing.model)
+        if run.request.stream:
+            layers_of(run.choosing.model)
+
+
+def checkpoint_key(run: Run) -> Key:
+    """The model, the plan, and the graph that the checkpoint is held against."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.load),
+        "candidate": run.ledger.files_hash("prune"),
+        "plan": run.plan.sha256,
+        "versions": run.versions,
+    }
+
+
+def card_key(run: Run) -> Key:
+    """The checkpoint, and what was measured."""
+    return {
+        "checkpoint": run.ledger.files_hash(CHECKPOINT),
+        "measured": run.ledger.files_hash("measure") if run.request.compared else None,
+        "reports": REPORTS,
+    }
+
+
+def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
+    """Writes the checkpoint, reads it back, and holds it against the candidate's graph."""
+    loaded, plan = run.healed_model(), run.plan
+    run.free_model()  # It is pruned in place: whoever wants the whole model loads it again.
+    folder = _candidate_in_work(run) / CHECKPOINT
+    remove_tree(folder)
+    facts = write_checkpoint(
+        loaded, plan.plan, folder, replacements=plan.replacements, progress=run.progress
+    )
+    del loaded
+    _check(run, folder, facts)
+    return files_below(folder), facts.model_dump(mode="json")
+
+
+def _check(run: Run, folder: Path, facts: CheckpointFacts) -> None:
+    from exporter.export.parity import check_export
+
+    dtype = run.request.load.dtype
+    checks = check_export(
+        load_meta(str(folder), dtype=dtype, pruned=True)
+        if run.request.stream
+        else load_pruned(folder, dtype=dtype),
+        folder.parent / "model.onnx",
+        layers=facts.kept,
+        provider=parity_provider(run),
+        progress=run.progress,
+    )
+    judge(run, "candidate against the checkpoint", checks)
+
+
+def write_card(run: Run) -> tuple[list[Path], None]:
+    """Writes the model card, with what was measured."""
+    facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
+    plan = run.plan.plan
+    sources = CardSources(
+        plan=plan,
+        importance=run.importance if _rests_on_scores(run, plan) else None,
+        healing=run.healing,
+        report=_report(run),
+    )
+    path = _candidate_in_work(run) / CHECKPOINT / CARD
+    write_text(path, model_card(facts, sources))
+    return [path], None
+
+
+def _rests_on_scores(run: Run, plan: PruningPlan) -> bool:
+    """A plan that was given may rest on other scores than this run's, or on none."""
+    scored = run.request.scored
+    return scored and plan.importance_sha256 == sha256_file(run.ledger.path("importance.json"))
+
+
+def _report(run: Run) -> ComparisonReport | None:
+    if not run.request.compared:
+        return None
+    return ComparisonReport.read(run.ledger.path("report.json"))
+
+
+def keep_with_candidate(run: Run) -> None:
+    """Takes a checkpoint that is still valid along, where the candidate was made anew."""
+    if (run.ledger.work / _CANDIDATE).is_dir():
+        _candidate_in_work(run)
+
+
+def _candidate_in_work(run: Run) -> Path:
+    """The candidate's folder in the workplace, whole; what is not new in it is linked."""
+    for stage in ("prune", CHECKPOINT, CARD_STAGE):
+        run.ledger.take_along(stage, _CANDIDATE)
+    return run.ledger.work / _CANDIDATE
+
+
+_ARMS = ("candidate", "baseline")
+
+
+def folder_uses(run: Run) -> list[FolderUses]:
+    """For each folder that this run has written, the pruned model's before the whole one's."""
+    names = [QUANTIZED[arm] for arm in _ARMS] if run.request.quantize is not None else []
+    found = [
+        graph_uses(run.ledger.path(name) / "model.onnx", folder=name) for name in (*names, *_ARMS)
+    ]
+    if run.request.engines is not None:
+        found = [arm_engine_uses(run, arm, folder=f"{ENGINES}/{arm}") for arm in _ARMS] + found
+    if run.request.checkpoint:
+        facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
+        found.append(checkpoint_uses(facts, folder=f"candidate/{CHECKPOINT}"))
+    return found
+
+
+def arm_engine_uses(run: Run, arm: str, *, folder: str = ".") -> FolderUses:
+    """Those of one model's engines, whose tokenizer lies with the graph that they are made from."""
+    source = run.built_from()[arm]
+    model = UsedModel.read(source / "model.onnx", [source])
+    speaks = model.generates and model.has_tokenizer
+    return engine_uses(f"../../{source.name}" if speaks else None, folder=folder)
+
 
 WRITTEN_ANEW = ("model.onnx", "model.onnx*.data", USE_FILE)
 """Patterns of what of a model's folder is written anew for another form of it."""
@@ -245,3 +396,61 @@ def parity_notes(run: Run, stage: str) -> list[ParityCheck]:
     arm = {"export": "baseline", "prune": f"candidate, modules {done}"}[stage]
     checks = [ParityCheck.model_validate(note) for note in run.ledger.notes(stage)]
     return [check.model_copy(update={"name": f"{check.name} ({arm})"}) for check in checks]
+
+
+_USUAL = 2048  # what an engine serves at least, as exporter.engines.build.profiles has it
+_USUAL_CONTEXT = 4096
+
+
+def engines_key(run: Run, wanted: EngineRequest) -> Key:
+    """Both graphs, how they are built, and for which card where that is the one that is here."""
+    return {
+        **run.sources(),
+        "quantized": run.ledger.files_hash(QUANTIZE) if run.request.by_modelopt else None,
+        "backend": wanted.backend,
+        "builds": wanted.builds,
+        "split": wanted.split,
+        "settings": asdict(wanted.settings),
+        "devices": [str(device) for device in ask_driver().devices],
+        "ranges": str(_ranges(run)),
+        "versions": run.versions,
+    }
+
+
+def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
+    """Builds the engines of both models; what they were built from is noted."""
+    folder = run.ledger.work / ENGINES
+    with staged_directory(folder) as stage:
+        for arm, source in run.built_from().items():
+            (stage / arm).mkdir()
+            graph = source / "model.onnx"
+            built = build_engines(
+                graph,
+                stage / arm,
+                split=wanted.split,
+                builds=wanted.builds,
+                ranges=fitting(graph_inputs(graph), _ranges(run)),
+                backend=wanted.backend,
+                settings=wanted.settings,
+                progress=run.progress,
+            )
+            for path, record in built:
+                layers = sum(record.layers.values())
+                run.progress.say(
+                    f"engines: {arm}, {path.name}: {record.engine_bytes / 1e6:.1f} MB, "
+                    f"{layers} layers, in {record.total_s:.1f} s"
+                )
+            write_use(arm, arm_engine_uses(run, arm), stage / arm)
+    return files_below(folder), run.sources()
+
+
+def _ranges(run: Run) -> Ranges:
+    """Usual ranges, widened to what is measured."""
+    options = run.request.compare.for_texts(longest_text(run.ledger.path("baseline")))
+    prompts = (*options.prompt_lengths, options.eval_sequence_length)
+    contexts = options.decode_past_lengths or (1,)
+    return Ranges(
+        batch=Span(1, min(options.batches), max(options.batches)),
+        prompt=Span(1, max(options.prompt_lengths or (1,)), max(_USUAL, *prompts)),
+        context=Span(1, max(contexts), max(_USUAL_CONTEXT, *contexts)),
+    )

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exporter.artifacts import ImportanceReport
-from exporter.artifacts.ledger import FOLDER
-from exporter.artifacts.store import key_hash
+from exporter.artifacts.store import FOLDER, key_hash
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
-from exporter.pipeline.keys import Key
 from exporter.pipeline.request import ExportRequest
-from exporter.pipeline.run import Run
+from exporter.pipeline.run import Key, Run
 from exporter.processes import available_bytes
 from exporter.score import score as score_model
 from graph_passes.files.placing import remove_tree
@@ -26,11 +24,7 @@ _LEAVE_OUT = "leave one of the two out."
 
 
 def refuse_unstreamable(request: ExportRequest) -> None:
-    """Refuses what needs the whole model in memory.
-
-    Raises:
-        UsageError: It says which option.
-    """
+    """Refuses what needs the whole model in memory."""
     if not request.stream:
         return
     budget, search = request.drops.budget, request.search.search
@@ -50,11 +44,7 @@ def refuse_unstreamable(request: ExportRequest) -> None:
 
 
 def refuse_large_comparison(run: Run) -> None:
-    """Refuses before hours of work what would fail after them: running both models at once.
-
-    Raises:
-        UsageError: There isn't memory enough for that.
-    """
+    """Refuses before hours of work what would fail after them: running both models at once."""
     if not (run.request.stream and run.request.compared):
         return
     needed = int(2 * _SESSION_SPARE * _hollow(run.loaded).weights.nbytes())
@@ -69,11 +59,7 @@ def refuse_large_comparison(run: Run) -> None:
 
 
 def refuse_wide_check(run: Run) -> None:
-    """Refuses before hours of work bfloat16 that can't be checked after them.
-
-    Raises:
-        UsageError: There isn't memory enough for its weights in float32, which the check holds.
-    """
+    """Refuses before hours of work bfloat16 that can't be checked after them."""
     if not (run.request.stream and run.request.load.dtype == "bfloat16"):
         return
     needed, free = 2 * _hollow(run.loaded).weights.nbytes(), available_bytes()
@@ -98,17 +84,7 @@ def score(run: Run) -> ImportanceReport:
 
 @contextlib.contextmanager
 def going_on(run: Run, stage: str, key: Key, folder: Path) -> Iterator[Unfinished | None]:
-    """Where a stage's weights grow, so that the next run goes on when this one is interrupted.
-
-    Args:
-        run: The run.
-        stage: The stage's name.
-        key: All that it depends on.
-        folder: Where its graph and weights stand at the end.
-
-    Yields:
-        None where the weights aren't streamed: they are written in no time.
-    """
+    """Where a stage's weights grow, so that the next run goes on when this one is interrupted."""
     if not run.request.stream:
         yield None
         return

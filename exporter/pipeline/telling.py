@@ -1,4 +1,4 @@
-"""The side of :mod:`exporter.pipeline.children` that works.
+"""The side of :mod:`exporter.pipeline.sweep.job` that works.
 
 The process is told whose child it is, and its work in one line on standard input. What it has to
 say goes to standard output, one JSON object a line: ``say`` and ``detail``; ``task``, ``advance``
@@ -24,11 +24,7 @@ INTERRUPTED = 130
 
 
 class Told:
-    """A progress listener that passes everything on.
-
-    Args:
-        events: Where to.
-    """
+    """A progress listener that passes everything on."""
 
     def __init__(self, events: TextIO) -> None:
         self._events = events
@@ -68,11 +64,7 @@ class _Steps:
 
 
 def work(job: Callable[[str, Progress], dict[str, Any]]) -> int:
-    """What a worker's main does; gives the exit code.
-
-    Args:
-        job: Is given the request and a listener; gives the last word.
-    """
+    """What a worker's main does; gives the exit code."""
     end_with_parent(int(sys.argv[1]))
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,21 +18,30 @@ from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec
-from exporter.errors import CalibrationError
+from exporter.errors import CalibrationError, QuantizationError, first_line
 from exporter.models.anatomy.residual_stream import ranks_pairs
 from exporter.models.model_folder import ModelFolder
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.image_reader import ImageReader, of_pixels
-from exporter.models.texts.images import read_images
+from exporter.models.texts.images import ImageReader, of_pixels, read_images
 from exporter.models.texts.mixtures import joined, refuse_same
-from exporter.models.texts.packing import pack_tokens
-from exporter.models.texts.passages import LONGEST_PAIR, drawn_pairs, pack_pairs, pairs_to_read
+from exporter.models.texts.passages import (
+    LONGEST_PAIR,
+    drawn_pairs,
+    pack_pairs,
+    pack_tokens,
+    pairs_to_read,
+)
 from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
+from exporter.optional import require
 from exporter.progress import QUIET, Progress
-from exporter.quantize.products import Product
-from graph_passes.files.storage import write_files
+from exporter.quantize.products import Product, Products, Quantised
+from exporter.quantize.refusals import refuse_not_finite
+from graph_passes.files.storage import load_model, write_files
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _SAMPLES, _LENGTH = 32, 512
 _LEAST_LENGTH = 16
@@ -181,8 +192,7 @@ def second_moments(
 
     The model is run once for as many inputs as fit one gigabyte of moments.
 
-    Yields:
-        The input, and ``[K, K]``.
+    The input, and ``[K, K]``.
     """
     watched = {product.node.inputs[0]: product for product in products}
     readers = {value: product for value, product in watched.items() if value is not None}
@@ -238,3 +248,117 @@ def _with_outputs(model: ir.Model, readers: Mapping[ir.Value, Product], folder: 
         for value in untyped:
             value.type = None
     return folder / _FILE
+
+
+_MODULE = "onnxruntime.quantization"
+_FLOAT, _INT8 = "float.onnx", "int8.onnx"
+_TIED = "it reads the embedding's table through a Transpose"
+
+
+def quantise_activations(
+    model: ir.Model,
+    found: Products,
+    stage: Path,
+    tokens: CalibrationText | None,
+    threads: int,
+) -> tuple[ir.Model, Quantised]:
+    """Has ONNX Runtime quantise a graph's products: weights and what they are multiplied with.
+
+    ``int8-dynamic`` takes the activations' scales anew in each run, ``int8-qdq`` once from a text.
+    """
+    for product in found.products:
+        refuse_not_finite(product.matrix(), product.name)
+    plain = [_named(product) for product in found.products if not _is_turned(product)]
+    write_files(model, stage, _FLOAT, "compact")
+    try:
+        with _silence():
+            if tokens is None:
+                _dynamic(stage)
+            else:
+                _static(stage, plain, tokens, threads)
+    except Exception as error:  # the quantisers raise whatever comes
+        raise QuantizationError(
+            f"ONNX Runtime's quantiser fails on the graph: {first_line(error)}.",
+            "Choose another scheme: --quantize int8.",
+        ) from error
+    result = load_model(stage / _INT8)
+    result.metadata_props.update(model.metadata_props)
+    done = Quantised.of_result(found, result, 8, _why_left)
+    if not done.bits[8]:
+        name, why = next(iter(done.in_float.items()))
+        raise QuantizationError(
+            f"ONNX Runtime's quantiser left every product in float: {name}: {why}.",
+            "Choose another scheme: --quantize int8.",
+            code="nothing-to-quantize",
+        )
+    return result, done
+
+
+def _dynamic(stage: Path) -> None:
+    module = require(_MODULE, extra="cpu")
+    module.quantize_dynamic(
+        str(stage / _FLOAT),
+        str(stage / _INT8),
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=module.QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def _static(stage: Path, names: list[str], tokens: CalibrationText, threads: int) -> None:
+    module = require(_MODULE, extra="cpu")
+    with OnnxRuntimeRunner(stage / _FLOAT, threads=threads) as runner:
+        inputs = list(feeds(runner, tokens))
+    module.quantize_static(
+        str(stage / _FLOAT),
+        str(stage / _INT8),
+        _reader(inputs),
+        quant_format=module.QuantFormat.QDQ,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_quantize=names,  # or attention's products of two activations would go along
+        per_channel=True,
+        activation_type=module.QuantType.QUInt8,
+        weight_type=module.QuantType.QInt8,
+        use_external_data_format=True,
+        # Results in 8 bits as well cost SmolLM2 more than their inputs do.
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+    )
+
+
+def _reader(inputs: list[dict[str, object]]) -> Any:
+    """A text's samples as ONNX Runtime's calibration asks for them: one a call, then None."""
+    base: Any = require(f"{_MODULE}.calibrate", extra="cpu").CalibrationDataReader
+    waiting = iter(inputs)
+
+    class Reader(base):  # type: ignore[misc]
+        def get_next(self) -> dict[str, object] | None:
+            return next(waiting, None)
+
+    return Reader()
+
+
+def _is_turned(product: Product) -> bool:
+    return product.node.inputs[1] is not product.weight
+
+
+def _named(product: Product) -> str:
+    """Its name; its node gets it, where it has none."""
+    product.node.name = product.name
+    return product.name
+
+
+def _why_left(product: Product) -> str:
+    return _TIED if _is_turned(product) else "the quantiser left it out"
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the quantisers' advice, which is not about what was asked for, off the console."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,12 +1,4 @@
-"""fp8, int8 and int4-AWQ for TensorRT: NVIDIA's ModelOpt, in an environment of its own.
-
-ModelOpt wants another onnx and ONNX Runtime than ours (``nvidia-modelopt[onnx]`` 0.47: onnx 1.21,
-onnxruntime-gpu 1.24), so its Python is named and run as a process of its own. It calibrates on the
-CPU. It rewrites the file that it is given, so it is given a copy, and drops a graph's notes and
-shapes, which are put back. Its ONNX Runtime has no TensorScatter, so it takes graphs whose caches
-grow. Of ``int4-awq`` :func:`exporter.export.forms.tensorrt.rewrite_decoder` can put them in place
-afterwards; fp8 and int8 have quantised values before Attention, too, and keep caches that grow.
-"""
+"""fp8, int8 and int4-AWQ for TensorRT: NVIDIA's ModelOpt, in an environment of its own."""
 
 from __future__ import annotations
 
@@ -60,11 +52,7 @@ _MODES: Mapping[Scheme, _Mode] = {
 
 
 def modelopt_version(python: Path) -> str:
-    """Which ModelOpt a Python has.
-
-    Raises:
-        MissingDependencyError: That Python is not there, or has no ModelOpt.
-    """
+    """Which ModelOpt a Python has."""
     if not python.is_file():
         raise MissingDependencyError(
             f"There is no Python {python} to run ModelOpt with.",
@@ -81,20 +69,12 @@ def modelopt_version(python: Path) -> str:
 
 
 def method_of(scheme: Scheme, python: Path) -> str:
-    """What a record calls ModelOpt's way to make a scheme, with its version.
-
-    Raises:
-        MissingDependencyError: That Python is not there, or has no ModelOpt.
-    """
+    """What a record calls ModelOpt's way to make a scheme, with its version."""
     return f"modelopt {modelopt_version(python)}, {_MODES[scheme].method}"
 
 
 def refuse_caches_in_place(model: ir.Model, source: Path) -> None:
-    """Refuses a graph that ModelOpt's ONNX Runtime can't calibrate.
-
-    Raises:
-        QuantizationError: Its caches are updated in place.
-    """
+    """Refuses a graph that ModelOpt's ONNX Runtime can't calibrate."""
     if any(node.op_type == _IN_PLACE for node in model.graph):
         raise QuantizationError(
             f"{source} updates its caches in place, which ModelOpt's ONNX Runtime can't run.",
@@ -112,24 +92,7 @@ def quantise_with_modelopt(
     python: Path,
     progress: Progress = QUIET,
 ) -> tuple[ir.Model, Quantised]:
-    """Has ModelOpt quantise a graph that TensorRT is to build.
-
-    Args:
-        model: The float graph.
-        found: Its products.
-        stage: A staging folder for files on the way.
-        scheme: Into what: one of :data:`exporter.quantize.settings.MODELOPT`.
-        tokens: The calibration text.
-        python: The Python of the environment that ModelOpt is installed in.
-        progress: Sees what ModelOpt says, as details.
-
-    Returns:
-        The quantised graph, with the float graph's notes and shapes, whose weights lie in
-        ``stage``; and what was done.
-
-    Raises:
-        QuantizationError: ModelOpt fails, or quantises nothing.
-    """
+    """Has ModelOpt quantise a graph that TensorRT is to build."""
     write_files(model, stage, _SOURCE, "compact")
     with OnnxRuntimeRunner(stage / _SOURCE, threads=1) as runner:  # only asked for its inputs
         # It takes one sample a call, and asks for all of them in one array.

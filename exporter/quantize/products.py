@@ -28,16 +28,7 @@ _FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A product of activations with a weight.
-
-    Attributes:
-        node: The MatMul or Gemm.
-        name: The node's name, or else its output's.
-        weight: The initializer.
-        transposed: Whether the weight is ``[width, depth]`` and read turned, through a Transpose
-            or by Gemm's ``transB``; a head that shares the embedding's table is.
-        head: Whether it computes the logits.
-    """
+    """A product of activations with a weight."""
 
     node: ir.Node
     name: str
@@ -69,17 +60,11 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The embedding of the tokens: ``Gather(weight, ids)``, one row a token.
-
-    Attributes:
-        node: The Gather.
-        weight: The initializer.
-        transposed: Whether the weight is ``[depth, tokens]`` and read through a Transpose.
-    """
+    """The embedding of the tokens: ``Gather(weight, ids)``, one row a token."""
 
     node: ir.Node
     weight: ir.Value
-    transposed: bool
+    transposed: bool  # whether the weight is `[depth, tokens]` and read through a Transpose
 
     @property
     def depth(self) -> int:
@@ -103,13 +88,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Products:
-    """What was found.
-
-    Attributes:
-        products: Those that can be quantised, in the graph's order.
-        table: The tokens' embedding, if it is one that can be.
-        in_float: Name to reason, of products with a weight that can't be.
-    """
+    """What was found."""
 
     products: tuple[Product, ...]
     table: Table | None
@@ -118,19 +97,10 @@ class Products:
 
 @dataclass(frozen=True)
 class Quantised:
-    """What was done.
+    """What was done."""
 
-    Attributes:
-        bits: How many products have how many bits.
-        head_bits: Of the last product; None where there is none, or it stayed in float.
-        embedding_bits: Of the tokens' table.
-        in_float: Name to reason, of what stayed.
-        kept: GGUF type to how many weights keep blocks of it.
-        rounded_anew: Name to reason, of weights that were to keep their blocks and couldn't.
-    """
-
-    bits: dict[int, int]
-    head_bits: int | None = None
+    bits: dict[int, int]  # how many products have how many bits
+    head_bits: int | None = None  # None where there is none, or it stayed in float
     embedding_bits: int | None = None
     in_float: dict[str, str] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
@@ -140,14 +110,7 @@ class Quantised:
     def of_result(
         cls, found: Products, result: ir.Model, bits: int, reason: Callable[[Product], str]
     ) -> Quantised:
-        """What another quantiser did: products that multiply by a float weight still were left.
-
-        Args:
-            found: The products of the float graph.
-            result: What the quantiser made of it.
-            bits: Of the weights that it quantises.
-            reason: Why a product was left.
-        """
+        """What another quantiser did: products that multiply by a float weight still were left."""
         left = find_products(result)
         in_float = found.in_float | left.in_float
         in_float |= {product.name: reason(product) for product in left.products}
@@ -160,9 +123,6 @@ def find_products(model: ir.Model) -> Products:
     """Looks through the main graph; no weight is read.
 
     A product of two activations, as attention has them, is none.
-
-    Args:
-        model: The graph; it is unchanged.
     """
     last = _last_product(model)
     found: list[Product] = []

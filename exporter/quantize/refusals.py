@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporter.artifacts.forms import QUANTIZATION_KEY
+from exporter.artifacts.comparison import QUANTIZATION_KEY
 from exporter.engines.runners.sessions import new_session
 from exporter.errors import QuantizationError, UsageError, first_line
 from exporter.optional import require
@@ -31,11 +31,7 @@ _ACTIVATIONS_BESIDE = {"int8-dynamic": ("FLOAT",), "int8-qdq": ("FLOAT", "FLOAT1
 
 
 def refuse_quantised(model: ir.Model, source: Path) -> None:
-    """Refuses a graph with quantised weights: what one rounding lost, a second doesn't bring back.
-
-    Raises:
-        QuantizationError: With the operator that was found.
-    """
+    """Refuses a graph with quantised weights: a second rounding can't bring back the loss."""
     hint = "Quantise the float model. A quantised graph is cut as it is: depthcut prune."
     if QUANTIZATION_KEY in model.metadata_props:
         raise QuantizationError(
@@ -52,11 +48,7 @@ def refuse_quantised(model: ir.Model, source: Path) -> None:
 
 
 def refuse_nothing_to_do(found: Products, source: Path) -> None:
-    """Refuses a graph in which no product has a weight of its own.
-
-    Raises:
-        QuantizationError: With why the first one stays in float, where there is one.
-    """
+    """Refuses a graph in which no product has a weight of its own."""
     if found.products:
         return
     first = next((f": {name}: {why}" for name, why in found.in_float.items()), "")
@@ -67,11 +59,7 @@ def refuse_nothing_to_do(found: Products, source: Path) -> None:
 
 
 def refuse_unknown_nodes(bits_by_node: Mapping[str, int], found: Products) -> None:
-    """Refuses bits for nodes that aren't there, and bits that there are no kernels for.
-
-    Raises:
-        UsageError: With the node.
-    """
+    """Refuses bits for nodes that aren't there, and bits that there are no kernels for."""
     known = {product.name for product in found.products}
     for name, bits in bits_by_node.items():
         if name not in known:
@@ -86,14 +74,6 @@ def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) 
     """Asks the installed ONNX Runtime to load and run one small product of each type and width.
 
     What computes in int8 is known beforehand, and not tried.
-
-    Args:
-        settings: What is asked for.
-        kinds: Types of the float weights.
-
-    Raises:
-        QuantizationError: It can't, with what it says.
-        MissingDependencyError: Without ONNX Runtime.
     """
     ort = require("onnxruntime", extra="cpu")
     if not settings.weight_only:
@@ -127,11 +107,7 @@ def _refuse_type(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> No
 
 
 def refuse_not_finite(matrix: NDArray[np.float32], name: str) -> None:
-    """Refuses numbers that have no rounding.
-
-    Raises:
-        QuantizationError: With whose weight it is.
-    """
+    """Refuses numbers that have no rounding."""
     if not np.isfinite(matrix).all():
         raise QuantizationError(
             f"The weight of {name} holds NaN or infinite numbers, which have no rounding.",

@@ -26,7 +26,7 @@ from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress
 from exporter.quantize.calibration import feed
 from exporter.quantize.products import Product, Products
-from exporter.quantize.rounding import rounded
+from exporter.quantize.rewrite import rounded
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import write_files
 
@@ -49,47 +49,31 @@ TokenIds = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One product.
-
-    Attributes:
-        name: The product's.
-        kl_divergence: Mean nats a token that 4 bits cost, all else in float.
-        bytes_more: What 8 bits read more at each step.
-    """
+    """One product."""
 
     name: str
-    kl_divergence: float
-    bytes_more: int
+    kl_divergence: float  # mean nats a token that 4 bits cost, all else in float
+    bytes_more: int  # what 8 bits read more at each step
 
 
 @dataclass(frozen=True)
 class MixedBits:
-    """A choice.
-
-    Attributes:
-        bits_by_node: 4 or 8 for each product that was looked at.
-        sensitivities: In the order in which they get 8 bits; none where 4 are enough for all.
-        growth: Of the perplexity of the calibration text over the float model's, measured with
-            each product in its bits, on the samples that the choice was made on: by the text's own
-            tokens, or over all tokens by what the float model thinks of them (the exponential of
-            the KL divergence), whichever is larger.
-        four_bit_growth: The same with all of them in 4 bits.
-    """
+    """A choice."""
 
     bits_by_node: dict[str, int]
-    sensitivities: tuple[Sensitivity, ...]
+    sensitivities: tuple[Sensitivity, ...]  # in the order in which they get 8 bits
     growth: float
-    four_bit_growth: float
+    four_bit_growth: float  # the same with all of them in 4 bits
 
 
 def search_mixed(
     model: ir.Model,
     found: Products,
-    settings: QuantizeSettings,
+    settings: QuantizeSettings,  # A head with bits of its own has these in every measurement
     tokens: CalibrationText,
     stage: Path,
     *,
-    limit: float = LIMIT,
+    limit: float = LIMIT,  # how far the perplexity may be above the float model's, as a fraction
     threads: int,
     progress: Progress,
 ) -> MixedBits:
@@ -97,22 +81,6 @@ def search_mixed(
 
     The float model is held in memory. It is run about nine times on two samples and, where
     4 bits aren't enough for all, on 128 tokens once for each product.
-
-    Args:
-        model: The float graph; it is unchanged.
-        found: Its products.
-        settings: How they are rounded; GPTQ's are measured as rounded to nearest. A head with bits
-            of its own has these in every measurement.
-        tokens: The calibration text.
-        stage: A folder for a copy of the graph.
-        limit: How far the perplexity may be above the float model's, as a fraction.
-        threads: For ONNX Runtime.
-        progress: Told of each step.
-
-    Raises:
-        QuantizationError: The model gives no logits, or 8 bits everywhere are not enough.
-        CalibrationError: The text's perplexity isn't finite.
-        BackendError: ONNX Runtime can't run the graph.
     """
     known = tokens.input_ids[:SAMPLES]
     with _Trials(model, found.products, settings, stage, threads) as trials:
@@ -165,11 +133,7 @@ class _Choice:
         return growth
 
     def growth_in_8_bits(self, limit: float) -> float:
-        """The growth with every product in 8 bits.
-
-        Raises:
-            QuantizationError: It is above the limit.
-        """
+        """The growth with every product in 8 bits."""
         growth = self.growth([product.name for product in self.products])
         if growth > 1 + limit:
             raise QuantizationError(
@@ -182,13 +146,7 @@ class _Choice:
     def fewest(
         self, order: Sequence[str], growth: float, limit: float
     ) -> tuple[frozenset[str], float]:
-        """The fewest of an order that are enough, and the growth then.
-
-        Args:
-            order: All products, those that need 8 bits most first. None of them are not enough.
-            growth: With all of them in 8 bits; it is within the limit.
-            limit: How far the perplexity may be above the float model's.
-        """
+        """The fewest of an order that are enough, and the growth then."""
         low, high = 0, len(order)
         while high - low > 1 + len(order) // 64:  # what fewer change, no text of this length tells
             middle = (low + high) // 2
@@ -247,10 +205,7 @@ class _Trials:
     def logits(self, token_ids: TokenIds, bits: Mapping[str, int]) -> Iterator[Floats]:
         """``[tokens, vocabulary]`` of each sample.
 
-        Args:
-            token_ids: ``[samples, tokens]``.
-            bits: 4 or 8 by a product's name; products without stay in float. A weight that several
-                products read has the fewest bits of theirs.
+        token_ids: `[samples, tokens]`.
         """
         by_bits = sorted((p for p in self.products if p.name in bits), key=lambda p: -bits[p.name])
         given = {
@@ -269,11 +224,7 @@ class _Trials:
 
 
 class _TrialText:
-    """Some samples with the float model's logits, to measure trials against.
-
-    Raises:
-        CalibrationError: The float model's perplexity on them isn't finite.
-    """
+    """Some samples with the float model's logits, to measure trials against."""
 
     def __init__(self, trials: _Trials, token_ids: TokenIds) -> None:
         self.products = trials.products

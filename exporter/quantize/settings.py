@@ -50,20 +50,7 @@ def _possible(block: int) -> int:
 
 @dataclass(frozen=True)
 class QuantizeSettings(Options):
-    """How weights are quantised.
-
-    Attributes:
-        method: None rounds to nearest, unless ``depthcut export`` finds a GGUF file's blocks.
-        block_size: None takes what was measured to be best.
-        symmetric: Without zero points; None takes what was measured to be best.
-        accuracy_level: None takes the best.
-        embedding_bits: None leaves it in float.
-        head_bits: None as all others.
-        calibration: As :func:`exporter.models.texts.sources.read_texts` takes it; for methods and
-            schemes that need one.
-        gguf: For the method of that name.
-        modelopt: ModelOpt, which is installed there, then does it.
-    """
+    """How weights are quantised."""
 
     scheme: Scheme = option(
         "int4",
@@ -173,14 +160,7 @@ class QuantizeSettings(Options):
         return self.needs_calibration and not known
 
     def refuse_missing_text(self, *, bits_given: bool = False) -> None:
-        """Refuses what can't be done without a calibration text where none is named.
-
-        Args:
-            bits_given: Whether the bits of single products come with the settings.
-
-        Raises:
-            OptionError: With the option.
-        """
+        """Refuses what can't be done without a calibration text where none is named."""
         if self.reads_text(bits_given=bits_given) and not self.calibration:
             gptq = self.weight_only and self.method == "gptq"
             what = "The method gptq" if gptq else f"The scheme {self.scheme}"

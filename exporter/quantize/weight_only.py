@@ -4,35 +4,239 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
-from exporter.errors import QuantizationError
+from exporter.errors import CalibrationError, QuantizationError
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import Progress
 from exporter.quantize.calibration import second_moments
 from exporter.quantize.gguf_blocks import GgufBlocks
-from exporter.quantize.gptq import gptq, inverse_factor
 from exporter.quantize.products import Product, Products, Quantised, Table
 from exporter.quantize.refusals import refuse_not_finite
 from exporter.quantize.rewrite import (
+    Blocks,
+    Bytes,
+    Floats,
     PackedWeights,
     StoredWeight,
     drop_unused,
+    matmul_nbits,
+    round_to_nearest,
+    rounded,
+    scales_of_block,
     use_in_product,
     use_in_table,
 )
-from exporter.quantize.rounding import Blocks, round_to_nearest, rounded
 from exporter.quantize.settings import QuantizeSettings
-from exporter.quantize.zero_points import BlockSums, with_whole_zero_points
 from graph_passes.files.weight_file import WeightWriter
+from graph_passes.finding.weights import BLOCK_SUMS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+_DAMPING = 0.01  # of the mean of the diagonal, as in the paper
+
+
+def inverse_factor(moments: Floats, name: str) -> Floats:
+    """The upper Cholesky factor of the damped Hessian's inverse.
+
+    ``[K, K]``, float32; computed in float64.
+
+    moments: the Hessian: the mean of `x x^T` over the calibration text, `[K, K]`; it is unchanged.
+    """
+    hessian = moments.astype(np.float64)
+    diagonal = np.einsum("ii->i", hessian)
+    if not np.isfinite(hessian).all():
+        raise CalibrationError(
+            f"GPTQ can't be computed for {name}: its input is not finite in calibration.",
+            "Calibrate on something else, or take another method.",
+            code="not-finite",
+        )
+    mean = float(diagonal.mean())
+    if mean <= 0:
+        raise CalibrationError(
+            f"GPTQ can't be computed for {name}: its input is zero all over in calibration.",
+            "Calibrate on something else, or take another method.",
+            code="input-zero",
+        )
+    diagonal += _DAMPING * mean
+    factor = _factor_of_inverse(hessian)
+    if factor is None:
+        raise CalibrationError(
+            f"GPTQ can't be computed for {name}: the Hessian of its input can't be inverted.",
+            "Calibrate on more, or take another method.",
+            code="singular-hessian",
+        )
+    return factor
+
+
+def _factor_of_inverse(hessian: NDArray[np.float64]) -> Floats | None:
+    """``U`` with ``H^-1 = U^T U``; None where H isn't positive definite.
+
+    With ``H = R R^T`` and R upper, which is Cholesky of H turned over, U is ``R^-1``: a quarter of
+    the work that inverting H and factoring the inverse is.
+    """
+    try:
+        turned = np.linalg.cholesky(hessian[::-1, ::-1])
+    except np.linalg.LinAlgError:
+        return None
+    factor, failed = lapack.dtrtri(turned[::-1, ::-1])
+    if failed or not np.isfinite(factor).all():
+        return None
+    return np.ascontiguousarray(factor, np.float32)
+
+
+def gptq(matrix: Floats, factor: Floats, bits: int, block: int, *, symmetric: bool) -> Blocks:
+    """Rounds a matrix by its input's second moments.
+
+    A row takes up the errors of all rows before it when its turn comes, block by block: so nothing
+    as large as the matrix is written again and again.
+
+    matrix: `[K, N]`; it is unchanged.
+    factor: from inverse_factor, `[K, K]`.
+    """
+    depth, width = matrix.shape
+    blocks = -(-depth // block)
+    errors = np.empty((depth, width), np.float32)
+    quants = np.zeros((blocks * block, width), np.uint8)
+    scales, zeros = np.zeros((blocks, width), np.float32), np.zeros((blocks, width), np.uint8)
+    for number, start in enumerate(range(0, depth, block)):
+        here = slice(start, min(start + block, depth))
+        rows = matrix[here] - factor[:start, here].T @ errors[:start]
+        scales[number], zeros[number] = scales_of_block(rows, bits, symmetric=symmetric)
+        _round_block(
+            rows, factor[here, here], scales[number], zeros[number], (1 << bits) - 1,
+            quants[here], errors[here],
+        )  # fmt: skip
+    quants[depth:] = zeros[-1]  # what fills the last block stands for zero
+    grouped = quants.reshape(blocks, block, width).transpose(2, 0, 1)
+    return Blocks(grouped, scales.T, zeros.T.astype(np.float32), bits)
+
+
+def _round_block(
+    rows: Floats,
+    factor: Floats,
+    scale: Floats,
+    zero: Bytes,
+    top: int,
+    quants: Bytes,
+    errors: Floats,
+) -> None:
+    """Rounds one block's rows in turn; fills in what they become and the errors to pass on."""
+    step = np.where(scale == 0, 1, scale)
+    offset = zero.astype(np.float32)
+    for row, weights in enumerate(rows):
+        weights -= factor[:row, row] @ errors[:row]
+        whole = np.clip(np.rint(weights / step) + offset, 0, top)
+        quants[row] = whole
+        errors[row] = (weights - (whole - offset) * scale) / factor[row, row]
+
+
+COMPUTES_IN_INT8 = 4  # the accuracy level
+_DIGITS = {4: 4, 8: 2}  # 16 bits: below what float32 loses in a whole model
+_SUM_BITS = 4
+
+
+@dataclass(frozen=True)
+class FittedWeight:
+    """A matrix with whole zero points, and how it is to be read."""
+
+    blocks: Blocks
+    sums: int = 0
+
+
+def with_whole_zero_points(blocks: Blocks, level: int) -> FittedWeight:
+    """A matrix with any offsets as one with whole zero points."""
+    scales, bits, block = blocks.scales, blocks.bits, blocks.block
+    zeros = np.clip(np.round(blocks.offsets), 0, (1 << bits) - 1).astype(np.float32)
+    rest = scales * (zeros - blocks.offsets)
+    if not rest.any():
+        return FittedWeight(replace(blocks, offsets=zeros))
+    parts = [(blocks.quants.astype(np.float32), scales, zeros)]
+    for _ in range(1 if level == COMPUTES_IN_INT8 else _DIGITS[bits]):
+        digit, rest = _digit(rest, bits, block)
+        parts.append(digit)
+    whole, steps, middles = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    return FittedWeight(Blocks(whole.astype(np.uint8), steps, middles, bits), len(parts) - 1)
+
+
+def _digit(rest: Floats, bits: int, block: int) -> tuple[tuple[Floats, Floats, Floats], Floats]:
+    """Rounds ``[N, depth]`` to blocks around the middle, and tells what that leaves."""
+    rows, depth = rest.shape
+    middle = 1 << (bits - 1)
+    wanted = np.pad(rest, ((0, 0), (0, -depth % block))).reshape(rows, -1, block)
+    largest = np.abs(wanted).argmax(axis=2, keepdims=True)
+    # The range has one step more below the middle: the largest number stands there.
+    scale = -np.take_along_axis(wanted, largest, axis=2) / np.float32(middle)
+    safe = np.where(scale == 0, np.float32(1), scale)
+    steps: Floats = np.clip(np.round(wanted / safe), -middle, middle - 1)
+    left: Floats = (wanted - steps * scale).reshape(rows, -1)[:, :depth]
+    scales: Floats = scale[..., 0]
+    return (steps + middle, scales, np.full_like(scales, middle)), left
+
+
+class BlockSums:
+    """Follows products' inputs by the sums of their blocks, once for each input."""
+
+    def __init__(self, store: PackedWeights, level: int) -> None:
+        self._store = store
+        self._level = level
+        self._matrices: dict[tuple[int, int, int], StoredWeight] = {}
+        self._followed: dict[tuple[ir.Value | None, int, int], ir.Value] = {}
+
+    def follow(self, product: Product, block: int, copies: int) -> tuple[ir.Value, int]:
+        """Adds what computes ``[x, sums, ..., sums]`` before a product, which is unchanged."""
+        width = copies * -(-product.depth // block**2) * block
+        key = (product.node.inputs[0], block, copies)
+        if key not in self._followed:
+            self._followed[key] = self._joined(product, block, copies, width)
+        return self._followed[key], product.depth + width
+
+    def _joined(self, product: Product, block: int, copies: int, width: int) -> ir.Value:
+        x, graph = product.node.inputs[0], product.node.graph
+        assert x is not None
+        assert graph is not None
+        ones = self._matrix(product, block, copies, width)
+        inputs, size = (x, ones.quants, ones.scales), (product.depth, width)
+        name = f"{product.name}{BLOCK_SUMS}"
+        sums = matmul_nbits(inputs, name, size, _SUM_BITS, block, self._level)
+        joined = ir.Node(
+            "", "Concat", [x, sums.outputs[0]], [ir.AttrInt64("axis", -1)],
+            name=f"{product.name}/followed_by_sums",
+        )  # fmt: skip
+        for node in (sums, joined):
+            node.outputs[0].name, node.outputs[0].type = f"{node.name}/output", x.type
+            node.metadata_props.update(product.node.metadata_props)
+        graph.insert_before(product.node, [sums, joined])
+        return joined.outputs[0]
+
+    def _matrix(self, product: Product, block: int, copies: int, width: int) -> StoredWeight:
+        key = (product.depth, block, copies)
+        if key not in self._matrices:
+            name = f"block_sums_{product.depth}_{block}_{copies}"
+            ones = _summing(product.depth, block, copies, width)
+            self._matrices[key] = self._store.store(ones, product.weight, name)
+        return self._matrices[key]
+
+
+def _summing(depth: int, block: int, copies: int, width: int) -> Blocks:
+    """The matrix of ones that sums ``copies`` times over each block of ``depth`` numbers."""
+    blocks = depth // block
+    middle = 1 << (_SUM_BITS - 1)
+    quants = np.full((width, blocks, block), middle, np.uint8)
+    each = width // copies
+    for number in range(blocks):
+        quants[number::each, number] = middle + 1
+    scales = np.ones((width, blocks), np.float32)
+    return Blocks(quants, scales, np.full_like(scales, middle), _SUM_BITS)
+
 
 _DATA_FILE = "packed.data"
 _KEPT_BLOCKS = 0  # in place of bits
@@ -42,17 +246,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class WeightOnly:
-    """One graph's quantisation.
-
-    Attributes:
-        model: The float graph; :meth:`run` changes it.
-        found: Its products.
-        settings: What is asked for.
-        bits_by_node: Bits of single products, before all else.
-        tokens: The calibration text; only GPTQ looks at it.
-        threads: For running the model on it.
-        gguf: The file whose blocks are kept.
-    """
+    """One graph's quantisation."""
 
     model: ir.Model
     found: Products
@@ -63,17 +257,7 @@ class WeightOnly:
     gguf: GgufBlocks | None = None
 
     def run(self, stage: Path, progress: Progress) -> Quantised:
-        """Rewrites the graph.
-
-        Args:
-            stage: A staging folder, in which the packed weights lie until the graph is written.
-            progress: Told of each step.
-
-        Raises:
-            QuantizationError: A weight isn't finite, hqq meets blocks that aren't filled, or no
-                weight has its blocks in the GGUF file.
-            CalibrationError: GPTQ can't be computed for a layer.
-        """
+        """Rewrites the graph."""
         moments = self._moments(stage, progress)
         with WeightWriter(stage / _DATA_FILE) as writer:
             packer = _Packer(self, PackedWeights(self.model, writer))

@@ -1,8 +1,4 @@
-"""What CI systems read of a check: JUnit, github-action-benchmark's JSON, and GitHub's own.
-
-GitHub's workflow commands are lines of the log. In a message ``%``, CR and LF are escaped, in a
-property also ``:`` and ``,``; else a foreign text could end the command or begin one of its own.
-"""
+"""What CI systems read of a check: JUnit, github-action-benchmark's JSON, and GitHub's own."""
 
 from __future__ import annotations
 

@@ -2,29 +2,284 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from exporter.artifacts import (
     ComparisonReport,
     DepthsReport,
     ImportanceReport,
     ParetoCurve,
+    RankAgreement,
+    RankedScores,
+    RankingRef,
     ScoreComparison,
     SweepReport,
 )
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
-from exporter.report.html import page
+from exporter.printable import visible
+from exporter.report.charts.cells import CellMap, MapCell, Shades
 from exporter.report.markdown import markdown, several_markdown
 from exporter.report.sections import comparison_document
-from exporter.report.sections.blocks import Document
+from exporter.report.sections.blocks import (
+    Block,
+    Cell,
+    Document,
+    Figure,
+    Grid,
+    Note,
+    Section,
+    plain,
+)
 from exporter.report.sections.depths import depths_document
-from exporter.report.sections.front import front_document
-from exporter.report.sections.scores import scores_document
 from exporter.report.sections.sweep import sweep_document
-from exporter.report.sections.tradeoff import letter, overview_section
+from exporter.report.sections.tradeoff import front_document, letter, overview_section
+from exporter.report.words import KINDS, or_dash, significant
+
+_FEW_FILES = 2
+_CORRELATIONS = "Correlations are 1 for the same order and -1 for the opposite."
+
+
+def scores_document(comparison: ScoreComparison) -> Document:
+    """The agreement of the rankings, then the scores of each kind of sublayer."""
+    names = _scores_names(comparison)
+    ranked: dict[str, list[RankedScores]] = {}
+    for ranking in comparison.scores:
+        ranked.setdefault(ranking.kind, []).append(ranking)
+    models = list(dict.fromkeys(model.source for model in comparison.models.values()))
+    return Document(
+        command="score --compare",
+        version=comparison.versions.get("depthcut", ""),
+        title="Importance side by side",
+        subject=", ".join(models),
+        lead="",
+        sections=[
+            Section("summary", "Agreement", _agreements(comparison, names)),
+            *(_of_kind(kind, rankings, names) for kind, rankings in ranked.items()),
+            Section("files", "Files", [_files(comparison)]),
+        ],
+    )
+
+
+def _agreements(comparison: ScoreComparison, names: dict[RankingRef, str]) -> list[Block]:
+    """Pair by pair; of many files Spearman's correlation of each with each."""
+    if len(comparison.texts) > _FEW_FILES:
+        return [_matrix(comparison, names), Note(_CORRELATIONS)]
+    counts = sorted({n for pair in comparison.agreements for n in pair.shared_first})
+    header = ["kind", "ranking", "compared with", "Spearman", "Kendall"]
+    rows = [
+        [
+            pair.kind,
+            names[pair.first],
+            names[pair.second],
+            _figure(pair.spearman),
+            _figure(pair.kendall),
+            *(str(pair.shared_first.get(n, "-")) for n in counts),
+        ]
+        for pair in comparison.agreements
+    ]
+    header += [f"of first {n}" for n in counts]
+    note = f"{_CORRELATIONS} Of first n: how many of the n most redundant are the same."
+    grid = Grid("How far the rankings agree", header, rows, right=range(3, len(header)))
+    return [grid, Note(note)]
+
+
+def _matrix(comparison: ScoreComparison, names: dict[RankingRef, str]) -> Grid:
+    pairs: dict[tuple[str, RankingRef], list[RankAgreement]] = {}
+    for pair in comparison.agreements:
+        pairs.setdefault((pair.kind, pair.first), []).append(pair)
+    columns = list(dict.fromkeys(pair.second for pair in comparison.agreements))
+    rows = []
+    for (kind, first), row in pairs.items():
+        values = {pair.second: _figure(pair.spearman) for pair in row}
+        rows.append([kind, names[first], *(values.get(column, "") for column in columns)])
+    header = ["kind", "", *(names[column] for column in columns)]
+    caption = "Spearman's correlation of each pair of rankings"
+    return Grid(caption, header, rows, right=range(2, len(header)))
+
+
+def _of_kind(kind: str, rankings: Sequence[RankedScores], names: dict[RankingRef, str]) -> Section:
+    columns = [names[ranking.ranking] for ranking in rankings]
+    layers = sorted({layer for ranking in rankings for layer in ranking.scores})
+    rows = [
+        [str(layer), *(or_dash(r.scores.get(layer), lambda v: significant(v, 3)) for r in rankings)]
+        for layer in layers
+    ]
+    title = f"Scores of the {KINDS[kind].several}"
+    grid = Grid(title, ["layer", *columns], rows, right=range(len(columns) + 1))
+    chart = _map(title, rankings, columns, layers)
+    legend = [("h0", "redundant"), ("h8", "important"), ("s-circle", "its column's first quarter")]
+    figure = Figure(chart, "A row a layer.", legend, title)
+    return Section(kind, title, [grid], [figure])
+
+
+def _map(
+    title: str, rankings: Sequence[RankedScores], columns: Sequence[str], layers: Sequence[int]
+) -> CellMap:
+    """Layers down, rankings across; shades are each metric's own."""
+    values: dict[str, list[float]] = {}
+    for ranking in rankings:
+        values.setdefault(ranking.ranking.metric, []).extend(ranking.scores.values())
+    shades = {metric: Shades(scores) for metric, scores in values.items()}
+    cells, lowest = {}, []
+    for column, ranking in enumerate(rankings):
+        order = sorted(ranking.scores, key=lambda layer: (ranking.scores[layer], layer))
+        lowest.append(f"{columns[column]}: {', '.join(map(str, order[:4]))}")
+        for rank, layer in enumerate(order):
+            value = ranking.scores[layer]
+            tip = f"{columns[column]}, layer {layer}: {significant(value, 3)}"
+            shade = f"h{shades[ranking.ranking.metric](value)}"
+            cells[layers.index(layer), column] = MapCell(shade, tip, dotted=4 * rank < len(order))
+    return CellMap(
+        title, f"The four most redundant layers of each. {'; '.join(lowest)}.",
+        list(map(str, layers)), columns, cells, widest=80.0, tallest=14.0, most_across=len(columns),
+    )  # fmt: skip
+
+
+def _files(comparison: ScoreComparison) -> Grid:
+    rows = [
+        [
+            file,
+            f"{comparison.models[file].source} ({comparison.models[file].sha256[:12]})",
+            f"{text.source} ({text.sha256[:12]})",
+            f"{text.samples} x {text.sequence_length}",
+        ]
+        for file, text in comparison.texts.items()
+    ]
+    return Grid("Each file", ["file", "model", "text", "samples"], rows, right=(3,))
+
+
+def _scores_names(comparison: ScoreComparison) -> dict[RankingRef, str]:
+    """Each ranking by its metric, its file, or both, whichever tell it from the others."""
+    paths = [Path(file) for file in comparison.texts]
+    choices = ([p.stem for p in paths], [p.parent.name for p in paths], [*comparison.texts])
+    short = next((names for names in choices if len({*names}) == len(paths)), choices[-1])
+    files = dict(zip(comparison.texts, short, strict=True))
+    rankings = [ranking.ranking for ranking in comparison.scores]
+    of_one_metric = len({ranking.metric for ranking in rankings}) == 1
+    if of_one_metric:
+        return {ranking: files[ranking.file] for ranking in rankings}
+    if len(files) == 1:
+        return {ranking: ranking.metric for ranking in rankings}
+    return {ranking: f"{ranking.metric} ({files[ranking.file]})" for ranking in rankings}
+
+
+def _figure(value: float | None) -> str:
+    return or_dash(value, "{:.3f}".format)
+
+
+_SIGNS = {"good": "▲", "bad": "▼", "even": "=", "unsure": "?", "cut": "×"}
+_MARKED = re.compile(r"`([^`]+)`|\*([\w ]+)\*")
+_LONG_TABLE = 12
+_OPEN_DETAILS = 6
+_MOST_COLUMNS_BESIDE, _MOST_CHARACTERS_BESIDE = 5, 75
+"""Of a table that stands beside a chart."""
+
+
+def page(
+    documents: Sequence[Document], names: Sequence[str] = (), overview: Section | None = None
+) -> str:
+    """One or several documents as a page; several stand folded below what is said of all."""
+    file = resources.files("exporter.report") / "templates" / "style.css"
+    style = file.read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return visible(
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            documents=documents,
+            names=names,
+            overview=overview,
+            style=Markup(style),  # noqa: S704  # our own file
+            style_hash=f"sha256-{digest}",
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("exporter.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(inline=_inline, spanned=_spanned, kind=_kind, layout=_Layout.of)
+    environment.globals["signs"] = _SIGNS
+    return environment
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What of a section is open, and what is opened by a click."""
+
+    figures: Sequence[Figure]
+    folded_figures: Sequence[Figure]
+    blocks: Sequence[Block]
+    folded: Sequence[Grid]
+
+    @classmethod
+    def of(cls, section: Section) -> _Layout:
+        details = [figure for figure in section.figures if figure.is_detail]
+        many = details if len(details) > _OPEN_DETAILS else []
+        grids = [block for block in section.blocks if isinstance(block, Grid)]
+        long = [g for g in grids if len(g.rows) > _LONG_TABLE and not section.stays_open]
+        return cls(
+            [figure for figure in section.figures if figure not in many],
+            many,
+            [block for block in section.blocks if block not in long],
+            long,
+        )
+
+    @property
+    def is_split(self) -> bool:
+        """Whether words and tables fit beside the chart, where the screen is wide."""
+        grids = [block for block in self.blocks if isinstance(block, Grid)]
+        return len(self.figures) == 1 and not self.folded_figures and all(map(_is_narrow, grids))
+
+
+def _is_narrow(grid: Grid) -> bool:
+    columns = zip(grid.header, *grid.rows, strict=True)
+    widths = [max(len(plain(cell)) for cell in cells) for cells in columns]
+    return len(widths) <= _MOST_COLUMNS_BESIDE and sum(widths) <= _MOST_CHARACTERS_BESIDE
+
+
+def _inline(text: str) -> Markup:
+    """A paragraph's text, with what stands between backticks as code, between asterisks leaning."""
+    parts, end = [], 0
+    for found in _MARKED.finditer(text):
+        code, leaning = found.groups()
+        tag, words = ("code", code) if code else ("em", leaning)
+        parts += [escape(text[end : found.start()]), Markup(f"<{tag}>{{}}</{tag}>").format(words)]  # noqa: S704
+        end = found.end()
+    return Markup("").join([*parts, escape(text[end:])])
+
+
+def _spanned(grid: Grid) -> Iterator[tuple[int, Sequence[Cell]]]:
+    """Every row with how many rows its first cell spans; 0 where it goes on with the one above."""
+    for index, row in enumerate(grid.rows):
+        if index and row[0] == "":
+            yield 0, row
+            continue
+        following = (i for i, later in enumerate(grid.rows[index + 1 :], 1) if later[0] != "")
+        yield next(following, len(grid.rows) - index), row
+
+
+def _kind(block: Block | Cell) -> str:
+    return type(block).__name__
+
 
 Form = Literal["html", "md"]
 
@@ -37,11 +292,7 @@ SWEEP_REPORTS = ("sweep.json", "sweep.md", "sweep.html")
 def write_reports(
     report: ComparisonReport, folder: Path, importance: ImportanceReport | None = None
 ) -> list[Path]:
-    """Writes :data:`REPORTS`, and returns their paths.
-
-    Raises:
-        OSError: One can't be written.
-    """
+    """Writes :data:`REPORTS`, and returns their paths."""
     document = comparison_document(report, importance)
     paths = [folder / name for name in REPORTS]
     texts = (report.to_json(), markdown(document), page([document]))
@@ -57,47 +308,28 @@ def study_document(report: ScoreComparison | DepthsReport) -> Document:
 
 
 def write_study(report: ScoreComparison | DepthsReport, output: Path) -> None:
-    """Writes the data, then what shows them.
-
-    Raises:
-        OSError: One can't be written.
-    """
+    """Writes the data, then what shows them."""
     document = study_document(report)
     texts = (report.to_json(), markdown(document), page([document]))
     write_texts(dict(zip(study_files(output), texts, strict=True)))
 
 
 def write_sweep(report: SweepReport, folder: Path) -> None:
-    """Writes :data:`SWEEP_REPORTS`; the data last, which say that the others are there.
-
-    Raises:
-        OSError: One can't be written.
-    """
+    """Writes :data:`SWEEP_REPORTS`; the data last, which say that the others are there."""
     document = sweep_document(report)
     data, text, shown = (folder / name for name in SWEEP_REPORTS)
     write_texts({shown: page([document]), text: markdown(document), data: report.to_json()})
 
 
 def write_front(curve: ParetoCurve, path: Path) -> Path:
-    """Writes a front's data, and its page beside it, whose path is returned.
-
-    Raises:
-        OSError: One can't be written.
-    """
+    """Writes a front's data, and its page beside it, whose path is returned."""
     shown = path.with_suffix(".html")
     write_texts({shown: page([front_document(curve)]), path: curve.to_json()})
     return shown
 
 
 def study_files(output: Path) -> tuple[Path, Path, Path]:
-    """Where a study's data, Markdown and page stand.
-
-    Args:
-        output: The file of the data.
-
-    Raises:
-        UsageError: Its ending is that of one of the others.
-    """
+    """Where a study's data, Markdown and page stand."""
     endings = (".md", ".html")
     if output.suffix in endings:
         raise UsageError(
@@ -109,24 +341,13 @@ def study_files(output: Path) -> tuple[Path, Path, Path]:
 
 
 def render_saved(
-    paths: Sequence[Path],
+    paths: Sequence[Path],  # the report.json files, at least one
     *,
     importance: Path | None = None,
     output: Path | None = None,
     form: Form = "html",
 ) -> Path:
-    """Renders saved reports again, several of them together.
-
-    Args:
-        paths: The report.json files, at least one.
-        importance: The importance.json that their plans rest on.
-        output: The file; by default that of one report beside it, with another ending.
-        form: ``html`` or ``md``.
-
-    Raises:
-        ArtifactError: A file is missing or not valid.
-        UsageError: Several reports without an output, or an output that is an input.
-    """
+    """Renders saved reports again, several of them together."""
     if output is None and len(paths) > 1:
         raise UsageError("Several reports make one page, and it has no name.", "Give it by -o.")
     target = output or paths[0].with_suffix(f".{form}")
@@ -142,13 +363,7 @@ def rendered(
     importance: ImportanceReport | None = None,
     form: Form = "html",
 ) -> str:
-    """Reports by name as one page or Markdown text; several share a plot and a table.
-
-    Args:
-        reports: At least one.
-        importance: The scores that their plans rest on, for tables and maps; left out without.
-        form: ``html`` or ``md``.
-    """
+    """Reports by name as one page or Markdown text; several share a plot and a table."""
     sharing = len(reports)
     documents = [comparison_document(r, importance, sharing=sharing) for r in reports.values()]
     if sharing == 1:

@@ -1,8 +1,4 @@
-"""Documents as Markdown, as GitHub, GitLab and the Hub read it.
-
-Foreign text in it says what it says: it makes no link, picture, heading, code, HTML or mention of
-its own. URLs stay readable, and an empty comment within keeps them from becoming links.
-"""
+"""Documents as Markdown, as GitHub, GitLab and the Hub read it."""
 
 from __future__ import annotations
 
@@ -98,13 +94,7 @@ def _cell(cell: Cell) -> str:
 
 
 def escaped(text: str, *, own_marks: bool = False) -> str:
-    """A text on one line.
-
-    Args:
-        text: Foreign, or with numbers and intervals of ours.
-        own_marks: Words between backticks are code and those between asterisks stressed, as in a
-            :class:`~exporter.report.sections.blocks.Note`.
-    """
+    """A text on one line."""
     line = one_line(" ".join(text.split()))
     told = (_OWN if own_marks else _FOREIGN).sub(_without_effect, line)
     block = _BLOCK.match(told)

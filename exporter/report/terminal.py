@@ -12,12 +12,12 @@ from rich.text import Text
 
 from exporter.artifacts import ComparisonReport
 from exporter.printable import counted, one_line
-from exporter.report.sections.answers import answer_grids
 from exporter.report.sections.blocks import Cell, Grid, Sign, plain, verdict_sign
-from exporter.report.sections.corners import corners_grid
+from exporter.report.sections.latency import corners_grid
 from exporter.report.sections.summary import (
     HEADER,
     accuracy_rows,
+    answer_grids,
     latency_rows,
     probe_rows,
     size_rows,

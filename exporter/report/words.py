@@ -13,7 +13,7 @@ from exporter.artifacts import (
     LatencyRow,
     PlannedDeletion,
 )
-from exporter.artifacts.nouns import IMAGES, RECORDINGS, TEXTS, Nouns
+from exporter.artifacts.base import IMAGES, RECORDINGS, TEXTS, Nouns
 
 T = TypeVar("T")
 

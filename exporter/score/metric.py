@@ -237,8 +237,6 @@ def taylor(output: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     instead 0.92 and 0.81. Cost: a pass forward and one back, a sample at a time.
 
     ``[batch, tokens]``, float64.
-
-    output: `f`, `[batch, tokens, hidden]`.
     """
     import torch
 

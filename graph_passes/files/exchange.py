@@ -45,9 +45,6 @@ def put(staged: Path, final: Path) -> None:
 
     Where the file system can't exchange two names, an older ``final`` is moved aside first and is
     missing for a moment; :func:`take_back`, :func:`settle` and a second call know all states.
-
-    Raises:
-        OSError: A name can't be changed; both files are there.
     """
     if os.path.lexists(final):
         _refuse_other_kind(staged, final)
@@ -66,13 +63,7 @@ def settle(staged: Path) -> None:
 
 
 def take_back(staged: Path, final: Path, *, was_there: bool) -> None:
-    """Undoes :func:`put`, or what it did before it failed.
-
-    Args:
-        staged: As for :func:`put`.
-        final: As for :func:`put`.
-        was_there: Whether there was an older ``final``.
-    """
+    """Undoes :func:`put`, or what it did before it failed."""
     aside = _earlier(staged)
     if os.path.lexists(aside):
         if os.path.lexists(final):

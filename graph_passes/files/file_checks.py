@@ -18,11 +18,7 @@ AGAIN = "It may be cut off: export or copy it again."
 
 
 def refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuses what would be lost on the way, and what no runtime could make sense of.
-
-    Raises:
-        OnnxFileError: With the reason.
-    """
+    """Refuses what would be lost on the way, and what no runtime could make sense of."""
     if not proto.opset_import:
         raise OnnxFileError(
             f"{path} declares no opset (opset_import).", "Export it again.", code="no-opset"
@@ -75,15 +71,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def check_external(path: Path, tensors: Iterable[ir.ExternalTensor]) -> None:
-    """Makes sure that weights in data files are there, whole, and where they may be.
-
-    Args:
-        path: The ONNX file.
-        tensors: Its tensors that lie in data files.
-
-    Raises:
-        OnnxFileError: With the data file's name.
-    """
+    """Makes sure that weights in data files are there, whole, and where they may be."""
     sizes: dict[str, int] = {}  # so that each file is looked at once
     ends: dict[str, int] = {}
     for tensor in tensors:

@@ -62,15 +62,7 @@ def _kind_of_text(head: bytes) -> str | None:
 
 
 def refuse_foreign(path: Path, kind: str) -> None:
-    """Refuses a result's place where a file of another kind stands.
-
-    Args:
-        path: Where the result is to stand.
-        kind: The result's, as :func:`kind_of` has it; empty: it is not known.
-
-    Raises:
-        UsageError: It is of another kind.
-    """
+    """Refuses a result's place where a file of another kind stands."""
     found = kind_of(path)
     if kind and found and found != kind:
         raise UsageError(

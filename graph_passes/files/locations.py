@@ -1,14 +1,4 @@
-"""Where a model's files may lie: in its folder, or in the blobs of its Hugging Face cache.
-
-The cache (huggingface_hub's "file-based cache") holds each file once, named by its hash, and each
-revision as a folder of links to them::
-
-    models--owner--name/blobs/<hash>
-    models--owner--name/snapshots/<revision>/onnx/model.onnx -> ../../../blobs/<hash>
-
-Such links leave the model's folder, which onnx, onnx_ir and ONNX Runtime refuse to follow. They are
-followed here as far as the blobs of the same repository and no further.
-"""
+"""Where a model's files may lie: in its folder, or in the blobs of its Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -25,12 +15,7 @@ def real(path: Path) -> Path:
 
 
 def may_lie_at(model: Path, data: Path) -> bool:
-    """Whether a data file is where one may be read from, links followed.
-
-    Args:
-        model: The ONNX file as it was named; it may be a link itself.
-        data: The data file that it names, in the same folder or below.
-    """
+    """Whether a data file is where one may be read from, links followed."""
     return may_lie_in(real(model.parent), real(data))
 
 

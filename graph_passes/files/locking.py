@@ -39,16 +39,6 @@ def held(home: Path, what: Path, *, wait_s: float | None = MOMENT_S) -> Iterator
     A block within such a block of the same thread goes on under the outer one's lock. The lock
     leaves nothing behind: a block that made nothing leaves the disk as it was, without
     the folders that were made for it.
-
-    Args:
-        home: A folder named :data:`FOLDER`, or one below it; made when missing.
-        what: The target that the lock is for, as errors name it.
-        wait_s: How long another process is waited for; None: until it has done.
-
-    Raises:
-        TargetInUseError: Another process holds it.
-        PreparedFolderError: There are links in the folder of ours.
-        OSError: The folder can't be made.
     """
     key = absolute(home), os.getpid(), threading.get_ident()
     if key in _HELD:
@@ -96,17 +86,7 @@ def is_free(home: Path) -> bool:
 
 
 def refuse_links(home: Path, *, within: bool = True) -> None:
-    """Refuses a folder of ours with links in it: depthcut makes none, so somebody prepared it.
-
-    Args:
-        home: The folder of ours.
-        within: Whether to look at all that is below, too, and not just at what is in it. Before
-            the rests of a killed run are cleared away there may be a user's own folder among them,
-            which was replaced; after that there is nothing that depthcut didn't write.
-
-    Raises:
-        PreparedFolderError: With the link's name.
-    """
+    """Refuses a folder of ours with links in it: depthcut makes none, so somebody prepared it."""
     _refuse_others_above(home)
     links: list[Path] = []
     for folder, folders, files in os.walk(home):
@@ -132,13 +112,6 @@ def refuse_other_users(path: Path, home: Path) -> None:
 
     He could exchange what is made there, and knows what tells this user's files apart. Who owns the
     folder that the results stand in is trusted there.
-
-    Args:
-        path: A folder of ours or a file in it; one that is not there passes.
-        home: The folder of ours.
-
-    Raises:
-        PreparedFolderError: With the path.
     """
     holder = _ours(home).parent
     try:

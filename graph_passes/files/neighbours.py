@@ -20,10 +20,6 @@ def other_reader(data: Path, apart_from: Path) -> Path | None:
     """Another ONNX file of the same folder whose weights lie in ``data``, if there is one.
 
     Only files that hold the data file's name are parsed; one that can't be is no model.
-
-    Args:
-        data: The data file.
-        apart_from: The model that may read it.
     """
     for model in sorted(data.parent.glob("*.onnx")):
         same = model.name in (apart_from.name, data.name) and apart_from.parent == data.parent
@@ -47,13 +43,7 @@ def reads(model: Path, data: Path) -> bool:
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """An ONNX file without the weights in its data files.
-
-    Raises:
-        UnsafeInputError: It is no regular file, or larger than such a file can be.
-        OSError: It can't be read.
-        Exception: Of protobuf's own classes, when it is no such file.
-    """
+    """An ONNX file without the weights in its data files."""
     return onnx.load_model_from_string(read_bytes(path, limit=_MOST_BYTES, named=True))
 
 

@@ -1,18 +1,4 @@
-"""The one door through which results appear, change and go: all files of a result, or none.
-
-A result is made in a folder of ours beside its target, under the target's lock. When several files
-belong together, a record of what is about to change is written first. A process that is killed
-after that leaves a result that the next reader or writer completes from the record; one that is
-killed before leaves the earlier result, and the next writer removes what was made::
-
-    <folder>/.depthcut/results/<target>/lock           who writes the target now
-    <folder>/.depthcut/results/<target>/new/           the files that are being made
-    <folder>/.depthcut/results/<target>/kept/          what an interrupted run goes on with
-    <folder>/.depthcut/results/<target>/changing.json  the record
-
-A record is a stranger's input until it is checked: it can only name files of its own folder, and
-changes only what has the very inodes, sizes and times that were written down.
-"""
+"""The one door through which results appear, change and go: all files of a result, or none."""
 
 from __future__ import annotations
 
@@ -50,12 +36,7 @@ _READER_WAITS_S = 20.0
 
 @dataclass(frozen=True)
 class Staging:
-    """Where a result is made before it takes its place.
-
-    Attributes:
-        target: The file or folder that the result is for.
-        home: The folder of ours that it is made in, on the target's file system.
-    """
+    """Where a result is made before it takes its place."""
 
     target: Path
     home: Path
@@ -73,17 +54,7 @@ class Staging:
     def place(
         self, moves: Sequence[tuple[Path, Path]] | None = None, removals: Sequence[Path] = ()
     ) -> None:
-        """Moves finished files and folders to their final names; all is as before if one can't be.
-
-        Args:
-            moves: Staged path and final path, in the order in which they are to appear; each pair
-                on one file system. None: the staging folder itself becomes the target.
-            removals: Files that go at the end.
-
-        Raises:
-            UsageError: A file of another kind stands where one is to appear.
-            OSError: A name can't be changed.
-        """
+        """Moves finished files and folders to their final names; all or nothing."""
         place(self.home, [(self.folder, self.target)] if moves is None else moves, removals)
 
 
@@ -92,15 +63,6 @@ def staging(target: Path, *, wait_s: float = MOMENT_S) -> Iterator[Staging]:
     """Gives an empty folder for a result, under the target's lock.
 
     Folders above ``target`` that are made for this go again when nothing was placed in them.
-
-    Args:
-        target: A file or a folder that is replaced as a whole.
-        wait_s: How long another process that writes it is waited for.
-
-    Raises:
-        TargetInUseError: Another process writes it.
-        PreparedFolderError: There are links in the folder of ours.
-        OSError: The folder can't be made.
     """
     home = home_of(target)
     with held(home, target, wait_s=wait_s):
@@ -117,20 +79,7 @@ def staging(target: Path, *, wait_s: float = MOMENT_S) -> Iterator[Staging]:
 
 @contextlib.contextmanager
 def working(target: Path, *, forget: bool = True) -> Iterator[Path]:
-    """Holds a target's lock for a long command that writes it in the end.
-
-    Args:
-        target: A file or a folder that is replaced as a whole.
-        forget: Whether the folder goes when the block ends well.
-
-    Yields:
-        A folder that an interrupted command leaves to the next one; not there until it is made.
-
-    Raises:
-        TargetInUseError: Another process writes the target.
-        PreparedFolderError: There are links in the folder of ours.
-        OSError: The folder can't be made.
-    """
+    """Holds a target's lock for a long command that writes it in the end."""
     home = home_of(target)
     with held(home, target):
         _prepare(home)
@@ -151,11 +100,7 @@ def _prepare(home: Path) -> None:
 
 
 def home_of(target: Path) -> Path:
-    """The folder of ours for a target that is replaced as a whole.
-
-    Raises:
-        UsageError: The target has the name that such folders have.
-    """
+    """The folder of ours for a target that is replaced as a whole."""
     at = absolute(target)
     if at.name == FOLDER:
         raise UsageError(
@@ -170,19 +115,7 @@ def place(
     removals: Sequence[Path] = (),
     others: Sequence[tuple[Path, Path]] = (),
 ) -> None:
-    """As :meth:`Staging.place`, for a folder of ours whose lock the caller holds.
-
-    Args:
-        home: The folder of ours.
-        moves: As for :meth:`Staging.place`.
-        removals: As for :meth:`Staging.place`.
-        others: Files of folders that are replaced which go over into the new ones: where each is
-            once the two folders have changed places, and where it is now and shall be again.
-
-    Raises:
-        UsageError: A file of another kind stands where one is to appear.
-        OSError: A name can't be changed.
-    """
+    """As :meth:`Staging.place`, for a folder of ours whose lock the caller holds."""
     for staged, final in moves:
         refuse_foreign(final, kind_of(staged))
     for staged, _ in moves:
@@ -210,15 +143,7 @@ def is_pending(home: Path) -> bool:
 
 
 def finish_interrupted(path: Path) -> None:
-    """Completes results that a killed process has left half in their places, for a reader.
-
-    Args:
-        path: The file or folder that is about to be read; records beside it and in the folders
-            above it are looked for.
-
-    Raises:
-        InterruptedResultError: Such a result can't be completed here.
-    """
+    """Completes results that a killed process has left half in their places, for a reader."""
     at = absolute(path)
     for folder in (at, *at.parents)[: _LEVELS + 1]:
         ours = folder / FOLDER
@@ -244,17 +169,7 @@ def _finish(home: Path, folder: Path) -> None:
 
 
 def complete(home: Path, *, overwriting: bool = False) -> None:
-    """Carries out what is left of a record, under the lock of its folder.
-
-    Args:
-        home: The folder of ours that may hold one.
-        overwriting: Lets a record be that can't be carried out: its result is written anew, and
-            until then the record keeps readers off what is there.
-
-    Raises:
-        InterruptedResultError: Files are not as the record says.
-        PreparedFolderError: A folder stands where the record belongs, so none could be written.
-    """
+    """Carries out what is left of a record, under the lock of its folder."""
     if not is_pending(home):
         return
     if (home / RECORD).is_dir():
@@ -298,11 +213,7 @@ def _remove_made(home: Path) -> None:
 
 
 def refuse_outside(root: Path, path: Path) -> None:
-    """Refuses a place below an output folder that links lead out of it.
-
-    Raises:
-        PreparedFolderError: With the place.
-    """
+    """Refuses a place below an output folder that links lead out of it."""
     if not real(path).is_relative_to(real(root)):
         raise PreparedFolderError(
             f"{path} is reached by a link that leads out of {root}.",
@@ -311,11 +222,7 @@ def refuse_outside(root: Path, path: Path) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Adds to a file in a folder of ours, through to the disk.
-
-    Raises:
-        OSError: It can't be written, or is a link.
-    """
+    """Adds to a file in a folder of ours, through to the disk."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(path, flags, 0o666)
     try:
@@ -328,11 +235,7 @@ def append(path: Path, text: str) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Removes a folder of ours with all that is in it, links in it not followed.
-
-    Raises:
-        PreparedFolderError: It is not below a folder of ours, or is reached through a link.
-    """
+    """Removes a folder of ours with all that is in it, links in it not followed."""
     if FOLDER not in folder.parts:
         raise ValueError(f"{folder} is not in a folder of ours")
     refuse_links(folder, within=False)

@@ -1,14 +1,4 @@
-"""The one door for reading files that others made: a model's, a record's in an output folder.
-
-A file in a folder that a stranger filled may be a link to a secret, a pipe at which reading waits
-for ever, a device, or a terabyte of nothing. What passes here is a regular file that lies in its
-folder, links followed, or in the same repository's blobs of a Hugging Face cache; it is read up to
-a bound, even while it grows. The file that is looked at is the one that is then read: both go by
-the same open descriptor.
-
-A file that is not there, or is no UTF-8 or no JSON, raises what Python raises, for the caller knows
-what that means. What is hostile raises :class:`~graph_passes.errors.UnsafeInputError`.
-"""
+"""The one door for reading files that others made: a model's, a record's in an output folder."""
 
 from __future__ import annotations
 
@@ -49,18 +39,7 @@ _NO_FILES = (errno.ELOOP, errno.ENXIO)  # a circle of links; a socket
 def opened(
     path: Path, folder: Path | None = None, *, named: bool = False, buffered: bool = True
 ) -> Iterator[Any]:
-    """Opens a file for reading, and looks at what it has opened.
-
-    Args:
-        path: The file.
-        folder: Where it has to lie; by default its own folder.
-        named: The user has named this very file, so it may be a link to anywhere.
-        buffered: Whether to read ahead.
-
-    Raises:
-        UnsafeInputError: It is no regular file, or lies elsewhere.
-        OSError: It is not there, or can't be opened.
-    """
+    """Opens a file for reading, and looks at what it has opened."""
     # Opening a device alone may do something, so what stands there is looked at before, too.
     _refuse_special(path, _stat(path))
     if not named:
@@ -76,12 +55,7 @@ def opened(
 def read_bytes(
     path: Path, folder: Path | None = None, *, limit: int = CONFIG_BYTES, named: bool = False
 ) -> bytes:
-    """Reads a whole file, of no more than ``limit`` bytes; see :func:`opened`.
-
-    Raises:
-        UnsafeInputError: It may not be read from where it is, or is larger.
-        OSError: It can't be read.
-    """
+    """Reads a whole file, of no more than ``limit`` bytes; see :func:`opened`."""
     with opened(path, folder, named=named) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(size + 1) if size <= limit else b""  # read(limit) would take as much
@@ -98,26 +72,14 @@ def read_bytes(
 def read_text(
     path: Path, folder: Path | None = None, *, limit: int = CONFIG_BYTES, named: bool = False
 ) -> str:
-    """The same as text.
-
-    Raises:
-        UnsafeInputError: As for :func:`read_bytes`.
-        UnicodeDecodeError: It is no UTF-8.
-        OSError: It can't be read.
-    """
+    """The same as text."""
     return read_bytes(path, folder, limit=limit, named=named).decode("utf-8")
 
 
 def read_json(
     path: Path, folder: Path | None = None, *, limit: int = CONFIG_BYTES, named: bool = False
 ) -> Any:
-    """The same as JSON.
-
-    Raises:
-        UnsafeInputError: As for :func:`read_bytes`; or it is nested too deep.
-        ValueError: It is no JSON, or no UTF-8.
-        OSError: It can't be read.
-    """
+    """The same as JSON."""
     return parse_json(read_bytes(path, folder, limit=limit, named=named), str(path))
 
 
@@ -125,15 +87,6 @@ def parse_json(text: bytes | str, where: str) -> Any:
     """Parses JSON of others: nested so deep as Python can walk it, with numbers of bounded length.
 
     Halves of surrogate pairs, which JSON can escape, are no text that could be written again.
-
-    Args:
-        text: The JSON, in UTF-8.
-        where: Whose it is, for errors.
-
-    Raises:
-        UnsafeInputError: It is nested too deep, or holds halves of surrogate pairs, longer
-            numbers or more values than any file has.
-        ValueError: It is no JSON, or no UTF-8.
     """
 
     def whole(digits: str) -> int:
@@ -172,31 +125,14 @@ def _is_text(content: Any) -> bool:
 
 
 def copy_file(path: Path, target: Path, folder: Path | None = None, *, named: bool = False) -> Path:
-    """Copies a file of a model to a new place; see :func:`opened`.
-
-    Returns:
-        The copy, of which nothing is left behind when the file may not be copied.
-
-    Raises:
-        UnsafeInputError: It may not be read from where it is.
-        OSError: It can't be copied.
-    """
+    """Copies a file of a model to a new place; see :func:`opened`."""
     with opened(path, folder, named=named) as source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy, 1 << 20)
     return target
 
 
 def check_file(path: Path, folder: Path | None = None, *, limit: int | None = None) -> None:
-    """Looks at a file that a library is going to open by itself; only its entry is read.
-
-    Args:
-        path: The file; one that is not there passes.
-        folder: As for :func:`opened`.
-        limit: The bytes that it may have; None: any number.
-
-    Raises:
-        UnsafeInputError: It is no regular file, lies elsewhere, or is larger.
-    """
+    """Looks at a file that a library is going to open by itself; only its entry is read."""
     _refuse_elsewhere(path, Path(os.path.realpath(path)), folder or path.parent)
     try:
         found = _stat(path)
@@ -211,15 +147,7 @@ def check_file(path: Path, folder: Path | None = None, *, limit: int | None = No
 
 
 def check_folder(path: Path, folder: Path) -> None:
-    """Looks at a folder that a library is going to look into by itself.
-
-    Args:
-        path: The folder; one that is not there passes.
-        folder: Where it has to lie.
-
-    Raises:
-        UnsafeInputError: It lies elsewhere.
-    """
+    """Looks at a folder that a library is going to look into by itself."""
     _refuse_elsewhere(path, Path(os.path.realpath(path)), folder)
 
 

@@ -18,19 +18,12 @@ RECORD = "changing.json"
 
 @dataclass(frozen=True)
 class Change:
-    """A staged file or folder, and the place that it takes.
-
-    Attributes:
-        staged: Where it was made.
-        final: Its place.
-        new: What tells it from others.
-        old: What tells the earlier file or folder in that place; None where there was none.
-    """
+    """A staged file or folder, and the place that it takes."""
 
     staged: Path
     final: Path
     new: Identity | None
-    old: Identity | None
+    old: Identity | None  # None where there was none
 
 
 @dataclass(frozen=True)
@@ -78,15 +71,7 @@ class ChangeRecord:
 
 
 def read_record(home: Path) -> ChangeRecord:
-    """Reads a record, and checks every name and number in it.
-
-    Args:
-        home: The folder of ours that holds it.
-
-    Raises:
-        InterruptedResultError: It is no record that was written here.
-        PreparedFolderError: It is another user's.
-    """
+    """Reads a record, and checks every name and number in it."""
     refuse_other_users(home / RECORD, home)
     try:
         told = read_json(home / RECORD)
@@ -142,11 +127,7 @@ def _changed_path(home: Path, entry: dict[str, Any]) -> tuple[Path, Path]:
 
 
 def _path(home: Path, name: str | Path) -> Path:
-    """A path below the folder that the results stand in, no part of it a link.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """A path below the folder that the results stand in, no part of it a link."""
     base, relative = base_of(home), Path(name)
     bad = relative.is_absolute() or not relative.parts or b"\0" in os.fsencode(relative)
     if bad or ".." in relative.parts:

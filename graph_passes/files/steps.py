@@ -55,11 +55,7 @@ def _remove_emptied(folder: Path, base: Path) -> None:
 
 
 def carry_out(home: Path, record: ChangeRecord) -> None:
-    """Takes every step, or, when one fails, none.
-
-    Raises:
-        OSError: A name can't be changed.
-    """
+    """Takes every step, or, when one fails, none."""
     with contextlib.ExitStack() as undo:
         for change in record.changes:
             was_there = os.path.lexists(change.final)
@@ -82,12 +78,7 @@ def _take_back(change: Change, *, was_there: bool) -> None:
 
 
 def carry_on(home: Path, record: ChangeRecord) -> None:
-    """Takes every step that is left: a user's files go over into a folder even where one can't.
-
-    Raises:
-        InterruptedResultError: Files are not as the record says.
-        OSError: A name can't be changed.
-    """
+    """Takes every step that is left: a user's files go over into a folder even where one can't."""
     spoiled = [change.final for change in record.changes if not _completed(change)]
     if spoiled:
         raise InterruptedResultError(

@@ -166,16 +166,7 @@ def save_model(model: ir.Model, path: Path, weights: Weights = "compact") -> Non
 
 
 def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
-    """Refuses to write where weights stand that someone needs, or to share across folders.
-
-    Args:
-        model: The model that the weights come from.
-        path: The ONNX file to write.
-        weights: See :func:`save_model`.
-
-    Raises:
-        OnnxFileError: With the reason.
-    """
+    """Refuses to write where weights stand that someone needs, or to share across folders."""
     _refuse_foreign(path)
     if weights == "compact":
         return
@@ -207,13 +198,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def stale_data(path: Path, written: Iterable[Path], still_read: Iterable[Path] = ()) -> list[Path]:
-    """The data files of an earlier result that nothing needs once a new one takes its place.
-
-    Args:
-        path: The new result's ONNX file; the earlier one is still there.
-        written: The new result's files.
-        still_read: Data files that are needed all the same.
-    """
+    """The data files of an earlier result that nothing needs once a new one takes its place."""
     new, still_read = {file.name for file in written}, list(still_read)
     return [
         data
@@ -257,24 +242,12 @@ def write_files(
     name: str,
     weights: Weights,
     *,
-    inline_bytes: int | None = None,
+    inline_bytes: int | None = None,  # None: 1024
+    # is told of each piece of the weights how many bytes were written
     told: Callable[[int], None] | None = None,
     unfinished: Unfinished | None = None,
 ) -> list[Path]:
-    """Writes a model's files into a folder, not yet safe from interruption.
-
-    Args:
-        model: The model; it is unchanged.
-        folder: A staging folder.
-        name: The ONNX file's name; the file of its weights (:func:`data_name`) comes before it.
-        weights: See :func:`save_model`.
-        inline_bytes: How large a weight may be that ``compact`` leaves in the graph; None: 1024.
-        told: Is told of each piece of the weights how many bytes were written.
-        unfinished: Where the weights grow, so that an interrupted run can be gone on with.
-
-    Returns:
-        The files, in the order in which they are to appear.
-    """
+    """Writes a model's files into a folder, not yet safe from interruption."""
     graph_file, inline = folder / name, _INLINE_BYTES if inline_bytes is None else inline_bytes
     moved = [*(_initializers(model) if weights == "compact" else _large(model))]
     weight_file = folder / f"{name}.data"
@@ -365,12 +338,7 @@ def _serialised(model: ir.Model) -> bytes:
 def runtime_form(model: ir.Model, folder: Path) -> tuple[bytes, Path]:
     """A model as ONNX Runtime takes it from memory: it follows no link that leaves the folder.
 
-    Args:
-        model: The model; it is unchanged.
-        folder: Where its external data lies.
-
-    Returns:
-        The bytes, and the folder that their locations start from.
+    The bytes, and the folder that their locations start from.
     """
     files = [file for file in data_files(model) if file.exists()]  # others are given by hand
     if not any(map(leaves_folder, files)):

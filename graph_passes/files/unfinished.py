@@ -1,8 +1,4 @@
-"""Weights that take long to write: what stands of them after an interruption, and how far it goes.
-
-A note beside the data file says how many bytes are on the disk, and of which weights. It is written
-after the bytes, so it never says too much.
-"""
+"""Weights that take long to write: what stands of them after an interruption."""
 
 from __future__ import annotations
 
@@ -22,12 +18,7 @@ _NOTE_EVERY_BYTES = 256 << 20
 
 
 class Unfinished:
-    """A data file that a later run goes on with.
-
-    Args:
-        folder: Its own, on the file system of the result; made when missing.
-        made_from: A hash of all that the weights' content depends on.
-    """
+    """A data file that a later run goes on with."""
 
     def __init__(self, folder: Path, made_from: str) -> None:
         self.folder = folder
@@ -37,12 +28,7 @@ class Unfinished:
 
     @contextlib.contextmanager
     def until_done(self, folder: Path) -> Iterator[None]:
-        """Keeps the finished file, too, when what comes after it in the block fails.
-
-        Args:
-            folder: Where the finished file is by then, whatever its name. When the block ends well
-                it stays there, and nothing is left here.
-        """
+        """Keeps the finished file, too, when what comes after it in the block fails."""
         try:
             yield
         except BaseException:
@@ -73,11 +59,6 @@ class Unfinished:
 
         When the block ends well the file goes to ``target``. After an error of the disk nothing is
         left; after any other, Ctrl-C included, what was written stays for the next run.
-
-        Args:
-            target: Where the finished file goes.
-            tensors: The weights that will be written, in that order.
-            told: See :class:`WeightWriter`.
         """
         key = _fingerprint(self._made_from, tensors)
         self.folder.mkdir(parents=True, exist_ok=True)

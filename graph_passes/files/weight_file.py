@@ -1,12 +1,4 @@
-"""External data files: weights copied from file to file without passing through memory.
-
-The kernel copies where it can (copy_file_range), and where the file system can share blocks between
-files (XFS, Btrfs, bcachefs), it shares them by itself and copies nothing. For that a range must
-begin at a block's boundary in both files, so large weights stand at the same place within a page
-here as where they come from. Holes of the source stay holes.
-
-Weights that are made when they are asked for are written in pieces, and let go before the next.
-"""
+"""External data files: weights copied from file to file without passing through memory."""
 
 from __future__ import annotations
 
@@ -31,23 +23,13 @@ _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, er
 
 
 class WeightWriter:
-    """Writes one data file; the same bytes of the same source are written once.
-
-    Args:
-        path: The file.
-        told: Is told of each piece how many bytes were written.
-        start: How many bytes of an earlier file of the same weights, in the same order, are kept:
-            to the end of one of them.
-
-    Attributes:
-        size: How many bytes the file has so far.
-    """
+    """Writes one data file; the same bytes of the same source are written once."""
 
     def __init__(
         self, path: Path, *, told: Callable[[int], None] | None = None, start: int = 0
     ) -> None:
         self.path = path
-        self.size = 0
+        self.size = 0  # how many bytes the file has so far
         self._told = told
         self._kept = start
         self._places: dict[tuple[str, int, int] | int, int] = {}
@@ -72,15 +54,7 @@ class WeightWriter:
         self._file.close()
 
     def add(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        """Writes a tensor's content, aligned to 64 bytes, or as its source where it is large.
-
-        Args:
-            tensor: In memory or in another data file; its shape and type are kept. One in memory
-                must live as long as the writer, which knows it again by its identity.
-
-        Returns:
-            The tensor in this file.
-        """
+        """Writes a tensor's content, aligned to 64 bytes, or as its source where it is large."""
         key = _identity(tensor)
         if key not in self._places:
             self._places[key] = self._append(tensor)
@@ -240,11 +214,7 @@ def _write_all(handle: int, data: bytes | memoryview) -> None:
 
 
 def read_bytes(tensor: ir.ExternalTensor) -> bytes:
-    """An external tensor's content, in memory.
-
-    Raises:
-        OSError: The file ends too early.
-    """
+    """An external tensor's content, in memory."""
     content = bytearray()
     handle = os.open(tensor.path, os.O_RDONLY)
     try:

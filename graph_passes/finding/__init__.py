@@ -1,4 +1,1 @@
-"""What a graph holds: the residual stream, the branches that join it, and what belongs to each.
-
-Pure analysis; nothing here changes a graph, and no weight is read.
-"""
+"""What a graph holds: the residual stream, the branches that join it, and what belongs to each."""

@@ -24,15 +24,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class AddTree:
-    """A sum on the stream, with inner Adds flattened: ``skip + leaf + leaf + ...``.
-
-    Attributes:
-        add: The outermost Add.
-        skip: The operand that carries the stream on.
-        leaves: The operands that descend from the skip.
-        joints: The outermost Add, the inner ones, and changes of type between them.
-        strangers: Operands that descend from the source but not from the skip.
-    """
+    """A sum on the stream, with inner Adds flattened: ``skip + leaf + leaf + ...``."""
 
     add: ir.Node
     skip: ir.Value
@@ -47,13 +39,7 @@ class AddTree:
 
 
 def take_apart(index: GraphIndex, dominators: Dominators, add: ir.Node) -> AddTree | None:
-    """The tree of a sum; None where no operand is what another one is computed from.
-
-    Args:
-        index: The graph.
-        dominators: Its dominator tree from the data input.
-        add: The node of which the sum is asked.
-    """
+    """The tree of a sum; None where no operand is what another one is computed from."""
     if not _joins_activations(index, add):
         return None
     joints = {add}

@@ -32,14 +32,7 @@ def branch_input(
     its product, that is the stream itself, as the sum takes it. Quantisation between the norm
     and the product is left out.
 
-    Args:
-        index: The graph.
-        dominators: Its dominator tree from the data input.
-        tree: The sum that the branch joins.
-        leaves: The branch's operands there; the value is the same for all of them.
-
-    Returns:
-        The value ``[..., hidden]``, or the reason why there is none.
+    The value ``[..., hidden]``, or the reason why there is none.
     """
     origin = common_origin(dominators, tree.add, tree.skip)
     own = [own_nodes(tree, leaf) for leaf in leaves]
@@ -105,12 +98,7 @@ def _is_quantised(value: ir.Value) -> bool:
 
 
 def is_linear_map(index: GraphIndex, nodes: Set[ir.Node]) -> bool:
-    """Whether a branch does nothing but one product with a weight; every sublayer does more.
-
-    Args:
-        index: The graph.
-        nodes: The nodes between the skip and the branch's end.
-    """
+    """Whether a branch does nothing but one product with a weight; every sublayer does more."""
     working = [node for node in nodes if contracts([node])]
     return len(working) == 1 and all(
         node.op_type in CONTRACTIONS - _WHOLE_MLPS and has_weight(index, node) for node in working

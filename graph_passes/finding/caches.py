@@ -42,11 +42,6 @@ def own_caches(
 
     A cache is carried over into a cache output of the branch, or goes as it is into a product
     with another activation, as the keys and values of cross attention do. A mask does neither.
-
-    Args:
-        index: The graph.
-        dying: The nodes that go with the branch.
-        outputs: The graph outputs that go with it.
     """
     read = {value for node in dying for value in index.reads(node) if value in index.input_place}
     return tuple(
@@ -63,16 +58,7 @@ def own_caches(
 def shown_keys(
     index: GraphIndex, branch: Set[ir.Node], dominators: Dominators
 ) -> dict[ir.Value, ir.Value]:
-    """The graph outputs that show the keys and values of a cross attention as they are.
-
-    Args:
-        index: The graph.
-        branch: The nodes of the cross attention that descend from the stream.
-        dominators: The dominator tree from the stream's source.
-
-    Returns:
-        For each output where it comes from: a graph input, or what a weight is multiplied to.
-    """
+    """The graph outputs that show the keys and values of a cross attention as they are."""
     found: dict[ir.Value, ir.Value] = {}
     for node in branch:
         for value in _keys_and_values(index, node):

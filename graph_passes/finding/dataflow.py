@@ -1,8 +1,4 @@
-"""Who reads what in a graph, and which edges carry activations.
-
-Edges that carry none don't count as data: what only asks for a shape, truth values, and the
-scales of dynamic quantisation.
-"""
+"""Who reads what in a graph, and which edges carry activations."""
 
 from __future__ import annotations
 

@@ -15,14 +15,6 @@ class Dominators:
     The graph is acyclic and in order, so one pass is enough: a value's immediate dominator is
     the nearest common ancestor, in the tree so far, of what its node reads. The walks to it are
     as long as a branch, so the cost is linear in the number of nodes.
-
-    Args:
-        index: The graph.
-        source: The input, or any other value.
-        nodes: The nodes to look at, in graph order; all of them where not given.
-
-    Attributes:
-        source: The input.
     """
 
     def __init__(

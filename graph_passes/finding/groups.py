@@ -31,11 +31,6 @@ def groups_of(stream: Stream, missing: frozenset[SublayerRef], linear: int) -> l
     """The sums that join sublayers, in stream order; None where they can't be told apart.
 
     Linear maps in the places of what was cut out earlier are none, nor is a position embedding.
-
-    Args:
-        stream: The stream.
-        missing: What was cut out earlier.
-        linear: How many linear maps took such a place by the record.
     """
     skipped: set[Leaf] = set()
     if linear:

@@ -29,11 +29,6 @@ def branch_kind(index: GraphIndex, dominators: Dominators, nodes: Set[ir.Node]) 
     Attention is a fused attention operator, or a Softmax over the product of two activations, or
     such a product that goes into another one. A router's Softmax stands over activation times
     weight and doesn't count. Where keys come from outside the stream, it is cross attention.
-
-    Args:
-        index: The graph.
-        dominators: Its dominator tree from the data input.
-        nodes: The nodes between the skip and the branch's end.
     """
     operands = _attention_operands(index, nodes)
     mixer = any(mixes_tokens(node) for node in nodes)
@@ -48,13 +43,7 @@ def branch_kind(index: GraphIndex, dominators: Dominators, nodes: Set[ir.Node]) 
 def _attention_operands(
     index: GraphIndex, nodes: Set[ir.Node], branch: Set[ir.Node] = frozenset()
 ) -> Sequence[ir.Value] | None:
-    """The activations that an attention multiplies; None where the nodes hold no attention.
-
-    Args:
-        index: The graph.
-        nodes: Among which its Softmax is looked for.
-        branch: Among which what comes before that is, if among others.
-    """
+    """The activations that an attention multiplies; None where the nodes hold no attention."""
     for node in sorted(nodes, key=index.position.__getitem__):
         if is_fused_attention(node):
             return [value for value in node.inputs[:3] if value in index.varying]
@@ -136,12 +125,6 @@ def ambiguous_mixer(
 
     That can't be told where it follows an attention whose layer has no MLP yet, unless it keeps a
     state for the next step.
-
-    Args:
-        groups: For each sum along the stream, the kinds of the branches that it joins.
-        numbers: Their layers, from :func:`number_layers`.
-        missing: What was cut out earlier.
-        stateful: The places of the groups that give a state.
     """
     gone = set(missing)
     for place, (before, kinds) in enumerate(pairwise(groups), start=1):
@@ -162,13 +145,6 @@ def number_layers(
     A layer is attention (or another mixer), then cross attention, then MLP, each at most once:
     what doesn't follow in that order begins the next layer. Branches that join in one sum belong
     to one layer. Sublayers that were cut out earlier keep their places.
-
-    Args:
-        groups: For each sum along the stream, the kinds of the branches that it joins.
-        missing: What was cut out earlier.
-
-    Returns:
-        For each group, the layer of each of its branches.
     """
     gone: dict[int, set[SublayerKind]] = defaultdict(set)
     for ref in missing:

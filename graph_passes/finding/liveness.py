@@ -18,11 +18,6 @@ def dying_nodes(
 
     Readers of a mere shape don't keep a node alive: they are pointed to another value of the
     same shape.
-
-    Args:
-        index: The graph.
-        leaves: The branch's operands in its sum.
-        outputs: The graph outputs that go with it.
     """
     joints = {(leaf.value, leaf.joint) for leaf in leaves}
     dead: set[ir.Node] = set()

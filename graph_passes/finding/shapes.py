@@ -52,11 +52,6 @@ def broadcast_reason(skip: ir.Value, total: ir.Value, trusted: Collection[str]) 
     """Why the skip can't stand in for the sum; None where no annotation speaks against it.
 
     A skip that only broadcasts to the sum's shape would leave a wrong shape behind.
-
-    Args:
-        skip: The stream's operand.
-        total: The sum.
-        trusted: The names of dimensions of which two different ones mean two sizes.
     """
     kept, wanted = dims(skip), dims(total)
     if kept is None or wanted is None:

@@ -33,11 +33,6 @@ def results(index: GraphIndex, leaf: Leaf, own: Set[ir.Node]) -> set[ir.Node]:
     Parallel branches may share a norm, and one product for all their first projections. What
     lies behind those is a result: the leaf itself, and what is multiplied again or goes through
     a nonlinear operator.
-
-    Args:
-        index: The graph.
-        leaf: The branch.
-        own: Its nodes; those of other branches that it reads are left out.
     """
     products: dict[ir.Node | None, int] = {}
     for node in sorted(own, key=index.position.__getitem__):

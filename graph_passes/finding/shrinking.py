@@ -17,11 +17,6 @@ def keeps_size(index: GraphIndex, above: ir.Value, value: ir.Value) -> bool:
     """Whether a path leads from one value to another on which nothing is taken away.
 
     Beside it, something may: a norm's mean is taken along an axis, but meets the whole again.
-
-    Args:
-        index: The graph.
-        above: The earlier value.
-        value: The later one.
     """
     seen = {value}
     queue = [value]

@@ -30,12 +30,6 @@ class Stream:
 
     It is walked from the output backwards, from each value to its immediate dominator; at a sum,
     to its skip. What a branch reads beside the stream thus doesn't hide the sublayers before it.
-
-    Attributes:
-        index: The graph.
-        source: The data input.
-        output: The output that the stream ends in.
-        trees: The residual sums on it, in graph order.
     """
 
     def __init__(self, index: GraphIndex, source: ir.Value, reaching: set[ir.Value]) -> None:
@@ -165,11 +159,6 @@ class Stream:
         """A node that uses what the branch computes on the way to the output, but not in it.
 
         What only prepares the branch, such as a norm, other branches of the sum may read too.
-
-        Args:
-            tree: The sum.
-            leaf: The branch.
-            partners: The nodes of all branches that go together, if it isn't alone.
         """
         partners = partners or leaf.nodes
         own = results(self.index, leaf, own_nodes(tree, leaf))

@@ -1,9 +1,4 @@
-"""Finds each attention of a decoder with all that belongs to it; changes nothing.
-
-An attention is one ``Attention`` (opset 23), or a Softmax between two products, as exporters write
-it before. Its keys and values are what the cache holds with the new ones behind, repeated for the
-queries that share them.
-"""
+"""Finds each attention of a decoder with all that belongs to it; changes nothing."""
 
 from __future__ import annotations
 
@@ -23,32 +18,16 @@ _RANK = 4
 
 @dataclass(frozen=True, eq=False)
 class AttentionSite:
-    """One attention.
-
-    Attributes:
-        core: The node that gives its result.
-        output: ``[batch, heads, new, head size]``.
-        query: The same shape.
-        key: The new keys, ``[batch, kv heads, new, head size]``.
-        value: The new values.
-        past: The caches of keys and values, inputs of the graph.
-        present: The same with the new ones behind, outputs of the graph.
-        mask: True or 0 where a query may look, ``[batch or 1, 1, new, total]``.
-        heads: Of the queries.
-        kv_heads: Of the keys.
-        head_size: Of both.
-        scale: What the scores are multiplied by.
-        softcap: What they are bounded by, through tanh; 0 for no bound.
-    """
+    """One attention."""
 
     core: ir.Node
-    output: ir.Value
+    output: ir.Value  # `[batch, heads, new, head size]`
     query: ir.Value
-    key: ir.Value
+    key: ir.Value  # the new keys, `[batch, kv heads, new, head size]`
     value: ir.Value
     past: tuple[ir.Value, ir.Value]
     present: tuple[ir.Value, ir.Value]
-    mask: ir.Value
+    mask: ir.Value  # True or 0 where a query may look, `[batch or 1, 1, new, total]`
     heads: int
     kv_heads: int
     head_size: int
@@ -70,11 +49,7 @@ class _Core:
 
 
 def find_attentions(graph: ir.Graph) -> list[AttentionSite]:
-    """All attentions of a decoder, in graph order.
-
-    Raises:
-        FusionError: One has a form that isn't known, or there is none.
-    """
+    """All attentions of a decoder, in graph order."""
     sites = [_site(core) for node in graph for core in _cores(node)]
     if not sites:
         raise FusionError("The graph has no attention that is known here.")

@@ -1,16 +1,4 @@
-"""Gives the caches of a decoder a fixed length, and updates them in place.
-
-A cache that grows is read and written, longer, at each step. In place it has its full length from
-the start: TensorScatter (opset 24) writes the new keys and values behind those that are there, and
-where the result's buffer is the cache's own, nothing else moves. The whole buffer takes part in the
-attention; the mask says what of it counts. The interface stays, with fixed lengths:
-
-- ``attention_mask [batch, room]``: 1 for what is filled after this call, 0 for padding and for
-  what is not filled. The last 1 of the batch tells where the new tokens of all sequences end.
-- ``past_key_values.N.*`` and ``present.N.*`` ``[batch, kv heads, room, head size]``.
-
-A query always sees itself: padding would else see nothing, and could leave NaN in the cache.
-"""
+"""Gives the caches of a decoder a fixed length, and updates them in place."""
 
 from __future__ import annotations
 
@@ -34,23 +22,14 @@ _READS_LENGTH = "reads the length of a cache or of the mask, which is fixed now"
 
 
 class CacheInPlacePass(ir.passes.InPlacePass):
-    """Updates all caches of a decoder in place; see the module.
-
-    Args:
-        room: Positions that a cache holds.
-    """
+    """Updates all caches of a decoder in place; see the module."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Finds all attentions and what their masks let them see, then rewrites them.
-
-        Raises:
-            FusionError: An attention or its mask has a form that isn't known, or the graph needs
-                a cache's length for something else. The model may be half rewritten: pass a copy.
-        """
+        """Finds all attentions and what their masks let them see, then rewrites them."""
         graph = model.graph
         sites = find_attentions(graph)
         for site in sites:
@@ -170,11 +149,7 @@ def _set_size(value: ir.Value, axis: int, size: int) -> None:
 
 
 def graph_input(graph: ir.Graph, name: str) -> ir.Value:
-    """The input of a name.
-
-    Raises:
-        FusionError: There is none.
-    """
+    """The input of a name."""
     found = next((value for value in graph.inputs if value.name == name), None)
     if found is None:
         raise FusionError(f"The graph has no input {name!r}.")

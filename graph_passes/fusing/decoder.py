@@ -1,8 +1,4 @@
-"""Writes a decoder in the fused operators of ONNX Runtime, its cache in place.
-
-From PyTorch's export: each attention becomes one GroupQueryAttention that rotates its queries and
-keys and writes into the past's own buffer, each residual sum one operator with the norm behind it.
-"""
+"""Writes a decoder in the fused operators of ONNX Runtime, its cache in place."""
 
 from __future__ import annotations
 
@@ -26,13 +22,7 @@ _DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What was fused.
-
-    Attributes:
-        fused: By operator, how many there are now.
-        packed: Attentions that read queries, keys and values from one product.
-        remarks: What stayed outside of a fused operator, and why.
-    """
+    """What was fused."""
 
     fused: dict[str, int] = field(default_factory=dict)
     packed: int = 0
@@ -55,20 +45,6 @@ def fuse_decoder(
     caches may be longer than what is in them, past and present in one buffer; the attention mask
     alone tells how much is filled. Where it rotates inside of the attention, positions are counted
     from 0 and ``position_ids`` is no input any more.
-
-    Args:
-        model: As ``depthcut export`` writes it, cut or not; unchanged afterwards. Opset 23 fuses
-            best, 18 to 22 work.
-        positions: The longest text, for which the rotary tables are made.
-        pack_qkv: Whether queries, keys and values come from one product. Its matrix is joined
-            when it is read.
-
-    Returns:
-        The model, which shares its weights with the original, and what was fused.
-
-    Raises:
-        FusionError: The graph is no decoder that is known here, or an attention of it does
-            something that the fused operator can't do.
     """
     fused = model.clone()
     graph = fused.graph
@@ -138,11 +114,7 @@ def _dtype(site: AttentionSite) -> ir.DataType:
 
 
 def _reread_lengths(graph: ir.Graph, findings: list[_Finding]) -> None:
-    """Takes the past's length from mask and tokens where a cache's own was read: a buffer's is it.
-
-    Raises:
-        FusionError: Something else of a cache is read.
-    """
+    """Takes the past's length from mask and tokens where a cache's own was read."""
     inputs = {value.name: value for value in graph.inputs}
     length: ir.Value | None = None
     for past in (past for finding in findings for past in finding.site.past):

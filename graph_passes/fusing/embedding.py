@@ -1,7 +1,4 @@
-"""Makes one operator of an encoder's embeddings, their sum, and the norm behind it.
-
-Source: EmbedLayerNormalization of ONNX Runtime.
-"""
+"""Makes one operator of an encoder's embeddings, their sum, and the norm behind it."""
 
 from __future__ import annotations
 
@@ -29,14 +26,7 @@ class _Embedding:
 
 
 def fuse_embedding(graph: ir.Graph) -> int:
-    """Fuses the embeddings of tokens, positions and types with the norm of their sum.
-
-    Args:
-        graph: The main graph; it is changed, and what is replaced stays behind unread.
-
-    Returns:
-        1, or 0 where there is nothing of the kind.
-    """
+    """Fuses the embeddings of tokens, positions and types with the norm of their sum."""
     return int(any(_fuse(graph, node) for node in graph if node.op_type == "LayerNormalization"))
 
 

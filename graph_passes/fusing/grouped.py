@@ -1,10 +1,4 @@
-"""Writes an attention as ONNX Runtime's GroupQueryAttention, with its cache in place.
-
-The operator is told how many positions of each row are filled (``seqlens_k``, one less than that),
-and takes the first ones: padding stands behind a row's tokens. Its conventions are those of
-onnxruntime-genai's model builder. Source: ``group_query_attention_helper.h`` of
-microsoft/onnxruntime, version 1.32.
-"""
+"""Writes an attention as ONNX Runtime's GroupQueryAttention, with its cache in place."""
 
 from __future__ import annotations
 
@@ -37,10 +31,7 @@ class GroupedWriter:
     def __init__(self, graph: ir.Graph, mask: ir.Value, dtype: ir.DataType) -> None:
         """Makes the lengths.
 
-        Args:
-            graph: The main graph; it is changed.
-            mask: The input that tells each row's tokens, ``[batch, total]``.
-            dtype: Of the caches and tables.
+        mask: the input that tells each row's tokens, `[batch, total]`.
         """
         self._graph = graph
         self._dtype = dtype

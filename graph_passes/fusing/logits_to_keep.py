@@ -1,14 +1,4 @@
-"""Lets the caller choose of how many last positions a decoder gives logits.
-
-The head of a language model makes 200 kB of logits for each token of a prompt, where its caller
-wants those of the last one: for a prompt of 2048 tokens and 49152 words 400 MB, and a fifth of a
-small model's work. Measures of accuracy want them all.
-
-So the graph gets an input that need not be given, as transformers names it: ``num_logits_to_keep``,
-int64 ``[1]``, the number of last positions whose logits are wanted, 0 for all. It is an initializer
-that is an input as well, which ONNX takes for an input with a default, here 0: who doesn't know of
-it gets all logits, as before. A runtime that knows no such inputs is given the number in the graph.
-"""
+"""Lets the caller choose of how many last positions a decoder gives logits."""
 
 from __future__ import annotations
 
@@ -28,9 +18,6 @@ _KEPT = "kept_logits"
 
 class LogitsToKeepPass(ir.passes.InPlacePass):
     """Adds the input, where the head can be told; see the module.
-
-    Args:
-        fixed: The number, which nobody can choose then; None for the input.
 
     ``modified`` tells whether it could: a graph whose logits don't come from a product with a
     constant matrix, or which has such an input already, stays as it is.

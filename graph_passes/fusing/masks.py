@@ -1,8 +1,4 @@
-"""Tells what a mask lets an attention see: the past, of that a window, and no padding.
-
-It is tried: the nodes that make the mask run on small inputs with padding on the left, on the
-right and none, and once on the longest text, where a window shows.
-"""
+"""Tells what a mask lets an attention see: the past, of that a window, and no padding."""
 
 from __future__ import annotations
 
@@ -26,17 +22,7 @@ _BATCH = 2
 def window_of(graph: ir.Graph, mask: ir.Value, positions: int) -> int | None:
     """How far back a mask lets a query see.
 
-    Args:
-        graph: The main graph.
-        mask: True or 0 where a query may look, False or a large negative number elsewhere,
-            ``[batch or 1, 1, new, total]``.
-        positions: The longest text; a window that is no shorter is none.
-
-    Returns:
-        The positions that a query sees, itself included; None for all.
-
-    Raises:
-        FusionError: It depends on something else, or adds to the scores.
+    mask: False or a large negative number elsewhere, `[batch or 1, 1, new, total]`.
     """
     probe = Probe(graph, mask)
     longest = _seen(probe, np.ones((_BATCH, positions), np.int64), new=1)

@@ -11,12 +11,7 @@ from numpy.typing import NDArray
 
 
 class NewNodes:
-    """Collects new nodes until they are put before one that is there.
-
-    Args:
-        graph: The main graph.
-        prefix: What their names begin with.
-    """
+    """Collects new nodes until they are put before one that is there."""
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self._graph = graph

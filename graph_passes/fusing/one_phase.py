@@ -1,15 +1,4 @@
-"""Rewrites attentions with caches in place for one phase, where a mask tells no more than the past.
-
-With a mask an attention reads the whole room of its caches, however little is filled.
-
-- A prefill begins with empty caches. So its tokens see one another alone, each those before it: the
-  attention reads the new keys and values, causally, and the caches are only written.
-- A decode step brings one token, which sees all that is filled. The attention is told how many
-  positions of each sequence that are (``nonpad_kv_seqlen``, opset 24), and can stop there.
-
-The interface stays, but ``attention_mask`` is read as a number: the ones of a row are its filled
-positions, new tokens included, and stand in front. Padding before a row's tokens can't be told.
-"""
+"""Rewrites attentions with caches in place for one phase, where the mask tells only the past."""
 
 from __future__ import annotations
 
@@ -34,9 +23,6 @@ class OnePhasePass(ir.passes.InPlacePass):
 
     ``modified`` is false, and the graph as it was, where some attention's mask tells more than the
     past, a window for one, or an attention has no cache in place.
-
-    Args:
-        phase: The only one that the result serves.
     """
 
     def __init__(self, phase: Literal["prefill", "decode"]) -> None:

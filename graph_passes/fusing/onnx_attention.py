@@ -1,9 +1,4 @@
-"""Attention in ONNX's own operator, on keys and values as the cache holds them.
-
-Exporters repeat keys and values for the queries that share them, in basic operators and before the
-operator Attention alike. A runtime may then write them out once for each query head. Attention
-(opset 23) takes them as they are.
-"""
+"""Attention in ONNX's own operator, on keys and values as the cache holds them."""
 
 from __future__ import annotations
 
@@ -27,12 +22,7 @@ class GroupedAttentionPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Finds all attentions, then rewrites them.
-
-        Raises:
-            FusionError: One has a form that isn't known, or bounds its scores. The model is
-                unchanged.
-        """
+        """Finds all attentions, then rewrites them."""
         graph = model.graph
         sites = [site for site in find_attentions(graph) if not _is_grouped(site)]
         for site in sites:
@@ -50,11 +40,8 @@ def attend(
 ) -> None:
     """Puts one Attention in the place of what gives an attention's result.
 
-    Args:
-        graph: The main graph; it is changed.
-        site: The attention. What it was made of stays, for a sweep.
-        cache: Its keys and values, ``[batch, kv heads, length, head size]``.
-        mask: True or 0 where a query may look, ``[batch or 1, 1, new, length]``.
+    cache: its keys and values, `[batch, kv heads, length, head size]`.
+    mask: True or 0 where a query may look, `[batch or 1, 1, new, length]`.
     """
     name, site.core.name = site.core.name, None
     operands = [site.query, *cache, mask]
@@ -65,11 +52,7 @@ def attend(
 
 
 def refuse_softcap(site: AttentionSite) -> None:
-    """Keeps scores that are bounded from being taken for plain ones.
-
-    Raises:
-        FusionError: They are; TensorRT's Attention has no way to bound them.
-    """
+    """Keeps scores that are bounded from being taken for plain ones."""
     if site.softcap:
         raise FusionError(
             f"The attention at node {site.core.name!r} bounds its scores.", code="score-bound"
@@ -77,12 +60,7 @@ def refuse_softcap(site: AttentionSite) -> None:
 
 
 def raise_opset(model: ir.Model, least: int) -> None:
-    """Declares the opset that new operators need.
-
-    Raises:
-        FusionError: The model's is too old to be raised by its number alone, or an operator of it
-            has changed its meaning meanwhile.
-    """
+    """Declares the opset that new operators need."""
     current = model.opset_imports.get("", 0)
     if current >= least:
         return

@@ -29,12 +29,6 @@ def pack_projections(graph: ir.Graph) -> int:
     """Packs the first three inputs of each GroupQueryAttention where they come side by side.
 
     The matrices are joined when they are read, not here.
-
-    Args:
-        graph: The main graph; it is changed.
-
-    Returns:
-        How many attentions read one value now.
     """
     nodes = [node for node in graph if node.op_type == "GroupQueryAttention"]
     return sum(_pack(graph, node) for node in nodes)

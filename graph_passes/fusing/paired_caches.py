@@ -1,10 +1,4 @@
-"""Writes the caches of a cut encoder-decoder as optimum's runtime hands them over.
-
-That runtime pairs the first self-attention that is left with the first cross-attention, and so on,
-whatever their layers are, and loses the cross-attentions beyond the last pair. So both kinds take
-turns among the inputs, and where self-attentions are fewer, spare caches stand for the missing
-ones: one number a token, which nothing reads.
-"""
+"""Writes the caches of a cut encoder-decoder as optimum's runtime hands them over."""
 
 from __future__ import annotations
 
@@ -22,12 +16,7 @@ _LENGTH_AXIS = 2
 
 
 def pair_caches(model: ir.Model) -> None:
-    """Pairs a decoder's caches in place.
-
-    Args:
-        model: The first step, which gives caches, or a further one, which takes them; named as
-            optimum names them.
-    """
+    """Pairs a decoder's caches in place."""
     graph = model.graph
     takes = any(_is(value, _CROSS) or _is(value, _SELF) for value in graph.inputs)
     held = graph.inputs if takes else graph.outputs

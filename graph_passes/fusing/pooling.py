@@ -1,8 +1,4 @@
-"""Adds what makes one vector of a text's token states: the pooling of a sentence encoder.
-
-The graph keeps its outputs and gets one more, ``sentence_embedding``, float32 ``[batch, size]``.
-Sources: sentence-transformers' modules Pooling, Dense and Normalize, whose results it gives.
-"""
+"""Adds what makes one vector of a text's token states: the pooling of a sentence encoder."""
 
 from __future__ import annotations
 
@@ -34,31 +30,19 @@ _SHORTEST = 1e-12  # what a length is at least, before it is divided by
 
 @dataclass(frozen=True, eq=False)
 class DenseLayer:
-    """A product that the vector goes through: sentence-transformers' module Dense.
+    """A product that the vector goes through: sentence-transformers' module Dense."""
 
-    Attributes:
-        weight: ``[out, in]``, float32.
-        bias: ``[out]``, float32; None without.
-        activation: What follows.
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32] | None
+    weight: NDArray[np.float32]  # `[out, in]`, float32
+    bias: NDArray[np.float32] | None  # `[out]`, float32; None without
     activation: Activation
 
 
 class SentencePoolingPass(ir.passes.InPlacePass):
-    """Adds the output; see the module.
-
-    Args:
-        modes: One at least; the vectors of several stand one after the other.
-        normalised: Whether the vector is brought to length 1.
-        dense: Products that it goes through before that.
-    """
+    """Adds the output; see the module."""
 
     def __init__(
         self,
-        modes: Sequence[PoolingMode],
+        modes: Sequence[PoolingMode],  # one at least
         *,
         normalised: bool,
         dense: Sequence[DenseLayer] = (),
@@ -69,12 +53,7 @@ class SentencePoolingPass(ir.passes.InPlacePass):
         self.normalised = normalised
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Appends the nodes.
-
-        Raises:
-            SurgeryError: The graph has no token states or no mask, or has the output already; or a
-                product takes vectors of another size.
-        """
+        """Appends the nodes."""
         graph = model.graph
         states = _named(graph.outputs, STATES)
         mask = _named(graph.inputs, MASK)
@@ -95,11 +74,8 @@ class SentencePoolingPass(ir.passes.InPlacePass):
 class _Pooling:
     """The nodes, while they are made.
 
-    Args:
-        graph: The main graph.
-        states: ``[batch, tokens, hidden]``.
-        mask: int64 ``[batch, tokens]``.
-        opset: Of the graph.
+    states: `[batch, tokens, hidden]`.
+    mask: int64 `[batch, tokens]`.
     """
 
     def __init__(self, graph: ir.Graph, states: ir.Value, mask: ir.Value, opset: int) -> None:

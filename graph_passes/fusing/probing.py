@@ -1,9 +1,4 @@
-"""Runs a small part of a graph on chosen inputs, to see what it computes.
-
-Masks and rotary tables are written in as many ways as there are exporters. What they compute is
-easier to tell than how: the nodes between the graph's inputs and a value are run with ONNX's own
-reference implementation.
-"""
+"""Runs a small part of a graph on chosen inputs, to see what it computes."""
 
 from __future__ import annotations
 
@@ -25,29 +20,14 @@ class Probe:
     """A value as a function of the graph's inputs."""
 
     def __init__(self, graph: ir.Graph, value: ir.Value) -> None:
-        """Takes the part of the graph that makes a value.
-
-        Args:
-            graph: The main graph; unchanged.
-            value: One of its values.
-
-        Raises:
-            FusionError: It is made of more than shapes, masks and small tables.
-        """
+        """Takes the part of the graph that makes a value."""
         self._value = value
         self.inputs = _checked_inputs(value)
         self._evaluator: Any = None
         self._graph = graph
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Computes the value.
-
-        Args:
-            values: By the name of each of :attr:`inputs`.
-
-        Raises:
-            FusionError: An operator can't be run so.
-        """
+        """Computes the value."""
         try:
             if self._evaluator is None:
                 self._evaluator = _evaluator(self._graph, self._value, self.inputs)

@@ -24,17 +24,9 @@ _HEAD_STEP, _TABLE_STEP = 16, 8  # what ONNX Runtime's kernel asks of its sizes
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """A rotated value.
+    """A rotated value."""
 
-    Attributes:
-        inner: Before it was rotated, ``[batch, heads, new, head size]``.
-        cos: As the rotation reads it.
-        sin: The same.
-        interleaved: Whether neighbours make a pair, instead of the two halves.
-        doubled: Whether each number stands in the tables once for each of its pair.
-    """
-
-    inner: ir.Value
+    inner: ir.Value  # before it was rotated, `[batch, heads, new, head size]`
     cos: ir.Value
     sin: ir.Value
     interleaved: bool = False
@@ -43,21 +35,12 @@ class Rotary:
 
 @dataclass(frozen=True, eq=False)
 class RotaryTables:
-    """What a decoder turns each position by.
-
-    Attributes:
-        query: Before it was rotated.
-        key: The same.
-        sources: The values of the graph that the tables stand for.
-        cos: ``[positions, rotated size / 2]``.
-        sin: The same.
-        interleaved: Whether neighbours make a pair, instead of the two halves.
-    """
+    """What a decoder turns each position by."""
 
     query: ir.Value
     key: ir.Value
     sources: tuple[ir.Value, ir.Value]
-    cos: NDArray[Any]
+    cos: NDArray[Any]  # `[positions, rotated size / 2]`
     sin: NDArray[Any]
     interleaved: bool
 

@@ -1,8 +1,4 @@
-"""Makes one operator of a residual sum and the norm behind it.
-
-Source: SkipLayerNormalization and SkipSimplifiedLayerNormalization of ONNX Runtime. They give the
-sum as well, where it is read on.
-"""
+"""Makes one operator of a residual sum and the norm behind it."""
 
 from __future__ import annotations
 
@@ -23,14 +19,7 @@ _LAST_AXIS = -1
 
 
 def fuse_skip_norms(graph: ir.Graph) -> int:
-    """Fuses each sum of two values of one shape with the first norm that reads it.
-
-    Args:
-        graph: The main graph; it is changed, and no more in order.
-
-    Returns:
-        How many were fused.
-    """
+    """Fuses each sum of two values of one shape with the first norm that reads it."""
     return sum(_fuse(graph, node) for node in list(graph) if node.op_type in _FUSED)
 
 

@@ -1,9 +1,4 @@
-"""The architectures that the surgery is held against: the one list of their names.
-
-Each is built as a tiny random model. A row says how the model is run, how its sublayers join the
-residual stream, and which modules of it PyTorch has to silence for each sublayer. Code that is
-particular to one architecture exists neither here nor in ``graph_passes``.
-"""
+"""The architectures that the surgery is held against: the one list of their names."""
 
 from __future__ import annotations
 
@@ -21,23 +16,7 @@ Paths = dict[str, str]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the table.
-
-    Attributes:
-        name: Its name in the table; the model type, and which graph of several is meant.
-        graph: How the model is run and what goes in and out.
-        form: How a branch joins the stream.
-        model_class: The class of transformers; empty: the auto class for the graph.
-        model_type: Where ``name`` is not the model type.
-        paths: For each kind of sublayer the dotted path from the model to the module that is
-            silenced, ``{}`` for the layer's number; alternatives for what follows it are parted
-            by ``|``, modules that go together by ``&``. A layer without such a module has no such
-            sublayer. Empty: as ``exporter.models.anatomy.architectures`` has them.
-        settings: Config entries beside the usual tiny sizes.
-        traced_length_only: The graph runs at the sequence length that it was traced at.
-        refused: Part of the reason for which the graph must be refused; empty: it must be cut.
-        not_exported: Part of the reason for which PyTorch's exporter can't write the graph.
-    """
+    """One row of the table."""
 
     name: str
     graph: GraphKind

@@ -243,13 +243,7 @@ def cuts(sublayers: Sequence[SublayerRef]) -> list[Cut]:
 
 
 def random_cuts(sublayers: Sequence[SublayerRef], name: str, number: int) -> list[Cut]:
-    """All but one, and different sets of several, the same in every run.
-
-    Args:
-        sublayers: All there are.
-        name: Seeds the choice.
-        number: How many; fewer where there are no more.
-    """
+    """All but one, and different sets of several, the same in every run."""
     chance = random.Random(zlib.crc32(name.encode()))
     found = {frozenset(sublayers) - {chance.choice(sublayers)}: None}
     for _ in range(_TRIES * number):

@@ -22,13 +22,7 @@ OPSET = 20
 
 @dataclass
 class Exported:
-    """A graph with the folder of its weights.
-
-    Attributes:
-        model: The graph.
-        folder: Where its weights lie.
-        exporter: What wrote it.
-    """
+    """A graph with the folder of its weights."""
 
     model: ir.Model
     folder: Path

@@ -1,8 +1,4 @@
-"""How each kind of graph is run: what goes in, what comes out, and which steps follow each other.
-
-The same steps run through the PyTorch module and through its exported file, each side continuing
-from its own caches.
-"""
+"""How each kind of graph is run: what goes in and comes out, and which steps follow."""
 
 from __future__ import annotations
 

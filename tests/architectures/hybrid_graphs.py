@@ -27,10 +27,7 @@ _STATES = {"conv": "conv_states", "recurrent": "recurrent_states"}
 
 
 def hybrid_decoder(architecture: Architecture, model: Any) -> Subject:
-    """A graph for the prompt that fills caches and states, and one for single tokens after it.
-
-    Two, since such a model runs other code for one token than for several.
-    """
+    """A graph for the prompt that fills caches and states, and one for single tokens after it."""
     ids, mask = random_ids(model, TOTAL), padded_mask(TOTAL, left=True)
     begin = {"input_ids": ids[:, :PROMPT], "attention_mask": mask[:, :PROMPT]}
     single = {"input_ids": ids[:, PROMPT:], "attention_mask": mask}

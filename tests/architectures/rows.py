@@ -13,29 +13,7 @@ COUNTS = 100 * TOLERANCE
 
 @dataclass
 class Row:
-    """What was seen of one architecture.
-
-    Attributes:
-        name: The architecture.
-        model_class: Its class in transformers.
-        graph: The kind of graph.
-        form: How branches join the stream.
-        exporter: What wrote the graph.
-        layers: How many.
-        sites: Sublayers by kind.
-        cuts: How many sets of sublayers were cut and compared.
-        random_sets: How many of them were drawn at random.
-        cuts_refused: How many more the surgery refused, since with every self-attention the only
-            inputs would go from which the past length is known.
-        worst_error: The largest relative error of any cut, step and output.
-        uncut_error: The same of the graph before any cut.
-        weakest: The least that any single sublayer changes the main output by, relative.
-        wrong: The cuts that are out of bounds or otherwise wrong, with the reason.
-        refused: The reason where the graph is refused, and must be.
-        not_exported: Why PyTorch's exporter can't write it, where that is known.
-        failed: Why nothing could be compared.
-        seconds: How long it took.
-    """
+    """What was seen of one architecture."""
 
     name: str
     model_class: str = ""

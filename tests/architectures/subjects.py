@@ -17,15 +17,7 @@ PROMPT, TOTAL = 6, 7  # tokens before the last one, and with it
 
 @dataclass
 class Part:
-    """One exported file.
-
-    Attributes:
-        name: Of the file.
-        module: Takes its inputs by name as one dictionary, gives a list of outputs.
-        outputs: The outputs' names; the first is what the residual stream ends in.
-        example: Inputs to trace with; no size that varies is 1, and no two are the same.
-        dynamic: The names of the axes that vary, by input.
-    """
+    """One exported file."""
 
     name: str
     module: torch.nn.Module
@@ -36,17 +28,7 @@ class Part:
 
 @dataclass
 class Step:
-    """One run.
-
-    Attributes:
-        phase: What it is called in messages.
-        part: The number of the file that runs.
-        inputs: What is given, by name.
-        carried: Which inputs come from which outputs of earlier steps.
-        real: Where the main output's positions are no padding, ``[batch, sequence]``; None: all.
-        cached: The same for what caches hold, ``[batch, total]``.
-        source: The same for what an encoder gave, ``[batch, source]``.
-    """
+    """One run."""
 
     phase: str
     part: int

@@ -33,15 +33,7 @@ def table(
     tolerance: float,
     summary: str,
 ) -> str:
-    """The whole page.
-
-    Args:
-        rows: In the catalogue's order.
-        versions: Of the libraries that matter.
-        random_sets: How many random sets each row had.
-        tolerance: Up to which error a row holds.
-        summary: One line over all rows.
-    """
+    """The whole page."""
     head = _HEAD.format(
         command=COMMAND,
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),

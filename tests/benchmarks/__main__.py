@@ -1,10 +1,4 @@
-"""Runs every benchmark, one after the other: ``python -m tests.benchmarks [NAME ...]``.
-
-Names are those of the modules without ``bench_``, such as ``prune``. ``large``, ``peers``,
-``engines``, ``streaming`` and ``large_export`` build their models themselves, the others take
-SmolLM2. Figures are printed; a benchmark that finds a wrong result (parity, streaming,
-large_export) makes the whole run fail.
-"""
+"""Runs every benchmark, one after the other: ``python -m tests.benchmarks [NAME ...]``."""
 
 from __future__ import annotations
 

@@ -15,12 +15,7 @@ from exporter.models.ablation.choices import ChoiceItem, ChoiceMeter, ChoiceRow
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's answers to a task's items.
-
-    Attributes:
-        right: ``[items]``, 1 where the likeliest choice is the right one, else 0.
-        log_p: ``[items]``, log-probability of the right choice against the others, in nats.
-    """
+    """One model's answers to a task's items."""
 
     right: np.ndarray[Any, np.dtype[np.float64]]
     log_p: np.ndarray[Any, np.dtype[np.float64]]
@@ -36,13 +31,7 @@ class Answers:
 
 
 class Asked:
-    """The items of a folder's tasks, put to one model and to cuts of it.
-
-    Args:
-        loaded: The model, with its tokenizer.
-        folder: Holds ``NAME.jsonl`` files.
-        items: Of each task, the first that many.
-    """
+    """The items of a folder's tasks, put to one model and to cuts of it."""
 
     def __init__(self, loaded: Any, folder: Path, items: int) -> None:
         self._tasks = {

@@ -1,10 +1,4 @@
-"""What `depthcut build` takes beyond the builder: ``... bench_build MODEL.onnx [MODEL.onnx ...]``.
-
-Builds a decode engine of each graph, several times, in turns with a bare script: the library's own
-calls on the same graph, and the engine written to a file. It prints the medians of both whole
-processes, of the builder's own part (parsing and building), of what the record tells, and of the
-differences. It asserts nothing.
-"""
+"""What `depthcut build` takes beyond the builder: ``... bench_build MODEL.onnx ...``."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.compare.timing.clock import no_garbage_collection
 from exporter.compare.timing.statistics import estimate
+from exporter.compare.timing.subjects import no_garbage_collection
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.environment import default_threads
 from tests.benchmarks.machine import print_machine

@@ -51,15 +51,7 @@ def data_bytes(folder: Path) -> int:
 
 
 def one_plan(model: str, drops: str, onnx: Path, whole: int, folder: Path) -> bool:
-    """Writes one checkpoint, holds it against the cut graph, and prints a line.
-
-    Args:
-        model: The whole model.
-        drops: What to drop.
-        onnx: Its export.
-        whole: The bytes of its tensors.
-        folder: For what is written.
-    """
+    """Writes one checkpoint, holds it against the cut graph, and prints a line."""
     plan = PruningPlan(deletions=parse_drops(drops.split()).deletions)
     cut = folder / "cut.onnx"
     prune_file(onnx, cut, plan.deletions, CutOptions(verify="none"))

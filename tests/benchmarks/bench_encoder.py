@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.compare.evaluation import tokenize_passages
-from exporter.compare.quality.embeddings import Floats, compare_embeddings
+from exporter.compare.quality.encoders import Floats, compare_embeddings
 from exporter.compare.quality.intervals import mean_interval
 from exporter.compare.tasks.encoder_items import Retrieval, made_retrieval
 from exporter.compare.tasks.encoding import best_hits, discounted_gains

@@ -1,9 +1,4 @@
-"""Engines on an NVIDIA GPU: ``python -m tests.benchmarks.bench_gpu FOLDER [--steps NAME,NAME]``.
-
-Models have random weights; nothing is downloaded. Each step runs in a process of its own for a
-limited time, so that one that crashes or hangs ends alone. What is measured stands in
-FOLDER/results.jsonl, a row a line: the same command goes on where it was. Prints the tables.
-"""
+"""Engines on an NVIDIA GPU: ``python -m tests.benchmarks.bench_gpu FOLDER [--steps NAME,NAME]``."""
 
 from __future__ import annotations
 

@@ -82,10 +82,7 @@ class Bench:
         )
 
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """What the rows' damage is in each domain, by document; from disk where it is there.
-
-        Rows are measured together: they share the whole model's run and what lies below.
-        """
+        """What the rows' damage is in each domain, by document; from disk where it is there."""
         for row in rows:
             if row.fitted == "fold" and not self._is_kept(row):
                 self._kept.keep(row.name, self._folded(row))
@@ -111,9 +108,8 @@ class Bench:
 
     def _folded(self, row: Row) -> dict[str, Any]:
         """The same of a row that changes weights, and so shares no run with others."""
-        from exporter.heal.fold.places import places_of
+        from exporter.heal.fold.places import places_of, writers_of
         from exporter.heal.fold.refit import refitted
-        from exporter.heal.fold.writers import writers_of
         from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
         from exporter.models.ablation.meter import DamageMeter
         from exporter.models.anatomy.architectures import layer_modules
@@ -142,7 +138,7 @@ class Bench:
         return kept is not None and ("tasks" in kept or not (row.tasks and self._options.tasks))
 
     def _cut(self, row: Row) -> dict[Any, Any]:
-        from exporter.heal.sequential import fit_sequential
+        from exporter.heal.fitting import fit_sequential
         from exporter.models.ablation.branch_replacements import NOTHING
 
         names = self._names(row)
@@ -205,7 +201,7 @@ class Bench:
 
     def _text(self, spec: str, samples: int, part: str = "calibration") -> Any:
         from exporter.models.texts.calibration import CalibrationText, calibration_text
-        from exporter.models.texts.packing import pack_tokens
+        from exporter.models.texts.passages import pack_tokens
         from exporter.models.texts.sources import read_texts
 
         if part == "calibration":
@@ -242,10 +238,7 @@ def told(result: dict[str, Any], base: dict[str, Any]) -> str:
 
 
 def excess_of(row: dict[str, Any], base: dict[str, Any]) -> Any:
-    """A row's rise of the log-perplexity over that of cosine without replacement.
-
-    1 for no better, 0 for no damage at all; both are measured on the same samples.
-    """
+    """A row's rise of the log-perplexity over that of cosine without replacement."""
     whole = np.array(row["baseline_nll_sums"])
     return mean_interval(*(np.array(each["nll_sums"]) - whole for each in (row, base)))
 

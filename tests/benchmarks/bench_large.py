@@ -1,11 +1,4 @@
-"""What large models cost: a 70B-shaped one with shared weights, a 2.4 GB one written anew.
-
-Run it with ``python -m tests.benchmarks large``. The 70B-shaped model (80 layers, hidden 8192, 138
-GB in fp16) lies over a data file that is one hole; half of its attentions go, with ``--weights
-share --verify none``. For ``--weights compact`` the bytes are real, and stand beside ``cp`` over
-the same data file, with and without the sync that makes it safe. Whole processes, medians of
-interleaved runs; nothing is asserted.
-"""
+"""What large models cost: a 70B-shaped one with shared weights, a 2.4 GB one written anew."""
 
 from __future__ import annotations
 

@@ -1,14 +1,4 @@
-"""What it takes to export, cut and check a model whose weights never come into memory together.
-
-Run it alone with ``python -m tests.benchmarks.bench_large_export``. A random Llama of 2.7 GB in
-shards is exported whole and streamed, each in a process of its own. The streamed one may take 45 %
-of the weights' size: ``RLIMIT_DATA``, which counts the heap and all private writable memory, is set
-to that above what Python, PyTorch and the exporter take before they see the model. The whole model
-is tried under the same limit once, to show that the limit holds it off. Then the graph is cut and
-checked, against PyTorch a module at a time and against the masked oracle. ONNX Runtime maps weights
-privately, which that limit counts although nothing is in memory, so there the anonymous memory is
-watched instead. The run fails when files differ, or a check does not hold, or the limit is passed.
-"""
+"""What it takes to export, cut and check a model whose weights never come into memory together."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""ONNX files in OpenVINO: their logits held against ONNX Runtime's, in a prompt and in steps.
-
-Run it with ``ENV/bin/python -m tests.benchmarks.bench_openvino MODEL.onnx ...``, in an environment
-with the extra ``openvino``. A prompt of random tokens runs, then steps on the caches that each
-runtime has given; the error is the largest of all logits, relative to the largest logit. More than
-a thousandth makes it fail.
-"""
+"""ONNX files in OpenVINO: their logits held against ONNX Runtime's, in a prompt and in steps."""
 
 from __future__ import annotations
 

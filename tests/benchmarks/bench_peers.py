@@ -1,16 +1,4 @@
-"""The same deletion by depthcut, ONNX GraphSurgeon and onnxsim, on a model of 2.4 GB.
-
-Run it with ``python -m tests.benchmarks peers``. It writes a Llama of 1.2 billion parameters in
-fp16 (random weights), deletes every second attention in interleaved runs of whole child processes,
-and prints the medians of time and peak memory. Nothing is asserted. The peers come with
-``pip install 'depthcut[bench]'``; what is missing is left out and named.
-
-GraphSurgeon is told which Add to skip, since it finds nothing by itself: import, rewire, cleanup,
-export, save, as its examples do. onnxsim takes no names: its ``apply_transformer_block_pruning``
-ranks blocks on random inputs and drops as many as asked. It declines attentions with a KV cache, so
-it gets the same model without one too, with RMSNormalization as one operator, which is what it
-looks for. It copies no weights, so it is held against ``--weights share``.
-"""
+"""The same deletion by depthcut, ONNX GraphSurgeon and onnxsim, on a model of 2.4 GB."""
 
 from __future__ import annotations
 

@@ -34,10 +34,10 @@ from exporter.artifacts import ImportanceReport
 from exporter.artifacts.plans.by_score import plan_drop
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes

@@ -1,9 +1,4 @@
-"""What `depthcut prune` costs on an exported file: time and memory of the whole process.
-
-Run it with ``DEPTHCUT_BENCH_ONNX=model.onnx python -m tests.benchmarks.bench_prune``. It cuts the
-first eight attentions that it finds, several times, without verification, and prints its medians
-beside those of `cp` over the weights and of finding the sites. It asserts nothing.
-"""
+"""What `depthcut prune` costs on an exported file: time and memory of the whole process."""
 
 from __future__ import annotations
 

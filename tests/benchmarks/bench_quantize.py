@@ -1,12 +1,4 @@
-"""What each way to quantise costs in accuracy and gains in time: where the defaults come from.
-
-Run it with ``python -m tests.benchmarks quantize``, or with a folder that holds ``model.onnx`` and
-a tokenizer: ``python -m tests.benchmarks.bench_quantize FOLDER``. The text is ``wikitext2.txt`` or
-``wikitext2.jsonl`` in the folder that ``DEPTHCUT_DATA`` names, or what ``--text`` names, else the
-half of pydoc that calibrates nothing. Every quantised model is timed in turns with the float one,
-both loaded anew for it; the times are medians of a decode step on a filled cache. It prints figures
-and asserts nothing.
-"""
+"""What each way to quantise costs in accuracy and gains in time: where the defaults come from."""
 
 from __future__ import annotations
 
@@ -23,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.compare.quality.agreement import prefill_logits
-from exporter.compare.timing.clock import no_garbage_collection
+from exporter.compare.timing.subjects import no_garbage_collection
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import DepthcutError
-from exporter.models.texts.packing import pack_tokens
+from exporter.models.texts.passages import pack_tokens
 from exporter.models.texts.sources import read_texts
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings

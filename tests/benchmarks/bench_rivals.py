@@ -111,11 +111,7 @@ class Bench:
         return found
 
     def run(self, row: Row) -> None:
-        """Makes, measures and keeps a row.
-
-        Raises:
-            DepthcutError: It can't be made.
-        """
+        """Makes, measures and keeps a row."""
         began = time.perf_counter()
         candidate = row.make(self._work)
         made_s = time.perf_counter() - began

@@ -25,9 +25,9 @@ import numpy as np
 
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.quality.intervals import mean_interval
 from exporter.models.ablation.branch_replacements import NOTHING
@@ -132,7 +132,7 @@ class Bench:
 
     def _samples(self, spec: str) -> Any:
         """Token ids, and of which document each sample is."""
-        from exporter.models.texts.packing import pack_tokens
+        from exporter.models.texts.passages import pack_tokens
         from exporter.models.texts.sources import read_texts
 
         def encode(text: str) -> list[int]:

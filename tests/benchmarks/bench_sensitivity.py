@@ -1,13 +1,4 @@
-"""4-bit weights that lose little: which products need 8 bits, and a GGUF file's own blocks.
-
-Run it with ``python -m tests.benchmarks sensitivity``, or with a folder that holds ``model.onnx``
-and a tokenizer, and the GGUF file that the model comes from: ``python -m
-tests.benchmarks.bench_sensitivity FOLDER --gguf FILE``. The text to judge by is that of
-:mod:`tests.benchmarks.bench_quantize`, the text to choose by ``--calibration``, which must be
-another. Each form is timed in turns with plain int4 (symmetric blocks of 32, head in 8 bits), both
-loaded anew for it. The aims: at most 5 % above the float model's perplexity at no more than 1.1 of
-plain int4's time. It prints figures and asserts nothing.
-"""
+"""4-bit weights that lose little: which products need 8 bits, and a GGUF file's own blocks."""
 
 from __future__ import annotations
 

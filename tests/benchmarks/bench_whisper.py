@@ -1,12 +1,4 @@
-"""Word error rate of Whisper base without a third of its decoder's sublayers, on made sentences.
-
-Run it with ``python -m tests.benchmarks.bench_whisper MODEL OUT [EXPORT OPTION ...]``: MODEL is a
-folder that ``tests.benchmarks.ctranslate2_whisper`` has written. 100 sentences, made of lists of
-words by a seed, are spoken by espeak-ng (which must be installed), and 24 others are what the
-scores rest on. Without options ``depthcut export`` drops 6 of the decoder's 18 sublayers, all kinds
-ranked together. Printed: what was dropped, the largest error against PyTorch, both word error
-rates with the difference's interval, how far the answers agree, the times. Nothing is asserted.
-"""
+"""Word error rate of Whisper base without a third of its decoder's sublayers, on made sentences."""
 
 from __future__ import annotations
 

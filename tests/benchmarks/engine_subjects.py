@@ -1,8 +1,4 @@
-"""The models whose engines stand in the table of builds, as exported and with attentions cut out.
-
-SmolLM2 has its own weights, the others random ones: a build looks at no values, but stores equal
-ones once. Tests build shallower ones.
-"""
+"""The models whose engines stand in the table of builds, whole and with attentions cut out."""
 
 from __future__ import annotations
 
@@ -29,18 +25,7 @@ IN_PLACE = 24
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in one dtype and opset.
-
-    Attributes:
-        name: What the table calls it.
-        load: Gives it in a dtype, as the loader would.
-        dtype: ``float16`` or ``bfloat16``.
-        opset: Of the export; 24 stands for caches in place.
-        cut: The layers whose attentions are cut out of the candidate.
-        phases: What an engine serves.
-        ranges: The sizes that it serves.
-        card: The compute capability that engines are for.
-    """
+    """A model in one dtype and opset."""
 
     name: str
     load: Callable[[str], Any]

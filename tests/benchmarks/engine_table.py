@@ -31,23 +31,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class BuildRow:
-    """One engine, as the page tells it.
-
-    Attributes:
-        model: The subject's name.
-        dtype: ``float16`` or ``bfloat16``.
-        opset: Of the export.
-        card: The compute capability that it is for.
-        cut: How many attentions were cut out.
-        onnx_mb: Graph and weights, in MB (10^6 bytes).
-        engine_mb: The engine's file, in MB.
-        network_layers: Of the parsed network.
-        real_layers: That the builder made.
-        fused: Of these, kernels that do an attention as a whole.
-        builder_s: Seconds that the builder took, parsing included.
-        rest_s: Seconds that the build took beside.
-        alike: ``yes`` where a second build gave the same bytes.
-    """
+    """One engine, as the page tells it."""
 
     model: str
     dtype: str

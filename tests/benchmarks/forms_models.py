@@ -26,14 +26,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 
 
 class Models:
-    """Makes what isn't there yet.
-
-    Args:
-        source: GGUF file or Hugging Face folder.
-        work: Takes a folder for each model.
-        half: How many attentions are half of them; every second one is then cut. None: SmolLM2's
-            most redundant ones.
-    """
+    """Makes what isn't there yet."""
 
     def __init__(self, source: Path, work: Path, half: int | None = None) -> None:
         self.source, self._work, self.half = source, work, half or 15

@@ -1,11 +1,4 @@
-"""One library with one decoder loaded, asked for prompts and steps line by line; see bench_forms.
-
-A script of its own, so that each library runs in an environment of its own: ``python forms_peer.py
-LIBRARY MODEL THREADS CONTEXT``. It answers ``prefill N`` with the milliseconds from N tokens to the
-first new one, ``decode N K`` with those of each of K steps after N tokens, and ``tokens N K`` with
-a greedy continuation. Steps go on where the last ones ended, for 256 tokens; then the prompt is run
-again, untimed.
-"""
+"""One library with one decoder, asked for prompts and steps line by line; see bench_forms."""
 
 from __future__ import annotations
 

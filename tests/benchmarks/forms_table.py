@@ -23,15 +23,7 @@ _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 @dataclass(frozen=True)
 class Measured:
-    """What is asked of every arm.
-
-    Attributes:
-        prompts: Lengths of prompts that are timed.
-        pasts: Lengths after which steps are timed.
-        steps: Steps in a turn.
-        rounds: Turns of each arm in one load.
-        loads: How often all arms are loaded anew, in an order that is drawn.
-    """
+    """What is asked of every arm."""
 
     prompts: tuple[int, ...] = (512, 2048)
     pasts: tuple[int, ...] = (512, 2048)
@@ -53,15 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Arm:
-    """A library on a model.
-
-    Attributes:
-        library: As ``forms_peer`` names it.
-        model: A folder or a file, as the library takes it.
-        python: Of its environment.
-        beside: The arm that its times are divided by, if any.
-        steps_alone: Whether it runs no prompts.
-    """
+    """A library on a model."""
 
     library: str
     model: Path
@@ -92,10 +76,7 @@ class Times:
 
 
 def measure(arms: Mapping[str, Arm], what: Measured) -> Times:
-    """Loads all arms, asks them in turns, and does so again.
-
-    An arm that can't run is left out, with its reason printed.
-    """
+    """Loads all arms, asks them in turns, and does so again."""
     times, rng = Times(), np.random.default_rng()
     for load in range(what.loads):
         with contextlib.ExitStack() as stack:

@@ -17,15 +17,7 @@ BATCH, SEARCH_SAMPLES, SHORTLIST = 2, 4, 8
 
 
 class Choices:
-    """Chooses a row's attentions.
-
-    Args:
-        model: The whole model.
-        order: All layers, the lowest cosine score first.
-        text_of: Gives the text that a row is searched on; its first samples are taken.
-        fits_of: Gives the fits of all attentions that a row may put in.
-        prefix: Of the files that keep finished searches.
-    """
+    """Chooses a row's attentions."""
 
     def __init__(
         self,

@@ -12,19 +12,7 @@ FITTED: tuple[Fitted, ...] = ("bias", "linear")
 
 @dataclass(frozen=True)
 class Row:
-    """One way of dropping attentions or blocks.
-
-    Attributes:
-        dropped: How many.
-        fitted: What takes their place, or fold.
-        sources: What it is fitted on: ``file``, ``self``, ``pydoc``.
-        samples: Of each source.
-        rank: Of the maps.
-        compensation: None: independent fits; else those of a sequential fit.
-        choice: How the attentions are chosen; the others on samples of the first source.
-        tasks: Whether tasks are scored.
-        kind: What is dropped; blocks go by cosine.
-    """
+    """One way of dropping attentions or blocks."""
 
     dropped: int
     fitted: Fitted

@@ -22,13 +22,7 @@ RowT = TypeVar("RowT", bound=Named)
 
 
 class KeptRows:
-    """Finished rows in a folder.
-
-    Args:
-        folder: Where they are; it need not exist.
-        about: What all rows hang on, such as hashes of model and texts: rows of another run that
-            hang on something else are not found.
-    """
+    """Finished rows in a folder."""
 
     def __init__(self, folder: Path, about: object) -> None:
         self._folder, self.key = folder, short_sha256(about)
@@ -52,12 +46,7 @@ class KeptRows:
 
 
 def wanted(table: Iterable[RowT], only: Sequence[str]) -> list[RowT]:
-    """For each text the row of that name; where there is none, those whose name has the text.
-
-    Args:
-        table: All rows.
-        only: The texts; empty for all rows.
-    """
+    """For each text the row of that name; where there is none, those whose name has the text."""
     rows = list(table)
     named = {row.name for row in rows} & set(only)
     parts = [text for text in only if text not in named]

@@ -1,8 +1,4 @@
-"""Runs GGUF files in llama.cpp: answers or times, as JSON. Needs llama-cpp-python and numpy alone.
-
-``python llama_cpp_runs.py answers FILE IDS OUT`` writes the logits of a text's tokens as ``.npy``;
-``python llama_cpp_runs.py times ROUNDS FILE FILE`` times two files in turns.
-"""
+"""Runs GGUF files in llama.cpp: answers or times, as JSON. Needs llama-cpp-python and numpy."""
 
 from __future__ import annotations
 

@@ -11,11 +11,7 @@ _LIBRARIES = ("depthcut", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
 def print_machine(*more: str) -> None:
-    """Prints the machine and the versions of the libraries that matter.
-
-    Args:
-        more: Distributions besides the usual ones.
-    """
+    """Prints the machine and the versions of the libraries that matter."""
     print(f"{machine_line()}, {platform.platform()}, Python {platform.python_version()}, "
           f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
     print(", ".join(f"{name} {_version(name)}" for name in (*_LIBRARIES, *more)), flush=True)

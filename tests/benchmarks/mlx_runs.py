@@ -1,7 +1,4 @@
-"""Writes a folder's logits as mlx-lm computes them. Needs mlx-lm and ``mlx[cpu]`` alone.
-
-``python mlx_runs.py FOLDER IDS OUT``
-"""
+"""Writes a folder's logits as mlx-lm computes them. Needs mlx-lm and ``mlx[cpu]`` alone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Decode steps of onnxruntime-genai, asked for line by line; see ``decoding_peers``.
-
-A script of its own, so that it can run in another environment: ``python peer_genai.py FOLDER
-THREADS PROMPT NEW``. FOLDER holds a ``genai_config.json``.
-"""
+"""Decode steps of onnxruntime-genai, asked for line by line; see ``decoding_peers``."""
 
 from __future__ import annotations
 

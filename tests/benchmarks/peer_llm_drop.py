@@ -1,9 +1,4 @@
-"""LLM-Drop's own similarity function, on activations that are recorded here.
-
-Its code calls decoder layers in a way that today's transformers doesn't know, so the layers that it
-gets hand out what the real ones gave. Nothing of it is part of this repository: name a checkout of
-CASE-Lab-UMD/LLM-Drop (read at 28b5dd1) for the benchmark.
-"""
+"""LLM-Drop's own similarity function, on activations that are recorded here."""
 
 from __future__ import annotations
 
@@ -22,14 +17,7 @@ Recorded = dict[tuple[int, str], list[torch.Tensor]]
 
 
 def similarities(checkout: Path, model: Any, ids: torch.Tensor, target: str) -> list[float]:
-    """What its ``get_layer_similarities`` gives for every layer of a Llama model.
-
-    Args:
-        checkout: The repository's folder.
-        model: A causal Llama model.
-        ids: ``[samples, tokens]``.
-        target: ``attn`` or ``mlp``.
-    """
+    """What its ``get_layer_similarities`` gives for every layer of a Llama model."""
     recorded, samples = _recorded(model, ids), len(ids)
     code = _loaded(checkout)
     nothing = [None] * samples

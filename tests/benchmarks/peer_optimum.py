@@ -1,8 +1,4 @@
-"""Decode steps of optimum's ORTModelForCausalLM, asked for line by line; see ``decoding_peers``.
-
-A script of its own, since optimum needs another transformers: ``python peer_optimum.py FOLDER
-THREADS PROMPT NEW``.
-"""
+"""Decode steps of optimum's ORTModelForCausalLM, asked for line by line; see ``decoding_peers``."""
 
 from __future__ import annotations
 

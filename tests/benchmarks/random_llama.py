@@ -14,17 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class RandomLlama:
-    """Its measures.
-
-    Attributes:
-        layers: How many.
-        hidden: Width of the residual stream.
-        intermediate: Width inside an MLP.
-        heads: Of attention, keys and values alike.
-        vocabulary: Tokens.
-        layers_a_shard: So many lie in one file.
-        scale: Standard deviation of the weights.
-    """
+    """Its measures."""
 
     layers: int
     hidden: int

@@ -1,8 +1,4 @@
-"""Writes a folder's greedy continuations as vLLM computes them. Needs vllm alone.
-
-``python vllm_runs.py FOLDER PROMPTS NEW OUT``: PROMPTS is an ``.npy`` of tokens, ``[prompts,
-length]``; OUT gets the new tokens, ``[prompts, NEW]``.
-"""
+"""Writes a folder's greedy continuations as vLLM computes them. Needs vllm alone."""
 
 from __future__ import annotations
 

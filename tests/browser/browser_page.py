@@ -1,8 +1,4 @@
-"""Opens a report in a real browser and says what is wrong with it.
-
-Needs Debian's ``chromium`` or ``chromium-headless-shell`` and, from the package index, playwright;
-with axe-core-python, accessibility is checked too.
-"""
+"""Opens a report in a real browser and says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -20,14 +16,7 @@ SCHEMES = ("light", "dark")
 
 @dataclass
 class Findings:
-    """What was seen.
-
-    Attributes:
-        problems: In words; none is what is wanted.
-        opened_s: From the call to the page's load event, slowest of all openings.
-        pictures: Screenshots and the print.
-        with_axe: Whether accessibility was checked.
-    """
+    """What was seen."""
 
     problems: list[str] = field(default_factory=list)
     opened_s: float = 0.0
@@ -48,12 +37,7 @@ def browser_path() -> str | None:
 
 
 def check_page(report: Path, pictures: Path | None = None) -> Findings:
-    """Opens the report at every width in both schemes, listens, measures, and prints it.
-
-    Args:
-        report: The HTML file.
-        pictures: Folder for screenshots and a PDF; none are made without it.
-    """
+    """Opens the report at every width in both schemes, listens, measures, and prints it."""
     from playwright.sync_api import sync_playwright
 
     found = Findings()

@@ -1,8 +1,4 @@
-"""The head of a report as a picture for a document: ``python -m tests.browser.picture REPORT PNG``.
-
-It needs ``pip install blitz-py`` and no browser; what is below the head (tables, charts) it draws
-less exactly than a browser does.
-"""
+"""The head of a report as a picture: ``python -m tests.browser.picture REPORT PNG``."""
 
 from __future__ import annotations
 
@@ -31,13 +27,7 @@ def main(report: str, target: str) -> None:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture as the bytes of a PNG file, in its 256 most frequent colours.
-
-    Source: PNG specification, third edition, colour type 3.
-
-    Args:
-        pixels: Red, green and blue, ``[height, width, 3]``.
-    """
+    """A picture as the bytes of a PNG file, in its 256 most frequent colours."""
     height, width, _ = pixels.shape
     colours, numbers, counts = np.unique(
         pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True

@@ -1,7 +1,4 @@
-"""What is asked of every dialect: sites, cuts equal to the masked oracle, a clean and small graph.
-
-``check`` raises AssertionError with the reason, or gives the row for the table.
-"""
+"""What is asked of every dialect: sites, cuts equal to the masked oracle, a clean graph."""
 
 from __future__ import annotations
 
@@ -35,20 +32,7 @@ _EXPECTED = [(layer, kind) for layer in range(LAYERS) for kind in ("attention", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was seen of one dialect.
-
-    Attributes:
-        nodes: Of the uncut graph.
-        opset: Its opset of the standard domain.
-        sites: How many sublayers were found and can be cut.
-        cuts: How many sets of sublayers were cut and held against the oracle.
-        worst: The largest difference, relative to the output's largest value.
-        fused: Residual sums fused with norms, in the uncut graph.
-        runtime_nodes: After ONNX Runtime's own optimisation: a graph with a block cut out, and
-            an uncut graph of that depth; None where it wasn't asked.
-        valid: Whether onnx's full check takes the uncut graph, and so every cut one.
-        reason: Why the graph is refused, where it has to be.
-    """
+    """What was seen of one dialect."""
 
     nodes: int
     opset: int
@@ -62,14 +46,7 @@ class Outcome:
 
 
 def check(dialect: Dialect, shop: Workshop, *, depth: bool = True, random_sets: int = 6) -> Outcome:
-    """Makes the dialect's graph, cuts it in many ways, and judges each result.
-
-    Args:
-        dialect: The dialect.
-        shop: Where graphs are made.
-        depth: Whether to make an uncut graph of fewer layers too, for ONNX Runtime's node count.
-        random_sets: How many sets of sublayers to cut, besides each alone.
-    """
+    """Makes the dialect's graph, cuts it in many ways, and judges each result."""
     path = shop.make(dialect.name, dialect.make, LAYERS)
     model = load_model(path)
     found = find_sites(model)
@@ -157,14 +134,7 @@ class _Bench:
 def _largest(
     expected: list[Arrays], actual: list[Arrays], gone: set[str], vague: set[str]
 ) -> float:
-    """The largest difference of any output, relative to that output's largest value.
-
-    Args:
-        expected: Outputs, run by run.
-        actual: The same.
-        gone: Those that are missing from ``actual``.
-        vague: Those of which only the shapes are compared.
-    """
+    """The largest difference of any output, relative to that output's largest value."""
     worst = 0.0
     for want, have in zip(expected, actual, strict=True):
         assert set(have) == set(want) - gone

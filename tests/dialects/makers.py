@@ -1,7 +1,4 @@
-"""How each tool writes the tiny models: one function a tool, from a folder and a depth to a file.
-
-What a tool makes of another tool's graph takes that graph from the same :class:`Workshop`.
-"""
+"""How each tool writes the tiny models: one function a tool, from a folder and a depth."""
 
 from __future__ import annotations
 

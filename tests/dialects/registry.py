@@ -15,22 +15,7 @@ _FP16 = 2e-3  # two units in the last place
 
 @dataclass(frozen=True)
 class Dialect:
-    """One way to write a Transformer in ONNX.
-
-    Attributes:
-        name: What the table calls it.
-        tools: The distributions that write it, the one that matters first.
-        precision: Of the weights.
-        make: Writes the graph.
-        tier: Which tests run it: ``torch``, ``genai``, ``optimum``; None for the table alone.
-        tolerance: The largest error, relative to an output's largest value.
-        runs: Whether ONNX Runtime's CPU provider has kernels for it.
-        refused: Whether it must be refused.
-        stays: How many nodes of a block stay when it is cut: the norms behind the sums of a
-            post-norm encoder; None where that can't be told.
-        traced: Whether PyTorch's tracing takes its seconds for each depth.
-        note: What a reader should know.
-    """
+    """One way to write a Transformer in ONNX."""
 
     name: str
     tools: tuple[str, ...]

@@ -29,12 +29,7 @@ value.
 
 
 def render(rows: Mapping[str, str], dialects: Iterable[Dialect]) -> str:
-    """The whole page.
-
-    Args:
-        rows: Dialect to its line, of this run or an earlier one.
-        dialects: All dialects, in order; those without a row are marked.
-    """
+    """The whole page."""
     lines = [_line(COLUMNS), _line("---" for _ in COLUMNS)]
     lines += [rows.get(dialect.name) or _absent(dialect) for dialect in dialects]
     return INTRODUCTION + "\n" + "\n".join(lines) + "\n"

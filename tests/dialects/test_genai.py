@@ -80,10 +80,7 @@ def runtime_logits(folder: Path, steps: Sequence[Sequence[int]]) -> np.ndarray[A
 
 
 def shortfalls(model: ir.Model, folder: Path, tokens: Sequence[int]) -> list[float]:
-    """How far below the best each token's logit is, given those before; 0 for a greedy choice.
-
-    Relative to the largest logit. The caches are carried on by hand.
-    """
+    """How far below the best each token's logit is, given those before; 0 for a greedy choice."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -21,15 +21,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 
 def loaded(family: str, layers: int, *, dtype: str = "float32", eager: bool = False) -> Any:
-    """A model of a family, as the loader gives it.
-
-    Args:
-        family: ``llama``, ``gpt2``, ``gemma2`` (decoders; the last one has every other attention
-            look at a window only) or ``bert`` (an encoder).
-        layers: How many.
-        dtype: Of the weights.
-        eager: Attention in basic operators, as old exporters and pattern matchers want it.
-    """
+    """A model of a family, as the loader gives it."""
     changes = {k: layers if "layer" in k else v for k, v in _SIZES[family].items()}
     if eager:
         changes["attn_implementation"] = "eager"

@@ -19,15 +19,7 @@ REPLACEMENTS: list[Any] = ["none", "bias", "linear"]
 
 @dataclass
 class MadeMeter:
-    """Damage = sum over sublayers of ``alone * share(replacement)``, and of pairs.
-
-    Attributes:
-        alone: KL divergence of each sublayer left out.
-        together: What two that are left out add.
-        shares: What part of that a replacement leaves; 1 for one that isn't named.
-        scale: Of all of it: other tokens, other damage.
-        calls: Cuts that were measured.
-    """
+    """Damage = sum over sublayers of ``alone * share(replacement)``, and of pairs."""
 
     alone: Mapping[Any, float]
     together: Mapping[Any, float] = field(default_factory=dict)

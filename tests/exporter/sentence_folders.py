@@ -45,11 +45,7 @@ def write_sentence_files(
 def write_dense(
     folder: Path, *, inputs: int, outputs: int, activation: str = "Tanh"
 ) -> tuple[Any, Any]:
-    """Writes the files of a sentence encoder with a product between pooling and Normalize.
-
-    Returns:
-        Its weight ``[outputs, inputs]`` and bias ``[outputs]``, float64.
-    """
+    """Writes the files of a sentence encoder with a product between pooling and Normalize."""
     write_sentence_files(folder, normalise=True)
     modules = json.loads((folder / "modules.json").read_text())
     dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
@@ -65,13 +61,7 @@ def write_dense(
 
 
 def write_encoder(folder: Path, head: str = "Model", **config: Any) -> None:
-    """A random BERT of three layers, whose tokenizer knows the words of ``tiny_lm``.
-
-    Args:
-        folder: There.
-        head: How its class is called behind ``Bert``.
-        config: Changes of its config.
-    """
+    """A random BERT of three layers, whose tokenizer knows the words of ``tiny_lm``."""
     import torch
     import transformers
 
@@ -89,10 +79,7 @@ def write_encoder(folder: Path, head: str = "Model", **config: Any) -> None:
 
 
 def write_bert_tokenizer(folder: Path) -> None:
-    """The tokenizer of ``tiny_lm`` with ``[CLS]`` (21) before and ``[SEP]`` (22) behind each text.
-
-    The tokens of a second text have the type 1.
-    """
+    """The tokenizer of ``tiny_lm`` with ``[CLS]`` (21) before and ``[SEP]`` (22) behind a text."""
     from tokenizers import Tokenizer, processors
 
     write_tokenizer(folder, [*WORDS, "[CLS]", "[SEP]"])

@@ -37,14 +37,7 @@ _ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta", "esm", "m
 
 
 def tiny_model(model_type: str, *, head: str = "", **changes: Any) -> Any:
-    """A model in eval mode, its weights large enough that every branch counts.
-
-    Args:
-        model_type: Its family.
-        head: What its class is for, such as ``SequenceClassification``; usually next tokens or
-            nothing.
-        changes: Of its config.
-    """
+    """A model in eval mode, its weights large enough that every branch counts."""
     import torch
     import transformers
 

@@ -176,12 +176,7 @@ def _numbers(file: GgufFile) -> dict[str, Floats]:
 def llama_cpp_logits(
     path: Path, tokens: list[int], masked: Mapping[tuple[int, str], Any] | None = None
 ) -> Floats:
-    """What llama.cpp's graphs of ``llama`` and ``deci`` compute, ``[tokens, vocabulary]``.
-
-    Written after ``src/models/deci.cpp``, its traps included: the width of a head is layer 0's, and
-    a layer without an MLP gives its input on. ``masked`` sublayers add nothing, or the product of
-    their normed input with a matrix.
-    """
+    """What llama.cpp's graphs of ``llama`` and ``deci`` compute, ``[tokens, vocabulary]``."""
     file = read_header(path)
     entries, weights = file.entries, _numbers(file)
     prefix = entries["general.architecture"].text

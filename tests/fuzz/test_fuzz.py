@@ -1,8 +1,4 @@
-"""Whatever is done to a graph: it is refused with a reason, or cut as the masked oracle says.
-
-The same examples every time, so that this can't fail by chance. To look for new ones, set
-``DEPTHCUT_FUZZ_EXAMPLES`` to a number, or run ``python -m tests.fuzz --minutes 10``.
-"""
+"""Whatever is done to a graph: it is refused with a reason, or cut as the masked oracle says."""
 
 from __future__ import annotations
 

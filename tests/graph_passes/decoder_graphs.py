@@ -15,24 +15,7 @@ _FAR_BELOW = float(np.finfo(np.float32).min)
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """What kind of decoder to build.
-
-    Attributes:
-        layers: How many.
-        rotary: As the operator, on half or a quarter of each head, as products of halves, with
-            neighbours paired, with tables that depend on the text's length; or positions that are
-            looked up.
-        norm: Of the stream.
-        norm_bias: Whether a LayerNormalization has one.
-        qk_norm: Queries and keys are normalised, head by head.
-        window: How far back is seen; None for all.
-        softcap: Bounds the scores; the attention is then written around a Softmax.
-        softmax: So it is without.
-        mask: A mask, or something else that is added to the scores.
-        repeats: Keys are repeated in this order: each, or all of them in turn.
-        bias: Projections have one.
-        projections: Three matrices, or one that is split.
-    """
+    """What kind of decoder to build."""
 
     layers: int = 2
     rotary: Literal["operator", "half", "quarter", "halves", "pairs", "by_length", "none"] = (

@@ -16,22 +16,7 @@ Form = Literal["genai", "gpt2", "bert"]
 
 @dataclass(frozen=True)
 class FusedSpec:
-    """What kind of fused graph to build.
-
-    Attributes:
-        form: ``genai`` is the builder's decoder: GroupQueryAttention with a cache, pre-norm,
-            skip-norms with the sum as fourth output. ``gpt2`` is pre-norm too, with Attention,
-            a packed cache, and an embedding that gives the first sum. ``bert`` is post-norm:
-            SkipLayerNormalization, Attention or MultiHeadAttention.
-        layers: How many.
-        rms: Skip-norms are SkipSimplifiedLayerNormalization; for ``genai``.
-        bias: The branches' biases are fused into the skip-norms.
-        skip_first: The skip-norm's first operand is the skip, not the branch.
-        multi_head: MultiHeadAttention with plain projections; for ``bert``.
-        int4: Projections are MatMulNBits; for ``genai``.
-        sums: The first sum is a graph output.
-        parallel: Attention and MLP read one norm and join in one sum; for ``genai``.
-    """
+    """What kind of fused graph to build."""
 
     form: Form = "genai"
     layers: int = 2
@@ -61,11 +46,7 @@ FUSED = {
 
 
 def fused_model(spec: FusedSpec, *, seed: int = 0) -> ir.Model:
-    """Builds the model; weights are drawn from a seeded generator.
-
-    Inputs: ``input_ids`` and ``attention_mask`` and, with a cache, ``past_key_values.N.key|value``
-    [batch, 2, past, 16], packed for ``gpt2``. The first output is ``logits``.
-    """
+    """Builds the model; weights are drawn from a seeded generator."""
     return _Builder(spec, seed).build()
 
 

@@ -60,10 +60,7 @@ def replaced_error(
     inputs: Sequence[Arrays] | None = None,
     allow_all: bool = False,
 ) -> float:
-    """The largest difference from the masked original plus the replacements.
-
-    Relative to the original's largest output. ``other`` goes into the oracle instead.
-    """
+    """The largest difference from the masked original plus the replacements."""
     pruned, report = prune_graph(model, deletions, replacements=given, allow_all=allow_all)
     gone = [name for entry in report.deleted for name in entry.outputs_removed]
     oracle = masked_model(model, deletions, given if other is None else other)

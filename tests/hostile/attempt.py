@@ -32,16 +32,7 @@ _CAP_DAC = 0b110  # a user without them can't read what nobody may read
 
 @dataclass
 class Ended:
-    """How a command ended.
-
-    Attributes:
-        code: Its exit code; below 0 the signal.
-        seconds: How long it ran.
-        out: What it printed.
-        err: The same, on standard error.
-        told: What the watch wrote down.
-        hung: It was ended after :data:`LONGEST_S`.
-    """
+    """How a command ended."""
 
     code: int
     seconds: float

@@ -34,10 +34,7 @@ measuring:
 
 
 def write_template(work: Path) -> None:
-    """Makes the working directory that each try gets a copy of.
-
-    ``in/`` holds what the user made; the other folders are what a stranger may have spoilt.
-    """
+    """Makes the working directory that each try gets a copy of."""
     here = Path.cwd()
     (work / "in").mkdir(parents=True)
     os.chdir(work)

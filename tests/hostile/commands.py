@@ -22,20 +22,7 @@ PLAN_KINDS = ("plan", *RECORD_KINDS)
 
 @dataclass(frozen=True)
 class Command:
-    """A call of `depthcut`.
-
-    Attributes:
-        arguments: Of it.
-        folder: What the stranger made, in the working directory.
-        kinds: How that may be spoilt.
-        results: What it writes, in ``out/``.
-        weight: How often it is called.
-        loads: Whether it loads the model of ``folder`` in PyTorch.
-        flags: A dangerous flag may be given.
-        stages: It keeps its finished stages when it fails.
-        needs: A module.
-        fails: It can't do what it is asked for, be the folder sound or not.
-    """
+    """A call of `depthcut`."""
 
     arguments: tuple[str, ...]
     folder: str

@@ -24,10 +24,7 @@ _NEW = (
 
 
 def _name(spoilt: Spoilt, rng: random.Random) -> Path:
-    """A file that is there, which then isn't; or a new name that some library looks for.
-
-    But for a file that the user names: that may be a link to anywhere.
-    """
+    """A file that is there, which then isn't; or a new name that some library looks for."""
     named = [Path(part).name for part in spoilt.command.arguments]
     there = [path.name for path in spoilt.files() if path.name not in named]
     path = spoilt.folder / (rng.choice(there) if there and rng.random() < 0.7 else rng.choice(_NEW))

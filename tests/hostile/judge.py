@@ -59,11 +59,7 @@ def faults(
 
 
 def without_races(found: Iterable[str], kinds: Sequence[str], code: int) -> list[str]:
-    """What is left of the faults when a link took a file's place in the moment it was opened.
-
-    The door looks where an open file lies, and refuses it then; a library that had opened one is
-    refused when the folder has changed meanwhile. Nothing comes of it but exit code 2.
-    """
+    """What is left of the faults when a link took a file's place in the moment it was opened."""
     raced = (
         ("outside: open ", "outside: opened ") if "changing" in kinds and code == REFUSED else ()
     )

@@ -27,11 +27,7 @@ FOREIGN = {".env.prod.old": "TOKEN=mine", ".draft.v2.part": "half a thought", "n
 
 @dataclass(frozen=True)
 class Place:
-    """The folders of a try.
-
-    Attributes:
-        root: Holds the others, and nothing else does.
-    """
+    """The folders of a try."""
 
     root: Path
 

@@ -20,14 +20,7 @@ Change = Callable[["Spoilt", random.Random], None]
 
 @dataclass(frozen=True)
 class Mutation:
-    """A way to spoil a folder.
-
-    Attributes:
-        name: Its name.
-        kind: The row of the table that it counts in.
-        apply: Does it.
-        hostile: Nobody does that by mistake: if it is refused, then with exit code 2.
-    """
+    """A way to spoil a folder."""
 
     name: str
     kind: str
@@ -59,17 +52,7 @@ def mutation(kind: str, *, hostile: bool = False) -> Callable[[Change], Change]:
 
 @dataclass
 class Spoilt:
-    """A stranger's folder.
-
-    Attributes:
-        place: Where the try happens.
-        folder: The stranger's folder there.
-        command: What will be called.
-        done: The mutations.
-        notes: What they did, for whoever reads of a failure.
-        changing: What changes while the command runs.
-        meanwhile: Changes it.
-    """
+    """A stranger's folder."""
 
     place: Place
     folder: Path

@@ -1,8 +1,4 @@
-"""Hears what a process opens, changes, starts and asks of the network, and notes what is wrong.
-
-Python's audit events tell what Python code does. What libraries in C and Rust do by themselves they
-don't; that is seen by :mod:`tests.hostile.system_calls`.
-"""
+"""Hears what a process opens, changes, starts and asks of the network, and notes what is wrong."""
 
 # Paths are looked at as the system has them; a Path drops what is odd.
 # ruff: noqa: PTH114, PTH115, PTH117, PTH118, PTH119, PTH100
@@ -31,16 +27,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Rules:
-    """What a command may do in a place.
-
-    Args:
-        place: The place.
-        model: The stranger's folder.
-        own_code: Whether the model's own code may run.
-
-    Attributes:
-        folder: Where the command is called.
-    """
+    """What a command may do in a place."""
 
     def __init__(self, place: Place, model: Path, *, own_code: bool) -> None:
         self._place, self._own_code = place, own_code
@@ -93,12 +80,7 @@ def _below(path: str, folders: list[str]) -> bool:
 
 
 class Watch:
-    """Writes each thing that is wrong to a file, a line each, when it is about to happen.
-
-    Args:
-        rules: What may be done.
-        tell: Takes a line.
-    """
+    """Writes each thing that is wrong to a file, a line each, when it is about to happen."""
 
     def __init__(self, rules: Rules, tell: Callable[[str], None]) -> None:
         self._rules, self._tell = rules, tell

@@ -41,16 +41,7 @@ _TORCH = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended.
-
-    Attributes:
-        code: Its exit code; below 0 the signal that killed it.
-        count: Its file operations.
-        late: Those at which results took their places.
-        seconds: How long it ran.
-        said: What it printed.
-        left_running: Whether a child of its went on when it was dead.
-    """
+    """How a run ended."""
 
     code: int
     count: int
@@ -78,15 +69,7 @@ def warm_up() -> None:
 
 
 class Bench:
-    """A folder in which commands run, one at a time.
-
-    Args:
-        root: Its place, which stays the same so that results can be held against each other.
-
-    Attributes:
-        work: The folder that commands are called in.
-        temporary: The system's temporary directory, as commands find it.
-    """
+    """A folder in which commands run, one at a time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -106,13 +89,7 @@ class Bench:
     def run(
         self, task: Task, kill: Kill | None = None, instead: Callable[[], object] | None = None
     ) -> Ended:
-        """Runs a command, and waits until it and all that it has started are gone.
-
-        Args:
-            task: What is run.
-            kill: When it is killed.
-            instead: What is done at that moment instead.
-        """
+        """Runs a command, and waits until it and all that it has started are gone."""
         self.ticks.reset()
         begin = time.monotonic()
         sys.stdout.flush()

@@ -71,7 +71,7 @@ class ForkedWorker:
 
 def fork_workers() -> None:
     """Has a sweep fork its cells' processes from now on."""
-    from exporter.pipeline.sweep import child
+    from exporter.pipeline.sweep import job as child
 
     names = {"Popen": ForkedWorker, "PIPE": subprocess.PIPE}
     names["TimeoutExpired"] = subprocess.TimeoutExpired

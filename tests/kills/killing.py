@@ -32,14 +32,7 @@ _READING_OPERATIONS = 14
 
 @dataclass(frozen=True)
 class Beginning:
-    """A state that a command is called in, and what it does when nobody kills it.
-
-    Attributes:
-        template: The folder to copy.
-        start: What is in it.
-        result: What the command leaves.
-        run: How it ran.
-    """
+    """A state that a command is called in, and what it does when nobody kills it."""
 
     template: Path
     start: Tree
@@ -49,15 +42,7 @@ class Beginning:
 
 @dataclass
 class Outcome:
-    """What came of one kill, or of several in a row.
-
-    Attributes:
-        command: Whose.
-        seed: Makes the same again.
-        kills: How many there were.
-        problems: Kind (``mixed``, ``lost``, ``stale``, ``different``) and what it was.
-        story: What was done.
-    """
+    """What came of one kill, or of several in a row."""
 
     command: str
     seed: int
@@ -71,14 +56,7 @@ class Outcome:
 
 
 class Killing:
-    """Kills commands in one bench.
-
-    Args:
-        root: A folder of its own.
-        commands: The names of scenarios.
-        most_beginnings: How many states each command is called in, of: with an old result, with
-            none, with other old ones; None: all.
-    """
+    """Kills commands in one bench."""
 
     def __init__(
         self, root: Path, commands: Sequence[str], *, most_beginnings: int | None = None

@@ -28,20 +28,7 @@ INSIDE = {"notes.txt": "mine", ".env.prod.old": "TOKEN=secret", "baseline/.draft
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command that is killed.
-
-    Attributes:
-        olds: What has made the result that is there already.
-        new: What is killed.
-        readers: Who reads the result, as a user would, by the file or folder that is there then.
-        apart: What of the names' beginnings tells results apart that take their places one after
-            the other, each whole; regular expressions.
-        growing: The same of results that tell of others, and change with each of them.
-        may_vary: What of a name's beginning tells a file that differs now and then.
-        inside: Files of the user's in a folder that is a result.
-        tells_in_a_table: Whether a part that fails is told in a table, and is no end of the rest.
-        needs: Modules.
-    """
+    """A command that is killed."""
 
     olds: Sequence[Arguments]
     new: Task

@@ -1,8 +1,4 @@
-"""Twenty-nine kills, the same every time, and what else can go wrong with a result's folder.
-
-One process imports everything once, and forks for each command. To look for new ones run
-``python -m tests.kills --kills 1000 --seed N``.
-"""
+"""Twenty-nine kills, the same every time, and what else can go wrong with a result's folder."""
 
 from __future__ import annotations
 

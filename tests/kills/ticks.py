@@ -1,8 +1,4 @@
-"""Counts the file operations of a process and of its children, and kills it at one of them.
-
-Most are heard by Python's audit events, just before they are done; those that have none, such as
-the exchange of two names, by functions in the places of the system's.
-"""
+"""Counts the file operations of a process and of its children, and kills it at one of them."""
 
 from __future__ import annotations
 
@@ -38,13 +34,7 @@ _ALL = 1 << 62
 
 @dataclass(frozen=True)
 class Kill:
-    """When and how a process is killed.
-
-    Attributes:
-        at: The file operation, from 1 on; 0 for none.
-        after_s: Seconds after its start, where ``at`` is 0.
-        group: Whether all of its processes die with it; else it dies alone.
-    """
+    """When and how a process is killed."""
 
     at: int = 0
     after_s: float = 0.0
@@ -80,12 +70,7 @@ class Ticks:
         return sorted({*placing, *range(max(1, self.count - 12), self.count + 1)})
 
     def begin(self, kill: Kill | None, instead: Callable[[], object] | None = None) -> None:
-        """Counts in this process from now on, which can't be ended.
-
-        Args:
-            kill: Where it dies.
-            instead: What is done there instead.
-        """
+        """Counts in this process from now on, which can't be ended."""
         self._instead = instead
         victim = os.getpid() | (_ALL if kill is not None and kill.group else 0)
         _HEAD.pack_into(self._shared, 0, 0, kill.at if kill else 0, victim, 0)

@@ -52,11 +52,7 @@ def shown(found: Tree) -> Tree:
 
 
 def pairs(folder: Path) -> dict[str, Pair]:
-    """Every graph below a folder, as onnxruntime would find it there.
-
-    Raises:
-        ValueError: A graph is cut off, or a data file that it names is missing.
-    """
+    """Every graph below a folder, as onnxruntime would find it there."""
     found = {}
     for path in sorted(folder.rglob("*.onnx")):
         name = path.relative_to(folder)
@@ -87,15 +83,7 @@ def _locations(content: bytes) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Result:
-    """What an undisturbed run leaves, as several of them have left it.
-
-    Attributes:
-        trees: One for each run.
-        texts: The JSON files of the first.
-        sizes: Of its files, in bytes.
-        pairs: The graphs of all.
-        may_vary: What of a name's beginning tells a file that differs now and then.
-    """
+    """What an undisturbed run leaves, as several of them have left it."""
 
     trees: list[Tree]
     texts: Mapping[str, bytes]

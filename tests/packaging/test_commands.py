@@ -1,8 +1,4 @@
-"""The documents' commands run on a tiny model; a block of commands that doesn't says why not.
-
-The reason stands in a comment before the block, ``<!-- not run: why -->``, or for all blocks of a
-page in one that says ``<!-- none is run: why -->``.
-"""
+"""The documents' commands run on a tiny model; a block of commands that doesn't says why not."""
 
 from __future__ import annotations
 

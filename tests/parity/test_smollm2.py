@@ -1,9 +1,4 @@
-"""The real model: what is cut from the graph equals what is skipped in PyTorch; its scores.
-
-Exporting all of its 30 layers takes a minute; the first ten have its widths, its tied embeddings
-and its outliers. ``test_families.py`` and ``test_torch_export.py`` have the other opset, on tiny
-models.
-"""
+"""The real model: what is cut from the graph equals what is skipped in PyTorch; its scores."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Runs a sample's script with this process's `depthcut`, which has everything imported.
-
-The script finds a `depthcut` that writes down its arguments and waits for the exit code: importing
-PyTorch takes seconds a command. ``test_sweep_sample.py`` runs the installed one.
-"""
+"""Runs a sample's script with this process's `depthcut`, which has everything imported."""
 
 from __future__ import annotations
 
@@ -32,14 +28,7 @@ exit "$code"
 def run_sample(
     folder: Path, script: str, *arguments: str | Path, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script of the samples.
-
-    Args:
-        folder: Takes what the two processes tell each other.
-        script: The script, in the samples' folder.
-        arguments: Its arguments.
-        settings: Its environment, beside this process's.
-    """
+    """Runs a script of the samples."""
     here = folder / "depthcut-here"
     here.mkdir(exist_ok=True)
     (here / "depthcut").write_text(_STAND_IN.format(folder=here))

@@ -1,8 +1,4 @@
-"""The CI sample's workflows, step by step: each step's own shell runs, with stand-ins for others.
-
-What a step installs, fetches or cuts is a stand-in that notes its arguments; the scripts, git and
-the shell are real.
-"""
+"""The CI sample's workflows, step by step, each in its own shell with stand-ins for others."""
 
 from __future__ import annotations
 

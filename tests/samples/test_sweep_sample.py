@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from exporter.pipeline.sweep.cells import cells_of
-from exporter.pipeline.sweep.reading import parse_sweep
+from exporter.pipeline.sweep.schema import parse_sweep
 
 pytest.importorskip("yaml")
 

@@ -21,18 +21,7 @@ VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
 
 @dataclass(frozen=True)
 class EngineFile:
-    """What such a file says.
-
-    Attributes:
-        onnx: The graph.
-        profiles: Of each the inputs' smallest and largest shapes.
-        weights_bytes: Taken of the card when it is loaded.
-        scratch_bytes: Taken for each context.
-        kernels: Launches of a run.
-        host_code: Whether it holds code for the host, as a version-compatible one does.
-        capturable: Whether a run can be captured.
-        reads: What in-place attention reads of the caches, as ``AttentionRecord`` has it.
-    """
+    """What such a file says."""
 
     onnx: str
     profiles: list[dict[str, list[list[int]]]]
@@ -54,17 +43,7 @@ def write_engine(
     settings: BuildSettings | None = None,
     **facts: Any,
 ) -> Path:
-    """An engine of a graph and its record; gives its path.
-
-    Args:
-        onnx: The graph.
-        engine: Where it is written.
-        phases: A profile each.
-        ranges: What it serves.
-        backend: The library that is said to have built it.
-        settings: How.
-        facts: Others of :class:`EngineFile`.
-    """
+    """An engine of a graph and its record; gives its path."""
     inputs, outputs = graph_inputs(onnx), graph_outputs(onnx)
     entries = [profile(inputs, phase, fitting(inputs, ranges)) for phase in phases]
     shapes = [
@@ -110,13 +89,7 @@ def read_engine(content: bytes) -> EngineFile | None:
 
 @dataclass(frozen=True)
 class GraphEnds:
-    """What goes into a graph and comes out.
-
-    Attributes:
-        inputs: By name, type and shape.
-        outputs: Likewise.
-        aliases: By output that lies where an input does, that input.
-    """
+    """What goes into a graph and comes out."""
 
     inputs: dict[str, tuple[Any, tuple[Any, ...]]]
     outputs: dict[str, tuple[Any, tuple[Any, ...]]]

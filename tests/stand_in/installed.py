@@ -61,11 +61,7 @@ class DriverLibrary:
 
 @contextlib.contextmanager
 def stand_in(**facts: Any) -> Iterator[Machine]:
-    """A machine that all of depthcut takes for the card that is there.
-
-    Args:
-        facts: Those of :class:`Machine`.
-    """
+    """A machine that all of depthcut takes for the card that is there."""
     machine, real = Machine(**facts), ctypes.CDLL
 
     def library(name: Any, *rest: Any, **more: Any) -> Any:

@@ -1,8 +1,4 @@
-"""llama-cpp-python where it isn't installed: its C interface on tiny GGUF files, in numpy.
-
-It keeps what each sequence holds as tokens, refuses what llama.cpp refuses (positions that don't go
-on, a context that is full), and counts what is alive and how many tokens were run.
-"""
+"""llama-cpp-python where it isn't installed: its C interface on tiny GGUF files, in numpy."""
 
 from __future__ import annotations
 
@@ -32,18 +28,7 @@ class _Context:
 
 @dataclass
 class LlamaCpp:
-    """The module.
-
-    Attributes:
-        alive: Models, contexts and batches that nobody has freed.
-        run_tokens: How many tokens were run.
-        threads: Of the last context.
-        takes_back: Whether a part of a sequence can be dropped, unlike in recurrent models.
-        no_memory: Has every context fail.
-        tokenizer_room: How many tokens more than it gives the tokenizer asks for.
-        trained_positions: Of every model.
-        contexts: The positions of every context that was made.
-    """
+    """The module."""
 
     alive: dict[int, Any] = field(default_factory=dict)
     run_tokens: int = 0

@@ -20,13 +20,7 @@ class RuleError(AssertionError):
 
 @dataclass(frozen=True)
 class Work:
-    """What lies on a stream.
-
-    Attributes:
-        run: Does it; gives what the device takes besides, in microseconds.
-        device_us: What the device takes for it.
-        put_us: When the host put it there.
-    """
+    """What lies on a stream."""
 
     run: Callable[[], float | None]
     device_us: float = 0.0
@@ -35,14 +29,7 @@ class Work:
 
 @dataclass
 class Stream:
-    """Work in its order.
-
-    Attributes:
-        free_us: When the device has done all that was put there.
-        waiting: What hasn't run.
-        captured: What is captured instead; None where nothing is.
-        broken: Whether a call broke the capture.
-    """
+    """Work in its order."""
 
     free_us: float = 0.0
     waiting: list[Work] = field(default_factory=list)
@@ -67,23 +54,7 @@ class Event:
 
 @dataclass
 class Machine:
-    """One card.
-
-    Attributes:
-        memory_bytes: What it has.
-        name: As the driver calls it.
-        capability: Such as ``sm89``.
-        driver: CUDA's version of the driver, as a number such as 13010.
-        host_us: The host's clock.
-        calls: How often each call of CUDA and of a runtime was made.
-        used: By what, the bytes that are taken of it.
-        blocks: By address, memory that was asked for.
-        runs: What each run of an engine did, in their order.
-        call_us: What a call takes of the host.
-        launch_us: What a kernel's launch takes of the host.
-        fails: By call, the code that it answers with from now on.
-        in_graph: Whether what runs now is a part of a graph.
-    """
+    """One card."""
 
     memory_bytes: int = 1 << 30
     name: str = "Stand-in card"

@@ -46,16 +46,7 @@ class ILogger:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of an engine.
-
-    Attributes:
-        profile: Its number.
-        shapes: Of the inputs.
-        as_graph: Whether it was one launch of a CUDA graph.
-        generic: Whether its kernels serve every shape.
-        cache_bytes: What its attention reads of the caches.
-        filled_bytes: What of them is filled.
-    """
+    """A run of an engine."""
 
     profile: int
     shapes: Shapes

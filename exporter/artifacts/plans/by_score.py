@@ -1,20 +1,24 @@
-"""From scores and a budget, or from a user's own list, to a plan. Needs no PyTorch.
-
-One-shot selection, as in arXiv 2406.15786v6: the lowest scores go first, and nothing is scored
-again after a drop. The joint drop sorts attention and MLP scores together, without weighting.
-"""
+"""From scores and a budget, or from a user's own list, to a plan. Needs no PyTorch."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from exporter.artifacts import ImportanceReport, ModelRef, PlannedDeletion, PruningPlan, Score
+from pydantic import TypeAdapter, ValidationError
+
+from exporter.artifacts import (
+    CalibrationRef,
+    ImportanceReport,
+    ModelRef,
+    PlannedDeletion,
+    PruningPlan,
+    Score,
+)
 from exporter.artifacts.plans.dialects import foreign_deletions
-from exporter.artifacts.plans.origin import parents_of
 from exporter.artifacts.plans.stacks import (
     DECODER_KINDS,
     DECODER_UNITS,
@@ -26,7 +30,75 @@ from exporter.files import sha256_file
 from exporter.printable import are, counted
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import TABLE_BYTES, read_json
+from graph_passes.plan_record import canonical_json
 from graph_passes.types import BLOCK_KINDS, MOST_LAYERS, DeletionKind, SublayerRef
+
+MODEL_KEY = "depthcut.model"
+"""Where a graph's metadata has the SHA-256 of the model that it was exported from."""
+CONTENT = "content:"
+_TEXTS_KEY = "depthcut.texts"
+_ROLE = "model"
+
+
+def note_texts(
+    metadata: MutableMapping[str, str], roles: Mapping[str, Iterable[CalibrationRef]]
+) -> None:
+    """Adds to a graph's metadata by what texts it was made, by their role.
+
+    That is their SHA-256, and behind ``content:`` what copies are known by. Names are left out:
+    they may be paths of this machine.
+    """
+    noted = noted_texts(metadata)
+    for role, refs in roles.items():
+        for ref in refs:
+            known = {ref.sha256, *([f"{CONTENT}{ref.content}"] if ref.content else [])}
+            noted[role] = sorted({*noted.get(role, ()), *known})
+    if noted:
+        metadata[_TEXTS_KEY] = canonical_json(noted)
+
+
+def noted_texts(metadata: Mapping[str, str]) -> dict[str, list[str]]:
+    """What :func:`note_texts` noted; an unreadable note counts as none."""
+    try:
+        return TypeAdapter(dict[str, list[str]]).validate_json(metadata.get(_TEXTS_KEY, "{}"))
+    except ValidationError:
+        return {}
+
+
+def parents_of(report: ImportanceReport, importance_sha256: str | None) -> dict[str, str]:
+    """What a plan by scores is made from: the model, and the scores' file where it is known."""
+    scores = {} if importance_sha256 is None else {"importance": importance_sha256}
+    return {**scores, _ROLE: report.model.sha256}
+
+
+def hold_against_model(
+    plan: PruningPlan,
+    sha256: str | None,
+    *,
+    model: str,
+    path: Path | None = None,
+    refits: bool = False,
+    progress: Progress = QUIET,
+) -> None:
+    """Warns of a plan for another model, and refuses replacements that were fitted to one.
+
+    Nothing is said where one of the two doesn't tell: a plan by hand, a graph from elsewhere.
+    """
+    meant = plan.made_from.get(_ROLE)
+    if meant is None or sha256 is None or meant == sha256:
+        return
+    told = (
+        f"{path or 'the plan'} was made for another model (sha256 {meant[:12]}) than {model} "
+        f"(sha256 {sha256[:12]})"
+    )
+    if plan.replacements is not None and not refits:
+        raise PlanError(
+            f"{told[:1].upper()}{told[1:]}, and its replacements were fitted to that one.",
+            "Fit them to this model: depthcut heal.",
+            code="another-model",
+        )
+    progress.say(f"plan: warning: {told}; sublayers that are redundant there may be needed here")
+
 
 _NOUNS = {
     "attention": "attention",
@@ -47,7 +119,7 @@ def plan_drop(
     cross_attention: int = 0,
     mlp: int = 0,
     block: int = 0,
-    joint: int = 0,
+    joint: int = 0,  # how many sublayers to drop, those of all kinds sorted together
     importance_sha256: str | None = None,
     allow_all: bool = False,
     progress: Progress = QUIET,
@@ -56,20 +128,6 @@ def plan_drop(
 
     Several numbers may be given when they can't name a sublayer twice. Deletions stand in the
     order of choice: by score within a kind, kinds in the order of the arguments.
-
-    Args:
-        report: The scores.
-        attention: How many attentions to drop.
-        cross_attention: How many cross-attentions of an encoder-decoder to drop.
-        mlp: How many MLPs to drop.
-        block: How many blocks (attention and MLP of a layer) to drop.
-        joint: How many sublayers to drop, those of all kinds sorted together.
-        importance_sha256: The digest of the report's file, for the plan.
-        allow_all: Lets every attention and every MLP go.
-        progress: Told when the first or the last layer is touched.
-
-    Raises:
-        PlanError: When more is asked for than there is, everything, or one thing twice.
     """
     budget = {
         "attention": attention,
@@ -104,16 +162,7 @@ def plan_drop(
 def keep_first(
     report: ImportanceReport, number: int, *, importance_sha256: str | None = None
 ) -> PruningPlan:
-    """Drops the blocks of all layers but the first, the last first: an early exit.
-
-    Args:
-        report: Of the model; its scores choose nothing.
-        number: How many layers stay.
-        importance_sha256: The digest of the report's file, for the plan.
-
-    Raises:
-        PlanError: The model has no more layers.
-    """
+    """Drops the blocks of all layers but the first, the last first: an early exit."""
     layers = report.model.num_layers
     if number >= layers:
         raise PlanError(
@@ -132,12 +181,7 @@ def keep_first(
 
 
 def parse_drops(texts: Iterable[str]) -> PruningPlan:
-    """Makes a plan by hand from texts such as ``attention:25,26``, ``mlp:3`` or ``block:3-7``.
-
-    Raises:
-        UsageError: When a text can't be read or names an unknown kind.
-        PlanError: When there is no text, or something is named twice.
-    """
+    """Makes a plan by hand from texts such as ``attention:25,26``, ``mlp:3`` or ``block:3-7``."""
     deletions = [deletion for text in texts for deletion in _parse_drop(text)]
     _check_not_empty(deletions)
     _check_once(deletions)
@@ -149,10 +193,6 @@ def read_plan(path: Path) -> PruningPlan:
 
     Those are LLM-Drop's lists, Puzzletron's ``block_configs`` and what depthcut writes into a
     pruned checkpoint's ``config.json``.
-
-    Raises:
-        ArtifactError: When the file is not a valid plan; with the JSON path.
-        PlanError: When it is empty or names something twice, or a config holds more than drops.
     """
     plan = _foreign_plan(path) or PruningPlan.read(path)
     _check_not_empty(plan.deletions, f"{path}: ")
@@ -184,26 +224,12 @@ def validate_plan(
     num_layers: int,
     kinds: Sequence[str] = ("attention", "mlp", "block"),
     *,
-    encoder_layers: int | None = None,
+    encoder_layers: int | None = None,  # None for a model of one stack
     model: str = "the model",
-    path: Path | None = None,
+    path: Path | None = None,  # the plan's file, for errors; None when it comes from no file
     allow_all: bool = False,
 ) -> None:
-    """Holds a plan against the model that it is meant for.
-
-    Args:
-        plan: The plan.
-        num_layers: How many layers the model has.
-        kinds: What its layers consist of; of an encoder-decoder they are known.
-        encoder_layers: How many of the layers are the encoder's; None for a model of one stack.
-        model: What errors call the model.
-        path: The plan's file, for errors; None when it comes from no file.
-        allow_all: Whether every attention and every MLP may go.
-
-    Raises:
-        PlanError: When the plan is empty, names a layer or kind that doesn't exist, names a
-            sublayer twice, or would leave no attention and MLP at all where that is not allowed.
-    """
+    """Holds a plan against the model that it is meant for."""
     where = "" if path is None else f"{path}: "
     _check_not_empty(plan.deletions, where)
     refuse_other_stacks(plan, encoder_layers, where, model)
@@ -256,11 +282,7 @@ def validate_for(
     *,
     allow_all: bool = False,
 ) -> None:
-    """:func:`validate_plan` for a model as reports speak of it.
-
-    Raises:
-        PlanError: As there.
-    """
+    """:func:`validate_plan` for a model as reports speak of it."""
     validate_plan(
         plan,
         model.num_layers,
@@ -272,11 +294,7 @@ def validate_for(
 
 
 def check_counts(budget: Mapping[str, int]) -> None:
-    """Refuses numbers that say nothing, or contradict each other.
-
-    Raises:
-        PlanError: One is below 0, none is above, or a joint number stands beside one of a kind.
-    """
+    """Refuses numbers that say nothing, or contradict each other."""
     for name, number in budget.items():
         if number < 0:
             raise PlanError(
@@ -299,11 +317,7 @@ def check_counts(budget: Mapping[str, int]) -> None:
 
 
 def refuse_unscored_blocks(report: ImportanceReport, number: int) -> None:
-    """Refuses blocks by scores where only attentions and MLPs are scored.
-
-    Raises:
-        PlanError: Blocks are to be dropped, and none is scored.
-    """
+    """Refuses blocks by scores where only attentions and MLPs are scored."""
     if number and not any(score.kind == "block" for score in report.scores):
         raise PlanError(
             f"{counted(number, 'block')} {are(number)} to be dropped, but no block of "

@@ -36,11 +36,7 @@ _HINT = "Prune whole sublayers with depthcut, or keep that model with the tool t
 
 
 def foreign_deletions(content: Any, where: str) -> list[PlannedDeletion] | None:
-    """What a parsed config, or a bare list of blocks, drops; None where it is in no dialect.
-
-    Raises:
-        PlanError: It says something that can't be a plan, or two dialects in it disagree.
-    """
+    """What a parsed config, or a bare list of blocks, drops; None where it is in no dialect."""
     if isinstance(content, list):
         content = {_BLOCKS: content}
     readers = {"depthcut": _own, "LLM-Drop": _lists, "Puzzletron": _blocks}

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
-from exporter.artifacts.plans.by_score import read_plan
-from exporter.artifacts.plans.origin import hold_against_model
+from exporter.artifacts.plans.by_score import hold_against_model, read_plan
 from exporter.artifacts.replacement_file import (
     ChangedWeight,
     Replacements,
@@ -41,12 +40,7 @@ class LoadedPlan:
 
     @classmethod
     def read(cls, path: Path) -> LoadedPlan:
-        """Reads a plan's file and that of its replacements.
-
-        Raises:
-            ArtifactError: The file is not a valid plan.
-            PlanError: The plan is empty, or its replacements can't be read.
-        """
+        """Reads a plan's file and that of its replacements."""
         plan = read_plan(path)
         return cls(plan, read_replacements(plan, path), path, sha256_file(path))
 

@@ -1,8 +1,4 @@
-"""The two stacks of an encoder-decoder, whose layers are numbered through, the encoder's first.
-
-Layer 0 is the encoder's first; the first of the decoder follows the encoder's last. So one number
-and a kind name a sublayer, in plans, scores and reports, as they do in every other model.
-"""
+"""The two stacks of an encoder-decoder, whose layers are numbered through, the encoder's first."""
 
 from __future__ import annotations
 
@@ -35,11 +31,7 @@ class Stacks:
 
     @classmethod
     def of(cls, config: Any) -> Stacks:
-        """Those of a model's config.
-
-        Raises:
-            UnknownArchitectureError: It tells of no two stacks.
-        """
+        """Those of a model's config."""
         for names in _DEPTHS:
             encoder, decoder = (getattr(config, name, None) for name in names)
             if isinstance(encoder, int) and isinstance(decoder, int) and min(encoder, decoder) > 0:
@@ -76,11 +68,7 @@ class Stacks:
         return (*self.kinds(layer), "block")
 
     def named(self, layer: int, kind: str) -> list[SublayerRef]:
-        """The sublayers that a deletion names; a block stands for all of its layer.
-
-        Raises:
-            PlanError: The model has no such layer, or the layer no such sublayer.
-        """
+        """The sublayers that a deletion names; a block stands for all of its layer."""
         if not 0 <= layer < self.layers:
             raise PlanError(
                 f"There is no layer {layer}: the encoder has layers 0 to {self.encoder - 1}, the "
@@ -116,17 +104,7 @@ class Stacks:
 def refuse_other_stacks(
     plan: PruningPlan, encoder_layers: int | None, where: str = "", model: str = "the model"
 ) -> None:
-    """Refuses a plan whose layers are numbered otherwise than the model's.
-
-    Args:
-        plan: The plan.
-        encoder_layers: The model's; None where it has one stack.
-        where: What errors begin with.
-        model: What errors call the model.
-
-    Raises:
-        PlanError: One has two stacks and the other has one, or the encoders differ.
-    """
+    """Refuses a plan whose layers are numbered otherwise than the model's."""
     if plan.encoder_layers == encoder_layers:
         return
     if encoder_layers is None:

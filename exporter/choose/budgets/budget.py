@@ -111,11 +111,7 @@ class Floors(Options):
         return any(getattr(self, each.name) is not None for each in fields(self))
 
     def of_model(self, judged: Judged) -> Floors:
-        """Those that a model of this kind can be held to; others beside them are left out.
-
-        Raises:
-            PlanError: There are only others.
-        """
+        """Those that a model of this kind can be held to; others beside them are left out."""
         of_kind = {
             "tokens": replace(self, embedding_cosine=None, similarity=None),
             "classes": Floors(top1_agreement=self.top1_agreement),
@@ -152,12 +148,7 @@ class Floors(Options):
         return math.inf if increase is None else math.log1p(increase)
 
     def used_up(self, figures: Mapping[str, float]) -> float:
-        """The share of the limits that a cut uses up: 0 for none, 1 for all of one of them.
-
-        Args:
-            figures: As a plan has them in ``predicted``; a correlation that they lack keeps no
-                limit.
-        """
+        """The share of the limits that a cut uses up: 0 for none, 1 for all of one of them."""
         found = [0.0]
         if self.perplexity_increase is not None:
             found.append(figures["log_perplexity_increase"] / self.log_perplexity_increase)
@@ -195,11 +186,7 @@ def _leaves_out(kind: SublayerKind) -> Rule:
 
 @dataclass(frozen=True)
 class Budget(Options):
-    """Everything that a plan has to hold; what is not asked for is 0, None or without floors.
-
-    Attributes:
-        at: Without a target speedup it says that floors are to be used up for speed.
-    """
+    """Everything that a plan has to hold; what is not asked for is 0, None or without floors."""
 
     attention: Whole = option(0, "Drop N attentions.", "--drop-attn", section=DROPPING)
     cross_attention: Whole = option(
@@ -278,11 +265,7 @@ class Budget(Options):
         return all(other is None for other in others) and not self.floors
 
     def refuse_empty(self) -> None:
-        """Refuses a budget that asks for nothing.
-
-        Raises:
-            UsageError: It does.
-        """
+        """Refuses a budget that asks for nothing."""
         if self.only_counts and not self.counts and self.keep_first is None:
             raise UsageError("The plan has no budget.", ASK_HINT, code="nothing-asked")
 

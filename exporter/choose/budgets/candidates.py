@@ -29,7 +29,7 @@ from exporter.models.ablation.damage import (
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
-    from exporter.heal.fits import Fit
+    from exporter.heal.fit import Fit
 
 _REPLACEMENTS: dict[HealKind | None, tuple[Replacement, ...]] = {
     None: ("none",),
@@ -46,14 +46,7 @@ def replacements_of(heal: HealKind | None) -> tuple[Replacement, ...]:
 
 @dataclass(frozen=True, eq=False)
 class SublayerOptions:
-    """All options, and what is guessed of them before anything is measured.
-
-    Attributes:
-        options: What may be done.
-        quality: Share of the branch's output that each option gives back, on tokens that it was
-            not fitted on; 0 for nothing at all.
-        prior: By sublayer, its score, less what the best option gives back.
-    """
+    """All options, and what is guessed of them before anything is measured."""
 
     options: Sequence[Option]
     quality: Mapping[Option, float]
@@ -66,22 +59,11 @@ def sublayer_options(
     heal: HealKind | None,
     fits: Mapping[SublayerRef, Fit],
     protected: Collection[SublayerRef] = (),
-    known: Collection[tuple[int, str]] | None = None,
+    known: Collection[tuple[int, str]] | None = None,  # None: all
     without_map: Collection[tuple[int, str]] = (),
-    server: Server | None = None,
+    server: Server | None = None,  # the runtime that has to hold what is chosen; None: any
 ) -> SublayerOptions:
-    """Every sublayer (or block, where blocks are asked for) in every way allowed.
-
-    Args:
-        report: The scores.
-        budget: Says which kinds may go.
-        heal: What may take a branch's place.
-        fits: Of every sublayer that may go, where something may take its place.
-        protected: Sublayers that stay.
-        known: Sublayers whose size and cost are known; the others stay. None: all.
-        without_map: Sublayers whose place no linear map can take.
-        server: The runtime that has to hold what is chosen; None: any.
-    """
+    """Every sublayer (or block, where blocks are asked for) in every way allowed."""
     options = [
         _option(names, replacement, fits)
         for names in subjects(report.model.num_layers, budget)
@@ -182,15 +164,7 @@ def unmeasured_step(option: Option) -> Step:
 def with_gains(
     options: Iterable[Option], unit: Unit, quality: Mapping[Option, float] | None = None
 ) -> list[Option]:
-    """The options that gain something, with their gain in a unit.
-
-    Args:
-        options: All there are.
-        unit: Of the gain.
-        quality: Share of the branch's output that an option gives back. One that gives back less
-            than another on the same sublayers, for about as much gain or less, is left out: each
-            that is tried costs a run. Without, none is.
-    """
+    """The options that gain something, with their gain in a unit."""
     gains = {option: unit.gain(option.names, option.replacement) for option in options}
     rivals: dict[tuple[SublayerRef, ...], list[Option]] = {}
     for option in gains:
@@ -220,20 +194,13 @@ class QualityCheck:
     """Holds candidates against floors, on tokens that the search doesn't see.
 
     A floor is kept where all of the 95 % interval over samples keeps it.
-
-    Args:
-        meter: Holds those tokens.
-        floors: What must be kept.
-        first: Holds the first of those tokens, with their ``clusters``: a cut that is clearly
-            beyond a floor of classes there is given up. None: each cut is measured on all.
-        clusters: Of which document each sample is.
     """
 
     def __init__(
         self,
         meter: Meter,
         floors: Floors = NO_FLOORS,
-        first: tuple[Meter, Clusters] | None = None,
+        first: tuple[Meter, Clusters] | None = None,  # None: each cut is measured on all
         clusters: Clusters = None,
     ) -> None:
         self._meter = meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)

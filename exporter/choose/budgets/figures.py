@@ -45,22 +45,13 @@ _TEXTS = {"checked": "the text that decided", "searched": "the text of the searc
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A plan that holds its budget.
-
-    Attributes:
-        plan: The plan; it names no file of replacements yet.
-        branch_replacements: What takes each branch's place, where anything may.
-        damage: On the tokens that are reported on; None where none was measured.
-        speedup: What the finished candidate measured; None where none was timed.
-        healing: What healing gained, in two domains; None without any.
-        weights: The new values of weights that the model keeps, by the parameter's name.
-    """
+    """A plan that holds its budget."""
 
     plan: PruningPlan
     branch_replacements: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
-    damage: AnyDamage | None = None
-    speedup: Speedup | None = None
-    healing: HealingReport | None = None
+    damage: AnyDamage | None = None  # None where none was measured
+    speedup: Speedup | None = None  # None where none was timed
+    healing: HealingReport | None = None  # what healing gained, in two domains; None without any
     weights: Mapping[str, ChangedWeight] = field(default_factory=dict)
 
     def words(self) -> str:
@@ -141,12 +132,7 @@ def damage_figures(damage: AnyDamage, clusters: Clusters = None) -> dict[str, fl
 
 
 def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:
-    """Its figures on each text of a mixture; none for a single text.
-
-    Args:
-        damage: On all samples.
-        text: The samples.
-    """
+    """Its figures on each text of a mixture; none for a single text."""
     if text.owners is None:
         return []
     owners, found = text.owners, []
@@ -165,16 +151,7 @@ def size_figures(
     rank: int | None,
     speedup: Speedup | None,
 ) -> dict[str, float]:
-    """A plan's sizes and times.
-
-    Args:
-        budget: Says how much the caches hold.
-        candidate: What is done.
-        sizes: Of the sublayers.
-        costs: Their times, if they are known.
-        rank: Of linear maps.
-        speedup: What the finished candidate measured.
-    """
+    """A plan's sizes and times."""
     room = budget.fits
     context, batch = (room.context, room.batch) if room else (0, 1)
     choices = candidate.choices
@@ -213,16 +190,7 @@ def healing_of(
     batch_size: int = 4,
     progress: Progress = QUIET,
 ) -> HealingReport | None:
-    """Measures them; None where nothing was put in any branch's place.
-
-    Args:
-        loaded: The model.
-        texts: What was fitted on, and what is reported on.
-        branch_replacements: What takes each branch's place.
-        heal: What the planner could choose from, and the other domain.
-        batch_size: Samples in one forward pass.
-        progress: Told of every run, and warned where the two domains disagree.
-    """
+    """Measures them; None where nothing was put in any branch's place."""
     if not any(each.bias is not None or each.maps for each in branch_replacements.values()):
         return None
     fitted, reported = texts[0].ref, texts[1]
@@ -276,23 +244,13 @@ def curve_of(
     candidates: Sequence[PlanCandidate],
     checker: QualityCheck,
     sizes: GraphSizes,
-    costs: CostTable | None,
+    costs: CostTable | None,  # their times; None where none are known
     rank: int | None,
     *,
     report: ImportanceReport,
     text: CalibrationText,
 ) -> ParetoCurve:
-    """Measures candidates on held-out tokens, and marks those that nothing else beats.
-
-    Args:
-        candidates: At least one.
-        checker: Holds the tokens.
-        sizes: Of the sublayers.
-        costs: Their times; None where none are known.
-        rank: Of linear maps.
-        report: Names the model.
-        text: What the checker holds.
-    """
+    """Measures candidates on held-out tokens, and marks those that nothing else beats."""
     parameters = Parameters(sizes, rank)
     points = []
     for candidate in candidates:

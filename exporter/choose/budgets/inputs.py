@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from exporter.artifacts import HealKind, ImportanceReport
 from exporter.artifacts.servers import places_of
@@ -17,15 +20,19 @@ from exporter.choose.budgets.candidates import (
     subjects,
     sublayer_options,
 )
-from exporter.choose.budgets.judges import Judges, judging_text, leaves_judges
-from exporter.choose.budgets.module_sizes import module_sizes
+from exporter.choose.budgets.judges import (
+    Judges,
+    TextParts,
+    judging_text,
+    leaves_judges,
+    measured_on,
+    parted,
+)
 from exporter.choose.budgets.refusals import refuse_missing
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
-from exporter.choose.budgets.text import TextParts, measured_on, parted
 from exporter.choose.budgets.units import with_context
-from exporter.choose.budgets.workplace import Workplace
-from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.table import CostTable
 from exporter.choose.selection.meters import (
     MakeMeter,
@@ -33,46 +40,108 @@ from exporter.choose.selection.meters import (
     items_meter,
     searched_meter,
 )
-from exporter.choose.selection.options import protected_names
-from exporter.choose.selection.refusals import refuse_another_model
+from exporter.choose.selection.options import protected_names, refuse_another_model
 from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
 from exporter.choose.selection.task_items import TaskParts, part_items, read_tasks, task_parts
 from exporter.compare.tasks.items import TaskItems
 from exporter.errors import BackendError, CostError, PlanError
-from exporter.heal.fit import fit_branches
-from exporter.heal.fits import Fit, FitStore
-from exporter.heal.further import text_behind
+from exporter.heal.fit import Fit, FitStore, fit_branches
+from exporter.heal.texts import text_behind
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import judged_by, predicts_tokens, refuse_headless
+from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import specs_of, text_of_report
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
+from graph_passes.files.placing import SCRATCH
 from graph_passes.types import BLOCK_KINDS, SublayerRef
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder that outlives an interrupted call; each thing in it says what it is about."""
+
+    folder: Path
+
+    @property
+    def costs(self) -> Path:
+        """Measured times of sublayers."""
+        return self.folder / "costs.json"
+
+    @property
+    def journal(self) -> Path:
+        """Measured damages."""
+        return self.folder / "damages.jsonl"
+
+    @property
+    def checks(self) -> Path:
+        """Damages on the tokens that floors are held on."""
+        return self.folder / "checks.jsonl"
+
+    @property
+    def trials(self) -> Path:
+        """Cuts that were healed, of which one is taken."""
+        return self.folder / "trials"
+
+    @property
+    def scratch(self) -> Path:
+        """Graphs while they are timed."""
+        return self.folder / SCRATCH
+
+    @property
+    def fits(self) -> Path:
+        """What may take each branch's place."""
+        return self.folder / "fits.jsonl"
+
+
+def module_sizes(loaded: LoadedModel) -> GraphSizes:
+    """Weighs the modules of every attention and MLP, without their norms and caches.
+
+    A cut takes the norms too: it removes a few thousandths more than this says. Weights that
+    several modules share belong to none of them.
+    """
+    owners = {each.number: each.layer for each in layer_modules(loaded.model)}
+    uses = Counter(id(p) for m in loaded.model.modules() for p in m._parameters.values())
+    everything = list(loaded.model.parameters())
+    width = loaded.model.config.get_text_config().hidden_size
+    return GraphSizes(
+        sublayers={
+            part.ref: _size(_own(part, owners[part.layer]), uses)
+            for part in sublayers(loaded.model)
+        },
+        parameters=sum(p.numel() for p in everything),
+        weight_bytes=sum(p.numel() * p.element_size() for p in everything),
+        hidden=width,
+        number_bytes=everything[0].element_size(),
+        name=loaded.ref.source,
+    )
+
+
+def _own(part: SublayerModules, layer: Any) -> Iterable[Any]:
+    """The parameters of the layer's children that the branch goes through."""
+    inside = (part.contribution, part.reads)
+    children = [
+        child for child in layer.children() if any(m is s for m in child.modules() for s in inside)
+    ]
+    return [parameter for child in children for parameter in child.parameters()]
+
+
+def _size(parameters: Iterable[Any], uses: Counter[int]) -> SublayerSize:
+    alone = [p for p in parameters if uses[id(p)] == 1]
+    numbers = sum(p.numel() for p in alone)
+    held = sum(p.numel() * p.element_size() for p in alone)
+    return SublayerSize(numbers, numbers, held, held)
+
 
 _SEEN_FIRST = 32
 """Of the texts or images that a limit is held on: a bad cut need not be run on all of them."""
 
 
 class PlanInputs:
-    """What a plan is made from. What takes long is made when it is first asked for, and kept.
-
-    Args:
-        report: The model's scores.
-        load: Loads the model; not called where scores alone decide.
-        budget: What the plan has to hold.
-        settings: How to look for it.
-        work: Keeps fits, costs and damages for a later call.
-        sizes: Of the graph's sublayers; None: of the model's modules.
-        stopwatch: Measures requests; None where no time is asked for.
-        costs: Measured before; None: the stopwatch measures them.
-        make_meter: Makes what measures candidates, such as on a cluster; None: in this process.
-        importance_sha256: The digest of the report's file, for the plan.
-        cache_dir: Where text that the model sampled is kept.
-        progress: Told what goes on.
-    """
+    """What a plan is made from. What takes long is made when it is first asked for, and kept."""
 
     def __init__(
         self,
@@ -82,10 +151,10 @@ class PlanInputs:
         settings: PlanSettings,
         *,
         work: Workplace,
-        sizes: GraphSizes | None = None,
-        stopwatch: Stopwatch | None = None,
-        costs: CostTable | None = None,
-        make_meter: MakeMeter | None = None,
+        sizes: GraphSizes | None = None,  # of the graph's sublayers; None: of the model's modules
+        stopwatch: Stopwatch | None = None,  # measures requests; None where no time is asked for
+        costs: CostTable | None = None,  # measured before; None: the stopwatch measures them
+        make_meter: MakeMeter | None = None,  # None: in this process
         importance_sha256: str | None = None,
         cache_dir: Path | None = None,
         progress: Progress = QUIET,

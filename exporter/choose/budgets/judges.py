@@ -8,25 +8,84 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exporter.artifacts.nouns import Nouns, nouns_of
+from exporter.artifacts import FiguresFrom
+from exporter.artifacts.base import Nouns, nouns_of
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.text import checked_of
 from exporter.compare.quality.intervals import MOST_JUDGED, fewest_to_show, highest_to_show
-from exporter.errors import PlanError
-from exporter.heal.further import text_beyond
-from exporter.heal.texts import FEWEST_HELD_OUT
+from exporter.errors import CalibrationError, PlanError
+from exporter.heal.texts import FEWEST_HELD_OUT, text_beyond
 from exporter.models.ablation.embeddings import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.calibration import (
-    CalibrationText,
-    calibration_text,
-    default_calibration,
-)
-from exporter.models.texts.image_reader import IMAGES, reads_images
-from exporter.models.texts.images import MOST_IMAGES, read_images
+from exporter.models.texts.calibration import calibration_text, default_calibration
+from exporter.models.texts.images import IMAGES, MOST_IMAGES, read_images, reads_images
 from exporter.printable import are, counted
+from exporter.score import CalibrationText
+
+_FEWEST_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """A text's samples by what they are for."""
+
+    searched: CalibrationText
+    checked: CalibrationText
+    reported: CalibrationText
+
+    @property
+    def figures_from(self) -> FiguresFrom:
+        """On what the figures rest."""
+        if self.reported is self.searched:
+            return "searched"
+        return "checked" if self.reported is self.checked else "unseen"
+
+    def refuse_short(self, what_for: str, samples: int = 1) -> None:
+        """Refuses a text of which too little is held out."""
+        found = 0 if self.checked is self.searched else len(self.checked.input_ids)
+        if found < samples:
+            raise CalibrationError(
+                f"Of {self.searched.ref.source} {found} samples are held out for checks, too "
+                f"few for {what_for}.",
+                "Score on a longer text or with more --samples, or ask for a shorter "
+                "--sequence-length when scoring.",
+            )
+
+
+def parted(text: CalibrationText, held_out: float) -> TextParts:
+    """The first documents to search on; of the last ones, in turn, to check and to report on.
+
+    Of a single document it is its samples.
+    """
+    samples = len(text.input_ids)
+    if samples < 2:
+        return TextParts(text, text, text)
+    first, rest = text.apart_at(_held_out(samples, held_out))
+    return TextParts(first, *rest.in_turn())
+
+
+def checked_of(samples: int, held_out: float) -> int:
+    """How many of a text's samples :func:`parted` checks on; of a single one that one."""
+    return (_held_out(samples, held_out) + 1) // 2 if samples > 1 else samples
+
+
+def _held_out(samples: int, held_out: float) -> int:
+    """How many of two samples or more are not searched on."""
+    return min(samples - 1, max(2 if samples >= 4 else 1, round(samples * held_out)))
+
+
+def measured_on(text: CalibrationText, tokens: int) -> CalibrationText:
+    """As much of a text as each candidate is measured on.
+
+    Of images that are at least 32, if there are as many: each gets one class, however many
+    positions it has.
+    """
+    if text.are_images:
+        few = text.rows(slice(0, _FEWEST_IMAGES))
+        tokens = max(tokens, few.ref.tokens)
+    return text.first_tokens(tokens)
+
 
 _SPARE = 2 * FEWEST_HELD_OUT
 """Of a cut that is healed: a few fit what heals it, and a few choose how."""
@@ -34,14 +93,7 @@ _SPARE = 2 * FEWEST_HELD_OUT
 
 @dataclass(frozen=True)
 class Judges:
-    """The texts, pairs or images with a class that a limit is held on; none for other models.
-
-    Attributes:
-        fewest: That show the limit, if all of them keep their class.
-        usual: That show it even if a few get another.
-        together: How many give one answer: two, where a reranker orders them.
-        labels: How many answers each gives: several, where each label is a yes or no of its own.
-    """
+    """The texts, pairs or images with a class that a limit is held on; none for other models."""
 
     fewest: int = 0
     usual: int = 0

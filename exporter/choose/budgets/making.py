@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
-from exporter.choose.budgets.request import PlanRequest
+from exporter.choose.budgets.settings import PlanRequest
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
 from exporter.choose.budgets.units import with_request
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
@@ -24,23 +24,14 @@ from exporter.models.loading.model_source import load_model
 from exporter.printable import counted
 from exporter.progress import Progress
 from exporter.report.files import write_front
-from exporter.score.cluster.loading import ModelAddress
-from exporter.score.cluster.meter import cluster_meter
+from exporter.score.cluster.meter import ModelAddress, cluster_meter
 from exporter.score.cluster.pool import open_pool
 from graph_passes.files.locations import real
 from graph_passes.files.placing import working
 
 
 def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan | None:
-    """Makes the plan and the curve that are asked for, and writes them.
-
-    Returns:
-        The plan; None where only the curve is asked for.
-
-    Raises:
-        UsageError: What is asked for can't be told, or would be written over an input.
-        DepthcutError: Of the stage that failed.
-    """
+    """Makes the plan and the curve that are asked for, and writes them."""
     report = ImportanceReport.read(request.importance).of_metric(request.metric)
     _refuse_places(request, report)
     weighs = request.settings.for_budget(request.budget).weighs_replacements
@@ -61,11 +52,7 @@ def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan | None:
 
 
 def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
-    """Refuses what would be written over an input, or beside a model's weights.
-
-    Raises:
-        UsageError: With what would happen.
-    """
+    """Refuses what would be written over an input, or beside a model's weights."""
     texts, model = request.settings.calibration, request.model
     inputs = [request.importance, *map(Path, filter(None, (*texts, model)))]
     inputs += request.settings.search.task_files

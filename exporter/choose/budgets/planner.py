@@ -21,17 +21,15 @@ from exporter.choose.budgets.figures import (
 )
 from exporter.choose.budgets.healed_limits import HealedLimits
 from exporter.choose.budgets.refusals import refuse_more_than_scores, refuse_no_front
-from exporter.choose.selection.affordable import affordable
-from exporter.choose.selection.by_scores import one_shot, scored_again
-from exporter.choose.selection.in_stacks import greedy_in_stacks, settled_for_stacks
+from exporter.choose.selection.by_scores import affordable, one_shot, scored_again
+from exporter.choose.selection.greedy import greedy_in_stacks, settled_for_stacks
 from exporter.choose.selection.meters import searched_meter
-from exporter.choose.selection.options import cut_of_options, objective_of
-from exporter.choose.selection.refusals import refuse_counts
+from exporter.choose.selection.options import cut_of_options, objective_of, refuse_counts
 from exporter.choose.selection.task_items import judged_tasks, task_figures, task_results
-from exporter.compare.tasks.scores import TaskScores
+from exporter.compare.tasks.items import TaskScores
 from exporter.errors import PlanError
+from exporter.heal.fitting import fit_sequential
 from exporter.heal.healed import heal
-from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.ablation.meter import refuse_headless
@@ -42,13 +40,7 @@ class Planner(HealedLimits):
     """Makes plans for one model, whatever is asked for; the only door to them."""
 
     def plan(self) -> Outcome:
-        """The plan that holds the budget: by scores, or the one of least damage.
-
-        Raises:
-            PlanError: There is none; says what is reachable.
-            UsageError: The budget asks for nothing, or the protection can't be read.
-            DepthcutError: Of the stage that failed.
-        """
+        """The plan that holds the budget: by scores, or the one of least damage."""
         self.budget.refuse_empty()
         if self.report.model.encoder_layers is None and self.budget.cross_attention:
             raise PlanError(
@@ -203,11 +195,7 @@ class Planner(HealedLimits):
         )
 
     def curve(self) -> ParetoCurve:
-        """The whole front, up to plans that leave next to nothing of the model's answers.
-
-        Raises:
-            PlanError: There is no such plan.
-        """
+        """The whole front, up to plans that leave next to nothing of the model's answers."""
         refuse_headless(self.loaded.model)
         self.texts.refuse_short("a curve")
         unit = self._used_up

@@ -18,11 +18,7 @@ from graph_passes.types import BLOCK_KINDS
 
 
 def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
-    """Refuses what an encoder-decoder can't be planned by: more than numbers, other searches.
-
-    Raises:
-        PlanError: More is asked for.
-    """
+    """Refuses what an encoder-decoder can't be planned by: more than numbers, other searches."""
     others = budget.keep_first, budget.at
     if not budget.only_counts or any(others) or budget.kinds != BLOCK_KINDS:
         raise PlanError(
@@ -53,11 +49,7 @@ def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
 
 
 def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoReturn:
-    """Refuses a goal that even dropping everything that may be dropped doesn't reach.
-
-    Raises:
-        UnmetGoalError: Always.
-    """
+    """Refuses a goal that even dropping everything that may be dropped doesn't reach."""
     raise UnmetGoalError(
         "The budget is out of reach: dropping everything that may be dropped gives "
         f"{goal.unit.words(most)}; the budget is {goal.words()}.",
@@ -69,18 +61,7 @@ def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoRe
 def refuse_floors(
     checker: QualityCheck, candidate: PlanCandidate, goals: Sequence[Goal], nearest: PlanCandidate
 ) -> NoReturn:
-    """Refuses goals that cost more than the floors allow.
-
-    Args:
-        checker: Holds the floors.
-        candidate: The best candidate that reaches the goals.
-        goals: They.
-        nearest: The best candidate within the floors.
-
-    Raises:
-        UnmetGoalError: That is so.
-        UndecidedGoalError: More text may still show that they are kept.
-    """
+    """Refuses goals that cost more than the floors allow."""
     wanted = " and ".join(goal.words() for goal in goals)
     kind, undecided = _kind(checker, candidate)
     raise kind(
@@ -94,16 +75,7 @@ def refuse_floors(
 
 
 def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
-    """Refuses floors that not even the smallest cut keeps.
-
-    Args:
-        checker: Holds the floors.
-        candidate: The smallest cut; without options where nothing may go.
-
-    Raises:
-        UnmetGoalError: That is so.
-        UndecidedGoalError: More text may still show that it keeps them.
-    """
+    """Refuses floors that not even the smallest cut keeps."""
     _refuse_no_options(candidate)
     kind, undecided = _kind(checker, candidate)
     raise kind(
@@ -124,15 +96,7 @@ def _kind(checker: QualityCheck, candidate: PlanCandidate) -> tuple[type[UnmetGo
 
 
 def refuse_no_front(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
-    """Refuses a front of which not even the smallest cut is a part.
-
-    Args:
-        checker: Measures.
-        candidate: The smallest cut; without options where nothing may go.
-
-    Raises:
-        PlanError: Always.
-    """
+    """Refuses a front of which not even the smallest cut is a part."""
     _refuse_no_options(candidate)
     raise PlanError(
         f"There is no plan for a curve: {candidate.options[0]} alone destroys the model's "
@@ -160,12 +124,7 @@ def gains_of(candidate: PlanCandidate, goals: Sequence[Goal]) -> str:
 def refuse_missing(
     budget: Budget, sizes: GraphSizes | None, stopwatch: Stopwatch | None, costs: CostTable | None
 ) -> None:
-    """Refuses a budget for which something isn't given: a graph, or costs of the same request.
-
-    Raises:
-        UsageError: Times or caches are asked for without a graph, or costs are of another request.
-        CostError: The graph can't hold so many tokens.
-    """
+    """Refuses a budget for which something isn't given: a graph, or costs of the same request."""
     if budget.at is not None and stopwatch is None and costs is None:
         raise UsageError(
             "Times are measured on the exported graph.",

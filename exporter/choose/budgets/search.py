@@ -1,9 +1,4 @@
-"""Finds the candidate of least damage that holds a budget.
-
-One goal after the other is reached by greedy steps, each with the least added damage for its gain
-in that goal's unit, on the model as the steps before left it. Floors are judged on tokens that the
-search doesn't see.
-"""
+"""Finds the candidate of least damage that holds a budget."""
 
 from __future__ import annotations
 
@@ -40,18 +35,7 @@ _TRIED = 4
 
 
 class Search:
-    """Looks for candidates among options.
-
-    Args:
-        meter: Measures damage on the tokens to search on.
-        checker: Holds the others, and the floors.
-        options: What may be done; their gains don't count, each goal has its own.
-        settings: Objective and shortlist.
-        prior: A guess of each sublayer's damage, for the order in which options are tried.
-        quality: How well each option does what its branch did; see :func:`with_gains`.
-        allow_all: Lets every sublayer go.
-        progress: Told of every step.
-    """
+    """Looks for candidates among options."""
 
     def __init__(
         self,
@@ -77,15 +61,7 @@ class Search:
         self._known: list[tuple[Unit, list[Option]]] = []
 
     def solve(self, goals: Sequence[Goal], use_up: Unit) -> PlanCandidate:
-        """The candidate of least damage that reaches all goals within the floors.
-
-        Args:
-            goals: All are to be reached; none: the floors are used up.
-            use_up: What the floors are used up for.
-
-        Raises:
-            PlanError: It doesn't exist, or is not found; says what is reachable.
-        """
+        """The candidate of least damage that reaches all goals within the floors."""
         if not goals:
             return self.within_floors(use_up)
         candidate = self._treated_better(goals, self._trimmed(goals, self._reaching(goals)))
@@ -102,12 +78,7 @@ class Search:
         return self._filled(unit, self._until_broken(unit))
 
     def path(self, unit: Unit, stop: Stop) -> list[tuple[PlanCandidate, AnyDamage]]:
-        """The candidates after every greedy step, from the first on, with their damage.
-
-        Args:
-            unit: What is gained.
-            stop: Told of each step; True ends the search, and that step is left out.
-        """
+        """The candidates after every greedy step, from the first on, with their damage."""
         steps = self._greedy(unit, math.inf, PlanCandidate(), stop)
         return [
             (PlanCandidate().plus(steps[: number + 1]), step.damage)

@@ -14,13 +14,12 @@ from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
-from exporter.choose.costs.candidates import measure_speedup
 from exporter.choose.costs.cost_runners import OnnxCostRunner
 from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.together import fit_together, measure_together
+from exporter.choose.costs.together import fit_together, measure_speedup, measure_together
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError, UnmetGoalError
@@ -61,8 +60,8 @@ class TimedCandidate:
 
 def reach_speedup(
     target: float,
-    goal_ms: float,
-    solve: Callable[[float], PlanCandidate],
+    goal_ms: float,  # what has to go from a request's time, in the costs' milliseconds
+    solve: Callable[[float], PlanCandidate],  # chooses a candidate that saves so many ms
     measure: Callable[[PlanCandidate], Speedup],
     *,
     rounds: int = ROUNDS,
@@ -73,17 +72,6 @@ def reach_speedup(
     What costs foretell is wrong by some factor: a candidate shows by which, and the next goal is
     larger or smaller by it. The slowest candidate that reaches the target comes back, one whose
     whole interval reaches it if there is one; where none does, the nearest.
-
-    Args:
-        target: How many times as fast a request is to be.
-        goal_ms: What has to go from a request's time, in the costs' milliseconds.
-        solve: Chooses a candidate that saves so many ms.
-        measure: Cuts its candidate and measures it.
-        rounds: At most so many candidates.
-        progress: Told of each.
-
-    Raises:
-        PlanError: From ``solve``, or the corrected goal is out of reach; says what was measured.
     """
     tried: list[TimedCandidate] = []
     while True:
@@ -156,11 +144,7 @@ def speedup_verdict(plan: PruningPlan) -> SpeedupVerdict:
 
     More than the target holds it too; what lies within the tolerance below it counts as reached.
 
-    Args:
-        plan: Made for a target speedup.
-
-    Returns:
-        ``held`` or ``missed`` where all of the 95 % interval says so; else ``unproven``.
+    ``held`` or ``missed`` where all of the 95 % interval says so; else ``unproven``.
     """
     least = float(plan.budget["target_speedup"]) * (1 - TOLERANCE)
     figures = plan.predicted
@@ -186,31 +170,14 @@ class Stopwatch(Protocol):
 
 @dataclass
 class OnnxStopwatch:
-    """Times a graph on ONNX Runtime.
-
-    Attributes:
-        onnx: The whole graph.
-        at: The request.
-        kept: The file of the costs; what it holds of the same graph, machine and request is not
-            measured again.
-        folder: Takes candidates for a while; on the graph's file system they share its weights.
-        provider: ``cpu`` or ``cuda``.
-        threads: CPU threads; None: what makes the graph's step fastest, found with the costs.
-        may_replace: Whether costs of something else that the file holds are replaced; else they
-            are refused.
-        variants: How long each variant is timed, or all together.
-        together: Whether one variant of each kind is timed, all in the same rounds: enough where
-            times only order the sublayers, and only without replacements.
-        candidates: How long each candidate is timed.
-        progress: Told what goes on.
-    """
+    """Times a graph on ONNX Runtime."""
 
     onnx: Path
     at: RequestShape
     kept: Path
-    folder: Path
+    folder: Path  # takes candidates for a while; on the graph's file system they share its weights
     provider: str = "cpu"
-    threads: int | None = None
+    threads: int | None = None  # None: what makes the graph's step fastest, found with the costs
     may_replace: bool = True
     variants: Effort = field(default_factory=Effort)
     candidates: Effort = field(default_factory=lambda: Effort(seconds=120.0))
@@ -218,12 +185,7 @@ class OnnxStopwatch:
     progress: Progress = QUIET
 
     def costs(self, replacements: Sequence[Replacement], rank: int | None) -> CostTable:
-        """See :class:`Stopwatch`.
-
-        Raises:
-            CostError: The graph can't serve such a request, or the file holds other costs.
-            BackendError: A run fails.
-        """
+        """See :class:`Stopwatch`."""
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         settings = CostSettings(
             self.at,
@@ -248,12 +210,7 @@ class OnnxStopwatch:
         return table
 
     def speedup(self, candidate: PlanCandidate) -> Speedup:
-        """See :class:`Stopwatch`.
-
-        Raises:
-            SurgeryError: The candidate can't be cut.
-            BackendError: A run fails.
-        """
+        """See :class:`Stopwatch`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".candidate.", dir=self.folder) as name:
             return measure_speedup(

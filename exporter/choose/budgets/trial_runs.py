@@ -7,17 +7,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
 from exporter.artifacts import CalibrationRef, HealingReport, PruningPlan, TriedCut
-from exporter.artifacts.nouns import nouns_of
+from exporter.artifacts.base import nouns_of
+from exporter.artifacts.healing import AnswerDamage, HealedClasses, HealedText, Healing
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.judges import Judges
-from exporter.choose.budgets.ladder import Rung, rung_of
-from exporter.choose.budgets.trial_figures import figures_of, held_out_of, is_lost, on_all_samples
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import CalibrationError, HealingError
 from exporter.heal.automatic import (
@@ -32,6 +35,7 @@ from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import SIMILARITY
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import specs_of
 from exporter.models.texts.self_text import SELF
@@ -39,6 +43,197 @@ from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import remove_tree
 from graph_passes.replacements import array_of
+
+HIGH, LOW, SAME = "log_perplexity_increase_high", "cosine_low", "top1_agreement_low"
+ENDS = {
+    "log_perplexity_increase": HIGH, "cosine": LOW, "top1_agreement": SAME,
+    SIMILARITY: f"{SIMILARITY}_low",
+}  # fmt: skip
+"""By figure, what the end of its 95 % interval is called that is further from the whole model."""
+BETTER_ENDS = {
+    "log_perplexity_increase": "log_perplexity_increase_low", "cosine": "cosine_high",
+    "top1_agreement": "top1_agreement_high", SIMILARITY: f"{SIMILARITY}_high",
+}  # fmt: skip
+"""The other end of each."""
+SHARES = {"distill": 0.25, "fold": 0.4, "best": 0.5}
+"""What is expected to remain of a bare cut's cost after each kind of healing."""
+LEAST_SHARE = 0.08
+"""No healing is expected to leave less than this share of a cut's cost."""
+TRIALS = 3
+_LEAST = 1e-6
+_CAUTION = 0.1
+"""After each cut that failed the next has to leave so much more room: few may be tried."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A cut that was healed and measured."""
+
+    number: int  # its place among the cuts, from 0 on
+    cost: float
+    high: float  # the upper end of its 95 % interval
+    low: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limit is kept for certain."""
+        return self.high <= 1.0
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the limit is broken for certain."""
+        return self.low > 1.0
+
+
+def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
+    """A cut by the share of the limits that it uses up: the one rule of what holds them."""
+
+    def used_up(ends: Mapping[str, str]) -> float:
+        known = {name: figures[end] for name, end in ends.items() if end in figures}
+        return floors.used_up(dict(figures) | known)
+
+    return Rung(number, floors.used_up(figures), used_up(ENDS), used_up(BETTER_ENDS))
+
+
+def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
+    """Whether no healing can be expected to bring a bare cut within the limits."""
+    return floors.used_up(figures) * LEAST_SHARE > 1
+
+
+class Ladder:
+    """Ever larger cuts, of which some are tried."""
+
+    def __init__(self, costs: Sequence[float], share: float) -> None:
+        self._costs = list(accumulate((max(_LEAST, cost) for cost in costs), max))
+        self._share = share
+        self.tried: list[Rung] = []
+
+    @property
+    def best(self) -> Rung | None:
+        """The largest cut that holds; None where none did."""
+        return max((r for r in self.tried if r.holds), key=lambda r: r.number, default=None)
+
+    @property
+    def next(self) -> int | None:
+        """The cut to try next; None where no other is worth it."""
+        low = -1 if self.best is None else self.best.number
+        failed = [rung.number for rung in self.tried if not rung.holds and rung.number > low]
+        open_ = range(low + 1, min(failed, default=len(self._costs)))
+        if not open_ or len(self.tried) >= TRIALS:
+            return None
+        room = 1 / (1 + _CAUTION * sum(not rung.holds for rung in self.tried))
+        likely = [number for number in open_ if self.expected(number) <= room]
+        if likely:
+            return likely[-1]
+        return None if self.best is not None else open_[0]
+
+    def expected(self, number: int) -> float:
+        """The upper end of a cut's cost after healing, by the nearest one that was tried."""
+        if not self.tried:
+            return self._share * self._costs[number]
+        near = min(self.tried, key=lambda rung: abs(rung.number - number))
+        remaining = max(0.0, near.cost) / self._costs[near.number]
+        return remaining * self._costs[number] + (near.high - near.cost)
+
+
+FEWEST_SEEN = 4
+"""Samples on which a healed cut may be given up."""
+
+
+def on_all_samples(rung: Rung, seen: int, whole: int) -> Rung:
+    """A cut that was given up after some samples, with about the interval that all would give."""
+    share = _reach(math.sqrt(seen / whole), whole) / _reach(1.0, seen)
+    return replace(rung, high=rung.cost + share * (rung.high - rung.cost))
+
+
+def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
+    """What a cut costs on held-out text of the domains that were fitted on, bare and healed.
+
+    Of the healed one also the ends of each 95 % interval, such as
+    ``log_perplexity_increase_high`` or ``cosine_low``.
+    """
+    held_out = held_out_of(healing)
+    intervals = _intervals(held_out)
+    ends = {ENDS[name]: worse for name, (_, worse) in intervals.items()}
+    ends |= {BETTER_ENDS[name]: better for name, (better, _) in intervals.items()}
+    bare, healed = _figures(held_out)
+    return bare, healed | ends
+
+
+def held_out_of(healing: Healing) -> Measured:
+    """What was measured on text like that which was fitted on."""
+    for each in healing.measured:
+        if each.role == "calibration":
+            return each
+    raise HealingError(
+        "There is no held-out text to measure a healed cut on.", "Give a longer --calibration."
+    )
+
+
+def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
+    """Whether all of the interval is beyond a limit, on a few samples at least."""
+    samples = measured.text.clusters
+    if samples < FEWEST_SEEN:
+        return False
+    figures = _figures(measured)[1]
+    wider = float(np.divide(*stats.t.ppf([1 - 0.025 / looks, 0.975], samples - 1)))
+    best = {
+        name: figures[name] + wider * (better - figures[name])
+        for name, (better, _) in _intervals(measured).items()
+    }
+    held = floors if "top1_agreement" in best else replace(floors, top1_agreement=None)
+    return held.used_up(best) > 1
+
+
+def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
+    """As a plan has them in ``predicted``, of the bare cut and of the healed one."""
+    if isinstance(measured, HealedText):
+        return _of_answers(measured.dropped), _of_answers(measured.healed)
+    if isinstance(measured, HealedClasses):
+        dropped, healed = measured.dropped_kl, measured.healed_kl
+        return (
+            {"kl": dropped, "top1_agreement": measured.dropped_same},
+            {"kl": healed, "top1_agreement": measured.healed_same},
+        )
+    bare, found = {"cosine": measured.dropped}, {"cosine": measured.healed}
+    if measured.dropped_correlation is not None:
+        bare[SIMILARITY] = measured.dropped_correlation
+    if measured.healed_correlation is not None:
+        found[SIMILARITY] = measured.healed_correlation
+    return bare, found
+
+
+def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
+    """By figure the 95 % interval of what the healed cut costs, the better end first."""
+    samples = measured.text.clusters
+    if isinstance(measured, HealedText):
+        cost = measured.healed
+        reach = _reach(cost.log_perplexity_increase_std_error, samples)
+        rise = cost.log_perplexity_increase
+        return {"log_perplexity_increase": (rise - reach, rise + reach)}
+    if isinstance(measured, HealedClasses):
+        low, high = measured.healed_same_ci95 or (measured.healed_same, measured.healed_same)
+        return {"top1_agreement": (high, low)}
+    kept = {"cosine": (measured.healed, measured.healed_std_error)}
+    if measured.healed_correlation is not None:
+        kept[SIMILARITY] = (measured.healed_correlation, measured.healed_correlation_std_error)
+    return {
+        name: (value + _reach(error, samples), value - _reach(error, samples))
+        for name, (value, error) in kept.items()
+    }
+
+
+def _reach(error: float | None, samples: int) -> float:
+    """Half of the 95 % interval of a mean over samples, by Student's t."""
+    if error is None or not math.isfinite(error):
+        return 0.0
+    return error * float(stats.t.ppf(0.975, samples - 1))
+
+
+def _of_answers(damage: AnswerDamage) -> dict[str, float]:
+    names = ("kl", "log_perplexity_increase", "top1_agreement")
+    return {name: float(getattr(damage, name)) for name in names}
+
 
 JUDGED = 16
 """Samples of each text that judge, at most, beside those that a healing holds out anyway."""
@@ -54,13 +249,7 @@ _USUAL_TEXTS = ((SELF,), (PYDOC,))
 
 @dataclass(frozen=True)
 class HealedCut:
-    """A cut that was healed.
-
-    Attributes:
-        tried: What it is and what it costs.
-        plan: The healed plan; its file of numbers is beside it.
-        report: How it was healed.
-    """
+    """A cut that was healed."""
 
     tried: TriedCut
     plan: LoadedPlan
@@ -97,17 +286,7 @@ def time_of(options: HealOptions) -> float:
 
 
 class TrialRuns:
-    """The healing of several cuts of one model, in one time, on one text.
-
-    Args:
-        loaded: The model.
-        options: How to heal; its time is that of choosing and healing together.
-        floors: The limits on quality.
-        work: Keeps each healed cut for a later call.
-        chosen_on: What has chosen the cuts.
-        spent_s: What choosing has taken; half of the time is left for healing in any case.
-        progress: Told what goes on.
-    """
+    """The healing of several cuts of one model, in one time, on one text."""
 
     def __init__(
         self,
@@ -189,11 +368,7 @@ class TrialRuns:
         return found
 
     def run(self, number: int, plan: PruningPlan) -> Rung:
-        """Heals a cut and measures it, or takes what an earlier call has left.
-
-        Returns:
-            What it costs, relative to the limits.
-        """
+        """Heals a cut and measures it, or takes what an earlier call has left."""
         began = time.monotonic()
         cut = self._found(plan)
         if cut is not None:

@@ -43,12 +43,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Counted:
-    """One for every sublayer of some kinds.
-
-    Attributes:
-        kinds: Which.
-        label: What one of them is called.
-    """
+    """One for every sublayer of some kinds."""
 
     kinds: tuple[SublayerKind, ...]
     label: str
@@ -87,15 +82,10 @@ class CountedBlocks:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Weights, counted.
-
-    Attributes:
-        sizes: Of the sublayers.
-        rank: Of linear maps; None: full ones.
-    """
+    """Weights, counted."""
 
     sizes: GraphSizes
-    rank: int | None = None
+    rank: int | None = None  # of linear maps; None: full ones
 
     @property
     def whole(self) -> float:
@@ -114,17 +104,11 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Weights and caches, in bytes.
-
-    Attributes:
-        sizes: Of the sublayers.
-        memory: How much the caches hold.
-        rank: Of linear maps; None: full ones.
-    """
+    """Weights and caches, in bytes."""
 
     sizes: GraphSizes
     memory: Memory
-    rank: int | None = None
+    rank: int | None = None  # of linear maps; None: full ones
 
     @property
     def whole(self) -> float:
@@ -184,17 +168,7 @@ class Milliseconds:
 def goals_of(
     budget: Budget, sizes: GraphSizes, costs: Costs | None, rank: int | None
 ) -> list[Goal]:
-    """What has to go, the target speedup first.
-
-    Args:
-        budget: What was asked for.
-        sizes: Of the sublayers.
-        costs: Their times; None where no speedup is asked for.
-        rank: Of linear maps.
-
-    Raises:
-        PlanError: The model fits its memory as it is, and nothing else is asked for.
-    """
+    """What has to go, the target speedup first."""
     goals = [*_speed(budget, costs), *_sizes(budget, sizes, rank), *_counts(budget)]
     if not goals and budget.fits is not None and not budget.floors:
         whole = Bytes(sizes, budget.fits, rank).words(0)

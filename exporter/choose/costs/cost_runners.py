@@ -17,7 +17,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.choose.costs.graph_sizes import GraphSizes
-from exporter.choose.costs.grouping import Variant
+from exporter.choose.costs.table import Variant
 from exporter.choose.costs.weighing import sizes
 from exporter.compare.timing.subjects import RunnerArm, TimedArm
 from exporter.cut.options import CutOptions
@@ -76,22 +76,13 @@ class CostRunner(Protocol):
 
 @dataclass
 class OnnxCostRunner:
-    """An ONNX file on ONNX Runtime, or on another backend for such files.
-
-    Attributes:
-        onnx: The file.
-        folder: Where variants are written for a while.
-        device: ``cpu`` or ``cuda``.
-        threads: CPU threads.
-        rank: Of linear maps; None for full ones.
-        runs_on: Among :data:`exporter.engines.runners.registry.RUNNERS`.
-    """
+    """An ONNX file on ONNX Runtime, or on another backend for such files."""
 
     onnx: Path
     folder: Path
     device: str = "cpu"
     threads: int = 1
-    rank: int | None = None
+    rank: int | None = None  # of linear maps; None for full ones
     runs_on: str = ONNX
 
     @property
@@ -149,11 +140,7 @@ class OnnxCostRunner:
     def arms_of(
         self, variants: Mapping[str, Variant], beside: Mapping[str, Path]
     ) -> Iterator[Mapping[str, TimedArm]]:
-        """The whole model, several variants and other graphs, all loaded while the block runs.
-
-        Raises:
-            SurgeryError: A variant can't be cut.
-        """
+        """The whole model, several variants and other graphs, all loaded while the block runs."""
         with ExitStack() as stack:
             runners = {"baseline": self._runner(self.onnx)}
             for name, variant in variants.items():
@@ -168,12 +155,7 @@ class OnnxCostRunner:
 
 @contextmanager
 def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping[str, TimedArm]]:
-    """Loads runners for timing; frees whichever are loaded when the block ends.
-
-    Args:
-        runners: By the arm's name, none of them entered.
-        vocabulary: How many tokens the model knows.
-    """
+    """Loads runners for timing; frees whichever are loaded when the block ends."""
     try:
         for runner in runners.values():
             runner.__enter__()
@@ -190,20 +172,6 @@ def cut_for_a_while(
     """Cuts a variant into a folder of its own, which is gone after the block.
 
     Its weights are the source's own where both folders are on one file system.
-
-    Args:
-        onnx: The whole graph.
-        folder: Where that folder is made.
-        variant: What to cut.
-        sizes: The graph's.
-        rank: Of linear maps; None for full ones.
-
-    Yields:
-        The variant's ONNX file.
-
-    Raises:
-        SurgeryError: It can't be cut.
-        OnnxFileError: It can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".costs.", dir=folder) as name:
@@ -260,13 +228,7 @@ def _numbers(
 
 
 def random_replacement(hidden: int, replacement: str, rank: int | None) -> ReplacementTensors:
-    """The numbers of a replacement that means nothing.
-
-    Args:
-        hidden: Width of the stream.
-        replacement: ``bias`` or ``linear``.
-        rank: Of a linear map in two factors; None for a full one.
-    """
+    """The numbers of a replacement that means nothing."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

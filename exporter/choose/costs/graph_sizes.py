@@ -1,7 +1,4 @@
-"""What each sublayer of a graph takes: parameters, bytes of weights, bytes of KV cache.
-
-Read from the graph alone; no weight is loaded.
-"""
+"""What each sublayer of a graph takes: parameters, bytes of weights, bytes of KV cache."""
 
 from __future__ import annotations
 
@@ -16,18 +13,11 @@ from graph_passes.types import Replacement, SublayerRef
 
 @dataclass(frozen=True)
 class CacheSize:
-    """One input that holds keys, values or a state: ``fixed + per_token * positions`` bytes.
-
-    Attributes:
-        per_token: Bytes of one position of one sequence.
-        fixed: Bytes of one sequence whatever its length: a state, or a buffer whose length the
-            graph fixes.
-        window: Positions that are kept at most, where the graph keeps a window alone. An attention
-            that only looks at a window, but keeps all keys, has none.
-    """
+    """One input that holds keys, values or a state: ``fixed + per_token * positions`` bytes."""
 
     per_token: float = 0.0
     fixed: float = 0.0
+    # positions that are kept at most, where the graph keeps a window alone
     window: int | None = None
 
     def bytes(self, context: int) -> float:
@@ -38,21 +28,7 @@ class CacheSize:
 
 @dataclass(frozen=True)
 class SublayerSize:
-    """What goes with a sublayer, its norm included.
-
-    Attributes:
-        parameters: What a cut with no replacement or a bias removes; ``parameters_removed`` of
-            prune.json.
-        linear_parameters: What a cut with a linear map removes: the norm stays, which the map
-            reads behind.
-        weight_bytes: Of these parameters, with the scales and zero points of quantised ones.
-        linear_weight_bytes: Likewise.
-        takes_linear: Whether a linear map can take its place: there is a value that it is computed
-            from.
-        caches: Its KV cache or its state.
-        signature: Equal for sublayers that cost the same time: the same kind, operators' work,
-            shapes and window.
-    """
+    """What goes with a sublayer, its norm included."""
 
     parameters: int
     linear_parameters: int
@@ -78,34 +54,20 @@ class GraphSizes:
 
     Weights that several sublayers share belong to the rest: none of them removes them alone. What
     a set of sublayers removes may so be more than the sum of theirs, and never less.
-
-    Attributes:
-        sublayers: Those that can be cut, by layer and kind.
-        parameters: Of the whole graph.
-        weight_bytes: Likewise.
-        rest_caches: Caches that belong to none of the sublayers.
-        hidden: Width of the residual stream; None where the graph doesn't tell.
-        number_bytes: Bytes of one number of the stream, in which replacements are written.
-        longest: Positions that the graph can hold; None where it sets no limit.
-        longest_text: Tokens at which sentence-transformers cuts a text; None where nothing says so.
     """
 
     sublayers: Mapping[SublayerRef, SublayerSize]
     parameters: int
     weight_bytes: int
     rest_caches: tuple[CacheSize, ...] = ()
-    hidden: int | None = None
+    hidden: int | None = None  # width of the residual stream; None where the graph doesn't tell
     number_bytes: int = 4
-    longest: int | None = None
-    longest_text: int | None = None
+    longest: int | None = None  # positions that the graph can hold; None where it sets no limit
+    longest_text: int | None = None  # None where nothing says so
     name: str = field(default="the graph", compare=False)
 
     def __getitem__(self, name: SublayerRef) -> SublayerSize:
-        """One sublayer's.
-
-        Raises:
-            CostError: There is none that can be cut.
-        """
+        """One sublayer's."""
         try:
             return self.sublayers[name]
         except KeyError:
@@ -121,15 +83,7 @@ class GraphSizes:
         return bool(self.rest_caches) or any(each.caches for each in self.sublayers.values())
 
     def replacement_parameters(self, replacement: Replacement, rank: int | None = None) -> int:
-        """Numbers that a replacement brings at most; a bias may find one that it is added to.
-
-        Args:
-            replacement: What takes a branch's place.
-            rank: Of a linear map in two factors; None for a full one.
-
-        Raises:
-            CostError: The graph doesn't tell how wide its stream is.
-        """
+        """Numbers that a replacement brings at most; a bias may find one that it is added to."""
         if replacement == "none":
             return 0
         if self.hidden is None:
@@ -147,11 +101,7 @@ class GraphSizes:
     def saved_parameters(
         self, name: SublayerRef, replacement: Replacement = "none", rank: int | None = None
     ) -> int:
-        """How many parameters the graph loses; below 0 where a replacement is the larger one.
-
-        Raises:
-            CostError: There is no such sublayer, or the replacement's size isn't known.
-        """
+        """How many parameters the graph loses; below 0 where a replacement is the larger one."""
         own = self[name]
         removed = own.linear_parameters if replacement == "linear" else own.parameters
         return removed - self.replacement_parameters(replacement, rank)
@@ -165,11 +115,7 @@ class GraphSizes:
         context: int = 0,
         batch: int = 1,
     ) -> int:
-        """How many bytes the weights, and the caches of so many tokens, lose.
-
-        Raises:
-            CostError: As :meth:`saved_parameters`.
-        """
+        """How many bytes the weights, and the caches of so many tokens, lose."""
         own = self[name]
         removed = own.linear_weight_bytes if replacement == "linear" else own.weight_bytes
         added = self.number_bytes * self.replacement_parameters(replacement, rank)
@@ -178,12 +124,7 @@ class GraphSizes:
     def total_parameters(
         self, choices: Mapping[Any, Replacement] | None = None, rank: int | None = None
     ) -> int:
-        """Parameters that are left, at most.
-
-        Args:
-            choices: What takes the place of which sublayer; the others stay.
-            rank: Of linear maps.
-        """
+        """Parameters that are left, at most."""
         cut = (choices or {}).items()
         return self.parameters - sum(self.saved_parameters(*each, rank) for each in cut)
 
@@ -195,17 +136,7 @@ class GraphSizes:
         context: int = 0,
         batch: int = 1,
     ) -> int:
-        """Bytes of all weights and caches that are left, at most.
-
-        Args:
-            choices: What takes the place of which sublayer; the others stay.
-            rank: Of linear maps.
-            context: Tokens in the caches of each sequence.
-            batch: Sequences.
-
-        Raises:
-            CostError: The graph can't hold so many tokens.
-        """
+        """Bytes of all weights and caches that are left, at most."""
         if self.longest is not None and context > self.longest:
             raise CostError(
                 f"{self.name} ends at {self.longest} positions; {context} were asked for.",

@@ -9,24 +9,126 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from exporter.artifacts import LatencyRow
+from exporter.artifacts import Environment, LatencyRow, library_versions
 from exporter.artifacts.latency import Shape
-from exporter.choose.costs.conditions import MODEL, Conditions, conditions, refuse_too_long
+from exporter.choose.costs.backend_cost_runners import open_cost_runner
 from exporter.choose.costs.cost_runners import CostRunner
-from exporter.choose.costs.estimates import RequestEstimate, of_rows
 from exporter.choose.costs.graph_sizes import GraphSizes
-from exporter.choose.costs.grouping import Variant, groups_of, variants
-from exporter.choose.costs.opening import open_cost_runner
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostGroup, CostTable, Trial
-from exporter.choose.costs.timing import Effort, time_request
+from exporter.choose.costs.table import CostGroup, CostTable, Trial, Variant, groups_of, variants
+from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
 from exporter.engines.build.libraries import Backend
-from exporter.engines.environment import default_threads
+from exporter.engines.environment import default_threads, environment
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
 from exporter.files import scratch_folder
 from exporter.progress import QUIET, Progress
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
+
+MODEL = "model"
+"""The role of the model's hash in ``made_from``."""
+_MACHINE = ("machine", "processor", "cpu_count", "gpu", "affinity")
+_LIBRARIES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "tensorrt",
+    "tensorrt-rtx",
+    "openvino",
+    "llama-cpp-python",
+)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what costs are measured."""
+
+    sha256: str
+    at: RequestShape
+    backend: str
+    provider: str
+    rank: int | None
+    threads: int | None  # CPU threads; None takes any
+    environment: Environment
+    has_linear: bool = True
+
+    def differences(self, table: CostTable) -> Iterator[tuple[str, Any, Any]]:
+        """Where a table was measured under others: what differs, there and here."""
+        yield from _differing("model", table.made_from.get(MODEL), self.sha256)
+        yield from _differing("request", str(table.at), str(self.at))
+        yield from _differing("backend", table.backend, self.backend)
+        yield from _differing("provider", table.provider, self.provider)
+        trials = (trial for group in table.groups for trial in group.trials)
+        if self.has_linear and any(trial.replacement == "linear" for trial in trials):
+            yield from _differing("rank", table.rank, self.rank)
+        if self.threads is not None:
+            yield from _differing("threads", table.environment.threads, self.threads)
+        for name in _MACHINE:
+            there, here = (getattr(each, name) for each in (table.environment, self.environment))
+            yield from _differing(name, there, here)
+        versions = library_versions()
+        for name in _LIBRARIES if self.backend else ():
+            if _decides(name, self.backend):
+                yield from _differing(name, table.versions.get(name), versions.get(name))
+
+    def refuse_other(self, table: CostTable, name: str) -> None:
+        """Refuses costs that say nothing of this model here."""
+        for what, there, here in self.differences(table):
+            if what == "model":
+                raise CostError(
+                    f"{name} holds the costs of another model: its SHA-256 is {there}, and that "
+                    f"of the model here {here}.",
+                    "Measure this model's: depthcut costs.",
+                    code="another-model",
+                )
+            raise CostError(
+                f"{name} was measured under other conditions: {what} {there}, and here {here}.",
+                "Measure again: depthcut costs; or ask for what was measured.",
+                code="other-conditions",
+            )
+
+
+def _differing(what: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
+    if there != here:
+        yield what, there, here
+
+
+def _decides(library: str, backend: str) -> bool:
+    """Whether a library's version decides how fast a backend is."""
+    if backend.startswith(("pytorch", "torch")):
+        return library in ("torch", "transformers")
+    if backend == "llama.cpp":
+        return library == "llama-cpp-python"
+    return library.removesuffix("-gpu") == backend
+
+
+def conditions(
+    cost_runner: CostRunner, at: RequestShape, threads: int | None, *, has_linear: bool = True
+) -> Conditions:
+    """What costs are measured under on a cost_runner, here and now."""
+    return Conditions(
+        sha256=cost_runner.sha256,
+        at=at,
+        backend=cost_runner.backend,
+        provider=cost_runner.provider,
+        rank=cost_runner.rank,
+        threads=threads,
+        environment=environment(threads=threads or cost_runner.threads, gpu=cost_runner.on_gpu),
+        has_linear=has_linear,
+    )
+
+
+def refuse_too_long(name: str, longest: int | None, at: RequestShape) -> None:
+    """Refuses a request that reaches more positions than a model has."""
+    if longest is not None and at.longest > longest:
+        raise CostError(
+            f"{name} ends at {longest} positions; the request {at} reaches {at.longest}.",
+            "Ask for a shorter prompt or fewer new tokens.",
+            code="context-too-long",
+        )
+
 
 _LATE = 1.5
 """Of its time a variant may take so much before that is told."""
@@ -36,26 +138,13 @@ _LEAST = 0.002
 
 @dataclass(frozen=True)
 class CostSettings:
-    """What is measured, and how well.
-
-    Attributes:
-        at: The request.
-        threads: CPU threads; None takes all physical cores.
-        replacements: What may take a sublayer's place; ``none`` is always measured.
-        precision: A variant's timing ends where the standard error of what it saves is below this
-            share of it, or below 0.2 % of the request's time.
-        effort: How long each variant is timed at most.
-        kept: A file for the table. What an earlier run, under the same conditions, has left there
-            is not measured again; it is written after each variant.
-        may_replace: Whether a table there that was measured under other conditions is replaced;
-            else it is refused.
-    """
+    """What is measured, and how well."""
 
     at: RequestShape = field(default_factory=RequestShape)
-    threads: int | None = None
+    threads: int | None = None  # CPU threads; None takes all physical cores
     replacements: tuple[Replacement, ...] = ("none", "bias", "linear")
     precision: float = 0.05
-    effort: Effort = field(default_factory=Effort)
+    effort: Effort = field(default_factory=Effort)  # how long each variant is timed at most
     kept: Path | None = None
     may_replace: bool = True
 
@@ -76,11 +165,11 @@ class CostSettings:
 def measure_costs(
     model: Path | str,
     settings: CostSettings | None = None,
-    names: Collection[SublayerRef] | None = None,
+    names: Collection[SublayerRef] | None = None,  # all attentions and MLPs when None
     *,
     provider: str = "cpu",
     engine: Backend | None = None,
-    rank: int | None = None,
+    rank: int | None = None,  # of linear maps in two factors; None for full ones
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> CostTable:
@@ -89,26 +178,6 @@ def measure_costs(
     Sublayers of one kind, shape and window cost the same. So of each such group about half are
     cut, once with each replacement (of random numbers), and the variant is timed against the whole
     graph in turns; the difference is shared among them. At most two models are loaded at a time.
-
-    Args:
-        model: An ONNX file in any form, or a folder with one; or ``torch:DIR``, which PyTorch runs;
-            or a backend and the path of its model, as in ``llama.cpp:FILE``.
-        settings: What is measured, and how well.
-        names: The sublayers whose costs are wanted, by layer and kind; all attentions and MLPs
-            when None.
-        provider: Where ONNX Runtime or PyTorch runs: ``cpu`` or ``cuda``.
-        engine: The library that builds engines of the graph, and of each variant, and runs them
-            instead.
-        rank: Of linear maps in two factors; None for full ones.
-        folder: Where variants are written for a while; weights are shared with the graph's where
-            that is on the same file system. By default the system's folder for such files.
-        progress: Hears what goes on.
-
-    Raises:
-        CostError: The graph has no such sublayer, can't serve such a request, or the kept file
-            holds something else.
-        BackendError: A run fails.
-        OnnxFileError: The graph can't be read.
     """
     settings = settings or CostSettings()
     with _workplace(folder) as place:
@@ -130,18 +199,7 @@ def measure_on(
     names: Collection[SublayerRef] | None = None,
     progress: Progress = QUIET,
 ) -> CostTable:
-    """Measures on any engine; see :func:`measure_costs`.
-
-    Args:
-        cost_runner: The model on its engine.
-        settings: As there.
-        names: As there.
-        progress: As there.
-
-    Raises:
-        CostError: As there.
-        BackendError: As there.
-    """
+    """Measures on any engine; see :func:`measure_costs`."""
     settings = settings or CostSettings()
     sizes, threads = cost_runner.sizes, settings.threads
     _refuse_rank(cost_runner.rank, sizes.hidden)
@@ -162,11 +220,7 @@ def measure_on(
 
 
 def wanted_names(sizes: GraphSizes, names: Collection[SublayerRef] | None) -> list[SublayerRef]:
-    """Those that were named; all attentions and MLPs where none were.
-
-    Raises:
-        CostError: There is none.
-    """
+    """Those that were named; all attentions and MLPs where none were."""
     wanted = [n for n in sizes.sublayers if n[1] in BLOCK_KINDS] if names is None else [*names]
     if not wanted:
         raise CostError("No sublayer to measure is given.", code="nothing-asked")

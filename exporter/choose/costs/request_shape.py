@@ -19,13 +19,7 @@ _FAR = 2
 
 @dataclass(frozen=True)
 class RequestShape:
-    """A request: its time is that of one prefill of the prompt and of ``new`` decode steps.
-
-    Attributes:
-        batch: Sequences that are served together.
-        prompt: Tokens of each prompt; of a graph without a cache, of its input.
-        new: Tokens that are decoded after it, the first with the prompt in the cache.
-    """
+    """A request: its time is that of one prefill of the prompt and of ``new`` decode steps."""
 
     batch: int = 1
     prompt: int = 512
@@ -43,11 +37,7 @@ class RequestShape:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads ``batch=1,prompt=512,new=128``; what isn't named is as it is there.
-
-        Raises:
-            UsageError: It is written otherwise, names something else, or something twice.
-        """
+        """Reads ``batch=1,prompt=512,new=128``; what isn't named is as it is there."""
         known = [field.name for field in fields(cls)]
         found: dict[str, int] = {}
         for part in text.split(","):
@@ -80,12 +70,6 @@ class RequestShape:
 
         Decode steps are timed at a few lengths of the cache, and summed up by the trapezoid rule:
         the steps in between count with their neighbours, by how near they are.
-
-        Args:
-            cached: Whether the graph takes a KV cache.
-
-        Raises:
-            CostError: New tokens are asked of a graph without a cache.
         """
         if not cached:
             if self.new:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
 from exporter.artifacts import Artifact, Environment, LatencyRow, Record
-from exporter.choose.costs.estimates import of_rows
+from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.timing import of_rows
 from exporter.errors import CostError
 from graph_passes.types import Replacement, SublayerKind, SublayerRef
 
@@ -81,9 +83,6 @@ class CostGroup(Record):
         Between the trials without a replacement it is interpolated, from nothing cut on, and
         beyond the largest it goes on as that did from there. What a replacement costs is taken
         off for each.
-
-        Args:
-            work: By replacement, average sublayers.
         """
         plain = self.each_ms("none")
         if plain is None:
@@ -142,26 +141,12 @@ class CostTable(Artifact):
         """Milliseconds of the request that one sublayer's removal saves.
 
         Below 0 where the replacement takes longer than what it replaces.
-
-        Args:
-            name: Layer and kind.
-            replacement: What takes its place.
-
-        Raises:
-            CostError: There is no such sublayer, or that wasn't measured.
         """
         group, member = self._place(name)
         return member.share * group._each(replacement)
 
     def total_saved_ms(self, choices: Mapping[Any, Replacement]) -> float:
-        """What all choices save together.
-
-        Args:
-            choices: By layer and kind, what takes the place of the sublayers that are cut.
-
-        Raises:
-            CostError: As :meth:`saved_ms`.
-        """
+        """What all choices save together."""
         work: dict[str, dict[Replacement, float]] = {}
         groups = {}
         for name, replacement in choices.items():
@@ -172,14 +157,7 @@ class CostTable(Artifact):
         return sum(groups[key].saved_ms(own) for key, own in work.items())
 
     def speedup(self, choices: Mapping[Any, Replacement]) -> float:
-        """How many times faster the request is foretold to be.
-
-        Args:
-            choices: As :meth:`total_saved_ms`.
-
-        Raises:
-            CostError: As there, or all of the request's time would be saved: the costs are wrong.
-        """
+        """How many times faster the request is foretold to be."""
         left = self.baseline_ms - self.total_saved_ms(choices)
         if left <= 0:
             raise CostError(
@@ -191,11 +169,7 @@ class CostTable(Artifact):
         return self.baseline_ms / left
 
     def of_cell(self, number: int) -> CostTable:
-        """The same for one of the request's cells alone, run once: 0 is the prompt.
-
-        Raises:
-            CostError: There is no such cell.
-        """
+        """The same for one of the request's cells alone, run once: 0 is the prompt."""
         trials = [trial for group in self.groups for trial in group.trials]
         if any(number >= len(trial.rows) for trial in trials):
             raise CostError(f"The request {self.at} has no cell {number}.", code="no-such-cell")
@@ -231,3 +205,97 @@ def _summary(names: Iterable[SublayerRef]) -> str:
     for layer, kind in names:
         kinds.setdefault(kind, []).append(layer)
     return "; ".join(f"{kind} {', '.join(map(str, sorted(own)))}" for kind, own in kinds.items())
+
+
+_MOST_GROUPS = 4
+"""Of one kind; more of them would take too long to measure one by one."""
+_SEVERAL = 4
+"""With so many cut sublayers it is worth while to cut half of them too, and see how that adds."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which sublayers of a group are cut in one variant."""
+
+    group: str
+    replacement: Replacement
+    members: tuple[Member, ...]
+
+    @property
+    def names(self) -> list[SublayerRef]:
+        """Layers and kinds."""
+        return [member.name for member in self.members]
+
+    def __str__(self) -> str:
+        layers = ", ".join(str(member.layer) for member in self.members)
+        how = "" if self.replacement == "none" else f" ({self.replacement})"
+        return f"{self.members[0].kind} {layers}{how}"
+
+
+def groups_of(sizes: GraphSizes, names: Collection[SublayerRef]) -> list[CostGroup]:
+    """The groups that named sublayers belong to, in the order of their first layers.
+
+    Where one kind falls into many groups it is taken for a single one, in which each sublayer costs
+    as much as its weights have bytes.
+    """
+    wanted = {sizes[name].signature for name in names}
+    kinds: dict[str, dict[str, list[SublayerRef]]] = {}
+    for name, size in sorted(sizes.sublayers.items()):
+        kinds.setdefault(name[1], {}).setdefault(size.signature, []).append(name)
+    found = []
+    for kind, own in kinds.items():
+        if len(own) > _MOST_GROUPS and wanted & own.keys():
+            found.append(_by_weight(kind, [name for each in own.values() for name in each], sizes))
+        else:
+            found += [_alike(key, each) for key, each in own.items() if key in wanted]
+    return sorted(found, key=lambda group: (group.members[0].layer, group.members[0].kind))
+
+
+def _alike(signature: str, names: Iterable[SublayerRef]) -> CostGroup:
+    members = [Member(layer=layer, kind=kind) for layer, kind in sorted(names)]
+    return CostGroup(signature=signature, members=members)
+
+
+def _by_weight(kind: str, names: Sequence[SublayerRef], sizes: GraphSizes) -> CostGroup:
+    bytes_of = {name: sizes[name].weight_bytes for name in sorted(names)}
+    if not all(bytes_of.values()):  # weights that are shared tell nothing
+        return _alike(kind, names)
+    mean = sum(bytes_of.values()) / len(bytes_of)
+    members = [
+        Member(layer=layer, kind=kind, share=size / mean)
+        for (layer, kind), size in bytes_of.items()
+    ]
+    return CostGroup(signature=kind, members=members)
+
+
+def variants(
+    group: CostGroup, sizes: GraphSizes, replacements: Iterable[Replacement]
+) -> list[Variant]:
+    """The variants that show what a group's sublayers cost.
+
+    About half of them are cut, evenly spread, once with each replacement. Without a replacement,
+    which is always among them, half of that number is cut too.
+    """
+    found = []
+    for replacement in dict.fromkeys(("none", *replacements)):
+        fitting = [m for m in group.members if _fits(sizes, m, replacement)]
+        if fitting:
+            chosen = _spread(fitting, max(1, len(fitting) // 2))
+            found.append(Variant(group.signature, replacement, chosen))
+    half = len(found[0].members)
+    if half >= _SEVERAL:
+        found.append(Variant(group.signature, "none", _spread(group.members, half // 2)))
+    return found
+
+
+def _fits(sizes: GraphSizes, member: Member, replacement: str) -> bool:
+    if replacement == "none":
+        return True
+    known = sizes.hidden is not None
+    return known and (replacement == "bias" or sizes[member.name].takes_linear)
+
+
+def _spread(members: Sequence[Member], count: int) -> tuple[Member, ...]:
+    """So many of them, at even distances."""
+    step = len(members) / count
+    return tuple(members[int((n + 0.5) * step)] for n in range(count))

@@ -2,18 +2,108 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exporter.artifacts import LatencyRow
+import numpy as np
+
+from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, Speedup
 from exporter.artifacts.latency import Shape
-from exporter.choose.costs.estimates import RequestEstimate, so_far
-from exporter.compare.timing.clock import Clocks
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.row import MeasuredRow
-from exporter.compare.timing.subjects import TimedArm
+from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between, ratios_between
+from exporter.compare.timing.subjects import Clocks, TimedArm
 from exporter.progress import QUIET, Progress
+
+
+@dataclass(frozen=True)
+class RequestPart:
+    """One cell of a request."""
+
+    count: float
+    baseline_ms: float
+    ratio: SpeedupEstimate  # the log of how many times faster the variant is
+
+    @property
+    def variant_ms(self) -> float:
+        """What the cell takes of the request with the variant, as often as it counts."""
+        return self.count * self.baseline_ms * math.exp(-self.ratio.log_ratio)
+
+
+@dataclass(frozen=True)
+class RequestEstimate:
+    """Both arms' time of a request.
+
+    The baseline's counts as known: what the two arms' rounds have in common, a busy machine for
+    one, slows both, and it is the ratios that are measured.
+    """
+
+    baseline_ms: float
+    variant_ms: float
+    std_error_ms: float
+    degrees: float
+
+    @classmethod
+    def of(cls, parts: Sequence[RequestPart]) -> RequestEstimate:
+        """Sums up cells that were timed apart; degrees of freedom by Welch and Satterthwaite."""
+        squares = [(part.variant_ms * part.ratio.std_error) ** 2 for part in parts]
+        variance = sum(squares)
+        lost = sum(v**2 / p.ratio.degrees for v, p in zip(squares, parts, strict=True) if v)
+        return cls(
+            baseline_ms=sum(part.count * part.baseline_ms for part in parts),
+            variant_ms=sum(part.variant_ms for part in parts),
+            std_error_ms=math.sqrt(variance),
+            degrees=variance**2 / lost if lost else min(part.ratio.degrees for part in parts),
+        )
+
+    @property
+    def saved_ms(self) -> float:
+        """What the variant takes less."""
+        return self.baseline_ms - self.variant_ms
+
+    @property
+    def speedup(self) -> Speedup:
+        """How many times faster the variant is, with a 95 % interval."""
+        ratio = math.log(self.baseline_ms / self.variant_ms)
+        return SpeedupEstimate(ratio, self.std_error_ms / self.variant_ms, self.degrees).speedup()
+
+
+def so_far(rows: Sequence[MeasuredRow], counts: Iterable[float]) -> RequestEstimate:
+    """What rows say while they are measured."""
+    return RequestEstimate.of(
+        [
+            RequestPart(count, float(np.median(row.times()[0])), row.estimate())
+            for row, count in zip(rows, counts, strict=True)
+        ]
+    )
+
+
+def of_rows(
+    rows: Sequence[LatencyRow],
+    counts: Iterable[float],
+    baselines_ms: Sequence[float] | None = None,
+) -> RequestEstimate:
+    """What saved rows say."""
+    known = baselines_ms or [row.baseline.median_ms for row in rows]
+    return RequestEstimate.of(
+        [
+            RequestPart(count, baseline_ms, _ratio(row))
+            for row, count, baseline_ms in zip(rows, counts, known, strict=True)
+        ]
+    )
+
+
+def _ratio(row: LatencyRow) -> SpeedupEstimate:
+    found = estimate_between(row)
+    if row.rounds >= FEWEST_ROUNDS:
+        return found
+    # What is trimmed of so few may be all of their spread: two rounds would look certain.
+    spread = float(ratios_between(row).std(ddof=1))
+    error = max(found.std_error, spread / math.sqrt(row.rounds))
+    return SpeedupEstimate(found.log_ratio, error, min(max(found.degrees, 1), row.rounds - 1))
+
 
 _WARM_UP_SECONDS = 10.0
 _RELOADED_SECONDS = 20.0  # with less time loading anew would leave none for rounds
@@ -22,21 +112,12 @@ _FEWEST_PARTS = 6  # between loads: an interval of fewer says nothing
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a request is timed.
-
-    Attributes:
-        seconds: What all its cells may take together, warming up and loading anew included. It
-            ends with the rounds in which they are up, after two of each cell.
-        rounds: Takes so many rounds of each cell instead, whatever they take and show.
-        reload: Whether arms are loaded anew again and again, where that isn't too slow.
-        clocks: What times; None for the machine's own.
-        seed: For the arms' order in each round.
-    """
+    """How long a request is timed."""
 
     seconds: float = 60.0
     rounds: int | None = None
     reload: bool = True
-    clocks: Clocks | None = None
+    clocks: Clocks | None = None  # what times; None for the machine's own
     seed: int = field(default_factory=lambda: secrets.randbits(32))
 
 
@@ -47,22 +128,7 @@ def time_request(
     known: Callable[[RequestEstimate], bool],
     progress: Progress = QUIET,
 ) -> list[LatencyRow]:
-    """Times all cells of a request.
-
-    Args:
-        arms: Two of them or more, loaded: the baseline first.
-        cells: What is timed, and how often each counts.
-        effort: How long.
-        known: Whether the estimate of the first two is good enough to end.
-        progress: Hears what goes on.
-
-    Returns:
-        A row for each cell.
-
-    Raises:
-        BackendError: A run fails.
-        ComparisonError: The clock jumps, or an input's meaning isn't known.
-    """
+    """Times all cells of a request."""
     counts = [count for _, count in cells]
 
     def enough(rows: Sequence[MeasuredRow]) -> bool:

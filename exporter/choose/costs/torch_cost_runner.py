@@ -1,8 +1,4 @@
-"""A model in PyTorch, and variants of it in which branches are left out or replaced.
-
-Variants share the model's weights. A branch that is cut is not computed and keeps no cache; the
-norm before it still is, which costs little.
-"""
+"""A model in PyTorch, and variants of it in which branches are left out or replaced."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ import torch
 
 from exporter.choose.costs.cost_runners import random_replacement, subjects
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
-from exporter.choose.costs.grouping import Variant
+from exporter.choose.costs.table import Variant
 from exporter.compare.timing.subjects import TimedArm
 from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
@@ -37,19 +33,12 @@ _LETTERS = 12
 
 @dataclass
 class TorchCostRunner:
-    """A loaded model on PyTorch; see :class:`exporter.choose.costs.cost_runners.CostRunner`.
-
-    Attributes:
-        loaded: The model, on the CPU.
-        device: ``cpu`` or ``cuda``.
-        threads: CPU threads.
-        rank: Of linear maps; None for full ones.
-    """
+    """A loaded model on PyTorch; see :class:`exporter.choose.costs.cost_runners.CostRunner`."""
 
     loaded: LoadedModel
     device: str = "cpu"
     threads: int = 1
-    rank: int | None = None
+    rank: int | None = None  # of linear maps; None for full ones
     backend: ClassVar[str] = "pytorch"
 
     @property
@@ -103,11 +92,7 @@ class TorchCostRunner:
 
     @contextmanager
     def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
-        """The whole model and one with some branches cut, loaded while the block runs.
-
-        Raises:
-            CostError: A branch can't be left out in PyTorch.
-        """
+        """The whole model and one with some branches cut, loaded while the block runs."""
         runners = {
             "baseline": self._runner(self.loaded.model, self._interface),
             "candidate": self._variant(variant),
@@ -116,11 +101,7 @@ class TorchCostRunner:
             yield loaded
 
     def variant_model(self, variant: Variant) -> Any:
-        """The model with some branches cut; it shares its weights.
-
-        Raises:
-            CostError: A branch can't be left out in PyTorch.
-        """
+        """The model with some branches cut; it shares its weights."""
         model = sharing_copy(self.loaded.model)
         branch_replacement, cut = self.branch_replacement(variant), set(variant.names)
         for part in sublayers(model):
@@ -165,17 +146,7 @@ def sharing_copy(model: Any) -> Any:
 
 
 def leave_out(model: Any, part: SublayerModules, branch_replacement: BranchReplacement) -> None:
-    """Puts something else in a branch's place, so that the branch isn't computed any more.
-
-    Args:
-        model: The model; it is changed.
-        part: The branch.
-        branch_replacement: What takes its place.
-
-    Raises:
-        CostError: What the branch computes last lies within what it begins with, so that neither
-            can stand for it.
-    """
+    """Puts something else in a branch's place, so that the branch isn't computed any more."""
     first, last = part.reads, part.contribution
     if first is not last and (_holds(first, last) or _holds(last, first)):
         raise CostError(

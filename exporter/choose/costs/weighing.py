@@ -36,16 +36,7 @@ _WORK = frozenset({"local_window_size", "sliding_window_cache", "num_heads", "kv
 
 
 def sizes(onnx: Path) -> GraphSizes:
-    """Weighs every sublayer of an ONNX file.
-
-    Args:
-        onnx: The file; its weights are not read.
-
-    Raises:
-        OnnxFileError: It can't be read safely.
-        CostError: It holds no sublayer that can be cut.
-        ModelSourceError: The file beside it that says how long texts are can't be read.
-    """
+    """Weighs every sublayer of an ONNX file."""
     windows = read_cache_form(onnx).windows
     found = weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
     return replace(found, longest_text=sentence_folder.longest_text(find_model(onnx).home))
@@ -55,12 +46,6 @@ def longest_text(onnx: Path) -> int | None:
     """Positions that a graph can hold, by its caches and the config beside it; None for no limit.
 
     Of an image its patches.
-
-    Args:
-        onnx: The ONNX file.
-
-    Raises:
-        OnnxFileError: It can't be read safely.
     """
     folder = find_model(onnx)
     if folder.classifies_images:
@@ -76,17 +61,7 @@ def weigh(
     name: str = "the graph",
     longest: int | None = None,
 ) -> GraphSizes:
-    """Weighs every sublayer of a graph; see :func:`exporter.choose.costs.weighing.sizes`.
-
-    Args:
-        model: The graph; it isn't changed.
-        windows: By cache input, the positions that are kept of it.
-        name: What errors call it.
-        longest: Positions that it can hold.
-
-    Raises:
-        CostError: It holds no sublayer that can be cut.
-    """
+    """Weighs every sublayer of a graph; see :func:`exporter.choose.costs.weighing.sizes`."""
     findings = survey(model)
     sites = [site for site in findings.sites if site.obstacle is None]
     if not sites:

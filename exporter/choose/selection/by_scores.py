@@ -1,34 +1,32 @@
-"""Choice by scores: the lowest go at once, or one by one with the pruned model scored in between.
-
-One-shot scores are of the whole model; once a sublayer is gone, those behind it read another
-stream. The iterative choice takes the score again after every drop, or every few. A dropped
-attention leaves its MLP alive and scored, unlike the reference code of LLM-Drop (arXiv 2406.15786),
-which scores a layer no more once a part of it is gone.
-
-Cost of the iterative choice: a scoring pass for each re-scoring; nothing is kept between runs,
-since that is cheap.
-"""
+"""Choice by scores: the lowest go at once, or one by one with new scores in between."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
 from exporter.artifacts.plans.by_score import plan_drop, refuse_unscored_blocks
 from exporter.choose.selection.options import (
     Option,
     cut_of_options,
+    groups_of,
     most_sublayers,
     options_for,
+    protected_names,
     reaches,
+    refuse_counts,
     refuse_gain,
+    refuse_number,
+    refuse_too_many,
     total_gain,
 )
-from exporter.choose.selection.refusals import groups_of, refuse_number, refuse_too_many
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
+from exporter.heal.automatic import operations_per_second
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText, score_on
@@ -47,11 +45,7 @@ def one_shot(
     allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> PruningPlan:
-    """The lowest scores of what may go; see :func:`exporter.artifacts.plans.by_score.plan_drop`.
-
-    Raises:
-        PlanError: More is asked for than may go, or blocks that aren't scored.
-    """
+    """The lowest scores of what may go; see :func:`exporter.artifacts.plans.by_score.plan_drop`."""
     refuse_unscored_blocks(report, counts.get("block", 0))
     left = _without(report, protected)
     refuse_too_many(left, counts, protected)
@@ -88,22 +82,7 @@ def scored_again(
     allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> list[Option]:
-    """Chooses iteratively, each kind on the model without what was chosen before.
-
-    Args:
-        loaded: The model.
-        report: Says by which metric.
-        text: What is scored on.
-        counts: How many of each group.
-        protected: What stays.
-        every: So many are dropped between two scorings.
-        batch_size: Samples in one forward pass.
-        allow_all: Lets every sublayer go.
-        progress: Told of every drop.
-
-    Raises:
-        PlanError: More is asked for than may go, or a score is not finite.
-    """
+    """Chooses iteratively, each kind on the model without what was chosen before."""
     taken: list[Option] = []
     for group, number in groups_of(counts):
         start = cut_of_options(taken)
@@ -157,24 +136,7 @@ def iterative(
     allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> list[Option]:
-    """Chooses the option of the lowest score, scores again, and so on until the goal.
-
-    Args:
-        rescore: Scores the model with a cut.
-        options: What may be dropped.
-        goal: The gain to reach.
-        num_layers: How many layers the model has.
-        every: So many are dropped between two scorings.
-        start: What is cut before.
-        allow_all: Lets every sublayer go.
-        progress: Told of every drop.
-
-    Returns:
-        The options in the order of choice.
-
-    Raises:
-        PlanError: When the goal is out of reach, or a score is not finite.
-    """
+    """Chooses the option of the lowest score, scores again, and so on until the goal."""
     begun = dict(start or {})
     options = [option for option in options if not set(option.names) & set(begun)]
     refuse_gain(options, goal, most_sublayers(num_layers, allow_all) - len(begun))
@@ -211,3 +173,96 @@ def _score(option: Option, scores: Mapping[tuple[SublayerRef, ...], float]) -> f
             code="score-missing",
         )
     return score
+
+
+SEARCH_S = 150.0
+"""What a search may take that nobody asked for."""
+USUAL_DROPS = 8
+"""Steps of a search whose number of drops is not known before."""
+FEWEST_TOKENS = 512
+"""On fewer a search would follow chance."""
+
+
+def search_runs(candidates: int, drops: int, shortlist: int) -> float:
+    """Runs of the model that a greedy search takes: a candidate costs half a run."""
+    later = min(candidates, shortlist or candidates)
+    first = min(candidates, 3 * later)
+    return 1 + first / 2 + max(0, drops - 1) * (1 + later / 2)
+
+
+def affordable_tokens(parameters: int, runs: float, operations_per_s: float) -> int:
+    """On how many tokens a search of so many runs takes :data:`SEARCH_S`; 0 for too few."""
+    found = int(SEARCH_S * operations_per_s / (2 * parameters * runs))
+    return found if found >= FEWEST_TOKENS else 0
+
+
+def affordable_shortlist(
+    parameters: int, candidates: int, operations_per_s: float, shortlist: int
+) -> int:
+    """How many candidates a step measures, so that a search takes :data:`SEARCH_S`."""
+    most = min(candidates, shortlist or candidates)
+    affords = partial(affordable_tokens, parameters, operations_per_s=operations_per_s)
+    return next(
+        (
+            each
+            for each in range(most, 1, -1)
+            if affords(search_runs(candidates, USUAL_DROPS, each))
+        ),
+        1,
+    )
+
+
+def affordable(
+    search: SearchOptions,
+    report: ImportanceReport,
+    counts: Mapping[str, int],
+    model: Any,
+    *,
+    allow_all: bool = False,
+    progress: Progress = QUIET,
+) -> SearchOptions:
+    """By measured damage where that takes minutes, else by scores."""
+    layers = report.model.num_layers
+    protected = protected_names(search.protect, layers)
+    groups = [group for group, _ in groups_of(counts)] or ["attention", "mlp"]
+    options = sum(len(options_for(group, layers, protected)) for group in groups)
+    runs = search_runs(options, sum(counts.values()) or USUAL_DROPS, search.shortlist)
+    parameters, speed = model.num_parameters(), operations_per_second()
+    tokens = affordable_tokens(parameters, runs, speed)
+    if not counts or tokens:
+        if not tokens:  # nothing but measured damage decides, so fewer are tried
+            tokens = FEWEST_TOKENS
+            shortlist = affordable_shortlist(parameters, options, speed, search.shortlist)
+            search = replace(search, shortlist=shortlist)
+        tokens = min(tokens, search.tokens)
+        progress.say(f"plan: chosen by measured damage, on up to {tokens:,} tokens")
+        return replace(search, search="greedy", tokens=tokens)
+    found = by_scores_inside(search, report, counts, allow_all)
+    kept = f", without the {' and '.join(found.protect)} layer" if found.protect else ""
+    progress.say(f"plan: chosen by scores{kept}; measuring the damage would take too long here")
+    return found
+
+
+def by_scores_inside(
+    search: SearchOptions, report: ImportanceReport, counts: Mapping[str, int], allow_all: bool
+) -> SearchOptions:
+    """The lowest scores, without the first and the last layer as far as others are enough.
+
+    Scores say little of these two: what reads the embedding, and what writes the answer.
+    """
+    found = replace(search, search="one-shot")
+    for ends in ((), ("last",), ("first", "last")) if not search.protect else ():
+        if _suffices(report, counts, ends, allow_all):
+            found = replace(found, protect=ends)
+    return found
+
+
+def _suffices(
+    report: ImportanceReport, counts: Mapping[str, int], protect: Collection[str], allow_all: bool
+) -> bool:
+    names = protected_names(protect, report.model.num_layers)
+    try:
+        refuse_counts(report, counts, names, allow_all=allow_all)
+    except PlanError:
+        return False
+    return True

@@ -1,37 +1,41 @@
-"""Greedy choice: at each step the option that adds the least damage for its gain.
-
-Every candidate is tried on the model as it is after the steps before, so that the choice knows
-what the sublayers that are gone did for those that stay, which no score of the whole model tells.
-Step cost: one run of the model, and for each candidate one from its layer on.
-
-Source: the greedy search by perplexity of Shortened LLaMA (arXiv 2402.02834) and SLEB (arXiv
-2402.09025), here for sublayers of any kind, any unit of gain, and also by KL divergence.
-"""
+"""Greedy choice: at each step the option that adds the least damage for its gain."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from exporter.artifacts import ImportanceReport
+from exporter.artifacts.plans.stacks import DECODER_KINDS, Stacks
 from exporter.choose.selection.meters import Meter
 from exporter.choose.selection.options import (
+    Group,
     Objective,
     Option,
     Step,
     Stop,
     cut_of_options,
+    groups_of,
     most_sublayers,
     objective_of,
     overlap,
     reaches,
     refuse_gain,
+    refuse_number,
+    standing_options,
     total_gain,
 )
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import AnyDamage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
 
 FIRST = 3
 """Times the shortlist are measured at the first step."""
@@ -44,7 +48,7 @@ def greedy(
     *,
     goal: float,
     objective: Objective = "kl",
-    shortlist: int | None = None,
+    shortlist: int | None = None,  # None for all
     prior: Mapping[SublayerRef, float] | None = None,
     stop: Stop | None = None,
     start: BranchReplacements | None = None,
@@ -56,29 +60,8 @@ def greedy(
     An option may take the place of a chosen one that changes no other sublayer and is worth less,
     such as leaving a branch out that was replaced before.
 
-    Args:
-        meter: Measures the damage.
-        options: What may be done.
-        goal: The gain to reach, in the options' unit; ``math.inf`` for as much as there is.
-        objective: Which damage counts.
-        shortlist: How many candidates are measured at a step; None for all. The first step
-            measures three times as many, by ``prior``. Later a quarter of the places go to those
-            that were never measured, the others to those that looked best when they last were;
-            those that looked better then than the best does now are measured as well. Damage
-            mostly adds up to more than its parts, so hardly any other could have been chosen.
-        prior: A score of each sublayer, lower for what is likely to cost less.
-        stop: Told of each step; True ends the search, and that step is left out.
-        start: What is cut before, and stays so.
-        allow_all: Lets every sublayer go.
-        progress: Told of every step.
-
-    Returns:
-        The steps in order; what stands after them is given by
-        :func:`~exporter.choose.selection.options.standing_options`.
-
-    Raises:
-        PlanError: When the goal is out of reach; names what is reachable.
-        ScoringError: Logits are not finite.
+    The steps in order; what stands after them is given by
+    :func:`~exporter.choose.selection.options.standing_options`.
     """
     begun, most = dict(start or {}), most_sublayers(meter.num_layers, allow_all)
     options = [option for option in options if not set(option.names) & set(begun)]
@@ -189,3 +172,73 @@ def _refuse_end(gain: float, goal: float) -> None:
             "dropped.",
             f"Ask for at most {gain:g}, or protect fewer sublayers.",
         )
+
+
+AFFORDABLE = 150_000_000
+"""Parameters up to which damage is measured where nobody asks for it: minutes on a few cores."""
+
+
+def settled_for_stacks(
+    search: SearchOptions, load: Callable[[], LoadedModel], progress: Progress = QUIET
+) -> SearchOptions:
+    """The search with its method named."""
+    if search.search != "auto":
+        return replace(search, search=search.search or "one-shot")
+    if load().model.num_parameters() > AFFORDABLE:
+        progress.say("plan: chosen by scores; measuring the damage would take too long here")
+        return replace(search, search="one-shot")
+    progress.say("plan: chosen by measured damage, on the pairs that the scores rest on")
+    return replace(search, search="greedy")
+
+
+def greedy_in_stacks(
+    meter: Meter,
+    report: ImportanceReport,
+    stacks: Stacks,
+    counts: Mapping[str, int],
+    protected: Collection[SublayerRef],
+    search: SearchOptions,
+    *,
+    allow_all: bool = False,
+    progress: Progress = QUIET,
+) -> tuple[list[Option], AnyDamage]:
+    """Chooses one by one what adds the least damage, each kind after the other."""
+    prior = {
+        SublayerRef(score.layer, score.kind): score.score
+        for score in report.scores
+        if score.kind in DECODER_KINDS
+    }
+    taken: list[Option] = []
+    for group, number in groups_of(counts):
+        start: BranchReplacements = cut_of_options(taken)
+        options = options_in_stacks(group, stacks, {*protected, *start})
+        if number > len(options):
+            refuse_number(group, number, len(options), report.model.source)
+        with progress.task(f"search by damage, {group}"):
+            steps = greedy(
+                meter,
+                options,
+                goal=number,
+                objective="perplexity" if search.kept_small == "perplexity" else "kl",
+                shortlist=search.shortlist or None,
+                prior=prior,
+                start=start,
+                allow_all=allow_all,
+                progress=progress,
+            )
+        taken += standing_options(steps)
+    return taken, meter.measure_many(cut_of_options(taken), [])[0]
+
+
+def options_in_stacks(
+    group: Group, stacks: Stacks, kept: Collection[SublayerRef] = ()
+) -> list[Option]:
+    """An option of gain 1 for each sublayer, or block, that may go, in the layers' order."""
+    found = []
+    for layer in range(stacks.layers):
+        refs = stacks.named(layer, "block")
+        if group == "block":
+            found.append(Option(tuple(refs)))
+        else:
+            found += [Option((ref,)) for ref in refs if group in ("joint", ref.kind)]
+    return [option for option in found if not {*kept} & {*option.names}]

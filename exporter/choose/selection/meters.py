@@ -61,20 +61,11 @@ def searched_meter(
     text: CalibrationText,
     batch_size: int = 4,
     *,
-    embeds: bool | None = None,
+    embeds: bool | None = None,  # None: where the model predicts no next token
     kept: Path | None = None,
     make: MakeMeter = meter_here,
 ) -> RememberingMeter[AnyDamage]:
-    """Measures nothing twice.
-
-    Args:
-        loaded: The model.
-        text: What is searched on.
-        batch_size: Samples in one forward pass.
-        embeds: Whether embeddings count; None: where the model predicts no next token.
-        kept: Keeps what was measured.
-        make: Makes what measures.
-    """
+    """Measures nothing twice."""
     about = {
         **loaded.identity(),
         "ids": text.ids_sha256,
@@ -88,13 +79,7 @@ def searched_meter(
 def items_meter(
     loaded: LoadedModel, tasks: Sequence[ChoiceItems], *, kept: Path | None = None
 ) -> RememberingMeter[AnyDamage]:
-    """Measures damage to the choice among answers, in this process, nothing twice.
-
-    Args:
-        loaded: The model.
-        tasks: Whose items are searched on.
-        kept: Keeps what was measured.
-    """
+    """Measures damage to the choice among answers, in this process, nothing twice."""
     about = {**loaded.identity(), "items": [task.part.ids_sha256 for task in tasks]}
     items = [item for task in tasks for item in task.items]
     return RememberingMeter(ChoiceMeter(loaded.model, items), kept, about)
@@ -105,16 +90,6 @@ class RememberingMeter(Generic[D]):
 
     Replacements are named by their numbers, so that a later run knows those that were kept, or that
     it has fitted alike.
-
-    Args:
-        meter: What measures.
-        kept: The file of an :class:`exporter.artifacts.store.Store`; None keeps nothing between
-            runs.
-        about: What the figures depend on: the model, the text.
-
-    Raises:
-        UsageError: The file is something else.
-        UnsafeInputError: A line of it is nested deeper than any that is written here.
     """
 
     def __init__(

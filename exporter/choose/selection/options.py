@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.by_score import parse_drops
+from exporter.artifacts import ImportanceReport, PlannedDeletion
+from exporter.artifacts.plans.by_score import JOINT_KINDS, parse_drops
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import (
@@ -17,7 +17,11 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
 )
 from exporter.models.ablation.damage import AnyDamage, Damage, EmbeddingDamage
+from exporter.printable import are, counted
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
 
 Objective = Literal["kl", "perplexity", "tasks", "cosine", "similarity"]
 """What a search keeps small: KL divergence from the whole model, the perplexity's increase, what
@@ -33,16 +37,7 @@ _SLACK = 1e-9  # gains are summed in floats
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """One thing that may be done to one sublayer, or to the two of a block.
-
-    Attributes:
-        names: The sublayers that it changes.
-        gain: What that is worth, in the budget's unit: 1 a sublayer, parameters, bytes, or
-            milliseconds saved. Above 0.
-        replacement: What comes in their place, in the plan's words.
-        branch_replacements: The same in the running model; a name that is missing contributes
-            nothing.
-    """
+    """One thing that may be done to one sublayer, or to the two of a block."""
 
     names: tuple[SublayerRef, ...]
     gain: float = 1.0
@@ -74,13 +69,7 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One decision of a search.
-
-    Attributes:
-        option: What is done; it takes the place of earlier options on the same sublayers.
-        damage: What the model suffers from all steps up to this one.
-        gain: What all steps up to this one are worth.
-    """
+    """One decision of a search."""
 
     option: Option
     damage: AnyDamage
@@ -99,13 +88,7 @@ def objective_of(damage: AnyDamage, objective: Objective) -> float:
 def options_for(
     kind: Group, num_layers: int, protected: Iterable[SublayerRef] = ()
 ) -> list[Option]:
-    """An option of gain 1 for each sublayer (or block) that may go, in the layers' order.
-
-    Args:
-        kind: ``attention``, ``mlp``, ``block``, or ``joint`` for attentions and MLPs.
-        num_layers: How many layers the model has.
-        protected: Sublayers that stay; a block stays when one of its two does.
-    """
+    """An option of gain 1 for each sublayer (or block) that may go, in the layers' order."""
     kept = set(protected)
     groups: dict[str, tuple[SublayerKind, ...]] = {"attention": ("attention",), "mlp": ("mlp",)}
     wanted = [groups[kind]] if kind in groups else [(k,) for k in BLOCK_KINDS]
@@ -158,16 +141,7 @@ def reaches(gain: float, goal: float) -> bool:
 
 
 def refuse_gain(options: Sequence[Option], goal: float, room: int) -> None:
-    """Refuses a goal beyond what all options are worth together.
-
-    Args:
-        options: All there are.
-        goal: The gain that is asked for; infinite for as much as there is.
-        room: How many sublayers may go at most.
-
-    Raises:
-        PlanError: It is out of reach; names what is reachable.
-    """
+    """Refuses a goal beyond what all options are worth together."""
     most = total_gain(_most(options, room))
     if math.isfinite(goal) and not reaches(most, goal):
         raise PlanError(
@@ -194,20 +168,7 @@ Stop = Callable[[Step], bool]
 def protected_names(
     texts: Iterable[str], num_layers: int, encoder_layers: int | None = None
 ) -> frozenset[SublayerRef]:
-    """Reads what is to stay.
-
-    Args:
-        texts: ``first``, ``last`` (both sublayers of that layer), or kinds with layers as
-            ``depthcut prune`` takes them: ``attention:0,29``, ``mlp:3-5``, ``block:0``. Of an
-            encoder-decoder ``encoder`` or ``decoder``, too; ``first`` and ``last`` are those of
-            both.
-        num_layers: How many layers the model has.
-        encoder_layers: How many of them are the encoder's; None for a model of one stack.
-
-    Raises:
-        UsageError: When a text can't be read, or names a layer that is not there.
-        PlanError: When one text names a sublayer twice, or one that the layer doesn't have.
-    """
+    """Reads what is to stay."""
     found: set[SublayerRef] = set()
     for text in texts:
         if encoder_layers is None:
@@ -274,3 +235,64 @@ def _parts(kind: str, text: str) -> tuple[SublayerKind, ...]:
             code="unprotected-kind",
         )
     return parts
+
+
+_GROUPS: tuple[Group, ...] = ("attention", "cross_attention", "mlp", "block", "joint")
+
+
+def groups_of(counts: Mapping[str, int]) -> Iterator[tuple[Group, int]]:
+    """What is asked for and how many, in the order in which they are chosen."""
+    for group in _GROUPS:
+        if counts.get(group):
+            yield group, counts[group]
+
+
+def refuse_too_many(
+    report: ImportanceReport, counts: Mapping[str, int], protected: frozenset[SublayerRef]
+) -> None:
+    """Refuses more than have a score, where some are protected."""
+    for group, number in groups_of(counts) if protected else ():
+        kinds = JOINT_KINDS if group == "joint" else (group,)
+        left = sum(score.kind in kinds for score in report.scores)
+        if number > left:
+            refuse_number(group, number, left, report.model.source)
+
+
+def refuse_counts(
+    report: ImportanceReport,
+    counts: Mapping[str, int],
+    protected: frozenset[SublayerRef],
+    *,
+    allow_all: bool,
+) -> None:
+    """Refuses before the model is loaded more than may go, or everything."""
+    layers = report.model.num_layers
+    for group, number in groups_of(counts):
+        options = options_for(group, layers, protected)
+        left = len(options)
+        if sum(len(option.names) for option in options) > most_sublayers(layers, allow_all):
+            left -= 1
+        if number > left:
+            refuse_number(group, number, left, report.model.source)
+
+
+def refuse_number(group: Group, number: int, left: int, model: str) -> NoReturn:
+    """Refuses a number of one group, of which a model has only so many left."""
+    what = {"joint": "sublayer", "mlp": "MLP"}.get(group, group)
+    raise PlanError(
+        f"{counted(number, what)} {are(number)} to be dropped, but of {model} only {left} may "
+        "be dropped.",
+        f"Ask for at most {left}: protected sublayers are kept, and at least one sublayer.",
+        code="too-many",
+    )
+
+
+def refuse_another_model(report: ImportanceReport, loaded: LoadedModel) -> None:
+    """Refuses scores of another model than the one that the search would run."""
+    if report.model.sha256 != loaded.ref.sha256:
+        raise PlanError(
+            f"The scores are of {report.model.source} (sha256 {report.model.sha256[:12]}), but "
+            f"{loaded.ref.source} is another model (sha256 {loaded.ref.sha256[:12]}).",
+            "Name the model that was scored, or score this one first: depthcut score.",
+            code="another-model",
+        )

@@ -49,13 +49,7 @@ def _of_tasks(name: str) -> Rule:
 
 @dataclass(frozen=True)
 class SearchOptions(Options):
-    """How the sublayers are chosen.
-
-    Attributes:
-        search: None: one-shot for numbers of sublayers, greedy for budgets that are more than that.
-            ``auto``: greedy where it takes minutes, else one-shot without the first and last layer.
-        objective: None: kl, or cosine for a model that answers with embeddings.
-    """
+    """How the sublayers are chosen."""
 
     search: Search | None = option(
         None,

@@ -1,8 +1,4 @@
-"""The items of tasks that a search keeps the answers to, and those that its plan is judged on.
-
-Each file's items are shuffled by a seed; half of them at most steer, the others judge. Of several
-files alike many steer, and alike many judge.
-"""
+"""The items of tasks that a search keeps the answers to, and those that its plan is judged on."""
 
 from __future__ import annotations
 
@@ -16,10 +12,8 @@ import numpy as np
 
 from exporter.artifacts import TaskResult
 from exporter.choose.selection.search_options import SearchOptions
-from exporter.compare.tasks.items import Item, TaskItems, read_task
-from exporter.compare.tasks.likelihood import ContinuationRequest
-from exporter.compare.tasks.opening import saved_folder, task_texts
-from exporter.compare.tasks.scores import TaskScores, compare_scores
+from exporter.compare.tasks.items import Item, TaskItems, TaskScores, compare_scores, read_task
+from exporter.compare.tasks.likelihood import ContinuationRequest, saved_folder, task_texts
 from exporter.errors import TaskError
 from exporter.files import scratch_folder
 from exporter.models.ablation.branch_replacements import BranchReplacements
@@ -40,23 +34,14 @@ RIGHT, LOG_PROB = "acc", "choice_log_prob"
 
 @dataclass(frozen=True)
 class TaskParts:
-    """Items by what they are for; none is in both.
-
-    Attributes:
-        steering: What the choice is made on, of each file alike many.
-        judged: What the finished plan is judged on, likewise.
-    """
+    """Items by what they are for; none is in both."""
 
     steering: tuple[ChoiceItems, ...]
     judged: tuple[ChoiceItems, ...]
 
 
 def read_tasks(files: Sequence[Path]) -> list[TaskItems]:
-    """Reads the files of an objective.
-
-    Raises:
-        TaskError: One is not there or holds no items, a line is broken, or two are the same.
-    """
+    """Reads the files of an objective."""
     found: dict[str, TaskItems] = {}
     for path in files:
         if path.suffix != ".jsonl":
@@ -80,9 +65,6 @@ def part_items(
     """Of each task the items that steer, and those that judge.
 
     An item that is there twice, also in two files, counts once.
-
-    Raises:
-        TaskError: A file has too few for both parts.
     """
     fresh = _distinct(tasks)
     for task, items in zip(tasks, fresh, strict=True):
@@ -116,18 +98,7 @@ def _distinct(tasks: Sequence[TaskItems]) -> list[list[Item]]:
 def task_parts(
     loaded: LoadedModel, files: Sequence[Path], tasks: Sequence[TaskItems], options: SearchOptions
 ) -> TaskParts:
-    """The items as the model's tokens.
-
-    Args:
-        loaded: The model, with its tokenizer.
-        files: Where the tasks are, for what is told.
-        tasks: Their items.
-        options: How many, and by which seed.
-
-    Raises:
-        ScoringError: The model predicts no next token.
-        TaskError: There are too few items, a choice has no token, or there is no tokenizer.
-    """
+    """The items as the model's tokens."""
     refuse_headless(loaded.model)
     parts = part_items(tasks, options)
     with scratch_folder("tasks") as place:
@@ -166,9 +137,6 @@ def judged_tasks(
 
     Those are the share of right answers, and the right one's mean log-probability against the
     others, in nats.
-
-    Raises:
-        ScoringError: Logits are not finite.
     """
     found = []
     for task in parts.judged:

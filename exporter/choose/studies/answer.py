@@ -1,43 +1,290 @@
-"""How much may be dropped: what a cut gains in speed, what it costs in two domains, and healed.
-
-Healing is by folded weights, which take seconds (:mod:`exporter.heal.fold`); a training takes
-minutes for each cut, and comes after the choice. Speed is foretold from a few variants that are
-timed, as :mod:`exporter.choose.costs` does; see :mod:`exporter.choose.studies.speeds`.
-"""
+"""How much may be dropped: what a cut gains in speed, what it costs in two domains, and healed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from exporter.artifacts import (
     DepthCell,
     DepthDamage,
+    DepthsInt8,
     DepthsReport,
     DropAnswer,
+    LatencyRow,
     Record,
+    Way,
 )
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.ladder import is_hopeless, rung_of
+from exporter.choose.budgets.trial_runs import HIGH, is_hopeless, rung_of
+from exporter.choose.costs.cost_runners import OnnxCostRunner
+from exporter.choose.costs.measuring import CostSettings, measure_on
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort, of_rows
+from exporter.choose.costs.together import measure_together
 from exporter.choose.selection.meters import RememberingMeter
-from exporter.choose.studies.damages import depth_damage, limit_figures
-from exporter.choose.studies.question import Judged, Place, Question
-from exporter.choose.studies.speeds import measured_speeds, speedups
-from exporter.errors import CalibrationError, HealingError
+from exporter.compare.quality.agreement import prefill_logits
+from exporter.compare.quality.intervals import mean_interval
+from exporter.engines.environment import default_threads, processor_name
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.registry import ONNX, open_runner
+from exporter.errors import BackendError, CalibrationError, CostError, DepthcutError, HealingError
+from exporter.export.forms.targets import write_form
+from exporter.files import scratch_folder
 from exporter.heal.fitting import Fitting
 from exporter.heal.fold.folded import folded_values
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import Damage, ratio
 from exporter.models.ablation.meter import DamageMeter
 from exporter.models.changed_weights import OwnValue, swapped
+from exporter.models.loading.model_files import save_pretrained_files
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText, calibration_text
 from exporter.models.texts.mixtures import text_of_report
 from exporter.models.texts.self_text import SAMPLED, SELF
 from exporter.models.texts.sources import refuse_same_text
+from exporter.processes import available_bytes
+from exporter.progress import Progress
+from exporter.quantize.quantize import quantize_file
+from exporter.quantize.settings import QuantizeSettings
+from graph_passes.files.storage import data_files, load_model
+from graph_passes.types import SublayerRef
+
+Place = tuple[Way, int]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A text, and what the whole model makes of it."""
+
+    text: CalibrationText
+    meter: DamageMeter
+    whole: Damage
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and what it is judged on."""
+
+    loaded: LoadedModel
+    judged: Judged
+    reported: CalibrationText | None  # None where there is none
+    looks: int
+    other_text: str | None  # the other domain's, as the user names it; None: what the model samples
+    request: RequestShape
+    most_increase: float  # the share by which the perplexity may rise
+    own_numbers: bool
+    batch_size: int
+    kept: Path | None  # None keeps nothing
+    progress: Progress
+
+    def place(self, name: str) -> Path | None:
+        """A file that is kept."""
+        return None if self.kept is None else self.kept / name
+
+    def about(self, *texts: CalibrationText) -> dict[str, object]:
+        """What figures on some texts depend on."""
+        return {**self.loaded.identity(), "ids": [text.ids_sha256 for text in texts]}
+
+
+_TIMED_SECONDS = 8.0
+_TOGETHER = Effort(seconds=24.0, reload=False)
+_BESIDE = 4
+"""Times the weights: the graph is loaded beside one without some attentions, one without some MLPs,
+and one in int8.
+"""
+
+
+class _Timed(Record):
+    """What is kept for a later call."""
+
+    table: CostTable
+    int8: DepthsInt8
+
+
+_TIMED = TypeAdapter(_Timed)
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What was timed."""
+
+    table: CostTable | None  # what sublayers cost; None where that can't be measured here
+    int8: DepthsInt8 | None = None  # the whole model in int8; None where there is no graph
+    no_int8: str = ""
+
+
+def measured_speeds(asked: Question, other: Judged, names: Collection[SublayerRef]) -> Speeds:
+    """Times what cutting sublayers saves, and the whole model in int8."""
+    if not names:
+        return Speeds(None, no_int8="nothing could be dropped")
+    reason = _no_graph(asked)
+    if not reason:
+        try:
+            return _on_graph(asked, other, names)
+        except DepthcutError as error:
+            reason = error.message.rstrip(".")
+    asked.progress.say(f"depths: timed in PyTorch, without an int8 model: {reason}")
+    return Speeds(_in_torch(asked, names), no_int8=reason)
+
+
+def speedups(table: CostTable, cut: BranchReplacements) -> dict[str, float]:
+    """How many times faster a cut is foretold to be; nothing where the costs can't be right."""
+    choices: dict[Any, Any] = dict.fromkeys(cut, "none")
+    parts = {"prefill": table.of_cell(0), "request": table}
+    if table.at.new:
+        parts["decode"] = table.of_cell(1)
+    try:
+        return {phase: part.speedup(choices) for phase, part in parts.items()}
+    except CostError:
+        return {}
+
+
+def _no_graph(asked: Question) -> str:
+    """Why no graph is written; empty: one is."""
+    if find_spec("onnxruntime_genai") is None:
+        return "the extra genai is not installed"
+    model: Any = asked.loaded.model
+    needed, free = _BESIDE * sum(each.nbytes for each in model.parameters()), available_bytes()
+    if free is not None and needed > free:
+        return f"that needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"
+    return ""
+
+
+def _on_graph(asked: Question, other: Judged, names: Collection[SublayerRef]) -> Speeds:
+    store = Store(
+        asked.place("speeds.jsonl"),
+        {
+            **asked.about(asked.judged.text, other.text),
+            "request": str(asked.request),
+            "machine": [processor_name(), default_threads()],
+        },
+    )
+    found = store.once(str(sorted(names)), _TIMED, lambda: _timed(asked, other, names))
+    return Speeds(found.table, found.int8)
+
+
+def _timed(asked: Question, other: Judged, names: Collection[SublayerRef]) -> _Timed:
+    """Writes the graphs for a while, times them, and reads both texts with the one in int8."""
+    settings = CostSettings(asked.request, effort=_TOGETHER)
+    with scratch_folder("depths") as place:
+        whole, int8 = place / "whole", place / "int8" / "model.onnx"
+        for folder in (whole, int8.parent):
+            folder.mkdir()
+        save_pretrained_files(asked.loaded, whole)
+        graph, _ = write_form(
+            asked.loaded, whole, target="onnxruntime-cpu", progress=asked.progress
+        )
+        quantize_file(graph, int8, QuantizeSettings(scheme="int8"), progress=asked.progress)
+        runner = OnnxCostRunner(graph, place)
+        table, rows = measure_together(runner, settings, names, {"int8": int8}, asked.progress)
+        asked.progress.say("depths: the whole model in int8, on both texts")
+        with open_runner(ONNX, int8, threads=runner.threads) as reading:
+            here, there = (_ratio(reading, each) for each in (asked.judged, other))
+        saved = 1 - _bytes(int8) / _bytes(graph)
+    counts = [count for _, count in asked.request.cells(cached=runner.sizes.has_cache)]
+    return _Timed(
+        table=table,
+        int8=DepthsInt8(
+            bytes_removed=saved,
+            perplexity_ratio=here,
+            other_perplexity_ratio=there,
+            speedups=_speedups(rows["int8"], counts),
+        ),
+    )
+
+
+def _in_torch(asked: Question, names: Collection[SublayerRef]) -> CostTable | None:
+    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
+
+    try:
+        return measure_on(TorchCostRunner(asked.loaded), _settings(asked), names, asked.progress)
+    except (BackendError, CostError) as error:
+        asked.progress.say(f"depths: no speeds: {error.message}")
+        return None
+
+
+def _settings(asked: Question) -> CostSettings:
+    return CostSettings(
+        asked.request,
+        replacements=("none",),
+        effort=Effort(seconds=_TIMED_SECONDS, reload=False),
+        kept=asked.place("costs.json"),
+    )
+
+
+def _speedups(rows: Sequence[LatencyRow], counts: Sequence[float]) -> dict[str, float]:
+    phases = dict(zip(("prefill", "decode"), ([row] for row in rows), strict=False))
+    parts = {phase: of_rows(own, [1.0]) for phase, own in phases.items()}
+    parts["request"] = of_rows(rows, counts)
+    return {phase: each.speedup.ratio for phase, each in parts.items()}
+
+
+def _ratio(runner: Runner, judged: Judged) -> float:
+    """The runner's perplexity over the whole model's."""
+    losses = np.array([_loss(runner, ids) for ids in judged.text.input_ids])
+    return math.exp(ratio(losses - judged.whole.baseline_nll_sums, judged.whole.positions))
+
+
+def _loss(runner: Runner, ids: Any) -> float:
+    """The negative log-likelihood of a sample's tokens but the first, in nats."""
+    import torch
+
+    logits = torch.from_numpy(prefill_logits(runner, ids)[:-1]).float()
+    found = logits.logsumexp(-1) - logits[range(len(ids) - 1), ids[1:]]
+    return float(found.double().sum())
+
+
+def _bytes(graph: Path) -> int:
+    return sum(path.stat().st_size for path in (graph, *data_files(load_model(graph))))
+
+
+_MOST_LOG = 700.0
+
+
+def depth_damage(damage: Damage, text: CalibrationText, looks: int = 1) -> DepthDamage:
+    """A cut's damage with 95 % intervals."""
+    increase, documents = damage.nll_sums - damage.baseline_nll_sums, text.clusters
+    rise = mean_interval(increase, damage.positions, documents)
+    corrected = mean_interval(increase, damage.positions, documents, looks=looks)
+    kl = mean_interval(damage.kl_sums, damage.positions, documents, positive=True)
+    return DepthDamage(
+        perplexity=damage.perplexity,
+        perplexity_ratio=_exp(damage.log_perplexity_increase),
+        perplexity_ratio_ci95=None if rise is None else (_exp(rise.ci95[0]), _exp(rise.ci95[1])),
+        perplexity_ratio_most=None if corrected is None else _exp(corrected.ci95[1]),
+        kl=damage.kl,
+        kl_ci95=None if kl is None else (max(0.0, kl.ci95[0]), kl.ci95[1]),
+        top1_agreement=damage.top1_agreement,
+    )
+
+
+def limit_figures(damage: DepthDamage) -> dict[str, float]:
+    """What limits on quality are held against, as a plan has it in ``predicted``.
+
+    Without an interval, of a single sample, nothing is certain.
+    """
+    return {
+        "log_perplexity_increase": math.log(damage.perplexity_ratio),
+        HIGH: math.log(damage.perplexity_ratio_most or math.inf),
+        "top1_agreement": damage.top1_agreement,
+    }
+
+
+def _exp(value: float) -> float:
+    return math.exp(max(-_MOST_LOG, min(_MOST_LOG, value)))
+
 
 _FITTED_TOKENS = 2048
 _SAMPLED_LENGTH, _SAMPLED_TOKENS = 128, 1024
@@ -61,18 +308,7 @@ _HEALED = TypeAdapter(_HealedCell)
 def answered(
     asked: Question, report: DepthsReport, cuts: Mapping[Place, BranchReplacements]
 ) -> DepthsReport:
-    """Adds to a report what its cells gain and cost further, and which one is recommended.
-
-    Args:
-        asked: What is asked.
-        report: The cells with their damage on the held-out text.
-        cuts: The cells that can be measured.
-
-    Raises:
-        CalibrationError: The other text is too short, or is the held-out one or the scores'.
-        TextSourceError: It can't be read.
-        ScoringError: Logits are not finite.
-    """
+    """Adds to a report what its cells gain and cost further, and which one is recommended."""
     text = _other_domain(asked, report)
     fitted = text_of_report(asked.loaded, report.calibration, progress=asked.progress)
     fitted = fitted.first_tokens(_FITTED_TOKENS)
@@ -246,11 +482,7 @@ class _Healer:
         self._texts = {each.inside(lambda: swapped(self._values)): texts[each] for each in texts}
 
     def cell(self, cut: BranchReplacements) -> _HealedCell:
-        """What is left of a cut's damage, or why nothing could be healed.
-
-        Raises:
-            HealingError: Memory is short.
-        """
+        """What is left of a cut's damage, or why nothing could be healed."""
         try:
             here, there = self.damages(cut)
         except HealingError as error:
@@ -260,11 +492,7 @@ class _Healer:
         return _HealedCell(healed=here, other_healed=there)
 
     def damages(self, cut: BranchReplacements) -> list[DepthDamage]:
-        """What is left of a cut's damage on each text.
-
-        Raises:
-            HealingError: No weight makes up for it, or memory is short.
-        """
+        """What is left of a cut's damage on each text."""
         asked = self._asked
         texts = HealingTexts(self._fitted, (self._fitted.ref,), (), None)
         options = HealOptions(kind="fold", batch_size=asked.batch_size)

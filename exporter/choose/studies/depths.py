@@ -1,41 +1,42 @@
-"""Drops sublayers in four ways at several numbers, and measures what each costs.
-
-The ways are those of arXiv 2406.15786v6, section 3: attentions, MLPs, blocks, or attentions and
-MLPs ranked together. The model runs in PyTorch with the branches left out: the graph without them
-computes the same, so nothing needs to be exported. Where the paper's tables have accuracies alone,
-perplexity and KL divergence stand beside them here, with intervals. Without numbers a few cuts are
-tried, and what they gain stands beside what they cost: see :mod:`exporter.choose.studies.answer`.
-"""
+"""Drops sublayers in four ways at several numbers, and measures what each costs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from exporter.artifacts import (
     CalibrationRef,
     DepthCell,
     DepthsReport,
     ImportanceReport,
+    TaskResult,
     Way,
 )
 from exporter.artifacts.plans.by_score import plan_drop
+from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Increase
-from exporter.choose.budgets.module_sizes import module_sizes
+from exporter.choose.budgets.inputs import module_sizes
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.selection.search_options import DROPPING
-from exporter.choose.studies.answer import answered
-from exporter.choose.studies.damages import depth_damage
-from exporter.choose.studies.question import Judged, Place, Question
-from exporter.choose.studies.task_scores import compared_tasks
+from exporter.choose.studies.answer import Judged, Place, Question, answered, depth_damage
 from exporter.compare.options import ACCURACY, TaskOptions
-from exporter.compare.tasks.choosing import local_tasks
+from exporter.compare.tasks.choosing import local_tasks, score_tasks
+from exporter.compare.tasks.items import compare_scores
+from exporter.compare.tasks.likelihood import saved_folder
 from exporter.errors import CalibrationError, PlanError, ScoringError
-from exporter.models.ablation.branch_replacements import BranchReplacements, without_branches
+from exporter.files import scratch_folder
+from exporter.models.ablation.branch_replacements import (
+    BranchReplacements,
+    branches_replaced,
+    without_branches,
+)
 from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import DamageMeter, predicts_tokens
 from exporter.models.loading.model_source import LoadedModel
@@ -43,8 +44,79 @@ from exporter.models.texts.calibration import calibration_text
 from exporter.models.texts.sources import refuse_same_text
 from exporter.option_types import Count, Lengths, Several, Written, comma_list
 from exporter.options import Options, Rule, dataclass, is_given, option, part
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
+
+_P = TypeVar("_P", bound=Hashable)
+_RESULTS = TypeAdapter(list[TaskResult])
+
+
+def compared_tasks(
+    loaded: LoadedModel,
+    asked: TaskOptions,
+    cuts: Mapping[_P, BranchReplacements],
+    *,
+    kept: Path | None = None,  # None keeps nothing
+    progress: Progress = QUIET,
+) -> dict[_P, list[TaskResult]]:
+    """Each cut model's scores beside the whole one's, on the same items.
+
+    The branches that are cut still run and fill their caches; only what they add is nothing. Cuts
+    that are the same are scored once.
+    """
+    if not asked.tasks:
+        return {}
+    store = Store(kept, _about(loaded, asked))
+    missing = {_name(cut): cut for cut in cuts.values() if not _known(store, cut)}
+    if missing:
+        _score(loaded, asked, list(missing.values()), store, progress)
+    return {name: _known(store, cut) for name, cut in cuts.items()}
+
+
+def _name(cut: BranchReplacements) -> str:
+    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut))
+
+
+def _known(store: Store, cut: BranchReplacements) -> list[TaskResult]:
+    try:
+        return _RESULTS.validate_python(store.find(_name(cut)))
+    except ValidationError:
+        return []
+
+
+def _about(loaded: LoadedModel, asked: TaskOptions) -> dict[str, object]:
+    files = local_tasks(asked)
+    told = asked.tasks if files is None else [(task.name, task.sha256) for task in files]
+    return {**loaded.identity(), "of": list(map(list, told)), "limit": asked.task_limit}
+
+
+def _score(
+    loaded: LoadedModel,
+    asked: TaskOptions,
+    cuts: Sequence[BranchReplacements],
+    store: Store,
+    progress: Progress,
+) -> None:
+    import torch
+
+    from exporter.engines.runners.pytorch import TorchRunner
+
+    runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
+    with scratch_folder("tasks") as place, runner:
+        folder = saved_folder(loaded, place)
+        progress.say("tasks: the whole model")
+        whole = score_tasks(asked, runner, folder, progress=progress)
+        for number, cut in enumerate(cuts, start=1):
+            progress.say(
+                f"tasks: without {counted(len(cut), 'sublayer')} ({number} of {len(cuts)})"
+            )
+            with branches_replaced(loaded.model, cut):
+                scores = score_tasks(asked, runner, folder, progress=progress)
+            pairs = zip(whole, scores, strict=True)
+            found = [result for pair in pairs for result in compare_scores(*pair)]
+            store.keep(_name(cut), _RESULTS.dump_python(found, mode="json"))
+
 
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
 QUICK_NUMBERS: dict[Way, tuple[int, ...]] = {"attention": (1, 2, 4, 8), "block": (2,)}
@@ -62,11 +134,7 @@ def _for_an_answer(name: str) -> Rule:
 
 @dataclass(frozen=True)
 class DepthOptions(Options):
-    """What is dropped, and what it is judged on.
-
-    Attributes:
-        numbers: None: a few, with all that the answer needs.
-    """
+    """What is dropped, and what it is judged on."""
 
     numbers: Lengths | None = option(
         None,
@@ -155,28 +223,13 @@ def measure_depths(
     options: DepthOptions,
     *,
     importance_sha256: str,
-    kept: Path | None = None,
+    kept: Path | None = None,  # None keeps nothing
     progress: Progress = QUIET,
 ) -> DepthsReport:
     """Measures every way of dropping at every number.
 
     A number that the model doesn't have, or a way whose scores are missing, is a cell that says
     so; the others are measured all the same.
-
-    Args:
-        loaded: The model.
-        report: Its scores.
-        options: What is dropped, and what it is judged on.
-        importance_sha256: The digest of the scores' file.
-        kept: The folder where what is measured is kept for a later call; None keeps nothing.
-        progress: Told what goes on.
-
-    Raises:
-        ScoringError: The scores are another model's; the model predicts no next token; logits are
-            not finite.
-        CalibrationError: A text is too short, or is one that the scores rest on.
-        TextSourceError: A text can't be read.
-        TaskError: A task can't be read.
     """
     refuse_encoder(loaded.model)
     _check_model(loaded, report)
@@ -238,11 +291,7 @@ def _place(cell: DepthCell) -> Place:
 
 
 def refuse_encoder(model: Any) -> None:
-    """Refuses a model whose cuts have no perplexity to raise.
-
-    Raises:
-        ScoringError: It predicts no next token.
-    """
+    """Refuses a model whose cuts have no perplexity to raise."""
     if not predicts_tokens(model):
         raise ScoringError(
             f"{type(model).__name__} predicts no next token, so it has no perplexity.",

@@ -1,8 +1,4 @@
-"""Whether the packages that Python finds under depthcut's names are depthcut's.
-
-This module and its neighbours are installed at the top, beside `exporter` and `graph_passes`, under
-names that are surely depthcut's: those two are plain words, which another project may have taken.
-"""
+"""Whether the packages that Python finds under depthcut's names are depthcut's."""
 
 from __future__ import annotations
 

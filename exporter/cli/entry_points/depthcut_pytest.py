@@ -1,13 +1,4 @@
-"""A pytest plugin: the fixture ``depthcut``, so that a team's own tests are the gate.
-
-    def test_pruned_model(depthcut):
-        comparison = depthcut.compare("baseline/", "candidate/")
-        comparison.assert_speedup(1.1)
-        comparison.assert_perplexity_increase("5%")
-
-pytest loads it wherever depthcut is installed: until the fixture is used it imports nothing of it,
-so that a project with packages of its own called `exporter` or `graph_passes` runs its tests.
-"""
+"""A pytest plugin: the fixture ``depthcut``, so that a team's own tests are the gate."""
 
 from __future__ import annotations
 
@@ -104,14 +95,7 @@ class Depthcut:
     def compare(
         self, baseline: str | Path, candidate: str | Path, **options: Any
     ) -> AssertableComparison:
-        """Measures a candidate against its unpruned model, once a session for equal arguments.
-
-        Args:
-            baseline: The unpruned model, as `depthcut compare` takes it: an ONNX file, a folder.
-            candidate: The pruned model, likewise.
-            options: Those of `depthcut compare`, by the keys of its configuration file, such as
-                ``threads=1`` and ``prefill=(128,)``.
-        """
+        """Measures a candidate against its unpruned model, once a session for equal arguments."""
 
         def measure() -> ComparisonReport:
             from exporter.compare.session import compare
@@ -169,14 +153,9 @@ class AssertableComparison:
         self._accepted = accepted
 
     def against(self, baseline: str | Path, *, allow: tuple[str, ...] = ()) -> AssertableComparison:
-        """The same assertions, against the candidate of an earlier report.
-
-        Args:
-            baseline: The report, a file with several, or a folder.
-            allow: Differences of the runs that are let pass.
-        """
-        from exporter.gate.baselines import find_baseline, read_baselines
+        """The same assertions, against the candidate of an earlier report."""
         from exporter.gate.gate import BaselineMatch
+        from exporter.gate.history import find_baseline, read_baselines
 
         with _printable_errors():
             baselines = read_baselines(Path(baseline))

@@ -2,35 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Accuracy, GenerationAgreement, TaskResult
-from exporter.compare.encoder_decoder.words import normalizer_of, word_errors
 from exporter.compare.quality.agreement import COLUMNS, accuracy_of, figures
+from exporter.compare.quality.intervals import difference_interval
 from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
 from exporter.engines.runners.base import Array
+from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Distributions, Floats
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import Pairs
+from exporter.optional import require
 from exporter.progress import QUIET, Progress
+
+_UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+"""Languages without spaces between words: each letter counts as one, as Whisper's paper has it."""
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Makes texts alike that say the same, as published word error rates have it."""
+
+    name: str
+    apply: Callable[[str], str]
+
+
+def normalizer_of(reader: PairReader) -> Normalizer:
+    """Whisper's English normaliser for English answers, its basic one for all others.
+
+    British spellings count as American ones where the model's folder has Whisper's list of them,
+    ``normalizer.json``.
+    """
+    known = require("transformers.models.whisper.english_normalizer", extra="speech")
+    languages = require(
+        "transformers.models.whisper.tokenization_whisper", extra="speech"
+    ).LANGUAGES
+    tokens = reader.tokenizer.convert_ids_to_tokens(list(reader.rules.prompt))
+    marks = [token[2:-2] for token in tokens if token]
+    language = next((mark for mark in marks if mark in languages), "")
+    if not language and reader.config.get("model_type") == "whisper":
+        language = "en"  # only Whisper's English models name none
+    if language == "en" or "translate" in marks:
+        spellings = getattr(reader.tokenizer, "english_spelling_normalizer", None)
+        return Normalizer(
+            "Whisper's English normaliser", known.EnglishTextNormalizer(spellings or {})
+        )
+    basic = known.BasicTextNormalizer(split_letters=language in _UNSPACED)
+    return Normalizer("Whisper's basic normaliser", basic)
+
+
+def word_errors(
+    right: Sequence[str],
+    baseline: Sequence[str],
+    candidate: Sequence[str],
+    source: str,
+    normalizer: Normalizer,
+) -> TaskResult:
+    """Both arms' word error rates: edits of all texts over words of all texts.
+
+    The difference's interval is from a paired bootstrap over texts.
+    """
+    words, edits = _edits(right, baseline, normalizer)
+    others = _edits(right, candidate, normalizer)[1]
+    if not words.sum():
+        raise ComparisonError(
+            f"The transcripts of {source} hold no words.",
+            "Give what is said in the recordings.",
+            code="no-words",
+        )
+    return TaskResult(
+        task="transcripts",
+        metric="wer",
+        items=len(right),
+        baseline=float(edits.sum() / words.sum()),
+        candidate=float(others.sum() / words.sum()),
+        difference=difference_interval(edits, others, words),
+        source=f"{source}, by {normalizer.name}",
+        higher_is_better=False,
+    )
+
+
+def _edits(
+    right: Sequence[str], heard: Sequence[str], normalizer: Normalizer
+) -> tuple[Floats, Floats]:
+    """The words of each text, and the edits that make it of what was heard."""
+    jiwer = require("jiwer", extra="speech")
+    words, edits = np.zeros(len(right)), np.zeros(len(right))
+    for number, texts in enumerate(zip(right, heard, strict=True)):
+        wanted, had = (normalizer.apply(text).strip() for text in texts)
+        words[number] = len(wanted.split())
+        if not wanted:  # jiwer takes no empty reference: all that was heard is too much
+            edits[number] = len(had.split())
+            continue
+        found = jiwer.process_words(wanted, had)
+        edits[number] = found.substitutions + found.deletions + found.insertions
+    return words, edits
+
 
 ARMS = ("baseline", "candidate")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What both arms are judged on.
-
-    Attributes:
-        reader: Turns pairs into inputs, and tokens into words.
-        pairs: What the user named.
-        text: The same as inputs; the targets are the baseline's own where none are given.
-    """
+    """What both arms are judged on."""
 
     reader: PairReader
     pairs: Pairs
@@ -62,16 +142,6 @@ def judge_answers(
     Teacher-forced: both decoders read the same target, and their distributions of each next token
     are compared; there is a perplexity where the right targets are known. Generated: both answer
     by themselves. Of recordings with transcripts there is a word error rate.
-
-    Args:
-        arms: Baseline and candidate, entered.
-        judged: On what.
-        progress: Hears of each sample.
-
-    Raises:
-        ComparisonError: Logits aren't finite.
-        BackendError: A run fails.
-        MissingDependencyError: There are transcripts, and jiwer is not installed.
     """
     most = judged.reader.answer_tokens
     prompt, width = len(judged.reader.rules.prompt), judged.text.input_ids.shape[1]

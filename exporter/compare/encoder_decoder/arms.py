@@ -22,24 +22,23 @@ from exporter.artifacts import (
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.compare.arms import noted_plan
-from exporter.compare.generating import GenerationCell
-from exporter.compare.timing.clock import Clock
-from exporter.compare.timing.subjects import CallProbe, Probe, Sample, TimedCell
+from exporter.compare.latency import GenerationCell
+from exporter.compare.timing.subjects import CallProbe, Clock, Probe, Sample, TimedCell
 from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
 from exporter.models.decoding_rules import DecodingRules, target_positions
-from exporter.models.encoder_decoder_folder import (
+from exporter.models.graph_facts import GraphFacts, read_facts, total_work
+from exporter.models.model_folder import (
     ENCODER,
     FIRST_STEP,
     GRAPHS,
     NEXT_STEP,
     Graph,
     graph_file,
+    read_object,
 )
-from exporter.models.graph_facts import GraphFacts, read_facts, total_work
-from exporter.models.model_folder import read_object
 
 _GRAPH_OF: Mapping[str, Graph] = {
     "encode": ENCODER, "prefill": FIRST_STEP, "decode": NEXT_STEP
@@ -54,11 +53,7 @@ class StackFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """``config.json``.
-
-        Raises:
-            ComparisonError: It is missing, or no JSON object.
-        """
+        """``config.json``."""
         found = read_object(self.path / "config.json")
         if not found:
             raise ComparisonError(
@@ -75,11 +70,7 @@ class StackFolder:
 
     @cached_property
     def stacks(self) -> Stacks:
-        """How many layers the encoder and the decoder had, before any was cut.
-
-        Raises:
-            UnknownArchitectureError: The config doesn't tell.
-        """
+        """How many layers the encoder and the decoder had, before any was cut."""
         return Stacks.of(SimpleNamespace(**self.config))
 
     @property
@@ -89,11 +80,7 @@ class StackFolder:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens it knows.
-
-        Raises:
-            ComparisonError: The config doesn't tell.
-        """
+        """How many tokens it knows."""
         found = self.config.get("vocab_size")
         if not isinstance(found, int) or found < 1:
             raise ComparisonError(
@@ -105,19 +92,11 @@ class StackFolder:
 
     @cached_property
     def facts(self) -> dict[Graph, GraphFacts]:
-        """What each graph tells of itself.
-
-        Raises:
-            OnnxFileError: One is missing, or no complete ONNX file.
-        """
+        """What each graph tells of itself."""
         return {graph: read_facts(graph_file(self.path, graph)) for graph in GRAPHS}
 
     def dropped(self) -> list[PlannedDeletion]:
-        """What its graphs note that was cut, by the numbers of both stacks.
-
-        Raises:
-            ComparisonError: A note can't be read.
-        """
+        """What its graphs note that was cut, by the numbers of both stacks."""
         first = self.stacks.encoder
         return [
             each.model_copy(update={"layer": each.layer + offset})
@@ -179,14 +158,7 @@ def _bytes_per_token(runner: EncoderDecoderRunner) -> int:
 
 
 class StackArm:
-    """An encoder-decoder as :class:`~exporter.compare.timing.subjects.TimedArm`; one build.
-
-    Args:
-        runner: Entered by the caller, who leaves it in the end.
-        rules: How its targets begin.
-        source: What the encoder reads, ``[1, ...]``, by its inputs' names.
-        vocabulary: How many tokens it knows.
-    """
+    """An encoder-decoder as :class:`~exporter.compare.timing.subjects.TimedArm`; one build."""
 
     builds = 1
 
@@ -194,7 +166,7 @@ class StackArm:
         self,
         runner: EncoderDecoderRunner,
         rules: DecodingRules,
-        source: Mapping[str, Array],
+        source: Mapping[str, Array],  # what the encoder reads, `[1, ...]`, by its inputs' names
         vocabulary: int,
     ) -> None:
         self._runner, self._rules, self._vocabulary = runner, rules, vocabulary
@@ -212,11 +184,7 @@ class StackArm:
         """There is one."""
 
     def probe(self, cell: TimedCell) -> Probe:
-        """Binds one graph to a shape, or a whole generation.
-
-        Raises:
-            BackendError: A first run fails.
-        """
+        """Binds one graph to a shape, or a whole generation."""
         source = self._batched(cell)
         if isinstance(cell, GenerationCell):
             return _Generation(self._runner, source, self._tokens(cell), cell.new_tokens)

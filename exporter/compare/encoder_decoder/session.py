@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,97 @@ from exporter.artifacts import (
 )
 from exporter.compare.encoder_decoder.answers import Judged, judge_answers
 from exporter.compare.encoder_decoder.arms import StackFolder
-from exporter.compare.encoder_decoder.refusals import (
-    as_text,
-    refuse_deciding,
-    refuse_of_one_graph,
-    refuse_of_other_source,
-)
 from exporter.compare.encoder_decoder.timing import StackTiming, open_stack_store
-from exporter.compare.judged_texts import refuse_noted
+from exporter.compare.kept import decided_on, refuse_noted
+from exporter.compare.kinds import ArmName
 from exporter.compare.options import CompareOptions
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.base import tell_notes
+from exporter.engines.runners.registry import ONNX
+from exporter.errors import ComparisonError
 from exporter.models.loading.model_class import hub_off, quiet_transformers
+from exporter.models.model_folder import holds_stacks
 from exporter.models.texts.paired import OWN_TOKENS, PAIRS, PairReader, paired_text, within
 from exporter.models.texts.pairs import RANDOM, Pairs, read_pairs
-from exporter.models.texts.sources import PYDOC
+from exporter.models.texts.sources import PYDOC, TextSource, refuse_same_text
 from exporter.optional import require
+from exporter.options import Rule, is_given
 from exporter.progress import QUIET, Progress
+
+OF_ONE_GRAPH = (
+    "other_text",
+    "eval_sequence_length",
+    *(f"quality.{name}" for name in ("tasks", "task_data", "task_limit", "probes", "prompts")),
+    *(f"quality.{name}" for name in ("answer_tokens", "chat", "long_context", "stride")),
+    *(f"quality.agreement_{name}" for name in ("prompts", "tokens")),
+)
+"""Options of comparing that have no effect on an encoder-decoder."""
+
+
+def refuse_beside_stacks(arms: Sequence[ArmName], *others: object) -> None:
+    """Refuses what isn't compared with an encoder-decoder's folder."""
+    for arm in arms:
+        if not holds_stacks(arm.path):
+            raise ComparisonError(
+                f"{arm} is no encoder-decoder's folder, and the other arm is one.",
+                "Compare two folders that depthcut export has written.",
+                code="different-kinds",
+            )
+    if any(others) or any(arm.kind != ONNX for arm in arms):
+        raise ComparisonError(
+            "An encoder-decoder is compared with its cut alone, on ONNX Runtime.",
+            "Name both folders alone, and leave references, further forms and engines out.",
+            code="pair-alone",
+        )
+
+
+def refuse_of_one_graph(options: CompareOptions) -> None:
+    """Refuses options that an encoder-decoder isn't judged by."""
+    for name in OF_ONE_GRAPH:
+        Rule(
+            (name,),
+            partial(is_given, name=name),
+            "{0} is for models of one graph; an encoder-decoder is judged on pairs alone.",
+            "Leave {0} out.",
+            code="one-graph-option",
+        ).check(options)
+
+
+def refuse_of_other_source(options: CompareOptions, *, hears: bool) -> None:
+    """Refuses lengths of sources where these are recordings, which have one length."""
+    if not hears:
+        return
+    hint = "Leave {0} out."
+    broken: dict[str, tuple[Callable[[CompareOptions], bool], str]] = {
+        "prefill_lengths": (partial(is_given, name="prefill_lengths"), hint),
+        "timing.generate": (
+            lambda told: any(source != 1 for source, _ in told.timing.generate),
+            "Say 1 for a recording: {0} 1x32.",
+        ),
+    }
+    for name, (is_broken, help_) in broken.items():
+        Rule(
+            (name,),
+            is_broken,
+            "{0} names lengths of texts, and the model reads recordings, which have one length.",
+            help_,
+            code="no-source-length",
+        ).check(options)
+
+
+def as_text(pairs: Pairs) -> TextSource:
+    """Pairs as what tells them from other texts."""
+    return TextSource(pairs.source, (), pairs.sha256)
+
+
+def refuse_deciding(judged: Pairs, calibration: CalibrationRef | None, parts: PlanParts) -> None:
+    """Refuses to judge on what anything was decided by, as the caller tells."""
+    text = as_text(judged)
+    scored = [] if calibration is None else calibration.texts
+    for what, refs in {"what importance was measured on": scored, **decided_on(parts)}.items():
+        refuse_same_text(text, refs, what)
+
 
 _NOISE = 8
 """Sources of noise that both are judged on."""
@@ -59,25 +133,6 @@ def compare_stacks(
 
     The encoder, the decoder's first step and its further steps are timed apart, whole generations
     where they are asked for. Both are judged on the pairs of the evaluation text.
-
-    Args:
-        baseline: The folder of the whole model's graphs.
-        candidate: The folder of the cut one's.
-        options: How to measure.
-        parity: Checks that were made elsewhere, for the report.
-        dropped: By default what the candidate's metadata say.
-        parts: The texts that the plan was made by; the evaluation text must be another. What the
-            candidate's metadata say of them is heeded, too.
-        calibration: What the scores rest on; the evaluation text must be another.
-        resume: A folder where times are kept as they come; see
-            :func:`exporter.compare.session.compare`.
-        progress: Hears what goes on.
-
-    Raises:
-        OptionError: An option is for other models.
-        ComparisonError: The evaluation text is that of the scores or of the plan, or logits
-            aren't finite.
-        DepthcutError: A file can't be read, or a run fails.
     """
     options, parts = options or CompareOptions(), parts or PlanParts()
     refuse_of_one_graph(options)
@@ -148,12 +203,7 @@ def _timing(
 
 
 def reader_of(folder: StackFolder) -> PairReader:
-    """What turns pairs into the inputs of an exported model.
-
-    Raises:
-        ComparisonError: It has no config.
-        ModelSourceError: That doesn't say how a target begins.
-    """
+    """What turns pairs into the inputs of an exported model."""
     tokenizer = None
     if any(next(folder.path.glob(pattern), None) for pattern in _TOKENIZERS):
         auto = require("transformers", extra="torch").AutoTokenizer

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.artifacts import Environment, LatencyRow
+from exporter.artifacts.base import RECORDINGS
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.nouns import RECORDINGS
 from exporter.artifacts.store import Store
 from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
-from exporter.compare.generating import GenerationCell
 from exporter.compare.kept import store_of
+from exporter.compare.latency import GenerationCell, TimingSession
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.subjects import TimedCell
-from exporter.compare.timing_session import TimingSession
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
 from exporter.engines.runners.base import Array
 from exporter.files import sha256_bytes
@@ -25,20 +24,11 @@ from exporter.progress import Progress
 
 @dataclass(frozen=True)
 class StackTiming:
-    """Both arms, what is timed of them, and where what is measured is kept.
-
-    Attributes:
-        folders: Of both arms.
-        runners: Of both.
-        source: What the encoder reads, ``[1, ...]``, by its inputs' names.
-        options: How they are measured.
-        store: What an earlier run left, and where this one keeps its times.
-        progress: Hears what goes on.
-    """
+    """Both arms, what is timed of them, and where what is measured is kept."""
 
     folders: Mapping[str, StackFolder]
     runners: Mapping[str, EncoderDecoderRunner]
-    source: Mapping[str, Array]
+    source: Mapping[str, Array]  # what the encoder reads, `[1, ...]`, by its inputs' names
     options: CompareOptions
     store: Store
     progress: Progress
@@ -52,15 +42,7 @@ class StackTiming:
             yield self.runners
 
     def timed(self, machine: Environment) -> tuple[Environment, list[LatencyRow]]:
-        """The machine meanwhile, and a row for each graph and shape; the runners are entered.
-
-        Args:
-            machine: As it was before.
-
-        Raises:
-            ComparisonError: There is nothing to time, the clock jumps, or the machine is disturbed.
-            BackendError: A run fails.
-        """
+        """The machine meanwhile, and a row for each graph and shape; the runners are entered."""
         cells, threads = self._cells(tell=True), self.runners["baseline"].threads
         arms = {name: self._arm(name) for name in self.runners}
         with TimingSession(
@@ -95,19 +77,10 @@ def open_stack_store(
     folders: Mapping[str, StackFolder],
     source: Mapping[str, Array],
     options: CompareOptions,
-    resume: Path | None,
+    resume: Path | None,  # the output folder; None keeps nothing
     progress: Progress,
 ) -> Store:
-    """What an earlier run of the same comparison has left in a folder, or a new store.
-
-    Args:
-        folders: Of both arms.
-        source: What the encoder reads, ``[1, ...]``, by its inputs' names: the decoder's steps
-            depend on its length.
-        options: How they are measured.
-        resume: The output folder; None keeps nothing.
-        progress: Told where there is something.
-    """
+    """What an earlier run of the same comparison has left in a folder, or a new store."""
     provider = options.provider
     read = [
         f"{name} {each.dtype} {each.shape} {sha256_bytes(each.tobytes())}"
@@ -122,15 +95,10 @@ class Cells:
     """What is timed: each graph at each batch, and whole generations.
 
     A cache is never longer than the decoder reaches, nor a text than its encoder does.
-
-    Attributes:
-        folder: The baseline's.
-        source: What the encoder reads, ``[1, ...]``, by its inputs' names.
-        options: What is asked for.
     """
 
     folder: StackFolder
-    source: Mapping[str, Array]
+    source: Mapping[str, Array]  # what the encoder reads, `[1, ...]`, by its inputs' names
     options: CompareOptions
 
     def all(self) -> list[TimedCell]:

@@ -1,8 +1,4 @@
-"""How far one arm's predictions are from another's, on the same tokens.
-
-One pass of each arm gives all: its perplexity, KL divergence, agreement of the likeliest tokens,
-and how they change with the position.
-"""
+"""How far one arm's predictions are from another's, on the same tokens."""
 
 from __future__ import annotations
 
@@ -52,11 +48,7 @@ def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:
 
 
 def all_logits(runner: Runner, inputs: Mapping[str, Array], shape: Shape) -> Array:
-    """The logits of every new token, ``[batch, new, vocabulary]`` or ``[new, vocabulary]``.
-
-    Raises:
-        BackendError: The run fails, or gives those of fewer tokens.
-    """
+    """The logits of every new token, ``[batch, new, vocabulary]`` or ``[new, vocabulary]``."""
     logits = runner.run(inputs, [LOGITS], phase=shape.phase)[LOGITS]
     tokens = shape.sequence_length
     if logits.shape[-2] != tokens:
@@ -72,10 +64,9 @@ def all_logits(runner: Runner, inputs: Mapping[str, Array], shape: Shape) -> Arr
 def figures(baseline: Distributions, candidate: Distributions) -> Floats:
     """What there is to know of how two arms differ at the same positions.
 
-    Returns:
-        ``[len(COLUMNS), positions]``: 1; KL(baseline || candidate) in nats; whether the likeliest
-        token is the same; the share of the baseline's five likeliest among the candidate's; 1 and
-        both arms' negative log-likelihoods in nats where there is a target, else 0.
+    ``[len(COLUMNS), positions]``: 1; KL(baseline || candidate) in nats; whether the likeliest
+    token is the same; the share of the baseline's five likeliest among the candidate's; 1 and
+    both arms' negative log-likelihoods in nats where there is a target, else 0.
     """
     found = np.zeros((len(COLUMNS), len(baseline.log_probabilities)))
     predicted = len(baseline.losses)
@@ -98,26 +89,7 @@ def compare_predictions(
     causal: bool,
     progress: Progress = QUIET,
 ) -> list[Accuracy]:
-    """Runs every arm over the samples, one sample at a time, and reduces their logits.
-
-    Args:
-        arms: By name; each has an output ``logits``. Each reads the text once, in however many
-            pairs it is. The logits of one sample of all of them are in memory at once.
-        pairs: Names of arms: what is held against what, the baseline first.
-        tokens: What they read. With a stride, tokens that two samples have are predicted once,
-            and the last position of a sample, whose next token the following sample predicts, is
-            left out.
-        causal: Whether position *i* predicts token *i + 1*.
-        progress: Hears of each sample.
-
-    Returns:
-        One for each pair, of what predictions tell alone. There is no perplexity where the model
-        doesn't predict the next token, and no ``sample_losses`` where a loss isn't finite either.
-
-    Raises:
-        ComparisonError: For vocabularies that differ or don't hold the tokens, and for logits
-            that aren't finite.
-    """
+    """Runs every arm over the samples, one sample at a time, and reduces their logits."""
     token_ids, overlap = tokens.token_ids, tokens.overlap
     by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
     by_position = np.zeros((len(pairs), len(COLUMNS), token_ids.shape[1]))
@@ -156,11 +128,7 @@ def _logits(
 
 
 def check_tokens(largest_id: int, vocabulary: int) -> None:
-    """Refuses tokens that a model doesn't know.
-
-    Raises:
-        ComparisonError: When the largest token id lies beyond the vocabulary.
-    """
+    """Refuses tokens that a model doesn't know."""
     if largest_id >= vocabulary:
         raise ComparisonError(
             f"The text's token id {largest_id} is beyond the model's {vocabulary} tokens.",

@@ -30,18 +30,14 @@ def expanded_level(units: int, confidence: float = 0.95) -> float:
     Resampling so many units varies too little, and the more so the fewer they are: Hesterberg,
     "What Teachers Should Know about the Bootstrap", 2014, arXiv 1411.5279, expanded percentile
     interval.
-
-    Args:
-        units: What is drawn; two at least.
-        confidence: The level that is meant.
     """
     quantile = stats.t.ppf((1 + confidence) / 2, units - 1) * math.sqrt(units / (units - 1))
     return float(1 - 2 * stats.norm.sf(quantile))
 
 
 def mean_interval(
-    sums: Floats,
-    counts: Floats,
+    sums: Floats,  # `[samples]`, each sample's sum over its tokens
+    counts: Floats,  # `[samples]`, tokens
     clusters: Clusters = None,
     *,
     positive: bool = False,
@@ -54,18 +50,6 @@ def mean_interval(
     by Hall's transformation ("On the removal of skewness by transformation", J. R. Statist. Soc. B
     54, 1992); the t interval counts where it reaches further. tests/benchmarks/bench_intervals.py
     tells how often it holds the truth.
-
-    Args:
-        sums: ``[samples]``, each sample's sum over its tokens; for a paired comparison, of the
-            differences.
-        counts: ``[samples]``, tokens.
-        clusters: Of which document each sample is.
-        positive: Whether no token's value is below 0, as a divergence. Few samples hide such a
-            value's long tail: the mean is then at least as skewed as a gamma variable.
-        looks: Of how many intervals all are to hold the truth 95 times in 100 (Bonferroni).
-
-    Returns:
-        None with fewer than two clusters, or where a sum isn't finite.
     """
     sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
     error = ratio_std_error(sums, counts) if np.isfinite(sums).all() else None
@@ -111,13 +95,8 @@ def share_interval(sums: Floats, counts: Floats, clusters: Clusters = None) -> I
     many independent tokens as would vary like these samples. It stays within 0 to 1, and where all
     tokens agree it is as wide as so many tokens allow.
 
-    Args:
-        sums: ``[samples]``, of how many of a sample's tokens it holds.
-        counts: ``[samples]``, tokens.
-        clusters: Of which document each sample is.
-
-    Returns:
-        None with fewer than two clusters.
+    sums: `[samples]`, of how many of a sample's tokens it holds.
+    counts: `[samples]`, tokens.
     """
     sums, counts = by_cluster(sums, clusters), by_cluster(counts, clusters)
     error = ratio_std_error(sums, counts)
@@ -145,9 +124,9 @@ def highest_to_show(items: int) -> float:
 
 
 def difference_interval(
-    baseline: Floats,
-    candidate: Floats,
-    weights: Floats | None = None,
+    baseline: Floats,  # `[items]`, scores, usually from 0 to 1; with weights, sums, such as edits
+    candidate: Floats,  # `[items]`, of the same items
+    weights: Floats | None = None,  # `[items]`, what the sums go over, such as words; None: 1 each
     *,
     clusters: Clusters = None,
     seed: int = 0,
@@ -158,13 +137,6 @@ def difference_interval(
     (expanded percentiles). Where all items differ alike, or none does, there is nothing to draw
     from: the interval then reaches as far as the share of items that are otherwise may go unseen
     (Clopper and Pearson, 1934), at worst with the whole of a score.
-
-    Args:
-        baseline: ``[items]``, scores, usually from 0 to 1; with weights, sums, such as edits.
-        candidate: ``[items]``, of the same items.
-        weights: ``[items]``, what the sums go over, such as words; not all are 0. None: 1 each.
-        clusters: Of which document each item is.
-        seed: For the resampling.
     """
     weights = np.ones_like(baseline) if weights is None else weights
     differences = by_cluster(candidate - baseline, clusters)
@@ -193,13 +165,8 @@ def _of_equal_items(value: float, number: int) -> Interval:
 def mcnemar_p(only_baseline: int, only_candidate: int) -> float:
     """Exact two-sided McNemar test of two arms that are right equally often.
 
-    Args:
-        only_baseline: Items that only the baseline gets right.
-        only_candidate: Items that only the candidate gets right.
-
-    Returns:
-        The probability of a split at least as uneven, if the arms were equal. 1 without such
-        items.
+    The probability of a split at least as uneven, if the arms were equal. 1 without such
+    items.
     """
     number = only_baseline + only_candidate
     return float(stats.binomtest(only_baseline, number, 0.5).pvalue) if number else 1.0

@@ -1,15 +1,12 @@
-"""From the names of tasks to one arm's scores: local files, lm-eval, or mteb (``mteb:NAME``).
-
-A local task's choices are scored by likelihood, as lm-eval defines it. ``acc``: the choice with the
-highest log-likelihood is the right one. ``acc_norm``: the same after each log-likelihood is divided
-by the choice's length in characters. ``log_prob``: the right choice's log-likelihood, in nats.
-"""
+"""From the names of tasks to one arm's scores: local files, lm-eval, or mteb (``mteb:NAME``)."""
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +14,15 @@ from exporter.compare.options import TaskOptions
 from exporter.compare.quality.agreement import LOGITS
 from exporter.compare.tasks.encoder_items import EncoderTask, encoder_task
 from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
-from exporter.compare.tasks.items import Item, TaskItems, choice_task, read_task_file
-from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
+from exporter.compare.tasks.items import (
+    Item,
+    TaskItems,
+    TaskScores,
+    choice_task,
+    failing_as_task,
+    read_task_file,
+)
+from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer, task_texts
 from exporter.compare.tasks.mteb_tasks import (
     PREFIX,
     mteb_names,
@@ -26,11 +30,10 @@ from exporter.compare.tasks.mteb_tasks import (
     mteb_version,
     run_mteb,
 )
-from exporter.compare.tasks.opening import task_texts
-from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError
+from exporter.models.ablation.damage import Floats
 from exporter.models.model_folder import ModelFolder
 from exporter.models.sentence_folder import longest_text
 from exporter.optional import require
@@ -94,20 +97,10 @@ def score_tasks(
     vocabulary: int | None = None,
     progress: Progress = QUIET,
 ) -> list[TaskScores]:
-    """Scores one arm.
-
-    Args:
-        asked: The tasks.
-        runner: An entered runner.
-        folder: Its tokenizer and config.
-        vocabulary: Tokens that the model knows; by default as the config says.
-        progress: Hears of each task.
-    """
+    """Scores one arm."""
     files = local_tasks(asked)
     by_mteb = _by_mteb(mteb_names(asked.tasks), runner, folder, vocabulary, progress)
     if files is None:
-        from exporter.compare.tasks.lm_eval_tasks import run_lm_eval
-
         chooser, limit = _Chooser(runner, folder, vocabulary), asked.task_limit
         found = run_lm_eval(
             _others(asked), chooser.scorer, chooser.text_model, limit=limit, progress=progress
@@ -197,3 +190,89 @@ METRICS: dict[str, Callable[[Item, Sequence[float]], float]] = {
     "log_prob": lambda item, values: values[item.gold],
 }
 """By name, an item's score, from the log-likelihoods of its choices."""
+
+
+def run_lm_eval(
+    names: Sequence[str],
+    scorer: LikelihoodScorer,
+    text_model: TextModel,
+    *,
+    limit: int | None = None,  # the first that many items of each; None for all
+    progress: Progress = QUIET,
+) -> list[TaskScores]:
+    """Scores one arm on lm-eval's tasks; their items come from the Hugging Face hub.
+
+    Groups are scored task by task. Metrics that are no number an item (perplexities, F1 over all)
+    are left out and named. Where an item has its log-likelihood for a ``perplexity``, the metric is
+    ``log_perplexity``, in nats.
+    """
+    evaluator = require("lm_eval.evaluator", extra="eval")
+    manager = require("lm_eval.tasks", extra="eval").TaskManager()
+    for name in names:
+        check_known(name, manager.all_tasks)
+    from exporter.compare.tasks.lm_eval_model import RunnerLM
+
+    hint = (
+        "Its items come from the Hugging Face hub: is it reachable? Local files need none: "
+        "--task-data DIR."
+    )
+    with failing_as_task("lm-eval", ", ".join(names), hint):
+        results = evaluator.simple_evaluate(
+            model=RunnerLM(scorer, text_model),
+            tasks=list(names),
+            limit=limit,
+            bootstrap_iters=0,
+            task_manager=manager,
+        )
+    versions, directions = results.get("versions", {}), results.get("higher_is_better", {})
+    return [
+        _scores(task, versions.get(task), samples, directions.get(task, {}), progress)
+        for task, samples in results["samples"].items()
+    ]
+
+
+def check_known(name: str, known: Sequence[str]) -> None:
+    """Refuses a task that lm-eval doesn't know."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        told = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise TaskError(
+            f"lm-eval has no task {name!r}.{told}",
+            f"It has {len(known)}: lm-eval ls tasks lists them. Local files: --task-data DIR.",
+            code="unknown-task",
+        )
+
+
+def _scores(
+    task: str,
+    version: object,
+    samples: list[dict[str, Any]],
+    higher_is_better: Mapping[str, bool | None],
+    progress: Progress,
+) -> TaskScores:
+    own = [sample for sample in samples if sample.get("filter") == samples[0].get("filter")]
+    ordered = sorted(own, key=lambda sample: int(sample["doc_id"]))
+    numbers, lower, left = {}, set(), []
+    for metric in ordered[0]["metrics"] if ordered else []:
+        values = [sample[metric] for sample in ordered]
+        if not all(isinstance(value, (int, float, np.number)) for value in values):
+            left.append(metric)
+            continue
+        name, scores = _named(metric, np.array(values, np.float64))
+        numbers[name] = scores
+        if higher_is_better.get(metric) is False:
+            lower.add(name)
+    if left:
+        progress.say(f"{task}: left out, since they are not one number per item: {', '.join(left)}")
+    if not numbers:
+        raise TaskError(f"{task} has no metric with one number per item.")
+    label = f"lm-eval, {task} version {version}, {len(ordered)} items"
+    return TaskScores(task=task, source=label, metrics=numbers, lower_is_better=frozenset(lower))
+
+
+def _named(metric: str, values: Floats) -> tuple[str, Floats]:
+    """A metric whose mean over the items is its score.
+
+    lm-eval's ``perplexity`` is ``exp(-mean)`` of what an item has, its log-likelihood.
+    """
+    return ("log_perplexity", -values) if metric == "perplexity" else (metric, values)

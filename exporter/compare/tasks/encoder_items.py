@@ -1,11 +1,4 @@
-"""Items of a local file for encoders: retrieval, ranking, pairs with a score, texts with a label.
-
-JSON lines. Retrieval: ``{"id": ..., "text": ...}`` for each passage and ``{"query": ...,
-"relevant": [id, ...]}`` for each query. Ranking: ``{"query": ..., "passages": [...], "relevant":
-[place, ...]}``. Pairs, as STS has them: ``{"sentence1": ..., "sentence2": ..., "score": ...}``.
-Classes: ``{"text": ..., "label": ...}``, or ``label`` in place of a pair's score; a label's name or
-number.
-"""
+"""Local items for encoders: retrieval, ranking, pairs with a score, texts with a label."""
 
 from __future__ import annotations
 
@@ -97,14 +90,7 @@ Asked = Retrieval | Ranking | Similarities | Labels
 
 @dataclass(frozen=True)
 class EncoderTask:
-    """A task for encoders.
-
-    Attributes:
-        name: The file's name without its end, or a probe's.
-        source: Where the items came from.
-        asked: What is asked.
-        sha256: Of the file, or of the text.
-    """
+    """A task for encoders."""
 
     name: str
     source: str
@@ -118,16 +104,7 @@ class EncoderTask:
 
 
 def encoder_task(file: TaskFile, limit: int | None) -> EncoderTask | None:
-    """The items of a file; None where its first line is for another kind of model.
-
-    Args:
-        file: As it was read.
-        limit: The first that many items; None for all. A corpus is whole.
-
-    Raises:
-        TaskError: A line is broken, with its number; a pair has one side; a query's passages are
-            not there.
-    """
+    """The items of a file; None where its first line is for another kind of model."""
     [(_, first)] = file.records(1)
     if "passages" in first:
         asked: Asked = Ranking(tuple(_ranked(*each) for each in file.records(limit)))
@@ -143,15 +120,7 @@ def encoder_task(file: TaskFile, limit: int | None) -> EncoderTask | None:
 
 
 def made_retrieval(texts: TextSource, queries: int) -> EncoderTask | None:
-    """A retrieval from a text without labels: a passage's first sentence finds the rest of it.
-
-    Args:
-        texts: The text.
-        queries: How many, spread over it; among five times as many passages.
-
-    Returns:
-        None where the text has fewer than two such passages.
-    """
+    """A retrieval from a text without labels: a passage's first sentence finds the rest of it."""
     found = _all_halves(texts)
     most = queries * _PASSAGES
     found = found[:: max(1, len(found) // most)][:most]
@@ -164,15 +133,7 @@ def made_retrieval(texts: TextSource, queries: int) -> EncoderTask | None:
 
 
 def made_ranking(texts: TextSource, queries: int) -> EncoderTask | None:
-    """A ranking from a text without labels: a first sentence finds the rest among its neighbours.
-
-    Args:
-        texts: The text.
-        queries: How many, spread over it; each among five passages, its own and the next ones.
-
-    Returns:
-        None where the text has fewer than two such passages.
-    """
+    """A ranking from a text without labels: a first sentence finds the rest of its text."""
     found = _all_halves(texts)
     if len(found) < 2:
         return None

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from exporter.compare.quality.agreement import LOGITS, check_tokens
-from exporter.compare.quality.classes import class_log_probabilities
-from exporter.compare.quality.embeddings import embed, embedding_output
+from exporter.compare.quality.encoders import class_log_probabilities, embed, embedding_output
 from exporter.compare.tasks.encoder_items import (
     EncoderTask,
     Labels,
@@ -26,7 +25,7 @@ from exporter.compare.tasks.encoder_items import (
     Retrieval,
     Similarities,
 )
-from exporter.compare.tasks.scores import TaskScores
+from exporter.compare.tasks.items import TaskScores
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError
 from exporter.models.ablation.damage import Floats
@@ -45,28 +44,15 @@ _PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 
 
 class TaskEncoder:
-    """Embeds and classifies texts.
-
-    Args:
-        runner: An entered runner.
-        folder: Its tokenizer, its config, and what sentence-transformers reads of it.
-        vocabulary: Tokens that the model knows; None: that isn't known.
-        longest: Tokens at which texts and pairs are cut; None: 128 and 256.
-        progress: Hears of each text.
-
-    Raises:
-        TaskError: There is no tokenizer.
-        ModelSourceError: The folder's default prompt is not there.
-        UnsafeInputError: A file may not be read from where it is.
-    """
+    """Embeds and classifies texts."""
 
     def __init__(
         self,
         runner: Runner,
         folder: ModelFolder,
         *,
-        vocabulary: int | None = None,
-        longest: int | None = None,
+        vocabulary: int | None = None,  # tokens that the model knows; None: that isn't known
+        longest: int | None = None,  # tokens at which texts and pairs are cut; None: 128 and 256
         progress: Progress = QUIET,
     ) -> None:
         if folder.tokenizer is None:
@@ -81,28 +67,13 @@ class TaskEncoder:
         self._pooling, self._prompts = pooling_of(folder.home), read_prompts(folder.home)
 
     def embed(self, texts: Sequence[str], kind: str = "") -> Floats:
-        """Embeddings of length 1, ``[texts, size]``.
-
-        Args:
-            texts: The texts.
-            kind: ``query`` or ``passage``, where the model's folder may have a prompt for it.
-
-        Raises:
-            ComparisonError: The model embeds nothing, or an embedding isn't finite.
-            BackendError: A run fails.
-        """
+        """Embeddings of length 1, ``[texts, size]``."""
         return self.embed_with(_PROMPTS.get(kind, ()), texts)
 
     def embed_with(
         self, prompts: Sequence[str], texts: Sequence[str], *, unit_length: bool = True
     ) -> Floats:
-        """Embeddings behind a prompt, ``[texts, size]``; see :meth:`embed`.
-
-        Args:
-            prompts: Its names, the first that the model's folder has; else the default one.
-            texts: The texts.
-            unit_length: Whether each has length 1; else that which the model's folder gives it.
-        """
+        """Embeddings behind a prompt, ``[texts, size]``; see :meth:`embed`."""
         if embedding_output(self._runner.outputs) is None:
             raise ComparisonError(
                 f"{self._folder.onnx} gives no embeddings, so it can't compare texts.",
@@ -134,12 +105,7 @@ class TaskEncoder:
         return ids
 
     def log_probabilities(self, texts: Sequence[tuple[str, ...]]) -> Floats:
-        """Of the classes of each text or pair, ``[texts, classes]``.
-
-        Raises:
-            ComparisonError: The model doesn't classify texts, or logits aren't finite.
-            BackendError: A run fails.
-        """
+        """Of the classes of each text or pair, ``[texts, classes]``."""
         if not self.classifies:
             raise ComparisonError(
                 f"{self._folder.onnx} doesn't give each text one class.",
@@ -177,12 +143,7 @@ class TaskEncoder:
 
 
 def score_encoder_task(task: EncoderTask, encoder: TaskEncoder) -> TaskScores:
-    """One arm's scores.
-
-    Raises:
-        ComparisonError: The model can't do the task; labels don't match its head.
-        BackendError: A run fails.
-    """
+    """One arm's scores."""
     asked = task.asked
     if isinstance(asked, Retrieval):
         metrics = _retrieved(asked, encoder)
@@ -226,16 +187,7 @@ def _relevances(queries: Sequence[RankedQuery], encoder: TaskEncoder) -> list[Fl
 
 
 def reranked(encoder: TaskEncoder, pairs: Sequence[tuple[str, str]]) -> Floats:
-    """A reranker's logit of the yes against the no, ``[pairs]``.
-
-    Args:
-        encoder: The model.
-        pairs: Each a query and a passage.
-
-    Raises:
-        ComparisonError: The model is no reranker, or logits aren't finite.
-        BackendError: A run fails.
-    """
+    """A reranker's logit of the yes against the no, ``[pairs]``."""
     likely = encoder.log_probabilities(pairs)
     if likely.shape[1] != _NO_AND_YES:
         raise ComparisonError(
@@ -275,9 +227,8 @@ def _alike(asked: Similarities, encoder: TaskEncoder) -> dict[str, Floats]:
 def correlation_influences(first: Floats, second: Floats) -> Floats:
     """Spearman's correlation plus each item's influence on it; the mean is the correlation.
 
-    Args:
-        first: ``[items]``; all the same have no order, so that the correlation is 0.
-        second: ``[items]``, likewise.
+    first: `[items]`; all the same have no order, so that the correlation is 0.
+    second: `[items]`, likewise.
     """
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return np.zeros(len(first))
@@ -295,11 +246,7 @@ def _classified(name: str, asked: Labels, encoder: TaskEncoder) -> dict[str, Flo
 
 
 def _number(name: str, label: str | int, encoder: TaskEncoder, classes: int) -> int:
-    """A label's class.
-
-    Raises:
-        ComparisonError: The model's head has none.
-    """
+    """A label's class."""
     labels = encoder.labels
     number = labels.get(label, -1) if isinstance(label, str) else label
     named = {1: _NO_AND_YES}.get(len(labels), len(labels))  # a single logit makes two classes
@@ -316,9 +263,8 @@ def _number(name: str, label: str | int, encoder: TaskEncoder, classes: int) -> 
 def f1_influences(said: NDArray[np.int64], right: NDArray[np.int64]) -> Floats:
     """Macro-averaged F1 plus each item's influence on it; the mean is the F1.
 
-    Args:
-        said: ``[items]``, the classes that the model gives.
-        right: ``[items]``, the right ones; each that either has counts.
+    said: `[items]`, the classes that the model gives.
+    right: `[items]`, the right ones; each that either has counts.
     """
     found = []
     for each in np.union1d(said, right):

@@ -1,20 +1,29 @@
-"""Multiple-choice items of a local file: JSON lines, one item each.
-
-Either ``{"query": ..., "choices": [...], "gold": 0}``, where the choices follow the query, or
-``{"context_options": [...], "continuation": ..., "gold": 0}``, where one continuation follows each
-of several texts (Winograd schemas).
-"""
+"""Multiple-choice items of a local file: JSON lines, one item each."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from exporter.errors import TaskError, UnsafeInputError, first_line
+import numpy as np
+from pydantic import PlainSerializer, PlainValidator
+
+from exporter.artifacts import TaskResult
+from exporter.compare.quality.intervals import difference_interval, mcnemar_p
+from exporter.errors import (
+    ComparisonError,
+    DepthcutError,
+    TaskError,
+    UnsafeInputError,
+    first_line,
+    pass_on_memory_error,
+)
 from exporter.files import sha256_bytes
+from exporter.models.ablation.damage import Floats
 from graph_passes.files.reading import parse_json
 
 FORMAT_HINT = (
@@ -26,13 +35,7 @@ _ASKS = ("Question:", "Passage:")
 
 @dataclass(frozen=True)
 class Item:
-    """A question with its answers.
-
-    Attributes:
-        pairs: A context and a continuation for each choice.
-        lengths: Characters of each choice, by which ``acc_norm`` divides.
-        gold: The right choice.
-    """
+    """A question with its answers."""
 
     pairs: tuple[tuple[str, str], ...]
     lengths: tuple[int, ...]
@@ -41,15 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class TaskItems:
-    """A task's items.
-
-    Attributes:
-        name: The file's name without its end, or a probe's.
-        source: Where the items came from.
-        items: In their order.
-        metrics: What is scored, of :data:`exporter.compare.tasks.choosing.METRICS`.
-        sha256: Of the file, or of the items.
-    """
+    """A task's items."""
 
     name: str
     source: str
@@ -60,19 +55,12 @@ class TaskItems:
 
 @dataclass(frozen=True)
 class TaskFile:
-    """The lines of a task's file.
-
-    Attributes:
-        name: The file's name without its end.
-        source: The file's name.
-        sha256: Of the file.
-        lines: Where each is, and its text; one at least, none blank.
-    """
+    """The lines of a task's file."""
 
     name: str
     source: str
     sha256: str
-    lines: tuple[tuple[str, str], ...]
+    lines: tuple[tuple[str, str], ...]  # where each is, and its text; one at least, none blank
 
     def records(self, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
         """Where each line is, and its object; of the first that many, or of all."""
@@ -80,12 +68,7 @@ class TaskFile:
 
 
 def read_task_file(folder: Path, name: str) -> TaskFile:
-    """Reads ``NAME.jsonl``.
-
-    Args:
-        folder: Where task files are.
-        name: The task.
-    """
+    """Reads ``NAME.jsonl``."""
     path = folder / f"{name}.jsonl"
     _refuse_unknown(folder, name)
     try:
@@ -106,13 +89,7 @@ def read_task_file(folder: Path, name: str) -> TaskFile:
 
 
 def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskItems:
-    """Reads the multiple-choice items of ``NAME.jsonl``.
-
-    Args:
-        folder: Where task files are.
-        name: The task.
-        limit: The first that many items; None for all.
-    """
+    """Reads the multiple-choice items of ``NAME.jsonl``."""
     return choice_task(read_task_file(folder, name), limit)
 
 
@@ -203,3 +180,76 @@ def _checked(value: Any, key: str, where: str, hint: str = FORMAT_HINT) -> str:
     if not isinstance(value, str) or not value.strip():
         raise TaskError(f'{where}: "{key}" holds no text.', hint, code="empty-text")
     return value
+
+
+_Kept = Annotated[
+    Floats,
+    PlainValidator(lambda values: np.array(values, np.float64)),
+    PlainSerializer(lambda values: values.tolist()),
+]
+"""An array that goes to JSON and back."""
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One arm's scores of one task."""
+
+    task: str
+    source: str
+    metrics: Mapping[str, _Kept]
+    lower_is_better: frozenset[str] = frozenset()
+    log_likelihoods: Sequence[Sequence[float]] = field(default=())
+
+
+def compare_scores(baseline: TaskScores, candidate: TaskScores) -> list[TaskResult]:
+    """Both arms' scores of the same items, a result for each metric."""
+    if {name: len(values) for name, values in baseline.metrics.items()} != {
+        name: len(values) for name, values in candidate.metrics.items()
+    }:
+        raise ComparisonError(f"The arms have scores of other items of {baseline.task}.")
+    return [_result(baseline, candidate, metric) for metric in baseline.metrics]
+
+
+def _result(baseline: TaskScores, candidate: TaskScores, metric: str) -> TaskResult:
+    pair = baseline.metrics[metric], candidate.metrics[metric]
+    higher = metric not in baseline.lower_is_better
+    result = TaskResult(
+        task=baseline.task,
+        metric=metric,
+        items=len(pair[0]),
+        baseline=float(pair[0].mean()),
+        candidate=float(pair[1].mean()),
+        difference=difference_interval(*pair),
+        source=baseline.source,
+        higher_is_better=higher,
+    )
+    if not np.isin(pair, (0, 1)).all():
+        return result
+    lost, won = int((pair[0] > pair[1]).sum()), int((pair[0] < pair[1]).sum())
+    if not higher:
+        lost, won = won, lost
+    return result.model_copy(
+        update={
+            "only_baseline_right": lost,
+            "only_candidate_right": won,
+            "mcnemar_p": mcnemar_p(lost, won),
+        }
+    )
+
+
+@contextmanager
+def failing_as_task(library: str, what: str, hint: str) -> Iterator[None]:
+    """Runs a library that scores tasks; what it raises becomes an error of the task.
+
+    Data sets, templates, tasks and the hub raise classes of their own. Our own errors pass, and so
+    does a want of memory.
+    """
+    try:
+        yield
+    except DepthcutError:
+        raise
+    except Exception as error:
+        pass_on_memory_error(error)
+        raise TaskError(
+            f"{library} can't score {what}: {first_line(error)}.", hint, code=f"{library}-failed"
+        ) from error

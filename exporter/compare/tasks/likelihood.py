@@ -1,17 +1,12 @@
-"""How likely a model finds continuations, with as few computed tokens as it takes.
-
-The choices of a question share its text. That text runs once, and all its choices continue from
-the KV cache that it leaves, side by side; choices that differ in their last token alone are one
-run. Several questions run in one batch: their shared texts are cut to the shortest of them, so that
-no cache needs padding, and the rest goes with the choices. What all questions begin with, such as
-examples, runs once in all. Padding stands at the end only, where a causal model doesn't see it.
-"""
+"""How likely a model finds continuations, with as few computed tokens as it takes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +18,11 @@ from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner
-from exporter.errors import ComparisonError
+from exporter.engines.runners.registry import open_model
+from exporter.errors import ComparisonError, TaskError
 from exporter.models.ablation.damage import to_log_probabilities
+from exporter.models.loading.model_files import save_pretrained_files
+from exporter.models.loading.model_source import LoadedModel
 from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET, Progress
 
@@ -47,13 +45,7 @@ class ContinuationRequest(NamedTuple):
 
     @classmethod
     def of(cls, texts: TextModel, context: str, continuation: str) -> ContinuationRequest:
-        """Tokens of a text and what follows; spaces between the two go with the latter.
-
-        Args:
-            texts: The tokenizer; it has a ``prefix_id``.
-            context: May be empty.
-            continuation: What may follow it.
-        """
+        """Tokens of a text and what follows; spaces between the two go with the latter."""
         if not context:
             assert texts.prefix_id is not None
             ids = texts.encode(continuation, special=False)
@@ -108,22 +100,13 @@ _NOTHING = _Begun(0, {})
 
 @dataclass(frozen=True)
 class LikelihoodScorer:
-    """Scores continuations on a runner.
-
-    Attributes:
-        runner: An entered runner with an output ``logits``.
-        longest: Positions that the model knows; longer requests lose tokens at their start, as in
-            lm-eval.
-        vocabulary: Tokens that it knows; None where nobody tells.
-        batch_size: Sequences in one run at most.
-        shares: Whether requests that begin alike share a KV cache.
-    """
+    """Scores continuations on a runner."""
 
     runner: Runner
     longest: int
-    vocabulary: int | None
-    batch_size: int = BATCH_SIZE
-    shares: bool = True
+    vocabulary: int | None  # tokens that it knows; None where nobody tells
+    batch_size: int = BATCH_SIZE  # sequences in one run at most
+    shares: bool = True  # whether requests that begin alike share a KV cache
 
     @classmethod
     def of(
@@ -132,18 +115,10 @@ class LikelihoodScorer:
         folder: ModelFolder,
         *,
         vocabulary: int | None = None,
-        rows: int | None = None,
+        rows: int | None = None,  # sequences in one run; None for what suits the backend
         longest: int | None = None,
     ) -> LikelihoodScorer:
-        """A scorer with what the model's config says.
-
-        Args:
-            runner: An entered runner.
-            folder: The model's config.
-            vocabulary: Tokens that it knows; by default as the config says.
-            rows: Sequences in one run; None for what suits the backend.
-            longest: Positions, where the config tells none.
-        """
+        """A scorer with what the model's config says."""
         told = vocabulary or folder.config.get("vocab_size")
         return cls(
             runner,
@@ -156,13 +131,7 @@ class LikelihoodScorer:
     def score(
         self, requests: Sequence[ContinuationRequest], *, progress: Progress = QUIET
     ) -> list[Likelihood]:
-        """One likelihood for each request, in their order.
-
-        Raises:
-            ComparisonError: A request has no context or no continuation, has tokens of another
-                model, or is longer than the model; logits aren't finite.
-            BackendError: A run fails.
-        """
+        """One likelihood for each request, in their order."""
         if self.vocabulary is not None:
             check_tokens(_largest(requests), self.vocabulary)
         wanted = [_row(request, self.longest) for request in requests]
@@ -274,12 +243,7 @@ def opening_of(rows: Sequence[TokenRow]) -> tuple[int, ...]:
 
 
 def groups(rows: Sequence[TokenRow], *, share: bool) -> list[Group]:
-    """Joins neighbours in dictionary order where that saves enough tokens.
-
-    Args:
-        rows: In any order.
-        share: False puts each row in a group of its own.
-    """
+    """Joins neighbours in dictionary order where that saves enough tokens."""
     found: list[Group] = []
     for number in sorted(range(len(rows)), key=lambda number: rows[number].tokens):
         joined = _joined(found[-1], number, rows) if share and found else None
@@ -308,14 +272,7 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 def batches(
     found: Sequence[Group], rows: Sequence[TokenRow], *, most_rows: int, most_tokens: int
 ) -> Iterator[list[Group]]:
-    """Puts groups of like lengths together; what they share is cut to the least of them.
-
-    Args:
-        found: From :func:`groups`.
-        rows: The same.
-        most_rows: In one run; a group that has more is split.
-        most_tokens: In one run, padding included; a single group may have more.
-    """
+    """Puts groups of like lengths together; what they share is cut to the least of them."""
     pieces = [piece for group in found for piece in _split(group, most_rows)]
     batch: list[Group] = []
     for piece in sorted(pieces, key=lambda piece: (-piece.shared, -_widest([piece], rows))):
@@ -350,3 +307,44 @@ def _widest(batch: list[Group], rows: Sequence[TokenRow]) -> int:
 def _cut(batch: list[Group]) -> list[Group]:
     least = min(group.shared for group in batch)
     return [Group(group.members, least) for group in batch]
+
+
+def saved_folder(loaded: LoadedModel, place: Path) -> ModelFolder:
+    """A loaded model's config and tokenizer as files, which a GGUF file doesn't have beside it."""
+    save_pretrained_files(loaded, place)
+    return ModelFolder.beside(place / "model", place)
+
+
+def task_texts(folder: ModelFolder) -> TextModel:
+    """The tokenizer beside a model, for tasks: the begin token, else the end token, as prefix."""
+    if folder.tokenizer is None:
+        raise TaskError(
+            f"There is no tokenizer.json next to {folder.onnx}, and tasks need one.",
+            "Copy the model's tokenizer there.",
+            code="no-tokenizer",
+        )
+    begin = folder.config.get("bos_token_id")
+    first = begin if isinstance(begin, int) else folder.end_of_text
+    if first is None:
+        raise TaskError(
+            f"The config next to {folder.onnx} has neither a begin nor an end token.",
+            "Copy the model's config.json there.",
+            code="no-opening-token",
+        )
+    return replace(TextModel.of(folder.onnx, folder.tokenizer), prefix_id=first)
+
+
+def open_scorer(
+    model: Path | str,
+    stack: ExitStack,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,  # CPU threads; None for all physical cores
+    batch_size: int | None = None,  # sequences in one run; None for what suits the backend
+    longest: int | None = None,
+) -> tuple[LikelihoodScorer, TextModel]:
+    """Loads a model and its tokenizer."""
+    folder, runner = open_model(model, provider=provider, threads=threads)
+    text_model = task_texts(folder)
+    stack.enter_context(runner)
+    return LikelihoodScorer.of(runner, folder, rows=batch_size, longest=longest), text_model

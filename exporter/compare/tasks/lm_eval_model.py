@@ -1,9 +1,4 @@
-"""An ``LM`` of lm-eval on depthcut's runners: ``--model depthcut --model_args path=FOLDER``.
-
-lm-eval finds models in its own registry alone and has no entry points, so :func:`register` must
-run in its process; ``depthcut lm-eval`` does that and hands over to lm-eval's own command line.
-This module is imported where lm-eval is installed.
-"""
+"""An ``LM`` of lm-eval on depthcut's runners: ``--model depthcut --model_args path=FOLDER``."""
 
 from __future__ import annotations
 
@@ -17,8 +12,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import model_registry
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from exporter.compare.tasks.likelihood import ContinuationRequest, Likelihood, LikelihoodScorer
-from exporter.compare.tasks.opening import open_scorer
+from exporter.compare.tasks.likelihood import (
+    ContinuationRequest,
+    Likelihood,
+    LikelihoodScorer,
+    open_scorer,
+)
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.open_decoder import decoder_on
 from exporter.engines.decoding.text_model import TextModel
@@ -36,13 +35,7 @@ def register() -> None:
 
 
 class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """lm-eval's questions, answered by an entered runner.
-
-    Args:
-        scorer: What finds likelihoods.
-        text_model: The tokenizer.
-        new_tokens: The most tokens that are generated where a task sets no limit.
-    """
+    """lm-eval's questions, answered by an entered runner."""
 
     def __init__(
         self, scorer: LikelihoodScorer, text_model: TextModel, *, new_tokens: int = 256
@@ -105,11 +98,7 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return [ContinuationRequest(*map(tuple, make_disjoint_window(pair))) for pair in pairs]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first text that ends them.
-
-        Raises:
-            TaskError: A task asks for drawn tokens or several beams.
-        """
+        """Greedy continuations, cut before the first text that ends them."""
         found = []
         with decoder_on(self._scorer.runner) as decoder:
             for context, how in (request.args for request in requests):
@@ -140,24 +129,7 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
 
 class PathLM(RunnerLM):
-    """What ``--model depthcut`` makes of its arguments.
-
-    Args:
-        path: A folder with ``model.onnx`` and its tokenizer, an ONNX file, or an engine; or a
-            backend and the path of its model, as in ``llama.cpp:FILE``.
-        pretrained: The same: lm-eval's usual name for it.
-        provider: ``cpu`` or ``cuda``, for ONNX Runtime.
-        threads: CPU threads; by default all physical cores.
-        batch_size: Sequences in one run; 1 (lm-eval's default) and ``auto`` leave it to depthcut.
-        max_length: Positions, where the config tells none.
-        max_gen_toks: See :class:`RunnerLM`.
-        device: lm-eval's own argument, unused: it names a GPU even where nobody asked for one.
-        max_batch_size: lm-eval's own argument, unused.
-
-    Raises:
-        TaskError: It is not said which model, or twice.
-        DepthcutError: The model can't be loaded.
-    """
+    """What ``--model depthcut`` makes of its arguments."""
 
     def __init__(
         self,

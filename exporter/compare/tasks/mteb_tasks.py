@@ -1,25 +1,96 @@
-"""mteb's tasks by name: ``mteb:STSBenchmark``.
-
-Of retrieval and reranking the items are the queries, of STS the pairs, as mteb scores them itself;
-of any other task mteb tells figures of whole data sets alone, which are then the items.
-"""
+"""mteb's tasks by name: ``mteb:STSBenchmark``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from exporter.compare.tasks.encoding import TaskEncoder, correlation_influences
-from exporter.compare.tasks.hub import failing_as_task
-from exporter.compare.tasks.mteb_model import EXTRA, mteb_model
-from exporter.compare.tasks.scores import TaskScores
+from exporter.compare.tasks.encoding import TaskEncoder, correlation_influences, reranked
+from exporter.compare.tasks.items import TaskScores, failing_as_task
 from exporter.errors import TaskError
 from exporter.models.ablation.damage import Floats
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
+
+EXTRA = "mteb"
+_REVISION = "local"
+_DOCUMENTS = ("document", "passage", "corpus")
+Vectors = NDArray[np.float32]
+Batches = Iterable[Mapping[str, Any]]
+"""As mteb's data loaders give them: in each the texts, by ``text``."""
+
+
+class MtebModel:
+    """What both kinds have."""
+
+    def __init__(self, encoder: TaskEncoder, name: str) -> None:
+        self.encoder, self.name = encoder, name
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """A name alone: mteb's is to look nothing up."""
+        meta = require("mteb.models.model_meta", extra=EXTRA).ModelMeta
+        return meta.create_empty({"name": f"depthcut/{self.name}", "revision": _REVISION})
+
+
+class MtebEncoder(MtebModel):
+    """An ``EncoderProtocol``; texts run one at a time."""
+
+    def encode(
+        self, inputs: Batches, *, task_metadata: Any, prompt_type: Any = None, **_: Any
+    ) -> Vectors:
+        """Embeddings as the model's folder makes them, ``[texts, size]``."""
+        names = prompt_names(str(task_metadata.name), str(task_metadata.type), prompt_type)
+        found = self.encoder.embed_with(names, _texts(inputs), unit_length=False)
+        return found.astype(np.float32)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Floats:
+        """Cosines of all with all, ``[first, second]``."""
+        first, second = _unit(embeddings1), _unit(embeddings2)
+        cosines: Floats = np.atleast_2d(first) @ np.atleast_2d(second).T
+        return cosines
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Floats:
+        """Cosines of each with its own, ``[texts]``."""
+        cosines: Floats = (_unit(embeddings1) * _unit(embeddings2)).sum(axis=-1)
+        return cosines
+
+
+class MtebCrossEncoder(MtebModel):
+    """A ``CrossEncoderProtocol``: a model that reads query and passage together."""
+
+    def predict(self, inputs1: Batches, inputs2: Batches, **_: Any) -> Floats:
+        """The logit of the yes of each pair, ``[pairs]``."""
+        pairs = zip(_texts(inputs1), _texts(inputs2), strict=True)
+        return reranked(self.encoder, list(pairs))
+
+
+def mteb_model(encoder: TaskEncoder, name: str) -> MtebModel:
+    """What mteb is given of a runner."""
+    return (MtebCrossEncoder if encoder.classifies else MtebEncoder)(encoder, name)
+
+
+def prompt_names(task: str, kind: str, prompt_type: Any) -> list[str]:
+    """The names under which a folder may have a prompt for a text, the most special first."""
+    told = str(getattr(prompt_type, "value", prompt_type)) if prompt_type is not None else ""
+    sides = [*(_DOCUMENTS if told in _DOCUMENTS else [told])] if told else []
+    special = [*(f"{task}-{side}" for side in sides), task]
+    return [*special, *(f"{kind}-{side}" for side in sides), kind, *sides]
+
+
+def _texts(inputs: Batches) -> list[str]:
+    return [str(text) for batch in inputs for text in batch["text"]]
+
+
+def _unit(embeddings: Any) -> Floats:
+    values: Floats = np.asarray(embeddings, np.float64)
+    lengths = np.linalg.norm(values, axis=-1, keepdims=True)
+    return values / np.where(lengths == 0, 1, lengths)
+
 
 PREFIX = "mteb:"
 _ITEMS_AT_ONCE = 32
@@ -43,12 +114,7 @@ def mteb_version() -> str:
 
 
 def mteb_task(name: str) -> Any:
-    """A task of mteb, whose data is not loaded yet.
-
-    Raises:
-        TaskError: mteb has none of that name.
-        MissingDependencyError: Without the extra ``mteb``.
-    """
+    """A task of mteb, whose data is not loaded yet."""
     library = require("mteb", extra=EXTRA)
     try:
         return library.get_task(name)
@@ -65,19 +131,7 @@ def mteb_task(name: str) -> Any:
 def run_mteb(
     names: Sequence[str], encoder: TaskEncoder, model_name: str, *, progress: Progress = QUIET
 ) -> list[TaskScores]:
-    """Scores one arm on mteb's tasks; their data comes from the Hugging Face hub.
-
-    Args:
-        names: Tasks, without the prefix.
-        encoder: Of an entered runner, with the lengths that the model's users cut at.
-        model_name: What mteb calls the model.
-        progress: Hears of each task.
-
-    Raises:
-        TaskError: A task is not known, its data can't be had, or it is not for such a model.
-        ComparisonError: The model embeds nothing or is no reranker.
-        MissingDependencyError: Without the extra ``mteb``.
-    """
+    """Scores one arm on mteb's tasks; their data comes from the Hugging Face hub."""
     model = mteb_model(encoder, model_name)
     return [_scored(mteb_task(name), name, model, progress) for name in names]
 
@@ -115,11 +169,7 @@ def _told(metric: str) -> str:
 
 
 class _Items:
-    """Keeps what a task's figure is made of, as mteb works it out.
-
-    Args:
-        task: Its methods that see the scores of single items are watched.
-    """
+    """Keeps what a task's figure is made of, as mteb works it out."""
 
     def __init__(self, task: Any) -> None:
         self._queries: list[dict[str, dict[str, float]]] = []
@@ -128,12 +178,7 @@ class _Items:
         self._watch(task, "_calculate_scores", self._keep_pairs)
 
     def scores(self, metric: str, whole: Sequence[float]) -> Floats | None:
-        """Each item's score; None where they aren't known, or don't make the figure.
-
-        Args:
-            metric: mteb's name of the figure.
-            whole: Its values, of each data set.
-        """
+        """Each item's score; None where they aren't known, or don't make the figure."""
         found = self._of_queries(metric) if self._queries else self._of_pairs(metric)
         if found is None or len(whole) != 1 or abs(float(found.mean()) - whole[0]) > _ROUNDING:
             return None

@@ -1,14 +1,4 @@
-"""Times models against each other: interleaved, warmed up, loaded anew, raw samples kept.
-
-The way of one time to its verdict: :mod:`subjects` runs a call and times it, :mod:`rounds` lets the
-arms take turns, this module puts rounds into chunks of a row (:mod:`row`), :mod:`statistics` makes
-an estimate of the row's chunks, and :mod:`verdict` one word of the estimate.
-
-All arms live in one process and take turns in rounds. Where in memory a model comes to lie can
-change its speed by percents, for as long as it stays loaded: two sessions of one and the same file
-then differ. So the arms are loaded anew for every chunk of rounds, in turns the other way round,
-and what counts is how chunks differ. Arms with several builds take turns with those instead.
-"""
+"""Times models against each other: interleaved, warmed up, loaded anew, raw samples kept."""
 
 from __future__ import annotations
 
@@ -22,15 +12,9 @@ import numpy as np
 
 from exporter.artifacts import LatencyRow
 from exporter.artifacts.store import Store
-from exporter.compare.timing.clock import (
-    Clocks,
-    little_garbage,
-    no_garbage_collection,
-    timer_overhead_ns,
-)
-from exporter.compare.timing.power import PILOT_SECONDS, PowerGoal
-from exporter.compare.timing.rounds import (
+from exporter.compare.timing.row import (
     Chunk,
+    MeasuredRow,
     Rounds,
     Times,
     calls_of_round,
@@ -38,10 +22,21 @@ from exporter.compare.timing.rounds import (
     joined,
     keep_chunk,
 )
-from exporter.compare.timing.row import MeasuredRow
-from exporter.compare.timing.subjects import Probe, TimedArm, TimedCell, launches_of, one_clock
-from exporter.compare.timing.verdict import CHUNKS, FEWEST_LOADS
-from exporter.compare.timing.warmup import Warmup, calls_per_visit, warm_up
+from exporter.compare.timing.statistics import CHUNKS, FEWEST_LOADS, PILOT_SECONDS, PowerGoal
+from exporter.compare.timing.subjects import (
+    Clocks,
+    Probe,
+    TimedArm,
+    TimedCell,
+    Warmup,
+    calls_per_visit,
+    launches_of,
+    little_garbage,
+    no_garbage_collection,
+    one_clock,
+    timer_overhead_ns,
+    warm_up,
+)
 from exporter.errors import ComparisonError
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
@@ -51,26 +46,12 @@ _LOADING = 2.0  # loading may take so many times as long as measuring
 
 @dataclass(frozen=True)
 class TimingBudget:
-    """How long one row is measured.
-
-    Attributes:
-        seconds: Its time budget: what its rounds may take together. Loading and warming up come on
-            top of it.
-        wall_seconds: What all rows may take together, loading anew and warming up included; it
-            ends with the chunk in which they are up, or with the second round. None: no limit.
-        rounds: Takes so many rounds, whatever they take and show; None goes by the budget.
-        threshold: Below it a difference counts as none.
-        warmup_seconds: A warm-up ends here even when times have not settled.
-        reload: Whether arms that are held against each other are loaded anew, where that isn't
-            much slower than measuring.
-        seed: For the arms' order in each round.
-        power: What it must be able to find: a row ends once it can, or when its time is up. It has
-            no verdict before then.
-    """
+    """How long one row is measured."""
 
     seconds: float = 60.0
+    # it ends with the chunk in which they are up, or with the second round; None: no limit
     wall_seconds: float | None = None
-    rounds: int | None = None
+    rounds: int | None = None  # None goes by the budget
     threshold: float = 0.01
     warmup_seconds: float = 10.0
     reload: bool = True
@@ -79,7 +60,7 @@ class TimingBudget:
 
 
 def measure_rows(
-    arms: Mapping[str, TimedArm],
+    arms: Mapping[str, TimedArm],  # the first is the baseline, the second the candidate
     cells: Sequence[TimedCell],
     budget: TimingBudget,
     *,
@@ -91,27 +72,7 @@ def measure_rows(
     enough: Callable[[Sequence[MeasuredRow]], bool] | None = None,
     progress: Progress = QUIET,
 ) -> list[LatencyRow]:
-    """Measures all arms at all cells.
-
-    Args:
-        arms: By name, loaded; the first is the baseline, the second the candidate. They are loaded
-            when it ends, too.
-        cells: What is timed.
-        budget: How long.
-        store: What an earlier run left, and where this one keeps its chunks.
-        paired: So many of the first arms are held against each other, and so loaded anew together.
-        together: Whether all arms are loaded at once. Else one is loaded when it is bound, in the
-            place of another, and takes all its turns of a chunk in one go.
-        clocks: The clocks.
-        after_chunk: Called between chunks.
-        enough: Asked between chunks about all rows together; where it says so, they end. A row's
-            own verdict then ends none before its time is up.
-        progress: Hears what goes on.
-
-    Raises:
-        BackendError: A run fails.
-        ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
-    """
+    """Measures all arms at all cells."""
     measurement = _Measurement(arms, budget, store, clocks or Clocks(), progress, paired)
     measurement.enough = enough
     measurement.together = together
@@ -122,15 +83,7 @@ def measure_rows(
 
 @dataclass(frozen=True)
 class _Bound:
-    """Arms that are bound to a cell and warm.
-
-    Attributes:
-        cell: What they are timed at.
-        names: The arms.
-        probes: A call of each.
-        clock: That they are timed by.
-        warm: How their warm-up ended.
-    """
+    """Arms that are bound to a cell and warm."""
 
     cell: TimedCell
     names: Sequence[str]

@@ -2,67 +2,166 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import LatencyRow, PowerReached, Stop, VerdictWord
-from exporter.compare.timing.power import Foretold, PowerGoal
-from exporter.compare.timing.rounds import Chunk
+from exporter.artifacts.store import Store
 from exporter.compare.timing.statistics import (
+    FEWEST_LOADS,
+    ONE_LOOK,
     TURNS,
+    Foretold,
     Milliseconds,
+    PowerGoal,
+    SequentialTest,
     SpeedupEstimate,
     Spread,
     estimate,
     log_ratios,
+    noise_floor,
     paired_speedup,
     spreads,
     summarize,
-)
-from exporter.compare.timing.subjects import TimedCell
-from exporter.compare.timing.verdict import (
-    FEWEST_LOADS,
-    ONE_LOOK,
-    SequentialTest,
-    noise_floor,
     verdict,
 )
+from exporter.compare.timing.subjects import Clocks, Probe, Sample, TimedCell, Watch
+
+Times = NDArray[np.float64]
+"""Milliseconds of one round, ``[arms, 2 * calls, phases]``."""
+
+
+class Rounds:
+    """Takes rounds of the same arms.
+
+    The order of the arms is drawn for each round and its second half runs backwards (ABBA or BAAB
+    for two), so that a steady drift hits all alike, and no regular disturbance can keep step with
+    one arm. An arm whose call is shorter than a turn makes several, and the first of them isn't
+    timed: it finds caches and threads as another arm left them.
+    """
+
+    def __init__(
+        self, probes: Sequence[Probe], calls: int, rng: np.random.Generator, clocks: Clocks
+    ) -> None:
+        self._probes = probes
+        self._calls = calls
+        self._rng = rng
+        self._clocks = clocks
+
+    def take(self) -> Times | None:
+        """One round; None where a clock jumped or a time is none, so that it must not count."""
+        order = [int(arm) for arm in self._rng.permutation(len(self._probes))]
+        taken: list[list[Sample]] = [[] for _ in self._probes]
+        watch = Watch(self._clocks)
+        for arm in (*order, *reversed(order)):
+            taken[arm].extend(self._visit(self._probes[arm]))
+        times = np.array(taken, np.float64)
+        # A call's longest part is all of it.
+        sound = watch.agrees(float(times.max(axis=-1).sum())) and (times > 0).all()
+        return times if sound and np.isfinite(times).all() else None
+
+    def _visit(self, probe: Probe) -> list[Sample]:
+        clock = self._clocks.now
+        if self._calls > 1:
+            probe.sample(clock)
+        return [probe.sample(clock) for _ in range(self._calls)]
+
+
+def calls_of_round(arms: int, calls: int) -> int:
+    """Calls in all of one round, those that aren't timed included."""
+    return TURNS * arms * (calls + (calls > 1))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rounds that were taken in one go, between two loadings of the arms."""
+
+    times_ms: NDArray[np.float64]  # `[rounds, arms, 2 * calls, phases]`
+    seconds: float
+    settled: bool
+    clock: Literal["host", "device"]
+    planned: int
+    reloaded: bool
+    dropped: int = 0
+    launches: tuple[str, ...] = ()
+
+    @property
+    def calls(self) -> int:
+        """Timed calls of one turn."""
+        return int(self.times_ms.shape[2]) // TURNS
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**vars(self), "times_ms": self.times_ms.tolist()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Chunk:
+        """From plain data."""
+        try:
+            times = np.array(data["times_ms"], np.float64)
+            launches = tuple(map(str, data.get("launches", ())))
+            found = cls(**{**data, "times_ms": times, "launches": launches})
+        except (TypeError, KeyError) as error:
+            raise ValueError("this is no chunk") from error
+        if times.ndim != 4 or not times.size or not np.isfinite(times).all() or (times <= 0).any():
+            raise ValueError("these are no times")
+        if launches and len(launches) != times.shape[1]:
+            raise ValueError("it isn't told which arm's launches these are")
+        return found
+
+
+def joined(parts: Sequence[Chunk]) -> Chunk:
+    """Parts of a chunk that were taken arm by arm, as one: the arms in the parts' order."""
+    first, *others = parts
+    if not others:
+        return first
+    ways = [way for part in parts for way in part.launches or ("",) * part.times_ms.shape[1]]
+    return replace(
+        first,
+        times_ms=np.concatenate([part.times_ms for part in parts], axis=1),
+        seconds=sum(part.seconds for part in parts),
+        settled=all(part.settled for part in parts),
+        dropped=sum(part.dropped for part in parts),
+        launches=tuple(ways) if any(ways) else (),
+    )
+
+
+def find_chunk(store: Store, cell: TimedCell, number: int) -> Chunk | None:
+    """The chunk of a cell, where an earlier run has finished it."""
+    kept = store.find(f"{cell} #{number}")
+    with contextlib.suppress(ValueError):
+        return None if kept is None else Chunk.from_json(kept)
+    return None
+
+
+def keep_chunk(store: Store, cell: TimedCell, number: int, chunk: Chunk) -> None:
+    """Keeps a finished chunk for a later run."""
+    store.keep(f"{cell} #{number}", chunk.to_json())
+
 
 _OVER = 1.02  # of the budget a last chunk may take so much
 _FEWEST = 2  # rounds that an interval needs, whatever the budget
 
 
 class MeasuredRow:
-    """A cell's chunks.
-
-    Args:
-        cell: What is timed.
-        arms: Names of all arms; the first is the baseline, the second the candidate.
-        builds: Builds of each arm; chunk *i* timed build ``i % builds``.
-        reloaded: Whether the arms were loaded anew for every chunk, in turns the other way round.
-        threshold: Below it a difference counts as none.
-        chunks: In how many parts the budget is planned, or the rounds are taken; a multiple of the
-            builds.
-        seconds: The time budget; None where there is none.
-        looks: Whether a clear verdict ends it before the time is up.
-        goal: What it must be able to find; it then ends once it can, whatever its verdict is.
-    """
+    """A cell's chunks."""
 
     def __init__(
         self,
         cell: TimedCell,
-        arms: Sequence[str],
+        arms: Sequence[str],  # the first is the baseline, the second the candidate
         *,
-        builds: int,
+        builds: int,  # builds of each arm; chunk *i* timed build `i % builds`
         reloaded: bool,
         threshold: float,
         chunks: int,
-        seconds: float | None,
+        seconds: float | None,  # the time budget; None where there is none
         looks: bool = True,
         goal: PowerGoal | None = None,
     ) -> None:

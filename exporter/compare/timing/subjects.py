@@ -2,15 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from exporter.artifacts import TimedPhase
+from exporter.artifacts.base import Parts
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.nouns import Parts
-from exporter.compare.timing.clock import Clock
 from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall, Runner
+
+Clock = Callable[[], int]
+"""A monotonic clock in nanoseconds."""
+
+_READINGS = 200
+_SLACK_NS = 5_000_000  # two clocks are read one after the other, and not at the same moment
+_SLACK = 0.01
+
+
+def _since_boot() -> int:
+    # Where there is no such clock, nothing tells that the machine slept.
+    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The clock that times, and another that goes on where the first one may stand still."""
+
+    now: Clock = time.perf_counter_ns
+    witness: Clock = _since_boot
+
+
+class Watch:
+    """Says of a stretch of time whether both clocks saw it alike."""
+
+    def __init__(self, clocks: Clocks) -> None:
+        self._clocks = clocks
+        self._begin = clocks.now(), clocks.witness()
+
+    def agrees(self, timed_ms: float) -> bool:
+        """Whether the clock ran forwards, as far as the witness, and what was timed fits in."""
+        passed = self._clocks.now() - self._begin[0]
+        witnessed = self._clocks.witness() - self._begin[1]
+        slack = _SLACK_NS + _SLACK * max(passed, witnessed)
+        return passed >= 0 and abs(passed - witnessed) <= slack and timed_ms * 1e6 <= passed + slack
+
+
+def timer_overhead_ns(clock: Clock) -> float:
+    """What two readings add to a time; it isn't subtracted: a call takes thousands of times that.
+
+    The median of many pairs of readings with nothing between them.
+    """
+    found = []
+    for _ in range(_READINGS):
+        begin = clock()
+        found.append(clock() - begin)
+    return float(statistics.median(found))
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collects now, and not again within the block."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def little_garbage() -> Iterator[None]:
+    """Collects now, and lets later collections pass over what was there before the block.
+
+    With PyTorch loaded each of them would take a good part of a second, and there is one a chunk.
+    """
+    gc.collect()
+    if gc.get_freeze_count():  # somebody did it already, and will undo it
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
 
 Sample = tuple[float, ...]
 """Milliseconds of one call: one number for each phase that the cell is timed for."""
@@ -111,10 +193,6 @@ def one_clock(probes: Sequence[Probe], *, device: bool = True) -> Literal["host"
     """Has all arms of a row timed by one clock, and says which.
 
     The device's where all can tell it; a device's time leaves out what a host's has.
-
-    Args:
-        probes: The arms, or those that are loaded.
-        device: Whether the others tell it, too.
     """
     calls = [probe for probe in probes if isinstance(probe, CallProbe)]
     if device and len(calls) == len(probes) and all(call.on_device for call in calls):
@@ -142,11 +220,7 @@ _B = TypeVar("_B", bound=Loadable)
 
 
 class Builds(Generic[_B]):
-    """What every :class:`TimedArm` does with its builds.
-
-    Args:
-        builds: Of the same model. One is loaded at a time: each holds the weights.
-    """
+    """What every :class:`TimedArm` does with its builds."""
 
     def __init__(self, builds: Sequence[_B]) -> None:
         self._builds = builds
@@ -185,13 +259,7 @@ class Builds(Generic[_B]):
 
 
 class RunnerArm(Builds[Runner]):
-    """An arm whose runs are single runs of a graph.
-
-    Args:
-        builds: Runners of the same model; the caller enters the first, and leaves whichever is
-            entered in the end.
-        vocabulary: How many tokens the models know.
-    """
+    """An arm whose runs are single runs of a graph."""
 
     def __init__(self, builds: Sequence[Runner], vocabulary: int) -> None:
         super().__init__(builds)
@@ -210,3 +278,76 @@ class RunnerArm(Builds[Runner]):
         tokens = random_tokens(cell, self._vocabulary)
         inputs = make_inputs(runner.inputs, cell, tokens)
         return CallProbe(runner.prepare(inputs, phase=cell.phase))
+
+
+_AGREEMENT = 0.05  # windows that differ by less have settled
+_AGREEING_WINDOWS = 3
+_FEWEST_WINDOWS = 2  # where the time is up before
+_MOST_WINDOWS = 8  # whose mean is held against that of as many before
+_VISIT_MS = 25.0
+_MOST_CALLS = 16
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """How the warm-up ended."""
+
+    calls: int
+    call_ms: float
+    stable: bool
+    seconds: float
+
+
+def warm_up(
+    probes: Sequence[Probe], *, seconds: float, clock: Clock, fewest: int = _FEWEST_WINDOWS
+) -> Warmup:
+    """Calls all arms in turn until the last three windows of each agree within 5 %.
+
+    Or, where noise doesn't let them, until the mean of the last three to eight agrees so with that
+    of as many before.
+    """
+    windows: list[list[float]] = [[] for _ in probes]
+    taken_ms: list[list[float]] = [[] for _ in probes]
+    begin = clock()
+    calls, per_window = 0, 1
+    while True:
+        for probe, medians, passed_ms in zip(probes, windows, taken_ms, strict=True):
+            began = clock()
+            medians.append(_window(probe, per_window, clock))
+            passed_ms.append((clock() - began) / 1e6 / per_window)
+        calls += per_window
+        taken = (clock() - begin) / 1e9
+        stable = all(map(_settled, windows))
+        if stable or (len(windows[0]) >= fewest and taken > seconds):
+            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in taken_ms)
+            return Warmup(calls, call_ms, stable, taken)
+        per_window = calls_per_visit(max(found[-1] for found in taken_ms))
+
+
+def calls_per_visit(call_ms: float) -> int:
+    """How many calls an arm makes in its turn, so that the turn takes about 25 ms at least."""
+    return max(1, min(_MOST_CALLS, round(_VISIT_MS / max(call_ms, 1e-3))))
+
+
+def _window(probe: Probe, calls: int, clock: Clock) -> float:
+    """The median over the window's calls of the call's longest part."""
+    return statistics.median(max(probe.sample(clock)) for _ in range(calls))
+
+
+def _settled(medians_ms: list[float]) -> bool:
+    """Whether windows agree or, on a machine where they never do, no longer fall or rise."""
+    last = medians_ms[-_AGREEING_WINDOWS:]
+    if len(last) < _AGREEING_WINDOWS:
+        return False
+    if _agree(max(last), min(last)):
+        return True
+    half = min(len(medians_ms) // 2, _MOST_WINDOWS)
+    if half < _AGREEING_WINDOWS:
+        return False
+    return _agree(
+        statistics.mean(medians_ms[-half:]), statistics.mean(medians_ms[-2 * half : -half])
+    )
+
+
+def _agree(one_ms: float, other_ms: float) -> bool:
+    return max(one_ms, other_ms) <= (1 + _AGREEMENT) * min(one_ms, other_ms)

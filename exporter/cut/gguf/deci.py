@@ -1,10 +1,4 @@
-"""Layers without their attention or MLP, as llama.cpp's architecture ``deci`` has them.
-
-Read in llama.cpp's ``src/models/deci.cpp``: a layer with no heads has no attention; one with heads
-and no KV heads has ``attn_output.weight`` in its attention's place, a square map without a bias. A
-layer without an MLP loses its attention's result, too, so an MLP that goes leaves one of zeros.
-The width of a head is taken from layer 0, which must have heads for that.
-"""
+"""Layers without their attention or MLP, as llama.cpp's architecture ``deci`` has them."""
 
 from __future__ import annotations
 
@@ -15,16 +9,17 @@ from dataclasses import replace
 from exporter.cut.gguf.layers import Layer
 from exporter.errors import SurgeryError
 from exporter.models.gguf.header import Entry, text_entry, whole_entry, wholes_entry
-from exporter.models.gguf.layer_sizes import (
+from exporter.models.gguf.model_files import (
+    ARCHITECTURE_KEY,
     BLOCK_COUNT,
     HEADS,
     HIDDEN,
     KV_HEADS,
     MLP_WIDTH,
+    GgufModel,
     LayerSizes,
     sizes_of,
 )
-from exporter.models.gguf.model_files import ARCHITECTURE_KEY, GgufModel
 
 DECI = "deci"
 ZERO_WIDTH = 32

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import SurgeryError
-from exporter.models.gguf.header import Tensor
-from exporter.models.gguf.model_files import GgufModel
+from exporter.models.gguf.header import Entry, Tensor, array_entry, whole_entry
+from exporter.models.gguf.model_files import BLOCK_COUNT, GgufModel
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
@@ -17,17 +18,11 @@ _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that stays, whole or in part.
-
-    Attributes:
-        number: In the file that is cut.
-        attention: What takes the attention's place; None: it stays.
-        mlp: What takes the MLP's place; None: it stays.
-    """
+    """One layer that stays, whole or in part."""
 
     number: int
-    attention: Replacement | None = None
-    mlp: Replacement | None = None
+    attention: Replacement | None = None  # what takes the attention's place; None: it stays
+    mlp: Replacement | None = None  # what takes the MLP's place; None: it stays
 
     @property
     def whole(self) -> bool:
@@ -36,12 +31,7 @@ class Layer:
 
 
 def layers_left(deletions: Sequence[PlannedDeletion], count: int) -> list[Layer]:
-    """The layers that stay. One whose attention and MLP both go without replacement is gone.
-
-    Args:
-        deletions: A plan's that was held against the number of layers.
-        count: How many layers there are.
-    """
+    """The layers that stay. One whose attention and MLP both go without replacement is gone."""
     gone: dict[tuple[int, str], Replacement] = {}
     for each in deletions:
         if each.kind not in (*BLOCK_KINDS, "block"):
@@ -95,3 +85,119 @@ def place_in_layer(name: str) -> tuple[int, str] | None:
 def new_numbers(layers: Sequence[Layer]) -> Mapping[int, int]:
     """From the number of each layer that stays to its new one."""
     return {layer.number: place for place, layer in enumerate(layers)}
+
+
+_ALIKE = (
+    "llama", "deci", "mistral3", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "phi2",
+    "phi3", "command-r", "olmo", "olmoe", "starcoder", "starcoder2", "stablelm", "internlm2",
+    "granite", "granitemoe", "falcon", "gptneox", "gpt2", "bloom", "mpt", "nemotron", "arcee",
+    "seed_oss", "xverse", "exaone", "orion", "dream", "minicpm", "bert", "nomic-bert",
+)  # fmt: skip
+_PERIODS = {
+    **dict.fromkeys(_ALIKE, 1),
+    "gemma2": 2,
+    "gpt-oss": 2,
+    "modern-bert": 3,
+    "cohere2": 4,
+    "olmo2": 4,
+    "smollm3": 4,
+    "gemma3": 6,
+}
+# llama.cpp takes these from the number of layers, or from layers' numbers, where they aren't said.
+_NEEDED = {"minicpm": "residual_scale"}
+_SIZED = {"gemma2": 46, "gemma3": 62}  # with so many layers llama.cpp scales attention otherwise
+_TELLING = ("moe_every_n_layers", "interleave_moe_layer_step", "leading_dense_block_count")
+_PER_LAYER = frozenset(
+    {
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.sliding_window_pattern",
+        "expert_used_count",
+        "expert_feed_forward_length",
+    }
+)
+_WAY_OUT = "Cut the ONNX graph (depthcut prune), or the checkpoint before its conversion."
+
+
+def check_own(model: GgufModel, layers: Sequence[Layer]) -> None:
+    """Refuses fewer layers where llama.cpp would compute something else with them."""
+    architecture = model.architecture
+    period = _PERIODS.get(architecture)
+    if period is None:
+        raise SurgeryError(
+            f"{model.path} is of the architecture {architecture}; whether llama.cpp treats all its "
+            "layers alike was not looked at, so none is taken out.",
+            _WAY_OUT,
+            code="unread-architecture",
+        )
+    told = model.entry("attention.sliding_window_pattern")
+    period = math.lcm(period, (told and told.whole) or 1)
+    _refuse_what_tells_layers(model, layers)
+    for place, layer in enumerate(layers):
+        if (layer.number - place) % period:
+            raise SurgeryError(
+                f"{model.path}: without the blocks before it layer {layer.number} would become "
+                f"layer {place}. llama.cpp treats every {period} layers of {architecture} by their "
+                f"numbers, so it would be computed as another kind of layer.",
+                f"Take out {period} blocks in a row, or a multiple of that. {_WAY_OUT}",
+                code="pattern-of-layers",
+            )
+
+
+def own_entries(model: GgufModel, layers: Sequence[Layer]) -> list[Entry]:
+    """The metadata for fewer layers."""
+    return list(_own_entries(model, layers))
+
+
+def _own_entries(model: GgufModel, layers: Sequence[Layer]) -> Iterator[Entry]:
+    prefix, count = f"{model.architecture}.", model.whole(BLOCK_COUNT)
+    for entry in model.entries.values():
+        name = entry.key.removeprefix(prefix)
+        if name == entry.key:
+            yield entry
+        elif name == BLOCK_COUNT:
+            yield whole_entry(entry.key, len(layers))
+        elif entry.length == count:
+            yield _of_layers(model, entry, name, layers)
+        else:
+            yield entry
+
+
+def _of_layers(model: GgufModel, entry: Entry, name: str, layers: Sequence[Layer]) -> Entry:
+    """An array with a value a layer, for the layers that stay."""
+    elements, kind = entry.elements, entry.element_kind
+    if name not in _PER_LAYER or elements is None or kind is None:
+        raise SurgeryError(
+            f"{model.path}: {entry.key} has as many values as the model has layers, and what they "
+            "are for is not known here.",
+            _WAY_OUT,
+            code="unknown-array",
+        )
+    return array_entry(entry.key, kind, [elements[layer.number] for layer in layers])
+
+
+def _refuse_what_tells_layers(model: GgufModel, layers: Sequence[Layer]) -> None:
+    needed = _NEEDED.get(model.architecture)
+    if needed is not None and model.entry(needed) is None:
+        raise SurgeryError(
+            f"{model.path} has no {model.architecture}.{needed}, which llama.cpp then makes from "
+            "the number of layers.",
+            _WAY_OUT,
+            code="made-of-layer-count",
+        )
+    sized = _SIZED.get(model.architecture)
+    if sized in (model.whole(BLOCK_COUNT), len(layers)):
+        raise SurgeryError(
+            f"{model.path} would have {len(layers)} layers; llama.cpp scales the attention of "
+            f"{model.architecture} otherwise with {sized} layers than with any other number.",
+            _WAY_OUT,
+            code="made-of-layer-count",
+        )
+    telling = model.said(_TELLING)
+    if telling is not None:
+        raise SurgeryError(
+            f"{model.path}: {telling.key} tells some layers from the rest by their numbers.",
+            _WAY_OUT,
+            code="pattern-of-layers",
+        )

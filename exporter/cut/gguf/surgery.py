@@ -1,8 +1,4 @@
-"""GGUF file and plan in, GGUF file out, of tensors that are copied byte for byte.
-
-What all of a cut has to hold before anything is written is asked of ``own_layers.py``, where only
-whole blocks go, and else of ``deci.py``.
-"""
+"""GGUF file and plan in, GGUF file out, of tensors that are copied byte for byte."""
 
 from __future__ import annotations
 
@@ -19,25 +15,56 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut.gguf.deci import DECI, check_deci, deci_entries, refuse_headless
 from exporter.cut.gguf.layers import (
     Layer,
+    check_own,
     layers_left,
     new_numbers,
+    own_entries,
     place_in_layer,
     refuse_missing,
 )
-from exporter.cut.gguf.maps import map_piece, zero_mlp
-from exporter.cut.gguf.options import GgufOptions
-from exporter.cut.gguf.own_layers import check_own, own_entries
-from exporter.cut.gguf.writing import Head, Piece, piece_of, write_file
+from exporter.cut.gguf.writing import (
+    Head,
+    MapType,
+    Piece,
+    map_piece,
+    piece_of,
+    write_file,
+    zero_mlp,
+)
 from exporter.errors import SurgeryError
 from exporter.files import in_shards, refuse_overwriting, sha256_file, telling_full_disk
 from exporter.models.gguf.header import Entry, text_entry
-from exporter.models.gguf.layer_sizes import HIDDEN, layers_of
-from exporter.models.gguf.model_files import SPLIT_KEYS, GgufModel, read_model, shard_path
+from exporter.models.gguf.model_files import (
+    HIDDEN,
+    SPLIT_KEYS,
+    GgufModel,
+    layers_of,
+    read_model,
+    shard_path,
+)
+from exporter.option_types import Size
+from exporter.options import Options, dataclass, option
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files.kinds import GGUF
 from graph_passes.files.placing import staging
 from graph_passes.plan_record import PLAN_KEY, canonical_json
 from graph_passes.types import DeletionKind, SublayerRef
+
+
+@dataclass(frozen=True)
+class GgufOptions(Options):
+    """How a GGUF file is cut."""
+
+    map_type: MapType = option(
+        "Q8_0", "Type of the linear maps that take the places of attentions."
+    )
+    shard_bytes: Size | None = option(
+        None,
+        "Write shards with at most this many bytes of tensors each: NAME-00001-of-00003.gguf.",
+        "--shard-size",
+        usual="one file",
+    )
+
 
 _KINDS = get_args(DeletionKind)
 _MAP = "attn_output.weight"
@@ -46,27 +73,14 @@ _NORM_OF_MLP = "ffn_norm.weight"
 
 
 class GgufFacts(Record):
-    """What was cut out of a GGUF file.
-
-    Attributes:
-        files: The names of what was written.
-        architecture: In llama.cpp, before and after.
-        layers: How many there were.
-        kept: The layers that stay, whole or in part, by their numbers in the source.
-        deletions: What was dropped.
-        tensors_kept: How many are copied byte for byte.
-        tensors_removed: How many went.
-        tensors_added: How many came: maps, and MLPs of zeros.
-        bytes_before: Of all tensors.
-        bytes_after: Of all tensors.
-    """
+    """What was cut out of a GGUF file."""
 
     files: list[str]
     architecture: tuple[str, str]
     layers: int
     kept: list[int]
     deletions: list[PlannedDeletion]
-    tensors_kept: int = Field(ge=0)
+    tensors_kept: int = Field(ge=0)  # how many are copied byte for byte
     tensors_removed: int = Field(ge=0)
     tensors_added: int = Field(ge=0)
     bytes_before: int
@@ -85,16 +99,6 @@ def cut_gguf(
 
     Where only whole blocks go, the result is of the source's architecture; else of llama.cpp's
     ``deci``. All files of the result appear together or not at all.
-
-    Args:
-        source: The file, or any of its shards.
-        target: The file to write; the stem of their names where shards are asked for.
-        plan: What goes, and the numbers of linear maps.
-        options: How; by default as :class:`GgufOptions` has it.
-        progress: Who is told.
-
-    Returns:
-        What was done.
     """
     options = options or GgufOptions()
     if not target.name or target.is_dir():

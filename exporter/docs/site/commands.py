@@ -10,8 +10,7 @@ from collections.abc import Iterable
 import click
 
 from exporter.cli import cli
-from exporter.cli.command import SchemaCommand
-from exporter.cli.parameters import help_of
+from exporter.cli.command import SchemaCommand, help_of
 from exporter.options import Leaf
 
 _MARKS = r"[\\*_<>\[\]#|]"

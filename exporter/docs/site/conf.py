@@ -1,9 +1,4 @@
-"""Sphinx's settings for `make docs`: the Markdown files of the repository, from where they are.
-
-Two pages have a part that is made from the code when the site is built: the commands with all their
-options, and the files that pass between the stages. The page in the repository holds the words
-before it.
-"""
+"""Sphinx's settings for `make docs`: the Markdown files of the repository, from where they are."""
 
 from __future__ import annotations
 
@@ -93,11 +88,7 @@ def begin_at_the_readme(app: Any, error: Exception | None) -> None:
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Called by Sphinx.
-
-    Returns:
-        That pages may be read side by side.
-    """
+    """Called by Sphinx."""
     app.connect("source-read", complete)
     app.connect("build-finished", begin_at_the_readme)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

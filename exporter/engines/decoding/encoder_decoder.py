@@ -16,7 +16,7 @@ from exporter.engines.runners.base import Array, Capabilities, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
 from exporter.models.decoding_rules import DecodingRules, greedy
-from exporter.models.encoder_decoder_folder import (
+from exporter.models.model_folder import (
     ENCODER,
     FIRST_STEP,
     GRAPHS,

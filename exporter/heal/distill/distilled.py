@@ -16,13 +16,12 @@ from exporter.errors import HealingError, ScoringError
 from exporter.heal.distill.student import Student, trained_numbers
 from exporter.heal.distill.training import Trainer
 from exporter.heal.distill.workers import Workers
-from exporter.heal.fits import Fit
+from exporter.heal.fit import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.fold.folded import folded_values
 from exporter.heal.memory import telling_memory, training_device, warn_of_memory
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
-from exporter.models.bfloat16 import bfloat16_where_fast
-from exporter.models.changed_weights import OwnValue, weights_changed
+from exporter.models.changed_weights import OwnValue, bfloat16_where_fast, weights_changed
 from exporter.models.texts.calibration import DEFAULT_TOKENS, CalibrationText
 from exporter.models.texts.mixtures import joined
 from graph_passes.types import SublayerRef
@@ -34,16 +33,6 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
 
     One half of the held-out samples decides when to stop and which state is kept; the other is for
     those who judge.
-
-    Args:
-        fitting: The model, the branches, the texts and the options.
-
-    Yields:
-        The changed weights, and a way to run the model with them, while the block runs.
-
-    Raises:
-        HealingError: The weights are quantised, memory is short, or nothing was gained.
-        MissingDependencyError: Without the library of adapters.
     """
     loaded, options = fitting.loaded, fitting.options
     stopping, judging = fitting.texts.halves

@@ -1,8 +1,4 @@
-"""Teacher and student in one copy of a model's weights.
-
-The teacher is the model as it was loaded. The student lacks the dropped branches and has adapters
-on its products, or values of its own for all weights; both are switched on and off between passes.
-"""
+"""Teacher and student in one copy of a model's weights."""
 
 from __future__ import annotations
 
@@ -47,35 +43,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a pass gives.
-
-    Attributes:
-        given: Logits ``[batch, tokens, vocabulary]``, or of a model without next tokens the last
-            hidden states, ``[batch, tokens, hidden]``.
-        states: What each layer gives, ``[batch, tokens, hidden]``; empty where not asked for.
-    """
+    """What a pass gives."""
 
     given: torch.Tensor
-    states: list[torch.Tensor]
+    states: list[torch.Tensor]  # what each layer gives, `[batch, tokens, hidden]`
 
 
 class Student:
     """A model that can be the whole one or its healed cut.
 
     Outside of :meth:`healed` it is the whole model, with the weights that it was loaded with.
-
-    Args:
-        model: A transformers model. :meth:`close` leaves it as it was.
-        cut: What is in the place of which branch; biases and maps are trained too.
-        train: ``adapters``: products of low rank beside those of the kept branches, and their
-            norms; ``all``: every weight but the embedding and what is tied to it.
-        rank: Of the adapters; None for ``all``.
-        folded: Values of weights that the student begins with; they aren't trained themselves.
-
-    Raises:
-        HealingError: The weights are quantised, or the layers hold nothing to be trained.
-        MissingDependencyError: ``adapters`` without peft, or with one that is too old.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
 
     def __init__(
@@ -83,7 +60,7 @@ class Student:
         model: Any,
         cut: BranchReplacements,
         train: Train,
-        rank: int | None,
+        rank: int | None,  # of the adapters; None for `all`
         folded: Sequence[OwnValue] = (),
     ) -> None:
         refuse_quantized(model)
@@ -172,12 +149,7 @@ class Student:
             self._folded, self._answers_with = folded, self.cut
 
     def begin_bare(self, *, empties: bool) -> None:
-        """Lets the student begin with the model's own weights.
-
-        Args:
-            empties: Whether what is in the branches' places begins with nothing that it adds. Of a
-                map's two factors the first stays as it is: from nothing neither would learn.
-        """
+        """Lets the student begin with the model's own weights."""
         import torch
 
         self._folded = []
@@ -256,11 +228,7 @@ class Student:
 
 
 def adapter_library() -> ModuleType:
-    """The library that makes adapters.
-
-    Raises:
-        MissingDependencyError: It is not installed, or too old.
-    """
+    """The library that makes adapters."""
     return require("peft", extra="torch", oldest="0.18")
 
 

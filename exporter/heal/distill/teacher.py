@@ -4,40 +4,133 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from exporter.heal.distill.loss import answer_loss, class_loss, embedding_loss, state_loss
 from exporter.heal.memory import KEPT_BYTES
-from exporter.models.ablation.embeddings import classifies_tokens, has_separate_labels
+from exporter.models.ablation.embeddings import (
+    by_position,
+    classifies_tokens,
+    cosines,
+    has_separate_labels,
+)
 from exporter.models.ablation.meter import judged_by
-from exporter.models.bfloat16 import bfloat16_where_fast
-from exporter.models.sentence_folder import pooling_of_model
+from exporter.models.changed_weights import bfloat16_where_fast
+from exporter.models.sentence_folder import MEAN, Pooling, pooling_of_model
 from exporter.models.texts.batches import Batch, Sources
 from exporter.models.texts.calibration import CalibrationText
 
 if TYPE_CHECKING:
     from exporter.heal.distill.student import Answer, Student
 
+_CHUNK_BYTES = 4 << 20
+"""Of float32 logits that are worked on at once: what stays in a processor's cache."""
+
+
+class _Divergence(torch.autograd.Function):
+    """Mean KL divergence from one distribution to another, over the positions of a mask.
+
+    The gradient, ``(q - p) / positions``, is made in the same pass, a few positions at a time and
+    in the logits' own dtype: nothing of the vocabulary's size is kept in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        vocabulary = student.shape[-1]
+        rows = student.reshape(-1, vocabulary), teacher.reshape(-1, vocabulary)
+        weights = mask.reshape(-1).float() / mask.sum()
+        gradient = torch.empty_like(rows[0]) if ctx.needs_input_grad[0] else None
+        step = max(1, _CHUNK_BYTES // (4 * vocabulary))
+        total = weights.new_zeros(())
+        for start in range(0, len(weights), step):
+            part = slice(start, start + step)
+            log_q = rows[0][part].float().log_softmax(-1)
+            log_p = rows[1][part].float().log_softmax(-1)
+            p = log_p.exp()
+            differences = torch.where(p > 0, log_p - log_q, 0.0)
+            total += torch.linalg.vecdot(p, differences) @ weights[part]
+            if gradient is not None:
+                gradient[part] = log_q.exp_().sub_(p).mul_(weights[part, None])
+        if gradient is not None:
+            ctx.save_for_backward(gradient.reshape(student.shape))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None
+
+
+def answer_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean KL divergence of the student's next-token distributions from the teacher's, in nats.
+
+    student: logits `[batch, tokens, vocabulary]`.
+    mask: `[batch, tokens]`, boolean; False marks padding.
+    """
+    loss: torch.Tensor = _Divergence.apply(student, teacher, mask)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def embedding_loss(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, pooling: Pooling = MEAN
+) -> torch.Tensor:
+    """1 minus the mean cosine of the student's embeddings with the teacher's.
+
+    student: the last hidden states, `[batch, tokens, hidden]`.
+    mask: `[batch, tokens]`, boolean; False marks padding.
+    """
+    own, other = pooling(student.float(), mask), pooling(teacher.float(), mask)
+    loss: torch.Tensor = 1 - cosines(other, own).mean()
+    return loss
+
+
+def class_loss(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, *, separate: bool = False
+) -> torch.Tensor:
+    """Mean KL divergence of the student's classes from the teacher's, in nats.
+
+    Of a single logit, by which rerankers order, half the mean squared difference: of large logits a
+    divergence would tell little.
+
+    student: logits `[batch, classes]` or `[batch, tokens, classes]`.
+    mask: `[batch, tokens]`, boolean; False marks padding.
+    """
+    if teacher.shape[-1] == 1:
+        differences = (student.float() - teacher.float())[..., 0]
+        counted = differences[mask] if differences.shape == mask.shape else differences
+        return counted.square().mean() / 2
+    given, _ = by_position(student, mask, separate=separate)
+    return answer_loss(given, *by_position(teacher, mask, separate=separate))
+
+
+def state_loss(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor
+) -> torch.Tensor:
+    """Relative squared error of the student's hidden states, mean over the layers.
+
+    student: of each layer, `[batch, tokens, hidden]`.
+    mask: `[batch, tokens]`, boolean; False marks padding.
+    """
+    errors = [
+        (own.float() - other.float())[mask].square().mean() / other.float()[mask].square().mean()
+        for own, other in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """Some samples of a text.
-
-    Attributes:
-        rows: Their numbers in the text.
-        ids: ``[batch, tokens]``.
-        mask: ``[batch, tokens]``; False marks padding.
-        types: ``[batch, tokens]``, of which text of a pair each token is, where the model is told.
-        sources: Of a model of images these.
-    """
+    """Some samples of a text."""
 
     rows: tuple[int, ...]
-    ids: NDArray[np.int64]
-    mask: NDArray[np.bool_]
+    ids: NDArray[np.int64]  # `[batch, tokens]`
+    mask: NDArray[np.bool_]  # `[batch, tokens]`; False marks padding
+    # `[batch, tokens]`, of which text of a pair each token is, where the model is told
     types: NDArray[np.int64] | None = None
     sources: Sources | None = None
 
@@ -64,13 +157,7 @@ class Lesson:
 
 
 class Teacher:
-    """The whole model.
-
-    Args:
-        student: The model that is both.
-        keeps: Whether its answers are kept for a text that is read again, as far as there is room.
-        states: The weight of the hidden states' error beside that of the answers.
-    """
+    """The whole model."""
 
     def __init__(self, student: Student, *, keeps: bool, states: float = 0.0) -> None:
         self._student, self._keeps = student, keeps
@@ -112,13 +199,7 @@ class Teacher:
         return loss
 
     def nearness(self, loss: float, lessons: Sequence[Lesson]) -> float | None:
-        """How near a student is to the whole model, as a divergence; None for embeddings.
-
-        Args:
-            loss: What :meth:`loss` gave on the lessons, on average. The squared error of single
-                logits, which may be of any size, is taken relative to their variance.
-            lessons: Samples.
-        """
+        """How near a student is to the whole model, as a divergence; None for embeddings."""
         if self.judged == "embeddings":
             return None
         if self.judged == "tokens" or self.answers(lessons[0])[0].shape[-1] > 1:

@@ -1,9 +1,4 @@
-"""The processes of one training, as accelerate or torchrun starts them.
-
-Each takes a share of every step, and the gradients are averaged. What is decided, by held-out text,
-time or memory, the first process decides for all: what the others see may differ a little, and
-processes that decide differently wait for each other for ever.
-"""
+"""The processes of one training, as accelerate or torchrun starts them."""
 
 from __future__ import annotations
 
@@ -65,11 +60,7 @@ class Workers:
         return held[0]
 
     def once(self, make: Callable[[], _T]) -> _T:
-        """What the first process makes while the others wait, in all of them.
-
-        Raises:
-            HealingError: The first process failed; that one raises what it failed with.
-        """
+        """What the first process makes while the others wait, in all of them."""
         made, failed = cast("_T", None), ""
         if self._number == 0:
             try:

@@ -8,12 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.errors import HealingError
-from exporter.heal.fit import tell_if_few
-from exporter.heal.fits import Fit
+from exporter.heal.fit import Fit, tell_if_few
 from exporter.heal.fitting import Fitting, Made
-from exporter.heal.fold.places import Place, places_of
+from exporter.heal.fold.places import Place, places_of, writers_of
 from exporter.heal.fold.refit import refitted
-from exporter.heal.fold.writers import writers_of
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,
@@ -36,16 +34,6 @@ def folded(fitting: Fitting) -> Iterator[Made]:
     Where no weight precedes a gap that could be fitted anew, ``options.replacements`` take the
     branches' places. One half of the held-out samples tells whether the result is better than the
     bare cut; the other is for those who judge.
-
-    Args:
-        fitting: The model, the branches, the texts and the options.
-
-    Yields:
-        The changed weights, and a way to run the model with them, while the block runs.
-
-    Raises:
-        HealingError: The weights are quantised, there is no product to fold into, or nothing was
-            gained.
     """
     deciding, judging = fitting.texts.halves
     replaced, fits = _replaced(fitting)
@@ -65,16 +53,7 @@ def folded(fitting: Fitting) -> Iterator[Made]:
 def folded_values(
     fitting: Fitting, text: CalibrationText, replaced: BranchReplacements | None = None
 ) -> list[OwnValue]:
-    """The new values of products, fitted on a text; the model is as before afterwards.
-
-    Args:
-        fitting: The model, the branches and the options.
-        text: What is fitted on.
-        replaced: What takes the branches' places meanwhile; None: nothing.
-
-    Raises:
-        HealingError: The weights are quantised.
-    """
+    """The new values of products, fitted on a text; the model is as before afterwards."""
     model, options = fitting.loaded.model, fitting.options
     refuse_quantized(model)
     layers = layer_modules(model)
@@ -128,11 +107,7 @@ def _places_of(
 
 
 def _places(fitting: Fitting, layers: Sequence[LayerModules]) -> list[Place]:
-    """The products to fold into; says which kept branches have none.
-
-    Raises:
-        HealingError: There is none, and nothing takes the branches' places.
-    """
+    """The products to fold into; says which kept branches have none."""
     places, without = _places_of(fitting, layers)
     if not places and fitting.options.replacements == "none":
         raise _nowhere(type(fitting.loaded.model).__name__, layers[0].form)
@@ -164,11 +139,7 @@ def _refuse_loss(
     replaced: BranchReplacements,
     values: Sequence[OwnValue],
 ) -> None:
-    """Refuses a fold that is no better than the bare cut on text that it wasn't fitted on.
-
-    Raises:
-        HealingError: It is not, or nothing was changed.
-    """
+    """Refuses a fold that is no better than the bare cut on text that it wasn't fitted on."""
     changed = values or any(what is not NOTHING for what in replaced.values())
     if not changed or _loses(fitting, text, replaced, values):
         raise HealingError(

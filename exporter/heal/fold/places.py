@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.anatomy.architectures import SublayerModules, sublayers_of
 from exporter.models.anatomy.residual_stream import (
     LayerModules,
+    LayerStates,
     first_tensor,
     hooked,
     probe_inputs,
     run_backbone,
+    tapped,
 )
 from exporter.models.changed_weights import is_product
 from graph_passes.types import SublayerRef
@@ -25,16 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A kept branch whose last product can be fitted anew.
-
-    Attributes:
-        part: The branch; what its product gives is what it adds to the stream, but for its factor.
-        name: The product's path in the model.
-        product: The product.
-        until: The last sublayer of the gap behind the branch, or the branch itself: what is
-            compared is the stream behind it.
-        gap: The dropped branches that join the stream before a kept one reads it again.
-    """
+    """A kept branch whose last product can be fitted anew."""
 
     part: SublayerModules
     name: str
@@ -50,11 +45,6 @@ def places_of(
 
     A gap with no product before it, such as one at the bottom of the model, is made up for by the
     first product behind it.
-
-    Args:
-        model: A transformers model, sequential or parallel.
-        layers: Its layers.
-        cut: The branches that are dropped.
     """
     parts = {part.ref: part for part in sublayers_of(layers)}
     runs = [*_runs(layers, cut)]
@@ -146,3 +136,83 @@ def _are_alike(given: torch.Tensor | None, wanted: torch.Tensor) -> bool:
     if given is None or given.numel() != wanted.numel():
         return False
     return bool((given.reshape(wanted.shape) == wanted).all())
+
+
+_TOLERANCE = 0.02
+"""How far a token's stream may be from its double, relative to its length: a norm's epsilon."""
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """A parameter that the stream is proportional to, with the others."""
+
+    ref: SublayerRef | None  # the branch whose last product has it; None: an embedding
+    name: str
+    parameter: torch.nn.Parameter
+
+
+def writers_of(
+    model: Any,
+    layers: Sequence[LayerModules],
+    cut: Collection[SublayerRef],
+    places: Sequence[Place],
+) -> list[Writer]:
+    """All that writes to the stream, up to the layer of the last place.
+
+    There are none where the embedding's weight is read elsewhere, as by the head, or a branch has
+    no product of its own. The rest is shown by doubling them all: every token's stream in the cut
+    model must double. A norm behind the embedding keeps it from that.
+    """
+    last = places[-1].part.layer
+    parts = [p for p in sublayers_of(layers) if p.layer <= last and p.ref not in cut]
+    products = products_of(model, parts)
+    if len(products) < len(parts):
+        return []
+    writers = [*embeddings_of(model)]
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    if not any(writer.parameter is embedding for writer in writers):
+        return []
+    for ref, (name, product) in products.items():
+        named = product.named_parameters(prefix=name, recurse=False)
+        writers += (Writer(ref, each, parameter) for each, parameter in named)
+    return writers if _double(model, layers[last], cut, writers) else []
+
+
+def embeddings_of(model: Any) -> Iterator[Writer]:
+    """Those whose weight nothing else reads."""
+    import torch
+
+    uses = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and uses[id(module.weight)] == 1:
+            yield Writer(None, f"{name}.weight", module.get_parameter("weight"))
+
+
+def _double(
+    model: Any, layer: LayerModules, cut: Collection[SublayerRef], writers: Sequence[Writer]
+) -> bool:
+    """Whether each token's stream behind a layer doubles with all writers."""
+    import torch
+
+    def stream() -> torch.Tensor:
+        found: list[LayerStates] = []
+        with branches_replaced(model, dict.fromkeys(cut, NOTHING)), tapped([layer], found.append):
+            run_backbone(model, probe_inputs(model))
+        return found[0].leaving
+
+    wanted = 2 * stream()
+    with torch.no_grad(), _doubled(writers):
+        off = stream() - wanted
+    return bool((off.norm(dim=-1) <= _TOLERANCE * wanted.norm(dim=-1)).all())
+
+
+@contextlib.contextmanager
+def _doubled(writers: Sequence[Writer]) -> Iterator[None]:
+    """Doubles parameters in place while the block runs; halving them again loses nothing."""
+    for writer in writers:
+        writer.parameter.data.mul_(2)
+    try:
+        yield
+    finally:
+        for writer in writers:
+            writer.parameter.data.mul_(0.5)

@@ -1,16 +1,4 @@
-"""Fits the last products before gaps anew, so that the stream behind a gap is as it was.
-
-With u what a product reads in the healed model, x the stream behind it there, and t the whole
-model's stream behind the gap that follows, the change of its weight is the ridge least-squares map
-from u to t - x. From the first layer up, each on what was folded below it, so that a later product
-makes up for what an earlier one could not. Readers of the stream norm it: a token counts by
-1 / mean(t²), else the few with huge activations would decide.
-Source: ReplaceMe (arXiv 2505.02819) multiplies the projection before a gap by a map of its output;
-fitting what that projection reads and the weights of tokens are ours.
-
-Where all that writes to the stream can be multiplied (``writers.py``), the stream before the gap
-also gets a factor, fitted together with the map (``factor.py``).
-"""
+"""Fits the last products before gaps anew, so that the stream behind a gap is as it was."""
 
 from __future__ import annotations
 
@@ -22,14 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.heal.activations import held_out_tokens
-from exporter.heal.fit import Adding
-from exporter.heal.fold.factor import fitted_map, map_and_factor
-from exporter.heal.fold.places import Place
-from exporter.heal.fold.writers import Writer
-from exporter.heal.layer_walk import LayerWalk
-from exporter.heal.ridge import RIDGES, LinearMap
-from exporter.heal.statistics import Sums
+from exporter.heal.fit import Adding, held_out_tokens
+from exporter.heal.fitting import LayerWalk
+from exporter.heal.fold.places import Place, Writer
+from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, lost, solve
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacements,
@@ -46,6 +30,61 @@ from graph_passes.types import SublayerKind, SublayerRef
 if TYPE_CHECKING:
     import torch
 
+_FACTORS = 0.5, 2.0
+"""A stream is multiplied by no less and no more."""
+
+
+def fitted_map(first: Sums, later: Sums, ridges: Sequence[float]) -> LinearMap | None:
+    """The map on the tokens of both; None where it would take nothing away on ``later``."""
+    choice = choose_ridge(first, later, ridges)
+    if choice.linear_explained <= 0:
+        return None
+    return solve(first.plus(later), choice.ridge)
+
+
+def map_and_factor(
+    first: Sums, later: Sums, ridges: Sequence[float]
+) -> tuple[LinearMap | None, float]:
+    """The map, and the factor: 1 where another would take nothing more away on ``later``."""
+    choice = choose_ridge(_third(first, 0), _third(later, 0), ridges)
+    if choice.linear_explained <= 0:
+        return None, 1.0
+    change = _factor(first, later, choice.ridge) - 1
+    maps = solve(first.plus(later), choice.ridge)
+    lacking, stream = _rows(maps, 0), _rows(maps, 1)
+    weight = lacking.weight - change * stream.weight
+    return LinearMap(weight, lacking.bias - change * stream.bias), 1 + change
+
+
+def _factor(first: Sums, later: Sums, ridge: float) -> float:
+    maps = solve(first, ridge)
+    cross, square = _products(first, maps)
+    low, high = _FACTORS
+    change = min(max(cross / square, low - 1), high - 1) if square > 0 else 0.0
+    cross, square = _products(later, maps)
+    gains = 2 * change * cross > change**2 * square
+    return 1 + change if gains else 1.0
+
+
+def _products(sums: Sums, maps: LinearMap) -> tuple[float, float]:
+    """What the maps leave of ``t - x`` times what they leave of ``x``, and the latter's square."""
+    lacking, stream, wanted = (lost(_third(sums, n), _rows(maps, n)) for n in range(3))
+    return (wanted - lacking - stream) / 2, stream
+
+
+def _third(sums: Sums, number: int) -> Sums:
+    return sums.columns(_part(len(sums.y) // 3, number))
+
+
+def _rows(maps: LinearMap, number: int) -> LinearMap:
+    part = _part(len(maps.bias) // 3, number)
+    return LinearMap(maps.weight[part], maps.bias[part])
+
+
+def _part(width: int, number: int) -> slice:
+    return slice(number * width, (number + 1) * width)
+
+
 _ATTENDED, _WHOLE, _HEALED = 0, 1, 2
 """The streams that are kept: the whole model's within and behind a layer, the healed one's."""
 
@@ -58,7 +97,7 @@ def refitted(
     places: Sequence[Place],
     *,
     writers: Sequence[Writer] = (),
-    ridge: float | None = None,
+    ridge: float | None = None,  # None: chosen for each on held-out tokens
     batch_size: int = 4,
     held_out: float = 0.2,
     progress: Progress = QUIET,
@@ -66,23 +105,6 @@ def refitted(
     """The new values of products, each fitted with those before it in the model.
 
     The text is run a layer at a time, up to the last gap, about three times in all.
-
-    Args:
-        model: A transformers model; it is as before afterwards.
-        text: The calibration samples; padding is left out.
-        layers: The model's.
-        cut: The branches that are dropped, and what takes their places.
-        places: The products, in the layers' order.
-        writers: All that writes to the stream up to the last place; none: it gets no factors.
-        ridge: Relative to the mean eigenvalue of what a product reads; None: chosen for each on
-            held-out tokens. Where the best takes nothing away there, the product stays as it is.
-        batch_size: Samples in one forward pass.
-        held_out: Share of the samples that a ridge is judged on.
-        progress: Told of every product.
-
-    Raises:
-        HealingError: Activations are not finite, or the tokens too few.
-        ScoringError: The disk has no room for the streams.
     """
     later = held_out_tokens(text.mask, held_out)
     ridges = RIDGES if ridge is None else [ridge]
@@ -99,13 +121,7 @@ def refitted(
 
 @dataclass(eq=False)
 class _Change:
-    """What a weight is multiplied by, and what is added to it; rounded to its dtype once.
-
-    Attributes:
-        value: The weight, with its new value.
-        factor: Of all gaps so far.
-        added: Of a product's map, multiplied by the factors of the later gaps; float32.
-    """
+    """What a weight is multiplied by, and what is added to it; rounded to its dtype once."""
 
     value: OwnValue
     factor: float = 1.0
@@ -136,18 +152,7 @@ class _Change:
 
 
 class _Pair:
-    """The whole and the healed model; the whole one is ahead by the gap behind a product.
-
-    Args:
-        model: Both.
-        layers: The model's.
-        walk: Keeps three streams.
-        cut: The branches that the healed model lacks, and what it has in their places.
-        writers: All that writes to the stream.
-
-    Attributes:
-        changes: The weights that the healed model has so far, by name.
-    """
+    """The whole and the healed model; the whole one is ahead by the gap behind a product."""
 
     def __init__(
         self,

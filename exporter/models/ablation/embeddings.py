@@ -56,9 +56,6 @@ def by_position(
     first. A text alone has a yes against a logit of 0.
 
     Logits ``[batch, positions, classes]``, and ``[batch, positions]``, boolean.
-
-    logits: `[batch, classes]` or `[batch, tokens, classes]`.
-    mask: `[batch, tokens]`, boolean; False marks padding.
     """
     import torch
 

@@ -367,8 +367,6 @@ def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     id here; a config without one gets an id that no text ends with while the model runs.
 
     Logits, ``[batch, classes]`` or ``[batch, tokens, classes]``.
-
-    inputs: `input_ids` and `attention_mask`, `[batch, tokens]`; or images alone.
     """
     if "input_ids" not in inputs:
         logits: torch.Tensor = model(**in_own_dtype(model, inputs)).logits

@@ -1,8 +1,4 @@
-"""Reads a GGUF file's header, a stranger's input, within bounds; tensors stay on the disk.
-
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Counts, lengths and offsets
-are held against the bytes that the file has before anything is read or allocated for them.
-"""
+"""Reads a GGUF file's header, a stranger's input, within bounds; tensors stay on the disk."""
 
 from __future__ import annotations
 
@@ -12,11 +8,59 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from exporter.errors import GgufFileError
-from exporter.models.gguf.block_types import BLOCK_TYPES
 from graph_passes.files.reading import opened
+
+
+class BlockType(NamedTuple):
+    """A block type: its name, and how many numbers and bytes a block has."""
+
+    name: str
+    block: int
+    nbytes: int
+
+
+BLOCK_TYPES = {
+    0: BlockType("F32", 1, 4),
+    1: BlockType("F16", 1, 2),
+    2: BlockType("Q4_0", 32, 18),
+    3: BlockType("Q4_1", 32, 20),
+    6: BlockType("Q5_0", 32, 22),
+    7: BlockType("Q5_1", 32, 24),
+    8: BlockType("Q8_0", 32, 34),
+    10: BlockType("Q2_K", 256, 84),
+    11: BlockType("Q3_K", 256, 110),
+    12: BlockType("Q4_K", 256, 144),
+    13: BlockType("Q5_K", 256, 176),
+    14: BlockType("Q6_K", 256, 210),
+    16: BlockType("IQ2_XXS", 256, 66),
+    17: BlockType("IQ2_XS", 256, 74),
+    18: BlockType("IQ3_XXS", 256, 98),
+    19: BlockType("IQ1_S", 256, 50),
+    20: BlockType("IQ4_NL", 32, 18),
+    21: BlockType("IQ3_S", 256, 110),
+    22: BlockType("IQ2_S", 256, 82),
+    23: BlockType("IQ4_XS", 256, 136),
+    24: BlockType("I8", 1, 1),
+    25: BlockType("I16", 1, 2),
+    26: BlockType("I32", 1, 4),
+    27: BlockType("I64", 1, 8),
+    28: BlockType("F64", 1, 8),
+    29: BlockType("IQ1_M", 256, 56),
+    30: BlockType("BF16", 1, 2),
+    34: BlockType("TQ1_0", 256, 54),
+    35: BlockType("TQ2_0", 256, 66),
+    39: BlockType("MXFP4", 32, 17),
+    40: BlockType("NVFP4", 64, 36),
+    41: BlockType("Q1_0", 128, 18),
+}
+"""By the numbers that files name them by; those that are not here are copied up to the next one."""
+
+NUMBERS = {known.name: number for number, known in BLOCK_TYPES.items()}
+"""The other way round."""
+
 
 MAGIC = b"GGUF"
 ALIGNMENT_KEY = "general.alignment"
@@ -42,17 +86,11 @@ _HINT = "It may be cut short or broken: fetch or write it again."
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a file's metadata.
-
-    Attributes:
-        key: Its name.
-        kind: The number of its value's type.
-        value: The value's bytes as the file has them, without the type's number.
-    """
+    """One entry of a file's metadata."""
 
     key: str
     kind: int
-    value: bytes
+    value: bytes  # the value's bytes as the file has them, without the type's number
 
     @property
     def whole(self) -> int | None:
@@ -134,21 +172,12 @@ def wholes_entry(key: str, numbers: Sequence[int]) -> Entry:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file.
-
-    Attributes:
-        name: Its name.
-        shape: As the file has it: the length of a row first.
-        kind: The number of its block type, which may be an unknown one.
-        file: Where its bytes lie.
-        start: The first of them, from the file's beginning.
-        nbytes: How many there are; of an unknown type all up to the next tensor.
-    """
+    """One tensor of a file."""
 
     name: str
     shape: tuple[int, ...]
     kind: int
-    file: Path
+    file: Path  # where its bytes lie
     start: int
     nbytes: int
 
@@ -161,22 +190,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """One GGUF file.
-
-    Attributes:
-        path: The file.
-        version: Of the format.
-        entries: The metadata by its keys, in the file's order.
-        tensors: In the file's order.
-        alignment: To which its tensors are aligned, in bytes.
-        nbytes: The file's size.
-    """
+    """One GGUF file."""
 
     path: Path
     version: int
     entries: dict[str, Entry]
     tensors: tuple[Tensor, ...]
-    alignment: int
+    alignment: int  # to which its tensors are aligned, in bytes
     nbytes: int
 
 

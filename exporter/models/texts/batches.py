@@ -2,34 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.artifacts import CalibrationRef
+from exporter.artifacts.base import IMAGES, RECORDINGS, TEXTS, Nouns
+from exporter.files import sha256_pieces
 from exporter.models.model_folder import PIXELS
-from exporter.models.texts.held_images import HeldImages
 
 if TYPE_CHECKING:
     import torch
 
+Pixels = NDArray[np.float32]
+
+
+class HeldImage(Protocol):
+    """One image."""
+
+    def pixels(self) -> Pixels:
+        """What the model reads of it, ``[colours, height, width]``; the same each time."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """An image of 8 bits a colour, as it was resized."""
+
+    levels: NDArray[np.uint8]  # `[colours, height, width]`, uint8
+    numbers: Pixels  # `[colours, 256]`, what the model reads of each level; one for all images
+
+    def pixels(self) -> Pixels:
+        """See :class:`HeldImage`."""
+        return np.stack(list(map(np.take, self.numbers, self.levels)))
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """Normal noise, as a generator makes it."""
+
+    state: Mapping[str, Any]
+    shape: tuple[int, ...]  # `[colours, height, width]`
+
+    def pixels(self) -> Pixels:
+        """See :class:`HeldImage`."""
+        generator = np.random.default_rng()
+        generator.bit_generator.state = self.state
+        return generator.standard_normal(self.shape, dtype=np.float32)
+
+
+def noise(number: int, shape: tuple[int, ...], seed: int) -> Iterator[Noise]:
+    """So many images of noise; the first ones are the same however many are asked for."""
+    generator = np.random.default_rng(seed)
+    for _ in range(number):
+        image = Noise(generator.bit_generator.state, shape)
+        yield image
+        generator.standard_normal(shape, dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldImages:
+    """Some images, one after the other."""
+
+    images: tuple[HeldImage, ...]
+
+    @classmethod
+    def of(cls, images: Iterable[HeldImage]) -> HeldImages:
+        """Those that are given."""
+        return cls(tuple(images))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.images)
+
+    def rows(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> HeldImages:
+        """Some of them; the others are held no longer than elsewhere."""
+        return HeldImages(tuple(self.images[at] for at in np.arange(len(self))[chosen]))
+
+    def pixels(self) -> Pixels:
+        """What the model reads of all of them, ``[images, colours, height, width]``."""
+        return np.stack([image.pixels() for image in self.images])
+
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """What the encoder of an encoder-decoder reads, or a model of images; a row a sample.
-
-    Attributes:
-        arrays: By the model's arguments: ``input_features`` ``[samples, mels, frames]``, float32,
-            or ``input_ids`` and ``attention_mask`` ``[samples, tokens]``, int64; none of images.
-        mask: ``[samples, positions]`` of the encoder's stream; False marks padding, or the silence
-            behind a recording.
-        images: Of a model of images these.
-    """
+    """What the encoder of an encoder-decoder reads, or a model of images; a row a sample."""
 
     arrays: Mapping[str, NDArray[Any]]
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_]  # `[samples, positions]` of the encoder's stream
     images: HeldImages | None = None
 
     @property
@@ -69,23 +133,14 @@ class Sources:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some samples of a text.
+    """Some samples of a text."""
 
-    Attributes:
-        number: Of the batch, from 0.
-        first_sample: The number of its first sample in the text.
-        ids: ``[batch, tokens]``.
-        mask: ``[batch, tokens]``; False marks padding.
-        sources: What the encoder reads, where the tokens are those of a decoder behind one; or
-            the images, where a token stands for each position of the stream.
-        types: ``[batch, tokens]``, of which text of a pair each token is, where the model is told.
-    """
-
-    number: int
+    number: int  # of the batch, from 0
     first_sample: int
-    ids: NDArray[np.int64]
-    mask: NDArray[np.bool_]
+    ids: NDArray[np.int64]  # `[batch, tokens]`
+    mask: NDArray[np.bool_]  # `[batch, tokens]`; False marks padding
     sources: Sources | None = None
+    # `[batch, tokens]`, of which text of a pair each token is, where the model is told
     types: NDArray[np.int64] | None = None
 
     def trimmed(self) -> Batch:
@@ -139,3 +194,243 @@ def batches_of(
         told = None if types is None else types[rows]
         found.append(Batch(number, start, ids[rows], mask[rows], own, told))
     return found
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Samples of token ids."""
+
+    ref: CalibrationRef
+    input_ids: NDArray[np.int64]  # `[samples, tokens]`, int64
+    mask: NDArray[np.bool_]  # `[samples, tokens]`, boolean; False marks padding
+    # `[samples]`, of a mixture the number of each sample's text; see mixtures
+    owners: NDArray[np.int64] | None = None
+    sources: Sources | None = None
+    # `[samples, tokens]`, int64, of which text of a pair each token is
+    types: NDArray[np.int64] | None = None
+    documents: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.documents):
+            object.__setattr__(self, "documents", np.arange(len(self.input_ids)))
+
+    @classmethod
+    def unpadded(
+        cls,
+        input_ids: NDArray[np.int64],
+        source: str,
+        sha256: str,
+        documents: NDArray[np.int64] | None = None,
+        content: str = "",
+    ) -> CalibrationText:
+        """Samples without padding, with what the report says of their text."""
+        mask = np.ones(input_ids.shape, np.bool_)
+        return cls.padded(input_ids, mask, source, sha256, None, documents, content)
+
+    @classmethod
+    def padded(
+        cls,
+        input_ids: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        source: str,
+        sha256: str,
+        types: NDArray[np.int64] | None = None,
+        documents: NDArray[np.int64] | None = None,
+        content: str = "",
+    ) -> CalibrationText:
+        """Samples of different lengths, with what the report says of their text."""
+        samples, length = input_ids.shape
+        documents = np.arange(samples) if documents is None else documents
+        ref = CalibrationRef(
+            source=source,
+            samples=samples,
+            sequence_length=length,
+            tokens=int(mask.sum()),
+            sha256=sha256,
+            documents=ranges_of(documents),
+            content=content,
+        )
+        return cls(ref, input_ids, mask, types=types, documents=documents)
+
+    @property
+    def are_images(self) -> bool:
+        """Whether the samples are images, beside which there are no tokens."""
+        return self.sources is not None and self.sources.are_images
+
+    @property
+    def read(self) -> Nouns:
+        """What the model reads: texts, images or recordings."""
+        if self.are_images:
+            return IMAGES
+        hears = self.sources is not None and self.sources.are_recordings
+        return RECORDINGS if hears else TEXTS
+
+    @property
+    def ids_sha256(self) -> str:
+        """Of the tokens, and of which of them are padding."""
+        tokens = self.input_ids.astype("<i8").tobytes(), self.mask.tobytes()
+        read = () if self.sources is None else self.sources.content()
+        types = b"" if self.types is None else self.types.astype("<i8").tobytes()
+        return sha256_pieces(chain(tokens, read, [types]))
+
+    @property
+    def part(self) -> CalibrationRef:
+        """What is said of just these samples, by which they are known again."""
+        mixture = [] if self.owners is None else [text.part for text in self.apart]
+        return self.ref.model_copy(update={"ids_sha256": self.ids_sha256, "mixture": mixture})
+
+    @property
+    def parts(self) -> list[CalibrationRef]:
+        """The same of each text that has samples in it; of a single text, one."""
+        return self.part.texts
+
+    @property
+    def apart(self) -> list[CalibrationText]:
+        """The texts of a mixture, each by itself; a single text as it is."""
+        if self.owners is None:
+            return [self]
+        rows = [self.owners == number for number in range(len(self.ref.mixture))]
+        return [
+            replace(self.rows(own), ref=self._counted(ref, own), owners=None)
+            for ref, own in zip(self.ref.mixture, rows, strict=True)
+        ]
+
+    def rows(self, chosen: slice | NDArray[np.bool_]) -> CalibrationText:
+        """Some of the samples."""
+        ref, owners, sources, types = self.ref, self.owners, self.sources, self.types
+        if owners is None:
+            ref = self._counted(ref, chosen)
+        else:
+            own = np.zeros(len(owners), np.bool_)
+            own[chosen] = True
+            counted = [
+                self._counted(each, own & (owners == number))
+                for number, each in enumerate(ref.mixture)
+            ]
+            tokens = sum(each.tokens for each in counted)
+            update = {"mixture": counted, "tokens": tokens, "samples": int(own.sum())}
+            ref = ref.model_copy(update=update)
+        return CalibrationText(
+            ref,
+            self.input_ids[chosen],
+            self.mask[chosen],
+            None if owners is None else owners[chosen],
+            None if sources is None else sources.rows(chosen),
+            None if types is None else types[chosen],
+            self.documents[chosen],
+        )
+
+    @property
+    def clusters(self) -> NDArray[np.int64]:
+        """``[samples]``, of which document each is; of a single one each is its own."""
+        found = np.zeros_like(self.documents)
+        for own in self._owned:
+            found[own] = found.max() + 1 + _labels(self.documents[own])
+        return found
+
+    def apart_at(self, samples: int, together: int = 1) -> tuple[CalibrationText, CalibrationText]:
+        """Two parts that share no document: all but the last ones, and these, of so many samples.
+
+        Those have more where documents are long, and fewer where else the longest one were all that
+        is left. Of a single document it is all but its last samples, and these. Of a mixture the
+        parts have alike much of each text.
+        """
+        held = np.zeros(len(self.input_ids), np.bool_)
+        for own in self._owned:
+            wanted = max(1, round(samples * len(own) / len(held)))
+            held[own] = _last(_together(self.documents[own], together), wanted)
+        return self.rows(~held), self.rows(held)
+
+    def in_turn(
+        self, first: int | None = None, together: int = 1
+    ) -> tuple[CalibrationText, CalibrationText]:
+        """Two parts that share no document, of alike many samples, or ``first`` in the one.
+
+        A single document's samples are parted one by one; of one sample both parts are that. Of a
+        mixture the parts have alike much of each text.
+        """
+        if len(self.input_ids) <= together:
+            return self, self
+        other = np.zeros(len(self.input_ids), np.bool_)
+        for own in self._owned:
+            other[own] = _second(_together(self.documents[own], together), first)
+        if not other.any():
+            other[-together:] = True
+        return self.rows(~other), self.rows(other)
+
+    @property
+    def _owned(self) -> list[NDArray[np.int64]]:
+        """The samples of each text that has some."""
+        owners = np.zeros(len(self.documents)) if self.owners is None else self.owners
+        return [np.flatnonzero(owners == owner) for owner in np.unique(owners)]
+
+    def batches(self, size: int) -> list[Batch]:
+        """The samples in their order, ``size`` at a time."""
+        return batches_of(self.input_ids, self.mask, size, self.sources, self.types)
+
+    def first_tokens(self, tokens: int) -> CalibrationText:
+        """The first samples, enough for a number of tokens."""
+        before = np.cumsum(self.mask.sum(axis=1)) - self.mask.sum(axis=1)
+        return self.rows(slice(0, int((before < tokens).sum())))
+
+    def _counted(self, ref: CalibrationRef, chosen: slice | NDArray[np.bool_]) -> CalibrationRef:
+        mask, documents = self.mask[chosen], ranges_of(self.documents[chosen])
+        update = {"samples": len(mask), "tokens": int(mask.sum()), "documents": documents}
+        return ref.model_copy(update=update)
+
+
+def _labels(documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From 0 on, in the order in which documents appear; a number a sample of a single one."""
+    numbers: dict[int, int] = {}
+    labels = [numbers.setdefault(document, len(numbers)) for document in documents.tolist()]
+    return np.array(labels, np.int64) if len(numbers) > 1 else np.arange(len(labels))
+
+
+def _together(documents: NDArray[np.int64], together: int) -> NDArray[np.int64]:
+    """Labels of which so many samples, one after the other, have the same."""
+    return _labels(_labels(documents)[np.arange(len(documents)) // together * together])
+
+
+def _last(labels: NDArray[np.int64], wanted: int) -> NDArray[np.bool_]:
+    """Whether each sample is of the last documents, which have so many samples together.
+
+    They are two at least where others are left for that, to be parted again.
+    """
+    sizes = np.bincount(labels).tolist()
+    fewest, last, rest = min(2, wanted), list[int](), len(labels)
+
+    def takes(number: int) -> bool:
+        held = len(labels) - rest
+        return (held < wanted or len(last) < fewest) and rest - sizes[number] >= sizes[number] // 2
+
+    for number in reversed(range(len(sizes))):
+        short = sizes[number] <= min(-(-wanted // fewest), wanted - (len(labels) - rest))
+        if short and rest > sizes[number]:
+            last.append(number)
+            rest -= sizes[number]
+    for number in sorted(
+        {*range(len(sizes))} - {*last}, key=lambda number: (sizes[number], number)
+    ):
+        if rest > sizes[number] and takes(number):
+            last.append(number)
+            rest -= sizes[number]
+    return np.isin(labels, last)
+
+
+def _second(labels: NDArray[np.int64], first: int | None) -> NDArray[np.bool_]:
+    """Whether each sample is of every second document, about, or behind the ``first`` samples."""
+    sizes = np.bincount(labels)
+    most, counts = len(labels) if first is None else first, [0, 0]
+    other = np.zeros(len(sizes), np.bool_)
+    for number, size in enumerate(sizes.tolist()):
+        behind = counts[0] > counts[1] or (number > 0 and counts[0] + size > most)
+        other[number] = behind
+        counts[behind] += size
+    return np.asarray(other[labels], np.bool_)
+
+
+def ranges_of(documents: NDArray[np.int64]) -> str:
+    """Numbers in words: ``0-3,7``."""
+    numbers = np.unique(documents)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs if len(r))

@@ -18,9 +18,9 @@ from exporter.files import sha256_bytes
 from exporter.models.anatomy.residual_stream import classifies_texts, scores_pairs
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.batches import CalibrationText as CalibrationText
 from exporter.models.texts.documents import Units
-from exporter.models.texts.image_reader import image_samples, reads_images
-from exporter.models.texts.packing import pack_tokens, with_ends
+from exporter.models.texts.images import image_samples, reads_images
 from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.passages import (
     LONGEST_PAIR,
@@ -30,9 +30,10 @@ from exporter.models.texts.passages import (
     drawn_paragraphs,
     pack_pairs,
     pack_passages,
+    pack_tokens,
     pairs_to_read,
+    with_ends,
 )
-from exporter.models.texts.samples import CalibrationText as CalibrationText
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, Part, TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_of

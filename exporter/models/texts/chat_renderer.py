@@ -1,8 +1,4 @@
-"""The process that renders a chat template: a stranger's program, in bounds.
-
-Jinja's sandbox knows what transformers gives a template, and nothing else; it bounds neither time
-nor memory, so the system does.
-"""
+"""The process that renders a chat template: a stranger's program, in bounds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""How a model that was trained on chats is asked: the template that its tokenizer brings.
-
-It is a Jinja template of a stranger's, so it runs in Jinja's sandbox, in a process of its own with
-limits (:mod:`exporter.models.texts.chat_renderer`); all who ask for a chat come here.
-"""
+"""How a model that was trained on chats is asked: the template that its tokenizer brings."""
 
 from __future__ import annotations
 
@@ -35,13 +31,7 @@ _SPECIAL_NAME = re.compile(r"\w+_token")
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template, and the special tokens that it may write.
-
-    Attributes:
-        text: Jinja.
-        place: The file that it stands in.
-        tokens: Special tokens by what the tokenizer's config calls them, such as ``bos_token``.
-    """
+    """A template, and the special tokens that it may write."""
 
     text: str
     place: Path
@@ -49,14 +39,7 @@ class ChatTemplate:
 
     @classmethod
     def beside(cls, tokenizer: Path) -> ChatTemplate | None:
-        """The template in a tokenizer's folder: ``chat_template.jinja``, or in its config.
-
-        Args:
-            tokenizer: The file ``tokenizer.json``, or the GGUF file that the tokenizer is in.
-
-        Returns:
-            None where there is none.
-        """
+        """The template in a tokenizer's folder: ``chat_template.jinja``, or in its config."""
         if tokenizer.suffix == GGUF_SUFFIX:
             return cls._in_gguf(tokenizer)
         folder = tokenizer.parent
@@ -87,12 +70,7 @@ class ChatTemplate:
         return cls(text, file, {key: told for key, told in tokens.items() if told is not None})
 
     def prompts(self, said: Sequence[str], **more: object) -> list[str]:
-        """What the model reads when a user says something: up to where its answer begins.
-
-        Args:
-            said: The words of one user after the other, each in a chat of its own.
-            more: Variables that some templates know, such as ``enable_thinking``.
-        """
+        """What the model reads when a user says something: up to where its answer begins."""
         seconds = _SECONDS + len(said) // _PROMPTS_A_SECOND
         told = {"add_generation_prompt": True, "tools": None, "documents": None}
         request = {

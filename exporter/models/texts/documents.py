@@ -1,8 +1,4 @@
-"""Which documents of a text belong together, and in which order its parts are drawn.
-
-A unit serves one end alone: documents that share a paragraph, or several short ones that share none
-with others. A text of too few documents is cut into stretches with gaps between them.
-"""
+"""Which documents of a text belong together, and in which order its parts are drawn."""
 
 from __future__ import annotations
 
@@ -119,12 +115,7 @@ def is_title(line: str) -> bool:
 
 @dataclass(frozen=True)
 class Content:
-    """What a text is known by under whatever name, in whatever order: keys of its paragraphs.
-
-    Attributes:
-        keys: All of them, or the lowest.
-        is_whole: Whether they are all.
-    """
+    """What a text is known by under whatever name, in whatever order: keys of its paragraphs."""
 
     keys: frozenset[int]
     is_whole: bool = True
@@ -160,12 +151,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Units:
-    """The parts of a text that serve one end each, in the order in which they are drawn.
-
-    Attributes:
-        parts: The documents of each; none of one that is left out.
-        are_stretches: Whether documents were cut, since there were too few.
-    """
+    """The parts of a text that serve one end each, in the order in which they are drawn."""
 
     parts: tuple[Unit, ...]
     are_stretches: bool = False
@@ -203,14 +189,7 @@ class Units:
         *,
         by_size: bool = False,
     ) -> Iterator[tuple[int, T]]:
-        """All samples at random, always in the same order, with the numbers of their units.
-
-        Args:
-            segments: Parts of a unit.
-            read: The samples of such a part, which is made when the first of them is drawn.
-            by_size: Draws larger units more often, so that every place of the text is as likely.
-                Else few units are used up after the other, to leave others for other ends.
-        """
+        """All samples at random, always in the same order, with the numbers of their units."""
         waiting = {
             number: self._scattered(number, segments(unit), read)
             for number, unit in enumerate(self.parts)

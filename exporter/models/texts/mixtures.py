@@ -14,7 +14,7 @@ from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, DepthcutError
 from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.texts.batches import Sources
+from exporter.models.texts.batches import HeldImages, Sources
 from exporter.models.texts.calibration import (
     DEFAULT_LENGTH,
     CalibrationText,
@@ -22,7 +22,6 @@ from exporter.models.texts.calibration import (
     seed_of,
     spec_of,
 )
-from exporter.models.texts.held_images import HeldImages
 from exporter.progress import QUIET, Progress
 
 

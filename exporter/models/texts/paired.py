@@ -18,8 +18,7 @@ from exporter.models.decoding_rules import DecodingRules, settings_of, target_po
 from exporter.models.model_folder import read_object
 from exporter.models.texts.batches import Sources
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.pairs import Pair, Pairs
-from exporter.models.texts.sounds import Samples, read_sound
+from exporter.models.texts.pairs import Pair, Pairs, Samples, read_sound
 from exporter.models.texts.sources import Part
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
@@ -74,21 +73,13 @@ Generate = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class PairReader:
-    """Turns pairs into an encoder-decoder's inputs.
-
-    Attributes:
-        name: What errors call the model.
-        folder: The model's, with the settings of its feature extractor.
-        config: As ``config.json`` has it, complete.
-        rules: How targets begin and end.
-        tokenizer: transformers' own; None for a model without one.
-    """
+    """Turns pairs into an encoder-decoder's inputs."""
 
     name: str
     folder: Path
     config: Mapping[str, Any]
     rules: DecodingRules
-    tokenizer: Any
+    tokenizer: Any  # transformers' own; None for a model without one
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> PairReader:

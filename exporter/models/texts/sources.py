@@ -1,14 +1,11 @@
-"""From what a user names, a file or a data set, to documents.
-
-A text never serves both calibration and evaluation: ``pydoc`` and ``docstrings`` are split into
-halves that share no paragraph, and the SHA-256 of every other text is kept, so that a comparison
-can refuse to judge on the text that the scores were computed on.
-"""
+"""From what a user names, a file or a data set, to documents."""
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import chain
@@ -24,11 +21,105 @@ from exporter.errors import (
     first_line,
 )
 from exporter.files import sha256_bytes
-from exporter.models.texts.docstrings import docstrings
 from exporter.models.texts.documents import Content, Units, articles, halves, is_title
-from exporter.models.texts.pair_lines import TextPair, pairs_in
 from exporter.optional import require
 from graph_passes.files.reading import parse_json
+
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
+_SHORTEST = 80  # characters; shorter ones tell little
+_KINDS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@cache
+def docstrings() -> tuple[str, ...]:
+    """Each once, in the order of the files' names; those of tests are left out."""
+    library, found = Path(sysconfig.get_path("stdlib")), dict[str, None]()
+    for file in sorted(library.rglob("*.py")):
+        if not _LEFT_OUT & set(file.relative_to(library).parts):
+            found.update(dict.fromkeys(_docstrings_in(file)))
+    return tuple(each for each in found if len(each) >= _SHORTEST)
+
+
+def _docstrings_in(file: Path) -> Iterator[str]:
+    """Those of one file; none where it is no Python of this version."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, OSError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, _KINDS):
+            yield ast.get_docstring(node) or ""
+
+
+TextPair = tuple[str, str]
+Line = tuple[Mapping[str, Any], str]
+"""An object, and where it stands."""
+
+_SENTENCES = ("sentence1", "sentence2")
+_HINT = (
+    'Each line is {"query": TEXT, "passage": TEXT}, {"query": TEXT, "passages": [TEXT, ...]} or '
+    '{"sentence1": TEXT, "sentence2": TEXT}.'
+)
+
+
+def pairs_in(lines: Sequence[Line]) -> list[list[TextPair]] | None:
+    """The pairs of each line; None where the first one, or no query, asks for pairs."""
+    first = lines[0][0] if lines else {}
+    if any(key in first for key in _SENTENCES):
+        return [[_both(line, where, *_SENTENCES)] for line, where in lines]
+    if "query" in first and ("passage" in first or "passages" in first):
+        return [list(_of_query(line, where)) for line, where in lines]
+    if any("query" in line and "relevant" in line for line, _ in lines):
+        return list(_into_corpus(lines))
+    return None
+
+
+def _of_query(line: Mapping[str, Any], where: str) -> Iterator[TextPair]:
+    passages = line.get("passages")
+    if passages is None:
+        yield _both(line, where, "query", "passage")
+        return
+    if not isinstance(passages, list) or not passages:
+        raise _one_sided(where, '"passages" is no list of texts')
+    for number, passage in enumerate(passages):
+        told = {"query": line.get("query"), f"passages[{number}]": passage}
+        yield _both(told, where, *told)
+
+
+def _into_corpus(lines: Sequence[Line]) -> Iterator[list[TextPair]]:
+    corpus = {
+        str(line.get("id")): _text(line, "text", where)
+        for line, where in lines
+        if "query" not in line
+    }
+    names = list(corpus)
+    for line, where in lines:
+        if "query" not in line:
+            continue
+        query, relevant = _text(line, "query", where), line.get("relevant")
+        if not isinstance(relevant, list) or not relevant or not {*map(str, relevant)} <= {*names}:
+            raise _one_sided(where, '"relevant" names no passages')
+        found = []
+        for name in map(str, relevant):
+            behind = names[(names.index(name) + 1) % len(names)]
+            found += [(query, corpus[name]), (query, corpus[behind])]
+        yield found
+
+
+def _both(line: Mapping[str, Any], where: str, first: str, second: str) -> TextPair:
+    return _text(line, first, where), _text(line, second, where)
+
+
+def _text(line: Mapping[str, Any], key: str, where: str) -> str:
+    text = line.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise _one_sided(where, f'"{key}" holds no text')
+    return text
+
+
+def _one_sided(where: str, what: str) -> TextSourceError:
+    return TextSourceError(f"{where}: {what}; a pair has two sides.", _HINT, code="one-sided")
+
 
 Part = Literal["calibration", "evaluation"]
 
@@ -52,20 +143,11 @@ _DEFAULT_SPLITS: Mapping[Part, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class TextSource:
-    """Documents with their origin.
-
-    Attributes:
-        source: What a report calls the text.
-        documents: The documents, none empty.
-        sha256: Hex digest of the documents in UTF-8, joined by a zero byte; for a plain text
-            file that is the digest of the file.
-        line_pairs: What JSON lines of pairs hold, by line; each is a document, too, with both
-            sides as paragraphs.
-    """
+    """Documents with their origin."""
 
     source: str
     documents: tuple[str, ...]
-    sha256: str
+    sha256: str  # hex digest of the documents in UTF-8, joined by a zero byte
     line_pairs: tuple[tuple[TextPair, ...], ...] = ()
 
     @property
@@ -84,21 +166,7 @@ class TextSource:
 
 
 def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSource:
-    """Reads the text that a user named.
-
-    Args:
-        spec: A path to a UTF-8 text file (a document, or several with titles as in WikiText or
-            Markdown) or to a JSON-lines file (a document a line: the field ``text``, else the
-            longest string field; or pairs, see
-            :mod:`exporter.models.texts.pair_lines`); ``pydoc``, the English
-            language topics that every CPython carries; ``docstrings``, those of its standard
-            library; or
-            ``hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]``, a data set of the Hugging Face hub.
-        part: What the text is for. It picks the half of ``pydoc`` and of ``docstrings``, and the
-            split of a data set that names none.
-        allow_network: False refuses ``hf:``. To name such a data set is to ask for the network,
-            so the default is True; nothing else reaches it.
-    """
+    """Reads the text that a user named."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if spec == PYDOC:
         return _source(f"pydoc ({part} half, Python {version})", _pydoc_documents(part))
@@ -274,11 +342,7 @@ def _read_hub(spec: str, part: Part) -> TextSource:
 
 
 def hub_rows(spec: str, part: Part, column: str) -> tuple[str, Any]:
-    """Opens a data set of the hub; its rows come as they are asked for.
-
-    Returns:
-        What a report calls it, with config, split and column; and the library's iterable.
-    """
+    """Opens a data set of the hub; its rows come as they are asked for."""
     name, config, split, named = _hub_fields(spec)
     datasets = require("datasets", extra="datasets")
     try:

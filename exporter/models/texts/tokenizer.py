@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import os
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,8 +18,8 @@ from exporter.errors import (
     first_line,
     panics_as_errors,
 )
+from exporter.models.gguf.llama_library import llama_library, said
 from exporter.models.gguf.model_files import GGUF_SUFFIX
-from exporter.models.texts.gguf_tokenizer import GgufTokenizer
 from exporter.models.tokenizer_budget import Budget, refuse_growing
 from exporter.optional import require
 from graph_passes.files.reading import TABLE_BYTES, read_bytes
@@ -25,23 +28,76 @@ if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """A text's tokens."""
+
+    ids: list[int]
+
+
+class GgufTokenizer:
+    """What the tokenizers library offers of a ``tokenizer.json``, of a GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        library = self._library = llama_library()
+        params = library.llama_model_default_params()
+        params.vocab_only = True
+        model = library.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise ComparisonError(
+                f"llama.cpp can't read the tokenizer in {path}{said()}.",
+                "Copy the model's tokenizer.json beside it.",
+                code="broken-tokenizer",
+            )
+        weakref.finalize(self, library.llama_model_free, model)
+        self._vocabulary = library.llama_model_get_vocab(model)
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoding]:
+        """Texts' tokens, special ones by their names in the text too."""
+        return [self._encoded(text, add_special_tokens) for text in texts]
+
+    def _encoded(self, text: str, add_special_tokens: bool) -> Encoding:
+        data = text.encode()
+        room = len(data) + 8  # few tokens are shorter than a byte, but for those that are added
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = self._library.llama_tokenize(
+                self._vocabulary, data, len(data), tokens, room, add_special_tokens, True
+            )
+            if count >= 0:
+                return Encoding(list(tokens[:count]))
+            if not room < -count < 2**31:  # it doesn't ask for more room
+                raise ComparisonError(
+                    f"llama.cpp can't tokenize a text of {len(data)} bytes.",
+                    "Give a shorter text.",
+                    code="not-tokenized",
+                )
+            room = -count
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The tokens' text, without special tokens."""
+        tokens = (ctypes.c_int32 * len(ids))(*ids)
+        room = 0
+        while True:
+            buffer = ctypes.create_string_buffer(room + 1)
+            count = self._library.llama_detokenize(
+                self._vocabulary, tokens, len(ids), buffer, room, False, False
+            )
+            if count >= 0:
+                return buffer.raw[:count].decode(errors="replace")
+            room = -count
+
+
 Encoded = tuple[list[int], list[int] | None]
 """Token ids, and of which text each is, 0 or 1."""
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """Text to token ids, whichever library does it.
-
-    Attributes:
-        encode: From a text, and whether to add the tokenizer's own tokens, to token ids.
-        end_id: The token that ends a text; None where there is none, or where a config says it.
-        encode_pair: From two texts and the most tokens that both may have to token ids, and of
-            which text each is; None in place of these where the model isn't told.
-    """
+    """Text to token ids, whichever library does it."""
 
     encode: Callable[[str, bool], list[int]]
-    end_id: int | None = None
+    end_id: int | None = None  # None where there is none, or where a config says it
     encode_pair: Callable[[str, str, int], Encoded] | None = None
 
     def pair(self, first: str, second: str, longest: int) -> Encoded:

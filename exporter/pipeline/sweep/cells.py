@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from exporter.artifacts.ledger import FOLDER
+from pydantic import ValidationError
+
+from exporter.artifacts import SweepCell
+from exporter.artifacts.plans.by_score import parse_drops
+from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.store import FOLDER, StageLedger, Store, key_hash, locked
 from exporter.errors import SweepError
+from exporter.files import sha256_bytes, write_text
 from exporter.heal.options import NO_TEXT
 from exporter.models.loading.checked_folder import Dangers
+from exporter.models.loading.sources import source_sha256
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC
 from exporter.option_types import Dtype
 from exporter.options import build
+from exporter.pipeline.planning import given_plan_hash
 from exporter.pipeline.request import ExportRequest
-from exporter.pipeline.sweep.reading import Sweep
-from exporter.pipeline.sweep.schema import ModelEntry, PrecisionEntry, SweepFile, Told
+from exporter.pipeline.run import ARMS, QUANTIZED, request_key
+from exporter.pipeline.sweep.schema import ModelEntry, PrecisionEntry, Sweep, SweepFile, Told
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score.registry import DEFAULT
 
@@ -37,18 +46,7 @@ _HUB_ID = re.compile(r"hf:[\w./-]+|[\w][\w.-]*/[\w][\w.-]*")
 
 @dataclass(frozen=True)
 class Cell:
-    """One model with one plan in one precision.
-
-    Attributes:
-        model: Its name on that axis.
-        plan: Likewise.
-        precision: Likewise.
-        folder: Where its results go, relative to the sweep's folder.
-        request: What the pipeline is asked for.
-        drops: What is dropped, where that stands in the sweep's file; the request's plan is then to
-            be written from it.
-        keeps_models: Whether its models stay once they were measured.
-    """
+    """One model with one plan in one precision."""
 
     model: str
     plan: str
@@ -71,16 +69,6 @@ def cells_of(
 
     Relative paths are relative to the file. Paths of the requests are absolute, for a worker may
     run elsewhere.
-
-    Args:
-        sweep: What is asked for.
-        out: The folder that takes the results.
-        dangers: What models may do.
-        look: Whether what is named has to be there now.
-
-    Raises:
-        SweepError: Something that is named is not there.
-        DepthcutError: Settings exclude each other.
     """
     place = _NamedPlaces(sweep.path.resolve().parent, look)
     return list(_cells(sweep.file, place, out.resolve(), dangers or Dangers()))
@@ -186,3 +174,73 @@ class _NamedPlaces:
         if _HUB_ID.fullmatch(entry.source) and not Path(entry.source).exists():
             return entry.source
         return str(self.existing(entry.source, "model"))
+
+
+def plan_text(cell: Cell) -> str | None:
+    """The plan that the sweep's file has written out; the same whoever writes it, and when."""
+    if not cell.drops:
+        return None
+    return parse_drops(cell.drops).model_copy(update={"versions": {}, "command": []}).to_json()
+
+
+def write_plan(cell: Cell) -> None:
+    """Puts that plan where the cell's request expects it."""
+    text, path = plan_text(cell), cell.request.drops.plan
+    if text is not None and path is not None and not _holds(path, text):
+        write_text(path, text)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+def cell_key(cell: Cell, source_sha256: str) -> str:
+    """The hash of everything that a cell depends on, but for the machine."""
+    given, written = cell.request.drops.plan, plan_text(cell)
+    plan = None if written is None else sha256_bytes(written.encode())
+    if plan is None and given is not None:
+        plan = given_plan_hash(LoadedPlan.read(given))
+    return key_hash(request_key(cell.request, source_sha256, plan))
+
+
+def source_hashes() -> Callable[[Cell], str]:
+    """Hashes each model once, however many cells it has."""
+    known: dict[tuple[str, str | None], str] = {}
+
+    def sha256(cell: Cell) -> str:
+        source, load = cell.request.source, cell.request.load
+        name = (source, load.revision)
+        if name not in known:
+            known[name] = source_sha256(source, **load.reading)
+        return known[name]
+
+    return sha256
+
+
+def drop_models(cell: Cell) -> None:
+    """Removes the weights of a cell that was measured, where only its reports are wanted."""
+    if not cell.keeps_models:
+        with locked(cell.request.out):
+            StageLedger(cell.request.out).drop(*ARMS, *QUANTIZED.values())
+
+
+def open_store(out: Path) -> Store:
+    """The finished cells of a sweep's folder, by their folders."""
+    return Store(out / FOLDER / "cells.jsonl", folder=out.resolve())
+
+
+def kept(store: Store, cell: Cell, key: str) -> SweepCell | None:
+    """The cell as an earlier run has finished it from the same; None where it must run."""
+    told = store.find(cell.folder, key)
+    if cell.keeps_models and not (cell.request.out / "candidate" / "model.onnx").is_file():
+        return None
+    with contextlib.suppress(ValidationError):
+        return None if told is None else SweepCell.model_validate(told)
+    return None
+
+
+def keep(store: Store, cell: Cell, found: SweepCell) -> None:
+    """Keeps a cell for the next run, as long as its report is as it was."""
+    report = cell.request.out / "report.json"
+    if report.is_file():
+        store.keep(cell.folder, found.model_dump(mode="json"), found.key, [report])

@@ -2,40 +2,211 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from exporter.artifacts import ComparisonReport, SweepCell, SweepFailure
+from exporter.artifacts import (
+    AgainstFloat,
+    ComparisonReport,
+    Corner,
+    LatencyRow,
+    SweepCell,
+    SweepFailure,
+    SweepResult,
+    SweepShape,
+)
 from exporter.errors import FULL_DISK, DepthcutError, SweepError, first_line
 from exporter.files import sha256_file, telling_full_disk
 from exporter.models.loading.checked_folder import Dangers
 from exporter.pipeline.road import export_model
-from exporter.pipeline.sweep.cells import Cell, cells_of
-from exporter.pipeline.sweep.keeping import cell_key, source_hashes
-from exporter.pipeline.sweep.reading import parse_sweep
-from exporter.pipeline.sweep.results import result_of
-from exporter.progress import Progress
+from exporter.pipeline.sweep.cells import Cell, cell_key, cells_of, source_hashes
+from exporter.pipeline.sweep.schema import parse_sweep
+from exporter.processes import child_command
+from exporter.progress import Progress, Task
+from exporter.report.sections.verdict import notices
+from exporter.report.words import short_shape
+
+_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class ChildEnd:
+    """How a process has ended."""
+
+    word: dict[str, Any]
+    code: int
+    during: str | None = None
+
+    @property
+    def told(self) -> str:
+        """How one ended that had no last word."""
+        how = f"ended with exit code {self.code}"
+        if self.code < 0:
+            how = f"was killed: {signal.strsignal(-self.code)}"
+        return how + (f", in the middle of {self.during!r}" if self.during else "")
+
+    @property
+    def hint(self) -> str | None:
+        """What may be the reason."""
+        return "Its memory may have run out." if self.code == -signal.SIGKILL else None
+
+
+def run_child(worker: Sequence[str], request: str, progress: Progress) -> ChildEnd:
+    """Runs a worker."""
+    with _child(worker) as child:
+        assert child.stdin
+        with contextlib.suppress(BrokenPipeError):  # its exit code says why
+            child.stdin.write(request + "\n")
+            child.stdin.close()
+        word, during = _listen(child, progress)
+        return ChildEnd(word, child.wait(), during)
+
+
+@contextlib.contextmanager
+def _child(worker: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that is gone when the block ends."""
+    path = os.pathsep.join(filter(None, sys.path))
+    child = subprocess.Popen(  # noqa: S603
+        child_command(worker),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        encoding="utf-8",
+    )
+    with contextlib.suppress(BrokenPipeError), child:
+        try:
+            yield child
+        except BaseException:
+            _end(child)
+            raise
+        finally:
+            child.kill()
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_PATIENCE_S)
+    child.kill()
+
+
+def _listen(child: subprocess.Popen[str], progress: Progress) -> tuple[dict[str, Any], str | None]:
+    """Hears a process to its end, and passes on what it says."""
+    word: dict[str, Any] = {}
+    with contextlib.ExitStack() as open_tasks:
+        tasks: list[tuple[Task, contextlib.ExitStack, str]] = []
+        for line in child.stdout or ():
+            if not line.endswith("\n"):  # it was killed in the middle of a word
+                break
+            event = json.loads(line)
+            if "task" in event:
+                stack = contextlib.ExitStack()
+                task = stack.enter_context(
+                    progress.task(event["task"], event["total"], event.get("unit", ""))
+                )
+                open_tasks.push(stack)
+                tasks.append((task, stack, event["task"]))
+            elif "advance" in event:
+                tasks[-1][0].advance(event["advance"])
+            elif "end" in event:
+                _close(tasks.pop()[1], failed=event.get("failed", False))
+            elif "say" in event:
+                progress.say(event["say"])
+            elif "detail" in event:
+                progress.detail(event["detail"])
+            else:
+                word = event
+        during = tasks[-1][2] if tasks and not word else None
+        if during is not None:
+            for _, stack, _ in reversed(tasks):
+                _close(stack, failed=True)
+        return word, during
+
+
+class _TaskError(Exception):
+    """What ends a piece of work here that failed there."""
+
+
+def _close(stack: contextlib.ExitStack, *, failed: bool) -> None:
+    """Closes a piece of work; one that failed is not told as done."""
+    with contextlib.suppress(_TaskError), stack:
+        if failed:
+            raise _TaskError
+
+
+def result_of(report: ComparisonReport) -> SweepResult:
+    """The figures of a cell's report that the sweep's table has."""
+    before, after = report.arms.baseline, report.arms.candidate
+    accuracy = report.accuracy
+    return SweepResult(
+        deletions=report.plan,
+        shapes=[_shape(row, report) for row in report.latency],
+        perplexity=accuracy.perplexity if accuracy else None,
+        kl_divergence=accuracy.kl_divergence if accuracy else None,
+        top1_agreement=accuracy.top1_agreement if accuracy else None,
+        baseline_bytes=before.file_bytes,
+        candidate_bytes=after.file_bytes,
+        baseline_parameters=before.parameters,
+        candidate_parameters=after.parameters,
+        baseline_kv_bytes_per_token=before.kv_cache_bytes_per_token,
+        candidate_kv_bytes_per_token=after.kv_cache_bytes_per_token,
+        against_float=_against_float(report),
+        precision=after.precision,
+        machine=report.environment.gpu or report.environment.processor,
+        threads=report.environment.threads,
+        notices=notices(report),
+    )
+
+
+def _against_float(report: ComparisonReport) -> AgainstFloat | None:
+    whole = _corner(report, pruned=False, quantized=False)
+    cut = _corner(report, pruned=True, quantized=True)
+    if whole is None or cut is None:
+        return None
+    return AgainstFloat(
+        whole_bytes=whole.file_bytes,
+        whole_perplexity=whole.perplexity,
+        kl_divergence=cut.kl_divergence,
+        top1_agreement=cut.top1_agreement,
+    )
+
+
+def _shape(row: LatencyRow, report: ComparisonReport) -> SweepShape:
+    cut = _corner(report, pruned=True, quantized=True)
+    return SweepShape(
+        name=short_shape(row),
+        phase=row.phase,
+        batch=row.batch,
+        sequence_length=row.sequence_length,
+        past_length=row.past_length,
+        new_tokens=row.new_tokens,
+        rounds=row.rounds,
+        baseline_ms=row.baseline.median_ms,
+        candidate_ms=row.candidate.median_ms,
+        speedup=row.speedup,
+        verdict=row.verdict,
+        over_float=cut.speedups.get(row.shape_name) if cut else None,
+    )
+
+
+def _corner(report: ComparisonReport, *, pruned: bool, quantized: bool) -> Corner | None:
+    wanted = (pruned, quantized)
+    return next((c for c in report.corners if (c.pruned, c.quantized) == wanted), None)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell of a sweep.
-
-    Attributes:
-        file: The sweep's file, which names in it are relative to.
-        text: What it held when the sweep began.
-        out: The sweep's folder.
-        index: Which of its cells.
-        source: That cell's model, as it was found when the sweep began: a path where there is none
-            any more must not become a hub id.
-        name: What messages call that.
-        key: The hash of what the cell depends on.
-        force: Whether finished stages are made again.
-        dangers: What the caller has switched on.
-    """
+    """A cell of a sweep."""
 
     file: str
     text: str
@@ -69,14 +240,7 @@ class Job:
 
 
 def run_job(job: Job, progress: Progress) -> SweepCell:
-    """Walks a cell's whole road.
-
-    Returns:
-        The cell, done or failed: a failure is a result, and the other cells go on.
-
-    Raises:
-        OSError: The disk is full; then the others would fail too.
-    """
+    """Walks a cell's whole road."""
     cell, begin = job.cell(), time.monotonic()
     found = missing(cell, job.key)
     try:
@@ -100,11 +264,7 @@ def run_job(job: Job, progress: Progress) -> SweepCell:
 
 
 def _refuse_changed(cell: Cell, job: Job) -> None:
-    """A result must not stand under the hash of what it wasn't made from.
-
-    Raises:
-        SweepError: The model, the plan or a text is another than when the sweep began.
-    """
+    """A result must not stand under the hash of what it wasn't made from."""
     if cell_key(cell, source_hashes()(cell)) != job.key:
         raise SweepError(
             "The model, the plan, a text or a library has changed since the sweep began.",
@@ -140,3 +300,26 @@ def _done(found: SweepCell, cell: Cell, report: ComparisonReport) -> SweepCell:
         "report_sha256": sha256_file(cell.request.out / "report.json"),
     }
     return found.model_copy(update=told)
+
+
+WORKER = ("-P", "-m", "exporter.pipeline.sweep.worker")
+"""How Python starts it; ``-P`` keeps it from importing what lies in the folder that it is called
+in."""
+
+
+def run_in_children(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[int, SweepCell]]:
+    """Runs jobs one after the other."""
+    for place, job in enumerate(jobs):
+        progress.say(f"sweep: {place + 1} of {len(jobs)}: {job} ...")
+        yield place, run_in_child(job, progress)
+
+
+def run_in_child(job: Job, progress: Progress) -> SweepCell:
+    """Runs one job."""
+    end = run_child(WORKER, job.to_json(), progress)
+    if "cell" in end.word:
+        return SweepCell.model_validate(end.word["cell"])
+    if "full" in end.word:
+        raise OSError(end.word["errno"], os.strerror(end.word["errno"]), end.word["full"])
+    error = SweepError(f"The cell's process {end.told}.")
+    return failed(missing(job.cell(), job.key), error.message, error, end.hint)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from exporter.artifacts import SweepCell, SweepReport
-from exporter.artifacts.ledger import FOLDER, locked
-from exporter.artifacts.store import Store
+from exporter.artifacts.store import FOLDER, Store, locked
 from exporter.errors import ArtifactError, DepthcutError, SweepError
+from exporter.files import write_text
 from exporter.models.loading.checked_folder import Dangers
-from exporter.pipeline.shared import SharedStages
-from exporter.pipeline.sweep.cells import SHARED, Cell, cells_of
-from exporter.pipeline.sweep.child import run_in_children
-from exporter.pipeline.sweep.job import Job, failed, missing
-from exporter.pipeline.sweep.keeping import (
+from exporter.pipeline.quantizing import SharedStages
+from exporter.pipeline.sweep.cells import (
+    SHARED,
+    Cell,
     cell_key,
+    cells_of,
     drop_models,
     keep,
     kept,
@@ -23,10 +27,12 @@ from exporter.pipeline.sweep.keeping import (
     source_hashes,
     write_plan,
 )
-from exporter.pipeline.sweep.reading import Sweep
+from exporter.pipeline.sweep.job import Job, failed, missing, run_in_child, run_in_children
+from exporter.pipeline.sweep.schema import Sweep
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from exporter.report.files import SWEEP_REPORTS, write_sweep
+from exporter.score.cluster.pool import open_pool
 from graph_passes.files.placing import refuse_outside, remove_tree
 
 Runner = Callable[[Sequence[Job], Progress], Iterator[tuple[int, SweepCell]]]
@@ -46,19 +52,6 @@ def run_sweep(
 
     A cell is kept while all that it depends on is as it was; one that failed is tried again. The
     table is written after each cell, so that a sweep that is cut short leaves what it has.
-
-    Args:
-        sweep: What is asked for.
-        out: The folder that takes all results: sweep.json, sweep.md, sweep.html, and a folder for
-            each cell with what `depthcut export` leaves.
-        runner: What runs the cells: by default this machine, one after the other.
-        dangers: What models may do.
-        force: Run every cell, and make every stage of it again.
-        progress: Hears what goes on.
-
-    Raises:
-        SweepError: Something that the file names is not there, or the folder is another's.
-        OSError: The disk is full.
     """
     cells = cells_of(sweep, out, dangers)
     _refuse_foreign(out)
@@ -92,11 +85,7 @@ def run_sweep(
 def look(
     sweep: Sweep, out: Path, *, dangers: Dangers | None = None, force: bool = False
 ) -> SweepReport:
-    """What a sweep would find and what it would still have to run; changes nothing.
-
-    Raises:
-        SweepError: As :func:`run_sweep`.
-    """
+    """What a sweep would find and what it would still have to run; changes nothing."""
     cells = cells_of(sweep, out, dangers)
     return _Table(sweep, out, cells, _known(open_store(out), cells, force=force)).report()
 
@@ -186,3 +175,42 @@ def _words(cell: SweepCell) -> str:
     if cell.failure is not None:
         return f"{name} FAILED: {cell.failure.message}"
     return f"{name} done in {cell.seconds or 0:.0f} s"
+
+
+def run_on_ray(
+    jobs: Sequence[Job], progress: Progress, *, address: str | None, workers: int | None = None
+) -> Iterator[tuple[int, SweepCell]]:
+    """Runs jobs on as many machines as there are."""
+    if not jobs:
+        return
+    with (
+        _token(Path(jobs[0].out)) as token,
+        open_pool(address, workers=workers, whole_nodes=True, progress=progress) as pool,
+    ):
+        progress.say(f"cluster: a machine for each cell, {pool.workers} at once")
+        yield from pool.run(partial(_ready, str(token)), _work, jobs)
+
+
+@contextmanager
+def _token(out: Path) -> Iterator[Path]:
+    """A file in the sweep's folder by which another machine knows that it sees the same one."""
+    path = out / FOLDER / f"seen-{secrets.token_hex(8)}"
+    write_text(path, path.name)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _ready(token: str) -> None:
+    if not Path(token).is_file():
+        raise SweepError(
+            f"{socket.gethostname()} doesn't see the sweep's folder {Path(token).parents[1]}.",
+            "Put the folder, and the models and texts, where all machines of the cluster see them "
+            "under the same path.",
+            code="folder-not-shared",
+        )
+
+
+def _work(_ready: None, job: Job) -> SweepCell:
+    return run_in_child(job, QUIET)

@@ -1,8 +1,4 @@
-"""What a sweep's file says: models, plans and precisions, and what all of them have in common.
-
-Its keys are those of `depthcut export --config`, read and checked by the same options. Nothing
-here looks at the disk.
-"""
+"""What a sweep's file says: models, plans and precisions, and what all of them have in common."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import functools
 import posixpath
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -19,16 +16,21 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     create_model,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
+from exporter.artifacts import json_path
 from exporter.artifacts.plans.by_score import parse_drops
+from exporter.artifacts.yaml_file import YamlFile, parse_yaml, read_yaml
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.options import CompareOptions
-from exporter.errors import DepthcutError
+from exporter.errors import DepthcutError, SweepError
+from exporter.files import sha256_bytes
 from exporter.heal.options import HealOptions
-from exporter.option_types import Dtype
+from exporter.option_types import Dtype, mistake
 from exporter.options import Options, build, leaves
 from exporter.pipeline.request import ExportRequest
 from exporter.quantize.settings import QuantizeSettings, Scheme
@@ -114,13 +116,9 @@ class Entry(BaseModel):
 
 
 class NamedEntry(Entry):
-    """One line of an axis of the sweep.
+    """One line of an axis of the sweep."""
 
-    Attributes:
-        name: What the table and the folders call it; None takes a name from what it says.
-    """
-
-    name: Text | None = None
+    name: Text | None = None  # None takes a name from what it says
 
     @property
     def label(self) -> str:
@@ -149,21 +147,13 @@ class ModelEntry(NamedEntry):
 
 
 class KeyedEntry(NamedEntry):
-    """An entry that says options of ``depthcut export``.
-
-    Attributes:
-        told: The values of these by their keys.
-    """
+    """An entry that says options of ``depthcut export``."""
 
     told: Told = Field(default_factory=dict)
 
 
 class PlanEntry(KeyedEntry):
-    """What is dropped: a plan's file, sublayers by hand, or numbers; exactly one of them.
-
-    Attributes:
-        drop: Such as ``attention:25``.
-    """
+    """What is dropped: a plan's file, sublayers by hand, or numbers; exactly one of them."""
 
     drop: tuple[Text, ...] = ()
 
@@ -248,11 +238,7 @@ class PrecisionEntry(KeyedEntry):
 
 
 class SweepFile(Entry):
-    """The whole file: three axes, and what all cells have in common.
-
-    Attributes:
-        keep: Whether a cell's models stay on the disk once they were measured.
-    """
+    """The whole file: three axes, and what all cells have in common."""
 
     models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
     plans: Annotated[tuple[PlanEntry, ...], Field(min_length=1)]
@@ -291,3 +277,57 @@ def _alike(entries: Sequence[NamedEntry]) -> Iterator[tuple[int, int]]:
 def slug(text: str) -> str:
     """A name that is also a folder's, on any file system."""
     return _FOREIGN.sub("-", text).strip("-.")[:80] or "unnamed"
+
+
+_MOST_TOLD = 5
+_HINT = "What may stand there: exporter/docs/sweeps.md."
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it was asked for."""
+
+    path: Path
+    text: str
+    file: SweepFile
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return sha256_bytes(self.text.encode())
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Reads and validates a sweep's file. Names in it are not looked up."""
+    return _validated(read_yaml(path, SweepError))
+
+
+def parse_sweep(text: str, path: Path) -> Sweep:
+    """The same of a text that was read before."""
+    return _validated(parse_yaml(text, path, SweepError))
+
+
+def _validated(found: YamlFile) -> Sweep:
+    try:
+        return Sweep(found.path, found.text, SweepFile.model_validate(found.data))
+    except ValidationError as error:
+        raise SweepError("\n".join(_mistakes(error, found)), _HINT) from error
+
+
+def _mistakes(error: ValidationError, file: YamlFile) -> Iterator[str]:
+    found = _deepest(error.errors(include_url=False))
+    for one in found[:_MOST_TOLD]:
+        words = mistake(one)
+        yield f"{file.place(*one['loc'])}: {json_path(one['loc'])}: {words}."
+    if len(found) > _MOST_TOLD:
+        yield f"And {len(found) - _MOST_TOLD} more."
+
+
+def _deepest(found: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Without what is only said because something within is wrong."""
+    places = [one["loc"] for one in found]
+    return [
+        one
+        for one in found
+        if not any(len(p) > len(one["loc"]) and p[: len(one["loc"])] == one["loc"] for p in places)
+    ]

@@ -34,27 +34,15 @@ class MapCell:
 
 @dataclass(frozen=True)
 class CellMap:
-    """Rows below one another; columns go on in a further band where they are many.
-
-    Attributes:
-        title: What it is.
-        description: What it shows, in words.
-        rows: Their names, from top to bottom; as many as there is room for are written.
-        columns: Their names.
-        cells: By row and column; those that are missing stay empty.
-        widest: Units that a cell is wide at most.
-        tallest: Units that it is tall at most.
-        most_across: Columns of a band.
-        stream: Whether a line runs below the cells, for the residual stream.
-    """
+    """Rows below one another; columns go on in a further band where they are many."""
 
     title: str
     description: str
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Mapping[tuple[int, int], MapCell]
-    widest: float = 22.0
-    tallest: float = 20.0
+    widest: float = 22.0  # units that a cell is wide at most
+    tallest: float = 20.0  # units that it is tall at most
     most_across: int = 20
     stream: bool = False
 

@@ -6,19 +6,25 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
-from exporter.report.charts.axes import (
+from exporter.report.charts.drawing import (
     LEFT,
     TOP,
+    WIDTH,
+    Drawing,
     Scale,
     axis_below,
     axis_left,
     axis_names,
+    dots,
+    polyline,
     scale_over,
     tick_text,
 )
-from exporter.report.charts.drawing import WIDTH, Drawing, polyline
+from exporter.report.words import milliseconds
 
 _BOTTOM = 190.0
 _MARGIN, _MARGIN_OF_NAMES = 14, 66  # to the right
@@ -53,20 +59,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Lines:
-    """Named places are equally far apart, and each line is named at its end.
-
-    Attributes:
-        title: What it is.
-        lines: Those without a point are left out.
-        across: What the places are.
-        up: What the values are.
-        places: What stands below, from left to right; none where places are values.
-        unit: Of places that are values.
-        logarithmic: Whether equal ratios are equally far apart.
-        limits: Values that the scale upwards has to hold.
-        marked: Whether each point has a mark.
-        description: What it shows, in words; by default every value.
-    """
+    """Named places are equally far apart, and each line is named at its end."""
 
     title: str
     lines: Sequence[Line]
@@ -157,3 +150,130 @@ def _apart(heights: Sequence[float]) -> list[float]:
         above = found[order[place + 1]] - _LABEL_GAP if place + 1 < len(order) else _BOTTOM
         found[index] = min(found[index], above) if beyond else found[index]
     return found
+
+
+_LONGEST_BESIDE = 18
+_CHARACTER = 6.3
+
+
+@dataclass(frozen=True)
+class IntervalLine:
+    """What is estimated, the estimate with its interval, and that in words."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    words: str
+    tone: str
+    noise: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """At least one estimate; a line marks the ``neutral`` value, a band each one's noise."""
+
+    title: str
+    lines: Sequence[IntervalLine]
+    neutral: float
+    unit: str = ""
+
+    def draw(self, key: str) -> Markup:
+        """The drawing."""
+        longest = max(len(line.label) for line in self.lines)
+        beside = longest <= _LONGEST_BESIDE
+        words = max(len(line.words) for line in self.lines) * _CHARACTER
+        left = longest * _CHARACTER + 12 if beside else 8
+        step = 24.0 if beside else 36.0
+        bottom = 4.0 + len(self.lines) * step
+        told = "; ".join(f"{line.label}: {line.words}" for line in self.lines)
+        drawing = Drawing(key, bottom + 20, title=self.title, description=told)
+        scale = scale_over(self._values(), left, WIDTH - words - 12)
+        axis_below(drawing, scale, bottom, unit=self.unit)
+        for index, line in enumerate(self.lines):
+            middle = 4 + step * (index + 1) - 12
+            _draw_line(drawing, scale, line, middle)
+            drawing.text(0, middle + 4 if beside else middle - 10, line.label)
+            drawing.text(WIDTH, middle + 4, line.words, f"num {line.tone}", "end")
+        drawing.line(scale(self.neutral), 0, scale(self.neutral), bottom, "neutral")
+        return drawing.markup()
+
+    def _values(self) -> list[float]:
+        ends = [(line.low, line.value, line.high, *(line.noise or ())) for line in self.lines]
+        return [self.neutral, *(value for values in ends for value in values)]
+
+
+def _draw_line(drawing: Drawing, scale: Scale, line: IntervalLine, y: float) -> None:
+    if line.noise is not None:
+        low, high = map(scale, line.noise)
+        drawing.rect(low, y - 10, high - low, 20, "noise")
+    low, high = scale(line.low), scale(line.high)
+    drawing.line(low, y, high, y, f"bar {line.tone}")
+    for end in (low, high):
+        drawing.line(end, y - 4, end, y + 4, f"bar {line.tone}")
+    drawing.mark(scale(line.value), y, line.tone, f"{line.label}: {line.words}", radius=4)
+
+
+MOST_POINTS = 150
+_GOLDEN = 0.618033988749895  # its multiples spread evenly, and look random
+_STRIP = 44.0
+
+Times = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Times of several arms."""
+
+    title: str
+    # name, class of the colour, and times in milliseconds
+    arms: Sequence[tuple[str, str, Sequence[float]]]
+    most: int = MOST_POINTS
+
+    def draw(self, key: str) -> Markup:
+        """The drawing."""
+        arms = [(name, cls, np.sort(np.asarray(times))) for name, cls, times in self.arms]
+        bottom = 4.0 + _STRIP * len(arms)
+        told = ". ".join(f"{name}: {_words(times)}" for name, _, times in arms)
+        drawing = Drawing(key, bottom + 20, title=self.title, description=told)
+        scale = _scale([times for _, _, times in arms])
+        axis_below(drawing, scale, bottom, unit=" ms")
+        for index, (name, cls, times) in enumerate(arms):
+            y = 4 + _STRIP * index
+            drawing.text(0, y + 10, name, cls)
+            if beyond := int((times > scale.high).sum()):
+                words = f"{beyond:,} slower, up to {milliseconds(float(times[-1]))} ms →"
+                drawing.text(WIDTH, y + 10, words, "tick", "end")
+            self._strip(drawing, scale, times, y + 28, cls)
+        return drawing.markup()
+
+    def _strip(self, drawing: Drawing, scale: Scale, times: Times, y: float, cls: str) -> None:
+        shown = enumerate(map(float, thinned(times[times <= scale.high], self.most)))
+        points = ((scale(value), y + 9 * (i * _GOLDEN % 1 - 0.5)) for i, value in shown)
+        drawing.add("path", cls=f"dots {cls}", d=dots(points))
+        p25, p50, p75, p95 = (scale(float(v)) for v in np.percentile(times, [25, 50, 75, 95]))
+        drawing.rect(p25, y - 9, max(p75 - p25, 0.5), 18, f"box {cls}")
+        drawing.line(p50, y - 11, p50, y + 11, f"median {cls}")
+        drawing.line(p75, y, p95, y, f"bar {cls}")
+        drawing.line(p95, y - 5, p95, y + 5, f"bar {cls}")
+
+
+def thinned(values: Times, most: int) -> Times:
+    """At most so many of sorted values: the least, the greatest, and even ranks between."""
+    if len(values) <= most:
+        return values
+    picked: Times = values[np.linspace(0, len(values) - 1, most).round().astype(int)]
+    return picked
+
+
+def _scale(sorted_ms: Sequence[Times]) -> Scale:
+    """Up to a little beyond the slowest 99th percentile: a rare outlier would squeeze the rest."""
+    low = min(float(times[0]) for times in sorted_ms)
+    high = max(float(np.percentile(times, 99)) for times in sorted_ms)
+    spread = (high - low) or abs(high) * 0.1 or 1.0
+    return Scale(low - 0.03 * spread, high + 0.05 * spread, 6, WIDTH - 6)
+
+
+def _words(times: Times) -> str:
+    p50, p95, p99 = (milliseconds(float(v)) for v in np.percentile(times, [50, 95, 99]))
+    return f"median {p50} ms, 95th percentile {p95} ms, 99th {p99} ms"

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from exporter.report.charts.axes import (
+from exporter.report.charts.drawing import (
     LEFT,
+    SHAPES,
     TOP,
+    WIDTH,
+    Drawing,
     Scale,
     axis_below,
     axis_left,
     axis_names,
+    polyline,
     scale_over,
 )
-from exporter.report.charts.drawing import SHAPES, WIDTH, Drawing, polyline
 
 _RIGHT, _BOTTOM = WIDTH - 14.0, 210.0
 _MARKS = list(SHAPES)
@@ -37,13 +40,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point: what it gains, with a range, and what it costs.
-
-    Attributes:
-        letter: Its name; marks without one are in the way of names all the same.
-        series: Its number: points of one series have one mark, and a line joins the best of them.
-        beaten: Whether another is better in both, so that it is drawn small and grey.
-    """
+    """A point: what it gains, with a range, and what it costs."""
 
     letter: str
     series: int
@@ -71,17 +68,7 @@ def pareto_front(points: Sequence[Candidate]) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """Candidates and the whole model, which stands at ``start`` and no cost; better is lower right.
-
-    Attributes:
-        title: What it is.
-        points: At least one.
-        across: What is gained.
-        cost: What stands upwards, and its unit.
-        unit: Of the gain.
-        start: The whole model's gain.
-        whole: What it is called.
-    """
+    """Candidates and the whole model, at ``start`` and no cost; better is lower right."""
 
     title: str
     points: Sequence[Candidate]
@@ -153,9 +140,6 @@ def _placed_names(
     """A place for every name: near its mark, on no other name or mark, and on no bar if it can be.
 
     Where nothing is free it is the usual place.
-
-    Yields:
-        The mark's middle, the name's middle, the name.
     """
     inside: Box = (LEFT, 0, WIDTH, _BOTTOM)
     bars = [(right(p.low), y - 1, right(p.high), y + 1) for _, y, p in marks]

@@ -1,18 +1,12 @@
-"""What a report says, section by section, whatever it is written as.
-
-What was not measured has no section, accuracy apart: that it is missing is worth a sentence. A new
-section of the comparison is a function here, and a line in :func:`comparison_document`.
-"""
+"""What a report says, section by section, whatever it is written as."""
 
 from __future__ import annotations
 
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.report.sections.accuracy import accuracy_sections
-from exporter.report.sections.answers import answers_section
 from exporter.report.sections.blocks import Document, present
-from exporter.report.sections.corners import corners_section
 from exporter.report.sections.healing import healing_section
-from exporter.report.sections.latency import latency_section
+from exporter.report.sections.latency import corners_section, latency_section
 from exporter.report.sections.machine import engines_section, environment_section, reproduce_section
 from exporter.report.sections.model import (
     dropped_section,
@@ -21,7 +15,7 @@ from exporter.report.sections.model import (
     parity_section,
     size_section,
 )
-from exporter.report.sections.summary import glance, tiles
+from exporter.report.sections.summary import answers_section, glance, tiles
 from exporter.report.sections.tradeoff import tradeoff_section
 from exporter.report.sections.use import use_section
 from exporter.report.sections.verdict import (
@@ -38,13 +32,7 @@ from exporter.report.sections.work import work_section
 def comparison_document(
     report: ComparisonReport, importance: ImportanceReport | None = None, *, sharing: int = 1
 ) -> Document:
-    """A comparison.
-
-    Args:
-        report: The comparison.
-        importance: The scores that its plan rests on, for a table and a map; left out without.
-        sharing: How many reports share the page.
-    """
+    """A comparison."""
     accuracy, *answers = accuracy_sections(report)
     sections = [
         corners_section(report),

@@ -13,11 +13,9 @@ from exporter.artifacts import (
     PositionError,
     TaskResult,
 )
-from exporter.report.charts.intervals import IntervalLine, Intervals
-from exporter.report.charts.lines import Line, LinePoint, Lines
-from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section
-from exporter.report.sections.corners import interval_tone
-from exporter.report.sections.parts import other_part
+from exporter.report.charts.lines import IntervalLine, Intervals, Line, LinePoint, Lines
+from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section, other_part
+from exporter.report.sections.latency import interval_tone
 from exporter.report.sections.summary import COUNTED, SAME, accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
 from exporter.report.words import interval_words, or_dash, percent, significant

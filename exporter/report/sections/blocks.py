@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from exporter.artifacts import CalibrationRef, JudgedText, PlanParts
+from exporter.artifacts.base import TEXTS, Nouns
+from exporter.artifacts.stages import document_of
 from exporter.report.charts.drawing import Chart
+from exporter.report.words import listed, percent, significant
 
 Tone = Literal["good", "bad", "even", "unsure", "cut"]
 """How a word is meant; every form adds a sign of its own, never a colour alone."""
@@ -74,11 +79,7 @@ Block = Grid | Note | Bullets | Command
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, what it says, and what its marks mean (class and word).
-
-    Attributes:
-        is_detail: Whether it is one of a series that is folded where it is long.
-    """
+    """A chart, what it says, and what its marks mean (class and word)."""
 
     chart: Chart
     caption: str = ""
@@ -89,12 +90,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A section under one heading; charts are drawn where that can be.
-
-    Attributes:
-        key: Its name within a page.
-        stays_open: Whether its tables are open however long they are.
-    """
+    """A section under one heading; charts are drawn where that can be."""
 
     key: str
     title: str
@@ -115,21 +111,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Document:
-    """A report or a study as a whole.
-
-    Attributes:
-        command: Which of depthcut's commands made it.
-        version: Of depthcut, as the data tell it.
-        title: What was compared or studied.
-        subject: Of what: the model, the text.
-        lead: The result in a sentence or two.
-        sections: In the order in which they are read.
-        statements: The result in single sentences, the most important first.
-        notices: Of these, the ones that say whose the figures are.
-        signs: The result in words that a reader looks for.
-        tiles: The key figures.
-        glance: Speed, accuracy and size, each a table.
-    """
+    """A report or a study as a whole."""
 
     command: str
     version: str
@@ -165,3 +147,67 @@ def plain(cell: Cell) -> str:
 def present(sections: Iterable[Section | None]) -> list[Section]:
     """The sections that there are."""
     return [section for section in sections if section is not None]
+
+
+_ROLES = {
+    "chosen": "{What} by which the dropped sublayers were chosen:",
+    "fitted": "{What} to which replacements or weights were fitted:",
+    "stopped": "Validation {what}, which decided when to stop and what to keep:",
+    "judged": "Test {what}, on which the plan's own figures were measured:",
+}
+
+_RISE = "log_perplexity_increase"
+
+
+def parts_blocks(
+    parts: PlanParts, shown: Callable[[str], str] = str, read: Nouns = TEXTS
+) -> Iterator[Block]:
+    """A sentence for each part that there was, and the plan's cost on each text."""
+    what = read.much
+    told = [
+        f"{_ROLES[role].format(what=what, What=what.capitalize())} {_listed(refs, shown, read)}."
+        for role, refs in parts.roles.items()
+    ]
+    if told:
+        yield Bullets(told)
+    if parts.judged_apart:
+        header = ["text", "perplexity", "KL, nats", "same top-1"]
+        if any("cosine" in each.figures for each in parts.judged_apart):
+            header = ["text", "mean cosine of embeddings"]
+        elif not any(_RISE in each.figures for each in parts.judged_apart):
+            header = [what, "KL of classes, nats", "same likeliest class"]
+        rows = [_row(each, shown) for each in parts.judged_apart]
+        right = tuple(range(1, len(header)))
+        caption = f"What the plan costs on each {'text' if read == TEXTS else 'source'}, in PyTorch"
+        yield Grid(caption, header, rows, right=right)
+
+
+def other_part(parts: PlanParts, judged: str) -> Iterator[Block]:
+    """That the plan was made by other parts of the document that a comparison is judged on."""
+    known = [
+        role
+        for role, refs in parts.decided.items()
+        if document_of(judged) in {document_of(ref.source) for ref in refs}
+    ]
+    if known:
+        yield Note(
+            f"{judged} is another part of a text that the plan was {listed(known)} on: on "
+            "texts of other kinds the accuracy is likely to be lower (--eval-text).",
+            lead="In the domain:",
+        )
+
+
+def _listed(refs: Sequence[CalibrationRef], shown: Callable[[str], str], read: Nouns) -> str:
+    named = [ref.model_copy(update={"source": shown(ref.source)}) for ref in refs]
+    return listed([ref.describe(read) for ref in named])
+
+
+def _row(judged: JudgedText, shown: Callable[[str], str]) -> list[str]:
+    figures = judged.figures
+    if "cosine" in figures:
+        return [shown(judged.text.source), f"{figures['cosine']:.4f}"]
+    both = [significant(figures["kl"], 3), percent(figures["top1_agreement"])]
+    if _RISE not in figures:
+        return [shown(judged.text.source), *both]
+    rise = math.expm1(min(figures[_RISE], 50.0))
+    return [shown(judged.text.source), f"{100 * rise:+.1f} %", *both]

@@ -14,7 +14,7 @@ from exporter.artifacts import (
     Healing,
     Training,
 )
-from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
+from exporter.artifacts.base import IMAGES, TEXTS, Nouns
 from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.words import or_dash, percent, read_by, significant
@@ -39,12 +39,7 @@ def healing_section(report: ComparisonReport) -> Section | None:
 
 
 def healing_words(healing: Healing, read: Nouns = TEXTS) -> str:
-    """What was put in, in one sentence: ``8 replaced (7 linear, 1 bias), 2.9 million numbers``.
-
-    Args:
-        healing: How a plan was healed.
-        read: What the model reads.
-    """
+    """What was put in, in one sentence: ``8 replaced (7 linear, 1 bias), 2.9 million numbers``."""
     words = _training_words(healing, read) if healing.changed_weights else _replaced_words(healing)
     own = next((each for each in healing.embeddings if each.role == "calibration"), None)
     if own is None:
@@ -87,13 +82,7 @@ def _training_words(healing: Healing, read: Nouns) -> str:
 
 
 def healing_grid(healing: Healing, caption: str = "In PyTorch", read: Nouns = TEXTS) -> Grid:
-    """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed.
-
-    Args:
-        healing: How a plan was healed.
-        caption: What stands above.
-        read: What the model reads.
-    """
+    """For each text perplexity, KL and agreement, or the cosine: whole, dropped, healed."""
     rows = [row for text in healing.texts for row in _rows(text)]
     rows += [row for text in healing.embeddings for row in _embedding_rows(text)]
     rows += [row for text in healing.classes for row in _class_rows(text)]
@@ -187,13 +176,7 @@ def _method(healing: Healing, read: Nouns) -> str:
 
 
 def training_words(healing: Healing, training: Training, read: Nouns = TEXTS) -> str:
-    """How the kept weights were trained, and why that ended.
-
-    Args:
-        healing: How a plan was healed.
-        training: That of it.
-        read: What the model reads.
-    """
+    """How the kept weights were trained, and why that ended."""
     rank = f" of rank {healing.rank}" if healing.rank is not None else ""
     trained = "all weights" if training.train == "all" else f"adapters{rank}, merged at the end"
     goal = _GOALS[training.loss]

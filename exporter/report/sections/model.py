@@ -9,8 +9,16 @@ from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedD
 from exporter.artifacts.plans.stacks import Stacks
 from exporter.printable import counted
 from exporter.report.charts.cells import CellMap, MapCell, Shades
-from exporter.report.sections.blocks import Bullets, Cell, Figure, Grid, Note, Section, Sign
-from exporter.report.sections.parts import parts_blocks
+from exporter.report.sections.blocks import (
+    Bullets,
+    Cell,
+    Figure,
+    Grid,
+    Note,
+    Section,
+    Sign,
+    parts_blocks,
+)
 from exporter.report.sections.summary import size_grid
 from exporter.report.words import (
     KINDS,
@@ -154,12 +162,7 @@ def parity_section(report: ComparisonReport) -> Section | None:
 
 
 def importance_section(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> Section:
-    """A table with a row a layer, and a map; what the plan drops is marked.
-
-    Args:
-        report: The scores; lower means more redundant.
-        plan: The deletions. A dropped block marks all of its layer's sublayers.
-    """
+    """A table with a row a layer, and a map; what the plan drops is marked."""
     gone = _dropped(plan)
     scores: dict[tuple[int, str], float] = {(s.layer, s.kind): s.score for s in report.scores}
     scored = {kind for _, kind in scores}

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from exporter.artifacts import ComparisonReport
-from exporter.artifacts.uses import PLACE, FolderUses, Use
+from exporter.artifacts.comparison import PLACE, FolderUses, Use
 from exporter.report.sections.blocks import Block, Bullets, Command, Note, Section
 
 
@@ -40,13 +40,7 @@ def use_sections(uses: FolderUses) -> list[Section]:
 
 
 def use_blocks(use: Use, folders: Sequence[str], lead: str = "") -> Iterator[Block]:
-    """What to install and the lines, the first of which says where the folder is.
-
-    Args:
-        use: The lines.
-        folders: For which they hold; they name the first.
-        lead: Stands before what to install.
-    """
+    """What to install and the lines, the first of which says where the folder is."""
     told = f"`pip install {use.needs}`." if use.needs else ""
     words = " ".join(filter(None, (told, use.remark)))
     if lead or words:

@@ -15,7 +15,7 @@ from exporter.artifacts import (
     PerplexityPair,
 )
 from exporter.report.sections.blocks import Sign, verdict_sign
-from exporter.report.sections.corners import corners_sentence
+from exporter.report.sections.latency import corners_sentence
 from exporter.report.words import (
     counted_kind,
     has_too_few_rounds,

@@ -42,16 +42,6 @@ def connected(address: str | None, cpus: int, progress: Progress) -> Iterator[An
     """Gives Ray, connected; the connection ends with the block.
 
     A process that is connected already stays so, whatever the address.
-
-    Args:
-        address: ``host:port``, ``auto`` for a cluster that runs on this machine, ``local`` or None
-            for one that is started here, without dashboard, reachable from this machine only.
-        cpus: How many the local one counts.
-        progress: Told what goes on.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        ClusterError: No cluster answers, or it is of another version.
     """
     with _environment(_ENVIRONMENT):
         ray = require("ray", extra="cluster")
@@ -105,11 +95,7 @@ def _connect(ray: Any, address: str, stack: contextlib.ExitStack) -> None:
 
 
 def _refuse_silence(address: str) -> None:
-    """At once, where Ray itself waits for minutes.
-
-    Raises:
-        ClusterError: Nothing listens there, or something else than Ray.
-    """
+    """At once, where Ray itself waits for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         return

@@ -1,30 +1,66 @@
-"""Measures what cuts do to a model's answers on several workers at once.
-
-A piece of work is a batch of the text and some of the cuts: all of them where there are batches
-enough for all workers. The numbers are :func:`exporter.models.ablation.embeddings.meter_of`'s own,
-joined in the order of the text.
-"""
+"""Measures what cuts do to a model's answers on several workers at once."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from exporter.errors import ClusterError
+from exporter.errors import ClusterError, ModelSourceError
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.ablation.damage import AnyDamage, D, joined
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter
+from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
-from exporter.score.cluster.loading import ModelAddress
 from exporter.score.cluster.pool import Pool, WorkerGroup
 from graph_passes.types import SublayerRef
+
+
+@dataclass(frozen=True)
+class ModelAddress:
+    """What a worker loads."""
+
+    source: str
+    sha256: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, options: Mapping[str, Any] | None = None) -> ModelAddress:
+        """Where a loaded model came from."""
+        source = loaded.ref.source
+        if Path(source).expanduser().exists():
+            source = str(loaded.path.resolve())
+        return cls(source, loaded.ref.sha256, dict(options or {}))
+
+    def load(self) -> LoadedModel:
+        """Loads it, in the worker."""
+        host = socket.gethostname()
+        try:
+            loaded = load_model(self.source, **self.options)
+        except ModelSourceError as error:
+            raise ClusterError(
+                f"On {host}: {error.message}",
+                "The model has to lie under the same path on all machines, such as a shared "
+                "folder, or be a hub id that all can fetch.",
+                code="model-missing",
+            ) from error
+        if loaded.ref.sha256 != self.sha256:
+            raise ClusterError(
+                f"On {host}, {self.source} is another model (sha256 {loaded.ref.sha256[:12]}) "
+                f"than where the command was given (sha256 {self.sha256[:12]}).",
+                "Give all machines the same files.",
+                code="another-model",
+            )
+        return loaded
+
 
 _FEWEST_CUTS = 4
 """So few share a run of what they begin from; fewer would mostly run that."""
@@ -34,13 +70,7 @@ Names = tuple[SublayerRef, ...]
 
 @dataclass(frozen=True)
 class CutJob:
-    """Some cuts on one batch.
-
-    Attributes:
-        start: The batch's first sample.
-        cut: What is cut in the run that the others begin from.
-        others: What each other cut leaves out.
-    """
+    """Some cuts on one batch."""
 
     start: int
     cut: Names
@@ -59,19 +89,9 @@ def cluster_meter(
     num_layers: int,
     batch_size: int = 4,
     positions: int = 1,
-    embeds: bool | None = None,
+    embeds: bool | None = None,  # None: where the model predicts no next token
 ) -> Iterator[ClusterMeter]:
-    """Workers with the model that measure until the block ends.
-
-    Args:
-        pool: Where they run.
-        model: What each of them loads, when there is something to measure.
-        text: What cuts are measured on.
-        num_layers: How many layers the model has.
-        batch_size: Samples in one forward pass.
-        positions: Answers are compared at every so many positions.
-        embeds: Whether embeddings count; None: where the model predicts no next token.
-    """
+    """Workers with the model that measure until the block ends."""
     setup = partial(_meter, model, text, batch_size, positions, embeds)
     with pool.group(setup) as group:
         starts = range(0, len(text.input_ids), batch_size)
@@ -79,13 +99,7 @@ def cluster_meter(
 
 
 class ClusterMeter:
-    """A :class:`exporter.choose.selection.meters.Meter` whose runs are spread.
-
-    Args:
-        group: Workers, each with a meter of its own.
-        starts: The first sample of each batch.
-        num_layers: How many layers the model has.
-    """
+    """A :class:`exporter.choose.selection.meters.Meter` whose runs are spread."""
 
     def __init__(
         self, group: WorkerGroup[CutMeter[Any]], starts: Sequence[int], num_layers: int
@@ -103,12 +117,7 @@ class ClusterMeter:
         others: Sequence[BranchReplacements],
         progress: Progress = QUIET,
     ) -> list[AnyDamage]:
-        """The damage of a cut, and of several others.
-
-        Raises:
-            ScoringError: Logits are not finite.
-            ClusterError: A cut puts something in a branch's place, or the workers were lost.
-        """
+        """The damage of a cut, and of several others."""
         jobs = cut_jobs(self._starts, self._group.workers, _names(cut), list(map(_names, others)))
         found: list[list[AnyDamage]] = [[] for _ in jobs]
         runs = sum(len(job.others) + 1 for job in jobs)
@@ -122,14 +131,7 @@ class ClusterMeter:
 def cut_jobs(
     starts: Sequence[int], workers: int, cut: Names, others: Sequence[Names]
 ) -> list[CutJob]:
-    """The pieces, in the order of the text: as few as keep all workers busy to the end.
-
-    Args:
-        starts: The first sample of each batch.
-        workers: How many there are.
-        cut: What all begin from.
-        others: What is measured beside it.
-    """
+    """The pieces, in the order of the text: as few as keep all workers busy to the end."""
     wanted = workers // math.gcd(len(starts), workers)
     parts = max(1, min(wanted, len(others) // _FEWEST_CUTS))
     bounds = [len(others) * part // parts for part in range(parts + 1)]
@@ -141,12 +143,7 @@ def cut_jobs(
 
 
 def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[D]]) -> list[D]:
-    """Over all samples: of the cut itself, then of each other in their order.
-
-    Args:
-        jobs: As :func:`cut_jobs` gives them.
-        found: What each of them gave.
-    """
+    """Over all samples: of the cut itself, then of each other in their order."""
     whole: dict[int, D] = {}
     rest: dict[int, list[D]] = {}
     for job, (first, *others) in zip(jobs, found, strict=True):

@@ -1,8 +1,4 @@
-"""Workers on a Ray cluster that keep what they have set up, and pieces of work handed out to them.
-
-Every piece's result is taken exactly once, whatever becomes of the worker that had it first: Ray
-starts a lost worker again and gives it its piece again.
-"""
+"""Workers on a Ray cluster that keep what they have set up, and work handed out to them."""
 
 from __future__ import annotations
 
@@ -12,16 +8,59 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from exporter.errors import ClusterError, DepthcutError, first_line
 from exporter.progress import QUIET, Progress
 from exporter.score.cluster import worker as worker_module
-from exporter.score.cluster.allocation import Allocation, allocate
 from exporter.score.cluster.connection import connected
 from exporter.score.cluster.options import LOCAL
 from exporter.score.cluster.worker import versions
+
+LOCAL_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The workers of a pool."""
+
+    workers: int
+    cpus: int
+    threads: int
+
+
+def allocate(
+    nodes: Sequence[int], workers: int | None, *, local: bool, whole_nodes: bool = False
+) -> Allocation:
+    """Divides the machines.
+
+    Threads are as many as processors, or what ``OMP_NUM_THREADS`` says where the command was given.
+    """
+    nodes = sorted((cpus for cpus in nodes if cpus), reverse=True)
+    if not nodes:
+        raise ClusterError(
+            "The Ray cluster has no CPUs.", "Start workers: ray start --address.", code="no-cpus"
+        )
+    if whole_nodes:
+        largest = nodes.count(nodes[0])
+        return _allocated(min(workers or largest, largest), nodes[0])
+    wanted = workers or (min(LOCAL_WORKERS, nodes[0]) if local else len(nodes))
+    for cpus in range(nodes[0], 0, -1):
+        if sum(node // cpus for node in nodes) >= wanted:
+            return _allocated(wanted, cpus)
+    raise ClusterError(
+        f"{wanted} workers are asked for, but the cluster has {sum(nodes)} CPUs.",
+        f"Ask for at most {sum(nodes)}: --ray-workers.",
+        code="too-many-workers",
+    )
+
+
+def _allocated(workers: int, cpus: int) -> Allocation:
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return Allocation(workers, cpus, int(told) if told.isdecimal() and int(told) else cpus)
+
 
 S = TypeVar("S")
 J = TypeVar("J")
@@ -37,7 +76,7 @@ _POLL_S = 10.0
 def open_pool(
     address: str | None = None,
     *,
-    workers: int | None = None,
+    workers: int | None = None,  # None: one on each machine, two on a local cluster
     whole_nodes: bool = False,
     progress: Progress = QUIET,
 ) -> Iterator[Pool]:
@@ -45,17 +84,6 @@ def open_pool(
 
     Ray runs what it is sent, and has no passwords unless it was started with them: give it only
     clusters that you trust.
-
-    Args:
-        address: ``host:port``, ``auto``, or None (or ``local``) for a cluster on this machine.
-        workers: How many processes; None: one on each machine, two on a local cluster.
-        whole_nodes: A worker has a machine for itself, as timings need it: at most one on each of
-            the machines with the most processors.
-        progress: Told what goes on.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        ClusterError: No cluster answers, or it has too few processors.
     """
     own = len(os.sched_getaffinity(0))
     with connected(address, max(own, workers or 1), progress) as ray:
@@ -76,16 +104,7 @@ def _nodes(ray: Any) -> list[int]:
 
 
 class Pool:
-    """Workers to be had; see :func:`open_pool`.
-
-    Args:
-        ray: The connected module.
-        allocation: How many workers, and what each has.
-        progress: Told of what keeps workers waiting.
-
-    Attributes:
-        workers: How many there are at once.
-    """
+    """Workers to be had; see :func:`open_pool`."""
 
     def __init__(self, ray: Any, allocation: Allocation, progress: Progress = QUIET) -> None:
         self._ray, self._allocation, self._progress = ray, allocation, progress
@@ -95,31 +114,13 @@ class Pool:
     def run(
         self, setup: Callable[[], S], work: Callable[[S, J], R], jobs: Sequence[J]
     ) -> Iterator[tuple[int, R]]:
-        """Does some pieces of work on workers that were set up for them alone.
-
-        Args:
-            setup: Makes what every worker keeps, such as a loaded model; runs once in each.
-            work: Does one piece.
-            jobs: The pieces; an error names one by its ``str``.
-
-        Yields:
-            Each piece's number and result, as they come.
-
-        Raises:
-            DepthcutError: What a worker raised, as it raised it.
-            ClusterError: The workers don't fit, a piece was lost again and again, or a worker
-                raised something else.
-        """
+        """Does some pieces of work on workers that were set up for them alone."""
         with self.group(setup) as group:
             yield from group.run(work, jobs)
 
     @contextlib.contextmanager
     def group(self, setup: Callable[[], S]) -> Iterator[WorkerGroup[S]]:
-        """Workers that stay set up for several rounds of work, until the block ends.
-
-        Args:
-            setup: Makes what every worker keeps; runs once in each.
-        """
+        """Workers that stay set up for several rounds of work, until the block ends."""
         group: WorkerGroup[S] = WorkerGroup(self._ray, self._allocation, setup, self._progress)
         try:
             yield group
@@ -216,12 +217,7 @@ class WorkerGroup(Generic[S]):
                 self._idle.append(actor)
 
     def _answer(self, ref: Any, what: str, code: str) -> Any:
-        """What came out.
-
-        Raises:
-            DepthcutError: What the worker raised.
-            ClusterError: It raised something else, or was lost again and again.
-        """
+        """What came out."""
         try:
             how, value = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
@@ -275,11 +271,7 @@ def _cause(error: Exception) -> str:
 
 
 def _refuse_versions(own: dict[str, str], host: str, versions: dict[str, str]) -> None:
-    """Other libraries may compute something else: sums of both would be of neither.
-
-    Raises:
-        ClusterError: A version differs.
-    """
+    """Other libraries may compute something else: sums of both would be of neither."""
     differ = [f"{n} {versions.get(n, 'missing')} instead of {v}" for n, v in own.items()
               if versions.get(n) != v]  # fmt: skip
     if differ:

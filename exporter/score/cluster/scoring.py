@@ -1,7 +1,4 @@
-"""Scores a model on several workers: batches of the text are spread, their sums come back.
-
-The sums are added in the order of the text, so that the result doesn't depend on who was faster.
-"""
+"""Scores a model on several workers: batches of the text are spread, their sums come back."""
 
 from __future__ import annotations
 
@@ -17,8 +14,7 @@ from exporter.models.anatomy.architectures import layer_modules, named_sublayers
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from exporter.score.cluster.loading import ModelAddress
-from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages, measured
+from exporter.score.cluster.meter import CutJob, ModelAddress, cut_jobs, joined_damages, measured
 from exporter.score.cluster.pool import Pool
 from exporter.score.metric import (
     AnswerMetric,
@@ -57,18 +53,6 @@ def score_on_cluster(
 
     The text is made here, and the model's layout is checked here; the copy that this takes is let
     go before the workers load theirs.
-
-    Args:
-        source: The model: a path that all machines have, or a hub id.
-        pool: The workers.
-        options: As for :func:`exporter.score.score`; each batch is a piece of work.
-        load: Further arguments of :func:`exporter.models.loading.model_source.load_model`.
-        progress: Told what goes on.
-
-    Raises:
-        ClusterError: A worker lacks the model or has another, or was lost again and again.
-        ModelSourceError: The model can't be loaded here.
-        DepthcutError: Whatever else :func:`exporter.score.score` raises.
     """
     wanted, how = options or ScoreOptions(), dict(load or {})
 
@@ -87,13 +71,7 @@ def score_on_cluster(
 
 
 class _Scoring:
-    """What is to be scored; it keeps nothing of the model that the text was made with.
-
-    Args:
-        model: What the report says of the model.
-        setup: What the workers set up.
-        scored: The model with its text.
-    """
+    """What is to be scored; it keeps nothing of the model that the text was made with."""
 
     def __init__(self, model: ModelRef, setup: ScoringSetup, scored: ScoredModel) -> None:
         metrics = metrics_named(setup.metrics)
@@ -154,15 +132,7 @@ class _Scoring:
 
 @dataclass(frozen=True)
 class ScoringSetup:
-    """What a worker sets up to score.
-
-    Attributes:
-        model: What it loads.
-        text: The samples.
-        metrics: Names of what is scored by.
-        batch_size: Samples in one forward pass.
-        positions: Answers are compared at every so many positions.
-    """
+    """What a worker sets up to score."""
 
     model: ModelAddress
     text: CalibrationText
@@ -185,11 +155,7 @@ class ScoringSetup:
 
 @dataclass(frozen=True)
 class StreamJob:
-    """One batch's pass for the metrics of the residual stream.
-
-    Attributes:
-        start: Its first sample.
-    """
+    """One batch's pass for the metrics of the residual stream."""
 
     start: int
 
@@ -199,11 +165,7 @@ class StreamJob:
 
 @dataclass(frozen=True)
 class GradientJob:
-    """One sample's gradients.
-
-    Attributes:
-        sample: Its number.
-    """
+    """One sample's gradients."""
 
     sample: int
 
@@ -215,12 +177,7 @@ ScoringJob = StreamJob | GradientJob | CutJob
 
 
 class ScoringWorker:
-    """A worker's model, and what it is scored by.
-
-    Args:
-        scored: The model with the text.
-        metrics: What is collected.
-    """
+    """A worker's model, and what it is scored by."""
 
     def __init__(self, scored: ScoredModel, metrics: Sequence[Metric]) -> None:
         self._scored = scored
@@ -230,12 +187,8 @@ class ScoringWorker:
     def do(self, job: ScoringJob) -> tuple[Floats, Floats] | Floats | list[Damage]:
         """Does one piece.
 
-        Returns:
-            Of a stream its sums ``[metrics, layers, units, batch]`` and counts ``[batch]``; of
-            gradients ``[metrics, layers, units]``; of cuts their damages.
-
-        Raises:
-            ScoringError: Something is not finite.
+        Of a stream its sums ``[metrics, layers, units, batch]`` and counts ``[batch]``; of
+        gradients ``[metrics, layers, units]``; of cuts their damages.
         """
         scored = self._scored
         first = job.sample if isinstance(job, GradientJob) else job.start

@@ -1,8 +1,4 @@
-"""What runs in a worker's process.
-
-This module is sent to the workers by value, so that one on which depthcut is missing, or is another
-version, can still say so. It imports nothing of depthcut before the versions were compared.
-"""
+"""What runs in a worker's process."""
 
 from __future__ import annotations
 
@@ -53,13 +49,7 @@ def _own_version() -> str:
 
 
 class Worker:
-    """One process with what it has set up, such as a loaded model.
-
-    Args:
-        threads: For PyTorch and NumPy; they are not imported yet.
-        foreign: A folder that Ray has put among those that Python imports from, and that the
-            command's own process imports nothing from.
-    """
+    """One process with what it has set up, such as a loaded model."""
 
     def __init__(self, threads: int, foreign: str | None = None) -> None:
         sys.path[:] = [path for path in sys.path if path != foreign]

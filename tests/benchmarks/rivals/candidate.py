@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """What the stream goes through somewhere.
-
-    Attributes:
-        factor: A number, or a matrix ``[hidden, hidden]`` that multiplies from the right.
-        shift: ``[hidden]``, added to that.
-    """
+    """What the stream goes through somewhere."""
 
     factor: torch.Tensor
     shift: torch.Tensor | None = None
@@ -48,14 +43,7 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A cut model.
-
-    Attributes:
-        cut: What takes which branch's place.
-        patches: By layer, what the stream before it goes through; where the layer is cut, that is
-            behind it as well.
-        weights: New values of parameters, by name.
-    """
+    """A cut model."""
 
     cut: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
     patches: Mapping[int, Patch] = field(default_factory=dict)

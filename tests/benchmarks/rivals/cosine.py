@@ -22,11 +22,7 @@ def cosine_scores(work: Workplace) -> dict[tuple[int, str], float]:
 
 
 def cosine(work: Workplace, dropped: int) -> Candidate:
-    """Drops so many attentions and so many MLPs (joint layer drop).
-
-    Where this differs: the paper sorts the scores of both kinds together and fixes how many go;
-    here both numbers are fixed, so that the result is as fast as one without so many whole blocks.
-    """
+    """Drops so many attentions and so many MLPs (joint layer drop)."""
     return _lowest(work, {"attention": dropped, "mlp": dropped})
 
 

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 def linear_patch(work: Workplace, dropped: int) -> Candidate:
-    """Drops the span that turns the stream least; ``H diag(d) H^T`` stands at the gap.
-
-    ``d`` is how much larger a channel of the rotated stream ``x H`` is behind the span than before
-    it, by its mean size over a sample's tokens, and of that the mean over samples. Source: arXiv
-    2505.24680, section 3 (without its distillation of the matrix); its authors' code
-    (chenxinrui-tsinghua/LinearPatch) never drops the last layer.
-    """
+    """Drops the span that turns the stream least; ``H diag(d) H^T`` stands at the gap."""
     import torch
 
     first = least_turning_span(work.model, work.few, dropped, last=False)
@@ -48,14 +42,7 @@ def _scales(work: Workplace, first: int, span: int, rotation: torch.Tensor) -> t
 
 
 def rotation_of(size: int) -> NDArray[np.float64]:
-    """An orthonormal matrix of a Hadamard matrix's signs, ``[size, size]``.
-
-    Args:
-        size: A power of two times a power of twelve.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """An orthonormal matrix of a Hadamard matrix's signs, ``[size, size]``."""
     signs: NDArray[np.floating[Any]] = np.ones((1, 1))
     while size % 12 == 0:
         signs, size = np.kron(signs, _paley(11)), size // 12

@@ -57,14 +57,7 @@ TRAINED = "ours, distilled"
 
 @dataclass(frozen=True)
 class Row:
-    """One cut model of the table.
-
-    Attributes:
-        unit: What goes.
-        dropped: How many.
-        method: By what.
-        distill_tokens: Of the rows that train; else None.
-    """
+    """One cut model of the table."""
 
     unit: Unit
     dropped: int

@@ -18,13 +18,7 @@ _RIDGE = 1e-9
 
 
 def nbl(work: Workplace, dropped: int) -> Candidate:
-    """Replaces the attentions of the lowest bound by their linear estimators.
-
-    Source: arXiv 2505.21077, its theorem on the error of the linear estimator (the bound is the sum
-    of ``1 - rho^2`` over the canonical correlations of X, the stream that enters the attention's
-    norm, and Y, the stream behind the attention) and its closed form of the map from X, without a
-    norm, as the authors' code has it (LIONS-EPFL/NBL).
-    """
+    """Replaces the attentions of the lowest bound by their linear estimators."""
     found = _estimators(work)
     layers = sorted(range(len(found)), key=lambda layer: found[layer].bound)[:dropped]
     cut = without_branches([(layer, "attention") for layer in layers], work.model)
@@ -32,12 +26,7 @@ def nbl(work: Workplace, dropped: int) -> Candidate:
 
 
 class Estimator(NamedTuple):
-    """What stands for one attention.
-
-    Attributes:
-        bound: Of its error.
-        patch: From the stream before the attention to the one behind it.
-    """
+    """What stands for one attention."""
 
     bound: float
     patch: Patch
@@ -55,15 +44,7 @@ def _estimators(work: Workplace) -> list[Estimator]:
 
 
 def bound(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor) -> float:
-    """The sum of ``1 - rho^2`` over all canonical correlations.
-
-    The squares of these are the eigenvalues of ``yy^-1 yx xx^-1 xy``, so their sum is its trace.
-
-    Args:
-        xx: Covariance of X, ``[width, width]``.
-        xy: Of X and Y.
-        yy: Of Y.
-    """
+    """The sum of ``1 - rho^2`` over all canonical correlations."""
     import torch
 
     found = torch.linalg.solve(_firm(yy), xy.T) @ torch.linalg.solve(_firm(xx), xy)

@@ -38,11 +38,7 @@ def chosen(work: Workplace, numbers: Mapping[Group, int]) -> Candidate:
 
 
 def healed(work: Workplace, numbers: Mapping[Group, int], kind: HealKind) -> Candidate:
-    """The same choice, healed on the text that all methods have.
-
-    Raises:
-        HealingError: As :func:`exporter.heal.healed.heal`.
-    """
+    """The same choice, healed on the text that all methods have."""
     names = chosen(work, numbers).cut
     plan = PruningPlan(
         deletions=[PlannedDeletion(layer=layer, kind=part) for layer, part in sorted(names)]

@@ -6,16 +6,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One figure of a paper.
-
-    Attributes:
-        method: Whose.
-        source: The paper's number at arXiv.
-        model: Of the figure.
-        cut: What went.
-        figure: What is said of the result.
-        where: In the paper, or what else of the authors' has it.
-    """
+    """One figure of a paper."""
 
     method: str
     source: str

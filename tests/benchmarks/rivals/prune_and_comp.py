@@ -15,16 +15,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=16)
 def prune_and_comp(work: Workplace, dropped: int) -> Candidate:
-    """Drops block after block by block influence, each judged on the compensated model.
-
-    Source: arXiv 2507.18212 and its authors' code (chenxinrui-tsinghua/PruneAndComp): the magnitude
-    gap of a block is how much larger a channel is behind it than before it, by its mean size over a
-    sample's tokens, and of that the mean over channels and samples. A factor on the stream before
-    closes it; then what is left is judged again. The paper folds the factor into the embedding
-    and all earlier products that write to the stream; here it stands at the gap, which computes
-    the same (a norm's epsilon aside), since all that reads the stream before reads it behind a
-    norm. The metric is the paper's variant with block influence.
-    """
+    """Drops block after block by block influence, each judged on the compensated model."""
     if not dropped:
         return WHOLE
     before = prune_and_comp(work, dropped - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exporter.heal.statistics import Sums
+from exporter.heal.ridge import Sums
 from exporter.models.anatomy.architectures import layer_modules
 from tests.benchmarks.rivals.candidate import Candidate
 from tests.benchmarks.rivals.streams import layer_states, least_turning_span
@@ -18,14 +18,7 @@ _RIDGE = 1e-7
 
 
 def replace_me(work: Workplace, dropped: int) -> Candidate:
-    """Drops the span that turns the stream least, with a map folded into ``down_proj`` before it.
-
-    The map T takes the MLP's output M to what is missing: ``M T + Y`` is to be the stream behind
-    the span, Y the stream that the MLP adds to. Source: arXiv 2505.02819, section 2 (the span by
-    cosine distance; T by least squares, its closed form without regularisation). Where this
-    differs: the paper's best figures are of another T, trained on the cosine; its authors' code
-    (mts-ai/ReplaceMe) finds the span by the last token of each sample alone, here all tokens count.
-    """
+    """Drops the span that turns the stream least, with a map folded into ``down_proj``."""
     first = least_turning_span(work.model, work.few, dropped)
     change = _map(work, first, dropped)
     name, weight = _down_projection(work, first - 1)

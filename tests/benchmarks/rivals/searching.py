@@ -24,19 +24,7 @@ SHORTLIST = 8
 def greedy_numbers(
     meter: Meter, numbers: Mapping[Group, int], objective: Objective
 ) -> dict[Any, Any]:
-    """Leaves out, one by one, what costs least, until so many of each kind are gone.
-
-    The first step measures all candidates, each later one eight: those that looked best when they
-    were last measured, and besides all that looked better then than the best of the eight now.
-
-    Args:
-        meter: Measures damage.
-        numbers: How many of each kind (``attention``, ``mlp``, or ``block`` alone).
-        objective: Which damage counts.
-
-    Returns:
-        The cut.
-    """
+    """Leaves out, one by one, what costs least, until so many of each kind are gone."""
     cut: dict[Any, Any] = {}
     left = dict(numbers)
     alone = dict(_alone(meter, list(_options(meter, left)), objective))

@@ -10,11 +10,7 @@ from tests.benchmarks.rivals.workplace import Workplace
 
 
 def shortgpt(work: Workplace, dropped: int) -> Candidate:
-    """Drops the blocks of the lowest block influence.
-
-    Source: arXiv 2403.03853, section 2 (block influence: one less the expected cosine of a
-    block's input and output) and section 3 (all that go are taken at once).
-    """
+    """Drops the blocks of the lowest block influence."""
     influence = span_distances(work.model, work.few)
     lowest = np.argsort(influence, kind="stable")[:dropped]
     return Candidate.without_blocks(work.model, [int(layer) for layer in lowest])

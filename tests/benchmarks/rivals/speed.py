@@ -30,11 +30,7 @@ def structure(candidate: Candidate) -> str:
 
 
 def really_cut(model: Any, candidate: Candidate) -> Any:
-    """A copy in which the branches that go are not computed; it shares the model's weights.
-
-    Weights that the candidate changes keep their old values, and numbers that multiply the stream
-    are left out, since they fold into weights: neither takes time.
-    """
+    """A copy in which the branches that go are not computed; it shares the model's weights."""
     found = sharing_copy(model)
     for part in sublayers(found):
         if part.ref in candidate.cut:
@@ -43,13 +39,7 @@ def really_cut(model: Any, candidate: Candidate) -> Any:
 
 
 def speedup(model: Any, candidate: Candidate, rounds: int) -> Speedup:
-    """Of a prompt of 512 tokens; each round runs whole, cut, cut, whole, or the other way round.
-
-    Args:
-        model: The whole model.
-        candidate: The cut one.
-        rounds: Two at least.
-    """
+    """Of a prompt of 512 tokens; each round runs whole, cut, cut, whole, or the other way round."""
     import torch
 
     cut = really_cut(model, candidate)

@@ -41,17 +41,7 @@ def between_layers(states: list[LayerStates]) -> list[torch.Tensor]:
 def span_distances(
     model: Any, text: CalibrationText, span: int = 1, candidate: Candidate = WHOLE
 ) -> NDArray[np.float64]:
-    """How far each span of layers turns the stream: the mean of ``1 - cos`` over tokens.
-
-    Args:
-        model: The model.
-        text: Samples without padding.
-        span: Layers in a span.
-        candidate: What the model is made before.
-
-    Returns:
-        ``[layers - span + 1]``, by the first layer of the span.
-    """
+    """How far each span of layers turns the stream: the mean of ``1 - cos`` over tokens."""
     import torch
 
     sums, tokens = np.zeros(()), 0
@@ -64,13 +54,6 @@ def span_distances(
 
 
 def least_turning_span(model: Any, text: CalibrationText, span: int, *, last: bool = True) -> int:
-    """The first layer of the span that turns the stream least.
-
-    Args:
-        model: The model; its first layer stays.
-        text: Samples without padding.
-        span: Layers in a span.
-        last: Whether the model's last layer may go.
-    """
+    """The first layer of the span that turns the stream least."""
     distances = span_distances(model, text, span)
     return 1 + int(distances[1 : None if last else -1].argmin())

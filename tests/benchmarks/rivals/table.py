@@ -64,13 +64,7 @@ much of what is bold there differs by chance.
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows hang on, as the page tells it.
-
-    Attributes:
-        calibration: The name of the text that all methods have.
-        command: What made the page.
-        lines: A line each: model, texts, machine.
-    """
+    """What all rows hang on, as the page tells it."""
 
     calibration: str
     command: str
@@ -79,14 +73,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure.
-
-    Attributes:
-        text: As it is printed.
-        value: Lower is better.
-        losses: Of each sample or item; all cells of a column have the same ones.
-        counts: The positions of each sample; None for items.
-    """
+    """One figure."""
 
     text: str
     value: float
@@ -105,14 +92,7 @@ class Cell:
 def render(
     rows: Sequence[Row], found: Mapping[str, Finished], whole: Finished, setting: Setting
 ) -> str:
-    """The page, of the rows that are finished.
-
-    Args:
-        rows: All rows.
-        found: The finished ones, by name.
-        whole: The whole model's.
-        setting: What they hang on.
-    """
+    """The page, of the rows that are finished."""
     told = "\n".join(f"- {line}" for line in setting.lines)
     introduction = _INTRODUCTION.format(
         calibration=setting.calibration, setting=told, command=setting.command

@@ -15,18 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Workplace:
-    """One model and one text for all.
-
-    Attributes:
-        loaded: The model.
-        source: The text that all fit and choose on, as it is named on a command line.
-        text: Samples of it, for maps.
-        few: The first of them, for means over tokens.
-        meter: Measures cuts on fewer still.
-        keep: A folder for what an interrupted run has finished.
-        distill_tokens: For the rows that train.
-        progress: Told what goes on.
-    """
+    """One model and one text for all."""
 
     loaded: LoadedModel
     source: str

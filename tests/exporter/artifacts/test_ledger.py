@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exporter.artifacts.ledger import StageLedger, in_turn, locked
+from exporter.artifacts.store import StageLedger, in_turn, locked
 from exporter.errors import TargetInUseError
 
 KEY = {"model": "abc", "samples": 20}

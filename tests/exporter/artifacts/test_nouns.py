@@ -19,17 +19,14 @@ from exporter.artifacts import (
     Training,
     TrainingCheck,
 )
+from exporter.artifacts.base import IMAGES, RECORDINGS, TEXTS, Nouns, nouns_of
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.nouns import IMAGES, RECORDINGS, TEXTS, Nouns, nouns_of
 from exporter.heal.domains import warnings_of
 from exporter.heal.options import HealOptions
-from exporter.heal.parts_of_text import choice_warnings
-from exporter.heal.texts import HealingTexts
-from exporter.models.texts.batches import Sources
-from exporter.models.texts.held_images import HeldImages, noise
-from exporter.models.texts.samples import CalibrationText
+from exporter.heal.texts import HealingTexts, choice_warnings
+from exporter.models.texts.batches import CalibrationText, HeldImages, Sources, noise
+from exporter.report.sections.blocks import parts_blocks
 from exporter.report.sections.healing import healing_grid, healing_words
-from exporter.report.sections.parts import parts_blocks
 from exporter.report.words import read_by, shape_words, short_shape
 
 

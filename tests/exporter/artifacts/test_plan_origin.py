@@ -10,8 +10,13 @@ from made_reports import full_importance
 
 import exporter.cli as command_line
 from exporter.artifacts import CalibrationRef, PlannedDeletion, PruningPlan, ReplacementsRef
-from exporter.artifacts.plans.by_score import plan_drop
-from exporter.artifacts.plans.origin import MODEL_KEY, hold_against_model, note_texts, noted_texts
+from exporter.artifacts.plans.by_score import (
+    MODEL_KEY,
+    hold_against_model,
+    note_texts,
+    noted_texts,
+    plan_drop,
+)
 from exporter.errors import PlanError
 from tests.heard import Heard
 from tests.raising import raises

@@ -11,8 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from exporter.artifacts import PerplexityPair
-from exporter.artifacts.ledger import StageLedger
-from exporter.artifacts.store import Store
+from exporter.artifacts.store import StageLedger, Store
 from exporter.errors import UnsafeInputError, UsageError
 
 ABOUT = {"model": "m", "text": [1, 2]}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, Score
-from exporter.choose.selection.affordable import (
+from exporter.choose.selection.by_scores import (
     FEWEST_TOKENS,
     SEARCH_S,
     USUAL_DROPS,

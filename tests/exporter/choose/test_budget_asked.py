@@ -29,8 +29,7 @@ from exporter.artifacts import (
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.figures import size_figures
-from exporter.choose.budgets.request import PlanRequest
-from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.settings import PlanRequest, PlanSettings
 from exporter.choose.budgets.units import (
     Bytes,
     Counted,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.ladder import (
+from exporter.choose.budgets.trial_runs import (
     HIGH,
     LEAST_SHARE,
     LOW,

@@ -28,9 +28,9 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose.budgets.budget import Budget, Floors, Memory  # noqa: E402
 from exporter.choose.budgets.candidates import QualityCheck  # noqa: E402
+from exporter.choose.budgets.inputs import Workplace  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
-from exporter.choose.budgets.workplace import Workplace  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.options import HealOptions  # noqa: E402
@@ -47,14 +47,7 @@ AT = RequestShape(batch=1, prompt=8, new=4)
 
 @dataclass
 class MadeStopwatch:
-    """Everything saves ``truth`` times what the costs say.
-
-    Attributes:
-        truth: So many times.
-        noise: How far the interval reaches to either side.
-        timed: The candidates that were measured.
-        asked: For which replacements costs were measured.
-    """
+    """Everything saves ``truth`` times what the costs say."""
 
     truth: float = 1.0
     noise: float = 0.01
@@ -366,7 +359,7 @@ def test_short_texts_say_on_what_figures_rest(
 ) -> None:
     import numpy as np
 
-    from exporter.choose.budgets.text import parted
+    from exporter.choose.budgets.judges import parted
     from tests.exporter.scored_texts import made_text
 
     found = parted(made_text(np.arange(samples * 4).reshape(samples, 4)), 0.25)
@@ -586,7 +579,7 @@ def test_costs_of_another_request_are_refused(planner: Any) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "bert", "gemma2"])
 def test_sizes_by_modules_are_those_of_the_graph_but_for_norms(family: str) -> None:
-    from exporter.choose.budgets.module_sizes import module_sizes
+    from exporter.choose.budgets.inputs import module_sizes
     from exporter.models.anatomy.architectures import sublayers
 
     other = tiny_loaded(family)

@@ -13,9 +13,9 @@ from tiny_families import hook_count, skipped, tiny_loaded
 from exporter import cli
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import CalibrationError, PlanError
 from tests.raising import raises
@@ -66,7 +66,7 @@ def _names(plan: PruningPlan) -> list[tuple[int, str]]:
 
 def _kl(loaded: Any, cache: Path, report: Any, names: Any, part: str = "searched") -> float:
     """The whole model's and the cut one's distributions at every second position, plainly."""
-    from exporter.choose.budgets.text import parted
+    from exporter.choose.budgets.judges import parted
     from exporter.models.texts.mixtures import text_of_report
 
     text = text_of_report(loaded, report.calibration, cache_dir=cache)

@@ -12,13 +12,13 @@ import pytest
 from tiny_families import skipped, tiny_loaded, tiny_tokenizer
 
 from exporter.artifacts import ImportanceReport
-from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.judges import parted
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.text import parted
 from exporter.choose.budgets.trial_runs import TrialRuns
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.evaluation import tokenize_passages
 from exporter.errors import (

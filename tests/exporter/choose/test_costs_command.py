@@ -56,7 +56,7 @@ def test_a_wrong_call_is_told(
     options: list[str], code: int, told: str,
 ) -> None:  # fmt: skip
     driver = Driver(problem="there is no NVIDIA driver")
-    monkeypatch.setattr("exporter.choose.costs.engine_cost_runner.ask_driver", lambda: driver)
+    monkeypatch.setattr("exporter.choose.costs.backend_cost_runners.ask_driver", lambda: driver)
     before = (graph / "model.onnx").read_bytes()
     given = [option.format(graph=graph) for option in options]
     assert run(["costs", str(graph), *QUICK, *given]) == code

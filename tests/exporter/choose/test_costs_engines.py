@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporter.choose.costs.engine_cost_runner import EngineCostRunner, ranges_for
+from exporter.choose.costs.backend_cost_runners import EngineCostRunner, ranges_for
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
@@ -31,7 +31,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
         found.append((onnx.name, target, ranges))
         return [(Path(shutil.copy(onnx, target / "model.engine")), None)]
 
-    module = "exporter.choose.costs.engine_cost_runner"
+    module = "exporter.choose.costs.backend_cost_runners"
     monkeypatch.setattr(f"{module}.ask_driver", lambda: Driver(problem=""))
     monkeypatch.setattr(f"{module}.build_engines", build_engines)
     monkeypatch.setattr(

@@ -9,13 +9,12 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion
-from exporter.choose.costs.candidates import measure_speedup
 from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while
-from exporter.choose.costs.grouping import groups_of, variants
 from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.table import CostTable, groups_of, variants
 from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.together import measure_speedup
 from exporter.choose.costs.weighing import sizes
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file

@@ -14,10 +14,9 @@ from virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
 
 from exporter.choose.costs import measuring
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
-from exporter.choose.costs.grouping import Variant, groups_of, variants
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
-from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.table import CostTable, Variant, groups_of, variants
 from exporter.choose.costs.timing import Effort
 from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall

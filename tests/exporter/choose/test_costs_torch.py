@@ -12,9 +12,9 @@ pytest.importorskip("transformers")
 
 from tiny_torch import tiny_loaded
 
-from exporter.choose.costs.grouping import groups_of, variants
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import groups_of, variants
 from exporter.choose.costs.timing import Effort
 from exporter.errors import CostError
 from tests.raising import raises

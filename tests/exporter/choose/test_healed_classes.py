@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.store import FOLDER
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
 from tests.raising import raises
@@ -22,9 +22,11 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 from exporter.choose.budgets.budget import Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck  # noqa: E402
 from exporter.choose.budgets.judges import Judges  # noqa: E402
-from exporter.choose.budgets.ladder import rung_of  # noqa: E402
-from exporter.choose.budgets.trial_figures import figures_of  # noqa: E402
-from exporter.choose.budgets.trial_runs import TrialRuns  # noqa: E402
+from exporter.choose.budgets.trial_runs import (  # noqa: E402
+    TrialRuns,
+    figures_of,
+    rung_of,
+)
 from exporter.heal.domains import _told  # noqa: E402
 from exporter.models.ablation.damage import ClassDamage  # noqa: E402
 from exporter.models.texts.calibration import CalibrationText  # noqa: E402

@@ -16,7 +16,7 @@ from exporter.artifacts import (
     PruningPlan,
 )
 from exporter.artifacts.healing import AnswerDamage
-from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.store import FOLDER
 from exporter.errors import CalibrationError, CostError, UnmetGoalError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerKind, SublayerRef
@@ -30,13 +30,19 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose.budgets.budget import USUAL_FLOORS, Budget, Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
-from exporter.choose.budgets.healed_limits import Candidate, largest_within  # noqa: E402
-from exporter.choose.budgets.healed_words import QualityLimits  # noqa: E402
+from exporter.choose.budgets.healed_limits import (  # noqa: E402
+    Candidate,
+    QualityLimits,
+    largest_within,
+)
+from exporter.choose.budgets.inputs import Workplace  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
-from exporter.choose.budgets.trial_figures import is_lost  # noqa: E402
-from exporter.choose.budgets.trial_runs import JUDGED, TrialRuns  # noqa: E402
-from exporter.choose.budgets.workplace import Workplace  # noqa: E402
+from exporter.choose.budgets.trial_runs import (  # noqa: E402
+    JUDGED,
+    TrialRuns,
+    is_lost,
+)
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.options import Option  # noqa: E402
 from exporter.choose.selection.search_options import SearchOptions  # noqa: E402

@@ -8,9 +8,8 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion, TriedCut
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.healed_limits import refuse_all
-from exporter.choose.budgets.healed_words import QualityLimits, healed_words
-from exporter.choose.budgets.ladder import BETTER_ENDS, ENDS, HIGH, LOW, SAME
+from exporter.choose.budgets.healed_limits import QualityLimits, healed_words, refuse_all
+from exporter.choose.budgets.trial_runs import BETTER_ENDS, ENDS, HIGH, LOW, SAME
 from exporter.errors import UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.damage import SIMILARITY
 from graph_passes.types import Replacement

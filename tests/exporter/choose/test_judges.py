@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tiny_families import tiny_loaded, tiny_tokenizer
 
-from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
 from exporter.choose.budgets.figures import damage_figures
+from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions
@@ -28,11 +28,13 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
-from exporter.choose.budgets.judges import Judges, refuse_few_judges  # noqa: E402
+from exporter.choose.budgets.judges import Judges, checked_of, parted, refuse_few_judges  # noqa: E402  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
-from exporter.choose.budgets.text import checked_of, parted  # noqa: E402
-from exporter.heal.further import text_behind, text_beyond  # noqa: E402
-from exporter.heal.texts import healing_texts  # noqa: E402
+from exporter.heal.texts import (  # noqa: E402
+    healing_texts,
+    text_behind,
+    text_beyond,
+)
 from exporter.models.texts.calibration import CalibrationText, calibration_text  # noqa: E402
 from exporter.models.texts.mixtures import mixed_text  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402

@@ -158,7 +158,8 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from exporter.artifacts import PruningPlan
-    from exporter.choose.studies import answer, speeds
+    from exporter.choose.studies import answer
+    from exporter.choose.studies import answer as speeds
 
     monkeypatch.setattr(speeds, "_TIMED_SECONDS", 0.2)
     monkeypatch.setattr(speeds, "find_spec", lambda _name: None)
@@ -260,7 +261,7 @@ def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
     """Its loss is that of the graph that `quantize` writes, run by ONNX Runtime."""
     from exporter.choose.costs.request_shape import RequestShape
     from exporter.choose.costs.timing import Effort
-    from exporter.choose.studies import speeds
+    from exporter.choose.studies import answer as speeds
     from exporter.choose.studies.depths import DepthOptions, measure_depths
 
     monkeypatch.setattr(speeds, "_TOGETHER", Effort(seconds=0.5, reload=False))
@@ -423,8 +424,7 @@ def test_tasks_are_those_of_the_cut_model(
 ) -> None:
     import dataclasses
 
-    from exporter.choose.studies.depths import DepthOptions, measure_depths
-    from exporter.choose.studies.task_scores import compared_tasks
+    from exporter.choose.studies.depths import DepthOptions, compared_tasks, measure_depths
     from exporter.compare.options import TaskOptions
 
     choice = TaskOptions(("words",), task_data)
@@ -447,7 +447,7 @@ def test_tasks_are_those_of_the_cut_model(
 def test_interrupted_tasks_go_on(
     loaded: Any, task_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.choose.studies import task_scores
+    from exporter.choose.studies import depths as task_scores
     from exporter.compare.options import TaskOptions
     from exporter.compare.tasks.choosing import score_tasks
     from exporter.models.ablation.branch_replacements import NOTHING

@@ -15,9 +15,9 @@ from tiny_families import tiny_loaded, tiny_tokenizer
 from exporter import cli
 from exporter.artifacts import ImportanceReport
 from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.errors import (

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exporter.cli as command_line
-from exporter.cli.command import SchemaCommand
+from exporter.cli.command import SchemaCommand, plain_values, words_of
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.parameters import plain_values, words_of
 from exporter.compare.options import Generations
 from exporter.errors import OptionError
 from exporter.option_types import (

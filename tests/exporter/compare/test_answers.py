@@ -12,10 +12,10 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import Accuracy, ComparisonReport
 from exporter.cli import run
+from exporter.compare.evaluation import questions, sentences
+from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
-from exporter.compare.prompts import questions, sentences
 from exporter.compare.session import compare
-from exporter.compare.timing_session import Timed
 from exporter.errors import BackendError, ComparisonError, TextSourceError
 from tests.made_reports import as_markdown, as_page, as_text
 from tests.raising import ends_in, raises

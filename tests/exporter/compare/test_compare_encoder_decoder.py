@@ -71,7 +71,7 @@ def test_what_a_cut_baseline_lacks_already_is_not_told_as_dropped(models: Path) 
 
 
 def test_the_machine_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.compare import timing_session
+    from exporter.compare import latency as timing_session
 
     quiet = compared(models).environment
     assert len(quiet.states) >= 2

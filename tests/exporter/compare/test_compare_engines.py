@@ -11,7 +11,7 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.artifacts import ComparisonReport
-from exporter.compare import engine_arm
+from exporter.compare import kinds as engine_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.engines.build.engine_set import find_builds

@@ -10,7 +10,7 @@ import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
-from exporter.compare import engine_arm
+from exporter.compare import kinds as engine_arm
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.engines.build.engine_set import EngineRecord

@@ -18,18 +18,17 @@ import pytest
 from pydantic import ValidationError
 from tiny_lm import write_tiny_lm, write_tokenizer
 
-import exporter.compare.timing_session
+import exporter.compare.latency
 from exporter.artifacts import ComparisonReport
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.cli import run
 from exporter.compare.kept import forget
+from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.compare.timing.measuring import TimingBudget
-from exporter.compare.timing.rounds import Chunk, find_chunk, joined, keep_chunk
-from exporter.compare.timing.row import MeasuredRow
-from exporter.compare.timing_session import Timed
+from exporter.compare.timing.row import Chunk, MeasuredRow, find_chunk, joined, keep_chunk
 from exporter.errors import ComparisonError, UsageError
 from tests.raising import raises
 
@@ -47,7 +46,7 @@ OPTIONS = CompareOptions(
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept is in question here, not how settled it is."""
     monkeypatch.setattr(
-        exporter.compare.timing_session, "TimingBudget", partial(TimingBudget, warmup_seconds=0.1)
+        exporter.compare.latency, "TimingBudget", partial(TimingBudget, warmup_seconds=0.1)
     )
 
 

@@ -14,15 +14,14 @@ import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, QuantizationRecord
+from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.compare.timing.statistics import speedup_between
-from exporter.compare.timing.verdict import verdict_of_interval
-from exporter.compare.timing_session import Timed
+from exporter.compare.timing.statistics import speedup_between, verdict_of_interval
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UnsafeInputError
 from exporter.report.sections.blocks import plain
-from exporter.report.sections.corners import corners_grid
+from exporter.report.sections.latency import corners_grid
 from exporter.report.terminal import comparison_grids, plain_lines
 from tests.raising import raises
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from exporter.artifacts import LatencyRow, MachineState
-from exporter.compare import latency, timing_session
+from exporter.compare import latency
+from exporter.compare import latency as timing_session
 from exporter.compare.arms import Pair
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.errors import DisturbedMachineError

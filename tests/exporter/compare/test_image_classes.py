@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.compare.image_classes import label_numbers, label_scores
-from exporter.compare.judged_texts import read_source
+from exporter.compare.kept import read_source
 from exporter.compare.options import CompareOptions
-from exporter.compare.quality.classes import compare_classes
+from exporter.compare.quality.encoders import compare_classes
 from exporter.compare.session import compare
-from exporter.compare.tasks.scores import compare_scores
+from exporter.compare.task_answers import label_numbers, label_scores
+from exporter.compare.tasks.items import compare_scores
 from exporter.engines.inputs import make_inputs
 from exporter.errors import ComparisonError
 from exporter.models.texts.images import Images

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.compare import engine_arm
+from exporter.compare import kinds as engine_arm
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.options import CompareOptions
 from exporter.compare.quality.agreement import prefill_logits

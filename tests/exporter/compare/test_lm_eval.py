@@ -17,7 +17,7 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 from exporter.cli import run
 from exporter.compare.tasks.choosing import evaluate
 from exporter.compare.tasks.items import read_task
-from exporter.compare.tasks.opening import open_scorer
+from exporter.compare.tasks.likelihood import open_scorer
 from exporter.errors import TaskError
 from tests.raising import raises
 
@@ -145,7 +145,7 @@ def test_lm_eval_s_own_command_line_knows_the_model(
 
 
 def test_unknown_tasks_are_named_with_their_neighbours() -> None:
-    from exporter.compare.tasks.lm_eval_tasks import check_known
+    from exporter.compare.tasks.choosing import check_known
 
     with raises(TaskError, "unknown-task", "'arc_eazy'", "arc_easy?") as caught:
         check_known("arc_eazy", ["arc_easy", "piqa"])
@@ -154,7 +154,7 @@ def test_unknown_tasks_are_named_with_their_neighbours() -> None:
 
 
 def test_items_that_the_hub_doesn_t_give_are_told(folder: Path) -> None:
-    from exporter.compare.tasks.lm_eval_tasks import run_lm_eval
+    from exporter.compare.tasks.choosing import run_lm_eval
 
     with ExitStack() as stack:
         scorer, codec = open_scorer(folder / "m", stack, threads=1)

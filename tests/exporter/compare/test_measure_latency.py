@@ -21,20 +21,28 @@ from exporter import progress
 from exporter.artifacts import LatencyRow
 from exporter.artifacts.latency import Shape
 from exporter.compare.arms import ComparedArm
-from exporter.compare.timing.clock import (
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.row import MeasuredRow, Rounds
+from exporter.compare.timing.statistics import (
+    CHUNKS,
+    ONE_LOOK,
+    SequentialTest,
+    as_rounds,
+    estimate,
+    log_ratios,
+    noise_floor,
+)
+from exporter.compare.timing.subjects import (
+    CallProbe,
     Clocks,
+    RunnerArm,
     Watch,
     little_garbage,
     no_garbage_collection,
+    one_clock,
     timer_overhead_ns,
+    warm_up,
 )
-from exporter.compare.timing.measuring import TimingBudget, measure_rows
-from exporter.compare.timing.rounds import Rounds
-from exporter.compare.timing.row import MeasuredRow
-from exporter.compare.timing.statistics import as_rounds, estimate, log_ratios
-from exporter.compare.timing.subjects import CallProbe, RunnerArm, one_clock
-from exporter.compare.timing.verdict import CHUNKS, ONE_LOOK, SequentialTest, noise_floor
-from exporter.compare.timing.warmup import warm_up
 from exporter.engines.inputs import has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

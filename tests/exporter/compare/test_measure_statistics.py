@@ -9,6 +9,7 @@ import pytest
 
 from exporter.artifacts import FEWEST_ROUNDS, NoiseFloor, Speedup
 from exporter.compare.timing.statistics import (
+    ErrorBudget,
     Milliseconds,
     SpeedupEstimate,
     as_rounds,
@@ -16,8 +17,9 @@ from exporter.compare.timing.statistics import (
     log_ratios,
     paired_speedup,
     summarize,
+    verdict,
+    verdict_of_interval,
 )
-from exporter.compare.timing.verdict import ErrorBudget, verdict, verdict_of_interval
 
 ROUNDS, CALLS = 24, 8
 TRIALS = 20  # the full tables of false alarms and of power are benchmarks

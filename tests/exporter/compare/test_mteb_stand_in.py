@@ -21,7 +21,7 @@ from exporter.compare.tasks.choosing import (
     score_tasks,
     task_versions,
 )
-from exporter.compare.tasks.mteb_model import MtebCrossEncoder, MtebEncoder, prompt_names
+from exporter.compare.tasks.mteb_tasks import MtebCrossEncoder, MtebEncoder, prompt_names
 from exporter.errors import ComparisonError, TaskError
 from exporter.models.model_folder import ModelFolder
 from tests.exporter.compare.test_encoder_tasks import (

@@ -14,10 +14,8 @@ from exporter.artifacts.store import Store
 from exporter.compare.kept import forget
 from exporter.compare.options import CompareOptions, TimingOptions
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
-from exporter.compare.timing.power import PowerGoal
-from exporter.compare.timing.rounds import Chunk
-from exporter.compare.timing.row import MeasuredRow
-from exporter.compare.timing.statistics import SpeedupEstimate, Spread
+from exporter.compare.timing.row import Chunk, MeasuredRow
+from exporter.compare.timing.statistics import PowerGoal, SpeedupEstimate, Spread
 from exporter.errors import UsageError
 from tests.made_reports import gate_report
 from tests.raising import raises

@@ -13,13 +13,17 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import Accuracy, ComparisonReport, EvaluationReport
 from exporter.cli import run
+from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions, TaskOptions
 from exporter.compare.session import compare
-from exporter.compare.tasks.evaluation import evaluate_model
+from exporter.compare.tasks.evaluation import (
+    PROBES,
+    evaluate_model,
+    make_probes,
+    score_probes,
+    why_unaskable,
+)
 from exporter.compare.tasks.items import Item
-from exporter.compare.tasks.probes import PROBES, make_probes
-from exporter.compare.tasks.probing import score_probes, why_unaskable
-from exporter.compare.timing_session import Timed
 from exporter.engines.runners.base import Capabilities
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, TaskError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, rel_entr, softmax
 
-from exporter.compare.quality.classes import (
+from exporter.compare.quality.encoders import (
     class_log_probabilities,
     compare_classes,
     in_pairs,

@@ -18,8 +18,8 @@ from exporter.artifacts import ComparisonReport
 from exporter.artifacts.latency import Shape
 from exporter.cli import run
 from exporter.compare.evaluation import random_ids, tokenize
+from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
-from exporter.compare.timing_session import Timed
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

@@ -13,7 +13,7 @@ import pytest
 from exporter.artifacts.latency import Shape
 from exporter.compare.encoder_decoder.arms import StackFolder
 from exporter.compare.encoder_decoder.timing import Cells
-from exporter.compare.generating import GenerationCell
+from exporter.compare.latency import GenerationCell
 from exporter.compare.options import CompareOptions, TimingOptions
 
 ASKED = CompareOptions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.compare.tasks.hub import failing_as_task
+from exporter.compare.tasks.items import failing_as_task
 from exporter.errors import TaskError, UsageError
 from tests.raising import raises
 

@@ -15,10 +15,11 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 from exporter.artifacts import ComparisonReport, EvaluationReport
 from exporter.artifacts.latency import Shape
 from exporter.cli import run
+from exporter.compare.latency import Timed
 from exporter.compare.options import TaskOptions
-from exporter.compare.tasks import lm_eval_tasks
+from exporter.compare.tasks import choosing as lm_eval_tasks
 from exporter.compare.tasks.choosing import score_tasks
-from exporter.compare.tasks.items import read_task
+from exporter.compare.tasks.items import TaskScores, compare_scores, read_task
 from exporter.compare.tasks.likelihood import (
     ContinuationRequest,
     LikelihoodScorer,
@@ -26,10 +27,8 @@ from exporter.compare.tasks.likelihood import (
     batches,
     groups,
     opening_of,
+    task_texts,
 )
-from exporter.compare.tasks.opening import task_texts
-from exporter.compare.tasks.scores import TaskScores, compare_scores
-from exporter.compare.timing_session import Timed
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

@@ -10,8 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from exporter.compare.encoder_decoder.answers import Judged, judge_answers
-from exporter.compare.encoder_decoder.words import Normalizer, normalizer_of, word_errors
+from exporter.compare.encoder_decoder.answers import (
+    Judged,
+    Normalizer,
+    judge_answers,
+    normalizer_of,
+    word_errors,
+)
 from exporter.compare.quality.intervals import difference_interval
 from exporter.errors import ComparisonError, MissingDependencyError
 from exporter.models.decoding_rules import DecodingRules

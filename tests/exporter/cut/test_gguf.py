@@ -14,8 +14,7 @@ from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cli import run
 from exporter.cut.gguf.deci import ZERO_WIDTH
-from exporter.cut.gguf.options import GgufOptions
-from exporter.cut.gguf.surgery import cut_gguf
+from exporter.cut.gguf.surgery import GgufOptions, cut_gguf
 from exporter.errors import PlanError, SurgeryError, UsageError
 from exporter.models.gguf.header import read_header
 from exporter.models.gguf.model_files import read_model

@@ -15,8 +15,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut.gguf.deci import check_deci, deci_entries
 from exporter.cut.gguf.layers import layers_left
-from exporter.cut.gguf.options import GgufOptions
-from exporter.cut.gguf.surgery import cut_gguf
+from exporter.cut.gguf.surgery import GgufOptions, cut_gguf
 from exporter.errors import (
     DepthcutError,
     GgufFileError,
@@ -25,8 +24,7 @@ from exporter.errors import (
     UnsafeInputError,
 )
 from exporter.models.gguf.header import read_header
-from exporter.models.gguf.layer_sizes import layers_of, sizes_of
-from exporter.models.gguf.model_files import read_model
+from exporter.models.gguf.model_files import layers_of, read_model, sizes_of
 from tests.exporter.tiny_gguf import HIDDEN, TinyGguf
 from tests.raising import raises
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.compare import engine_arm
+from exporter.compare import kinds as engine_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.engines.build.build import build_engines

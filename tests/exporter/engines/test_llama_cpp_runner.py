@@ -22,10 +22,9 @@ from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner
 from exporter.engines.runners.registry import open_model
 from exporter.errors import BackendError, GgufFileError, MissingDependencyError, UsageError
-from exporter.models.gguf.facts import gguf_facts, gguf_folder
 from exporter.models.gguf.llama_library import llama_library, said
-from exporter.models.texts.gguf_tokenizer import GgufTokenizer
-from exporter.models.texts.tokenizer import encoder_of
+from exporter.models.gguf.model_files import gguf_facts, gguf_folder
+from exporter.models.texts.tokenizer import GgufTokenizer, encoder_of
 from tests.exporter.tiny_gguf import HEAD, KV_HEADS, VOCABULARY, TinyGguf, llama_cpp_logits
 from tests.raising import raises
 from tests.stand_in.llama_cpp import LlamaCpp

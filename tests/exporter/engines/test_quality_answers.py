@@ -15,13 +15,12 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
+from exporter.compare.answers import compare_long_context, make_needles
+from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
-from exporter.compare.quality.embeddings import compare_embeddings, embed, refuse_few_texts
+from exporter.compare.quality.encoders import compare_embeddings, embed, refuse_few_texts
 from exporter.compare.session import compare
-from exporter.compare.tasks.likelihood import LikelihoodScorer
-from exporter.compare.tasks.long_context import compare_long_context, make_needles
-from exporter.compare.tasks.opening import task_texts
-from exporter.compare.timing_session import Timed
+from exporter.compare.tasks.likelihood import LikelihoodScorer, task_texts
 from exporter.engines.decoding.generate import agreement, continuations, generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
 from exporter.engines.decoding.text_model import TextModel

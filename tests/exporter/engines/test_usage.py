@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import FORM_KEY, FormRecord, PlannedDeletion
-from exporter.artifacts.uses import FolderUses, Use
+from exporter.artifacts.comparison import FolderUses, Use
 from exporter.cli import run
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import Arms, CheckReport, HistoryEntry, HistoryRow
-from exporter.gate.change_points import FEWEST, steps
-from exporter.gate.curves import ALL_SHAPES, SHARE_OF_ALL, curves
+from exporter.gate.curves import ALL_SHAPES, FEWEST, SHARE_OF_ALL, curves, steps
 from exporter.gate.gate import check
 from exporter.gate.history import append, entry_of, read_history, read_history_file
 from exporter.gate.limits import Limits

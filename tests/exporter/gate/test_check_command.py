@@ -18,9 +18,8 @@ from exporter.artifacts import (
 )
 from exporter.compare.options import CompareOptions
 from exporter.errors import OptionError, RegressionError, UsageError
-from exporter.gate.baselines import read_baselines
 from exporter.gate.gate import BaselineMatch, check
-from exporter.gate.history import append, entry_of
+from exporter.gate.history import append, entry_of, read_baselines
 from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
 from exporter.options import value_at

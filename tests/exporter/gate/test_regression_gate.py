@@ -30,8 +30,8 @@ from exporter.artifacts import (
 from exporter.artifacts import TaskResult as Task
 from exporter.errors import ArtifactError, RegressionError, UsageError
 from exporter.files import sha256_bytes
-from exporter.gate.baselines import find_baseline, read_baselines, updated
 from exporter.gate.gate import BaselineMatch, check, confirmed
+from exporter.gate.history import find_baseline, read_baselines, updated
 from exporter.gate.keys import differences, key_of, series
 from exporter.gate.limits import LIMIT_ON, Figure, Limits, figures
 from exporter.report.checks import interval_words, limit_words

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import OptionError, UsageError
-from exporter.gate.limits import Limits
-from exporter.gate.verdicts import (
+from exporter.gate.limits import (
     CheckedValue,
+    Limits,
     checked,
     difference_interval,
     joined_floor,

@@ -1,9 +1,4 @@
-"""One process of several that train together; writes hashes of what it has made.
-
-It trains twice. In the second training all but the first process see other things than the first
-one does: less memory, a held-out loss that grows, a time that is over, and a fold that fails. The
-first one decides, so the result is the same.
-"""
+"""One process of several that train together; writes hashes of what it has made."""
 
 from __future__ import annotations
 

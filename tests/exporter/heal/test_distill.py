@@ -28,10 +28,12 @@ torch = pytest.importorskip("torch")
 from distill_cases import DROPPED, IDS, answer, fitting, student_of, text  # noqa: E402
 
 from exporter.heal.distill.distilled import distilled  # noqa: E402
-from exporter.heal.distill.loss import answer_loss  # noqa: E402
-from exporter.heal.distill.rate import rate_groups  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
-from exporter.heal.distill.training import Trainer  # noqa: E402
+from exporter.heal.distill.teacher import answer_loss  # noqa: E402
+from exporter.heal.distill.training import (  # noqa: E402
+    Trainer,
+    rate_groups,
+)
 from exporter.heal.plan_file import write_healed_plan  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
     NOTHING,

@@ -19,9 +19,11 @@ from distill_cases import text  # noqa: E402
 
 from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.fold.folded import folded  # noqa: E402
-from exporter.heal.fold.places import places_of  # noqa: E402
+from exporter.heal.fold.places import (  # noqa: E402
+    places_of,
+    writers_of,
+)
 from exporter.heal.fold.refit import refitted  # noqa: E402
-from exporter.heal.fold.writers import writers_of  # noqa: E402
 from exporter.heal.ridge import LinearMap  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402

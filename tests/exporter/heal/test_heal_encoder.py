@@ -19,9 +19,8 @@ from graph_passes.types import SublayerRef
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.distill.loss import class_loss, embedding_loss  # noqa: E402
 from exporter.heal.distill.student import Student  # noqa: E402
-from exporter.heal.distill.teacher import Lesson, Teacher  # noqa: E402
+from exporter.heal.distill.teacher import Lesson, Teacher, class_loss, embedding_loss  # noqa: E402  # noqa: E402
 from exporter.heal.domains import measured_text  # noqa: E402
 from exporter.heal.healed import heal  # noqa: E402
 from exporter.heal.texts import healing_texts  # noqa: E402
@@ -285,7 +284,7 @@ def test_a_reranker_s_nearness_does_not_hang_on_the_size_of_its_logits(scale: fl
 
 
 def test_a_cut_that_is_near_is_trained_at_a_lower_rate() -> None:
-    from exporter.heal.distill.rate import usual_rate
+    from exporter.heal.distill.training import usual_rate
 
     assert usual_rate("adapters", None, encodes=True) == 2e-3
     assert usual_rate("adapters", 5.0, encodes=True) == 2e-3

@@ -9,7 +9,7 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.errors import HealingError
-from exporter.heal.encoder_decoder import heal_stacks
+from exporter.heal.healed import heal_stacks
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.embeddings import meter_here

@@ -12,7 +12,7 @@ from healed_models import planned
 from tiny_families import skipped, tiny_loaded
 
 from exporter.artifacts import PruningPlan
-from exporter.artifacts.nouns import IMAGES, TEXTS, Nouns
+from exporter.artifacts.base import IMAGES, TEXTS, Nouns
 from exporter.errors import HealingError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced

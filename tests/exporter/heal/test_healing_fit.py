@@ -17,8 +17,11 @@ from exporter.models.texts.calibration import CalibrationText
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.activations import held_out_tokens, observing  # noqa: E402
-from exporter.heal.fit import fit_branches  # noqa: E402
+from exporter.heal.fit import (  # noqa: E402
+    fit_branches,
+    held_out_tokens,
+    observing,
+)
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
     BranchReplacement,
     branches_replaced,

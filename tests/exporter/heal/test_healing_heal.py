@@ -173,7 +173,7 @@ def test_a_mixture_takes_alike_much_of_each_text(loaded: Any, texts: tuple[str, 
 
 def test_both_halves_of_what_is_held_out_are_mixtures(loaded: Any, texts: tuple[str, str]) -> None:
     """`best` would else choose on one text alone and be judged on the other."""
-    from exporter.heal.activations import held_out_tokens
+    from exporter.heal.fit import held_out_tokens
     from exporter.heal.texts import healing_texts
 
     more = [write_text(Path(texts[0]).with_name(f"{n}.txt"), WORDS[6:10], seed=n) for n in range(3)]
@@ -509,7 +509,8 @@ def test_an_interrupted_call_goes_on_with_what_it_has_fitted(
     options: list[str], checkpoint: Path, texts: tuple[str, str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from exporter.heal import fit, sequential
+    from exporter.heal import fit
+    from exporter.heal import fitting as sequential
 
     plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
     whole, output = tmp_path / "whole" / "healed.json", tmp_path / "healed.json"

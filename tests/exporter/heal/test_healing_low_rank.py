@@ -12,9 +12,12 @@ from exporter.errors import HealingError
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal import low_rank  # noqa: E402
-from exporter.heal.ridge import explained, solve  # noqa: E402
-from exporter.heal.statistics import Sums  # noqa: E402
+from exporter.heal import ridge as low_rank  # noqa: E402
+from exporter.heal.ridge import (  # noqa: E402
+    Sums,
+    explained,
+    solve,
+)
 from tests.raising import raises  # noqa: E402
 
 _TOKENS, _IN, _OUT = 300, 12, 9

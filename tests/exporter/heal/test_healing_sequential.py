@@ -20,10 +20,12 @@ from graph_passes.types import SublayerRef
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.activations import observing  # noqa: E402
-from exporter.heal.fit import fit_branches  # noqa: E402
-from exporter.heal.fits import FitStore  # noqa: E402
-from exporter.heal.sequential import fit_sequential  # noqa: E402
+from exporter.heal.fit import (  # noqa: E402
+    FitStore,
+    fit_branches,
+    observing,
+)
+from exporter.heal.fitting import fit_sequential  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
     NOTHING,
     branches_replaced,

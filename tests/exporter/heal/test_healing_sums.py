@@ -12,9 +12,13 @@ from exporter.errors import HealingError
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.fold.factor import map_and_factor  # noqa: E402
-from exporter.heal.ridge import choose_ridge, explained, solve  # noqa: E402
-from exporter.heal.statistics import Sums  # noqa: E402
+from exporter.heal.fold.refit import map_and_factor  # noqa: E402
+from exporter.heal.ridge import (  # noqa: E402
+    Sums,
+    choose_ridge,
+    explained,
+    solve,
+)
 from tests.raising import raises  # noqa: E402
 
 

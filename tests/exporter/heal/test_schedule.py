@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.heal.distill.schedule import Schedule
+from exporter.heal.distill.training import Schedule
 from exporter.heal.options import HealOptions
 from exporter.models.texts.calibration import CalibrationText
 

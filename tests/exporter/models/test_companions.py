@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import UnsafeInputError
-from exporter.models.companions import (
+from exporter.models.sentence_folder import (
     copy_sentence_files,
     sentence_files,
     settings_hashes,

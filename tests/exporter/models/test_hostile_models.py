@@ -1,8 +1,4 @@
-"""Models of strangers: nothing of theirs runs, asks the network or reads elsewhere.
-
-Each folder goes through the command line in a process that notes its own connections, programs and
-opened files; on both lines of transformers.
-"""
+"""Models of strangers: nothing of theirs runs, asks the network or reads elsewhere."""
 
 from __future__ import annotations
 

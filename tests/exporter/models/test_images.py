@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.choose.budgets.text import measured_on
+from exporter.choose.budgets.judges import measured_on
 from exporter.errors import (
     CalibrationError,
     MissingDependencyError,
@@ -24,13 +24,11 @@ from exporter.errors import (
 )
 from exporter.files import sha256_bytes
 from exporter.models.texts import sources
-from exporter.models.texts.held_images import HeldImages, Levels, noise
-from exporter.models.texts.image_reader import ImageReader, of_pixels
-from exporter.models.texts.images import Picture, read_images
-from exporter.models.texts.samples import CalibrationText
+from exporter.models.texts.batches import CalibrationText, HeldImages, Levels, noise
+from exporter.models.texts.images import ImageReader, Picture, of_pixels, read_images
 from exporter.models.texts.sources import read_texts, refuse_same_text
-from exporter.pipeline.keys import file_hash
 from exporter.pipeline.request import QUICK
+from exporter.pipeline.run import file_hash
 from exporter.progress import Quiet
 from exporter.quantize.calibration import calibration_beside
 from tests.exporter.image_folders import (

@@ -14,8 +14,7 @@ import pytest
 from exporter.errors import ModelSourceError, TextSourceError
 from exporter.models.decoding_rules import DecodingRules, greedy
 from exporter.models.texts.paired import PairReader, paired_text
-from exporter.models.texts.pairs import Pair, Pairs, read_pairs
-from exporter.models.texts.sounds import LARGEST_BYTES, read_sound
+from exporter.models.texts.pairs import LARGEST_BYTES, Pair, Pairs, read_pairs, read_sound
 from graph_passes.errors import UnsafeInputError
 from tests.exporter.encoder_decoders import RATE, write_recordings, write_sound
 from tests.raising import raises

@@ -17,7 +17,7 @@ import pytest
 from exporter.artifacts import CalibrationRef
 from exporter.errors import ComparisonError, MissingDependencyError, TextSourceError
 from exporter.models.texts.documents import Content, Units
-from exporter.models.texts.packing import pack_tokens
+from exporter.models.texts.passages import pack_tokens
 from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
 from tests.raising import raises
 

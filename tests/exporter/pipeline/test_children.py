@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.pipeline import children
+from exporter.pipeline.sweep import job as children
 from exporter.progress import QUIET
 
 SAYS = "import sys; told = sys.stdin.readline(); "

@@ -334,7 +334,7 @@ def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_pat
 
 def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
     from exporter.compare.options import QualityOptions
-    from exporter.pipeline.keys import _question_hashes
+    from exporter.pipeline.run import _question_hashes
 
     quality = QualityOptions(tasks=("a",), task_data=tmp_path)
     (tmp_path / "a.jsonl").write_text("{}")
@@ -457,10 +457,11 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Lets builds end at once; their records are as real ones', and no driver is there."""
-    from exporter.compare import engine_arm
+    from exporter.compare import kinds as engine_arm
     from exporter.engines.build.libraries import Driver
     from exporter.files import sha256_file, sha256_files
-    from exporter.pipeline import engines, refusals
+    from exporter.pipeline import refusals
+    from exporter.pipeline import stages as engines
     from tests.engine_support import decoder_record, written_as
 
     made = []
@@ -562,7 +563,7 @@ def test_engines_for_a_card_that_is_not_known_are_refused_before_any_work(
 def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.compare import engine_arm
+    from exporter.compare import kinds as engine_arm
     from exporter.engines.build.engine_set import find_engines
     from exporter.engines.build.libraries import Driver
     from exporter.engines.build.settings import BuildSettings

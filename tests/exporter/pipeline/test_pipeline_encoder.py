@@ -16,10 +16,9 @@ from exporter.choose.budgets.budget import Budget
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.profiles import Span
 from exporter.errors import ExportError, ModelSourceError
-from exporter.pipeline.engines import _ranges
-from exporter.pipeline.keys import measure_key
 from exporter.pipeline.request import DropRequest, ExportRequest
-from exporter.pipeline.run import Run
+from exporter.pipeline.run import Run, measure_key
+from exporter.pipeline.stages import _ranges
 from exporter.progress import QUIET
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions

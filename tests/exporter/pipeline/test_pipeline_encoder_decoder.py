@@ -193,7 +193,7 @@ def test_everything_is_written_that_a_reader_wants(whisper: tuple[Path, Any]) ->
 def test_valid_stages_are_reused_and_other_recordings_are_not(
     whisper: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    from exporter.pipeline import keys
+    from exporter.pipeline import run as keys
     from exporter.pipeline.run import Run
     from exporter.progress import QUIET
     from tests.exporter.encoder_decoders import write_sound

@@ -83,8 +83,7 @@ def logits_of(place: Path, report: ComparisonReport) -> tuple[Any, Any, list[str
     import torch
 
     from exporter.models.loading.model_source import load_model
-    from exporter.models.texts.image_reader import ImageReader
-    from exporter.models.texts.images import read_images
+    from exporter.models.texts.images import ImageReader, read_images
 
     loaded = load_model(str(place / "source"))
     images = read_images(str(place / "judged"), part="evaluation")

@@ -14,7 +14,7 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 
 import exporter.quantize.quantize as quantizer
 from exporter.artifacts import QuantizationRecord
-from exporter.artifacts.ledger import StageLedger
+from exporter.artifacts.store import StageLedger
 from exporter.choose.budgets.budget import Budget
 from exporter.cli.export import export
 from exporter.errors import ComparisonError, DepthcutError, OptionError, UsageError
@@ -23,9 +23,9 @@ from exporter.pipeline.quantizing import quantize, quantize_key
 from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
-from exporter.pipeline.uses import arm_engine_uses
+from exporter.pipeline.stages import arm_engine_uses
 from exporter.progress import Quiet
-from exporter.quantize.difference import RoundingDifference
+from exporter.quantize.quantize import RoundingDifference
 from exporter.quantize.sensitivity import MixedBits
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes import prune_graph, save_model

@@ -92,8 +92,9 @@ class Road:
             return None
 
     def _planned(self, request: Any) -> Path:
-        from exporter.artifacts.ledger import locked
-        from exporter.pipeline import keys, road, stages
+        from exporter.artifacts.store import locked
+        from exporter.pipeline import road, stages
+        from exporter.pipeline import run as keys
         from exporter.pipeline.run import Run
         from exporter.progress import Quiet
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from exporter.cli.export import export
-from exporter.pipeline import shared
-from exporter.pipeline.shared import Finished, SharedStages, take_or_make
+from exporter.pipeline import quantizing as shared
+from exporter.pipeline.quantizing import Finished, SharedStages, take_or_make
 
 KEY = {"model": "m", "dtype": "float32"}
 

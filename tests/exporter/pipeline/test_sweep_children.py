@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from exporter.pipeline.sweep import child
+from exporter.pipeline.sweep import job as child
 from exporter.pipeline.sweep.job import Job
 
 pytest.importorskip("yaml")

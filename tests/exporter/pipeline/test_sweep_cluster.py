@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from exporter.errors import SweepError
-from exporter.pipeline.sweep import child, on_ray
+from exporter.pipeline.sweep import job as child
+from exporter.pipeline.sweep import run as on_ray
 from exporter.pipeline.sweep.job import Job
-from exporter.pipeline.sweep.on_ray import run_on_ray
+from exporter.pipeline.sweep.run import run_on_ray
 from exporter.progress import QUIET
 from tests.raising import raises, tells
 

@@ -15,7 +15,7 @@ LEAST = "models: [m]\nplans: [attention:1]\n"
 
 
 def read(folder: Path, text: str) -> object:
-    from exporter.pipeline.sweep.reading import read_sweep
+    from exporter.pipeline.sweep.schema import read_sweep
 
     (folder / "sweep.yaml").write_text(text)
     return read_sweep(folder / "sweep.yaml")
@@ -195,7 +195,7 @@ def test_paths_are_told_without_detours_unless_those_lead_elsewhere(tmp_path: Pa
 
 
 def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
-    from exporter.pipeline.sweep.reading import read_sweep
+    from exporter.pipeline.sweep.schema import read_sweep
 
     (tmp_path / "latin.yaml").write_bytes(b"models: [\xe4]")
     for name in ("gone.yaml", "latin.yaml"):

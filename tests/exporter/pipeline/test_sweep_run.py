@@ -60,8 +60,8 @@ def here(jobs: Sequence[Any], progress: Any) -> Iterator[tuple[int, SweepCell]]:
 
 
 def sweep(folder: Path, out: Path, text: str = FILE, **options: Any) -> SweepReport:
-    from exporter.pipeline.sweep.reading import parse_sweep
     from exporter.pipeline.sweep.run import run_sweep
+    from exporter.pipeline.sweep.schema import parse_sweep
 
     asked = parse_sweep(text, folder / "sweep.yaml")
     return run_sweep(asked, out, **{"runner": here, **options})
@@ -69,8 +69,8 @@ def sweep(folder: Path, out: Path, text: str = FILE, **options: Any) -> SweepRep
 
 def looked(folder: Path, out: Path, text: str) -> dict[str, str]:
     """What is there of each cell, without running any."""
-    from exporter.pipeline.sweep.reading import parse_sweep
     from exporter.pipeline.sweep.run import look
+    from exporter.pipeline.sweep.schema import parse_sweep
 
     report = look(parse_sweep(text, folder / "sweep.yaml"), out)
     return {cell.folder.removeprefix("cells/llama/"): cell.status for cell in report.cells}
@@ -344,8 +344,8 @@ def test_a_model_that_changes_while_the_sweep_runs_fails_its_cells(
 
 
 def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(folder: Path, tmp_path: Path) -> None:
-    from exporter.pipeline.sweep.reading import parse_sweep
     from exporter.pipeline.sweep.run import run_sweep
+    from exporter.pipeline.sweep.schema import parse_sweep
 
     place = tmp_path / "models" / "llama"
     shutil.copytree(folder / "llama", place)

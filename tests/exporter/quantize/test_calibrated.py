@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.artifacts.plans.origin import noted_texts
+from exporter.artifacts.plans.by_score import noted_texts
 from exporter.errors import CalibrationError, QuantizationError, UsageError
 from exporter.models.texts.sources import read_texts
 from exporter.quantize.calibration import calibration_beside
-from exporter.quantize.gptq import gptq, inverse_factor
 from exporter.quantize.quantize import quantize_file
-from exporter.quantize.rounding import round_to_nearest, scales_of_block
+from exporter.quantize.rewrite import round_to_nearest, scales_of_block
 from exporter.quantize.settings import QuantizeSettings
+from exporter.quantize.weight_only import gptq, inverse_factor
 from graph_passes.files.storage import load_model
 from tests.exporter.small_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, written
 from tests.exporter.tiny_lm import write_tokenizer

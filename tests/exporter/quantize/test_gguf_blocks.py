@@ -11,8 +11,7 @@ from exporter.cli import run as run_command
 from exporter.cli.export import export
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import OptionError, QuantizationError
-from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks
-from exporter.quantize.gguf_types import can_hold, read_blocks
+from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks, can_hold, read_blocks
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from written_files import names_in
 
-from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
+from exporter.artifacts.comparison import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cli import run
 from exporter.errors import MissingDependencyError, QuantizationError, UsageError
 from exporter.quantize.quantize import quantize_file

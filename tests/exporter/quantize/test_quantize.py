@@ -13,14 +13,14 @@ import pytest
 from written_files import names_in
 
 from exporter.artifacts import PruneReport
-from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
+from exporter.artifacts.comparison import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.surgery import NOT_VERIFIED
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import OptionError, QuantizationError, UsageError
 from exporter.quantize import refusals
 from exporter.quantize.products import find_products, read_array
 from exporter.quantize.quantize import quantize_file
-from exporter.quantize.rounding import (
+from exporter.quantize.rewrite import (
     already_rounded,
     pack_bits,
     round_to_nearest,
@@ -28,7 +28,7 @@ from exporter.quantize.rounding import (
     unpack_bits,
 )
 from exporter.quantize.settings import QuantizeSettings
-from exporter.quantize.zero_points import with_whole_zero_points
+from exporter.quantize.weight_only import with_whole_zero_points
 from graph_passes.files.storage import load_model
 from graph_passes.pipeline import graph_size
 from tests.exporter.small_graphs import (

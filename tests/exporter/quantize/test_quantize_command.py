@@ -11,8 +11,7 @@ from written_files import names_in
 from exporter.cli import run
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import QuantizationError
-from exporter.quantize.difference import RoundingDifference
-from exporter.quantize.quantize import quantize_file
+from exporter.quantize.quantize import RoundingDifference, quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from tests.exporter.small_graphs import TIED, written
 from tests.exporter.tiny_lm import write_tokenizer

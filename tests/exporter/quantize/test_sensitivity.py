@@ -18,7 +18,7 @@ from exporter.progress import QUIET
 from exporter.quantize import sensitivity
 from exporter.quantize.products import find_products
 from exporter.quantize.quantize import quantize_file
-from exporter.quantize.rounding import Blocks
+from exporter.quantize.rewrite import Blocks
 from exporter.quantize.sensitivity import MixedBits, search_mixed
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model

@@ -10,9 +10,8 @@ import pytest
 
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.quantize.products import find_products
-from exporter.quantize.rewrite import PackedWeights, drop_unused, use_in_product
-from exporter.quantize.rounding import Blocks
-from exporter.quantize.zero_points import BlockSums, with_whole_zero_points
+from exporter.quantize.rewrite import Blocks, PackedWeights, drop_unused, use_in_product
+from exporter.quantize.weight_only import BlockSums, with_whole_zero_points
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.files.weight_file import WeightWriter
 from tests.exporter.small_graphs import written

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from exporter.artifacts import ComparisonReport
-from exporter.report.charts.intervals import Intervals
+from exporter.report.charts.lines import Intervals
 from exporter.report.markdown import section_markdown
-from exporter.report.sections.corners import corners_section
+from exporter.report.sections.latency import corners_section
 from exporter.report.sections.model import forms_section
 from exporter.report.sections.verdict import headline
 from exporter.report.terminal import comparison_grids, drawn_table

@@ -324,7 +324,7 @@ def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
     from exporter.models.loading.model_source import load_model
-    from exporter.score.cluster.loading import ModelAddress
+    from exporter.score.cluster.meter import ModelAddress
 
     loaded = load_model(str(model))
     assert ModelAddress.of(loaded).load().ref.sha256 == loaded.ref.sha256
@@ -359,7 +359,7 @@ def test_another_server_than_rays_is_told_at_once(pool: Any) -> None:
 
 def test_a_sweep_s_cell_runs_on_a_worker_and_comes_back(pool: Any, tmp_path: Path) -> None:
     from exporter.pipeline.sweep.job import Job
-    from exporter.pipeline.sweep.on_ray import run_on_ray
+    from exporter.pipeline.sweep.run import run_on_ray
     from exporter.progress import QUIET
 
     # Refused before PyTorch is loaded: a failure is a cell's result, like any other.

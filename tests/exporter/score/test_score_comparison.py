@@ -20,8 +20,8 @@ from exporter.artifacts import (
     ScoreComparison,
 )
 from exporter.errors import ArtifactError, ScoringError, UsageError
-from exporter.report.html import page as render
-from exporter.report.sections.scores import scores_document
+from exporter.report.files import page as render
+from exporter.report.files import scores_document
 from exporter.score.comparison import compare_files
 from tests.exporter.made_series import FIRST, SECOND, THIRD, training, write_scores
 from tests.raising import ends_in, raises

@@ -237,7 +237,7 @@ def test_scores_by_answers_are_of_every_sublayer() -> None:
 def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
     from exporter.artifacts.plans.by_score import plan_drop
     from exporter.artifacts.plans.stacks import Stacks
-    from exporter.choose.selection.in_stacks import greedy_in_stacks, options_in_stacks
+    from exporter.choose.selection.greedy import greedy_in_stacks, options_in_stacks
     from exporter.choose.selection.search_options import SearchOptions
     from exporter.models.ablation.branch_replacements import without_branches
     from exporter.models.ablation.embeddings import meter_here
