@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -29,6 +29,7 @@ _NEAR = 400  # characters in which a line begins
 _SEED = 20_240
 _KEY_BYTES = 6
 _SKETCH = 48  # keys
+_FEW, _SHARE = 10, 0.05  # of the documents: a paragraph that more of them have ties none
 _PARAGRAPH_CHARACTERS = 60  # shorter paragraphs repeat by chance
 _TITLE = re.compile(r"^ ?= (?!=)[^\n]*[^\s=] =[ \r]*$", re.MULTILINE)  # WikiText
 _HEADING = re.compile(r"(?:\A|(?<=\n\n))# \S[^\n]*(?=\n\n)")  # Markdown
@@ -62,14 +63,22 @@ def unrelated(documents: Sequence[str]) -> list[list[int]]:
         return number
 
     holder: dict[int, int] = {}
-    for number, document in enumerate(documents):
-        for key in keys_of(document):
+    for number, keys in enumerate(_tying_keys(documents)):
+        for key in keys:
             one, other = sorted((first(holder.setdefault(key, number)), first(number)))
             above[other] = one
     groups: dict[int, list[int]] = defaultdict(list)
     for number in range(len(documents)):
         groups[first(number)].append(number)
     return list(groups.values())
+
+
+def _tying_keys(documents: Sequence[str]) -> list[frozenset[int]]:
+    """The keys of each document without those of paragraphs that many have, such as a licence."""
+    keys = list(map(keys_of, documents))
+    most = max(_FEW, _SHARE * len(documents))
+    usual = {key for key, number in Counter(chain.from_iterable(keys)).items() if number > most}
+    return [own - usual or own for own in keys]
 
 
 def halves(documents: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -164,13 +173,17 @@ class Units:
         if len(parts) < FEWEST_UNITS and not whole:
             cut = [part for document in documents for part in _stretches(document, size, documents)]
             if len(cut) > len(documents):
-                return cls(_bundled(cut, size), are_stretches=True)
+                return cls(_bundled(cut, size // 2), are_stretches=True)
         return cls(parts)
 
     def keys(self, numbers: Iterable[range]) -> frozenset[int]:
         """What some of the units are known by."""
-        units = chain.from_iterable(self.parts[span.start : span.stop] for span in numbers)
-        return frozenset().union(*map(keys_of, chain.from_iterable(units)))
+        chosen = set(chain.from_iterable(numbers))
+        owners = [number for number, unit in enumerate(self.parts) for _ in unit]
+        keys = _tying_keys(list(chain.from_iterable(self.parts)))
+        return frozenset().union(
+            *(own for owner, own in zip(owners, keys, strict=True) if owner in chosen)
+        )
 
     def apart_from(self, keys: frozenset[int]) -> Units:
         """Without those units that share a long paragraph with what is known by ``keys``."""

@@ -148,8 +148,8 @@ def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) 
     options = HealOptions(calibration=texts[:1], check_text=texts[1], **SHORT)  # type: ignore[arg-type]
     samples = healing_texts(loaded, options)
     fitted, held_out = samples.fitting.input_ids, samples.held_out.input_ids
-    assert len(fitted) == 12
-    assert len(held_out) == 4
+    assert len(fitted) + len(held_out) == 16
+    assert 4 <= len(held_out) <= 5  # documents stay whole
     assert not {tuple(row) for row in fitted} & {tuple(row) for row in held_out}
     meter = DamageMeter(loaded.model, held_out, samples.held_out.mask)
     again = meter.measure(found.branch_replacements)
@@ -166,8 +166,8 @@ def test_domains_that_share_nothing_are_warned_of(loaded: Any, texts: tuple[str,
 
 def test_a_mixture_takes_alike_much_of_each_text(loaded: Any, texts: tuple[str, str]) -> None:
     found = healed(loaded, texts, calibration=texts, check_text="pydoc").report.healing
-    assert [ref.samples for ref in found.calibration] == [12, 12]
-    assert found.texts[0].text.samples == 8
+    assert all(11 <= ref.samples <= 12 for ref in found.calibration)  # documents stay whole
+    assert found.texts[0].text.samples == 32 - sum(ref.samples for ref in found.calibration)
     assert len({ref.sha256 for ref in found.calibration}) == 2
 
 
@@ -284,14 +284,13 @@ def test_a_text_that_is_too_short_for_four_parts_is_told_of(
         found = heal(loaded, PruningPlan(deletions=PLAN, chosen_on=[chosen]), options)
         parts = [ref.ids_sha256 for refs in found.plan.roles.values() for ref in refs]
         assert (len(set(parts)) == len(parts)) == ((source, samples) != (short, 12))
-        warnings = len(found.report.healing.warnings)
-        told[source, samples] = found.plan.predicted_on, warnings
-    usual = told[texts[1], 13][1]
+        told[source, samples] = found.plan.predicted_on
+        assert found.report.healing.warnings or source != short
     assert told == {
-        (short, 12): ("unseen", usual + 1),
-        (short, 13): ("searched", usual + 1),
-        (texts[0], 13): ("unseen", usual),
-        (texts[1], 13): ("unseen", usual),
+        (short, 12): "unseen",
+        (short, 13): "searched",
+        (texts[0], 13): "unseen",
+        (texts[1], 13): "unseen",
     }
 
 

@@ -323,7 +323,7 @@ NO_OPTIONS = {"refuses_useless", "quick", "in_stacks"}
 BY_RULES = {
     "heal.server",  # as server
     "heal.seed", "heal.sequence_length",  # as those of scores
-    "search.seconds", "search.seed", "search.every", "search.items", "search.judged_items",
+    "search.seed", "search.every", "search.items", "search.judged_items",
     "drops.budget.fits.context", "drops.budget.fits.batch",  # with a limit of bytes alone
     "stream_dir", "cache_length",
 }  # fmt: skip
