@@ -310,13 +310,11 @@ def test_a_copy_is_known_by_what_it_holds(documents: list[str], shared: bool) ->
 
 def test_a_paragraph_that_all_documents_have_ties_none_of_them() -> None:
     """A licence at the head of each; copies are of one unit all the same."""
-    licence = (
-        "Permission is hereby granted, free of charge, to any person obtaining a copy of this."
-    )
+    licence = "Permission is hereby granted, free of charge, to any person obtaining a copy."
     own = [f"Document {n} tells of its own subject and of nothing else. " * 20 for n in range(40)]
     units = Units.of([f"{licence}\n\n{text}" for text in [*own, own[3]]], 32)
     assert len(units.parts) == 40
-    assert len(units.apart_from(units.keys([range(0, 4)])).parts) == 40
-    kept = [unit for unit in units.apart_from(units.keys([range(0, 4)])).parts if unit]
+    assert len(units.apart_from(units.keys([range(4)])).parts) == 40
+    kept = [unit for unit in units.apart_from(units.keys([range(4)])).parts if unit]
     assert len(kept) == 36
     assert sorted(map(len, units.parts))[-1] == 2
