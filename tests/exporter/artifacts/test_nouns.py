@@ -15,7 +15,6 @@ from exporter.artifacts import (
     HealedText,
     Healing,
     PlanParts,
-    PruningPlan,
     Training,
     TrainingCheck,
 )
@@ -125,9 +124,8 @@ def test_a_warning_of_a_short_calibration_asks_for_more_of_what_is_read(read: No
     if read != TEXTS:
         one = replace(one, sources=Sources(sounds, one.mask, images))
     assert one.read == read
-    texts = HealingTexts(one, (one.ref,), (one,), None, again=(one.ref,))
-    chosen = PruningPlan(deletions=[], chosen_on=[one.ref.model_copy(update={"tokens": 99})])
-    found = choice_warnings(HealOptions(kind="fold"), texts, chosen)
+    texts = HealingTexts(one, (one.ref,), (one,), None, chose=(one.ref.source,))
+    found = choice_warnings(HealOptions(kind="fold"), texts)
     assert len(found) == 2
     for told in found:
         assert f"more {read.much}" in told

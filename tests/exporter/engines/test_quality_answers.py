@@ -317,7 +317,7 @@ def test_the_interval_of_the_ranking_holds_that_of_other_texts_of_the_kind() -> 
         held += found.ci95[0] <= wanted <= found.ci95[1]
         widths.append(found.ci95[1] - found.ci95[0])
     assert held >= 8
-    assert max(widths) < 0.4
+    assert max(widths) < 0.5
 
 
 def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ import pytest
 from engine_support import written_as
 
 from exporter.engines.build import cuda, session
-from exporter.engines.build import session as ready
-from exporter.engines.build import session as runtime_cache
 from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.logs import Listener
 from exporter.errors import BackendError
@@ -58,7 +56,7 @@ def asked(source: str, names: set[str]) -> set[tuple[str, str]]:
 
 def test_the_library_has_every_attribute_that_is_asked_of_it() -> None:
     known = api()
-    wanted = asked(inspect.getsource(session) + inspect.getsource(ready), set(known))
+    wanted = asked(inspect.getsource(session), set(known))
     assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
     assert ("context", "execute_async_v3") in wanted
     assert {owner for owner, _ in wanted} == set(known)
@@ -68,7 +66,7 @@ def test_the_library_has_every_attribute_that_a_kept_cache_asks_for() -> None:
     import tensorrt_rtx as trt
 
     known = {"config": trt.IRuntimeConfig, "cache": trt.IRuntimeCache}
-    wanted = asked(inspect.getsource(runtime_cache), set(known))
+    wanted = asked(inspect.getsource(session.RuntimeCache), set(known))
     assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
     assert {attribute for _, attribute in wanted} == {
         "create_runtime_cache", "deserialize", "serialize",
@@ -198,7 +196,7 @@ def test_a_profile_tells_what_the_library_refuses() -> None:
     refuses = SimpleNamespace(set_input_shape=lambda *_: False, execute_async_v3=lambda _: False)
     listener = SimpleNamespace(last_error=lambda: "no room", code=lambda other: other)
     slot = Slot(0, 0, Profile(phase="decode", shapes={}))
-    profile = ready.ReadyProfile(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
+    profile = session.ReadyProfile(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
     with raises(BackendError, "wrong-shape", "decode", "1x2", "no room"):
         profile.set_shapes({"dropped": (1, 2), "x": (1, 2)})
     with raises(BackendError, "run-failed", "decode", "no room"):

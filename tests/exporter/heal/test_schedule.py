@@ -6,13 +6,17 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pytest
 
-from exporter.heal.distill.training import Schedule
 from exporter.heal.options import HealOptions
 from exporter.models.texts.calibration import CalibrationText
 
+pytestmark = pytest.mark.torch
 
-def _schedule(lengths: list[int], *, processes: int = 1, **told: Any) -> Schedule:
+
+def _schedule(lengths: list[int], *, processes: int = 1, **told: Any) -> Any:
+    from exporter.heal.distill.training import Schedule
+
     width = max(lengths)
     text = CalibrationText.unpadded(np.zeros((len(lengths), width), np.int64), "made", "0" * 64)
     mask = np.arange(width) < np.array(lengths)[:, None]
