@@ -16,7 +16,7 @@ StoppedBy = Literal["tokens", "time", "no_gain", "diverged"]
 
 
 class AnswerDamage(Record):
-    """What a cut does to a model's answers on one text; standard errors are over samples.
+    """What a cut does to a model's answers on one text; its errors are over documents.
 
     ``log_perplexity_increase`` is the log of the perplexity over the whole model's, in nats;
     ``kl`` the mean KL divergence from the whole model's next-token distribution, in nats.
@@ -28,6 +28,8 @@ class AnswerDamage(Record):
     kl: float
     kl_std_error: float | None
     top1_agreement: float
+    log_perplexity_increase_ci95: tuple[float, float] | None = None
+    top1_agreement_ci95: tuple[float, float] | None = None
 
 
 class HealedText(Record):
@@ -73,6 +75,8 @@ class HealedEmbeddings(Record):
     dropped_correlation: float | None = None
     healed_correlation: float | None = None
     healed_correlation_std_error: float | None = None
+    healed_ci95: tuple[float, float] | None = None
+    healed_correlation_ci95: tuple[float, float] | None = None
 
 
 class HealedClasses(Record):

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
 from exporter.artifacts.base import TEXTS, Nouns
-from exporter.compare.quality.intervals import share_interval
+from exporter.compare.quality.intervals import mean_interval, share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
     SIMILARITY,
@@ -18,7 +16,9 @@ from exporter.models.ablation.damage import (
     ClassDamage,
     Damage,
     EmbeddingDamage,
+    Floats,
     joined,
+    ratio,
     ratio_std_error,
 )
 from exporter.models.ablation.embeddings import TEXTS_TOGETHER, TWO_TEXTS, AnyMeter, meter_of
@@ -111,12 +111,19 @@ def _healed_embeddings(
         dropped_std_error=before.cosine_std_error,
         healed=after.cosine,
         healed_std_error=after.cosine_std_error,
-        gain=float(gains.mean()),
-        gain_std_error=ratio_std_error(gains, np.ones_like(gains)),
+        gain=ratio(gains, after.texts),
+        gain_std_error=ratio_std_error(gains, after.texts),
         dropped_correlation=_or_none(before.correlation),
         healed_correlation=_or_none(after.correlation),
         healed_correlation_std_error=_or_none(after.correlation_std_error),
+        healed_ci95=_ends(after.cosines, after.texts),
+        healed_correlation_ci95=_ends(after.correlations, after.texts),
     )
+
+
+def _ends(sums: Floats, counts: Floats) -> tuple[float, float] | None:
+    interval = mean_interval(sums, counts)
+    return None if interval is None else interval.ci95
 
 
 def _or_none(value: float | None) -> float | None:
@@ -150,12 +157,13 @@ def _healed_text(role: Role, text: CalibrationText, before: Damage, after: Damag
         baseline_perplexity=before.baseline_perplexity,
         dropped=_damage(before),
         healed=_damage(after),
-        gain=float(gains.sum() / before.positions.sum()),
+        gain=ratio(gains, before.positions),
         gain_std_error=ratio_std_error(gains, before.positions),
     )
 
 
 def _damage(damage: Damage) -> AnswerDamage:
+    same = share_interval(damage.agreements, damage.positions)
     return AnswerDamage(
         perplexity=damage.perplexity,
         log_perplexity_increase=damage.log_perplexity_increase,
@@ -163,6 +171,10 @@ def _damage(damage: Damage) -> AnswerDamage:
         kl=damage.kl,
         kl_std_error=damage.kl_std_error,
         top1_agreement=damage.top1_agreement,
+        log_perplexity_increase_ci95=_ends(
+            damage.nll_sums - damage.baseline_nll_sums, damage.positions
+        ),
+        top1_agreement_ci95=None if same is None else same.ci95,
     )
 
 

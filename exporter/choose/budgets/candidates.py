@@ -25,6 +25,7 @@ from exporter.models.ablation.damage import (
     Damage,
     DistributionDamage,
     EmbeddingDamage,
+    ratio,
 )
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
@@ -244,9 +245,9 @@ class QualityCheck:
         if finite.all() and len(finite) < 2:  # which have no interval
             return False
         if isinstance(damage, EmbeddingDamage):
-            ones, found = np.ones_like(damage.cosines), (damage.cosines, damage.correlations)
+            found = damage.cosines, damage.correlations
             asked = zip((floors.embedding_cosine, floors.similarity), found, strict=True)
-            return any(f is not None and _end(values, ones, 1) < f for f, values in asked)
+            return any(f is not None and _end(values, damage.texts, 1) < f for f, values in asked)
         same = share_interval(damage.agreements, damage.positions)
         floor = floors.top1_agreement
         if floor is not None and same is not None and same.ci95[1] < floor:
@@ -299,11 +300,11 @@ class QualityCheck:
         }
         found = []
         for what, (floor, values) in asked.items():
-            least = _end(values, np.ones_like(values), 0)
+            least = _end(values, damage.texts, 0)
             if floor is not None and not least >= floor:
                 found.append(
-                    f"{what} is {values.mean():.3f}, 95 % interval down to {least:.3f} "
-                    f"(at least: {floor:.3f})"
+                    f"{what} is {ratio(values, damage.texts):.3f}, "
+                    f"95 % interval down to {least:.3f} (at least: {floor:.3f})"
                 )
         return found
 

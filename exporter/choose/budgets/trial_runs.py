@@ -88,11 +88,14 @@ class Rung:
 def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
     """A cut by the share of the limits that it uses up: the one rule of what holds them."""
 
-    def used_up(ends: Mapping[str, str]) -> float:
-        known = {name: figures[end] for name, end in ends.items() if end in figures}
-        return floors.used_up(dict(figures) | known)
+    def used_up(ends: Mapping[str, str], rise: float, share: float) -> float:
+        unknown = {name: rise if name == "log_perplexity_increase" else share for name in ends}
+        return floors.used_up(
+            {name: figures.get(ends[name], value) for name, value in unknown.items()}
+        )
 
-    return Rung(number, floors.used_up(figures), used_up(ENDS), used_up(BETTER_ENDS))
+    worse, better = used_up(ENDS, math.inf, -math.inf), used_up(BETTER_ENDS, 0.0, 1.0)
+    return Rung(number, floors.used_up(figures), worse, better)
 
 
 def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
@@ -142,7 +145,8 @@ FEWEST_SEEN = 4
 
 def on_all_samples(rung: Rung, seen: int, whole: int) -> Rung:
     """A cut that was given up after some samples, with about the interval that all would give."""
-    share = _reach(math.sqrt(seen / whole), whole) / _reach(1.0, seen)
+    narrower = float(np.divide(*stats.t.ppf(0.975, [whole - 1, seen - 1])))
+    share = math.sqrt(seen / whole) * narrower
     return replace(rung, high=rung.cost + share * (rung.high - rung.cost))
 
 
@@ -178,11 +182,10 @@ def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
     figures = _figures(measured)[1]
     wider = float(np.divide(*stats.t.ppf([1 - 0.025 / looks, 0.975], samples - 1)))
     best = {
-        name: figures[name] + wider * (better - figures[name])
+        BETTER_ENDS[name]: figures[name] + wider * (better - figures[name])
         for name, (better, _) in _intervals(measured).items()
     }
-    held = floors if "top1_agreement" in best else replace(floors, top1_agreement=None)
-    return held.used_up(best) > 1
+    return rung_of(0, figures | best, floors).is_beyond
 
 
 def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
@@ -205,29 +208,17 @@ def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
 
 def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
     """By figure the 95 % interval of what the healed cut costs, the better end first."""
-    samples = measured.text.clusters
+    rise, shares = None, dict[str, tuple[float, float] | None]()
     if isinstance(measured, HealedText):
-        cost = measured.healed
-        reach = _reach(cost.log_perplexity_increase_std_error, samples)
-        rise = cost.log_perplexity_increase
-        return {"log_perplexity_increase": (rise - reach, rise + reach)}
-    if isinstance(measured, HealedClasses):
-        low, high = measured.healed_same_ci95 or (measured.healed_same, measured.healed_same)
-        return {"top1_agreement": (high, low)}
-    kept = {"cosine": (measured.healed, measured.healed_std_error)}
-    if measured.healed_correlation is not None:
-        kept[SIMILARITY] = (measured.healed_correlation, measured.healed_correlation_std_error)
-    return {
-        name: (value + _reach(error, samples), value - _reach(error, samples))
-        for name, (value, error) in kept.items()
-    }
-
-
-def _reach(error: float | None, samples: int) -> float:
-    """Half of the 95 % interval of a mean over samples, by Student's t."""
-    if error is None or not math.isfinite(error):
-        return 0.0
-    return error * float(stats.t.ppf(0.975, samples - 1))
+        rise = measured.healed.log_perplexity_increase_ci95
+        shares["top1_agreement"] = measured.healed.top1_agreement_ci95
+    elif isinstance(measured, HealedClasses):
+        shares["top1_agreement"] = measured.healed_same_ci95
+    else:
+        shares["cosine"] = measured.healed_ci95
+        shares[SIMILARITY] = measured.healed_correlation_ci95
+    better_first = {name: ends[::-1] for name, ends in shares.items() if ends is not None}
+    return better_first if rise is None else {"log_perplexity_increase": rise, **better_first}
 
 
 def _of_answers(damage: AnswerDamage) -> dict[str, float]:

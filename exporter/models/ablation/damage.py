@@ -22,10 +22,12 @@ Clusters = NDArray[np.int64] | None
 
 
 def by_cluster(values: Floats, clusters: Clusters) -> Floats:
-    """Sums over each cluster's samples, ``[samples]`` to ``[clusters]``."""
+    """Sums over each cluster's samples, ``[samples, ...]`` to ``[clusters, ...]``."""
     if clusters is None:
         return values
-    sums: Floats = np.bincount(np.unique(clusters, return_inverse=True)[1], values).astype(float)
+    names, labels = np.unique(clusters, return_inverse=True)
+    sums: Floats = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(sums, labels, values)
     return sums
 
 
@@ -115,11 +117,8 @@ class BySample:
     def by_document(self, clusters: NDArray[np.int64]) -> Self:
         """Numbers of documents, `[samples]` or more, in place of samples: errors are then those."""
         number = len(self.finite)
-        return self._clustered(clusters[:: max(1, len(clusters) // number)][:number])
-
-    def _clustered(self, clusters: NDArray[np.int64]) -> Self:
-        sums = (by_cluster(getattr(self, each.name), clusters) for each in fields(self))
-        return type(self)(*sums)
+        own = clusters[:: max(1, len(clusters) // number)][:number]
+        return type(self)(*(by_cluster(getattr(self, each.name), own) for each in fields(self)))
 
     @property
     def distance(self) -> float:
@@ -206,21 +205,16 @@ class Damage(DistributionDamage):
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingDamage(BySample):
-    """What a cut costs the embeddings of texts."""
+    """What a cut costs the embeddings of texts; sums over a sample's texts."""
 
     cosines: Floats  # `[samples]`, between the whole and the cut model's embedding of each text
     pairs: Floats
+    texts: Floats  # `[samples]`, how many each is
 
     @property
     def finite(self) -> NDArray[np.bool_]:
         """``[samples]``, whether the cut model's embeddings are finite."""
         return np.isfinite(self.cosines)
-
-    def _clustered(self, clusters: NDArray[np.int64]) -> Self:
-        changes = by_cluster(self.cosines - self.cosine, clusters)
-        pairs = np.stack([by_cluster(sums, clusters) for sums in self.pairs.T], -1)
-        # The mean stays, and its error becomes that over documents.
-        return type(self)(self.cosine + changes * len(changes) / len(self.cosines), pairs)
 
     @property
     def distance(self) -> float:
@@ -230,18 +224,18 @@ class EmbeddingDamage(BySample):
     @property
     def cosine(self) -> float:
         """Mean over the texts; 1 for an unchanged model."""
-        return float(self.cosines.mean())
+        return ratio(self.cosines, self.texts)
 
     @property
     def cosine_std_error(self) -> float | None:
         """Its standard error; None with fewer than two texts."""
-        return ratio_std_error(self.cosines, np.ones_like(self.cosines))
+        return ratio_std_error(self.cosines, self.texts)
 
     @property
     def correlations(self) -> Floats:
         """``[samples]``, Pearson's correlation of the pairs' similarities plus a text's influence.
 
-        The mean is the correlation, the spread over texts that of it (each pair is of two texts).
+        The mean is the correlation, the spread over texts its error: each pair is of two texts.
         NaN where no text has another beside it, or all are alike.
         """
         count, x, y, xx, yy, xy = self.pairs.T
@@ -253,18 +247,18 @@ class EmbeddingDamage(BySample):
             found = both.sum() / np.sqrt(x2.sum() * y2.sum())
             own = both / np.sqrt(x2.sum() * y2.sum())
             own = own - found * (x2 / x2.sum() + y2 / y2.sum()) / 2
-            influences: Floats = found + 2 * len(count) * own
+            influences: Floats = self.texts * found + 2 * self.texts.sum() * own
         return influences
 
     @property
     def correlation(self) -> float:
         """Of the similarities of pairs of texts in both models; 1 for an unchanged model."""
-        return float(self.correlations.mean())
+        return ratio(self.correlations, self.texts)
 
     @property
     def correlation_std_error(self) -> float | None:
         """Its standard error over texts; None with fewer than two."""
-        return ratio_std_error(self.correlations, np.ones_like(self.cosines))
+        return ratio_std_error(self.correlations, self.texts)
 
 
 SIMILARITY = "similarity_correlation"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.models.ablation.damage import ClassDamage, EmbeddingDamage
+from exporter.models.ablation.damage import ClassDamage, EmbeddingDamage, Floats
 from exporter.models.ablation.meter import (
     KEPT_BYTES,
     CutMeter,
@@ -186,9 +186,8 @@ class EmbeddingReference:
         """Holds a cut model's embeddings against these; ``[batch, hidden]``."""
         cut = embeddings.double()
         pairs = _pair_sums(_similarities(self._whole), _similarities(cut))
-        return EmbeddingDamage(
-            cosines(self._whole, cut).cpu().numpy(), pairs.nan_to_num().cpu().numpy()
-        )
+        alike: Floats = cosines(self._whole, cut).cpu().numpy()
+        return EmbeddingDamage(alike, pairs.nan_to_num().cpu().numpy(), np.ones_like(alike))
 
 
 def _similarities(embeddings: torch.Tensor) -> torch.Tensor:

@@ -84,6 +84,13 @@ def test_a_cut_holds_by_the_worse_end_of_its_interval() -> None:
     assert not rung_of(2, {"cosine": 0.99, LOW: 0.979}, Floors(embedding_cosine=0.98)).holds
 
 
+@pytest.mark.parametrize("share", [0.9, 1.0])
+def test_a_figure_without_an_interval_decides_nothing(share: float) -> None:
+    rung = rung_of(0, {"top1_agreement": share}, Floors(top1_agreement=0.95))
+    assert not rung.holds
+    assert not rung.is_beyond
+
+
 @pytest.mark.parametrize(
     ("floors", "share"),
     [

@@ -144,7 +144,7 @@ def test_as_much_goes_as_the_cosine_allows(loaded: Any, report: Any, planner: An
     plan = planner(Budget(floors=floors), "greedy").plan().plan
     assert plan.deletions
     assert _cosine(loaded, report, _names(plan), "checked") > 0.5
-    with raises(PlanError, "nothing-within-floors"):
+    with raises(PlanError, "undecided-nothing-within-floors"):
         planner(Budget(floors=Floors(embedding_cosine=0.9999999)), "greedy").plan()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from exporter.heal.options import HealOptions
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
@@ -23,12 +24,20 @@ from exporter.choose.budgets.budget import Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck  # noqa: E402
 from exporter.choose.budgets.judges import Judges  # noqa: E402
 from exporter.choose.budgets.trial_runs import (  # noqa: E402
+    BETTER_ENDS,
+    ENDS,
     TrialRuns,
     figures_of,
     rung_of,
 )
+from exporter.compare.quality.intervals import mean_interval, share_interval  # noqa: E402
 from exporter.heal.domains import _told  # noqa: E402
-from exporter.models.ablation.damage import ClassDamage  # noqa: E402
+from exporter.models.ablation.damage import (  # noqa: E402
+    SIMILARITY,
+    ClassDamage,
+    Damage,
+)
+from exporter.models.ablation.embeddings import EmbeddingReference  # noqa: E402
 from exporter.models.texts.calibration import CalibrationText  # noqa: E402
 
 FOLD: dict[str, Any] = {"kind": "fold", "samples": 24, "sequence_length": 24}
@@ -49,6 +58,33 @@ def test_texts_that_all_keep_their_class_show_as_much_as_they_are_many(
     assert rung_of(0, healed, floors).holds is holds
     meter: Any = SimpleNamespace(measure_many=lambda *_: [damage])
     assert QualityCheck(meter, floors).holds(PlanCandidate()) is holds
+
+
+def test_a_healed_cut_is_judged_by_the_intervals_of_comparisons() -> None:
+    sizes = (36, 2, 1, 1)
+    rng, documents = np.random.default_rng(0), np.repeat(np.arange(4), sizes)
+    kept, rises = rng.integers(2, 9, 40) * 1.0, rng.exponential(size=40)
+    ones, tokens = np.ones(40), np.full(40, 8.0)
+    whole, other = (torch.from_numpy(rng.normal(size=(40, 8))) for _ in range(2))
+    of_answers = Damage(tokens, 0 * ones, kept, rises, 0 * ones)
+    of_texts = EmbeddingReference(whole).damage(whole + other)
+    text = replace(
+        CalibrationText.unpadded(np.ones((40, 8), np.int64), "t", "0" * 64), documents=documents
+    )
+    healed: dict[str, float] = {}
+    for damage in (of_answers, of_texts):
+        made: Any = SimpleNamespace(measured=[_told("calibration", text, [damage], [damage])])
+        healed |= figures_of(made)[1]
+    found = {
+        "log_perplexity_increase": mean_interval(rises, tokens, documents),
+        "top1_agreement": share_interval(kept, tokens, documents),
+        "cosine": mean_interval(of_texts.cosines, ones, documents),
+        SIMILARITY: mean_interval(of_texts.correlations, ones, documents),
+    }
+    for name, interval in found.items():
+        ends = sorted((healed[ENDS[name]], healed[BETTER_ENDS[name]]))
+        assert interval is not None
+        assert ends == pytest.approx(interval.ci95), name
 
 
 @pytest.mark.parametrize(("labels", "texts"), [(3, 2 * 29), (1, 4 * 29)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from exporter.artifacts import (
     CalibrationRef,
@@ -290,9 +291,11 @@ def plan_of(candidate: PlanCandidate) -> PruningPlan:
 
 
 def measured(rise: float, error: float | None, samples: int) -> HealedText:
+    reach = None if error is None else error * float(stats.t.ppf(0.975, samples - 1))
     damage = AnswerDamage(
         perplexity=1.0, log_perplexity_increase=rise, log_perplexity_increase_std_error=error,
         kl=rise, kl_std_error=None, top1_agreement=0.5,
+        log_perplexity_increase_ci95=None if reach is None else (rise - reach, rise + reach),
     )  # fmt: skip
     ref = CalibrationRef(
         source="t", samples=samples, sequence_length=8, tokens=8 * samples, sha256="0" * 64

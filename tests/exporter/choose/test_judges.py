@@ -357,7 +357,10 @@ _SAME = np.array([0] * 10 + [1] * 30, float)
     ("damage", "floors"),
     [
         (ClassDamage(np.ones(40), np.zeros(40), _SAME), Floors(top1_agreement=0.55)),
-        (EmbeddingDamage(0.9 + 0.1 * _SAME, np.ones((40, 6))), Floors(embedding_cosine=0.95)),
+        (
+            EmbeddingDamage(0.9 + 0.1 * _SAME, np.ones((40, 6)), np.ones(40)),
+            Floors(embedding_cosine=0.95),
+        ),
     ],
 )
 def test_texts_of_one_document_count_as_one(damage: Any, floors: Floors) -> None:

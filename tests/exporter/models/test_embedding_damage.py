@@ -81,10 +81,11 @@ def test_the_standard_error_is_that_of_texts() -> None:
     assert damage.of(np.arange(5) < 1).cosine_std_error is None
 
 
-def test_texts_of_one_document_keep_the_means_and_widen_their_errors() -> None:
-    rng, documents = np.random.default_rng(0), np.repeat(np.arange(4), 4)
+@pytest.mark.parametrize("sizes", [(4, 4, 4, 4), (13, 1, 1, 1)])
+def test_texts_of_one_document_keep_the_means_and_widen_their_errors(sizes: Any) -> None:
+    rng, documents = np.random.default_rng(0), np.repeat(np.arange(4), sizes)
     cosines = 0.9 + 0.02 * rng.normal(size=4)[documents] + 0.002 * rng.normal(size=16)
-    alone = EmbeddingDamage(cosines, rng.uniform(1, 2, (16, 6)))
+    alone = EmbeddingDamage(cosines, rng.uniform(1, 2, (16, 6)), np.ones(16))
     found = alone.by_document(np.repeat(documents, 2))  # two inputs a text
     assert len(found.cosines) == 4
     assert found.cosine == pytest.approx(alone.cosine)
