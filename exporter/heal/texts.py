@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from exporter.artifacts import CalibrationRef, FiguresFrom
 from exporter.errors import CalibrationError, HealingError
 from exporter.heal.options import NO_TEXT, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
-from exporter.models.anatomy.residual_stream import classifies_texts
+from exporter.models.anatomy.residual_stream import together_in
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import (
     DEFAULT_TOKENS,
@@ -26,6 +26,7 @@ from exporter.models.texts.calibration import (
 )
 from exporter.models.texts.images import MOST_IMAGES, reads_images
 from exporter.models.texts.mixtures import (
+    cut_to_whole,
     joined,
     refuse_same,
     samples_of,
@@ -152,7 +153,7 @@ class HealingTexts:
     @property
     def held_out(self) -> CalibrationText:
         """All that was held out, as one text."""
-        return joined(self.held)
+        return joined(self.held, self.together)
 
     @property
     def halves(self) -> tuple[CalibrationText, CalibrationText]:
@@ -161,7 +162,8 @@ class HealingTexts:
         They share no document. Of a text with one held-out sample that sample serves both.
         """
         pairs = [text.in_turn(self.choosing, self.together) for text in self.held]
-        return joined([first for first, _ in pairs]), joined([second for _, second in pairs])
+        first, second = (joined(parts, self.together) for parts in zip(*pairs, strict=True))
+        return first, second
 
 
 def healing_texts(
@@ -185,7 +187,7 @@ def healing_texts(
     split = _Split(
         room=more + _MOST_PASSAGES // 2 if fewest else 0,
         least=math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0,
-        together=_together(loaded.model),
+        together=together_in(loaded.model),
     )
     read = [
         _read(
@@ -245,26 +247,15 @@ def _read(
     chosen_on: Sequence[CalibrationRef],
     progress: Progress,
 ) -> _Read:
-    together = _together(loaded.model)
-    whole = _cut_to_whole(read_samples(loaded, spec, wanted + held, options, progress), together)
+    together = together_in(loaded.model)
+    whole = cut_to_whole(read_samples(loaded, spec, wanted + held, options, progress), together)
     chosen = [ref for ref in chosen_on if ref.sha256 == whole.ref.sha256]
     if not chosen:
         return _Read(whole, whole, wanted, held, is_short=False)
     others = read_samples(loaded, spec, wanted + held, options, QUIET, apart_from=chosen)
-    others = _cut_to_whole(others, together)
+    others = cut_to_whole(others, together)
     enough = not is_less(others, [whole.ref]) or not is_less(others, chosen)
     return _Read(whole, others, wanted, held, not enough or len(others.input_ids) < 2)
-
-
-def _together(model: Any) -> int:
-    """How many texts give one answer: two, where a single logit orders them."""
-    return 2 if classifies_texts(model) and model.config.num_labels == 1 else 1
-
-
-def _cut_to_whole(text: CalibrationText, together: int) -> CalibrationText:
-    """Without the last samples, where these give no whole answer."""
-    number = len(text.input_ids)
-    return text.rows(slice(0, number - number % together)) if number % together else text
 
 
 class _Parts(NamedTuple):

@@ -51,6 +51,7 @@ from exporter.models.ablation.damage import AnyDamage
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import judged_by, predicts_tokens, refuse_headless
 from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
+from exporter.models.anatomy.residual_stream import together_in
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.mixtures import specs_of, text_of_report
@@ -251,7 +252,7 @@ class PlanInputs:
     @cached_property
     def texts(self) -> TextParts:
         """What is searched on, checked on, and reported on."""
-        parts = parted(self.text, self.settings.held_out)
+        parts = parted(self.text, self.settings.held_out, together_in(self.loaded.model))
         judges = self.judges
         if judges.fewest > len(parts.checked.input_ids):
             used = [self.text, *self._fitted_apart]

@@ -17,6 +17,7 @@ from exporter.errors import CalibrationError, PlanError
 from exporter.heal.texts import FEWEST_HELD_OUT, text_beyond
 from exporter.models.ablation.embeddings import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
+from exporter.models.anatomy.residual_stream import together_in
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import calibration_text, default_calibration
 from exporter.models.texts.images import IMAGES, MOST_IMAGES, read_images, reads_images
@@ -53,16 +54,16 @@ class TextParts:
             )
 
 
-def parted(text: CalibrationText, held_out: float) -> TextParts:
+def parted(text: CalibrationText, held_out: float, together: int = 1) -> TextParts:
     """The first documents to search on; of the last ones, in turn, to check and to report on.
 
     Of a single document it is its samples.
     """
     samples = len(text.input_ids)
-    if samples < 2:
+    if samples < 2 * together:
         return TextParts(text, text, text)
-    first, rest = text.apart_at(_held_out(samples, held_out))
-    return TextParts(first, *rest.in_turn())
+    first, rest = text.apart_at(_held_out(samples, held_out), together)
+    return TextParts(first, *rest.in_turn(together=together))
 
 
 def checked_of(samples: int, held_out: float) -> int:
@@ -106,7 +107,7 @@ class Judges:
         floor = floors.top1_agreement
         if floor is None or judged_by(model) != "classes" or classifies_tokens(model):
             return cls()
-        together = 2 if model.config.num_labels == 1 else 1
+        together = together_in(model)
         labels = model.config.num_labels if has_separate_labels(model) else 1
         needed = together * fewest_to_show(floor)
         if needed > MOST_JUDGED * labels:

@@ -360,6 +360,11 @@ def has_single_logit(model: Any) -> bool:
     return classifies_texts(model) and model.config.num_labels == 1
 
 
+def together_in(model: Any) -> int:
+    """How many texts give one answer: two, where a single logit orders them."""
+    return 2 if has_single_logit(model) else 1
+
+
 def class_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Runs a classifier on texts that are padded at the end; each gets the logits it has alone.
 

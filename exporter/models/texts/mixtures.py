@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, DepthcutError
 from exporter.files import sha256_bytes
+from exporter.models.anatomy.residual_stream import together_in
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.batches import HeldImages, Sources
 from exporter.models.texts.calibration import (
@@ -51,7 +52,7 @@ def mixed_text(
         for spec in specs or (None,)
     ]
     refuse_same(texts)
-    return joined(texts)
+    return joined(texts, together_in(loaded.model))
 
 
 def text_of_report(
@@ -103,14 +104,21 @@ def seed_of_all(ref: CalibrationRef) -> int:
     return max((seed_of(text.source) for text in ref.texts), default=0)
 
 
-def joined(texts: Sequence[CalibrationText]) -> CalibrationText:
-    """Several texts as one; sample by sample in turn, so that every part of it is a mixture.
+def cut_to_whole(text: CalibrationText, together: int) -> CalibrationText:
+    """Without the last samples, where these give no whole answer."""
+    number = len(text.input_ids)
+    return text.rows(slice(0, number - number % together)) if number % together else text
+
+
+def joined(texts: Sequence[CalibrationText], together: int = 1) -> CalibrationText:
+    """Several texts as one; answer by answer in turn, so that every part of it is a mixture.
 
     Each round begins with another text, so that no text stands at every second or fifth place.
     """
     if len(texts) == 1:
         return texts[0]
-    rounds = np.concatenate([np.arange(len(text.input_ids)) for text in texts])
+    texts = [cut_to_whole(text, together) for text in texts]
+    rounds = np.concatenate([np.arange(len(text.input_ids)) // together for text in texts])
     owners = np.repeat(np.arange(len(texts)), [len(text.input_ids) for text in texts])
     places = rounds / np.array([len(text.input_ids) for text in texts])[owners]
     order = np.lexsort(((owners + rounds) % len(texts), places))

@@ -318,6 +318,27 @@ def test_a_reranker_s_parts_have_both_texts_of_each_answer(samples: int, tmp_pat
         assert (ids[::2, 1:7] == ids[1::2, 1:7]).all()
 
 
+@pytest.mark.parametrize("texts", [1, 2])
+def test_a_reranker_s_search_and_mixtures_have_both_texts_of_each_answer(
+    texts: int, tmp_path: Path
+) -> None:
+    specs = []
+    for number in range(texts):
+        drawn = np.random.default_rng(number).integers(0, 60, (60, 30))
+        told = [[f"w{n}" for n in row] for row in drawn]
+        specs.append(tmp_path / f"text{number}.txt")
+        lines = (f"{' '.join(p[:8])}. {' '.join(p[8:])}" for p in told)
+        specs[-1].write_text("\n\n".join(lines))
+    options: dict[str, Any] = {"samples": 16, "sequence_length": 35, "passages": True}
+    text = mixed_text(classifier(1), [str(each) for each in specs], **options)
+    text = replace(text, documents=np.zeros_like(text.documents))
+    for part in vars(parted(text, 0.4, together=2)).values():
+        ids = part.input_ids
+        whole = len(ids) // 2 * 2
+        assert whole
+        assert (ids[:whole:2, 1:7] == ids[1:whole:2, 1:7]).all()
+
+
 @pytest.mark.parametrize(("paragraphs", "judging"), [(75, FEWEST), (24, None)])
 def test_a_short_text_judges_before_it_fits(
     paragraphs: int, judging: int | None, tmp_path: Path
