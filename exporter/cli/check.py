@@ -147,6 +147,7 @@ _ARMS = ("baseline", "candidate")
 _FEW_TOKENS = 16  # the answers aren't in doubt, only the times
 _NO_ANSWERS = QualityOptions(agreement_prompts=0, answer_tokens=0)
 _MOST_POSITIONS, _MOST_ROUNDS_OF_THEM = 1 << 20, 1 << 30  # of one call, and of one row
+_MOST_ROWS, _FEW_ROUNDS = 60, 256  # of all rows; more than few end with the time budget of a row
 _MOST_THREADS = 4  # of each core
 
 
@@ -196,6 +197,7 @@ def _as_measured(report: ComparisonReport, *, in_stacks: bool) -> CompareOptions
     for told, most, what in (
         (positions, _MOST_POSITIONS, "positions in a call"),
         (positions * rounds, _MOST_ROUNDS_OF_THEM, "positions in all rounds of a call"),
+        (len(rows), _MOST_ROWS, "rows"),
         (again, len(rows), "rows by its batches and lengths, more than it has"),
         (machine.threads, _MOST_THREADS * cores, f"threads, for {cores} cores"),
     ):
@@ -211,7 +213,7 @@ def _as_measured(report: ComparisonReport, *, in_stacks: bool) -> CompareOptions
         prefill_lengths=tuple(sorted(lengths)) if lengths or (pasts and not in_stacks) else None,
         decode_past_lengths=tuple(sorted(pasts)),
         batches=tuple(batches),
-        rounds=rounds,
+        rounds=rounds if rounds * again <= _FEW_ROUNDS else None,
         eval_tokens=_FEW_TOKENS,
         quality=QualityOptions() if in_stacks else _NO_ANSWERS,  # those always answer
         timing=TimingOptions(

@@ -396,6 +396,7 @@ ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         [{"rounds": 12, "loads": 3}, {"phase": "decode", "past_length": 5, "rounds": 8}],
         {"rounds": 12, "threads": 2, "provider": "cpu", "timing.reload": True},
     ),
+    "many rounds": ([{"rounds": 512}], {"rounds": None, "timing.time_budget_s": 60.0}),
 }
 
 
@@ -417,9 +418,10 @@ def test_the_report_s_numbers_say_how_it_is_measured_again(
         ([{"batch": 64, "sequence_length": 1 << 17}], 2),
         ([{"sequence_length": 1 << 19, "rounds": 4096}], 2),
         ([{"batch": count, "sequence_length": count} for count in (1, 2, 3)], 2),
+        ([{"sequence_length": count} for count in range(1, 62)], 2),
         ([{"sequence_length": 64}], 1 << 20),
     ],
-    ids=["positions", "rounds", "rows", "threads"],
+    ids=["positions", "rounds", "rows", "all rows", "threads"],
 )
 def test_what_would_take_the_machine_is_not_measured_again(
     cells: list[dict[str, Any]], threads: int, again: Again, tmp_path: Path
