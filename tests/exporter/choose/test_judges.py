@@ -203,9 +203,7 @@ def test_of_each_text_that_heals_some_are_fitted_on_and_choose(
 def test_no_more_images_are_asked_for_than_are_ever_read(
     images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (
-        "models.texts.images", "models.texts.image_reader", "heal.further", "choose.budgets.judges",
-    ):  # fmt: skip
+    for module in ("models.texts.images", "choose.budgets.judges", "heal.texts"):
         monkeypatch.setattr(f"exporter.{module}.MOST_IMAGES", 60)
     for spec in (str(write_images(tmp_path / "images", 61)), "random"):
         named = 60, "--samples", "--min-top1-agreement 0.831"
