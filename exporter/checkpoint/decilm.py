@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.dialects import ORIGIN, without_drops
+from exporter.artifacts.plan_dialects import ORIGIN, without_drops
 from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server, refuse_unheld
 from exporter.checkpoint.facts import Weights
 from exporter.checkpoint.pruned_model import CONFIG_CODE

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.dialects import ORIGIN, SECTION, without_drops
+from exporter.artifacts.plan_dialects import ORIGIN, SECTION, without_drops
 from exporter.errors import UnknownArchitectureError, UsageError, first_line, pass_on_memory_error
 from exporter.files import make_readable, staged_directory
 from exporter.models.ablation.branch_replacements import (
@@ -19,13 +19,13 @@ from exporter.models.ablation.branch_replacements import (
     branches_replaced,
 )
 from exporter.models.ablation.streams import forward_of, giving
-from exporter.models.anatomy.architectures import layer_modules
-from exporter.models.anatomy.residual_stream import hooked, probe_inputs
+from exporter.models.architectures import layer_modules
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.model_folder import OF_IMAGES
 from exporter.models.pruned_structure import structure_for
+from exporter.models.residual_stream import hooked, probe_inputs
 from graph_passes.files.locations import real
 from graph_passes.files.reading import read_json
 from graph_passes.types import BLOCK_KINDS, SublayerRef, number_in, sublayer_kinds

@@ -25,9 +25,8 @@ from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
-from exporter.models.anatomy.architectures import layer_modules, unknown_layers
-from exporter.models.anatomy.families import FAMILIES
-from exporter.models.anatomy.residual_stream import probe_inputs
+from exporter.models.architectures import layer_modules, unknown_layers
+from exporter.models.families import FAMILIES
 from exporter.models.loading.meta_model import (
     MetaModel,
     ShardedWeights,
@@ -37,6 +36,7 @@ from exporter.models.loading.meta_model import (
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.pruned_structure import structure_for
+from exporter.models.residual_stream import probe_inputs
 from exporter.progress import QUIET, ByteCount, Progress
 
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
-from exporter.models.anatomy.residual_stream import probe_inputs
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.residual_stream import probe_inputs
 from exporter.models.sentence_folder import MODULES, copy_processor_files, copy_sentence_files
 from exporter.models.texts.images import reads_images
 from exporter.progress import QUIET, Progress

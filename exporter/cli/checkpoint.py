@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, PruningPlan
-from exporter.artifacts.plans.by_score import hold_against_model, read_plan, validate_plan
+from exporter.artifacts.plans import hold_against_model, read_plan, validate_plan
 from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server
 from exporter.checkpoint.facts import CheckpointFacts, CheckpointForm, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card

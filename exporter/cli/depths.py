@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.choose.studies.depths import DepthOptions, measure_depths, refuse_encoder
+from exporter.choose.depths import DepthOptions, measure_depths, refuse_encoder
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.study_results import print_study

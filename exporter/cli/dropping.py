@@ -8,7 +8,7 @@ from exporter.option_types import InputFile
 from exporter.options import Options, Rule, dataclass, option
 
 if TYPE_CHECKING:
-    from exporter.artifacts.plans.loaded import LoadedPlan
+    from exporter.artifacts.loaded_plan import LoadedPlan
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class DropOptions(Options):
 
     def read(self) -> LoadedPlan:
         """The plan with its numbers."""
-        from exporter.artifacts.plans.by_score import parse_drops
-        from exporter.artifacts.plans.loaded import LoadedPlan
+        from exporter.artifacts.loaded_plan import LoadedPlan
+        from exporter.artifacts.plans import parse_drops
 
         return (
             LoadedPlan(parse_drops(self.drop)) if self.plan is None else LoadedPlan.read(self.plan)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.dropping import DropOptions
-from exporter.cut.gguf.surgery import GgufOptions
+from exporter.cut.gguf_surgery import GgufOptions
 from exporter.option_types import InputFile, OutputFile
 from exporter.options import Options, argument, dataclass, part, required
 
 if TYPE_CHECKING:
-    from exporter.cut.gguf.surgery import GgufFacts
+    from exporter.cut.gguf_surgery import GgufFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def gguf(call: GgufCall, progress: ConsoleProgress) -> None:
     architecture; otherwise FILE must be a Llama, and the result is of llama.cpp's architecture
     deci. A cut that llama.cpp would compute wrongly is refused.
     """
-    from exporter.cut.gguf.surgery import cut_gguf
+    from exporter.cut.gguf_surgery import cut_gguf
 
     facts = cut_gguf(call.model, call.output, call.what.read(), call.cut, progress=progress)
     if progress.as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import HealingReport
-from exporter.artifacts.plans.by_score import read_plan
+from exporter.artifacts.plans import read_plan
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder, refuse_tokenless
 from exporter.cli.command import command

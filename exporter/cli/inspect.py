@@ -38,7 +38,7 @@ def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
     MODEL is an ONNX file, a folder with one, or a GGUF file. A table tells which runtimes can hold
     such cuts of it.
     """
-    from exporter.models.gguf.model_files import GGUF_SUFFIX
+    from exporter.models.gguf_model_files import GGUF_SUFFIX
 
     of_gguf = call.model.suffix == GGUF_SUFFIX
     listing, runtimes = _of_gguf(call.model) if of_gguf else _of_graph(call.model)
@@ -71,9 +71,9 @@ def _of_graph(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
 
 
 def _of_gguf(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
-    from exporter.cut.gguf.deci import ALIKE
-    from exporter.cut.gguf.layers import sublayers_of
-    from exporter.models.gguf.model_files import read_model
+    from exporter.cut.gguf_deci import ALIKE
+    from exporter.cut.gguf_layers import sublayers_of
+    from exporter.models.gguf_model_files import read_model
 
     file = read_model(model)
     sublayers = [

@@ -24,6 +24,12 @@ from exporter.artifacts import (
     VerdictWord,
 )
 from exporter.artifacts.store import Store
+from exporter.compare.agreement import (
+    LOGITS,
+    check_tokens,
+    compare_predictions,
+    predicts_next_token,
+)
 from exporter.compare.answers import (
     generation_agreements,
     long_contexts,
@@ -31,21 +37,7 @@ from exporter.compare.answers import (
     sample_answers,
 )
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.evaluation import (
-    EvaluationTokens,
-    random_ids,
-    tokenize,
-    tokenize_pairs,
-    tokenize_passages,
-)
-from exporter.compare.kept import AccuracyCache
-from exporter.compare.quality.agreement import (
-    LOGITS,
-    check_tokens,
-    compare_predictions,
-    predicts_next_token,
-)
-from exporter.compare.quality.encoders import (
+from exporter.compare.encoder_quality import (
     class_log_probabilities,
     compare_classes,
     compare_embeddings,
@@ -54,7 +46,15 @@ from exporter.compare.quality.encoders import (
     in_pairs,
     refuse_few_texts,
 )
-from exporter.compare.quality.intervals import MOST_JUDGED
+from exporter.compare.evaluation import (
+    EvaluationTokens,
+    random_ids,
+    tokenize,
+    tokenize_pairs,
+    tokenize_passages,
+)
+from exporter.compare.intervals import MOST_JUDGED
+from exporter.compare.kept import AccuracyCache
 from exporter.compare.task_answers import (
     check_questions,
     encoder_probes,
@@ -68,7 +68,7 @@ from exporter.compare.timing.statistics import speedup_between, times_of, verdic
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Clusters
 from exporter.models.ablation.embeddings import MULTI_LABEL
-from exporter.models.anatomy.residual_stream import classes_of_texts, ranks_pairs
+from exporter.models.residual_stream import classes_of_texts, ranks_pairs
 from exporter.models.sentence_folder import pooling_of, why_not_whole
 from exporter.models.texts.images import Images
 from exporter.models.texts.passages import LONGEST_PAIR, LONGEST_PASSAGE, pairs_of

@@ -21,10 +21,10 @@ from exporter.artifacts import (
     SampleAnswer,
     SampleAnswers,
 )
+from exporter.compare.agreement import COLUMNS, check_tokens, figures, prefill_logits
 from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.encoder_quality import FEWEST_TEXTS, Floats, embed
 from exporter.compare.evaluation import EvaluationTokens, Prompts, questions, sentences, tokenize
-from exporter.compare.quality.agreement import COLUMNS, check_tokens, figures, prefill_logits
-from exporter.compare.quality.encoders import FEWEST_TEXTS, Floats, embed
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer, task_texts
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.generate import agreement, continuations, generate

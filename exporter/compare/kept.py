@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from exporter.artifacts import CalibrationRef, ComparisonReport, PlanParts, library_versions
-from exporter.artifacts.plans.by_score import CONTENT, noted_texts
+from exporter.artifacts.plans import CONTENT, noted_texts
 from exporter.artifacts.store import FOLDER, Store
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.evaluation import questions

@@ -27,6 +27,7 @@ from exporter.compare.accuracy import (
     quantization_grid,
     refuse_no_grid,
 )
+from exporter.compare.agreement import LOGITS
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.encoder_decoder.session import compare_stacks, refuse_beside_stacks
 from exporter.compare.kept import decided_on, evaluation_texts, open_store, refuse_noted
@@ -39,7 +40,6 @@ from exporter.compare.kinds import (
 )
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
-from exporter.compare.quality.agreement import LOGITS
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.inputs import make_inputs, random_tokens, whole_phase
 from exporter.engines.runners.base import Runner, tell_notes

@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 
 from exporter.artifacts import Accuracy, TaskResult
 from exporter.artifacts.latency import Shape
+from exporter.compare.agreement import LOGITS, predicts_next_token
 from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.encoder_quality import compare_classes, log_probabilities_of
 from exporter.compare.evaluation import questions
 from exporter.compare.kept import AccuracyCache
-from exporter.compare.quality.agreement import LOGITS, predicts_next_token
-from exporter.compare.quality.encoders import compare_classes, log_probabilities_of
 from exporter.compare.tasks.choosing import (
     only_for_encoders,
     refuse_missing_tasks,

@@ -14,7 +14,7 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
 )
-from exporter.models.anatomy.architectures import named_in
+from exporter.models.architectures import named_in
 from graph_passes.replacements import array_of
 from graph_passes.types import SublayerRef
 

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Literal
 
 from exporter.artifacts import PruneReport
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cut.options import CutOptions
 from exporter.engines.usage import stage_graph_use
 from exporter.errors import ArtifactError, SurgeryError, UsageError

@@ -23,12 +23,12 @@ from exporter.artifacts import (
     RefusedEntry,
     Verification,
 )
-from exporter.artifacts.plans.by_score import MODEL_KEY, note_texts
-from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.artifacts.plans.stacks import Stack, Stacks, refuse_other_stacks
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plans import MODEL_KEY, note_texts
+from exporter.artifacts.stacks import Stack, Stacks, refuse_other_stacks
 from exporter.cut.options import CutOptions
-from exporter.cut.oracle.verify import PrunedFile, Setting, UncutGraph, choose, verify_candidate
 from exporter.cut.prune_files import PruneFiles, SourceHashes
+from exporter.cut.verify import PrunedFile, Setting, UncutGraph, choose, verify_candidate
 from exporter.errors import MissingDependencyError, PlanError
 from exporter.models.model_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
 from exporter.optional import require

@@ -26,7 +26,6 @@ from exporter.export.forms.portable import (
 from exporter.export.parity import RELATIVE_TOLERANCE, require_passed
 from exporter.export.torch_export import Traced, export_traced
 from exporter.models.ablation.branch_replacements import branches_replaced
-from exporter.models.anatomy.residual_stream import encoder_inputs
 from exporter.models.encoder_decoder_interface import (
     EncoderDecoderInterface,
     Examples,
@@ -43,6 +42,7 @@ from exporter.models.model_folder import (
     Graph,
     graph_file,
 )
+from exporter.models.residual_stream import encoder_inputs
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:

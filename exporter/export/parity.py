@@ -15,7 +15,7 @@ import torch
 from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import DEFAULT_LIMIT_BYTES
-from exporter.cut.oracle.verify import choose
+from exporter.cut.verify import choose
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.sessions import WidenedCopy

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from exporter.artifacts import Accuracy, Check, ComparisonReport, Interval, Quantity, TaskResult
-from exporter.compare.quality.intervals import mean_interval
+from exporter.compare.intervals import mean_interval
 from exporter.errors import RegressionError
 from exporter.gate.limits import (
     FROM_ARM,

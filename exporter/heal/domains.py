@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
 from exporter.artifacts.base import TEXTS, Nouns
-from exporter.compare.quality.intervals import mean_interval, share_interval
+from exporter.compare.intervals import mean_interval, share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
     SIMILARITY,

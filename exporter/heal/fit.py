@@ -16,9 +16,9 @@ from exporter.errors import HealingError
 from exporter.heal import ridge as low_rank
 from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, explained, solve, sums_bytes
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement, first_input
-from exporter.models.anatomy.architectures import SublayerModules, every_sublayer, named_in
-from exporter.models.anatomy.residual_stream import first_tensor, hooked, run_backbone
+from exporter.models.architectures import SublayerModules, every_sublayer, named_in
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.residual_stream import first_tensor, hooked, run_backbone
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.printable import counted

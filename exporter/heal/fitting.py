@@ -40,14 +40,14 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter, Within
 from exporter.models.ablation.streams import LayerRunner
-from exporter.models.anatomy.architectures import (
+from exporter.models.architectures import (
     SublayerModules,
     layer_modules,
     named_sublayers,
     sublayers,
 )
-from exporter.models.anatomy.residual_stream import LayerModules, LayerStates, tapped
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.residual_stream import LayerModules, LayerStates, tapped
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress

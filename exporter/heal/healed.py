@@ -20,7 +20,7 @@ from exporter.artifacts import (
     PlannedDeletion,
     PruningPlan,
 )
-from exporter.artifacts.plans.by_score import hold_against_model, validate_for
+from exporter.artifacts.plans import hold_against_model, validate_for
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.servers import is_plain, places_of, refuse_needed
 from exporter.errors import CalibrationError, HealingError, MissingDependencyError
@@ -55,7 +55,7 @@ from exporter.heal.texts import (
 )
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from exporter.models.ablation.meter import Within
-from exporter.models.anatomy.architectures import named_in, named_sublayers
+from exporter.models.architectures import named_in, named_sublayers
 from exporter.models.changed_weights import refuse_quantized
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -220,7 +220,7 @@ def _made(fitting: Fitting) -> Iterator[Made]:
         with distilled(fitting) as made:
             yield made
     elif kind == "fold":
-        from exporter.heal.fold.folded import folded
+        from exporter.heal.folded import folded
 
         warn_of_memory(fitting.loaded.model, fitting.options, 0, fitting.progress)
         with telling_memory(fitting.options), folded(fitting) as made:

@@ -14,8 +14,8 @@ from exporter.artifacts import CalibrationRef, FiguresFrom
 from exporter.errors import CalibrationError, HealingError
 from exporter.heal.options import NO_TEXT, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
-from exporter.models.anatomy.residual_stream import together_in
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.residual_stream import together_in
 from exporter.models.texts.calibration import (
     DEFAULT_TOKENS,
     CalibrationText,

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record, json_path
-from exporter.artifacts.plans.dialects import SECTION, with_drops
+from exporter.artifacts.plan_dialects import SECTION, with_drops
 from exporter.errors import ModelSourceError
 from exporter.files import write_text
 from graph_passes.types import SublayerKind

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.errors import ExportError
-from exporter.models.anatomy.architectures import stacked_layers
-from exporter.models.anatomy.residual_stream import encoder_inputs
+from exporter.models.architectures import stacked_layers
 from exporter.models.model_folder import ENCODER, FIRST_STEP, NEXT_STEP, Graph
 from exporter.models.onnx_interface import cache_argument, new_cache
+from exporter.models.residual_stream import encoder_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exporter.artifacts.base import OF_IMAGES as OF_IMAGES
-from exporter.artifacts.plans.dialects import layers_in, nested_configs
+from exporter.artifacts.plan_dialects import layers_in, nested_configs
 from exporter.errors import ComparisonError, ModelSourceError, OnnxFileError, UnsafeModelError
 from exporter.models.genai_config import CONFIG_FILE
 from graph_passes.files.reading import TABLE_BYTES, check_file, read_json

@@ -11,9 +11,9 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacements,
     first_input,
 )
-from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
-from exporter.models.anatomy.residual_stream import hooked
+from exporter.models.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.residual_stream import hooked
 from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 if TYPE_CHECKING:

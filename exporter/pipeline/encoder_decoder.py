@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from exporter.artifacts import PlanParts
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.refusals import refuse_more_than_scores
 from exporter.compare.encoder_decoder import (
     OF_ONE_GRAPH,

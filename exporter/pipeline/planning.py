@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from exporter.artifacts.plans.by_score import is_foreign_plan, validate_plan
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plans import is_foreign_plan, validate_plan
 from exporter.artifacts.servers import refuse_unheld
 from exporter.artifacts.store import FOLDER, key_hash
 from exporter.choose.budgets.budget import Budget

@@ -9,15 +9,15 @@ import numpy as np
 
 from exporter.artifacts import CalibrationRef, PruningPlan
 from exporter.artifacts.base import nouns_of
-from exporter.artifacts.plans.by_score import read_plan
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plans import read_plan
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.judges import refuse_few_judges
 from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.compare.evaluation import questions
+from exporter.compare.intervals import share_interval
 from exporter.compare.kept import decided_on, evaluation_texts, read_source
-from exporter.compare.quality.intervals import share_interval
 from exporter.compare.tasks.choosing import local_tasks, refuse_missing_tasks
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 from exporter.engines.build.network import refuse_unknown_targets
@@ -27,10 +27,10 @@ from exporter.errors import DepthcutError, PlanError, UnmetGoalError, UsageError
 from exporter.export.forms.targets import refuse_options
 from exporter.export.pooled import pooling_for
 from exporter.models.ablation.meter import judged_by
-from exporter.models.anatomy.residual_stream import has_single_logit
 from exporter.models.loading.model_source import check_dtype
 from exporter.models.loading.sources import classifies_images, encoder_decoder_config
 from exporter.models.model_folder import find_model
+from exporter.models.residual_stream import has_single_logit
 from exporter.models.texts.self_text import SAMPLED
 from exporter.models.texts.sources import TextSource
 from exporter.optional import require

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, library_versions
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.store import StageLedger
 from exporter.compare.options import QualityOptions
 from exporter.engines.environment import default_threads, gpu_name, processor_name

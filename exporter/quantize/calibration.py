@@ -19,8 +19,8 @@ from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError, QuantizationError, first_line
-from exporter.models.anatomy.residual_stream import ranks_pairs
 from exporter.models.model_folder import ModelFolder
+from exporter.models.residual_stream import ranks_pairs
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.images import ImageReader, of_pixels, read_images

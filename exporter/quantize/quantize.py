@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.comparison import QUANTIZATION_KEY, QuantizationRecord
-from exporter.artifacts.plans.by_score import note_texts
-from exporter.cut.oracle.inputs import cases, draw
+from exporter.artifacts.plans import note_texts
 from exporter.cut.prune_files import stale_reports
+from exporter.cut.random_inputs import cases, draw
 from exporter.engines.decoding.decoder import LOGITS
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -23,9 +23,9 @@ from exporter.engines.usage import stage_graph_use
 from exporter.errors import QuantizationError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.ablation.damage import Distributions, divergence
-from exporter.models.anatomy.residual_stream import classes_of_texts
 from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
 from exporter.models.graph_facts import output_shape
+from exporter.models.residual_stream import classes_of_texts
 from exporter.models.sentence_folder import stage_companions
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress

@@ -29,7 +29,7 @@ from exporter.artifacts import (
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
 from exporter.printable import visible
-from exporter.report.charts.cells import CellMap, MapCell, Shades
+from exporter.report.chart_cells import CellMap, MapCell, Shades
 from exporter.report.markdown import markdown, several_markdown
 from exporter.report.sections import comparison_document
 from exporter.report.sections.blocks import (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
     from exporter.models.ablation.damage import Damage
-    from exporter.models.anatomy.residual_stream import LayerStates
+    from exporter.models.residual_stream import LayerStates
     from graph_passes.types import DeletionKind
 
 UNITS: tuple[DeletionKind, ...] = ("attention", "mlp", "block")

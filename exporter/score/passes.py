@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.artifacts import Score
-from exporter.artifacts.plans.stacks import DECODER_UNITS, Stacks
+from exporter.artifacts.stacks import DECODER_UNITS, Stacks
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import first_input, without_branches
 from exporter.models.ablation.damage import Damage, Floats, RatioSums
 from exporter.models.ablation.meter import DamageMeter
-from exporter.models.anatomy.architectures import sublayers
-from exporter.models.anatomy.residual_stream import (
+from exporter.models.architectures import sublayers
+from exporter.models.residual_stream import (
     LayerModules,
     LayerStates,
     first_tensor,

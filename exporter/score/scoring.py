@@ -11,12 +11,12 @@ import numpy as np
 from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, ModelRef, Score
 from exporter.errors import CalibrationError, ScoringError, UsageError
 from exporter.files import sha256_bytes
-from exporter.models.anatomy.architectures import layer_modules, refuse_differing, stacked_layers
-from exporter.models.anatomy.residual_stream import LayerModules, probe
+from exporter.models.architectures import layer_modules, refuse_differing, stacked_layers
 from exporter.models.encoder_decoder_text import scored_pairs
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.sources import refuse_other_heads
+from exporter.models.residual_stream import LayerModules, probe
 from exporter.models.texts.calibration import CalibrationText, check_text
 from exporter.models.texts.images import reads_images
 from exporter.models.texts.mixtures import mixed_text

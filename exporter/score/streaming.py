@@ -30,21 +30,21 @@ from exporter.models.ablation.streams import (
     recorded,
     without_mlp,
 )
-from exporter.models.anatomy.architectures import (
+from exporter.models.architectures import (
     candidate_layers,
     layer_modules,
     refuse_differing,
     unknown_layers,
 )
-from exporter.models.anatomy.families import FAMILIES
-from exporter.models.anatomy.residual_stream import (
+from exporter.models.families import FAMILIES
+from exporter.models.loading.meta_model import Fetched, MetaModel
+from exporter.models.residual_stream import (
     LayerModules,
     ProbeFindings,
     first_tensor,
     probe_inputs,
     tapped,
 )
-from exporter.models.loading.meta_model import Fetched, MetaModel
 from exporter.models.texts.batches import Batch
 from exporter.processes import available_bytes
 from exporter.progress import Progress, Task

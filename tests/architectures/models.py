@@ -111,7 +111,7 @@ class _Silencer:
 
 
 def _of_family(model: Any) -> dict[SublayerRef, tuple[Silenced, ...]]:
-    from exporter.models.anatomy.architectures import sublayers
+    from exporter.models.architectures import sublayers
 
     return {
         SublayerRef(part.layer, part.kind): (Silenced(part.contribution, 0),)

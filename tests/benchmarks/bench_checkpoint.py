@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from exporter.artifacts import ParityCheck, PruningPlan
-from exporter.artifacts.plans.by_score import parse_drops
+from exporter.artifacts.plans import parse_drops
 from exporter.checkpoint.pruned_model import load_pruned
 from exporter.checkpoint.write import write_checkpoint
 from exporter.cut.options import CutOptions
@@ -82,7 +82,7 @@ from transformers.models.llama import modeling_llama
 from exporter.artifacts import PruningPlan
 from exporter.checkpoint import write_checkpoint
 from exporter.models.loading.meta_model import load_meta
-from exporter.artifacts.plans.by_score import parse_drops
+from exporter.artifacts.plans import parse_drops
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

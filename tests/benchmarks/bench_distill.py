@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
-from exporter.compare.quality.intervals import mean_interval
+from exporter.compare.intervals import mean_interval
 from tests.benchmarks.bench_healing import default_model
 from tests.benchmarks.machine import print_machine
 

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.compare.encoder_quality import Floats, compare_embeddings
 from exporter.compare.evaluation import tokenize_passages
-from exporter.compare.quality.encoders import Floats, compare_embeddings
-from exporter.compare.quality.intervals import mean_interval
+from exporter.compare.intervals import mean_interval
 from exporter.compare.tasks.encoder_items import Retrieval, made_retrieval
 from exporter.compare.tasks.encoding import best_hits, discounted_gains
 from exporter.models.sentence_folder import Pooling, pooling_of

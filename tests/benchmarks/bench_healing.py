@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.compare.quality.intervals import mean_interval
+from exporter.compare.intervals import mean_interval
 from tests.benchmarks.answers import Asked
 from tests.benchmarks.healing_choice import BATCH, Choices
 from tests.benchmarks.healing_rows import Row, block_rows, rows
@@ -108,11 +108,11 @@ class Bench:
 
     def _folded(self, row: Row) -> dict[str, Any]:
         """The same of a row that changes weights, and so shares no run with others."""
-        from exporter.heal.fold.places import places_of, writers_of
-        from exporter.heal.fold.refit import refitted
+        from exporter.heal.fold_places import places_of, writers_of
+        from exporter.heal.refit import refitted
         from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
         from exporter.models.ablation.meter import DamageMeter
-        from exporter.models.anatomy.architectures import layer_modules
+        from exporter.models.architectures import layer_modules
         from exporter.models.changed_weights import swapped
 
         began, model, names = time.perf_counter(), self._loaded.model, self._names(row)
@@ -156,7 +156,7 @@ class Bench:
 
     def _names(self, row: Row) -> list[Any]:
         """The sublayers that a row drops."""
-        from exporter.models.anatomy.architectures import named_sublayers
+        from exporter.models.architectures import named_sublayers
 
         if row.kind == "block":
             blocks = [(layer, "block") for layer in self._order("block")[: row.dropped]]
@@ -175,7 +175,7 @@ class Bench:
         self, sources: tuple[str, ...], samples: int, rank: int | None, kind: str = "attention"
     ) -> dict[Any, Any]:
         from exporter.heal.fit import fit_branches
-        from exporter.models.anatomy.architectures import named_sublayers
+        from exporter.models.architectures import named_sublayers
 
         layers = self._loaded.ref.num_layers
         names = named_sublayers([(layer, kind) for layer in range(layers)], layers)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from exporter.compare.quality.intervals import mean_interval
+from exporter.compare.intervals import mean_interval
 from exporter.models.ablation.damage import Floats
 
 QUANTITIES = ("log-perplexity", "KL", "share")

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import ImportanceReport
-from exporter.artifacts.plans.by_score import plan_drop
+from exporter.artifacts.plans import plan_drop
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.inputs import Workplace

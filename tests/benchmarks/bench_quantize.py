@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.quality.agreement import prefill_logits
+from exporter.compare.agreement import prefill_logits
 from exporter.compare.timing.subjects import no_garbage_collection
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.text_model import TextModel

@@ -65,7 +65,7 @@ def scoring_as_users_call_it(model: Any) -> None:
 
 def answers_in_passes(model: Any) -> None:
     """What `kl` over all sublayers costs, in bare passes with logits over the same tokens."""
-    from exporter.models.anatomy.architectures import layer_modules
+    from exporter.models.architectures import layer_modules
     from exporter.score import METRICS
     from exporter.score.passes import ScoredModel, answer_scores
 
@@ -153,8 +153,8 @@ def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable
     """Passes over the same tokens: bare, and scored by one and by all metrics of the stream."""
     import torch
 
-    from exporter.models.anatomy.architectures import layer_modules
-    from exporter.models.anatomy.residual_stream import tapped
+    from exporter.models.architectures import layer_modules
+    from exporter.models.residual_stream import tapped
     from exporter.score import METRICS
     from exporter.score.metric import StreamMetric
     from exporter.score.passes import StreamBatch, StreamSums

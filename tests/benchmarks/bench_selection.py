@@ -29,7 +29,7 @@ from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.selection.search_options import SearchOptions
-from exporter.compare.quality.intervals import mean_interval
+from exporter.compare.intervals import mean_interval
 from exporter.models.ablation.branch_replacements import NOTHING
 from exporter.models.ablation.damage import Damage, joined
 from exporter.models.ablation.meter import DamageMeter

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts.plans.by_score import parse_drops
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plans import parse_drops
 from exporter.artifacts.servers import Server
 from exporter.checkpoint.write import write_checkpoint
 from exporter.cut.branch_replacements import branch_replacements_of
-from exporter.cut.gguf.layers import place_in_layer
-from exporter.cut.gguf.surgery import GgufFacts, cut_gguf
+from exporter.cut.gguf_layers import place_in_layer
+from exporter.cut.gguf_surgery import GgufFacts, cut_gguf
 from exporter.heal.healed import heal
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import branches_replaced
-from exporter.models.gguf.header import Tensor, read_header
+from exporter.models.gguf_header import Tensor, read_header
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import calibration_text
 from tests.benchmarks.machine import print_machine

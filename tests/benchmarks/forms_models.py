@@ -76,7 +76,7 @@ class Models:
         """Without so many attentions; with a linear map of random numbers in each one's place."""
 
         def write(folder: Path) -> None:
-            from exporter.artifacts.plans.loaded import LoadedPlan
+            from exporter.artifacts.loaded_plan import LoadedPlan
             from exporter.cut.options import CutOptions
             from exporter.cut.surgery import prune_file
 

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from exporter.cut.oracle.inputs import cases, draw, half_written
+from exporter.cut.random_inputs import cases, draw, half_written
 from exporter.engines.runners.sessions import in_float32, widened_arrays
 from graph_passes import Deletion, PassReport, Refusal, ResidualSite, find_sites, prune_graph
 from graph_passes.files.storage import load_model, save_model

@@ -195,7 +195,7 @@ def quantised_static(source: Maker, name: str) -> Maker:
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
-        from exporter.cut.oracle.inputs import cases, draw
+        from exporter.cut.random_inputs import cases, draw
         from graph_passes.files.storage import load_model
 
         path = shop.make(name, source, layers)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from exporter.artifacts import Accuracy
+from exporter.compare.agreement import compare_predictions
 from exporter.compare.evaluation import EvaluationTokens
-from exporter.compare.quality.agreement import compare_predictions
 from exporter.engines.runners.base import Runner
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.models.gguf.header import GgufFile, Tensor, read_header
+from exporter.models.gguf_header import GgufFile, Tensor, read_header
 
 Floats = NDArray[np.float64]
 HIDDEN, HEADS, KV_HEADS, WIDTH, VOCABULARY = 64, 4, 2, 96, 40

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from exporter.cut.oracle.inputs import cases, draw
+from exporter.cut.random_inputs import cases, draw
 from graph_passes import (
     Deletion,
     OnnxFileError,

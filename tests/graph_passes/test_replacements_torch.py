@@ -12,7 +12,7 @@ import pytest
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.cut.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef

@@ -75,7 +75,7 @@ def _write_inputs(folder: Path) -> None:
 
 
 def _write_scores(folder: Path) -> None:
-    from exporter.artifacts.plans.by_score import parse_drops
+    from exporter.artifacts.plans import parse_drops
     from exporter.cli import run
 
     if run(("score", "in/llama", "-o", "in/importance.json", *SCORING, "-q")):

@@ -71,7 +71,7 @@ def _write_engine(folder: Path) -> None:
 
 
 def _write_plans(folder: Path) -> None:
-    from exporter.artifacts.plans.by_score import parse_drops
+    from exporter.artifacts.plans import parse_drops
     from exporter.cli import run
 
     here = Path.cwd()

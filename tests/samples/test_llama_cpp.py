@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from exporter.models.gguf.header import read_header
+from exporter.models.gguf_header import read_header
 from tests.exporter.tiny_gguf import TinyGguf
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "10_llama_cpp" / "run.sh"

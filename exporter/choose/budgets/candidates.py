@@ -16,7 +16,7 @@ from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
 from exporter.choose.budgets.units import Unit
 from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import Option, Step, cut_of_options, standing_options
-from exporter.compare.quality.intervals import fewest_to_show, mean_interval, share_interval
+from exporter.compare.intervals import fewest_to_show, mean_interval, share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
     AnyDamage,

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from exporter.artifacts import CalibrationRef, PruningPlan, Speedup, TriedCut
 from exporter.artifacts.base import TEXTS, Nouns, nouns_of
-from exporter.artifacts.plans.by_score import parents_of
+from exporter.artifacts.plans import parents_of
 from exporter.choose.budgets.budget import USUAL_FLOORS, Floors
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words, percent
 from exporter.choose.budgets.figures import Outcome, damage_figures, elsewhere, size_figures
@@ -38,7 +38,7 @@ from exporter.choose.budgets.trial_runs import (
 from exporter.choose.budgets.units import Goal, Milliseconds, Unit, goals_of, unit_to_use_up
 from exporter.choose.selection.by_scores import SEARCH_S
 from exporter.choose.selection.options import Step
-from exporter.compare.quality.intervals import fewest_to_show
+from exporter.compare.intervals import fewest_to_show
 from exporter.errors import UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.damage import SIMILARITY, AnyDamage
 from exporter.models.texts.calibration import DEFAULT_LENGTH

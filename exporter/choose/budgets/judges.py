@@ -12,13 +12,13 @@ from exporter.artifacts import FiguresFrom
 from exporter.artifacts.base import Nouns, nouns_of
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.compare.quality.intervals import MOST_JUDGED, fewest_to_show, highest_to_show
+from exporter.compare.intervals import MOST_JUDGED, fewest_to_show, highest_to_show
 from exporter.errors import CalibrationError, PlanError
 from exporter.heal.texts import FEWEST_HELD_OUT, text_beyond
 from exporter.models.ablation.embeddings import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
-from exporter.models.anatomy.residual_stream import together_in
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.residual_stream import together_in
 from exporter.models.texts.calibration import calibration_text, default_calibration
 from exporter.models.texts.images import IMAGES, MOST_IMAGES, read_images, reads_images
 from exporter.printable import are, counted

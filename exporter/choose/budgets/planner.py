@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
-from exporter.artifacts.plans.by_score import check_counts, keep_first, validate_for
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.plans import check_counts, keep_first, validate_for
+from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import (
     ENOUGH_NATS,

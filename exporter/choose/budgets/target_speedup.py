@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NoReturn, Protocol
 
 from exporter.artifacts import PruningPlan, Speedup
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
 from exporter.choose.costs.cost_runners import OnnxCostRunner

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.choose.costs.cost_runners import (
     CostRunner,
@@ -28,8 +28,8 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import Variant
 from exporter.compare.kinds import ArmName
 from exporter.compare.timing.subjects import TimedArm
-from exporter.cut.gguf.layers import place_in_layer, sublayers_of
-from exporter.cut.gguf.surgery import cut_gguf
+from exporter.cut.gguf_layers import place_in_layer, sublayers_of
+from exporter.cut.gguf_surgery import cut_gguf
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.libraries import Backend, ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
@@ -39,8 +39,8 @@ from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import CostError, UsageError
 from exporter.files import sha256_bytes
-from exporter.models.gguf.header import Tensor
-from exporter.models.gguf.model_files import CACHE_BYTES, HIDDEN, gguf_facts, read_model, sizes_of
+from exporter.models.gguf_header import Tensor
+from exporter.models.gguf_model_files import CACHE_BYTES, HIDDEN, gguf_facts, read_model, sizes_of
 from exporter.models.loading.model_source import load_model
 from exporter.models.model_folder import find_onnx
 from exporter.optional import require

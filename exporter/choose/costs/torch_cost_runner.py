@@ -20,10 +20,10 @@ from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.models.ablation.branch_replacements import BranchReplacement, first_input
-from exporter.models.anatomy.architectures import SublayerModules, sublayers
-from exporter.models.anatomy.residual_stream import probe_inputs
+from exporter.models.architectures import SublayerModules, sublayers
 from exporter.models.model_folder import PIXELS, image_patches, longest_sequence
 from exporter.models.onnx_interface import OnnxInterface, interface_of
+from exporter.models.residual_stream import probe_inputs
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan, Score
-from exporter.artifacts.plans.by_score import plan_drop, refuse_unscored_blocks
+from exporter.artifacts.plans import plan_drop, refuse_unscored_blocks
 from exporter.choose.selection.options import (
     Option,
     cut_of_options,
@@ -45,7 +45,7 @@ def one_shot(
     allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> PruningPlan:
-    """The lowest scores of what may go; see :func:`exporter.artifacts.plans.by_score.plan_drop`."""
+    """The lowest scores of what may go; see :func:`exporter.artifacts.plans.plan_drop`."""
     refuse_unscored_blocks(report, counts.get("block", 0))
     left = _without(report, protected)
     refuse_too_many(left, counts, protected)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import ImportanceReport
-from exporter.artifacts.plans.stacks import DECODER_KINDS, Stacks
+from exporter.artifacts.stacks import DECODER_KINDS, Stacks
 from exporter.choose.selection.meters import Meter
 from exporter.choose.selection.options import (
     Group,

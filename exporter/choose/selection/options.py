@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from exporter.artifacts import ImportanceReport, PlannedDeletion
-from exporter.artifacts.plans.by_score import JOINT_KINDS, parse_drops
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.plans import JOINT_KINDS, parse_drops
+from exporter.artifacts.stacks import Stacks
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import (
     NOTHING,

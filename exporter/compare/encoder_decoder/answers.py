@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Accuracy, GenerationAgreement, TaskResult
-from exporter.compare.quality.agreement import COLUMNS, accuracy_of, figures
-from exporter.compare.quality.intervals import difference_interval
+from exporter.compare.agreement import COLUMNS, accuracy_of, figures
+from exporter.compare.intervals import difference_interval
 from exporter.engines.decoding.encoder_decoder import Encoded, EncoderDecoderRunner
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError

@@ -20,7 +20,7 @@ from exporter.artifacts import (
     PlannedDeletion,
 )
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.compare.arms import noted_plan
 from exporter.compare.latency import GenerationCell
 from exporter.compare.timing.subjects import CallProbe, Clock, Probe, Sample, TimedCell

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from exporter.compare.agreement import LOGITS
 from exporter.compare.options import TaskOptions
-from exporter.compare.quality.agreement import LOGITS
 from exporter.compare.tasks.encoder_items import EncoderTask, encoder_task
 from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
 from exporter.compare.tasks.items import (

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from exporter.compare.quality.agreement import LOGITS, check_tokens
-from exporter.compare.quality.encoders import class_log_probabilities, embed, embedding_output
+from exporter.compare.agreement import LOGITS, check_tokens
+from exporter.compare.encoder_quality import class_log_probabilities, embed, embedding_output
 from exporter.compare.tasks.encoder_items import (
     EncoderTask,
     Labels,

@@ -11,8 +11,8 @@ import numpy as np
 
 from exporter.artifacts import EvaluationReport, TaskScore
 from exporter.artifacts.latency import Shape
+from exporter.compare.agreement import LOGITS, predicts_next_token
 from exporter.compare.options import TaskOptions
-from exporter.compare.quality.agreement import LOGITS, predicts_next_token
 from exporter.compare.tasks.choosing import evaluate, local_tasks, score_tasks, task_requests
 from exporter.compare.tasks.items import Item, TaskItems, TaskScores
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer

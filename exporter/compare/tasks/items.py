@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import PlainSerializer, PlainValidator
 
 from exporter.artifacts import TaskResult
-from exporter.compare.quality.intervals import difference_interval, mcnemar_p
+from exporter.compare.intervals import difference_interval, mcnemar_p
 from exporter.errors import (
     ComparisonError,
     DepthcutError,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.latency import Shape
-from exporter.compare.quality.agreement import all_logits, check_tokens
+from exporter.compare.agreement import all_logits, check_tokens
 from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import make_inputs, whole_phase

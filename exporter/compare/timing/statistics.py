@@ -19,7 +19,7 @@ from exporter.artifacts import (
     Speedup,
     VerdictWord,
 )
-from exporter.compare.quality.intervals import expanded_level
+from exporter.compare.intervals import expanded_level
 from exporter.models.ablation.damage import ratio_std_error
 
 Milliseconds = NDArray[np.float64]

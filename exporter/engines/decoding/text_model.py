@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import BackendError
-from exporter.models.gguf.model_files import GGUF_SUFFIX, gguf_folder
+from exporter.models.gguf_model_files import GGUF_SUFFIX, gguf_folder
 from exporter.models.model_folder import longest_sequence, read_config, read_object, token_ids
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.tokenizer import encoder_of, read_tokenizer

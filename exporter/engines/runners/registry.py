@@ -10,7 +10,7 @@ from exporter.engines.build.engine_set import find_builds, names_engines
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.tensorrt import TensorRtRunner
-from exporter.models.gguf.model_files import gguf_facts, gguf_folder
+from exporter.models.gguf_model_files import gguf_facts, gguf_folder
 from exporter.models.graph_facts import GraphFacts, read_facts
 from exporter.models.model_folder import ModelFolder, find_model
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from exporter.artifacts import FORM_KEY, FormRecord, Target
-from exporter.artifacts.plans.by_score import MODEL_KEY
+from exporter.artifacts.plans import MODEL_KEY
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
 from exporter.export.options import ExporterName

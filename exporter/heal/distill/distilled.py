@@ -18,7 +18,7 @@ from exporter.heal.distill.training import Trainer
 from exporter.heal.distill.workers import Workers
 from exporter.heal.fit import Fit
 from exporter.heal.fitting import Fitting, Made
-from exporter.heal.fold.folded import folded_values
+from exporter.heal.folded import folded_values
 from exporter.heal.memory import telling_memory, training_device, warn_of_memory
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.changed_weights import OwnValue, bfloat16_where_fast, weights_changed

@@ -18,14 +18,7 @@ from exporter.models.ablation.branch_replacements import (
 )
 from exporter.models.ablation.meter import judged_by
 from exporter.models.ablation.streams import CutBranches
-from exporter.models.anatomy.architectures import layer_modules, sublayers_of
-from exporter.models.anatomy.residual_stream import (
-    LayerModules,
-    class_logits,
-    first_tensor,
-    hooked,
-    probe_inputs,
-)
+from exporter.models.architectures import layer_modules, sublayers_of
 from exporter.models.changed_weights import (
     OwnValue,
     changes_of,
@@ -33,6 +26,13 @@ from exporter.models.changed_weights import (
     is_transposed,
     refuse_quantized,
     swapped,
+)
+from exporter.models.residual_stream import (
+    LayerModules,
+    class_logits,
+    first_tensor,
+    hooked,
+    probe_inputs,
 )
 from exporter.optional import require
 from graph_passes.types import SublayerRef

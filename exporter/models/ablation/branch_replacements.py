@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from exporter.files import sha256_bytes
-from exporter.models.anatomy.architectures import (
+from exporter.models.architectures import (
     LayerPart,
     SublayerModules,
     every_sublayer,
     named_in,
 )
-from exporter.models.anatomy.residual_stream import first_tensor, hooked
+from exporter.models.residual_stream import first_tensor, hooked
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:

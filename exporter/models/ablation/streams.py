@@ -13,12 +13,13 @@ from exporter.models.ablation.branch_replacements import (
     first_input,
     replacing_hooks,
 )
-from exporter.models.anatomy.architectures import (
+from exporter.models.architectures import (
     layer_modules,
     stacked_layers,
     sublayers_of,
 )
-from exporter.models.anatomy.residual_stream import (
+from exporter.models.idle_threads import IDLE_THREADS
+from exporter.models.residual_stream import (
     LayerModules,
     class_logits,
     first_tensor,
@@ -27,7 +28,6 @@ from exporter.models.anatomy.residual_stream import (
     probe_inputs,
     run_backbone,
 )
-from exporter.models.idle_threads import IDLE_THREADS
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ModelSourceError, UnsafeModelError, first_line
-from exporter.models.anatomy.families import REVIEWED
+from exporter.models.families import REVIEWED
 from graph_passes.files.reading import (
     CONFIG_BYTES,
     TABLE_BYTES,

@@ -19,7 +19,7 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.files import scratch_folder
-from exporter.models.anatomy.families import REVIEWED
+from exporter.models.families import REVIEWED
 from exporter.models.loading.checked_folder import Dangers, refuse_types
 from exporter.models.loading.model_class import auto_class
 from exporter.optional import require

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ModelRef, library_versions
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.errors import (
     ModelSourceError,
     UnknownArchitectureError,
@@ -21,7 +21,7 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.files import scratch_folder
-from exporter.models.anatomy.families import REVIEWED
+from exporter.models.families import REVIEWED
 from exporter.models.loading.checked_folder import (
     CONFIG,
     Dangers,

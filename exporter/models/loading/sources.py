@@ -9,9 +9,9 @@ from typing import Any
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError, first_line
 from exporter.files import sha256_file, sha256_files, telling_full_disk
-from exporter.models.anatomy.families import STACKS
-from exporter.models.gguf.header import MAGIC
-from exporter.models.gguf.model_files import layers_of, read_model
+from exporter.models.families import STACKS
+from exporter.models.gguf_header import MAGIC
+from exporter.models.gguf_model_files import layers_of, read_model
 from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config, quantization_in
 from exporter.models.loading.checkpoint_shards import read_header, read_index
 from exporter.models.model_folder import names_image_classifier

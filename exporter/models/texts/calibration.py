@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.files import sha256_bytes
-from exporter.models.anatomy.residual_stream import classifies_texts, scores_pairs
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.residual_stream import classifies_texts, scores_pairs
 from exporter.models.texts.batches import CalibrationText as CalibrationText
 from exporter.models.texts.documents import Units
 from exporter.models.texts.images import image_samples, reads_images

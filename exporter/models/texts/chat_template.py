@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import BackendError
-from exporter.models.gguf.model_files import GGUF_SUFFIX, read_model
+from exporter.models.gguf_model_files import GGUF_SUFFIX, read_model
 from exporter.models.model_folder import read_object
 from exporter.processes import run_limited
 from graph_passes.files.reading import read_text

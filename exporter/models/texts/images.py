@@ -26,10 +26,10 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.files import sha256_bytes, sha256_file
-from exporter.models.anatomy.residual_stream import probe_inputs, run_backbone
 from exporter.models.decoding_rules import settings_of
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
+from exporter.models.residual_stream import probe_inputs, run_backbone
 from exporter.models.texts.batches import (
     CalibrationText,
     HeldImages,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, DepthcutError
 from exporter.files import sha256_bytes
-from exporter.models.anatomy.residual_stream import together_in
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.residual_stream import together_in
 from exporter.models.texts.batches import HeldImages, Sources
 from exporter.models.texts.calibration import (
     DEFAULT_LENGTH,

@@ -18,8 +18,8 @@ from exporter.errors import (
     first_line,
     panics_as_errors,
 )
-from exporter.models.gguf.llama_library import llama_library, said
-from exporter.models.gguf.model_files import GGUF_SUFFIX
+from exporter.models.gguf_model_files import GGUF_SUFFIX
+from exporter.models.llama_library import llama_library, said
 from exporter.models.tokenizer_budget import Budget, refuse_growing
 from exporter.optional import require
 from graph_passes.files.reading import TABLE_BYTES, read_bytes

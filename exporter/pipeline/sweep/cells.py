@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from exporter.artifacts import SweepCell
-from exporter.artifacts.plans.by_score import parse_drops
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plans import parse_drops
 from exporter.artifacts.store import FOLDER, StageLedger, Store, key_hash, locked
 from exporter.errors import SweepError
 from exporter.files import sha256_bytes, write_text

@@ -13,7 +13,7 @@ from exporter.artifacts import (
     PositionError,
     TaskResult,
 )
-from exporter.report.charts.lines import IntervalLine, Intervals, Line, LinePoint, Lines
+from exporter.report.chart_lines import IntervalLine, Intervals, Line, LinePoint, Lines
 from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section, other_part
 from exporter.report.sections.latency import interval_tone
 from exporter.report.sections.summary import COUNTED, SAME, accuracy_grid

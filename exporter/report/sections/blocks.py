@@ -10,7 +10,7 @@ from typing import Literal
 from exporter.artifacts import CalibrationRef, JudgedText, PlanParts
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.artifacts.stages import document_of
-from exporter.report.charts.drawing import Chart
+from exporter.report.drawing import Chart
 from exporter.report.words import listed, percent, significant
 
 Tone = Literal["good", "bad", "even", "unsure", "cut"]

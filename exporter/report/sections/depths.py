@@ -15,7 +15,7 @@ from exporter.artifacts import (
     Way,
 )
 from exporter.printable import counted
-from exporter.report.charts.lines import Line, LinePoint, Lines
+from exporter.report.chart_lines import Line, LinePoint, Lines
 from exporter.report.sections.blocks import (
     Block,
     Bullets,

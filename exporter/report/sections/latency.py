@@ -13,7 +13,7 @@ from exporter.artifacts import (
     LatencyRow,
     LatencySamples,
 )
-from exporter.report.charts.lines import MOST_POINTS, IntervalLine, Intervals, Samples
+from exporter.report.chart_lines import MOST_POINTS, IntervalLine, Intervals, Samples
 from exporter.report.sections.blocks import (
     Block,
     Cell,

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.printable import counted
-from exporter.report.charts.cells import CellMap, MapCell, Shades
+from exporter.report.chart_cells import CellMap, MapCell, Shades
 from exporter.report.sections.blocks import (
     Bullets,
     Cell,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from exporter.artifacts import ComparisonReport, CurvePoint, ParetoCurve
 from exporter.printable import counted
-from exporter.report.charts.tradeoff import Candidate, TradeOff, series_mark
+from exporter.report.chart_tradeoff import Candidate, TradeOff, series_mark
 from exporter.report.sections.blocks import Document, Figure, Grid, Section
 from exporter.report.sections.verdict import headline
 from exporter.report.words import PHASES, dropped_briefly, or_dash, relative_change, significant

@@ -10,7 +10,7 @@ from typing import Any
 from exporter.artifacts import ImportanceReport, ModelRef
 from exporter.errors import ScoringError
 from exporter.models.ablation.damage import Damage, Floats
-from exporter.models.anatomy.architectures import layer_modules, named_sublayers
+from exporter.models.architectures import layer_modules, named_sublayers
 from exporter.models.loading.model_source import load_model
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress

@@ -13,9 +13,9 @@ from exporter.models.ablation.branch_replacements import (
     branches_replaced,
     without_branches,
 )
-from exporter.models.anatomy.architectures import layer_modules
-from exporter.models.anatomy.residual_stream import hooked
+from exporter.models.architectures import layer_modules
 from exporter.models.changed_weights import change_weights
+from exporter.models.residual_stream import hooked
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from exporter.heal.ridge import Sums
-from exporter.models.anatomy.architectures import layer_modules
+from exporter.models.architectures import layer_modules
 from tests.benchmarks.rivals.candidate import Candidate
 from tests.benchmarks.rivals.streams import layer_states, least_turning_span
 from tests.benchmarks.rivals.workplace import Workplace

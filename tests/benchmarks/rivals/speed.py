@@ -11,8 +11,8 @@ import numpy as np
 from exporter.artifacts.latency import Speedup
 from exporter.choose.costs.torch_cost_runner import leave_out, sharing_copy
 from exporter.compare.timing.statistics import paired_speedup
-from exporter.models.anatomy.architectures import sublayers
-from exporter.models.anatomy.residual_stream import hooked
+from exporter.models.architectures import sublayers
+from exporter.models.residual_stream import hooked
 from tests.benchmarks.rivals.candidate import Candidate
 
 PROMPT = 512

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.models.anatomy.architectures import layer_modules
-from exporter.models.anatomy.residual_stream import LayerStates, run_backbone, tapped
+from exporter.models.architectures import layer_modules
+from exporter.models.residual_stream import LayerStates, run_backbone, tapped
 from exporter.models.texts.batches import batches_of
 from tests.benchmarks.rivals.candidate import WHOLE, Candidate
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts.accuracy import Interval
-from exporter.compare.quality.intervals import difference_interval, mean_interval
+from exporter.compare.intervals import difference_interval, mean_interval
 from tests.benchmarks.rivals.methods import NUMBERS, Row, Unit, of_size
 from tests.benchmarks.rivals.papers import PUBLISHED
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.by_score import is_foreign_plan, read_plan
-from exporter.artifacts.plans.dialects import with_drops
+from exporter.artifacts.plan_dialects import with_drops
+from exporter.artifacts.plans import is_foreign_plan, read_plan
 from exporter.errors import ArtifactError, PlanError
 from tests.raising import raises
 

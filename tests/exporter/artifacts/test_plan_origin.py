@@ -10,7 +10,7 @@ from made_reports import full_importance
 
 import exporter.cli as command_line
 from exporter.artifacts import CalibrationRef, PlannedDeletion, PruningPlan, ReplacementsRef
-from exporter.artifacts.plans.by_score import (
+from exporter.artifacts.plans import (
     MODEL_KEY,
     hold_against_model,
     note_texts,

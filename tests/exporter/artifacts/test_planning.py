@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, PruningPlan, Score
-from exporter.artifacts.plans.by_score import parse_drops, plan_drop, read_plan, validate_plan
+from exporter.artifacts.plans import parse_drops, plan_drop, read_plan, validate_plan
 from exporter.errors import ArtifactError, PlanError, UsageError
 from tests.heard import Heard
 from tests.raising import raises

@@ -18,8 +18,8 @@ from written_files import all_data_of, data_of
 
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
-from exporter.artifacts.plans.by_score import read_plan
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plans import read_plan
 from exporter.artifacts.replacement_file import Replacements, read_replacements
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file

@@ -15,8 +15,8 @@ from exporter.artifacts import (
     PruningPlan,
     Score,
 )
-from exporter.artifacts.plans.by_score import plan_drop, validate_plan
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.plans import plan_drop, validate_plan
+from exporter.artifacts.stacks import Stacks
 from exporter.choose.selection.options import protected_names
 from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError, UnknownArchitectureError, UsageError
@@ -102,7 +102,7 @@ def test_a_plan_that_fits_is_taken() -> None:
 
 
 def test_one_graph_is_not_cut_by_the_numbers_of_two_stacks(tmp_path: Path) -> None:
-    from exporter.artifacts.plans.loaded import LoadedPlan
+    from exporter.artifacts.loaded_plan import LoadedPlan
 
     with raises(PlanError, "plan-of-two-stacks"):
         prune_file(tmp_path / "a.onnx", tmp_path / "b.onnx", LoadedPlan(plan_of(drop(0, "mlp"))))

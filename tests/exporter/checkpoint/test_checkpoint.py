@@ -120,7 +120,7 @@ def test_without_its_empty_weights_it_would_be_filled_at_random(tmp_path: Path) 
 
 
 def test_the_config_says_it_in_others_words(tmp_path: Path) -> None:
-    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.plans import read_plan
 
     written(tmp_path / "gaps", GAPS, "gemma2")
     config = json.loads((tmp_path / "gaps" / "config.json").read_text())

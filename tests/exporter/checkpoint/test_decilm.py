@@ -192,7 +192,7 @@ def test_every_key_that_a_server_reads_is_there(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_a_plan_too_and_can_be_written_again(tmp_path: Path) -> None:
-    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.plans import read_plan
 
     plan = planned(("attention", 1, "none"), ("block", 2, "none"))
     for _ in range(2):

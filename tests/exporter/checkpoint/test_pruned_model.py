@@ -122,7 +122,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cut_file(exported: Path, folder: Path, plan: Any, seed: int = 0) -> Path:
-    from exporter.artifacts.plans.loaded import LoadedPlan
+    from exporter.artifacts.loaded_plan import LoadedPlan
     from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
 

@@ -580,7 +580,7 @@ def test_costs_of_another_request_are_refused(planner: Any) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "bert", "gemma2"])
 def test_sizes_by_modules_are_those_of_the_graph_but_for_norms(family: str) -> None:
     from exporter.choose.budgets.inputs import module_sizes
-    from exporter.models.anatomy.architectures import sublayers
+    from exporter.models.architectures import sublayers
 
     other = tiny_loaded(family)
     sizes = module_sizes(other)

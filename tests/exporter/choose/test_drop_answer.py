@@ -9,8 +9,8 @@ import pytest
 from exporter.artifacts import DepthCell, DepthDamage
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
-from exporter.choose.studies.answer import recommended, speedups
-from exporter.choose.studies.depths import DepthOptions
+from exporter.choose.depths import DepthOptions
+from exporter.choose.depths_answer import recommended, speedups
 from exporter.errors import OptionError
 from exporter.models.ablation.branch_replacements import NOTHING
 from graph_passes.types import SublayerRef

@@ -30,7 +30,7 @@ from exporter.choose.budgets.trial_runs import (  # noqa: E402
     figures_of,
     rung_of,
 )
-from exporter.compare.quality.intervals import mean_interval, share_interval  # noqa: E402
+from exporter.compare.intervals import mean_interval, share_interval  # noqa: E402
 from exporter.heal.domains import _told  # noqa: E402
 from exporter.models.ablation.damage import (  # noqa: E402
     SIMILARITY,

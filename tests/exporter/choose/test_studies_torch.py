@@ -92,7 +92,7 @@ def plain(model: Any, whole: Any, ids: Any) -> tuple[float, float]:
 def test_each_cell_is_what_the_model_without_the_branches_gives(
     loaded: Any, scores: ImportanceReport
 ) -> None:
-    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.choose.depths import DepthOptions, measure_depths
     from exporter.models.texts.calibration import calibration_text
 
     options = DepthOptions(numbers=(2, 1), tokens=5 * LENGTH, sequence_length=LENGTH, batch_size=2)
@@ -158,8 +158,8 @@ def test_a_model_alone_is_answered_with_what_may_be_dropped(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from exporter.artifacts import PruningPlan
-    from exporter.choose.studies import answer
-    from exporter.choose.studies import answer as speeds
+    from exporter.choose import depths_answer as answer
+    from exporter.choose import depths_answer as speeds
 
     monkeypatch.setattr(speeds, "_TIMED_SECONDS", 0.2)
     monkeypatch.setattr(speeds, "find_spec", lambda _name: None)
@@ -210,7 +210,7 @@ def test_the_command_that_is_printed_judges_on_other_text(
     text: str,
 ) -> None:  # fmt: skip
     from exporter.artifacts import ComparisonReport, DropAnswer
-    from exporter.choose.studies.depths import measure_depths
+    from exporter.choose.depths import measure_depths
     from exporter.cli import depths
 
     model, quick = tmp_path / "my model", tmp_path / "quick.yaml"
@@ -259,10 +259,10 @@ def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
     loaded: Any, scores: ImportanceReport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its loss is that of the graph that `quantize` writes, run by ONNX Runtime."""
+    from exporter.choose import depths_answer as speeds
     from exporter.choose.costs.request_shape import RequestShape
     from exporter.choose.costs.timing import Effort
-    from exporter.choose.studies import answer as speeds
-    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.choose.depths import DepthOptions, measure_depths
 
     monkeypatch.setattr(speeds, "_TOGETHER", Effort(seconds=0.5, reload=False))
     options = DepthOptions(
@@ -288,7 +288,8 @@ def test_int8_stands_beside_the_cuts_where_a_graph_can_be_written(
 def test_a_cut_is_recommended_on_one_half_of_a_text_and_reported_on_the_other(
     loaded: Any, scores: ImportanceReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.choose.studies import answer, depths
+    from exporter.choose import depths
+    from exporter.choose import depths_answer as answer
 
     parts: list[Any] = []
     held_out = depths._held_out
@@ -322,7 +323,7 @@ def test_a_fold_lowers_the_damage_that_it_is_fitted_to(
     loaded: Any, scores: ImportanceReport
 ) -> None:
     """The healed figures are those of changed weights, and the model is as before afterwards."""
-    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.choose.depths import DepthOptions, measure_depths
 
     before = {name: each.clone() for name, each in loaded.model.state_dict().items()}
     options = DepthOptions(
@@ -340,7 +341,7 @@ def test_a_fold_lowers_the_damage_that_it_is_fitted_to(
 def test_an_interrupted_measurement_goes_on(
     loaded: Any, scores: ImportanceReport, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.choose.depths import DepthOptions, measure_depths
     from exporter.models.ablation.meter import DamageMeter
 
     options = DepthOptions(
@@ -371,7 +372,7 @@ def test_an_interrupted_measurement_goes_on(
 def test_what_was_measured_in_another_dtype_is_measured_again(
     run: Path, loaded: Any, scores: ImportanceReport, tmp_path: Path
 ) -> None:
-    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.choose.depths import DepthOptions, measure_depths
     from exporter.models.loading.model_source import load_model
 
     options = DepthOptions(numbers=(1,), ways=("mlp",), tokens=48, sequence_length=LENGTH)
@@ -384,7 +385,7 @@ def test_what_was_measured_in_another_dtype_is_measured_again(
 def test_depths_are_judged_on_other_text_and_by_own_scores(
     loaded: Any, scores: ImportanceReport, tmp_path: Path
 ) -> None:
-    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.choose.depths import DepthOptions, measure_depths
     from exporter.score import ScoreOptions, score
 
     text = tmp_path / "own.txt"
@@ -424,7 +425,7 @@ def test_tasks_are_those_of_the_cut_model(
 ) -> None:
     import dataclasses
 
-    from exporter.choose.studies.depths import DepthOptions, compared_tasks, measure_depths
+    from exporter.choose.depths import DepthOptions, compared_tasks, measure_depths
     from exporter.compare.options import TaskOptions
 
     choice = TaskOptions(("words",), task_data)
@@ -447,7 +448,7 @@ def test_tasks_are_those_of_the_cut_model(
 def test_interrupted_tasks_go_on(
     loaded: Any, task_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.choose.studies import depths as task_scores
+    from exporter.choose import depths as task_scores
     from exporter.compare.options import TaskOptions
     from exporter.compare.tasks.choosing import score_tasks
     from exporter.models.ablation.branch_replacements import NOTHING

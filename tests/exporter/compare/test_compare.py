@@ -19,7 +19,7 @@ from exporter.artifacts import (
     PlanParts,
     PruningPlan,
 )
-from exporter.artifacts.plans.by_score import note_texts
+from exporter.artifacts.plans import note_texts
 from exporter.cli.compare import compare as compare_command
 from exporter.cli.export import export as export_command
 from exporter.compare.evaluation import RANDOM_TOKENS

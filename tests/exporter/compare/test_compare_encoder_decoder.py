@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import ComparisonReport, MachineState, PlannedDeletion
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.compare.options import CompareOptions, DeviceOption, QualityOptions, TimingOptions
 from exporter.errors import ComparisonError, DisturbedMachineError, UsageError
 from tests.exporter.encoder_decoders import made_loaded, write_source

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.compare.encoder_quality import compare_classes
 from exporter.compare.kept import read_source
 from exporter.compare.options import CompareOptions
-from exporter.compare.quality.encoders import compare_classes
 from exporter.compare.session import compare
 from exporter.compare.task_answers import label_numbers, label_scores
 from exporter.compare.tasks.items import compare_scores

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from exporter.compare import kinds as engine_arm
+from exporter.compare.agreement import prefill_logits
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.options import CompareOptions
-from exporter.compare.quality.agreement import prefill_logits
 from exporter.engines.build.engine_set import AttentionRecord, find_engines
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.tensors import TensorSpec

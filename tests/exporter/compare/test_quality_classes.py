@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, rel_entr, softmax
 
-from exporter.compare.quality.encoders import (
+from exporter.compare.encoder_quality import (
     class_log_probabilities,
     compare_classes,
     in_pairs,

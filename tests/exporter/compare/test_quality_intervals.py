@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from exporter.artifacts import Interval
-from exporter.compare.quality.agreement import COLUMNS, accuracy_of
-from exporter.compare.quality.intervals import (
+from exporter.compare.agreement import COLUMNS, accuracy_of
+from exporter.compare.intervals import (
     difference_interval,
     fewest_to_show,
     mcnemar_p,

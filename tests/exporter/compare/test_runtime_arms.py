@@ -12,7 +12,7 @@ import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
@@ -20,7 +20,7 @@ from exporter.cli import run
 from exporter.compare.options import CompareOptions, QualityOptions, TaskOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.compare.tasks.evaluation import evaluate_model
-from exporter.cut.gguf.surgery import cut_gguf
+from exporter.cut.gguf_surgery import cut_gguf
 from exporter.errors import ComparisonError, GgufFileError, UsageError
 from exporter.gate.keys import key_of
 from exporter.report.files import write_reports

@@ -17,7 +17,7 @@ from exporter.compare.encoder_decoder.answers import (
     normalizer_of,
     word_errors,
 )
-from exporter.compare.quality.intervals import difference_interval
+from exporter.compare.intervals import difference_interval
 from exporter.errors import ComparisonError, MissingDependencyError
 from exporter.models.decoding_rules import DecodingRules
 from exporter.models.texts.paired import PairReader, paired_text

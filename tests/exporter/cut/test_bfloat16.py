@@ -15,12 +15,12 @@ from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
+from exporter.cut import verify as oracle_setting
 from exporter.cut.options import CutOptions
-from exporter.cut.oracle import verify as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder

@@ -11,13 +11,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cli import run
-from exporter.cut.gguf.deci import ZERO_WIDTH
-from exporter.cut.gguf.surgery import GgufOptions, cut_gguf
+from exporter.cut.gguf_deci import ZERO_WIDTH
+from exporter.cut.gguf_surgery import GgufOptions, cut_gguf
 from exporter.errors import PlanError, SurgeryError, UsageError
-from exporter.models.gguf.header import read_header
-from exporter.models.gguf.model_files import read_model
+from exporter.models.gguf_header import read_header
+from exporter.models.gguf_model_files import read_model
 from graph_passes.plan_record import PLAN_KEY
 from tests.exporter.tiny_gguf import (
     HEADS,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.deci import check_deci, deci_entries
-from exporter.cut.gguf.layers import layers_left
-from exporter.cut.gguf.surgery import GgufOptions, cut_gguf
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.cut.gguf_deci import check_deci, deci_entries
+from exporter.cut.gguf_layers import layers_left
+from exporter.cut.gguf_surgery import GgufOptions, cut_gguf
 from exporter.errors import (
     DepthcutError,
     GgufFileError,
@@ -23,8 +23,8 @@ from exporter.errors import (
     SurgeryError,
     UnsafeInputError,
 )
-from exporter.models.gguf.header import read_header
-from exporter.models.gguf.model_files import layers_of, read_model, sizes_of
+from exporter.models.gguf_header import read_header
+from exporter.models.gguf_model_files import layers_of, read_model, sizes_of
 from tests.exporter.tiny_gguf import HIDDEN, TinyGguf
 from tests.raising import raises
 

@@ -14,8 +14,8 @@ from test_verification import wrong_layer  # noqa: F401
 import exporter.cli as command_line
 from exporter import processes
 from exporter.artifacts import PlannedDeletion, PruneReport
+from exporter.cut import verify as oracle_setting
 from exporter.cut.options import CutOptions
-from exporter.cut.oracle import verify as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.errors import TooLittleMemoryError, VerificationError
 from exporter.option_types import size

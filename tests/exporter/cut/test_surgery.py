@@ -15,7 +15,7 @@ import pytest
 from written_files import all_data_of, data_of, names_in
 
 from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport, PruningPlan
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cut import surgery
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import inspect_file, prune_file

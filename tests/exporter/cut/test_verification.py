@@ -13,9 +13,9 @@ import pytest
 
 import graph_passes
 from exporter.artifacts import PlannedDeletion, Verification
-from exporter.cut.oracle.inputs import cases, draw, half_written
-from exporter.cut.oracle.verify import compare_run, judge, with_exact_products
+from exporter.cut.random_inputs import cases, draw, half_written
 from exporter.cut.surgery import prune_file
+from exporter.cut.verify import compare_run, judge, with_exact_products
 from exporter.errors import VerificationError
 from graph_passes.files.storage import save_model
 from tests import tiny_graphs

@@ -13,8 +13,8 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.surgery import cut_gguf
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.cut.gguf_surgery import cut_gguf
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder, own_decoder
 from exporter.engines.decoding.text_model import TextModel
@@ -22,8 +22,8 @@ from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.llama_cpp import PAST, PRESENT, LlamaCppRunner
 from exporter.engines.runners.registry import open_model
 from exporter.errors import BackendError, GgufFileError, MissingDependencyError, UsageError
-from exporter.models.gguf.llama_library import llama_library, said
-from exporter.models.gguf.model_files import gguf_facts, gguf_folder
+from exporter.models.gguf_model_files import gguf_facts, gguf_folder
+from exporter.models.llama_library import llama_library, said
 from exporter.models.texts.tokenizer import GgufTokenizer, encoder_of
 from tests.exporter.tiny_gguf import HEAD, KV_HEADS, VOCABULARY, TinyGguf, llama_cpp_logits
 from tests.raising import raises

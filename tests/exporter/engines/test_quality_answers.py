@@ -16,9 +16,9 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
 from exporter.compare.answers import compare_long_context, make_needles
+from exporter.compare.encoder_quality import compare_embeddings, embed, refuse_few_texts
 from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
-from exporter.compare.quality.encoders import compare_embeddings, embed, refuse_few_texts
 from exporter.compare.session import compare
 from exporter.compare.tasks.likelihood import LikelihoodScorer, task_texts
 from exporter.engines.decoding.generate import agreement, continuations, generate

@@ -12,7 +12,7 @@ from tiny_families import tiny_loaded
 
 from exporter.artifacts import FormRecord, PlannedDeletion
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.cut.surgery import prune_file
 from exporter.engines.inputs import make_inputs

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import PlannedDeletion
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from tests.exporter.encoder_decoders import made_loaded
 
 pytestmark = [pytest.mark.optimum, pytest.mark.usefixtures("exports_once")]

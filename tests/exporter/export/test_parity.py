@@ -232,13 +232,13 @@ def test_an_export_of_an_unknown_architecture_can_be_checked(
 ) -> None:
     from exporter.errors import UnknownArchitectureError
     from exporter.export.parity import check_export
-    from exporter.models.anatomy.families import FAMILIES
+    from exporter.models.families import FAMILIES
 
     def unknown(model: Any) -> Any:
         raise UnknownArchitectureError("not known")
 
     monkeypatch.delitem(FAMILIES, "llama")
-    monkeypatch.setattr("exporter.models.anatomy.architectures._discover", unknown)
+    monkeypatch.setattr("exporter.models.architectures._discover", unknown)
     assert all(check.passed for check in check_export(loaded, exported))
     with pytest.raises(UnknownArchitectureError):
         check_export(loaded, exported, deletions=[deletion(0, "mlp")])

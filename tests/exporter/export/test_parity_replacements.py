@@ -10,7 +10,7 @@ from healed_models import RANK, planned, random_replacements
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import ParityCheck
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file

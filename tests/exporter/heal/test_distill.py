@@ -16,7 +16,7 @@ from healed_models import planned
 from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import PruningPlan
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError, PlanError
 from exporter.progress import Quiet

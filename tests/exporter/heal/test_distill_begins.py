@@ -20,7 +20,7 @@ from distill_cases import fitting, text  # noqa: E402
 
 from exporter.heal.distill.distilled import distilled  # noqa: E402
 from exporter.heal.fitting import Fitting  # noqa: E402
-from exporter.heal.fold.folded import folded_values  # noqa: E402
+from exporter.heal.folded import folded_values  # noqa: E402
 
 
 def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_nothing() -> None:

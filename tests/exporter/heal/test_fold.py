@@ -18,16 +18,16 @@ torch = pytest.importorskip("torch")
 from distill_cases import text  # noqa: E402
 
 from exporter.heal.fitting import Fitting  # noqa: E402
-from exporter.heal.fold.folded import folded  # noqa: E402
-from exporter.heal.fold.places import (  # noqa: E402
+from exporter.heal.fold_places import (  # noqa: E402
     places_of,
     writers_of,
 )
-from exporter.heal.fold.refit import refitted  # noqa: E402
+from exporter.heal.folded import folded  # noqa: E402
+from exporter.heal.refit import refitted  # noqa: E402
 from exporter.heal.ridge import LinearMap  # noqa: E402
 from exporter.heal.texts import HealingTexts  # noqa: E402
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced  # noqa: E402
-from exporter.models.anatomy.architectures import layer_modules  # noqa: E402
+from exporter.models.architectures import layer_modules  # noqa: E402
 from exporter.progress import QUIET  # noqa: E402
 
 ATTENTION, MLP = SublayerRef(1, "attention"), SublayerRef(2, "mlp")
@@ -47,7 +47,7 @@ def logits(model: Any, ids: Any) -> Any:
 
 def stream(model: Any, ids: Any) -> torch.Tensor:
     """What a model's backbone gives, also that of an encoder."""
-    from exporter.models.anatomy.residual_stream import run_backbone
+    from exporter.models.residual_stream import run_backbone
 
     with torch.inference_mode():
         return run_backbone(model, {"input_ids": torch.from_numpy(ids)})[0].double()
@@ -76,7 +76,7 @@ def test_answers_come_nearer_and_the_model_is_as_it_was(
 
 def tapped_streams(model: Any, ids: Any, cut: Any, product: Any) -> tuple[Any, list[Any], Any]:
     """What a product reads and gives, and the streams of each layer, in one run of the model."""
-    from exporter.models.anatomy.residual_stream import hooked, run_backbone, tapped
+    from exporter.models.residual_stream import hooked, run_backbone, tapped
 
     states: list[Any] = []
     heard: list[Any] = []
@@ -98,7 +98,7 @@ def test_the_first_fold_is_the_map_beside_the_product(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hand from runs of the whole model: weighted least squares, added as an operator."""
-    monkeypatch.setattr("exporter.heal.fold.folded.writers_of", lambda *_: [])
+    monkeypatch.setattr("exporter.heal.folded.writers_of", lambda *_: [])
     loaded, fitted_on = tiny_loaded(family), text(40)
     cut = dict.fromkeys(BLOCK, NOTHING)
     place = places_of(loaded.model, layer_modules(loaded.model), BLOCK)[0][0]
@@ -134,8 +134,8 @@ def test_a_factor_multiplies_the_stream_before_a_gap_and_nothing_that_branches_r
     def doubled(first: Any, later: Any, ridges: Any) -> Any:
         return None, 2.0
 
-    monkeypatch.setattr("exporter.heal.fold.refit.map_and_factor", doubled)
-    monkeypatch.setattr("exporter.heal.fold.folded._refuse_loss", lambda *_: None)
+    monkeypatch.setattr("exporter.heal.refit.map_and_factor", doubled)
+    monkeypatch.setattr("exporter.heal.folded._refuse_loss", lambda *_: None)
     loaded, ids = tiny_loaded(family), text(8, seed=2).input_ids
     layers, cut = layer_modules(loaded.model), dict.fromkeys(names, NOTHING)
     places = places_of(loaded.model, layers, names)[0]
@@ -160,7 +160,7 @@ def test_weights_of_16_bits_are_rounded_once_whatever_the_number_of_gaps(
     change = LinearMap(torch.randn(32, 48) * 1e-3, torch.zeros(32))
     maps = iter([change if mapped else None, None, None])
     monkeypatch.setattr(
-        "exporter.heal.fold.refit.map_and_factor", lambda *_: (next(maps), next(factors))
+        "exporter.heal.refit.map_and_factor", lambda *_: (next(maps), next(factors))
     )
     loaded = tiny_loaded("llama", num_hidden_layers=4)
     loaded.model.to(torch.bfloat16)
@@ -279,7 +279,7 @@ def test_a_weight_that_others_read_is_no_place() -> None:
 
 
 def test_a_fold_that_is_no_better_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.heal.fold import folded as module
+    from exporter.heal import folded as module
 
     monkeypatch.setattr(module, "refitted", lambda *_, **__: [])
     loaded = tiny_loaded("llama")
@@ -288,7 +288,7 @@ def test_a_fold_that_is_no_better_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_fold_that_does_harm_on_other_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.heal.fold import folded as module
+    from exporter.heal import folded as module
 
     refitted = module.refitted
 

@@ -11,7 +11,7 @@ from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import HealingError, PlanError
-from exporter.models.anatomy.architectures import sublayers
+from exporter.models.architectures import sublayers
 from exporter.models.texts.calibration import CalibrationText
 
 pytestmark = pytest.mark.torch

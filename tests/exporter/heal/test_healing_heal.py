@@ -370,7 +370,7 @@ def command(checkpoint: Path, plan: Path, output: Path, texts: tuple[str, str]) 
 def test_the_command_writes_plan_numbers_and_report(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.plans import read_plan
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.files import sha256_file
 
@@ -402,7 +402,7 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
 ) -> None:
     import torch
 
-    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.plans import read_plan
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
     from exporter.cut.branch_replacements import branch_replacements_of
@@ -437,7 +437,7 @@ def test_everything_is_replaced_by_force_alone(
 ) -> None:
     import torch
 
-    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.plans import read_plan
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
     from exporter.cut.branch_replacements import branch_replacements_of
@@ -762,7 +762,7 @@ def test_a_fold_that_gains_nothing_ends_only_what_asked_for_it_alone(
     loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, replacements: Any
 ) -> None:
     """A first look asks for maps, too: then the best of them, or nothing, takes the places."""
-    monkeypatch.setattr("exporter.heal.fold.folded._loses", lambda *_: True)
+    monkeypatch.setattr("exporter.heal.folded._loses", lambda *_: True)
     if replacements == "none":
         with raises(HealingError, "folding-gained-nothing"):
             healed(loaded, texts, kind="fold")

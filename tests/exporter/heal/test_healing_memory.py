@@ -76,7 +76,7 @@ def test_a_fold_for_which_memory_runs_out_says_what_needs_less(
     def refitted(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("exporter.heal.fold.folded.refitted", refitted)
+    monkeypatch.setattr("exporter.heal.folded.refitted", refitted)
     asked = fitting(tiny_loaded("llama"))
     fold = replace(asked, options=HealOptions(kind="fold"))
     with raises(HealingError, "out-of-memory", "batch_size"), _made(fold):

@@ -12,8 +12,8 @@ from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import HealingError, PlanError
-from exporter.models.anatomy.architectures import sublayers
-from exporter.models.anatomy.residual_stream import run_backbone
+from exporter.models.architectures import sublayers
+from exporter.models.residual_stream import run_backbone
 from exporter.models.texts.calibration import CalibrationText
 from graph_passes.types import SublayerRef
 
@@ -139,8 +139,8 @@ def test_compensation_makes_the_stream_the_whole_models(family: str) -> None:
 
 def _sums(loaded: Any, text: Any, layer: int, cut: Any) -> dict[str, Any]:
     """The streams around a layer's sublayers, ``[tokens, width]``."""
-    from exporter.models.anatomy.architectures import layer_modules
-    from exporter.models.anatomy.residual_stream import tapped
+    from exporter.models.architectures import layer_modules
+    from exporter.models.residual_stream import tapped
 
     states: list[Any] = []
     with (

@@ -12,7 +12,7 @@ from exporter.errors import HealingError
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.fold.refit import map_and_factor  # noqa: E402
+from exporter.heal.refit import map_and_factor  # noqa: E402
 from exporter.heal.ridge import (  # noqa: E402
     Sums,
     choose_ridge,

@@ -15,9 +15,9 @@ from exporter.models.ablation.branch_replacements import (
     branches_replaced,
 )
 from exporter.models.ablation.meter import DamageMeter
-from exporter.models.anatomy.architectures import sublayers
-from exporter.models.anatomy.families import FAMILIES
-from exporter.models.anatomy.residual_stream import first_tensor
+from exporter.models.architectures import sublayers
+from exporter.models.families import FAMILIES
+from exporter.models.residual_stream import first_tensor
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch

@@ -9,9 +9,9 @@ from tiny_families import hook_count, skipped, tiny_model
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError, UnknownArchitectureError
-from exporter.models.anatomy.architectures import layer_modules, sublayers
-from exporter.models.anatomy.families import FAMILIES
-from exporter.models.anatomy.residual_stream import first_tensor, probe, silenced, tapped
+from exporter.models.architectures import layer_modules, sublayers
+from exporter.models.families import FAMILIES
+from exporter.models.residual_stream import first_tensor, probe, silenced, tapped
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exporter.cut.gguf.layers import place_in_layer
+from exporter.cut.gguf_layers import place_in_layer
 from exporter.errors import GgufFileError, UnsafeModelError
 from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.loading.checked_folder import refuse_endless

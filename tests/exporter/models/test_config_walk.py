@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import UnsafeModelError
-from exporter.models.anatomy.families import FAMILIES, REVIEWED
+from exporter.models.families import FAMILIES, REVIEWED
 from exporter.models.loading import checked_folder as config_walk
 from exporter.models.loading.checked_folder import (
     Dangers,

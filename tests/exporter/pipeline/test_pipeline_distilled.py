@@ -12,7 +12,7 @@ import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
 from exporter.artifacts import HealingReport, PruneReport, PruningPlan
-from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError
 from exporter.heal.options import HealOptions

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import ImportanceReport, PlanParts, PruneReport, PruningPlan
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions

@@ -14,7 +14,7 @@ from made_reports import full_report
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
 from exporter.artifacts import CalibrationRef, HealingReport, ModelRef, PruneReport, PruningPlan
-from exporter.artifacts.plans.by_score import noted_texts
+from exporter.artifacts.plans import noted_texts
 from exporter.errors import PlanError
 from exporter.pipeline.request import DropRequest
 from graph_passes.files.storage import load_model
@@ -153,7 +153,7 @@ def test_numbers_of_another_model_are_refused_before_the_export(
     walked: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
     from exporter.artifacts import ImportanceReport
-    from exporter.artifacts.plans.by_score import MODEL_KEY
+    from exporter.artifacts.plans import MODEL_KEY
 
     ours = ImportanceReport.read(walked[0] / "importance.json").model.sha256
     for arm in ("baseline", "candidate"):

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.artifacts.plans.by_score import noted_texts
+from exporter.artifacts.plans import noted_texts
 from exporter.errors import CalibrationError, QuantizationError, UsageError
 from exporter.models.texts.sources import read_texts
 from exporter.quantize.calibration import calibration_beside

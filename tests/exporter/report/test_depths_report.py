@@ -12,7 +12,7 @@ from made_depths import damage, made_answer, made_depths
 
 from exporter.artifacts import DepthCell, DepthsInt8, DepthsReport
 from exporter.cli import run
-from exporter.report.charts.lines import Line, LinePoint, Lines
+from exporter.report.chart_lines import Line, LinePoint, Lines
 from exporter.report.files import page as render
 from exporter.report.files import write_study
 from exporter.report.sections.depths import depths_document, least_kl

@@ -17,9 +17,9 @@ from made_reports import as_page, full_importance, full_report
 
 from exporter.artifacts import ComparisonReport, Interval, PerplexityPair, Speedup
 from exporter.cli import run
-from exporter.report.charts.drawing import Scale, scale_over
-from exporter.report.charts.lines import thinned
-from exporter.report.charts.tradeoff import Candidate, TradeOff, pareto_front
+from exporter.report.chart_lines import thinned
+from exporter.report.chart_tradeoff import Candidate, TradeOff, pareto_front
+from exporter.report.drawing import Scale, scale_over
 from exporter.report.files import rendered
 from exporter.report.sections.verdict import quality_sign
 

@@ -238,7 +238,7 @@ def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
     import torch
     from torch.nn.functional import cosine_similarity
 
-    from exporter.models.anatomy.residual_stream import LayerStates
+    from exporter.models.residual_stream import LayerStates
     from exporter.score.metric import changes, cosine
 
     zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)

@@ -14,8 +14,8 @@ from tiny_families import hook_count, skipped, tiny_loaded
 
 from exporter.artifacts import ImportanceReport, Score
 from exporter.errors import CalibrationError
-from exporter.models.anatomy.architectures import sublayers
-from exporter.models.anatomy.residual_stream import first_tensor, tapped
+from exporter.models.architectures import sublayers
+from exporter.models.residual_stream import first_tensor, tapped
 from exporter.progress import Quiet, Task
 from exporter.score import METRICS, ScoreOptions, score, score_on
 from tests.raising import raises
@@ -41,7 +41,7 @@ def _table(report: ImportanceReport, metric: str) -> Table:
 
 def _states(model: Any, ids: Any) -> dict[tuple[int, str], tuple[Any, Any]]:
     """X and Y of every sublayer and block, stored, in float64."""
-    from exporter.models.anatomy.architectures import layer_modules
+    from exporter.models.architectures import layer_modules
 
     stored: dict[tuple[int, str], tuple[Any, Any]] = {}
 
@@ -95,7 +95,7 @@ def test_another_metric_gives_other_scores() -> None:
 @contextmanager
 def _gated(model: Any, tokens: int) -> Iterator[dict[tuple[int, str], Any]]:
     """Multiplies every contribution with a one of its own at each token."""
-    from exporter.models.anatomy.architectures import layer_modules
+    from exporter.models.architectures import layer_modules
 
     gates: dict[tuple[int, str], Any] = {}
     handles = []

@@ -16,13 +16,13 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
-from exporter.models.anatomy.architectures import (
+from exporter.models.architectures import (
     every_sublayer,
     layer_modules,
     named_in,
     stacked_layers,
 )
-from exporter.models.anatomy.residual_stream import probe, probe_inputs, run_backbone
+from exporter.models.residual_stream import probe, probe_inputs, run_backbone
 from exporter.models.texts.paired import PairReader
 from exporter.models.texts.pairs import read_pairs
 from exporter.score import ScoreOptions, score
@@ -97,7 +97,7 @@ def test_classes_of_an_encoder_decoder_are_not_scored() -> None:
 
 
 def test_a_wrong_norm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.models.anatomy.families import STACKS
+    from exporter.models.families import STACKS
 
     model = made_model("bart")
     monkeypatch.setitem(STACKS, "bart", STACKS["whisper"])
@@ -235,8 +235,8 @@ def test_scores_by_answers_are_of_every_sublayer() -> None:
 
 
 def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
-    from exporter.artifacts.plans.by_score import plan_drop
-    from exporter.artifacts.plans.stacks import Stacks
+    from exporter.artifacts.plans import plan_drop
+    from exporter.artifacts.stacks import Stacks
     from exporter.choose.selection.greedy import greedy_in_stacks, options_in_stacks
     from exporter.choose.selection.search_options import SearchOptions
     from exporter.models.ablation.branch_replacements import without_branches

@@ -196,7 +196,7 @@ def test_pictures_are_ranked_by_what_reads_none(tmp_path: Path) -> None:
 def test_a_family_that_is_not_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    from exporter.models.anatomy.families import FAMILIES
+    from exporter.models.families import FAMILIES
 
     source = saved(tmp_path, family)
     row = FAMILIES[family]
@@ -209,7 +209,7 @@ def test_a_family_that_is_not_in_the_table(
 
 
 def test_a_family_that_no_row_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.models.anatomy.families import FAMILIES
+    from exporter.models.families import FAMILIES
 
     meta = load_meta(saved(tmp_path, "bloom"))
     monkeypatch.delitem(FAMILIES, "bloom")

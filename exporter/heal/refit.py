@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.heal.fit import Adding, held_out_tokens
 from exporter.heal.fitting import LayerWalk
-from exporter.heal.fold.places import Place, Writer
+from exporter.heal.fold_places import Place, Writer
 from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, lost, solve
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
@@ -20,8 +20,8 @@ from exporter.models.ablation.branch_replacements import (
     branches_replaced,
     first_input,
 )
-from exporter.models.anatomy.residual_stream import LayerModules, LayerStates, hooked
 from exporter.models.changed_weights import OwnValue, is_transposed, swapped
+from exporter.models.residual_stream import LayerModules, LayerStates, hooked
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from exporter.report.charts.drawing import WIDTH, Drawing, number
+from exporter.report.drawing import WIDTH, Drawing, number
 
 SHADES = 9
 """From palest to darkest: the classes ``h0`` to ``h8``."""

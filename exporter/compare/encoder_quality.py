@@ -12,8 +12,8 @@ from scipy import stats
 
 from exporter.artifacts import Accuracy, EmbeddingAgreement, Interval
 from exporter.artifacts.latency import Shape
-from exporter.compare.quality.agreement import LOGITS
-from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
+from exporter.compare.agreement import LOGITS
+from exporter.compare.intervals import clipped, mean_interval, share_interval
 from exporter.engines.inputs import make_inputs, whole_phase
 from exporter.engines.runners.base import Runner
 from exporter.engines.tensors import TensorSpec

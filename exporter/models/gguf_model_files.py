@@ -12,7 +12,7 @@ from typing import Any
 
 from exporter.errors import GgufFileError, SurgeryError
 from exporter.files import sha256_files
-from exporter.models.gguf.header import Entry, GgufFile, Tensor, broken, read_header
+from exporter.models.gguf_header import Entry, GgufFile, Tensor, broken, read_header
 from exporter.models.graph_facts import GraphFacts
 from exporter.models.model_folder import ModelFolder
 from graph_passes.plan_record import PLAN_KEY

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import SurgeryError
-from exporter.models.gguf.header import Entry, Tensor, array_entry, whole_entry
-from exporter.models.gguf.model_files import BLOCK_COUNT, GgufModel
+from exporter.models.gguf_header import Entry, Tensor, array_entry, whole_entry
+from exporter.models.gguf_model_files import BLOCK_COUNT, GgufModel
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.artifacts import Verification
-from exporter.cut.oracle.inputs import cases, draw, half_written
+from exporter.cut.random_inputs import cases, draw, half_written
 from exporter.engines.runners.sessions import (
     has_bfloat16,
     in_float32,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from exporter.report.charts.drawing import (
+from exporter.report.drawing import (
     LEFT,
     SHAPES,
     TOP,

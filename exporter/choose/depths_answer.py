@@ -32,8 +32,8 @@ from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort, of_rows
 from exporter.choose.costs.together import measure_together
 from exporter.choose.selection.meters import RememberingMeter
-from exporter.compare.quality.agreement import prefill_logits
-from exporter.compare.quality.intervals import mean_interval
+from exporter.compare.agreement import prefill_logits
+from exporter.compare.intervals import mean_interval
 from exporter.engines.environment import default_threads, processor_name
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, open_runner
@@ -41,7 +41,7 @@ from exporter.errors import BackendError, CalibrationError, CostError, DepthcutE
 from exporter.export.forms.targets import write_form
 from exporter.files import scratch_folder
 from exporter.heal.fitting import Fitting
-from exporter.heal.fold.folded import folded_values
+from exporter.heal.folded import folded_values
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import HealingTexts
 from exporter.models.ablation.branch_replacements import BranchReplacements

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from exporter.cut.gguf.layers import Layer
+from exporter.cut.gguf_layers import Layer
 from exporter.errors import SurgeryError
-from exporter.models.gguf.header import Entry, text_entry, whole_entry, wholes_entry
-from exporter.models.gguf.model_files import (
+from exporter.models.gguf_header import Entry, text_entry, whole_entry, wholes_entry
+from exporter.models.gguf_model_files import (
     ARCHITECTURE_KEY,
     BLOCK_COUNT,
     HEADS,

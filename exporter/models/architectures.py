@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from exporter.artifacts.plans.stacks import Stacks
+from exporter.artifacts.stacks import Stacks
 from exporter.errors import PlanError, UnknownArchitectureError
-from exporter.models.anatomy.families import FAMILIES, STACKS, Family
-from exporter.models.anatomy.residual_stream import LayerModules, ProbeVerdict, ResidualForm, probe
+from exporter.models.families import FAMILIES, STACKS, Family
+from exporter.models.residual_stream import LayerModules, ProbeVerdict, ResidualForm, probe
 from graph_passes.types import DeletionKind, SublayerKind, SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:

@@ -17,15 +17,15 @@ from exporter.artifacts import (
     TaskResult,
     Way,
 )
-from exporter.artifacts.plans.by_score import plan_drop
+from exporter.artifacts.plans import plan_drop
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Increase
 from exporter.choose.budgets.inputs import module_sizes
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
+from exporter.choose.depths_answer import Judged, Place, Question, answered, depth_damage
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.selection.search_options import DROPPING
-from exporter.choose.studies.answer import Judged, Place, Question, answered, depth_damage
 from exporter.compare.options import ACCURACY, TaskOptions
 from exporter.compare.tasks.choosing import local_tasks, score_tasks
 from exporter.compare.tasks.items import compare_scores

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
-from exporter.artifacts.plans.by_score import hold_against_model, read_plan
+from exporter.artifacts.plans import hold_against_model, read_plan
 from exporter.artifacts.replacement_file import (
     ChangedWeight,
     Replacements,

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record
-from exporter.artifacts.plans.by_score import validate_plan
-from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.deci import DECI, check_deci, deci_entries, refuse_headless
-from exporter.cut.gguf.layers import (
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.artifacts.plans import validate_plan
+from exporter.cut.gguf_deci import DECI, check_deci, deci_entries, refuse_headless
+from exporter.cut.gguf_layers import (
     Layer,
     check_own,
     layers_left,
@@ -22,7 +22,7 @@ from exporter.cut.gguf.layers import (
     place_in_layer,
     refuse_missing,
 )
-from exporter.cut.gguf.writing import (
+from exporter.cut.gguf_writing import (
     Head,
     MapType,
     Piece,
@@ -33,8 +33,8 @@ from exporter.cut.gguf.writing import (
 )
 from exporter.errors import SurgeryError
 from exporter.files import in_shards, refuse_overwriting, sha256_file, telling_full_disk
-from exporter.models.gguf.header import Entry, text_entry
-from exporter.models.gguf.model_files import (
+from exporter.models.gguf_header import Entry, text_entry
+from exporter.models.gguf_model_files import (
     HIDDEN,
     SPLIT_KEYS,
     GgufModel,

@@ -10,8 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
-from exporter.models.anatomy.architectures import SublayerModules, sublayers_of
-from exporter.models.anatomy.residual_stream import (
+from exporter.models.architectures import SublayerModules, sublayers_of
+from exporter.models.changed_weights import is_product
+from exporter.models.residual_stream import (
     LayerModules,
     LayerStates,
     first_tensor,
@@ -20,7 +21,6 @@ from exporter.models.anatomy.residual_stream import (
     run_backbone,
     tapped,
 )
-from exporter.models.changed_weights import is_product
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from typing import Any
 from exporter.errors import HealingError
 from exporter.heal.fit import Fit, tell_if_few
 from exporter.heal.fitting import Fitting, Made
-from exporter.heal.fold.places import Place, places_of, writers_of
-from exporter.heal.fold.refit import refitted
+from exporter.heal.fold_places import Place, places_of, writers_of
+from exporter.heal.refit import refitted
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,
     BranchReplacements,
 )
 from exporter.models.ablation.embeddings import meter_here
-from exporter.models.anatomy.architectures import layer_modules
-from exporter.models.anatomy.residual_stream import LayerModules
+from exporter.models.architectures import layer_modules
 from exporter.models.changed_weights import OwnValue, changes_of, refuse_quantized, swapped
+from exporter.models.residual_stream import LayerModules
 from exporter.models.texts.calibration import CalibrationText
 from graph_passes.types import SublayerRef
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.cut.gguf.deci import ZERO_WIDTH
+from exporter.artifacts.loaded_plan import LoadedPlan
+from exporter.cut.gguf_deci import ZERO_WIDTH
 from exporter.errors import PlanError, SurgeryError
-from exporter.models.gguf.header import (
+from exporter.models.gguf_header import (
     ALIGNMENT_KEY,
     BLOCK_TYPES,
     DEFAULT_ALIGNMENT,
@@ -23,7 +23,7 @@ from exporter.models.gguf.header import (
     Entry,
     Tensor,
 )
-from exporter.models.gguf.model_files import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NUMBER, SPLIT_TENSORS
+from exporter.models.gguf_model_files import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NUMBER, SPLIT_TENSORS
 from exporter.optional import require
 from graph_passes.files.reading import opened
 from graph_passes.replacements import ReplacementTensors, array_of

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import Accuracy, PerplexityPair, PositionError, SampleLosses
 from exporter.artifacts.latency import Shape
 from exporter.compare.evaluation import EvaluationTokens
-from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
+from exporter.compare.intervals import clipped, mean_interval, share_interval
 from exporter.engines.environment import default_threads
 from exporter.engines.inputs import has_cache, make_inputs, whole_phase
 from exporter.engines.runners.base import Array, Runner

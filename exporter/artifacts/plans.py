@@ -18,8 +18,8 @@ from exporter.artifacts import (
     PruningPlan,
     Score,
 )
-from exporter.artifacts.plans.dialects import foreign_deletions
-from exporter.artifacts.plans.stacks import (
+from exporter.artifacts.plan_dialects import foreign_deletions
+from exporter.artifacts.stacks import (
     DECODER_KINDS,
     DECODER_UNITS,
     Stacks,

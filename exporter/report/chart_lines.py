@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from exporter.report.charts.drawing import (
+from exporter.report.drawing import (
     LEFT,
     TOP,
     WIDTH,

@@ -1,1 +1,0 @@
-"""Plans: made from scores, read from others' configurations, loaded with their replacements."""

@@ -1,1 +1,0 @@
-"""Holds a pruned graph against the masked original, on ONNX Runtime, with random inputs."""

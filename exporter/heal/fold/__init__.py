@@ -1,1 +1,0 @@
-"""Folding: least squares whose result goes into weights that are there already."""

@@ -1,1 +1,0 @@
-"""Where a PyTorch model keeps its attentions, its MLPs and the residual stream."""

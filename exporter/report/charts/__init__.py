@@ -1,1 +1,0 @@
-"""The report's charts, a type each: figures in, SVG out."""
