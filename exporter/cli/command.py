@@ -124,8 +124,19 @@ def _type(leaf: Leaf) -> click.ParamType[Any]:
     if leaf.place is not None:
         return _PATHS[leaf.place]
     if leaf.choices:
-        return click.Choice(leaf.choices)
+        return _Choice(leaf.choices)
     return _Text(leaf)
+
+
+class _Choice(click.Choice[Any]):
+    """One of some words; one that went is told with what takes its place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Finds the word."""
+        asked = f"{param.opts[-1]} {value}" if param is not None else ""
+        if ctx is not None and (instead := REMOVED.get(f"{ctx.command.name} {asked}")):
+            raise click.UsageError(f"{asked} was removed. Use {instead}.", ctx)
+        return super().convert(value, param, ctx)
 
 
 class _Text(click.ParamType[Any]):
@@ -209,6 +220,7 @@ _MOST_LINES, _FEW = 60, 3
 _IN_FILES = "Only in a --config file"
 _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _TASKSET = "taskset -c 2,3 before the command, with --threads 2"
+_HQQ = "--quantize-method hqq, which needs no text"
 REMOVED = {
     "export --search-seconds": "--search greedy",
     "plan --search-seconds": "--search greedy",
@@ -228,6 +240,10 @@ REMOVED = {
     "check --page": "--comment, which has the history in small",
     "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",
     "check-engine --report": "polygraphy inspect capability MODEL",
+    "export --quantize mixed": f"int4 with {_HQQ}",
+    "export --quantize-method gptq": _HQQ,
+    "quantize --quantize mixed": f"int4 with {_HQQ}",
+    "quantize --quantize-method gptq": _HQQ,
 }
 """What takes the place of options that this version doesn't have any more."""
 

@@ -29,8 +29,7 @@ class QuantizeCall(Options):
         Rule(
             ("settings.calibration",),
             lambda told: bool(told.settings.calibration) and not told.settings.needs_calibration,
-            "{0} has no effect here: it is for --quantize-method gptq, and the schemes mixed, "
-            "int8-qdq, fp8 and int4-awq.",
+            "{0} has no effect here: it is for the schemes int8-qdq, fp8 and int4-awq.",
             "Leave it out.",
         ),
     )
@@ -69,11 +68,6 @@ def _lines(result: QuantizationResult) -> list[str]:
     ]
     if gap.is_far:
         lines.append("these answers differ widely from the float model's: try --quantize int8")
-    if result.mixed is not None:
-        lines.append(
-            f"perplexity of the calibration text: {result.mixed.growth - 1:+.1%}, "
-            f"with all in 4 bits {result.mixed.four_bit_growth - 1:+.1%}"
-        )
     if record.kept_blocks:
         kept = ", ".join(f"{count} {kind}" for kind, count in record.kept_blocks.items())
         lines.append(f"blocks kept as they are: {kept}")

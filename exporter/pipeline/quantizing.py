@@ -18,13 +18,11 @@ from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Key, Run, file_hash
 from exporter.pipeline.stages import WRITTEN_ANEW
 from exporter.quantize.gguf_blocks import most_bits
 from exporter.quantize.modelopt import modelopt_version
-from exporter.quantize.products import find_products
 from exporter.quantize.quantize import QuantizationResult, quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.errors import UnsafeInputError
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.reading import read_json
-from graph_passes.files.storage import load_model
 
 SHARED = frozenset({"score", "plan", "healing", "export", "prune"})
 """The stages whose results don't depend on who asks; times are always a folder's own."""
@@ -148,9 +146,8 @@ def with_method(run: Run, settings: QuantizeSettings) -> QuantizeSettings:
 
 
 def _keeps_blocks(file: Path, settings: QuantizeSettings) -> bool:
-    if settings.scheme == "mixed" or not file.is_file():
-        return False
-    if settings.block_size is not None or settings.symmetric is not None:
+    chosen = settings.block_size is not None or settings.symmetric is not None
+    if chosen or not file.is_file():
         return False
     bits = most_bits(file)
     return bits is not None and bits <= settings.bits
@@ -169,58 +166,33 @@ def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
 
 
 def quantize(run: Run, settings: QuantizeSettings) -> tuple[list[Path], dict[str, str]]:
-    """Quantises both models alike; what they were made from is noted.
-
-    Which products ``mixed`` keeps in 8 bits is searched on the whole model, for both.
-    """
+    """Quantises both models alike; what they were made from is noted."""
     files: list[Path] = []
-    bits_by_node: Mapping[str, int] = {}
     shared, work = run.request.shared, run.ledger.work
     for arm in ARMS:
-        key = _arm_key(run, settings, arm, bits_by_node)
-        make = partial(_quantize_arm, run, arm, settings, bits_by_node)
-        (made, bits_by_node), now = take_or_make(shared, f"{QUANTIZE}-{arm}", key, work, make)
+        # What one quantised model depends on; the other doesn't matter to it.
+        others = dict.fromkeys(other for other in ARMS if other != arm)
+        key = {**quantize_key(run, settings), **others}
+        make = partial(_quantize_arm, run, arm, settings)
+        (made, _), now = take_or_make(shared, f"{QUANTIZE}-{arm}", key, work, make)
         if not now:
             run.progress.say(f"quantize: {arm}, shared, it was made from the same before")
         files += made
     return files, run.sources()
 
 
-def _arm_key(
-    run: Run, settings: QuantizeSettings, arm: str, bits_by_node: Mapping[str, int]
-) -> Key:
-    """What one quantised model depends on; the other doesn't matter to it."""
-    others = dict.fromkeys(other for other in ARMS if other != arm)
-    return {**quantize_key(run, settings), **others, "bits": dict(bits_by_node)}
-
-
-def _quantize_arm(
-    run: Run, arm: str, settings: QuantizeSettings, bits_by_node: Mapping[str, int]
-) -> tuple[list[Path], Mapping[str, int]]:
-    """One model's files, and the bits of its products where those were searched."""
+def _quantize_arm(run: Run, arm: str, settings: QuantizeSettings) -> Finished:
+    """One model's files."""
     source, folder = run.ledger.path(arm), run.ledger.work / QUANTIZED[arm]
     with staged_directory(folder) as stage:
         run.ledger.copy(ARMS[arm], arm, stage, leave_out=WRITTEN_ANEW)
-        result = _quantized(run, source / _GRAPH, stage / _GRAPH, settings, bits_by_node)
-        write_graph_use(stage / _GRAPH)
+        graph, progress = stage / _GRAPH, run.progress
+        result = quantize_file(source / _GRAPH, graph, settings, progress=progress)
+        write_graph_use(graph)
     run.progress.say(f"quantize: {arm}, {_sizes(result)}, {_bits(result)}")
     if result.difference.is_far:
         run.progress.say(f"quantize: {arm} gives answers far from the float model's")
-    found = bits_by_node if result.mixed is None else result.mixed.bits_by_node
-    return files_below(folder), dict(found)
-
-
-def _quantized(
-    run: Run,
-    source: Path,
-    output: Path,
-    settings: QuantizeSettings,
-    bits_by_node: Mapping[str, int],
-) -> QuantizationResult:
-    if bits_by_node:  # without what was cut
-        left = {product.name for product in find_products(load_model(source)).products}
-        bits_by_node = {name: bits for name, bits in bits_by_node.items() if name in left}
-    return quantize_file(source, output, settings, bits_by_node=bits_by_node, progress=run.progress)
+    return files_below(folder), None
 
 
 def _sizes(result: QuantizationResult) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +45,7 @@ if TYPE_CHECKING:
 
 _SAMPLES, _LENGTH = 32, 512
 _LEAST_LENGTH = 16
-_MOMENTS_BYTES = 1 << 30
-_FILE, _TOKENIZER = "watched.onnx", "tokenizer.json"
-
-Moments = NDArray[np.float32]
+_TOKENIZER = "tokenizer.json"
 
 
 def calibration_beside(
@@ -177,77 +174,6 @@ def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
 def feeds(runner: OnnxRuntimeRunner, text: CalibrationText) -> Iterator[dict[str, Any]]:
     """A model's inputs for one sample after the other, without padding at the end."""
     return (feed(runner.inputs, each.trimmed()) for each in text.batches(1))
-
-
-def second_moments(
-    model: ir.Model,
-    products: Sequence[Product],
-    text: CalibrationText,
-    folder: Path,
-    *,
-    threads: int,
-    progress: Progress,
-) -> Iterator[tuple[ir.Value, Moments]]:
-    """The mean of ``x x^T`` of each different input of some products.
-
-    The model is run once for as many inputs as fit one gigabyte of moments.
-
-    The input, and ``[K, K]``.
-    """
-    watched = {product.node.inputs[0]: product for product in products}
-    readers = {value: product for value, product in watched.items() if value is not None}
-    values, depths = list(readers), {value: reader.depth for value, reader in readers.items()}
-    file = _with_outputs(model, readers, folder)
-    with OnnxRuntimeRunner(file, threads=threads) as runner:
-        for group in _groups(values, [4 * depths[value] ** 2 for value in values]):
-            names = [value.name or "" for value in group]
-            moments = [np.zeros((depths[value],) * 2, np.float32) for value in group]
-            with progress.task(
-                "reading the calibration samples", len(text.input_ids), "samples"
-            ) as task:
-                for inputs in feeds(runner, text):
-                    seen = runner.run(inputs, names)
-                    for name, moment in zip(names, moments, strict=True):
-                        rows = seen[name].reshape(-1, len(moment)).astype(np.float32)
-                        moment += rows.T @ rows  # symmetric, so NumPy computes half of it
-                    task.advance()
-            for value, moment in zip(group, moments, strict=True):
-                moment /= text.mask.sum()
-                yield value, moment
-
-
-def _groups(values: Sequence[ir.Value], sizes: Sequence[int]) -> Iterator[list[ir.Value]]:
-    group: list[ir.Value] = []
-    held = 0
-    for value, size in zip(values, sizes, strict=True):
-        if group and held + size > _MOMENTS_BYTES:
-            yield group
-            group, held = [], 0
-        group.append(value)
-        held += size
-    if group:
-        yield group
-
-
-def _with_outputs(model: ir.Model, readers: Mapping[ir.Value, Product], folder: Path) -> Path:
-    """Writes the model with the inputs of some products in place of its outputs.
-
-    ONNX Runtime leaves out nodes that no output comes from: the head, if it isn't watched.
-    """
-    outputs = list(model.graph.outputs)
-    untyped = [value for value in readers if value.type is None]
-    try:
-        for value in untyped:
-            weight = readers[value].weight.const_value
-            assert weight is not None
-            value.type = ir.TensorType(weight.dtype)
-        model.graph.outputs[:] = list(readers)
-        write_files(model, folder, _FILE, "compact")
-    finally:
-        model.graph.outputs[:] = outputs
-        for value in untyped:
-            value.type = None
-    return folder / _FILE
 
 
 _MODULE = "onnxruntime.quantization"

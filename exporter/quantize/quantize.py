@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,10 +33,8 @@ from exporter.quantize.products import Products, Quantised, find_products
 from exporter.quantize.refusals import (
     refuse_nothing_to_do,
     refuse_quantised,
-    refuse_unknown_nodes,
     refuse_unrunnable,
 )
-from exporter.quantize.sensitivity import MixedBits, search_mixed
 from exporter.quantize.settings import QuantizeSettings
 from exporter.quantize.weight_only import WeightOnly
 from graph_passes.files import storage
@@ -98,9 +93,6 @@ def _mean_kl(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     return float(divergence(*arms).mean())
 
 
-NOTHING: Mapping[str, int] = MappingProxyType({})
-
-
 @dataclass(frozen=True)
 class QuantizationResult:
     """What a quantisation made."""
@@ -111,7 +103,6 @@ class QuantizationResult:
     difference: RoundingDifference
     in_float: dict[str, str] = field(default_factory=dict)
     rounded_anew: dict[str, str] = field(default_factory=dict)
-    mixed: MixedBits | None = None
 
 
 def quantize_file(
@@ -119,7 +110,6 @@ def quantize_file(
     output: Path,
     settings: QuantizeSettings,
     *,
-    bits_by_node: Mapping[str, int] = NOTHING,
     with_companions: bool = False,
     progress: Progress = QUIET,
 ) -> QuantizationResult:
@@ -129,17 +119,16 @@ def quantize_file(
     graph its notes. The result and its weights appear together or not at all, after they have been
     run once. Weight-only schemes hold one weight in memory at a time, the others the whole model.
     """
-    settings.refuse_missing_text(bits_given=bool(bits_by_node))
+    settings.refuse_missing_text()
     model = storage.load_model(source)
-    work = _Quantisation(source, model, find_products(model), settings, bits_by_node, progress)
+    work = _Quantisation(source, model, find_products(model), settings, progress)
     work.refuse(output)
     method, tokens = work.method(), work.tokens()
     before = _bytes([source, *storage.data_files(model)])
     try:
         with staging(output) as staged:
             stage = staged.folder
-            mixed = work.search_bits(stage, tokens)
-            result, done = work.run(stage, tokens, mixed.bits_by_node if mixed else bits_by_node)
+            result, done = work.run(stage, tokens)
             record = _record(done, settings, method, tokens)
             result.metadata_props[QUANTIZATION_KEY] = record.model_dump_json(exclude_none=True)
             if tokens is not None:
@@ -154,7 +143,7 @@ def quantize_file(
             staged.place(moves, [*stale, *stale_reports(output)])
     except OSError as error:
         raise storage.write_error(output, error) from error
-    return QuantizationResult(record, before, after, gap, done.in_float, done.rounded_anew, mixed)
+    return QuantizationResult(record, before, after, gap, done.in_float, done.rounded_anew)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +154,6 @@ class _Quantisation:
     model: ir.Model
     found: Products
     settings: QuantizeSettings
-    bits_by_node: Mapping[str, int]
     progress: Progress
 
     def refuse(self, output: Path) -> None:
@@ -174,7 +162,6 @@ class _Quantisation:
         if self.settings.modelopt is not None:
             refuse_caches_in_place(self.model, self.source)
         refuse_nothing_to_do(self.found, self.source)
-        refuse_unknown_nodes(self.bits_by_node, self.found)
         texts = map(Path, self.settings.calibration)
         files = [self.settings.gguf] if self.settings.gguf else []
         read = [self.source, *storage.data_files(self.model), *texts, *files]
@@ -194,52 +181,22 @@ class _Quantisation:
 
     def tokens(self) -> CalibrationText | None:
         """The calibration text; None where nothing looks at one."""
-        if not self.settings.reads_text(bits_given=bool(self.bits_by_node)):
+        if not self.settings.needs_calibration:
             return None
-        return calibration_beside(
-            self.source, self.settings.calibration, self.classes, self.progress
-        )
+        classes = classes_of_texts(output_shape(self.model, LOGITS))
+        return calibration_beside(self.source, self.settings.calibration, classes, self.progress)
 
-    @property
-    def classes(self) -> int | str | None:
-        """How many the graph gives each text; None where it gives none."""
-        return classes_of_texts(output_shape(self.model, LOGITS))
-
-    def search_bits(self, stage: Path, tokens: CalibrationText | None) -> MixedBits | None:
-        """For the scheme ``mixed`` the bits of each product, unless they are given."""
-        if self.settings.scheme != "mixed" or self.bits_by_node or tokens is None:
-            return None
-        if tokens.sources is not None or self.classes is not None:
-            raise QuantizationError(
-                "The scheme mixed chooses bits by what a next token loses, and "
-                f"{self.source} predicts none.",
-                "Take int8 or int4, or give the bits by node.",
-                code="no-next-token",
-            )
-        folder = stage / "searched"
-        folder.mkdir()
-        try:
-            return search_mixed(
-                self.model, self.found, self.settings, tokens, folder,
-                threads=default_threads(), progress=self.progress,
-            )  # fmt: skip
-        finally:
-            shutil.rmtree(folder)
-
-    def run(
-        self, stage: Path, tokens: CalibrationText | None, bits_by_node: Mapping[str, int]
-    ) -> tuple[ir.Model, Quantised]:
+    def run(self, stage: Path, tokens: CalibrationText | None) -> tuple[ir.Model, Quantised]:
         """The quantised graph, and what was done."""
-        model, found, settings, threads = self.model, self.found, self.settings, default_threads()
+        model, found, settings = self.model, self.found, self.settings
         if settings.weight_only:
             gguf = GgufBlocks(settings.gguf) if settings.gguf else None
-            work = WeightOnly(model, found, settings, bits_by_node, tokens, threads, gguf)
-            return model, work.run(stage, self.progress)
+            return model, WeightOnly(model, found, settings, gguf).run(stage, self.progress)
         if settings.modelopt is not None and tokens is not None:
             return quantise_with_modelopt(
                 model, found, stage, settings.scheme, tokens, settings.modelopt, self.progress
             )
-        return quantise_activations(model, found, stage, tokens, threads)
+        return quantise_activations(model, found, stage, tokens, default_threads())
 
 
 def _record(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.artifacts.comparison import QUANTIZATION_KEY
 from exporter.engines.runners.sessions import new_session
-from exporter.errors import QuantizationError, UsageError, first_line
+from exporter.errors import QuantizationError, first_line
 from exporter.optional import require
 from exporter.quantize.products import Products
 from exporter.quantize.rewrite import DOMAIN, matmul_nbits
@@ -56,18 +56,6 @@ def refuse_nothing_to_do(found: Products, source: Path) -> None:
         f"There is nothing to quantise in {source}: no product has a weight that can be{first}.",
         code="nothing-to-quantize",
     )
-
-
-def refuse_unknown_nodes(bits_by_node: Mapping[str, int], found: Products) -> None:
-    """Refuses bits for nodes that aren't there, and bits that there are no kernels for."""
-    known = {product.name for product in found.products}
-    for name, bits in bits_by_node.items():
-        if name not in known:
-            raise UsageError(
-                f"No product that can be quantised is called {name}.", code="unknown-product"
-            )
-        if bits not in (4, 8):
-            raise UsageError(f"{name} can't have {bits} bits.", "4 or 8.", code="bits-out-of-range")
 
 
 def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:

@@ -142,26 +142,6 @@ def unpack_bits(tight: Bytes, bits: int) -> Bytes:
     return pairs.reshape(*tight.shape[:-1], -1)
 
 
-def scales_of_block(rows: Floats, bits: int, *, symmetric: bool) -> tuple[Floats, Bytes]:
-    """Scales and zero points ``[N]`` that :func:`round_to_nearest` takes for one block.
-
-    The same numbers as ONNX Runtime's kernel, in a fraction of its time where a matrix comes one
-    block at a time.
-
-    rows: `[block, N]`.
-    """
-    low, high = rows.min(axis=0), rows.max(axis=0)
-    if symmetric:
-        middle = 1 << (bits - 1)
-        far = np.where(np.abs(high) > np.abs(low), high, low)
-        return far / np.float32(-middle), np.full(len(far), middle, np.uint8)
-    top = np.float32((1 << bits) - 1)
-    low, high = np.minimum(low, 0), np.maximum(high, 0)
-    scales = (high - low) / top
-    zeros = -low / np.where(scales == 0, 1, scales)
-    return scales, np.floor(np.clip(zeros, 0, top) + np.float32(0.5)).astype(np.uint8)
-
-
 DOMAIN = "com.microsoft"
 
 

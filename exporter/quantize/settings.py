@@ -12,16 +12,15 @@ from exporter.options import Options, Rule, dataclass, option
 
 QUANTIZATION = "Quantisation"
 
-Scheme = Literal["int4", "int8", "mixed", "int8-dynamic", "int8-qdq", "fp8", "int4-awq"]
-"""``int4`` and ``int8`` are weight-only, ``mixed`` both by sensitivity; ``int8-dynamic`` and
-``int8-qdq`` quantise activations as well. ``fp8``, which does so too, and ``int4-awq``, which
-doesn't, are ModelOpt's; ``int8-qdq`` is either's."""
-Method = Literal["rtn", "hqq", "gptq", "gguf"]
+Scheme = Literal["int4", "int8", "int8-dynamic", "int8-qdq", "fp8", "int4-awq"]
+"""``int4`` and ``int8`` are weight-only; ``int8-dynamic`` and ``int8-qdq`` quantise activations as
+well. ``fp8``, which does so too, and ``int4-awq``, which doesn't, are ModelOpt's; ``int8-qdq`` is
+either's."""
+Method = Literal["rtn", "hqq", "gguf"]
 """How a weight-only scheme rounds. ``rtn``: to nearest. ``hqq``: half-quadratic, zero points in
-float. ``gptq``: each weight's error is made good by the next ones, by the calibration text's
-activations. ``gguf``: weights that a GGUF file brings in blocks keep these."""
+float. ``gguf``: weights that a GGUF file brings in blocks keep these."""
 
-WEIGHT_ONLY: frozenset[Scheme] = frozenset({"int4", "int8", "mixed"})
+WEIGHT_ONLY: frozenset[Scheme] = frozenset({"int4", "int8"})
 MODELOPT: frozenset[Scheme] = frozenset({"fp8", "int4-awq", "int8-qdq"})
 """What ModelOpt makes, for TensorRT."""
 MODELOPT_HINT = (
@@ -54,16 +53,16 @@ class QuantizeSettings(Options):
 
     scheme: Scheme = option(
         "int4",
-        "int4, int8: weights only; mixed: 8 bits where 4 bits cost most; int8-*: computes in "
-        "int8. fp8, int4-awq, and int8-qdq for TensorRT need --modelopt-python.",
+        "int4, int8: weights only; int8-*: computes in int8. fp8, int4-awq, and int8-qdq for "
+        "TensorRT need --modelopt-python.",
         "--quantize",
-        brief="Also quantise both: int4, int8, mixed and others",
+        brief="Also quantise both: int4, int8 and others",
         section=QUANTIZATION,
     )
     method: Method | None = option(
         None,
-        "Rounding method: to nearest (rtn), half-quadratic (hqq), by the activations on the "
-        "calibration text (gptq), or the blocks of a GGUF file (gguf).",
+        "Rounding method: to nearest (rtn), half-quadratic (hqq), or the blocks of a GGUF file "
+        "(gguf).",
         "--quantize-method",
         usual="rtn; in export from a GGUF file with such blocks: gguf",
         section=QUANTIZATION,
@@ -95,8 +94,8 @@ class QuantizeSettings(Options):
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Text for gptq, mixed, int8-qdq and ModelOpt: a text or JSONL file, hf:DATASET or pydoc. "
-        "Several make a mixture.",
+        "Text for int8-qdq and ModelOpt: a text or JSONL file, hf:DATASET or pydoc. Several make "
+        "a mixture.",
         metavar="SOURCE",
         section=QUANTIZATION,
     )
@@ -124,8 +123,7 @@ class QuantizeSettings(Options):
     @property
     def needs_calibration(self) -> bool:
         """Whether it can't be done without a text."""
-        fitted = self.scheme in MODELOPT or self.scheme == "mixed"
-        return fitted or (self.weight_only and self.method == "gptq")
+        return self.scheme in MODELOPT
 
     @property
     def rounding(self) -> Method:
@@ -135,7 +133,7 @@ class QuantizeSettings(Options):
     @property
     def bits(self) -> int:
         """Of a product for which nothing else is said."""
-        return 4 if self.scheme in ("int4", "mixed") else 8
+        return 4 if self.scheme == "int4" else 8
 
     @property
     def block(self) -> int:
@@ -154,18 +152,11 @@ class QuantizeSettings(Options):
         """The accuracy level, chosen or measured."""
         return 4 if self.accuracy_level is None else self.accuracy_level
 
-    def reads_text(self, *, bits_given: bool) -> bool:
-        """Whether the text is looked at; ``mixed`` needs none where single bits are given."""
-        known = bits_given and self.scheme == "mixed" and self.method != "gptq"
-        return self.needs_calibration and not known
-
-    def refuse_missing_text(self, *, bits_given: bool = False) -> None:
+    def refuse_missing_text(self) -> None:
         """Refuses what can't be done without a calibration text where none is named."""
-        if self.reads_text(bits_given=bits_given) and not self.calibration:
-            gptq = self.weight_only and self.method == "gptq"
-            what = "The method gptq" if gptq else f"The scheme {self.scheme}"
+        if self.needs_calibration and not self.calibration:
             hint = "Name a text or, for a model of images, a folder of them: --calibration."
-            told = f"{what} needs something to calibrate on."
+            told = f"The scheme {self.scheme} needs something to calibrate on."
             raise OptionError(told, hint, ["calibration"], code="no-calibration")
 
     rules = (
@@ -180,12 +171,6 @@ class QuantizeSettings(Options):
             lambda told: (told.method == "gguf") != (told.gguf is not None),
             "{0} gguf and {1}, the file whose blocks are kept, go together.",
             "Give both, or neither.",
-        ),
-        Rule(
-            ("method", "scheme"),
-            lambda told: told.method == "gguf" and told.scheme == "mixed",
-            "{0} gguf keeps blocks with their own bits, which {1} mixed can't choose.",
-            "Take it with int4 or int8: that says how the other weights are rounded.",
         ),
         Rule(
             ("symmetric", "method"),
@@ -215,7 +200,7 @@ class QuantizeSettings(Options):
             ("block_size", "symmetric", "accuracy_level", "embedding_bits", "head_bits"),
             lambda told: not told.weight_only and told._shaped,
             "What quantises activations has a scale a column: no {0}, {1}, {2}, {3} or {4}.",
-            "Leave these options out, or take int4, int8 or mixed.",
+            "Leave these options out, or take int4 or int8.",
         ),
     )
 

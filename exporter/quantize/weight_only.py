@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
-from scipy.linalg import lapack
 
-from exporter.errors import CalibrationError, QuantizationError
-from exporter.models.texts.calibration import CalibrationText
+from exporter.errors import QuantizationError
 from exporter.progress import Progress
-from exporter.quantize.calibration import second_moments
 from exporter.quantize.gguf_blocks import GgufBlocks
 from exporter.quantize.products import Product, Products, Quantised, Table
 from exporter.quantize.refusals import refuse_not_finite
 from exporter.quantize.rewrite import (
     Blocks,
-    Bytes,
     Floats,
     PackedWeights,
     StoredWeight,
@@ -30,7 +25,6 @@ from exporter.quantize.rewrite import (
     matmul_nbits,
     round_to_nearest,
     rounded,
-    scales_of_block,
     use_in_product,
     use_in_table,
 )
@@ -40,104 +34,6 @@ from graph_passes.finding.weights import BLOCK_SUMS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-_DAMPING = 0.01  # of the mean of the diagonal, as in the paper
-
-
-def inverse_factor(moments: Floats, name: str) -> Floats:
-    """The upper Cholesky factor of the damped Hessian's inverse.
-
-    ``[K, K]``, float32; computed in float64.
-
-    moments: the Hessian: the mean of `x x^T` over the calibration text, `[K, K]`; it is unchanged.
-    """
-    hessian = moments.astype(np.float64)
-    diagonal = np.einsum("ii->i", hessian)
-    if not np.isfinite(hessian).all():
-        raise CalibrationError(
-            f"GPTQ can't be computed for {name}: its input is not finite in calibration.",
-            "Calibrate on something else, or take another method.",
-            code="not-finite",
-        )
-    mean = float(diagonal.mean())
-    if mean <= 0:
-        raise CalibrationError(
-            f"GPTQ can't be computed for {name}: its input is zero all over in calibration.",
-            "Calibrate on something else, or take another method.",
-            code="input-zero",
-        )
-    diagonal += _DAMPING * mean
-    factor = _factor_of_inverse(hessian)
-    if factor is None:
-        raise CalibrationError(
-            f"GPTQ can't be computed for {name}: the Hessian of its input can't be inverted.",
-            "Calibrate on more, or take another method.",
-            code="singular-hessian",
-        )
-    return factor
-
-
-def _factor_of_inverse(hessian: NDArray[np.float64]) -> Floats | None:
-    """``U`` with ``H^-1 = U^T U``; None where H isn't positive definite.
-
-    With ``H = R R^T`` and R upper, which is Cholesky of H turned over, U is ``R^-1``: a quarter of
-    the work that inverting H and factoring the inverse is.
-    """
-    try:
-        turned = np.linalg.cholesky(hessian[::-1, ::-1])
-    except np.linalg.LinAlgError:
-        return None
-    factor, failed = lapack.dtrtri(turned[::-1, ::-1])
-    if failed or not np.isfinite(factor).all():
-        return None
-    return np.ascontiguousarray(factor, np.float32)
-
-
-def gptq(matrix: Floats, factor: Floats, bits: int, block: int, *, symmetric: bool) -> Blocks:
-    """Rounds a matrix by its input's second moments.
-
-    A row takes up the errors of all rows before it when its turn comes, block by block: so nothing
-    as large as the matrix is written again and again.
-
-    matrix: `[K, N]`; it is unchanged.
-    factor: from inverse_factor, `[K, K]`.
-    """
-    depth, width = matrix.shape
-    blocks = -(-depth // block)
-    errors = np.empty((depth, width), np.float32)
-    quants = np.zeros((blocks * block, width), np.uint8)
-    scales, zeros = np.zeros((blocks, width), np.float32), np.zeros((blocks, width), np.uint8)
-    for number, start in enumerate(range(0, depth, block)):
-        here = slice(start, min(start + block, depth))
-        rows = matrix[here] - factor[:start, here].T @ errors[:start]
-        scales[number], zeros[number] = scales_of_block(rows, bits, symmetric=symmetric)
-        _round_block(
-            rows, factor[here, here], scales[number], zeros[number], (1 << bits) - 1,
-            quants[here], errors[here],
-        )  # fmt: skip
-    quants[depth:] = zeros[-1]  # what fills the last block stands for zero
-    grouped = quants.reshape(blocks, block, width).transpose(2, 0, 1)
-    return Blocks(grouped, scales.T, zeros.T.astype(np.float32), bits)
-
-
-def _round_block(
-    rows: Floats,
-    factor: Floats,
-    scale: Floats,
-    zero: Bytes,
-    top: int,
-    quants: Bytes,
-    errors: Floats,
-) -> None:
-    """Rounds one block's rows in turn; fills in what they become and the errors to pass on."""
-    step = np.where(scale == 0, 1, scale)
-    offset = zero.astype(np.float32)
-    for row, weights in enumerate(rows):
-        weights -= factor[:row, row] @ errors[:row]
-        whole = np.clip(np.rint(weights / step) + offset, 0, top)
-        quants[row] = whole
-        errors[row] = (weights - (whole - offset) * scale) / factor[row, row]
-
 
 COMPUTES_IN_INT8 = 4  # the accuracy level
 _DIGITS = {4: 4, 8: 2}  # 16 bits: below what float32 loses in a whole model
@@ -241,8 +137,6 @@ def _summing(depth: int, block: int, copies: int, width: int) -> Blocks:
 _DATA_FILE = "packed.data"
 _KEPT_BLOCKS = 0  # in place of bits
 
-Matrix = NDArray[np.float32]
-
 
 @dataclass(frozen=True, eq=False)
 class WeightOnly:
@@ -251,19 +145,15 @@ class WeightOnly:
     model: ir.Model
     found: Products
     settings: QuantizeSettings
-    bits_by_node: Mapping[str, int]
-    tokens: CalibrationText | None
-    threads: int
     gguf: GgufBlocks | None = None
 
     def run(self, stage: Path, progress: Progress) -> Quantised:
         """Rewrites the graph."""
-        moments = self._moments(stage, progress)
         with WeightWriter(stage / _DATA_FILE) as writer:
             packer = _Packer(self, PackedWeights(self.model, writer))
             with progress.task("quantising", len(self.found.products), "products") as task:
-                for product, factor in moments:
-                    packer.product(product, factor)
+                for product in self.found.products:
+                    packer.product(product)
                     task.advance()
             in_float = dict(self.found.in_float) | packer.table()
             drop_unused(self.model, packer.replaced)
@@ -276,8 +166,6 @@ class WeightOnly:
 
     def bits_of(self, product: Product) -> int:
         """How many bits a product's weight gets."""
-        if product.name in self.bits_by_node:
-            return self.bits_by_node[product.name]
         if product.head and self.settings.head_bits is not None:
             return self.settings.head_bits
         return self.settings.bits
@@ -291,24 +179,6 @@ class WeightOnly:
             and product.depth % self.settings.block == 0
             and self.bits_of(product) == self.settings.embedding_bits
         )
-
-    def _moments(self, stage: Path, progress: Progress) -> Iterator[tuple[Product, Matrix | None]]:
-        """Every product, for GPTQ with the factor of its input's moments; by input."""
-        rounded = [p for p in self.found.products if self._is_plainly_rounded(p)]
-        watched = [p for p in self.found.products if p not in rounded]
-        if watched and self.tokens is not None:
-            folder = stage / "watched"
-            folder.mkdir()
-            for value, moments in second_moments(
-                self.model, watched, self.tokens, folder, threads=self.threads, progress=progress
-            ):
-                mine = [p for p in watched if p.node.inputs[0] is value]
-                factor = inverse_factor(moments, mine[0].name)
-                yield from ((product, factor) for product in mine)
-        yield from ((product, None) for product in rounded)
-
-    def _is_plainly_rounded(self, product: Product) -> bool:
-        return self.settings.method != "gptq" or self.shares_table(product)
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,9 +206,9 @@ class _Packer:
         self.head_bits: int | None = None
         self.embedding_bits: int | None = None
 
-    def product(self, product: Product, factor: Matrix | None) -> None:
+    def product(self, product: Product) -> None:
         """Packs a product's weight and puts it to use."""
-        weight = self._weight_of(product, factor)
+        weight = self._weight_of(product)
         follow = None
         if weight.sums:
             follow = self._sums.follow(product, weight.block, weight.sums)
@@ -367,7 +237,7 @@ class _Packer:
         self.embedding_bits = weight.bits
         return {}
 
-    def _weight_of(self, product: Product, factor: Matrix | None) -> _Weight:
+    def _weight_of(self, product: Product) -> _Weight:
         kept = self._kept(product.weight, product.transposed, product.name, product.matrix)
         if kept is not None:
             return kept
@@ -376,17 +246,11 @@ class _Packer:
         def blocks() -> Blocks:
             matrix = product.matrix()
             refuse_not_finite(matrix, product.name)
-            if factor is not None:
-                symmetric = settings.without_zero_points
-                return gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
             if settings.method == "hqq" and len(matrix) % settings.block:
                 raise _ragged(product.name, len(matrix), settings.block)
             return self._rounded(matrix, bits, self._work.shares_table(product))
 
-        key = (product.weight, product.transposed, bits)
-        if factor is not None:  # it is this product's alone
-            self._packed.pop(key, None)
-        return self._once(key, blocks)
+        return self._once((product.weight, product.transposed, bits), blocks)
 
     def _rounded_table(self, table: Table, name: str, bits: int) -> _Weight:
         def blocks() -> Blocks:
@@ -401,7 +265,7 @@ class _Packer:
         value: ir.Value,
         transposed: bool,
         name: str,
-        matrix: Callable[[], Matrix],
+        matrix: Callable[[], Floats],
         *,
         whole: bool = False,
     ) -> _Weight | None:
@@ -423,7 +287,7 @@ class _Packer:
             return None
         return weight
 
-    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Blocks:
+    def _rounded(self, matrix: Floats, bits: int, shared: bool) -> Blocks:
         """Rounds without a text, to whole zero points in a shared table and in unfilled blocks."""
         settings = self._work.settings
         block, symmetric = settings.block, settings.without_zero_points

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
 ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
-    "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
+    "speedup", "quantize", "forms", "architectures", "engines", "build", "tasks",
     "selection", "healing", "distill", "encoder", "planner", "streaming", "large_export",
     "cluster", "checkpoint", "intervals",
 )  # fmt: skip
@@ -37,14 +37,9 @@ def _run(name: str) -> int:
         env["DEPTHCUT_BENCH_ONNX"] = str(_exported())
     elif name == "overhead":
         command.append(str(_exported().parent))
-    elif name in (
-        "quantize",
-        "sensitivity",
-    ):  # the fused graph, where the benchmark before has built it
+    elif name == "quantize":  # the fused graph, where the benchmark before has built it
         fused = OUT / "genai"
         command.append(str(fused if (fused / "model.onnx").is_file() else _exported().parent))
-        if name == "sensitivity":
-            command += ["--gguf", _smollm2()]
     elif name == "cache":
         command += [_smollm2(), str(OUT / "genai")]
     elif name == "forms":

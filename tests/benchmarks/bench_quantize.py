@@ -38,10 +38,6 @@ WAYS = {
     "int4, blocks of 64": QuantizeSettings(block_size=64),
     "int4, blocks of 128": QuantizeSettings(block_size=128),
     "int4, level 1": QuantizeSettings(accuracy_level=1),
-    "int4 gptq": QuantizeSettings(method="gptq", calibration=("pydoc",)),
-    "int4 gptq, blocks of 64": QuantizeSettings(
-        method="gptq", calibration=("pydoc",), block_size=64
-    ),
     "int4 hqq": QuantizeSettings(method="hqq"),
     "int8": QuantizeSettings(scheme="int8"),
     "int8, zero points": QuantizeSettings(scheme="int8", symmetric=False),

@@ -287,7 +287,7 @@ def test_a_contradiction_is_told_before_the_configuration_is_shown(
             ["plan", "IMPORTANCE"],
             ["plan", "IMPORTANCE", "--parameters", "5%", "--search", "one-shot"],
         ),
-        *(["quantize", "MODEL", "-o", "x", "--quantize-method", "gptq"],),
+        *(["quantize", "MODEL", "-o", "x", "--quantize", "int8-qdq"],),
     ],
 )
 def test_so_do_plan_and_quantize(

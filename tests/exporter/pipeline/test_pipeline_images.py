@@ -17,7 +17,6 @@ from exporter.errors import (
     ComparisonError,
     ModelSourceError,
     PlanError,
-    QuantizationError,
     TextSourceError,
 )
 from exporter.gate.gate import check
@@ -140,15 +139,6 @@ def test_quantised_arms_have_scales_of_the_images(noisy: tuple[Path, Any]) -> No
         assert (place / "out" / arm / "preprocessor_config.json").is_file()
     quantized = [corner for corner in report.corners if corner.quantized]
     assert all(corner.kl_divergence > 0 for corner in quantized)
-
-
-def test_bits_by_a_next_token_are_refused(noisy: tuple[Path, Any], tmp_path: Path) -> None:
-    from exporter.quantize.quantize import quantize_file
-
-    place, _ = noisy
-    settings = QuantizeSettings(scheme="mixed", calibration=("random",))
-    with raises(QuantizationError, "no-next-token", "mixed"):
-        quantize_file(place / "out" / "baseline" / "model.onnx", tmp_path / "model.onnx", settings)
 
 
 def test_layers_that_come_one_by_one_have_the_same_scores(noisy: tuple[Path, Any]) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
@@ -18,7 +17,6 @@ from exporter.artifacts.store import StageLedger
 from exporter.choose.budgets.budget import Budget
 from exporter.cli.export import export
 from exporter.errors import ComparisonError, DepthcutError, OptionError, UsageError
-from exporter.models.texts.calibration import CalibrationText
 from exporter.pipeline.quantizing import quantize, quantize_key
 from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
@@ -26,14 +24,9 @@ from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
 from exporter.pipeline.stages import arm_engine_uses
 from exporter.progress import Quiet
 from exporter.quantize.quantize import RoundingDifference
-from exporter.quantize.sensitivity import MixedBits
 from exporter.quantize.settings import QuantizeSettings
-from graph_passes import prune_graph, save_model
-from graph_passes.files.storage import load_model
-from graph_passes.types import Deletion
 from tests.exporter.use_lines import lines_of, run_lines
 from tests.raising import raises
-from tests.tiny_graphs import TinySpec, tiny_model
 
 EIGHT = QuantizeSettings(scheme="int8")
 QDQ = QuantizeSettings(scheme="int8-qdq", calibration=("pydoc",))
@@ -111,43 +104,6 @@ def test_engines_are_run_with_the_tokenizer_beside_their_graph(exported: Path) -
     (exported / "candidate" / "tokenizer.json").unlink()
     (use,) = arm_engine_uses(run, "candidate").uses
     assert use.language == "python"
-
-
-def test_what_keeps_8_bits_is_chosen_once_on_the_whole_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_in(tmp_path / "out")
-    whole = tiny_model(TinySpec(layers=2))
-    (run.ledger.work / "baseline").mkdir(parents=True)
-    save_model(whole, run.ledger.work / "baseline" / "model.onnx")
-    pruned, _ = prune_graph(whole, [Deletion(0, "mlp")])
-    (run.ledger.work / "candidate").mkdir()
-    save_model(pruned, run.ledger.work / "candidate" / "model.onnx")
-    for arm, stage in {"baseline": "export", "candidate": "prune"}.items():
-        run.ledger.record(stage, {}, files_below(run.ledger.work / arm))
-    searches: list[Any] = []
-
-    def search_mixed(model: Any, found: Any, *_: Any, **__: Any) -> MixedBits:
-        searches.append(model)
-        bits = {p.name: 8 if number % 2 else 4 for number, p in enumerate(found.products)}
-        return MixedBits(bits, (), 0.0, 0.0)
-
-    monkeypatch.setattr(quantizer, "search_mixed", search_mixed)
-    monkeypatch.setattr(
-        quantizer, "calibration_beside",
-        lambda *_: CalibrationText.unpadded(np.zeros((1, 8), np.int64), "text", ""),
-    )  # fmt: skip
-    settings = QuantizeSettings("mixed", block_size=16, calibration=("text.txt",), head_bits=None)
-    quantize(run, settings)
-    assert len(searches) == 1
-    widths = {}
-    for arm in QUANTIZED:
-        graph = load_model(run.ledger.work / QUANTIZED[arm] / "model.onnx").graph
-        found = (node for node in graph if node.op_type == "MatMulNBits")
-        widths[arm] = {node.name: node.attributes["bits"].as_int() for node in found}
-    assert set(widths["baseline"].values()) == {4, 8}
-    assert 0 < len(widths["candidate"]) < len(widths["baseline"])
-    assert widths["candidate"].items() <= widths["baseline"].items()
 
 
 def test_it_is_stale_when_graphs_settings_or_text_are_others(
@@ -230,7 +186,7 @@ def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
             "caches-in-place",
             "ModelOpt",
         ),
-        ({"quantize": QuantizeSettings("int4", "gptq")}, "no-calibration", "--calibration"),
+        ({"quantize": QuantizeSettings("int8-qdq")}, "no-calibration", "--calibration"),
     ],
 )
 def test_what_can_not_be_quantised_is_refused_before_any_work(
@@ -274,11 +230,11 @@ def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(tmp_path: Pa
     text.write_text("the value of the list is a string\n" * 20)
     request = run_in(tmp_path).request
     judged = replace(request.compare, eval_text=str(text))
-    fitted = QuantizeSettings("int4", "gptq", calibration=(str(text),))
+    fitted = QuantizeSettings("int8-qdq", calibration=(str(text),))
     refuse_bad_options(replace(request, quantize=fitted))
     with raises(ComparisonError, "same-text"):
         refuse_bad_options(replace(request, quantize=fitted, compare=judged))
-    refuse_bad_options(replace(request, quantize=replace(fitted, method="rtn"), compare=judged))
+    refuse_bad_options(replace(request, quantize=replace(fitted, scheme="int8"), compare=judged))
 
 
 def asked(*options: str) -> QuantizeSettings | None:
@@ -294,10 +250,10 @@ def test_options_become_settings_and_the_rest_is_the_settings_own(tmp_path: Path
         "block_size: 64\nsymmetric: false\naccuracy_level: 0\nembedding_bits: none\nhead_bits: 4\n"
     )
     assert asked(
-        "--quantize", "int4", "--quantize-method", "gptq", "--calibration", "text.txt",
+        "--quantize", "int4", "--quantize-method", "rtn", "--calibration", "text.txt",
         "--config", str(config),
     ) == QuantizeSettings(
-        "int4", "gptq", block_size=64, symmetric=False, accuracy_level=0, embedding_bits=None,
+        "int4", "rtn", block_size=64, symmetric=False, accuracy_level=0, embedding_bits=None,
         head_bits=4, calibration=("text.txt",),
     )  # fmt: skip
     sampled = asked("--quantize", "int8", "--calibration", "self")

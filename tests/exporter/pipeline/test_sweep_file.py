@@ -151,8 +151,8 @@ def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, told: str) 
 
 def test_a_quantisation_that_makes_no_sense_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with raises(OptionError, "no-calibration", "--calibration"):
-        cells(tmp_path, LEAST + "precisions: [mixed]")
-    assert cells(tmp_path, LEAST + "precisions: [mixed]\nscoring: {calibration: pydoc}")
+        cells(tmp_path, LEAST + "precisions: [int8-qdq]")
+    assert cells(tmp_path, LEAST + "precisions: [int8-qdq]\nscoring: {calibration: pydoc}")
 
 
 def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:

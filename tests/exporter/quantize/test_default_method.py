@@ -55,7 +55,6 @@ def test_a_gguf_file_s_blocks_are_kept(tmp_path: Path, scheme: Scheme) -> None:
         (INT4, ["Q8_0", "Q4_0"]),  # 8 bits where 4 are asked for
         (replace(INT4, block_size=64), ["Q4_0"]),
         (replace(INT4, symmetric=True), ["Q4_0"]),
-        (replace(INT4, scheme="mixed"), ["Q4_0"]),
     ],
 )
 def test_blocks_that_were_not_asked_for_are_not_kept(

@@ -186,37 +186,6 @@ def test_what_stays_in_float_is_told_with_its_reason(tmp_path: Path) -> None:
     }
 
 
-def test_bits_by_node_come_before_all_else(tied: Path, tmp_path: Path) -> None:
-    settings = QuantizeSettings(scheme="mixed", head_bits=None)
-    record = quantize_file(
-        tied, tmp_path / "out.onnx", settings, bits_by_node={"down_node": 8}
-    ).record
-    assert record.bits == {"4": 2, "8": 1}
-    bits = {
-        node.name: node.attributes.get_int("bits")
-        for node in load_model(tmp_path / "out.onnx").graph
-        if node.op_type == "MatMulNBits"
-    }
-    assert bits == {"up_node": 4, "down_node": 8, "head_node": 4}
-
-
-@pytest.mark.parametrize(
-    ("bits", "code", "field"),
-    [
-        ({}, "no-calibration", "mixed"),
-        ({"nobody": 8}, "unknown-product", "nobody"),
-        ({"up_node": 3}, "bits-out-of-range", 3),
-    ],
-)
-def test_mixed_bits_that_fit_nothing_are_refused(
-    tied: Path, tmp_path: Path, bits: dict[str, int], code: str, field: object
-) -> None:
-    settings = QuantizeSettings(scheme="mixed")
-    with raises(UsageError, code, field):
-        quantize_file(tied, tmp_path / "out.onnx", settings, bits_by_node=bits)
-    assert not (tmp_path / "out.onnx").exists()
-
-
 def test_the_graphs_own_notes_stay_and_the_record_is_added(tied: Path, tmp_path: Path) -> None:
     from graph_passes.files.storage import save_model
 
@@ -291,10 +260,9 @@ def test_the_source_is_not_overwritten(tied: Path) -> None:
         ({"block_size": 24}, "--block-size"),
         ({"block_size": 8}, "--block-size"),
         ({"accuracy_level": 5}, "--accuracy-level"),
-        ({"method": "gptq"}, "--calibration"),
         ({"scheme": "int8-qdq"}, "--calibration"),
         ({"method": "hqq", "symmetric": True}, "--symmetric"),
-        ({"scheme": "int8-dynamic", "method": "gptq"}, "--quantize-method"),
+        ({"scheme": "int8-dynamic", "method": "hqq"}, "--quantize-method"),
     ],
 )
 def test_settings_that_fit_nothing_are_refused(

@@ -105,10 +105,12 @@ def test_the_result_as_json(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--quantize-method", "gptq"], 2, "--calibration"),
+        (["--quantize", "int8-qdq"], 2, "--calibration"),
+        (["--quantize-method", "gptq"], 2, "hqq"),
+        (["--quantize", "mixed"], 2, "hqq"),
         (["--block-size", "20"], 2, "--block-size"),
         (["--quantize", "int8-dynamic", "--quantize-method", "hqq"], 2, "--quantize-method"),
-        (["--quantize-method", "gptq", "--calibration", "gone.txt"], 2, "gone.txt"),
+        (["--quantize", "int8-qdq", "--calibration", "gone.txt"], 2, "gone.txt"),
         (["--block-size", "0"], 2, "--block-size"),
         (["--quantize", "int8-dynamic", "--block-size", "64"], 2, "--block-size"),
         (["--calibration", "pydoc"], 2, "--calibration"),
