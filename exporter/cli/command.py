@@ -224,6 +224,8 @@ _HQQ = "--quantize-method hqq, which needs no text"
 REMOVED = {
     "export --search-seconds": "--search greedy",
     "plan --search-seconds": "--search greedy",
+    "export --rescore-every": "--search greedy",
+    "plan --rescore-every": "--search greedy",
     "compare --pin": _TASKSET,
     "export --pin": _TASKSET,
     "score --checkpoints": _COMPARE,

@@ -38,7 +38,6 @@ from tests.benchmarks.small_model import default_model
 
 WAYS: dict[str, dict[str, Any]] = {
     "one-shot cosine": {"search": "one-shot"},
-    "iterative cosine": {"search": "iterative"},
     "greedy kl": {"search": "greedy", "objective": "kl"},
     "greedy perplexity": {"search": "greedy", "objective": "perplexity"},
 }

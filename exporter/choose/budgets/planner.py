@@ -21,10 +21,10 @@ from exporter.choose.budgets.figures import (
 )
 from exporter.choose.budgets.healed_limits import HealedLimits
 from exporter.choose.budgets.refusals import refuse_more_than_scores, refuse_no_front
-from exporter.choose.selection.by_scores import affordable, one_shot, scored_again
+from exporter.choose.selection.by_scores import affordable, one_shot
 from exporter.choose.selection.greedy import greedy_in_stacks, settled_for_stacks
 from exporter.choose.selection.meters import searched_meter
-from exporter.choose.selection.options import cut_of_options, objective_of, refuse_counts
+from exporter.choose.selection.options import objective_of, refuse_counts
 from exporter.choose.selection.task_items import judged_tasks, task_figures, task_results
 from exporter.compare.tasks.items import TaskScores
 from exporter.errors import PlanError
@@ -72,8 +72,6 @@ class Planner(HealedLimits):
             found = Outcome(self._noted(self._first_layers(self.budget.keep_first)))
         elif method == "one-shot":
             found = Outcome(self._noted(self._lowest_scores()))
-        elif method == "iterative":
-            found = self._iterative()
         else:
             found = self._by_damage()
         validate_for(found.plan, self.report.model, allow_all=self._allow_all)
@@ -128,36 +126,10 @@ class Planner(HealedLimits):
             )
         return plan
 
-    def _iterative(self) -> Outcome:
-        """Scored on all of the text, and measured on further text where there is enough."""
-        self._refuse_unreachable()
-        options = scored_again(
-            self.loaded,
-            self.report,
-            self.text,
-            self.budget.counts,
-            self._protected,
-            every=self.settings.search.every,
-            batch_size=self.settings.batch_size,
-            allow_all=self._allow_all,
-            progress=self._progress,
-        )
-        chosen_on = {"chosen_on": self.text.parts}
-        plan = self._plan_of(PlanCandidate(tuple(options))).model_copy(update=chosen_on)
-        text = self.further_text or self.text
-        damage = self._searched_meter(text).measure_many(cut_of_options(options), [])[0]
-        measured_on = self._measured_on(text)
-        told = {
-            "predicted": damage_figures(damage, measured_on.clusters),
-            "predicted_on": "searched" if self.further_text is None else "unseen",
-            "judged_on": measured_on.parts,
-            "judged_apart": judged_apart(damage, measured_on),
-        }
-        return Outcome(plan.model_copy(update=told), damage=damage)
-
     def _by_damage(self) -> Outcome:
         if self.budget.only_counts:
-            self._refuse_unreachable()
+            counts, protected = self.budget.counts, self._protected
+            refuse_counts(self.report, counts, protected, allow_all=self._allow_all)
         if self._given_sizes is not None:
             _ = self.goals  # what fits as it is needs no model
         _ = self.floors  # those of another kind of model are refused before the search
@@ -216,10 +188,6 @@ class Planner(HealedLimits):
             report=self.report,
             text=self.texts.reported,
         )
-
-    def _refuse_unreachable(self) -> None:
-        """Before the model is loaded."""
-        refuse_counts(self.report, self.budget.counts, self._protected, allow_all=self._allow_all)
 
     def _refitted(self, candidate: PlanCandidate) -> Mapping[SublayerRef, BranchReplacement]:
         """The candidate's replacements, fitted again on the healed model where that is better."""

@@ -26,12 +26,6 @@ def refuse_more_than_scores(budget: Budget, search: SearchOptions) -> None:
             "Say how many: --drop-attn, --drop-cross, --drop-mlp, --drop-block or --drop-joint.",
             code="numbers-only",
         )
-    if search.search not in (None, "auto", "one-shot", "greedy"):
-        raise PlanError(
-            f"Encoder-decoders are not planned by --search {search.search}.",
-            "Take one-shot or greedy.",
-            code="other-search",
-        )
     if is_given(search, "tokens"):
         raise PlanError(
             "Encoder-decoders are planned on all pairs that the scores rest on, not on a number of "

@@ -173,21 +173,7 @@ class PlanSettings(Options):
 def idle_rules(budget: str, search: str) -> tuple[Rule, ...]:
     """Rules that refuse what a choice by scores alone has no use for."""
     names = (f"{budget}.at", f"{budget}.kinds", *(f"{search}.{name}" for name in OF_SEARCHES))
-    idle = [idle_rule(name, lambda told: _by_scores(told, budget, search)) for name in names]
-    return (*idle, *search_rules(search))
-
-
-def search_rules(search: str) -> tuple[Rule, ...]:
-    """Rules that refuse what another search alone heeds."""
-    own, method = f"{search}.every", f"{search}.search"
-    return (
-        Rule(
-            (own, method),
-            lambda told: is_given(told, own) and value_at(told, method) != "iterative",
-            "{0} is for {1} iterative.",
-            "Give {1} iterative, or leave {0} out.",
-        ),
-    )
+    return tuple(idle_rule(name, lambda told: _by_scores(told, budget, search)) for name in names)
 
 
 def idle_rule(name: str, by_scores: Callable[[Any], bool]) -> Rule:
@@ -316,7 +302,6 @@ class PlanRequest(Options):
                 *(f"settings.search.{each}" for each in OF_SEARCHES),
             )
         ),
-        *search_rules("settings.search"),
         Rule(
             ("settings.allow_all",),
             lambda told: told.settings.allow_all and not told.budget.only_counts,
@@ -359,9 +344,7 @@ class PlanRequest(Options):
     @property
     def runs_model(self) -> bool:
         """Whether the scores alone don't say what is dropped, or something is fitted."""
-        settings = self.settings
-        iterative = settings.search.search == "iterative"
-        return iterative or settings.heal is not None or not self.goes_by_scores
+        return self.settings.heal is not None or not self.goes_by_scores
 
     @property
     def spreads(self) -> bool:

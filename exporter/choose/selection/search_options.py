@@ -9,11 +9,11 @@ from typing import Annotated, Literal, cast
 from pydantic import AfterValidator
 
 from exporter.choose.selection.options import Objective
-from exporter.option_types import Count, Seed, Several, Whole, Written
+from exporter.option_types import Seed, Several, Whole, Written
 from exporter.options import Options, Rule, dataclass, is_given, option
 
 DROPPING = "What to drop"
-Search = Literal["auto", "one-shot", "iterative", "greedy"]
+Search = Literal["auto", "one-shot", "greedy"]
 OF_TASKS = ("items", "judged_items", "seed")
 """The fields that only the objective ``tasks`` heeds."""
 OF_SEARCHES = ("objective", "shortlist", "tokens", *OF_TASKS)
@@ -53,11 +53,10 @@ class SearchOptions(Options):
 
     search: Search | None = option(
         None,
-        "one-shot: drop the lowest scores. iterative: score again after each drop. greedy: at "
-        "each step drop what adds the least damage. auto: greedy if it "
-        "takes minutes, otherwise one-shot without the first and last layer.",
+        "one-shot: drop the lowest scores. greedy: at each step drop what adds the least damage. "
+        "auto: greedy if it takes minutes, otherwise one-shot without the first and last layer.",
         usual="plan: one-shot for numbers, otherwise greedy; export: auto",
-        brief="auto, one-shot, iterative or greedy",
+        brief="auto, one-shot or greedy",
         section=DROPPING,
     )
     objective: ObjectiveName | None = option(
@@ -78,13 +77,6 @@ class SearchOptions(Options):
         "encoder-decoder also encoder or decoder. Repeatable.",
         metavar="WHAT",
         section=DROPPING,
-    )
-    every: Count = option(
-        1,
-        "For --search iterative: number of drops between two scoring passes.",
-        "--rescore-every",
-        section=DROPPING,
-        config_only=True,
     )
     shortlist: Whole = option(
         12,

@@ -211,17 +211,13 @@ def _importance(folder: Path) -> Path:
         (["--provider", "cuda", "--parameters", "10%"], "--provider"),
         (["--time-budget", "9s", "--parameters", "10%"], "--time-budget"),
         (["--threads", "2", "--drop-attn", "1"], "--threads"),
-        (["--parameters", "10%", "--search", "iterative"], "--search iterative"),
+        (["--parameters", "10%", "--search", "one-shot"], "--search one-shot"),
         (["--heal", "bias"], "Give a budget"),
         (["--sequences", "4", "--drop-attn", "1"], "--sequences"),
         (["--sequences", "4", "--parameters", "10%"], "--sequences"),
         ([], "Give a budget"),
         (["--drop-joint", "6", "--search", "greedy"], "only 5 may be dropped"),
         (["--drop-block", "3", "--search", "greedy"], "only 2 may be dropped"),
-        (
-            ["--drop-attn", "3", "--search", "iterative", "--protect", "first"],
-            "only 2 may be dropped",
-        ),
         (["--parameters", "10%", "--curve", "front.html"], "Write --curve front.json"),
         (["--drop-block", "1"], "depthcut score gone --metric kl --blocks"),
         (["--drop-block", "1"], "1 block is to be dropped, but no block of gone is scored"),
@@ -244,7 +240,7 @@ def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: st
 
 
 @pytest.mark.parametrize(
-    ("search", "budget"), [("one-shot", Budget(parameters=0.1)), ("iterative", Budget(fits=ROOM))]
+    ("search", "budget"), [("one-shot", Budget(parameters=0.1)), ("one-shot", Budget(fits=ROOM))]
 )
 def test_a_budget_is_held_by_measured_damage_alone(search: Any, budget: Budget) -> None:
     with pytest.raises(UsageError):
@@ -503,19 +499,16 @@ def test_a_required_speedup_is_told_by_the_exit_code(
     ("name", "said"),
     [
         *(("objective", "perplexity"), ("shortlist", 7), ("search_tokens", 7)),
-        ("rescore_every", 7),
         *(("model", "m"), ("calibration", ("text.txt",)), ("batch_size", 7), ("revision", "v1")),
         *(("trust_remote_code", True), ("allow_pickle", True), ("allow_any_model_type", True)),
     ],
 )
 def test_what_only_searches_heed_is_refused_where_nothing_is_searched(name: str, said: Any) -> None:
     asked = {"importance": Path("i.json"), "drop_mlp": 1, name: said}
-    heeding = "iterative" if name == "rescore_every" else "greedy"
-    for search in {None, "greedy"} - {heeding}:
-        with pytest.raises(OptionError) as refused:
-            build(PlanRequest, {**asked, "search": search})
-        assert refused.value.keys[0] == name
-    heeded = build(PlanRequest, {**asked, "search": heeding})
+    with pytest.raises(OptionError) as refused:
+        build(PlanRequest, asked)
+    assert refused.value.keys[0] == name
+    heeded = build(PlanRequest, {**asked, "search": "greedy"})
     assert values_of(heeded)[name] == said
 
 

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.artifacts.store import Store
-from exporter.choose.selection.by_scores import iterative
 from exporter.choose.selection.greedy import greedy
 from exporter.choose.selection.meters import RememberingMeter, searched_meter
 from exporter.choose.selection.options import (
@@ -338,31 +337,6 @@ def test_an_entry_that_is_no_damage_is_measured_again(tmp_path: Path, value: Any
     meter = FakeMeter(4)
     RememberingMeter(meter, journal, {}).measure_many({}, [])
     assert meter.measured == [frozenset()]
-
-
-def test_iterative_scores_again() -> None:
-    asked: list[Any] = []
-
-    def rescore(cut: Any) -> list[Any]:
-        from exporter.artifacts import Score
-
-        asked.append(sorted(cut))
-        # The scores of the middle layer rise once the first attention is gone.
-        prices = {(0, "attention"): 0.1, (1, "attention"): 0.2, (2, "attention"): 0.3}
-        if cut:
-            prices[(1, "attention")] = 0.9
-        return [Score(layer=n, kind=k, score=p, std_error=None) for (n, k), p in prices.items()]
-
-    options = options_for("attention", LAYERS)
-    again = iterative(rescore, options, goal=2, num_layers=LAYERS)
-    assert _names(again) == [(0, "attention"), (2, "attention")]
-    assert asked == [[], [(0, "attention")]]
-    rarely = iterative(rescore, options, goal=2, num_layers=LAYERS, every=2)
-    assert _names(rarely) == [(0, "attention"), (1, "attention")]
-    with raises(PlanError, "score-missing", "mlp 0"):
-        iterative(rescore, options_for("mlp", LAYERS), goal=1, num_layers=LAYERS)
-    with raises(PlanError, "out-of-reach", 4, 3):
-        iterative(rescore, options, goal=4, num_layers=LAYERS)
 
 
 @pytest.mark.parametrize(

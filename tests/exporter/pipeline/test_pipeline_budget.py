@@ -89,7 +89,7 @@ def test_tensorrt_is_refused_where_times_are_asked_for(checkpoint: Path, tmp_pat
 def test_a_search_without_damage_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     asked = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
     with raises(UsageError, "needs-measured-damage", "--search"):
-        replace(asked, search=SearchOptions(search="iterative"))
+        replace(asked, search=SearchOptions(search="one-shot"))
     assert replace(asked, search=SearchOptions(search="greedy")).search.by_damage
 
 

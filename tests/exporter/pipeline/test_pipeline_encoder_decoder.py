@@ -282,7 +282,6 @@ def plan_file(folder: Path, encoder_layers: int | None) -> Path:
         ({"load": SourceOptions(dtype="bfloat16")}, UsageError, "one-graph-option"),
         ({"drops": DropRequest(Budget(parameters=0.1))}, PlanError, "numbers-only"),
         ({"drops": DropRequest(Budget(keep_first=1))}, PlanError, "numbers-only"),
-        ({"search": SearchOptions(search="iterative")}, PlanError, "other-search"),
         ({"search": SearchOptions("greedy", "cosine")}, PlanError, "other-objective"),
         ({"search": SearchOptions("auto", "similarity")}, PlanError, "other-objective"),
         ({"score": ScoreOptions()}, UsageError, "no-recordings"),
@@ -323,7 +322,7 @@ NO_OPTIONS = {"refuses_useless", "quick", "in_stacks"}
 BY_RULES = {
     "heal.server",  # as server
     "heal.seed", "heal.sequence_length",  # as those of scores
-    "search.seed", "search.every", "search.items", "search.judged_items",
+    "search.seed", "search.items", "search.judged_items",
     "drops.budget.fits.context", "drops.budget.fits.batch",  # with a limit of bytes alone
     "stream_dir", "cache_length",
 }  # fmt: skip

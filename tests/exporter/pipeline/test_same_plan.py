@@ -43,7 +43,7 @@ ASKED = (
     ["--fits", "SOME", "--context", "100", "--sequences", "4"],
     ["--faster", "1.2", "--at", AT],
 )
-SEARCHES = ([], *(["--search", way] for way in ("one-shot", "iterative", "greedy")))
+SEARCHES = ([], *(["--search", way] for way in ("one-shot", "greedy")))
 HEALS = ([], *(["--heal", kind] for kind in ("none", "bias", "linear", "best")))
 SIZES = ("parameters", "parameters_before", "bytes")
 """By the model's modules where no graph is named, which leaves the norms out."""
@@ -67,7 +67,7 @@ class Road:
         path = self._folder / f"plan-{next(self._calls)}.json"
         wants_graph = {"--fits", "--parameters", "--at", "--at-most"} & {*asked}
         graph = ["--onnx", str(self.graph)] if wants_graph else []
-        runs = graph or {"iterative", "greedy", "bias", "linear", "best"} & {*asked}
+        runs = graph or {"greedy", "bias", "linear", "best"} & {*asked}
         batch = ["--batch-size", "8"] if runs else []
         call = ["plan", str(self.scores), "-o", str(path), "-q"]
         return path if cli.run([*call, *batch, *graph, *asked]) == 0 else None

@@ -183,7 +183,7 @@ def test_searches_that_measure_nothing_are_refused(
     size = ["--samples", "2", "--sequence-length", "16", "-q"]
     cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size])
     plan = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--ray"]
-    assert cli.run([*plan, "--drop-joint", "1", "--search", "iterative"]) == 2
+    assert cli.run([*plan, "--drop-joint", "1", "--search", "one-shot"]) == 2
     assert "--search" in capsys.readouterr().err
     assert cli.run([*plan, "--parameters", "10%"]) == 2
     assert "--ray" in capsys.readouterr().err
