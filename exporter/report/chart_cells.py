@@ -1,4 +1,4 @@
-"""A map of cells: scores by layer and kind, by layer and checkpoint, of each pair of texts."""
+"""A map of cells: scores by layer and kind, or by layer and file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ _ABOVE = 15.0  # the columns' names
 _BELOW = 9.0
 _LOWEST, _ALL_ROWS = 6.0, 300.0
 _CHARACTER = 5.2
-_LEAST_FOR_WORDS = 24.0
 
 
 @dataclass(frozen=True)
 class MapCell:
-    """One cell: its class, its tip, a word in it, and whether it is crossed out or dotted."""
+    """One cell: its class, its tip, and whether it is crossed out or dotted."""
 
     cls: str
     tip: str
-    word: str = ""
     crossed: bool = False
     dotted: bool = False
 
@@ -44,7 +42,6 @@ class CellMap:
     widest: float = 22.0  # units that a cell is wide at most
     tallest: float = 20.0  # units that it is tall at most
     most_across: int = 20
-    stream: bool = False
 
     def draw(self, key: str) -> Markup:
         """The drawing."""
@@ -83,9 +80,6 @@ class CellMap:
             for row in range(len(self.rows)):
                 if (cell := self.cells.get((row, column))) is not None:
                     _draw_cell(drawing, cell, x, top + _ABOVE + tall * row, wide, tall)
-        if self.stream:
-            y = top + _ABOVE + tall * len(self.rows) + 3
-            drawing.line(left, y, left + wide * len(columns), y, "stream")
 
 
 def _draw_cell(
@@ -103,9 +97,6 @@ def _draw_cell(
         drawing.add("path", cls="cut", d=f"{box}L{right} {bottom}M{right} {top}L{left} {bottom}")
     if cell.dotted:
         drawing.mark(*middle, "candidate", radius=min(3.2, 0.28 * min(wide, tall)))
-    if len(cell.word) == 1 or (cell.word and wide >= _LEAST_FOR_WORDS):
-        cls = "mark" if len(cell.word) == 1 else "num plain"
-        drawing.text(middle[0], middle[1] + 4, cell.word, cls, "middle")
 
 
 class Shades:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,15 +26,9 @@ _RIGHT, _BOTTOM = WIDTH - 14.0, 210.0
 _MARKS = list(SHAPES)
 _MANY, _MOST_COST = 10, 3.0
 """Of more than so many, those that cost more than so many times the median are at the edge."""
-_RINGS = (10.0, 15.0, 21.0, 28.0, 36.0, 45.0)
-"""How far a name may stand from its mark; the first that is free is taken."""
-_ANGLES = (45, 135, 0, -45, 180, 90, -135, -90)
-_HALF_HEIGHT, _LETTER, _MARK = 5.5, 7.5, 5.5
-_NEAR = 15.0
-"""A name further away needs a line to its mark."""
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+_PLACES = ((9, -8), (-9, -8), (0, -13), (13, 3), (9, 13), (-9, 13), (-13, 3), (0, 18))
+"""Where a name may stand beside its mark; the first that is free is taken."""
+_WIDE, _HIGH = 7.5, 11.0  # what a name takes
 
 
 @dataclass(frozen=True)
@@ -92,16 +85,11 @@ class TradeOff:
         x, y = right(self.start), up(0.0)
         drawing.mark(x, y, "baseline", self.whole, radius=5)
         drawing.text(x + 8, y + 12, self.whole, "baseline")
-        beside_whole = (x + 6, y + 2, x + 10 + 6 * len(self.whole), y + 15)
         marks = [(right(p.gain), up(p.cost), p) for p in self.points]
-        names = list(_placed_names(marks, right, beside_whole))
-        for x, y, name_x, name_y, letter in names:
-            if math.hypot(name_x - x, name_y - y) - _LETTER * len(letter) / 2 > _NEAR:
-                drawing.line(x, y, name_x, name_y, "grid")
         for x, y, point in marks:
             _draw_point(drawing, right, point, x, y)
-        for _, _, x, y, letter in names:  # over all marks
-            drawing.text(x, y + 4, letter, "candidate strong", "middle")
+        for x, y, letter in _placed_names(marks):  # over all marks
+            drawing.text(x, y, letter, "candidate strong", "middle")
         return drawing.markup()
 
     def _scale_up(self) -> Scale:
@@ -135,46 +123,17 @@ def _draw_point(drawing: Drawing, right: Scale, point: Candidate, x: float, y: f
 
 
 def _placed_names(
-    marks: Sequence[tuple[float, float, Candidate]], right: Scale, taken: Box
-) -> Iterator[tuple[float, float, float, float, str]]:
-    """A place for every name: near its mark, on no other name or mark, and on no bar if it can be.
-
-    Where nothing is free it is the usual place.
-    """
-    inside: Box = (LEFT, 0, WIDTH, _BOTTOM)
-    bars = [(right(p.low), y - 1, right(p.high), y + 1) for _, y, p in marks]
-    boxes = [taken, *(_around(x, y, _MARK, _MARK) for x, y, _ in marks)]
+    marks: Sequence[tuple[float, float, Candidate]],
+) -> Iterator[tuple[float, float, str]]:
+    """Each name beside its mark, on no other name where one of the places is free."""
+    taken: list[tuple[float, float]] = []
     for x, y, point in marks:
-        if not point.letter:
-            continue
-        half = _LETTER * len(point.letter) / 2
-        tried = [(*at, _around(*at, half, _HALF_HEIGHT)) for at in _places(x, y, half)]
-        free = [t for t in tried if _holds(inside, t[2]) and not _meets_any(t[2], boxes)]
-        clear = (t for t in free if not _meets_any(t[2], bars))
-        name_x, name_y, box = next(clear, (free or tried)[0])
-        boxes.append(box)
-        yield x, y, name_x, name_y, point.letter
-
-
-def _places(x: float, y: float, half: float) -> Iterator[tuple[float, float]]:
-    """Middles of a name around its mark, the nearest first."""
-    wider = half - _LETTER / 2
-    for radius, angle in itertools.product(_RINGS, _ANGLES):
-        across, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        yield x + (radius + wider) * across, y - radius * up
-
-
-def _around(x: float, y: float, half_width: float, half_height: float) -> Box:
-    return x - half_width, y - half_height, x + half_width, y + half_height
-
-
-def _meets_any(box: Box, others: Sequence[Box]) -> bool:
-    return any(
-        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
-        for other in others
-    )
-
-
-def _holds(outer: Box, inner: Box) -> bool:
-    across = outer[0] <= inner[0] and inner[2] <= outer[2]
-    return across and outer[1] <= inner[1] and inner[3] <= outer[3]
+        if point.letter:
+            places = [(x + across, y + down) for across, down in _PLACES]
+            free = (
+                (left, top)
+                for left, top in places
+                if all(abs(left - a) >= _WIDE or abs(top - b) >= _HIGH for a, b in taken)
+            )
+            taken.append(next(free, places[0]))
+            yield *taken[-1], point.letter

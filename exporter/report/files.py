@@ -182,7 +182,6 @@ def _figure(value: float | None) -> str:
 _SIGNS = {"good": "▲", "bad": "▼", "even": "=", "unsure": "?", "cut": "×"}
 _MARKED = re.compile(r"`([^`]+)`|\*([\w ]+)\*")
 _LONG_TABLE = 12
-_OPEN_DETAILS = 6
 _MOST_COLUMNS_BESIDE, _MOST_CHARACTERS_BESIDE = 5, 75
 """Of a table that stands beside a chart."""
 
@@ -226,19 +225,15 @@ class _Layout:
     """What of a section is open, and what is opened by a click."""
 
     figures: Sequence[Figure]
-    folded_figures: Sequence[Figure]
     blocks: Sequence[Block]
     folded: Sequence[Grid]
 
     @classmethod
     def of(cls, section: Section) -> _Layout:
-        details = [figure for figure in section.figures if figure.is_detail]
-        many = details if len(details) > _OPEN_DETAILS else []
         grids = [block for block in section.blocks if isinstance(block, Grid)]
         long = [g for g in grids if len(g.rows) > _LONG_TABLE and not section.stays_open]
         return cls(
-            [figure for figure in section.figures if figure not in many],
-            many,
+            section.figures,
             [block for block in section.blocks if block not in long],
             long,
         )
@@ -247,7 +242,7 @@ class _Layout:
     def is_split(self) -> bool:
         """Whether words and tables fit beside the chart, where the screen is wide."""
         grids = [block for block in self.blocks if isinstance(block, Grid)]
-        return len(self.figures) == 1 and not self.folded_figures and all(map(_is_narrow, grids))
+        return len(self.figures) == 1 and all(map(_is_narrow, grids))
 
 
 def _is_narrow(grid: Grid) -> bool:

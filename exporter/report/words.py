@@ -28,20 +28,19 @@ WORK: dict[str, str] = {
 
 
 class KindWords(NamedTuple):
-    """What a kind of sublayer is called, and the class of its colour in charts."""
+    """What a kind of sublayer is called."""
 
     one: str
     several: str
     short: str
-    colour: str
 
 
 KINDS: dict[str, KindWords] = {
-    "attention": KindWords("attention", "attentions", "attn", "baseline"),
-    "cross_attention": KindWords("cross-attention", "cross-attentions", "cross", "ref0"),
-    "mixer": KindWords("mixer", "mixers", "mixer", "ref2"),
-    "mlp": KindWords("MLP", "MLPs", "MLP", "ref1"),
-    "block": KindWords("block", "blocks", "block", "ref3"),
+    "attention": KindWords("attention", "attentions", "attn"),
+    "cross_attention": KindWords("cross-attention", "cross-attentions", "cross"),
+    "mixer": KindWords("mixer", "mixers", "mixer"),
+    "mlp": KindWords("MLP", "MLPs", "MLP"),
+    "block": KindWords("block", "blocks", "block"),
 }
 """In the order in which a layer runs them; a block is all of a layer's."""
 

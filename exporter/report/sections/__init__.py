@@ -36,7 +36,7 @@ def comparison_document(
     accuracy, *answers = accuracy_sections(report)
     sections = [
         corners_section(report),
-        latency_section(report, sharing),
+        latency_section(report),
         accuracy,
         answers_section(report),
         tradeoff_section(report) if sharing == 1 else None,
@@ -45,7 +45,7 @@ def comparison_document(
         work_section(report),
         forms_section(report),
         use_section(report),
-        dropped_section(report, importance),
+        dropped_section(report),
         healing_section(report),
         None if importance is None else importance_section(importance, report.plan),
         engines_section(report),

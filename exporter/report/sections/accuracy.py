@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from exporter.artifacts import (
     Accuracy,
     ComparisonReport,
-    GenerationAgreement,
     Interval,
     LongContext,
     PositionError,
     TaskResult,
 )
-from exporter.report.chart_lines import IntervalLine, Intervals, Line, LinePoint, Lines
+from exporter.report.chart_intervals import IntervalLine, Intervals
 from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section, other_part
 from exporter.report.sections.latency import interval_tone
 from exporter.report.sections.summary import COUNTED, SAME, accuracy_grid
@@ -165,24 +164,7 @@ def _by_position(accuracy: Accuracy) -> Section | None:
     ]
     grid = Grid("Error by position in the context", header, rows, right=(1, 2, 3, 4))
     note = Note("Means over all samples; losses are in nats per token, lower is better.")
-    points = [
-        LinePoint(
-            place,
-            error.kl_divergence,
-            f"{_positions(error)}: {significant(error.kl_divergence, 3)} nats",
-        )
-        for place, error in enumerate(errors)
-    ]
-    chart = Lines(
-        "KL divergence by position",
-        [Line("", "candidate", points)],
-        across="first position of each range",
-        up="KL divergence, nats",
-        places=[f"{error.first:,}" for error in errors],
-        limits=(0.0, 1e-9),
-    )
-    told = "KL(baseline || candidate), mean over samples; all ranges are drawn equally wide."
-    return Section("positions", "Error by position", [grid, note], [Figure(chart, told)])
+    return Section("positions", "Error by position", [grid, note])
 
 
 def _positions(error: PositionError) -> str:
@@ -255,31 +237,7 @@ def _generation(accuracy: Accuracy) -> Section | None:
         middle = (same[(len(same) - 1) // 2] + same[len(same) // 2]) / 2
         rows.append(["same tokens before the first that differs, median", f"{middle:g}"])
     grid = Grid("Greedy continuations of the same prompts", ["what", "value"], rows)
-    chart = Lines(
-        "Continuations that are still the same",
-        [Line("", "candidate", _still_the_same(found))],
-        across="tokens generated",
-        up="prompts still the same, %",
-        limits=(0.0, 100.0),
-        marked=False,
-        description=f"After {found.new_tokens} tokens {percent(found.exact_match)} of "
-        f"{found.prompts} are.",
-    )
-    told = "Share of prompts whose greedy continuations are still the same."
-    return Section("generation", "Generation agreement", [grid], [Figure(chart, told)])
-
-
-def _still_the_same(found: GenerationAgreement) -> list[LinePoint]:
-    """The share of prompts after each token, in percent, as a stair."""
-    ends = sorted(found.first_divergence)
-    points, share = [LinePoint(0, 100.0)], 100.0
-    for rank, end in enumerate(ends, start=1):
-        if end >= found.new_tokens:
-            break
-        points.append(LinePoint(end, share))
-        share = 100.0 * (1 - rank / len(ends))
-        points.append(LinePoint(end, share))
-    return [*points, LinePoint(found.new_tokens, share)]
+    return Section("generation", "Generation agreement", [grid])
 
 
 def _long_context(accuracy: Accuracy) -> Section | None:

@@ -85,7 +85,6 @@ class Figure:
     caption: str = ""
     legend: Sequence[tuple[str, str]] = ()
     title: str = ""
-    is_detail: bool = False
 
 
 @dataclass(frozen=True)

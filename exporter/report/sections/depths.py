@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from exporter.artifacts import (
     DepthCell,
@@ -15,7 +14,7 @@ from exporter.artifacts import (
     Way,
 )
 from exporter.printable import counted
-from exporter.report.chart_lines import Line, LinePoint, Lines
+from exporter.report.chart_tradeoff import Candidate, TradeOff, series_mark
 from exporter.report.sections.blocks import (
     Block,
     Bullets,
@@ -27,6 +26,7 @@ from exporter.report.sections.blocks import (
     Section,
     Sign,
 )
+from exporter.report.sections.tradeoff import COSTS
 from exporter.report.words import (
     KINDS,
     counted_kind,
@@ -211,12 +211,9 @@ _WAYS: dict[Way, str] = {
 }
 """As the paper calls them."""
 
-Estimated = tuple[float, tuple[float, float] | None]
-"""A value and its interval."""
-
 
 def depths_document(report: DepthsReport) -> Document:
-    """The answer, where asked for; overview, all figures, tasks, and what was dropped."""
+    """The answer, where asked for; all figures, tasks, and what was dropped."""
     tasks = [Section("tasks", "Tasks", [*_task_blocks(report)])] if _tasks(report) else []
     answer = [] if report.answer is None else [answer_section(report, report.answer)]
     return Document(
@@ -225,7 +222,7 @@ def depths_document(report: DepthsReport) -> Document:
         title="Pruning at several depths",
         subject=report.model.source,
         lead=_lead(report),
-        sections=[*answer, _overview(report), _all_figures(report), *tasks, _dropped(report)],
+        sections=[*answer, _all_figures(report), *tasks, _dropped(report)],
     )
 
 
@@ -266,124 +263,76 @@ def least_kl(report: DepthsReport, number: int) -> list[DepthCell]:
 def _cost_words(cell: DepthCell) -> str:
     damage = cell.damage
     assert damage is not None
-    cost = f"{significant(damage.kl, 2)} nats, perplexity {_ratio(damage.perplexity_ratio)}"
-    return f"{_WAYS[cell.way]} ({cost})"
-
-
-def _overview(report: DepthsReport) -> Section:
-    numbers, rows = report.numbers, []
-    for way, name in _WAYS.items():
-        if cells := report.of_way(way):
-            damages = [cell.damage for cell in cells]
-            perplexities = (or_dash(d, lambda d: significant(d.perplexity)) for d in damages)
-            divergences = (or_dash(d, lambda d: significant(d.kl, 3)) for d in damages)
-            rows.append([name, *perplexities, *divergences])
-    header = ["way", *(f"n = {n}" for n in numbers), *(f"KL, {n}" for n in numbers)]
-    caption = "Perplexity on held-out text, and KL divergence in nats"
-    grid = Grid(caption, header, rows, right=range(1, len(header)))
-    note = Note(
-        f"The whole model's perplexity is {significant(report.baseline_perplexity)}. "
-        "n counts what is dropped: attentions, MLPs, blocks (each an attention and an MLP), or "
-        "attentions and MLPs ranked together. The lowest scores go first, nothing is healed."
-    )
-    refused = [
-        f"{_WAYS[cell.way]} of {cell.number}: {cell.refused}"
-        for cell in report.cells
-        if cell.refused
-    ]
-    bullets = [Bullets(refused)] if refused else []
-    measured = any(cell.damage for cell in report.cells)
-    figures = [*_figures(report)] if measured else []
-    return Section("overview", "Overview", [grid, note, *bullets], figures)
-
-
-def _figures(report: DepthsReport) -> Iterator[Figure]:
-    numbers = [str(number) for number in report.numbers]
-    place = {number: index for index, number in enumerate(report.numbers)}
-    ratio: Callable[[DepthDamage], Estimated] = lambda d: (  # noqa: E731
-        d.perplexity_ratio,
-        d.perplexity_ratio_ci95,
-    )
-    by_number = _lines(report, lambda cell: place[cell.number], ratio)
-    up = "perplexity, times the whole model's"
-    yield Figure(
-        Lines("Perplexity by number", by_number, "n, dropped", up, numbers,
-              logarithmic=True, limits=(1.0,)),
-        "Lower is better; the bars are 95 % intervals over samples.",
-        title="Perplexity, by how many are dropped",
-    )  # fmt: skip
-    by_size = _lines(report, lambda cell: 100 * (cell.parameters_removed or 0.0), ratio)
-    yield Figure(
-        Lines("Perplexity by parameters", by_size, "parameters removed", up, unit=" %",
-              logarithmic=True, limits=(1.0,)),
-        "The same figures by what goes: an attention is smaller than an MLP, and a block is both.",
-        title="Perplexity, by the parameters that go",
-    )  # fmt: skip
-    kls = _lines(report, lambda cell: place[cell.number], lambda d: (d.kl, d.kl_ci95))
-    yield Figure(
-        Lines("KL by number", kls, "n, dropped", "KL divergence, nats", numbers, logarithmic=True),
-        "How far the answers are from the whole model's; lower is better.",
-        title="KL divergence, by how many are dropped",
-    )
-
-
-def _lines(
-    report: DepthsReport,
-    place: Callable[[DepthCell], float],
-    read: Callable[[DepthDamage], Estimated],
-) -> list[Line]:
-    lines = []
-    for way, name in _WAYS.items():
-        points = []
-        for cell in report.of_way(way):
-            if (damage := cell.damage) is not None:
-                value, ci95 = read(damage)
-                tip = f"{name} of {cell.number}: {_damage_words(damage)}"
-                points.append(LinePoint(place(cell), max(value, 1e-9), tip, ci95))
-        kind = KINDS.get(way)
-        lines.append(Line(kind.one if kind else way, kind.colour if kind else "candidate", points))
-    return lines
+    rise = f"{significant(damage.perplexity_ratio, 3)}x"
+    return f"{_WAYS[cell.way]} ({significant(damage.kl, 2)} nats, perplexity {rise})"
 
 
 def _all_figures(report: DepthsReport) -> Section:
-    header = [
-        "way", "n", "parameters", "perplexity", "times the whole model's", "KL, nats",
-        "same top-1",
-    ]  # fmt: skip
-    rows = []
-    for way, full in _WAYS.items():
-        measured = [cell for cell in report.of_way(way) if cell.damage is not None]
-        names = itertools.chain([full], itertools.repeat(""))
-        rows += [[name, *_row(cell)] for name, cell in zip(names, measured, strict=False)]
-    text, samples = report.text, counted(report.text.samples, "sample")
-    grid = Grid("On held-out text", header, rows, right=range(1, len(header)))
-    note = Note(
-        f"On {text.source}, {samples} of {text.sequence_length} tokens, both models "
-        "on the same; in brackets 95 % intervals over samples. Parameters are those of the "
-        f"dropped modules. Chosen by {report.metric} on {report.calibration.source}."
-    )
-    return Section("figures", "All figures", [grid, note])
-
-
-def _row(cell: DepthCell) -> list[str]:
-    damage = cell.damage
-    assert damage is not None
-    return [
-        str(cell.number),
-        or_dash(cell.parameters_removed, lambda removed: f"-{percent(removed)}"),
-        significant(damage.perplexity),
-        f"{_ratio(damage.perplexity_ratio)}{_interval(damage.perplexity_ratio_ci95)}",
-        f"{significant(damage.kl, 3)}{_interval(damage.kl_ci95)}",
-        percent(damage.top1_agreement),
+    """A row a cell, narrow enough for a terminal, and the cost of each over its size."""
+    measured = [(cell, cell.damage) for cell in report.cells if cell.damage is not None]
+    rows = [
+        [
+            cell.way,
+            str(cell.number),
+            significant(damage.perplexity),
+            _estimate(damage.perplexity_ratio, damage.perplexity_ratio_ci95, "x"),
+            _estimate(damage.kl, damage.kl_ci95),
+            percent(damage.top1_agreement),
+        ]
+        for cell, damage in measured
     ]
-
-
-def _damage_words(damage: DepthDamage) -> str:
-    """For a chart's tip."""
-    return (
-        f"perplexity {significant(damage.perplexity)} ({_ratio(damage.perplexity_ratio)}"
-        f"{_interval(damage.perplexity_ratio_ci95)}), KL {significant(damage.kl, 3)} nats"
+    text, samples = report.text, counted(report.text.samples, "sample")
+    note = Note(
+        f"On {text.source}, {samples} of {text.sequence_length} tokens, where the whole model's "
+        f"perplexity is {significant(report.baseline_perplexity)}; in brackets 95 % intervals over "
+        "samples. n counts what is dropped: attentions, MLPs, blocks (each an attention and an "
+        "MLP), or attentions and MLPs ranked together (joint). The lowest scores go first "
+        f"({report.metric}, on {report.calibration.source}), nothing is healed."
     )
+    refused = [
+        f"{cell.way} of {cell.number}: {cell.refused}" for cell in report.cells if cell.refused
+    ]
+    header = ["way", "n", "perplexity", "x whole", "KL, nats", "top-1"]
+    grid = Grid("On held-out text", header, rows, right=range(1, len(header)))
+    blocks: list[Block] = [grid, note, *([Bullets(refused)] if refused else [])]
+    return Section("figures", "All figures", blocks, [_chart(report)] if measured else [])
+
+
+def _estimate(value: float, ci95: tuple[float, float] | None, unit: str = "") -> str:
+    told = f"{significant(value, 3)}{unit}"
+    return told if ci95 is None else f"{told} {interval_words(ci95)}"
+
+
+def _chart(report: DepthsReport) -> Figure:
+    points = []
+    for cell in report.cells:
+        if cell.damage is not None:
+            size = 100 * (cell.parameters_removed or 0.0)
+            cost = 100 * (cell.damage.perplexity_ratio - 1)
+            tip = f"{_WAYS[cell.way]} of {cell.number}: {_rise(cell.damage.perplexity_ratio)}"
+            series = [*_WAYS].index(cell.way)
+            points.append(Candidate("", series, size, size, size, cost, tip))
+    across = "parameters removed, %"
+    chart = TradeOff("What each way costs", points, across, COSTS[0], "", 0.0, "whole model")
+    shown = sorted({point.series for point in points})
+    legend = [(f"s-{series_mark(number)}", [*_WAYS.values()][number]) for number in shown]
+    return Figure(chart, "Better is further down and to the right.", legend)
+
+
+def _dropped(report: DepthsReport) -> Section:
+    rows = [
+        [
+            cell.way,
+            str(cell.number),
+            or_dash(cell.parameters_removed, lambda removed: f"-{percent(removed)}"),
+            dropped_briefly(cell.deletions),
+        ]
+        for cell in report.cells
+        if cell.deletions
+    ]
+    header = ["way", "n", "parameters", "dropped"]
+    grid = Grid("In the order of choice", header, rows, right=(1, 2))
+    return Section("dropped", "What was dropped", [grid])
 
 
 def _tasks(report: DepthsReport) -> list[tuple[str, str]]:
@@ -421,21 +370,3 @@ def _task_cell(task: TaskResult | None) -> str:
         return "-"
     low, high = task.difference.ci95
     return f"{task.candidate:.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def _dropped(report: DepthsReport) -> Section:
-    rows = [
-        [_WAYS[cell.way], str(cell.number), dropped_briefly(cell.deletions)]
-        for cell in report.cells
-        if cell.deletions
-    ]
-    grid = Grid("In the order of choice", ["way", "n", "dropped"], rows, right=(1,))
-    return Section("dropped", "What was dropped", [grid])
-
-
-def _ratio(value: float) -> str:
-    return f"{significant(value, 3)}x"
-
-
-def _interval(ci95: tuple[float, float] | None) -> str:
-    return "" if ci95 is None else f" {interval_words(ci95)}"

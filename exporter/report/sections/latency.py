@@ -13,7 +13,7 @@ from exporter.artifacts import (
     LatencyRow,
     LatencySamples,
 )
-from exporter.report.chart_lines import MOST_POINTS, IntervalLine, Intervals, Samples
+from exporter.report.chart_intervals import IntervalLine, Intervals
 from exporter.report.sections.blocks import (
     Block,
     Cell,
@@ -39,12 +39,6 @@ from exporter.report.words import (
 )
 
 _FIGURES = ("median, ms", "p95, ms", "p99, ms", "samples")
-_ALL_POINTS = 20_000
-"""Points on the whole page: about 250 kB."""
-_BOXES = (
-    "The box holds the middle half of the calls, with the median; its line ends at the 95th "
-    "percentile."
-)
 _STOPS = {
     "narrow": "Measured until the interval was narrow enough",
     "budget": "Measured until the time budget was spent",
@@ -53,13 +47,13 @@ _STOPS = {
 }
 
 
-def latency_section(report: ComparisonReport, sharing: int) -> Section | None:
+def latency_section(report: ComparisonReport) -> Section | None:
     """A row an arm and shape; None where nothing was timed."""
     rows = report.latency
     if not rows:
         return None
     blocks = [_grid(rows), Note(_how(rows)), *_texts(report), *_notes(rows)]
-    return Section("latency", "Latency", blocks, [_speedups(rows), *_samples(rows, sharing)])
+    return Section("latency", "Latency", blocks, [_speedups(rows)])
 
 
 def _speedups(rows: Sequence[LatencyRow]) -> Figure:
@@ -79,27 +73,6 @@ def _speedup(row: LatencyRow) -> IntervalLine:
     words, tone = f"{ratio:.3f}x {row.verdict}", verdict_sign(row.verdict).tone
     noise = (1 / limit, limit)
     return IntervalLine(short_shape(row), ratio, *row.speedup.ci95, words, tone, noise)
-
-
-def _samples(rows: Sequence[LatencyRow], sharing: int) -> Iterator[Figure]:
-    """Every arm's raw times, a figure a shape."""
-    arms = sum(2 + len(row.references) for row in rows)
-    most = max(10, min(MOST_POINTS, _ALL_POINTS // (arms * sharing)))
-    for index, row in enumerate(rows):
-        named = [("baseline", "baseline", row.baseline), ("candidate", "candidate", row.candidate)]
-        named += [(name, f"ref{i % 4}", t) for i, (name, t) in enumerate(row.references.items())]
-        times = [(name, cls, t.samples_ms or _percentiles(t)) for name, cls, t in named]
-        longest = max(len(samples) for _, _, samples in times)
-        told = "Each point is a call."
-        if longest > most:
-            told = f"{most} of {longest:,} calls drawn, evenly by rank; the box is of all."
-        told += "" if index else f" {_BOXES}"
-        chart = Samples(f"Times, {shape_words(row)}", times, most)
-        yield Figure(chart, told, title=shape_words(row).capitalize(), is_detail=True)
-
-
-def _percentiles(times: LatencySamples) -> list[float]:
-    return [times.p50_ms, times.p95_ms, times.p99_ms]
 
 
 def _grid(rows: Sequence[LatencyRow]) -> Grid:

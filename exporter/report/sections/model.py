@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
 from exporter.artifacts.stacks import Stacks
-from exporter.printable import counted
 from exporter.report.chart_cells import CellMap, MapCell, Shades
 from exporter.report.sections.blocks import (
     Bullets,
@@ -32,10 +31,6 @@ from exporter.report.words import (
 CPU = "CPUExecutionProvider"
 """Where exporter.export.parity runs, whatever is timed."""
 _ALWAYS = ("attention", "mlp", "block")
-_REPLACEMENT_MARKS = {"bias": "b", "linear": "L"}
-
-Dropped = dict[tuple[int, str], str]
-"""What takes the place of a dropped sublayer, by layer and kind."""
 
 
 def size_section(report: ComparisonReport) -> Section | None:
@@ -76,67 +71,20 @@ def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
         yield Note(remark, lead=f"Form of {', '.join(names)}:")
 
 
-def dropped_section(report: ComparisonReport, importance: ImportanceReport | None) -> Section:
-    """Which sublayers, by kind, and the stack of layers before and after."""
+def dropped_section(report: ComparisonReport) -> Section:
+    """Which sublayers, by kind."""
     lines = dropped_lines(report.plan) or ["No deletion is on record."]
     blocks = [Bullets(lines), *parts_blocks(report.parts, read=read_by(report))]
-    return Section("dropped", "What was dropped", blocks, [*_architecture(report, importance)])
+    return Section("dropped", "What was dropped", blocks)
 
 
-def _architecture(
-    report: ComparisonReport, importance: ImportanceReport | None
-) -> Iterator[Figure]:
-    plan, layers = report.plan, report.arms.baseline.layers
-    kinds = {"attention", "mlp", *(deletion.kind for deletion in plan)}
-    if importance is not None:
-        layers = importance.model.num_layers
-        kinds |= {score.kind for score in importance.scores}
-    elif not plan:
-        return
-    count = max(layers or 0, *(deletion.layer + 1 for deletion in plan), 0)
-    if count == 0:
-        return
-    drawn = [kind for kind in KINDS if kind in kinds - {"block"}]
-    told = f"{counted(count, 'layer')}, the first to the left."
-    if layers is None:
-        told = "How many layers follow is not on record here."
-    legend = [("k-attention", "attention"), ("k-mlp", "MLP")]
-    yield Figure(_stack("Architecture before", count, drawn, {}), f"Before. {told}", legend)
-    after = _stack("Architecture after", count, drawn, _dropped(plan))
-    told = "After. Dropped sublayers are hollow; b: a bias takes the place, L: a linear map."
-    yield Figure(after, told, [*legend, ("hollow", "dropped")] if plan else legend)
-
-
-def _stack(title: str, layers: int, kinds: Sequence[str], gone: Dropped) -> CellMap:
-    """The stack of layers, one a column, with the residual stream below."""
-    cells = {}
-    for row, kind in enumerate(kinds):
-        for layer in range(layers):
-            replacement = gone.get((layer, kind))
-            what = {None: "kept", "none": "dropped"}.get(replacement, f"replaced ({replacement})")
-            tip = f"layer {layer}, {KINDS[kind].short}: {what}"
-            cls = f"{'hollow' if replacement else 'kept'} k-{kind}"
-            cells[row, layer] = MapCell(cls, tip, _REPLACEMENT_MARKS.get(replacement or "", ""))
-    names = [f"{KINDS[kind].short} {layer}" for layer, kind in sorted(gone) if kind != "block"]
-    told = f"without {', '.join(names)}." if names else "all sublayers."
-    return CellMap(
-        title,
-        f"{counted(layers, 'layer')}; {told}",
-        [KINDS[kind].short for kind in kinds],
-        [str(layer) for layer in range(layers)],
-        cells,
-        tallest=18.0,
-        stream=True,
-    )
-
-
-def _dropped(plan: Sequence[PlannedDeletion]) -> Dropped:
-    """A dropped block is all of its layer's sublayers."""
-    found: Dropped = {}
-    for deletion in plan:
-        kinds = _ALWAYS if deletion.kind == "block" else (deletion.kind,)
-        found |= {(deletion.layer, kind): deletion.replacement for kind in kinds}
-    return found
+def _dropped(plan: Sequence[PlannedDeletion]) -> set[tuple[int, str]]:
+    """By layer and kind; a dropped block is all of its layer's sublayers."""
+    return {
+        (deletion.layer, kind)
+        for deletion in plan
+        for kind in (_ALWAYS if deletion.kind == "block" else (deletion.kind,))
+    }
 
 
 def parity_section(report: ComparisonReport) -> Section | None:
@@ -173,7 +121,7 @@ def importance_section(report: ImportanceReport, plan: Sequence[PlannedDeletion]
         if (score := scores.get((layer, kind))) is None:
             return "-"
         told = f"{score:.{digits}f}"
-        return Sign(told, "cut") if gone.keys() & {(layer, kind), (layer, "block")} else told
+        return Sign(told, "cut") if gone & {(layer, kind), (layer, "block")} else told
 
     rows: list[list[Cell]] = [
         [str(layer), *(cell(layer, kind) for kind in kinds)]
@@ -216,7 +164,7 @@ def importance_map(report: ImportanceReport, plan: Sequence[PlannedDeletion]) ->
     )
 
 
-def _importance_words(report: ImportanceReport, gone: Dropped) -> str:
+def _importance_words(report: ImportanceReport, gone: set[tuple[int, str]]) -> str:
     if not report.scores:
         return "No scores."
     ends = (min(report.scores, key=lambda s: s.score), max(report.scores, key=lambda s: s.score))

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from exporter.artifacts import ComparisonReport
-from exporter.report.chart_lines import Intervals
+from exporter.report.chart_intervals import Intervals
 from exporter.report.markdown import section_markdown
 from exporter.report.sections.latency import corners_section
 from exporter.report.sections.model import forms_section

@@ -10,14 +10,12 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from html_page import Page
 from made_reports import as_page, full_importance, full_report
 
 from exporter.artifacts import ComparisonReport, Interval, PerplexityPair, Speedup
 from exporter.cli import run
-from exporter.report.chart_lines import thinned
 from exporter.report.chart_tradeoff import Candidate, TradeOff, pareto_front
 from exporter.report.drawing import Scale, scale_over
 from exporter.report.files import rendered
@@ -26,7 +24,6 @@ from exporter.report.sections.verdict import quality_sign
 HOSTILE = "<script>alert(1)</script>\"'`&| --></style><img src=x onerror=alert(1)>"
 TEXT_COLOURS = (
     "ink", "muted", "baseline", "candidate", "good", "bad", "even", "unsure", "link",
-    "ref0", "ref1", "ref2", "ref3",
 )  # fmt: skip
 
 
@@ -116,14 +113,6 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_a_large_report_stays_small_and_says_what_it_left_out() -> None:
-    report = full_report(layers=80, rows=60, samples=600)  # 108,000 samples
-    text = as_page(report, full_importance(layers=80))
-    assert len(text.encode()) < 2e6
-    assert "of 600 calls drawn, evenly by rank" in text
-    assert "drawn, evenly by rank" not in as_page(full_report(samples=20))
-
-
 def test_the_verdict_comes_first_in_words_and_signs(full: str) -> None:
     words = Page(full).text
     assert words.index("less accurate") < words.index("At a glance")
@@ -150,27 +139,6 @@ def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None
     assert "accuracy not measured" in without
 
 
-def test_what_is_dropped_is_crossed_in_the_map_and_hollow_after(full: str) -> None:
-    before, after = full.split('id="dropped-2-t"')
-    assert "attn: dropped" not in before.split('id="dropped-1-t"')[1]
-    assert "layer 2, attn: dropped" in after
-    assert "layer 25, MLP: replaced (linear)" in after
-    dropped = 9 + 3 + 2  # of the block: attention and MLP
-    assert after.split("</svg>")[0].count('class="hollow') == dropped
-    heat = full.split('id="importance-1-t"')[1].split("</svg>")[0]
-    assert heat.count('class="cut"') == dropped + 1  # and the block's own score
-
-
-@pytest.mark.parametrize(
-    ("layers", "told"), [(40, "40 layers, the first"), (None, "not on record")]
-)
-def test_the_arms_tell_how_many_layers_there_were(layers: int | None, told: str) -> None:
-    report = full_report()
-    baseline = report.arms.baseline.model_copy(update={"layers": layers})
-    arms = report.arms.model_copy(update={"baseline": baseline})
-    assert told in as_page(report.model_copy(update={"arms": arms}))
-
-
 def test_numbers_that_are_none_still_make_a_page() -> None:
     report = full_report()
     assert report.accuracy is not None
@@ -192,6 +160,23 @@ def test_numbers_that_are_none_still_make_a_page() -> None:
     text = as_page(report.model_copy(update={"accuracy": broken, "latency": rows}))
     assert "less accurate" in Page(text).text
     assert not re.search(r'(?:d|x|y|cx|cy|width|height)="[^"]*(?:nan|inf)', text)
+
+
+def test_what_is_dropped_is_crossed_in_the_map(full: str) -> None:
+    heat = full.split('id="importance-1-t"')[1].split("</svg>")[0]
+    assert heat.count('class="cut"') == 9 + 3 + 3  # of the block: attention, MLP, its own score
+
+
+def test_letters_do_not_lie_on_one_another_where_there_is_room() -> None:
+    near = [Candidate(n, 0, 1.1 + i / 1e3, 1.0, 1.2, 5.0) for i, n in enumerate("ABCD")]
+    page = Page(
+        TradeOff("t", [*near, Candidate("", 1, 1.1, 1.0, 1.2, 5.0)], "x", ("y", "")).draw("k")
+    )
+    drawn = [a for a in page.all("text") if a.get("class") == "candidate strong"]
+    places = [(float(str(a["x"])), float(str(a["y"]))) for a in drawn]
+    assert len(places) == len(near)
+    for (x, y), (right, low) in itertools.combinations(places, 2):
+        assert abs(x - right) >= 7.4 or abs(y - low) >= 10.9
 
 
 @pytest.mark.parametrize(
@@ -217,12 +202,6 @@ def test_a_change_of_perplexity_is_judged_by_its_interval(
     assert quality_sign(judged).tone == tone
 
 
-def test_thinning_keeps_the_ends_and_the_ranks() -> None:
-    values = np.arange(1001.0)
-    assert list(thinned(values, 5)) == [0, 250, 500, 750, 1000]
-    assert thinned(values, 2000) is values
-
-
 def test_scales_hold_what_lies_beyond_and_have_round_ticks() -> None:
     scale = Scale(0.0, 10.0, 100.0, 200.0)
     assert (scale(5), scale(-3), scale(99)) == (150, 100, 200)
@@ -236,26 +215,6 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
 
     points = [point("A", 1.1, 2), point("B", 1.2, 1), point("C", 1.3, 5), point("D", 1.25, 6)]
     assert [p.letter for p in pareto_front(points)] == ["B", "C"]
-
-
-def _letters(points: list[Candidate]) -> tuple[list[tuple[float, float]], int]:
-    """Where the letters stand, and how many lines lead to one."""
-    chart = TradeOff("t", points, "speedup", ("perplexity", "%")).draw("k")
-    placed = [a for a in Page(chart).all("text") if a.get("class") == "candidate strong"]
-    lines = [a for a in Page(chart).all("path") if a.get("class") == "grid"]
-    return [(float(str(a["x"])), float(str(a["y"]))) for a in placed], len(lines)
-
-
-def test_letters_of_points_near_one_another_do_not_lie_on_one_another() -> None:
-    names = "ABCDEFGHIJ"
-    crowd = [Candidate(n, 0, 1.1 + i / 1e3, 1.0, 1.2, 5.0) for i, n in enumerate(names)]
-    found, crowd_lines = _letters([*crowd, Candidate("", 1, 1.1, 1.0, 1.2, 5.0)])
-    assert len(found) == len(names), "a mark without a letter has none"
-    for (x, y), (right, low) in itertools.combinations(found, 2):
-        assert abs(x - right) >= 7.4 or abs(y - low) >= 10.9
-    alone, lines = _letters([Candidate("A", 0, 1.1, 1.0, 1.2, 5.0)])
-    assert len(alone) == 1
-    assert crowd_lines > lines, "lines lead from marks to letters that had to stand further away"
 
 
 def test_saved_reports_are_rendered_again(
