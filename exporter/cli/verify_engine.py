@@ -26,7 +26,7 @@ class VerifyEngineCall(Options):
     model: OnnxFile = argument("MODEL")
     output: OutputPath | None = option(
         None,
-        "Write inputs and results here, for Polygraphy.",
+        "Write inputs and results here, as NumPy's .npz files.",
         "-o",
         "--output",
         metavar="FOLDER",
@@ -44,7 +44,7 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
     """Compare ENGINE's answers with ONNX Runtime's.
 
     MODEL is the ONNX file that ENGINE was built from. ENGINE may also be another ONNX file, such as
-    MODEL in another form. Polygraphy runs and compares both.
+    MODEL in another form.
 
     Exit code 0 if all outputs agree, otherwise 1.
     """
@@ -57,14 +57,13 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
         call.output,
         tolerance=call.tolerance,
         threads=call.threads or default_threads(),
-        progress=progress,
     )
     if progress.as_json:
         echo_json(json.dumps([asdict(each) for each in results], indent=2))
     else:
         _print(results)
         if call.output is not None:
-            echo("files for Polygraphy", call.output)
+            echo("inputs and results", call.output)
     return 0 if all(result.agrees for result in results) else 1
 
 

@@ -150,13 +150,7 @@ def _try(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
     return run_once([Path(path) for path in request["engines"]])
 
 
-def _polygraphy(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
-    from exporter.engines.build.polygraphy_run import run_engine
-
-    return run_engine(request)
-
-
-_JOBS = {"check": _check, "build": _build, "try": _try, "polygraphy": _polygraphy}
+_JOBS = {"check": _check, "build": _build, "try": _try}
 
 
 if __name__ == "__main__":
