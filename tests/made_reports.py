@@ -23,7 +23,6 @@ from exporter.artifacts import (
     Environment,
     FormRecord,
     GenerationAgreement,
-    GraphWork,
     HealedBranch,
     HealedText,
     Healing,
@@ -388,17 +387,15 @@ def _arms(text: str) -> Arms:
         target="onnxruntime-cpu", writer=f"genai {text}", passes=["fused norms"],
         fused={"GroupQueryAttention": 30, text: 60}, remark=f"Nothing faster for {text}.",
     )  # fmt: skip
-    work = GraphWork(nodes={"MatMul": 271, text: 3}, weight_bytes=538_062_464, cache_bytes=46080)
-    fewer = work.model_copy(update={"nodes": {"MatMul": 235}, "weight_bytes": 480_000_000})
     quantized: dict[str, Any] = {
-        "work": work, "form": form, "file_bytes": 142_000_000,
+        "form": form, "file_bytes": 142_000_000,
         "quantization": QuantizationRecord(
             scheme="int8", method="rtn", bits={"8": 211}, block_size=32, symmetric=True,
             accuracy_level=4, embedding_bits=8, head_bits=8, calibration=text,
         ),
     }  # fmt: skip
     smaller: dict[str, Any] = {
-        "work": fewer, "parameters": 120_000_000, "nodes": 1773, "kv_cache_bytes_per_token": 33792,
+        "parameters": 120_000_000, "nodes": 1773, "kv_cache_bytes_per_token": 33792,
     }  # fmt: skip
     return Arms(
         baseline=model_arm("b", **quantized, path=f"{text}/model.onnx", engines=[engine, engine]),

@@ -43,11 +43,9 @@ from exporter.artifacts.comparison import (
     Corner,
     EngineFacts,
     FormRecord,
-    GraphWork,
     ParityCheck,
     QuantizationRecord,
     Target,
-    WorkFigure,
 )
 from exporter.artifacts.healing import (
     AnswerDamage,
@@ -94,7 +92,6 @@ from exporter.artifacts.regression import (
     Quantity,
     RunKey,
     Scale,
-    WorkChange,
 )
 from exporter.artifacts.stages import (
     CalibrationRef,

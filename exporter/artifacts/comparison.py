@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from exporter.artifacts.accuracy import Accuracy, Interval
-from exporter.artifacts.base import Artifact, Count, Layers, Record
+from exporter.artifacts.base import Artifact, Count, Layers, Record, ignoring
 from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase, VerdictWord
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion, PlanParts
@@ -108,46 +108,6 @@ Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", 
 """The runtime that a graph is written for."""
 
 
-WorkFigure = Literal["nodes", "weight_bytes", "cache_bytes", "engine_layers", "scratch_bytes"]
-"""What is counted of an arm: of its graph, and of its engines as their builder tells, which chooses
-by times and by the card."""
-
-
-class GraphWork(Record):
-    """What a graph consists of, the same on every machine.
-
-    ``nodes`` counts by operator, subgraphs included. ``weight_bytes`` are its weights, of an
-    encoder-decoder those of the encoder and of the decoder's first step. ``cache_bytes`` is what a
-    token adds to its caches; None of a graph without.
-    """
-
-    nodes: dict[str, Count]
-    weight_bytes: Count
-    cache_bytes: Count | None = None
-
-    @property
-    def figures(self) -> dict[WorkFigure, int]:
-        """The figures by name, those that there are; ``nodes`` is their sum."""
-        figures: dict[WorkFigure, int] = {
-            "nodes": sum(self.nodes.values()),
-            "weight_bytes": self.weight_bytes,
-        }
-        return figures if self.cache_bytes is None else {**figures, "cache_bytes": self.cache_bytes}
-
-
-def without_reads(work: Any) -> Any:
-    """Of a report of an earlier version nothing: it counted what runs read and multiplied."""
-    return None if isinstance(work, dict) and "prompt_macs" in work else work
-
-
-def only_comparable(figures: Any) -> Any:
-    """Of a history's line of an earlier version what is still counted in the same way."""
-    if not isinstance(figures, dict) or "prompt_macs" not in figures:
-        return figures
-    gone = ("weight_bytes", "cache_bytes", "prompt_macs", "step_macs")
-    return {name: count for name, count in figures.items() if name not in gone}
-
-
 PLACE = "FOLDER"
 """What the lines call the model's folder; whoever shows them says before them what it is."""
 
@@ -222,17 +182,8 @@ class Arm(Record):
     huge_page_bytes: Count = 0
     prefill_chunk_tokens: Count = 0
     notes: list[str] = Field(default_factory=list)
-    work: Annotated[GraphWork | None, BeforeValidator(without_reads)] = None
 
-    @property
-    def counted(self) -> dict[WorkFigure, int]:
-        """What is counted and not measured, by name: of the graph, and of the largest engine."""
-        found: dict[WorkFigure, int] = {} if self.work is None else dict(self.work.figures)
-        if self.engines:
-            found["engine_layers"] = max(sum(each.layers.values()) for each in self.engines)
-        scratch = [each.memory_bytes.get("activation") for each in self.engines]
-        known = [size for size in scratch if size is not None]
-        return found | ({"scratch_bytes": max(known)} if known else {})
+    _earlier = ignoring("work")
 
 
 class Arms(Record):

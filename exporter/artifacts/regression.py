@@ -6,26 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record
-from exporter.artifacts.comparison import ComparisonReport, WorkFigure, only_comparable
+from exporter.artifacts.base import Artifact, Count, Factor, FactorRange, Length, Record, ignoring
+from exporter.artifacts.comparison import ComparisonReport
 
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
-Quantity = (
-    WorkFigure
-    | Literal[
-        "time",
-        "speedup",
-        "perplexity",
-        "kl_divergence",
-        "top1_agreement",
-        "embedding_cosine",
-        "rank_agreement",
-        "task",
-        "probe",
-        "size",
-        "memory",
-    ]
-)
+Quantity = Literal[
+    "time", "speedup", "perplexity", "kl_divergence", "top1_agreement", "embedding_cosine",
+    "rank_agreement", "task", "probe", "size", "memory", "nodes",
+]  # fmt: skip
 Scale = Literal["ratio", "difference"]
 """Whether a value is a factor, of which 1 is no change, or an amount, of which 0 is none."""
 Against = Literal["baseline_report", "baseline_arm"]
@@ -99,19 +87,6 @@ class Check(Record):
     remeasured: list[CheckVerdict] = Field(default_factory=list)
 
 
-class WorkChange(Record):
-    """A figure that is counted and has changed since the earlier report.
-
-    ``kinds`` is by how much the nodes of an operator became more or fewer; a graph may keep their
-    number and have others.
-    """
-
-    figure: WorkFigure
-    before: Count
-    after: Count
-    kinds: dict[str, int] = Field(default_factory=dict)
-
-
 class Drift(Record):
     """A slow change over the history of one shape, which no single step shows.
 
@@ -140,8 +115,7 @@ class ChangePoint(Record):
     """A step in a history.
 
     ``run`` is the first of the new level, by its place in the curve, from 0. ``size`` is the factor
-    by which the value grew, with its 95 % interval; both that and ``p_value`` are None for counted
-    figures, which are exact.
+    by which the value grew, with its 95 % interval.
     """
 
     run: Count
@@ -156,21 +130,21 @@ class HistoryCurve(Record):
     """One quantity over the runs of a history, oldest first.
 
     ``subject`` is a shape, whose ``values`` are times relative to the unpruned arm, as factors of
-    their median; ``all shapes``, their mean; or a counted figure.
+    their median; or ``all shapes``, their mean.
     """
 
     subject: str
-    counted: bool = False
     runs: list[HistoryRun]
     values: list[float]
     points: list[ChangePoint] = Field(default_factory=list)
+
+    _earlier = ignoring("counted")
 
 
 class CheckReport(Artifact):
     """What ``depthcut check`` found.
 
-    ``models`` are the ones that it judges; None in checks of older versions. ``work`` are the
-    counted figures that have changed since the earlier report, within their limits or not.
+    ``models`` are the ones that it judges; None in checks of older versions.
     """
 
     kind: Literal["check_report"] = "check_report"
@@ -181,9 +155,10 @@ class CheckReport(Artifact):
     accepted_differences: list[KeyDifference] = Field(default_factory=list)
     checks: list[Check]
     drift: list[Drift] = Field(default_factory=list)
-    work: list[WorkChange] = Field(default_factory=list)
     curves: list[HistoryCurve] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+
+    _earlier = ignoring("work")
 
 
 class BaselineSet(Artifact):
@@ -205,8 +180,7 @@ class HistoryEntry(Record):
     """One line of the history: a run, without its samples.
 
     ``series`` is the hash of what all runs of one curve have in common: the key without shapes,
-    text and versions. ``time`` is ISO 8601 with its offset. ``work`` are the candidate's counted
-    figures; older lines have none.
+    text and versions. ``time`` is ISO 8601 with its offset.
     """
 
     schema_version: int
@@ -217,6 +191,5 @@ class HistoryEntry(Record):
     candidate_sha256: str
     verdict: Annotated[CheckVerdict, BeforeValidator(_renamed)]
     rows: list[HistoryRow]
-    work: Annotated[dict[WorkFigure, Count], BeforeValidator(only_comparable)] = Field(
-        default_factory=dict
-    )
+
+    _earlier = ignoring("work")

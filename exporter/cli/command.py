@@ -238,6 +238,8 @@ REMOVED = {
     "check --gitlab-metrics": "--junit, which GitLab shows, or the whole check by --output",
     "check --max-cache-read-increase": "--max-memory-increase, which limits the KV cache",
     "check --max-mac-increase": "--max-node-increase and --max-slowdown",
+    "check --max-layer-increase": "--max-slowdown",
+    "check --max-scratch-increase": "--max-memory-increase",
     "check --max-weight-read-increase": "--max-size-increase",
     "check --page": "--comment, which has the history in small",
     "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",

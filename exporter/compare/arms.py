@@ -104,7 +104,6 @@ class ComparedArm:
             layers=self.folder.layers,
             form=_noted(FormRecord, facts, FORM_KEY),
             quantization=self.quantization,
-            work=facts.work,
         )
 
 

@@ -245,8 +245,6 @@ def _graph_facts(build: EngineSet, source: GraphFacts | None) -> GraphFacts:
         kv_cache_bytes_per_token=_bytes_per_token(first),
         vocabulary=source.vocabulary if source else _vocabulary(first),
         metadata={PLAN_KEY: json.dumps(first.plan)} if first.plan else {},
-        weight_bytes=source.weight_bytes if source else 0,
-        operators=source.operators if source else {},
     )
 
 

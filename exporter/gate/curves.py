@@ -1,8 +1,7 @@
-"""The curves of a history: times relative to the unpruned arm, and counted figures, with steps."""
+"""The curves of a history: times relative to the unpruned arm, with steps."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from exporter.artifacts import ChangePoint, HistoryCurve, HistoryEntry, HistoryRun, WorkFigure
+from exporter.artifacts import ChangePoint, HistoryCurve, HistoryEntry, HistoryRun
 
 Values = NDArray[np.float64]
 
@@ -210,7 +209,7 @@ SHARE_OF_ALL = 0.5
 
 
 def curves(entries: Sequence[HistoryEntry], series: str) -> list[HistoryCurve]:
-    """The curves of a series, with their steps; those of counted figures where these changed.
+    """The curves of a series, with their steps.
 
     Runs that lack a shape are left out of its curve; the curve of all shapes has the runs that have
     each shape of the newest one.
@@ -224,7 +223,7 @@ def curves(entries: Sequence[HistoryEntry], series: str) -> list[HistoryCurve]:
     if several:
         whole = _curve(mine, ALL_SHAPES, newest, SHARE_OF_ALL)
         found = [whole, *(_without(curve, whole) for curve in found)]
-    return [*found, *_counted(mine)]
+    return found
 
 
 def _times(entry: HistoryEntry) -> dict[str, float]:
@@ -270,27 +269,3 @@ def _without(curve: HistoryCurve, whole: HistoryCurve) -> HistoryCurve:
     told = [place[name] for name in named if name in place]
     own = [p for p in curve.points if all(abs(p.run - other) > _NEAR for other in told)]
     return curve.model_copy(update={"points": own})
-
-
-def _counted(entries: Sequence[HistoryEntry]) -> list[HistoryCurve]:
-    """The counted figures that changed; each change is a step."""
-    names: dict[WorkFigure, None] = {name: None for entry in entries for name in entry.work}
-    found = []
-    for name in names:
-        kept = [entry for entry in entries if name in entry.work]
-        values = [float(entry.work[name]) for entry in kept]
-        points = [
-            ChangePoint(run=at, time=kept[at].time, commit=kept[at].commit, size=_factor(*pair))
-            for at, pair in enumerate(itertools.pairwise(values), 1)
-            if pair[0] != pair[1]
-        ]
-        if points:
-            runs = list(map(_run, kept))
-            found.append(
-                HistoryCurve(subject=name, counted=True, runs=runs, values=values, points=points)
-            )
-    return found
-
-
-def _factor(before: float, after: float) -> float:
-    return after / before if before else math.inf

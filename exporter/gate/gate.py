@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from exporter.artifacts import (
     FEWEST_ROUNDS,
-    Arm,
     Check,
     CheckReport,
     CheckVerdict,
     ComparisonReport,
     Drift,
-    GraphWork,
     HistoryCurve,
     JudgedModels,
     KeyDifference,
     LatencyRow,
     Quantity,
-    WorkChange,
 )
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.keys import key_of, rows_by_name
@@ -30,8 +27,8 @@ from exporter.gate.limits import (
     CheckedValue,
     Interval,
     Limits,
-    byte_counts,
     checked,
+    counts,
     figures,
     joined_floor,
     overall,
@@ -40,95 +37,7 @@ from exporter.gate.limits import (
 from exporter.gate.quality import accuracy_checks
 from exporter.gate.sanity import refuse_unsound
 from exporter.report.checks import VERDICT_WORDS, interval_words
-from exporter.report.words import WORK, short_shape
-
-
-def work_checks(
-    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
-) -> list[Check]:
-    """One check a figure whose limit is set, and that both arms have."""
-    after = report.arms.candidate
-    before = report.arms.baseline if baseline is None else baseline.arms.candidate
-    checks = []
-    for figure, new in after.counted.items():
-        limit = getattr(limits, LIMIT_ON[figure]) if figure in LIMIT_ON else None
-        old = before.counted.get(figure)
-        if limit is None or old is None:
-            continue
-        value = new / old if old else 1.0 if not new else float("inf")
-        unit = "bytes" if figure.endswith("bytes") else ""
-        counted = CheckedValue(figure, "candidate", unit, before=old, after=new, value=value)
-        checks.append(checked(counted, 1 + limit))
-    return checks
-
-
-def work_changes(report: ComparisonReport, baseline: ComparisonReport | None) -> list[WorkChange]:
-    """The figures that differ from an earlier report's; none against the own unpruned arm."""
-    if baseline is None:
-        return []
-    before, after = baseline.arms.candidate, report.arms.candidate
-    old, new, kinds = before.counted, after.counted, _kinds(before, after)
-    found = [
-        WorkChange(figure=figure, before=old[figure], after=value)
-        for figure, value in new.items()
-        if figure != "nodes" and figure in old and old[figure] != value
-    ]
-    if kinds:
-        nodes = WorkChange(figure="nodes", before=old["nodes"], after=new["nodes"], kinds=kinds)
-        found.insert(0, nodes)
-    return found
-
-
-def _kinds(before: Arm, after: Arm) -> dict[str, int]:
-    """By operator, how many nodes more."""
-    if before.work is None or after.work is None:
-        return {}
-    old, new = before.work.nodes, after.work.nodes
-    more = {kind: new.get(kind, 0) - old.get(kind, 0) for kind in sorted({*old, *new})}
-    return {kind: count for kind, count in more.items() if count}
-
-
-def work_notes(
-    report: ComparisonReport, baseline: ComparisonReport | None, checks: Iterable[Check]
-) -> list[str]:
-    """What can't be compared, and a change of time without one of the graph or the reverse."""
-    if baseline is None:
-        return []
-    before, after = baseline.arms.candidate, report.arms.candidate
-    return [*_not_compared(before, after), *_times_beside(before.work, after.work, checks)]
-
-
-def _not_compared(before: Arm, after: Arm) -> Iterator[str]:
-    """Figures that one report lacks."""
-    old, new = before.counted, after.counted
-    for owner, mine, other in (("the baseline", old, new), ("this report", new, old)):
-        if names := [WORK[figure] for figure in mine if figure not in other]:
-            yield f"Only {owner} has figures for: {', '.join(names)}."
-
-
-def _times_beside(
-    before: GraphWork | None, after: GraphWork | None, checks: Iterable[Check]
-) -> list[str]:
-    """A change of time without one of the graph, and the other way round."""
-    if before is None or after is None:
-        return []
-    times = [one for one in checks if one.quantity == "time" and one.value is not None]
-    old, new = ((work.nodes, work.figures) for work in (before, after))
-    if old != new:
-        still = times and all(one.verdict == "within_limit" for one in times)
-        return ["The graph has changed, and no time has left its limit."] if still else []
-    return [_same_graph(one) for one in times if one.verdict in ("regressed", "improved")]
-
-
-def _same_graph(one: Check) -> str:
-    value = one.value or 1.0
-    slower = value > 1
-    percent = 100 * (value - 1 if slower else 1 - value)
-    return (
-        f"{one.subject}: {'slower' if slower else 'faster'} by {percent:.1f} %, though the graph "
-        "is the same: look at the machine, the runtime's version or the built engine."
-    )
-
+from exporter.report.words import short_shape
 
 _TOO_FEW = "Too few rounds for a verdict."
 _ONCE = (
@@ -308,7 +217,6 @@ def check(
         *time_checks(report, old, limits, history.spreads),
         *accuracy_checks(report, old, limits),
         *_size_checks(report, old, limits),
-        *work_checks(report, old, limits),
     ]
     checks = [*(one for one in judged if (one.quantity, one.subject) not in unknown), *missing]
     if not checks:
@@ -323,11 +231,9 @@ def check(
         accepted_differences=[] if baseline is None else list(baseline.differences),
         checks=checks,
         drift=list(history.drift),
-        work=work_changes(report, old),
         curves=list(history.curves),
         notes=[
             *_notes(report, checks, two_sessions=old is not None),
-            *work_notes(report, old, checks),
             *history.notes,
             *_contradictions(limits),
         ],
@@ -409,14 +315,15 @@ def _contradictions(limits: Limits) -> list[str]:
 def _size_checks(
     report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
 ) -> list[Check]:
-    """Files and engines on disk, KV cache and device memory: they are counted, not measured."""
+    """Files, engines, nodes, KV cache and device memory: they are counted, not measured."""
     before = report.arms.baseline if baseline is None else baseline.arms.candidate
-    old, checks = byte_counts(before), []
-    for figure, new in byte_counts(report.arms.candidate).items():
+    old, checks = counts(before), []
+    for figure, new in counts(report.arms.candidate).items():
         limit = getattr(limits, LIMIT_ON[figure[0]])
         if limit is not None and figure in old:
             ratio = new / old[figure]
-            grown = CheckedValue(*figure, "bytes", before=old[figure], after=new, value=ratio)
+            unit = "" if figure[0] == "nodes" else "bytes"
+            grown = CheckedValue(*figure, unit, before=old[figure], after=new, value=ratio)
             checks.append(checked(grown, 1 + limit))
     return checks
 
@@ -440,8 +347,6 @@ def confirmed(
     found: CheckReport,
     again: Callable[[], CheckReport],
     *,
-    report: ComparisonReport,
-    baseline: BaselineMatch | None,
     measurements: int,  # how often at most. A regression must be one in all of them
 ) -> CheckReport:
     """Measures again before a regression of time is believed."""
@@ -453,12 +358,8 @@ def confirmed(
             (one.quantity, one.subject): one.verdict for one in again().checks
         }
         checks = [_told_again(one, seen) if _suspect(one) else one for one in checks]
-    old = None if baseline is None else baseline.report
-    outdated = work_notes(report, old, found.checks)
-    notes = [note for note in found.notes if note not in outdated]
-    notes += work_notes(report, old, checks)
     verdict = overall([one.verdict for one in checks])
-    return found.model_copy(update={"checks": checks, "verdict": verdict, "notes": notes})
+    return found.model_copy(update={"checks": checks, "verdict": verdict})
 
 
 def is_in_doubt(found: CheckReport) -> bool:

@@ -50,7 +50,6 @@ def entry_of(
             HistoryRow(subject=row.shape_name, speedup=row.speedup.ratio, ci95=row.speedup.ci95)
             for row in report.latency
         ],
-        work=report.arms.candidate.counted,
     )
 
 

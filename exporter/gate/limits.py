@@ -55,8 +55,6 @@ class Limits(Options):
     max_size_increase: _Share | None = _limit("Limit for the size of files and engines.")
     max_memory_increase: _Share | None = _limit("Limit for KV cache and device memory.")
     max_node_increase: _Share | None = _limit("Limit for the graph's nodes: 0%.", rare=True)
-    max_layer_increase: _Share | None = _limit("Limit for an engine's layers.", rare=True)
-    max_scratch_increase: _Share | None = _limit("Limit for an engine's scratch memory.", rare=True)
     noise_floor: _Share = option(
         0.01,
         "Smaller changes of time count as noise; so do those within the measured noise.",
@@ -96,20 +94,19 @@ LIMIT_ON: dict[Quantity, str] = {
     "size": "max_size_increase",
     "memory": "max_memory_increase",
     "nodes": "max_node_increase",
-    "engine_layers": "max_layer_increase",
-    "scratch_bytes": "max_scratch_increase",
 }
 
 
-def byte_counts(arm: Arm) -> dict[Figure, int]:
-    """Files, engines and memory of an arm, those that it has; of engines the largest."""
-    counts: dict[Figure, int | None] = {
+def counts(arm: Arm) -> dict[Figure, int]:
+    """Files, engines, memory and nodes of an arm, those that it has; of engines the largest."""
+    found: dict[Figure, int | None] = {
         ("size", "files"): arm.file_bytes,
         ("size", "engines"): max((engine.engine_bytes for engine in arm.engines), default=None),
         ("memory", "KV cache per token"): arm.kv_cache_bytes_per_token,
         ("memory", "device memory"): arm.device_memory_bytes,
+        ("nodes", "graph"): arm.nodes,
     }
-    return {figure: count for figure, count in counts.items() if count}
+    return {figure: count for figure, count in found.items() if count}
 
 
 def figures(report: ComparisonReport, arm: Arm) -> list[Figure]:
@@ -118,11 +115,7 @@ def figures(report: ComparisonReport, arm: Arm) -> list[Figure]:
     timed: list[Quantity] = ["time", "speedup"]
     times = [(quantity, shape) for shape in shapes for quantity in timed]
     quality = [] if report.accuracy is None else _quality_figures(report.accuracy)
-    return [*times, *quality, *byte_counts(arm), *_counted(arm)]
-
-
-def _counted(arm: Arm) -> list[Figure]:
-    return [(name, "candidate") for name in arm.counted if name in LIMIT_ON]
+    return [*times, *quality, *counts(arm)]
 
 
 def _quality_figures(accuracy: Accuracy) -> list[Figure]:

@@ -230,7 +230,7 @@ def _confirm(
             measure(), limits, baseline=baseline, history=history, name="the new measurement"
         )
 
-    return confirmed(found, again, report=report, baseline=baseline, measurements=request.confirm)
+    return confirmed(found, again, measurements=request.confirm)
 
 
 def _time_only(limits: Limits, baseline: BaselineMatch | None) -> Limits:

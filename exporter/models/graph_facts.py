@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts.comparison import GraphWork
 from exporter.files import sha256_files
-from graph_passes.files.storage import data_files, load_model, weight_bytes
+from graph_passes.files.storage import data_files, load_model
 from graph_passes.finding.shapes import head_size
 from graph_passes.pipeline import graph_size
 
@@ -38,13 +37,6 @@ class GraphFacts:
     vocabulary: int | None  # rows of the table that `input_ids` looks up; None where there is none
     metadata: dict[str, str]
     inputs: tuple[str, ...] = ()
-    weight_bytes: int = 0
-    operators: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def work(self) -> GraphWork | None:
-        """What the graph consists of; None where none is read."""
-        return total_work([self], self.kv_cache_bytes_per_token) if self.operators else None
 
 
 def read_facts(model_path: Path) -> GraphFacts:
@@ -62,20 +54,6 @@ def read_facts(model_path: Path) -> GraphFacts:
         vocabulary=_vocabulary(model),
         metadata=dict(model.metadata_props),
         inputs=tuple(_input_names(model.graph)),
-        weight_bytes=weight_bytes(model),
-        operators=Counter(node.op_type for node in model.graph.all_nodes()),
-    )
-
-
-def total_work(
-    graphs: Sequence[GraphFacts], cache_bytes: int, *, again: Sequence[GraphFacts] = ()
-) -> GraphWork:
-    """What several graphs consist of; those of ``again`` have weights that another has, too."""
-    nodes = sum((Counter(facts.operators) for facts in (*graphs, *again)), Counter[str]())
-    return GraphWork(
-        nodes=dict(sorted(nodes.items())),
-        weight_bytes=sum(facts.weight_bytes for facts in graphs),
-        cache_bytes=cache_bytes or None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -13,10 +12,9 @@ from exporter.artifacts import (
     CheckVerdict,
     Drift,
     HistoryCurve,
-    WorkChange,
 )
 from exporter.report.sections.blocks import Grid
-from exporter.report.words import WORK, milliseconds, significant
+from exporter.report.words import milliseconds, significant
 
 VERDICT_WORDS: dict[CheckVerdict, str] = {
     "regressed": "regression",
@@ -31,7 +29,6 @@ _NAMES = {
     "top1_agreement": "same top-1 token",
     "embedding_cosine": "cosine of embeddings",
     "rank_agreement": "ranking of pairs, Spearman",
-    **WORK,
 }
 _NEW_RUNS = 8
 _SPARKS = 60
@@ -90,7 +87,6 @@ def remarks(found: CheckReport) -> list[str]:
         ),
         *(f"Drift. {drift_sentence(drift)}" for drift in found.drift),
         *(f"Step. {point_sentence(*pair)}" for pair in steps_of(found)),
-        *(f"Work. {work_sentence(change)}" for change in found.work),
         *found.notes,
     ]
 
@@ -146,25 +142,14 @@ def is_new(curve: HistoryCurve, point: ChangePoint) -> bool:
     return len(curve.runs) - point.run <= _NEW_RUNS
 
 
-def curve_name(curve: HistoryCurve) -> str:
-    """A shape, or a counted figure in words."""
-    return WORK[curve.subject] if curve.counted else curve.subject
-
-
 def point_sentence(curve: HistoryCurve, point: ChangePoint) -> str:
     """A step in one line: from which run on, and by how much."""
     run = f"run {point.run + 1} of {len(curve.runs)} ({run_name(point.commit, point.time)})"
-    return f"{curve_name(curve)}: {step_words(curve, point)} from {run} on."
+    return f"{curve.subject}: {step_words(point)} from {run} on."
 
 
-def step_words(curve: HistoryCurve, point: ChangePoint) -> str:
-    """``3.1 % slower [2.0, 4.2]``, where the interval has the sign of the change.
-
-    Of a counted figure ``100 before, 101``: it may have been 0.
-    """
-    if curve.counted:
-        before, after = (f"{curve.values[n]:,.0f}" for n in (point.run - 1, point.run))
-        return f"{before} before, {after}"
+def step_words(point: ChangePoint) -> str:
+    """``3.1 % slower [2.0, 4.2]``, where the interval has the sign of the change."""
     slower = point.size > 1
     sign = 1 if slower else -1
     ends = sorted(sign * 100 * (bound - 1) for bound in point.ci95 or ())
@@ -180,44 +165,32 @@ def history_grid(found: CheckReport) -> Grid:
             continue
         first = max(0, len(curve.values) - _SPARKS)
         places = {point.run - first for point in curve.points}
-        drawn = sparkline(
-            curve.values[first:], places, least=0.0 if curve.counted else _LEAST_RANGE
-        )
+        drawn = sparkline(curve.values[first:], places)
         steps = [
-            f"{step_words(curve, point)} from {run_name(point.commit, point.time)} on"
+            f"{step_words(point)} from {run_name(point.commit, point.time)} on"
             for point in curve.points
         ]
-        rows.append([curve_name(curve), drawn, "; ".join(steps) or "none"])
+        rows.append([curve.subject, drawn, "; ".join(steps) or "none"])
     return Grid("History", ("history", "runs, oldest first", "steps"), rows)
 
 
-def sparkline(values: Sequence[float], steps: Collection[int] = (), *, least: float = 0.0) -> str:
+def sparkline(values: Sequence[float], steps: Collection[int] = ()) -> str:
     """Bars between the lowest and the highest value, with a mark before each step.
 
-    A range of ``least`` fills all heights; noise below it stays low.
+    Noise within a few percent stays low.
     """
     if not values:
         return ""
     low, high = min(values), max(values)
-    missing = max(least - (high - low), 0.0) / 2
+    missing = max(_LEAST_RANGE - (high - low), 0.0) / 2
     low, high = low - missing, high + missing
-    bars = [
-        _BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] if high > low else _BARS[0]
-        for value in values
-    ]
+    bars = [_BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in values]
     return "".join(_STEP * (place in steps) + bar for place, bar in enumerate(bars))
 
 
 def run_name(commit: str | None, time: str) -> str:
     """By its commit where it has one, and its time."""
     return time if commit is None else f"{commit[:12]}, {time}"
-
-
-def work_sentence(change: WorkChange) -> str:
-    """A counted figure that has changed, in one line."""
-    kinds = ", ".join(f"{kind} {count:+d}" for kind, count in change.kinds.items())
-    told = f" ({kinds})" if kinds else ""
-    return f"{WORK[change.figure]}: {change.before:,} before, {change.after:,} now{told}."
 
 
 def conclusion(found: CheckReport) -> str:
@@ -233,9 +206,8 @@ def conclusion(found: CheckReport) -> str:
 def _value(check: Check, value: float) -> str:
     if check.quantity == "speedup":
         return f"{value:.3f}x"
-    if check.quantity in WORK:
-        change = f"{100 * (value - 1):+.3g} %"
-        return f"{check.after or 0:,.0f} instead of 0" if math.isinf(value) else change
+    if check.quantity == "nodes":
+        return f"{100 * (value - 1):+.3g} %"
     if check.scale == "ratio":
         return f"{100 * (value - 1):+.1f} %"
     if check.quantity in ("kl_divergence", "embedding_cosine", "rank_agreement") or _is_loss(check):
@@ -247,8 +219,8 @@ def _value(check: Check, value: float) -> str:
 def _amount(check: Check, value: float) -> str:
     if check.quantity in _UNITS:
         return milliseconds(value) + _UNITS[check.quantity]
-    if check.quantity in WORK:
-        return f"{value:,.0f}{' B' * (check.unit == 'bytes')}"
+    if check.quantity == "nodes":
+        return f"{value:,.0f}"
     if check.quantity in ("size", "memory"):
         return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value:,.0f} B"
     if check.quantity in ("task", "probe", "top1_agreement") and not _is_loss(check):

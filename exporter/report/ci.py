@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Literal
 from xml.etree import ElementTree as Xml  # only written here, never read
 
-from exporter.artifacts import Check, CheckReport, CheckVerdict, ComparisonReport
+from exporter.artifacts import Check, CheckReport, ComparisonReport
 from exporter.files import sha256_bytes
 from exporter.printable import printable, printable_json, printable_line, printable_xml
 from exporter.report.checks import (
@@ -20,7 +20,6 @@ from exporter.report.checks import (
     check_name,
     check_sentence,
     conclusion,
-    curve_name,
     drift_sentence,
     history_grid,
     is_new,
@@ -29,12 +28,9 @@ from exporter.report.checks import (
     reasons,
     remarks,
     steps_of,
-    work_sentence,
 )
 from exporter.report.markdown import escaped, table_lines
-from exporter.report.words import WORK
 
-_ANNOTATED: tuple[CheckVerdict, ...] = ("regressed", "inconclusive")
 _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "within_limit": "✅"}
 _MARK = "<!-- depthcut check {} -->"
 _COMMON = ("candidate", "candidate-quantized", "engines", "hf", "onnx")
@@ -135,10 +131,7 @@ def summary(found: CheckReport, title: str = "depthcut check") -> str:
 
 
 def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) -> list[str]:
-    """A line for each regression, check without a verdict, drift, new step and change of work.
-
-    A change of work that is beyond its limit, and its step in the history, have one line.
-    """
+    """A line for each regression, check without a verdict, drift and new step."""
     unsure = "error" if inconclusive_fails else "warning"
     levels = {"regressed": "error", "inconclusive": unsure}
     lines = [
@@ -151,17 +144,11 @@ def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) ->
 
 def _warnings(found: CheckReport) -> Iterator[tuple[str, str]]:
     """Titles and messages; of steps those of the last runs, for the worse."""
-    limited = {check.quantity for check in found.checks if check.verdict in _ANNOTATED}
-    changed = {change.figure for change in found.work}
     for drift in found.drift:
         yield f"{drift.subject}: drift", drift_sentence(drift)
     for curve, point in steps_of(found):
-        told_below = curve.subject in changed and point.run == len(curve.runs) - 1
-        if is_new(curve, point) and point.size > 1 and not told_below:
-            yield f"{curve_name(curve)}: step", point_sentence(curve, point)
-    for change in found.work:
-        if change.figure not in limited:
-            yield f"{WORK[change.figure]}: changed", work_sentence(change)
+        if is_new(curve, point) and point.size > 1:
+            yield f"{curve.subject}: step", point_sentence(curve, point)
 
 
 def _command(level: str, title: str, message: str) -> str:
@@ -228,10 +215,7 @@ def _figures(report: ComparisonReport) -> Iterator[_Figure]:
         "file-size": ("bytes", arm.file_bytes),
         "kv-cache-per-token": ("bytes", arm.kv_cache_bytes_per_token),
         "device-memory": ("bytes", arm.device_memory_bytes),
-        **{
-            name.replace("_", "-"): ("bytes" if name.endswith("bytes") else "1", value)
-            for name, value in arm.counted.items()
-        },
+        "nodes": ("1", arm.nodes or None),
     }
     for name, (unit, size) in sizes.items():
         if size is not None:

@@ -17,15 +17,6 @@ from exporter.artifacts.base import IMAGES, RECORDINGS, TEXTS, Nouns
 
 T = TypeVar("T")
 
-WORK: dict[str, str] = {
-    "nodes": "nodes",
-    "weight_bytes": "weights",
-    "cache_bytes": "caches, for each token",
-    "engine_layers": "engine layers",
-    "scratch_bytes": "scratch memory",
-}
-"""What is counted of an arm, in words."""
-
 
 class KindWords(NamedTuple):
     """What a kind of sublayer is called."""

@@ -220,8 +220,6 @@ class AssertableComparison:
             result = confirmed(
                 result,
                 lambda: check(measure(), chosen, baseline=self._accepted),
-                report=self.report,
-                baseline=self._accepted,
                 measurements=self._fixture.confirm,
             )
         for one in result.checks:  # properties of the test, which JUnit XML shows

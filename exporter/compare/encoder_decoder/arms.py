@@ -29,7 +29,7 @@ from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
 from exporter.models.decoding_rules import DecodingRules, target_positions
-from exporter.models.graph_facts import GraphFacts, read_facts, total_work
+from exporter.models.graph_facts import GraphFacts, read_facts
 from exporter.models.model_folder import (
     ENCODER,
     FIRST_STEP,
@@ -121,11 +121,6 @@ class StackFolder:
             kv_cache_bytes_per_token=_bytes_per_token(runner),
             layers=self.stacks.layers,
             form=None if note is None else FormRecord.model_validate_json(note),
-            work=total_work(
-                [facts[ENCODER], facts[FIRST_STEP]],
-                _bytes_per_token(runner),
-                again=[facts[NEXT_STEP]],
-            ),
             cpu_nodes=dict(sum((Counter(each.cpu_nodes) for each in able), Counter[str]())),
             device_memory_bytes=_together(each.gpu_memory_bytes for each in able),
             huge_page_bytes=max(each.huge_page_bytes for each in able),

@@ -26,7 +26,6 @@ from exporter.report.sections.verdict import (
     statements,
     verdict_sentence,
 )
-from exporter.report.sections.work import work_section
 
 
 def comparison_document(
@@ -42,7 +41,6 @@ def comparison_document(
         tradeoff_section(report) if sharing == 1 else None,
         *answers,
         size_section(report),
-        work_section(report),
         forms_section(report),
         use_section(report),
         dropped_section(report),

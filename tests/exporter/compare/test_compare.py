@@ -88,14 +88,6 @@ def test_the_report_has_all_parts_and_survives_the_disk(
     assert report.arms.baseline.precision == "fp32"
     assert report.arms.baseline.parameters == 2 * 8 * 32
     assert report.arms.candidate.nodes == report.arms.baseline.nodes - 2
-    work = [arm.work for arm in (report.arms.baseline, report.arms.candidate)]
-    assert [sum(each.nodes.values()) for each in work if each] == [
-        report.arms.baseline.nodes, report.arms.candidate.nodes,
-    ]  # fmt: skip
-    caches = [arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)]
-    assert [(each.weight_bytes, each.cache_bytes) for each in work if each] == [
-        (4 * 2 * 8 * 32, cache) for cache in caches
-    ]
     sizes = sum(path.stat().st_size for path in arms[0].glob("model.onnx*"))
     assert report.arms.baseline.file_bytes == sizes
     assert report.arms.baseline.provider == "CPUExecutionProvider"

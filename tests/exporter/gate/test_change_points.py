@@ -15,7 +15,7 @@ from exporter.gate.gate import check
 from exporter.gate.history import append, entry_of, read_history, read_history_file
 from exporter.gate.limits import Limits
 from exporter.gate.request import CheckRequest, run_check
-from exporter.report.checks import history_grid, sparkline
+from exporter.report.checks import sparkline
 from exporter.report.ci import annotation_lines, comment, junit
 from tests.made_reports import gate_arm, gate_report, gate_row
 
@@ -26,7 +26,7 @@ def noise(seed: int, runs: int = RUNS) -> np.ndarray:
     return NOISE * np.random.default_rng(seed).standard_normal(runs)
 
 
-def entries(values: np.ndarray, **work: list[int]) -> list[HistoryEntry]:
+def entries(values: np.ndarray) -> list[HistoryEntry]:
     """Runs with these logarithms of relative time, a column a shape."""
     return [
         HistoryEntry(
@@ -41,7 +41,6 @@ def entries(values: np.ndarray, **work: list[int]) -> list[HistoryEntry]:
                 for n, value in enumerate(row)
                 if math.isfinite(value)
             ],
-            work={name: counts[run] for name, counts in work.items()},  # type: ignore[misc]
         )
         for run, row in enumerate(np.atleast_2d(values.T).T)
     ]
@@ -187,26 +186,6 @@ def test_gaps_and_other_machines_leave_the_rest() -> None:
     assert whole.points[0].commit == mine[10 + whole.points[0].run].commit
 
 
-def test_a_counted_figure_steps_where_it_changes_and_has_no_curve_else() -> None:
-    nodes = [100] * 10 + [101] * 50
-    found = curves(entries(noise(1), nodes=nodes, weight_bytes=[7] * RUNS), SERIES)
-    (counted,) = [curve for curve in found if curve.counted]
-    assert (counted.subject, [point.run for point in counted.points]) == ("nodes", [10])
-    assert counted.points[0].size == pytest.approx(1.01)
-
-
-@pytest.mark.parametrize("before", [0, 1_000])
-def test_a_counted_figure_s_step_is_told_by_both_numbers(before: int) -> None:
-    counts = [before] * 10 + [3_456] * 50
-    found = check(gate_report(), Limits(max_kl=1)).model_copy(
-        update={"curves": curves(entries(noise(1), cache_bytes=counts), SERIES)}
-    )
-    (told,) = [row[-1] for row in history_grid(found).rows if row[-1] != "none"]
-    assert told.startswith(f"{before:,} ")
-    assert "3,456" in told
-    assert "inf" not in comment(found, gate_report())
-
-
 @pytest.mark.parametrize(
     ("path", "name"),
     [
@@ -306,7 +285,6 @@ def test_every_line_of_a_history_is_one_json_object(tmp_path: Path) -> None:
 
 def test_a_curve_as_text_has_a_bar_a_run() -> None:
     assert sparkline([]) == ""
-    assert sparkline([1, 1, 1]) == "▁▁▁"
     assert sparkline([0, 1], [1]) == "▁┊█"
-    low, high = sparkline([1, 1.001], least=0.04)
+    low, high = sparkline([1, 1.001])
     assert "▁" < low <= high < "█"

@@ -223,4 +223,4 @@ def test_a_removed_option_names_what_takes_its_place(
 def test_a_report_without_accuracy_has_figures_of_the_rest() -> None:
     texts = github_benchmark(gate_report(accuracy=None)).values()
     measures = {entry["name"].split(": ")[1] for text in texts for entry in json.loads(text)}
-    assert measures == {"latency", "speedup", "file-size", "kv-cache-per-token"}
+    assert measures == {"latency", "speedup", "file-size", "kv-cache-per-token", "nodes"}
