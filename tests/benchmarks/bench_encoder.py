@@ -37,7 +37,7 @@ from exporter.models.sentence_folder import Pooling, pooling_of
 from exporter.models.texts.passages import LONGEST_PASSAGE, cut_to
 from exporter.models.texts.sources import read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
-from tests.benchmarks.machine import print_machine
+from tests.benchmarks.frame import print_machine
 
 PASSAGES = 64
 QUERIES = 300

@@ -17,7 +17,6 @@ finished, after each. Nothing is asserted.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -28,20 +27,13 @@ from typing import Any
 from exporter.errors import DepthcutError
 from exporter.files import write_text
 from exporter.progress import Quiet
-from tests.benchmarks.answers import Asked
-from tests.benchmarks.kept_rows import KeptRows, wanted
-from tests.benchmarks.machine import machine_line, print_machine
-from tests.benchmarks.rivals.candidate import WHOLE, Candidate
+from tests.benchmarks.frame import KeptRows, default_model, machine_line, print_machine, wanted
+from tests.benchmarks.rivals.measuring import POSITIONS, Asked, DomainMeter, speedup, structure
 from tests.benchmarks.rivals.methods import Row, rows
-from tests.benchmarks.rivals.speed import speedup, structure
 from tests.benchmarks.rivals.table import Setting, render
-from tests.benchmarks.rivals.workplace import Workplace
-from tests.benchmarks.small_model import default_model
+from tests.benchmarks.rivals.work import BATCH, WHOLE, Candidate, Workplace
 
-LENGTH, BATCH, FEW = 512, 2, 8
-POSITIONS = 2
-"""The damage is measured at every second: the whole model's answers are then kept in memory."""
-KEPT_BYTES = 2 << 30
+LENGTH, FEW = 512, 8
 WHOLE_ROW = "whole"
 
 
@@ -77,7 +69,7 @@ class Bench:
     def _about(self) -> list[object]:
         texts = [text.ids_sha256 for text in (self._fitting, *self._texts.values())]
         asked = self._options.items if self._options.tasks else 0
-        return [self._loaded.ref.sha256, *texts, asked, self._options.search_samples]
+        return ["by document", self._loaded.ref.sha256, *texts, asked, self._options.search_samples]
 
     @cached_property
     def _work(self) -> Workplace:
@@ -89,12 +81,13 @@ class Bench:
         meter = searched_meter(self._loaded, searched, BATCH, kept=folder / "searched.jsonl")
         return Workplace(
             self._loaded, str(self._options.calibrate), self._fitting,
-            self._fitting.rows(slice(0, FEW)), meter, folder, self._options.distill_tokens, Told(),
+            self._fitting.rows(slice(0, FEW)), meter, len(searched.input_ids), folder,
+            self._options.distill_tokens, Told(),
         )  # fmt: skip
 
     @cached_property
-    def _meters(self) -> dict[str, _DomainMeter]:
-        return {name: _DomainMeter(self._loaded.model, text) for name, text in self._texts.items()}
+    def _meters(self) -> dict[str, DomainMeter]:
+        return {name: DomainMeter(self._loaded.model, text) for name, text in self._texts.items()}
 
     @cached_property
     def _asked(self) -> Asked | None:
@@ -121,6 +114,7 @@ class Bench:
             {
                 "name": row.name,
                 "dropped": sorted(candidate.cut),
+                "read": candidate.read,
                 "made_s": made_s,
                 "machine": machine_line(),
                 "domains": {name: m.measure(candidate) for name, m in self._meters.items()},
@@ -180,25 +174,6 @@ class Bench:
         )
 
 
-class _DomainMeter:
-    """Holds candidates against the whole model on one text; the whole model's answers are kept."""
-
-    def __init__(self, model: Any, text: Any) -> None:
-        from exporter.models.ablation.meter import DamageMeter
-
-        self._now = WHOLE
-        self._meter = DamageMeter(
-            model, text.input_ids, text.mask, batch_size=BATCH,
-            positions=POSITIONS, kept_bytes=KEPT_BYTES, within=lambda: self._now.within(model),
-        )  # fmt: skip
-
-    def measure(self, candidate: Candidate) -> dict[str, list[float]]:
-        """The damage, by sample."""
-        self._now = candidate
-        damage = self._meter.measure(candidate.cut)
-        return {f.name: getattr(damage, f.name).tolist() for f in dataclasses.fields(damage)}
-
-
 def _told(candidate: Candidate) -> str:
     return ", ".join(f"{kind} {layer}" for layer, kind in sorted(candidate.cut))
 
@@ -237,7 +212,8 @@ def main() -> None:
     table = list(rows(options.distill_tokens))
     bench, began = Bench(options), time.perf_counter()
     bench.whole()
-    left = [row for row in wanted(table, options.only) if bench.kept.find(row.name) is None]
+    names = wanted([row.name for row in table], options.only)
+    left = [row for row in table if row.name in names and bench.kept.find(row.name) is None]
     for number, row in enumerate(left, 1):
         minutes = (time.perf_counter() - began) / 60
         if options.minutes is not None and minutes >= options.minutes:

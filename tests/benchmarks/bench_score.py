@@ -1,44 +1,38 @@
-"""What scoring costs above a bare forward pass over the same tokens, and how far metrics agree.
+"""What scoring costs above a bare forward pass over the same tokens; LLM-Drop's own function.
 
-Run it alone with ``python -m tests.benchmarks.bench_score [MODEL] [--text FILE] [--llm-drop
-FOLDER]``; MODEL is what `depthcut score` takes, by default the SmolLM2 of the wheel. It prints
-figures and asserts nothing. The targets: all metrics of the stream in at most 1.15 times a bare
-pass, memory above it that doesn't grow with the tokens, `kl` over all 60 sublayers in at most 32
-passes, and the order of LLM-Drop's own function.
+Run it alone with ``python -m tests.benchmarks.bench_score [MODEL] [--llm-drop FOLDER]``; MODEL is
+what `depthcut score` takes, by default the SmolLM2 of the wheel. It prints figures and asserts
+nothing. The targets: all metrics of the stream in at most 1.15 times a bare pass, `kl` over all 60
+sublayers in at most 32 passes, and the order of LLM-Drop's own function.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.small_model import default_model
+from tests.benchmarks.frame import default_model, print_machine
 
 ROUNDS = 7
-BATCH, MEMORY_BATCH, LENGTH = 4, 1, 512
+BATCH, LENGTH = 4, 512
 ANSWER_ROUNDS, ANSWER_SAMPLES = 3, 2
-PARTS = ("ratio", "answers", "ranks", "memory")
 
 # Seconds of the clock, and of the processors: the latter hold on a busy machine, too.
 Times = tuple[float, float]
 
 
-def time_ratio(model: Any, *, with_head: bool) -> None:
+def time_ratio(model: Any) -> None:
     """Bare and scored passes in turns, called in the same way; medians over the rounds."""
-    arms = _arms(model, _ids(model, BATCH), with_head)
+    arms = _arms(model, _ids(model, BATCH), with_head=False)
     for arm in arms.values():
         arm()
     times = _in_turns(arms, ROUNDS)
     bare = _medians(times["bare"])
-    where = "whole model" if with_head else "without head"
-    print(f"{where}, {BATCH} x {LENGTH} tokens: bare {bare[0]:.3f} s (medians of {ROUNDS})")
+    print(f"without head, {BATCH} x {LENGTH} tokens: bare {bare[0]:.3f} s (medians of {ROUNDS})")
     for name in ("cosine", "all of the stream"):
         wall, cpu = _medians(times[name])
         print(
@@ -46,21 +40,6 @@ def time_ratio(model: Any, *, with_head: bool) -> None:
             f"of processor time {cpu / bare[1]:.3f}",
             flush=True,
         )
-
-
-def scoring_as_users_call_it(model: Any) -> None:
-    """`score` runs no head: against a bare pass with logits, as most would write it."""
-    ids = _ids(model, BATCH)
-    arms = {
-        "logits": _arms(model, ids, with_head=True)["bare"],
-        "scored": _arms(model, ids, with_head=False)["all of the stream"],
-    }
-    for arm in arms.values():
-        arm()
-    times = _in_turns(arms, ROUNDS)
-    first, second = (_medians(times[name])[0] for name in ("logits", "scored"))
-    print(f"`score` by all metrics of the stream against a pass with logits: {first:.3f} s, "
-          f"{second:.3f} s, ratio {second / first:.3f}", flush=True)  # fmt: skip
 
 
 def answers_in_passes(model: Any) -> None:
@@ -88,35 +67,6 @@ def answers_in_passes(model: Any) -> None:
     )
 
 
-def rank_correlations(loaded: Any, text: str, tokens: int) -> None:
-    """How far the metrics agree on a text, and the cosine with itself on another."""
-    from exporter.score import METRICS, calibration_text, score_on
-    from exporter.score.comparison import compare_reports
-
-    def scored(spec: str, metrics: list[str]) -> Any:
-        samples = max(2, tokens // LENGTH)
-        calibration = calibration_text(loaded, spec, samples=samples, sequence_length=LENGTH)
-        return score_on(loaded, calibration, metrics=metrics)
-
-    other = "pydoc" if text != "pydoc" else "self"
-    reports = {"here": scored(text, list(METRICS)), "there": scored(other, ["cosine"])}
-    print(f"rank correlations, {reports['here'].calibration.tokens} tokens of {text}:")
-    print("  kind       metric              Spearman: kl  perplexity  of kl's first 8")
-    found = {(a.kind, a.first.metric, a.second.metric): a for a in compare_reports(reports)
-             if a.second.file == "here"}  # fmt: skip
-    for kind in ("attention", "mlp"):
-        for metric in METRICS:
-            told = [found.get((kind, *pair)) or found.get((kind, *pair[::-1]))
-                    for pair in ((metric, "kl"), (metric, "perplexity"))]  # fmt: skip
-            figures = ["1" if one is None else f"{one.spearman:.2f}" for one in told]
-            shared = "8" if told[0] is None else told[0].shared_first.get(8, "-")
-            print(f"  {kind:9}  {metric:18}  {figures[0]:>12}  {figures[1]:>10}  {shared:>15}")
-    for one in compare_reports(reports):
-        if (one.first.metric, one.second.file) == ("cosine", "there"):
-            print(f"  cosine on {text} and on {other}, {one.kind}: Spearman {one.spearman:.2f}, "
-                  f"of the first 8 {one.shared_first.get(8, '-')}", flush=True)  # fmt: skip
-
-
 def against_llm_drop(loaded: Any, checkout: Path, text: str) -> None:
     """The reference's own function on the same activations: largest difference, and the order."""
     import numpy as np
@@ -134,19 +84,6 @@ def against_llm_drop(loaded: Any, checkout: Path, text: str) -> None:
         same = np.array_equal(theirs.argsort(kind="stable"), scores.argsort(kind="stable"))
         print(f"LLM-Drop's function, {kind}: largest difference {abs(theirs - scores).max():.1e}, "
               f"order {'the same' if same else 'ANOTHER'}", flush=True)  # fmt: skip
-
-
-def peak_memory(checkpoint: str) -> None:
-    """What scoring adds to the peak of processes that have run bare passes before."""
-    context = multiprocessing.get_context("spawn")
-    for batches in (2, 16):
-        with context.Pool(1) as pool:
-            bare, scored = pool.apply(_peaks, (checkpoint, batches))
-        print(
-            f"peak memory, {batches * MEMORY_BATCH * LENGTH} tokens: bare {bare / 1e6:.0f} MB, "
-            f"scored {(scored - bare) / 1e6:+.1f} MB",
-            flush=True,
-        )
 
 
 def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable[[], Any]]:
@@ -224,48 +161,21 @@ def _timed(call: Callable[[], Any]) -> Times:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _peaks(checkpoint: str, batches: int) -> tuple[int, int]:
-    """Peak bytes after bare passes, enough for the allocator to settle, and after scored ones."""
-    from exporter.models.loading.model_source import load_model
-
-    model = load_model(checkpoint).model
-    ids = _ids(model, MEMORY_BATCH)
-    settle = _arms(model, ids * 16, with_head=False)["bare"]
-    scored = _arms(model, ids * batches, with_head=False)["all of the stream"]
-    peaks = []
-    for run in (settle, scored):
-        run()
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    return peaks[0], peaks[1]
-
-
 def main() -> None:
     """Prints all figures."""
-    from exporter.models.loading.model_files import save_checkpoint
     from exporter.models.loading.model_source import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--text", default="pydoc", help="Text for the rank correlations.")
-    parser.add_argument("--tokens", type=int, default=4096, help="How much of it.")
-    parser.add_argument("--llm-drop", type=Path, help="A checkout of CASE-Lab-UMD/LLM-Drop.")
-    parser.add_argument("--only", choices=PARTS, action="append", help="Leave out the other parts.")
-    asked = parser.parse_args()
-    loaded, parts = load_model(asked.model or default_model()), asked.only or PARTS
-    if "ratio" in parts:
-        for with_head in (True, False):
-            time_ratio(loaded.model, with_head=with_head)
-        scoring_as_users_call_it(loaded.model)
-    if "answers" in parts:
-        answers_in_passes(loaded.model)
-    if asked.llm_drop is not None:
-        against_llm_drop(loaded, asked.llm_drop, asked.text)
-    if "ranks" in parts:
-        rank_correlations(loaded, asked.text, asked.tokens)
-    if "memory" in parts:
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(loaded, Path(folder))
-            peak_memory(folder)
+    parser.add_argument("--text", default="pydoc", help="for LLM-Drop's function")
+    parser.add_argument("--llm-drop", type=Path, help="a checkout of CASE-Lab-UMD/LLM-Drop")
+    options = parser.parse_args()
+    print_machine("torch", "transformers")
+    loaded = load_model(options.model or default_model())
+    time_ratio(loaded.model)
+    answers_in_passes(loaded.model)
+    if options.llm_drop is not None:
+        against_llm_drop(loaded, options.llm_drop, options.text)
 
 
 if __name__ == "__main__":

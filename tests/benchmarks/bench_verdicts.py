@@ -1,14 +1,12 @@
 """How often a verdict is wrong, and how often a slowdown of 3 % is found.
 
-Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200] [--real N [MODEL.onnx]]``;
-``--power N`` tries ``compare --power 95%`` on the same noises, ``--history N`` the search for steps
-in N histories of each kind, ``--alone N`` how often it errs in N series of each kind of noise.
-The trials run in virtual time, each with a budget of 60 s: on replayed decode steps of SmolLM2 that
-were recorded on a busy machine of 2 cores (``decode_steps.npz``), and on a generator of such noise.
-The statistics were chosen with these in view, except for the rows called "held out", whose steps
-were recorded after that, for 5 minutes each: ``MODEL.onnx --record decode_steps_held_out.npz --name
-1_thread_a --threads 1`` adds one.
-Real trials load real ONNX Runtime sessions; one arm's calls are delayed by 3 %.
+Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200]``; ``--power N`` tries
+``compare --power 95%`` on the same noises, ``--history N`` the search for steps in N histories of
+each kind, ``--alone N`` how often it errs in N series of each kind of noise. The trials run in
+virtual time, each with a budget of 60 s, on replayed decode steps of SmolLM2 that were recorded on
+a busy machine of 2 cores (``decode_steps.npz``). The statistics were chosen with these in view,
+except for the rows called "held out", whose steps were recorded after that, for 5 minutes each:
+``MODEL.onnx --record decode_steps_held_out.npz --name 1_thread_a --threads 1`` adds one.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import importlib
 import math
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,16 +29,12 @@ from exporter.artifacts import LatencyRow
 from exporter.artifacts.latency import Shape
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.statistics import PowerGoal
-from exporter.compare.timing.subjects import CallProbe, Probe, RunnerArm, TimedCell
-from exporter.engines.runners.base import BoundCall, Runner
+from exporter.compare.timing.subjects import RunnerArm
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.gate.curves import SHARE_OF_ALL, steps
-from tests.benchmarks.small_model import small_model
 from tests.virtual_time import (
     HELD_OUT,
     RECORDED,
-    Beating,
-    BusyMachine,
     Noise,
     Replayed,
     VirtualCell,
@@ -70,9 +63,6 @@ def noises() -> dict[str, tuple[Callable[[int], Noise], float]]:
         for what, path in (("recorded", RECORDED), ("held out", HELD_OUT))
         for name, own in recorded_steps(path).items()
     }
-    found["generated"] = (lambda seed: BusyMachine(seed), 29.0)
-    found["generated, beating"] = (lambda seed: Beating(BusyMachine(seed)), 29.0)
-    found["generated, loud"] = (lambda seed: BusyMachine(seed, contention=3, scatter=0.15), 29.0)
     return found
 
 
@@ -99,13 +89,11 @@ def table(trials: int, only: str = "") -> None:
     for name, (make, call_ms) in noises().items():
         if only not in name:
             continue
-        for lottery in (0.0, 0.003) if name == "generated" else (0.0,):
-            equal, slower = (
-                [trial(make, seed, slowdown=factor, call_ms=call_ms, lottery=lottery)
-                 for seed in range(trials)]
-                for factor in (1.0, SLOWDOWN)
-            )  # fmt: skip
-            _print_row(name + (f", loads {100 * lottery} %" if lottery else ""), equal, slower)
+        equal, slower = (
+            [trial(make, seed, slowdown=factor, call_ms=call_ms) for seed in range(trials)]
+            for factor in (1.0, SLOWDOWN)
+        )
+        _print_row(name, equal, slower)
 
 
 def power_table(trials: int, only: str = "", limit_s: float = 600.0) -> None:
@@ -269,49 +257,6 @@ def _covered(rows: list[LatencyRow], truth: float) -> float:
     return 100 * float(np.mean([low <= truth <= high for low, high in bounds]))
 
 
-class DelayedSubject(RunnerArm):
-    """A real arm whose every call is made longer by a share of its own time."""
-
-    def __init__(self, builds: list[Runner], vocabulary: int, share: float) -> None:
-        super().__init__(builds, vocabulary)
-        self._share = share
-
-    def probe(self, cell: TimedCell) -> Probe:
-        inner = super().probe(cell)
-        assert isinstance(inner, CallProbe)
-        return CallProbe(self._delayed(inner))
-
-    def _delayed(self, inner: CallProbe) -> BoundCall:
-        def call() -> None:
-            (taken_ms,) = inner.sample(time.perf_counter_ns)
-            end = time.perf_counter_ns() + round(taken_ms * self._share * 1e6)
-            while time.perf_counter_ns() < end:
-                pass
-
-        return BoundCall(call)
-
-
-def real(model: Path, trials: int, past: int) -> None:
-    """Verdicts on real sessions of one file, of which the second is delayed or not."""
-    shape = Shape("decode", 1, 1, past)
-    for share in (0.0, SLOWDOWN - 1):
-        rows = []
-        for _ in range(trials):
-            first, second = (OnnxRuntimeRunner(model, threads=1) for _ in range(2))
-            with first, second:
-                arms = {
-                    "baseline": RunnerArm([first], 32),
-                    "candidate": DelayedSubject([second], 32, share),
-                }
-                rows += measure_rows(arms, [shape], TimingBudget(seconds=BUDGET_S))
-        words = Counter(row.verdict for row in rows)
-        widths = [row.speedup.ci95[1] - row.speedup.ci95[0] for row in rows]
-        noise = np.median([row.baseline.median_ms / min(row.baseline.samples_ms) for row in rows])
-        print(f"real sessions, {shape}, candidate delayed by {100 * share:.0f} %: {dict(words)}, "
-              f"median/min {noise:.2f}, interval {100 * np.median(widths):.1f} % wide, ratios "
-              + " ".join(f"{row.speedup.ratio:.3f}" for row in rows), flush=True)  # fmt: skip
-
-
 def record(model: Path, path: Path, name: str, seconds: float, threads: int, past: int) -> None:
     """Adds a recording of decode steps, as they come, to a file."""
     shape = Shape("decode", 1, 1, past)
@@ -344,9 +289,8 @@ def _processor_seconds() -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Prints all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, nargs="?", help="for the real trials")
+    parser.add_argument("model", type=Path, nargs="?", help="to record")
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--real", type=int, default=0, metavar="N", help="real trials of each kind")
     parser.add_argument("--power", type=int, default=0, metavar="N", help="trials with a power")
     parser.add_argument("--only", default="", metavar="TEXT", help="noises by name")
     parser.add_argument("--history", type=int, default=0, metavar="N", help="histories with steps")
@@ -355,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", default="", help="of the recording")
     parser.add_argument("--seconds", type=float, default=300, help="of the recording")
     parser.add_argument("--threads", type=int, default=1, help="of the recording")
-    parser.add_argument("--past", type=int, default=128, help="cache length of the real trials")
+    parser.add_argument("--past", type=int, default=128, help="cache length of the recording")
     options = parser.parse_args(arguments)
     importlib.import_module("scipy.stats")  # what is there before isn't collected in each trial
     gc.collect()
@@ -372,9 +316,6 @@ def main(arguments: list[str] | None = None) -> int:
         history_table(options.history)
     for kind in ALONE if options.alone else ():
         _false_points(kind, options.alone, 0.02, 60, np.random.default_rng(25))
-    if options.real:
-        with tempfile.TemporaryDirectory() as folder:
-            real(options.model or small_model(Path(folder)), options.real, options.past)
     return 0
 
 

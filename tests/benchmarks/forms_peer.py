@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,61 +96,45 @@ class Optimum:
     def _run(self, ids: Any) -> int:
         self._length += ids.shape[1]
         mask = self._torch.ones((1, self._length), dtype=self._torch.int64)
-        found = self._model(
+        answer = self._model(
             input_ids=ids, attention_mask=mask, past_key_values=self._past, use_cache=True
         )
-        self._past = found.past_key_values
-        return int(found.logits[0, -1].argmax())
+        self._past = answer.past_key_values
+        return int(answer.logits[0, -1].argmax())
 
 
 class Torch:
     """transformers, logits of the last position only."""
-
-    compiled = False
 
     def __init__(self, model: str, threads: int, context: int) -> None:
         import torch
         import transformers
 
         torch.set_num_threads(threads)
-        self._torch, self._cache_class = torch, transformers.StaticCache
-        self._context = context
+        self._torch = torch
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model, local_files_only=True
         ).eval()
-        self._forward: Any = torch.compile(self._model) if self.compiled else self._model
         self._cache: Any = None
         self._length = 0
 
     def prefill(self, ids: np.ndarray[Any, Any]) -> int:
-        self._cache, self._length = self._new_cache(), 0
+        self._cache, self._length = None, 0
         return self._run(self._torch.tensor(ids))
 
     def step(self, token: int) -> int:
         return self._run(self._torch.tensor([[token]]))
 
-    def _new_cache(self) -> Any:
-        return None
-
     def _run(self, ids: Any) -> int:
         places = self._torch.arange(self._length, self._length + ids.shape[1])[None]
         self._length += ids.shape[1]
         with self._torch.inference_mode():
-            found = self._forward(
+            answer = self._model(
                 input_ids=ids, position_ids=places, past_key_values=self._cache,
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
-        self._cache = found.past_key_values
-        return int(found.logits[0, -1].argmax())
-
-
-class TorchCompile(Torch):
-    """The same behind ``torch.compile``, with the cache of fixed size that it asks for."""
-
-    compiled = True
-
-    def _new_cache(self) -> Any:
-        return self._cache_class(config=self._model.config, max_cache_len=self._context)
+        self._cache = answer.past_key_values
+        return int(answer.logits[0, -1].argmax())
 
 
 class LlamaCpp:
@@ -179,35 +162,11 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, (self._model.n_vocab(),)).argmax())
 
 
-class Reading:
-    """No decoder: reads as many bytes as a step must, the weights and the cache, once."""
-
-    def __init__(self, model: str, threads: int, context: int) -> None:
-        config = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
-        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        self._each = 8 * config["num_key_value_heads"] * size * config["num_hidden_layers"]
-        self._weights = sum(file.stat().st_size for file in Path(model).glob("model.onnx*"))
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads)
-        self._parts: list[np.ndarray[Any, Any]] = []
-
-    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
-        count = (self._weights + self._each * ids.shape[1]) // 4
-        self._parts = np.array_split(np.ones(count, np.float32), self._threads)
-        return self.step(0)
-
-    def step(self, token: int) -> int:
-        # A sum is bound by memory, not by arithmetic; numpy lets go of the interpreter in it.
-        return int(sum(self._pool.map(lambda part: float(np.dot(part, part)), self._parts)) > 0)
-
-
 LIBRARIES: dict[str, tuple[Callable[[str, int, int], Session], tuple[str, ...]]] = {
     "depthcut": (Depthcut, ("onnxruntime",)),
     "onnxruntime-genai": (Genai, ("onnxruntime-genai", "onnxruntime")),
     "optimum": (Optimum, ("optimum", "onnxruntime")),
     "torch": (Torch, ("torch", "transformers")),
-    "torch.compile": (TorchCompile, ("torch", "transformers")),
-    "reading": (Reading, ("numpy",)),
     "llama.cpp": (LlamaCpp, ("llama-cpp-python",)),
 }
 
@@ -236,16 +195,6 @@ class Served:
             self._token = self._session.step(self._token)
         self._steps += steps
         return (time.perf_counter() - begin) / steps * 1e3
-
-    def tokens(self, tokens: int, steps: int) -> list[int]:
-        """A greedy continuation."""
-        self.prefill(tokens)
-        found = [self._token]
-        for _ in range(steps - 1):
-            self._token = self._session.step(self._token)
-            found.append(self._token)
-        self._steps = steps
-        return found
 
 
 def _prompt(tokens: int) -> np.ndarray[Any, Any]:

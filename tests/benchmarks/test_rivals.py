@@ -13,7 +13,7 @@ from exporter.choose.selection.meters import searched_meter
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET
-from tests.benchmarks.rivals.workplace import Workplace
+from tests.benchmarks.rivals.work import Workplace
 
 pytestmark = pytest.mark.torch
 
@@ -29,7 +29,7 @@ def _workplace(loaded: Any, folder: Path) -> Workplace:
     ids = np.random.default_rng(0).integers(4, 64, (8, LENGTH))
     text = CalibrationText.unpadded(ids, "random", "0" * 64)
     meter = searched_meter(loaded, text.rows(slice(0, 2)))
-    return Workplace(loaded, "random", text, text, meter, folder, 1000, QUIET)
+    return Workplace(loaded, "random", text, text, meter, 2, folder, 1000, QUIET)
 
 
 def _blocks(candidate: Any) -> list[int]:
@@ -42,7 +42,7 @@ def _output(work: Workplace, candidate: Any) -> Any:
     """What the last layer gives, ``[samples, tokens, hidden]``."""
     import torch
 
-    from tests.benchmarks.rivals.streams import layer_states
+    from tests.benchmarks.rivals.work import layer_states
 
     found = layer_states(work.model, work.text, candidate)
     return torch.cat([states[-1].output for states in found])
@@ -60,7 +60,7 @@ def _weakened(layer: int, factor: float) -> Any:
 def test_block_influence_is_that_of_the_models_own_hidden_states(work: Workplace) -> None:
     import torch
 
-    from tests.benchmarks.rivals.streams import span_distances
+    from tests.benchmarks.rivals.work import span_distances
 
     ids = torch.from_numpy(work.text.input_ids)
     with torch.inference_mode():
@@ -74,18 +74,18 @@ def test_block_influence_is_that_of_the_models_own_hidden_states(work: Workplace
             assert found[first] == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["shortgpt", "prune_and_comp"])
-def test_a_block_that_adds_nothing_goes_first(method: str, tmp_path: Path) -> None:
-    import importlib
+def test_a_block_that_adds_nothing_goes_first(tmp_path: Path) -> None:
+    from tests.benchmarks.rivals.choosing import shortgpt
+    from tests.benchmarks.rivals.patching import prune_and_comp
 
-    module = importlib.import_module(f"tests.benchmarks.rivals.{method}")
     for layer in (1, 3):
         work = _workplace(_weakened(layer, 1e-4), tmp_path)
-        assert _blocks(getattr(module, method)(work, 1)) == [layer]
+        for method in (shortgpt, prune_and_comp):
+            assert _blocks(method(work, 1)) == [layer]
 
 
 def test_sleb_takes_each_time_the_block_of_the_lowest_perplexity(work: Workplace) -> None:
-    from tests.benchmarks.rivals.sleb import sleb
+    from tests.benchmarks.rivals.choosing import sleb
 
     def without(layers: list[int]) -> float:
         cut = {(n, kind): NOTHING for n in layers for kind in ("attention", "mlp")}
@@ -100,29 +100,21 @@ def test_sleb_takes_each_time_the_block_of_the_lowest_perplexity(work: Workplace
 def test_searches_and_scores_of_sublayers_drop_so_many_of_each_kind(
     dropped: int, work: Workplace
 ) -> None:
-    from tests.benchmarks.rivals import blockpruner, cosine, ours
+    from tests.benchmarks.rivals.methods import METHODS
 
-    for candidate in (
-        blockpruner.blockpruner(work, dropped),
-        cosine.cosine(work, dropped),
-        ours.chosen(work, ours.both_kinds(dropped)),
-    ):
-        kinds = [kind for _, kind in candidate.cut]
-        assert (kinds.count("attention"), kinds.count("mlp")) == (dropped, dropped)
-    for candidate in (
-        blockpruner.blockpruner_of_attentions(work, dropped),
-        cosine.cosine_of_attentions(work, dropped),
-        ours.chosen(work, ours.attentions(dropped)),
-    ):
-        assert [kind for _, kind in candidate.cut] == ["attention"] * dropped
+    for unit in ("blocks", "attentions"):
+        for name in ("BlockPruner", "cosine", "ours"):
+            kinds = [kind for _, kind in METHODS[unit, name](work, dropped).cut]
+            assert kinds.count("attention") == dropped
+            assert kinds.count("mlp") == (dropped if unit == "blocks" else 0)
 
 
 def test_the_factor_at_the_gap_is_that_of_all_weights_before_it(work: Workplace) -> None:
     """Prune&Comp folds it into the embedding and the products that write to the stream."""
     import torch
 
-    from tests.benchmarks.rivals.candidate import Candidate
-    from tests.benchmarks.rivals.prune_and_comp import prune_and_comp
+    from tests.benchmarks.rivals.patching import prune_and_comp
+    from tests.benchmarks.rivals.work import Candidate
 
     found = prune_and_comp(work, 1)
     (layer,) = _blocks(found)
@@ -140,8 +132,8 @@ def test_the_factor_at_the_gap_is_that_of_all_weights_before_it(work: Workplace)
 
 
 def test_each_drop_is_judged_on_the_compensated_model(work: Workplace) -> None:
-    from tests.benchmarks.rivals.prune_and_comp import prune_and_comp
-    from tests.benchmarks.rivals.streams import between_layers, layer_states
+    from tests.benchmarks.rivals.patching import prune_and_comp
+    from tests.benchmarks.rivals.work import between_layers, layer_states
 
     found = prune_and_comp(work, 2)
     assert len(_blocks(found)) == 2
@@ -160,7 +152,7 @@ def test_each_drop_is_judged_on_the_compensated_model(work: Workplace) -> None:
 
 @pytest.mark.parametrize("size", [1, 8, 12, 48, 576])
 def test_a_rotation_is_orthonormal_with_entries_of_one_size(size: int) -> None:
-    from tests.benchmarks.rivals.linear_patch import rotation_of
+    from tests.benchmarks.rivals.patching import rotation_of
 
     found = rotation_of(size)
     np.testing.assert_allclose(found @ found.T, np.eye(size), atol=1e-12)
@@ -168,7 +160,7 @@ def test_a_rotation_is_orthonormal_with_entries_of_one_size(size: int) -> None:
 
 
 def test_a_size_without_a_rotation_is_refused() -> None:
-    from tests.benchmarks.rivals.linear_patch import rotation_of
+    from tests.benchmarks.rivals.patching import rotation_of
 
     with pytest.raises(ValueError, match="20"):
         rotation_of(20)
@@ -177,8 +169,8 @@ def test_a_size_without_a_rotation_is_refused() -> None:
 def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> None:
     import torch
 
-    from tests.benchmarks.rivals.linear_patch import linear_patch, rotation_of
-    from tests.benchmarks.rivals.streams import between_layers, layer_states
+    from tests.benchmarks.rivals.patching import linear_patch, rotation_of
+    from tests.benchmarks.rivals.work import between_layers, layer_states
 
     found = linear_patch(work, 2)
     first, last = _blocks(found)
@@ -201,8 +193,8 @@ def test_the_patch_brings_rotated_channels_to_their_size(work: Workplace) -> Non
 def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
     import torch
 
-    from tests.benchmarks.rivals.candidate import WHOLE, Candidate
-    from tests.benchmarks.rivals.replace_me import replace_me
+    from tests.benchmarks.rivals.patching import replace_me
+    from tests.benchmarks.rivals.work import WHOLE, Candidate
 
     found = replace_me(work, 2)
     first, last = _blocks(found)
@@ -212,7 +204,7 @@ def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
 
     def error(candidate: Candidate) -> float:
         """How far the stream behind the gap is from the whole model's, in the mean of squares."""
-        from tests.benchmarks.rivals.streams import between_layers, layer_states
+        from tests.benchmarks.rivals.work import between_layers, layer_states
 
         pairs = zip(
             layer_states(work.model, work.text, candidate),
@@ -236,7 +228,7 @@ def test_the_folded_map_is_the_least_squares_one(work: Workplace) -> None:
 def test_the_bound_is_none_for_a_linear_branch_and_all_of_it_for_a_random_one() -> None:
     import torch
 
-    from tests.benchmarks.rivals.nbl import Moments, bound
+    from tests.benchmarks.rivals.patching import Moments, bound
 
     generator = torch.Generator().manual_seed(0)
     x, other = (torch.randn(4000, 6, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -252,8 +244,8 @@ def test_the_bound_is_none_for_a_linear_branch_and_all_of_it_for_a_random_one() 
 def test_nbl_replaces_the_attentions_of_the_lowest_bound_by_maps(work: Workplace) -> None:
     import torch
 
-    from tests.benchmarks.rivals.nbl import _estimators, nbl
-    from tests.benchmarks.rivals.streams import layer_states
+    from tests.benchmarks.rivals.patching import _estimators, nbl
+    from tests.benchmarks.rivals.work import layer_states
 
     found = nbl(work, 2)
     bounds = [each.bound for each in _estimators(work)]
@@ -273,9 +265,8 @@ def test_a_candidate_leaves_the_model_as_it_was(work: Workplace) -> None:
     import torch
     from tiny_families import hook_count
 
-    from tests.benchmarks.rivals.candidate import WHOLE
-    from tests.benchmarks.rivals.linear_patch import linear_patch
-    from tests.benchmarks.rivals.replace_me import replace_me
+    from tests.benchmarks.rivals.patching import linear_patch, replace_me
+    from tests.benchmarks.rivals.work import WHOLE
 
     before, hooks = _output(work, WHOLE), hook_count(work.model)
     for method in (replace_me, linear_patch):
@@ -287,8 +278,8 @@ def test_a_candidate_leaves_the_model_as_it_was(work: Workplace) -> None:
 def test_what_is_timed_computes_the_cut_model(work: Workplace) -> None:
     import torch
 
-    from tests.benchmarks.rivals.nbl import nbl
-    from tests.benchmarks.rivals.speed import really_cut, speedup
+    from tests.benchmarks.rivals.measuring import really_cut, speedup
+    from tests.benchmarks.rivals.patching import nbl
 
     ids = torch.from_numpy(work.text.input_ids)
     found = nbl(work, 2)
@@ -302,12 +293,9 @@ def test_what_is_timed_computes_the_cut_model(work: Workplace) -> None:
 
 
 def test_models_are_of_one_structure_where_they_take_the_same_time(work: Workplace) -> None:
-    from tests.benchmarks.rivals.linear_patch import linear_patch
-    from tests.benchmarks.rivals.nbl import nbl
-    from tests.benchmarks.rivals.prune_and_comp import prune_and_comp
-    from tests.benchmarks.rivals.replace_me import replace_me
-    from tests.benchmarks.rivals.shortgpt import shortgpt
-    from tests.benchmarks.rivals.speed import structure
+    from tests.benchmarks.rivals.choosing import shortgpt
+    from tests.benchmarks.rivals.measuring import structure
+    from tests.benchmarks.rivals.patching import linear_patch, nbl, prune_and_comp, replace_me
 
     plain = {structure(method(work, 2)) for method in (shortgpt, prune_and_comp, replace_me)}
     assert plain == {"2 attention, 2 mlp"}
@@ -316,7 +304,7 @@ def test_models_are_of_one_structure_where_they_take_the_same_time(work: Workpla
 
 
 def test_the_last_layer_may_be_kept(work: Workplace) -> None:
-    from tests.benchmarks.rivals.streams import least_turning_span, span_distances
+    from tests.benchmarks.rivals.work import least_turning_span, span_distances
 
     weak = _weakened(LAYERS - 1, 1e-4)
     assert least_turning_span(weak.model, work.text, 1) == LAYERS - 1

@@ -10,8 +10,7 @@ import numpy as np
 
 from exporter.artifacts.accuracy import Interval
 from exporter.compare.intervals import difference_interval, mean_interval
-from tests.benchmarks.rivals.methods import NUMBERS, Row, Unit, of_size
-from tests.benchmarks.rivals.papers import PUBLISHED
+from tests.benchmarks.rivals.methods import NUMBERS, PUBLISHED, Row, Unit, of_size
 
 DOMAINS = {"test": "the test text", "docs": "CPython's documentation"}
 _DAMAGES = "perplexity", "excess", "KL"
@@ -26,10 +25,8 @@ of LLM-Drop. Each is made anew from its paper (`tests/benchmarks/rivals`, where 
 differs), given the same model, the same calibration file ({calibration}) and the same number of
 sublayers to drop, and measured on text that none of them has seen.
 
-**They don't read equally much.** Of the file *ours, distilled* reads 79 samples to train on and 8
-to stop on, *ours, folded* 40 and 10, Prune&Comp and LinearPatch 8. ReplaceMe is its variant by
-least squares; the one by cosine, its paper's best, is missing. Samples were read one after the
-other from the beginning of each text: a few articles.
+**They don't read equally much**: see the column *samples read*. ReplaceMe is its variant by least
+squares; the one by cosine, its paper's best, is missing.
 
 {setting}
 
@@ -47,8 +44,9 @@ merges them.
 
 | column | meaning |
 | --- | --- |
+| samples read | of the calibration file: to choose, to fit, to stop |
 | perplexity | of the cut model |
-| excess | by how much the log-perplexity rises, in nats, with its 95 % interval over samples |
+| excess | by how much the log-perplexity rises, in nats, with its 95 % interval over documents |
 | KL | of the cut model's next-token distribution from the whole one's, in nats |
 | speed | of a prompt of 512 tokens in PyTorch, whole and cut in turns in one process, with its \
 95 % interval; rows that drop as much of each kind, and add as much, share one measurement |
@@ -57,7 +55,7 @@ merges them.
 | right | items answered right |
 
 **Bold**: the best of its column, and those that are not worse than it beyond chance: the 95 %
-interval of the difference, over the same samples or items, has 0 in it. Tasks have few items, so
+interval of the difference, over the same documents or items, has 0 in it. Tasks have few items, so
 much of what is bold there differs by chance.
 """
 
@@ -79,13 +77,15 @@ class Cell:
     value: float
     losses: Any
     counts: Any = None
+    clusters: Any = None
 
     def is_as_good_as(self, best: Cell) -> bool:
         """Whether it is the best, or only worse by chance."""
         if self.counts is None:
             interval: Interval | None = difference_interval(best.losses, self.losses)
         else:
-            interval = mean_interval(self.losses - best.losses, self.counts)
+            gap = self.losses - best.losses
+            interval = mean_interval(gap, self.counts, clusters=self.clusters)
         return self.value <= best.value or (interval is not None and interval.ci95[0] <= 0)
 
 
@@ -121,10 +121,15 @@ def _section(
     yield f"## {dropped} {unit} of {whole['layers']}\n"
     domains = [*_domain_columns(results)]
     yield _table(
-        ["method", *_domain_titles(), "speed", "made in"],
-        [["whole", *_whole_domains(results[0]), "1", ""]],
+        ["method", "samples read", *_domain_titles(), "speed", "made in"],
+        [["whole", "", *_whole_domains(results[0]), "1", ""]],
         names,
-        [*domains, [_speed(r) for r in results], [_made(r) for r in results]],
+        [
+            [" + ".join(map(str, r["read"])) for r in results],
+            *domains,
+            [_speed(r) for r in results],
+            [f"{r['made_s']:.0f} s" for r in results],
+        ],
     )
     tasks = sorted(whole["answers"])
     titles = [f"{task}: {what}" for task in tasks for what in ("log p", "right")]
@@ -181,22 +186,17 @@ def _perplexity(nll_sums: Any, positions: Any) -> float:
 
 
 def _rise(sums: Any, sample: Mapping[str, Any], *, ends: bool = True) -> Cell:
-    interval = mean_interval(sums, sample["positions"])
-    if interval is None:
-        value = float(sums.sum() / sample["positions"].sum())
-        return Cell(f"{value:.3f}", value, sums, sample["positions"])
-    low, high = interval.ci95
-    told = f" [{low:.3f}, {high:.3f}]" if ends else ""
-    return Cell(f"{interval.value:.3f}{told}", interval.value, sums, sample["positions"])
+    counts, clusters = sample["positions"], sample["clusters"]
+    interval = mean_interval(sums, counts, clusters=clusters)
+    value, words = float(sums.sum() / counts.sum()), ""
+    if interval is not None and ends:
+        words = " [{:.3f}, {:.3f}]".format(*interval.ci95)
+    return Cell(f"{value:.3f}{words}", value, sums, counts, clusters)
 
 
 def _speed(result: Finished) -> str:
     low, high = result["speed"]["ci95"]
     return f"{result['speed']['ratio']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _made(result: Finished) -> str:
-    return f"{result['made_s']:.0f} s"
 
 
 def _whole_tasks(whole: Finished, tasks: Sequence[str]) -> Iterator[str]:

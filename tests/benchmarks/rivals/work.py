@@ -1,11 +1,15 @@
-"""A cut model as a benchmark holds it: what is gone, and what else is changed for that."""
+"""What every method is given and gives: one model and text, its stream, and the cut model."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.models.ablation.branch_replacements import (
@@ -15,11 +19,42 @@ from exporter.models.ablation.branch_replacements import (
 )
 from exporter.models.architectures import layer_modules
 from exporter.models.changed_weights import change_weights
-from exporter.models.residual_stream import hooked
+from exporter.models.residual_stream import LayerStates, hooked, run_backbone, tapped
+from exporter.models.texts.batches import batches_of
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     import torch
+
+    from exporter.choose.selection.meters import Meter
+    from exporter.models.loading.model_source import LoadedModel
+    from exporter.models.texts.calibration import CalibrationText
+    from exporter.progress import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Workplace:
+    """One model and one text for all."""
+
+    loaded: LoadedModel
+    source: str
+    text: CalibrationText
+    few: CalibrationText
+    meter: Meter
+    searched: int  # samples that the meter reads
+    keep: Path
+    distill_tokens: int
+    progress: Progress
+
+    @property
+    def model(self) -> Any:
+        """The model itself."""
+        return self.loaded.model
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers it has."""
+        return self.loaded.ref.num_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +83,7 @@ class Candidate:
     cut: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
     patches: Mapping[int, Patch] = field(default_factory=dict)
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    read: tuple[int, ...] = ()  # samples of the calibration text: to choose, to fit, to stop
 
     @classmethod
     def without_blocks(cls, model: Any, layers: Iterable[int], **more: Any) -> Candidate:
@@ -102,3 +138,44 @@ def _through(patch: Patch) -> Any:
         return (patch(inputs[0]), *inputs[1:])
 
     return hook
+
+
+BATCH = 2
+
+
+def layer_states(
+    model: Any, text: CalibrationText, candidate: Candidate = WHOLE
+) -> Iterator[list[LayerStates]]:
+    """The states of all layers, a list for each batch of a text without padding."""
+    layers = layer_modules(model)
+    for batch in batches_of(text.input_ids, text.mask, BATCH):
+        found: list[LayerStates] = []
+        with candidate.applied(model), tapped(layers, found.append):
+            run_backbone(model, batch.inputs(model.device))
+        yield found
+
+
+def between_layers(states: list[LayerStates]) -> list[torch.Tensor]:
+    """The stream before each layer and behind the last, ``[batch, tokens, hidden]`` each."""
+    return [*(each.entering for each in states), states[-1].output]
+
+
+def span_distances(
+    model: Any, text: CalibrationText, span: int = 1, candidate: Candidate = WHOLE
+) -> NDArray[np.float64]:
+    """How far each span of layers turns the stream: the mean of ``1 - cos`` over tokens."""
+    import torch
+
+    sums, tokens = np.zeros(()), 0
+    for states in layer_states(model, text, candidate):
+        stream = [each.double() for each in between_layers(states)]
+        pairs = zip(stream, stream[span:], strict=False)
+        found = [(1 - torch.cosine_similarity(x, y, dim=-1)).sum().item() for x, y in pairs]
+        sums, tokens = sums + np.array(found), tokens + stream[0][..., 0].numel()
+    return np.asarray(sums / tokens, np.float64)
+
+
+def least_turning_span(model: Any, text: CalibrationText, span: int, *, last: bool = True) -> int:
+    """The first layer of the span that turns the stream least."""
+    distances = span_distances(model, text, span)
+    return 1 + int(distances[1 : None if last else -1].argmin())

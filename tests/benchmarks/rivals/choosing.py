@@ -1,0 +1,127 @@
+"""Rivals that only choose: ShortGPT, the cosine of LLM-Drop, SLEB and BlockPruner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from exporter.choose.selection.greedy import greedy
+from exporter.choose.selection.meters import Meter
+from exporter.choose.selection.options import (
+    Group,
+    Objective,
+    Option,
+    Step,
+    objective_of,
+    options_for,
+)
+from exporter.models.ablation.branch_replacements import NOTHING, without_branches
+from exporter.score.scoring import score_on
+from graph_passes.types import SublayerRef
+from tests.benchmarks.rivals.work import BATCH, Candidate, Workplace, span_distances
+
+
+def shortgpt(work: Workplace, dropped: int) -> Candidate:
+    """Drops the blocks of the lowest block influence."""
+    influence = span_distances(work.model, work.few)
+    lowest = np.argsort(influence, kind="stable")[:dropped]
+    layers = [int(layer) for layer in lowest]
+    return Candidate.without_blocks(work.model, layers, read=(len(work.few.input_ids),))
+
+
+@lru_cache(maxsize=1)
+def cosine_scores(work: Workplace) -> dict[tuple[int, str], float]:
+    """Every attention's and MLP's score, by layer and kind; lower for what turns the stream less.
+
+    Source: arXiv 2406.15786, equations 1 to 3; as ``depthcut score`` has it.
+    """
+    report = score_on(work.loaded, work.few, batch_size=BATCH)
+    return {(s.layer, s.kind): s.score for s in report.scores if s.kind in ("attention", "mlp")}
+
+
+def cosine(work: Workplace, dropped: int) -> Candidate:
+    """Drops so many attentions and so many MLPs (joint layer drop)."""
+    return _lowest(work, {"attention": dropped, "mlp": dropped})
+
+
+def cosine_of_attentions(work: Workplace, dropped: int) -> Candidate:
+    """Drops attentions (attention drop)."""
+    return _lowest(work, {"attention": dropped})
+
+
+def _lowest(work: Workplace, numbers: dict[str, int]) -> Candidate:
+    scores = cosine_scores(work)
+    names: list[tuple[int, str]] = []
+    for kind, number in numbers.items():
+        order = sorted((name for name in scores if name[1] == kind), key=lambda n: scores[n])
+        names += order[:number]
+    return Candidate(without_branches(names, work.model), read=(len(work.few.input_ids),))
+
+
+def sleb(work: Workplace, dropped: int) -> Candidate:
+    """Drops blocks greedily by the perplexity of the calibration text."""
+    return greedily(work, {"block": dropped}, "perplexity")
+
+
+def blockpruner(work: Workplace, dropped: int) -> Candidate:
+    """Drops so many attentions and so many MLPs greedily by the perplexity."""
+    return greedily(work, {"attention": dropped, "mlp": dropped}, "perplexity")
+
+
+def blockpruner_of_attentions(work: Workplace, dropped: int) -> Candidate:
+    """The same with attentions alone."""
+    return greedily(work, {"attention": dropped}, "perplexity")
+
+
+SHORTLIST = 8
+
+
+def greedily(work: Workplace, numbers: Mapping[Group, int], objective: Objective) -> Candidate:
+    """Leaves out, one by one, what costs least, until so many of each kind are gone."""
+    meter, cut = work.meter, dict[Any, Any]()
+    left = dict(numbers)
+    alone = dict(_alone(meter, list(_options(meter, left)), objective))
+    while any(left.values()):
+        steps = greedy(
+            meter, list(_options(meter, left)), goal=sum(left.values()), objective=objective,
+            start=cut, stop=_Quota(left), shortlist=SHORTLIST, prior=alone,
+        )  # fmt: skip
+        for step in steps:
+            cut.update(dict.fromkeys(step.option.names, NOTHING))
+            left[_kind(step)] -= 1
+    return Candidate(cut, read=(work.searched,))
+
+
+def _options(meter: Meter, left: Mapping[Group, int]) -> Iterator[Option]:
+    for kind, number in left.items():
+        if number:
+            yield from options_for(kind, meter.num_layers)
+
+
+def _alone(
+    meter: Meter, options: Sequence[Option], objective: Objective
+) -> Iterator[tuple[SublayerRef, float]]:
+    """What each sublayer costs when it alone goes, or its share of what its block costs."""
+    damages = meter.measure_many({}, [option.cut for option in options])[1:]
+    for option, damage in zip(options, damages, strict=True):
+        for name in option.names:
+            yield name, objective_of(damage, objective) / len(option.names)
+
+
+class _Quota:
+    """Ends a search at the first step for which a kind has no number left."""
+
+    def __init__(self, numbers: Mapping[Group, int]) -> None:
+        self._left = dict(numbers)
+
+    def __call__(self, step: Step) -> bool:
+        kind = _kind(step)
+        self._left[kind] -= 1
+        return self._left[kind] < 0
+
+
+def _kind(step: Step) -> Group:
+    return step.option.deletions()[0].kind

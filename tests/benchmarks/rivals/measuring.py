@@ -1,0 +1,152 @@
+"""What a cut model is worth: its damage on texts, its answers to tasks, its speed in PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.artifacts.latency import Speedup
+from exporter.choose.costs.torch_cost_runner import leave_out, sharing_copy
+from exporter.compare.tasks.items import Item, known_tasks, read_task
+from exporter.compare.timing.statistics import paired_speedup
+from exporter.models.ablation.choices import ChoiceItem, ChoiceMeter, ChoiceRow
+from exporter.models.ablation.meter import DamageMeter
+from exporter.models.architectures import sublayers
+from exporter.models.residual_stream import hooked
+from tests.benchmarks.rivals.work import BATCH, WHOLE, Candidate
+
+POSITIONS = 2
+"""The damage is measured at every second: the whole model's answers are then kept in memory."""
+_KEPT_BYTES = 2 << 30
+PROMPT = 512
+_TURNS = 2
+
+
+def structure(candidate: Candidate) -> str:
+    """What a cut model's time hangs on; models of one structure take the same."""
+    parts = [
+        f"{kind}{' map' * len(what.maps)}{' bias' * (what.bias is not None)}"
+        for (_, kind), what in candidate.cut.items()
+    ]
+    parts += ["matrix" for patch in candidate.patches.values() if patch.is_matrix]
+    return ", ".join(f"{count} {part}" for part, count in sorted(Counter(parts).items()))
+
+
+def really_cut(model: Any, candidate: Candidate) -> Any:
+    """A copy in which the branches that go are not computed; it shares the model's weights."""
+    found = sharing_copy(model)
+    for part in sublayers(found):
+        if part.ref in candidate.cut:
+            leave_out(found, part, candidate.cut[part.ref])
+    return found
+
+
+def speedup(model: Any, candidate: Candidate, rounds: int) -> Speedup:
+    """Of a prompt of 512 tokens; each round runs whole, cut, cut, whole, or the other way round."""
+    import torch
+
+    cut = really_cut(model, candidate)
+    matrices = {n: patch for n, patch in candidate.patches.items() if patch.is_matrix}
+    ids = torch.arange(PROMPT)[None] % model.config.get_text_config().vocab_size
+    with hooked(Candidate(patches=matrices).patched(cut)):
+        for each in (model, cut):
+            _milliseconds(each, ids)
+        taken = np.array([_round(model, cut, ids, backwards=n % 2 > 0) for n in range(rounds)])
+    return paired_speedup(taken[:, 0], taken[:, 1], seed=0, turns=_TURNS)
+
+
+def _round(model: Any, cut: Any, ids: Any, *, backwards: bool) -> list[list[float]]:
+    """Milliseconds, ``[arms, turns]``."""
+    taken: list[list[float]] = [[], []]
+    for arm in (1, 0, 0, 1) if backwards else (0, 1, 1, 0):
+        taken[arm].append(_milliseconds((model, cut)[arm], ids))
+    return taken
+
+
+def _milliseconds(model: Any, ids: Any) -> float:
+    import torch
+
+    began = time.perf_counter()
+    with torch.inference_mode():
+        model(input_ids=ids, use_cache=False)
+    return 1000 * (time.perf_counter() - began)
+
+
+class DomainMeter:
+    """Holds candidates against the whole model on one text; the whole model's answers are kept."""
+
+    def __init__(self, model: Any, text: Any) -> None:
+        self._now, self._clusters = WHOLE, text.clusters
+        self._meter = DamageMeter(
+            model, text.input_ids, text.mask, batch_size=BATCH,
+            positions=POSITIONS, kept_bytes=_KEPT_BYTES, within=lambda: self._now.within(model),
+        )  # fmt: skip
+
+    def measure(self, candidate: Candidate) -> dict[str, list[float]]:
+        """The damage by sample, and each sample's document."""
+        self._now = candidate
+        damage = self._meter.measure(candidate.cut)
+        sums = {f.name: getattr(damage, f.name).tolist() for f in dataclasses.fields(damage)}
+        return {**sums, "clusters": self._clusters.tolist()}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers to a task's items."""
+
+    right: np.ndarray[Any, np.dtype[np.float64]]
+    log_p: np.ndarray[Any, np.dtype[np.float64]]
+
+    @classmethod
+    def of(cls, log_likelihoods: Sequence[Sequence[float]], golds: Sequence[int]) -> Answers:
+        """Of each item's choices, in nats."""
+        right, log_p = [], []
+        for values, gold in zip(log_likelihoods, golds, strict=True):
+            right.append(float(int(np.argmax(values)) == gold))
+            log_p.append(float(values[gold] - np.logaddexp.reduce(values)))
+        return cls(np.array(right), np.array(log_p))
+
+
+class Asked:
+    """The items of a folder's tasks, put to one model and to cuts of it."""
+
+    def __init__(self, loaded: Any, folder: Path, items: int) -> None:
+        self._tasks = {
+            # By length, so that little of a run is padding.
+            name: sorted(
+                choice_items(loaded.tokenizer, read_task(folder, name, limit=items).items),
+                key=lambda item: item.longest,
+            )
+            for name in known_tasks(folder)
+        }
+        self._meters = {
+            name: ChoiceMeter(loaded.model, items) for name, items in self._tasks.items()
+        }
+
+    def answers(self, cut: Any) -> Mapping[str, Answers]:
+        """What a cut model answers, by task."""
+        return {
+            name: Answers.of(self._meters[name].log_likelihoods(cut), [item.gold for item in items])
+            for name, items in self._tasks.items()
+        }
+
+
+def choice_items(tokenizer: Any, items: Sequence[Item]) -> list[ChoiceItem]:
+    """Items as tokens; what a choice adds to its text's tokens is the answer."""
+    return [
+        ChoiceItem(tuple(_row(tokenizer, *pair) for pair in item.pairs), item.gold)
+        for item in items
+    ]
+
+
+def _row(tokenizer: Any, context: str, continuation: str) -> ChoiceRow:
+    before = tuple(tokenizer(context).input_ids)
+    whole = tuple(tokenizer(context + continuation).input_ids)
+    return ChoiceRow(before, whole[len(before) :])
