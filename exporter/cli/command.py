@@ -220,6 +220,8 @@ _MOST_LINES, _FEW = 60, 3
 _IN_FILES = "Only in a --config file"
 _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _TASKSET = "taskset -c 2,3 before the command, with --threads 2"
+_SERVER = "the server that you deploy to: depthcut generates greedily"
+_TRTEXEC = "trtexec for such an engine"
 _HQQ = "--quantize-method hqq, which needs no text"
 REMOVED = {
     "export --search-seconds": "--search greedy",
@@ -243,6 +245,15 @@ REMOVED = {
     "check --max-weight-read-increase": "--max-size-increase",
     "check --page": "--comment, which has the history in small",
     "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",
+    "build --hardware-compatibility": _TRTEXEC,
+    "build --version-compatible": _TRTEXEC,
+    "build --tf32": _TRTEXEC,
+    "generate --seed": _SERVER,
+    "generate --temperature": _SERVER,
+    "generate --top-k": _SERVER,
+    "generate --top-p": _SERVER,
+    "package --beside": "tar",
+    "package --tarball": "tar, with each engine's .json, tokenizer.json and config.json",
     "check-engine --report": "polygraphy inspect capability MODEL",
     "export --quantize mixed": f"int4 with {_HQQ}",
     "export --quantize-method gptq": _HQQ,

@@ -11,7 +11,6 @@ import click
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.compare.options import DeviceOption
-from exporter.engines.decoding.generate import SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.option_types import Arm, Count, InputPath, Provider, Threads
 from exporter.options import Options, argument, dataclass, option, part
@@ -29,7 +28,6 @@ class GenerateCall(Options):
     prompt: str = argument("PROMPT")
     new_tokens: Count = option(64, "Maximum number of tokens to generate.", "-n", "--new-tokens")
     chat: bool = option(False, "Ask PROMPT as a user of a chat: in the tokenizer's chat template.")
-    sampling: SamplingSettings = part(SamplingSettings())
     provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.")
     threads: Threads = option(
         None, "CPU threads; auto: the physical cores that the process may use.", usual="auto"
@@ -48,7 +46,7 @@ class GenerateCall(Options):
 
 @command(GenerateCall)
 def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
-    """Continue PROMPT with a model and the tokenizer next to it.
+    """Continue PROMPT, greedily, with a model and the tokenizer next to it.
 
     MODEL is an ONNX file, an engine, or a folder with one of them or with an engine for prefill and
     one for decode; of several builds (-b1, -b2) the first runs. Or openvino:DIR, or a GGUF file in
@@ -83,7 +81,6 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
             prompt_ids,
             new_tokens=call.new_tokens,
             stop_ids=texts.stop_ids,
-            sampling=call.sampling,
             on_token=stream.add,
         )
     if silent:

@@ -98,12 +98,7 @@ class EngineRequest(Options):
     )
     settings: BuildSettings = part(
         BuildSettings(),
-        without=(
-            "workspace_bytes",
-            "hardware_compatibility",
-            "version_compatible",
-            "tf32",
-        ),
+        without=("workspace_bytes",),
         rare=("compute_capabilities", "optimization_level"),
     )
     split: bool | None = option(

@@ -95,15 +95,6 @@ def _engines(name: str) -> Callable[[], object]:
     return read
 
 
-def _finish(name: str) -> Callable[[], object]:
-    def read() -> None:
-        from graph_passes.files.placing import finish_interrupted
-
-        finish_interrupted(Path(name))
-
-    return read
-
-
 def _export(*drops: str) -> Arguments:
     return (
         "export",
@@ -154,10 +145,6 @@ def _score(*options: str) -> Arguments:
 
 def _triton(source: str) -> Arguments:
     return ("package", source, "--triton", "out", "--name", "res", "--device", "cpu")
-
-
-def _tarball(beside: str) -> Arguments:
-    return ("package", "in/engine/m.engine", "--tarball", "out/res.tar.gz", "--beside", beside)
 
 
 def _sweep(file: str) -> Arguments:
@@ -236,12 +223,6 @@ SCENARIOS: dict[str, Scenario] = {
         _triton("in/encoder"),
         {"out/res": ("inspect", "out/res/1/model.onnx/model.onnx")},
         needs=("onnxruntime",),
-    ),
-    "tarball": Scenario(
-        (_tarball("in/cut"),),
-        _tarball("in/whole"),
-        {"out/res.tar.gz": _finish("out/res.tar.gz")},
-        needs=(),
     ),
     "compare": Scenario(
         (_compare("--batch", "2"),),

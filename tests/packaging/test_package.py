@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,10 @@ import pytest
 from engine_support import written, written_as
 
 from exporter.cli import run
-from exporter.engines.build.engine_set import EngineTensor, find_engines
+from exporter.engines.build.engine_set import EngineTensor
 from exporter.engines.build.settings import BuildSettings, Profile, ShapeRange
-from exporter.engines.packaging import TritonModel, package_tarball, package_triton, triton_config
-from exporter.errors import EngineError, PackagingError, UnsafeInputError, UsageError
+from exporter.engines.packaging import TritonModel, package_triton, triton_config
+from exporter.errors import PackagingError, UsageError
 from graph_passes import save_model
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -192,51 +191,6 @@ def test_tritons_own_protobuf_reads_the_config(kind: str, folder: Path, tmp_path
     assert len(config.output) == 1
 
 
-def test_a_tarball_holds_all_that_belongs_to_an_engine(tmp_path: Path) -> None:
-    engine = written(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    for name in ("one.tar.gz", "two.tar.gz"):
-        told = package_tarball(engine, tmp_path / name)
-    assert told == ["m.engine", "m.engine.json", "tokenizer.json", "NOTES.txt"]
-    with tarfile.open(tmp_path / "one.tar.gz") as archive:
-        assert archive.getnames() == told
-        engine_file = archive.extractfile("m.engine")
-        assert engine_file is not None
-        assert engine_file.read() == engine.read_bytes()
-    assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
-
-
-def test_an_engine_that_is_not_the_records_is_not_packed(tmp_path: Path) -> None:
-    engine = written(tmp_path)
-    engine.write_bytes(b"another one entirely")
-    with pytest.raises(EngineError):
-        package_tarball(engine, tmp_path / "x.tar.gz")
-    assert not (tmp_path / "x.tar.gz").exists()
-
-
-@pytest.mark.parametrize("name", ["m.engine", "m.engine.json", "tokenizer.json"])
-def test_an_archive_never_takes_the_place_of_what_goes_into_it(name: str, tmp_path: Path) -> None:
-    engine = written(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    before = (tmp_path / name).read_bytes()
-    with pytest.raises(UsageError, match="is an input"):
-        package_tarball(engine, tmp_path / name)
-    assert (tmp_path / name).read_bytes() == before
-
-
-def test_what_links_point_to_is_packed(tmp_path: Path) -> None:
-    home, model = tmp_path / "engines", tmp_path / "model"
-    home.mkdir()
-    model.mkdir()
-    (model / "blob").write_text("{}")
-    (model / "tokenizer.json").symlink_to(model / "blob")
-    (model / "config.json").hardlink_to(model / "blob")
-    told = package_tarball(written(home), tmp_path / "x.tar.gz", beside=model)
-    assert told == ["m.engine", "m.engine.json", "tokenizer.json", "config.json", "NOTES.txt"]
-    with tarfile.open(tmp_path / "x.tar.gz") as archive:
-        assert all(entry.isfile() for entry in archive)
-
-
 @pytest.mark.parametrize("target", ["/proc/self/environ", "../secret"])
 def test_links_out_of_the_folder_are_not_copied(folder: Path, tmp_path: Path, target: str) -> None:
     (folder.parent / "secret").write_text("{}")
@@ -245,61 +199,6 @@ def test_links_out_of_the_folder_are_not_copied(folder: Path, tmp_path: Path, ta
     arguments = ["package", str(folder), "--triton", str(tmp_path / "repository")]
     assert run(arguments) == 2
     assert not list((tmp_path / "repository").glob("*/*"))
-
-
-def test_links_out_of_the_folder_are_not_packed(tmp_path: Path) -> None:
-    home, model = tmp_path / "engines", tmp_path / "model"
-    home.mkdir()
-    model.mkdir()
-    (tmp_path / "secret").write_text("{}")
-    (model / "tokenizer.json").symlink_to(tmp_path / "secret")
-    with pytest.raises(UnsafeInputError):
-        package_tarball(written(home), tmp_path / "x.tar.gz", beside=model)
-    assert not (tmp_path / "x.tar.gz").exists()
-
-
-def test_an_onnx_file_is_no_engine_to_archive(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PackagingError, match="is an ONNX file"):
-        package_tarball(folder / "model.onnx", tmp_path / "x.tar.gz")
-
-
-def test_the_command_takes_the_tokenizer_from_beside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "tokenizer.json").write_text("{}")
-    call = ["package", str(written(tmp_path)), "--tarball", str(tmp_path / "x.tar.gz")]
-    assert run(call) == 0
-    assert capsys.readouterr().out.startswith("3 files\n")
-    assert run([*call, "--beside", str(model)]) == 0
-    assert capsys.readouterr().out.startswith("4 files\n")
-
-
-def test_a_folder_with_an_engine_for_each_phase_is_packed_whole(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    home = tmp_path / "engines"
-    home.mkdir()
-    for phase in ("prefill", "decode"):
-        written_as(home / f"m-{phase}.engine", [phase])
-    archive = tmp_path / "x.tar.gz"
-    assert run(["package", str(home), "--tarball", str(archive)]) == 0
-    assert capsys.readouterr().out.startswith("5 files\n")
-    with tarfile.open(archive) as packed:
-        packed.extractall(tmp_path / "again", filter="data")
-    assert "2 engines" in (tmp_path / "again" / "NOTES.txt").read_text()
-    phases = [slot.profile.phase for slot in find_engines(tmp_path / "again").slots]
-    assert sorted(phases) == ["decode", "prefill"]
-
-
-def test_builds_of_one_model_are_not_chosen_between(tmp_path: Path) -> None:
-    for number in (1, 2):
-        written_as(tmp_path / f"m-b{number}.engine", ["prefill", "decode"])
-    with pytest.raises(EngineError, match="more than one engine") as caught:
-        package_tarball(tmp_path, tmp_path / "x.tar.gz")
-    assert "builds of one model" in caught.value.hint
-    assert not (tmp_path / "x.tar.gz").exists()
 
 
 def test_triton_takes_no_engines_for_each_phase(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ class EngineFile:
     weights_bytes: int = 1 << 16
     scratch_bytes: int = 1 << 12
     kernels: int = 8
-    host_code: bool = False
     capturable: bool = True
     reads: str = "room"
 

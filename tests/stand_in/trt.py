@@ -61,7 +61,6 @@ class Runtime:
 
     def __init__(self, machine: Machine, library: str, logger: ILogger) -> None:
         self._machine, self._library, self._logger = machine, library, logger
-        self.engine_host_code_allowed = False
 
     def error(self, text: str) -> None:
         """Tells the logger."""
@@ -74,8 +73,6 @@ class Runtime:
         machine.calls["deserialize_cuda_engine"] += 1
         if file is None:
             return self.error("Error Code 4: the magic tag doesn't match")
-        if file.host_code and not self.engine_host_code_allowed:
-            return self.error("Error Code 4: the engine holds host code, which is not allowed")
         if not machine.take(file.weights_bytes, "weights"):
             return self.error("Error Code 1: Cuda Runtime (out of memory)")
         return ICudaEngine(self, machine, file, hashlib.sha256(data).hexdigest())

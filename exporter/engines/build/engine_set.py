@@ -19,7 +19,9 @@ from exporter.errors import BackendError, EngineError
 from exporter.files import sha256_file
 from exporter.models.graph_facts import CACHE_INPUT
 
-_REMOVED = ("strip_weights", "refittable")
+_REMOVED = (
+    "strip_weights", "refittable", "hardware_compatibility", "version_compatible", "tf32",
+)  # fmt: skip
 """Settings that records of earlier versions have."""
 
 
@@ -154,7 +156,7 @@ def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device
     """Refuses an engine that this machine can't load, in words."""
     built = f"{record.engine} was built for {built_for(record)} by {record.backend} "
     here = devices[0].compute_capability if devices else "no GPU"
-    if record.backend_version != version and not record.settings.version_compatible:
+    if record.backend_version != version:
         raise EngineError(
             f"{built}{record.backend_version}; this is {here} with {version}.",
             "Build it again with the version that is installed here.",
@@ -175,11 +177,10 @@ def other_card(record: EngineRecord, card: str) -> str:
     """A note about an engine of TensorRT that was built on a card of another name.
 
     Its compute capability is the same, or it would have been refused. Empty where there is nothing
-    to note: TensorRT-RTX chooses its kernels on the card, and an engine may be built for more.
+    to note: TensorRT-RTX chooses its kernels on the card.
     """
-    tied = record.backend == "tensorrt" and record.settings.hardware_compatibility == "none"
     built_on = record.built_on.get("gpu", card)
-    if not tied or built_on == card:
+    if record.backend != "tensorrt" or built_on == card:
         return ""
     return (
         f"{record.engine} was built on {built_on} and runs on {card}: it may be slower than one "
@@ -194,10 +195,9 @@ def built_for(record: EngineRecord) -> str:
 
 
 def _card(record: EngineRecord) -> tuple[str, ...]:
-    """The card that it was built on, where it is tied to it or to its compute capability."""
-    tied = record.backend == "tensorrt" and record.settings.hardware_compatibility != "ampere+"
+    """The card that it was built on, where it is tied to its compute capability."""
     card = record.built_on.get("compute_capability", "")
-    return (card,) if tied and card else ()
+    return (card,) if record.backend == "tensorrt" and card else ()
 
 
 Shape = tuple[int, ...]

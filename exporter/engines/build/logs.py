@@ -20,28 +20,6 @@ _MEMORY = re.compile(r"^Total ([\w ]+) Memory: (\d+) bytes", re.MULTILINE)
 _FUSED_ATTENTION = "_mha_"  # in the names of the kernels that do an attention as a whole
 _NO_WORK = frozenset({"signal", "wait", "shape_call", "ShapeHostToDevice"})
 """Synchronisation and shapes: how many there are says nothing of the model."""
-# A code, what a builder says (TensorRT-RTX 1.7.1), what that means, and what to do.
-_KNOWN = (
-    (
-        "workspace-too-small",
-        "within workspace limit",
-        "some layer's kernels all need more scratch memory than the workspace that it was given",
-        "Give it more, or leave --workspace out.",
-    ),
-    (
-        "no-kernel",
-        "Attention operation was not supported by a dedicated kernel",
-        "it has no kernel for the graph's Attention operators in this precision and these shapes, "
-        "and does not write them out in basic ones",
-        "Export at opset 20, which writes attention in basic operators, or in float16.",
-    ),
-    (
-        "out-of-memory",
-        "out of memory",
-        "memory ran out",
-        "Narrower ranges, a lower --optimization-level or a smaller --workspace need less.",
-    ),
-)
 _NO_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 _STEP = 0.01  # of the progress that is told
 
@@ -112,14 +90,11 @@ def layer_kind(name: str, kind: str) -> str:
 
 def no_engine(errors: Sequence[str]) -> EngineError:
     """The error for a build that gave no engine."""
-    for code, said, meaning, hint in _KNOWN:
-        if any(said.lower() in error.lower() for error in errors):
-            return EngineError(f"The builder made no engine: {meaning}.", hint, code=code)
-    reason = errors[0] if errors else "it gives no reason"
     return EngineError(
-        f"The builder made no engine: {reason}",
-        "Other profiles or another precision may help; -v shows all that it said.",
-        code="no-engine-made",
+        f"The builder made no engine: {errors[0] if errors else 'it gives no reason'}",
+        "Narrower ranges, a lower --optimization-level, no --workspace, or another precision may "
+        "help; -v shows all that it said.",
+        code=OUT_OF_MEMORY if any(map(_NO_MEMORY.search, errors)) else "no-engine-made",
     )
 
 
@@ -185,7 +160,6 @@ def inspected(
 ) -> LayerTable:
     """A new engine's layers and memory."""
     runtime = module.Runtime(listener.log)
-    runtime.engine_host_code_allowed = True  # it was made here
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         return told

@@ -104,10 +104,6 @@ def set_lengths(network: Any, module: ModuleType, name: str) -> int:
     return len(found)
 
 
-_COMPATIBILITY = {
-    "ampere+": "AMPERE_PLUS",
-    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
-}
 _NO_CARD = frozenset({"NONE", "CURRENT"})
 
 
@@ -127,25 +123,11 @@ def builder_config(
         config.builder_optimization_level = settings.optimization_level
     if settings.workspace_bytes is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
-    _set_flags(module, config, settings)
+    config.clear_flag(module.BuilderFlag.TF32)  # on by default
     _set_targets(module, config, settings)
     for entry in profiles:
         _add_profile(builder, config, entry)
     return config
-
-
-def _set_flags(module: Any, config: Any, settings: BuildSettings) -> None:
-    config.clear_flag(module.BuilderFlag.TF32)  # on by default
-    wanted = {
-        "TF32": settings.tf32,
-        "VERSION_COMPATIBLE": settings.version_compatible,
-    }
-    for name, asked in wanted.items():
-        if asked:
-            config.set_flag(getattr(module.BuilderFlag, name))
-    if settings.hardware_compatibility != "none":
-        level = _COMPATIBILITY[settings.hardware_compatibility]
-        config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
 
 
 def _set_targets(module: Any, config: Any, settings: BuildSettings) -> None:

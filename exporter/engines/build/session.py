@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 from exporter.engines.build.child import run_job
 from exporter.engines.build.cuda import CapturedRun, Cuda
@@ -139,43 +139,23 @@ class ReadyProfile:
 _MOST_BYTES = 1 << 30
 
 
-@dataclass
 class RuntimeCache:
-    """One engine's, for all of its contexts."""
+    """One engine's compiled kernels, for all of its contexts; kept, it saves time and no more."""
 
-    path: Path
-    cache: Any
-    read: bytes = b""
-    problem: str = ""
-
-    @classmethod
-    def open(cls, config: Any, record: EngineRecord, driver: Driver) -> RuntimeCache:
-        """Makes a cache for an engine, and reads what is kept of it."""
-        found = cls(cache_path(record, driver), config.create_runtime_cache())
-        try:
-            found.read = read_bytes(found.path, limit=_MOST_BYTES)
-        except FileNotFoundError:
-            return found
-        except (OSError, DepthcutError) as error:
-            found.problem = f"{found.path} can't be read ({error}): kernels are compiled again"
-            return found
-        if not found.cache.deserialize(found.read):
-            found.read = b""
-            with contextlib.suppress(OSError):
-                found.path.unlink()  # ours; what is of another kind would not be replaced
-            found.problem = (
-                f"{found.path} is no runtime cache of this engine and card, or is broken: kernels "
-                "are compiled again, and it is written anew"
-            )
-        return found
+    def __init__(self, config: Any, path: Path) -> None:
+        self.path, self.cache, self._read = path, config.create_runtime_cache(), b""
+        with contextlib.suppress(OSError, DepthcutError):
+            content = read_bytes(path, limit=_MOST_BYTES)
+            if self.cache.deserialize(content):
+                self._read = content
+            else:  # broken, or of another version
+                path.unlink()  # ours; what is of another kind would not be replaced
 
     def keep(self) -> None:
-        """Writes what was compiled since, where that can be: it is of use, and nothing more."""
+        """Writes what was compiled since, where that can be."""
         told = self.cache.serialize()
-        if told is None:
-            return
-        content = bytes(memoryview(told))
-        if content == self.read:
+        content = b"" if told is None else bytes(memoryview(told))
+        if content in (b"", self._read):
             return
         with contextlib.suppress(OSError, DepthcutError):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -196,48 +176,6 @@ def cache_path(record: EngineRecord, driver: Driver) -> Path:
     return Path(home) / "depthcut" / "runtime-caches" / f"{name}.bin"
 
 
-class _Reason(NamedTuple):
-    code: str
-    message: str
-    hint: str
-
-
-# By the library's own names, the most telling first: an engine for another card often has more.
-_REASONS = {
-    "MALFORMED_ENGINE": _Reason(
-        "malformed-engine", "is not an engine that the library can read", "Build it again."
-    ),
-    "VERSION_MISMATCH": _Reason(
-        "other-version",
-        "was built by another version of the library",
-        "Build it again with the version that is installed here.",
-    ),
-    "OLD_CUDA_DRIVER": _Reason(
-        "driver-too-old",
-        "needs a newer NVIDIA driver",
-        "Update the driver; depthcut doctor shows which CUDA it takes.",
-    ),
-    "OLD_CUDA_RUNTIME": _Reason(
-        "runtime-too-old", "needs a newer CUDA runtime", "Install the extra rtx again."
-    ),
-    "CUDA_ERROR": _Reason(
-        "cuda-broken",
-        "can't be asked about: CUDA does not start",
-        "Check the driver's installation; see depthcut doctor.",
-    ),
-    "UNSUPPORTED_CC": _Reason(
-        "unsupported-card",
-        "does not run on this GPU",
-        "Build it with --compute-capability for this card, or with --engine tensorrt on it.",
-    ),
-    "INSUFFICIENT_GPU_MEMORY": _Reason(
-        OUT_OF_MEMORY,
-        "needs more GPU memory than is free",
-        "Stop other programs on the GPU, or build for a smaller batch or a shorter context.",
-    ),
-}
-
-
 def refuse_invalid(module: ModuleType, runtime: Any, path: Path) -> None:
     """Refuses an engine that the library calls invalid here."""
     if module.__name__ != LIBRARIES["tensorrt-rtx"].module:
@@ -247,13 +185,15 @@ def refuse_invalid(module: ModuleType, runtime: Any, path: Path) -> None:
     validity, told = runtime.get_engine_validity(header)
     if validity != module.EngineValidity.INVALID:
         return
-    library = f"{module.__name__} {module.__version__}"
-    flags = module.EngineInvalidityDiagnostics
-    for name, reason in _REASONS.items():
-        if int(told) & int(getattr(flags, name)):
-            said = f"{path} {reason.message}: {library} says {name}."
-            raise EngineError(said, reason.hint, code=reason.code)
-    raise EngineError(f"{path} is not valid here: {library} gives no reason.", code="invalid")
+    flags = module.EngineInvalidityDiagnostics.__members__.items()
+    reasons = [name for name, flag in flags if int(told) & int(flag)]
+    raise EngineError(
+        f"{path} is not valid here: {module.__name__} {module.__version__} says "
+        f"{', '.join(reasons) or 'nothing more'}.",
+        "Build it for this card with the library that is installed here; depthcut doctor shows "
+        "card and driver.",
+        code=OUT_OF_MEMORY if reasons == ["INSUFFICIENT_GPU_MEMORY"] else "invalid-engine",
+    )
 
 
 _TRIAL_RUNS = 3  # the second is captured where graphs are, the third is one
@@ -269,7 +209,6 @@ class Session:
 
     def __init__(self, engines: EngineSet) -> None:
         self.engines = engines
-        self.notes: list[str] = []
         self._engine_bytes = 0
         self._kept: list[Any] = []
         self._loaded: list[Any] = []
@@ -339,7 +278,6 @@ class Session:
         runtime = module.Runtime(listener.log)
         self._kept.extend((listener, runtime))
         for path, record in zip(self.engines.paths, self.engines.records, strict=True):
-            allow_host_code(runtime, record)
             self._loaded.append(deserialised(module, runtime, listener, path))
             self._engine_bytes += weight_bytes(module, self._loaded[-1], record)
             self._kept.append(self._loaded[-1])
@@ -401,9 +339,8 @@ class Session:
     def _cache(self, config: Any, engine: int) -> RuntimeCache:
         """The one that all contexts of an engine share."""
         if engine not in self._caches:
-            record = self.engines.records[engine]
-            self._caches[engine] = RuntimeCache.open(config, record, ask_driver())
-            self.notes += filter(None, [self._caches[engine].problem])
+            path = cache_path(self.engines.records[engine], ask_driver())
+            self._caches[engine] = RuntimeCache(config, path)
         return self._caches[engine]
 
     def _no_context(self, slot: Slot, listener: Listener) -> BackendError:
@@ -416,14 +353,6 @@ class Session:
             LESS_MEMORY,
             code=listener.code("no-context"),
         )
-
-
-def allow_host_code(runtime: Any, record: EngineRecord) -> None:
-    """Lets a runtime take an engine that holds code for the host, as one for later versions does.
-
-    Such code runs here, so no other engine may bring any.
-    """
-    runtime.engine_host_code_allowed = record.settings.version_compatible
 
 
 def weight_bytes(module: ModuleType, engine: Any, record: EngineRecord) -> int:

@@ -23,7 +23,6 @@ Capabilities = Annotated[
 ]
 Logits = Literal["last", "all"]
 Reading = Literal["filled", "room"]
-Compatibility = Literal["none", "ampere+", "same-compute-capability"]
 
 
 class ShapeRange(Record):
@@ -103,15 +102,6 @@ class BuildSettings(Options):
         "--workspace",
         metavar="SIZE",
         section=ENGINES,
-    )
-    hardware_compatibility: Compatibility = option(
-        "none", "TensorRT: build for other GPUs too.", section=ENGINES, config_only=True
-    )
-    version_compatible: bool = option(
-        False, "TensorRT: build for later versions too.", section=ENGINES, config_only=True
-    )
-    tf32: bool = option(
-        False, "Allow TF32 rounding in fp32 matrix products.", section=ENGINES, config_only=True
     )
     logits: Logits = option(
         "last",

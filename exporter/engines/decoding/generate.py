@@ -6,73 +6,15 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
-from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from exporter.artifacts import GenerationAgreement
 from exporter.engines.decoding.decoder import Decoder
 from exporter.errors import BackendError
-from exporter.option_types import Count, Seed, Written
-from exporter.options import Options, dataclass, option
 from exporter.progress import QUIET, Progress
 
-
-@dataclass(frozen=True)
-class SamplingSettings(Options):
-    """How tokens are chosen."""
-
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False), Written("X")] = option(
-        0.0, "0 always takes the likeliest token; larger values flatten the distribution."
-    )
-    top_k: Count | None = option(
-        None, "Sample from this many likeliest tokens.", usual="all", config_only=True
-    )
-    top_p: Annotated[float, Field(gt=0, le=1), Written("P")] = option(
-        1.0,
-        "Sample from the likeliest tokens with this total probability.",
-        config_only=True,
-    )
-    seed: Seed = option(0, "Seed for sampling.")
-
-
-class Sampler:
-    """Draws one token after another."""
-
-    def __init__(self, sampling: SamplingSettings) -> None:
-        self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
-
-    def choose(self, logits: NDArray[Any]) -> NDArray[np.int64]:
-        """The next tokens.
-
-        Token ids, ``[batch]``.
-
-        logits: `[batch, vocabulary]`.
-        """
-        if np.isnan(logits).any():
-            raise BackendError(
-                "The model gives NaN logits, so there is no next token.", code="not-finite"
-            )
-        if self._sampling.temperature == 0:
-            return np.asarray(logits.argmax(axis=-1), np.int64)
-        return np.array([self._draw(row.astype(np.float64)) for row in logits], np.int64)
-
-    def _draw(self, logits: NDArray[np.float64]) -> int:
-        order = np.argsort(-logits, kind="stable")[: self._sampling.top_k]
-        # The difference first: a tiny temperature then gives the likeliest token, not inf - inf.
-        with np.errstate(over="ignore"):
-            weights = np.exp((logits[order] - logits[order[0]]) / self._sampling.temperature)
-        weights /= weights.sum()
-        # The token with which the sum is reached is still in.
-        kept = int(np.searchsorted(np.cumsum(weights), self._sampling.top_p)) + 1
-        weights = weights[:kept] / weights[:kept].sum()
-        return int(order[self._random.choice(len(weights), p=weights)])
-
-
-_GREEDY = SamplingSettings()
 _END = -1  # stands for each token after one that ends the text
 
 
@@ -92,16 +34,15 @@ def generate(
     *,
     new_tokens: int,  # the most tokens to generate, at least one
     stop_ids: frozenset[int] = frozenset(),
-    sampling: SamplingSettings = _GREEDY,
     positions: int | None = None,  # how many positions the model knows; None where nothing says so
     on_token: Callable[[int], None] | None = None,
 ) -> Generation:
-    """Generates from one prompt."""
+    """Continues one prompt greedily."""
     if not prompt_ids:
         raise BackendError("The prompt holds no token.", "Give it some text.", code="no-tokens")
     refuse_too_long(decoder, len(prompt_ids), new_tokens, positions)
     prompts = np.array([prompt_ids], np.int64)
-    stream = _tokens(decoder, prompts, Sampler(sampling), len(prompt_ids) + new_tokens)
+    stream = _tokens(decoder, prompts, len(prompt_ids) + new_tokens)
     begin = time.perf_counter()
     found: list[int] = []
     times: list[float] = []
@@ -145,11 +86,10 @@ def continuations(
     """
     rows = batch_size or len(prompts)
     starts = range(0, len(prompts), rows)
-    sampler, context = Sampler(_GREEDY), prompts.shape[1] + new_tokens
-    found = []
+    context, found = prompts.shape[1] + new_tokens, []
     with progress.task(f"greedy generation, {arm}", total=len(starts), unit="batches") as task:
         for start in starts:
-            stream = _tokens(decoder, prompts[start : start + rows], sampler, context)
+            stream = _tokens(decoder, prompts[start : start + rows], context)
             found.append(np.stack(list(islice(stream, new_tokens)), axis=1))
             task.advance()
     tokens = np.concatenate(found)
@@ -178,11 +118,15 @@ def agreement(
 
 
 def _tokens(
-    decoder: Decoder, prompts: NDArray[np.int64], sampler: Sampler, context: int
+    decoder: Decoder, prompts: NDArray[np.int64], context: int
 ) -> Iterator[NDArray[np.int64]]:
-    """The next token of each sequence, ``[batch]``, again and again."""
+    """The likeliest next token of each sequence, ``[batch]``, again and again."""
     logits = decoder.prefill(prompts, context=context)
     while True:
-        token = sampler.choose(logits)
+        if np.isnan(logits).any():
+            raise BackendError(
+                "The model gives NaN logits, so there is no next token.", code="not-finite"
+            )
+        token = np.asarray(logits.argmax(axis=-1), np.int64)
         yield token
         logits = decoder.step(token[:, None])

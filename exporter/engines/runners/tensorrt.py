@@ -126,7 +126,7 @@ class OnEngines:
         self.capabilities = replace(
             self.capabilities,
             gpu_memory_bytes=session.used_bytes,
-            notes=(*filter(None, notes), *session.notes),
+            notes=tuple(filter(None, notes)),
         )
 
     def unload(self) -> None:

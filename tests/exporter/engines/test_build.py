@@ -122,10 +122,6 @@ def test_a_graph_that_does_not_parse_leaves_nothing(tmp_path: Path) -> None:
     assert found.findings[0].operator == "Odd"
 
 
-def test_a_graph_that_parses_has_no_findings(models: tuple[Path, Path]) -> None:
-    assert check_engine(models[1]).findings == ()
-
-
 def test_an_unknown_card_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     with raises(EngineError, "unknown-card", "sm90") as caught:
         build_engines(models[0], tmp_path, settings=BuildSettings(compute_capabilities=("sm90",)))
@@ -136,17 +132,10 @@ def test_an_unknown_card_is_refused(models: tuple[Path, Path], tmp_path: Path) -
 def test_options_of_the_other_library_are_refused(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with raises(UsageError, "unsupported-option", "version_compatible"):
-        build_engines(models[0], tmp_path, settings=BuildSettings(version_compatible=True))
+    with raises(UsageError, "unsupported-option", "--compute-capability"):
+        build_engines(models[0], tmp_path, backend="tensorrt", settings=SM89)
     with raises(UsageError, "unsupported-option", "--timing-cache"):
         build_engines(models[0], tmp_path, timing_cache=tmp_path / "cache")
-
-
-def test_an_engine_never_takes_its_sources_place(models: tuple[Path, Path]) -> None:
-    before = models[0].read_bytes()
-    with raises(UsageError, "overwrites-input"):
-        build_engines(models[0], models[0], phases=["decode"], ranges=SMALL, settings=SM89)
-    assert models[0].read_bytes() == before
 
 
 def test_a_target_that_is_the_source_is_refused_before_the_build(

@@ -22,7 +22,6 @@ from exporter.errors import BackendError, EngineError
 from tests.raising import raises
 
 PHASES = ("prefill", "decode")
-FOR_ALIKE = BuildSettings(hardware_compatibility="same-compute-capability")
 no_driver = pytest.mark.skipif(not ask_driver().problem, reason="there is an NVIDIA driver")
 
 # What must not have been imported where there is no driver.
@@ -110,7 +109,6 @@ def test_an_old_driver_is_refused_before_the_library_is_loaded(
         ({"built_on": {"gpu": "A40"}}, False),
         ({"built_on": {}}, False),
         ({"built_on": {"gpu": "A10"}, "backend": "tensorrt-rtx"}, False),
-        ({"built_on": {"gpu": "A10"}, "settings": FOR_ALIKE}, False),
     ],
 )
 def test_a_card_of_another_name_is_noted(changes: dict[str, Any], noted: bool) -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_support import written_as
 
 from exporter.engines.build import cuda, session
 from exporter.engines.build.libraries import ask_driver
@@ -150,31 +146,6 @@ def test_cuda_without_a_driver_is_an_error_and_no_crash() -> None:
     runtime()
     with raises(BackendError, "cuda-failed", "stream"):
         cuda.Cuda("rtx")
-
-
-_DESERIALISE = """
-import sys
-from pathlib import Path
-import tensorrt_rtx as trt
-from exporter.engines.build.logs import Listener
-from exporter.engines.build.session import deserialised
-from exporter.errors import EngineError
-listener = Listener(trt)
-try:
-    deserialised(trt, trt.Runtime(listener.log), listener, Path(sys.argv[1]))
-except EngineError as error:
-    print(error.code, error.message)
-"""
-
-
-def test_what_the_library_does_not_take_is_one_line(tmp_path: Path) -> None:
-    """In a process of its own, as the trial is: here there may be no driver."""
-    engine = written_as(tmp_path / "m.engine", phases=("decode",))
-    command = [sys.executable, "-c", _DESERIALISE, engine]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith(f"malformed-engine {engine} "), done.stderr
-    assert len(done.stdout.splitlines()) == 1
-    assert ".cpp::" not in done.stdout
 
 
 def test_a_runtime_s_listener_keeps_errors_alone() -> None:
