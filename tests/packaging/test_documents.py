@@ -37,8 +37,8 @@ GONE = {
 REMOVED_OPTIONS = {words.split()[-1] for words in REMOVED}
 FOREIGN = {
     "--build-arg", "--exportTimes", "--jobs", "--kills", "--llama", "--lower", "--mlx",
-    "--model-path", "--save-results", "--strace", "--table", "--text", "--times", "--tokens",
-    "--trials", "--tries", "--vllm",
+    "--model-path", "--save-results", "--seed", "--strace", "--table", "--text", "--times",
+    "--tokens", "--trials", "--tries", "--vllm",
 }  # fmt: skip
 """Options of docker, trtexec, polygraphy, SGLang, benchmarks and the trials of tests/README.md."""
 
