@@ -95,7 +95,6 @@ from exporter.artifacts.regression import (
 )
 from exporter.artifacts.stages import (
     CalibrationRef,
-    CurvePoint,
     DeletedEntry,
     EngineParse,
     FiguresFrom,
@@ -104,7 +103,6 @@ from exporter.artifacts.stages import (
     JudgedText,
     MetricScores,
     ModelRef,
-    ParetoCurve,
     PlannedDeletion,
     PlanParts,
     PruneReport,

@@ -112,7 +112,6 @@ _MADE_BY = {
     "importance_report": ("an importance file", "depthcut score"),
     "score_comparison": ("a comparison of scores", "depthcut score --compare"),
     "pruning_plan": ("a pruning plan", "depthcut plan"),
-    "pareto_curve": ("a curve of plans", "depthcut plan --curve"),
     "healing_report": ("a report on healing", "depthcut heal"),
     "prune_report": ("a report of a cut", "depthcut prune"),
     "comparison_report": ("a comparison report", "depthcut compare"),

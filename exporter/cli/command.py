@@ -227,6 +227,7 @@ REMOVED = {
     "export --search-seconds": "--search greedy",
     "plan --search-seconds": "--search greedy",
     "export --rescore-every": "--search greedy",
+    "plan --curve": "depthcut depths, which compares cuts of several sizes",
     "plan --rescore-every": "--search greedy",
     "compare --pin": _TASKSET,
     "export --pin": _TASKSET,

@@ -50,8 +50,6 @@ def plan(call: PlanCall, progress: ConsoleProgress) -> int:
     from exporter.choose.budgets.making import make_plan
 
     made = make_plan(call.request, progress)
-    if made is None:
-        return 0
     if not progress.as_json:
         _print_servers(made, call.request.importance)
     print_artifact(made, call.request.output, progress.as_json, "Drop " + made.describe())

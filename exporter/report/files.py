@@ -19,7 +19,6 @@ from exporter.artifacts import (
     ComparisonReport,
     DepthsReport,
     ImportanceReport,
-    ParetoCurve,
     RankAgreement,
     RankedScores,
     RankingRef,
@@ -44,7 +43,7 @@ from exporter.report.sections.blocks import (
 )
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.sweep import sweep_document
-from exporter.report.sections.tradeoff import front_document, letter, overview_section
+from exporter.report.sections.tradeoff import letter, overview_section
 from exporter.report.words import KINDS, or_dash, significant
 
 _FEW_FILES = 2
@@ -314,13 +313,6 @@ def write_sweep(report: SweepReport, folder: Path) -> None:
     document = sweep_document(report)
     data, text, shown = (folder / name for name in SWEEP_REPORTS)
     write_texts({shown: page([document]), text: markdown(document), data: report.to_json()})
-
-
-def write_front(curve: ParetoCurve, path: Path) -> Path:
-    """Writes a front's data, and its page beside it, whose path is returned."""
-    shown = path.with_suffix(".html")
-    write_texts({shown: page([front_document(curve)]), path: curve.to_json()})
-    return shown
 
 
 def study_files(output: Path) -> tuple[Path, Path, Path]:

@@ -1,24 +1,20 @@
-"""What a planner hands over: the plan, its figures, what healing gains, and the Pareto front."""
+"""What a planner hands over: the plan, its figures, and what healing gains."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from exporter.artifacts import (
-    CurvePoint,
     HealingReport,
-    ImportanceReport,
     JudgedText,
-    ParetoCurve,
     PruningPlan,
     Speedup,
 )
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
-from exporter.choose.budgets.units import Parameters
+from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.errors import CostError
@@ -31,7 +27,6 @@ from exporter.models.ablation.damage import (
     AnyDamage,
     ClassDamage,
     Clusters,
-    Damage,
     EmbeddingDamage,
 )
 from exporter.models.loading.model_source import LoadedModel
@@ -234,59 +229,3 @@ def elsewhere(report: HealingReport | None) -> dict[str, float]:
             ("other_top1_agreement", text.healed.top1_agreement),
         )
     }
-
-
-ENOUGH_NATS = 3.0
-"""The search ends there: the answers then have next to nothing in common with the model's."""
-
-
-def curve_of(
-    candidates: Sequence[PlanCandidate],
-    checker: QualityCheck,
-    sizes: GraphSizes,
-    costs: CostTable | None,  # their times; None where none are known
-    rank: int | None,
-    *,
-    report: ImportanceReport,
-    text: CalibrationText,
-) -> ParetoCurve:
-    """Measures candidates on held-out tokens, and marks those that nothing else beats."""
-    parameters = Parameters(sizes, rank)
-    points = []
-    for candidate in candidates:
-        damage = checker.damage(candidate).by_document(text.clusters)
-        assert isinstance(damage, Damage)
-        points.append(
-            CurvePoint(
-                deletions=candidate.deletions,
-                speedup=None if costs is None else costs.speedup(candidate.choices),
-                parameters_removed=candidate.gain(parameters) / parameters.whole,
-                kl=damage.kl,
-                kl_std_error=damage.kl_std_error,
-                log_perplexity_increase=damage.log_perplexity_increase,
-                log_perplexity_increase_std_error=damage.log_perplexity_increase_std_error,
-                top1_agreement=damage.top1_agreement,
-            )
-        )
-    points.sort(key=gain_of)
-    made_from = {"model": report.model.sha256, "calibration": text.ref.sha256}
-    return ParetoCurve(
-        model=report.model,
-        calibration=text.ref,
-        at=None if costs is None else str(costs.at),
-        points=[p.model_copy(update={"on_front": _leads(p, points)}) for p in points],
-        made_from=made_from,
-    )
-
-
-def gain_of(point: CurvePoint) -> float:
-    """The speedup; without one the share of the parameters that goes."""
-    return point.parameters_removed if point.speedup is None else point.speedup
-
-
-def _leads(point: CurvePoint, points: Sequence[CurvePoint]) -> bool:
-    return not any(
-        other.kl <= point.kl and gain_of(other) >= gain_of(point)
-        and (other.kl, gain_of(other)) != (point.kl, gain_of(point))
-        for other in points
-    )  # fmt: skip

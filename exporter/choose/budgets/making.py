@@ -16,36 +16,26 @@ from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
 from exporter.choose.selection.meters import MakeMeter
-from exporter.errors import ModelSourceError, UsageError
+from exporter.errors import ModelSourceError
 from exporter.files import refuse_overwriting, sha256_file
-from exporter.heal.plan_file import files_of, refuse_places, write_healed_plan
+from exporter.heal.plan_file import refuse_places, write_healed_plan
 from exporter.models.loading.model_class import hub_off
 from exporter.models.loading.model_source import load_model
-from exporter.printable import counted
 from exporter.progress import Progress
-from exporter.report.files import write_front
 from exporter.score.cluster.meter import ModelAddress, cluster_meter
 from exporter.score.cluster.pool import open_pool
-from graph_passes.files.locations import real
 from graph_passes.files.placing import working
 
 
-def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan | None:
-    """Makes the plan and the curve that are asked for, and writes them."""
+def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan:
+    """Makes the plan that is asked for, and writes it."""
     report = ImportanceReport.read(request.importance).of_metric(request.metric)
     _refuse_places(request, report)
     weighs = request.settings.for_budget(request.budget).weighs_replacements
-    keeps = request.curve is not None or not request.budget.only_counts or weighs
-    made = None
+    keeps = not request.budget.only_counts or weighs
     with working(request.output, forget=not keeps) as kept, ExitStack() as workers:
         planner = _planner(request, report, Workplace(kept), workers, progress)
-        if request.wants_plan:
-            made = _write_plan(request, report, planner, progress)
-        if request.curve is not None:
-            curve = planner.curve()
-            page = write_front(curve, request.curve)
-            found = counted(len(curve.front), "plan")
-            progress.say(f"plan: a front of {found}: {request.curve} and {page}")
+        made = _write_plan(request, report, planner, progress)
         if keeps and kept.exists():
             progress.say(f"plan: what was fitted and timed is kept for the next call: {kept}")
     return made
@@ -57,37 +47,16 @@ def _refuse_places(request: PlanRequest, report: ImportanceReport) -> None:
     inputs = [request.importance, *map(Path, filter(None, (*texts, model)))]
     inputs += request.settings.search.task_files
     inputs += [request.onnx] if request.onnx is not None else []
-    places = {
-        request.output: "pruning_plan", request.curve: "pareto_curve", request.costs: "cost_table"
-    }  # fmt: skip
+    places = {request.output: "pruning_plan", request.costs: "cost_table"}
     for written, kind in places.items():
         if written is not None:
             refuse_overwriting(written, inputs, kind)
-    if request.settings.heal is None and request.budget.only_counts and request.curve is None:
+    if request.settings.heal is None and request.budget.only_counts:
         return  # a bare plan is one file
     inputs += [request.costs] if request.costs is not None else []
     folder = Path(model or report.model.source)
     read = [path for path in inputs if model is None or path != Path(model)]
     refuse_places(request.output, read, folder)
-    if request.curve is not None:
-        _refuse_curve(request.curve, request.output, [*read, folder])
-
-
-def _refuse_curve(curve: Path, output: Path, inputs: list[Path]) -> None:
-    page = curve.with_suffix(".html")
-    if curve == page:
-        raise UsageError(
-            f"{curve} is the file for the curve's data; the page is written next to it as .html.",
-            "Write --curve front.json.",
-        )
-    for written in (curve, page):
-        refuse_overwriting(written, inputs)
-        if real(written) in {real(each) for each in files_of(output)}:
-            raise UsageError(
-                f"{written} would be a file of the curve and of the plan.",
-                "Give --curve another name.",
-                code="same-file",
-            )
 
 
 def _write_plan(

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
+from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.plans import check_counts, keep_first, validate_for
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import (
-    ENOUGH_NATS,
     Outcome,
-    curve_of,
     damage_figures,
     elsewhere,
     healing_of,
@@ -20,7 +18,7 @@ from exporter.choose.budgets.figures import (
     size_figures,
 )
 from exporter.choose.budgets.healed_limits import HealedLimits
-from exporter.choose.budgets.refusals import refuse_more_than_scores, refuse_no_front
+from exporter.choose.budgets.refusals import refuse_more_than_scores
 from exporter.choose.selection.by_scores import affordable, one_shot
 from exporter.choose.selection.greedy import greedy_in_stacks, settled_for_stacks
 from exporter.choose.selection.meters import searched_meter
@@ -32,7 +30,6 @@ from exporter.heal.fitting import fit_sequential
 from exporter.heal.healed import heal
 from exporter.heal.texts import on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from exporter.models.ablation.meter import refuse_headless
 from graph_passes.types import Replacement, SublayerRef
 
 
@@ -164,29 +161,6 @@ class Planner(HealedLimits):
             found.speedup,
             healed.report,
             healed.weights,
-        )
-
-    def curve(self) -> ParetoCurve:
-        """The whole front, up to plans that leave next to nothing of the model's answers."""
-        refuse_headless(self.loaded.model)
-        self.texts.refuse_short("a curve")
-        unit = self._used_up
-        with self._progress.task("search for the front"):
-            kept_small = self.searching.kept_small
-            found = self.search.path(
-                unit, lambda step: objective_of(step.damage, kept_small) > ENOUGH_NATS
-            )
-        candidates = [candidate for candidate, _ in found]
-        if not candidates:
-            refuse_no_front(self.checker, self.search.smallest(unit))
-        return curve_of(
-            candidates,
-            self.reporter,
-            self.sizes,
-            self.costs,
-            self.settings.rank,
-            report=self.report,
-            text=self.texts.reported,
         )
 
     def _refitted(self, candidate: PlanCandidate) -> Mapping[SublayerRef, BranchReplacement]:

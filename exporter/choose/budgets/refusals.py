@@ -70,7 +70,13 @@ def refuse_floors(
 
 def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
     """Refuses floors that not even the smallest cut keeps."""
-    _refuse_no_options(candidate)
+    if not candidate.options:
+        raise PlanError(
+            "Nothing can be dropped: no sublayer that may be dropped gains anything.",
+            "Protect fewer sublayers, allow more --kinds, or smaller replacements: --heal best, "
+            "--rank 16.",
+            code="nothing-to-drop",
+        )
     kind, undecided = _kind(checker, candidate)
     raise kind(
         f"Nothing can be dropped within the limits on quality: with {candidate.options[0]} alone, "
@@ -87,27 +93,6 @@ def _kind(checker: QualityCheck, candidate: PlanCandidate) -> tuple[type[UnmetGo
     if checker.is_beyond(checker.damage(candidate)):
         return UnmetGoalError, ""
     return UndecidedGoalError, "undecided-"
-
-
-def refuse_no_front(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
-    """Refuses a front of which not even the smallest cut is a part."""
-    _refuse_no_options(candidate)
-    raise PlanError(
-        f"There is no plan for a curve: {candidate.options[0]} alone destroys the model's "
-        f"answers ({damage_words(checker.damage(candidate))}).",
-        "Protect fewer sublayers, allow more --kinds, or --heal best.",
-        code="no-front",
-    )
-
-
-def _refuse_no_options(candidate: PlanCandidate) -> None:
-    if not candidate.options:
-        raise PlanError(
-            "Nothing can be dropped: no sublayer that may be dropped gains anything.",
-            "Protect fewer sublayers, allow more --kinds, or smaller replacements: --heal best, "
-            "--rank 16.",
-            code="nothing-to-drop",
-        )
 
 
 def gains_of(candidate: PlanCandidate, goals: Sequence[Goal]) -> str:

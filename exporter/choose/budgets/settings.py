@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts.servers import Server
-from exporter.choose.budgets.budget import REACHING, Budget, asks_for_more_than_numbers
+from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
 from exporter.choose.selection.search_options import (
     DROPPING,
     OF_SEARCHES,
@@ -24,7 +24,6 @@ from exporter.options import (
     Rule,
     argument,
     dataclass,
-    excludes,
     is_given,
     option,
     part,
@@ -193,9 +192,7 @@ def _by_scores(told: Any, budget: str, search: str) -> bool:
 
 def settled_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """What takes the places where nothing is said: numbers alone are the paper's way."""
-    numbers = any(told.get(f"drop_{kind}") for kind in ("attn", "mlp", "block", "joint"))
-    front_alone = told.get("curve") is not None and not numbers
-    if told.get("heal") is None and (asks_for_more_than_numbers(told) or front_alone):
+    if told.get("heal") is None and asks_for_more_than_numbers(told):
         return {**told, "heal": "best"}
     return told
 
@@ -224,15 +221,6 @@ def _running(name: str) -> Rule:
     )
 
 
-def _of_texts(name: str) -> Rule:
-    return Rule(
-        (name, "settings.search.objective"),
-        lambda told: is_given(told, name) and bool(told.settings.search.task_files),
-        "{0} is for searches on text, not for {1} tasks:FILE.",
-        "Leave one of them out.",
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest(Options):
     """What `depthcut plan` is asked to do."""
@@ -242,14 +230,6 @@ class PlanRequest(Options):
     budget: Budget = part(Budget())
     settings: PlanSettings = part(
         PlanSettings(), config_only=("seconds",), rare=("batch_size", "protect", "check_text")
-    )
-    curve: OutputPath | None = option(
-        None,
-        "Write the Pareto front of gain against damage as JSON, and a page with the plot next "
-        "to it.",
-        brief="Write gain against damage, and a plot",
-        metavar="FILE.json",
-        section=REACHING,
     )
     onnx: OnnxFile | None = option(
         None,
@@ -308,8 +288,12 @@ class PlanRequest(Options):
             "{0} is for plans with a number of sublayers; plans for other budgets always keep one.",
             "Leave it out, or give numbers only; depthcut heal {0} adds replacements.",
         ),
-        *map(_of_texts, ("cluster", "curve")),
-        excludes("cluster", "curve", "a front is computed in one process"),
+        Rule(
+            ("cluster", "settings.search.objective"),
+            lambda told: told.cluster is not None and bool(told.settings.search.task_files),
+            "{0} is for searches on text, not for {1} tasks:FILE.",
+            "Leave one of them out.",
+        ),
         Rule(
             ("cluster",),
             lambda told: told.cluster is not None and not told.spreads,
@@ -320,8 +304,7 @@ class PlanRequest(Options):
     )
 
     def __post_init__(self) -> None:
-        if self.curve is None:
-            self.budget.refuse_empty()
+        self.budget.refuse_empty()
         self.settings.for_budget(self.budget)
 
     @classmethod
@@ -330,16 +313,9 @@ class PlanRequest(Options):
         return settled_heal(told)
 
     @property
-    def wants_plan(self) -> bool:
-        """Whether a plan is asked for, and not the front alone."""
-        budget = self.budget
-        return bool(budget.counts or budget.keep_first or not budget.only_counts)
-
-    @property
     def goes_by_scores(self) -> bool:
         """Whether nothing is measured."""
-        by_damage = self.settings.search.by_damage
-        return self.budget.only_counts and not by_damage and self.curve is None
+        return self.budget.only_counts and not self.settings.search.by_damage
 
     @property
     def runs_model(self) -> bool:

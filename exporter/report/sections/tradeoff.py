@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from exporter.artifacts import ComparisonReport, CurvePoint, ParetoCurve
-from exporter.printable import counted
+from exporter.artifacts import ComparisonReport
 from exporter.report.chart_tradeoff import Candidate, TradeOff, series_mark
-from exporter.report.sections.blocks import Document, Figure, Grid, Section
+from exporter.report.sections.blocks import Figure, Grid, Section
 from exporter.report.sections.verdict import headline
-from exporter.report.words import PHASES, dropped_briefly, or_dash, relative_change, significant
+from exporter.report.words import PHASES, or_dash, relative_change, significant
 
 Gain = tuple[float, float, float]
 """A speedup, and the range about it."""
@@ -129,57 +128,3 @@ def _costs(report: ComparisonReport) -> tuple[float, float]:
         math.nan if pair is None else 100 * (pair.candidate / pair.baseline - 1),
         math.nan if kl_divergence is None else kl_divergence,
     )
-
-
-def front_document(curve: ParetoCurve) -> Document:
-    """The front, among all plans that the search found."""
-    timed = all(point.speedup is not None for point in curve.points)
-    caption = (
-        f"Better is further down and to the right. Measured on {curve.calibration.tokens} tokens "
-        "that the search did not see; the dashed line joins what nothing else beats."
-    )
-    figures = [Figure(_chart(curve, number, timed), caption) for number in range(len(COSTS))]
-    section = Section(
-        "front", "What each plan gains and costs", [_table(curve, timed)], figures, stays_open=True
-    )
-    return Document(
-        command="plan",
-        version=curve.versions.get("depthcut", ""),
-        title="Pareto front",
-        subject=curve.model.source,
-        lead=f"{counted(len(curve.points), 'plan')}, {len(curve.front)} of which no other beats.",
-        sections=[section],
-    )
-
-
-def _chart(curve: ParetoCurve, number: int, timed: bool) -> TradeOff:
-    points = []
-    for point in curve.points:
-        gain = point.speedup if timed and point.speedup else 100 * point.parameters_removed
-        cost = (_perplexity_change(point), point.kl)[number]
-        tip = dropped_briefly(point.deletions)
-        points.append(Candidate("", 0, gain, gain, gain, cost, tip, beaten=not point.on_front))
-    across = f"speedup at {curve.at}" if timed else "parameters removed, %"
-    start, unit = (1.0, "x") if timed else (0.0, "")
-    return TradeOff("Pareto front", points, across, COSTS[number], unit, start, "whole model")
-
-
-def _table(curve: ParetoCurve, timed: bool) -> Grid:
-    speed = ["speedup"] if timed else []
-    rows = [
-        [
-            str(len(point.deletions)),
-            *([f"{point.speedup:.3f}x"] if timed else []),
-            f"-{point.parameters_removed:.1%}",
-            f"{_perplexity_change(point):+.1f} %",
-            f"{point.kl:.3f}",
-            f"{point.top1_agreement:.1%}",
-        ]
-        for point in curve.front
-    ]
-    header = ["sublayers", *speed, "parameters", "perplexity", "KL, nats", "same top-1"]
-    return Grid("The front", header, rows, right=range(len(header)))
-
-
-def _perplexity_change(point: CurvePoint) -> float:
-    return 100 * math.expm1(min(point.log_perplexity_increase, 50.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -16,11 +15,9 @@ from made_reports import full_report
 
 from exporter.artifacts import (
     CalibrationRef,
-    CurvePoint,
     HealingReport,
     ImportanceReport,
     ModelRef,
-    ParetoCurve,
     PlannedDeletion,
     PruningPlan,
     ReplacementsRef,
@@ -218,7 +215,6 @@ def _importance(folder: Path) -> Path:
         ([], "Give a budget"),
         (["--drop-joint", "6", "--search", "greedy"], "only 5 may be dropped"),
         (["--drop-block", "3", "--search", "greedy"], "only 2 may be dropped"),
-        (["--parameters", "10%", "--curve", "front.html"], "Write --curve front.json"),
         (["--drop-block", "1"], "depthcut score gone --metric kl --blocks"),
         (["--drop-block", "1"], "1 block is to be dropped, but no block of gone is scored"),
         (["--drop-block", "2"], "2 blocks are to be dropped, but no block of gone is scored"),
@@ -347,8 +343,6 @@ def test_numbers_of_several_kinds_combine(tmp_path: Path) -> None:
     [
         ("plan.json", ["--calibration", "plan.report.json"], "overwrites-input"),
         ("plan.json", ["--calibration", "plan.safetensors"], "overwrites-input"),
-        ("plan.json", ["--calibration", "c.html", "--curve", "c.json"], "overwrites-input"),
-        ("plan.json", ["--curve", "plan.report.json"], "same-file"),
         ("plan.safetensors", [], "numbers-name"),
         ("folder/plan.json", ["--model", "folder"], "among-weights"),
     ],
@@ -383,42 +377,6 @@ def test_options_that_can_not_be_read(tmp_path: Path, options: list[str]) -> Non
     done = CliRunner().invoke(cli, ["plan", str(_importance(tmp_path)), *options],
                               obj=ConsoleProgress())  # fmt: skip
     assert done.exit_code == 2
-
-
-def _curve(*, timed: bool) -> ParetoCurve:
-    points = [
-        CurvePoint(
-            deletions=[PlannedDeletion(layer=n, kind="attention")],
-            speedup=1 + 0.1 * n if timed else None, parameters_removed=0.02 * n,
-            kl=0.1 * n**2, kl_std_error=0.01, log_perplexity_increase=0.1 * n,
-            log_perplexity_increase_std_error=0.01, top1_agreement=1 - 0.1 * n, on_front=n != 2,
-        )
-        for n in range(1, 5)
-    ]  # fmt: skip
-    calibration = CalibrationRef(
-        source="<pydoc>", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
-    )
-    model = ModelRef(source="a<b", architecture="X", num_layers=5, sha256="0" * 64)
-    at = str(AT) if timed else None
-    return ParetoCurve(model=model, calibration=calibration, at=at, points=points)
-
-
-@pytest.mark.parametrize("timed", [True, False])
-def test_the_page_draws_every_plan_and_lists_the_front(timed: bool, tmp_path: Path) -> None:
-    from exporter.report.files import write_front
-
-    curve = _curve(timed=timed)
-    page = write_front(curve, tmp_path / "front.json").read_text()
-    assert page.count("<svg") == 2
-    assert page.count('class="dot candidate"') == 2 * 3
-    assert page.count('class="dot even"') == 2 * 1
-    assert page.count("<tr>") == 1 + 3
-    assert ("1.300x" in page) is timed
-    assert "a&lt;b" in page
-    assert "a<b" not in page
-    saved = ParetoCurve.read(tmp_path / "front.json")
-    assert saved == curve
-    assert json.loads(saved.to_json())["kind"] == "pareto_curve"
 
 
 def _timed_plan(*ci95: float) -> PruningPlan:
@@ -514,7 +472,7 @@ def test_what_only_searches_heed_is_refused_where_nothing_is_searched(name: str,
 
 def test_the_model_is_of_use_where_something_is_fitted_or_held() -> None:
     asked = {"importance": Path("i.json"), "model": "m"}
-    for more in ({"drop_mlp": 1, "heal": "bias"}, {"parameters": 0.1}, {"curve": Path("c.json")}):
+    for more in ({"drop_mlp": 1, "heal": "bias"}, {"parameters": 0.1}):
         assert build(PlanRequest, {**asked, **more}).model == "m"
 
 

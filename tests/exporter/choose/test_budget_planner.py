@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -493,19 +492,6 @@ def test_broken_fits_are_made_again(
     calls = counted_fits(monkeypatch)
     planner(Budget(attention=1), heal="bias").plan()
     assert calls == [1]
-
-
-def test_the_curve_has_every_step_and_marks_the_front(planner: Any) -> None:
-    made = planner(Budget(at=AT), MadeStopwatch(), heal="bias")
-    curve = made.curve()
-    assert len(curve.points) >= 3
-    assert curve.at == str(AT)
-    front = curve.front
-    assert all(a.kl < b.kl and a.speedup < b.speedup for a, b in pairwise(front))  # type: ignore[operator]
-    assert len(front) <= len(curve.points)
-    bare = planner(Budget(), heal="none").curve()
-    assert bare.at is None
-    assert all(point.speedup is None for point in bare.points)
 
 
 def test_scores_of_another_model_are_refused(planner: Any, loaded: Any) -> None:

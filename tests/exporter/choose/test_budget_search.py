@@ -16,7 +16,7 @@ from exporter.choose.budgets.candidates import (
     unmeasured_step,
     with_gains,
 )
-from exporter.choose.budgets.refusals import refuse_no_front, refuse_nothing
+from exporter.choose.budgets.refusals import refuse_nothing
 from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.units import Counted, Goal
 from exporter.choose.selection.options import Option
@@ -241,19 +241,8 @@ def test_nothing_that_may_go_is_said_so() -> None:
     meter, _, unit = made_case(0)
     search = Search(meter, QualityCheck(meter, Floors(perplexity_increase=0.1)), [])
     assert search.solve([], unit).options == ()
-    for refuse in (refuse_nothing, refuse_no_front):
-        with raises(PlanError, "nothing-to-drop"):
-            refuse(search.checker, search.smallest(unit))
-
-
-def test_a_front_of_nothing_but_ruins_says_what_the_smallest_cut_costs() -> None:
-    meter, options = _level(alone=4.0)
-    level = MadeUnit({(o.names[0], o.replacement): 1.0 for o in options})
-    plain = [option for option in options if option.replacement == "none"]
-    search = Search(meter, QualityCheck(meter), plain, SearchOptions(shortlist=0))
-    assert search.path(level, lambda step: step.damage.kl > 3.0) == []
-    with raises(PlanError, "no-front", "attention 0", "4.000"):
-        refuse_no_front(search.checker, search.smallest(level))
+    with raises(PlanError, "nothing-to-drop"):
+        refuse_nothing(search.checker, search.smallest(unit))
 
 
 def test_floors_that_nothing_keeps_leave_nothing() -> None:

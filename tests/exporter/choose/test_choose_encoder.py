@@ -263,11 +263,6 @@ def test_another_objective_is_refused(planner: Any, objective: str) -> None:
         planner(Budget(attention=1), "greedy", options={"objective": objective}).plan()
 
 
-def test_there_is_no_front_of_embeddings(planner: Any) -> None:
-    with raises(ScoringError, "no-next-token"):
-        planner(Budget(attention=1), "greedy").curve()
-
-
 @pytest.mark.long
 @pytest.mark.real_model
 def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path) -> None:
