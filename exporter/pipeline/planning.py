@@ -10,10 +10,10 @@ from exporter.artifacts.plans import is_foreign_plan, validate_plan
 from exporter.artifacts.servers import refuse_unheld
 from exporter.artifacts.store import FOLDER, key_hash
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.inputs import COSTS
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import with_request
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
@@ -33,7 +33,7 @@ from exporter.models.changed_weights import refuse_streamed_changes
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import HEALING, Key, Run, file_hash, files_below
 from exporter.report.sections.healing import healing_words
-from graph_passes.files.placing import remove_tree
+from graph_passes.files.placing import SCRATCH, remove_tree
 from graph_passes.files.reading import copy_file
 
 _PLACE, _FITS = "planning", "healing-fits"
@@ -133,7 +133,7 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
 
     Costs and fits are kept in the output folder's memory, where an interrupted run finds them.
     """
-    work = Workplace(run.request.out / FOLDER / _PLACE)
+    work = run.request.out / FOLDER / _PLACE
     graph = weighed = None
     if run.request.plans_on_graph:
         graph = run.ledger.path("baseline") / "model.onnx"
@@ -159,7 +159,7 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
         path, found.plan, found.branch_replacements, weights=found.weights, report=found.healing
     )
     if budget.only_counts and not settings.weighs_replacements:
-        remove_tree(work.folder)  # nothing in it that another plan could use
+        remove_tree(work)  # nothing in it that another plan could use
     run.progress.say("plan: drop " + plan.describe())
     if words := found.words():
         run.progress.say(f"plan: {words}")
@@ -174,15 +174,15 @@ def _settings(run: Run, budget: Budget) -> PlanSettings:
     return replace(settings, heal=settings.heal if by_plan else None)
 
 
-def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Workplace) -> OnnxStopwatch:
+def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Path) -> Stopwatch:
     if budget.at is None or graph is None:
         raise UsageError("No request is named.", "Name it with --at.")
     compare = run.request.compare
-    return OnnxStopwatch(
+    return Stopwatch(
         graph,
         budget.at,
-        work.costs,
-        work.scratch,
+        work / COSTS,
+        work / SCRATCH,
         provider=compare.provider,
         threads=compare.threads,
         variants=Effort(seconds=variant_s(run.request, budget), rounds=compare.rounds),

@@ -13,7 +13,6 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.plans import read_plan
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.judges import refuse_few_judges
 from exporter.choose.selection.task_items import part_items, read_tasks
 from exporter.compare.evaluation import questions
 from exporter.compare.intervals import share_interval
@@ -199,21 +198,6 @@ def refuse_foreign_goals(run: Run) -> None:
     budget = run.request.drops.budget
     if budget is not None:
         budget.floors.of_model(judged_by(run.choosing.model))
-
-
-def refuse_unshowable(run: Run) -> None:
-    """Refuses limits of classes that too few texts or images are there for, before scoring."""
-    budget, score = run.request.drops.budget, run.request.score
-    if budget is None or not budget.floors:
-        return
-    refuse_few_judges(
-        budget,
-        run.request.plan_settings.for_budget(budget),
-        run.choosing,
-        score.calibration,
-        samples=score.samples,
-        sequence_length=score.sequence_length,
-    )
 
 
 def refuse_unpooled(run: Run) -> None:

@@ -21,7 +21,6 @@ from exporter.pipeline.refusals import (
     refuse_foreign_goals,
     refuse_foreign_results,
     refuse_unpooled,
-    refuse_unshowable,
     refuse_useless,
 )
 from exporter.pipeline.request import ExportRequest
@@ -123,7 +122,6 @@ def _score(run: Run) -> None:
     if run.request.scored:
         if not run.request.stream and not run.ledger.valid("score", keys.score_key(run)):
             refuse_foreign_goals(run)
-            refuse_unshowable(run)
             _say_faster_form(run)
         _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     elif run.ledger.has("score") and not run.ledger.valid("score", keys.score_key(run)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from exporter.choose.selection.meters import (
 )
 from exporter.choose.selection.options import protected_names, refuse_another_model
 from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOptions
-from exporter.choose.selection.task_items import TaskParts, part_items, read_tasks, task_parts
+from exporter.choose.selection.task_items import TaskParts, read_tasks, task_parts
 from exporter.compare.tasks.items import TaskItems
 from exporter.errors import BackendError, CostError, PlanError
 from exporter.heal.fit import Fit, FitStore, fit_branches
@@ -57,45 +56,7 @@ from exporter.models.residual_stream import together_in
 from exporter.models.texts.mixtures import specs_of, text_of_report
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
-from graph_passes.files.placing import SCRATCH
 from graph_passes.types import BLOCK_KINDS, SublayerRef
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """A folder that outlives an interrupted call; each thing in it says what it is about."""
-
-    folder: Path
-
-    @property
-    def costs(self) -> Path:
-        """Measured times of sublayers."""
-        return self.folder / "costs.json"
-
-    @property
-    def journal(self) -> Path:
-        """Measured damages."""
-        return self.folder / "damages.jsonl"
-
-    @property
-    def checks(self) -> Path:
-        """Damages on the tokens that floors are held on."""
-        return self.folder / "checks.jsonl"
-
-    @property
-    def trials(self) -> Path:
-        """Cuts that were healed, of which one is taken."""
-        return self.folder / "trials"
-
-    @property
-    def scratch(self) -> Path:
-        """Graphs while they are timed."""
-        return self.folder / SCRATCH
-
-    @property
-    def fits(self) -> Path:
-        """What may take each branch's place."""
-        return self.folder / "fits.jsonl"
 
 
 def module_sizes(loaded: LoadedModel) -> GraphSizes:
@@ -137,6 +98,9 @@ def _size(parameters: Iterable[Any], uses: Counter[int]) -> SublayerSize:
     return SublayerSize(numbers, numbers, held, held)
 
 
+COSTS = "costs.json"
+"""In a planner's folder: times of sublayers. Each file there says what it is about."""
+_DAMAGES, _CHECKS, _FITS = "damages.jsonl", "checks.jsonl", "fits.jsonl"
 _SEEN_FIRST = 32
 """Of the texts or images that a limit is held on: a bad cut need not be run on all of them."""
 
@@ -151,7 +115,7 @@ class PlanInputs:
         budget: Budget,
         settings: PlanSettings,
         *,
-        work: Workplace,
+        work: Path,  # a folder that outlives an interrupted call
         sizes: GraphSizes | None = None,  # of the graph's sublayers; None: of the model's modules
         stopwatch: Stopwatch | None = None,  # measures requests; None where no time is asked for
         costs: CostTable | None = None,  # measured before; None: the stopwatch measures them
@@ -274,10 +238,7 @@ class PlanInputs:
     @cached_property
     def task_files(self) -> list[TaskItems]:
         """The items of the objective; none where texts decide."""
-        tasks = read_tasks(self.settings.search.task_files)
-        if tasks:
-            part_items(tasks, self.settings.search)
-        return tasks
+        return read_tasks(self.settings.search.task_files)
 
     @cached_property
     def tasks(self) -> TaskParts | None:
@@ -330,7 +291,9 @@ class PlanInputs:
             ridge=ridge,
             intercept=heal.intercept,
             batch_size=self.settings.batch_size,
-            store=FitStore(self._work.fits, self.loaded, text, rank=rank, ridge=ridge, **without),
+            store=FitStore(
+                self._work / _FITS, self.loaded, text, rank=rank, ridge=ridge, **without
+            ),
             progress=self._progress,
         )
 
@@ -355,7 +318,7 @@ class PlanInputs:
     def checker(self) -> QualityCheck:
         """Holds the tokens that the search doesn't see."""
         text, batch_size = self.texts.checked, self.settings.batch_size
-        meter = searched_meter(self.loaded, text, batch_size, kept=self._work.checks)
+        meter = searched_meter(self.loaded, text, batch_size, kept=self._work / _CHECKS)
         healed = self.settings.limits_healed(self.budget)
         first = None
         if self.judges.fewest and len(text.input_ids) > _SEEN_FIRST:
@@ -372,7 +335,7 @@ class PlanInputs:
         """Measures what the search keeps small."""
         if self.tasks is None:
             return self._searched_meter(self.texts.searched)
-        return items_meter(self.loaded, self.tasks.steering, kept=self._work.journal)
+        return items_meter(self.loaded, self.tasks.steering, kept=self._work / _DAMAGES)
 
     def _searched_meter(self, text: CalibrationText) -> RememberingMeter[AnyDamage]:
         return searched_meter(
@@ -380,7 +343,7 @@ class PlanInputs:
             self._measured_on(text),
             self.settings.batch_size,
             embeds=self.embeds,
-            kept=self._work.journal,
+            kept=self._work / _DAMAGES,
             make=self._make_meter,
         )
 

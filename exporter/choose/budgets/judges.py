@@ -6,21 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from exporter.artifacts import FiguresFrom
 from exporter.artifacts.base import Nouns, nouns_of
-from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.compare.intervals import MOST_JUDGED, fewest_to_show, highest_to_show
 from exporter.errors import CalibrationError, PlanError
-from exporter.heal.texts import FEWEST_HELD_OUT, text_beyond
+from exporter.heal.texts import text_beyond
 from exporter.models.ablation.embeddings import classifies_tokens, has_separate_labels
 from exporter.models.ablation.meter import judged_by
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
-from exporter.models.texts.calibration import calibration_text, default_calibration
-from exporter.models.texts.images import IMAGES, MOST_IMAGES, read_images, reads_images
+from exporter.models.texts.images import MOST_IMAGES, reads_images
 from exporter.printable import are, counted
 from exporter.score import CalibrationText
 
@@ -86,10 +85,6 @@ def measured_on(text: CalibrationText, tokens: int) -> CalibrationText:
         few = text.rows(slice(0, _FEWEST_IMAGES))
         tokens = max(tokens, few.ref.tokens)
     return text.first_tokens(tokens)
-
-
-_SPARE = 2 * FEWEST_HELD_OUT
-"""Of a cut that is healed: a few fit what heals it, and a few choose how."""
 
 
 @dataclass(frozen=True)
@@ -191,71 +186,6 @@ def leaves_judges(
     parts = (chosen_on, further)
     found = text_beyond(loaded, parts, judges.fewest, cache_dir)
     return len(found.input_ids) >= judges.fewest
-
-
-def refuse_few_judges(
-    budget: Budget,
-    settings: PlanSettings,
-    loaded: LoadedModel,
-    chosen_on: Sequence[str],
-    *,
-    samples: int | None,
-    sequence_length: int,
-) -> None:
-    """Refuses texts of which too few are left to show the limits; images are counted, not read."""
-    judges = Judges.of(budget.floors.of_model(judged_by(loaded.model)), loaded.model)
-    if not judges.fewest:
-        return
-    chosen_on = chosen_on or (default_calibration(loaded),)
-    specs, healed = chosen_on, settings.limits_healed(budget)
-    if settings.heal is not None and healed:
-        specs = settings.heal.calibration or specs
-    most = judges.fewest + _SPARE
-    counts = [_counts_of(loaded, spec, samples, sequence_length, most) for spec in specs]
-    left = _left_healed(counts) if healed else _left(settings, counts)
-    judges.refuse_fewer(
-        left,
-        " + ".join(specs),
-        nouns_of(type(loaded.model).__name__),
-        healing_text=set(specs).isdisjoint(chosen_on),
-        all_read=_reads_no_more(loaded, sum(map(sum, counts)), len(specs)),
-    )
-
-
-class _Counts(NamedTuple):
-    """A text's samples: those that choose, and those of other documents, no more than matter."""
-
-    used: int
-    others: int
-
-
-def _left_healed(counts: Sequence[_Counts]) -> int:
-    """How many judge what is healed: all of each text, where too few are of other documents."""
-    return sum(max(0, used + others - _SPARE) for used, others in counts)
-
-
-def _left(settings: PlanSettings, counts: Sequence[_Counts]) -> int:
-    """How many judge what isn't healed: those of other documents, or what the search holds out.
-
-    What is fitted on takes some of them only where it leaves enough.
-    """
-    others = sum(each.others for each in counts)
-    return max(others, checked_of(sum(each.used for each in counts), settings.held_out))
-
-
-def _counts_of(
-    loaded: LoadedModel, spec: str, samples: int | None, length: int, most: int
-) -> _Counts:
-    if reads_images(loaded.model):
-        images, asked = read_images(spec, part="calibration"), samples or IMAGES
-        there = min(asked + most, MOST_IMAGES) if images.is_random else len(images.pictures)
-        return _Counts(min(asked, there), max(0, there - asked))
-    chosen = calibration_text(loaded, spec, samples=samples, sequence_length=length, passages=True)
-    number, width = chosen.input_ids.shape
-    others = calibration_text(
-        loaded, spec, samples=most, sequence_length=width, passages=True, apart_from=[chosen.ref]
-    )
-    return _Counts(number, len(others.input_ids))
 
 
 def _reads_no_more(loaded: LoadedModel, there: int, texts: int) -> bool:

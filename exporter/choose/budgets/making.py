@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.inputs import COSTS
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanRequest
-from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import with_request
 from exporter.choose.costs.table import CostTable
 from exporter.choose.costs.timing import Effort
@@ -24,7 +24,7 @@ from exporter.models.loading.model_source import load_model
 from exporter.progress import Progress
 from exporter.score.cluster.meter import ModelAddress, cluster_meter
 from exporter.score.cluster.pool import open_pool
-from graph_passes.files.placing import working
+from graph_passes.files.placing import SCRATCH, working
 
 
 def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan:
@@ -34,7 +34,7 @@ def make_plan(request: PlanRequest, progress: Progress) -> PruningPlan:
     weighs = request.settings.for_budget(request.budget).weighs_replacements
     keeps = not request.budget.only_counts or weighs
     with working(request.output, forget=not keeps) as kept, ExitStack() as workers:
-        planner = _planner(request, report, Workplace(kept), workers, progress)
+        planner = _planner(request, report, kept, workers, progress)
         made = _write_plan(request, report, planner, progress)
         if keeps and kept.exists():
             progress.say(f"plan: what was fitted and timed is kept for the next call: {kept}")
@@ -81,7 +81,7 @@ def _write_plan(
 def _planner(
     request: PlanRequest,
     report: ImportanceReport,
-    work: Workplace,
+    work: Path,
     workers: ExitStack,
     progress: Progress,
 ) -> Planner:
@@ -89,11 +89,11 @@ def _planner(
     budget = with_request(request.budget, weighed, progress)
     stopwatch = None
     if request.onnx is not None and budget.at is not None:
-        stopwatch = OnnxStopwatch(
+        stopwatch = Stopwatch(
             request.onnx,
             budget.at,
-            request.costs or work.costs,
-            work.scratch,
+            request.costs or work / COSTS,
+            work / SCRATCH,
             provider=request.run.provider,
             threads=request.run.threads,
             may_replace=request.costs is None,  # a file that was named is nobody's memory

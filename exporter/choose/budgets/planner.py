@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
-from exporter.artifacts import PruningPlan, Speedup
-from exporter.artifacts.plans import check_counts, keep_first, validate_for
+from exporter.artifacts import CalibrationRef, PruningPlan, Speedup
+from exporter.artifacts.base import nouns_of
+from exporter.artifacts.plans import check_counts, keep_first, parents_of, validate_for
 from exporter.artifacts.stacks import Stacks
+from exporter.choose.budgets.budget import USUAL_FLOORS
 from exporter.choose.budgets.candidates import PlanCandidate, damage_words
 from exporter.choose.budgets.figures import (
     Outcome,
@@ -17,13 +21,36 @@ from exporter.choose.budgets.figures import (
     judged_apart,
     size_figures,
 )
-from exporter.choose.budgets.healed_limits import HealedLimits
-from exporter.choose.budgets.refusals import refuse_more_than_scores
-from exporter.choose.selection.by_scores import affordable, one_shot
+from exporter.choose.budgets.healed_limits import (
+    Candidate,
+    QualityLimits,
+    cost_of,
+    largest_within,
+    refuse_all,
+)
+from exporter.choose.budgets.inputs import PlanInputs
+from exporter.choose.budgets.judges import Judges
+from exporter.choose.budgets.refusals import gains_of, refuse_more_than_scores, refuse_nothing
+from exporter.choose.budgets.search import Search
+from exporter.choose.budgets.target_speedup import reach_speedup
+from exporter.choose.budgets.trial_runs import (
+    Rung,
+    TrialRuns,
+    is_hopeless,
+    time_of,
+    trial_options,
+)
+from exporter.choose.budgets.units import Goal, Unit, goals_of, unit_to_use_up
+from exporter.choose.selection.by_scores import SEARCH_S, affordable, one_shot
 from exporter.choose.selection.greedy import greedy_in_stacks, settled_for_stacks
 from exporter.choose.selection.meters import searched_meter
-from exporter.choose.selection.options import objective_of, refuse_counts
-from exporter.choose.selection.task_items import judged_tasks, task_figures, task_results
+from exporter.choose.selection.options import Step, objective_of, refuse_counts
+from exporter.choose.selection.task_items import (
+    judged_tasks,
+    part_items,
+    task_figures,
+    task_results,
+)
 from exporter.compare.tasks.items import TaskScores
 from exporter.errors import PlanError
 from exporter.heal.fitting import fit_sequential
@@ -33,7 +60,7 @@ from exporter.models.ablation.branch_replacements import BranchReplacement
 from graph_passes.types import Replacement, SublayerRef
 
 
-class Planner(HealedLimits):
+class Planner(PlanInputs):
     """Makes plans for one model, whatever is asked for; the only door to them."""
 
     def plan(self) -> Outcome:
@@ -49,7 +76,8 @@ class Planner(HealedLimits):
             refuse_more_than_scores(self.budget, self.settings.search)
         if self.budget.only_counts and self.budget.keep_first is None:
             check_counts(self.budget.counts)
-        _ = self.task_files  # what can't be read is told before a model is loaded
+        if self.task_files:  # what can't be read is told before a model is loaded
+            part_items(self.task_files, self.settings.search)
         if self.report.model.encoder_layers is not None:
             return self._of_stacks()
         if self.settings.search.search == "auto":
@@ -127,20 +155,184 @@ class Planner(HealedLimits):
         if self.budget.only_counts:
             counts, protected = self.budget.counts, self._protected
             refuse_counts(self.report, counts, protected, allow_all=self._allow_all)
-        if self._given_sizes is not None:
-            _ = self.goals  # what fits as it is needs no model
-        _ = self.floors  # those of another kind of model are refused before the search
-        if self.floors:
-            _ = self.searching
-            self._refuse_few_judges()  # before minutes of search
-        if self.settings.limits_healed(self.budget):
+        if self._given_sizes is not None:  # what fits as it is needs no model
+            wanted = " and ".join(goal.words() for goal in self.goals)
+            self._progress.detail(f"plan: wanted: {wanted or 'as much as the limits allow'}")
+        if self.floors and self.settings.limits_healed(self.budget):
             return self._held_after_healing()
-        candidate, speedup = self._measured() if self._times_candidates else (self._solved(), None)
+        candidate, speedup = self._reaching_goals()
         self._refuse_nothing(candidate)
         if speedup is None and self._stopwatch is not None:
-            speedup = self._time(candidate)
-        branch_replacements = self._refitted(candidate)
-        return self._outcome(candidate, branch_replacements, speedup)
+            speedup = self._stopwatch.speedup(candidate)
+        return self._outcome(candidate, self._refitted(candidate), speedup)
+
+    @cached_property
+    def search(self) -> Search:
+        """Looks for candidates."""
+        return Search(
+            self._objective_meter(),
+            self.checker,
+            self.allowed.options,
+            self.searching,
+            self.allowed.prior,
+            self.allowed.quality,
+            self._allow_all,
+            self._progress,
+        )
+
+    @cached_property
+    def goals(self) -> list[Goal]:
+        """What has to go."""
+        return goals_of(self.budget, self.sizes, self.costs, self.settings.rank)
+
+    @property
+    def _used_up(self) -> Unit:
+        """What limits on quality are used up for."""
+        return unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
+
+    def _solved(self, goals: Sequence[Goal]) -> PlanCandidate:
+        with self._progress.task("search for the plan with the least damage"):
+            return self.search.solve(goals, self._used_up)
+
+    def _reaching_goals(self) -> tuple[PlanCandidate, Speedup | None]:
+        """For a target speedup candidates are cut and timed until one is near it."""
+        target, stopwatch = self.budget.target_speedup, self._stopwatch
+        if target is None or stopwatch is None:
+            return self._solved(self.goals), None
+        first, *others = self.goals
+        found = reach_speedup(
+            target,
+            first.amount,
+            lambda goal_ms: self._solved([replace(first, amount=goal_ms), *others]),
+            stopwatch.speedup,
+            rounds=self.settings.rounds,
+            progress=self._progress,
+        )
+        return found.candidate, found.speedup
+
+    def _refuse_nothing(self, candidate: PlanCandidate) -> None:
+        if not candidate.options:
+            refuse_nothing(self.checker, self.search.smallest(self._used_up))
+
+    def _held_after_healing(self) -> Outcome:
+        """The cut that reaches the goals, or the largest, that keeps the limits once healed."""
+        assert self.settings.heal is not None
+        runs = TrialRuns(
+            self.loaded,
+            trial_options(self.settings.heal, self.report.calibration, self.settings.calibration),
+            self.floors,
+            self._work / "trials",
+            [*self.report.calibration.texts, *self._parts()["chosen_on"]],
+            self._progress,
+        )
+        if Judges.of(self.floors, self.loaded.model).fewest:  # too few are told before a search
+            self._progress.detail(f"plan: judged on {runs.judging.part.describe()}")
+        candidates, speedup = self._candidates()
+        self._refuse_nothing(candidates[0][0])
+        limits = QualityLimits(
+            self.floors,
+            nouns_of(self.loaded.ref.architecture),
+            usual=self.budget.floors == USUAL_FLOORS,
+        )
+        runs.begin(time.monotonic() - self._began)
+        found = largest_within(candidates, limits, runs, self._chosen_plan, self._progress)
+        if found.best is None:
+            reach = self._in_reach(candidates[0], found.tried[0]) if self.goals else ""
+            smaller = min(rung.number for rung in found.tried) > 0
+            gains = [candidates[rung.number][0].gain(self._used_up) for rung in found.tried]
+            gained = [self._used_up.words(gain) for gain in gains]
+            tried = [each.tried for each in runs.cuts]
+            refuse_all(tried, limits, self.goals, reach, smaller, gained)
+        candidate, _ = candidates[found.best.number]
+        cut = runs.cuts[found.tried.index(found.best)]
+        figures = size_figures(
+            self.budget, candidate, self.sizes, self.costs, self.settings.rank, speedup
+        )
+        return Outcome(
+            runs.noted(cut, figures | elsewhere(cut.report)),
+            cut.branch_replacements(self.loaded),
+            speedup=speedup,
+            healing=cut.report,
+            weights=cut.weights(),
+        )
+
+    def _candidates(self) -> tuple[list[Candidate], Speedup | None]:
+        """The cut that reaches the goals; without goals ever larger ones.
+
+        Each of these saves most for its damage. Where that begins with a large sublayer, the one of
+        least damage is put before it: it may hold where no other does.
+        """
+        if self.goals:
+            candidate, speedup = self._reaching_goals()
+            return [(candidate, self.search.damage(candidate))], speedup
+        assert self.settings.heal is not None
+        path = self._path(self._used_up, self._began + time_of(self.settings.heal) / 2)
+        if not path:
+            smallest = self.search.smallest(self._used_up)
+            path = [(smallest, self.search.damage(smallest))]
+        gentlest = self.search.gentlest(self._used_up)
+        cheaper = cost_of(gentlest[1], self.floors) < cost_of(path[0][1], self.floors)
+        return [gentlest, *path] if cheaper else path, None
+
+    def _path(self, unit: Unit, until: float) -> list[Candidate]:
+        """Ever larger cuts, as long as healing may bring them within the limits, and until then."""
+
+        def ends(step: Step) -> bool:
+            late = time.monotonic() > until
+            if late:
+                self._progress.say("plan: the search ends here for want of time (--time)")
+            return late or is_hopeless(damage_figures(step.damage), self.floors)
+
+        with self._progress.task("search for ever larger cuts"):
+            return self.search.path(unit, ends)
+
+    def _in_reach(self, reached: Candidate, rung: Rung) -> str:
+        """What of the goals the limits allow, by what healing made of the cut that reaches them."""
+        unit = self.goals[0].unit
+        remaining = max(0.0, rung.cost) / max(1e-6, cost_of(reached[1], self.floors))
+        allowed = [
+            candidate
+            for candidate, damage in self._path(unit, time.monotonic() + SEARCH_S)
+            if cost_of(damage, self.floors) * remaining + rung.high - rung.cost <= 1
+        ]
+        if not allowed:
+            return "Within the limits on quality nothing is in reach. "
+        gained = gains_of(max(allowed, key=lambda each: each.gain(unit)), self.goals)
+        return f"Within the limits on quality, {gained} may be in reach. "
+
+    def _chosen_plan(self, candidate: PlanCandidate) -> PruningPlan:
+        """A plan of a candidate, with the text that has chosen it."""
+        return self._plan_of(candidate).model_copy(update={"chosen_on": self._parts()["chosen_on"]})
+
+    def _parts(self) -> dict[str, list[CalibrationRef]]:
+        """What decided, as far as anything did: a plan without fits and floors needs no check."""
+        texts, fits, tasks = self.texts, self.settings.weighed is not None, self.tasks
+        steering = [] if tasks is None else [task.part for task in tasks.steering]
+        judged = [] if tasks is None else [task.part for task in tasks.judged]
+        return {
+            "chosen_on": steering or self._measured_on(texts.searched).parts,
+            "fitted_on": self.fitted_text.parts if fits else [],
+            "stopped_on": texts.checked.parts if fits or self.budget.floors else [],
+            "judged_on": [*texts.reported.parts, *judged],
+        }
+
+    def _plan_of(self, candidate: PlanCandidate) -> PruningPlan:
+        digest = self.importance_sha256
+        return self._noted(
+            PruningPlan(
+                deletions=candidate.deletions,
+                budget=self.budget.asked(),
+                importance_sha256=digest,
+                made_from=parents_of(self.report, digest),
+            )
+        )
+
+    def _noted(self, plan: PruningPlan) -> PruningPlan:
+        """The plan with how it was looked for."""
+        settings = self.settings
+        if settings.search.by_damage:
+            settings = replace(settings, search=self.searching)
+        return plan.model_copy(update={"budget": {**plan.budget, **settings.told()}})
 
     def _healed(self, found: Outcome) -> Outcome:
         """The plan with what is fitted for it, by the same text as its scores."""

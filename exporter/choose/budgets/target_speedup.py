@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn, Protocol
+from typing import Literal, NoReturn
 
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.loaded_plan import LoadedPlan
@@ -81,14 +81,16 @@ def reach_speedup(
             if any(each.reaches(target) for each in tried):
                 break
             _refuse_target(target, tried, error)
-        if any(_same(candidate, each.candidate) for each in tried):
+        if any(candidate.choices == each.candidate.choices for each in tried):
             break  # one sublayer more or less is all there is between
         tried.append(TimedCandidate(candidate, measure(candidate)))
         _tell(tried[-1], target, progress)
         if tried[-1].miss(target) <= TOLERANCE or len(tried) == rounds:
             break
         goal_ms *= _correction(target, tried[-1].speedup.ratio)
-    return _best(tried, target)
+    best = _best(tried, target)
+    _warn(best, target, progress)
+    return best
 
 
 def _best(tried: list[TimedCandidate], target: float) -> TimedCandidate:
@@ -124,16 +126,28 @@ def _correction(target: float, measured: float) -> float:
     return min(max(factor, 1 / _MOST_CHANGE), _MOST_CHANGE)
 
 
-def _same(one: PlanCandidate, other: PlanCandidate) -> bool:
-    return one.choices == other.choices
-
-
 def _tell(found: TimedCandidate, target: float, progress: Progress) -> None:
     low, high = found.speedup.ci95
     progress.say(
         f"plan: a candidate without {counted(len(found.candidate.choices), 'sublayer')} measures "
         f"{found.speedup.ratio:.3f} [{low:.3f}, {high:.3f}]; the target is {target:g}"
     )
+
+
+def _warn(best: TimedCandidate, target: float, progress: Progress) -> None:
+    """Tells of a target that was missed, or not shown to be hit."""
+    low, high = best.speedup.ci95
+    if best.miss(target) > TOLERANCE:
+        progress.say(
+            f"plan: warning: the chosen candidate is not within {TOLERANCE:.0%} of a speedup of "
+            f"{target:g}: it measures {best.speedup.ratio:.3f}"
+        )
+    elif not best.is_shown(target):
+        progress.say(
+            f"plan: warning: a speedup within {TOLERANCE:.0%} of {target:g} is not proven: the "
+            f"interval reaches from {low:.3f} to {high:.3f}; use a quieter machine or a larger "
+            "--time-budget"
+        )
 
 
 SpeedupVerdict = Literal["held", "missed", "unproven"]
@@ -158,18 +172,8 @@ def speedup_verdict(plan: PruningPlan) -> SpeedupVerdict:
 _WEIGHTS = (".onnx", ".data", ".bin", ".safetensors", ".gguf")
 
 
-class Stopwatch(Protocol):
-    """Has a graph and a request in its hands."""
-
-    def costs(self, replacements: Sequence[Replacement], rank: int | None) -> CostTable:
-        """What each sublayer's removal saves, for every replacement."""
-
-    def speedup(self, candidate: PlanCandidate) -> Speedup:
-        """How much faster the finished candidate answers."""
-
-
 @dataclass
-class OnnxStopwatch:
+class Stopwatch:
     """Times a graph on ONNX Runtime."""
 
     onnx: Path
@@ -185,7 +189,7 @@ class OnnxStopwatch:
     progress: Progress = QUIET
 
     def costs(self, replacements: Sequence[Replacement], rank: int | None) -> CostTable:
-        """See :class:`Stopwatch`."""
+        """What each sublayer's removal saves, for every replacement."""
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         settings = CostSettings(
             self.at,
@@ -210,7 +214,7 @@ class OnnxStopwatch:
         return table
 
     def speedup(self, candidate: PlanCandidate) -> Speedup:
-        """See :class:`Stopwatch`."""
+        """How much faster the finished candidate answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".candidate.", dir=self.folder) as name:
             return measure_speedup(

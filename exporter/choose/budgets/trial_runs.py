@@ -37,6 +37,7 @@ from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import SIMILARITY
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.mixtures import specs_of
 from exporter.models.texts.self_text import SELF
 from exporter.models.texts.sources import PYDOC
@@ -286,15 +287,18 @@ class TrialRuns:
         floors: Floors,
         work: Path,
         chosen_on: Sequence[CalibrationRef] = (),
-        spent_s: float = 0.0,
         progress: Progress = QUIET,
     ) -> None:
         self._loaded, self._options, self._floors = loaded, options, floors
         self._work, self._chosen_on, self._progress = work, chosen_on, progress
         self._whole_s = time_of(options)
-        self._ends = time.monotonic() + self._whole_s - min(spent_s, self._whole_s / 2)
         self._beside_s = 0.0
         self.cuts: list[HealedCut] = []
+        self.begin(0.0)
+
+    def begin(self, spent_s: float) -> None:
+        """Their time begins; choosing has taken some of it, of which half is left for healing."""
+        self._ends = time.monotonic() + self._whole_s - min(spent_s, self._whole_s / 2)
 
     @property
     def has_time(self) -> bool:
@@ -310,9 +314,8 @@ class TrialRuns:
     @property
     def _check_s(self) -> float:
         """About what the checks of a cut take that is not given up: three runs."""
-        texts = self.texts
-        read = (texts.halves[1], *([] if texts.other is None else [texts.other]))
-        tokens = sum(text.ref.tokens for text in read)
+        other = self.texts.other
+        tokens = sum(text.ref.tokens for text in (self.judging, other) if text is not None)
         operations = 3 * 2 * self._loaded.model.num_parameters() * tokens
         return float(operations / operations_per_second())
 
@@ -358,6 +361,11 @@ class TrialRuns:
             )
         return found
 
+    @property
+    def judging(self) -> CalibrationText:
+        """What cuts are judged on."""
+        return self.texts.halves[1]
+
     def run(self, number: int, plan: PruningPlan) -> Rung:
         """Heals a cut and measures it, or takes what an earlier call has left."""
         began = time.monotonic()
@@ -371,7 +379,7 @@ class TrialRuns:
             self._beside_s = max(taken, self._check_s)
         self.cuts.append(cut)
         seen = held_out_of(cut.report.healing).text.clusters
-        whole = self.texts.halves[1].ref.clusters
+        whole = self.judging.ref.clusters
         rung = rung_of(number, cut.tried.healed, self._floors)
         return rung if seen >= whole else on_all_samples(rung, seen, whole)
 
@@ -382,7 +390,7 @@ class TrialRuns:
             update={
                 "predicted": {**plan.predicted, **figures},
                 "predicted_on": "checked",
-                "stopped_on": [*plan.stopped_on, *self.texts.halves[1].parts],
+                "stopped_on": [*plan.stopped_on, *self.judging.parts],
                 "tried": [each.tried for each in self.cuts],
             }
         )
@@ -427,7 +435,7 @@ class TrialRuns:
 
     def _is_lost(self, measured: Measured) -> bool:
         """Whether a cut is given up, which is asked after each batch."""
-        looks = math.ceil(len(self.texts.halves[1].input_ids) / self._options.batch_size)
+        looks = math.ceil(len(self.judging.input_ids) / self._options.batch_size)
         return is_lost(measured, self._floors, looks)
 
     def _found(self, plan: PruningPlan) -> HealedCut | None:
@@ -437,7 +445,7 @@ class TrialRuns:
             return None
         cut = self._read(folder)
         held_out = held_out_of(cut.report.healing)
-        whole = len(self.texts.halves[1].input_ids)
+        whole = len(self.judging.input_ids)
         if held_out.text.samples < whole and not self._is_lost(held_out):
             return None
         self._progress.say(f"heal: {plan.describe()}: as an earlier call left it")
@@ -466,7 +474,7 @@ class TrialRuns:
             "options": asdict(self._options),
             "fitting": self.texts.fitting.ids_sha256,
             "held_out": self.texts.held_out.ids_sha256,
-            "judging": self.texts.halves[1].ids_sha256,
+            "judging": self.judging.ids_sha256,
         }
         return Store(self._work / "trials.jsonl", made_from)
 

@@ -10,7 +10,7 @@ import pytest
 from cost_tables import made_table
 
 from exporter.choose.budgets import target_speedup
-from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.cost_runners import OnnxCostRunner
 from exporter.choose.costs.measuring import CostSettings
 from exporter.choose.costs.request_shape import RequestShape
@@ -30,7 +30,7 @@ def test_costs_of_another_graph_are_refused_where_the_file_was_named(tmp_path: P
     made_table({(0, "mlp"): {"none": 1.0}}).write(kept)
     before = kept.read_bytes()
     quick = Effort(seconds=0.1, rounds=2, reload=False)
-    watch = OnnxStopwatch(
+    watch = Stopwatch(
         onnx,
         RequestShape(1, 4, 1),
         kept,
@@ -114,7 +114,7 @@ def test_times_that_only_order_sublayers_are_measured_together_where_memory_hold
     table = made_table({(0, "mlp"): {"none": 1.0}})
     monkeypatch.setattr(target_speedup, "measure_costs", lambda *_, **__: table)
     monkeypatch.setattr(target_speedup, "measure_together", lambda *_, **__: (None, {}))
-    watch = OnnxStopwatch(
+    watch = Stopwatch(
         tmp_path / "model.onnx", AT, tmp_path / "costs.json", tmp_path, together=together
     )
     assert (watch.costs(replacements, None) is None) == is_together

@@ -27,7 +27,6 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose.budgets.budget import Budget, Floors, Memory  # noqa: E402
 from exporter.choose.budgets.candidates import QualityCheck  # noqa: E402
-from exporter.choose.budgets.inputs import Workplace  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
@@ -93,7 +92,7 @@ def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path, said: list[st
             lambda: loaded,
             budget,
             PlanSettings(search=search, heal=heal, **settings),
-            work=Workplace(tmp_path / "work"),
+            work=tmp_path / "work",
             stopwatch=stopwatch,
             importance_sha256="a" * 64,
             cache_dir=cache,

@@ -13,7 +13,6 @@ from tiny_families import hook_count, skipped, tiny_loaded
 from exporter import cli
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.selection.search_options import SearchOptions
@@ -53,7 +52,7 @@ def _choose(report: Any, loaded: Any, cache: Path, counts: Any, options: Any, **
 
 
 def _planner(report: Any, loaded: Any, cache: Any, counts: Any, options: Any, **more: Any) -> Any:
-    work = Workplace(more.pop("work", None) or Path(tempfile.mkdtemp(dir=cache)))
+    work = more.pop("work", None) or Path(tempfile.mkdtemp(dir=cache))
     return Planner(
         report, lambda: loaded, Budget(**counts), PlanSettings(options, **more), work=work,
         cache_dir=cache,
@@ -164,7 +163,7 @@ def test_one_shot_loads_nothing(report: Any, tmp_path: Path) -> None:
         raise AssertionError
 
     plan = Planner(
-        report, load, Budget(attention=1), PlanSettings(), work=Workplace(tmp_path)
+        report, load, Budget(attention=1), PlanSettings(), work=tmp_path
     ).plan().plan  # fmt: skip
     assert plan.budget == {"attention": 1}
 
@@ -225,7 +224,7 @@ def test_scores_fetch_no_model_that_the_user_did_not_name(
 def test_an_interrupted_command_leaves_its_journal(
     tmp_path: Path, loaded: Any, cache: Path, report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Workplace(tmp_path).journal
+    journal = tmp_path / "damages.jsonl"
 
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt

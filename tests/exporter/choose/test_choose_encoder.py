@@ -14,7 +14,6 @@ from tiny_families import skipped, tiny_loaded, tiny_tokenizer
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.judges import parted
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
@@ -63,7 +62,7 @@ def planner(loaded: Any, report: ImportanceReport, tmp_path: Path) -> Any:
     def made(budget: Budget, search: Any, **more: Any) -> Planner:
         chosen = SearchOptions(search=search, **more.pop("options", {}))
         settings = PlanSettings(chosen, **more)
-        return Planner(report, lambda: loaded, budget, settings, work=Workplace(tmp_path / FOLDER))
+        return Planner(report, lambda: loaded, budget, settings, work=tmp_path / FOLDER)
 
     return made
 
@@ -207,7 +206,7 @@ def of_classifier(report: ImportanceReport, tmp_path: Path) -> Any:
 
     def made(budget: Budget, heal: Any = None, **options: Any) -> tuple[Any, Planner]:
         settings = PlanSettings(SearchOptions(search="greedy", **options), heal)
-        return loaded, Planner(its, lambda: loaded, budget, settings, work=Workplace(tmp_path))
+        return loaded, Planner(its, lambda: loaded, budget, settings, work=tmp_path)
 
     return made
 
@@ -241,9 +240,7 @@ def test_a_decoder_is_not_limited_by_embeddings(report: Any, tmp_path: Path) -> 
     decoder = tiny_loaded("llama", tiny_tokenizer())
     its = report.model_copy(update={"model": decoder.ref})
     floors = Floors(embedding_cosine=0.5)
-    planner = Planner(
-        its, lambda: decoder, Budget(floors=floors), PlanSettings(), work=Workplace(tmp_path)
-    )
+    planner = Planner(its, lambda: decoder, Budget(floors=floors), PlanSettings(), work=tmp_path)
     with raises(PlanError, "no-embeddings", "--at-most"):
         planner.plan()
 
@@ -274,7 +271,7 @@ def test_minilm_loses_middle_attentions_and_keeps_its_embeddings(tmp_path: Path)
     report = score(minilm, ScoreOptions(samples=10))
     settings = PlanSettings(SearchOptions(search="greedy"))
     plan = Planner(
-        report, lambda: minilm, Budget(attention=2), settings, work=Workplace(tmp_path)
+        report, lambda: minilm, Budget(attention=2), settings, work=tmp_path
     ).plan().plan  # fmt: skip
     assert not {layer for layer, _ in _names(plan)} & {0, 5}
     source = read_texts("pydoc", part="evaluation")

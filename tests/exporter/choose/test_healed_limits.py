@@ -36,7 +36,6 @@ from exporter.choose.budgets.healed_limits import (  # noqa: E402
     QualityLimits,
     largest_within,
 )
-from exporter.choose.budgets.inputs import Workplace  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
 from exporter.choose.budgets.trial_runs import (  # noqa: E402
@@ -88,7 +87,7 @@ def planner(loaded: Any, texts: list[str], report: Any, tmp_path: Path) -> Any:
                 search=SearchOptions(search="greedy", shortlist=0, tokens=256),
                 heal=HealOptions(**{**FOLD, "check_text": texts[1], **heal}),
             ),
-            work=Workplace(tmp_path / FOLDER / "work"),
+            work=tmp_path / FOLDER / "work",
             costs=costs,
             stopwatch=stopwatch,
             importance_sha256="a" * 64,
@@ -142,12 +141,12 @@ def test_the_gentlest_sublayer_is_tried_where_all_that_saves_more_costs_too_much
     saved = {each: {"none": 0.01 if each == name else 20.0} for each in names}
     found = planner(Budget(floors=Floors(0.5), at=at), made_table(saved, at=at))
     first, second, *_ = found._candidates()[0]
-    assert [*first.candidate.choices] == [name]
-    assert name not in second.candidate.choices
+    assert [*first[0].choices] == [name]
+    assert name not in second[0].choices
     # Where what saves most also costs least, nothing is put before it.
     table = made_table({each: {"none": 10.0} for each in names}, at=at)
     even = planner(Budget(floors=Floors(0.5), at=at), table)._candidates()[0]
-    assert [len(each.candidate.choices) for each in even] == [*range(1, len(even) + 1)]
+    assert [len(cut.choices) for cut, _ in even] == [*range(1, len(even) + 1)]
 
 
 class Broken:
@@ -198,7 +197,7 @@ def test_limits_are_the_usual_ones_where_nobody_named_any(
         heard.append(limits)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("exporter.choose.budgets.healed_limits.largest_within", hear)
+    monkeypatch.setattr("exporter.choose.budgets.planner.largest_within", hear)
     with pytest.raises(KeyboardInterrupt):
         planner(Budget(floors=floors)).plan()
     (limits,) = heard
@@ -235,9 +234,8 @@ def test_an_interrupted_search_goes_on_from_the_cuts_that_it_has_healed(
 def test_trainings_share_their_time(loaded: Any, texts: list[str], tmp_path: Path) -> None:
     runs = TrialRuns(loaded, HealOptions(kind="distill", time_s=60.0), Floors(0.5), tmp_path)
     assert runs.first.time_s == 24.0
-    late = TrialRuns(
-        loaded, HealOptions(kind="distill", time_s=60.0), Floors(0.5), tmp_path, spent_s=500.0
-    )
+    late = TrialRuns(loaded, HealOptions(kind="distill", time_s=60.0), Floors(0.5), tmp_path)
+    late.begin(500.0)
     assert late.first.time_s == 24.0, "the same for a call that goes on"
     unlimited = TrialRuns(loaded, HealOptions(kind="distill"), Floors(0.5), tmp_path)
     assert unlimited.first.time_s == 0.4 * USUAL_TIME_S
@@ -256,7 +254,8 @@ def test_no_cut_is_begun_that_can_not_be_finished_in_time(
         calibration=(texts[0],),
     )
     never = Floors(1e-9)
-    runs = TrialRuns(loaded, options, never, tmp_path / FOLDER, (), spent_s)
+    runs = TrialRuns(loaded, options, never, tmp_path / FOLDER)
+    runs.begin(spent_s)
     cuts = [cut_of(layer, 1e-10 * (1 + layer)) for layer in range(2)]
     ladder = largest_within(cuts, QualityLimits(never), runs, plan_of)
     assert [rung.number for rung in ladder.tried] == [1, 0][:tried]
@@ -283,7 +282,7 @@ def cut_of(layer: int, rise: float) -> Candidate:
     options = (Option((SublayerRef(each, "mlp"),)) for each in range(layer + 1))
     ones = np.ones(2)
     damage = Damage(ones, rise * ones, ones, rise * ones, 0 * ones)
-    return Candidate(PlanCandidate(tuple(options)), damage)
+    return PlanCandidate(tuple(options)), damage
 
 
 def plan_of(candidate: PlanCandidate) -> PruningPlan:

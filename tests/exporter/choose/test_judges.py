@@ -16,7 +16,6 @@ from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
 from exporter.choose.budgets.figures import damage_figures
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
@@ -28,8 +27,9 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
-from exporter.choose.budgets.judges import Judges, checked_of, parted, refuse_few_judges  # noqa: E402  # noqa: E402
+from exporter.choose.budgets.judges import Judges, checked_of, parted  # noqa: E402  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
+from exporter.choose.budgets.trial_runs import TrialRuns  # noqa: E402
 from exporter.heal.texts import (  # noqa: E402
     healing_texts,
     text_behind,
@@ -75,7 +75,7 @@ def planner(
         lambda: loaded,
         Budget(floors=Floors(top1_agreement=limit)),
         PlanSettings(search=SearchOptions(search="greedy", tokens=40), heal=heal),
-        work=Workplace(work / FOLDER / "work"),
+        work=work / FOLDER / "work",
     )
 
 
@@ -91,35 +91,6 @@ def test_a_harmless_cut_is_found_by_more_images_than_are_scored_on(
     assert judged.ids_sha256 not in parts
 
 
-def refused(
-    loaded: Any,
-    *specs: str,
-    heal: HealOptions | None = None,
-    samples: int = 8,
-    limit: float = LIMIT,
-) -> None:
-    budget = Budget(floors=Floors(top1_agreement=limit))
-    settings = PlanSettings(heal=heal).for_budget(budget)
-    refuse_few_judges(budget, settings, loaded, specs, samples=samples, sequence_length=16)
-
-
-def test_a_folder_of_too_few_images_is_refused_before_anything_is_read(
-    images: Any, tmp_path: Path
-) -> None:
-    fewer = write_images(tmp_path / "fewer", FEWEST + 7)
-    enough = write_images(tmp_path / "enough", FEWEST + 8)
-    hint = "1 image more", "--calibration", "--min-top1-agreement 0.899"
-    with raises(PlanError, "too-few-to-show", FEWEST, *hint) as caught:
-        refused(images, str(fewer))
-    assert "--heal-calibration" not in str(caught.value)
-    assert "--samples" not in str(caught.value)
-    refused(images, str(enough))
-    refused(images, str(enough), heal=HealOptions(kind="linear"))
-    refused(images, str(enough), heal=HealOptions(kind="fold"))
-    with raises(PlanError, "too-few-to-show"):  # some are fitted on, and choose
-        refused(images, str(fewer), heal=HealOptions(kind="fold"))
-
-
 @pytest.mark.parametrize(
     ("there", "holds", "is_apart"),
     [(99, False, False), (100, True, False), (127, True, False), (128, True, False),
@@ -133,12 +104,12 @@ def test_more_images_never_refuse_what_fewer_hold(
     heal = HealOptions(kind="linear")
     found = planner(images, tmp_path, heal, spec=spec, samples=64)
     if not holds:
-        with raises(PlanError, "too-few-to-show"):
-            refused(images, spec, heal=heal, samples=64)
-        with raises(PlanError, "too-few-to-show"):
+        with raises(
+            PlanError, "too-few-to-show", "--calibration", "--min-top1-agreement"
+        ) as caught:
             _ = found.texts
+        assert "--heal-calibration" not in str(caught.value)
         return
-    refused(images, spec, heal=heal, samples=64)
     judging = there - (128 if is_apart else 64)
     parts = {found.texts.checked.ids_sha256, found.texts.reported.ids_sha256}
     numbers = [len(each.input_ids) for each in (found.texts.checked, found.texts.reported)]
@@ -151,11 +122,6 @@ def test_of_a_mixture_the_longer_texts_judge_where_another_is_short(
 ) -> None:
     numbers = {"longer": 43, "shorter": 16}
     specs = [str(write_images(tmp_path / name, n, seed=n)) for name, n in numbers.items()]
-    heal = HealOptions(kind="linear")
-    refused(images, *specs, heal=heal)
-    few = str(write_images(tmp_path / "few", 35, seed=35))
-    with raises(PlanError, "too-few-to-show", 35 - 8 + 16 - 8):
-        refused(images, few, specs[1], heal=heal)
     used = mixed_text(images, specs, samples=8)
     again = text_behind(images, used)
     assert again is not None
@@ -178,11 +144,6 @@ def test_more_images_never_refuse_what_fewer_heal(
     texts = healing_texts(images, heal, chosen_on=[chosen], **options)
     assert (len(texts.halves[1].input_ids) >= FEWEST) is holds
     assert bool(texts.again) is again
-    if holds:
-        refused(images, spec, heal=heal, samples=40)
-        return
-    with raises(PlanError, "too-few-to-show"):
-        refused(images, spec, heal=heal, samples=40)
 
 
 @pytest.mark.parametrize(("each", "holds"), [(25, False), (26, True)])
@@ -193,11 +154,12 @@ def test_of_each_text_that_heals_some_are_fitted_on_and_choose(
     heal = HealOptions(kind="fold", samples=40, calibration=tuple(specs))
     texts = healing_texts(images, heal, judging=2 * FEWEST, fewest=FEWEST)
     assert (len(texts.halves[1].input_ids) >= FEWEST) is holds
+    runs = TrialRuns(images, heal, Floors(top1_agreement=LIMIT), tmp_path / FOLDER)
     if holds:
-        refused(images, "random", heal=heal)
+        assert len(runs.judging.input_ids) >= FEWEST
         return
     with raises(PlanError, "too-few-to-show", "--heal-calibration"):
-        refused(images, "random", heal=heal)
+        _ = runs.texts
 
 
 def test_no_more_images_are_asked_for_than_are_ever_read(
@@ -207,20 +169,10 @@ def test_no_more_images_are_asked_for_than_are_ever_read(
         monkeypatch.setattr(f"exporter.{module}.MOST_IMAGES", 60)
     for spec in (str(write_images(tmp_path / "images", 61)), "random"):
         named = 60, "--samples", "--min-top1-agreement 0.831"
-        with raises(PlanError, "too-few-to-show", *named) as before:
-            refused(images, spec, samples=40)
-        with raises(PlanError, "too-few-to-show", *named) as later:
+        with raises(PlanError, "too-few-to-show", *named) as caught:
             _ = planner(images, tmp_path, None, spec=spec, samples=40).texts
-        for each in (before, later):
-            assert "--calibration" not in str(each.value)
-        refused(images, spec, samples=24)
-
-
-def test_other_limits_need_no_number_of_images(images: Any, tmp_path: Path) -> None:
-    few = write_images(tmp_path / "few", 2)
-    refuse_few_judges(
-        Budget(mlp=1), PlanSettings(), images, [str(few)], samples=None, sequence_length=16
-    )
+        assert "--calibration" not in str(caught.value)
+        assert planner(images, tmp_path, None, spec=spec, samples=24).texts
 
 
 def words(folder: Path, paragraphs: int) -> str:
@@ -252,21 +204,6 @@ def test_texts_that_have_too_few_documents_are_told_of(
 def classifier(labels: int) -> Any:
     head = {"head": "SequenceClassification", "num_labels": labels}
     return tiny_loaded("bert", tiny_tokenizer(special_ends=True), **head)
-
-
-@pytest.mark.parametrize(("labels", "fewest"), [(3, FEWEST), (1, 2 * FEWEST)])
-def test_texts_are_counted_behind_those_that_choose(
-    labels: int, fewest: int, tmp_path: Path
-) -> None:
-    loaded = classifier(labels)
-    chosen = len(calibration_text(loaded, words(tmp_path, 150), samples=8, sequence_length=16,
-                                  passages=True).input_ids)  # fmt: skip
-    whole = len(calibration_text(loaded, words(tmp_path, 150), samples=999, sequence_length=16,
-                                 passages=True).input_ids)  # fmt: skip
-    assert whole - chosen >= fewest
-    refused(loaded, words(tmp_path, 150))
-    with raises(PlanError, "too-few-to-show", "texts", str(fewest)):
-        refused(loaded, words(tmp_path, 15))
 
 
 def test_what_judges_is_none_of_what_was_used(images: Any) -> None:

@@ -15,7 +15,6 @@ from tiny_families import tiny_loaded, tiny_tokenizer
 from exporter import cli
 from exporter.artifacts import ImportanceReport
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.selection.search_options import SearchOptions
@@ -81,7 +80,7 @@ def chosen(loaded: Any, report: ImportanceReport, tmp_path: Path) -> Any:
         search = SearchOptions(search="greedy", objective=objective, **more)
         return Planner(
             report, lambda: loaded, Budget(attention=1), PlanSettings(search),
-            work=Workplace(tmp_path / "work"), cache_dir=tmp_path,
+            work=tmp_path / "work", cache_dir=tmp_path,
         ).plan().plan  # fmt: skip
 
     return made
@@ -240,7 +239,7 @@ def test_files_without_items_are_refused_before_a_model_is_loaded(
 
     search = SearchOptions(search="greedy", objective=f"tasks:{path}")
     planner = Planner(report, load, Budget(attention=1), PlanSettings(search),
-                      work=Workplace(tmp_path / "work"))  # fmt: skip
+                      work=tmp_path / "work")  # fmt: skip
     with pytest.raises(TaskError):
         planner.plan()
 
@@ -250,7 +249,7 @@ def test_an_encoder_answers_no_items(report: ImportanceReport, tmp_path: Path) -
     search = SearchOptions(search="greedy", objective=_items(tmp_path / "a.jsonl"))
     its = report.model_copy(update={"model": encoder.ref})
     planner = Planner(its, lambda: encoder, Budget(attention=1), PlanSettings(search),
-                      work=Workplace(tmp_path / "work"), cache_dir=tmp_path)  # fmt: skip
+                      work=tmp_path / "work", cache_dir=tmp_path)  # fmt: skip
     with raises(ScoringError, "no-next-token"):
         planner.plan()
 
