@@ -41,6 +41,8 @@ class Candidate:
     low: float
     high: float
     cost: float
+    tip: str = ""
+    beaten: bool = False
 
 
 def series_mark(index: int) -> str:
@@ -59,27 +61,30 @@ def pareto_front(points: Sequence[Candidate]) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """Candidates and the whole model, at 1 and no cost; better is lower right."""
+    """Candidates and the whole model, at ``start`` and no cost; better is lower right."""
 
     title: str
     points: Sequence[Candidate]
     across: str
     cost: tuple[str, str]
+    unit: str = "x"
+    start: float = 1.0
+    whole: str = "baseline"
 
     def draw(self, key: str) -> Markup:
         """The drawing."""
-        ends = [1.0, *(v for p in self.points for v in (p.low, p.gain, p.high))]
+        ends = [self.start, *(v for p in self.points for v in (p.low, p.gain, p.high))]
         right, up = scale_over(ends, LEFT, _RIGHT), self._scale_up()
         name, unit = self.cost
         drawing = Drawing(key, _BOTTOM + 36, title=self.title, description=self._words())
         axis_left(drawing, up, _RIGHT, unit=unit)
-        axis_below(drawing, right, _BOTTOM, unit="x", top=TOP)
+        axis_below(drawing, right, _BOTTOM, unit=self.unit, top=TOP)
         axis_names(drawing, name, self.across, _RIGHT, _BOTTOM)
         for series in sorted({point.series for point in self.points}):
             self._front(drawing, right, up, series)
-        x, y = right(1.0), up(0.0)
-        drawing.mark(x, y, "baseline", "baseline", radius=5)
-        drawing.text(x + 8, y + 12, "baseline", "baseline")
+        x, y = right(self.start), up(0.0)
+        drawing.mark(x, y, "baseline", self.whole, radius=5)
+        drawing.text(x + 8, y + 12, self.whole, "baseline")
         marks = [(right(p.gain), up(p.cost), p) for p in self.points]
         for x, y, point in marks:
             _draw_point(drawing, right, point, x, y)
@@ -94,24 +99,27 @@ class TradeOff:
         return scale_over([0.0, *kept], _BOTTOM, TOP, margin=0.1)
 
     def _front(self, drawing: Drawing, right: Scale, up: Scale, series: int) -> None:
-        points = [p for p in self.points if p.series == series]
+        points = [p for p in self.points if p.series == series and not p.beaten]
         if len(points) > 1:
             best = [(p.gain, p.cost) for p in pareto_front(points) if p.cost >= 0]
-            line = [(right(gain), up(cost)) for gain, cost in [(1.0, 0.0), *best]]
+            line = [(right(gain), up(cost)) for gain, cost in [(self.start, 0.0), *best]]
             drawing.add("path", cls="front", d=polyline(line))
 
     def _words(self) -> str:
         told = "; ".join(
-            f"{p.letter}: {p.gain:.4g}, {p.cost:.4g}{self.cost[1]}" for p in self.points
+            f"{p.letter or p.tip}: {p.gain:.4g}, {p.cost:.4g}{self.cost[1]}"
+            for p in self.points
+            if not p.beaten
         )
-        return f"baseline: 1, 0. {told}."
+        return f"{self.whole}: {self.start:g}, 0. {told}."
 
 
 def _draw_point(drawing: Drawing, right: Scale, point: Candidate, x: float, y: float) -> None:
     if point.high > point.low:
         drawing.line(right(point.low), y, right(point.high), y, "bar candidate")
-    tip = f"{point.letter} {point.gain:.3f} times as fast"
-    drawing.mark(x, y, "candidate", tip, radius=4.5, shape=series_mark(point.series))
+    tip = point.tip or f"{point.letter} {point.gain:.3f} times as fast"
+    cls, radius = ("even", 3.0) if point.beaten else ("candidate", 4.5)
+    drawing.mark(x, y, cls, tip, radius=radius, shape=series_mark(point.series))
 
 
 def _placed_names(

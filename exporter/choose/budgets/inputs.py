@@ -100,7 +100,7 @@ def _size(parameters: Iterable[Any], uses: Counter[int]) -> SublayerSize:
 
 COSTS = "costs.json"
 """In a planner's folder: times of sublayers. Each file there says what it is about."""
-_DAMAGES, _CHECKS, _FITS = "damages.jsonl", "checks.jsonl", "fits.jsonl"
+DAMAGES, _CHECKS, _FITS = "damages.jsonl", "checks.jsonl", "fits.jsonl"
 _SEEN_FIRST = 32
 """Of the texts or images that a limit is held on: a bad cut need not be run on all of them."""
 
@@ -335,7 +335,7 @@ class PlanInputs:
         """Measures what the search keeps small."""
         if self.tasks is None:
             return self._searched_meter(self.texts.searched)
-        return items_meter(self.loaded, self.tasks.steering, kept=self._work / _DAMAGES)
+        return items_meter(self.loaded, self.tasks.steering, kept=self._work / DAMAGES)
 
     def _searched_meter(self, text: CalibrationText) -> RememberingMeter[AnyDamage]:
         return searched_meter(
@@ -343,7 +343,7 @@ class PlanInputs:
             self._measured_on(text),
             self.settings.batch_size,
             embeds=self.embeds,
-            kept=self._work / _DAMAGES,
+            kept=self._work / DAMAGES,
             make=self._make_meter,
         )
 

@@ -28,7 +28,7 @@ from exporter.choose.budgets.healed_limits import (
     largest_within,
     refuse_all,
 )
-from exporter.choose.budgets.inputs import PlanInputs
+from exporter.choose.budgets.inputs import DAMAGES, PlanInputs
 from exporter.choose.budgets.judges import Judges
 from exporter.choose.budgets.refusals import gains_of, refuse_more_than_scores, refuse_nothing
 from exporter.choose.budgets.search import Search
@@ -110,7 +110,7 @@ class Planner(PlanInputs):
             return Outcome(self._noted(self._lowest_scores()))
         stacks, text = Stacks.of(self.loaded.model.config), self.pairs
         options, damage = greedy_in_stacks(
-            searched_meter(self.loaded, text, self.settings.batch_size, kept=self._work.journal),
+            searched_meter(self.loaded, text, self.settings.batch_size, kept=self._work / DAMAGES),
             self.report,
             stacks,
             self.budget.counts,
@@ -343,7 +343,7 @@ class Planner(PlanInputs):
             on_text_of(self.settings.heal, self.report.calibration, self.settings.calibration),
             made_from=found.plan.made_from,
             allow_all=self._allow_all,
-            work=self._work.folder / "healing",
+            work=self._work / "healing",
             progress=self._progress,
         )
         return Outcome(
