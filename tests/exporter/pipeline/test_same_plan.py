@@ -125,7 +125,7 @@ def road(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def _make_times(patch: pytest.MonkeyPatch) -> None:
     """A sublayer saves a tenth of a request, a replacement takes some of that."""
-    from exporter.choose.budgets.target_speedup import OnnxStopwatch
+    from exporter.choose.budgets.target_speedup import Stopwatch
     from exporter.choose.costs.request_shape import RequestShape
 
     saved = {"none": 10.0, "bias": 9.0, "linear": 6.0}
@@ -139,8 +139,8 @@ def _make_times(patch: pytest.MonkeyPatch) -> None:
         ratio = 100 / (100 - sum(saved[how] for how in walk.choices.values()))
         return Speedup(ratio=ratio, ci95=(ratio, ratio))
 
-    patch.setattr(OnnxStopwatch, "costs", costs)
-    patch.setattr(OnnxStopwatch, "speedup", speedup)
+    patch.setattr(Stopwatch, "costs", costs)
+    patch.setattr(Stopwatch, "speedup", speedup)
 
 
 def _room(graph: Path, asked: list[str]) -> list[str]:
