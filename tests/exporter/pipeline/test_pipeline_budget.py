@@ -35,7 +35,7 @@ def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every sublayer saves a tenth of a request; the graphs that this is asked of."""
     from cost_tables import made_table
 
-    from exporter.choose.budgets.target_speedup import OnnxStopwatch
+    from exporter.choose.budgets.target_speedup import Stopwatch
 
     graphs: list[Path] = []
 
@@ -48,8 +48,8 @@ def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         ratio = 100 / (100 - 10 * len(walk.choices))
         return Speedup(ratio=ratio, ci95=(ratio, ratio))
 
-    monkeypatch.setattr(OnnxStopwatch, "costs", costs)
-    monkeypatch.setattr(OnnxStopwatch, "speedup", speedup)
+    monkeypatch.setattr(Stopwatch, "costs", costs)
+    monkeypatch.setattr(Stopwatch, "speedup", speedup)
     return graphs
 
 
