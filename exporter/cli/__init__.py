@@ -30,38 +30,38 @@ from exporter.printable import printable, printable_output
 NO, FAILED, UNDECIDED, INTERRUPTED = 1, 2, 3, 130
 _COMMANDS = {
     "Everything in one command": {
-        "export": "Score, cut, export to ONNX and compare, in one command.",
-        "sweep": "Export and compare many models, plans and precisions.",
+        "export": ("export", "Score, cut, export to ONNX and compare, in one command."),
+        "sweep": ("export", "Export and compare many models, plans and precisions."),
     },
     "Its steps, each usable alone": {
-        "score": "Measure how redundant each attention, MLP and block is.",
-        "plan": "Choose what to drop: by scores, by a search, for a budget.",
-        "heal": "Recover quality: fit replacements, or train kept weights.",
-        "prune": "Cut sublayers out of an ONNX file.",
-        "quantize": "Quantise the weights of an ONNX file.",
-        "build": "Build an engine from an ONNX file.",
-        "compare": "Compare two models: speed, accuracy, size.",
-        "report": "Render saved reports again; nothing is measured.",
-        "check": "Check a report against limits: a gate for CI.",
+        "score": ("score", "Measure how redundant each attention, MLP and block is."),
+        "plan": ("export", "Choose what to drop: by scores, by a search, for a budget."),
+        "heal": ("heal", "Recover quality: fit replacements, or train kept weights."),
+        "prune": ("prune", "Cut sublayers out of an ONNX file."),
+        "quantize": ("prune", "Quantise the weights of an ONNX file."),
+        "build": ("build", "Build an engine from an ONNX file."),
+        "compare": ("compare", "Compare two models: speed, accuracy, size."),
+        "report": ("tools", "Render saved reports again; nothing is measured."),
+        "check": ("check", "Check a report against limits: a gate for CI."),
     },
     "Studies": {
-        "depths": "Drop several numbers of sublayers in four ways; one table.",
+        "depths": ("studies", "Drop several numbers of sublayers in four ways; one table."),
     },
     "Tools": {
-        "inspect": "List what could be cut out of an ONNX file.",
-        "costs": "Measure the time of each attention and MLP in a request.",
-        "gguf": "Cut sublayers out of a GGUF file, for llama.cpp.",
-        "checkpoint": "Write the pruned model as a Hugging Face checkpoint.",
-        "check-engine": "Check whether an engine's parser accepts an ONNX file.",
-        "verify-engine": "Compare an engine's answers with ONNX Runtime's.",
-        "generate": "Continue a text with a model or an engine.",
-        "evaluate": "Score a model on tasks with correct answers.",
-        "lm-eval": "Run lm-eval's command line on depthcut's models.",
-        "package": "Pack a model for serving.",
-        "doctor": "Show what this machine can do.",
+        "inspect": ("prune", "List what could be cut out of an ONNX file."),
+        "costs": ("studies", "Measure the time of each attention and MLP in a request."),
+        "gguf": ("heal", "Cut sublayers out of a GGUF file, for llama.cpp."),
+        "checkpoint": ("heal", "Write the pruned model as a Hugging Face checkpoint."),
+        "check-engine": ("tools", "Check whether an engine's parser accepts an ONNX file."),
+        "verify-engine": ("tools", "Compare an engine's answers with ONNX Runtime's."),
+        "generate": ("compare", "Continue a text with a model or an engine."),
+        "evaluate": ("compare", "Score a model on tasks with correct answers."),
+        "lm-eval": ("tools", "Run lm-eval's command line on depthcut's models."),
+        "package": ("build", "Pack a model for serving."),
+        "doctor": ("tools", "Show what this machine can do."),
     },
 }
-"""By headings, with what each does. A command's module is loaded when it is asked for."""
+"""By headings, with the module, loaded when it is asked for, and what each does."""
 _REMOVED = {
     "gpu-session": "make gpu, in a clone",
     "refit": "depthcut build, which builds an engine with the graph's weights",
@@ -81,9 +81,10 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
         """Loads a command."""
-        if cmd_name not in self.commands and cmd_name in self.list_commands():
-            name = cmd_name.replace("-", "_")
-            self.commands[cmd_name] = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+        for commands in _COMMANDS.values():
+            if cmd_name in commands and cmd_name not in self.commands:
+                module = importlib.import_module(f"{__name__}.{commands[cmd_name][0]}")
+                self.commands[cmd_name] = getattr(module, cmd_name.replace("-", "_"))
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> _Resolved:
@@ -97,7 +98,9 @@ class _Commands(click.Group):
         width = max(map(len, self.list_commands()))
         for title, commands in _COMMANDS.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), does) for name, does in commands.items()])
+                formatter.write_dl(
+                    [(name.ljust(width), does) for name, (_, does) in commands.items()]
+                )
 
 
 def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

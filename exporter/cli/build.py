@@ -1,20 +1,22 @@
-"""`depthcut build`."""
+"""`depthcut build` and `package`."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.compare.options import DeviceOption
-from exporter.engines.build.engine_set import EngineRecord, built_for
+from exporter.engines.build.engine_set import EngineRecord, built_for, holds_engines_alone
 from exporter.engines.build.libraries import ask_driver, usual_backend
 from exporter.engines.build.profiles import SHAPES, Ranges
 from exporter.engines.build.settings import ENGINES, BuildSettings, EngineOption
-from exporter.option_types import Count, Names, OnnxFile, OutputPath, Written
+from exporter.engines.packaging import MAX_BATCH
+from exporter.models.model_folder import find_model
+from exporter.option_types import Count, InputPath, Names, OnnxFile, OutputPath, Written
 from exporter.options import Options, argument, dataclass, option, part, required
 
 _Phases = Annotated[Names, Written("PHASE,PHASE", ",".join, True)]
@@ -113,3 +115,40 @@ def _line(record: EngineRecord) -> str:
         f"{record.network_layers}, in {record.total_s:.1f} s, for {built_for(record)}"
         + (f"; built, not run: {problem}" if problem else "")
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageCall(Options):
+    """What `depthcut package` is asked to do."""
+
+    model: InputPath = argument("MODEL")
+    triton: OutputPath = required("The Triton model repository.", metavar="REPOSITORY")
+    name: str | None = option(None, "The model's name.", metavar="NAME", usual="its folder's")
+    device: Literal["gpu", "cpu"] = option("gpu", "Where it runs.")
+    instances: Count = option(1, "Number of instances.", config_only=True)
+    max_batch: Count = option(
+        MAX_BATCH,
+        "The largest batch that Triton makes of requests to an ONNX file; an engine's is built in.",
+    )
+
+
+@command(PackageCall, json=False)
+def package(call: PackageCall, _progress: ConsoleProgress) -> None:
+    """Pack MODEL for serving.
+
+    Triton takes an encoder, or another model without a KV cache: an ONNX file, a folder with
+    model.onnx, or an engine of TensorRT.
+    """
+    from exporter.engines.packaging import package_triton
+
+    keep = call.model.is_file() or holds_engines_alone(call.model)
+    source = call.model if keep else find_model(call.model).onnx
+    place = package_triton(
+        source,
+        call.triton,
+        name=call.name,
+        device=call.device,
+        instances=call.instances,
+        max_batch=call.max_batch,
+    )
+    echo(place)

@@ -1,26 +1,145 @@
-"""`depthcut export`."""
+"""`depthcut export`, `sweep` and `plan`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import PruningPlan
+from exporter.artifacts import ImportanceReport, PruningPlan, SweepReport
+from exporter.artifacts.servers import is_plain, serving_rows
 from exporter.choose.budgets.budget import (
+    REACHING,
     USUAL_LIMITS,
     USUAL_REQUEST,
     asks_for_more_than_numbers,
 )
+from exporter.choose.budgets.settings import PlanRequest
 from exporter.choose.selection.search_options import DROPPING
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress
-from exporter.cli.required_speedup import RequiredSpeedup, exit_code
-from exporter.cli.results import print_comparison, print_models
+from exporter.cli.console import ConsoleProgress, echo, echo_json
+from exporter.cli.results import (
+    print_artifact,
+    print_comparison,
+    print_models,
+    print_rows,
+    print_serving,
+)
 from exporter.errors import OptionError
-from exporter.options import Options, dataclass, only_with, option, part
+from exporter.models.llama_arithmetic import other_class
+from exporter.models.loading.checked_folder import Dangers
+from exporter.models.loading.sources import SourceOptions
+from exporter.option_types import InputFile, OutputFolder
+from exporter.options import Options, argument, dataclass, only_with, option, part, required
 from exporter.pipeline.request import QUICK, ExportRequest
+from exporter.pipeline.sweep.schema import read_sweep
+from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
+from exporter.score.cluster.options import ClusterOptions
+
+if TYPE_CHECKING:
+    from exporter.pipeline.sweep.run import Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCall(Options):
+    """What `depthcut sweep` is asked to do."""
+
+    file: InputFile = argument("FILE.yaml")
+    output: OutputFolder = required("Folder for all results.", "-o", "--output")
+    dry_run: bool = option(False, "Check the file and list what would run; run nothing.")
+    redo: bool = option(False, "Run every cell again, with all of its stages.")
+    load: SourceOptions = part(SourceOptions(), without=("dtype", "revision"))
+    cluster: ClusterOptions | None = part(switch="address")
+
+
+@command(SweepCall)
+def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
+    """Run `depthcut export` for every model with every plan in every precision of a file.
+
+    Stages that cells share run once. Finished cells whose settings have not changed are kept; the
+    others run one after the other, each in its own process, or with --ray each on its own machine.
+    If a cell fails, the table says so, the others still run, and the exit code is 2. The output
+    folder holds sweep.json, sweep.md and sweep.html, and a folder for each cell.
+    """
+    from exporter.pipeline.sweep.run import look, run_sweep
+
+    asked, load = read_sweep(call.file), call.load
+    dangers = Dangers(load.trust_remote_code, load.allow_pickle, load.allow_any_model_type)
+    if call.dry_run:
+        report = look(asked, call.output, dangers=dangers, force=call.redo)
+    else:
+        report = run_sweep(
+            asked,
+            call.output,
+            runner=_runner(call.cluster),
+            dangers=dangers,
+            force=call.redo,
+            progress=progress,
+        )
+    _print(report, progress.as_json)
+    if not (call.dry_run or progress.as_json):
+        echo(f"Report: {call.output / 'sweep.html'}")
+    return 2 if report.of_status("failed") else 0
+
+
+def _runner(cluster: ClusterOptions | None) -> Runner:
+    """What runs the cells: this machine, or those of a cluster."""
+    from exporter.pipeline.sweep.job import run_in_children
+    from exporter.pipeline.sweep.run import run_on_ray
+
+    if cluster is None:
+        return run_in_children
+    return partial(run_on_ray, address=cluster.address, workers=cluster.workers)
+
+
+def _print(report: SweepReport, as_json: bool) -> None:
+    """The whole report as JSON; else a line a cell, then what failed."""
+    if as_json:
+        echo_json(report.to_json())
+        return
+    grid = cells_grid(report)
+    named = [[c.model, *row[1:]] for c, row in zip(report.cells, grid.rows, strict=True)]
+    print_rows(grid.header, named)
+    for line in failure_lines(report):
+        echo(line)
+    echo(sweep_lead(report))
+
+
+MISSED, UNPROVEN = 1, 3
+
+
+@dataclass(frozen=True)
+class RequiredSpeedup(Options):
+    """Whether a target speedup decides the exit code."""
+
+    require_speedup: bool = option(
+        False,
+        "Exit with code 1 if the plan's measured speedup misses --faster, and with 3 "
+        "if the measurement can't decide; the results are written in all cases.",
+        brief="Exit code 1 or 3 if it is not proven",
+        section=REACHING,
+    )
+
+
+def exit_code(plan: PruningPlan) -> int:
+    """0, or with a word another where a plan was not shown to reach its target speedup."""
+    from exporter.choose.budgets.target_speedup import speedup_verdict
+
+    verdict, figures = speedup_verdict(plan), plan.predicted
+    if verdict == "held":
+        return 0
+    names = ("measured_speedup", "measured_speedup_low", "measured_speedup_high")
+    measured, low, high = (f"{figures.get(name, float('nan')):.3f}" for name in names)
+    target = f"{plan.budget['target_speedup']:g}"
+    told = f"is not reached: {measured} [{low}, {high}] was measured."
+    if verdict == "unproven":
+        told = f"is not shown: {measured} was measured, and its interval is [{low}, {high}]."
+    echo(f"depthcut: The required speedup of {target} {told}", err=True)
+    return MISSED if verdict == "missed" else UNPROVEN
+
 
 _FASTEST_DTYPES = {"cpu": "float32", "cuda": "float16"}
 """What the fastest form is written in for each provider."""
@@ -135,3 +254,44 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     if not call.required.require_speedup:
         return 0
     return exit_code(PruningPlan.read(request.out / "plan.json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCall(Options):
+    """What `depthcut plan` is asked to do."""
+
+    request: PlanRequest = part()
+    required: RequiredSpeedup = part(RequiredSpeedup())
+    rules = (
+        only_with("required.require_speedup", "request.budget.target_speedup"),
+        only_with(
+            "required.require_speedup",
+            "request.onnx",
+            hint="Without {1} no speedup is measured.",
+        ),
+    )
+
+
+def _print_servers(plan: PruningPlan, importance: Path) -> None:
+    """Where the plan can be served; most runtimes hold gaps only in models that are Llamas."""
+    if is_plain(plan.deletions):
+        return  # everywhere
+    architecture = ImportanceReport.read(importance).model.architecture
+    print_serving(serving_rows(other_class(architecture), plan.deletions))
+
+
+@command(PlanCall)
+def plan(call: PlanCall, progress: ConsoleProgress) -> int:
+    """Choose what to drop from an importance.json: by its scores, by a search, or for a budget.
+
+    A number of sublayers drops the lowest scores, or what --search finds; --heal adds replacements.
+    For any other budget the damage of cuts and replacements is measured. Budgets can be combined.
+    After an interruption the same command resumes.
+    """
+    from exporter.choose.budgets.making import make_plan
+
+    made = make_plan(call.request, progress)
+    if not progress.as_json:
+        _print_servers(made, call.request.importance)
+    print_artifact(made, call.request.output, progress.as_json, "Drop " + made.describe())
+    return exit_code(made) if call.required.require_speedup else 0

@@ -1,4 +1,4 @@
-"""`depthcut heal`."""
+"""`depthcut heal`, `checkpoint` and `gguf`: models that are healed or cut without ONNX."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import HealingReport
-from exporter.artifacts.plans import read_plan
+from exporter.artifacts import Healing, HealingReport, ImportanceReport, PruningPlan
+from exporter.artifacts.plans import hold_against_model, read_plan, validate_plan
+from exporter.artifacts.servers import CHECKPOINT_SERVERS, Server
+from exporter.checkpoint.facts import CheckpointFacts, CheckpointForm, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder, refuse_tokenless
 from exporter.cli.command import command
-from exporter.cli.console import NORMAL, ConsoleProgress, echo
+from exporter.cli.console import NORMAL, ConsoleProgress, echo, echo_json
+from exporter.cli.prune import DropOptions
 from exporter.cli.results import print_artifact, print_rows
+from exporter.cut.gguf_surgery import GgufOptions
+from exporter.errors import PlanError
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
 from exporter.models.changed_weights import change_weights
+from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
-from exporter.models.loading.sources import SourceOptions
-from exporter.option_types import InputFile, OutputPath
-from exporter.options import Options, argument, dataclass, option, part
+from exporter.models.loading.sources import LOADING, SourceOptions, StreamOptions
+from exporter.option_types import Dtype, InputFile, OutputFile, OutputFolder, OutputPath
+from exporter.options import Options, Rule, argument, dataclass, excludes, option, part, required
 from exporter.report.sections.healing import healing_grid, healing_words
 from graph_passes.files.placing import working
 
 if TYPE_CHECKING:
+    from exporter.cut.gguf_surgery import GgufFacts
     from exporter.heal.healed import Healed
 
 
@@ -128,3 +135,170 @@ def _print(report: HealingReport, output: Path, progress: ConsoleProgress) -> No
             echo(f"Warning: {warning}")
     words = healing_words(report.healing, report.reads).capitalize()
     print_artifact(report, output, progress.as_json, words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCall(Options):
+    """What `depthcut checkpoint` is asked to do."""
+
+    model: str = argument("MODEL")
+    plan: InputFile = argument("PLAN")
+    output: OutputFolder = required("Folder for the checkpoint.", "-o", "--output")
+    importance: InputFile | None = option(
+        None, "The importance.json that PLAN was made from, for the model card."
+    )
+    form: CheckpointForm = option(
+        "own",
+        "How the folder says what is dropped: as transformers has it; as DeciLM, which vLLM, "
+        "SGLang, TensorRT-LLM and mlx-lm load; or, for a plan of --keep-first, as a plain model of "
+        "the first layers, without the norms of the others (early-exit).",
+        "--as",
+    )
+    server: Server | None = option(
+        None,
+        "The runtime that --as decilm is for; linear maps have other names in each.",
+        "--for",
+        usual="all that load it",
+    )
+    dtype: Dtype | None = option(
+        None, "Type of the written weights.", usual="the model's own", section=LOADING
+    )
+    streaming: StreamOptions = part(StreamOptions(), without=("stream_dir",))
+    load: SourceOptions = part(SourceOptions(), without=("dtype",))
+    rules = (
+        *(
+            excludes("streaming.stream", other, "it reads safetensors a layer at a time")
+            for other in ("form", "load.trust_remote_code", "load.allow_pickle")
+        ),
+        Rule(
+            ("server", "form"),
+            lambda told: (
+                told.server is not None
+                and (told.form != "decilm" or told.server not in CHECKPOINT_SERVERS)
+            ),
+            "{0} is for {1} decilm, and names one of " + ", ".join(CHECKPOINT_SERVERS) + ".",
+            "For llama.cpp cut the GGUF file: depthcut gguf.",
+        ),
+    )
+
+
+@command(CheckpointCall)
+def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
+    """Drop the sublayers of PLAN from MODEL, and write the rest as a Hugging Face checkpoint.
+
+    MODEL is a Hugging Face folder, a hub id or a GGUF file; PLAN is a plan.json, healed or not, or
+    a config.json of LLM-Drop, Puzzletron or transformers that says what is dropped. The dropped
+    weights are not written. If only whole blocks are dropped, the result is a plain model with
+    fewer layers.
+    """
+    facts = _written(call, progress)
+    if progress.as_json:
+        echo_json(facts.model_dump_json(indent=2))
+    else:
+        before, after = facts.before.parameters / 1e6, facts.after.parameters / 1e6
+        words = f"{before:,.2f} -> {after:,.2f} million parameters; {facts.loader_words}"
+        echo(words, call.output)
+
+
+def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts:
+    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.checkpoint.write import write_checkpoint
+    from exporter.models.changed_weights import change_weights
+
+    plan = read_plan(call.plan)
+    replacements = read_replacements(plan, call.plan)
+    sources = CardSources(plan, _scores(call.importance, plan), _healing(plan, call.plan))
+    numbers = [] if replacements is None else [replacements.path]
+    refuse_checkpoint_folder(call.output, [call.plan, *numbers, Path(call.model)])
+    place = {"model": call.model, "path": call.plan}
+    with working(call.output):
+        with progress.task(f"load {call.model}"):
+            loaded = _loaded(call)
+        # A plan that leaves no sublayer was asked for with --allow-empty when it was made.
+        encoder_layers = loaded.ref.encoder_layers
+        layers = {"num_layers": loaded.ref.num_layers, "encoder_layers": encoder_layers}
+        validate_plan(plan, **layers, **place, allow_all=True)  # type: ignore[arg-type]
+        hold_against_model(plan, loaded.ref.sha256, **place, progress=progress)  # type: ignore[arg-type]
+        if replacements is not None:
+            change_weights(loaded.model, replacements.weights)
+        return write_checkpoint(
+            loaded,
+            plan,
+            call.output,
+            replacements=replacements,
+            card=lambda facts: model_card(facts, sources),
+            form=call.form,
+            server=call.server,
+            progress=progress,
+        )
+
+
+def _loaded(call: CheckpointCall) -> LoadedModel:
+    """The model, with its weights or without, in the dtype that was asked for or its own."""
+    source = call.load.reading
+    dtype = call.dtype or own_dtype(call.model, **source)
+    if call.streaming.stream:
+        names = ("revision", "allow_any_model_type")
+        return load_meta(call.model, dtype=dtype, **{name: source[name] for name in names})
+    return load_model(call.model, dtype=dtype, **source)
+
+
+def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
+    """The scores, if they are those that the plan names."""
+    if path is None:
+        return None
+    if plan.importance_sha256 is None:
+        raise PlanError(
+            "The plan does not refer to scores; it was written by hand or by another program.",
+            "Leave --importance out: the card would describe a choice that was not made.",
+        )
+    if plan.importance_sha256 != sha256_file(path):
+        raise PlanError(
+            f"{path} is not the file of scores that the plan was made from.",
+            "Leave --importance out, or give that file.",
+        )
+    return ImportanceReport.read(path)
+
+
+def _healing(plan: PruningPlan, path: Path) -> Healing | None:
+    """What is known of the gain of a plan's replacements."""
+    from exporter.heal.plan_file import report_of
+
+    report = report_of(plan, path)
+    return None if report is None else HealingReport.read(report, named=False).healing
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufCall(Options):
+    """What `depthcut gguf` is asked to do."""
+
+    model: InputFile = argument("FILE")
+    output: OutputFile = required("The cut GGUF file.", "-o", "--output")
+    what: DropOptions = part()
+    cut: GgufOptions = part(GgufOptions())
+
+
+@command(GgufCall)
+def gguf(call: GgufCall, progress: ConsoleProgress) -> None:
+    """Cut sublayers out of FILE, a GGUF file or one of its shards. Needs no PyTorch.
+
+    What stays is copied byte for byte. If only whole blocks go, the result is of FILE's own
+    architecture; otherwise FILE must be a Llama, and the result is of llama.cpp's architecture
+    deci. A cut that llama.cpp would compute wrongly is refused.
+    """
+    from exporter.cut.gguf_surgery import cut_gguf
+
+    facts = cut_gguf(call.model, call.output, call.what.read(), call.cut, progress=progress)
+    if progress.as_json:
+        echo_json(facts.model_dump_json(indent=2))
+        return
+    echo(_told(facts), *(call.output.with_name(name) for name in facts.files))
+
+
+def _told(facts: GgufFacts) -> str:
+    before, after = facts.bytes_before / 1e6, facts.bytes_after / 1e6
+    return (
+        f"{len(facts.kept)} of {facts.layers} layers, architecture {facts.architecture[1]}: "
+        f"{facts.tensors_kept} tensors kept, {facts.tensors_removed} removed, "
+        f"{facts.tensors_added} added; {before:.1f} -> {after:.1f} MB"
+    )

@@ -1,22 +1,59 @@
-"""`depthcut prune`."""
+"""`depthcut prune`, `quantize` and `inspect`: what works on an ONNX file."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import EngineParse, PlannedDeletion, PruneReport, Verification
+from exporter.artifacts.servers import SERVERS, ServingRow, serving_rows
 from exporter.cli.command import collecting_rarely, command
-from exporter.cli.console import ConsoleProgress
-from exporter.cli.dropping import DropOptions
-from exporter.cli.results import print_artifact
+from exporter.cli.console import ConsoleProgress, echo, echo_json
+from exporter.cli.results import print_artifact, print_rows, print_serving
 from exporter.cut.options import CutOptions
-from exporter.option_types import Engine, OnnxFile, OutputFile
-from exporter.options import Options, argument, dataclass, option, part, required
+from exporter.option_types import Engine, InputFile, OnnxFile, OutputFile, OutputPath
+from exporter.options import Options, Rule, argument, dataclass, option, part, required
 from exporter.printable import counted
+from exporter.quantize.settings import QuantizeSettings
+from graph_passes.types import Refusal, ResidualSite
 
 if TYPE_CHECKING:
+    from exporter.artifacts.loaded_plan import LoadedPlan
     from exporter.engines.build.check import ParserCheck
+    from exporter.quantize.quantize import QuantizationResult
+
+
+@dataclass(frozen=True)
+class DropOptions(Options):
+    """A plan's file, or a list."""
+
+    plan: InputFile | None = option(None, "Drop what this plan.json lists.")
+    drop: tuple[str, ...] = option(
+        (),
+        "Drop these, such as attention:25,26 or mlp:3 or block:10-12. Repeatable.",
+        metavar="KIND:LAYERS",
+    )
+    rules = (
+        Rule(
+            ("plan", "drop"),
+            lambda told: (told.plan is None) == (not told.drop),
+            "Say what to drop:",
+            "Give either {0} FILE or {1} KIND:LAYERS.",
+        ),
+    )
+
+    def read(self) -> LoadedPlan:
+        """The plan with its numbers."""
+        from exporter.artifacts.loaded_plan import LoadedPlan
+        from exporter.artifacts.plans import parse_drops
+
+        return (
+            LoadedPlan(parse_drops(self.drop)) if self.plan is None else LoadedPlan.read(self.plan)
+        )
 
 
 @dataclass(frozen=True)
@@ -103,3 +140,161 @@ def _verification(done: Verification, asked: str) -> str:
     asked += " at the cheaper setting" if "cheaper setting" in done.method else ""
     undecided = "" if done.passed else ", undecided, since the deleted branches change nothing"
     return f"{asked}, max error {done.max_abs_error:.1e}{undecided}"
+
+
+_OTHERS = [name for name, held in SERVERS.items() if held.form != "ONNX"]
+_NO_GRAPHS = (
+    f"{', '.join(_OTHERS[:-1])} and {_OTHERS[-1]} read no ONNX files: cut the model's Hugging Face "
+    "folder or GGUF file for them."
+)
+
+
+@dataclass(frozen=True)
+class InspectCall(Options):
+    """What `depthcut inspect` is asked to do."""
+
+    model: OnnxFile = argument("MODEL")
+
+
+@command(InspectCall)
+def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
+    """List the sublayers of MODEL: what can be cut, what can't, and why.
+
+    MODEL is an ONNX file, a folder with one, or a GGUF file. A table tells which runtimes can hold
+    such cuts of it.
+    """
+    from exporter.models.gguf_model_files import GGUF_SUFFIX
+
+    of_gguf = call.model.suffix == GGUF_SUFFIX
+    listing, runtimes = _of_gguf(call.model) if of_gguf else _of_graph(call.model)
+    if progress.as_json:
+        told = {**listing, "runtimes": list(map(asdict, runtimes))}
+        echo_json(json.dumps(told, indent=2, default=asdict))
+        return
+    if of_gguf:
+        _print_sublayers(listing["sublayers"])
+    else:
+        _print_sites(listing["sites"])
+        _print_refusals(listing["refusals"])
+    if runtimes:
+        print_serving(runtimes)
+    if runtimes and not of_gguf:
+        echo(_NO_GRAPHS)
+
+
+def _of_graph(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
+    from exporter.cut.surgery import inspect_file
+
+    found = inspect_file(model)
+    sites = [item for item in found if isinstance(item, ResidualSite)]
+    listing: dict[str, list[Any]] = {
+        "sites": sites,
+        "refusals": [item for item in found if isinstance(item, Refusal)],
+    }
+    reading_graphs = [row for row in serving_rows() if row.form == "ONNX"]
+    return listing, reading_graphs if sites else []
+
+
+def _of_gguf(model: Path) -> tuple[dict[str, list[Any]], list[ServingRow]]:
+    from exporter.cut.gguf_deci import ALIKE
+    from exporter.cut.gguf_layers import sublayers_of
+    from exporter.models.gguf_model_files import read_model
+
+    file = read_model(model)
+    sublayers = [
+        {
+            "layer": ref.layer,
+            "kind": ref.kind,
+            "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+            "bytes": sum(tensor.nbytes for tensor in tensors),
+        }
+        for ref, tensors in sublayers_of(file).items()
+    ]
+    other = "" if file.architecture in ALIKE else f"its architecture is {file.architecture}"
+    return {"sublayers": sublayers}, serving_rows(other)
+
+
+def _print_sublayers(found: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        (str(each["layer"]), each["kind"], f"{each['parameters']:,}", f"{each['bytes']:,}")
+        for each in found
+    ]
+    print_rows(("layer", "kind", "parameters", "bytes"), rows)
+
+
+def _print_sites(sites: list[ResidualSite]) -> None:
+    rows = [
+        (str(s.layer), s.kind, f"{s.parameters:,}", s.residual_add, ", ".join(s.kv_inputs) or "-")
+        for s in sites
+    ]
+    print_rows(("layer", "kind", "parameters", "residual add", "KV inputs"), rows)
+    echo(f"{len(sites)} sites can be cut.")
+
+
+def _print_refusals(refusals: list[Refusal]) -> None:
+    for refusal in refusals:
+        layer = "" if refusal.layer is None else f" {refusal.layer}"
+        echo(f"refused: {refusal.kind or 'graph'}{layer} at {refusal.node}: {refusal.reason}")
+
+
+_MOST_REASONS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeCall(Options):
+    """What `depthcut quantize` is asked to do."""
+
+    model: OnnxFile = argument("MODEL")
+    output: OutputPath = required("The quantised ONNX file.", "-o", "--output")
+    settings: QuantizeSettings = part(QuantizeSettings())
+    rules = (
+        Rule(
+            ("settings.calibration",),
+            lambda told: bool(told.settings.calibration) and not told.settings.needs_calibration,
+            "{0} has no effect here: it is for the schemes int8-qdq, fp8 and int4-awq.",
+            "Leave it out.",
+        ),
+    )
+
+
+@command(QuantizeCall, check=lambda call: call.settings.refuse_missing_text())
+@collecting_rarely
+def quantize(call: QuantizeCall, progress: ConsoleProgress) -> None:
+    """Quantise the weights of MODEL, an ONNX file or a folder with one.
+
+    MODEL may be cut already: cut first, then quantise. Tokenizer and configs are copied into the
+    output's folder if they are missing there. Needs ONNX Runtime.
+    """
+    from exporter.quantize.quantize import quantize_file
+
+    result = quantize_file(
+        call.model, call.output, call.settings, with_companions=True, progress=progress
+    )
+    if progress.as_json:
+        content = asdict(result) | {"record": result.record.model_dump(mode="json")}
+        echo_json(json.dumps(content, indent=2))
+    else:
+        echo(*_lines(result), call.output)
+
+
+def _lines(result: QuantizationResult) -> list[str]:
+    record, gap = result.record, result.difference
+    counted = ", ".join(f"{count} in {bits} bits" for bits, count in record.bits.items())
+    table = f"the embedding in {record.embedding_bits}" if record.embedding_bits else ""
+    kl = "" if gap.kl_divergence is None else f", KL divergence {gap.kl_divergence:.2g}"
+    lines = [
+        f"products: {', '.join(filter(None, [counted, table]))};"
+        f" {result.bytes_before / 1e6:.1f} -> {result.bytes_after / 1e6:.1f} MB",
+        f"against the float graph, on random tokens: largest error {gap.max_abs_error:.2g}"
+        f" beside {gap.largest:.2g}{kl}",
+    ]
+    if gap.is_far:
+        lines.append("these answers differ widely from the float model's: try --quantize int8")
+    if record.kept_blocks:
+        kept = ", ".join(f"{count} {kind}" for kind, count in record.kept_blocks.items())
+        lines.append(f"blocks kept as they are: {kept}")
+    reasons = [f"in float: {name}: {why}" for name, why in result.in_float.items()]
+    reasons += [f"rounded anew: {name}: {why}" for name, why in result.rounded_anew.items()]
+    more = len(reasons) - _MOST_REASONS
+    lines += reasons[:_MOST_REASONS]
+    return [*lines, f"{more} more (--json lists them)"] if more > 0 else lines

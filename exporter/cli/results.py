@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.artifacts import Artifact, ComparisonReport, PruneReport
+from exporter.artifacts import (
+    Artifact,
+    ComparisonReport,
+    DepthsReport,
+    PruneReport,
+    ScoreComparison,
+)
 from exporter.artifacts.servers import ServingRow
 from exporter.cli.console import echo, echo_json
-from exporter.printable import printable, raw_output
+from exporter.printable import one_line, printable, raw_output
 
 if TYPE_CHECKING:
     from exporter.report.sections.blocks import Cell
@@ -85,3 +91,29 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     from exporter.report.terminal import plain_lines
 
     echo(*plain_lines(header, rows))
+
+
+_WIDTH = 100
+
+
+def print_study(
+    report: ScoreComparison | DepthsReport, output: Path | None, *, as_json: bool
+) -> None:
+    """The summary of a study, or all of it as JSON."""
+    from exporter.report.files import study_document, study_files
+    from exporter.report.sections.blocks import Bullets, Grid, Note
+
+    if as_json:
+        echo_json(report.to_json())
+        return
+    for block in study_document(report).sections[0].blocks:
+        if isinstance(block, Grid):
+            echo(f"{block.caption}.", "")
+            print_rows(block.header, block.rows)
+        elif isinstance(block, Note):
+            text = one_line(f"{block.lead} {block.text}".strip())
+            echo("", *click.wrap_text(text, _WIDTH).split("\n"))
+        elif isinstance(block, Bullets):
+            echo("", *block.lines)
+    if output is not None:
+        echo("", f"Page: {study_files(output)[2]}")

@@ -3,19 +3,145 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
+from exporter.artifacts import ImportanceReport
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.results import print_artifact
-from exporter.cli.score_call import ScoreCall, scored
-from exporter.cli.study_results import print_study
-from exporter.errors import UsageError
+from exporter.cli.results import print_artifact, print_study
+from exporter.errors import OptionError, UsageError
 from exporter.files import refuse_overwriting
-from exporter.options import running_command
+from exporter.models.loading.sources import LOADING, SourceOptions, StreamOptions
+from exporter.option_types import OutputPath
+from exporter.options import (
+    Options,
+    Rule,
+    argument,
+    dataclass,
+    excludes,
+    flag,
+    key_at,
+    leaves,
+    option,
+    part,
+    running_command,
+    values_of,
+)
+from exporter.progress import Progress
 from exporter.report.words import significant
+from exporter.score.cluster.options import ClusterOptions
+from exporter.score.options import ScoreOptions
 from graph_passes.files.placing import working
+
+
+class _ScoresNothing(Rule):
+    """Where the first is given, nothing is but the others."""
+
+    def check(self, told: Any) -> None:
+        """Raises an OptionError where it is broken."""
+        kept = {key_at(type(told), name) for name in self.names}
+        values = values_of(told) if self.broken(told) else {}
+        for leaf in leaves(type(told)):
+            if leaf.key not in kept and leaf.key in values and values[leaf.key] != leaf.default:
+                words = flag(leaf.key), flag(key_at(type(told), self.names[0]))
+                raise OptionError(self.message.format(*words), self.hint, [leaf.key])
+
+
+@dataclass(frozen=True)
+class ScoreCall(Options):
+    """What `depthcut score` is asked to do."""
+
+    models: tuple[str, ...] = argument("MODEL...")
+    output: OutputPath | None = option(
+        None,
+        "The file.",
+        "-o",
+        "--output",
+        usual="importance.json",
+    )
+    compare: bool = option(
+        False,
+        "Score nothing, but print how far the rankings in importance.json files, given as "
+        "MODEL..., agree. -o also writes them and the scores as JSON, Markdown and a page.",
+    )
+    score: ScoreOptions = part(ScoreOptions())
+    streaming: StreamOptions = part(StreamOptions())
+    device_map: Literal["auto"] | None = option(
+        None,
+        "Distribute the model over GPUs, memory and disk with accelerate.",
+        section=LOADING,
+        rare=True,
+    )
+    load: SourceOptions = part(SourceOptions(), without=("dtype",))
+    cluster: ClusterOptions | None = part(switch="address")
+
+    rules = (
+        _ScoresNothing(
+            ("compare", "output", "models", "score.metrics"),
+            lambda told: told.compare,
+            "{0} is for scoring, but {1} scores nothing.",
+            "Leave it out.",
+        ),
+        Rule(
+            ("compare", "models"),
+            lambda told: told.compare and len(told.models) < 2,
+            "One file can't be compared.",
+            "Name two or more with {0}.",
+        ),
+        Rule(
+            ("compare",),
+            lambda told: len(told.models) > 1 and not told.compare,
+            "Several models are named.",
+            "Score each by itself, and compare the files with {0}.",
+        ),
+        excludes("device_map", "cluster", "one distributes one model, the other copies of it"),
+        *(
+            excludes("streaming.stream", other, "it reads safetensors a layer at a time")
+            for other in ("device_map", "load.trust_remote_code", "load.allow_pickle", "cluster")
+        ),
+    )
+
+
+def scored(model: str, call: ScoreCall, progress: Progress) -> ImportanceReport:
+    """Loads and scores one model, whichever way it runs."""
+    from exporter.models.loading.model_source import load_model
+    from exporter.score import score as score_model
+
+    if call.streaming.stream:
+        return _streamed(model, call, progress)
+    if call.cluster is not None:
+        return _on_cluster(model, call, call.cluster, progress)
+    with progress.task(f"load {model}"):
+        loaded = load_model(model, **vars(call.load), device_map=call.device_map)
+    return score_model(loaded, call.score, progress=progress)
+
+
+def _streamed(model: str, call: ScoreCall, progress: Progress) -> ImportanceReport:
+    from exporter.models.loading.meta_model import load_meta
+    from exporter.score.scoring import refuse_unstreamable, score
+
+    refuse_unstreamable(call.score)
+    with progress.task(f"open {model}"):
+        meta = load_meta(
+            model,
+            dtype=call.load.dtype,
+            revision=call.load.revision,
+            allow_any_model_type=call.load.allow_any_model_type,
+        )
+    folder = call.streaming.stream_dir
+    return score(meta, call.score, stream_dir=folder, progress=progress)
+
+
+def _on_cluster(
+    model: str, call: ScoreCall, cluster: ClusterOptions, progress: Progress
+) -> ImportanceReport:
+    from exporter.score.cluster.pool import open_pool
+    from exporter.score.cluster.scoring import score_on_cluster
+
+    with open_pool(cluster.address, workers=cluster.workers, progress=progress) as pool:
+        return score_on_cluster(model, pool, call.score, load=vars(call.load), progress=progress)
 
 
 @command(ScoreCall)

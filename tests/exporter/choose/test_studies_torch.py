@@ -211,7 +211,7 @@ def test_the_command_that_is_printed_judges_on_other_text(
 ) -> None:  # fmt: skip
     from exporter.artifacts import ComparisonReport, DropAnswer
     from exporter.choose.depths import measure_depths
-    from exporter.cli import depths
+    from exporter.cli import studies as depths
 
     model, quick = tmp_path / "my model", tmp_path / "quick.yaml"
     model.symlink_to(run / "checkpoint-1000")
@@ -244,7 +244,7 @@ def test_the_command_that_is_printed_judges_on_other_text(
 def test_a_model_without_next_tokens_is_told_what_answers_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.cli import depths
+    from exporter.cli import studies as depths
     from tests.exporter.tiny_families import tiny_loaded
 
     monkeypatch.setattr(depths, "load_model", lambda *_, **__: tiny_loaded("bert"))

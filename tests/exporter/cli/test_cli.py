@@ -17,8 +17,7 @@ import click
 import pytest
 
 import exporter.cli as command_line
-from exporter.cli.console import ConsoleProgress
-from exporter.cli.task_lines import TaskLines
+from exporter.cli.console import ConsoleProgress, TaskLines
 from exporter.errors import ComparisonError, DisturbedMachineError, PlanError, UsageError
 from exporter.progress import ByteCount, Quiet, Task
 from graph_passes import save_model
@@ -265,7 +264,7 @@ def test_what_failed_is_named_where_no_terminal_is(capsys: pytest.CaptureFixture
 def test_a_long_task_begins_with_a_line_where_no_terminal_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("exporter.cli.task_lines.BEGIN_AFTER_S", 0.0)
+    monkeypatch.setattr("exporter.cli.console.BEGIN_AFTER_S", 0.0)
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     with ConsoleProgress().task("load"):
         for _ in range(1000):  # another thread writes it

@@ -1,0 +1,210 @@
+"""`depthcut report`, `check-engine`, `verify-engine`, `lm-eval` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import click
+from pydantic import Field
+
+from exporter.cli.command import command
+from exporter.cli.console import ConsoleProgress, echo, echo_json
+from exporter.cli.results import print_rows
+from exporter.engines.build.libraries import usual_backend
+from exporter.engines.build.settings import EngineOption
+from exporter.engines.doctor import Place, diagnose, health
+from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath, Written
+from exporter.options import Options, argument, dataclass, option, part
+from exporter.report.files import Form
+
+if TYPE_CHECKING:
+    from exporter.engines.build.check import EngineCheck
+    from exporter.engines.verify import PhaseResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckEngineCall(Options):
+    """What `depthcut check-engine` is asked to do."""
+
+    model: OnnxFile = argument("MODEL")
+    library: EngineOption = part(EngineOption())
+
+
+@command(CheckEngineCall, name="check-engine")
+def check_engine(call: CheckEngineCall, progress: ConsoleProgress) -> int:
+    """Check whether the engine's parser accepts MODEL, and list what it rejects.
+
+    MODEL is an ONNX file, or a folder with one.
+
+    Exit code 0 if the whole graph parses, otherwise 1.
+    """
+    from exporter.engines.build.check import check_engine as check
+
+    backend = usual_backend(call.library.engine)
+    found = check(call.model, backend=backend, progress=progress)
+    if progress.as_json:
+        echo_json(json.dumps(asdict(found), indent=2))
+    else:
+        _print(found)
+    return 1 if found.findings else 0
+
+
+def _print(found: EngineCheck) -> None:
+    name = f"{found.backend} {found.version}"
+    if not found.findings:
+        echo(f"{name} parses the whole graph.")
+        return
+    rows = [
+        ("-" if f.layer is None else str(f.layer), f.operator, f.node, f.reason)
+        for f in found.findings
+    ]
+    count = len(found.findings)
+    print_rows(("layer", "operator", "node", "reason"), rows)
+    echo(f"{name} rejects {count} node{'s' * (count > 1)}.")
+    for way_out in dict.fromkeys(f.way_out for f in found.findings if f.way_out):
+        echo(f"way out: {way_out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyEngineCall(Options):
+    """What `depthcut verify-engine` is asked to do."""
+
+    engine_file: InputPath = argument("ENGINE")
+    model: OnnxFile = argument("MODEL")
+    output: OutputPath | None = option(
+        None,
+        "Write inputs and results here, as NumPy's .npz files.",
+        "-o",
+        "--output",
+        metavar="FOLDER",
+    )
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False), Written("X")] | None = option(
+        None,
+        "Largest difference that passes, times a tensor's largest value.",
+        usual="0.001 in float32, 0.02 in float16, 0.1 in bfloat16",
+    )
+    threads: Count | None = option(None, "CPU threads of ONNX Runtime.", usual="all cores")
+
+
+@command(VerifyEngineCall, name="verify-engine")
+def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
+    """Compare ENGINE's answers with ONNX Runtime's.
+
+    MODEL is the ONNX file that ENGINE was built from. ENGINE may also be another ONNX file, such as
+    MODEL in another form.
+
+    Exit code 0 if all outputs agree, otherwise 1.
+    """
+    from exporter.engines.environment import default_threads
+    from exporter.engines.verify import verify_engine as verify
+
+    results = verify(
+        call.engine_file,
+        call.model,
+        call.output,
+        tolerance=call.tolerance,
+        threads=call.threads or default_threads(),
+    )
+    if progress.as_json:
+        echo_json(json.dumps([asdict(each) for each in results], indent=2))
+    else:
+        _verify_engine_print(results)
+        if call.output is not None:
+            echo("inputs and results", call.output)
+    return 0 if all(result.agrees for result in results) else 1
+
+
+def _verify_engine_print(results: list[PhaseResult]) -> None:
+    rows = [
+        (
+            result.phase,
+            result.worst.tensor,
+            f"{result.worst.max_abs_error:.2e}",
+            f"{result.worst.tolerance:.2e}",
+            "agrees" if result.agrees else "differs",
+        )
+        for result in results
+    ]
+    print_rows(("phase", "furthest output", "difference", "tolerance", "verdict"), rows)
+
+
+@dataclass(frozen=True)
+class DoctorCall(Options):
+    """What `depthcut doctor` is asked to do."""
+
+    health: Place | None = option(
+        None,
+        "Only check whether models can run on a CPU or a GPU here, without running anything there.",
+    )
+
+
+@command(DoctorCall)
+def doctor(call: DoctorCall, progress: ConsoleProgress) -> int:
+    """Show what this machine can do, and which extra adds what is missing.
+
+    Exit code 0 when ONNX files can be pruned, verified and compared here, else 1; with --health,
+    0 when models can run there.
+    """
+    found = health(call.health) if call.health else diagnose()
+    if progress.as_json:
+        echo_json(json.dumps(asdict(found), indent=2))
+        return 0 if found.fit else 1
+    rows = [
+        (component.name, component.found or "missing", component.serves)
+        for component in found.components
+    ]
+    print_rows(("component", "found", "for"), rows)
+    remedies = [f"{p.name.strip()}: {p.remedy}" for p in found.components if p.remedy]
+    if remedies:
+        echo()
+        echo("To add what is missing (in a clone, write '.[cpu]' instead of 'depthcut[cpu]'):")
+        echo(*remedies)
+    return 0 if found.fit else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCall(Options):
+    """What `depthcut report` is asked to do."""
+
+    reports: tuple[InputFile, ...] = argument("REPORTS...")
+    output: OutputPath | None = option(
+        None, "The file.", "-o", "--output", usual="for one report: next to it, with its name"
+    )
+    form: Form = option("html", "An HTML page, or Markdown.", "--format")
+    importance: InputFile | None = option(
+        None, "The importance.json that the plan was made from, to show all layers."
+    )
+
+
+@command(ReportCall, json=False)
+def report(call: ReportCall, _progress: ConsoleProgress) -> None:
+    """Render saved REPORTS again, as one HTML page or as Markdown; nothing is measured.
+
+    Several report.json make one page, with one plot of quality against speed.
+    """
+    from exporter.report.files import render_saved
+
+    echo(render_saved(call.reports, importance=call.importance, output=call.output, form=call.form))
+
+
+@click.command(
+    name="lm-eval",
+    short_help="Run lm-eval's command line on depthcut's models.",
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """Run lm-eval's own command line, with the additional model `--model depthcut`.
+
+    All arguments are lm-eval's. The model takes --model_args pretrained=FOLDER, and provider,
+    threads, max_length and max_gen_toks.
+    """
+    from exporter.optional import require
+
+    command_line = require("lm_eval.__main__", extra="eval")
+    require("exporter.compare.tasks.lm_eval_model", extra="eval").register()
+    sys.argv = ["lm-eval", *arguments]
+    command_line.cli_evaluate()
