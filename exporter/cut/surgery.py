@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporter.engines.build.check import ParserCheck
-    from graph_passes.files.unfinished import Unfinished
 
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
@@ -62,7 +61,6 @@ def prune_file(
     options: CutOptions | None = None,
     *,
     engine_check: ParserCheck | None = None,
-    unfinished: Unfinished | None = None,
     model_checked: bool = False,
     weights_changed: bool = False,
     progress: Progress = QUIET,  # who is told, also of how many bytes of a large model are copied
@@ -90,7 +88,7 @@ def prune_file(
     pruned, passed = _pruned(model, plan, options)
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
     cut = _Cut(files, plan, model, pruned, passed, setting, hashes, engine_check, progress)
-    return _publish(cut, unfinished)
+    return _publish(cut)
 
 
 def _refuse_changed_weights(plan: LoadedPlan, source: Path) -> None:
@@ -171,14 +169,14 @@ def _recount_form(pruned: ir.Model) -> None:
     pruned.metadata_props[FORM_KEY] = record.model_copy(update={"fused": fused}).model_dump_json()
 
 
-def _publish(cut: _Cut, unfinished: Unfinished | None) -> PruneReport:
+def _publish(cut: _Cut) -> PruneReport:
     """Writes everything aside, has it verified, and puts it in its place, all or nothing."""
     files, target, genai = cut.files, cut.files.target, cut.files.genai
     config = genai.text(cut.model, cut.passed) if genai else ""
     try:
         with staging(target) as staged, _report_stage(files, staged) as report_stage:
             stage = staged.folder
-            *data, graph = _written(cut, stage, unfinished)
+            *data, graph = _written(cut, stage)
             if files.shares_data:
                 _link(files, stage)
             report = cut.report(graph, files.source.parent if files.shares_data else stage)
@@ -210,7 +208,7 @@ def _report_stage(files: PruneFiles, staged: Staging) -> Iterator[Path]:
         yield other.folder
 
 
-def _written(cut: _Cut, stage: Path, unfinished: Unfinished | None) -> list[Path]:
+def _written(cut: _Cut, stage: Path) -> list[Path]:
     """The result's files, written aside; the graph comes last."""
     name, weights = cut.files.target.name, cut.files.weights
     size = storage.weight_bytes(cut.pruned) if weights == "compact" else 0
@@ -218,7 +216,6 @@ def _written(cut: _Cut, stage: Path, unfinished: Unfinished | None) -> list[Path
         return storage.write_files(
             *(cut.pruned, stage, name, weights),
             told=count.add,
-            unfinished=unfinished if weights == "compact" else None,
         )
 
 

@@ -13,7 +13,6 @@ from exporter.files import telling_full_disk
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files.placing import staging
 from graph_passes.files.storage import stale_data, weight_bytes, write_files
-from graph_passes.files.unfinished import Unfinished
 
 MODEL_FILE = "model.onnx"
 _INLINE_BYTES = 1024  # what a graph may hold itself
@@ -25,7 +24,6 @@ def save_onnx(
     folder: Path,
     name: str = MODEL_FILE,
     *,
-    unfinished: Unfinished | None = None,  # None: nothing is left
     progress: Progress = QUIET,  # hears how many bytes of large weights are written
 ) -> Path:
     """Writes graph and weights; ``folder`` gets both files, or neither.
@@ -37,13 +35,12 @@ def save_onnx(
     size, target = weight_bytes(model), folder / name
     with telling_full_disk(folder), staging(target) as staged:
         if any(map(_is_lazy, model.graph.initializers.values())):
-            _require_room(folder, size, unfinished)
+            _require_room(folder, size)
         with ByteCount.large(progress, f"write the weights of {target}", size) as count:
             written = write_files(
                 *(model, staged.folder, name, "compact"),
                 inline_bytes=_LEFT_BYTES,
                 told=count.add,
-                unfinished=unfinished,
             )
         moves = [(file, folder / file.name) for file in written]
         staged.place(moves, stale_data(target, written))
@@ -68,10 +65,9 @@ def _saved(model: ir.Model, path: Path) -> Path:
     return path
 
 
-def _require_room(folder: Path, size: int, unfinished: Unfinished | None) -> None:
+def _require_room(folder: Path, size: int) -> None:
     """Tells a full disk before an hour of writing, not after."""
-    written = 0 if unfinished is None else unfinished.bytes_on_disk
-    if size - written > shutil.disk_usage(folder).free:
+    if size > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 

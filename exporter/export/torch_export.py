@@ -24,7 +24,6 @@ from exporter.models.loading.model_source import LoadedModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface, interface_of
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
-from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -171,7 +170,6 @@ def export_onnx(
     folder: Path,
     *,
     opset: int = 20,
-    unfinished: Unfinished | None = None,
     # hears what the exporter says as details, and how many bytes are written
     progress: Progress = QUIET,
 ) -> Path:
@@ -188,7 +186,6 @@ def export_onnx(
         lambda: _traced(loaded.model),
         folder / MODEL_FILE,
         opset=opset,
-        unfinished=unfinished,
         progress=progress,
     )
 
@@ -210,7 +207,6 @@ def export_traced(
     target: Path,
     *,
     opset: int,
-    unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> Path:
     """Exports one graph of a model; see :func:`export_onnx`."""
@@ -226,9 +222,7 @@ def export_traced(
             model = _simplify(program)
             task.advance()
         _tidy(model, loaded.ref.architecture, names)
-        path = save_onnx(
-            model, target.parent, target.name, unfinished=unfinished, progress=progress
-        )
+        path = save_onnx(model, target.parent, target.name, progress=progress)
         task.advance()
     progress.detail(f"export: {len(model.graph)} nodes, opset {opset}")
     return path

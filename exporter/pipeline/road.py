@@ -60,7 +60,7 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
         _write_models(run)
         _stage(run, "measure", keys.measure_key(run), _of_kind(run).measure)
         _card(run)
-        _publish(run)
+        run.ledger.publish()
         return ComparisonReport.read(request.out / "report.json")
 
 
@@ -77,7 +77,7 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
             progress.say("report: it compares something else than is asked for now, and is removed")
             run.ledger.forget("measure")
         _card(run)
-        _publish(run)
+        run.ledger.publish()
         return PruneReport.read(request.out / "prune.json")
 
 
@@ -99,11 +99,6 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
 def _of_kind(run: Run) -> _Graphs:
     """The stages that make and compare the graphs, as the model has one or three."""
     return encoder_decoder if run.is_encoder_decoder else stages
-
-
-def _publish(run: Run) -> None:
-    run.ledger.publish()
-    streaming.forget_unfinished(run)
 
 
 def _write_models(run: Run) -> None:

@@ -48,9 +48,7 @@ from exporter.pipeline.run import (
     QUANTIZED,
     Key,
     Run,
-    export_key,
     files_below,
-    prune_key,
 )
 from exporter.report.files import REPORTS, write_reports
 from exporter.score import score
@@ -58,7 +56,6 @@ from graph_passes.files.placing import remove_tree
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
-    from graph_passes.files.unfinished import Unfinished
 
 _CANDIDATE = "candidate"
 CARD_STAGE = "card"
@@ -205,11 +202,8 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     from exporter.export.parity import check_export
 
     folder = run.ledger.work / "baseline"
-    with (
-        staged_directory(folder) as stage,
-        streaming.going_on(run, "baseline", export_key(run), stage) as unfinished,
-    ):
-        model, _ = _written_form(run, run.loaded, stage, unfinished)
+    with staged_directory(folder) as stage:
+        model, _ = _written_form(run, run.loaded, stage)
         save_pretrained_files(run.loaded, stage)
         checks = check_export(
             run.loaded, model, provider=parity_provider(run), progress=run.progress
@@ -230,10 +224,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
     plan = run.plan
     for_engines = bool(TARGETS[run.request.target].engines)
-    with (
-        staged_directory(folder) as stage,
-        streaming.going_on(run, "candidate", prune_key(run), stage) as unfinished,
-    ):
+    with staged_directory(folder) as stage:
         run.ledger.copy("export", "baseline", stage, leave_out=WRITTEN_ANEW)
         with _whole_graph(run, baseline / "model.onnx", stage) as (whole, loaded):
             report = prune_file(
@@ -241,7 +232,6 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
                 stage / "model.onnx",
                 plan,
                 CutOptions(allow_all=run.request.allow_empty),
-                unfinished=unfinished,
                 engine_check=gate_where_installed(run.progress) if for_engines else None,
                 model_checked=True,
                 weights_changed=True,
@@ -288,9 +278,7 @@ def _whole_graph(run: Run, baseline: Path, stage: Path) -> Iterator[tuple[Path, 
     remove_tree(folder)
 
 
-def _written_form(
-    run: Run, loaded: LoadedModel, folder: Path, unfinished: Unfinished | None = None
-) -> tuple[Path, Any]:
+def _written_form(run: Run, loaded: LoadedModel, folder: Path) -> tuple[Path, Any]:
     """Writes a model for the target that was asked for."""
     request = run.request
     return write_form(
@@ -301,7 +289,6 @@ def _written_form(
         opset=request.opset,
         room=request.cache_room,
         pooling=request.pooling,
-        unfinished=unfinished,
         progress=run.progress,
     )
 

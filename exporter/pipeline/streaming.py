@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-
 from exporter.artifacts import ImportanceReport
-from exporter.artifacts.store import FOLDER, key_hash
-from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
+from exporter.errors import UsageError
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.pipeline.request import ExportRequest
-from exporter.pipeline.run import Key, Run
+from exporter.pipeline.run import Run
 from exporter.processes import available_bytes
 from exporter.score import score as score_model
-from graph_passes.files.placing import remove_tree
-from graph_passes.files.unfinished import Unfinished
 
-_UNFINISHED = "unfinished"
 _SESSION_SPARE = 1.2  # what a session takes, by its weights
 _LEAVE_OUT = "leave one of the two out."
 
@@ -82,33 +74,7 @@ def score(run: Run) -> ImportanceReport:
     )
 
 
-@contextlib.contextmanager
-def going_on(run: Run, stage: str, key: Key, folder: Path) -> Iterator[Unfinished | None]:
-    """Where a stage's weights grow, so that the next run goes on when this one is interrupted."""
-    if not run.request.stream:
-        yield None
-        return
-    unfinished = Unfinished(_place(run) / stage, key_hash(key))
-    try:
-        with unfinished.until_done(folder):
-            yield unfinished
-    except TooLittleMemoryError:
-        raise
-    except (ExportError, VerificationError):
-        unfinished.clear()  # What is wrong may be what was written.
-        raise
-
-
-def forget_unfinished(run: Run) -> None:
-    """Removes what earlier runs of other settings have left half-written."""
-    remove_tree(_place(run))
-
-
 def _hollow(loaded: LoadedModel) -> MetaModel:
     if not isinstance(loaded, MetaModel):
         raise UsageError("The model was loaded whole.", "Say --stream.")
     return loaded
-
-
-def _place(run: Run) -> Path:
-    return run.request.out / FOLDER / _UNFINISHED

@@ -17,7 +17,6 @@ from graph_passes.files.hashing import content_sha256
 from graph_passes.files.locations import common_folder, leaves_folder, real
 from graph_passes.files.neighbours import other_reader, read_graph, reads
 from graph_passes.files.placing import finish_interrupted, staging
-from graph_passes.files.unfinished import Unfinished
 from graph_passes.files.weight_file import WeightWriter, read_bytes
 
 Weights = Literal["compact", "share"]
@@ -245,18 +244,12 @@ def write_files(
     inline_bytes: int | None = None,  # None: 1024
     # is told of each piece of the weights how many bytes were written
     told: Callable[[int], None] | None = None,
-    unfinished: Unfinished | None = None,
 ) -> list[Path]:
     """Writes a model's files into a folder, not yet safe from interruption."""
     graph_file, inline = folder / name, _INLINE_BYTES if inline_bytes is None else inline_bytes
     moved = [*(_initializers(model) if weights == "compact" else _large(model))]
     weight_file = folder / f"{name}.data"
-    tensors = [value.const_value for value in moved if value.const_value is not None]
-    with (
-        WeightWriter(weight_file, told=told)
-        if unfinished is None
-        else unfinished.writer(weight_file, tensors, told)
-    ) as writer:
+    with WeightWriter(weight_file, told=told) as writer:
         replaced = {value: _rehoused(value, writer, inline) for value in moved}
     if not writer.size:
         weight_file.unlink()

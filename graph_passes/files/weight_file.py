@@ -25,20 +25,16 @@ _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, er
 class WeightWriter:
     """Writes one data file; the same bytes of the same source are written once."""
 
-    def __init__(
-        self, path: Path, *, told: Callable[[int], None] | None = None, start: int = 0
-    ) -> None:
+    def __init__(self, path: Path, *, told: Callable[[int], None] | None = None) -> None:
         self.path = path
         self.size = 0  # how many bytes the file has so far
         self._told = told
-        self._kept = start
         self._places: dict[tuple[str, int, int] | int, int] = {}
         self._kernel_copy = hasattr(os, "copy_file_range")
 
     def __enter__(self) -> Self:
-        """Creates the file, or opens what is kept of it."""
-        self._file = self.path.open("r+b" if self._kept else "wb", buffering=0)
-        self._file.truncate(self._kept)
+        """Creates the file."""
+        self._file = self.path.open("wb", buffering=0)
         self._sources: dict[str, int] = {}
         return self
 
@@ -64,10 +60,6 @@ class WeightWriter:
         """The same of a tensor that needn't live on, and so is never known again."""
         return self._placed(tensor, self._append(tensor))
 
-    def sync(self) -> None:
-        """Waits until what was written is on the disk."""
-        os.fsync(self._file.fileno())
-
     def _placed(self, tensor: ir.TensorProtocol, offset: int) -> ir.ExternalTensor:
         return ir.ExternalTensor(
             location=self.path.name,
@@ -82,10 +74,6 @@ class WeightWriter:
 
     def _append(self, tensor: ir.TensorProtocol) -> int:
         offset = _place_after(self.size, tensor)
-        if offset + tensor.nbytes <= self._kept:
-            self.size = offset + tensor.nbytes
-            self._tell(tensor.nbytes)
-            return offset
         self._file.seek(offset)
         if isinstance(tensor, ir.ExternalTensor):
             self._copy(tensor)

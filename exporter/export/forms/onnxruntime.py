@@ -33,7 +33,6 @@ from exporter.progress import QUIET, Progress
 from graph_passes import CleanupPass
 from graph_passes.errors import FusionError
 from graph_passes.files.storage import own_data
-from graph_passes.files.unfinished import Unfinished
 from graph_passes.fusing import fuse_decoder
 from graph_passes.fusing.embedding import fuse_embedding
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
@@ -48,8 +47,6 @@ def write_decoder(
     folder: Path,
     provider: Provider,
     progress: Progress,
-    *,
-    unfinished: Unfinished | None = None,
 ) -> WrittenForm:
     """Writes a decoder for ONNX Runtime, in the fastest form that there is for it.
 
@@ -57,7 +54,7 @@ def write_decoder(
     and yet not its sizes.
     """
     tries = _Tries(loaded, provider, progress)
-    for write in _writers(loaded, provider, progress, unfinished):
+    for write in _writers(loaded, provider, progress):
         with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
             written = tries.written(write, Path(name))
             if written is None:
@@ -118,9 +115,7 @@ class _Tries:
         self.reasons.append(reason)
 
 
-def _writers(
-    loaded: LoadedModel, provider: Provider, progress: Progress, unfinished: Unfinished | None
-) -> Iterator[_Write]:
+def _writers(loaded: LoadedModel, provider: Provider, progress: Progress) -> Iterator[_Write]:
     """The ways to write it, the fastest first."""
 
     def build(folder: Path) -> WrittenForm:
@@ -129,12 +124,10 @@ def _writers(
         return build_decoder(loaded, folder, provider, progress)
 
     def fused(folder: Path, opset: int) -> WrittenForm:
-        return write_fused_export(loaded, folder, progress, opset=opset, unfinished=unfinished)
+        return write_fused_export(loaded, folder, progress, opset=opset)
 
     def plain(folder: Path, opset: int) -> WrittenForm:
-        written = write_portable(
-            loaded, folder, opset=opset, unfinished=unfinished, progress=progress
-        )
+        written = write_portable(loaded, folder, opset=opset, progress=progress)
         return replace(written, remark=_PLAIN)
 
     yield build
@@ -150,10 +143,9 @@ def write_fused_export(
     progress: Progress = QUIET,
     *,
     opset: int = FUSED_OPSET,
-    unfinished: Unfinished | None = None,
 ) -> WrittenForm:
     """Exports a decoder and fuses its attentions and norms."""
-    written = write_portable(loaded, folder, opset=opset, unfinished=unfinished, progress=progress)
+    written = write_portable(loaded, folder, opset=opset, progress=progress)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         return replace(written, remark=f"the config doesn't tell how long a text may be, {_PLAIN}")
@@ -189,16 +181,12 @@ def write_encoder(
     loaded: LoadedModel,
     folder: Path,
     progress: Progress,
-    *,
-    unfinished: Unfinished | None = None,
 ) -> WrittenForm:
     """Exports an encoder for ONNX Runtime, and fuses what can be fused.
 
     The result is run and held against PyTorch before it is taken.
     """
-    written = write_portable(
-        loaded, folder, opset=SOURCE_OPSET, unfinished=unfinished, progress=progress
-    )
+    written = write_portable(loaded, folder, opset=SOURCE_OPSET, progress=progress)
     with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
         try:
             counts = _fused_copy(loaded, folder, Path(name))

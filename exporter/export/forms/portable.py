@@ -22,7 +22,6 @@ from exporter.models.loading.model_files import save_checkpoint
 from exporter.optional import require
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
-from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -169,7 +168,6 @@ def write_portable(
     *,
     exporter: ExporterName | None = None,  # None: PyTorch's
     opset: int | None = None,  # None: PORTABLE_OPSET for PyTorch's, its own choice for optimum's
-    unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> WrittenForm:
     """Exports a model with PyTorch's exporter, or optimum's."""
@@ -179,5 +177,5 @@ def write_portable(
     from exporter.export.torch_export import export_onnx
 
     chosen = opset or PORTABLE_OPSET
-    export_onnx(loaded, folder, opset=chosen, unfinished=unfinished, progress=progress)
+    export_onnx(loaded, folder, opset=chosen, progress=progress)
     return WrittenForm(f"{version_of('torch')}, opset {chosen}")

@@ -16,16 +16,14 @@ from exporter.export.onnx_output import MODEL_FILE
 from exporter.export.options import ExporterName
 from exporter.export.pooled import add_pooling, pooling_for
 from exporter.progress import QUIET, Progress
-from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from exporter.export.forms.genai import Provider
     from exporter.models.loading.model_source import LoadedModel
 
 Write = Callable[..., WrittenForm]
-"""Is given a LoadedModel, a folder and a Progress, and where an interrupted run may be gone on with
-``unfinished``; writes the model's form into the folder, or raises ExportError. Where caches have a
-fixed length it takes ``room``, too."""
+"""Is given a LoadedModel, a folder and a Progress; writes the model's form into the folder, or
+raises ExportError. Where caches have a fixed length it takes ``room``, too."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,11 @@ def write_form(
     opset: int | None = None,  # for `portable` alone; None for the exporter's usual one
     room: int | None = None,  # 0 lets them grow, None takes the usual number
     pooling: bool = False,
-    unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> tuple[Path, FormRecord]:
     """Exports a model in the form of a target."""
     form, pools = TARGETS[target], pooling_for(loaded) if pooling else None
-    options: dict[str, Any] = {} if unfinished is None else {"unfinished": unfinished}
+    options: dict[str, Any] = {}
     if form.plain:
         options |= {"exporter": exporter, "opset": opset}
         written = write_portable(loaded, folder, progress=progress, **options)

@@ -14,7 +14,6 @@ from exporter.export.onnx_output import MODEL_FILE, save_graph
 from exporter.export.options import USUAL_ROOM
 from exporter.progress import QUIET, Progress
 from graph_passes.errors import FusionError
-from graph_passes.files.unfinished import Unfinished
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
 from graph_passes.fusing.onnx_attention import GroupedAttentionPass
 
@@ -31,7 +30,6 @@ def write_for_tensorrt(
     progress: Progress = QUIET,
     *,
     room: int | None = None,  # positions of the caches; 0 lets them grow, None takes USUAL_ROOM
-    unfinished: Unfinished | None = None,
 ) -> WrittenForm:
     """Exports a model at opset 23, and rewrites a decoder's attentions and caches.
 
@@ -39,9 +37,7 @@ def write_for_tensorrt(
     are updated in place (opset 24), see :mod:`graph_passes.fusing.cache_in_place`.
     """
     length = None if room == 0 else _room(loaded, room)
-    written = write_portable(
-        loaded, folder, opset=FUSED_OPSET, unfinished=unfinished, progress=progress
-    )
+    written = write_portable(loaded, folder, opset=FUSED_OPSET, progress=progress)
     if not loaded.model.can_generate():
         return written
     model, passes, remark = rewrite_decoder(ir.load(folder / MODEL_FILE), length)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from exporter.export.onnx_output import save_onnx
 from exporter.models.loading.meta_model import MetaModel, load_meta
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
-from graph_passes.files.unfinished import Unfinished
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -153,36 +151,6 @@ def only_weights(meta: MetaModel) -> ir.Model:
             made.graph.register_initializer(ir.Value(name=tensor.name, const_value=tensor))
     read_weights_lazily(made.graph, meta, "model.")
     return made
-
-
-def stopping_after(meta: MetaModel, count: int, error: BaseException) -> Callable[[str], Any]:
-    """Reads so many weights, then fails."""
-    read, left = meta.shards.read, iter(range(count))
-
-    def reading(name: str) -> Any:
-        if next(left, None) is None:
-            raise error
-        return read(name)
-
-    return reading
-
-
-def test_interrupted_writing_goes_on(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left, out = Unfinished(tmp_path / "left", "model"), tmp_path / "out"
-    meta = load_meta(str(llama))
-    monkeypatch.setattr(meta.shards, "read", stopping_after(meta, 8, KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        save_onnx(only_weights(meta), out, unfinished=left)
-    assert not list(out.iterdir())
-    again = load_meta(str(llama))
-    save_onnx(only_weights(again), out, unfinished=left)
-    assert again.shards.bytes_read < again.weights.nbytes()
-    expected = load_model(str(llama)).model.state_dict()
-    for name, value in ir.load(out / "model.onnx").graph.initializers.items():
-        assert value.const_value is not None
-        assert (value.const_value.numpy() == expected[name.removeprefix("model.")].numpy()).all()
 
 
 def test_a_disk_without_room_is_told_before_anything_is_read(
