@@ -286,8 +286,8 @@ class _Measurement:
         budget = self._budget
         limits: dict[str, Any] = {"seconds": budget.warmup_seconds}
         if number:  # the model's files, the threads and the processor are warm by then
-            limits["seconds"] = min(budget.warmup_seconds, budget.seconds / self._chunks)
-            limits["fewest"] = 1
+            part = 0.0 if budget.rounds is not None else budget.seconds / self._chunks
+            limits |= {"seconds": min(budget.warmup_seconds, part), "fewest": 1}
         found = warm_up(probes, clock=self._clocks.now, **limits)
         if not found.stable and not number:
             self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
