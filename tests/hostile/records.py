@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections.abc import Iterator
@@ -88,8 +89,9 @@ def any_value(spoilt: Spoilt, rng: random.Random) -> None:
             return
         holder, key = rng.choice(spots)
         spoilt.note(f"{name}: {str(key)[:40]}")
-        holder[key] = rng.choice((*ODD, "../beside/secret.txt", "/etc/hostname", "attacker/model",
+        odd = rng.choice((*ODD, "../beside/secret.txt", "/etc/hostname", "attacker/model",
         "<script>", "![x](http://attacker/x)", "=cmd()",))  # fmt: skip
+        holder[key] = copy.deepcopy(odd)  # which may be spoilt, too
     spoilt.put_json(name, told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -42,7 +43,7 @@ def _any_of(told: Any, rng: random.Random) -> Any:
     """The same with one or two values that no file of ours has."""
     for _ in range(rng.choice((1, 1, 2))):
         holder, key = rng.choice(list(spots_of(told)))
-        holder[key] = rng.choice((*_HUGE, *ODD))
+        holder[key] = copy.deepcopy(rng.choice((*_HUGE, *ODD)))
     return told
 
 

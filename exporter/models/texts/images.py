@@ -404,7 +404,14 @@ class ImageReader:
         made = getattr(library, f"{name}Pil", None) or getattr(library, name)
         size = settings.get("size") or 0
         shortest = size if isinstance(size, int) else size.get("shortest_edge", 0)
-        return made(**settings | _WITHOUT_NUMBERS), made(**settings | _WITHOUT_SIZES), shortest
+        try:
+            return made(**settings | _WITHOUT_NUMBERS), made(**settings | _WITHOUT_SIZES), shortest
+        except ValueError as error:  # names of sizes that don't belong together
+            raise ModelSourceError(
+                f"{where}: {first_line(error)}.",
+                "Take the file that belongs to the model.",
+                code="odd-setting",
+            ) from error
 
     def _told(self) -> tuple[dict[str, Any], str]:
         for name in (_PREPROCESSOR, "processor_config.json"):

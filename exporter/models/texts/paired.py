@@ -62,7 +62,7 @@ class _Features(BaseModel):
     sampling_rate: _Size = 16_000
     hop_length: _Size = 160
     chunk_length: _Size = 30
-    n_fft: Annotated[int, Field(gt=0, lt=1 << 14)] = 400
+    n_fft: Annotated[int, Field(gt=1, lt=1 << 14)] = 400
     padding_value: float = 0.0
     dither: float = 0.0
 

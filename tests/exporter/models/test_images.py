@@ -477,6 +477,7 @@ def test_pixels_are_resized_and_normalised(reader: ImageReader, tmp_path: Path) 
         ({"size": {"height": 8, "width": 8}}, "other-image-size", "[3, 8, 8]"),
         ({"size": {"height": 1 << 30, "width": 8}}, "odd-setting", "size"),
         ({"image_mean": "grey"}, "odd-setting", "image_mean"),
+        ({"size": {"x": 1}}, "odd-setting", "size"),
         ({"image_processor_type": "OwlViTImageProcessor"}, "other-image-processor", "OwlViT"),
         ({"image_processor_type": None}, "other-image-processor", "None"),
         ({"image_mean": [0.5, 0.5]}, "image-processor-fails", "a.png"),

@@ -356,6 +356,7 @@ FEATURES = {"feature_size": 8, "sampling_rate": RATE, "hop_length": 160, "chunk_
         ({"feature_size": "x"}, "odd-setting", "feature_size"),
         ({"chunk_length": None}, "odd-setting", "chunk_length"),
         ({"n_fft": 10**9}, "odd-setting", "n_fft"),
+        ({"n_fft": 1}, "odd-setting", "n_fft"),
         ({"padding_value": [0]}, "odd-setting", "padding_value"),
         ({"chunk_length": 6250, "hop_length": 1_000_000}, "odd-setting", "n_fft"),
         ({"feature_size": 10**5}, "other-features", 10**5),
