@@ -14,7 +14,6 @@ from exporter.artifacts import (
     ImportanceReport,
     PlannedDeletion,
     PruningPlan,
-    json_path,
 )
 from exporter.artifacts.base import _MADE_BY
 from exporter.errors import ArtifactError, UnsafeInputError
@@ -136,7 +135,3 @@ def test_describe_groups_by_kind_in_the_order_of_choice() -> None:
     chosen = [(25, "attention"), (3, "mlp"), (7, "attention")]
     plan = PruningPlan(deletions=[PlannedDeletion(layer=n, kind=k) for n, k in chosen])
     assert plan.describe() == "attention 25, 7; mlp 3"
-
-
-def test_json_path() -> None:
-    assert json_path(("latency", 3, "speedup")) == "$.latency[3].speedup"

@@ -54,10 +54,6 @@ def test_force_makes_nothing_valid(result: Path) -> None:
     assert not StageLedger(result.parent, force=True).valid("score", KEY)
 
 
-def test_an_unknown_stage_is_not_valid(result: Path) -> None:
-    assert not StageLedger(result.parent).valid("plan", KEY)
-
-
 def test_a_broken_memory_is_no_memory(result: Path) -> None:
     (result.parent / ".depthcut" / "stages.json").write_text("{", encoding="utf-8")
     assert not StageLedger(result.parent).valid("score", KEY)
@@ -92,13 +88,6 @@ def test_what_a_forced_run_made_itself_is_valid(result: Path) -> None:
     ledger = StageLedger(result.parent, force=True)
     _finish(ledger, "new")
     assert ledger.valid("score", KEY)
-
-
-def test_files_hash_follows_the_files(result: Path) -> None:
-    ledger = StageLedger(result.parent)
-    before = ledger.files_hash("score")
-    _finish(ledger, "{ }")
-    assert ledger.files_hash("score") != before
 
 
 def elsewhere(work: Callable[[], Any]) -> Any:
@@ -136,13 +125,6 @@ def test_what_a_failed_run_finished_stays(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fails()
     assert StageLedger(tmp_path / "out").valid("score", KEY)
-
-
-def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    with locked(tmp_path / "mine"):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_turns_wait_for_one_another_and_not_for_a_run(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, PruningPlan, Score
 from exporter.artifacts.plans import parse_drops, plan_drop, read_plan, validate_plan
 from exporter.errors import ArtifactError, PlanError, UsageError
-from tests.heard import Heard
 from tests.raising import raises
 
 ATTENTION = [0.9, 0.2, 0.1, 0.2, 0.5]
@@ -105,45 +104,9 @@ def test_everything_may_go_where_it_is_allowed(asked: dict[str, int]) -> None:
         plan_drop(_report(), **asked)
 
 
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        ({}, ("nothing-asked",)),
-        ({"joint": 11}, ("too-few-scored", 11, 10)),
-        ({"attention": 5, "block": 5}, ("dropped-twice",)),
-    ],
-)
-def test_no_other_refusal_is_lifted_with_it(asked: dict[str, int], told: tuple[Any, ...]) -> None:
-    with raises(PlanError, *told):
-        plan_drop(_report(), **asked, allow_all=True)
-
-
-def test_all_attentions_may_go() -> None:
-    assert len(plan_drop(_report(), attention=5).deletions) == 5
-
-
 def test_a_score_that_is_not_a_number_is_refused() -> None:
     with raises(PlanError, "not-finite", "attention 1"):
         plan_drop(_report(attention=[0.1, float("nan"), 0.3, 0.4, 0.5]), attention=1)
-
-
-@pytest.mark.parametrize(
-    ("attention", "warned"),
-    [
-        ([0.1, 0.2, 0.3, 0.4, 0.5], "first layer (0)"),
-        ([0.5, 0.4, 0.3, 0.2, 0.1], "last layer (4)"),
-    ],
-)
-def test_the_first_and_the_last_layer_are_told(attention: list[float], warned: str) -> None:
-    heard = Heard()
-    plan_drop(_report(attention=attention), attention=1, progress=heard)
-    assert [warned in line for line in heard.lines] == [True]
-
-
-def test_the_middle_is_not_told() -> None:
-    heard = Heard()
-    plan_drop(_report(), attention=1, progress=heard)
-    assert heard.lines == []
 
 
 def test_drops_by_hand_keep_their_order() -> None:
@@ -187,11 +150,6 @@ def test_drops_that_make_no_sense(texts: list[str], code: str) -> None:
     assert caught.value.hint
 
 
-def test_a_plan_file_comes_back(tmp_path: Path) -> None:
-    plan = parse_drops(["attention:3"])
-    assert read_plan(plan.write(tmp_path / "plan.json")) == plan
-
-
 def test_bad_plan_files(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     with raises(ArtifactError, "file-missing", path):
@@ -228,7 +186,3 @@ def test_plans_that_do_not_fit_the_model(
 
 def test_a_plan_that_drops_everything_where_that_is_allowed() -> None:
     validate_plan(parse_drops(["block:0-4"]), 5, allow_all=True)
-
-
-def test_a_plan_that_fits() -> None:
-    validate_plan(parse_drops(["attention:0-4", "mlp:0-3"]), 5)

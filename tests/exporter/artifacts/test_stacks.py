@@ -94,13 +94,6 @@ def test_a_plan_that_does_not_fit_is_refused(
         validate_plan(plan, 5, encoder_layers=encoder_layers)
 
 
-def test_a_plan_that_fits_is_taken() -> None:
-    validate_plan(plan_of(drop(1, "mlp"), drop(2, "cross_attention"), drop(3, "block")), 5,
-                  encoder_layers=2)  # fmt: skip
-    everything = plan_of(*(drop(layer, "block") for layer in range(5)))
-    validate_plan(everything, 5, encoder_layers=2, allow_all=True)
-
-
 def test_one_graph_is_not_cut_by_the_numbers_of_two_stacks(tmp_path: Path) -> None:
     from exporter.artifacts.loaded_plan import LoadedPlan
 
@@ -135,8 +128,3 @@ def test_what_stays_is_named_by_its_stack() -> None:
 def test_what_can_not_stay_is_refused(text: str, kind: type[PlanError], code: str) -> None:
     with raises(kind, code):
         protected_names([text], 5, 2)
-
-
-def test_a_model_of_one_stack_has_no_encoder_to_keep() -> None:
-    with raises(UsageError, "no-sublayers"):
-        protected_names(["encoder"], 5)

@@ -61,12 +61,6 @@ def test_what_a_user_protects_stands_alone() -> None:
     assert found.protect == ("attention:2",)
 
 
-def test_a_search_costs_half_a_run_for_each_candidate() -> None:
-    assert search_runs(candidates=6, drops=1, shortlist=12) == 1 + 3
-    assert search_runs(candidates=60, drops=3, shortlist=12) == 1 + 18 + 2 * (1 + 6)
-    assert search_runs(candidates=60, drops=2, shortlist=0) == 1 + 30 + 1 + 30
-
-
 def test_a_search_gets_the_tokens_that_its_time_allows_or_none() -> None:
     many = affordable_tokens(10**8, runs=50, operations_per_s=1e12)
     assert many == 10 * affordable_tokens(10**8, runs=50, operations_per_s=1e11)

@@ -74,25 +74,6 @@ def test_floors_are_used_up_but_kept_on_other_tokens(seed: int) -> None:
     assert 0.85 * most <= candidate.gain(unit) <= most * (1 + 1e-9)
 
 
-def test_what_breaks_a_floor_on_the_tokens_of_the_search_alone_is_no_matter() -> None:
-    search, meter, held_out, _, unit = _search(0, Floors(perplexity_increase=0.2))
-    candidate = search.solve([], unit)
-    held_out.scale = 5.0  # the same search, judged by worse tokens
-    stricter = Search(
-        meter, QualityCheck(held_out, Floors(perplexity_increase=0.2)), search._options,
-        SearchOptions(shortlist=0),
-    )  # fmt: skip
-    assert stricter.solve([], unit).gain(unit) < candidate.gain(unit)
-
-
-def test_agreement_is_a_floor_too() -> None:
-    search, _, held_out, _, unit = _search(1, Floors(top1_agreement=0.95))
-    candidate = search.solve([], unit)
-    assert held_out.measure_many(candidate.cut, [])[0].top1_agreement >= 0.95
-    looser, *_ = _search(1, Floors(top1_agreement=0.8))
-    assert looser.solve([], unit).gain(unit) > candidate.gain(unit)
-
-
 def _damage(rises: list[float], agreements: list[float]) -> Damage:
     """Samples of 100 tokens each, by their mean rise and agreement."""
     count = np.full(len(rises), 100.0)

@@ -273,14 +273,6 @@ def test_threads_are_those_of_before_or_the_cores(
     assert cost_runner.timed == []
 
 
-def test_another_file_is_not_overwritten(tmp_path: Path) -> None:
-    kept = tmp_path / "costs.json"
-    kept.write_text("mine")
-    with raises(CostError, "not-ours", kept):
-        measured(VirtualBench(), kept=kept)
-    assert kept.read_text() == "mine"
-
-
 def test_a_group_that_cannot_be_cut_is_left_out_and_told() -> None:
     table = measured(VirtualBench(refused="mlp"), replacements=())
     assert table.saved_ms((0, "attention")) == pytest.approx(saved_ms("attention"), rel=1e-4)

@@ -48,12 +48,6 @@ def test_steps_are_summed_up_exactly_where_time_grows_with_the_cache(prompt: int
     assert len(steps) <= 3
 
 
-def test_a_longer_way_is_timed_at_three_lengths() -> None:
-    lengths = [shape.past_length for shape, _ in RequestShape(1, 10, 100).cells(cached=True)[1:]]
-    assert lengths == [10, 59, 109]
-    assert len(RequestShape(1, 512, 128).cells(cached=True)) == 3
-
-
 def test_a_graph_without_a_cache_runs_its_input_alone() -> None:
     ((shape, count),) = RequestShape(2, 64, 0).cells(cached=False)
     assert (shape.phase, shape.batch, shape.sequence_length, count) == ("encode", 2, 64, 1.0)

@@ -115,12 +115,6 @@ def test_a_few_cuts_are_tried_where_no_numbers_are_asked_for() -> None:
     assert study.asked(3) == [("attention", 2), ("attention", 4), ("joint", 2), ("joint", 4)]
 
 
-def test_numbers_alone_are_the_study_and_no_answer() -> None:
-    assert DepthOptions().recommends
-    assert not DepthOptions(numbers=(4,)).recommends
-    assert DepthOptions(numbers=(4,), recommend=True).recommends
-
-
 @pytest.mark.parametrize("given", [{"other_text": "mine.txt"}, {"most_increase": 0.05}])
 def test_what_only_an_answer_uses_is_refused_without_one(given: dict[str, Any]) -> None:
     with raises(OptionError, "", "--recommend"):

@@ -8,14 +8,12 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion, TriedCut
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.healed_limits import QualityLimits, healed_words, refuse_all
+from exporter.choose.budgets.healed_limits import QualityLimits, refuse_all
 from exporter.choose.budgets.trial_runs import BETTER_ENDS, ENDS, HIGH, LOW, SAME
 from exporter.errors import UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.damage import SIMILARITY
 from graph_passes.types import Replacement
 from tests.raising import raises
-
-_USUAL = "usual limit"
 
 
 def tried_cut(
@@ -33,40 +31,6 @@ def tried_cut(
         deletions=deletions, healed_by=healed_by, changed_weights=changed_weights,
         training_seconds=0.0, bare=healed, healed=healed, holds=False,
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("cut", "words"),
-    [
-        (tried_cut({}, "none", "none", changed_weights=3), "folded weights"),
-        (tried_cut({}, "none", healed_by="distill", changed_weights=3), "trained weights"),
-        (tried_cut({}, "linear", "linear", changed_weights=0), "2 linear maps"),
-        (
-            tried_cut({}, "linear", "bias", "none", changed_weights=1),
-            "folded weights, 1 linear map, 1 mean",
-        ),
-        (tried_cut({}, "none", healed_by="best", changed_weights=0), "nothing put in"),
-        (tried_cut({}, "linear"), "fold"),  # of an older version: only what was asked is known
-    ],
-)
-def test_what_healed_a_cut_is_what_was_done(cut: TriedCut, words: str) -> None:
-    assert healed_words(cut) == words
-
-
-@pytest.mark.parametrize(
-    ("healed", "floors"),
-    [
-        ({"cosine": 0.9, LOW: 0.89}, Floors(embedding_cosine=0.98)),
-        ({"top1_agreement": 0.9, SAME: 0.83}, Floors(top1_agreement=0.98)),
-        ({"log_perplexity_increase": 0.1, HIGH: 0.2, "top1_agreement": 0.9}, Floors(0.02)),
-    ],
-    ids=["embeddings", "classes", "tokens"],
-)
-def test_a_limit_that_nobody_named_is_told_as_the_usual_one(
-    healed: dict[str, float], floors: Floors
-) -> None:
-    assert _USUAL in QualityLimits(floors, usual=True).outcome(tried_cut(healed))
-    assert _USUAL not in QualityLimits(floors).outcome(tried_cut(healed))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,17 +121,6 @@ def test_a_goal_out_of_reach_says_what_is_reachable(goal: int, protect: tuple[st
         greedy(FakeMeter(0), options, goal=goal)
 
 
-def test_all_that_there_is_leaves_one() -> None:
-    assert len(greedy(FakeMeter(0), _sublayers(), goal=math.inf)) == len(NAMES) - 1
-
-
-def test_a_step_that_is_stopped_is_left_out() -> None:
-    meter = FakeMeter(0, pairs=0.0)
-    limit = 5.0 + sorted(meter.prices.values())[0] + sorted(meter.prices.values())[1] + 1e-9
-    steps = greedy(meter, _sublayers(), goal=math.inf, stop=lambda s: s.damage.kl > limit)
-    assert len(steps) == 2
-
-
 def test_damage_counts_by_gain() -> None:
     meter = FakeMeter(0, pairs=0.0)
     dear = max(NAMES, key=meter.prices.__getitem__)
@@ -200,25 +188,6 @@ def test_what_never_was_measured_gets_its_turn() -> None:
     assert best in _names(standing_options(steps))
 
 
-def test_nothing_is_measured_twice(tmp_path: Path) -> None:
-    meter = FakeMeter(2)
-    remembering = RememberingMeter(meter)
-    steps = greedy(remembering, _sublayers(), goal=3)
-    before = len(meter.measured)
-    again = greedy(remembering, _sublayers(), goal=3)
-    assert len(meter.measured) == before
-    assert [s.option.names for s in again] == [s.option.names for s in steps]
-
-
-def test_other_replacements_are_other_cuts() -> None:
-    meter = FakeMeter(2)
-    remembering = RememberingMeter(meter)
-    map_ = BranchReplacement(maps=(np.zeros(1),))
-    name = (0, "attention")
-    first, second, third = remembering.measure_many({name: NOTHING}, [{name: map_}, {}])
-    assert first.kl > second.kl > third.kl
-
-
 def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     journal, about = tmp_path / "journal", {"model": "a"}
     whole = greedy(FakeMeter(4), _sublayers(), goal=4)
@@ -264,30 +233,6 @@ def test_replacements_are_known_again_by_their_numbers(tmp_path: Path) -> None:
     assert measured(fitted(2.0), fitted(1.0)) == 0
     assert measured(fitted(3.0)) == 2
     assert measured(BranchReplacement(torch.full((4,), 1.0))) == 2
-
-
-def test_a_search_that_is_stopped_loses_one_group(tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
-    cuts: list[Any] = [
-        {name: NOTHING} for name in itertools.product(range(16), ("attention", "mlp"))
-    ]
-
-    class Dying(FakeMeter):
-        def measure_many(
-            self, cut: BranchReplacements, others: Any, progress: Any = None
-        ) -> list[Damage]:
-            if self.measured:
-                raise KeyboardInterrupt
-            return super().measure_many(cut, others)
-
-    first, second = Dying(4, layers=16), FakeMeter(4, layers=16)
-    with pytest.raises(KeyboardInterrupt):
-        RememberingMeter(first, journal, {}).measure_many({}, cuts)
-    RememberingMeter(second, journal, {}).measure_many({}, cuts)
-    assert 1 < len(first.measured) < len(cuts)
-    assert {*first.measured, *second.measured} >= {frozenset(cut) for cut in cuts}
-    groups = -(-len(second.measured) // 12)
-    assert len(first.measured) + len(second.measured) <= len(cuts) + 2 + groups
 
 
 def test_what_was_measured_of_another_model_is_measured_again(tmp_path: Path) -> None:

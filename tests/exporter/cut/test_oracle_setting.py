@@ -66,16 +66,6 @@ def test_above_the_limit_the_cheaper_setting_is_told(source: Path, tmp_path: Pat
     assert PruneReport.read(target.with_name("prune.json")).verification == verification
 
 
-def test_an_encoder_is_run_at_the_cheaper_setting(tmp_path: Path) -> None:
-    save_model(tiny_model(TinySpec(cache=False)), tmp_path / "m.onnx")
-    target = tmp_path / "o" / "m.onnx"
-    verification = prune_file(
-        tmp_path / "m.onnx", target, CUT, CutOptions(verify_limit_bytes=0)
-    ).verification
-    assert verification.passed is True
-    assert "encode; cheaper setting" in verification.method
-
-
 @pytest.mark.usefixtures("wrong_layer")
 def test_a_wrong_cut_is_caught_at_the_cheaper_setting(tmp_path: Path) -> None:
     source = tmp_path / "encoder.onnx"

@@ -281,15 +281,6 @@ def test_the_command_takes_a_place_for_the_report(source: Path, tmp_path: Path) 
     assert names_in(target.parent) == ["USE.md", "m.onnx", "m.onnx.*.data"]
 
 
-def test_a_report_that_is_named_like_the_lines_stays_the_report(
-    source: Path, tmp_path: Path
-) -> None:
-    report_path = tmp_path / "o" / "USE.md"
-    options = CutOptions(verify="none", report_path=report_path)
-    prune_file(source, tmp_path / "o" / "m.onnx", PLAN, options)
-    assert PruneReport.read(report_path).target == "m.onnx"
-
-
 @pytest.mark.parametrize(("name", "code"), [("m.onnx.data", 0), ("m.onnx", 2)])
 def test_the_plan_is_not_overwritten(source: Path, tmp_path: Path, name: str, code: int) -> None:
     plan = tmp_path / name
@@ -298,18 +289,6 @@ def test_the_plan_is_not_overwritten(source: Path, tmp_path: Path, name: str, co
     call = ["prune", str(source), "-o", str(tmp_path / "m.onnx"), "--plan", str(plan)]
     assert command_line.run([*call, "--verify", "none"]) == code
     assert plan.read_bytes() == before
-
-
-def test_nothing_left_to_delete_is_told_in_the_plural(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    once, again = tmp_path / "once.onnx", tmp_path / "o" / "again.onnx"
-    for given, made in ((source, once), (once, again)):
-        call = ["prune", str(given), "-o", str(made), "--drop", "mlp:1", "--verify", "none"]
-        assert command_line.run(call) == 0
-    told = capsys.readouterr().out
-    assert "1 sublayer deleted" in told
-    assert "0 sublayers deleted" in told
 
 
 _WITHOUT_RUNTIME = """

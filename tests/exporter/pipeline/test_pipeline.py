@@ -177,11 +177,6 @@ def test_a_damaged_result_is_made_again(checkpoint: Path, again: Path) -> None:
     assert heard.reused == ["score", "plan", "export", "measure"]
 
 
-def test_force_redoes_all(checkpoint: Path, again: Path) -> None:
-    _, heard = _walk(_request(checkpoint, again, redo=True))
-    assert heard.reused == []
-
-
 def test_a_plan_by_hand_is_walked(checkpoint: Path, again: Path, tmp_path: Path) -> None:
     plan = json.loads((again / "plan.json").read_text())
     plan |= {"deletions": [{"layer": 0, "kind": "block"}], "importance_sha256": None}
@@ -207,18 +202,6 @@ def test_a_plan_by_hand_needs_no_scores_where_there_is_no_report(
     _, heard = _walk(_request(checkpoint, out, drops=drops))
     assert (out / "importance.json").exists()
     assert {"export", "prune"} <= set(heard.reused)
-
-
-def test_a_plan_for_another_model_is_warned_of_once(
-    checkpoint: Path, again: Path, tmp_path: Path
-) -> None:
-    other = "b" * 64
-    plan = json.loads((again / "plan.json").read_text())
-    plan |= {"made_from": {"model": other}, "importance_sha256": None}
-    (tmp_path / "foreign.json").write_text(json.dumps(plan))
-    drops = DropRequest(plan=tmp_path / "foreign.json")
-    _, heard = _walk(_request(checkpoint, again, drops=drops))
-    assert len([line for line in heard.lines if other[:12] in line]) == 1
 
 
 @pytest.mark.parametrize(
@@ -297,15 +280,6 @@ def test_a_run_that_failed_late_is_taken_up_again(
     assert not (again / ".depthcut" / "work").exists()
     prune = json.loads((again / "prune.json").read_text())
     assert [entry["kind"] for entry in prune["deleted"]] == ["mlp"]
-
-
-def test_the_plan_in_the_output_folder_is_kept_to_the_letter(checkpoint: Path, again: Path) -> None:
-    mine = (again / "plan.json").read_text().replace("  ", " ")
-    (again / "plan.json").write_text(mine)
-    _walk(_request(checkpoint, again, drops=DropRequest(plan=again / "plan.json")))
-    assert (again / "plan.json").read_text() == mine
-    _, heard = _walk(_request(checkpoint, again, drops=DropRequest(plan=again / "plan.json")))
-    assert heard.reused == list(STAGES)
 
 
 def test_an_option_that_can_not_work_fails_before_any_work(
@@ -388,13 +362,6 @@ def test_export_takes_every_option_that_says_how_compare_judges() -> None:
     }  # export makes its own arms
     names = [set(command.leaves) for command in (compare, export)]
     assert names[0] - own <= names[1]
-
-
-def test_a_model_that_is_not_there_leaves_no_folder(checkpoint: Path, tmp_path: Path) -> None:
-    request = _request(checkpoint, tmp_path / "out", source=str(tmp_path / "nothing"))
-    with raises(DepthcutError, "file-missing", "nothing"):
-        _walk(request)
-    assert not (tmp_path / "out").exists()
 
 
 def test_extra_files_of_the_tokenizer_go_to_both_arms(
@@ -515,19 +482,6 @@ def test_engines_are_built_on_the_way_and_told_in_the_report(
     assert any(line.startswith("engines:") for line in heard.lines)
 
 
-def test_engines_of_someone_else_are_not_touched(
-    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from exporter.pipeline.request import EngineRequest
-
-    made = _fake_builds(monkeypatch)
-    (again / "engines").mkdir()
-    request = _request(checkpoint, again, engines=EngineRequest("tensorrt-rtx"))
-    with raises(UsageError, "not-ours", "engines"):
-        _walk(request)
-    assert made == []
-
-
 def test_engines_that_can_not_be_built_are_refused_before_any_work(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,23 +545,3 @@ def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     assert sum("kernels" in line for line in heard.lines) == 1
     told = (tmp_path / "out" / "report.md").read_text()
     assert "bfloat16" in told
-
-
-def test_a_model_that_is_loaded_twice_is_told_what_for(checkpoint: Path, tmp_path: Path) -> None:
-    from exporter.pipeline.run import Run
-    from exporter.progress import Quiet
-
-    class Tasks(Quiet):
-        def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
-            told.append(description.removeprefix(f"load {checkpoint}"))
-            return super().task(description, total)
-
-    told: list[str] = []
-    once = _request(checkpoint, tmp_path / "once")
-    run = Run(once, Tasks())
-    assert run.choosing is run.loaded
-    assert told == [""]
-    half = replace(once.load, dtype="float16")
-    run = Run(replace(once, load=half, choose_dtype="float32"), Tasks())
-    assert run.choosing is not run.loaded
-    assert told[1:] == [" in float32, to choose", " in float16, to export"]

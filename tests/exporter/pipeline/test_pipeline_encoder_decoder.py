@@ -91,14 +91,6 @@ def test_every_sublayer_of_both_halves_is_scored(whisper: tuple[Path, Any]) -> N
     assert report.calibration.samples == 4
 
 
-def test_the_plan_drops_what_was_asked_for(whisper: tuple[Path, Any]) -> None:
-    plan = PruningPlan.read(whisper[0] / "plan.json")
-    assert plan.encoder_layers == 2
-    kinds = [deletion.kind for deletion in plan.deletions]
-    assert sorted(kinds) == ["attention", "cross_attention", "mlp"]
-    assert next(d.layer for d in plan.deletions if d.kind == "cross_attention") in (2, 3)
-
-
 def test_the_plan_is_chosen_by_damage_that_it_tells(whisper: tuple[Path, Any]) -> None:
     plan = PruningPlan.read(whisper[0] / "plan.json")
     assert plan.predicted["kl"] > 0
@@ -392,29 +384,6 @@ def test_an_option_without_effect_is_refused(name: str) -> None:
     assert told.value.code in codes
 
 
-@pytest.mark.parametrize(
-    ("quick", "named", "left"),
-    [
-        (True, ("pydoc",), ()),  # of --quick itself: the usual text of the model is taken
-        (True, ("a.jsonl",), ("a.jsonl",)),
-        (False, ("pydoc",), ("pydoc",)),
-    ],
-)
-def test_a_first_look_scores_on_what_is_usual_for_the_model(
-    named: tuple[str, ...], left: tuple[str, ...], *, quick: bool
-) -> None:
-    from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
-
-    told = ScoreOptions(calibration=named)
-    request = request_for(
-        Path("m"), Path("out"), score=told, heal=HealOptions("bias", calibration=named)
-    )
-    found = without_presets(replace(request, quick=quick))
-    refuse_unfit(found)
-    assert found.score == ScoreOptions(calibration=left)
-    assert found.heal == HealOptions("bias", calibration=left)
-
-
 def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
     from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
 
@@ -469,14 +438,6 @@ def test_what_the_scores_are_to_rest_on_is_refused_before_anything_is_done(
         export_model(request_for(source, tmp_path / "out", **told))
     assert not (tmp_path / "out" / "importance.json").exists()
     assert not (tmp_path / "out" / ".depthcut" / "work" / "importance.json").exists()
-
-
-def test_what_is_said_of_scores_is_taken_for_healing() -> None:
-    from exporter.pipeline.encoder_decoder import refuse_unfit
-
-    told: dict[str, Any] = {"calibration": ("random",), "samples": 2}
-    heal = HealOptions(kind="auto", **told)
-    refuse_unfit(request_for(Path("m"), Path("out"), heal=heal, score=ScoreOptions(**told)))
 
 
 def test_both_folders_are_compared_again(whisper: tuple[Path, Any], tmp_path: Path) -> None:

@@ -36,12 +36,6 @@ def test_everything_goes_and_equals_pytorch_and_the_oracle(
     assert (out / "plan.json").read_bytes() == before
 
 
-def test_no_stage_is_left_behind_without_force(checkpoint: Path, tmp_path: Path) -> None:
-    with raises(PlanError, "nothing-left"):
-        _walk(_request(checkpoint, tmp_path / "out", drops=EVERYTHING))
-    assert not (tmp_path / "out" / "plan.json").exists()
-
-
 def test_caches_of_fixed_length_do_not_all_go(checkpoint: Path, tmp_path: Path) -> None:
     drops = DropRequest(Budget(attention=3))
     with raises(PlanError, "no-caches-left", "tensorrt-rtx", "--cache-length 0"):

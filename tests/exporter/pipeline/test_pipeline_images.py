@@ -151,12 +151,6 @@ def test_layers_that_come_one_by_one_have_the_same_scores(noisy: tuple[Path, Any
     assert [each.score for each in streamed.scores] == [each.score for each in whole.scores]
 
 
-def test_what_sublayers_cost_is_timed_at_the_one_size(noisy: tuple[Path, Any]) -> None:
-    from exporter.choose.costs.weighing import longest_text
-
-    assert longest_text(noisy[0] / "out" / "baseline" / "model.onnx") == 4
-
-
 def test_the_classes_are_those_of_pytorch(labelled: tuple[Path, Any]) -> None:
     place, report = labelled
     whole, cut, _ = logits_of(place, report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -214,16 +213,6 @@ def test_engines_are_built_from_what_modelopt_quantised_and_caches_grow(
     assert run.request.cache_room == room
 
 
-def test_another_modelopt_makes_it_stale(
-    exported: Path, monkeypatch: pytest.MonkeyPatch, quantised: list[tuple[str, QuantizeSettings]]
-) -> None:
-    keys = []
-    for version in ("0.47.0", "0.47.0", "0.48.0"):
-        monkeypatch.setattr("exporter.pipeline.quantizing.modelopt_version", lambda _, v=version: v)
-        keys.append(json.dumps(quantize_key(run_in(exported), FP8)))
-    assert keys[0] == keys[1] != keys[2]
-
-
 @pytest.mark.usefixtures("with_torch")
 def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
@@ -273,9 +262,3 @@ def test_how_is_nothing_without_into_what(tmp_path: Path, key: str, value: objec
         with pytest.raises(OptionError) as caught:
             asked(*words)
         assert "quantize" in caught.value.keys
-
-
-def test_the_stage_s_key_is_json(exported: Path) -> None:
-    assert json.loads(json.dumps(quantize_key(run_in(exported), EIGHT)))["settings"]["scheme"] == (
-        "int8"
-    )

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from exporter.cli.export import export
 from exporter.pipeline import quantizing as shared
 from exporter.pipeline.quantizing import Finished, SharedStages, take_or_make
 
@@ -47,25 +46,12 @@ def test_a_stage_is_made_once_and_its_files_are_the_same_ones(tmp_path: Path) ->
         assert (one / name).samefile(other / name)
 
 
-def test_export_takes_the_folder_of_stages_as_an_option() -> None:
-    call = ["model", "-o", "out", "--drop-attn", "1"]
-    assert export.read([*call, "--shared", "stages"]).request.shared == Path("stages")
-    assert export.read(call).request.shared is None
-
-
 def test_another_key_is_another_stage(tmp_path: Path) -> None:
     walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
     other, _ = walk(
         tmp_path / "b", tmp_path / ".depthcut" / "shared", {**KEY, "dtype": "float16"}, "halves"
     )
     assert other.calls == 1
-
-
-def test_without_a_folder_nothing_is_shared(tmp_path: Path) -> None:
-    make = Maker(tmp_path)
-    assert take_or_make(None, "export", KEY, tmp_path, make)[1]
-    assert take_or_make(None, "export", KEY, tmp_path, make)[1]
-    assert make.calls == 2
 
 
 @pytest.mark.parametrize("damage", ["file", "entry", "gone"])
@@ -84,16 +70,6 @@ def test_what_was_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     assert again.calls == 1
     assert walk(tmp_path / "c", root)[0].calls == 0
     assert (work / "note.json").read_text() == "weights"
-
-
-def test_what_stood_in_the_workplace_gives_way(tmp_path: Path) -> None:
-    root = tmp_path / ".depthcut" / "shared"
-    walk(tmp_path / "a", root)
-    stale = tmp_path / "b" / "work" / "baseline" / "stale.bin"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("old")
-    walk(tmp_path / "b", root)
-    assert not stale.exists()
 
 
 def test_without_hard_links_the_files_are_copies(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,9 +130,3 @@ time.sleep(60)
         list(child.run_in_children([job], Interrupting()))
     assert (tmp_path / "tidied").exists()
     assert time.monotonic() - begin < 50  # it was not waited for to the end
-
-
-def test_a_job_survives_the_way(job: Job) -> None:
-    assert Job.from_json(job.to_json()) == job
-    assert "\n" not in job.to_json()
-    assert json.loads(job.to_json())["name"] == str(job)

@@ -79,10 +79,6 @@ def test_a_machine_that_does_not_see_the_folder_is_refused(
         list(run_on_ray(jobs(tmp_path), QUIET, address=None))
 
 
-def test_nothing_to_run_needs_no_cluster(tmp_path: Path) -> None:
-    assert list(run_on_ray([], QUIET, address="nowhere:1")) == []
-
-
 def test_a_number_of_workers_is_for_a_cluster(tmp_path: Path) -> None:
     from click.testing import CliRunner
 

@@ -155,12 +155,6 @@ def test_a_quantisation_that_makes_no_sense_is_refused_before_anything_runs(tmp_
     assert cells(tmp_path, LEAST + "precisions: [int8-qdq]\nscoring: {calibration: pydoc}")
 
 
-def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    told = refused(tmp_path, "models: [m]\nplans: [mlp:1, {heal: bias}]\nprecisions: [a, b]\nc: 1")
-    assert told.count("sweep.yaml, line") == 4
-    assert "Tuple" not in told
-
-
 def test_a_path_is_relative_to_the_file_and_to_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,12 +186,3 @@ def test_paths_are_told_without_detours_unless_those_lead_elsewhere(tmp_path: Pa
     (cell,) = cells(tmp_path / "here", text.replace("x/../p", "link/../p"))
     assert cell.request.drops.plan is not None
     assert cell.request.drops.plan.samefile(tmp_path / "there" / "p.json")
-
-
-def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
-    from exporter.pipeline.sweep.schema import read_sweep
-
-    (tmp_path / "latin.yaml").write_bytes(b"models: [\xe4]")
-    for name in ("gone.yaml", "latin.yaml"):
-        with raises(SweepError, "unreadable", name):
-            read_sweep(tmp_path / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from written_files import data_of
 
-from exporter.artifacts import ComparisonReport, PruningPlan, SweepCell, SweepReport
+from exporter.artifacts import ComparisonReport, SweepCell, SweepReport
 from exporter.errors import OnnxFileError, SweepError
 from tests.heard import Heard
 from tests.raising import tells
@@ -227,14 +226,6 @@ def test_a_model_that_can_not_be_read_fails_its_own_cells(folder: Path, tmp_path
     assert [cell.failure and cell.failure.error for cell in report.cells] == 2 * [
         "ModelSourceError"
     ]
-
-
-def test_a_plan_by_hand_is_the_same_file_whoever_asks(
-    folder: Path, swept: tuple[Path, SweepReport]
-) -> None:
-    plan = swept[0] / "plans" / "attention-1.json"
-    assert [d.layer for d in PruningPlan.read(plan).deletions] == [1]
-    assert json.loads(plan.read_text())["command"] == []
 
 
 def test_another_s_table_is_not_written_over(folder: Path, tmp_path: Path) -> None:
