@@ -23,11 +23,9 @@ from exporter.artifacts.accuracy import (
     TaskScore,
 )
 from exporter.artifacts.base import (
-    _TOLD_VERSIONS,
     SCHEMA_VERSION,
     Artifact,
     Record,
-    command_line,
     json_path,
     library_versions,
 )
@@ -76,7 +74,6 @@ from exporter.artifacts.latency import (
     VerdictWord,
 )
 from exporter.artifacts.regression import (
-    Against,
     BaselineSet,
     ChangePoint,
     Check,
@@ -119,7 +116,6 @@ from exporter.artifacts.stages import (
 )
 from exporter.artifacts.tables import (
     AgainstFloat,
-    CellStatus,
     DepthCell,
     DepthDamage,
     DepthsInt8,

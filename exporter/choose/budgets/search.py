@@ -12,7 +12,7 @@ from exporter.choose.budgets.candidates import (
     with_gains,
 )
 from exporter.choose.budgets.refusals import refuse_floors, refuse_goal
-from exporter.choose.budgets.units import CountedBlocks, Goal, Unit
+from exporter.choose.budgets.units import Counted, Goal, Unit
 from exporter.choose.selection.greedy import FIRST, by_prior, greedy
 from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import (
@@ -112,7 +112,7 @@ class Search:
     def _reaching(self, goals: Sequence[Goal]) -> PlanCandidate:
         """Greedy steps to one goal after the other."""
         # Blocks first, while both their halves are there.
-        order = sorted(goals, key=lambda goal: not isinstance(goal.unit, CountedBlocks))
+        order = sorted(goals, key=lambda goal: goal.unit != Counted((), "block"))
         candidate = PlanCandidate()
         for goal in (*order, *order):  # a map for a later goal may have cost some of an earlier one
             candidate = self._towards(goal, candidate)

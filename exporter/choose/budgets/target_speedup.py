@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -15,13 +16,14 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.settings import ROUNDS
 from exporter.choose.costs.cost_runners import OnnxCostRunner
-from exporter.choose.costs.measuring import CostSettings, measure_costs
+from exporter.choose.costs.measuring import CostSettings, measure_on, refuse_too_long
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.together import fit_together, measure_speedup, measure_together
+from exporter.choose.costs.timing import Effort, RequestEstimate, of_rows, time_request
+from exporter.choose.costs.together import fit_together, measure_together
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
+from exporter.engines.environment import default_threads
 from exporter.errors import PlanError, UnmetGoalError
 from exporter.heal.plan_file import write_healed_plan
 from exporter.printable import counted
@@ -169,6 +171,8 @@ def speedup_verdict(plan: PruningPlan) -> SpeedupVerdict:
     return "missed" if high < least else "unproven"
 
 
+_WIDTH = 0.01
+"""Of an interval to either side, as a share, with which a candidate is known well enough."""
 _WEIGHTS = (".onnx", ".data", ".bin", ".safetensors", ".gguf")
 
 
@@ -188,6 +192,10 @@ class Stopwatch:
     together: bool = False
     progress: Progress = QUIET
 
+    @cached_property
+    def _runner(self) -> OnnxCostRunner:
+        return OnnxCostRunner(self.onnx, self.folder, self.provider)
+
     def costs(self, replacements: Sequence[Replacement], rank: int | None) -> CostTable:
         """What each sublayer's removal saves, for every replacement."""
         self.kept.parent.mkdir(parents=True, exist_ok=True)
@@ -199,33 +207,25 @@ class Stopwatch:
             kept=self.kept,
             may_replace=self.may_replace,
         )
-        runner = OnnxCostRunner(self.onnx, self.folder, self.provider)
-        if self.together and set(replacements) <= {"none"} and fit_together(runner):
-            return measure_together(runner, settings, progress=self.progress)[0]
-        table = measure_costs(
-            self.onnx,
-            settings,
-            provider=self.provider,
-            rank=rank,
-            folder=self.folder,
-            progress=self.progress,
-        )
+        if self.together and set(replacements) <= {"none"} and fit_together(self._runner):
+            return measure_together(self._runner, settings, progress=self.progress)[0]
+        self._runner.rank = rank
+        table = measure_on(self._runner, settings, progress=self.progress)
         self.threads = table.environment.threads
         return table
 
     def speedup(self, candidate: PlanCandidate) -> Speedup:
         """How much faster the finished candidate answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        sizes = self._runner.sizes
+        refuse_too_long(sizes.name, sizes.longest, self.at)
+        cells = self.at.cells(cached=sizes.has_cache)
+        self._runner.threads = self.threads or default_threads()
         with tempfile.TemporaryDirectory(prefix=".candidate.", dir=self.folder) as name:
-            return measure_speedup(
-                self.onnx,
-                self._cut(candidate, Path(name)),
-                self.at,
-                provider=self.provider,
-                threads=self.threads,
-                effort=self.candidates,
-                progress=self.progress,
-            ).speedup
+            cut = {"candidate": self._cut(candidate, Path(name))}
+            with self._runner.arms_of({}, cut) as arms:
+                rows = time_request(arms, cells, self.candidates, _is_narrow, self.progress)
+        return of_rows(rows, [count for _, count in cells]).speedup
 
     def _cut(self, candidate: PlanCandidate, folder: Path) -> Path:
         """The candidate's graph, as it would be shipped."""
@@ -242,3 +242,8 @@ class Stopwatch:
             CutOptions(verify="none", genai_config="none"),
         )
         return target
+
+
+def _is_narrow(estimate: RequestEstimate) -> bool:
+    ratio, (low, high) = estimate.speedup.ratio, estimate.speedup.ci95
+    return max(high / ratio, ratio / low) <= 1 + _WIDTH

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from exporter.choose.budgets.budget import USUAL_CONTEXT, USUAL_REQUEST, Budget, Memory
 from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.table import CostTable
 from exporter.errors import PlanError
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
@@ -43,9 +44,9 @@ class Goal:
 
 @dataclass(frozen=True)
 class Counted:
-    """One for every sublayer of some kinds."""
+    """One for every sublayer of some kinds, or for every block."""
 
-    kinds: tuple[SublayerKind, ...]
+    kinds: tuple[SublayerKind, ...]  # empty for blocks
     label: str
 
     @property
@@ -54,30 +55,14 @@ class Counted:
         return math.inf
 
     def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
-        """1 for each sublayer of the kinds; the two of a block are none."""
-        return float(sum(kind in self.kinds for _, kind in names)) if len(names) == 1 else 0.0
+        """1 for each sublayer of the kinds, or for both sublayers of a layer."""
+        if not self.kinds:
+            return float(len(names) == len(BLOCK_KINDS))
+        return float(len(names) == 1 and names[0][1] in self.kinds)
 
     def words(self, gain: float) -> str:
         """``8 attentions dropped``."""
         return f"{counted(gain, self.label)} dropped"
-
-
-@dataclass(frozen=True)
-class CountedBlocks:
-    """One for every block."""
-
-    @property
-    def whole(self) -> float:
-        """What is counted has no whole."""
-        return math.inf
-
-    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
-        """1 for both sublayers of a layer."""
-        return float(len(names) == len(BLOCK_KINDS))
-
-    def words(self, gain: float) -> str:
-        """``2 blocks dropped``."""
-        return f"{counted(gain, 'block')} dropped"
 
 
 @dataclass(frozen=True)
@@ -130,22 +115,11 @@ class Bytes:
         return f"{(self.whole - gain) / 1e9:.4g} GB of weights and caches"
 
 
-class Costs(Protocol):
-    """TimedCandidate times."""
-
-    @property
-    def baseline_ms(self) -> float:
-        """Of a request to the whole model."""
-
-    def saved_ms(self, name: SublayerRef, replacement: Replacement) -> float:
-        """What a request takes less without a sublayer."""
-
-
 @dataclass(frozen=True)
 class Milliseconds:
     """A request's time."""
 
-    costs: Costs
+    costs: CostTable
 
     @property
     def whole(self) -> float:
@@ -166,53 +140,41 @@ class Milliseconds:
 
 
 def goals_of(
-    budget: Budget, sizes: GraphSizes, costs: Costs | None, rank: int | None
+    budget: Budget, sizes: GraphSizes, costs: CostTable | None, rank: int | None
 ) -> list[Goal]:
     """What has to go, the target speedup first."""
-    goals = [*_speed(budget, costs), *_sizes(budget, sizes, rank), *_counts(budget)]
-    if not goals and budget.fits is not None and not budget.floors:
-        whole = Bytes(sizes, budget.fits, rank).words(0)
-        raise PlanError(
-            f"Nothing needs to be dropped: the model has {whole} as it is.",
-            "Ask for less memory, a longer --context or more --sequences.",
-            code="fits-already",
-        )
-    return goals
+    goals = []
+    if budget.target_speedup is not None and costs is not None:
+        goals.append(Goal(Milliseconds(costs), costs.baseline_ms * (1 - 1 / budget.target_speedup)))
+    if budget.parameters is not None:
+        parameters = Parameters(sizes, rank)
+        goals.append(Goal(parameters, budget.parameters * parameters.whole))
+    if budget.fits is not None:
+        held = Bytes(sizes, budget.fits, rank)
+        if held.whole > budget.fits.limit_bytes:
+            goals.append(Goal(held, held.whole - budget.fits.limit_bytes))
+        elif not goals and not budget.counts and not budget.floors:
+            raise PlanError(
+                f"Nothing needs to be dropped: the model has {held.words(0)} as it is.",
+                "Ask for less memory, a longer --context or more --sequences.",
+                code="fits-already",
+            )
+    units = {
+        "attention": Counted(("attention",), "attention"),
+        "mlp": Counted(("mlp",), "MLP"),
+        "block": Counted((), "block"),
+        "joint": Counted(budget.kinds, "sublayer"),
+    }
+    return goals + [Goal(units[name], n) for name, n in budget.counts.items() if name in units]
 
 
 def unit_to_use_up(
-    budget: Budget, sizes: GraphSizes, costs: Costs | None, rank: int | None
+    budget: Budget, sizes: GraphSizes, costs: CostTable | None, rank: int | None
 ) -> Unit:
     """What floors are used up for: a request's time where one is named, else parameters."""
     if costs is not None and budget.at is not None:
         return Milliseconds(costs)
     return Parameters(sizes, rank)
-
-
-def _speed(budget: Budget, costs: Costs | None) -> Iterator[Goal]:
-    if budget.target_speedup is not None and costs is not None:
-        yield Goal(Milliseconds(costs), costs.baseline_ms * (1 - 1 / budget.target_speedup))
-
-
-def _sizes(budget: Budget, sizes: GraphSizes, rank: int | None) -> Iterator[Goal]:
-    if budget.parameters is not None:
-        parameters = Parameters(sizes, rank)
-        yield Goal(parameters, budget.parameters * parameters.whole)
-    if budget.fits is not None:
-        held = Bytes(sizes, budget.fits, rank)
-        if held.whole > budget.fits.limit_bytes:
-            yield Goal(held, held.whole - budget.fits.limit_bytes)
-
-
-def _counts(budget: Budget) -> Iterator[Goal]:
-    if budget.attention:
-        yield Goal(Counted(("attention",), "attention"), budget.attention)
-    if budget.mlp:
-        yield Goal(Counted(("mlp",), "MLP"), budget.mlp)
-    if budget.block:
-        yield Goal(CountedBlocks(), budget.block)
-    if budget.joint:
-        yield Goal(Counted(budget.kinds, "sublayer"), budget.joint)
 
 
 def with_context(budget: Budget, sizes: GraphSizes | None, progress: Progress = QUIET) -> Budget:

@@ -30,7 +30,6 @@ from exporter.choose.budgets.settings import PlanRequest, PlanSettings
 from exporter.choose.budgets.units import (
     Bytes,
     Counted,
-    CountedBlocks,
     Milliseconds,
     Parameters,
     goals_of,
@@ -144,11 +143,12 @@ def test_gains_add_up_in_every_unit() -> None:
     assert Bytes(SIZES, memory).gain([(0, "mlp")], "none") == 400
     attentions = Counted(("attention",), "attention")
     assert [attentions.words(n) for n in (1, 2)] == ["1 attention dropped", "2 attentions dropped"]
-    assert [CountedBlocks().words(n) for n in (1, 0)] == ["1 block dropped", "0 blocks dropped"]
+    blocks = Counted((), "block")
+    assert [blocks.words(n) for n in (1, 0)] == ["1 block dropped", "0 blocks dropped"]
     assert attentions.gain([(0, "attention")], "linear") == 1
     assert attentions.gain([(0, "mlp")], "none") == attentions.gain(block, "none") == 0  # type: ignore[arg-type]
-    assert CountedBlocks().gain(block, "none") == 1  # type: ignore[arg-type]
-    assert CountedBlocks().gain([(0, "mlp")], "none") == 0
+    assert blocks.gain(block, "none") == 1  # type: ignore[arg-type]
+    assert blocks.gain([(0, "mlp")], "none") == 0
     costs = made_table({name: {"none": 5.0, "bias": 4.0} for name in NAMES}, at=AT)
     assert Milliseconds(costs).gain(block, "bias") == 8  # type: ignore[arg-type]
     assert Milliseconds(costs).speedup(20.0) == pytest.approx(1.25, rel=1e-12)

@@ -112,7 +112,7 @@ def test_times_that_only_order_sublayers_are_measured_together_where_memory_hold
     ir.save(tiny_model(TinySpec(layers=2)), tmp_path / "model.onnx")
     monkeypatch.setattr("exporter.choose.costs.together.available_bytes", lambda: free)
     table = made_table({(0, "mlp"): {"none": 1.0}})
-    monkeypatch.setattr(target_speedup, "measure_costs", lambda *_, **__: table)
+    monkeypatch.setattr(target_speedup, "measure_on", lambda *_, **__: table)
     monkeypatch.setattr(target_speedup, "measure_together", lambda *_, **__: (None, {}))
     watch = Stopwatch(
         tmp_path / "model.onnx", AT, tmp_path / "costs.json", tmp_path, together=together

@@ -8,17 +8,18 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporter.artifacts import PlannedDeletion
+from exporter.artifacts import Speedup
+from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while
 from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable, groups_of, variants
 from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.together import measure_speedup
 from exporter.choose.costs.weighing import sizes
-from exporter.cut.options import CutOptions
-from exporter.cut.surgery import prune_file
-from exporter.errors import CostError, UsageError
+from exporter.choose.selection.options import Option
+from exporter.errors import CostError
+from graph_passes.types import SublayerRef
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
@@ -104,25 +105,20 @@ def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path, 
         assert pruned.exists()
 
 
-def test_a_candidate_is_measured_against_the_whole_graph(graph: Path, tmp_path: Path) -> None:
+def test_a_candidate_is_timed_against_the_whole_graph(graph: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    cut = tmp_path / "cut.onnx"
-    prune_file(
-        graph,
-        cut,
-        [PlannedDeletion(layer=n, kind="mlp") for n in (1, 2)],
-        CutOptions(verify="none"),
-    )
-    found = measure_speedup(graph, cut, RequestShape(1, 4, 3), threads=1, effort=QUICK)
-    low, high = found.speedup.ci95
-    assert low <= found.ratio <= high
-    assert found.ratio == pytest.approx(found.baseline_ms / found.candidate_ms, rel=1e-9)
-    assert found.sha256["baseline"] != found.sha256["candidate"]
-    assert len(found.rows) == 3
+    cut = PlanCandidate(tuple(Option((SublayerRef(n, "mlp"),)) for n in (1, 2)))
+
+    def timed(at: RequestShape) -> Speedup:
+        kept = tmp_path / "costs.json"
+        watch = Stopwatch(graph, at, kept, tmp_path / "work", threads=1, candidates=QUICK)
+        return watch.speedup(cut)
+
+    found = timed(RequestShape(1, 4, 3))
+    assert found.ci95[0] <= found.ratio <= found.ci95[1]
+    assert list((tmp_path / "work").iterdir()) == []
     with raises(CostError, "context-too-long", 64, 65):
-        measure_speedup(graph, cut, RequestShape(1, 60, 5), threads=1, effort=QUICK)
-    with raises(UsageError, "width-out-of-range", 0):
-        measure_speedup(graph, cut, RequestShape(1, 4, 3), width=0)
+        timed(RequestShape(1, 60, 5))
 
 
 def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> None:
