@@ -350,14 +350,6 @@ def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
                        source=f"{name}.jsonl", higher_is_better=name != "piqa")
             for name, shift in (("arc_easy", -0.04), (f"hellaswag {text}", 0.005), ("piqa", 0.03))
         ],
-        probes=[
-            TaskResult(task=name, metric="acc", items=100, baseline=0.9, candidate=0.9 + shift,
-                       difference=Interval(value=shift, ci95=(shift - 0.09, shift + 0.09)),
-                       only_baseline_right=14, only_candidate_right=2, mcnemar_p=0.004,
-                       source=f"made from the seed 0 {text}")
-            for name, shift in (("arithmetic", -0.12), ("brackets", 0.0), ("copy", 0.02))
-        ],
-        probes_left_out=text,
         embeddings=EmbeddingAgreement(
             texts=64, cosine=0.9812, lowest_cosine=0.941, rank_agreement=0.967
         ),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from exporter.artifacts.base import Artifact, Count, Length, Record
+from exporter.artifacts.base import Artifact, Count, Length, Record, ignoring
 
 
 def _above_zero(value: float) -> float:
@@ -221,12 +221,12 @@ class Accuracy(Record):
     generation: GenerationAgreement | None = None
     long_context: list[LongContext] = Field(default_factory=list)
     tasks: list[TaskResult] = Field(default_factory=list, max_length=1_000)
-    probes: list[TaskResult] = Field(default_factory=list, max_length=1_000)
-    probes_left_out: str = ""
     embeddings: EmbeddingAgreement | None = None
     other: OtherText | None = None
     answers: SampleAnswers | None = None
     neighbours: NearestNeighbours | None = None
+
+    _earlier = ignoring("probes", "probes_left_out")
 
 
 class TaskScore(Record):

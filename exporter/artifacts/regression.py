@@ -12,7 +12,7 @@ from exporter.artifacts.comparison import ComparisonReport
 CheckVerdict = Literal["improved", "within_limit", "regressed", "inconclusive"]
 Quantity = Literal[
     "time", "speedup", "perplexity", "kl_divergence", "top1_agreement", "embedding_cosine",
-    "rank_agreement", "task", "probe", "size", "memory", "nodes",
+    "rank_agreement", "task", "size", "memory", "nodes",
 ]  # fmt: skip
 Scale = Literal["ratio", "difference"]
 """Whether a value is a factor, of which 1 is no change, or an amount, of which 0 is none."""

@@ -260,10 +260,9 @@ def _quality(report: ComparisonReport) -> Iterator[Block]:
     named = f"{counted} of {_shown(accuracy.text_source)}"
     yield Grid(f"Quality on {named}", HEADER, accuracy_rows(report), right=(1, 2))
     yield Note(f"Quality was measured on {named}.")
-    for title, scores in (("Tasks", accuracy.tasks), ("Probes", accuracy.probes)):
-        if scores:
-            header = ["", "metric", "items", "baseline", "candidate", "95 % interval"]
-            yield Grid(title, header, [_task_row(score) for score in scores], right=(2, 3, 4))
+    if accuracy.tasks:
+        header = ["", "metric", "items", "baseline", "candidate", "95 % interval"]
+        yield Grid("Tasks", header, [_task_row(task) for task in accuracy.tasks], right=(2, 3, 4))
 
 
 def _task_row(task: TaskResult) -> list[str]:

@@ -197,7 +197,7 @@ class DepthOptions(Options):
     batch_size: Count = option(
         4, "Samples in one forward pass.", section=ACCURACY, config_only=True
     )
-    tasks: TaskOptions = part(TaskOptions(), without=("probes",))
+    tasks: TaskOptions = part(TaskOptions())
     rules = (
         Rule(("numbers",), lambda told: told.numbers == (), "{0} names none.", "Such as 4,8,12."),
         *map(_for_an_answer, ("other_text", "most_increase", "at")),

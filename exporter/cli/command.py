@@ -222,6 +222,7 @@ _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _TASKSET = "taskset -c 2,3 before the command, with --threads 2"
 _SERVER = "the server that you deploy to: depthcut generates greedily"
 _TRTEXEC = "trtexec for such an engine"
+_PROBES = "--tasks with --task-data; samples/07_ci/probes.py writes the four as such tasks"
 _HQQ = "--quantize-method hqq, which needs no text"
 REMOVED = {
     "export --search-seconds": "--search greedy",
@@ -244,6 +245,7 @@ REMOVED = {
     "check --max-layer-increase": "--max-slowdown",
     "check --max-scratch-increase": "--max-memory-increase",
     "check --max-weight-read-increase": "--max-size-increase",
+    "check --max-probe-drop": "--max-task-drop, which limits the tasks of a comparison",
     "check --page": "--comment, which has the history in small",
     "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",
     "build --hardware-compatibility": _TRTEXEC,
@@ -255,6 +257,9 @@ REMOVED = {
     "generate --top-p": _SERVER,
     "package --beside": "tar",
     "package --tarball": "tar, with each engine's .json, tokenizer.json and config.json",
+    "compare --probes": _PROBES,
+    "evaluate --probes": _PROBES,
+    "export --probes": _PROBES,
     "check-engine --report": "polygraphy inspect capability MODEL",
     "export --quantize mixed": f"int4 with {_HQQ}",
     "export --quantize-method gptq": _HQQ,

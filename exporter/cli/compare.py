@@ -120,22 +120,22 @@ class EvaluateCall(Options):
     gpu: DeviceOption = part(DeviceOption())
     rules = (
         Rule(
-            ("tasks.tasks", "tasks.probes"),
-            lambda told: not (told.tasks.tasks or told.tasks.probes),
-            "Neither a task nor a probe is given.",
-            "Give {0} or {1}.",
+            ("tasks.tasks",),
+            lambda told: not told.tasks.tasks,
+            "There is no task to score.",
+            "Name some by {0}.",
         ),
     )
 
 
 @command(EvaluateCall)
 def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
-    """Score MODEL on tasks and probes. To score two models on the same items, use compare.
+    """Score MODEL on tasks. To score two models on the same items, use compare.
 
     MODEL is an ONNX file with its tokenizer next to it, their folder, or an engine; or
     openvino:DIR, or a GGUF file in llama.cpp: llama.cpp:FILE.
     """
-    from exporter.compare.tasks.evaluation import evaluate_model
+    from exporter.compare.tasks.choosing import evaluate_model
     from exporter.engines.runners.registry import named_backend
 
     if call.output is not None:

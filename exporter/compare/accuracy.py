@@ -57,12 +57,9 @@ from exporter.compare.intervals import MOST_JUDGED
 from exporter.compare.kept import AccuracyCache
 from exporter.compare.task_answers import (
     check_questions,
-    encoder_probes,
     judge_images,
-    probe_results,
     refuse_without_config,
     task_results,
-    why_no_probes,
 )
 from exporter.compare.timing.statistics import speedup_between, times_of, verdict_of_interval
 from exporter.errors import ComparisonError
@@ -289,7 +286,6 @@ def _of_text(
         lambda: list(generation_agreements(pair, tokens).items()),
     )
     texts_of = dict(generated)
-    why_not = why_no_probes(pair)
     more = {
         "stride": pair.options.quality.stride,
         "other": _other(there[pair.held_against[0]]) if there else None,
@@ -301,8 +297,6 @@ def _of_text(
             "long contexts", TypeAdapter(list[LongContext]), lambda: long_contexts(pair, texts)
         ),
         "tasks": task_results(pair, answers),
-        "probes_left_out": why_not,
-        "probes": [] if why_not else probe_results(pair, answers),
     }
     own = told["baseline", "candidate"].model_copy(update=more)
     grid = _grid(pair.whole, wholes_alike(pair), told, texts_of, there) if pair.grid else ()
@@ -415,16 +409,7 @@ def _of_classes(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Accura
         )
         for names in pair.held_against
     }
-    probes, left_out = (
-        encoder_probes(pair, texts, answers, ranks=True)
-        if _scores_pairs(pair.baseline)
-        else ([], why_no_probes(pair))
-    )
-    more = {
-        "tasks": task_results(pair, answers),
-        "probes": probes,
-        "probes_left_out": left_out,
-    }
+    more = {"tasks": task_results(pair, answers)}
     own = found["baseline", "candidate"].model_copy(update=more)
     grid = _grid(pair.whole, {}, found, {}, {}) if pair.grid else ()
     return AccuracyResult(own, dict(grid))
@@ -443,10 +428,8 @@ def _scores_pairs(arm: ComparedArm) -> bool:
 def _of_images(pair: Pair, images: Images) -> AccuracyResult:
     """For classifiers of images."""
     found = judge_images(pair, images)
-    more = {"tasks": found.tasks, "probes_left_out": "the models read images"}
-    own = found.agreement["baseline", "candidate"].model_copy(update=more)
-    grid = _grid(pair.whole, {}, found.agreement, {}, {}) if pair.grid else ()
-    return AccuracyResult(own, dict(grid))
+    grid = _grid(pair.whole, {}, found, {}, {}) if pair.grid else ()
+    return AccuracyResult(found["baseline", "candidate"], dict(grid))
 
 
 def _classes_of(
@@ -488,7 +471,6 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
         names: compare_embeddings(vectors[names[0]], vectors[names[1]], passages.documents)
         for names in pair.held_against
     }
-    probes, left_out = encoder_probes(pair, texts, answers)
     own = Accuracy(
         text_source=passages.source,
         text_sha256=passages.sha256,
@@ -499,8 +481,6 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
         embeddings=found["baseline", "candidate"],
         neighbours=nearest_neighbours(pair),
         tasks=task_results(pair, answers),
-        probes=probes,
-        probes_left_out=left_out,
     )
     return AccuracyResult(
         own,

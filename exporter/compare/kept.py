@@ -15,7 +15,6 @@ from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.evaluation import questions
 from exporter.compare.options import CompareOptions
 from exporter.compare.tasks.choosing import task_versions
-from exporter.compare.tasks.evaluation import make_probes
 from exporter.engines.environment import default_threads, environment
 from exporter.errors import ComparisonError
 from exporter.files import sha256_file
@@ -106,7 +105,6 @@ def _asked(pair: Pair, texts: TextSource, other: TextSource | None) -> dict[str,
         "samples": [options.eval_tokens, options.eval_sequence_length],
         "quality": vars(options.quality),
         "tasks": task_versions(options.quality),
-        "probes": [probe.sha256 for probe in make_probes(options.quality.probes)],
         "prompts": questions(options.quality.prompts).texts,
         "folders": {name: _beside(arm) for name, arm in pair.judged.items()},
     }

@@ -101,12 +101,6 @@ class TaskOptions(Options):
     task_limit: Count | None = option(
         None, "Use only the first N items of each task.", section=TASKS
     )
-    probes: WholeOrNone = option(
-        100,
-        "Number of items of each built-in probe: arithmetic, brackets, copying, looking up a key.",
-        section=TASKS,
-        rare=True,
-    )
     rules = (
         only_with("task_data", "tasks"),
         only_with("task_limit", "tasks"),

@@ -1,9 +1,8 @@
-"""Both arms' scores of the tasks that were asked for, and of the probes."""
+"""Both arms' scores of the tasks that were asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter
 
 from exporter.artifacts import Accuracy, TaskResult
 from exporter.artifacts.latency import Shape
-from exporter.compare.agreement import LOGITS, predicts_next_token
+from exporter.compare.agreement import LOGITS
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.encoder_quality import compare_classes, log_probabilities_of
 from exporter.compare.evaluation import questions
@@ -23,18 +22,13 @@ from exporter.compare.tasks.choosing import (
     refuse_missing_tasks,
     score_tasks,
 )
-from exporter.compare.tasks.encoder_items import made_ranking, made_retrieval
-from exporter.compare.tasks.encoding import TaskEncoder, score_encoder_task
-from exporter.compare.tasks.evaluation import make_probes, score_probes, why_unaskable
 from exporter.compare.tasks.items import TaskScores, compare_scores
 from exporter.engines.inputs import make_inputs
-from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Floats
 from exporter.models.ablation.embeddings import MULTI_LABEL
 from exporter.models.model_folder import PIXELS, ModelFolder
 from exporter.models.texts.images import IMAGES, ImageReader, Images, Picture
-from exporter.models.texts.sources import TextSource
 from graph_passes.types import number_in
 
 
@@ -63,91 +57,29 @@ def check_questions(pair: Pair) -> None:
 
 def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
     """Scores both arms on the same items; nothing where no task was asked for."""
-    quality = pair.options.quality
-    return _compared(pair, answers, "tasks", partial(score_tasks, quality)) if quality.tasks else []
+    if not pair.options.quality.tasks:
+        return []
 
-
-def why_no_probes(pair: Pair) -> str:
-    """What keeps the arms from being asked the probes; empty where nothing does."""
-    if not pair.options.quality.probes:
-        return "none was asked for"
-    probes, first = make_probes(pair.options.quality.probes), pair.baseline
-    causal = predicts_next_token(first.runner, first.folder)
-    found = (
-        why_unaskable(probes, arm.runner, _with_tokenizer(pair, arm), causal=causal)
-        for arm in (first, pair.candidate)
-    )
-    why = next(filter(None, found), "")
-    if why:
-        pair.progress.say(f"probes: left out, {why}")
-    return why
-
-
-def probe_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
-    """Scores both arms on the same probes."""
-    probes = make_probes(pair.options.quality.probes)
-    return _compared(pair, answers, "probes", partial(score_probes, probes))
-
-
-def encoder_probes(
-    pair: Pair, texts: TextSource, answers: AccuracyCache, *, ranks: bool = False
-) -> tuple[list[TaskResult], str]:
-    """Both arms' scores of a retrieval, or of a ranking, that is made of the evaluation text."""
-    number = pair.options.quality.probes
-    make = made_ranking if ranks else made_retrieval
-    task = make(texts, number) if number else None
-    if not number:
-        why = "none was asked for"
-    elif pair.baseline.runner.capabilities.shapes == "compiled":
-        why = f"{pair.baseline.runner.backend} would compile the model anew for each length"
-    elif _with_tokenizer(pair, pair.baseline).tokenizer is None:
-        why = "there is no tokenizer.json next to the models"
-    else:
-        why = "the evaluation text has no passages of several sentences" if task is None else ""
-    if task is None or why:
-        pair.progress.say(f"probes: left out, {why}")
-        return [], why
-
-    def score(runner: Runner, folder: ModelFolder, **asked: Any) -> list[TaskScores]:
-        return [score_encoder_task(task, TaskEncoder(runner, folder, **asked))]
-
-    return _compared(pair, answers, "probes", score), ""
-
-
-def _compared(
-    pair: Pair, answers: AccuracyCache, what: str, score: Callable[..., list[TaskScores]]
-) -> list[TaskResult]:
     def scored(arm: ComparedArm) -> list[TaskScores]:
-        return score(
+        folders = (arm.folder, pair.baseline.folder, pair.candidate.folder)
+        folder = next((each for each in folders if each.tokenizer), arm.folder)
+        return score_tasks(
+            pair.options.quality,
             arm.runner,
-            _with_tokenizer(pair, arm),
+            folder,
             vocabulary=pair.vocabulary(),
             progress=pair.progress,
         )
 
     both = [
-        answers.found(f"{what} of the {name}", TypeAdapter(list[TaskScores]), partial(scored, arm))
+        answers.found(f"tasks of the {name}", TypeAdapter(list[TaskScores]), partial(scored, arm))
         for name, arm in (("baseline", pair.baseline), ("candidate", pair.candidate))
     ]
     return [result for two in zip(*both, strict=True) for result in compare_scores(*two)]
 
 
-def _with_tokenizer(pair: Pair, arm: ComparedArm) -> ModelFolder:
-    """The arm's folder, or that of the other where it alone has a tokenizer."""
-    folders = (arm.folder, pair.baseline.folder, pair.candidate.folder)
-    return next((folder for folder in folders if folder.tokenizer), arm.folder)
-
-
 TASK = "image classes"
 _FEW = 5
-
-
-@dataclass(frozen=True)
-class JudgedImages:
-    """What was found."""
-
-    agreement: dict[tuple[str, str], Accuracy]
-    tasks: list[TaskResult]
 
 
 def refuse_without_config(pair: Pair) -> None:
@@ -161,8 +93,11 @@ def refuse_without_config(pair: Pair) -> None:
         )
 
 
-def judge_images(pair: Pair, images: Images) -> JudgedImages:
-    """Runs all judged arms on the same images; each image is read once."""
+def judge_images(pair: Pair, images: Images) -> dict[tuple[str, str], Accuracy]:
+    """Runs all judged arms on the same images; each image is read once.
+
+    By what is held against what; the pair's own has the labels' scores, too.
+    """
     labelled = images.has_labels
     right = _classes_of(images.pictures, pair.baseline.folder) if labelled else None
     said = _said(pair, images)
@@ -179,13 +114,12 @@ def judge_images(pair: Pair, images: Images) -> JudgedImages:
         ).model_copy(update={"images": len(some)})
         for names in pair.held_against
     }
-    tasks: list[TaskResult] = []
     if right is not None:
-        scores = [
-            label_scores(said[name], right, images.source) for name in ("baseline", "candidate")
-        ]
-        tasks = compare_scores(scores[0], scores[1])
-    return JudgedImages(agreement, tasks)
+        own = ("baseline", "candidate")
+        scores = [label_scores(said[name], right, images.source) for name in own]
+        told = {"tasks": compare_scores(scores[0], scores[1])}
+        agreement[own] = agreement[own].model_copy(update=told)
+    return agreement
 
 
 def _said(pair: Pair, images: Images) -> dict[str, list[Floats]]:

@@ -51,7 +51,6 @@ class Limits(Options):
         "Limit for the drop of a task's score: 1% is 0.01.",
         brief="Limit for the drop of a task's score",
     )
-    max_probe_drop: _Share | None = _limit("Limit for the drop of a probe's accuracy: 1% is 0.01.")
     max_size_increase: _Share | None = _limit("Limit for the size of files and engines.")
     max_memory_increase: _Share | None = _limit("Limit for KV cache and device memory.")
     max_node_increase: _Share | None = _limit("Limit for the graph's nodes: 0%.", rare=True)
@@ -90,7 +89,6 @@ LIMIT_ON: dict[Quantity, str] = {
     "embedding_cosine": "min_embedding_cosine",
     "rank_agreement": "min_rank_agreement",
     "task": "max_task_drop",
-    "probe": "max_probe_drop",
     "size": "max_size_increase",
     "memory": "max_memory_increase",
     "nodes": "max_node_increase",
@@ -130,12 +128,6 @@ def _quality_figures(accuracy: Accuracy) -> list[Figure]:
     return [
         *(figure for figure, value in single.items() if value is not None),
         *(("task", f"{one.task}, {one.metric}") for one in accuracy.tasks),
-        # A limit in points is none for a log-probability.
-        *(
-            ("probe", f"{one.task}, {one.metric}")
-            for one in accuracy.probes
-            if one.metric != "log_prob"
-        ),
     ]
 
 
@@ -223,8 +215,6 @@ def _more(found: CheckedValue) -> str:
     """What narrows an interval; a comparison ends early where its own verdict is clear."""
     if found.quantity in ("time", "speedup"):
         return " More rounds narrow it (compare --rounds)."
-    if found.quantity == "probe":
-        return " More items narrow it (compare --probes)."
     return " More text narrows it (compare --eval-tokens)." if found.quantity != "task" else ""
 
 

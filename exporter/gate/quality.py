@@ -1,4 +1,4 @@
-"""Accuracy: perplexity, divergence and agreement with the unpruned arm, and tasks and probes."""
+"""Accuracy: perplexity, divergence and agreement with the unpruned arm, and tasks."""
 
 from __future__ import annotations
 
@@ -44,14 +44,12 @@ _FROM_THE_UNPRUNED_ARM: dict[str, tuple[Quantity, Callable[[Accuracy], _Found]]]
     "min_rank_agreement": ("rank_agreement", _ranking),
 }
 """By limit, what a report says of the candidate and its own unpruned arm, and where."""
-_SCORES: dict[str, Quantity] = {"max_task_drop": "task", "max_probe_drop": "probe"}
-"""By limit, what has scores item by item."""
 
 
 def accuracy_checks(
     report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
 ) -> list[Check]:
-    """One check a limit that is set on what was measured; one a task or probe."""
+    """One check a limit that is set on what was measured; one a task."""
     checks = []
     if limits.max_perplexity_increase is not None and has_perplexity(report, baseline or report):
         increase = _perplexity(report, baseline)
@@ -60,10 +58,9 @@ def accuracy_checks(
         limit, value = getattr(limits, name), _from_the_unpruned_arm(report.accuracy, name)
         if limit is not None and value is not None:
             checks.append(checked(value, limit))
-    for name in _SCORES:
-        limit = getattr(limits, name)
-        for score in [] if limit is None else _scores(report, baseline, name):
-            checks.append(checked(score, limit if not score.higher_is_better else -limit))
+    if (drop := limits.max_task_drop) is not None:
+        for score in _scores(report, baseline):
+            checks.append(checked(score, drop if not score.higher_is_better else -drop))
     return checks
 
 
@@ -161,32 +158,25 @@ def _same_question(report: ComparisonReport, baseline: ComparisonReport) -> bool
     )
 
 
-def _scores(
-    report: ComparisonReport, baseline: ComparisonReport | None, limit: str
-) -> list[CheckedValue]:
-    quantity = _SCORES[limit]
-    now = _by_name(report, limit)
+def _scores(report: ComparisonReport, baseline: ComparisonReport | None) -> list[CheckedValue]:
+    now = _by_name(report)
     if baseline is None:
-        return [_score(quantity, score, None) for score in now.values()]
-    then = _by_name(baseline, limit)
-    return [_score(quantity, now[name], then[name]) for name in then if name in now]
+        return [_score(score, None) for score in now.values()]
+    then = _by_name(baseline)
+    return [_score(now[name], then[name]) for name in then if name in now]
 
 
-def _by_name(report: ComparisonReport, limit: str) -> dict[str, TaskResult]:
-    accuracy, quantity = report.accuracy, _SCORES[limit]
-    scores = [] if accuracy is None else accuracy.tasks
-    if accuracy is not None and quantity == "probe":
-        scores = [probe for probe in accuracy.probes if probe.metric != "log_prob"]
+def _by_name(report: ComparisonReport) -> dict[str, TaskResult]:
     found: dict[str, TaskResult] = {}
-    for score in scores:
+    for score in [] if report.accuracy is None else report.accuracy.tasks:
         name = f"{score.task}, {score.metric}"
         if name in found:
-            raise RegressionError(f"$.accuracy.{quantity}s has {name} twice.", code="named-twice")
+            raise RegressionError(f"$.accuracy.tasks has {name} twice.", code="named-twice")
         found[name] = score
     return found
 
 
-def _score(quantity: Quantity, now: TaskResult, then: TaskResult | None) -> CheckedValue:
+def _score(now: TaskResult, then: TaskResult | None) -> CheckedValue:
     value, interval = now.difference.value, now.difference.ci95
     if then is not None:
         old = then.difference
@@ -197,7 +187,7 @@ def _score(quantity: Quantity, now: TaskResult, then: TaskResult | None) -> Chec
         if now.difference == old and now.items == then.items:
             interval = (0.0, 0.0)
     return CheckedValue(
-        quantity,
+        "task",
         f"{now.task}, {now.metric}",
         "",
         before=now.baseline if then is None else then.candidate,

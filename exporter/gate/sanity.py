@@ -72,11 +72,9 @@ def _told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
         told = None if texts is None else getattr(texts, interval)
         if told is not None:
             yield f"embeddings.{interval}.value", told.value, getattr(texts, field), field
-    for field in ("tasks", "probes"):
-        for number, task in enumerate(getattr(accuracy, field)):
-            found = task.candidate - task.baseline
-            where = f"{field}[{number}].difference.value"
-            yield where, task.difference.value, found, "both scores"
+    for number, task in enumerate(accuracy.tasks):
+        found = task.candidate - task.baseline
+        yield f"tasks[{number}].difference.value", task.difference.value, found, "both scores"
     yield from _perplexity_told_twice(accuracy)
 
 

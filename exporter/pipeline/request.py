@@ -53,7 +53,6 @@ QUICK: Mapping[str, Any] = {
     "time_budget": 10.0,
     "eval_tokens": 2048,
     "agreement_prompts": 2,
-    "probes": 20,
 }
 """What --quick asks for, unless it is asked for otherwise."""
 
@@ -196,7 +195,7 @@ class ExportRequest(Options):
         CompareOptions(),
         config_only=(
             *("stride", "agreement_tokens", "long_context"),
-            *("threshold", "generate", "task_limit", "probes"),
+            *("threshold", "generate", "task_limit"),
         ),
         rare=(
             *("threads", "time_budget_s", "rounds", "eval_tokens", "other_text"),

@@ -212,7 +212,7 @@ def _value(check: Check, value: float) -> str:
         return f"{100 * (value - 1):+.1f} %"
     if check.quantity in ("kl_divergence", "embedding_cosine", "rank_agreement") or _is_loss(check):
         return significant(value, 3)
-    sign = "+" if check.quantity in ("task", "probe") else ""
+    sign = "+" if check.quantity == "task" else ""
     return f"{100 * value:{sign}.1f} %"
 
 
@@ -223,7 +223,7 @@ def _amount(check: Check, value: float) -> str:
         return f"{value:,.0f}"
     if check.quantity in ("size", "memory"):
         return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value:,.0f} B"
-    if check.quantity in ("task", "probe", "top1_agreement") and not _is_loss(check):
+    if check.quantity in ("task", "top1_agreement") and not _is_loss(check):
         return f"{100 * value:.1f} %"
     return significant(value)
 

@@ -237,5 +237,5 @@ def _accuracy(report: ComparisonReport) -> Iterator[_Figure]:
     if accuracy.embeddings is not None:
         cosine = accuracy.embeddings.cosine
         yield _Figure("accuracy: embedding-cosine", "1", cosine, better="higher")
-    for task in (*accuracy.tasks, *accuracy.probes):
+    for task in accuracy.tasks:
         yield _Figure(f"{task.task} {task.metric}: score", "1", task.candidate, better="higher")

@@ -19,7 +19,6 @@ from exporter.report.sections.summary import (
     accuracy_rows,
     answer_grids,
     latency_rows,
-    probe_rows,
     size_rows,
     task_rows,
 )
@@ -30,9 +29,9 @@ _STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim",
 
 
 def comparison_grids(report: ComparisonReport) -> list[Grid]:
-    """Latency, accuracy, tasks, probes, size in one table; corners; what the arms say."""
+    """Latency, accuracy, tasks, size in one table; corners; what the arms say."""
     rows: list[Sequence[Cell]] = []
-    parts = (latency_rows, accuracy_rows, task_rows, probe_rows, size_rows)
+    parts = (latency_rows, accuracy_rows, task_rows, size_rows)
     for section in filter(None, (part(report) for part in parts)):
         rows += [[]] if rows else []
         rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]

@@ -31,11 +31,11 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.compare.encoder_quality import Floats, compare_embeddings
 from exporter.compare.evaluation import tokenize_passages
 from exporter.compare.intervals import mean_interval
-from exporter.compare.tasks.encoder_items import Retrieval, made_retrieval
+from exporter.compare.tasks.encoder_items import Query, Retrieval
 from exporter.compare.tasks.encoding import best_hits, discounted_gains
 from exporter.models.sentence_folder import Pooling, pooling_of
-from exporter.models.texts.passages import LONGEST_PASSAGE, cut_to
-from exporter.models.texts.sources import read_texts
+from exporter.models.texts.passages import LONGEST_PASSAGE, cut_to, halves, paragraphs
+from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from tests.benchmarks.frame import print_machine
 
@@ -69,6 +69,15 @@ def minilm() -> Path | None:
     return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
+def _retrieval(texts: TextSource) -> Retrieval:
+    """A passage's first sentence is to find the rest of it."""
+    found = [each for each in map(halves, paragraphs(texts)) if each is not None]
+    found = found[:: max(1, len(found) // (5 * QUERIES))][: 5 * QUERIES]
+    places = range(0, len(found), max(1, len(found) // QUERIES))
+    items = tuple(Query(found[at][0], frozenset({at})) for at in places)
+    return Retrieval(tuple(rest for _, rest in found), items[:QUERIES])
+
+
 class _Judge:
     """A whole encoder and its answers, that plans are held against."""
 
@@ -79,10 +88,7 @@ class _Judge:
         texts, tokenizer = read_texts("pydoc", part="evaluation"), folder / "tokenizer.json"
         drawn = tokenize_passages(texts, tokenizer, most=PASSAGES, longest=LONGEST_PASSAGE)
         self._passages = drawn.ids
-        task, cut = made_retrieval(texts, QUERIES), partial(cut_to, tokenizer_in(tokenizer))
-        assert task is not None
-        assert isinstance(task.asked, Retrieval)
-        self._asked = task.asked
+        self._asked, cut = _retrieval(texts), partial(cut_to, tokenizer_in(tokenizer))
         self._corpus, self._queries = (
             [np.array(cut(text, LONGEST_PASSAGE)) for text in some]
             for some in (self._asked.corpus, [query.text for query in self._asked.items])

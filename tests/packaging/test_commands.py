@@ -23,7 +23,7 @@ LAYERS = 6
 QUICK: dict[str, Any] = {
     "samples": 8, "sequence_length": 16, "batch_size": 8, "eval_tokens": 64,
     "eval_sequence_length": 16, "prefill": [8], "decode_past": [8], "rounds": 2, "threads": 1,
-    "probes": 0, "answer_tokens": 2, "agreement_prompts": 1, "agreement_tokens": 4, "new_tokens": 2,
+    "answer_tokens": 2, "agreement_prompts": 1, "agreement_tokens": 4, "new_tokens": 2,
 }  # fmt: skip
 SCORED = {"calibration": ["pydoc"]}
 HEALED = SCORED | {

@@ -194,10 +194,6 @@ class AssertableComparison:
         """No task's score fell by more than so many points: 1% is 0.01."""
         self._assert(max_task_drop=at_most)
 
-    def assert_probe_drop(self, at_most: str | float) -> None:
-        """No probe's share of right answers fell by more than so many points: 1% is 0.01."""
-        self._assert(max_probe_drop=at_most)
-
     def assert_size_increase(self, at_most: str | float = "0%") -> None:
         """Files and engines grew by at most this share."""
         self._assert(max_size_increase=at_most)

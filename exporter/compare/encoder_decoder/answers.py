@@ -163,7 +163,6 @@ def judge_answers(
     told = {
         "generation": _agreement(answers, prompt, most),
         "tasks": _transcribed(answers, judged),
-        "probes_left_out": "probes are for models that continue a text",
     }
     return known.model_copy(update=told)
 

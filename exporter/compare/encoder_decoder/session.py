@@ -41,7 +41,7 @@ from exporter.progress import QUIET, Progress
 OF_ONE_GRAPH = (
     "other_text",
     "eval_sequence_length",
-    *(f"quality.{name}" for name in ("tasks", "task_data", "task_limit", "probes", "prompts")),
+    *(f"quality.{name}" for name in ("tasks", "task_data", "task_limit", "prompts")),
     *(f"quality.{name}" for name in ("answer_tokens", "chat", "long_context", "stride")),
     *(f"quality.agreement_{name}" for name in ("prompts", "tokens")),
 )

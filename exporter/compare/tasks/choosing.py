@@ -6,10 +6,12 @@ import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from exporter.artifacts import EvaluationReport, TaskScore
 from exporter.compare.agreement import LOGITS
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks.encoder_items import EncoderTask, encoder_task
@@ -31,8 +33,10 @@ from exporter.compare.tasks.mteb_tasks import (
     run_mteb,
 )
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.runners.base import Runner
+from exporter.engines.runners.base import Runner, tell_notes
+from exporter.engines.runners.registry import open_model
 from exporter.errors import ComparisonError, TaskError
+from exporter.files import sha256_file
 from exporter.models.ablation.damage import Floats
 from exporter.models.model_folder import ModelFolder
 from exporter.models.sentence_folder import longest_text
@@ -187,7 +191,6 @@ def _right_by_length(item: Item, values: Sequence[float]) -> float:
 METRICS: dict[str, Callable[[Item, Sequence[float]], float]] = {
     "acc": _right,
     "acc_norm": _right_by_length,
-    "log_prob": lambda item, values: values[item.gold],
 }
 """By name, an item's score, from the log-likelihoods of its choices."""
 
@@ -276,3 +279,41 @@ def _named(metric: str, values: Floats) -> tuple[str, Floats]:
     lm-eval's ``perplexity`` is ``exp(-mean)`` of what an item has, its log-likelihood.
     """
     return ("log_perplexity", -values) if metric == "perplexity" else (metric, values)
+
+
+def evaluate_model(
+    model: Path | str,
+    tasks: TaskOptions,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,  # CPU threads; None takes all physical cores
+    progress: Progress = QUIET,
+) -> EvaluationReport:
+    """Scores one model."""
+    local_tasks(tasks)  # what can't be read is told before a model is loaded
+    folder, runner = open_model(model, provider=provider, threads=threads)
+    with runner:
+        tell_notes([runner.capabilities], progress)
+        scores = score_tasks(tasks, runner, folder, progress=progress)
+        return EvaluationReport(
+            made_from={"model": sha256_file(folder.onnx)},
+            model=str(folder.onnx),
+            backend=runner.backend,
+            provider=runner.provider,
+            threads=runner.threads,
+            scores=[score for found in scores for score in _records(found)],
+        )
+
+
+def _records(scores: TaskScores) -> list[TaskScore]:
+    return [
+        TaskScore(
+            task=scores.task,
+            metric=metric,
+            value=float(values.mean()),
+            source=scores.source,
+            items=values.tolist(),
+            higher_is_better=metric not in scores.lower_is_better,
+        )
+        for metric, values in scores.metrics.items()
+    ]

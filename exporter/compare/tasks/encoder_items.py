@@ -8,8 +8,6 @@ from typing import Any
 
 from exporter.compare.tasks.items import TaskFile, text_in, texts_in
 from exporter.errors import TaskError
-from exporter.models.texts.passages import halves, paragraphs
-from exporter.models.texts.sources import TextSource
 
 RETRIEVAL_HINT = (
     'Each line is {"id": NAME, "text": TEXT} or {"query": TEXT, "relevant": [NAME, ...]}.'
@@ -19,8 +17,6 @@ PAIR_HINT = 'Each line is {"sentence1": TEXT, "sentence2": TEXT, "score": NUMBER
 LABEL_HINT = 'Each line is {"text": TEXT, "label": NAME or NUMBER}, or has a pair of sentences.'
 
 _SIDES = ("sentence1", "sentence2")
-_PASSAGES = 5  # for each query that is made of a text
-_MADE = "first sentence finds passage"
 
 
 @dataclass(frozen=True)
@@ -117,38 +113,6 @@ def encoder_task(file: TaskFile, limit: int | None) -> EncoderTask | None:
     else:
         return None
     return EncoderTask(file.name, file.source, asked, file.sha256)
-
-
-def made_retrieval(texts: TextSource, queries: int) -> EncoderTask | None:
-    """A retrieval from a text without labels: a passage's first sentence finds the rest of it."""
-    found = _all_halves(texts)
-    most = queries * _PASSAGES
-    found = found[:: max(1, len(found) // most)][:most]
-    if len(found) < 2:
-        return None
-    step = max(1, len(found) // queries)
-    items = [Query(found[at][0], frozenset({at})) for at in range(0, len(found), step)]
-    asked = Retrieval(tuple(rest for _, rest in found), tuple(items[:queries]))
-    return EncoderTask(_MADE, texts.source, asked, texts.sha256)
-
-
-def made_ranking(texts: TextSource, queries: int) -> EncoderTask | None:
-    """A ranking from a text without labels: a first sentence finds the rest of its text."""
-    found = _all_halves(texts)
-    if len(found) < 2:
-        return None
-    step = max(1, len(found) // queries)
-    items = []
-    for number, at in enumerate(range(0, len(found), step)):
-        near = [found[(at + n) % len(found)][1] for n in range(min(_PASSAGES, len(found)))]
-        own = number % len(near)  # where equal scores would put it first, anything ranks well
-        near.insert(own, near.pop(0))
-        items.append(RankedQuery(found[at][0], tuple(near), frozenset({own})))
-    return EncoderTask(_MADE, texts.source, Ranking(tuple(items[:queries])), texts.sha256)
-
-
-def _all_halves(texts: TextSource) -> list[tuple[str, str]]:
-    return [each for each in map(halves, paragraphs(texts)) if each is not None]
 
 
 def _retrieval(file: TaskFile, limit: int | None) -> Retrieval:

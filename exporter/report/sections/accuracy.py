@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from exporter.artifacts import (
     Accuracy,
@@ -19,28 +19,11 @@ from exporter.report.sections.summary import COUNTED, SAME, accuracy_grid
 from exporter.report.sections.verdict import why_no_accuracy
 from exporter.report.words import interval_words, or_dash, percent, significant
 
-PROBES_NOTE = (
-    "Items made from a seed, each with four answers: sums, the bracket that closes the last open "
-    "one, the next word of a list that begins anew, the value of a key that stands above. acc is "
-    "the share of right answers, 0.25 by chance; log_prob the mean log-probability of the right "
-    "answer, in nats."
-)
-
-
 IMAGES_NOTE = (
     "Both models against the images' labels: top1 is the share of images whose class is the "
     "likeliest, top5 of those whose class is among the five likeliest."
 )
 _IMAGES = ("images", "images")
-RANKING_NOTE = (
-    "First sentences of the evaluation text's passages are queries; the rest of each passage is to "
-    "stand above the rest of the next ones. ndcg@10 counts its rank, mrr@10 one divided by it."
-)
-RETRIEVAL_NOTE = (
-    "First sentences of the evaluation text's passages are queries; the rest of each passage is to "
-    "be found among those of others. ndcg@10 counts a hit by its rank, recall@10 whether it is "
-    "among the ten nearest."
-)
 
 
 def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
@@ -54,22 +37,11 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     return [
         Section("accuracy", "Accuracy", blocks),
         _by_position(found),
-        _scores("tasks", "Tasks", found.tasks, _tasks_note(found)),
-        _scores("probes", "Probes", found.probes, _probes_note(found)),
+        _tasks(found),
         _generation(found),
         _long_context(found),
         _embeddings(found),
     ]
-
-
-def _tasks_note(accuracy: Accuracy) -> str:
-    return "" if accuracy.images is None else IMAGES_NOTE
-
-
-def _probes_note(accuracy: Accuracy) -> str:
-    if accuracy.compared == "order":
-        return RANKING_NOTE
-    return PROBES_NOTE if accuracy.embeddings is None else RETRIEVAL_NOTE
 
 
 def _intervals(accuracy: Accuracy) -> Iterator[Block]:
@@ -122,8 +94,6 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             f"Importance was measured on another text: {text.source}, {text.samples} x "
             f"{text.sequence_length}, {text.tokens:,} tokens (SHA-256 `{text.sha256[:12]}`)."
         )
-    if accuracy.probes_left_out:
-        yield Note(f"{accuracy.probes_left_out}.", lead="Probes were left out:")
     if accuracy.kl_divergence is not None:
         yield Note(
             "KL divergence is KL(baseline || candidate) of the next-token distributions, of a "
@@ -172,18 +142,17 @@ def _positions(error: PositionError) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _scores(
-    anchor: str, title: str, tasks: Sequence[TaskResult], about: str = ""
-) -> Section | None:
-    """Each task's or probe's score of both arms, and their paired difference."""
+def _tasks(accuracy: Accuracy) -> Section | None:
+    """Each task's score of both arms, and their paired difference."""
+    tasks = accuracy.tasks
     if not tasks:
         return None
     header = [
-        title.lower()[:-1], "metric", "items", "baseline", "candidate", "difference",
+        "task", "metric", "items", "baseline", "candidate", "difference",
         "only baseline right", "only candidate right", "McNemar p",
     ]  # fmt: skip
     rows = [_task(task) for task in tasks]
-    grid = Grid(f"{title} on the same items", header, rows, right=range(2, 9))
+    grid = Grid("Tasks on the same items", header, rows, right=range(2, 9))
     note = Note(
         "The difference is candidate minus baseline; in brackets its 95 % interval, from a paired "
         "bootstrap over items. McNemar's exact test looks at the items that only one arm gets "
@@ -201,10 +170,10 @@ def _scores(
         )
         for task in tasks
     ]
-    chart = Intervals(f"{title}: difference of scores", lines, neutral=0.0)
+    chart = Intervals("Tasks: difference of scores", lines, neutral=0.0)
     told = "Candidate minus baseline with its 95 % interval, paired by item."
-    first = [Note(about)] if about else []
-    return Section(anchor, title, [*first, grid, note, *notes], [Figure(chart, told)])
+    first = [] if accuracy.images is None else [Note(IMAGES_NOTE)]
+    return Section("tasks", "Tasks", [*first, grid, note, *notes], [Figure(chart, told)])
 
 
 def _task(task: TaskResult) -> list[str]:

@@ -46,8 +46,6 @@ COUNTED: Mapping[Compared, str] = {
     "order": "comparisons of two texts",
 }
 """What the number of an evaluation text's tokens counts, by what is compared."""
-_PROBED = {"acc": "right answers", "ndcg@10": "NDCG@10"}
-"""The score of a probe that is told at a glance, in words."""
 
 HEADER: SummaryRow = ("", "baseline", "candidate", "change", "verdict")
 
@@ -114,22 +112,6 @@ def _task(task: TaskResult) -> SummaryRow:
     return name, significant(before), significant(after), change, ""
 
 
-def probe_rows(report: ComparisonReport) -> list[SummaryRow]:
-    """A score of each probe, and the difference with its interval in points."""
-    probes = report.accuracy.probes if report.accuracy else []
-    return [
-        (
-            f"{probe.task}, {_PROBED[probe.metric]}",
-            percent(probe.baseline),
-            percent(probe.candidate),
-            _points(probe.difference),
-            "",
-        )
-        for probe in probes
-        if probe.metric in _PROBED
-    ]
-
-
 def _points(difference: Interval) -> str:
     value, low, high = (100 * each for each in (difference.value, *difference.ci95))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
@@ -171,11 +153,10 @@ def size_grid(report: ComparisonReport, caption: str) -> Grid:
 
 
 def glance(report: ComparisonReport) -> list[Grid]:
-    """Speed, accuracy, tasks, probes and size, each a table of one form; none without a row."""
+    """Speed, accuracy, tasks and size, each a table of one form; none without a row."""
     tasks = Grid("Tasks", HEADER[:4], [row[:4] for row in task_rows(report)], right=(1, 2, 3))
-    probes = Grid("Probes", HEADER[:4], [row[:4] for row in probe_rows(report)], right=(1, 2, 3))
     accuracy, size = accuracy_grid(report, "Accuracy"), size_grid(report, "Size")
-    grids = [_speed(report), accuracy, tasks, probes, size]
+    grids = [_speed(report), accuracy, tasks, size]
     return [grid for grid in grids if grid.rows]
 
 

@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch")
 LAYERS, LENGTH = 3, 24
 QUICK = {
     "eval_tokens": 96, "eval_sequence_length": LENGTH, "prefill": [8], "decode_past": [8],
-    "rounds": 2, "threads": 1, "probes": 0, "agreement_prompts": 0, "samples": 4,
+    "rounds": 2, "threads": 1, "agreement_prompts": 0, "samples": 4,
     "sequence_length": LENGTH, "heal_calibration": ["pydoc"],
 }  # fmt: skip
 

@@ -86,8 +86,6 @@ def test_what_holds_passes(inner: Inner, call: str) -> None:
     [
         ('assert_task_drop("5%")', "passed"),
         ('assert_task_drop("1%")', "failed"),
-        ('assert_probe_drop("5%")', "passed"),
-        ('assert_probe_drop("1%")', "failed"),
         ("assert_embedding_cosine(0.9)", "passed"),
         ("assert_embedding_cosine(0.99)", "failed"),
         ("assert_rank_agreement(0.8)", "passed"),
@@ -108,7 +106,7 @@ def test_tasks_and_embeddings_have_limits_too(inner: Inner, call: str, outcome: 
         cosine_interval=narrow(0.95),
         rank_interval=narrow(0.9),
     )
-    accuracy = gate_accuracy(tasks=[task], probes=[task], embeddings=near)
+    accuracy = gate_accuracy(tasks=[task], embeddings=near)
     inner.report(gate_row(), accuracy=accuracy)
     inner.run(f'depthcut.report("report.json").{call}').assert_outcomes(**{outcome: 1})
 

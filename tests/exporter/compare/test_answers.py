@@ -52,7 +52,7 @@ def encoders(folder: Path) -> list[Path]:
 
 
 def options(**quality: Any) -> CompareOptions:
-    few = {"agreement_prompts": 0, "probes": 0, "answer_tokens": 5} | quality
+    few = {"agreement_prompts": 0, "answer_tokens": 5} | quality
     return CompareOptions(eval_tokens=96, prefill_lengths=(4,), quality=QualityOptions(**few))
 
 
@@ -244,7 +244,7 @@ def test_the_command_shows_them_in_every_form(
     prompts = written(tmp_path / "p.txt", "the value")
     call = ["compare", *map(str, arms(tmp_path, CHAT)), "-o", str(tmp_path / "out"), "-q"]
     more = ["--eval-text", str(text), "--eval-tokens", "96", "--prompts", str(prompts)]
-    keys = written(tmp_path / "c.yaml", "{probes: none, agreement_prompts: 0, answer_tokens: 3}")
+    keys = written(tmp_path / "c.yaml", "{agreement_prompts: 0, answer_tokens: 3}")
     assert run([*call, *more, "--config", str(keys)]) == 0
     report = ComparisonReport.read(tmp_path / "out" / "report.json")
     assert report.accuracy is not None

@@ -15,15 +15,12 @@ from scipy import stats
 
 from exporter.compare.accuracy import measure_accuracy
 from exporter.compare.evaluation import tokenize_passages
-from exporter.compare.options import CompareOptions, QualityOptions, TaskOptions
+from exporter.compare.options import CompareOptions, TaskOptions
 from exporter.compare.tasks import encoding
 from exporter.compare.tasks.choosing import local_tasks, only_for_encoders, score_tasks
 from exporter.compare.tasks.encoder_items import (
     EncoderTask,
-    Ranking,
     Retrieval,
-    made_ranking,
-    made_retrieval,
 )
 from exporter.compare.tasks.encoding import correlation_influences, f1_influences
 from exporter.engines.tensors import TensorSpec
@@ -209,7 +206,7 @@ def test_as_many_texts_judge_a_classifier_as_a_limit_near_to_1_takes(
         candidate=arm,
         judged={"baseline": arm, "candidate": arm},
         held_against=[("baseline", "candidate")],
-        options=CompareOptions(quality=QualityOptions(probes=0)),
+        options=CompareOptions(),
         progress=QUIET,
         vocabulary=lambda: len(WORDS) + 1,
         reads_images=False,
@@ -381,28 +378,6 @@ def test_which_tasks_take_no_logits(tmp_path: Path) -> None:
     assert not only_for_encoders(TaskOptions(tasks=("arc_easy",)))
 
 
-def text_of(*passages: str) -> TextSource:
-    return TextSource("made", ("\n\n".join(passages),), "0" * 64)
-
-
-def test_a_text_without_labels_makes_a_retrieval() -> None:
-    passages = [
-        f"Here is the first sentence of {word}. And then there follows all of the rest of {word}."
-        for word in WORDS
-    ]
-    task = made_retrieval(text_of(*passages, "Too short. No rest.", "no end " * 20), 2)
-    assert task is not None
-    assert isinstance(task.asked, Retrieval)
-    assert len(task.asked.corpus) == 10
-    assert [query.text for query in task.asked.items] == [
-        f"Here is the first sentence of {WORDS[n]}." for n in (0, 10)
-    ]
-    for query in task.asked.items:
-        [place] = query.relevant
-        assert task.asked.corpus[place].endswith(query.text.split()[-1])
-    assert made_retrieval(text_of(passages[0], "no end " * 20), 2) is None
-
-
 def test_a_correlation_s_influences_have_its_spread() -> None:
     rng = np.random.default_rng(0)
     first = rng.normal(size=300)
@@ -435,7 +410,7 @@ def test_the_influences_of_an_f1_have_its_spread() -> None:
 def test_a_long_passage_keeps_what_the_tokenizer_puts_behind_it(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     write_bert_tokenizer(tmp_path)
-    text = text_of(" ".join(WORDS[:10]), " ".join(WORDS[:2]))
+    text = TextSource("t", (" ".join(WORDS[:10]), " ".join(WORDS[:2])), "0" * 64)
     file = tmp_path / "tokenizer.json"
     ids = tokenize_passages(text, file, most=2, longest=6).ids
     assert sorted(row.tolist() for row in ids) == [[21, 1, 2, 3, 4, 22], [21, 1, 2, 22]]
@@ -445,20 +420,3 @@ def test_roberta_has_fewer_positions_than_its_table() -> None:
     told = {"max_position_embeddings": 514, "pad_token_id": 1}
     assert longest_sequence({"model_type": "xlm-roberta"} | told) == 512
     assert longest_sequence({"model_type": "bert"} | told) == 514
-
-
-def test_a_text_without_labels_makes_a_ranking_among_neighbours() -> None:
-    passages = [
-        f"Here is the first sentence of {word}. And then there follows all of the rest of {word}."
-        for word in WORDS[:12]
-    ]
-    task = made_ranking(text_of(*passages), 6)
-    assert task is not None
-    assert isinstance(task.asked, Ranking)
-    assert len(task.items) == 6
-    for item in task.asked.items:
-        [own] = item.relevant
-        assert len(set(item.passages)) == 5
-        assert item.passages[own].split()[-1] == f"{item.text.split()[-1]}"
-    assert len({min(item.relevant) for item in task.asked.items}) == 5
-    assert made_ranking(text_of("one sentence alone. "), 6) is None

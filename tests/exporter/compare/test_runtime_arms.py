@@ -19,7 +19,7 @@ from exporter.choose.costs.timing import Effort
 from exporter.cli import run
 from exporter.compare.options import CompareOptions, QualityOptions, TaskOptions, TimingOptions
 from exporter.compare.session import compare
-from exporter.compare.tasks.evaluation import evaluate_model
+from exporter.compare.tasks.choosing import evaluate_model
 from exporter.cut.gguf_surgery import cut_gguf
 from exporter.errors import ComparisonError, GgufFileError, UsageError
 from exporter.gate.keys import key_of
@@ -38,7 +38,7 @@ OPTIONS = CompareOptions(
     rounds=2,
     eval_tokens=32,
     eval_sequence_length=16,
-    quality=QualityOptions(agreement_prompts=2, agreement_tokens=3, answer_tokens=3, probes=0),
+    quality=QualityOptions(agreement_prompts=2, agreement_tokens=3, answer_tokens=3),
     timing=TimingOptions(generate=((4, 3),)),
 )
 AT = RequestShape(batch=1, prompt=4, new=3)
@@ -129,7 +129,7 @@ def test_arms_of_two_runtimes_are_no_pair(stand_in: LlamaCpp, files: tuple[Path,
 def test_tasks_on_llama_cpp(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_path: Path) -> None:
     task = [{"query": "one two", "choices": ["three", "four five"], "gold": 0}] * 4
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, task)))
-    asked = TaskOptions(tasks=("mine",), task_data=tmp_path, probes=0)
+    asked = TaskOptions(tasks=("mine",), task_data=tmp_path)
     for file in files:
         report = evaluate_model(f"llama.cpp:{file}", asked, threads=1)
         assert report.backend == "llama.cpp"
@@ -153,7 +153,7 @@ def test_commands_take_it(
     assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 3
     (tmp_path / "mine.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}')
     asked = ["evaluate", arm, "--tasks", "mine", "--task-data", str(tmp_path), "--threads", "1"]
-    assert run([*asked, "--probes", "none", "-o", str(tmp_path / "scores.json")]) == 0
+    assert run([*asked, "-o", str(tmp_path / "scores.json")]) == 0
     assert json.loads((tmp_path / "scores.json").read_text())["backend"] == "llama.cpp"
     assert run([*asked, "-o", str(files[1])]) == 2
     assert files[1].read_bytes()[:4] == b"GGUF"

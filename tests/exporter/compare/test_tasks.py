@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,19 @@ def one_by_one(runner: Any, request: ContinuationRequest) -> tuple[float, bool]:
     rows = log_softmax(logits, axis=-1)[len(request.context) - 1 : -1]
     targets = np.array(request.continuation)
     return float(rows[range(len(targets)), targets].sum()), bool((rows.argmax(1) == targets).all())
+
+
+def test_the_sample_s_probes_are_tasks_with_one_right_answer(tmp_path: Path) -> None:
+    script = Path(__file__).parents[3] / "samples" / "07_ci" / "probes.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True)
+    for name in ("arithmetic", "brackets", "copy", "lookup"):
+        task = read_task(tmp_path, name)
+        assert len(task.items) == 100
+        assert {item.gold for item in task.items} == {0, 1, 2, 3}
+        assert all(len({answer for _, answer in item.pairs}) == 4 for item in task.items)
+    for item in read_task(tmp_path, "arithmetic").items:
+        text, answer = item.pairs[item.gold]
+        assert sum(map(int, text.split("\n")[-1].rstrip(" =").split("+"))) == int(answer)
 
 
 @pytest.mark.parametrize("shares", [True, False])

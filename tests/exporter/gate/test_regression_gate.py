@@ -358,12 +358,11 @@ def test_a_metric_of_which_less_is_better_may_not_grow(
     assert limit_words(only) == f"{side} {told}"
 
 
-@pytest.mark.parametrize("field", ["tasks", "probes"])
-def test_tasks_and_probes_are_compared_by_points(field: str) -> None:
-    limits = Limits(**{f"max_{field[:-1]}_drop": 0.02})
+def test_tasks_are_compared_by_points() -> None:
+    limits = Limits(max_task_drop=0.02)
 
     def scored(*scores: Task) -> ComparisonReport:
-        return gate_report(accuracy=gate_accuracy(**{field: list(scores)}))
+        return gate_report(accuracy=gate_accuracy(tasks=list(scores)))
 
     for candidate, interval, word in (
         (0.5, (-0.12, -0.08), "regressed"),
@@ -372,24 +371,14 @@ def test_tasks_and_probes_are_compared_by_points(field: str) -> None:
     ):
         report = scored(task(candidate, *interval))
         (found,) = check(report, limits).checks
-        assert (found.quantity, found.verdict) == (field[:-1], word)
+        assert (found.quantity, found.verdict) == ("task", word)
         assert against(report, report, limits).verdict == "within_limit"
     one = task(0.6, -0.01, 0.01)
     more = scored(one, one.model_copy(update={"task": "piqa"}))
     for pair in ((more, scored(one)), (scored(one), more)):
-        assert verdicts(against(*pair, limits))[f"{field[:-1]} piqa, acc"] == "inconclusive"
+        assert verdicts(against(*pair, limits))["task piqa, acc"] == "inconclusive"
     with raises(RegressionError, "named-twice", "arc, acc"):
         check(scored(*[task(0.5, -0.2, 0.0)] * 2), limits)
-
-
-@pytest.mark.parametrize("metric", ["acc", "ndcg@10"])
-def test_a_limit_on_probes_is_on_right_answers_and_on_no_task(metric: str) -> None:
-    fell = task(0.1, -0.6, -0.4)
-    nats = loss(9.0, higher_is_better=True).model_copy(update={"metric": "log_prob"})
-    held = task(0.6, -0.01, 0.01).model_copy(update={"metric": metric})
-    accuracy = gate_accuracy(probes=[held, nats], tasks=[fell])
-    (found,) = check(gate_report(accuracy=accuracy), Limits(max_probe_drop=0.02)).checks
-    assert (found.subject, found.verdict) == (f"arc, {metric}", "within_limit")
 
 
 def test_the_largest_build_of_an_engine_counts() -> None:
@@ -700,7 +689,6 @@ def test_a_report_that_contradicts_itself_is_refused() -> None:
         ({"top1_agreement": 0.9}, "top1_interval.value"),
         ({"log_perplexity_increase": narrow(0.0)}, "log_perplexity_increase.value"),
         ({"tasks": [task(0.5, -0.2, 0.0).model_copy(update={"candidate": 0.6})]}, "tasks[0]"),
-        ({"probes": [task(0.5, -0.2, 0.0).model_copy(update={"candidate": 0.6})]}, "probes[0]"),
         (
             {"sample_losses": SampleLosses(tokens=[9], baseline=[9.0], candidate=[9.0])},
             "perplexity.baseline",
@@ -726,7 +714,7 @@ def _complete() -> ComparisonReport:
     )  # fmt: skip
     arms = [gate_arm(name, engines=[engine], device_memory_bytes=9) for name in ("b", "c")]
     score = task(0.6, -0.001, 0.001)
-    accuracy = gate_accuracy(tasks=[score], probes=[score], embeddings=embeddings(0.97, 0.95))
+    accuracy = gate_accuracy(tasks=[score], embeddings=embeddings(0.97, 0.95))
     return gate_report(accuracy=accuracy, arms=Arms(baseline=arms[0], candidate=arms[1]))
 
 
@@ -753,7 +741,6 @@ def without(report: ComparisonReport, figure: Figure) -> ComparisonReport:
         "embedding_cosine": {"embeddings": None},
         "rank_agreement": {"embeddings": None},
         "task": {"tasks": []},
-        "probe": {"probes": []},
     }
     if quantity in ("time", "speedup"):
         rows = [row for row in report.latency if short_shape(row) != subject]

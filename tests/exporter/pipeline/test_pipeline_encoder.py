@@ -209,10 +209,6 @@ def test_a_reranker_is_scored_and_judged_on_pairs(exports_once: None, tmp_path: 
     assert report.accuracy.compared == "order"
     assert report.accuracy.tokens == 10  # the order of each two of 20 pairs
     assert report.accuracy.kl_divergence > 0
-    assert {(probe.metric, probe.items) for probe in report.accuracy.probes} == {
-        ("ndcg@10", 10), ("mrr@10", 10)
-    }  # fmt: skip
-    assert not report.accuracy.probes_left_out
 
 
 @pytest.mark.long

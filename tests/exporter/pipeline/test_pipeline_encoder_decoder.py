@@ -388,16 +388,16 @@ def test_a_first_look_asks_for_nothing_that_is_refused() -> None:
     from exporter.pipeline.encoder_decoder import refuse_unfit, without_presets
 
     told: dict[str, Any] = {
-        "compare": compare(quality=QualityOptions(agreement_prompts=2, probes=20)),
+        "compare": compare(quality=QualityOptions(agreement_prompts=2)),
         "search": SearchOptions("greedy", tokens=512),
     }
     request = request_for(Path("m"), Path("out"), **told)
     refuse_unfit(without_presets(replace(request, quick=True)))
     with raises(PlanError, "other-search"):
         refuse_unfit(without_presets(request))
-    with raises(UsageError, "one-graph-option", "probes"):
+    with raises(UsageError, "one-graph-option", "--agreement-prompts"):
         refuse_unfit(without_presets(replace(request, search=SearchOptions("greedy"))))
-    asked = replace(told["compare"], quality=QualityOptions(agreement_prompts=3, probes=20))
+    asked = replace(told["compare"], quality=QualityOptions(agreement_prompts=3))
     with raises(UsageError, "one-graph-option", "--agreement-prompts"):
         refuse_unfit(without_presets(replace(request, quick=True, compare=asked)))
 
