@@ -94,7 +94,7 @@ def counted_code() -> tuple[Numbers, Numbers]:
 
 
 def counted_options() -> Numbers:
-    """Options as ``--help-all`` shows them; the general ones count at each command."""
+    """Options as ``--help-all`` shows them; those of every command are the group's."""
     import click
 
     from exporter.cli import cli
@@ -103,8 +103,9 @@ def counted_options() -> Numbers:
     for name in cli.list_commands():
         command = cli.get_command(None, name)
         assert command is not None
-        shown = command.get_params(click.Context(command))
-        numbers[name] = sum(isinstance(param, click.Option) for param in shown)
+        params = command.get_params(click.Context(command, **command.context_settings))
+        options = [param for param in params if isinstance(param, click.Option)]
+        numbers[name] = sum(not option.hidden for option in options)
     general = len(cli.get_params(click.Context(cli)))
     return {"all": general + sum(numbers.values()), **numbers}
 

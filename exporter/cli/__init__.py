@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import click
 
-from exporter.cli.console import NORMAL, ConsoleProgress, echo
+from exporter.cli.console import NORMAL, ConsoleProgress, echo, general_options
 from exporter.errors import (
     FULL_DISK,
     DepthcutError,
@@ -93,6 +93,16 @@ class _Commands(click.Group):
             raise click.UsageError(f"{args[0]} was removed. Use {instead}.", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes its own options, those of every command, and the commands."""
+        records = [param.get_help_record(ctx) for param in self.get_params(ctx)]
+        version, *general = filter(None, records)
+        with formatter.section("Options"):
+            formatter.write_dl([version])
+        with formatter.section("Options of every command, before its name or behind it"):
+            formatter.write_dl(general)
+        self.format_commands(ctx, formatter)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes each heading's commands."""
         width = max(map(len, self.list_commands()))
@@ -103,13 +113,11 @@ class _Commands(click.Group):
                 )
 
 
-def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from exporter.cli.command import names_of_options
+def _whole_help(ctx: click.Context) -> str:
+    from exporter.cli.command import names_of_options
 
-        listed = (names_of_options(cli.get_command(ctx, name)) for name in cli.list_commands(ctx))
-        click.echo("\n\n".join([ctx.get_help(), *filter(None, listed)]), color=ctx.color)
-        ctx.exit()
+    listed = (names_of_options(cli.get_command(ctx, name)) for name in cli.list_commands(ctx))
+    return "\n\n".join([ctx.get_help(), *filter(None, listed)])
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -128,15 +136,14 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
     help="Print the version.",
 )  # fmt: skip
-@click.option(
-    "--help-all", is_flag=True, expose_value=False, is_eager=True, callback=_show_all,
-    help="Also list the options of every command; COMMAND --help-all explains them.",
-)  # fmt: skip
 def cli() -> None:
     """Remove the layers that matter least from a Transformer; measure what is gained and lost.
 
     `depthcut export` does every step; most of the other commands do one.
     """
+
+
+cli.params += general_options(_whole_help)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ import gc
 import os
 import re
 import textwrap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,8 +16,15 @@ import click
 import yaml
 
 from exporter.artifacts.yaml_file import YamlFile, read_yaml
-from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress, echo
-from exporter.errors import OnnxFileError, OptionError, UsageError
+from exporter.cli.console import (
+    CONFIG,
+    SHOW_CONFIG,
+    ConsoleProgress,
+    TextPath,
+    echo,
+    general_options,
+)
+from exporter.errors import DepthcutError, OnnxFileError, OptionError, UsageError
 from exporter.models.model_folder import find_onnx
 from exporter.options import (
     Leaf,
@@ -29,7 +36,6 @@ from exporter.options import (
     running_command,
     values_of,
 )
-from graph_passes.files.placing import finish_interrupted
 
 
 def _words(leaf: Leaf, value: Any) -> list[str]:
@@ -158,29 +164,6 @@ class _Text(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-class TextPath(click.Path):
-    """A path whose name is text: reports, ONNX Runtime and the builders take no other."""
-
-    def convert(
-        self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:
-        """Refuses bytes that are no UTF-8, which Python has as lone surrogates.
-
-        What a killed command left half in its place is completed before anybody looks for it.
-        """
-        name = os.fspath(value)
-        if not name:
-            self.fail("the name is empty (perhaps a variable is not set)", param, ctx)
-        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-            self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
-        if self.exists:
-            finish_interrupted(Path(name))
-        return super().convert(value, param, ctx)
-
-
 class _OnnxPath(TextPath):
     """An ONNX file, or a folder with one."""
 
@@ -214,9 +197,10 @@ _PATHS: dict[str, click.ParamType[Any]] = {
 
 _S = TypeVar("_S", bound=Options)
 Run = Callable[[_S, ConsoleProgress], int | None]
-_ALL, _SHOW, _CONFIG = "help_all", "show_config", "config"
+_ALL = "help_all"
 _NEW_OBJECTS = 1_000_000
-_MOST_LINES, _FEW = 60, 3
+_MOST_LINES, _GENERAL_LINES, _FEW = 60, 4, 3
+_GENERAL = "depthcut --help explains them"
 _IN_FILES = "Only in a --config file"
 _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _TASKSET = "taskset -c 2,3 before the command, with --threads 2"
@@ -319,28 +303,52 @@ class SchemaCommand(click.Command, Generic[_S]):
         self._made = {key: parameter(leaf) for key, leaf in self.leaves.items()}
         shown = [self._made[key] for key, leaf in self.leaves.items() if not leaf.look.config_only]
         super().__init__(name, params=shown, help=run.__doc__, add_help_option=True)
-        self._general = _general(json=json)
+        self._json, self._general = json, general_options(_whole_help)
+        for general in self._general:
+            general.hidden = True  # `depthcut --help` explains them
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does it; a key, and an option of other commands, is told as what it is."""
+        words = tuple(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             asked = error.option_name
-            key = asked.lstrip("-").replace("-", "_")
             if instead := REMOVED.get(f"{self.name} {asked}"):
                 raise click.UsageError(f"{asked} was removed. Use {instead}.", ctx) from None
-            told = f"{asked} is not an option of {self.name}, but "
-            if key in self.leaves:
-                raise click.UsageError(f"{told}a key of --config files: {key}: …", ctx) from None
+            if line := self._as_key(asked, words):
+                raise click.UsageError(
+                    f"{asked} is a key of --config files, not an option: put `{line}` into a file "
+                    "and give it as --config FILE.yaml.",
+                    ctx,
+                ) from None
             if others := _commands_with(asked, ctx):
-                raise click.UsageError(f"{told}of {', '.join(others)}.", ctx) from None
+                told = f"{asked} is not an option of {self.name}, but of {', '.join(others)}."
+                raise click.UsageError(told, ctx) from None
             raise
 
+    def _as_key(self, asked: str, words: Sequence[str]) -> str:
+        """The line of a file that says what an option would; empty where no key has that name."""
+        for key, leaf in self.leaves.items():
+            names, off = leaf.names[-1].split("/"), leaf.is_flag and f"--no-{key}"
+            if not leaf.look.config_only or asked not in (*leaf.names, *names, off):
+                continue
+            if leaf.is_flag:
+                return f"{key}: {'false' if asked in (*names[1:], off) else 'true'}"
+            given = next((word for word in words if word.partition("=")[0] == asked), asked)
+            behind = [*words[words.index(given) + 1 :], "…"] if given in words else ["…"]
+            return f"{key}: {given.partition('=')[2] or behind[0]}"
+        return ""
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Its own options, and those of every command."""
-        *own, help_option = super().get_params(ctx)
-        return [*own, *self._general, help_option]
+        """Its own options, and those of every command, which its help names in one line."""
+        return [*super().get_params(ctx), *self._general]
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """``--help``, one of the options of every command."""
+        if made := super().get_help_option(ctx):
+            made.hidden = True
+        return made
 
     def invoke(self, ctx: click.Context) -> int | None:
         """Reads the options, and runs the command or shows what would be run.
@@ -349,7 +357,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         """
         try:
             return self._invoked(ctx)
-        except UsageError as error:
+        except DepthcutError as error:
             error.message, error.hint = map(self._as_named_here, (error.message, error.hint))
             raise
 
@@ -358,7 +366,11 @@ class SchemaCommand(click.Command, Generic[_S]):
         call = self._built(ctx, told, config)
         self._check(call)
         progress = ctx.find_object(ConsoleProgress) or ConsoleProgress()
-        if ctx.params.get(_SHOW):
+        if progress.as_json and not self._json:
+            raise UsageError(
+                f"depthcut {self.name} has no result to print as JSON.", "Leave --json out."
+            )
+        if ctx.meta.get(SHOW_CONFIG):
             shown = yaml.safe_dump(
                 plain_values(call), sort_keys=False, allow_unicode=True, width=1000
             )
@@ -379,7 +391,7 @@ class SchemaCommand(click.Command, Generic[_S]):
         return self._built(ctx, *self._told(ctx))
 
     def _told(self, ctx: click.Context) -> tuple[dict[str, Any], YamlFile | None]:
-        path: Path | None = ctx.params.get(_CONFIG)
+        path: Path | None = ctx.meta.get(CONFIG)
         config = None if path is None else read_yaml(path)
         told = {} if config is None else self._configured(ctx, config)
         return {**told, **{key: ctx.params[key] for key in self._asked(ctx)}}, config
@@ -456,17 +468,12 @@ class SchemaCommand(click.Command, Generic[_S]):
         """Writes the options of each heading, in the order in which the headings come first."""
         every = bool(ctx.meta.get(_ALL))
         shown = [leaf for leaf in self.leaves.values() if _is_shown(leaf, every=every)]
-        general = [param.get_help_record(ctx) for param in self.get_params(ctx)[len(self.params) :]]
-        whole = {
-            **_by_section(shown, lambda leaf: self._record(leaf, ctx)),
-            "General": list(filter(None, general)),
-        }
-        lines = _lines(whole, formatter)
-        if not every and lines + len(formatter.getvalue().splitlines()) > _MOST_LINES:
-            briefly = {**_folded(shown), "General": whole["General"]}
-            _write(briefly, formatter)
-        else:
-            _write(whole, formatter)
+        whole = _by_section(shown, lambda leaf: self._record(leaf, ctx))
+        lines = _lines(whole, formatter) + len(formatter.getvalue().splitlines()) + _GENERAL_LINES
+        _write(whole if every or lines <= _MOST_LINES else _folded(shown), formatter)
+        names = (param.opts[-1] for param in self.get_params(ctx)[len(self.params) :])
+        formatter.write_paragraph()
+        formatter.write_text(f"Options of every command ({_GENERAL}): {', '.join(names)}.")
 
     def _record(self, leaf: Leaf, ctx: click.Context) -> tuple[str, str]:
         record = self._made[leaf.key].get_help_record(ctx)
@@ -532,57 +539,9 @@ def _lines(sections: _Sections, formatter: click.HelpFormatter) -> int:
     return len(tried.getvalue().splitlines())
 
 
-def _general(*, json: bool) -> list[click.Option]:
-    """The options of every command."""
-    found = [
-        click.Option(
-            ["--config"], type=TextPath(exists=True, dir_okay=False, path_type=Path),
-            metavar="FILE.yaml", help="Read options from a file; the command line overrides it.",
-        ),
-        click.Option(
-            ["--show-config"], is_flag=True, help="Print the settings as such a file, and exit.",
-        ),
-        click.Option(
-            ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_quiet,
-            help="Print only results and errors.",
-        ),
-        click.Option(
-            ["-v", "--verbose"], is_flag=True, expose_value=False, callback=_set_verbose,
-            is_eager=True, help="Print details, and tracebacks on errors.",
-        ),
-        click.Option(
-            ["--help-all"], is_flag=True, expose_value=False, is_eager=True, callback=_show_all,
-            help="Show all options and keys, and exit.",
-        ),
-    ]  # fmt: skip
-    if json:
-        found.insert(0, click.Option(
-            ["--json"], is_flag=True, expose_value=False, callback=_set_json,
-            help="Print the result as JSON on standard output.",
-        ))  # fmt: skip
-    return found
-
-
-def _set_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.find_object(ConsoleProgress).verbosity = QUIET  # type: ignore[union-attr]
-
-
-def _set_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.find_object(ConsoleProgress).verbosity = VERBOSE  # type: ignore[union-attr]
-
-
-def _set_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.find_object(ConsoleProgress).as_json = True  # type: ignore[union-attr]
-
-
-def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        ctx.meta[_ALL] = True
-        click.echo(ctx.get_help(), color=ctx.color)
-        ctx.exit()
+def _whole_help(ctx: click.Context) -> str:
+    ctx.meta[_ALL] = True
+    return ctx.get_help()
 
 
 def _commands_with(option: str, ctx: click.Context) -> list[str]:

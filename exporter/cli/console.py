@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -131,6 +133,8 @@ def done_words(description: str, seconds: float) -> str:
 
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
+CONFIG, SHOW_CONFIG = "config", "show_config"
+"""What ``ctx.meta`` holds of the options of every command."""
 
 
 def echo(*lines: object, err: bool = False) -> None:
@@ -267,3 +271,64 @@ def _new_bars(console: Console) -> Bars:
         console=console,
         transient=True,
     )
+
+
+class TextPath(click.Path):
+    """A path whose name is text: reports, ONNX Runtime and the builders take no other."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Refuses bytes that are no UTF-8, which Python has as lone surrogates.
+
+        What a killed command left half in its place is completed before anybody looks for it.
+        """
+        name = os.fspath(value)
+        if not name:
+            self.fail("the name is empty (perhaps a variable is not set)", param, ctx)
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
+        if self.exists:
+            from graph_passes.files.placing import finish_interrupted
+
+            finish_interrupted(Path(name))
+        return super().convert(value, param, ctx)
+
+
+def general_options(show_all: Callable[[click.Context], str]) -> list[click.Option]:
+    """The options of every command, before its name or behind it."""
+
+    def tell(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            click.echo(show_all(ctx), color=ctx.color)
+            ctx.exit()
+
+    def apply(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        progress = ctx.find_object(ConsoleProgress)
+        if value and param.name in (CONFIG, SHOW_CONFIG):
+            ctx.meta[param.name] = value
+        elif not value or progress is None:
+            return
+        elif param.name == "json":
+            progress.as_json = True
+        else:
+            progress.verbosity = QUIET if param.name == "quiet" else VERBOSE
+
+    def made(*names: str, help: str, **how: Any) -> click.Option:  # noqa: A002
+        how = {"is_flag": True, "callback": apply, **how}
+        return click.Option(names, expose_value=False, help=help, **how)
+
+    return [
+        made("--json", help="Print the result as JSON on standard output."),
+        made(
+            "--config", type=TextPath(exists=True, dir_okay=False, path_type=Path), is_flag=False,
+            metavar="FILE.yaml", help="Read options from a file; the command line overrides it.",
+        ),
+        made("--show-config", help="Print the settings as such a file, and exit."),
+        made("-q", "--quiet", help="Print only results and errors."),
+        made("-v", "--verbose", is_eager=True, help="Print details, and tracebacks on errors."),
+        made("--help-all", is_eager=True, callback=tell, help="Show all options and keys."),
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ import click
 import pytest
 
 import exporter.cli as command_line
+from exporter.cli.command import SchemaCommand
 from exporter.cli.console import ConsoleProgress, TaskLines
 from exporter.errors import ComparisonError, DisturbedMachineError, PlanError, UsageError
 from exporter.progress import ByteCount, Quiet, Task
@@ -68,10 +69,50 @@ def test_every_option_stands_under_one_heading(
     assert found is not None
     context = click.Context(found, help_option_names=["-h", "--help"])
     options = [param for param in found.get_params(context) if isinstance(param, click.Option)]
-    long = [next(o for o in each.opts if o.startswith("--")) for each in options]
+    long = [param.opts[-2 if len(param.opts) > 2 else -1] for param in options if not param.hidden]
     assert sorted(listed) == sorted(long)
     assert max(map(len, told.splitlines())) <= 100
     assert re.search(r"PROMPTX|INTEGER|x>=", told) is None
+
+
+def test_options_of_every_command_are_explained_once_and_named_in_each_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command_line.run(["--help"]) == 0
+    listed = re.findall(r"(?m)^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out)
+    for name in command_line.cli.list_commands():
+        found = command_line.cli.get_command(None, name)
+        if not isinstance(found, SchemaCommand):
+            continue
+        assert command_line.run([name, "--help-all"]) == 0
+        told = capsys.readouterr().out
+        named = told.partition("(depthcut --help explains them): ")[2]
+        assert sorted(named.rstrip(".\n").replace("\n", " ").split(", ")) == sorted(listed[1:])
+        params = found.get_params(click.Context(found))
+        hidden = [p.opts[-1] for p in params if isinstance(p, click.Option) and p.hidden]
+        assert sorted(hidden) == sorted(listed[1:])
+
+
+def test_options_of_every_command_stand_before_its_name_or_behind_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config := tmp_path / "c.yaml").write_text("quantize_method: hqq\n")
+    (tmp_path / "m.onnx").touch()
+    model, told = str(tmp_path / "m.onnx"), list[str]()
+    for option in (["--config", str(config)], ["--show-config"]):
+        words = ["quantize", model, "-o", "x", "--config", str(config), "--show-config"]
+        del words[(at := words.index(option[0])) : at + len(option)]
+        assert command_line.run([*option, *words]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert "quantize_method: hqq" in told[0]
+    for words in (["--json", "doctor"], ["doctor", "--json"]):
+        assert command_line.run(words) == 0
+        assert json.loads(capsys.readouterr().out)["components"]
+    (saved := tmp_path / "report.json").write_text("{}")
+    for words in (["--json", "report", str(saved)], ["report", str(saved), "--json"]):
+        assert command_line.run(words) == 2
+        assert "--json" in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

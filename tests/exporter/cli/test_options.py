@@ -15,7 +15,7 @@ import exporter.cli as command_line
 from exporter.cli.command import SchemaCommand, plain_values, words_of
 from exporter.cli.console import ConsoleProgress
 from exporter.compare.options import Generations
-from exporter.errors import OptionError
+from exporter.errors import OptionError, PlanError
 from exporter.option_types import (
     Count,
     Duration,
@@ -44,6 +44,7 @@ from exporter.options import (
     running_command,
     values_of,
 )
+from tests.raising import raises
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Baking(Options):
     fan: bool | None = option(None, "Move the air.", "--fan/--no-fan")
     glaze: Literal["egg", "milk"] | None = option(None, "On top.", rare=True)
     seed: int = option(0, "Of chance.", config_only=True)
+    crust: bool = option(False, "Hard.", "--crust/--soft", config_only=True)
     rules = (excludes("fan", "glaze", "it would fly away"),)
 
 
@@ -189,15 +191,26 @@ def test_what_is_no_mapping_of_options_is_refused(
     assert "Unexpected" not in told
 
 
-def test_an_option_that_is_a_key_alone_is_told_as_one(
-    bake: list[Bread], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--seed", "3"), "seed: 3"),
+        (("--seed=3",), "seed: 3"),
+        (("--seed",), "seed: …"),
+        (("--seeds",), ""),
+        (("--crust",), "crust: true"),
+        (("--no-crust",), "crust: false"),
+        (("--soft",), "crust: false"),
+    ],
+)
+def test_an_option_that_is_a_key_alone_is_told_as_the_line_of_a_file(
+    bake: list[Bread], capsys: pytest.CaptureFixture[str], words: tuple[str, ...], line: str
 ) -> None:
-    assert command_line.run(["bake", "rye", "-o", "x", "--seed", "3"]) == 2
+    assert command_line.run(["bake", "rye", "-o", "x", *words]) == 2
     told = capsys.readouterr().err
-    assert "--config" in told
-    assert "seed: " in told
-    assert command_line.run(["bake", "rye", "-o", "x", "--seeed", "3"]) == 2
-    assert "--config" not in capsys.readouterr().err
+    assert ("--config" in told) == bool(line)
+    assert f"`{line}`" in told or not line
+    assert bake == []
 
 
 def test_the_recorded_command_says_defaults_that_were_asked_for(
@@ -243,6 +256,17 @@ def test_a_key_alone_is_named_as_one_and_an_option_as_such(
             command.invoke(ctx)
         assert named in str(refused.value)
         assert not not_named or not_named not in str(refused.value)
+
+
+def test_what_fails_names_a_key_alone_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(call: Bread, progress: ConsoleProgress) -> None:
+        raise PlanError("Too hot.", "Take another --seed, or fewer --degrees.")
+
+    command = SchemaCommand("bake", Bread, run, json=True)
+    monkeypatch.setitem(command_line.cli.commands, "bake", command)
+    with raises(PlanError, "", "seed (of a --config file)", "--degrees") as caught:
+        command_line.cli.main(["bake", "rye", "-o", "x"], standalone_mode=False)
+    assert "--seed" not in str(caught.value)
 
 
 def test_what_is_shown_is_checked_before(
