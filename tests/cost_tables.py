@@ -16,7 +16,6 @@ def made_table(
     *,
     baseline_ms: float = 100.0,
     at: RequestShape | None = None,
-    rank: int | None = None,
 ) -> CostTable:
     """A table with a group for each sublayer, whose savings simply add up."""
     groups = []
@@ -28,6 +27,6 @@ def made_table(
         ]
         groups.append(CostGroup(signature=f"{kind} {layer}", members=[member], trials=trials))
     return CostTable(
-        at=at or RequestShape(), backend="onnxruntime", provider="CPUExecutionProvider", rank=rank,
+        at=at or RequestShape(), backend="onnxruntime", provider="CPUExecutionProvider",
         environment=made_environment(), baseline_ms=baseline_ms, groups=groups,
     )  # fmt: skip

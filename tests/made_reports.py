@@ -256,7 +256,7 @@ def _healing(text: str) -> Healing:
         bias_explained=0.3, linear_explained=0.8,
     )  # fmt: skip
     return Healing(
-        asked="best", rank=None, sequential=True, calibration=[ref], branches=[branch],
+        asked="best", rank=None, calibration=[ref], branches=[branch],
         parameters=332_352, texts=texts, warnings=[f"The domains disagree: {text}."],
     )  # fmt: skip
 

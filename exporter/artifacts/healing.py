@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from exporter.artifacts.base import Artifact, Count, Layer, Nouns, Record, nouns_of
+from exporter.artifacts.base import Artifact, Count, Layer, Nouns, Record, ignoring, nouns_of
 from exporter.artifacts.stages import CalibrationRef, ModelRef
 from graph_passes.types import DeletionKind, Replacement
 
@@ -153,9 +153,10 @@ class Healing(Record):
     the model keeps have other values, ``training`` how they came by them.
     """
 
+    _earlier = ignoring("sequential")
+
     asked: HealKind
     rank: Count | None
-    sequential: bool
     calibration: list[CalibrationRef]
     branches: list[HealedBranch]
     parameters: Count

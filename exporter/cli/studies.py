@@ -18,8 +18,8 @@ from exporter.files import refuse_overwriting, sha256_bytes, sha256_file
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.sources import SourceOptions
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC
-from exporter.option_types import Arm, Count, Duration, Engine, InputFile, OutputFile
-from exporter.options import Options, Rule, argument, dataclass, option, part
+from exporter.option_types import Arm, Duration, Engine, InputFile, OutputFile
+from exporter.options import Options, argument, dataclass, option, part
 from exporter.report.words import significant
 from exporter.score import ScoreOptions, score
 from exporter.score.options import SCORING, MetricName
@@ -138,7 +138,6 @@ class CostsCall(Options):
         "Replacements to measure; cutting without any is always measured. Repeatable.",
         "--replacement",
     )
-    rank: Count | None = option(None, "Rank of linear maps, stored as two factors.", usual="full")
     engine: Engine | None = option(
         None, "Build engines of the graph and its variants, and time them on the GPU."
     )
@@ -149,14 +148,6 @@ class CostsCall(Options):
         "Maximum time to measure one variant, in seconds; it ends earlier if the cost is known.",
         "--time-budget",
         section=SPEED,
-    )
-    rules = (
-        Rule(
-            ("rank", "replacements"),
-            lambda told: told.rank is not None and "linear" not in told.replacements,
-            "{0} is for linear maps.",
-            "Add {1} linear.",
-        ),
     )
 
 
@@ -185,7 +176,6 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
             ),
             provider=call.run.provider,
             engine=call.engine,
-            rank=call.rank,
             progress=progress,
         )
     if progress.as_json:

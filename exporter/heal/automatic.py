@@ -81,7 +81,7 @@ def _multiplied(model: Any) -> int:
 def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold") -> HealOptions:
     """The options with kept weights folded, or the best replacements, in place of a training."""
     usual = HealOptions()
-    kept = {name: getattr(usual, name) for name in (*TRAINED, "rank")}
+    kept = {name: getattr(usual, name) for name in TRAINED}
     if kind == "best":
         kept["replacements"] = usual.replacements
     return replace(options, kind=kind, **kept)

@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts.store import Store
 from exporter.errors import HealingError
-from exporter.heal import ridge as low_rank
-from exporter.heal.ridge import RIDGES, LinearMap, Sums, choose_ridge, explained, solve, sums_bytes
+from exporter.heal.ridge import RIDGES, Sums, choose_ridge, solve, sums_bytes
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement, first_input
 from exporter.models.architectures import SublayerModules, every_sublayer, named_in
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import first_tensor, hooked, run_backbone
 from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
-from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from graph_passes.types import Replacement, SublayerRef
 
@@ -41,7 +37,6 @@ class Fit:
     ridge: float
     bias_explained: float
     linear_explained: float
-    intercept_explained: float | None = None
 
     @property
     def choices(self) -> Choices:
@@ -52,72 +47,10 @@ class Fit:
             "linear": (self.linear_explained, self.linear),
         }
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Its numbers by name."""
-        maps = {f"map{number}": weight for number, weight in enumerate(self.linear.maps)}
-        tensors = {"mean": self.bias.bias, "bias": self.linear.bias, **maps}
-        return {name: t.numpy() for name, t in tensors.items() if t is not None}
-
-    def figures(self) -> list[float]:
-        """What else is known of it."""
-        own = [self.ridge, self.bias_explained, self.linear_explained]
-        return own if self.intercept_explained is None else [*own, self.intercept_explained]
-
-    @classmethod
-    def of(cls, arrays: dict[str, NDArray[Any]], figures: list[float]) -> Fit:
-        """From what :meth:`arrays` and :meth:`figures` gave."""
-        import torch
-
-        held = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        maps = tuple(held[name] for name in sorted(held) if name.startswith("map"))
-        return cls(BranchReplacement(held["mean"]), BranchReplacement(held["bias"], maps), *figures)
-
 
 def most_explained(choices: Choices) -> BranchReplacement:
     """What gives back most of a branch's output over held-out tokens."""
     return max(choices.values(), key=lambda choice: choice[0])[1]
-
-
-class FitStore:
-    """Fits one by one, as they are finished."""
-
-    def __init__(
-        self, path: Path | None, loaded: LoadedModel, text: CalibrationText, **made_from: Any
-    ) -> None:
-        about = {
-            **loaded.identity(),
-            "text": text.ref.model_dump(mode="json"),
-            "ids": text.ids_sha256,
-        }
-        self._store = None if path is None else Store(path, {**about, **made_from})
-        self._found: dict[SublayerRef, Fit] = {}
-
-    def find(
-        self, names: Iterable[SublayerRef], progress: Progress = QUIET
-    ) -> dict[SublayerRef, Fit]:
-        """Those of the named ones that an earlier call has kept."""
-        for name in names:
-            kept = None if self._store is None else self._store.find_arrays(str(name))
-            if kept is not None:
-                with contextlib.suppress(KeyError, TypeError):  # anybody may have written it
-                    self._found[name] = Fit.of(kept[1], kept[0])
-        if self._found:
-            told = counted(len(self._found), "fit")
-            progress.say(f"healing: {told} of an earlier call are used")
-        return dict(self._found)
-
-    def keep(self, name: SublayerRef, fit: Fit) -> None:
-        """Writes one down, whole or not at all."""
-        if self._store is not None:
-            self._store.keep_arrays(str(name), fit.figures(), fit.arrays())
-
-    def get(self, name: SublayerRef, make: Callable[[], Fit]) -> Fit:
-        """One that was found, or else is made and kept."""
-        if name in self._found:
-            return self._found[name]
-        fit = make()
-        self.keep(name, fit)
-        return fit
 
 
 Branch = Callable[[SublayerModules, "torch.Tensor", "torch.Tensor"], None]
@@ -211,80 +144,44 @@ def fit_branches(
     text: CalibrationText,
     names: Iterable[SublayerRef] | None = None,  # the branches, by layer and kind; None: all
     *,
-    rank: int | None = None,  # of the maps; None: full
     ridge: float | None = None,  # None: chosen for each branch on held-out tokens
     intercept: bool = True,
     batch_size: int = 4,
     held_out: float = 0.2,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     uses_maps: bool = True,
-    store: FitStore | None = None,
     progress: Progress = QUIET,
 ) -> dict[SublayerRef, Fit]:
     """Fits a bias and a linear map for branches of the unchanged model."""
     parts = {part.ref: part for part in every_sublayer(loaded.model)}
-    wanted = named_in(loaded.model, parts if names is None else names)
-    later = HeldOut.of(text, held_out)
-    found = {} if store is None else store.find(wanted, progress)
-    left = [parts[name] for name in wanted if name not in found]
-    for group in _groups(left, loaded, memory_limit_bytes):
-        sums = _collected(loaded, text, later, group, batch_size, progress)
+    wanted = [parts[name] for name in named_in(loaded.model, parts if names is None else names)]
+    later, fits = HeldOut.of(text, held_out), {}
+    width = loaded.model.config.get_text_config().hidden_size
+    size = max(1, memory_limit_bytes // (2 * sums_bytes(width, width)))
+    for start in range(0, len(wanted), size):
+        sums = _collected(loaded, text, later, wanted[start : start + size], batch_size, progress)
         for name in sorted(sums):
-            found[name] = fitted(*sums.pop(name), rank=rank, ridge=ridge, intercept=intercept)
-            if store is not None:
-                store.keep(name, found[name])
+            fits[name] = _fitted(*sums.pop(name), ridge, intercept=intercept)
     if uses_maps:
         tell_if_few(text, loaded, progress)
-        tell_without_intercept(found.values(), progress)
-    return {name: found[name] for name in sorted(found)}
+    return dict(sorted(fits.items()))
 
 
-def fitted(
-    first: Sums,
-    later: Sums,
-    *,
-    rank: int | None = None,  # of the map; None: full
-    ridge: float | None = None,  # None: chosen on `later`
-    intercept: bool = True,
-) -> Fit:
+def _fitted(first: Sums, later: Sums, ridge: float | None, *, intercept: bool) -> Fit:
     """The fit from a branch's sums."""
-    ridges = RIDGES if ridge is None else [ridge]
-    with_intercept = None
     if not intercept:
-        with_intercept = choose_ridge(first, later, ridges).linear_explained
         first.through_origin()
         later.through_origin()
-    choice = choose_ridge(first, later, ridges)
-    share = choice.linear_explained
-    if rank is not None:
-        share = explained(later, _map(first, choice.ridge, rank)[0])
+    choice = choose_ridge(first, later, RIDGES if ridge is None else [ridge])
     total = first.plus(later)
-    found, maps = _map(total, choice.ridge, rank)
+    linear = solve(total, choice.ridge)
     return Fit(
         bias=BranchReplacement(total.y_mean.float().cpu()),
-        linear=BranchReplacement(
-            found.bias.float().cpu(), tuple(each.float().cpu() for each in maps)
-        ),
+        linear=BranchReplacement(linear.bias.float().cpu(), (linear.weight.float().cpu(),)),
         ridge=choice.ridge,
         bias_explained=choice.bias_explained,
-        linear_explained=share,
-        intercept_explained=with_intercept,
+        linear_explained=choice.linear_explained,
     )
-
-
-def tell_without_intercept(fits: Iterable[Fit], progress: Progress) -> None:
-    """Says what maps lose by having no intercept, as a mean over the branches."""
-    pairs = [
-        (fit.linear_explained, fit.intercept_explained)
-        for fit in fits
-        if fit.intercept_explained is not None
-    ]
-    if pairs:
-        without, with_one = (sum(shares) / len(pairs) for shares in zip(*pairs, strict=True))
-        progress.say(
-            f"healing: maps without intercept give back {without:.1%} of the branches' outputs on "
-            f"held-out tokens; with intercept it would be {with_one:.1%}"
-        )
 
 
 def tell_if_few(text: CalibrationText, loaded: LoadedModel, progress: Progress) -> None:
@@ -295,25 +192,6 @@ def tell_if_few(text: CalibrationText, loaded: LoadedModel, progress: Progress) 
             f"healing: warning: {tokens} tokens are few for linear maps of {width} inputs; the "
             "ridge keeps them small, and more text would help"
         )
-
-
-def _map(sums: Sums, ridge: float, rank: int | None) -> tuple[LinearMap, tuple[torch.Tensor, ...]]:
-    """The map, and the matrices that it is kept as."""
-    found = solve(sums, ridge)
-    if rank is None:
-        return found, (found.weight,)
-    down, up = low_rank.factors(found, sums, ridge, rank)
-    return low_rank.product(down, up, sums), (down, up)
-
-
-def _groups(
-    parts: Sequence[SublayerModules], loaded: LoadedModel, limit: int
-) -> Iterator[Sequence[SublayerModules]]:
-    """As many branches at once as the memory allows; at least one."""
-    width = loaded.model.config.get_text_config().hidden_size
-    size = max(1, limit // (2 * sums_bytes(width, width)))
-    for start in range(0, len(parts), size):
-        yield parts[start : start + size]
 
 
 def _collected(

@@ -37,7 +37,7 @@ from exporter.heal.domains import (
 )
 from exporter.heal.fit import Fit, fit_branches, most_explained
 from exporter.heal.fitting import Fitting, Made
-from exporter.heal.memory import telling_memory, warn_of_memory
+from exporter.heal.memory import telling_memory
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import (
     FOLDER_PLAN,
@@ -76,7 +76,6 @@ def healed_sublayers(plan: PruningPlan, model: ModelRef) -> list[SublayerRef]:
 
 def refuse_early(options: HealOptions, loaded: LoadedModel, plan: PruningPlan) -> None:
     """Refuses what can't be done."""
-    _refuse_rank(options.rank, loaded)
     _refuse_server(options, plan)
     if options.changes_weights:
         refuse_quantized(loaded.model)
@@ -99,16 +98,6 @@ def _refuse_server(options: HealOptions, plan: PruningPlan) -> None:
             f"sublayers of this plan can have {' or '.join(sorted(held))}.",
             "Give --heal fold or distill, which change kept weights, or leave the plan as it is.",
             code="server-holds-none",
-        )
-
-
-def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
-    width = loaded.model.config.get_text_config().hidden_size
-    if rank is not None and not 1 <= rank <= width:
-        raise HealingError(
-            f"There is no map of rank {rank} here.",
-            f"Ask for a rank from 1 to {width}.",
-            code="rank-out-of-range",
         )
 
 
@@ -222,7 +211,6 @@ def _made(fitting: Fitting) -> Iterator[Made]:
     elif kind == "fold":
         from exporter.heal.folded import folded
 
-        warn_of_memory(fitting.loaded.model, fitting.options, 0, fitting.progress)
         with telling_memory(fitting.options), folded(fitting) as made:
             yield made
     elif kind == "best":
@@ -286,7 +274,6 @@ def measured_healing(
     return Healing(
         asked=options.decided,
         rank=options.used_rank,
-        sequential=options.sequential,
         calibration=list(sources),
         branches=branches,
         parameters=sum(branch.parameters for branch in branches),
@@ -362,7 +349,6 @@ def heal_stacks(
         loaded,
         fitted,
         names,
-        rank=options.rank,
         ridge=options.ridge,
         batch_size=options.batch_size,
         uses_maps=options.kind != "bias",

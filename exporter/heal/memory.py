@@ -1,4 +1,4 @@
-"""Whether memory may not suffice for healing, and what needs less where it ran out."""
+"""Whether memory suffices for a training, and what needs less where it ran out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from exporter.errors import HealingError, is_out_of_memory
 from exporter.models.ablation.meter import predicts_tokens
 from exporter.models.changed_weights import has_fast_bfloat16
 from exporter.processes import available_bytes
-from exporter.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -26,26 +25,18 @@ _ACTIVATIONS = 40
 """Numbers that a layer keeps for each token of a step, in widths of the residual stream."""
 _STEP_ANSWERS = 4
 """Both models' answers to a step, and the gradients of the student's."""
-_SQUARES = 6
-"""Matrices of a product's inputs by its inputs, in float64, that a fold is solved with."""
 
 
 def needed_bytes(model: Any, options: HealOptions, trained: int) -> int:
-    """About how much memory healing takes beside the weights."""
+    """About how much memory a training of so many numbers takes beside the weights."""
     config = model.config.get_text_config()
     layers, width, own = config.num_hidden_layers, config.hidden_size, model.dtype.itemsize
-    folding = training = 0
-    if options.kind == "fold" or options.begins_folded:
-        inputs = int(getattr(config, "intermediate_size", None) or 4 * width)
-        folding = model.num_parameters() * own // 2 + 8 * _SQUARES * inputs**2
-    if trained:
-        size = 2 if has_fast_bfloat16(training_device(model)) else own
-        answer = size * (config.vocab_size if predicts_tokens(model) else width * (layers + 1))
-        step = max(options.step_tokens, options.sequence_length)
-        of_step = step * (layers * width * _ACTIVATIONS * size + _STEP_ANSWERS * answer)
-        merged = model.num_parameters(exclude_embeddings=True) * own  # it is judged with these
-        training = max(trained * _STATE_BYTES + of_step + KEPT_BYTES, merged)
-    return int(max(folding, training))
+    size = 2 if has_fast_bfloat16(training_device(model)) else own
+    answer = size * (config.vocab_size if predicts_tokens(model) else width * (layers + 1))
+    step = max(options.step_tokens, options.sequence_length)
+    of_step = step * (layers * width * _ACTIVATIONS * size + _STEP_ANSWERS * answer)
+    merged = model.num_parameters(exclude_embeddings=True) * own  # it is judged with these
+    return int(max(trained * _STATE_BYTES + of_step + KEPT_BYTES, merged))
 
 
 def free_bytes(model: Any) -> int | None:
@@ -59,16 +50,6 @@ def free_bytes(model: Any) -> int | None:
     return free if device == model.device else free - model.num_parameters() * model.dtype.itemsize
 
 
-def warn_of_memory(model: Any, options: HealOptions, trained: int, progress: Progress) -> None:
-    """Says where a healing may need more memory than is free."""
-    needed, free = needed_bytes(model, options, trained), free_bytes(model)
-    if free is not None and needed > free:
-        progress.say(
-            f"heal: warning: this may take {needed / 1e9:.1f} GB of memory beside the weights, and "
-            f"{free / 1e9:.1f} are free; {_smaller(options)} needs less"
-        )
-
-
 @contextlib.contextmanager
 def telling_memory(options: HealOptions) -> Iterator[None]:
     """Says what needs less where memory is short."""
@@ -77,22 +58,12 @@ def telling_memory(options: HealOptions) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        smaller = "a smaller --sequence-length or batch_size"
         raise HealingError(
             f"Memory ran out while the cut was healed ({options.decided}).",
-            f"Try {_smaller(options)}"
-            + (", or train: adapters." if options.train == "all" else "."),
+            f"Try {smaller}, step_tokens or rank." if options.trains else f"Try {smaller}.",
             code="out-of-memory",
         ) from error
-
-
-def _smaller(options: HealOptions) -> str:
-    """What memory hangs on, as a user gives it, at half its size."""
-    sizes = [f"step_tokens {max(1, options.step_tokens // 2)}"] if options.trains else []
-    sizes.append(f"--sequence-length {max(2, options.sequence_length // 2)}")
-    sizes.append(f"batch_size {max(1, options.batch_size // 2)}")
-    if options.used_rank is not None:
-        sizes.append(f"--rank {max(1, options.used_rank // 2)}")
-    return ", ".join(sizes)
 
 
 def training_device(model: Any) -> torch.device:

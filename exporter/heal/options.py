@@ -17,7 +17,6 @@ HealChoice = Literal["auto", HealKind]
 """``auto``: training where memory and time allow it, else ``fold``, else ``best``."""
 NO_TEXT = "none"
 """The ``check_text`` that measures in no other domain."""
-_ADAPTER_RANK = 16
 _TOKENS, _TOKENS_OF_ENCODERS = 200_000, 600_000
 """Of a training; an encoder is small, and what it learns of a text is one vector."""
 
@@ -40,11 +39,11 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
 
 
 _USUAL = {
-    "train": "adapters", "step_tokens": 512, "states_weight": 0.0,
+    "train": "adapters", "rank": 16, "step_tokens": 512, "states_weight": 0.0,
 }  # fmt: skip
 """Defaults other than None."""
 TRAINED = (
-    "tokens", "time_s", "train", "learning_rate", "step_tokens", "states_weight",
+    "tokens", "time_s", "train", "rank", "learning_rate", "step_tokens", "states_weight",
 )  # fmt: skip
 """The options of a training alone."""
 
@@ -64,13 +63,6 @@ class HealOptions(Options):
         brief="How to heal: bias, linear, best, fold or distill",
         section=HEALING,
     )
-    rank: Count | None = option(
-        None,
-        "Rank of linear maps (stored as two factors) or of adapters.",
-        brief="Rank of linear maps or adapters",
-        usual="full, 16",
-        section=HEALING,
-    )
     ridge: PositiveNumber | None = option(
         None,
         "Ridge of the linear maps, relative to the mean eigenvalue of the covariance of a "
@@ -78,13 +70,6 @@ class HealOptions(Options):
         usual="chosen for each branch on held-out tokens",
         section=HEALING,
         config_only=True,
-    )
-    sequential: bool = option(
-        False,
-        "Fit each replacement on the model whose lower branches are healed already, not on "
-        "the whole model.",
-        section=HEALING,
-        rare=True,
     )
     calibration: tuple[str, ...] = option(
         (),
@@ -135,6 +120,7 @@ class HealOptions(Options):
         section=HEALING,
         config_only=True,
     )
+    rank: Count = option(16, "Rank of the adapters.", section=HEALING, config_only=True)
     learning_rate: PositiveNumber | None = option(
         None,
         "The highest learning rate.",
@@ -177,36 +163,10 @@ class HealOptions(Options):
             "Leave it out: with {1} linear, bias and best replacements are fitted everywhere.",
         ),
         Rule(
-            ("sequential", "kind"),
-            lambda told: told.kind == "distill" and told.sequential,
-            "{1} distill trains all weights at once, so {0} has no effect.",
-            "Leave {0} out.",
-        ),
-        Rule(
-            ("sequential", "kind"),
-            lambda told: told.kind == "fold" and told.sequential,
-            "{1} fold always works one branch after the other, so {0} has no effect.",
-            "Leave {0} out.",
-        ),
-        Rule(
-            ("rank", "kind"),
-            lambda told: (
-                told.kind == "fold" and told.replacements != "linear" and told.rank is not None
-            ),
-            "{1} fold adds nothing that could have a rank: {0} is for linear maps.",
-            "Leave it out, or use {1} linear or best.",
-        ),
-        Rule(
             ("ridge", "kind"),
             lambda told: told.kind == "distill" and told.ridge is not None,
             "{1} distill fits no maps, so {0} has no effect.",
             "Leave {0} out.",
-        ),
-        Rule(
-            ("rank", "kind"),
-            lambda told: told.kind == "bias" and told.rank is not None,
-            "A bias has no rank: {0} is for linear maps.",
-            "Leave it out, or use {1} linear or best.",
         ),
         Rule(
             ("ridge", "kind"),
@@ -231,9 +191,8 @@ class HealOptions(Options):
 
     @property
     def used_rank(self) -> int | None:
-        """Of maps or adapters; None: maps are full, or all weights are trained."""
-        adapters = self.trains and self.train == "adapters"
-        return self.rank or (_ADAPTER_RANK if adapters else None)
+        """Of adapters; None where there are none."""
+        return self.rank if self.trains and self.train == "adapters" else None
 
     @property
     def trained_tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.artifacts import HealingReport, PlannedDeletion, PruningPlan, ReplacementsRef
 from exporter.artifacts.replacement_file import ChangedWeight
@@ -14,7 +14,6 @@ from exporter.files import make_readable, refuse_overwriting, sha256_file, telli
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from graph_passes.files.locations import real
 from graph_passes.files.placing import staging
-from graph_passes.replacements import FACTORS
 from graph_passes.types import Replacement, SublayerRef
 
 if TYPE_CHECKING:
@@ -192,15 +191,9 @@ def _tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors by their names in the file; a linear map always has a bias there."""
     prefix = f"{name[1]}.{name[0]}"
-    maps: Sequence[Any] = branch_replacement.maps
-    if len(maps) > len(FACTORS):
-        raise HealingError(f"The map for {name[1]} {name[0]} has {len(maps)} factors.")
-    if branch_replacement.bias is not None:
-        yield f"{prefix}.bias", branch_replacement.bias
-    elif maps:
-        yield f"{prefix}.bias", maps[-1].new_zeros(maps[-1].shape[0])
-    if len(maps) == 1:
-        yield f"{prefix}.weight", maps[0]
-    elif maps:
-        for factor, tensor in zip(FACTORS, maps, strict=True):
-            yield f"{prefix}.{factor}", tensor
+    bias = branch_replacement.bias
+    for weight in branch_replacement.maps:
+        yield f"{prefix}.weight", weight
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+    if bias is not None:
+        yield f"{prefix}.bias", bias

@@ -180,11 +180,6 @@ def lost(sums: Sums, found: LinearMap) -> float:
     return sums.y_squares_about(found.bias) - 2 * cross + float((weight @ xx * weight).sum())
 
 
-def explained(sums: Sums, found: LinearMap) -> float:
-    """Share of ``sum |y|²`` over some tokens that a map takes away; at most 1."""
-    return 1 - lost(sums, found) / (sums.y_squares or 1.0)
-
-
 class _Spectrum:
     """The eigenvectors of ``Sxx``, in which a ridge is a division."""
 
@@ -238,31 +233,3 @@ def _check_tokens(sums: Sums) -> None:
             "Give more to calibrate on (--samples).",
             code="no-tokens",
         )
-
-
-def factors(
-    found: LinearMap, sums: Sums, ridge: float, rank: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A map's two factors of the given rank.
-
-    ``down`` ``[rank, inputs]`` and ``up`` ``[outputs, rank]``: the map is ``up @ down``.
-    """
-    import torch
-
-    most = min(found.weight.shape)
-    if not 1 <= rank <= most:
-        raise HealingError(
-            f"There is no map of rank {rank} here.",
-            f"Ask for a rank from 1 to {most}.",
-            code="rank-out-of-range",
-        )
-    xx, _ = regularised(sums, ridge)
-    _, vectors = torch.linalg.eigh(found.weight @ xx @ found.weight.T)
-    up = vectors[:, -rank:]
-    return up.T @ found.weight, up
-
-
-def product(down: torch.Tensor, up: torch.Tensor, sums: Sums) -> LinearMap:
-    """The map that two factors make, with the bias that makes its mean output right."""
-    weight = up @ down
-    return LinearMap(weight, sums.y_mean - weight @ sums.x_mean)

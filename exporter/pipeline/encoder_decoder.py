@@ -131,7 +131,6 @@ def refuse_other_pairs(run: Run) -> None:
 def _refuse_healing(request: ExportRequest, heal: HealOptions) -> None:
     scored = request.score
     broken = {
-        "sequential": heal.sequential,
         "check_text": heal.check_text is not None,
         "calibration": heal.calibration not in ((), scored.calibration),
         "samples": heal.samples not in (None, scored.samples),
@@ -219,7 +218,7 @@ def heal_key(run: Run, wanted: HealOptions) -> Key:
         "model": run.source_sha256,
         "load": vars(run.request.choosing),
         "plan": run.ledger.files_hash("plan"),
-        "options": [wanted.kind, wanted.rank, wanted.ridge, wanted.batch_size],
+        "options": [wanted.kind, wanted.ridge, wanted.batch_size],
         "pairs": score_key(run)["texts"],
         "samples": run.request.score.samples,
         "versions": run.versions,

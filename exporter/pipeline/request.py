@@ -185,7 +185,7 @@ class ExportRequest(Options):
         switch="kind",
         off="none",
         shared=("samples", "sequence_length", "batch_size", "seed", "server"),
-        config_only=("calibration", "sequential", "check_text", "rank"),
+        config_only=("calibration", "check_text"),
         section=HEALING,
     )
     score: ScoreOptions = part(

@@ -143,7 +143,6 @@ def size_figures(
     candidate: PlanCandidate,
     sizes: GraphSizes,
     costs: CostTable | None,
-    rank: int | None,
     speedup: Speedup | None,
 ) -> dict[str, float]:
     """A plan's sizes and times."""
@@ -151,9 +150,9 @@ def size_figures(
     context, batch = (room.context, room.batch) if room else (0, 1)
     choices = candidate.choices
     found = {
-        "parameters": float(sizes.total_parameters(choices, rank)),
+        "parameters": float(sizes.total_parameters(choices)),
         "parameters_before": float(sizes.parameters),
-        "bytes": float(sizes.total_bytes(choices, rank, context=context, batch=batch)),
+        "bytes": float(sizes.total_bytes(choices, context=context, batch=batch)),
         "speedup": _foretold(costs, choices),
     }
     if speedup is not None:
@@ -201,7 +200,7 @@ def healing_of(
         loaded,
         branch_replacements,
         (reported, other),
-        replace(heal, sequential=True, batch_size=batch_size),
+        replace(heal, batch_size=batch_size),
         fitted.texts,
         progress=progress,
     )

@@ -44,7 +44,7 @@ from exporter.choose.selection.search_options import OF_EMBEDDINGS, SearchOption
 from exporter.choose.selection.task_items import TaskParts, read_tasks, task_parts
 from exporter.compare.tasks.items import TaskItems
 from exporter.errors import BackendError, CostError, PlanError
-from exporter.heal.fit import Fit, FitStore, fit_branches
+from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.texts import text_behind
 from exporter.models.ablation.damage import AnyDamage
 from exporter.models.ablation.embeddings import meter_here
@@ -100,7 +100,7 @@ def _size(parameters: Iterable[Any], uses: Counter[int]) -> SublayerSize:
 
 COSTS = "costs.json"
 """In a planner's folder: times of sublayers. Each file there says what it is about."""
-DAMAGES, _CHECKS, _FITS = "damages.jsonl", "checks.jsonl", "fits.jsonl"
+DAMAGES, _CHECKS = "damages.jsonl", "checks.jsonl"
 _SEEN_FIRST = 32
 """Of the texts or images that a limit is held on: a bad cut need not be run on all of them."""
 
@@ -144,7 +144,7 @@ class PlanInputs:
         if self._given_costs is not None or self._stopwatch is None:
             return self._given_costs
         try:
-            return self._stopwatch.costs(replacements_of(self._kind), self.settings.rank)
+            return self._stopwatch.costs(replacements_of(self._kind))
         except (BackendError, CostError) as error:
             if self.budget.target_speedup is not None:
                 raise
@@ -278,22 +278,16 @@ class PlanInputs:
         heal = self.settings.weighed
         if heal is None:
             return {}
-        text, rank, ridge = self.fitted_text, heal.rank, heal.ridge
-        without = {} if heal.intercept else {"intercept": False}
         names = {
             name for each in subjects(self.report.model.num_layers, self.budget) for name in each
         }
         return fit_branches(
             self.loaded,
-            text,
+            self.fitted_text,
             names,
-            rank=rank,
-            ridge=ridge,
+            ridge=heal.ridge,
             intercept=heal.intercept,
             batch_size=self.settings.batch_size,
-            store=FitStore(
-                self._work / _FITS, self.loaded, text, rank=rank, ridge=ridge, **without
-            ),
             progress=self._progress,
         )
 

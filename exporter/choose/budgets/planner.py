@@ -12,7 +12,7 @@ from exporter.artifacts.base import nouns_of
 from exporter.artifacts.plans import check_counts, keep_first, parents_of, validate_for
 from exporter.artifacts.stacks import Stacks
 from exporter.choose.budgets.budget import USUAL_FLOORS
-from exporter.choose.budgets.candidates import PlanCandidate, damage_words
+from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.figures import (
     Outcome,
     damage_figures,
@@ -44,7 +44,7 @@ from exporter.choose.budgets.units import Goal, Unit, goals_of, unit_to_use_up
 from exporter.choose.selection.by_scores import SEARCH_S, affordable, one_shot
 from exporter.choose.selection.greedy import greedy_in_stacks, settled_for_stacks
 from exporter.choose.selection.meters import searched_meter
-from exporter.choose.selection.options import Step, objective_of, refuse_counts
+from exporter.choose.selection.options import Step, refuse_counts
 from exporter.choose.selection.task_items import (
     judged_tasks,
     part_items,
@@ -53,11 +53,10 @@ from exporter.choose.selection.task_items import (
 )
 from exporter.compare.tasks.items import TaskScores
 from exporter.errors import PlanError
-from exporter.heal.fitting import fit_sequential
 from exporter.heal.healed import heal
 from exporter.heal.texts import on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacement
-from graph_passes.types import Replacement, SublayerRef
+from graph_passes.types import SublayerRef
 
 
 class Planner(PlanInputs):
@@ -164,7 +163,7 @@ class Planner(PlanInputs):
         self._refuse_nothing(candidate)
         if speedup is None and self._stopwatch is not None:
             speedup = self._stopwatch.speedup(candidate)
-        return self._outcome(candidate, self._refitted(candidate), speedup)
+        return self._outcome(candidate, speedup)
 
     @cached_property
     def search(self) -> Search:
@@ -183,12 +182,12 @@ class Planner(PlanInputs):
     @cached_property
     def goals(self) -> list[Goal]:
         """What has to go."""
-        return goals_of(self.budget, self.sizes, self.costs, self.settings.rank)
+        return goals_of(self.budget, self.sizes, self.costs)
 
     @property
     def _used_up(self) -> Unit:
         """What limits on quality are used up for."""
-        return unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
+        return unit_to_use_up(self.budget, self.sizes, self.costs)
 
     def _solved(self, goals: Sequence[Goal]) -> PlanCandidate:
         with self._progress.task("search for the plan with the least damage"):
@@ -245,9 +244,7 @@ class Planner(PlanInputs):
             refuse_all(tried, limits, self.goals, reach, smaller, gained)
         candidate, _ = candidates[found.best.number]
         cut = runs.cuts[found.tried.index(found.best)]
-        figures = size_figures(
-            self.budget, candidate, self.sizes, self.costs, self.settings.rank, speedup
-        )
+        figures = size_figures(self.budget, candidate, self.sizes, self.costs, speedup)
         return Outcome(
             runs.noted(cut, figures | elsewhere(cut.report)),
             cut.branch_replacements(self.loaded),
@@ -355,41 +352,15 @@ class Planner(PlanInputs):
             healed.weights,
         )
 
-    def _refitted(self, candidate: PlanCandidate) -> Mapping[SublayerRef, BranchReplacement]:
-        """The candidate's replacements, fitted again on the healed model where that is better."""
-        choices: dict[SublayerRef, Replacement] = candidate.choices
-        heal = self.settings.weighed
-        idle = heal is None or all(replacement == "none" for replacement in choices.values())
-        if heal is None or idle or self.settings.heals_afterwards:
-            return candidate.cut
-        again = fit_sequential(
-            self.loaded,
-            self.fitted_text,
-            choices,
-            rank=heal.rank,
-            ridge=heal.ridge,
-            intercept=heal.intercept,
-            batch_size=self.settings.batch_size,
-            progress=self._progress,
-        )
-        before, after = self.checker.damage(candidate), self.checker.damage_of(again)
-        costs = objective_of(before, "perplexity"), objective_of(after, "perplexity")
-        better = costs[1] < costs[0] and not self.checker.broken_by(after)
-        self._progress.detail(
-            f"plan: fitted one after the other: {damage_words(after)}, before "
-            f"{damage_words(before)}{'' if better else '; not used'}"
-        )
-        return again if better else candidate.cut
-
     def _outcome(
         self,
         candidate: PlanCandidate,
-        branch_replacements: Mapping[SublayerRef, BranchReplacement],
         speedup: Speedup | None,
     ) -> Outcome:
+        branch_replacements = candidate.cut
         damage = self.reporter.damage_of(branch_replacements)
         figures = damage_figures(damage, self.texts.reported.clusters) | size_figures(
-            self.budget, candidate, self.sizes, self.costs, self.settings.rank, speedup
+            self.budget, candidate, self.sizes, self.costs, speedup
         )
         healing = None
         weighed = self.settings.weighed

@@ -73,8 +73,7 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
     if not candidate.options:
         raise PlanError(
             "Nothing can be dropped: no sublayer that may be dropped gains anything.",
-            "Protect fewer sublayers, allow more --kinds, or smaller replacements: --heal best, "
-            "--rank 16.",
+            "Protect fewer sublayers, allow more --kinds, or smaller replacements: --heal best.",
             code="nothing-to-drop",
         )
     kind, undecided = _kind(checker, candidate)

@@ -45,7 +45,7 @@ class PlanSettings(Options):
         off="none",
         without=("calibration", "samples", "sequence_length", "seed"),
         shared=("batch_size", "server"),
-        config_only=("sequential", "time_s", "check_text"),
+        config_only=("time_s", "check_text"),
     )
     calibration: tuple[str, ...] = option(
         (),
@@ -111,10 +111,10 @@ class PlanSettings(Options):
         return replace(self, search=replace(self.search, search="one-shot"))
 
     def _refuse_own_fits(self, heal: HealOptions) -> None:
-        if heal.sequential or heal.calibration not in ((), self.calibration):
+        if heal.calibration not in ((), self.calibration):
             raise UsageError(
                 "A search by damage fits replacements itself, on the text that it searches on.",
-                "Of the healing options give only --heal, --rank, ridge and check_text, or "
+                "Of the healing options give only --heal, ridge and check_text, or "
                 "make the plan first and heal it: depthcut heal.",
             )
 
@@ -130,7 +130,7 @@ class PlanSettings(Options):
         if heal is None or not self.search.by_damage:
             return None
         if heal.trains and heal.replacements != "none":
-            return HealOptions(kind=heal.replacements, rank=heal.rank)
+            return HealOptions(kind=heal.replacements)
         return None if heal.changes_weights else heal
 
     @property
@@ -141,11 +141,6 @@ class PlanSettings(Options):
     def limits_healed(self, budget: Budget) -> bool:
         """Whether limits on quality are those of a cut whose weights were healed."""
         return bool(budget.floors) and self.heal is not None and self.heal.changes_weights
-
-    @property
-    def rank(self) -> int | None:
-        """Of linear maps that a search weighs; None: full ones."""
-        return None if self.weighed is None else self.weighed.rank
 
     @property
     def _objective(self) -> str:
@@ -162,7 +157,6 @@ class PlanSettings(Options):
             "search": search.search,
             "objective": self._objective if search.by_damage else None,
             "heal": None if self.weighed is None else self.weighed.kind,
-            "rank": self.rank,
             "protect": ", ".join(search.protect) or None,
             "for": self.server,
         }

@@ -196,7 +196,7 @@ class Stopwatch:
     def _runner(self) -> OnnxCostRunner:
         return OnnxCostRunner(self.onnx, self.folder, self.provider)
 
-    def costs(self, replacements: Sequence[Replacement], rank: int | None) -> CostTable:
+    def costs(self, replacements: Sequence[Replacement]) -> CostTable:
         """What each sublayer's removal saves, for every replacement."""
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         settings = CostSettings(
@@ -209,7 +209,6 @@ class Stopwatch:
         )
         if self.together and set(replacements) <= {"none"} and fit_together(self._runner):
             return measure_together(self._runner, settings, progress=self.progress)[0]
-        self._runner.rank = rank
         table = measure_on(self._runner, settings, progress=self.progress)
         self.threads = table.environment.threads
         return table

@@ -70,7 +70,6 @@ class Parameters:
     """Weights, counted."""
 
     sizes: GraphSizes
-    rank: int | None = None  # of linear maps; None: full ones
 
     @property
     def whole(self) -> float:
@@ -79,7 +78,7 @@ class Parameters:
 
     def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
         """Parameters that go."""
-        own = (self.sizes.saved_parameters(name, replacement, self.rank) for name in names)
+        own = (self.sizes.saved_parameters(name, replacement) for name in names)
         return float(sum(own))
 
     def words(self, gain: float) -> str:
@@ -93,7 +92,6 @@ class Bytes:
 
     sizes: GraphSizes
     memory: Memory
-    rank: int | None = None  # of linear maps; None: full ones
 
     @property
     def whole(self) -> float:
@@ -105,7 +103,7 @@ class Bytes:
         """Bytes that go."""
         context, batch = self.memory.context, self.memory.batch
         own = (
-            self.sizes.saved_bytes(name, replacement, self.rank, context=context, batch=batch)
+            self.sizes.saved_bytes(name, replacement, context=context, batch=batch)
             for name in names
         )
         return float(sum(own))
@@ -139,18 +137,16 @@ class Milliseconds:
         return self.whole / max(self.whole - gain, 1e-9 * self.whole)
 
 
-def goals_of(
-    budget: Budget, sizes: GraphSizes, costs: CostTable | None, rank: int | None
-) -> list[Goal]:
+def goals_of(budget: Budget, sizes: GraphSizes, costs: CostTable | None) -> list[Goal]:
     """What has to go, the target speedup first."""
     goals = []
     if budget.target_speedup is not None and costs is not None:
         goals.append(Goal(Milliseconds(costs), costs.baseline_ms * (1 - 1 / budget.target_speedup)))
     if budget.parameters is not None:
-        parameters = Parameters(sizes, rank)
+        parameters = Parameters(sizes)
         goals.append(Goal(parameters, budget.parameters * parameters.whole))
     if budget.fits is not None:
-        held = Bytes(sizes, budget.fits, rank)
+        held = Bytes(sizes, budget.fits)
         if held.whole > budget.fits.limit_bytes:
             goals.append(Goal(held, held.whole - budget.fits.limit_bytes))
         elif not goals and not budget.counts and not budget.floors:
@@ -168,13 +164,11 @@ def goals_of(
     return goals + [Goal(units[name], n) for name, n in budget.counts.items() if name in units]
 
 
-def unit_to_use_up(
-    budget: Budget, sizes: GraphSizes, costs: CostTable | None, rank: int | None
-) -> Unit:
+def unit_to_use_up(budget: Budget, sizes: GraphSizes, costs: CostTable | None) -> Unit:
     """What floors are used up for: a request's time where one is named, else parameters."""
     if costs is not None and budget.at is not None:
         return Milliseconds(costs)
-    return Parameters(sizes, rank)
+    return Parameters(sizes)
 
 
 def with_context(budget: Budget, sizes: GraphSizes | None, progress: Progress = QUIET) -> Budget:

@@ -59,7 +59,6 @@ class EngineCostRunner:
     backend: Backend = "tensorrt-rtx"
     settings: BuildSettings = field(default_factory=BuildSettings)
     threads: int = 1
-    rank: int | None = None  # of linear maps; None for full ones
     progress: Progress = QUIET
 
     def __post_init__(self) -> None:
@@ -101,7 +100,7 @@ class EngineCostRunner:
     @contextmanager
     def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
         """The whole model and one with some sublayers cut, loaded while the block runs."""
-        with cut_for_a_while(self.onnx, self.folder, variant, self.sizes, self.rank) as graph:
+        with cut_for_a_while(self.onnx, self.folder, variant, self.sizes) as graph:
             cut = self._built(graph, graph.parent / "engines")
             runners = {"baseline": self._baseline, "candidate": cut}
             with subjects(runners, self._graph.vocabulary) as loaded:
@@ -144,7 +143,6 @@ class GgufCostRunner:
     folder: Path
     device: str = "cpu"
     threads: int = 1
-    rank: int | None = None
     backend: ClassVar[str] = _BACKEND
     on_gpu: ClassVar[bool] = False
 
@@ -214,7 +212,7 @@ class GgufCostRunner:
             return LoadedPlan.of(deletions)
         hidden = self.sizes.hidden
         assert hidden is not None
-        drawn = random_replacement(hidden, "linear", None)
+        drawn = random_replacement(hidden, "linear")
         one = ReplacementTensors(np.zeros(hidden, np.float32), drawn.weight)
         tensors = {member.name: one for member in variant.members}
         numbers = Replacements(place / "random.safetensors", sha256_bytes(b"random"), tensors)
@@ -246,13 +244,12 @@ def open_cost_runner(
     *,
     provider: str = "cpu",
     engine: Backend | None = None,
-    rank: int | None = None,  # of linear maps; None for full ones
     progress: Progress = QUIET,
 ) -> CostRunner:
     """Finds what runs a model."""
     name = ArmName.of(model)
     if name.is_torch and engine is None:
-        return _torch(name, provider, rank)
+        return _torch(name, provider)
     runs_on = RUNNERS.get(name.kind)
     if runs_on is None or (engine is not None and name.kind != ONNX):
         raise CostError(
@@ -260,15 +257,15 @@ def open_cost_runner(
             "Name the ONNX file, and for engines of it the library: --engine.",
         )
     if runs_on.gguf:
-        return GgufCostRunner(name.path, folder, provider, rank=rank)
+        return GgufCostRunner(name.path, folder, provider)
     onnx = find_onnx(name.path)
     if engine is None:
-        return OnnxCostRunner(onnx, folder, provider, rank=rank, runs_on=name.kind)
+        return OnnxCostRunner(onnx, folder, provider, runs_on=name.kind)
 
-    return EngineCostRunner(onnx, folder, at, engine, rank=rank, progress=progress)
+    return EngineCostRunner(onnx, folder, at, engine, progress=progress)
 
 
-def _torch(name: ArmName, provider: str, rank: int | None) -> CostRunner:
+def _torch(name: ArmName, provider: str) -> CostRunner:
     if name.kind == "torch-compile":
         raise UsageError(
             f"{name} would be compiled again for each variant.", f"Measure torch:{name.path}."
@@ -278,4 +275,4 @@ def _torch(name: ArmName, provider: str, rank: int | None) -> CostRunner:
 
     if not name.path.exists():
         raise CostError(f"{name.path} does not exist.", "Give a Hugging Face folder after torch:.")
-    return TorchCostRunner(load_model(str(name.path)), provider, rank=rank)
+    return TorchCostRunner(load_model(str(name.path)), provider)

@@ -40,11 +40,9 @@ class CostRunner(Protocol):
 
     Attributes:
         threads: CPU threads that it is given.
-        rank: Of linear maps that are put in; None for full ones.
     """
 
     threads: int
-    rank: int | None
 
     @property
     def backend(self) -> str:
@@ -82,7 +80,6 @@ class OnnxCostRunner:
     folder: Path
     device: str = "cpu"
     threads: int = 1
-    rank: int | None = None  # of linear maps; None for full ones
     runs_on: str = ONNX
 
     @property
@@ -130,7 +127,7 @@ class OnnxCostRunner:
     @contextmanager
     def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
         """See :class:`CostRunner`."""
-        cut = cut_for_a_while(self.onnx, self.folder, variant, self.sizes, self.rank)
+        cut = cut_for_a_while(self.onnx, self.folder, variant, self.sizes)
         with cut as graph:
             runners = {"baseline": self._runner(self.onnx), "candidate": self._runner(graph)}
             with subjects(runners, self.vocabulary) as loaded:
@@ -144,7 +141,7 @@ class OnnxCostRunner:
         with ExitStack() as stack:
             runners = {"baseline": self._runner(self.onnx)}
             for name, variant in variants.items():
-                cut = cut_for_a_while(self.onnx, self.folder, variant, self.sizes, self.rank)
+                cut = cut_for_a_while(self.onnx, self.folder, variant, self.sizes)
                 runners[name] = self._runner(stack.enter_context(cut))
             runners |= {name: self._runner(graph) for name, graph in beside.items()}
             yield stack.enter_context(subjects(runners, self.vocabulary))
@@ -167,7 +164,7 @@ def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping
 
 @contextmanager
 def cut_for_a_while(
-    onnx: Path, folder: Path, variant: Variant, sizes: GraphSizes, rank: int | None = None
+    onnx: Path, folder: Path, variant: Variant, sizes: GraphSizes
 ) -> Iterator[Path]:
     """Cuts a variant into a folder of its own, which is gone after the block.
 
@@ -188,7 +185,7 @@ def cut_for_a_while(
                     )
                     for m in variant.members
                 ],
-                _numbers(variant, sizes, rank, place),
+                _numbers(variant, sizes, place),
             ),
             CutOptions(verify="none", weights=weights, companions=False, genai_config="none"),
         )
@@ -214,20 +211,18 @@ def _linked(onnx: Path, place: Path) -> tuple[Path, Literal["share", "compact"]]
     return names[onnx], "share"
 
 
-def _numbers(
-    variant: Variant, sizes: GraphSizes, rank: int | None, place: Path
-) -> Replacements | None:
+def _numbers(variant: Variant, sizes: GraphSizes, place: Path) -> Replacements | None:
     """Random ones, the same for every sublayer."""
     if variant.replacement == "none":
         return None
     hidden = sizes.hidden
     assert hidden is not None  # else nothing is replaced
-    one = random_replacement(hidden, variant.replacement, rank)
+    one = random_replacement(hidden, variant.replacement)
     tensors = {member.name: one for member in variant.members}
     return Replacements(place / "random.safetensors", sha256_bytes(b"random"), tensors)
 
 
-def random_replacement(hidden: int, replacement: str, rank: int | None) -> ReplacementTensors:
+def random_replacement(hidden: int, replacement: str) -> ReplacementTensors:
     """The numbers of a replacement that means nothing."""
     rng = np.random.default_rng(0)
 
@@ -236,6 +231,4 @@ def random_replacement(hidden: int, replacement: str, rank: int | None) -> Repla
 
     if replacement == "bias":
         return ReplacementTensors(draw(hidden))
-    if rank is None:
-        return ReplacementTensors(draw(hidden), draw(hidden, hidden))
-    return ReplacementTensors(draw(hidden), factors=(draw(rank, hidden), draw(hidden, rank)))
+    return ReplacementTensors(draw(hidden), draw(hidden, hidden))

@@ -82,7 +82,7 @@ class GraphSizes:
         """Whether the graph takes a cache or a state."""
         return bool(self.rest_caches) or any(each.caches for each in self.sublayers.values())
 
-    def replacement_parameters(self, replacement: Replacement, rank: int | None = None) -> int:
+    def replacement_parameters(self, replacement: Replacement) -> int:
         """Numbers that a replacement brings at most; a bias may find one that it is added to."""
         if replacement == "none":
             return 0
@@ -95,22 +95,18 @@ class GraphSizes:
             )
         if replacement == "bias":
             return self.hidden
-        maps = self.hidden if rank is None else 2 * rank
-        return self.hidden * (maps + 1)
+        return self.hidden * (self.hidden + 1)
 
-    def saved_parameters(
-        self, name: SublayerRef, replacement: Replacement = "none", rank: int | None = None
-    ) -> int:
+    def saved_parameters(self, name: SublayerRef, replacement: Replacement = "none") -> int:
         """How many parameters the graph loses; below 0 where a replacement is the larger one."""
         own = self[name]
         removed = own.linear_parameters if replacement == "linear" else own.parameters
-        return removed - self.replacement_parameters(replacement, rank)
+        return removed - self.replacement_parameters(replacement)
 
     def saved_bytes(
         self,
         name: SublayerRef,
         replacement: Replacement = "none",
-        rank: int | None = None,
         *,
         context: int = 0,
         batch: int = 1,
@@ -118,20 +114,17 @@ class GraphSizes:
         """How many bytes the weights, and the caches of so many tokens, lose."""
         own = self[name]
         removed = own.linear_weight_bytes if replacement == "linear" else own.weight_bytes
-        added = self.number_bytes * self.replacement_parameters(replacement, rank)
+        added = self.number_bytes * self.replacement_parameters(replacement)
         return removed - added + own.kv_bytes(context, batch)
 
-    def total_parameters(
-        self, choices: Mapping[Any, Replacement] | None = None, rank: int | None = None
-    ) -> int:
+    def total_parameters(self, choices: Mapping[Any, Replacement] | None = None) -> int:
         """Parameters that are left, at most."""
         cut = (choices or {}).items()
-        return self.parameters - sum(self.saved_parameters(*each, rank) for each in cut)
+        return self.parameters - sum(self.saved_parameters(*each) for each in cut)
 
     def total_bytes(
         self,
         choices: Mapping[Any, Replacement] | None = None,
-        rank: int | None = None,
         *,
         context: int = 0,
         batch: int = 1,
@@ -147,6 +140,4 @@ class GraphSizes:
         caches = self.rest_caches + tuple(cache for own in owners for cache in own)
         whole = self.weight_bytes + cache_bytes(caches, context, batch)
         cut = (choices or {}).items()
-        return whole - sum(
-            self.saved_bytes(*each, rank, context=context, batch=batch) for each in cut
-        )
+        return whole - sum(self.saved_bytes(*each, context=context, batch=batch) for each in cut)

@@ -49,10 +49,8 @@ class Conditions:
     at: RequestShape
     backend: str
     provider: str
-    rank: int | None
     threads: int | None  # CPU threads; None takes any
     environment: Environment
-    has_linear: bool = True
 
     def differences(self, table: CostTable) -> Iterator[tuple[str, Any, Any]]:
         """Where a table was measured under others: what differs, there and here."""
@@ -60,9 +58,6 @@ class Conditions:
         yield from _differing("request", str(table.at), str(self.at))
         yield from _differing("backend", table.backend, self.backend)
         yield from _differing("provider", table.provider, self.provider)
-        trials = (trial for group in table.groups for trial in group.trials)
-        if self.has_linear and any(trial.replacement == "linear" for trial in trials):
-            yield from _differing("rank", table.rank, self.rank)
         if self.threads is not None:
             yield from _differing("threads", table.environment.threads, self.threads)
         for name in _MACHINE:
@@ -104,19 +99,15 @@ def _decides(library: str, backend: str) -> bool:
     return library.removesuffix("-gpu") == backend
 
 
-def conditions(
-    cost_runner: CostRunner, at: RequestShape, threads: int | None, *, has_linear: bool = True
-) -> Conditions:
+def conditions(cost_runner: CostRunner, at: RequestShape, threads: int | None) -> Conditions:
     """What costs are measured under on a cost_runner, here and now."""
     return Conditions(
         sha256=cost_runner.sha256,
         at=at,
         backend=cost_runner.backend,
         provider=cost_runner.provider,
-        rank=cost_runner.rank,
         threads=threads,
         environment=environment(threads=threads or cost_runner.threads, gpu=cost_runner.on_gpu),
-        has_linear=has_linear,
     )
 
 
@@ -169,7 +160,6 @@ def measure_costs(
     *,
     provider: str = "cpu",
     engine: Backend | None = None,
-    rank: int | None = None,  # of linear maps in two factors; None for full ones
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> CostTable:
@@ -187,7 +177,6 @@ def measure_costs(
             settings.at,
             provider=provider,
             engine=engine,
-            rank=rank,
             progress=progress,
         )
         return measure_on(cost_runner, settings, names, progress)
@@ -202,11 +191,9 @@ def measure_on(
     """Measures on any engine; see :func:`measure_costs`."""
     settings = settings or CostSettings()
     sizes, threads = cost_runner.sizes, settings.threads
-    _refuse_rank(cost_runner.rank, sizes.hidden)
     refuse_too_long(sizes.name, sizes.longest, settings.at)
     cells = settings.at.cells(cached=sizes.has_cache)
-    has_linear = "linear" in settings.replacements
-    here = conditions(cost_runner, settings.at, threads, has_linear=has_linear)
+    here = conditions(cost_runner, settings.at, threads)
     earlier = usable(settings, here, progress)
     if threads is not None:
         cost_runner.threads = threads
@@ -214,8 +201,6 @@ def measure_on(
         cost_runner.threads = earlier.environment.threads
     elif not cost_runner.on_gpu:
         cost_runner.threads = default_threads()
-    if earlier is not None and not has_linear:
-        cost_runner.rank = earlier.rank  # that of the maps that are there
     return CostRun(cost_runner, settings, cells, progress).measure(names, earlier)
 
 
@@ -320,7 +305,6 @@ class CostRun:
             at=found.at,
             backend=found.backend,
             provider=found.provider,
-            rank=found.rank,
             environment=found.environment,
             baseline_ms=math.fsum(c * ms for c, ms in zip(counts, baselines, strict=True)),
             groups=[
@@ -352,18 +336,6 @@ def _trial(
         std_error_ms=found.std_error_ms,
         rows=rows,
     )
-
-
-def _refuse_rank(rank: int | None, hidden: int | None) -> None:
-    if rank is not None and rank < 1:
-        raise UsageError(
-            f"A rank of {rank} is not valid.", "Ranks begin at 1.", code="rank-out-of-range"
-        )
-    if rank is not None and hidden is not None and rank > hidden:
-        raise UsageError(
-            f"There is no map of rank {rank} here: the stream is {hidden} wide.",
-            "Leave the rank out for full maps.",
-        )
 
 
 @contextmanager

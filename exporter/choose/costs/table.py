@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from exporter.artifacts import Artifact, Environment, LatencyRow, Record
+from exporter.artifacts.base import ignoring
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import of_rows
@@ -117,16 +118,16 @@ class CostGroup(Record):
 class CostTable(Artifact):
     """costs.json.
 
-    ``at`` is the request, ``backend`` and ``provider`` what ran it. ``rank`` is that of the linear
-    maps that were put in, None for full ones. ``baseline_ms`` is what the request takes with the
-    whole graph.
+    ``at`` is the request, ``backend`` and ``provider`` what ran it. ``baseline_ms`` is
+    what the request takes with the whole graph.
     """
+
+    _earlier = ignoring("rank")
 
     kind: Literal["cost_table"] = "cost_table"
     at: RequestShape
     backend: str
     provider: str
-    rank: int | None = None
     environment: Environment
     baseline_ms: float = Field(gt=0)
     groups: list[CostGroup]

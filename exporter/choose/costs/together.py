@@ -51,7 +51,7 @@ def measure_together(
     sizes = cost_runner.sizes
     refuse_too_long(sizes.name, sizes.longest, settings.at)
     cost_runner.threads = settings.threads or default_threads()
-    here = conditions(cost_runner, settings.at, settings.threads, has_linear=False)
+    here = conditions(cost_runner, settings.at, settings.threads)
     earlier = usable(settings, here, progress)
     wanted = wanted_names(sizes, names)
     if earlier is not None and not beside and {*wanted} <= {*earlier.names}:

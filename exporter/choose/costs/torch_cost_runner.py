@@ -38,7 +38,6 @@ class TorchCostRunner:
     loaded: LoadedModel
     device: str = "cpu"
     threads: int = 1
-    rank: int | None = None  # of linear maps; None for full ones
     backend: ClassVar[str] = "pytorch"
 
     @property
@@ -113,7 +112,7 @@ class TorchCostRunner:
         """What takes the branches' place: random numbers."""
         if variant.replacement == "none":
             return BranchReplacement()
-        found = random_replacement(self.sizes.hidden or 0, variant.replacement, self.rank)
+        found = random_replacement(self.sizes.hidden or 0, variant.replacement)
         tensors = (torch.tensor(each) for each in (found.bias, *found.maps.values()))
         bias, *maps = (each.to(self.device, self.loaded.model.dtype) for each in tensors)
         return BranchReplacement(bias, tuple(maps))

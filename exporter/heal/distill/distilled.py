@@ -19,7 +19,7 @@ from exporter.heal.distill.workers import Workers
 from exporter.heal.fit import Fit
 from exporter.heal.fitting import Fitting, Made
 from exporter.heal.folded import folded_values
-from exporter.heal.memory import telling_memory, training_device, warn_of_memory
+from exporter.heal.memory import telling_memory, training_device
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
 from exporter.models.changed_weights import OwnValue, bfloat16_where_fast, weights_changed
 from exporter.models.texts.calibration import DEFAULT_TOKENS, CalibrationText
@@ -38,7 +38,6 @@ def distilled(fitting: Fitting) -> Iterator[Made]:
     stopping, judging = fitting.texts.halves
     trained = trained_numbers(loaded.model, fitting.names, options.train, options.used_rank)
     fitting.progress.say(f"heal: {trained / 1e6:.1f} million numbers are trained ({options.train})")
-    warn_of_memory(loaded.model, options, trained, fitting.progress)
     cut, fits = _replaced(fitting)
     begun = _folded(fitting) if options.begins_folded else []
     model: Any = loaded.model

@@ -186,8 +186,7 @@ class PlanEntry(KeyedEntry):
         told = self.told
         if told.get("heal", "none") == "none":
             return self._what()
-        rank = f"-rank{told['rank']}" if told.get("rank") else ""
-        return f"{self._what()}+{told['heal']}{rank}{'-sequential' * told.get('sequential', False)}"
+        return f"{self._what()}+{told['heal']}"
 
     def _what(self) -> str:
         if "plan" in self.told:

@@ -169,10 +169,8 @@ def _method(healing: Healing, read: Nouns) -> str:
     if healing.changed_weights:
         beside = ", replacements fitted beside them," if _is_replaced(healing) else ","
         return f"Folded by least squares into products of kept branches{beside} on {texts}."
-    how = "one on the other" if healing.sequential else "each alone"
-    rank = "" if healing.rank is None else f", of rank {healing.rank}"
     none = "; no kept weight could be folded into" if healing.asked == "fold" else ""
-    return f"Asked for: {healing.asked}{rank}{none}. Fitted {how} on {texts}."
+    return f"Asked for: {healing.asked}{none}. Fitted on {texts}."
 
 
 def training_words(healing: Healing, training: Training, read: Nouns = TEXTS) -> str:

@@ -159,7 +159,7 @@ def test_goals_are_what_has_to_go() -> None:
     budget = Budget(
         attention=1, parameters=0.2, target_speedup=1.25, at=AT, fits=Memory(4000, 10)
     )  # fmt: skip
-    found = goals_of(budget, SIZES, costs, None)
+    found = goals_of(budget, SIZES, costs)
     assert [goal.amount for goal in found] == pytest.approx([20.0, 200.0, 240.0, 1.0])
     assert isinstance(unit_to_use_up(budget, SIZES, costs, None), Milliseconds)
     assert isinstance(unit_to_use_up(Budget(), SIZES, costs, None), Parameters)
@@ -167,7 +167,7 @@ def test_goals_are_what_has_to_go() -> None:
 
 def test_what_fits_as_it_is_needs_no_plan() -> None:
     with raises(PlanError, "fits-already"):
-        goals_of(Budget(fits=Memory(10_000, 10)), SIZES, None, None)
+        goals_of(Budget(fits=Memory(10_000, 10)), SIZES, None)
     both = goals_of(Budget(fits=Memory(10_000, 10), attention=1), SIZES, None, None)
     assert [goal.amount for goal in both] == [1]
 
@@ -199,9 +199,6 @@ def _importance(folder: Path) -> Path:
         (["--require-speedup", "--drop-attn", "1"], "--require-speedup"),
         (["--fits", "8GB"], "Name it with --onnx"),
         (["--at", "batch=1", "--drop-attn", "1"], "--at"),
-        (["--rank", "4", "--drop-attn", "1"], "--rank"),
-        (["--rank", "4", "--parameters", "10%", "--heal", "none"], "--rank"),
-        (["--rank", "4", "--parameters", "10%", "--heal", "bias"], "--rank"),
         (["--check-text", "self", "--parameters", "10%", "--heal", "none"], "--check-text"),
         (["--onnx", "GRAPH", "--drop-attn", "1"], "--onnx"),
         (["--threads", "2", "--parameters", "10%"], "--threads"),
@@ -245,11 +242,9 @@ def test_a_budget_is_held_by_measured_damage_alone(search: Any, budget: Budget) 
     assert PlanSettings().for_budget(Budget(attention=1)).search.search == "one-shot"
 
 
-@pytest.mark.parametrize("own", [{"sequential": True}, {"calibration": ("mine.txt",)}])
-def test_a_search_that_weighs_replacements_fits_them_in_its_own_way(own: Any) -> None:
-    settings = PlanSettings(
-        SearchOptions("greedy"), heal=HealOptions(**own), calibration=("a.txt",)
-    )
+def test_a_search_that_weighs_replacements_fits_them_in_its_own_way() -> None:
+    heal = HealOptions(calibration=("mine.txt",))
+    settings = PlanSettings(SearchOptions("greedy"), heal=heal, calibration=("a.txt",))
     with pytest.raises(UsageError):
         settings.for_budget(Budget(attention=1))
     assert (
@@ -264,7 +259,7 @@ def test_a_training_with_replacements_weighs_them_before_it() -> None:
         return asked.for_budget(Budget(attention=1))
 
     found = settings(replacements="linear", rank=4)
-    assert found.weighed == HealOptions(kind="linear", rank=4)
+    assert found.weighed == HealOptions(kind="linear")
     assert found.heals_afterwards
     bare = settings()
     assert bare.weighed is None
@@ -551,7 +546,7 @@ def test_costs_that_can_not_be_right_foretell_nothing() -> None:
 
     def told(saved_ms: float) -> dict[str, float]:
         table = made_table({name: {"none": saved_ms} for name in NAMES}, at=AT)
-        return size_figures(Budget(at=AT), cut, SIZES, table, None, None)
+        return size_figures(Budget(at=AT), cut, SIZES, table, None)
 
     assert told(20.0)["speedup"] == 2.5
     assert "speedup" not in told(40.0)

@@ -52,9 +52,9 @@ class MadeStopwatch:
     timed: list[Any] = field(default_factory=list)
     asked: list[Sequence[str]] = field(default_factory=list)
 
-    def costs(self, replacements: Sequence[str], rank: int | None) -> Any:
+    def costs(self, replacements: Sequence[str]) -> Any:
         self.asked.append(replacements)
-        return made_table(SAVED, at=AT, rank=rank)
+        return made_table(SAVED, at=AT)
 
     def speedup(self, candidate: Any) -> Speedup:
         self.timed.append(candidate.choices)
@@ -394,66 +394,9 @@ def test_blocks_go_whole(planner: Any) -> None:
     assert len(found.branch_replacements) == 2
 
 
-@pytest.mark.parametrize(("agreement", "taken"), [(0.6, False), (0.9, True)])
-def test_a_refit_that_breaks_a_floor_is_not_taken(
-    planner: Any, monkeypatch: pytest.MonkeyPatch, agreement: float, taken: bool
-) -> None:
-    import numpy as np
-
-    from exporter.choose.budgets import planner as module
-    from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
-    from exporter.choose.selection.options import Option
-    from exporter.models.ablation.branch_replacements import BranchReplacement
-    from exporter.models.ablation.damage import Damage
-
-    name: Any = (1, "mlp")
-    first, again = BranchReplacement(), {name: BranchReplacement()}
-    candidate = PlanCandidate(
-        (Option((name,), replacement="linear", branch_replacements={name: first}),)
-    )
-
-    class Meter:
-        num_layers = 4
-
-        def measure_many(self, cut: Any, others: Any, progress: Any = None) -> list[Damage]:
-            refit = cut[name] is again[name]
-            rise, kept = (0.1, agreement) if refit else (0.2, 0.9)
-            one = np.ones(1)
-            return [Damage(one, one, kept * one, one + rise, one)]
-
-    monkeypatch.setattr(module, "fit_sequential", lambda *_, **__: again)
-    made = planner(Budget(floors=Floors(top1_agreement=0.8)), heal="linear")
-    made.__dict__["checker"] = QualityCheck(Meter(), made.budget.floors)  # type: ignore[arg-type]
-    assert made._refitted(candidate) == (again if taken else candidate.cut)
-
-
 def test_floors_that_nothing_keeps_name_the_nearest_plan(planner: Any) -> None:
     with raises(UndecidedGoalError, "undecided-nothing-within-floors", "mlp 3"):
         planner(Budget(floors=Floors(perplexity_increase=1e-9)), heal="none").plan()
-
-
-def test_fits_are_used_again_and_only_for_the_same_text(
-    planner: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = planner(Budget(attention=1), heal="linear").plan()
-    calls = counted_fits(monkeypatch)
-    again = planner(Budget(attention=1), heal="linear")
-    assert again.plan().plan.predicted == pytest.approx(plan.plan.predicted, rel=1e-5)
-    assert calls == []
-    monkeypatch.setattr("exporter.choose.budgets.inputs.PlanInputs.further_text", None)
-    planner(Budget(attention=1), heal="linear").plan()  # on the text that was searched
-    assert len(calls) == len(NAMES)
-
-
-def counted_fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each fit of a branch on the unchanged model."""
-    import exporter.heal.fit
-
-    real, calls = exporter.heal.fit.fitted, []
-    monkeypatch.setattr(
-        exporter.heal.fit, "fitted", lambda *a, **k: calls.append(1) or real(*a, **k)
-    )
-    return calls
 
 
 @pytest.mark.parametrize(

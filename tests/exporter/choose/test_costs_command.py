@@ -43,9 +43,6 @@ def test_a_table_is_written_and_printed(graph: Path, capfd: pytest.CaptureFixtur
     [
         (["--at", "batch=0"], 2, "batch must be at least 1"),
         (["--at", "past=7"], 2, "'past' is not part of a request"),
-        (["--rank", "0"], 2, "--rank"),
-        (["--rank", "2", "--replacement", "bias"], 2, "--rank"),
-        (["--rank", "1000"], 2, "no map of rank 1000"),
         (["-o", "{graph}"], 2, "is a directory"),
         (["-o", "{graph}/model.onnx"], 2, "is no table of costs"),
         (["--engine", "tensorrt"], 2, "Engines can't be timed here: "),

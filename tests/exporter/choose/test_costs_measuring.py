@@ -99,7 +99,6 @@ class VirtualBench:
     provider: str = "CPUExecutionProvider"
     on_gpu: bool = False
     threads: int = 1
-    rank: int | None = None
     sizes: GraphSizes = field(default_factory=lambda: sizes_of())
     time: VirtualTime = field(default_factory=VirtualTime)
     timed: list[Variant] = field(default_factory=list)
@@ -243,7 +242,6 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
         ({}, {"at": RequestShape(1, 16, 6)}, "other-conditions"),
         ({}, {"threads": 2}, "other-conditions"),
         ({"provider": "CUDAExecutionProvider"}, {}, "other-conditions"),
-        ({"rank": 2}, {}, "other-conditions"),
     ],
 )
 def test_costs_under_other_conditions_are_measured_anew(
@@ -288,8 +286,6 @@ def test_what_cannot_be_asked_is_refused() -> None:
     assert measured(VirtualBench(), at=RequestShape(1, 60, 4), replacements=(), names=[(0, "mlp")])
     with raises(UsageError, "precision-out-of-range", 0):
         measured(VirtualBench(), precision=0)
-    with raises(UsageError, "rank-out-of-range", 0):
-        measured(VirtualBench(rank=0))
 
 
 def test_many_groups_of_a_kind_are_one_by_their_weights() -> None:
@@ -327,16 +323,3 @@ def test_two_rounds_on_a_busy_machine_are_not_certain(seed: int) -> None:
         for trial in group.trials:
             # Even a request of which every round fell into the middle of four times.
             assert trial.std_error_ms > 1e-4 * table.baseline_ms
-
-
-def test_a_rank_does_not_matter_where_no_linear_map_is_asked_for(tmp_path: Path) -> None:
-    kept = tmp_path / "costs.json"
-    first = measured(VirtualBench(rank=2), kept=kept, replacements=("linear",))
-    cost_runner = VirtualBench()
-    table = measured(cost_runner, kept=kept, replacements=("bias",))
-    assert {t.replacement for t in cost_runner.timed} == {"bias"}
-    assert table.rank == first.rank == 2
-    assert table.saved_ms((0, "mlp"), "linear") == first.saved_ms((0, "mlp"), "linear")
-    again = VirtualBench(rank=3)
-    measured(again, kept=kept, replacements=("linear",))
-    assert {t.replacement for t in again.timed} == {"none", "linear"}

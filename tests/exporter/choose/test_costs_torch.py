@@ -30,14 +30,12 @@ def bench_of(family: str, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-@pytest.mark.parametrize("rank", [None, 3])
-def test_a_variant_computes_what_the_model_with_replacements(family: str, rank: int | None) -> None:
+def test_a_variant_computes_what_the_model_with_replacements(family: str) -> None:
     import torch
 
     from exporter.models.ablation.branch_replacements import branches_replaced
 
     cost_runner = bench_of(family)
-    cost_runner.rank = rank
     model, ids = cost_runner.loaded.model, torch.arange(12).reshape(2, 6)
     whole = model(input_ids=ids).logits
     for group in groups_of(cost_runner.sizes, list(cost_runner.sizes.sublayers)):

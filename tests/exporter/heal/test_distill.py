@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from healed_models import planned
 from tiny_families import hook_count, tiny_loaded
 
-from exporter.artifacts import PruningPlan
+from exporter.artifacts import PruningPlan, Training
 from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.store import Store
 from exporter.errors import HealingError, PlanError
-from exporter.progress import Quiet
+from exporter.heal.options import HealOptions
+from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.mixtures import joined
+from tests.heard import Heard
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -28,12 +35,13 @@ torch = pytest.importorskip("torch")
 from distill_cases import DROPPED, IDS, answer, fitting, student_of, text  # noqa: E402
 
 from exporter.heal.distill.distilled import distilled  # noqa: E402
-from exporter.heal.distill.student import Student  # noqa: E402
+from exporter.heal.distill.student import Student, trained_numbers  # noqa: E402
 from exporter.heal.distill.teacher import answer_loss  # noqa: E402
-from exporter.heal.distill.training import (  # noqa: E402
-    Trainer,
-    rate_groups,
-)
+from exporter.heal.distill.training import Schedule, Trainer, rate_groups  # noqa: E402
+from exporter.heal.distill.workers import Workers  # noqa: E402
+from exporter.heal.fitting import Fitting  # noqa: E402
+from exporter.heal.folded import folded_values  # noqa: E402
+from exporter.heal.healed import _made  # noqa: E402
 from exporter.heal.plan_file import write_healed_plan  # noqa: E402
 from exporter.models.ablation.branch_replacements import (  # noqa: E402
     NOTHING,
@@ -41,16 +49,6 @@ from exporter.models.ablation.branch_replacements import (  # noqa: E402
     branches_replaced,
 )
 from exporter.models.changed_weights import change_weights, weights_changed  # noqa: E402
-
-
-class Heard(Quiet):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +195,7 @@ def test_a_state_of_other_settings_is_not_gone_on_from_and_that_is_said(
     step = Trainer._step
     monkeypatch.setattr(Trainer, "_step", lambda trainer: (counted.append(1), step(trainer))[1])
     said = []
-    for folder, rank in (("one", None), ("one", 2), ("other", 2)):
+    for folder, rank in (("one", 16), ("one", 2), ("other", 2)):
         heard = Heard()
         counted.clear()
         asked = fitting(loaded, tmp_path / folder, rank=rank)
@@ -205,13 +203,6 @@ def test_a_state_of_other_settings_is_not_gone_on_from_and_that_is_said(
             assert len(counted) == 12
         said.append(len(heard.lines))
     assert said[1] == said[2] + 1
-
-
-def test_quantised_weights_are_no_student() -> None:
-    loaded = tiny_loaded("llama")
-    loaded.model.is_quantized = True
-    with raises(HealingError, "quantized-student"):
-        student_of(loaded)
 
 
 @pytest.mark.parametrize("kind", ["bias", "linear"])
@@ -239,18 +230,6 @@ def test_replacements_are_fitted_trained_and_written(kind: Any, tmp_path: Path) 
     change_weights(loaded.model, read.changed_weights)
     with branches_replaced(loaded.model, made.branch_replacements):
         assert torch.allclose(answer(loaded.model), wanted, atol=2e-5)
-
-
-def test_maps_in_the_branches_places_are_trained_too() -> None:
-    loaded = tiny_loaded("llama")
-    torch.manual_seed(1)
-    maps = (torch.randn(32, 32) * 0.01,)
-    student = Student(loaded.model, {DROPPED[0]: BranchReplacement(torch.zeros(32), maps)},
-                      "adapters", 4)  # fmt: skip
-    Trainer(student, text(), text(8, seed=1), fitting(loaded).options).run()
-    (trained,) = student.branch_replacements()[DROPPED[0]].maps
-    student.close()
-    assert not torch.allclose(trained, maps[0])
 
 
 @pytest.mark.parametrize("train", ["adapters", "all"])
@@ -320,24 +299,6 @@ def test_experts_and_routers_have_no_adapters_and_are_as_they_were(family: str) 
     assert torch.equal(answer(loaded.model), before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_adapters_of_narrow_weights_are_wide_and_learn(dtype: Any) -> None:
-    loaded = tiny_loaded("llama")
-    loaded.model.to(dtype)
-    with distilled(fitting(loaded)) as made:
-        assert made.training is not None
-        losses = [check.held_out_loss for check in made.training.checks]
-        assert min(losses) < 0.97 * losses[0]
-    assert {each.dtype for each in loaded.model.parameters()} == {dtype}
-
-
-def test_narrow_weights_are_not_trained_themselves() -> None:
-    loaded = tiny_loaded("llama")
-    loaded.model.to(torch.bfloat16)
-    with raises(HealingError, "narrow-weights"):
-        student_of(loaded, "all")
-
-
 def test_a_failure_while_the_student_is_made_leaves_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -351,3 +312,334 @@ def test_a_failure_while_the_student_is_made_leaves_the_model(
         student_of(loaded)
     assert [type(module) for module in loaded.model.modules()] == modules
     assert not any(each.requires_grad for each in loaded.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("most", "samples"),
+    [(6, [5, 2]), (16, [12, 4]), (600, [36, 12])],
+    ids=["an eighth", "a third", "all"],
+)
+def test_the_fold_is_of_alike_much_of_each_text(
+    monkeypatch: pytest.MonkeyPatch, most: int, samples: list[int]
+) -> None:
+    heard: list[CalibrationText] = []
+
+    def hear(_: Any, few: CalibrationText) -> Any:
+        heard.append(few)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", hear)
+    monkeypatch.setattr("exporter.heal.distill.distilled.DEFAULT_TOKENS", most * 16)
+    asked = fitting(tiny_loaded("llama"))
+    mixture = joined([text(36, seed=2), text(12, seed=3)])
+    texts = replace(asked.texts, fitting=mixture)
+    with pytest.raises(KeyboardInterrupt), distilled(replace(asked, texts=texts)):
+        pass
+    (few,) = heard
+    assert [each.ref.samples for each in few.apart] == samples
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "train"),
+    [("llama", "adapters"), ("llama", "all"), ("gpt2", "adapters"), ("mixtral", "adapters"),
+     ("bert", "all")],
+)  # fmt: skip
+def test_as_many_numbers_are_trained_as_is_said(family: str, train: Any, dtype: str) -> None:
+    if (train, dtype) == ("all", "bfloat16"):
+        pytest.skip("weights of 16 bits are not trained themselves")
+    model = tiny_loaded(family).model.to(getattr(torch, dtype))
+    rank = 4 if train == "adapters" else None
+    said = trained_numbers(model, DROPPED, train, rank)
+    assert said <= trained_numbers(model, [], train, rank)
+    student = Student(model, dict.fromkeys(DROPPED, NOTHING), train, rank)
+    assert said == sum(each.numel() for each in student.trained.values())
+    student.close()
+
+
+def test_the_others_end_with_the_first() -> None:
+    class Other(Workers):
+        def __init__(self) -> None:
+            self.count, self._number = 2, 1
+
+        def from_first(self, value: Any) -> Any:
+            return (None, "full") if failing else (5, "")
+
+    failing = True
+    with raises(HealingError, "first-process-failed", "full"):
+        Other().once(lambda: pytest.fail("only the first makes it"))
+    failing = False
+    assert Other().once(lambda: pytest.fail("only the first makes it")) == 5
+
+
+def _exchange(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    workers, mean = Workers(), torch.tensor([2.0 * rank, 4.0])
+    workers.average([mean])
+    told = [
+        workers.count, mean.tolist(), list(workers.share("abc")), workers.from_first(rank),
+        workers.once(lambda: f"made by {rank}"),
+    ]  # fmt: skip
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+def test_two_processes_exchange_what_they_have(tmp_path: Path) -> None:
+    """Forked, since importing PyTorch takes seconds; `long` has a whole training."""
+    import accelerate.utils  # noqa: F401  # once for both
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    forked = multiprocessing.get_context("fork")
+    both = [forked.Process(target=_exchange, args=(n, port, tmp_path)) for n in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in both] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
+    assert first == [2, [1.0, 4.0], ["a", "c"], 0, "made by 0"]
+    assert second == [2, [1.0, 4.0], ["b"], 0, "made by 0"]
+
+
+def training_of(asked: Fitting) -> Training:
+    with distilled(asked) as made:
+        assert made.training is not None
+        return made.training
+
+
+def losses_of(training: Training) -> list[float]:
+    return [check.held_out_loss for check in training.checks]
+
+
+@pytest.mark.parametrize("case", ["quantised", "narrow"])
+def test_weights_that_can_not_be_trained_are_refused(case: str) -> None:
+    loaded = tiny_loaded("llama")
+    if case == "quantised":
+        loaded.model.is_quantized = True
+    else:
+        loaded.model.to(torch.bfloat16)
+    with raises(HealingError, "quantized-student" if case == "quantised" else "narrow-weights"):
+        student_of(loaded, "all")
+
+
+def test_a_training_begins_with_folded_weights_and_keeps_them_where_it_gains_nothing() -> None:
+    with distilled(fitting(tiny_loaded("llama"), learning_rate=30.0)) as made:
+        assert made.training is not None
+        bare, folded, *trained = made.training.checks
+        assert (bare.tokens, folded.tokens) == (0, 0)
+        assert folded.held_out_loss < bare.held_out_loss
+        assert made.training.fitted_loss == folded.held_out_loss
+        assert all(folded.held_out_loss <= check.held_out_loss for check in trained)
+        assert {len(each.numbers) for each in made.weights.values()} == {1}
+        places = {name.split(".")[-2] for name in made.weights}
+        assert places <= {"down_proj", "o_proj", "embed_tokens"}
+
+
+@pytest.mark.parametrize("replacements", ["none", "linear"])
+def test_what_was_fitted_and_does_harm_is_not_begun_with(
+    replacements: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = Fitting.alike
+
+    def harmful_weights(*given: Any) -> Any:
+        values = folded_values(*given)
+        for each in values:
+            each.other = each.other + 5.0
+        return values
+
+    def harmful_maps(self: Fitting, kind: Any) -> Any:
+        maps, fits = fitted(self, kind)
+        for each in maps.values():
+            each.maps[-1].add_(5.0)
+        return maps, fits
+
+    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", harmful_weights)
+    monkeypatch.setattr(Fitting, "alike", harmful_maps)
+    asked = fitting(tiny_loaded("llama"), tmp_path, replacements=replacements)
+    with distilled(asked) as made:
+        assert made.training is not None
+        bare, harmed, *trained = losses_of(made.training)
+        assert harmed > bare > min(trained)
+        assert made.training.fitted_loss is None
+        if replacements == "none":
+            products = [each for name, each in made.weights.items() if "proj" in name]
+            assert {len(each.numbers) for each in products} == {2}
+        else:
+            assert all(0 < r.maps[0].abs().max() < 1 for r in made.branch_replacements.values())
+
+
+@pytest.mark.parametrize("error", [HealingError("", code="nothing-to-fold-into"), MemoryError()])
+def test_what_can_not_be_folded_is_trained_all_the_same(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.heal.distill.distilled.folded_values", failing_with(error))
+    training = training_of(fitting(tiny_loaded("llama")))
+    assert [check.tokens > 0 for check in training.checks[:2]] == [False, True]
+    assert training.fitted_loss is None
+
+
+def failing_with(error: BaseException) -> Any:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return failing
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = Trainer._step
+
+    def diverging(trainer: Trainer) -> float:
+        loss = step(trainer)
+        return float("nan") if trainer._state.steps == 8 else loss
+
+    monkeypatch.setattr(Trainer, "_step", diverging)
+    training = training_of(fitting(tiny_loaded("llama")))
+    assert training.stopped_by == "diverged"
+    assert min(losses_of(training)) < losses_of(training)[0]
+
+
+@pytest.mark.parametrize(("times", "stopped"), [(50.0, "diverged"), (1.0, "tokens")])
+def test_a_loss_that_only_grows_ends_the_training_with_the_best_state(
+    times: float, stopped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = Trainer._held_out_loss
+
+    def growing(trainer: Trainer) -> float:
+        return held_out(trainer) * (times if trainer._state.steps > 12 else 1.0)
+
+    monkeypatch.setattr(Trainer, "_held_out_loss", growing)
+    training = training_of(fitting(tiny_loaded("llama"), tokens=64 * 40))
+    assert training.stopped_by == stopped
+    assert (training.tokens < 64 * 40) == (stopped == "diverged")
+    assert min(losses_of(training)) < losses_of(training)[0]
+
+
+@pytest.mark.parametrize(("scale", "full"), [(1, False), (60, True)])
+def test_the_rate_is_lower_where_answers_are_near(scale: float, full: bool) -> None:
+    loaded = tiny_loaded("llama")
+    with torch.no_grad():
+        loaded.model.lm_head.weight *= scale
+    training = training_of(fitting(loaded, learning_rate=None, tokens=12 * 64))
+    begins = min(check.held_out_loss for check in training.checks if not check.tokens)
+    assert (begins > 0.2) is full
+    wanted = 1e-3 * min(1.0, (begins / 0.2) ** 0.5)
+    assert training.learning_rate == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_training_that_gains_nothing_ends_early_but_not_while_the_rate_is_high() -> None:
+    training = training_of(fitting(tiny_loaded("llama"), tokens=64 * 400, learning_rate=1e-7))
+    assert (training.stopped_by, training.learning_rate) == ("no_gain", 1e-7)
+    assert 0.5 <= training.tokens / (64 * 400) < 0.95
+
+
+@pytest.mark.parametrize(("steps", "checks"), [(12, 3), (24, 6)])
+def test_held_out_text_takes_a_small_part_of_the_tokens(
+    monkeypatch: pytest.MonkeyPatch, steps: int, checks: int
+) -> None:
+    monkeypatch.setattr("exporter.heal.distill.training._PATIENCE", checks)
+    training = training_of(fitting(tiny_loaded("llama"), tokens=steps * 64))
+    assert sum(check.tokens > 0 for check in training.checks) == checks
+
+
+def test_the_time_is_kept_with_the_last_check_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    step, held_out = Trainer._step, Trainer._held_out_loss
+
+    def taking(seconds: float, real: Any) -> Any:
+        def run(trainer: Trainer) -> Any:
+            now[0] += seconds
+            return real(trainer)
+
+        return run
+
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("exporter.heal.distill.training._PATIENCE", 100)
+    monkeypatch.setattr("exporter.heal.distill.training.time", clock)
+    monkeypatch.setattr(Trainer, "_step", taking(1.0, step))
+    monkeypatch.setattr(Trainer, "_held_out_loss", taking(4.0, held_out))
+    training = training_of(
+        fitting(tiny_loaded("llama"), tokens=10**6, time_s=60.0, learning_rate=1e-3)
+    )
+    assert training.stopped_by == "time"
+    assert training.checks[-1].tokens == training.tokens < 10**6
+    assert 59.0 <= training.seconds <= 61.0
+
+
+@pytest.mark.parametrize("how", ["never finite", "too high a rate"])
+def test_a_training_that_gains_nothing_is_refused_and_leaves_the_model(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny_loaded("llama")
+    before = answer(loaded.model)
+    if how == "never finite":
+        monkeypatch.setattr(Trainer, "_held_out_loss", lambda _: float("nan"))
+    asked = fitting(loaded, learning_rate=30.0, train="all")
+    with raises(HealingError, "distillation-gained-nothing"), distilled(asked):
+        pass
+    assert torch.equal(answer(loaded.model), before)
+
+
+@pytest.mark.parametrize("kind", ["distill", "fold"])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to …")])
+def test_short_memory_says_what_needs_less(
+    error: Exception, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_step", failing_with(error))
+    monkeypatch.setattr("exporter.heal.folded.refitted", failing_with(error))
+    asked = fitting(tiny_loaded("llama"))
+    if kind == "fold":
+        asked = replace(asked, options=HealOptions(kind="fold"))
+    with raises(HealingError, "out-of-memory", "batch_size"), _made(asked):
+        pass
+
+
+def scheduled(lengths: list[int], *, processes: int = 1, **told: Any) -> Schedule:
+    width = max(lengths)
+    made = CalibrationText.unpadded(np.zeros((len(lengths), width), np.int64), "made", "0" * 64)
+    mask = np.arange(width) < np.array(lengths)[:, None]
+    options = HealOptions(kind="distill", **told)
+    return Schedule(CalibrationText(made.ref, made.input_ids, mask), options, processes)
+
+
+def test_samples_of_one_length_come_in_the_texts_order_first_then_in_others() -> None:
+    made = scheduled([8] * 6, step_tokens=16, tokens=96)
+    steps = [made.rows(step) for step in range(made.total_steps)]
+    assert (made.step_tokens, made.total_steps) == (16, 6)
+    assert steps[:3] == [[0, 1], [2, 3], [4, 5]]
+    assert sorted(chain(*steps[3:])) == list(range(6))
+    assert steps[3:] != steps[:3]
+    assert not made.reads_steps_again
+    assert [scheduled([8] * 6, step_tokens=16, tokens=96).rows(n) for n in range(6)] == steps
+    several = scheduled([8] * 6, step_tokens=16, tokens=96, processes=3)
+    assert (len(several.rows(0)), several.step_tokens, several.total_steps) == (6, 48, 2)
+
+
+def test_paragraphs_are_read_beside_others_as_long_always_the_same() -> None:
+    lengths = [2, 9, 3, 8, 1, 10, 4, 7]
+    made = scheduled(lengths, step_tokens=11, tokens=88)
+    assert (made.step_tokens, made.total_steps) == (11, 8)
+    first, second = ([made.rows(start + step) for step in range(4)] for start in (0, 4))
+    assert sorted(map(tuple, first)) == sorted(map(tuple, second))
+    assert sorted(chain(*first)) == list(range(8))
+    sizes = {tuple(sorted(lengths[row] for row in rows)) for rows in first}
+    assert sizes == {(1, 2), (3, 4), (7, 8), (9, 10)}
+    assert made.reads_steps_again
+    assert not scheduled(lengths, step_tokens=11, tokens=22).reads_steps_again
+
+
+def test_the_process_that_fails_says_why_and_tells_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(Workers, "from_first", lambda _, value: told.append(value) or value)
+    with pytest.raises(OSError, match="full"):
+        Workers().once(failing_with(OSError("full")))
+    assert told == [(None, "full")]

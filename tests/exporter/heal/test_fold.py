@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny_families import hook_count, tiny_loaded
 
-from exporter.errors import HealingError, OptionError
+from exporter.errors import HealingError, UsageError
 from exporter.heal.options import HealOptions
 from graph_passes.types import SublayerRef
 from tests.raising import raises
@@ -278,40 +278,37 @@ def test_a_weight_that_others_read_is_no_place() -> None:
     assert without == [SublayerRef(0, "mlp")]
 
 
-def test_a_fold_that_is_no_better_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.heal import folded as module
-
-    monkeypatch.setattr(module, "refitted", lambda *_, **__: [])
-    loaded = tiny_loaded("llama")
-    with raises(HealingError, "folding-gained-nothing"), folded(fitting(loaded, BLOCK)):
-        pass
-
-
-def test_a_fold_that_does_harm_on_other_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.heal import folded as module
-
-    refitted = module.refitted
-
+@pytest.mark.parametrize("harm", [None, 5.0])
+def test_a_fold_that_is_no_better_on_other_text_is_refused(
+    harm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def harmful(*given: Any, **more: Any) -> Any:
-        found = refitted(*given, **more)
-        assert found
-        for each in found:
-            each.other = each.other + 5.0
-        return found
+        values = [] if harm is None else refitted(*given, **more)
+        for each in values:
+            each.other = each.other + harm
+        return values
 
-    monkeypatch.setattr(module, "refitted", harmful)
+    monkeypatch.setattr("exporter.heal.folded.refitted", harmful)
     loaded = tiny_loaded("llama")
     with raises(HealingError, "folding-gained-nothing"), folded(fitting(loaded, BLOCK)):
         pass
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("rank", 3), ("sequential", True), ("tokens", 5000), ("train", "all")]
+    "options",
+    [
+        {"kind": "fold", "rank": 3},
+        {"kind": "fold", "tokens": 5000},
+        {"kind": "fold", "train": "all"},
+        {"kind": "linear", "replacements": "bias"},
+        {"kind": "bias", "rank": 3},
+        {"kind": "bias", "ridge": 0.1},
+        {"ridge": -1.0},
+        {"calibration": ("self", "self")},
+        {"calibration": ("pydoc",), "check_text": "pydoc"},
+    ],
 )
-def test_options_of_other_kinds_are_refused(option: str, value: Any) -> None:
-    with pytest.raises(OptionError):
-        HealOptions(kind="fold", **{option: value})
-    HealOptions(kind="fold", ridge=0.1)
-    HealOptions(kind="fold", replacements="linear", rank=3)
-    with raises(OptionError, "", "--replacements"):
-        HealOptions(kind="linear", replacements="bias")
+def test_options_that_a_kind_does_not_have_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        HealOptions(**options)
+    HealOptions(kind="fold", ridge=0.1, replacements="linear")

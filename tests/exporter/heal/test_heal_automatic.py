@@ -51,7 +51,7 @@ def test_what_auto_takes_next_is_asked_for_with_options_that_it_has() -> None:
     loaded = tiny_loaded("llama")
     assert [each.kind for each in in_turn(replace(asked, kind="distill"), loaded)] == ["distill"]
     _, folded, best = in_turn(asked, loaded)
-    assert (folded.kind, folded.replacements, folded.rank) == ("fold", "linear", None)
+    assert (folded.kind, folded.replacements, folded.rank) == ("fold", "linear", 16)
     assert (best.kind, best.replacements) == ("best", "none")
 
 

@@ -85,7 +85,7 @@ def test_a_cut_is_measured_by_its_classes(model_type: str) -> None:
     [
         {"kind": "best"},
         {"kind": "fold"},
-        {"kind": "linear", "sequential": True},
+        {"kind": "linear"},
         {"kind": "distill", "tokens": 4000, "step_tokens": 40, "train": "all"},
     ],
 )

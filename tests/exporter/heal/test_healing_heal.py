@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -23,10 +22,10 @@ from exporter.errors import (
     PlanError,
     TextSourceError,
     UnknownArchitectureError,
-    UsageError,
 )
 from exporter.heal.options import HealOptions
 from graph_passes.files import placing
+from tests.heard import Heard
 from tests.raising import ends_in, raises, tells
 
 pytestmark = pytest.mark.torch
@@ -105,12 +104,14 @@ def healed(loaded: Any, texts: tuple[str, str], plan: Any = PLAN, **options: Any
     return heal(loaded, PruningPlan(deletions=plan), HealOptions(**given))
 
 
-@pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("kind", ["bias", "linear", "best"])
 def test_healing_takes_back_what_dropping_cost(
-    loaded: Any, texts: tuple[str, str], kind: Any, sequential: bool
+    loaded: Any, texts: tuple[str, str], kind: Any
 ) -> None:
-    found = healed(loaded, texts, kind=kind, sequential=sequential)
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    found = healed(loaded, texts, kind=kind)
+    assert all(tensor.equal(before[name]) for name, tensor in loaded.model.state_dict().items())
+    assert not any(module._forward_hooks for module in loaded.model.modules())
     own, other = found.report.healing.texts
     assert (own.role, other.role) == ("calibration", "other")
     assert own.gain > 0
@@ -122,21 +123,6 @@ def test_healing_takes_back_what_dropping_cost(
     assert kinds == {kind} or kind == "best"
     assert [(d.kind, d.layer) for d in found.plan.deletions] == [(d.kind, d.layer) for d in PLAN]
     assert found.plan.predicted["kl"] == own.healed.kl
-
-
-def test_none_measures_in_no_other_domain(loaded: Any, texts: tuple[str, str]) -> None:
-    healing = healed(loaded, texts, kind="bias", check_text="none").report.healing
-    assert [text.role for text in healing.texts] == ["calibration"]
-    assert healing.warnings
-
-
-def test_linear_gains_more_than_bias(loaded: Any, texts: tuple[str, str]) -> None:
-    """On the samples that nothing was fitted on; both kinds are judged on the same ones."""
-    kl = {
-        kind: healed(loaded, texts, kind=kind).report.healing.texts[0].healed.kl
-        for kind in ("bias", "linear")
-    }
-    assert kl["linear"] < kl["bias"]
 
 
 def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) -> None:
@@ -159,6 +145,9 @@ def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) 
 def test_domains_that_share_nothing_are_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
     apart = healed(loaded, texts, kind="bias").report.healing
     assert len(apart.warnings) == 1
+    only = healed(loaded, texts, kind="bias", check_text="none").report.healing
+    assert [text.role for text in only.texts] == ["calibration"]
+    assert only.warnings
     again = write_text(Path(texts[0]).with_name("again.txt"), FIRST, seed=7)
     alike = healed(loaded, (texts[0], again), kind="linear", samples=24).report.healing
     assert alike.warnings == []
@@ -319,43 +308,10 @@ def test_what_can_not_be_trained_costs_no_text(
         healed(loaded, texts, kind="distill")
 
 
-def test_no_figures_of_fits_that_were_not_put_in(loaded: Any, texts: tuple[str, str]) -> None:
-    alone, in_turn = (
-        healed(loaded, texts, kind="best", sequential=sequential).report.healing.branches
-        for sequential in (False, True)
-    )
-    assert all(branch.linear_explained is not None for branch in alone)
-    assert all(branch.linear_explained is None and branch.ridge is None for branch in in_turn)
-
-
-def test_a_rank_that_is_none_costs_no_pass(
-    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_, **__: pytest.fail("read"))
-    with raises(HealingError, "rank-out-of-range", 33, 32):
-        healed(loaded, texts, rank=33)
-
-
-def test_a_rank_gives_two_factors(loaded: Any, texts: tuple[str, str]) -> None:
-    found = healed(loaded, texts, rank=4)
-    assert {tuple(m.shape for m in s.maps) for s in found.branch_replacements.values()} == {
-        ((4, 32), (32, 4))
-    }
-    assert found.report.healing.parameters == 3 * (2 * 4 * 32 + 32)
-
-
 def test_a_block_becomes_its_two_sublayers(loaded: Any, texts: tuple[str, str]) -> None:
     found = healed(loaded, texts, plan=planned(("block", 1, "none")))
     told = [(d.kind, d.layer, d.replacement) for d in found.plan.deletions]
     assert told == [("attention", 1, "linear"), ("mlp", 1, "linear")]
-
-
-def test_a_model_of_unchanged_weights_is_left_behind(loaded: Any, texts: tuple[str, str]) -> None:
-    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    healed(loaded, texts)
-    after = loaded.model.state_dict()
-    assert all(tensor.equal(after[name]) for name, tensor in before.items())
-    assert not any(module._forward_hooks for module in loaded.model.modules())
 
 
 def run(*arguments: Any) -> int:
@@ -397,73 +353,6 @@ def test_the_command_writes_plan_numbers_and_report(
     )
 
 
-def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
-    checkpoint: Path, texts: tuple[str, str], tmp_path: Path
-) -> None:
-    import torch
-
-    from exporter.artifacts.plans import read_plan
-    from exporter.artifacts.replacement_file import read_replacements
-    from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.cut.branch_replacements import branch_replacements_of
-    from exporter.models.ablation.branch_replacements import branches_replaced
-    from exporter.models.loading.model_source import load_model
-
-    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
-    output, folder = tmp_path / "healed.json", tmp_path / "hf"
-    arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
-    assert run(*arguments) == 0
-    whole, healed_plan = load_model(str(checkpoint)), read_plan(output)
-    cut = branch_replacements_of(
-        healed_plan.deletions, read_replacements(healed_plan, output), whole.model
-    )
-    ids = torch.arange(1, 21)[None]
-    with torch.inference_mode():
-        with branches_replaced(whole.model, cut):
-            wanted = whole.model(ids).logits
-        found = load_pruned(folder)
-        assert found.tokenizer is not None
-        # The same products in the same order.
-        torch.testing.assert_close(found.model(ids).logits, wanted, rtol=0, atol=1e-6)
-        assert not torch.allclose(wanted, whole.model(ids).logits, atol=1e-2)
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "notes.txt").write_text("mine")
-    assert run(*arguments[:-1], tmp_path / "taken") == 2
-    assert run(*arguments[:-1], checkpoint) == 2
-
-
-def test_everything_is_replaced_by_force_alone(
-    checkpoint: Path, texts: tuple[str, str], tmp_path: Path
-) -> None:
-    import torch
-
-    from exporter.artifacts.plans import read_plan
-    from exporter.artifacts.replacement_file import read_replacements
-    from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.cut.branch_replacements import branch_replacements_of
-    from exporter.models.ablation.branch_replacements import branches_replaced
-    from exporter.models.loading.model_source import load_model
-
-    everything = planned(*(("block", layer, "none") for layer in range(3)))
-    plan = PruningPlan(deletions=everything).write(tmp_path / "plan.json")
-    output, folder = tmp_path / "healed.json", tmp_path / "hf"
-    arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
-    assert run(*arguments) == 2
-    assert not output.exists()
-    assert run(*arguments, "--allow-empty") == 0
-    whole, found = load_model(str(checkpoint)), load_pruned(folder)
-    healed_plan = read_plan(output)
-    cut = branch_replacements_of(
-        healed_plan.deletions, read_replacements(healed_plan, output), whole.model
-    )
-    ids = torch.arange(1, 21)[None]
-    with torch.inference_mode(), branches_replaced(whole.model, cut):
-        # The same products in the same order.
-        wanted = whole.model(ids).logits
-    with torch.inference_mode():
-        torch.testing.assert_close(found.model(ids).logits, wanted, rtol=0, atol=1e-6)
-
-
 def test_a_checkpoint_that_fails_takes_no_plan_with_it(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -497,84 +386,9 @@ def test_a_failure_leaves_an_earlier_result(
         place(where, *arguments)
 
     monkeypatch.setattr(placing, "place", full)
-    assert run(*command(checkpoint, plan, output, texts), "--rank", 2) == 2
+    assert run(*command(checkpoint, plan, output, texts), "--heal", "bias") == 2
     files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert files == before
-    assert [*(home / "kept").rglob("*.safetensors")]  # for the next call
-
-
-@pytest.mark.parametrize("options", [[], ["--sequential"], ["--heal", "best"]])
-def test_an_interrupted_call_goes_on_with_what_it_has_fitted(
-    options: list[str], checkpoint: Path, texts: tuple[str, str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    from exporter.heal import fit
-    from exporter.heal import fitting as sequential
-
-    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
-    whole, output = tmp_path / "whole" / "healed.json", tmp_path / "healed.json"
-    assert run(*command(checkpoint, plan, whole, texts), *options) == 0
-    real, calls = fit.fitted, []
-
-    def interrupted(*arguments: Any, **settings: Any) -> Any:
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return real(*arguments, **settings)
-
-    for module in (fit, sequential):
-        monkeypatch.setattr(module, "fitted", interrupted)
-    assert run(*command(checkpoint, plan, output, texts), *options) == 130
-    assert not output.exists()
-    for module in (fit, sequential):
-        monkeypatch.setattr(module, "fitted", lambda *a, **s: calls.append(1) or real(*a, **s))
-    assert run(*command(checkpoint, plan, output, texts), *options) == 0
-    assert len(calls) == 3, "each branch was fitted once in both calls together"
-    for suffix in (".safetensors", ".report.json"):
-        one, other = (path.with_name(f"healed{suffix}") for path in (whole, output))
-        if suffix == ".safetensors":
-            assert one.read_bytes() == other.read_bytes()
-        else:
-            assert HealingReport.read(one).healing == HealingReport.read(other).healing
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "plan.json", "whole", "healed.json", "healed.safetensors", "healed.report.json",
-    }  # fmt: skip
-
-
-def test_a_plan_of_another_model_is_healed_with_a_warning(
-    loaded: Any, texts: tuple[str, str]
-) -> None:
-    from exporter.heal.healed import heal
-    from exporter.progress import Quiet
-
-    class Heard(Quiet):
-        def say(self, message: str) -> None:
-            lines.append(message)
-
-    options = HealOptions(kind="bias", calibration=texts[:1], check_text=texts[1], **SHORT)
-    for meant, warned in ((loaded.ref.sha256, False), ("f" * 64, True)):
-        lines: list[str] = []
-        plan = PruningPlan(deletions=PLAN[:1], made_from={"model": meant})
-        found = heal(loaded, plan, options, progress=Heard())
-        assert any(meant[:8] in line for line in lines) is warned
-        assert found.plan.made_from["model"] == loaded.ref.sha256
-
-
-def test_fits_of_other_settings_are_not_taken(
-    loaded: Any, texts: tuple[str, str], tmp_path: Path
-) -> None:
-    from exporter.heal.healed import heal
-
-    (tmp_path / "mine").write_text("kept")
-    given: dict[str, Any] = {"calibration": texts[:1], "check_text": texts[1], **SHORT}
-    plan = PruningPlan(deletions=PLAN[:1])
-    for changes in ({}, {"ridge": 0.5}, {"rank": 2}, {"samples": 11}):
-        wanted = HealOptions(**{**given, **changes})
-        first, again, anew = (
-            heal(loaded, plan, wanted, work=work) for work in (tmp_path, tmp_path, None)
-        )
-        assert first.report.healing == again.report.healing == anew.report.healing
-    assert (tmp_path / "mine").read_text() == "kept"
 
 
 def test_what_an_earlier_plan_had_beside_it_goes_with_it(
@@ -646,34 +460,6 @@ def test_places_that_would_do_harm_are_refused_before_any_work(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_plan_of_another_depth_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
-    with raises(PlanError, "layer-missing", "mlp 7"):
-        healed(loaded, texts, plan=planned(("mlp", 7, "none")))
-
-
-def test_a_plan_without_deletions_is_refused(
-    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    plan = PruningPlan(deletions=[]).write(tmp_path / "plan.json")
-    with ends_in(PlanError, "drops-nothing", "plan.json"):
-        assert run(*command(checkpoint, plan, tmp_path / "healed.json", texts)) == 2
-    assert not (tmp_path / "healed.json").exists()
-
-
-def test_a_quantised_model_is_refused(
-    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    import shutil
-
-    folder = Path(shutil.copytree(checkpoint, tmp_path / "quantised"))
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (folder / "config.json").write_text(json.dumps(config))
-    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
-    assert run(*command(folder, plan, tmp_path / "healed.json", texts)) == 2
-    assert "gptq" in "".join(capfd.readouterr())
-
-
 def test_activations_that_are_not_finite_are_refused(
     checkpoint: Path, texts: tuple[str, str]
 ) -> None:
@@ -708,55 +494,6 @@ def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -
         healed(loaded, (texts[0], str(copy.with_name("none.txt"))))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"kind": "bias", "rank": 3}, {"ridge": -1.0}, {"calibration": ("self", "self")}],
-)
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        HealOptions(**options)
-
-
-def test_an_encoder_is_healed_by_its_embeddings() -> None:
-    from tiny_torch import tiny_loaded
-
-    from exporter.artifacts import CalibrationRef
-    from exporter.heal.healed import heal
-    from exporter.heal.texts import HealingTexts
-    from exporter.models.texts.calibration import CalibrationText
-
-    ids = np.random.default_rng(0).integers(1, 128, (12, 16))
-    ref = CalibrationRef(source="random", samples=12, sequence_length=16, tokens=192, sha256="0")
-    text = CalibrationText(ref, ids, np.ones_like(ids, dtype=bool))
-    texts = HealingTexts(text, (ref,), (text,), None)
-    found: Any = None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.heal.healed.healing_texts", lambda *_, **__: texts)
-        plan = PruningPlan(deletions=planned(("attention", 0, "none")))
-        found = heal(tiny_loaded("bert"), plan, HealOptions(kind="best"))
-    assert found.report.healing.texts == []
-    (embedded,) = found.report.healing.embeddings
-    assert embedded.healed > embedded.dropped
-    assert found.plan.deletions[0].replacement in ("bias", "linear")
-
-
-@pytest.mark.parametrize("kind", ["auto", "distill"])
-def test_a_training_that_fails_is_replaced_only_where_nobody_asked_for_it(
-    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, kind: Any
-) -> None:
-    def failing(_: Any) -> None:
-        raise HealingError("It failed.", code="distillation-gained-nothing")
-
-    monkeypatch.setattr("exporter.heal.distill.training.Trainer.run", failing)
-    if kind == "auto":
-        found = healed(loaded, texts, kind=kind).report.healing
-        assert found.asked in ("fold", "best")
-        assert found.training is None
-    else:
-        with raises(HealingError, "distillation-gained-nothing"):
-            healed(loaded, texts, kind=kind)
-
-
 @pytest.mark.parametrize("replacements", ["none", "linear"])
 def test_a_fold_that_gains_nothing_ends_only_what_asked_for_it_alone(
     loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, replacements: Any
@@ -769,22 +506,6 @@ def test_a_fold_that_gains_nothing_ends_only_what_asked_for_it_alone(
     else:
         found = healed(loaded, texts, kind="fold", replacements=replacements)
         assert found.report.healing.asked == "best"
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_memory_that_is_short_in_one_of_several_processes_ends_it(
-    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, alone: bool
-) -> None:
-    def short(_: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("exporter.heal.distill.training.Trainer._begin", short)
-    monkeypatch.setattr("exporter.heal.healed.is_alone", lambda: alone)
-    if alone:
-        assert healed(loaded, texts, kind="auto").report.healing.training is None
-    else:
-        with raises(HealingError, "out-of-memory"):
-            healed(loaded, texts, kind="auto")
 
 
 @pytest.mark.parametrize(
@@ -824,3 +545,92 @@ def test_a_runtime_without_a_place_for_it_is_named(
 ) -> None:
     with raises(error, code, server):
         healed(loaded, texts, plan, kind=kind, server=server)
+
+
+EVERYTHING = planned(*(("block", layer, "none") for layer in range(3)))
+
+
+@pytest.mark.parametrize("plan", [PLAN, EVERYTHING])
+def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, plan: Any
+) -> None:
+    import torch
+
+    from exporter.artifacts.plans import read_plan
+    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.cut.branch_replacements import branch_replacements_of
+    from exporter.models.ablation.branch_replacements import branches_replaced
+    from exporter.models.loading.model_source import load_model
+
+    written = PruningPlan(deletions=plan).write(tmp_path / "plan.json")
+    output, folder = tmp_path / "healed.json", tmp_path / "hf"
+    arguments = [*command(checkpoint, written, output, texts), "--save-checkpoint", folder]
+    if plan == EVERYTHING:
+        assert run(*arguments) == 2
+        assert not output.exists()
+        arguments[2:2] = ["--allow-empty"]
+    assert run(*arguments) == 0
+    whole, healed_plan = load_model(str(checkpoint)), read_plan(output)
+    cut = branch_replacements_of(
+        healed_plan.deletions, read_replacements(healed_plan, output), whole.model
+    )
+    ids = torch.arange(1, 21)[None]
+    with torch.inference_mode():
+        with branches_replaced(whole.model, cut):
+            wanted = whole.model(ids).logits
+        loaded = load_pruned(folder)
+        assert loaded.tokenizer is not None
+        # The same products in the same order.
+        torch.testing.assert_close(loaded.model(ids).logits, wanted, rtol=0, atol=1e-6)
+        assert not torch.allclose(wanted, whole.model(ids).logits, atol=1e-2)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    assert run(*arguments[:-1], tmp_path / "taken") == 2
+    assert run(*arguments[:-1], checkpoint) == 2
+
+
+@pytest.mark.parametrize("of_this_model", [True, False])
+def test_a_plan_of_another_model_is_healed_with_a_warning(
+    loaded: Any, texts: tuple[str, str], of_this_model: bool
+) -> None:
+    from exporter.heal.healed import heal
+
+    options, heard = HealOptions(kind="bias", calibration=texts[:1], **SHORT), Heard()
+    meant = loaded.ref.sha256 if of_this_model else "f" * 64
+    plan = PruningPlan(deletions=PLAN[:1], made_from={"model": meant})
+    made = heal(loaded, plan, options, progress=heard)
+    assert any(meant[:8] in line for line in heard.lines) is not of_this_model
+    assert made.plan.made_from["model"] == loaded.ref.sha256
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone", "error", "code"),
+    [
+        ("auto", True, HealingError("", code="distillation-gained-nothing"), ""),
+        (
+            "distill",
+            True,
+            HealingError("", code="distillation-gained-nothing"),
+            "distillation-gained-nothing",
+        ),
+        ("auto", True, MemoryError(), ""),
+        ("auto", False, MemoryError(), "out-of-memory"),  # the other processes would wait
+    ],
+)
+def test_a_training_that_fails_is_replaced_only_where_nobody_asked_for_it(
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch, kind: Any, alone: bool,
+    error: Exception, code: str,
+) -> None:  # fmt: skip
+    def failing(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("exporter.heal.distill.training.Trainer._begin", failing)
+    monkeypatch.setattr("exporter.heal.healed.is_alone", lambda: alone)
+    if code:
+        with raises(HealingError, code):
+            healed(loaded, texts, kind=kind)
+    else:
+        healing = healed(loaded, texts, kind=kind).report.healing
+        assert healing.asked in ("fold", "best")
+        assert healing.training is None

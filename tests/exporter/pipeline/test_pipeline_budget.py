@@ -39,7 +39,7 @@ def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     graphs: list[Path] = []
 
-    def costs(self: Any, replacements: Any, rank: Any) -> Any:
+    def costs(self: Any, replacements: Any) -> Any:
         graphs.append(self.onnx)
         names: Any = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
         return made_table({n: dict.fromkeys(replacements, 10.0) for n in names}, at=AT)

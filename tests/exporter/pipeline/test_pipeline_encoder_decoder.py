@@ -303,7 +303,7 @@ HEEDED = {
     "source", "out", "opset", "compared", "redo", "allow_empty", "choose_dtype", "shared",
     *(f"drops.budget.{kind}" for kind in ("attention", "cross_attention", "mlp", "block", "joint")),
     "drops.plan", "search.search", "search.objective", "search.protect", "search.shortlist",
-    "heal.kind", "heal.rank", "heal.ridge", "heal.batch_size",
+    "heal.kind", "heal.ridge", "heal.batch_size",
     "score.metrics", "score.calibration", "score.samples", "score.batch_size",
     "score.kl_positions", "score.blocks",
     *(f"load.{name}" for name in ("dtype", "revision", "trust_remote_code", "allow_pickle")),
@@ -350,7 +350,7 @@ LESS: dict[str, Callable[[], dict[str, Any]]] = {
         for name in ("perplexity_increase", "top1_agreement", "embedding_cosine", "similarity")
     },
     "search.tokens": lambda: {"search": SearchOptions("greedy", tokens=64)},
-    "heal.sequential": lambda: {**heal(kind="best", sequential=True), "search": SearchOptions()},
+    "heal.rank": lambda: heal(rank=4),
     "heal.calibration": lambda: heal(calibration=("other",)),
     "heal.samples": lambda: heal(samples=3),
     "heal.check_text": lambda: heal(check_text="pydoc"),

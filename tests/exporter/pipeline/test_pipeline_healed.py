@@ -167,7 +167,7 @@ def test_export_heals_on_the_road_and_tells_what_it_gained(
     out = Path(shutil.copytree(walked[0], tmp_path / "out"))
     bare = tmp_path / "bare.json"
     PruningPlan(deletions=PLAN[2:]).write(bare)
-    heal = HealOptions(kind="linear", rank=RANK, samples=4, sequence_length=16)
+    heal = HealOptions(kind="linear", samples=4, sequence_length=16)
     request = _request(checkpoint, out, drops=DropRequest(plan=bare), heal=heal)
     report, _ = _walk(request)
     healing = out / "healing"

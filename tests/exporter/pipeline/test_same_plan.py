@@ -131,7 +131,7 @@ def _make_times(patch: pytest.MonkeyPatch) -> None:
     saved = {"none": 10.0, "bias": 9.0, "linear": 6.0}
     names: Any = [(layer, kind) for layer in LAYERS for kind in ("attention", "mlp")]
 
-    def costs(self: Any, replacements: Any, rank: Any) -> Any:
+    def costs(self: Any, replacements: Any) -> Any:
         table = {name: {how: saved[how] for how in replacements} for name in names}
         return made_table(table, at=RequestShape.parse(AT))
 

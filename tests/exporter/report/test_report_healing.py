@@ -55,7 +55,7 @@ def healing(*texts: HealedText, **changes: Any) -> Healing:
         HealedBranch(layer=4, kind="mlp", replacement="none", parameters=0),
     ]  # fmt: skip
     return Healing(
-        asked="best", rank=4, sequential=False, calibration=[texts[0].text], branches=branches,
+        asked="best", rank=4, calibration=[texts[0].text], branches=branches,
         parameters=1100, texts=list(texts), warnings=warnings_of(texts), **changes,
     )  # fmt: skip
 
