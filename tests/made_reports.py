@@ -31,11 +31,8 @@ from exporter.artifacts import (
     JudgedText,
     LatencyRow,
     LatencySamples,
-    LongContext,
     MachineState,
     ModelRef,
-    NearestNeighbours,
-    Neighbour,
     NoiseFloor,
     ParityCheck,
     PerplexityPair,
@@ -43,7 +40,6 @@ from exporter.artifacts import (
     PlanParts,
     PositionError,
     QuantizationRecord,
-    QueryNeighbours,
     SampleAnswer,
     SampleAnswers,
     Score,
@@ -337,12 +333,6 @@ def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
             prompts=40, prompt_tokens=32, new_tokens=64, exact_match=0.25,
             first_divergence=[int(v) for v in random.integers(1, 64, 30)] + [64] * 10,
         ),
-        long_context=[
-            LongContext(context_length=1024 << n, needles=20, needle_baseline=0.9 - n / 10,
-                        needle_candidate=0.8 - n / 5,
-                        perplexity=PerplexityPair(baseline=12.0, candidate=14.0 + n))
-            for n in range(3)
-        ],
         tasks=[
             TaskResult(task=name, metric="acc", items=500, baseline=0.41, candidate=0.41 + shift,
                        difference=Interval(value=shift, ci95=(shift - 0.02, shift + 0.02)),
@@ -358,12 +348,6 @@ def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
             answers=[SampleAnswer(prompt=f"What is {n}? {text}",
                                   baseline=Answer(text=f"It is {n}. {text}", ended=True),
                                   candidate=Answer(text=text * n, ended=n != 1)) for n in range(4)],
-        ),
-        neighbours=NearestNeighbours(
-            source=text, sentences=12,
-            queries=[QueryNeighbours(query=f"A query {text}",
-                                     baseline=[Neighbour(sentence=text, cosine=0.9)] * 2,
-                                     candidate=[Neighbour(sentence=text, cosine=-0.1)] * 2)],
         ),
     )  # fmt: skip
 

@@ -70,20 +70,6 @@ class GenerationAgreement(Record):
     first_divergence: list[int]
 
 
-class LongContext(Record):
-    """One length of context: finding a fact in it, and predicting its end.
-
-    ``needle_*`` are shares of the needles that an arm finds; ``perplexity`` is of the last tokens
-    of samples that long.
-    """
-
-    context_length: Length
-    needles: Count = 0
-    needle_baseline: float | None = None
-    needle_candidate: float | None = None
-    perplexity: PerplexityPair | None = None
-
-
 class TaskResult(Record):
     """A task's score of both arms on the same items.
 
@@ -151,33 +137,6 @@ class SampleAnswers(Record):
     left_out: str = ""
 
 
-class Neighbour(Record):
-    """A sentence, and the cosine of its embedding with the query's."""
-
-    sentence: str
-    cosine: float
-
-
-class QueryNeighbours(Record):
-    """The sentences that either arm puts nearest to one, the nearest first."""
-
-    query: str
-    baseline: list[Neighbour]
-    candidate: list[Neighbour]
-
-
-class NearestNeighbours(Record):
-    """Encoders: which of ``sentences`` sentences are nearest to some of them, in both arms.
-
-    ``source`` is the sentences' file, or ``built in``. ``left_out`` says why there are no queries.
-    """
-
-    source: str = ""
-    sentences: Count = 0
-    queries: list[QueryNeighbours] = Field(default_factory=list)
-    left_out: str = ""
-
-
 class OtherText(Record):
     """Text of another domain that both models read, too.
 
@@ -219,14 +178,12 @@ class Accuracy(Record):
     top5_agreement: float | None = None
     positions: list[PositionError] = Field(default_factory=list)
     generation: GenerationAgreement | None = None
-    long_context: list[LongContext] = Field(default_factory=list)
     tasks: list[TaskResult] = Field(default_factory=list, max_length=1_000)
     embeddings: EmbeddingAgreement | None = None
     other: OtherText | None = None
     answers: SampleAnswers | None = None
-    neighbours: NearestNeighbours | None = None
 
-    _earlier = ignoring("probes", "probes_left_out")
+    _earlier = ignoring("probes", "probes_left_out", "long_context", "neighbours")
 
 
 class TaskScore(Record):

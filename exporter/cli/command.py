@@ -206,6 +206,7 @@ _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _TASKSET = "taskset -c 2,3 before the command, with --threads 2"
 _SERVER = "the server that you deploy to: depthcut generates greedily"
 _TRTEXEC = "trtexec for such an engine"
+_LONG = "eval_sequence_length in a --config file, or --tasks with lm-eval's tasks, such as ruler"
 _PROBES = "--tasks with --task-data; samples/07_ci/probes.py writes the four as such tasks"
 _HQQ = "--quantize-method hqq, which needs no text"
 REMOVED = {
@@ -248,6 +249,8 @@ REMOVED = {
     "generate --top-p": _SERVER,
     "package --beside": "tar",
     "package --tarball": "tar, with each engine's .json, tokenizer.json and config.json",
+    "compare --long-context": _LONG,
+    "export --long-context": _LONG,
     "compare --probes": _PROBES,
     "evaluate --probes": _PROBES,
     "export --probes": _PROBES,

@@ -68,7 +68,6 @@ def _more_there(report: ComparisonReport) -> str:
     accuracy = report.accuracy
     more = {
         "references": len(report.arms.references) + 2 > max(2, len(report.corners)),
-        "long contexts": accuracy and accuracy.long_context,
         "tasks": accuracy and accuracy.tasks,
     }
     told = ", ".join(name for name, found in more.items() if found)

@@ -18,7 +18,6 @@ from exporter.artifacts import (
     GenerationAgreement,
     Interval,
     LatencyRow,
-    LongContext,
     OtherText,
     SampleAnswers,
     VerdictWord,
@@ -32,8 +31,6 @@ from exporter.compare.agreement import (
 )
 from exporter.compare.answers import (
     generation_agreements,
-    long_contexts,
-    nearest_neighbours,
     sample_answers,
 )
 from exporter.compare.arms import ComparedArm, Pair
@@ -293,9 +290,6 @@ def _of_text(
         "answers": answers.found(
             "sample answers", TypeAdapter(SampleAnswers | None), lambda: sample_answers(pair)
         ),
-        "long_context": answers.found(
-            "long contexts", TypeAdapter(list[LongContext]), lambda: long_contexts(pair, texts)
-        ),
         "tasks": task_results(pair, answers),
     }
     own = told["baseline", "candidate"].model_copy(update=more)
@@ -479,7 +473,6 @@ def _of_embeddings(pair: Pair, texts: TextSource, answers: AccuracyCache) -> Acc
         kl_divergence=None,
         top1_agreement=None,
         embeddings=found["baseline", "candidate"],
-        neighbours=nearest_neighbours(pair),
         tasks=task_results(pair, answers),
     )
     return AccuracyResult(

@@ -168,21 +168,6 @@ _QUESTIONS = (
     (f"Summarise this in one short sentence: {_NEWS}", f"{_NEWS} In short,"),
 )
 """For a chat, and for a model that only continues texts."""
-_SENTENCES = (
-    "How do I reset my password?",
-    "The bank raised its interest rates.",
-    "The film was far too long and boring.",
-    "A dog chased the ball across the park.",
-    "I forgot my login and need a new one.",
-    "Borrowing money has become more expensive.",
-    "I nearly fell asleep during the movie.",
-    "The puppy ran after its toy on the lawn.",
-    "Where can I change my email address?",
-    "We had a picnic on the bank of the river.",
-    "The film won three awards for its music.",
-    "He parked the car next to the ball court.",
-)
-"""Four to search with; of each in other words; of each something else in the same words."""
 
 
 @dataclass(frozen=True)
@@ -199,14 +184,5 @@ def questions(path: Path | None) -> Prompts:
     if path is None:
         asked, openings = zip(*_QUESTIONS, strict=True)
         return Prompts(asked, openings)
-    return _own(path)
-
-
-def sentences(path: Path | None) -> Prompts:
-    """Sentences for an encoder; see :func:`questions`."""
-    return Prompts(_SENTENCES, _SENTENCES) if path is None else _own(path)
-
-
-def _own(path: Path) -> Prompts:
     found = read_prompts(path)
     return Prompts(found.documents, found.documents, found.source)

@@ -130,15 +130,14 @@ class QualityOptions(TaskOptions):
     prompts: InputFile | None = option(
         None,
         "Show both models' answers to these prompts: a text file with a prompt a line, or JSONL "
-        "with the field prompt. For an encoder: sentences to find the nearest neighbours in.",
+        "with the field prompt.",
         brief="Prompts whose answers the report shows: a file",
         usual="built-in ones",
         section=ACCURACY,
     )
     answer_tokens: WholeOrNone = option(
         40,
-        "Maximum number of tokens of each answer that the report shows; none: no answers and no "
-        "nearest neighbours.",
+        "Maximum number of tokens of each answer that the report shows; none: no answers.",
         section=ACCURACY,
         config_only=True,
     )
@@ -147,13 +146,6 @@ class QualityOptions(TaskOptions):
         "Ask the prompts in the tokenizer's chat template.",
         section=ACCURACY,
         config_only=True,
-    )
-    long_context: Lengths = option(
-        (),
-        "Ask for hidden facts in contexts of these lengths, and measure the perplexity of "
-        "their ends.",
-        section=ACCURACY,
-        rare=True,
     )
 
 
@@ -312,5 +304,4 @@ class CompareOptions(RunOptions):
         """Positions that the longest measured text has, as far as that is asked for in tokens."""
         decoded = [length + 1 for length in self.decode_past_lengths]
         generated = [prompt + new - 1 for prompt, new in self.timing.generate]
-        texts = (self.eval_sequence_length, *self.quality.long_context)
-        return max(*texts, *self.prompt_lengths, *decoded, *generated)
+        return max(self.eval_sequence_length, *self.prompt_lengths, *decoded, *generated)

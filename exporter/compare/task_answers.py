@@ -33,17 +33,22 @@ from graph_passes.types import number_in
 
 
 def check_questions(pair: Pair) -> None:
-    """Refuses prompts, tasks and long contexts that are no such, before anything is measured."""
+    """Refuses prompts and tasks that are no such, before anything is measured."""
     quality, runner = pair.options.quality, pair.baseline.runner
     questions(quality.prompts)
-    if not (quality.tasks or quality.long_context):
+    gives_logits = LOGITS in {spec.name for spec in runner.outputs}
+    if quality.prompts is not None and not gives_logits:
+        raise ComparisonError(
+            f"{pair.baseline.folder.onnx} embeds texts, so it can't answer {quality.prompts}.",
+            "Leave --prompts out.",
+            code="prompts-unanswered",
+        )
+    if not quality.tasks:
         return
-    for_encoders = not quality.long_context and only_for_encoders(quality)
-    if not for_encoders and LOGITS not in {spec.name for spec in runner.outputs}:
+    if not gives_logits and not only_for_encoders(quality):
         raise ComparisonError(
             f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
-            "Leave --tasks and --long-context out. Encoders have mteb's tasks, --tasks mteb:NAME, "
-            "and tasks of your own in --task-data.",
+            "Encoders have mteb's tasks, --tasks mteb:NAME, and tasks of your own in --task-data.",
             code="no-logits",
         )
     if runner.capabilities.shapes == "compiled":

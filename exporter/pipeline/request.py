@@ -194,7 +194,7 @@ class ExportRequest(Options):
     compare: CompareOptions = part(
         CompareOptions(),
         config_only=(
-            *("stride", "agreement_tokens", "long_context"),
+            *("stride", "agreement_tokens"),
             *("threshold", "generate", "task_limit"),
         ),
         rare=(

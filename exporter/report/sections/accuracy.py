@@ -8,7 +8,6 @@ from exporter.artifacts import (
     Accuracy,
     ComparisonReport,
     Interval,
-    LongContext,
     PositionError,
     TaskResult,
 )
@@ -39,7 +38,6 @@ def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
         _by_position(found),
         _tasks(found),
         _generation(found),
-        _long_context(found),
         _embeddings(found),
     ]
 
@@ -207,31 +205,6 @@ def _generation(accuracy: Accuracy) -> Section | None:
         rows.append(["same tokens before the first that differs, median", f"{middle:g}"])
     grid = Grid("Greedy continuations of the same prompts", ["what", "value"], rows)
     return Section("generation", "Generation agreement", [grid])
-
-
-def _long_context(accuracy: Accuracy) -> Section | None:
-    """Needles and long-range perplexity by length."""
-    if not accuracy.long_context:
-        return None
-    header = [
-        "context, tokens", "needles", "found by baseline", "found by candidate",
-        "baseline perplexity", "candidate perplexity",
-    ]  # fmt: skip
-    rows = [_length(entry) for entry in accuracy.long_context]
-    grid = Grid("Long context", header, rows, right=range(6))
-    note = Note("Perplexity is that of the last tokens of samples that long; lower is better.")
-    return Section("long-context", "Long context", [grid, note])
-
-
-def _length(entry: LongContext) -> list[str]:
-    shares, pair = (entry.needle_baseline, entry.needle_candidate), entry.perplexity
-    perplexities = (None, None) if pair is None else (pair.baseline, pair.candidate)
-    return [
-        f"{entry.context_length:,}",
-        f"{entry.needles:,}" if entry.needles else "-",
-        *(or_dash(share, "{:.0%}".format).replace("%", " %") for share in shares),
-        *(or_dash(value, significant) for value in perplexities),
-    ]
 
 
 def _embeddings(accuracy: Accuracy) -> Section | None:

@@ -11,8 +11,6 @@ from exporter.artifacts import (
     ComparisonReport,
     EmbeddingAgreement,
     Interval,
-    NearestNeighbours,
-    QueryNeighbours,
     SampleAnswers,
     TaskResult,
 )
@@ -220,34 +218,25 @@ _CUT = "…"
 
 
 def answers_section(report: ComparisonReport) -> Section | None:
-    """Sample answers or nearest neighbours; or why there are none."""
+    """Sample answers, or why there are none."""
     blocks = list(_blocks(report))
     return Section("answers", "What the models say", blocks, stays_open=True) if blocks else None
 
 
 def answer_grids(report: ComparisonReport, *, brief: bool = False) -> Iterator[Grid]:
-    """The same as tables alone."""
-    accuracy = report.accuracy
-    if accuracy is None:
-        return
-    if accuracy.answers is not None and accuracy.answers.answers:
-        yield _answers(accuracy.answers, brief)
-    if accuracy.neighbours is not None and accuracy.neighbours.queries:
-        yield _neighbours(accuracy.neighbours, brief)
+    """The same as a table alone."""
+    found = report.accuracy and report.accuracy.answers
+    if found and found.answers:
+        yield _answers(found, brief)
 
 
 def _blocks(report: ComparisonReport) -> Iterator[Block]:
     yield from answer_grids(report)
-    accuracy = report.accuracy
-    if accuracy is None:
-        return
-    for found in (accuracy.answers, accuracy.neighbours):
-        if found is not None and found.left_out:
-            yield Note(f"{one_line(found.left_out)}.", lead="Left out:")
-    if accuracy.answers is not None and accuracy.answers.answers:
-        yield Note(_how_answered(accuracy.answers))
-    if accuracy.neighbours is not None and accuracy.neighbours.queries:
-        yield Note(_how_near(accuracy.neighbours))
+    found = report.accuracy and report.accuracy.answers
+    if found and found.left_out:
+        yield Note(f"{one_line(found.left_out)}.", lead="Left out:")
+    if found and found.answers:
+        yield Note(_how_answered(found))
 
 
 def _how_answered(found: SampleAnswers) -> str:
@@ -256,14 +245,6 @@ def _how_answered(found: SampleAnswers) -> str:
         f"Prompts ({one_line(found.source)}) were {asked}, with the likeliest token each time, "
         f"for at most {found.new_tokens} tokens; {_CUT} marks an answer that was cut there. A few "
         "answers show what a loss looks like; they don't measure it."
-    )
-
-
-def _how_near(found: NearestNeighbours) -> str:
-    return (
-        f"Of {found.sentences} sentences ({one_line(found.source)}), those with the highest cosine "
-        "of their embedding with the query's, which is in brackets. A few sentences show what a "
-        "loss looks like; the cosine and the ranking of pairs on the evaluation text measure it."
     )
 
 
@@ -283,20 +264,6 @@ def _pair(baseline: Answer, candidate: Answer, brief: bool) -> tuple[str, str]:
         for answer in (baseline, candidate)
     )
     return first, second
-
-
-def _neighbours(found: NearestNeighbours, brief: bool) -> Grid:
-    rows: list[Sequence[str]] = []
-    for each in found.queries:
-        rows += [[]] if brief and rows else []
-        rows += _ranked(each, brief)
-    return Grid("Nearest neighbours", ["query", "baseline", "candidate"], rows, is_prose=True)
-
-
-def _ranked(each: QueryNeighbours, brief: bool) -> Iterator[list[str]]:
-    for place, pair in enumerate(zip(each.baseline, each.candidate, strict=False)):
-        query = "" if place else _shown(each.query, brief)
-        yield [query, *(f"{_shown(one.sentence, brief)} ({one.cosine:.2f})" for one in pair)]
 
 
 def _shown(text: str, brief: bool) -> str:

@@ -1,4 +1,4 @@
-"""What both arms say: answers to prompts, and nearest neighbours, in reports and printed."""
+"""What both arms say to prompts, in reports and printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import Accuracy, ComparisonReport
 from exporter.cli import run
-from exporter.compare.evaluation import questions, sentences
+from exporter.compare.evaluation import questions
 from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
@@ -186,8 +186,6 @@ def test_nobody_has_to_ask(tmp_path: Path) -> None:
     assert report.accuracy is not None
     assert report.accuracy.answers is None
     assert "What the models say" not in as_markdown(report)
-    (tmp_path / "encoders").mkdir()
-    assert accuracy(encoders(tmp_path / "encoders"), answer_tokens=0).neighbours is None
 
 
 def test_a_tokenizer_of_another_model_s_template_is_left_out(tmp_path: Path) -> None:
@@ -198,43 +196,6 @@ def test_a_tokenizer_of_another_model_s_template_is_left_out(tmp_path: Path) -> 
     assert found is not None
     assert found.left_out
     assert not found.answers
-
-
-def test_encoders_have_neighbours(tmp_path: Path) -> None:
-    found = accuracy(encoders(tmp_path)).neighbours
-    assert found is not None
-    assert found.sentences == len(sentences(None).texts) == 12
-    assert [each.query for each in found.queries] == [*sentences(None).texts[:4]]
-    for each in found.queries:
-        for near in (each.baseline, each.candidate):
-            assert len(near) == 2
-            assert near[0].cosine >= near[1].cosine
-            assert each.query not in [one.sentence for one in near]
-
-
-def test_the_nearest_of_the_user_s_sentences_are_those_with_the_same_words(tmp_path: Path) -> None:
-    text = "guitar song\ntax law\nbread oven\nsong guitar\nlaw tax\noven bread\n"
-    path = written(tmp_path / "s.txt", text)
-    found = accuracy(encoders(tmp_path), prompts=path).neighbours
-    assert found is not None
-    nearest = {each.query: each.baseline[0].sentence for each in found.queries}
-    assert nearest["guitar song"] == "song guitar"
-    assert nearest["tax law"] == "law tax"
-    assert nearest["bread oven"] == "oven bread"
-    assert found.queries[0].baseline[0].cosine == pytest.approx(1, abs=1e-6)
-    path.write_text("guitar song\ntax law\n")
-    with raises(ComparisonError, "too-few-sentences", path, 2):
-        accuracy([tmp_path / "a", tmp_path / "b"], prompts=path)
-
-
-def test_encoders_without_a_tokenizer_have_none(tmp_path: Path) -> None:
-    folders = encoders(tmp_path)
-    for folder in folders:
-        (folder / "tokenizer.json").unlink()
-    found = accuracy(folders).neighbours
-    assert found is not None
-    assert "tokenizer.json" in found.left_out
-    assert found.queries == []
 
 
 def test_the_command_shows_them_in_every_form(
@@ -283,7 +244,10 @@ def test_generate_makes_no_template_up(tmp_path: Path) -> None:
 
 
 def test_an_encoder_can_t_be_asked(tmp_path: Path) -> None:
-    model = encoders(tmp_path)[0]
+    model, other = encoders(tmp_path)
+    prompts = written(tmp_path / "p.txt", "the value")
+    with raises(ComparisonError, "prompts-unanswered", prompts):
+        compare(model, other, options(prompts=prompts))
     with ends_in(BackendError, "no-chat-template"):
         assert run(["generate", str(model), "the guitar", "--chat"]) == 2
     written(model / "chat_template.jinja", TEMPLATE)

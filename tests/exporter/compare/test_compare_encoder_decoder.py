@@ -180,7 +180,7 @@ REFUSED: dict[str, Any] = {
     "other_text": "a.txt", "eval_sequence_length": 64, "quality.tasks": ("copy",),
     "quality.task_data": ".", "quality.task_limit": 3,
     "quality.stride": 8, "quality.agreement_prompts": 3, "quality.agreement_tokens": 5,
-    "quality.prompts": "a.txt", "quality.answer_tokens": 5, "quality.long_context": (64,),
+    "quality.prompts": "a.txt", "quality.answer_tokens": 5,
     "quality.chat": True,
 }  # fmt: skip
 """What it refuses, each with a value."""

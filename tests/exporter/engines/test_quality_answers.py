@@ -1,4 +1,4 @@
-"""Greedy continuations, long contexts and embeddings of both arms."""
+"""Greedy continuations and embeddings of both arms."""
 
 from __future__ import annotations
 
@@ -15,18 +15,14 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
-from exporter.compare.answers import compare_long_context, make_needles
 from exporter.compare.encoder_quality import compare_embeddings, embed, refuse_few_texts
 from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
-from exporter.compare.tasks.likelihood import LikelihoodScorer, task_texts
+from exporter.compare.tasks.likelihood import task_texts
 from exporter.engines.decoding.generate import agreement, continuations, generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
-from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError, ComparisonError, UsageError
 from exporter.models.model_folder import ModelFolder
 from graph_passes import save_model
@@ -104,20 +100,10 @@ def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
 
 
-def write_digits_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {word: number for number, word in enumerate(["[UNK]", *WORDS, *"0123456789"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    splits = [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
 def language_models(folder: Path, config: dict[str, Any]) -> list[str]:
     for name, how in (("a", {}), ("b", {"layers": (1,), "noise": 1.0})):
         write_tiny_lm(folder / name, **how)
-        write_digits_tokenizer(folder / name)
+        write_tokenizer(folder / name)
         (folder / name / "config.json").write_text(json.dumps({"eos_token_id": 0} | config))
     return [str(folder / name) for name in "ab"]
 
@@ -128,7 +114,7 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 900)))
     call = ["compare", *arms, "-q", "--eval-tokens", "96", "--eval-text", str(text)]
-    more = ["--agreement-prompts", "1", "--agreement-tokens", "5", "--long-context", "100,200"]
+    more = ["--agreement-prompts", "1", "--agreement-tokens", "5"]
     assert run([*call, "-o", str(tmp_path / "out"), *more]) == 0
     accuracy = ComparisonReport.read(tmp_path / "out" / "report.json").accuracy
     assert accuracy is not None
@@ -136,12 +122,10 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
     assert accuracy.generation.prompts == 1
     assert ComparisonReport.read(tmp_path / "out" / "report.json").arms.baseline.layers == 2
     assert len(accuracy.generation.first_divergence) == 1
-    assert [each.context_length for each in accuracy.long_context] == [100, 200]
-    assert all(each.needles == 5 and each.perplexity for each in accuracy.long_context)
     assert run([*call, "-o", str(tmp_path / "none"), "--agreement-prompts", "0"]) == 0
     accuracy = ComparisonReport.read(tmp_path / "none" / "report.json").accuracy
     assert accuracy is not None
-    assert (accuracy.generation, accuracy.long_context) == (None, [])
+    assert accuracy.generation is None
 
 
 @pytest.mark.parametrize(("longest_cache", "generates"), [(126, False), (127, True)])
@@ -162,97 +146,17 @@ def test_generation_beyond_what_a_runner_holds_is_left_out(
 
 
 @pytest.mark.usefixtures("no_timing")
-def test_what_the_model_has_no_positions_for_is_left_out_or_refused(tmp_path: Path) -> None:
+def test_what_the_model_has_no_positions_for_is_left_out(tmp_path: Path) -> None:
     arms = language_models(tmp_path, {"max_position_embeddings": 100})
-    options = CompareOptions(eval_tokens=96, threads=1)
-    accuracy = compare(*map(Path, arms), options).accuracy
+    accuracy = compare(*map(Path, arms), CompareOptions(eval_tokens=96, threads=1)).accuracy
     assert accuracy is not None
     assert accuracy.generation is None
-    for length, code in ((96, "context-too-long"), (12, "context-too-short")):
-        wrong = replace(options, quality=QualityOptions(long_context=(length,)))
-        with raises(ComparisonError, code, length) as caught:
-            compare(*map(Path, arms), wrong)
-        assert "--long-context" in caught.value.hint
-    for arm in arms:
-        write_tokenizer(Path(arm))
-    wrong = replace(options, quality=QualityOptions(long_context=(60,)))
-    with raises(ComparisonError, "needles-alike"):
-        compare(*map(Path, arms), wrong)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"agreement_prompts": -1}, {"agreement_tokens": 0}, {"long_context": (0,)}]
-)
+@pytest.mark.parametrize("wrong", [{"agreement_prompts": -1}, {"agreement_tokens": 0}])
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         QualityOptions(**wrong)
-
-
-class Copying:
-    """A stub that expects, after any token, what once followed it; it forgets what is far back.
-
-    With a reach it looks that many tokens back at most.
-    """
-
-    backend, provider, threads = "stub", "stub", 1
-    inputs = (TensorSpec("input_ids", np.dtype(np.int64), ("batch", "seq")),)
-    outputs = (TensorSpec("logits", np.dtype(np.float32), ("batch", "seq", 400)),)
-
-    def __init__(self, reach: int) -> None:
-        self.reach = reach
-
-    def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str], **_: Any
-    ) -> dict[str, Array]:
-        return {"logits": np.stack([self._row(row.tolist()) for row in inputs["input_ids"]])}
-
-    def _row(self, ids: list[int]) -> Array:
-        logits = np.zeros((len(ids), 400), np.float32)
-        for at in range(2, len(ids)):
-            for back in range(max(2, at - self.reach), at):
-                if ids[back - 2 : back + 1] == ids[at - 2 : at + 1]:
-                    logits[at, ids[back + 1]] += 8
-        return logits
-
-
-class Characters(TextModel):
-    """Each character is a token."""
-
-    def __init__(self) -> None:
-        super().__init__(Path("characters"), frozenset(), prefix_id=0)
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return [ord(letter) for letter in text]
-
-
-def test_a_model_that_copies_finds_needles_within_its_reach() -> None:
-    samples = np.random.default_rng(0).integers(200, 400, (2, 300))
-    arms: Any = Copying(400), Copying(150)
-    scorers = tuple(LikelihoodScorer(arm, 400, 400) for arm in arms)
-    found = compare_long_context(scorers, Characters(), samples)  # type: ignore[arg-type]
-    assert (found.context_length, found.needles) == (300, 5)
-    assert found.needle_baseline == 1
-    assert found.needle_candidate is not None
-    assert 0 < found.needle_candidate < 1
-    assert found.perplexity is not None
-    assert found.perplexity.baseline == pytest.approx(400, rel=0.2)
-
-
-def test_needles_lie_where_they_are_said_to(tmp_path: Path) -> None:
-    codec = Characters()
-    needles = make_needles(codec, [200] * 300, opening=2)
-    assert {len(needle.context) for needle in needles} == {300}
-    assert {needle.context[:2] for needle in needles} == {(200, 200)}
-    texts = ["".join(map(chr, needle.context)) for needle in needles]
-    places = [text.index("The secret") for text in texts]
-    assert places == sorted(places)
-    assert places[0] == 3
-    for text, needle in zip(texts, needles, strict=True):
-        right, *wrong = ["".join(map(chr, answer)) for answer in needle.answers]
-        asked = text.rsplit("\n", 1)[1]
-        assert f"{asked}{right}" in text
-        assert not any(f"{asked}{other}" in text for other in wrong)
-        assert len({right, *wrong}) == 4
 
 
 def encoder(folder: Path, **how: Any) -> Path:
@@ -361,7 +265,9 @@ def test_what_would_be_compiled_for_each_length_is_not_asked(
     assert accuracy is not None
     assert accuracy.kl_divergence is not None
     assert accuracy.generation is None
-    wrong = CompareOptions(eval_tokens=96, quality=QualityOptions(long_context=(60,)))
+    (tmp_path / "mine.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}')
+    asked = QualityOptions(tasks=("mine",), task_data=tmp_path)
+    wrong = CompareOptions(eval_tokens=96, quality=asked)
     with raises(ComparisonError, "recompiles") as caught:
         compare(*arms, wrong)
     assert "torch:DIR" in caught.value.hint

@@ -128,7 +128,7 @@ def test_the_verdict_comes_first_in_words_and_signs(full: str) -> None:
 def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None:
     titles = (
         "All models", "Latency", "What speed costs", "Error by position", "Tasks",
-        "Generation agreement", "Long context", "Embeddings", "What was dropped", "Importance",
+        "Generation agreement", "Embeddings", "What was dropped", "Importance",
         "Engines", "Parity",
     )  # fmt: skip
     without = PAGES["bare"]()
