@@ -37,7 +37,7 @@ class HealedText(Record):
 
     ``role`` is ``calibration`` for samples of the texts that were fitted on, but none of those
     samples; ``other`` for another domain. ``gain`` is the log-perplexity that the replacements take
-    back, in nats, paired by sample.
+    back, in nats, paired by sample. ``degrees`` are those of freedom of the intervals.
     """
 
     role: Literal["calibration", "other"]
@@ -47,6 +47,7 @@ class HealedText(Record):
     healed: AnswerDamage
     gain: float
     gain_std_error: float | None
+    degrees: float | None = None
 
     @property
     def gained_share(self) -> float | None:
@@ -77,6 +78,7 @@ class HealedEmbeddings(Record):
     healed_correlation_std_error: float | None = None
     healed_ci95: tuple[float, float] | None = None
     healed_correlation_ci95: tuple[float, float] | None = None
+    degrees: float | None = None
 
 
 class HealedClasses(Record):
@@ -97,6 +99,7 @@ class HealedClasses(Record):
     healed_same_ci95: tuple[float, float] | None
     gain: float
     gain_std_error: float | None
+    degrees: float | None = None
 
 
 class HealedBranch(Record):

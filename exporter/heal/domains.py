@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from exporter.artifacts import AnswerDamage, HealedClasses, HealedEmbeddings, HealedText, Healing
 from exporter.artifacts.base import TEXTS, Nouns
 from exporter.compare.intervals import mean_interval, share_interval
@@ -17,6 +19,7 @@ from exporter.models.ablation.damage import (
     Damage,
     EmbeddingDamage,
     Floats,
+    degrees_of_freedom,
     joined,
     ratio,
     ratio_std_error,
@@ -94,10 +97,13 @@ def _told(
 ) -> Measured:
     before, after = (joined(parts).by_document(text.clusters) for parts in (befores, afters))
     if isinstance(before, EmbeddingDamage):
-        return _healed_embeddings(role, text, before, after)
-    if isinstance(before, ClassDamage):
-        return _healed_classes(role, text, before, after)
-    return _healed_text(role, text, before, after)
+        found: Measured = _healed_embeddings(role, text, before, after)
+        counts = after.texts
+    else:
+        make = _healed_classes if isinstance(before, ClassDamage) else _healed_text
+        found, counts = make(role, text, before, after), after.positions
+    known = np.count_nonzero(counts) > 1
+    return found.model_copy(update={"degrees": degrees_of_freedom(counts) if known else None})
 
 
 def _healed_embeddings(

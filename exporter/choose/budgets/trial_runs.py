@@ -144,9 +144,10 @@ FEWEST_SEEN = 4
 """Samples on which a healed cut may be given up."""
 
 
-def on_all_samples(rung: Rung, seen: int, whole: int) -> Rung:
+def on_all_samples(rung: Rung, seen: int, whole: int, degrees: float) -> Rung:
     """A cut that was given up after some samples, with about the interval that all would give."""
-    narrower = float(np.divide(*stats.t.ppf(0.975, [whole - 1, seen - 1])))
+    all_of_them = (degrees + 1) * whole / seen - 1
+    narrower = float(np.divide(*stats.t.ppf(0.975, [all_of_them, degrees])))
     share = math.sqrt(seen / whole) * narrower
     return replace(rung, high=rung.cost + share * (rung.high - rung.cost))
 
@@ -175,13 +176,19 @@ def held_out_of(healing: Healing) -> Measured:
     )
 
 
+def degrees_of(measured: Measured) -> float:
+    """Of freedom, of the intervals: Satterthwaite's, or by the number of documents."""
+    known = measured.degrees
+    return measured.text.clusters - 1 if known is None else known
+
+
 def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
     """Whether all of the interval is beyond a limit, on a few samples at least."""
     samples = measured.text.clusters
     if samples < FEWEST_SEEN:
         return False
     figures = _figures(measured)[1]
-    wider = float(np.divide(*stats.t.ppf([1 - 0.025 / looks, 0.975], samples - 1)))
+    wider = float(np.divide(*stats.t.ppf([1 - 0.025 / looks, 0.975], degrees_of(measured))))
     best = {
         BETTER_ENDS[name]: figures[name] + wider * (better - figures[name])
         for name, (better, _) in _intervals(measured).items()
@@ -378,10 +385,10 @@ class TrialRuns:
             taken = time.monotonic() - began - cut.tried.training_seconds
             self._beside_s = max(taken, self._check_s)
         self.cuts.append(cut)
-        seen = held_out_of(cut.report.healing).text.clusters
-        whole = self.judging.ref.clusters
+        held_out = held_out_of(cut.report.healing)
+        seen, whole = held_out.text.clusters, self.judging.ref.clusters
         rung = rung_of(number, cut.tried.healed, self._floors)
-        return rung if seen >= whole else on_all_samples(rung, seen, whole)
+        return rung if seen >= whole else on_all_samples(rung, seen, whole, degrees_of(held_out))
 
     def noted(self, cut: HealedCut, figures: Mapping[str, float]) -> PruningPlan:
         """The plan of a cut, with what was tried and on what it was held against the limits."""

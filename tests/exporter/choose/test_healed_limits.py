@@ -42,6 +42,8 @@ from exporter.choose.budgets.trial_runs import (  # noqa: E402
     JUDGED,
     TrialRuns,
     is_lost,
+    on_all_samples,
+    rung_of,
 )
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.options import Option  # noqa: E402
@@ -289,8 +291,11 @@ def plan_of(candidate: PlanCandidate) -> PruningPlan:
     return PruningPlan(deletions=candidate.deletions)
 
 
-def measured(rise: float, error: float | None, samples: int) -> HealedText:
-    reach = None if error is None else error * float(stats.t.ppf(0.975, samples - 1))
+def measured(
+    rise: float, error: float | None, samples: int, degrees: float | None = None
+) -> HealedText:
+    free = samples - 1 if degrees is None else degrees
+    reach = None if error is None else error * float(stats.t.ppf(0.975, free))
     damage = AnswerDamage(
         perplexity=1.0, log_perplexity_increase=rise, log_perplexity_increase_std_error=error,
         kl=rise, kl_std_error=None, top1_agreement=0.5,
@@ -301,8 +306,21 @@ def measured(rise: float, error: float | None, samples: int) -> HealedText:
     )
     return HealedText(
         role="calibration", text=ref, baseline_perplexity=1.0, dropped=damage, healed=damage,
-        gain=0.0, gain_std_error=None,
+        gain=0.0, gain_std_error=None, degrees=degrees,
     )  # fmt: skip
+
+
+def test_documents_of_unequal_sizes_are_as_few_as_their_interval_counts_them() -> None:
+    """At six looks an interval of 3 degrees is 1.96 times as wide as at one, of 15 1.42 times."""
+    one, several = measured(0.06, 0.0085, 16, degrees=3.0), measured(0.06, 0.0085, 16)
+    assert is_lost(several, Floors(0.02), 6)
+    assert not is_lost(one, Floors(0.02), 6)
+    assert is_lost(one, Floors(0.02))
+    figures = {"log_perplexity_increase": 0.06, "log_perplexity_increase_high": 0.09}
+    rung = rung_of(4, figures, Floors(0.02))
+    whole = on_all_samples(rung, 16, 32, degrees=3.0)
+    narrower = stats.t.ppf(0.975, 7) / stats.t.ppf(0.975, 3) / math.sqrt(2)
+    assert whole.high - whole.cost == pytest.approx(narrower * (rung.high - rung.cost))
 
 
 @pytest.mark.parametrize(
