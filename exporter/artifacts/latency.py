@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from exporter.artifacts.base import (
     RECORDINGS,
@@ -161,16 +161,15 @@ class PowerReached(Record):
 
     ``power`` is the share of sessions that was asked for, ``reached`` that of sessions as sure as
     this one, ``needed_s`` the seconds of rounds that the asked share takes in all, by the noise of
-    this session. ``foretold_s`` is what was foretold of them after the first chunks, and
-    ``foretold_range_s`` the range that is to hold them in 90 % of rows (78 to 96 % on recordings).
+    this session.
     """
 
     power: float
     smallest: float
     reached: float
     needed_s: float
-    foretold_s: float | None = None
-    foretold_range_s: tuple[float, float] | None = None
+
+    _earlier = ignoring("foretold_s", "foretold_range_s")
 
     @property
     def is_reached(self) -> bool:
@@ -213,11 +212,7 @@ class LatencyRow(Record):
     power: PowerReached | None = None
     counts: Parts = "tokens"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_removed(cls, row: Any) -> Any:
-        """Reports of earlier versions say of each row whether another tool timed it."""
-        return {k: v for k, v in row.items() if k != "imported"} if isinstance(row, dict) else row
+    _earlier = ignoring("imported")
 
     @property
     def shape_name(self) -> str:

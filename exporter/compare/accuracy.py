@@ -58,7 +58,7 @@ from exporter.compare.task_answers import (
     refuse_without_config,
     task_results,
 )
-from exporter.compare.timing.statistics import speedup_between, times_of, verdict_of_interval
+from exporter.compare.timing.statistics import estimate_between, times_of, verdict_of_interval
 from exporter.errors import ComparisonError
 from exporter.models.ablation.damage import Clusters
 from exporter.models.ablation.embeddings import MULTI_LABEL
@@ -149,7 +149,7 @@ def _speedups(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, In
     found = {}
     for row in rows if whole != name else ():
         if {name, whole} <= times_of(row).keys():
-            speedup = speedup_between(row, whole, name)
+            speedup = estimate_between(row, whole, name).speedup()
             found[row.shape_name] = Interval(value=speedup.ratio, ci95=speedup.ci95)
     return found
 
@@ -159,7 +159,7 @@ def _verdicts(rows: Sequence[LatencyRow], whole: str, name: str) -> dict[str, Ve
     return {
         row.shape_name: row.verdict
         if (whole, name) == ("baseline", "candidate")
-        else verdict_of_interval(speedup_between(row, whole, name).ci95, row.rounds)
+        else verdict_of_interval(estimate_between(row, whole, name).interval(), row.rounds)
         for row in rows
         if {name, whole} <= times_of(row).keys()
     }

@@ -19,7 +19,7 @@ from exporter.choose.costs.measuring import (
 )
 from exporter.choose.costs.table import CostTable, groups_of, variants
 from exporter.choose.costs.timing import time_request
-from exporter.compare.timing.statistics import speedup_between
+from exporter.compare.timing.statistics import estimate_between
 from exporter.engines.environment import default_threads
 from exporter.processes import available_bytes
 from exporter.progress import QUIET, Progress
@@ -77,7 +77,11 @@ def _against(row: LatencyRow, arm: str) -> LatencyRow:
     """A row of several arms as one of the baseline and another one."""
     samples = row.references.get(arm, row.candidate)
     second = arm if arm in row.references else "candidate"
-    told = {"candidate": samples, "speedup": speedup_between(row, second=second), "references": {}}
+    told = {
+        "candidate": samples,
+        "speedup": estimate_between(row, second=second).speedup(),
+        "references": {},
+    }
     return row.model_copy(update=told)
 
 

@@ -133,7 +133,6 @@ class _Measurement:
             after_chunk()
             number += 1
             whole = number % self._builds == 0  # builds have equal parts of a row
-            self._tell_outlook(rows, number)
             if whole and self.enough is not None and self.enough(rows):
                 for row in rows:
                     row.end()
@@ -143,19 +142,6 @@ class _Measurement:
                     row.end("budget")
         overhead = timer_overhead_ns(self._clocks.now)
         return [record for row in rows for record in row.records(overhead)]
-
-    def _tell_outlook(self, rows: Sequence[MeasuredRow], number: int) -> None:
-        """Says how long rows will take, once enough of them is known for that."""
-        goal = self._budget.power
-        if goal is None or number != max(FEWEST_LOADS, self._builds):
-            return
-        for row in rows:
-            told, limit = row.foretell(goal), self._budget.seconds
-            late = f", and --time-budget {limit:.0f} ends it before" if told.seconds > limit else ""
-            self._progress.say(
-                f"{row.cell}: {told} a row on this machine today for a power of "
-                f"{goal.power:.0%} at {goal.smallest:.1%}{late}"
-            )
 
     def _row(self, cell: TimedCell, reloading: bool) -> MeasuredRow:
         budget = self._budget

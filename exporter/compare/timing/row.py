@@ -17,16 +17,13 @@ from exporter.compare.timing.statistics import (
     FEWEST_LOADS,
     ONE_LOOK,
     TURNS,
-    Foretold,
     Milliseconds,
     PowerGoal,
     SequentialTest,
     SpeedupEstimate,
-    Spread,
     estimate,
     log_ratios,
     noise_floor,
-    paired_speedup,
     spreads,
     summarize,
     verdict,
@@ -177,7 +174,6 @@ class MeasuredRow:
         self._test = SequentialTest(chunks)
         self._is_looked_at = looks and goal is None
         self._goal = goal
-        self._foretold: Foretold | None = None
         self._errors = ONE_LOOK
 
     @property
@@ -225,20 +221,7 @@ class MeasuredRow:
         """How surely it finds what it must; None where nothing was asked."""
         if self._goal is None:
             return None
-        told = self._goal.outlook(self._doubted(phase), len(self.chunks), self.seconds)
-        if self._foretold is None:
-            return told
-        foretold, range_s = self._foretold.seconds, self._foretold.range_s
-        return told.model_copy(update={"foretold_s": foretold, "foretold_range_s": range_s})
-
-    def foretell(self, goal: PowerGoal) -> Foretold:
-        """The seconds of rounds that it will take, as far as can be told by now."""
-        count = len(self.chunks)
-        self._foretold = max(
-            goal.foretell(self.estimate(phase), self._spreads(phase), count, self.seconds)
-            for phase in range(len(self.cell.phases))
-        )
-        return self._foretold
+        return self._goal.outlook(self._doubted(phase), len(self.chunks), self.seconds)
 
     def _doubted(self, phase: int) -> SpeedupEstimate:
         """The estimate, at least as unsure as chunks and rounds are together.
@@ -246,16 +229,14 @@ class MeasuredRow:
         Rows end at the first look that has the power. Of a few chunks some agree by chance: rows
         that ended for that found the slowdown in half of the tries only.
         """
-        found, (between, within) = self.estimate(phase), self._spreads(phase)
+        found = self.estimate(phase)
+        between, within = spreads(self._ratios(phase), **self._grouping)
         degrees = between.degrees + within.degrees
         if not degrees:
             return found
         squares = between.variance * between.degrees + within.variance * within.degrees
         error = math.sqrt(squares / degrees)
         return found if found.std_error >= error else replace(found, std_error=error)
-
-    def _spreads(self, phase: int) -> tuple[Spread, Spread]:
-        return spreads(self._ratios(phase), **self._grouping)
 
     def end(self, why: Stop = "narrow") -> None:
         """Ends it here, where someone else has found it narrow enough, or the time is up."""
@@ -337,13 +318,7 @@ class MeasuredRow:
             baseline=summarize(times[0]),
             candidate=summarize(times[1]),
             references=summaries,
-            speedup=paired_speedup(
-                times[0],
-                times[1],
-                seed=0,
-                turns=TURNS,
-                **self._grouping,
-            ),
+            speedup=self.estimate(phase).speedup(),
             verdict=self._verdict(phase),
             verdict_interval=self.estimate(phase).interval(1 - self._errors.threshold),
             threshold=self._threshold,

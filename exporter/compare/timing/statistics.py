@@ -19,7 +19,6 @@ from exporter.artifacts import (
     Speedup,
     VerdictWord,
 )
-from exporter.compare.intervals import expanded_level
 from exporter.models.ablation.damage import ratio_std_error
 
 Milliseconds = NDArray[np.float64]
@@ -30,8 +29,6 @@ TURNS = 2
 _TRIM = 0.25
 _MANY_GROUPS = 8  # fewer can't tell whether they differ
 _EXPLAINED = 1.2  # times the variance that rounds explain: groups that differ by less are alike
-_RESAMPLES = 4000
-_BATCH = 500
 _CONFIDENCE = 0.95
 _FURTHEST = 27.0
 """Of a logarithm of a ratio: that of a report ends before it."""
@@ -228,54 +225,6 @@ def _midmean(ratios: NDArray[np.float64]) -> Any:
     return ordered.mean(axis=-1, where=(place >= cut) & (place < counts - cut))
 
 
-def paired_speedup(
-    baseline_ms: Milliseconds,  # `[rounds, calls]`
-    candidate_ms: Milliseconds,  # `[rounds, calls]`
-    *,
-    seed: int,
-    turns: int = 1,
-    groups: int = 1,
-    alternating: bool = False,
-) -> Speedup:
-    """The speedup of rounds with a 95 % interval from a hierarchical bootstrap.
-
-    Groups are drawn, each with all its rounds, or the rounds of one group; what is drawn is drawn
-    for both arms. Drawing rounds within drawn groups, too, would count their scatter twice (Ren et
-    al., "Nonparametric bootstrapping for hierarchical data", J. Appl. Statistics 2010). The
-    percentiles are those that make the interval as wide as a t interval for so many groups (or
-    rounds, of one group) would be: Hesterberg, "What Teachers Should Know about the Bootstrap",
-    2014, arXiv 1411.5279, expanded percentile interval. A bound of the t interval counts instead
-    where that is farther out: alone, the bootstrap's held the truth in 93 % of simulated rows.
-    """
-    ratios = log_ratios(baseline_ms, candidate_ms, turns=turns)
-    found = estimate(ratios, groups=groups, alternating=alternating)
-    strata = _strata(groups, alternating=alternating)
-    drawn = _resampled(_grouped(ratios, groups), strata, np.random.default_rng(seed))
-    units = groups + 1 - strata if groups > 1 else len(ratios)
-    outside = (1 - expanded_level(units)) / 2
-    low, high = np.exp(np.quantile(drawn, [outside, 1 - outside]))
-    wide = found.interval()
-    low, high = min(low, wide[0]), max(high, wide[1])
-    return Speedup(ratio=found.ratio, ci95=(float(low), float(high)))
-
-
-def _resampled(
-    ratios: NDArray[np.float64], strata: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Log speedups of resampled ``[groups, rounds, turns]``, some at a time."""
-    if len(ratios) == 1:  # its rounds are what is drawn
-        ratios = ratios.swapaxes(0, 1)
-    units = len(ratios)
-    stratum = np.arange(units) % strata
-    sizes = np.bincount(stratum)[stratum]
-    found = []
-    for _ in range(_RESAMPLES // _BATCH):
-        drawn = ratios[stratum + strata * rng.integers(sizes, size=(_BATCH, units))]
-        parts = [drawn[:, n::strata].reshape(_BATCH, -1) for n in range(strata)]
-        found.append(np.mean([_midmean(part) for part in parts], axis=0))
-    return np.concatenate(found)
-
-
 def times_of(row: LatencyRow) -> dict[str, LatencySamples]:
     """All arms' times of a recorded row, by name."""
     return {"baseline": row.baseline, "candidate": row.candidate, **row.references}
@@ -285,32 +234,20 @@ def estimate_between(
     row: LatencyRow, first: str = "baseline", second: str = "candidate"
 ) -> SpeedupEstimate:
     """How much faster one arm of a recorded row is than another."""
-    return estimate(ratios_between(row, first, second), **_grouping(row))
+    several = row.builds > 1
+    return estimate(
+        ratios_between(row, first, second),
+        groups=row.builds if several else row.loads,
+        alternating=row.loads > 1 and not several,
+    )
 
 
 def ratios_between(
     row: LatencyRow, first: str = "baseline", second: str = "candidate"
 ) -> NDArray[np.float64]:
     """The log ratios of a recorded row's turns, see :func:`log_ratios`."""
-    return log_ratios(*_rounds(row, first, second), turns=TURNS)
-
-
-def speedup_between(row: LatencyRow, first: str = "baseline", second: str = "candidate") -> Speedup:
-    """The same, with its interval as the row's own speedup has it."""
-    return paired_speedup(*_rounds(row, first, second), seed=0, turns=TURNS, **_grouping(row))
-
-
-def _rounds(row: LatencyRow, *names: str) -> list[Milliseconds]:
     times = times_of(row)
-    return [as_rounds(times[name], row.rounds) for name in names]
-
-
-def _grouping(row: LatencyRow) -> dict[str, Any]:
-    several = row.builds > 1
-    return {
-        "groups": row.builds if several else row.loads,
-        "alternating": row.loads > 1 and not several,
-    }
+    return log_ratios(*(as_rounds(times[n], row.rounds) for n in (first, second)), turns=TURNS)
 
 
 THRESHOLD = 0.01
@@ -426,24 +363,6 @@ def verdict_of_interval(
 PILOT_SECONDS = 60.0
 """Chunks are as long as those of a row of this budget, whatever the limit."""
 _LEAST_ERROR = 1e-9
-_IN_RANGE = 0.9
-_WITHIN_COUNTS = 12.0
-"""Degrees of freedom of what rounds explain, beside what chunks and later noise will add."""
-
-
-@dataclass(frozen=True, order=True)
-class Foretold:
-    """The seconds of rounds that a row will take, and a range that is to hold them.
-
-    It is made for 90 % of rows, of noise that chunks and rounds tell; on recordings it held 78 to
-    96 % of them, a chunk beyond its end included.
-    """
-
-    seconds: float
-    range_s: tuple[float, float]
-
-    def __str__(self) -> str:
-        return f"about {self.seconds:.0f} s ({self.range_s[0]:.0f} to {self.range_s[1]:.0f} s)"
 
 
 @dataclass(frozen=True)
@@ -484,24 +403,3 @@ class PowerGoal:
             reached=self.chance(found.std_error, found.degrees),
             needed_s=needed,
         )
-
-    def foretell(
-        self, found: SpeedupEstimate, spreads: tuple[Spread, Spread], chunks: int, seconds: float
-    ) -> Foretold:
-        """How long a row must be measured in all, as far as its first chunks tell.
-
-        How a few chunks differ is hardly known, how rounds differ within them is: the variance is
-        the mean of both, weighted by degrees of freedom, of which the second has 12. That weight
-        was chosen on replayed noise, where this foretold better than either alone. The time grows
-        with the variance, so its range is that of a variance.
-        """
-        between, within = spreads
-        known = between.degrees + min(within.degrees, _WITHIN_COUNTS)
-        if not known:
-            return Foretold(seconds, (seconds, seconds))
-        squares = between.variance * between.degrees + within.variance * (known - between.degrees)
-        degrees = between.degrees + within.degrees
-        joint = SpeedupEstimate(found.log_ratio, math.sqrt(squares / known), degrees)
-        needed = self.outlook(joint, chunks, seconds).needed_s
-        below, above = stats.chi2.ppf([(1 - _IN_RANGE) / 2, (1 + _IN_RANGE) / 2], known) / known
-        return Foretold(needed, (max(seconds, needed / above), max(seconds, needed / below)))

@@ -15,7 +15,7 @@ import numpy as np
 from exporter.artifacts.latency import Speedup
 from exporter.choose.costs.torch_cost_runner import leave_out, sharing_copy
 from exporter.compare.tasks.items import Item, known_tasks, read_task
-from exporter.compare.timing.statistics import paired_speedup
+from exporter.compare.timing.statistics import estimate, log_ratios
 from exporter.models.ablation.choices import ChoiceItem, ChoiceMeter, ChoiceRow
 from exporter.models.ablation.meter import DamageMeter
 from exporter.models.architectures import sublayers
@@ -59,7 +59,7 @@ def speedup(model: Any, candidate: Candidate, rounds: int) -> Speedup:
         for each in (model, cut):
             _milliseconds(each, ids)
         taken = np.array([_round(model, cut, ids, backwards=n % 2 > 0) for n in range(rounds)])
-    return paired_speedup(taken[:, 0], taken[:, 1], seed=0, turns=_TURNS)
+    return estimate(log_ratios(taken[:, 0], taken[:, 1], turns=_TURNS)).speedup()
 
 
 def _round(model: Any, cut: Any, ids: Any, *, backwards: bool) -> list[list[float]]:

@@ -17,7 +17,7 @@ from exporter.artifacts import ComparisonReport, QuantizationRecord
 from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.compare.timing.statistics import speedup_between, verdict_of_interval
+from exporter.compare.timing.statistics import estimate_between, verdict_of_interval
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UnsafeInputError
 from exporter.report.sections.blocks import plain
@@ -124,12 +124,12 @@ def test_each_corner_says_what_a_comparison_with_the_whole_float_model_says(
 
 def test_speedups_are_computed_as_the_pair_s_is(report: ComparisonReport) -> None:
     for row in report.latency:
-        assert speedup_between(row, "baseline", "candidate") == row.speedup
-        back = speedup_between(row, "candidate", "baseline")
+        assert estimate_between(row, "baseline", "candidate").speedup() == row.speedup
+        back = estimate_between(row, "candidate", "baseline").speedup()
         assert back.ratio == pytest.approx(1 / row.speedup.ratio, rel=1e-9)
         for corner in report.corners[1:]:
             told = corner.speedups[row.shape_name]
-            assert told.value == speedup_between(row, "float baseline", corner.arm).ratio
+            assert told.value == estimate_between(row, "float baseline", corner.arm).speedup().ratio
             assert told.ci95[0] <= told.value <= told.ci95[1]
 
 
@@ -262,7 +262,7 @@ def test_further_cuts_stand_in_one_table_with_the_four(four: dict[str, Path]) ->
             assert corner.over_whole == {}
         else:
             told = corner.over_whole[row.shape_name]
-            assert told.value == speedup_between(row, corner.whole, corner.arm).ratio
+            assert told.value == estimate_between(row, corner.whole, corner.arm).speedup().ratio
             verdict = corner.verdicts[row.shape_name]
             assert verdict == verdict_of_interval(told.ci95, row.rounds)
     other, other_q = found.corners[-2:]

@@ -15,7 +15,6 @@ from exporter.compare.timing.statistics import (
     as_rounds,
     estimate,
     log_ratios,
-    paired_speedup,
     summarize,
     verdict,
     verdict_of_interval,
@@ -74,36 +73,39 @@ def test_a_drift_that_both_arms_share_hardly_widens_the_interval() -> None:
     rng = np.random.default_rng(0)
     quiet = np.exp(0.02 * rng.standard_normal((2, ROUNDS, CALLS)))
     drift = np.linspace(1, 2, ROUNDS)[:, None]
-    still = paired_speedup(10 * quiet[0], 10 * quiet[1], seed=0)
-    drifting = paired_speedup(10 * quiet[0] * drift, 10 * quiet[1] * drift, seed=0)
-    unpaired = paired_speedup(10 * quiet[0] * drift, 10 * quiet[1] * drift[::-1], seed=0)
+    still = speedup(10 * quiet[0], 10 * quiet[1])
+    drifting = speedup(10 * quiet[0] * drift, 10 * quiet[1] * drift)
+    unpaired = speedup(10 * quiet[0] * drift, 10 * quiet[1] * drift[::-1])
     assert width(drifting) < 8 * width(still)
     assert width(drifting) < width(unpaired) / 3
 
 
-def width(speedup: Speedup) -> float:
-    return speedup.ci95[1] - speedup.ci95[0]
+def speedup(baseline: Milliseconds, candidate: Milliseconds) -> Speedup:
+    return estimate(log_ratios(baseline, candidate)).speedup()
+
+
+def width(found: Speedup) -> float:
+    return found.ci95[1] - found.ci95[0]
 
 
 def test_the_ratio_is_that_of_the_rounds_medians_and_lies_in_its_interval() -> None:
     baseline, candidate = busy_machine(np.random.default_rng(3), 1.2, 0.1)
-    found = paired_speedup(baseline, candidate, seed=0)
+    found = speedup(baseline, candidate)
     by_round = np.median(baseline, axis=1) / np.median(candidate, axis=1)
     assert found.ratio == pytest.approx(np.median(by_round), rel=0.02)
     assert found.ci95[0] < found.ratio < found.ci95[1]
-    assert found == paired_speedup(baseline, candidate, seed=0)
 
 
 def test_two_noisy_chunks_still_give_an_interval_that_a_report_holds() -> None:
-    speedup = SpeedupEstimate(log_ratio=0.1, std_error=40.0, degrees=1).speedup()
-    low, high = speedup.ci95
+    found = SpeedupEstimate(log_ratio=0.1, std_error=40.0, degrees=1).speedup()
+    low, high = found.ci95
     assert low < 1e-9
     assert high > 1e9
-    assert Speedup.model_validate_json(speedup.model_dump_json()) == speedup
+    assert Speedup.model_validate_json(found.model_dump_json()) == found
 
 
 def test_constant_times_have_an_interval_of_no_width() -> None:
-    found = paired_speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0), seed=0)
+    found = speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0))
     assert (found.ratio, found.ci95) == (2.0, (2.0, 2.0))
 
 
@@ -146,18 +148,6 @@ def test_the_order_of_loading_widens_nothing_where_it_alternates() -> None:
     assert known.std_error < estimate(ratios, groups=8).std_error / 2
     assert known.log_ratio == pytest.approx(0, abs=2 * known.std_error)
     assert known.degrees == 6
-
-
-def test_the_bootstrap_draws_groups_where_there_are_several() -> None:
-    drawn, by_t = [], []
-    for seed in range(20):
-        ratios = np.exp(lottery(seed, 8))
-        baseline, candidate = np.stack([ratios, ratios], axis=1), np.ones((80, 2))
-        grouped = paired_speedup(baseline, candidate, seed=0, turns=2, groups=8)
-        assert width(grouped) > 2 * width(paired_speedup(baseline, candidate, seed=0, turns=2))
-        drawn.append(width(grouped))
-        by_t.append(width(estimate(np.log(ratios), groups=8).speedup()))
-    assert np.mean(drawn) == pytest.approx(np.mean(by_t), rel=0.2)
 
 
 def test_groups_that_are_alike_are_judged_by_their_rounds_too() -> None:
@@ -241,9 +231,9 @@ def test_the_verdict_is_symmetric_in_the_arms() -> None:
 
 def test_unpaired_or_single_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, 2\).*\(2, 2\)"):
-        paired_speedup(np.ones((3, 2)), np.ones((2, 2)), seed=0)
+        speedup(np.ones((3, 2)), np.ones((2, 2)))
     with pytest.raises(ValueError, match=r"\b2\b.*\b1\b"):
-        paired_speedup(np.ones((1, 2)), np.ones((1, 2)), seed=0)
+        speedup(np.ones((1, 2)), np.ones((1, 2)))
 
 
 def test_summary_keeps_the_order_of_the_samples() -> None:
