@@ -137,7 +137,7 @@ def _said(pair: Pair, images: Images) -> dict[str, list[Floats]]:
             pixels = (
                 reader.pixels([images.pictures[place]])
                 if noise is None
-                else noise.rows(slice(place, place + 1)).pixels()
+                else noise[place : place + 1]
             )
             for name, arm in pair.judged.items():
                 found[name].append(_answer(arm, name, pixels, place))

@@ -16,8 +16,8 @@ from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacem
 from exporter.models.architectures import SublayerModules, every_sublayer, named_in
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import first_tensor, hooked, run_backbone
-from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.samples import Batch
 from exporter.progress import QUIET, Progress
 from graph_passes.types import Replacement, SublayerRef
 

@@ -22,8 +22,8 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.streams import LayerRunner
 from exporter.models.changed_weights import OwnValue, is_transposed, swapped
 from exporter.models.residual_stream import LayerModules, LayerStates, hooked, tapped
-from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.samples import Batch
 from exporter.progress import QUIET, Progress
 from exporter.score.streaming import HiddenStates, room_for_states
 from graph_passes.types import SublayerKind, SublayerRef

@@ -21,7 +21,6 @@ from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError, QuantizationError, first_line
 from exporter.models.model_folder import ModelFolder
 from exporter.models.residual_stream import ranks_pairs
-from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.images import ImageReader, of_pixels, read_images
 from exporter.models.texts.mixtures import joined, refuse_same
@@ -32,6 +31,7 @@ from exporter.models.texts.passages import (
     pack_tokens,
     pairs_to_read,
 )
+from exporter.models.texts.samples import Batch
 from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.optional import require
@@ -117,8 +117,8 @@ def _images_beside(folder: ModelFolder, specs: Sequence[str]) -> CalibrationText
     most, samples = math.ceil(_SAMPLES / len(specs)), []
     for spec in specs:
         images = read_images(spec, part="calibration")
-        held = reader.of_images(images, most, "calibration")
-        samples.append(of_pixels(held, folder.patches, images.source, images.sha256))
+        pixels = reader.of_images(images, most, "calibration")
+        samples.append(of_pixels(pixels, folder.patches, images.source, images.sha256))
     refuse_same(samples)
     return joined(samples)
 
@@ -166,7 +166,7 @@ def feed(specs: Sequence[TensorSpec], batch: Batch) -> dict[str, NDArray[Any]]:
     if batch.types is not None:
         given["token_type_ids"] = batch.types
     if batch.sources is not None:
-        given.update(batch.sources.given())
+        given.update(batch.sources.arrays)
     found = {name: each for name, each in given.items() if name in made}
     return made | {name: each.astype(made[name].dtype) for name, each in found.items()}
 

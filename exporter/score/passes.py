@@ -25,8 +25,8 @@ from exporter.models.residual_stream import (
     run_backbone,
     tapped,
 )
-from exporter.models.texts.batches import Batch
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.samples import Batch
 from exporter.progress import QUIET, Progress
 from exporter.score.metric import UNITS, AnswerMetric, GradientMetric, StreamMetric, changes, cosine
 from graph_passes.types import DeletionKind

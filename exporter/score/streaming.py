@@ -45,7 +45,7 @@ from exporter.models.residual_stream import (
     probe_inputs,
     tapped,
 )
-from exporter.models.texts.batches import Batch
+from exporter.models.texts.samples import Batch
 from exporter.processes import available_bytes
 from exporter.progress import Progress, Task
 from exporter.score.metric import AnswerMetric, Metric, StreamMetric, of_kind

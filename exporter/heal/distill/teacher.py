@@ -20,8 +20,8 @@ from exporter.models.ablation.embeddings import (
 from exporter.models.ablation.meter import judged_by
 from exporter.models.changed_weights import bfloat16_where_fast
 from exporter.models.sentence_folder import MEAN, Pooling, pooling_of_model
-from exporter.models.texts.batches import Batch, Sources
 from exporter.models.texts.calibration import CalibrationText
+from exporter.models.texts.samples import Batch, Sources
 
 if TYPE_CHECKING:
     from exporter.heal.distill.student import Answer, Student

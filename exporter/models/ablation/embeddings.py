@@ -19,7 +19,7 @@ from exporter.models.ablation.meter import (
 )
 from exporter.models.model_folder import OF_IMAGES
 from exporter.models.sentence_folder import Pooling, pooling_of_model
-from exporter.models.texts.batches import Sources, batches_of
+from exporter.models.texts.samples import Sources, batches_of
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import D, D_co, Damage, Reference, joined
 from exporter.models.ablation.streams import Runs, StreamRunner, Streams
 from exporter.models.model_folder import CLASSIFIERS
-from exporter.models.texts.batches import Batch, Sources, batches_of
+from exporter.models.texts.samples import Batch, Sources, batches_of
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from exporter.files import sha256_bytes
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import classifies_texts, scores_pairs
-from exporter.models.texts.batches import CalibrationText as CalibrationText
 from exporter.models.texts.documents import Units
 from exporter.models.texts.images import image_samples, reads_images
 from exporter.models.texts.pairs import RANDOM
@@ -34,6 +33,7 @@ from exporter.models.texts.passages import (
     pairs_to_read,
     with_ends,
 )
+from exporter.models.texts.samples import CalibrationText as CalibrationText
 from exporter.models.texts.self_text import SAMPLED, SELF, sampled_tokens
 from exporter.models.texts.sources import DOCSTRINGS, PYDOC, Part, TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_of

@@ -30,15 +30,8 @@ from exporter.models.decoding_rules import settings_of
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.model_folder import OF_IMAGES, PIXELS, image_shape, read_object
 from exporter.models.residual_stream import probe_inputs, run_backbone
-from exporter.models.texts.batches import (
-    CalibrationText,
-    HeldImages,
-    Levels,
-    Pixels,
-    Sources,
-    noise,
-)
 from exporter.models.texts.pairs import RANDOM
+from exporter.models.texts.samples import CalibrationText, Sources
 from exporter.models.texts.sources import PYDOC, Part, TextSource, hub_rows
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
@@ -47,6 +40,7 @@ from graph_passes.files.reading import check_file, read_bytes
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
+Pixels = NDArray[np.float32]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 IMAGES_HINT = (
     "Give a folder of images, one with a subfolder of images for each class, "
@@ -281,8 +275,6 @@ _KINDS = ("ViT", "DeiT", "Beit", "Bit")
 _ENDS = ("ImageProcessor", "FeatureExtractor", "ImageProcessorFast", "ImageProcessorPil")
 _SEEDS: Mapping[Part, int] = {"calibration": 0, "evaluation": 1}
 _COLOURS = 3
-_WITHOUT_NUMBERS = {"do_rescale": False, "do_normalize": False}
-_WITHOUT_SIZES = {"do_resize": False, "do_center_crop": False}
 _Size = Annotated[int, Field(gt=0, le=1 << 12)]
 _Sizes = _Size | dict[str, _Size]
 
@@ -320,30 +312,29 @@ class ImageReader:
 
     def pixels(self, pictures: Sequence[Picture]) -> Pixels:
         """What the model reads of images, ``[images, colours, height, width]``."""
-        return self.held(pictures).pixels()
+        wanted = image_shape(self.config)
+        pixels = np.empty((len(pictures), *wanted), np.float32)
+        for number, picture in enumerate(pictures):
+            pixels[number] = self._one(picture, wanted)
+        return pixels
 
-    def held(self, pictures: Sequence[Picture]) -> HeldImages:
-        """Images as they are held: decoded and resized, a byte a colour of each pixel."""
-        return HeldImages.of(self._one(picture) for picture in pictures)
+    def noise(self, number: int, part: Part) -> Pixels:
+        """Normal noise of the same shape; the first images are the same however many are asked."""
+        shape = (number, *image_shape(self.config))
+        return np.random.default_rng(_SEEDS[part]).standard_normal(shape, dtype=np.float32)
 
-    def noise(self, number: int, part: Part) -> HeldImages:
-        """Normal noise from a seed, of the same shape."""
-        return HeldImages.of(noise(number, image_shape(self.config), _SEEDS[part]))
-
-    def of_images(self, images: Images, number: int, part: Part) -> HeldImages:
+    def of_images(self, images: Images, number: int, part: Part) -> Pixels:
         """The first images, or noise."""
         if images.is_random:
             return self.noise(number, part)
-        return self.held(images.pictures[:number])
+        return self.pixels(images.pictures[:number])
 
-    def _one(self, picture: Picture) -> Levels:
-        image, (resizing, _, shortest) = picture.read(), self._processors
+    def _one(self, picture: Picture, wanted: tuple[int, ...]) -> Pixels:
+        image, (processor, shortest) = picture.read(), self._processor
         refuse_large(image, picture.name, shortest)
         try:
             with quiet_transformers():
-                found = Levels(_processed(resizing, image), self._numbers)
-            if found.levels.dtype != np.uint8:
-                raise ValueError(f"it makes {found.levels.dtype} of 8 bits")
+                pixels: Pixels = processor(image, return_tensors="np")["pixel_values"][0]
         # A processor's settings may contradict each other in many ways.
         except Exception as error:
             pass_on_memory_error(error)
@@ -352,32 +343,18 @@ class ImageReader:
                 "Take the file that belongs to the model.",
                 code="image-processor-fails",
             ) from error
-        wanted = image_shape(self.config)
-        if found.levels.shape != wanted:
+        if pixels.shape != wanted:
             raise ModelSourceError(
                 f"The image processor of {self.name} makes images of the shape "
-                f"{list(found.levels.shape)}; the model takes {list(wanted)}.",
+                f"{list(pixels.shape)}; the model takes {list(wanted)}.",
                 "Take the file that belongs to the model.",
                 code="other-image-size",
             )
-        return found
+        return pixels
 
     @cached_property
-    def _numbers(self) -> Pixels:
-        """What the processor makes of each level of each colour, ``[colours, 256]``."""
-        # As high as no number of colours, which a processor would take for them.
-        greys = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (8, 256, _COLOURS))
-        image = require("PIL.Image", extra="vision").fromarray(np.ascontiguousarray(greys))
-        _, normalising, _ = self._processors
-        numbers: Pixels = _processed(normalising, image)[:, 0].astype(np.float32)
-        return numbers
-
-    @cached_property
-    def _processors(self) -> tuple[Any, Any, int]:
-        """What makes an image as large as the model takes it, and what makes it numbers.
-
-        Behind them the pixels to which the shorter side is resized, whatever the longer one's are.
-        """
+    def _processor(self) -> tuple[Any, int]:
+        """Transformers' own, and the pixels to which it resizes the shorter side."""
         told, where = self._told()
         kind = str(told.get("image_processor_type") or told.get("feature_extractor_type"))
         family = next((f for f in _KINDS if kind in {f + end for end in _ENDS}), None)
@@ -405,7 +382,7 @@ class ImageReader:
         size = settings.get("size") or 0
         shortest = size if isinstance(size, int) else size.get("shortest_edge", 0)
         try:
-            return made(**settings | _WITHOUT_NUMBERS), made(**settings | _WITHOUT_SIZES), shortest
+            return made(**settings), shortest
         except ValueError as error:  # names of sizes that don't belong together
             raise ModelSourceError(
                 f"{where}: {first_line(error)}.",
@@ -451,25 +428,26 @@ def image_samples(
     left = (place for place in range(most) if not any(place in span for span in spans))
     places = np.array([*islice(left, number)], np.int64)
     if images.is_random:
-        held = reader.noise(int(places.max(initial=-1)) + 1, part).rows(places)
+        pixels = reader.noise(int(places.max(initial=-1)) + 1, part)[places]
     else:
-        held = reader.held([images.pictures[place] for place in places])
-    if samples is not None and len(held) < samples:
-        progress.say(f"{images.source}: {len(held)} images of the {samples} asked for")
-    return of_pixels(held, _positions(loaded.model), images.source, images.sha256, places)
+        pixels = reader.pixels([images.pictures[place] for place in places])
+    if samples is not None and len(pixels) < samples:
+        progress.say(f"{images.source}: {len(pixels)} images of the {samples} asked for")
+    positions = run_backbone(loaded.model, probe_inputs(loaded.model)).last_hidden_state.shape[1]
+    return of_pixels(pixels, int(positions), images.source, images.sha256, places)
 
 
 def of_pixels(
-    held: HeldImages,
+    pixels: Pixels,
     positions: int,
     source: str,
     sha256: str,
     places: NDArray[np.int64] | None = None,
 ) -> CalibrationText:
     """Images as samples with so many tokens, all of the id 0."""
-    ids = np.zeros((len(held), positions), np.int64)
+    ids = np.zeros((len(pixels), positions), np.int64)
     text = CalibrationText.unpadded(ids, source, sha256, places)
-    return replace(text, sources=Sources({}, text.mask, held))
+    return replace(text, sources=Sources({PIXELS: pixels}, text.mask))
 
 
 def refuse_unclassifying(loaded: LoadedModel) -> None:
@@ -484,12 +462,3 @@ def refuse_unclassifying(loaded: LoadedModel) -> None:
             "of the class token alone.",
             code="takes-no-text",
         )
-
-
-def _positions(model: Any) -> int:
-    return int(run_backbone(model, probe_inputs(model)).last_hidden_state.shape[1])
-
-
-def _processed(processor: Any, image: Any) -> Any:
-    """What a processor makes of an image, ``[colours, height, width]``."""
-    return processor(image, return_tensors="np")["pixel_values"][0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from exporter.errors import CalibrationError, DepthcutError
 from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.residual_stream import together_in
-from exporter.models.texts.batches import HeldImages, Sources
 from exporter.models.texts.calibration import (
     DEFAULT_LENGTH,
     CalibrationText,
@@ -23,6 +21,7 @@ from exporter.models.texts.calibration import (
     seed_of,
     spec_of,
 )
+from exporter.models.texts.samples import Sources
 from exporter.progress import QUIET, Progress
 
 
@@ -160,9 +159,7 @@ def _joined_sources(texts: Sequence[CalibrationText], order: NDArray[np.int64]) 
     if len(own) < len(texts):
         return None
     arrays = {name: np.concatenate([each.arrays[name] for each in own]) for name in own[0].arrays}
-    held = [each.images for each in own if each.images is not None]
-    images = HeldImages.of(chain.from_iterable(each.images for each in held)) if held else None
-    return Sources(arrays, np.concatenate([each.mask for each in own]), images).rows(order)
+    return Sources(arrays, np.concatenate([each.mask for each in own])).rows(order)
 
 
 def refuse_same(

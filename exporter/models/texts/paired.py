@@ -16,9 +16,9 @@ from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError, ModelSourceError
 from exporter.models.decoding_rules import DecodingRules, settings_of, target_positions
 from exporter.models.model_folder import read_object
-from exporter.models.texts.batches import Sources
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.pairs import Pair, Pairs, Samples, read_sound
+from exporter.models.texts.samples import Sources
 from exporter.models.texts.sources import Part
 from exporter.optional import require
 from exporter.progress import QUIET, Progress

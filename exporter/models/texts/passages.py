@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.models.texts.batches import CalibrationText
 from exporter.models.texts.documents import Unit, Units, normalised_paragraphs
+from exporter.models.texts.samples import CalibrationText
 from exporter.models.texts.sources import TextPair, TextSource
 from exporter.models.texts.tokenizer import TextTokenizer
 from exporter.progress import QUIET, Progress

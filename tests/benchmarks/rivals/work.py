@@ -20,7 +20,7 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.architectures import layer_modules
 from exporter.models.changed_weights import change_weights
 from exporter.models.residual_stream import LayerStates, hooked, run_backbone, tapped
-from exporter.models.texts.batches import batches_of
+from exporter.models.texts.samples import batches_of
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:

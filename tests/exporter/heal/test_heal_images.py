@@ -62,7 +62,7 @@ def divergence(whole: Any, other: Any) -> float:
 def logits(loaded: Any, text: Any) -> Any:
     with torch.inference_mode():
         return loaded.model(
-            pixel_values=torch.from_numpy(text.sources.given()["pixel_values"])
+            pixel_values=torch.from_numpy(text.sources.arrays["pixel_values"])
         ).logits
 
 
@@ -116,8 +116,8 @@ def test_what_chose_is_not_fitted_on_again() -> None:
     assert not texts.again
     assert texts.fitting.sources is not None
     assert chosen.sources is not None
-    first = chosen.sources.given()["pixel_values"]
-    for image in texts.fitting.sources.given()["pixel_values"]:
+    first = chosen.sources.arrays["pixel_values"]
+    for image in texts.fitting.sources.arrays["pixel_values"]:
         assert not (first == image).all(axis=(1, 2, 3)).any()
 
 

@@ -18,7 +18,7 @@ from exporter.models.ablation.branch_replacements import (
 from exporter.models.ablation.damage import ClassDamage, Damage, EmbeddingDamage, damage_of_numbers
 from exporter.models.ablation.embeddings import MULTI_LABEL, meter_of
 from exporter.models.ablation.meter import judged_by
-from exporter.models.texts.batches import batches_of
+from exporter.models.texts.samples import batches_of
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch

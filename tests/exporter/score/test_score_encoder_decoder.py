@@ -152,8 +152,8 @@ def test_a_score_is_one_minus_the_cosine_over_real_tokens() -> None:
 
 
 def test_padding_of_the_source_does_not_count() -> None:
-    from exporter.models.texts.batches import Sources
     from exporter.models.texts.calibration import CalibrationText
+    from exporter.models.texts.samples import Sources
     from exporter.score import score_on
 
     loaded = made_loaded("bart")

@@ -1,11 +1,11 @@
-"""Samples in batches, as a model takes them."""
+"""Samples of a text, and batches of them as a model takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,88 +18,18 @@ from exporter.models.model_folder import PIXELS
 if TYPE_CHECKING:
     import torch
 
-Pixels = NDArray[np.float32]
-
-
-class HeldImage(Protocol):
-    """One image."""
-
-    def pixels(self) -> Pixels:
-        """What the model reads of it, ``[colours, height, width]``; the same each time."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Levels:
-    """An image of 8 bits a colour, as it was resized."""
-
-    levels: NDArray[np.uint8]  # `[colours, height, width]`, uint8
-    numbers: Pixels  # `[colours, 256]`, what the model reads of each level; one for all images
-
-    def pixels(self) -> Pixels:
-        """See :class:`HeldImage`."""
-        return np.stack(list(map(np.take, self.numbers, self.levels)))
-
-
-@dataclass(frozen=True, eq=False)
-class Noise:
-    """Normal noise, as a generator makes it."""
-
-    state: Mapping[str, Any]
-    shape: tuple[int, ...]  # `[colours, height, width]`
-
-    def pixels(self) -> Pixels:
-        """See :class:`HeldImage`."""
-        generator = np.random.default_rng()
-        generator.bit_generator.state = self.state
-        return generator.standard_normal(self.shape, dtype=np.float32)
-
-
-def noise(number: int, shape: tuple[int, ...], seed: int) -> Iterator[Noise]:
-    """So many images of noise; the first ones are the same however many are asked for."""
-    generator = np.random.default_rng(seed)
-    for _ in range(number):
-        image = Noise(generator.bit_generator.state, shape)
-        yield image
-        generator.standard_normal(shape, dtype=np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class HeldImages:
-    """Some images, one after the other."""
-
-    images: tuple[HeldImage, ...]
-
-    @classmethod
-    def of(cls, images: Iterable[HeldImage]) -> HeldImages:
-        """Those that are given."""
-        return cls(tuple(images))
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.images)
-
-    def rows(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> HeldImages:
-        """Some of them; the others are held no longer than elsewhere."""
-        return HeldImages(tuple(self.images[at] for at in np.arange(len(self))[chosen]))
-
-    def pixels(self) -> Pixels:
-        """What the model reads of all of them, ``[images, colours, height, width]``."""
-        return np.stack([image.pixels() for image in self.images])
-
 
 @dataclass(frozen=True, eq=False)
 class Sources:
     """What the encoder of an encoder-decoder reads, or a model of images; a row a sample."""
 
-    arrays: Mapping[str, NDArray[Any]]
+    arrays: Mapping[str, NDArray[Any]]  # by the arguments of the model
     mask: NDArray[np.bool_]  # `[samples, positions]` of the encoder's stream
-    images: HeldImages | None = None
 
     @property
     def are_images(self) -> bool:
         """Whether they are all that the model reads: images, beside which there are no tokens."""
-        return self.images is not None
+        return PIXELS in self.arrays
 
     @property
     def are_recordings(self) -> bool:
@@ -109,25 +39,12 @@ class Sources:
     def rows(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Sources:
         """Those of some of the samples."""
         arrays = {name: array[chosen] for name, array in self.arrays.items()}
-        images = None if self.images is None else self.images.rows(chosen)
-        return Sources(arrays, self.mask[chosen], images)
-
-    def given(self) -> dict[str, NDArray[Any]]:
-        """What the model is given, by its arguments.
-
-        Those of images are ``pixel_values`` ``[samples, colours, height, width]``, float32: they
-        are made anew in each call, and four times as large as what is held.
-        """
-        if self.images is None:
-            return dict(self.arrays)
-        return {PIXELS: self.images.pixels()}
+        return Sources(arrays, self.mask[chosen])
 
     def content(self) -> Iterator[bytes]:
-        """All of it, for a hash: images one after the other, as the model reads them."""
+        """All of it, for a hash."""
         for name in sorted(self.arrays):
             yield self.arrays[name].tobytes()
-        for image in () if self.images is None else self.images.images:
-            yield image.pixels().tobytes()
         yield self.mask.tobytes()
 
 
@@ -168,7 +85,7 @@ class Batch:
 
         if self.sources is not None:
             # A decoder sees what is before a token alone: padding behind it changes nothing.
-            arrays = self.sources.given().items()
+            arrays = self.sources.arrays.items()
             given = {name: torch.from_numpy(array).to(device) for name, array in arrays}
             if self.sources.are_images:
                 return given
@@ -191,8 +108,8 @@ def batches_of(
     for number, start in enumerate(range(0, len(ids), size)):
         rows = slice(start, start + size)
         own = None if sources is None else sources.rows(rows)
-        told = None if types is None else types[rows]
-        found.append(Batch(number, start, ids[rows], mask[rows], own, told))
+        parted = None if types is None else types[rows]
+        found.append(Batch(number, start, ids[rows], mask[rows], own, parted))
     return found
 
 
