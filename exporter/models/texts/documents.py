@@ -32,7 +32,7 @@ _SKETCH = 48  # keys
 _FEW, _SHARE = 10, 0.05  # of the documents: a paragraph that more of them have ties none
 _PARAGRAPH_CHARACTERS = 60  # shorter paragraphs repeat by chance
 _TITLE = re.compile(r"^ ?= (?!=)[^\n]*[^\s=] =[ \r]*$", re.MULTILINE)  # WikiText
-_HEADING = re.compile(r"(?:\A|(?<=\n\n))# \S[^\n]*(?=\n\n)")  # Markdown
+_HEADING = re.compile(r"(?:\A|(?<=\n\n)|(?<=\n\r\n))# \S[^\n]*(?=\r?\n\r?\n)")  # Markdown
 
 
 def normalised_paragraphs(text: str) -> Iterator[str]:

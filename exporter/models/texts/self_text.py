@@ -20,6 +20,7 @@ from exporter.files import write_text
 from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.chat_template import ChatTemplate
+from exporter.models.texts.tokenizer import tokenizer_of
 from exporter.progress import Progress, Task
 from graph_passes.files.reading import TABLE_BYTES, read_json
 
@@ -128,8 +129,7 @@ def chat_prefix(loaded: LoadedModel) -> list[int]:
         hint = f"Calibrate on {SELF} or on a text file."
         raise CalibrationError(error.message, hint, code=error.code) from error
     before, found, _ = written.partition(said)
-    ids: list[int] = tokenizer(before, add_special_tokens=False).input_ids if found else []
-    return ids
+    return tokenizer_of(loaded).plain(before) if found else []
 
 
 def _sample(

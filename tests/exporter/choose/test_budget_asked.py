@@ -161,14 +161,14 @@ def test_goals_are_what_has_to_go() -> None:
     )  # fmt: skip
     found = goals_of(budget, SIZES, costs)
     assert [goal.amount for goal in found] == pytest.approx([20.0, 200.0, 240.0, 1.0])
-    assert isinstance(unit_to_use_up(budget, SIZES, costs, None), Milliseconds)
-    assert isinstance(unit_to_use_up(Budget(), SIZES, costs, None), Parameters)
+    assert isinstance(unit_to_use_up(budget, SIZES, costs), Milliseconds)
+    assert isinstance(unit_to_use_up(Budget(), SIZES, costs), Parameters)
 
 
 def test_what_fits_as_it_is_needs_no_plan() -> None:
     with raises(PlanError, "fits-already"):
         goals_of(Budget(fits=Memory(10_000, 10)), SIZES, None)
-    both = goals_of(Budget(fits=Memory(10_000, 10), attention=1), SIZES, None, None)
+    both = goals_of(Budget(fits=Memory(10_000, 10), attention=1), SIZES, None)
     assert [goal.amount for goal in both] == [1]
 
 

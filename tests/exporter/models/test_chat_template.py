@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from exporter.errors import BackendError, CalibrationError, UnsafeInputError
+from exporter.heal.options import HealOptions
+from exporter.heal.texts import _default_texts
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.self_text import chat_prefix
 from tests.raising import raises
@@ -180,3 +182,4 @@ def test_a_calibration_on_chats_has_the_same_renderer(
     tokenizer.chat_template = ENDLESS
     with raises(CalibrationError, "broken-chat-template", loaded.ref.source):
         chat_prefix(loaded)
+    assert _default_texts(loaded, HealOptions(kind="distill")) == ("pydoc", "self")

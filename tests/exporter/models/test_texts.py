@@ -110,7 +110,8 @@ CODE = "# a comment\nx = 1\n\n# another\ny = 2\n"
 @pytest.mark.parametrize(
     ("text", "starts"),
     [(WIKI, [" = One", " = Two"]), (WIKI.replace("\n", "\r\n"), [" = One", " = Two"]),
-     (MARKDOWN, ["# One", "# Two"]), (CODE, ["# a comment"]),
+     (MARKDOWN, ["# One", "# Two"]),
+     (MARKDOWN.replace("\n", "\r\n"), ["# One", "# Two"]), (CODE, ["# a comment"]),
      ("before\n" + WIKI, ["bef", " = Two"])],
 )  # fmt: skip
 def test_a_file_of_several_articles_is_as_many_documents(
