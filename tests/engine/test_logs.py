@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import pytest
-
-from exporter.engines.build.logs import Phases, read_layers
+from exporter.engines.build.logs import read_layers
 
 # Lines as TensorRT-RTX 1.7.1 logs them, shortened.
 LOG = [
@@ -32,25 +30,3 @@ def test_the_largest_memory_of_a_kind_is_told() -> None:
 def test_another_log_gives_an_empty_table() -> None:
     found = read_layers(["Layer x of kind y", "Total memory: much"])
     assert (found.layers, found.memory_bytes) == ({}, {})
-
-
-def test_nested_phases_add_up_and_never_fall_back() -> None:
-    told: list[float] = []
-    phases = Phases(told.append)
-    phases.start("all", None, 2)
-    phases.start("first", "all", 4)
-    for step in range(4):
-        phases.step("first", step)
-    phases.finish("first")
-    assert told[-1] == pytest.approx(0.5)
-    phases.start("second", "all", 1)
-    phases.finish("second")
-    phases.finish("all")
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1.0)
-
-
-def test_a_phase_that_never_began_is_no_harm() -> None:
-    told: list[float] = []
-    Phases(told.append).step("unknown", 3)
-    assert told == []

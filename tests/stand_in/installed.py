@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
 import os
 import sys
@@ -70,7 +69,7 @@ def stand_in(**facts: Any) -> Iterator[Machine]:
     def job(library: Any, request: dict[str, Any], *_: Any) -> dict[str, Any]:
         machine.calls["processes"] += 1
         told = json.loads(json.dumps({"backend": library.backend, **request}))
-        return worker._JOBS[request["job"]](told, io.StringIO())
+        return worker._JOBS[request["job"]](told)
 
     modules = {
         "cuda.bindings.runtime": CudaRuntime(machine),

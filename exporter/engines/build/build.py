@@ -8,7 +8,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from exporter.engines.build.child import EngineJob
+from exporter.engines.build.child import run_job
 from exporter.engines.build.engine_set import AttentionRecord, EngineRecord, sidecar_path
 from exporter.engines.build.libraries import (
     LIBRARIES,
@@ -25,6 +24,7 @@ from exporter.engines.build.libraries import (
     EngineLibrary,
     ask_driver,
     refuse_unbuildable,
+    version_of,
 )
 from exporter.engines.build.network import Obstacle
 from exporter.engines.build.profiles import (
@@ -218,30 +218,19 @@ def build_engines(
     comes from the graph: the network is strongly typed.
     """
     refuse_unbuildable(backend, settings, timing_cache)
-    graph = _BuiltGraph(onnx, LIBRARIES[backend], settings, timing_cache, progress)
+    source, numbers = read_source(onnx), [f"b{number + 1}" for number in range(builds)]
+    groups = [list(profiles)] if profiles else _groups(source.inputs, phases, ranges, split=split)
+    whole = sum(map(len, groups)) == len(phases_of(source.inputs))
+    named = len(groups) > 1 or bool(split) or (_is_folder(target) and not whole)
+    wanted = list(itertools.product(groups, numbers if builds > 1 else [""]))
+    graph = _BuiltGraph(onnx, source, LIBRARIES[backend], settings, timing_cache, progress)
     done: list[tuple[Path, EngineRecord]] = []
-    with _alike(graph, builds) as graph, graph.job() as first:
-        inputs = graph.source.inputs
-        groups = [list(profiles)] if profiles else _groups(inputs, phases, ranges, split=split)
-        whole = sum(map(len, groups)) == len(phases_of(inputs))
-        named = len(groups) > 1 or bool(split) or (_is_folder(target) and not whole)
-        wanted = _wanted(groups, builds, named=named)
-        for place, (group, marks) in enumerate(wanted, 1):
+    with _alike(graph, builds) as graph:
+        for place, (group, number) in enumerate(wanted, 1):
+            marks = Marks("+".join(profile.phase for profile in group if named), number)
             more = beside if place == len(wanted) else _nothing_beside
-            with graph.job() if done else contextlib.nullcontext(first) as job:
-                done.append(graph.build(job, target, group, marks, more, done))
+            done.append(graph.build(target, group, marks, more, done))
     return done
-
-
-def _wanted(
-    groups: Sequence[list[Profile]], builds: int, *, named: bool
-) -> list[tuple[list[Profile], Marks]]:
-    """The profiles of each engine, and what its name tells: its phases where it is ``named``."""
-    numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
-    return [
-        (group, Marks("+".join(profile.phase for profile in group if named), number))
-        for group, number in itertools.product(groups, numbers)
-    ]
 
 
 @dataclass(frozen=True)
@@ -249,44 +238,36 @@ class _BuiltGraph:
     """What the builds of one graph have in common; the graph is read and hashed once."""
 
     onnx: Path
+    source: EngineSource
     library: EngineLibrary
     settings: BuildSettings
     timing_cache: Path | None
     progress: Progress
 
     @cached_property
-    def source(self) -> EngineSource:
-        return read_source(self.onnx)
-
-    @cached_property
     def made_from(self) -> dict[str, str]:
         return graph_hashes(self.onnx, self.source)
 
-    def job(self) -> EngineJob:
-        """A process that begins with loading the library, while the graph is read here."""
-        return EngineJob(self.library, {"job": "build", "onnx": str(self.onnx.absolute())})
-
     def build(
         self,
-        job: EngineJob,
         target: Path,
         profiles: Sequence[Profile],
         marks: Marks,
         beside: Beside,
         earlier: Sequence[tuple[Path, EngineRecord]],
     ) -> tuple[Path, EngineRecord]:
-        """One engine, by a process that has begun."""
-        in_folder = _is_folder(target)
+        """One engine, by a process of its own."""
+        in_folder, begun = _is_folder(target), time.perf_counter()
         place = marks.on(target / "engine" if in_folder else target)
         if not in_folder:
             self._refuse_own_source(place)
         with staging(place) as staged:
-            record = self._built(job, staged.folder, profiles)
+            record = self._built(staged.folder, profiles)
             name = self._name(record.backend_version, marks) if in_folder else place.name
             path = place.with_name(name)
-            for each in (path, sidecar_path(path)):
-                self._refuse_own_source(each)
-            told = {"engine": name, "total_s": time.perf_counter() - job.begin}
+            for made in (path, sidecar_path(path)):
+                self._refuse_own_source(made)
+            told = {"engine": name, "total_s": time.perf_counter() - begun}
             record = record.model_copy(update=told)
             sidecar = record.write(staged.folder / "engine.json")
             if self.timing_cache is not None:  # first: a cache without an engine does no harm
@@ -296,18 +277,35 @@ class _BuiltGraph:
             staged.place([*more, (sidecar, sidecar_path(path)), (built, path)])
         return path, record
 
-    def _built(self, job: EngineJob, stage: Path, profiles: Sequence[Profile]) -> EngineRecord:
+    def _built(self, stage: Path, profiles: Sequence[Profile]) -> EngineRecord:
         """Has an engine built in a folder; its name is not on record yet."""
-        built, adapted = stage / _NEW_ENGINE, self._adapted(job, profiles)
-        with ThreadPoolExecutor(1) as pool:
-            parents = pool.submit(lambda: self.made_from)  # while the builder is at work
-            result = self._result(job, built, profiles, adapted)
+        model, version = read_graph(self.onnx), version_of(self.library.backend) or "0.0"
+        for node in ignored_inputs(model):
+            raise self._not_parsed(Obstacle(node.name, node.op_type, PASSED_OVER), version)
+        phases = [profile.phase for profile in profiles]
+        adapted = adapt(model, self.settings, phases, has_lengths=self.library.has_lengths(version))
+        built, cache = stage.resolve() / _NEW_ENGINE, self.timing_cache
+        graph = adapted.write(stage.resolve() / "graph.onnx")
+        request = {
+            "job": "build",
+            "onnx": str(self.onnx.absolute()),
+            "graph": graph and str(graph),
+            "lengths": adapted.lengths,
+            "engine": str(built),
+            "settings": asdict(self.settings),
+            "profiles": [profile.model_dump() for profile in profiles],
+            "timing_cache": cache
+            and {"read": str(cache.resolve()), "write": str(built.with_name(_NEW_CACHE))},
+        }
+        what = f"build {' and '.join(phases)} with {self.library.backend}"
+        result = run_job(self.library, request, self.progress, what)
+        for obstacle in result.pop("obstacles"):
+            raise self._not_parsed(Obstacle(**obstacle), result["backend_version"])
         return EngineRecord(
-            made_from=parents.result(),
+            made_from=self.made_from,
             engine=built.name,
             engine_bytes=built.stat().st_size,
             backend=self.library.backend,
-            backend_version=job.version,
             built_on=_this_card(),
             settings=self.settings,
             precision=self.source.precision,
@@ -319,39 +317,6 @@ class _BuiltGraph:
             total_s=0.0,
             **result,
         )
-
-    def _adapted(self, job: EngineJob, profiles: Sequence[Profile]) -> Adapted:
-        """The graph as an engine for these profiles needs it."""
-        model = read_graph(self.onnx)
-        if ignored := ignored_inputs(model):
-            first = Obstacle(ignored[0].name, ignored[0].op_type, PASSED_OVER)
-            raise self._not_parsed(first, job.version)
-        phases = [profile.phase for profile in profiles]
-        has_lengths = self.library.has_lengths(job.version)
-        return adapt(model, self.settings, phases, has_lengths=has_lengths)
-
-    def _result(
-        self, job: EngineJob, built: Path, profiles: Sequence[Profile], adapted: Adapted
-    ) -> dict[str, Any]:
-        """What the process says of the engine, once it is told what was read here."""
-        cache = None
-        if self.timing_cache is not None:
-            new = built.parent / _NEW_CACHE
-            cache = {"read": str(self.timing_cache.resolve()), "write": str(new.resolve())}
-        graph = adapted.write(built.parent.resolve() / "graph.onnx")
-        request = {
-            "graph": graph and str(graph),
-            "lengths": adapted.lengths,
-            "engine": str(built.resolve()),
-            "settings": asdict(self.settings),
-            "profiles": [profile.model_dump() for profile in profiles],
-            "timing_cache": cache,
-        }
-        phases = " and ".join(profile.phase for profile in profiles)
-        result = job.finish(request, self.progress, f"build {phases} with {self.library.backend}")
-        if obstacles := result.pop("obstacles"):
-            raise self._not_parsed(Obstacle(**obstacles[0]), job.version)
-        return result
 
     def _not_parsed(self, first: Obstacle, version: str) -> EngineError:
         where = f"at node {first.node!r} ({first.operator}): " if first.node else ""

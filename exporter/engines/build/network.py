@@ -111,12 +111,10 @@ def builder_config(
     builder: Builder,
     settings: BuildSettings,
     profiles: Sequence[Profile],
-    monitor: object,
 ) -> Any:
     """Makes the configuration."""
     module = builder.module
     config = builder.builder.create_builder_config()
-    config.progress_monitor = monitor
     # Without it neither the builder's log nor an inspector says which layers it made.
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     if settings.optimization_level is not None:

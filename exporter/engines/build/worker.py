@@ -1,9 +1,8 @@
 """The building process: ``python -m exporter.engines.build.worker``.
 
-It is told whose child it is, and its job in one line of JSON on standard input; a build is told in
-a second one what isn't known at the start. What it has to say goes to standard output, one JSON
-object a line: ``progress`` (0 to 1) while it builds, and at the end one ``result`` or one
-``error``. Everything that libraries print goes to standard error.
+It is told whose child it is, and its job in one line of JSON on standard input. What it has to say
+goes to standard output, one JSON object with a ``result`` or an ``error``. Everything that
+libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ import os
 import sys
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import Any
 
 from exporter.engines.build.child import has_fixed_addresses
 from exporter.engines.build.libraries import LIBRARIES, load
-from exporter.engines.build.logs import inspected, make_monitor, no_engine, read_layers
+from exporter.engines.build.logs import inspected, no_engine, read_layers
 from exporter.engines.build.network import (
     Builder,
     builder_config,
@@ -37,38 +35,24 @@ def main() -> int:
     """Does what the request says, and tells the outcome."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print is not for the one who listens
-    request = _heard()
+    request = json.loads(sys.stdin.readline())
+    told: dict[str, Any]
     try:
-        result = _JOBS[request["job"]](request, events)
-        tell(events, result={**result, "fixed_addresses": has_fixed_addresses()})
+        result = _JOBS[request["job"]](request)
+        told = {"result": {**result, "fixed_addresses": has_fixed_addresses()}}
     except DepthcutError as error:
-        tell(events, error={"message": error.message, "hint": error.hint, "code": error.code})
-        return 1
+        told = {"error": {"message": error.message, "hint": error.hint, "code": error.code}}
     except Exception as error:  # whatever the library's bindings raise
         traceback.print_exc()
-        line = f"{request['backend']} failed: {type(error).__name__}: {first_line(error)}"
+        line = f"{request['backend']} failed: {type(error).__name__}: {first_line(error)}."
         hint = "-v shows the traceback."
-        tell(events, error={"message": f"{line}.", "hint": hint, "code": "library-failed"})
-        return 1
-    return 0
-
-
-def _heard() -> dict[str, Any]:
-    """What is told next; it ends with the one who would tell."""
-    line = sys.stdin.readline()
-    if not line:
-        os._exit(1)
-    told: dict[str, Any] = json.loads(line)
-    return told
-
-
-def tell(events: TextIO, **what: object) -> None:
-    """Sends one event."""
-    events.write(json.dumps(what) + "\n")
+        told = {"error": {"message": line, "hint": hint, "code": "library-failed"}}
+    events.write(json.dumps(told) + "\n")
     events.flush()
+    return int("error" in told)
 
 
-def _check(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+def _check(request: dict[str, Any]) -> dict[str, Any]:
     library = LIBRARIES[request["backend"]]
     module = load(library)
     builder = Builder(module)
@@ -81,20 +65,18 @@ def _check(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
     }
 
 
-def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
+def _build(request: dict[str, Any]) -> dict[str, Any]:
     library = LIBRARIES[request["backend"]]
     module = load(library)
     builder = Builder(module)
-    tell(events, version=module.__version__)
-    request |= _heard()
     graph = request["graph"] and Path(request["graph"])
     parsed = builder.parse(Path(request["onnx"]), graph, request["lengths"])
     if parsed.obstacles:
-        return {"obstacles": [vars(each) for each in parsed.obstacles]}
+        obstacles = [vars(each) for each in parsed.obstacles]
+        return {"obstacles": obstacles, "backend_version": module.__version__}
     network = parsed.network
-    monitor = make_monitor(module, lambda done: tell(events, progress=done))
     settings: Any = SimpleNamespace(**request["settings"])
-    config = builder_config(builder, settings, _profiles(request), monitor)
+    config = builder_config(builder, settings, _profiles(request))
     cache = request["timing_cache"]
     if cache:
         read_timing_cache(config, Path(cache["read"]))
@@ -103,18 +85,16 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
     built = time.perf_counter()
     if engine is None:
         raise no_engine(builder.listener.errors())
-    with ThreadPoolExecutor(2) as pool:  # neither holds up the other, nor the reading of the log
-        digest = pool.submit(lambda: hashlib.sha256(memoryview(engine)).hexdigest())
-        written = pool.submit(write_through, Path(request["engine"]), memoryview(engine))
-        table = read_layers(builder.listener.messages())
-    written.result()
+    write_through(Path(request["engine"]), memoryview(engine))
+    table = read_layers(builder.listener.messages())
     if not library.builds_without_gpu:  # the card is here, and the log has no table
         table = inspected(module, builder.listener, memoryview(engine), table)
     if cache:
         write_timing_cache(config, Path(cache["write"]))
     return {
         "obstacles": [],
-        "engine_sha256": digest.result(),
+        "backend_version": module.__version__,
+        "engine_sha256": hashlib.sha256(memoryview(engine)).hexdigest(),
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
         "network_layers": network.num_layers,
@@ -144,7 +124,7 @@ def _profiles(request: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _try(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+def _try(request: dict[str, Any]) -> dict[str, Any]:
     from exporter.engines.build.session import run_once
 
     return run_once([Path(path) for path in request["engines"]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,15 +134,6 @@ def test_the_installed_library_has_what_its_version_says() -> None:
 
     told = LIBRARIES["tensorrt-rtx"].has_lengths(trt.__version__)
     assert told == hasattr(getattr(trt, "IAttention", None), "key_value_lengths")
-
-
-def test_a_build_waits_for_nothing_that_reads_graphs() -> None:
-    """The process imports it before it loads the library: that was a second of each build."""
-    asked = "import sys, exporter.engines.build.worker as w; print(*sys.modules, w.__name__)"
-    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
-    assert "exporter.engines.build.worker" in loaded
-    assert not {"onnx", "onnx_ir", "numpy", "pydantic", "sympy"} & loaded
 
 
 def built(folder: Path, phase: Phase, attention: str, dtype: str = "float16") -> EngineRecord:

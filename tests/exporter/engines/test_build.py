@@ -143,9 +143,7 @@ def test_a_target_that_is_the_source_is_refused_before_the_build(
 ) -> None:
     from exporter.engines.build import build
 
-    monkeypatch.setattr(
-        build.EngineJob, "finish", lambda *_: pytest.fail("it was built all the same")
-    )
+    monkeypatch.setattr(build, "run_job", lambda *_: pytest.fail("it was built all the same"))
     with raises(UsageError, "overwrites-input"):
         build_engines(models[0], models[0], phases=["decode"], ranges=SMALL, settings=SM89)
 
