@@ -10,7 +10,6 @@ import pytest
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
 from exporter.engines.build.engine_set import EngineRecord
-from exporter.engines.build.network import Builder
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.errors import UsageError
 from graph_passes import Deletion, prune_graph, save_model
@@ -69,19 +68,6 @@ def decoder_in_place():  # type: ignore[no-untyped-def]
     model = decoder_model()
     CacheInPlacePass(ROOM)(model)
     return model
-
-
-@pytest.mark.parametrize(("form", "updates"), [("in_place", 4), ("grouped", 0)])
-def test_the_parser_updates_caches_in_place(
-    form: Literal["grouped", "in_place"], updates: int, tmp_path: Path
-) -> None:
-    builder = Builder(pytest.importorskip("tensorrt_rtx"))
-    parsed = builder.parse(written(tmp_path, form))
-    assert not parsed.obstacles
-    network = parsed.network
-    kinds = [network.get_layer(number).type.name for number in range(network.num_layers)]
-    assert kinds.count("KV_CACHE_UPDATE") == updates
-    assert kinds.count("ATTENTION_INPUT") == 2
 
 
 def test_a_context_is_no_matter_of_the_engine_where_the_graph_fixes_it(tmp_path: Path) -> None:

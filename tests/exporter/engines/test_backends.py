@@ -224,39 +224,69 @@ def fake_runtime(
     )
 
 
-def test_a_provider_that_is_not_there_is_refused_with_the_extra(
+BOTH = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def cuda_runner(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    placed: list[Any] | None = None,
+    **runtime: list[str],
+) -> OnnxRuntimeRunner:
+    fake = fake_runtime(runtime.get("present", BOTH), runtime.get("running", BOTH), placed)
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
+    return OnnxRuntimeRunner(model, provider="cuda", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("placed", "runtime", "code", "named"),
+    [
+        (None, {"present": BOTH[1:]}, "provider-missing", ("CUDAExecutionProvider", BOTH[1])),
+        (None, {"running": BOTH[1:]}, "provider-fallback", BOTH),
+        ([ON_GPU, fake_part(BOTH[1], "Concat", "MatMul", "MatMul", "Softmax")], {},
+         "nodes-on-cpu", ("2 MatMul, 1 Softmax",)),
+        ([ON_GPU, fake_part(BOTH[1], "Add", domain="com.microsoft")], {},
+         "nodes-on-cpu", ("1 com.microsoft.Add",)),
+        ([fake_part(BOTH[1], "Gather")], {}, "no-node-placed", (BOTH[0],)),
+    ],
+)  # fmt: skip
+def test_what_would_not_run_on_the_gpu_is_refused(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    placed: list[Any] | None,
+    runtime: dict[str, list[str]],
+    code: str,
+    named: tuple[str, ...],
+) -> None:
+    runner = cuda_runner(model, monkeypatch, placed, **runtime)
+    with raises(BackendError, code, *named), runner:
+        pass
+    with raises(BackendError, "not-entered"):
+        _ = runner.inputs
+    with cuda_runner(model, monkeypatch) as runner:
+        assert (runner.provider, runner.capabilities.cpu_nodes) == (BOTH[0], {})
+
+
+def test_a_runtime_that_keeps_no_record_is_refused_on_cuda(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = fake_runtime(["CPUExecutionProvider"], ["CPUExecutionProvider"])
-    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
-    with raises(BackendError, "provider-missing", "CUDAExecutionProvider") as caught:
-        OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
-    assert "CPUExecutionProvider" in caught.value.message
-    assert "depthcut[gpu]" in caught.value.hint
-
-
-def test_a_silent_fallback_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    fake = fake_runtime(both, ["CPUExecutionProvider"])
-    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
-    with raises(BackendError, "provider-fallback", "CUDAExecutionProvider", "CPUExecutionProvider"):
-        OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
-    right = fake_runtime(both, both)
-    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: right)
-    with OnnxRuntimeRunner(model, provider="cuda", threads=1) as runner:
-        assert runner.provider == "CUDAExecutionProvider"
+    runner = cuda_runner(model, monkeypatch, [])
+    bare = types.SimpleNamespace(get_providers=lambda: BOTH)
+    fake = sessions.require("onnxruntime", extra="gpu")
+    monkeypatch.setattr(fake, "InferenceSession", lambda *_a, **_k: bare)
+    with raises(BackendError, "placement-unknown", BOTH[0], "onnxruntime-gpu"), runner:
+        pass
 
 
 def test_cuda_s_session_loads_its_libraries_and_has_no_tf32(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     told: list[Any] = []
-    fake = fake_runtime(both, both)
+    fake = fake_runtime(BOTH, BOTH)
     fake.preload_dlls = lambda: print("Failed to load libcudnn.so.9")
     fake.InferenceSession = lambda *_a, **options: told.append(options)
     monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
-    sessions.new_session(model, providers=both)
+    sessions.new_session(model, providers=BOTH)
     assert told[0]["provider_options"] == [{"use_tf32": "0"}, {}]
     assert "libcudnn" not in capsys.readouterr().out  # which may be a command's JSON
     monkeypatch.setattr(fake, "preload_dlls", lambda: pytest.fail("not for the CPU"))
@@ -292,67 +322,12 @@ def test_bfloat16_values_are_copied_to_a_device_and_back() -> None:
     assert host_array(device_value(onnxruntime.OrtValue, plain, "cpu")).dtype == plain.dtype
 
 
-def cuda_runner(
-    model: Path, monkeypatch: pytest.MonkeyPatch, placed: list[Any]
-) -> OnnxRuntimeRunner:
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    fake = fake_runtime(both, both, placed)
-    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
-    return OnnxRuntimeRunner(model, provider="cuda", threads=1)
-
-
 def test_arithmetic_on_shapes_may_run_on_the_cpu_and_is_counted(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = fake_part("CPUExecutionProvider", "Gather", "Concat", "Gather")
     with cuda_runner(model, monkeypatch, [ON_GPU, shapes]) as runner:
         assert runner.capabilities.cpu_nodes == {"Gather": 2, "Concat": 1}
-    with cuda_runner(model, monkeypatch, [ON_GPU]) as runner:
-        assert runner.capabilities.cpu_nodes == {}
-
-
-@pytest.mark.parametrize(
-    ("stray", "nodes"),
-    [
-        (fake_part("CPUExecutionProvider", "Concat", "MatMul", "MatMul", "Softmax"),
-         "2 MatMul, 1 Softmax"),
-        (fake_part("CPUExecutionProvider", "Add", domain="com.microsoft"),
-         "1 com.microsoft.Add"),
-    ],
-)  # fmt: skip
-def test_a_node_that_computes_on_the_cpu_is_refused(
-    model: Path, monkeypatch: pytest.MonkeyPatch, stray: Any, nodes: str
-) -> None:
-    runner = cuda_runner(model, monkeypatch, [ON_GPU, stray])
-    with raises(BackendError, "nodes-on-cpu", nodes) as caught, runner:
-        pass
-    assert "doesn't fall back" in caught.value.hint
-    with raises(BackendError, "not-entered"):
-        _ = runner.inputs
-
-
-def test_a_gpu_that_gets_no_node_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = cuda_runner(model, monkeypatch, [fake_part("CPUExecutionProvider", "Gather")])
-    with raises(BackendError, "no-node-placed", "CUDAExecutionProvider"), runner:
-        pass
-
-
-def test_a_runtime_that_keeps_no_record_is_refused_on_cuda(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = cuda_runner(model, monkeypatch, [])
-    fake = sessions.require("onnxruntime", extra="gpu")
-    whole = fake.InferenceSession
-
-    def without_record(*args: Any, **options: Any) -> Any:
-        session = whole(*args, **options)
-        del session.get_provider_graph_assignment_info
-        return session
-
-    fake.InferenceSession = without_record
-    with raises(BackendError, "placement-unknown", "CUDAExecutionProvider") as caught, runner:
-        pass
-    assert "onnxruntime-gpu" in caught.value.hint
 
 
 def test_the_record_of_a_real_session_has_every_node(model: Path) -> None:
@@ -367,11 +342,6 @@ def test_the_record_of_a_real_session_has_every_node(model: Path) -> None:
     assert found["CPUExecutionProvider"] == {
         "Gather": 1, "MatMul": 1, "Reshape": 1, "Transpose": 1, "Concat": 4,
     }  # fmt: skip
-
-
-def test_on_the_cpu_nothing_is_elsewhere(model: Path) -> None:
-    with loaded(model) as runner:
-        assert runner.capabilities.cpu_nodes == {}
 
 
 def test_a_bound_call_that_fails_later_is_one_line(model: Path) -> None:
@@ -398,12 +368,6 @@ def test_a_bound_call_that_fails_later_is_one_line(model: Path) -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_an_unknown_provider_lists_the_known(model: Path) -> None:
-    with raises(BackendError, "unknown-provider", "'npu'") as caught:
-        OnnxRuntimeRunner(model, provider="npu", threads=1)
-    assert "cpu, cuda" in caught.value.hint
-
-
 def test_a_missing_runtime_names_the_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
@@ -414,17 +378,16 @@ def test_a_missing_runtime_names_the_extra(model: Path, monkeypatch: pytest.Monk
         assert f"depthcut[{extra}]" in caught.value.hint
 
 
-def test_a_runner_outside_its_block_says_so(model: Path) -> None:
-    runner = loaded(model)
+def test_a_runner_outside_its_block_says_so_and_its_threads_reach_the_session(
+    model: Path,
+) -> None:
+    with raises(BackendError, "unknown-provider", "'npu'"):
+        OnnxRuntimeRunner(model, provider="npu", threads=1)
+    runner = OnnxRuntimeRunner(model, threads=2)
     with raises(BackendError, "not-entered"):
         _ = runner.inputs
     with runner:
         assert runner.inputs
+        assert runner._session.get_session_options().intra_op_num_threads == 2
     with raises(BackendError, "not-entered"):
         _ = runner.inputs
-
-
-def test_threads_reach_the_session(model: Path) -> None:
-    with OnnxRuntimeRunner(model, threads=2) as runner:
-        assert runner._session.get_session_options().intra_op_num_threads == 2
-        assert runner.threads == 2

@@ -14,7 +14,6 @@ from test_text_model import tokenizer
 
 from exporter.cli import run
 from exporter.engines.build.engine_set import EngineSet, EngineTensor
-from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Span
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.open_decoder import open_decoder
@@ -174,28 +173,6 @@ def test_a_folder_is_what_lies_in_it(tmp_path: Path) -> None:
         open_decoder(tmp_path / "model.onnx", backend="engine")
     with raises(UsageError, "wrong-backend", "m-decode.engine"):
         open_decoder(tmp_path / "m-decode.engine", backend="onnxruntime")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Engines with a tokenizer and a config beside them."""
-    written_as(tmp_path / "m.engine", phases=PHASES)
-    tokenizer(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.skipif(not ask_driver().problem, reason="there is an NVIDIA driver")
-def test_generate_without_a_driver_says_built_not_run(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with ends_in(BackendError, "no-driver", folder / "m.engine"):
-        assert run(["generate", str(folder), "cc", "-n", "2"]) == 2
-    assert capsys.readouterr().out == ""
-
-
-def test_generate_tells_what_is_too_long_before_it_asks_for_a_driver(folder: Path) -> None:
-    with ends_in(BackendError, "out-of-range", "--context", 64):
-        assert run(["generate", str(folder), "cc", "-n", "64"]) == 2
 
 
 def test_generate_on_onnx_keeps_to_the_model_s_positions(

@@ -18,10 +18,9 @@ from exporter.engines.build.session import Session, cache_path
 from exporter.engines.decoding.open_decoder import decoder_on
 from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder
 from exporter.engines.inputs import make_inputs, random_tokens
-from exporter.engines.packaging import package_triton
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.tensorrt import TensorRtRunner, open_engine
-from exporter.errors import BackendError, DepthcutError, EngineError, PackagingError
+from exporter.errors import BackendError, DepthcutError, EngineError
 from exporter.files import sha256_file
 from tests.raising import raises
 from tests.stand_in import trt
@@ -194,12 +193,6 @@ def test_memory_is_the_engine_s_own_and_that_of_the_buffers(tmp_path: Path) -> N
         with runner:
             own = sum(size for what, size in machine.used.items() if what != "others")
             assert runner.capabilities.gpu_memory_bytes == own
-
-
-def test_triton_is_given_no_engine_whose_outputs_lie_in_its_inputs(tmp_path: Path) -> None:
-    engine = decoder_engine(tmp_path, backend="tensorrt")
-    with raises(PackagingError, "decoder"):
-        package_triton(engine, tmp_path / "repository", name="m")
 
 
 def test_a_capture_that_fails_falls_back_and_says_so(tmp_path: Path) -> None:

@@ -38,38 +38,29 @@ def answers(monkeypatch: pytest.MonkeyPatch, *, source: bool, result: bool) -> N
     monkeypatch.setattr(checking, "check_engine", check)
 
 
-def test_a_result_that_parses_is_recorded(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers(monkeypatch, source=True, result=True)
-    target = source.with_name("cut.onnx")
-    report = prune_file(
-        source, target, CUT, CutOptions(verify="none"), engine_check=checking.engine_gate()
-    )
-    assert report.engine is not None
-    assert report.engine.parsed
-    assert PruneReport.read(source.with_name("prune.json")).engine == report.engine
-
-
-def test_a_cut_that_breaks_the_graph_is_a_failure_and_leaves_nothing(
-    source: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [(True, True, (True, None, [])), (True, False, None),
+     (False, False, (False, False, ["node 'n' (Odd): no plugin"]))],
+)  # fmt: skip
+def test_a_result_is_held_to_what_the_parser_took_before(
+    before: bool,
+    after: bool,
+    told: tuple[bool, bool | None, list[str]] | None,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers(monkeypatch, source=True, result=False)
-    target = source.with_name("cut.onnx")
-    with raises(VerificationError, "not-parsed", "'n'", "(Odd)", "no plugin"):
-        prune_file(
-            source, target, CUT, CutOptions(verify="none"), engine_check=checking.engine_gate()
-        )
-    assert [each.name for each in source.parent.iterdir()] == ["m.onnx"]
-
-
-def test_a_graph_that_never_parsed_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers(monkeypatch, source=False, result=False)
-    target = source.with_name("cut.onnx")
-    report = prune_file(
-        source, target, CUT, CutOptions(verify="none"), engine_check=checking.engine_gate()
-    )
-    assert report.engine is not None
-    assert (report.engine.parsed, report.engine.parsed_before) == (False, False)
-    assert report.engine.reasons == ["node 'n' (Odd): no plugin"]
+    answers(monkeypatch, source=before, result=after)
+    call = (source, source.with_name("cut.onnx"), CUT, CutOptions(verify="none"))
+    if told is None:
+        with raises(VerificationError, "not-parsed", "'n'", "(Odd)", "no plugin"):
+            prune_file(*call, engine_check=checking.engine_gate())
+        assert [path.name for path in source.parent.iterdir()] == ["m.onnx"]
+        return
+    found = prune_file(*call, engine_check=checking.engine_gate()).engine
+    assert found is not None
+    assert (found.parsed, found.parsed_before, list(found.reasons)) == told
+    assert PruneReport.read(source.with_name("prune.json")).engine == found
 
 
 def test_where_nobody_asked_a_library_that_fails_is_no_failure(

@@ -41,38 +41,24 @@ def test_what_is_moved_stays_what_it_was() -> None:
         assert memory[:] == content
 
 
-@pytest.mark.parametrize("told", ["always madvise [never]", "[always] madvise never", None])
-def test_nothing_is_asked_where_the_kernel_has_decided(
+@pytest.mark.parametrize(
+    "told", ["always madvise [never]", "[always] madvise never", None, "always [madvise] never"]
+)
+def test_nothing_is_asked_where_the_kernel_has_decided_or_tells_no_regions(
     told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "enabled"
     if told is not None:
-        file.write_text(told)
-    monkeypatch.setattr(huge_pages, "_ENABLED", file)
-    monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "is not read")
-    assert move_to_huge_pages() == 0
-
-
-def test_a_system_that_tells_no_regions_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "enabled").write_text("always [madvise] never")
+        (tmp_path / "enabled").write_text(told)
     monkeypatch.setattr(huge_pages, "_ENABLED", tmp_path / "enabled")
     monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "is missing")
     assert move_to_huge_pages() == 0
 
 
-def test_a_runner_says_how_much_of_its_process_was_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("brief", [False, True])
+def test_a_runner_says_how_much_was_moved_and_one_for_a_few_runs_moves_nothing(
+    brief: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("exporter.engines.runners.onnxruntime.move_to_huge_pages", lambda: 7)
-    with OnnxRuntimeRunner(write_tiny_lm(tmp_path) / "model.onnx", threads=1) as runner:
-        assert runner.capabilities.huge_page_bytes == 7
-
-
-def test_a_runner_for_a_few_runs_moves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("exporter.engines.runners.onnxruntime.move_to_huge_pages", lambda: 7)
-    with OnnxRuntimeRunner(write_tiny_lm(tmp_path) / "model.onnx", threads=1, brief=True) as runner:
-        assert runner.capabilities.huge_page_bytes == 0
+    model = write_tiny_lm(tmp_path) / "model.onnx"
+    with OnnxRuntimeRunner(model, threads=1, brief=brief) as runner:
+        assert runner.capabilities.huge_page_bytes == (0 if brief else 7)

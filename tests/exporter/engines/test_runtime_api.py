@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,6 @@ def test_the_library_has_every_attribute_that_a_kept_cache_asks_for() -> None:
     assert {attribute for _, attribute in wanted} == {
         "create_runtime_cache", "deserialize", "serialize",
     }  # fmt: skip
-
-
-def test_a_misspelt_attribute_would_be_found() -> None:
-    wanted = asked("self.context.execute_async_v9(stream)", set(api()))
-    assert wanted == {("context", "execute_async_v9")}
-    assert not hasattr(api()["context"], "execute_async_v9")
 
 
 def runtime() -> ModuleType:
@@ -157,18 +151,3 @@ def test_a_runtime_s_listener_keeps_errors_alone() -> None:
     listener.log.log(trt.ILogger.Severity.ERROR, "[place.cpp::f::7] no room")
     assert listener.last_error() == "no room"
     assert len(listener.lines) == 1
-
-
-def test_a_profile_tells_what_the_library_refuses() -> None:
-    """The wrapper's own logic; the context is no stand-in for a GPU, it only refuses."""
-    from exporter.engines.build.engine_set import Slot
-    from exporter.engines.build.settings import Profile
-
-    refuses = SimpleNamespace(set_input_shape=lambda *_: False, execute_async_v3=lambda _: False)
-    listener = SimpleNamespace(last_error=lambda: "no room", code=lambda other: other)
-    slot = Slot(0, 0, Profile(phase="decode", shapes={}))
-    profile = session.ReadyProfile(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
-    with raises(BackendError, "wrong-shape", "decode", "1x2", "no room"):
-        profile.set_shapes({"dropped": (1, 2), "x": (1, 2)})
-    with raises(BackendError, "run-failed", "decode", "no room"):
-        profile.enqueue()

@@ -14,7 +14,6 @@ from exporter.errors import BackendError
 from tests.raising import raises
 from tests.stand_in.decoders import ROOM, decoder_engine, decoder_onnx
 from tests.stand_in.installed import stand_in
-from tests.stand_in.machine import Machine
 
 PROMPTS = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [1, 6, 1, 8, 0]])
 STEPS = np.array([[9, 2, 6], [8, 1, 8], [3, 3, 9]])
@@ -60,28 +59,6 @@ def test_prompts_in_groups_fill_their_own_rows(
 GROUPS = [slice(0, 1), slice(1, 3)]
 
 
-def test_in_place_there_is_one_buffer_and_nothing_but_tokens_is_sent(tmp_path: Path) -> None:
-    sent = {}
-    for in_place in (False, True):
-        engines = engines_of(tmp_path / str(in_place), in_place=in_place)
-        with stand_in() as machine, TensorRtDecoder(engines) as decoder:
-            sent[in_place] = _after_a_step(decoder, machine)
-    (grown, grown_told), (placed, placed_told) = sent[False], sent[True]
-    assert placed == grown == 2 * 3 * 8  # token and position of each
-    assert grown_told > 0
-    assert placed_told == 0  # a step is like the one before
-
-
-def _after_a_step(decoder: TensorRtDecoder, machine: Machine) -> tuple[int, int]:
-    decoder.prefill(PROMPTS)
-    for token in STEPS:
-        sent, told = machine.calls["bytes up"], machine.calls["set_input_shape"]
-        decoder.step(token[:, None])
-    caches = decoder.plan.total_bytes // sum(decoder.plan.cache_bytes.values())
-    assert caches == (1 if decoder.plan.room else 2)
-    return machine.calls["bytes up"] - sent, machine.calls["set_input_shape"] - told
-
-
 def test_a_text_longer_than_the_caches_is_refused(tmp_path: Path) -> None:
     engines = engines_of(tmp_path, in_place=True)
     plan = plan_cache(engines)
@@ -105,3 +82,48 @@ def test_caches_of_several_lengths_are_no_decoder(tmp_path: Path) -> None:
             object.__setattr__(each, "shape", (-1, 16))
     with raises(BackendError, "cache-lengths-differ"):
         plan_cache(engines)
+
+
+SHORT, TOKEN = np.array([[3, 1, 4], [2, 7, 1]]), np.array([[5], [6]])
+
+
+def test_it_goes_on_behind_what_the_caches_hold(tmp_path: Path) -> None:
+    engine = decoder_engine(tmp_path)
+    with stand_in(), TensorRtDecoder(find_engines(engine), trial=False) as decoder:
+        decoder.prefill(SHORT)
+        wanted = decoder.step(TOKEN)
+        decoder.begin_at(2, SHORT.shape[1])
+        np.testing.assert_array_equal(decoder.step(TOKEN), wanted)
+        decoder.begin_at(2, SHORT.shape[1] + 1)
+        assert not np.array_equal(decoder.step(TOKEN), wanted)
+
+
+def test_only_one_that_begins_texts_needs_a_prefill(tmp_path: Path) -> None:
+    engines = find_engines(decoder_engine(tmp_path, phases=("decode",)))
+    with raises(BackendError, "phase-missing", "prefill"):
+        TensorRtDecoder(engines)
+    with stand_in(), TensorRtDecoder(engines, trial=False, begins=False) as decoder:
+        decoder.begin_at(2, ROOM - 1)
+        decoder.advance(TOKEN)
+        with raises(BackendError, "out-of-range", "--context", ROOM):
+            decoder.advance(TOKEN)
+
+
+def test_a_smaller_batch_takes_less_memory_and_holds_no_more(tmp_path: Path) -> None:
+    engines = find_engines(decoder_engine(tmp_path, phases=("decode",)))
+    taken = []
+    for batch in (1, 3):
+        with (
+            stand_in() as machine,
+            TensorRtDecoder(engines, trial=False, batch=batch, begins=False) as decoder,
+        ):
+            taken.append(machine.most_used)
+            with raises(BackendError, "out-of-range", batch + 1):
+                decoder.begin_at(batch + 1, 1)
+    assert taken[0] < taken[1]
+
+
+def test_too_little_memory_has_a_code_of_its_own(tmp_path: Path) -> None:
+    engines = find_engines(decoder_engine(tmp_path, phases=("decode",)))
+    with stand_in(memory_bytes=1 << 17), raises(BackendError, "out-of-memory"):
+        TensorRtDecoder(engines, trial=False, begins=False).__enter__()
