@@ -202,13 +202,6 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split), Written("NAME,NAME",
 """Names, each once: ``arc_easy,piqa``."""
 Dtype = Literal["float32", "float16", "bfloat16"]
 Provider = Literal["cpu", "cuda"]
-Device = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
-    Field(pattern=r"^(\d+|(GPU|MIG)-[\w-]+)$"),
-    Written("GPU"),
-]
-"""A GPU: its number, or its UUID."""
 Engine = Literal["tensorrt-rtx", "tensorrt"]
 
 InputFile = Annotated[Path, Written("FILE", path="file")]

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.compare.options import DeviceOption
 from exporter.engines.build.engine_set import EngineRecord, built_for, holds_engines_alone
 from exporter.engines.build.libraries import ask_driver, usual_backend
 from exporter.engines.build.profiles import SHAPES, Ranges
@@ -52,7 +51,6 @@ class BuildCall(Options):
     )
     ranges: Ranges = part(Ranges())
     settings: BuildSettings = part(BuildSettings())
-    gpu: DeviceOption = part(DeviceOption())
     timing_cache: OutputPath | None = option(
         None,
         "TensorRT: file for the timings of tactics; builds with the same cache give similar "
@@ -67,7 +65,6 @@ def build(call: BuildCall, progress: ConsoleProgress) -> None:
     """Build an engine from MODEL, an ONNX file or a folder with one, with a record next to it."""
     from exporter.engines.build.build import build_engines
 
-    call.gpu.use()
     built = build_engines(
         call.model,
         call.output,

@@ -208,6 +208,7 @@ _SERVER = "the server that you deploy to: depthcut generates greedily"
 _TRTEXEC = "trtexec for such an engine"
 _LONG = "eval_sequence_length in a --config file, or --tasks with lm-eval's tasks, such as ruler"
 _PROBES = "--tasks with --task-data; samples/07_ci/probes.py writes the four as such tasks"
+_VISIBLE = "CUDA_VISIBLE_DEVICES, which names the GPU to all programs"
 _HQQ = "--quantize-method hqq, which needs no text"
 REMOVED = {
     "export --search-seconds": "--search greedy",
@@ -240,6 +241,12 @@ REMOVED = {
     "check --max-probe-drop": "--max-task-drop, which limits the tasks of a comparison",
     "check --page": "--comment, which has the history in small",
     "check --pytest-benchmark": "--github-benchmark, or report.json, which has all times",
+    "build --device": _VISIBLE,
+    "compare --device": _VISIBLE,
+    "costs --device": _VISIBLE,
+    "evaluate --device": _VISIBLE,
+    "export --device": _VISIBLE,
+    "generate --device": _VISIBLE,
     "build --hardware-compatibility": _TRTEXEC,
     "build --version-compatible": _TRTEXEC,
     "build --tf32": _TRTEXEC,

@@ -13,7 +13,7 @@ from exporter.artifacts.store import locked
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_comparison
-from exporter.compare.options import CompareOptions, DeviceOption, RunOptions, TaskOptions
+from exporter.compare.options import CompareOptions, RunOptions, TaskOptions
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting
@@ -117,7 +117,6 @@ class EvaluateCall(Options):
         None, "File for the scores of each item, as JSON.", "-o", "--output"
     )
     run: RunOptions = part(RunOptions())
-    gpu: DeviceOption = part(DeviceOption())
     rules = (
         Rule(
             ("tasks.tasks",),
@@ -140,7 +139,6 @@ def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
 
     if call.output is not None:
         refuse_overwriting(call.output, [named_backend(call.model)[1]], "evaluation_report")
-    call.gpu.use()
     report = evaluate_model(
         call.model,
         call.tasks,
@@ -175,7 +173,6 @@ class GenerateCall(Options):
     runner: Literal["onnxruntime", "engine"] | None = option(
         None, "What to run, if the folder has both an ONNX file and engines.", usual="onnxruntime"
     )
-    gpu: DeviceOption = part(DeviceOption())
     tokenizer: InputPath | None = option(
         None, "tokenizer.json or its folder.", usual="beside the model"
     )
@@ -197,7 +194,6 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     from exporter.engines.runners.base import tell_notes
     from exporter.engines.runners.registry import RUNNERS, named_backend
 
-    call.gpu.use()
     backend, model = named_backend(call.model)
     if backend is not None:
         model = RUNNERS[backend].folder(model).onnx

@@ -13,7 +13,7 @@ from exporter.choose.depths import DepthOptions, measure_depths, refuse_encoder
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows, print_study
-from exporter.compare.options import SPEED, DeviceOption, RunOptions
+from exporter.compare.options import SPEED, RunOptions
 from exporter.files import refuse_overwriting, sha256_bytes, sha256_file
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.sources import SourceOptions
@@ -142,7 +142,6 @@ class CostsCall(Options):
         None, "Build engines of the graph and its variants, and time them on the GPU."
     )
     run: RunOptions = part(RunOptions())
-    gpu: DeviceOption = part(DeviceOption())
     time_budget_s: Duration = option(
         60.0,
         "Maximum time to measure one variant, in seconds; it ends earlier if the cost is known.",
@@ -163,7 +162,6 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
     from exporter.choose.costs.measuring import CostSettings, measure_costs
     from exporter.choose.costs.timing import Effort
 
-    call.gpu.use()
     with working(call.output):
         table = measure_costs(
             call.model,

@@ -100,7 +100,6 @@ class ComparedArm:
             device_memory_bytes=able.gpu_memory_bytes if able else None,
             huge_page_bytes=able.huge_page_bytes if able else 0,
             prefill_chunk_tokens=able.prefill_chunk_tokens if able else 0,
-            notes=list(dict.fromkeys(n for each in self.builds for n in each.capabilities.notes)),
             layers=self.folder.layers,
             form=_noted(FormRecord, facts, FORM_KEY),
             quantization=self.quantization,

@@ -9,10 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from exporter.compare.timing.statistics import PowerGoal
-from exporter.engines.build.libraries import use_device
 from exporter.option_types import (
     Count,
-    Device,
     Duration,
     InputFile,
     InputFolder,
@@ -50,23 +48,6 @@ Generations = Annotated[
     Written("PROMPTxNEW", lambda all_: ",".join(f"{p}x{n}" for p, n in all_), True),
 ]
 """Whole generations, by their prompts' lengths and their new tokens: ``128x64,512x32``."""
-
-
-@dataclass(frozen=True)
-class DeviceOption(Options):
-    """Which GPU is used, where there are several."""
-
-    device: Device | None = option(
-        None,
-        "Which GPU: its number, as CUDA counts, or its UUID.",
-        usual="the first",
-        section=SPEED,
-        rare=True,
-    )
-
-    def use(self) -> None:
-        """Has this process see no other; see ``use_device``."""
-        use_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -253,7 +234,6 @@ class CompareOptions(RunOptions):
     eval_sequence_length: Several = option(
         512, "Tokens in a sample of the evaluation text.", section=ACCURACY, config_only=True
     )
-    gpu: DeviceOption = part(DeviceOption())
     quality: QualityOptions = part(QualityOptions())
     timing: TimingOptions = part(TimingOptions())
     rules = (

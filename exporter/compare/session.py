@@ -147,7 +147,6 @@ def compare(
             parts=parts, calibration=calibration, resume=resume, progress=progress,
         )  # fmt: skip
     options = options or CompareOptions()
-    options.gpu.use()
     parts = parts or PlanParts()
     scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
     images = any(map(reads_images, names))

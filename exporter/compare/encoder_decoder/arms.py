@@ -124,7 +124,7 @@ class StackFolder:
             cpu_nodes=dict(sum((Counter(each.cpu_nodes) for each in able), Counter[str]())),
             device_memory_bytes=_together(each.gpu_memory_bytes for each in able),
             huge_page_bytes=max(each.huge_page_bytes for each in able),
-            notes=[*dict.fromkeys(note for each in able for note in each.notes), *self._told()],
+            notes=self._told(),
         )
 
     def _told(self) -> list[str]:

@@ -136,7 +136,6 @@ def compare_stacks(
     """
     options, parts = options or CompareOptions(), parts or PlanParts()
     refuse_of_one_graph(options)
-    options.gpu.use()
     folders = {"baseline": StackFolder(baseline), "candidate": StackFolder(candidate)}
     reader = reader_of(folders["baseline"])
     refuse_of_other_source(options, hears=reader.hears)

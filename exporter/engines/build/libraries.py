@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
 import re
 import uuid
 from collections.abc import Sequence
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 _LIBRARY = "libcuda.so.1"
 _NAME_BYTES, _UUID_BYTES = 256, 16
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
@@ -85,32 +82,6 @@ def _uuid(cuda: ctypes.CDLL, device: ctypes.c_int) -> str:
     if ask is None or ask(found, device) != 0:
         return ""
     return f"GPU-{uuid.UUID(bytes=found.raw)}"
-
-
-def use_device(device: str | None) -> None:
-    """Has this process, and those that it starts, see one GPU alone.
-
-    It comes before anything else of CUDA, which looks at ``CUDA_VISIBLE_DEVICES`` once.
-    """
-    if device is None:
-        return
-    visible = _visible()
-    if device.isdigit() and visible is not None:
-        if int(device) >= len(visible):
-            raise BackendError(
-                f"There is no GPU {device}: CUDA_VISIBLE_DEVICES names {len(visible)}.",
-                "Numbers begin at 0.",
-                code="no-such-device",
-            )
-        device = visible[int(device)]
-    os.environ[_VISIBLE] = device
-
-
-@functools.cache
-def _visible() -> list[str] | None:
-    """What is visible before one is chosen; None where nothing limits it."""
-    told = os.environ.get(_VISIBLE)
-    return None if told is None else [each.strip() for each in told.split(",")]
 
 
 def _attribute(cuda: ctypes.CDLL, which: int, device: ctypes.c_int) -> int:

@@ -22,7 +22,6 @@ from exporter.engines.build.engine_set import (
 )
 from exporter.engines.build.libraries import (
     LIBRARIES,
-    Device,
     Driver,
     ask_driver,
     load,
@@ -214,12 +213,10 @@ class Session:
         self._loaded: list[Any] = []
         self._caches: dict[int, RuntimeCache] = {}
         self.profiles: tuple[ReadyProfile, ...] = ()
-        self.card = ""
 
     def __enter__(self) -> Self:
         """Asks the driver, then loads."""
-        module, device = refuse_unready(self.engines)
-        self.card = device.name
+        module = refuse_unready(self.engines)
         self.cuda = Cuda(self.engines.library.extra)
         try:
             self._load(module)
@@ -389,7 +386,7 @@ def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Pat
     return engine
 
 
-def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
+def refuse_unready(engines: EngineSet) -> ModuleType:
     """Makes sure that there are a driver, a GPU, the library, and that they fit the engines.
 
     The library's runtime ends the process where there is no driver, so the driver comes first.
@@ -405,7 +402,7 @@ def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
     module = load(engines.library)
     for record in engines.records:
         refuse_mismatch(record, module.__version__, driver.devices)
-    return module, driver.devices[0]
+    return module
 
 
 def try_engines(engines: EngineSet) -> None:
@@ -435,4 +432,4 @@ def run_once(paths: list[Path]) -> dict[str, Any]:
             for _ in range(_TRIAL_RUNS):
                 profile.enqueue()
                 session.cuda.wait()
-        return {"card": session.card}
+    return {}

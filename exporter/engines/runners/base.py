@@ -33,7 +33,6 @@ class Capabilities:
     huge_page_bytes: int = 0
     prefill_chunk_tokens: int = 0
     cpu_nodes: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     @property
     def batch_size(self) -> int | None:
@@ -45,11 +44,9 @@ class Capabilities:
 
 
 def tell_notes(capabilities: Iterable[Capabilities], progress: Progress) -> None:
-    """Says what a user must know of the runners that were entered, each thing once."""
-    every = list(capabilities)
-    widened = [_WIDENED] if any(each.widened for each in every) else []
-    for note in dict.fromkeys([*widened, *(note for each in every for note in each.notes)]):
-        progress.say(note)
+    """Says what a user must know of the runners that were entered, once."""
+    if any(able.widened for able in capabilities):
+        progress.say(_WIDENED)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from exporter.engines.build.engine_set import (
     EngineSet,
     choose_profile,
     find_engines,
-    other_card,
 )
 from exporter.engines.build.session import ReadyProfile, Session, try_engines
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
@@ -122,12 +121,7 @@ class OnEngines:
         except BaseException:
             self.unload()
             raise
-        notes = (other_card(record, session.card) for record in self.engines.records)
-        self.capabilities = replace(
-            self.capabilities,
-            gpu_memory_bytes=session.used_bytes,
-            notes=tuple(filter(None, notes)),
-        )
+        self.capabilities = replace(self.capabilities, gpu_memory_bytes=session.used_bytes)
 
     def unload(self) -> None:
         """See :meth:`__exit__`."""

@@ -11,7 +11,7 @@ import pytest
 
 from exporter.artifacts import ComparisonReport, MachineState, PlannedDeletion
 from exporter.artifacts.stacks import Stacks
-from exporter.compare.options import CompareOptions, DeviceOption, QualityOptions, TimingOptions
+from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import ComparisonError, DisturbedMachineError, UsageError
 from tests.exporter.encoder_decoders import made_loaded, write_source
 from tests.exporter.option_leaves import leaves_of
@@ -103,15 +103,6 @@ def test_a_regression_is_measured_again(models: Path) -> None:
     assert again.latency[0].baseline.samples_ms != report.latency[0].baseline.samples_ms
 
 
-def test_the_gpu_that_is_named_is_used(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.compare import options
-
-    used: list[str | None] = []
-    monkeypatch.setattr(options, "use_device", used.append)
-    compared(models, gpu=DeviceOption(device="1"))
-    assert used == ["1"]
-
-
 def test_the_report_of_a_cut_tells_the_size_of_what_was_written(models: Path) -> None:
     arms = compared(models).arms
     report = json.loads((models / "least.json").read_text())
@@ -171,7 +162,7 @@ def test_another_runtime_does_not_run_three_graphs(models: Path, kind: str) -> N
 
 USED = {
     "provider", "threads", "prefill_lengths", "decode_past_lengths", "batches", "rounds",
-    "eval_text", "eval_tokens", "gpu.device", "timing.time_budget_s", "timing.power",
+    "eval_text", "eval_tokens", "timing.time_budget_s", "timing.power",
     "timing.smallest", "timing.threshold", "timing.generate", "timing.on_disturbance",
     "timing.reload",
 }  # fmt: skip

@@ -5,18 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
-from engine_support import record, written_as
+from engine_support import written_as
 
 from exporter.engines.build import libraries as cuda_versions
 from exporter.engines.build import session
-from exporter.engines.build.engine_set import find_engines, other_card
+from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import Device, Driver, ask_driver
-from exporter.engines.build.settings import BuildSettings
-from exporter.engines.runners.base import Capabilities, tell_notes
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, EngineError
 from tests.raising import raises
@@ -100,28 +97,3 @@ def test_an_old_driver_is_refused_before_the_library_is_loaded(
     runner = open_engine(written_as(tmp_path / "m.engine", phases=PHASES))
     with raises(BackendError, "driver-too-old", "tensorrt-rtx", "12.8", "[rtx-cu12]"):
         runner.__enter__()
-
-
-@pytest.mark.parametrize(
-    ("changes", "noted"),
-    [
-        ({"built_on": {"gpu": "A10"}}, True),
-        ({"built_on": {"gpu": "A40"}}, False),
-        ({"built_on": {}}, False),
-        ({"built_on": {"gpu": "A10"}, "backend": "tensorrt-rtx"}, False),
-    ],
-)
-def test_a_card_of_another_name_is_noted(changes: dict[str, Any], noted: bool) -> None:
-    """The same compute capability: TensorRT may be slower there, or fail, so it isn't refused."""
-    built = record(**{"backend": "tensorrt", "settings": BuildSettings(), **changes})
-    note = other_card(built, "A40")
-    assert bool(note) is noted
-    assert not noted or ("A10" in note and "A40" in note and built.engine in note)
-
-
-def test_notes_of_runners_are_told_once() -> None:
-    told = [Capabilities(notes=("a card",)), Capabilities(notes=("a card",)), Capabilities()]
-    said: list[str] = []
-    progress = SimpleNamespace(say=said.append)
-    tell_notes(told, progress)  # type: ignore[arg-type]
-    assert said == ["a card"]

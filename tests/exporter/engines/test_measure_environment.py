@@ -10,7 +10,6 @@ import pytest
 
 from exporter.engines import environment as module
 from exporter.engines import machine_watch
-from exporter.engines.build import libraries as driver
 from exporter.engines.environment import (
     GpuClocks,
     GpuWatch,
@@ -21,8 +20,6 @@ from exporter.engines.environment import (
     parse_clocks,
     processor_name,
 )
-from exporter.errors import BackendError
-from tests.raising import raises
 from tests.stand_in.installed import stand_in
 
 
@@ -161,14 +158,3 @@ def test_an_idle_gpu_tells_nothing_of_what_was_measured(
         while not done.exists():
             time.sleep(0.05)
         assert watch.seen() is None
-
-
-def test_a_gpu_is_chosen_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-abc")
-    driver._visible.cache_clear()
-    for device, found in (("1", "GPU-abc"), ("0", "3"), ("GPU-x", "GPU-x"), (None, "GPU-x")):
-        driver.use_device(device)
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == found
-    with raises(BackendError, "no-such-device", 2):
-        driver.use_device("2")
-    driver._visible.cache_clear()
