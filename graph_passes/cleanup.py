@@ -84,9 +84,6 @@ class CleanupPass(ir.passes.InPlacePass):
     Notes are metadata and doc strings of nodes, values and tensors: stack traces with local
     paths, for one. The model's own metadata and doc string stay, as do graph outputs, and graph
     inputs that are no weights.
-
-    Args:
-        keep_debug: Whether the notes stay.
     """
 
     def __init__(self, *, keep_debug: bool = False) -> None:

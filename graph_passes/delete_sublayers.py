@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from graph_passes import fused_norms, kv_cache
 from graph_passes.bias_folding import BiasFolder
 from graph_passes.cleanup import Swept, sweep
 from graph_passes.errors import SurgeryError
+from graph_passes.finding.dataflow import is_shape_read
+from graph_passes.finding.shapes import carried_dims
 from graph_passes.fused_norms import Apart
-from graph_passes.inference import declare_what_is_asked
 from graph_passes.locate import Findings, FoundSite, locate, survey
 from graph_passes.plan_record import RecordedReplacement, record, recorded, recorded_replacements
 from graph_passes.replacement_nodes import PutIn, put_in, spare_input
@@ -272,3 +274,28 @@ def _renumber(model: ir.Model, survivors: Sequence[FoundSite]) -> dict[str, str]
     return kv_cache.renumber(
         model, [own[value.name] for value in caches], [own[value.name] for value in outputs]
     )
+
+
+def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> None:
+    """Declares the shapes of those values that something asks for their mere shape.
+
+    What is declared already stays; where inference can't tell, nothing changes. Weights are not
+    needed. A graph that declares its shapes costs no inference.
+    """
+    asked = {
+        value.name: value
+        for node in model.graph
+        for value in node.outputs
+        if value.name in names
+        and carried_dims(value) is None
+        and any(is_shape_read(user) for user, _ in value.uses())
+    }
+    if not asked:
+        return
+    copy = model.clone()
+    ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+    for node in copy.graph:
+        for found in node.outputs:
+            if found.name in asked and found.shape is not None:
+                value = asked[found.name]
+                value.shape, value.type = found.shape.copy(), value.type or found.type

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from graph_passes.finding.shapes import CHANGES_OF_FORM
-from graph_passes.finding.value_facts import float_type
+from graph_passes.finding.weights import float_type
 from graph_passes.locate import FoundSite
 from graph_passes.replacements import FittedReplacement
 from graph_passes.types import SublayerRef

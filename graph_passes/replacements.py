@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from graph_passes.errors import SurgeryError
 from graph_passes.files.weight_file import read_bytes
-from graph_passes.finding.value_facts import FLOATS, float_type, width
+from graph_passes.finding.weights import FLOATS, float_type, width
 from graph_passes.locate import FoundSite
 from graph_passes.types import Replacement, SublayerRef
 

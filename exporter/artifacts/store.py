@@ -25,7 +25,7 @@ from graph_passes.files.locking import FOLDER as FOLDER
 from graph_passes.files.locking import held, refuse_links
 from graph_passes.files.placing import append
 from graph_passes.files.reading import TABLE_BYTES, copy_file, parse_json, read_json, read_text
-from graph_passes.files.steps import gone_of
+from graph_passes.files.record import gone_of
 
 _T = TypeVar("_T")
 _FIRST = '{"name": '

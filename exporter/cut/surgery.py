@@ -37,7 +37,7 @@ from graph_passes.files import storage
 from graph_passes.files.placing import Staging, staging
 from graph_passes.files.reading import copy_file
 from graph_passes.files.storage import data_files, load_model
-from graph_passes.fusing.paired_caches import pair_caches
+from graph_passes.fusing.cache_in_place import pair_caches
 from graph_passes.pipeline import graph_size
 from graph_passes.types import DeletedSublayer, PassReport, Refusal, ResidualSite, SublayerRef
 

@@ -20,8 +20,19 @@ from graph_passes.files.exchange import absolute, identity, sync
 from graph_passes.files.kinds import kind_of, refuse_foreign
 from graph_passes.files.locations import real
 from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, prepared, refuse_links
-from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
-from graph_passes.files.steps import GONE, carry_on, carry_out, close, is_one_step, is_undone
+from graph_passes.files.record import (
+    GONE,
+    RECORD,
+    Change,
+    ChangeRecord,
+    Removal,
+    carry_on,
+    carry_out,
+    close,
+    is_one_step,
+    is_undone,
+    read_record,
+)
 
 SCRATCH = "scratch"
 """What of the kept folder is of no use to the next run."""

@@ -12,10 +12,16 @@ import onnx
 import onnx_ir as ir
 
 from graph_passes.errors import OnnxFileError, UnsafeInputError
-from graph_passes.files.file_checks import AGAIN, check_external, refuse_unsupported
+from graph_passes.files.file_checks import (
+    AGAIN,
+    check_external,
+    other_reader,
+    read_graph,
+    reads,
+    refuse_unsupported,
+)
 from graph_passes.files.hashing import content_sha256
 from graph_passes.files.locations import common_folder, leaves_folder, real
-from graph_passes.files.neighbours import other_reader, read_graph, reads
 from graph_passes.files.placing import finish_interrupted, staging
 from graph_passes.files.weight_file import WeightWriter, read_bytes
 
@@ -33,13 +39,6 @@ def load_model(path: Path) -> ir.Model:
     followed; where the folder is a snapshot in a Hugging Face cache, the blobs of the same
     repository count as inside. A data file with several hard links, which onnx refuses to read,
     is accepted.
-
-    Args:
-        path: The ONNX file.
-
-    Raises:
-        OnnxFileError: The file or its external data is missing, cut off, not ONNX, or outside
-            the model's folder.
     """
     finish_interrupted(path)
     model = _deserialised(path)

@@ -8,8 +8,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from graph_passes.finding.dataflow import GraphIndex, is_add
-from graph_passes.finding.dominators import Dominators
+from graph_passes.finding.dataflow import Dominators, GraphIndex, is_add
 from graph_passes.finding.shapes import CHANGES_OF_FORM
 
 

@@ -8,8 +8,7 @@ from itertools import takewhile
 import onnx_ir as ir
 
 from graph_passes.finding.add_tree import AddTree, Leaf, common_origin
-from graph_passes.finding.dataflow import CONTRACTIONS, GraphIndex, has_weight
-from graph_passes.finding.dominators import Dominators
+from graph_passes.finding.dataflow import CONTRACTIONS, Dominators, GraphIndex, has_weight
 from graph_passes.finding.operators import contracts, is_unknown
 from graph_passes.finding.sharing import own_nodes
 

@@ -8,12 +8,12 @@ import onnx_ir as ir
 
 from graph_passes.finding.dataflow import (
     CONTRACTIONS,
+    Dominators,
     GraphIndex,
     factors,
     has_weight,
     is_shape_read,
 )
-from graph_passes.finding.dominators import Dominators
 from graph_passes.finding.operators import is_fused_attention
 from graph_passes.finding.shapes import dims
 

@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from graph_passes.finding.dataflow import CONTRACTIONS, GraphIndex, factors
-from graph_passes.finding.dominators import Dominators
+from graph_passes.finding.dataflow import CONTRACTIONS, Dominators, GraphIndex, factors
 from graph_passes.finding.operators import is_fused_attention, is_opaque, mixes_tokens
 from graph_passes.types import SublayerKind, SublayerRef
 

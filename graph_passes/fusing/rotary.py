@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from graph_passes.errors import FusionError
 from graph_passes.fusing.attention_sites import AttentionSite
-from graph_passes.fusing.masks import POSITIONS
-from graph_passes.fusing.probing import Probe
+from graph_passes.fusing.masks import POSITIONS, Probe
 
 _LAST_AXES = (3, -1)
 _HEAD_STEP, _TABLE_STEP = 16, 8  # what ONNX Runtime's kernel asks of its sizes

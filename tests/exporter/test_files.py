@@ -18,7 +18,7 @@ from exporter.files import (
     write_text,
     write_texts,
 )
-from graph_passes.files import hashing, steps
+from graph_passes.files import hashing, record
 from tests.raising import raises
 
 
@@ -121,7 +121,7 @@ def test_texts_appear_together_or_not_at_all(
 ) -> None:
     names = [tmp_path / name for name in ("one.json", "two.md")]
     write_texts(dict.fromkeys(names, "old"))
-    put, done = steps.put, []
+    put, done = record.put, []
 
     def fails(staged: Path, final: Path) -> None:
         if done:
@@ -129,12 +129,12 @@ def test_texts_appear_together_or_not_at_all(
         put(staged, final)
         done.append(final)
 
-    monkeypatch.setattr(steps, "put", fails)
+    monkeypatch.setattr(record, "put", fails)
     with pytest.raises(KeyboardInterrupt):
         write_texts(dict.fromkeys(names, "new"))
     assert done == names[:1]
     assert [path.read_text() for path in names] == ["old", "old"]
-    monkeypatch.setattr(steps, "put", put)
+    monkeypatch.setattr(record, "put", put)
     write_texts(dict.fromkeys(names, "new"))
     assert [path.read_text() for path in names] == ["new", "new"]
     assert _names(tmp_path) == ["one.json", "two.md"]

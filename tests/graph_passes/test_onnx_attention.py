@@ -13,7 +13,7 @@ from graph_support import run, session
 from graph_passes import Deletion, masked_model, prune_graph
 from graph_passes.errors import FusionError
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
-from graph_passes.fusing.onnx_attention import GroupedAttentionPass
+from graph_passes.fusing.grouped import GroupedAttentionPass
 from tests.raising import raises
 
 KNOWN = {

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graph_passes.fusing.paired_caches import pair_caches
+from graph_passes.fusing.cache_in_place import pair_caches
 
 
 def step(own: Sequence[int], cross: Sequence[int], *, takes: bool = True) -> ir.Model:

@@ -22,7 +22,7 @@ from graph_passes.errors import (
     PreparedFolderError,
     TargetInUseError,
 )
-from graph_passes.files import placing, steps
+from graph_passes.files import placing, record
 from graph_passes.files.exchange import put
 from graph_passes.files.placing import (
     append,
@@ -106,7 +106,7 @@ def test_a_move_that_fails_puts_all_back(
             raise error
         put(staged, final)
 
-    monkeypatch.setattr(steps, "put", fails)
+    monkeypatch.setattr(record, "put", fails)
     with nothing_changes(tmp_path, error):
         write(tmp_path, "new")
     assert len(calls) == failing + 1
@@ -124,7 +124,7 @@ def test_a_failure_after_the_last_move_puts_all_back(
     def fails(_: Path) -> None:
         raise error
 
-    monkeypatch.setattr(steps, "sync_names", fails)
+    monkeypatch.setattr(record, "sync_names", fails)
     with nothing_changes(tmp_path, error):
         writer(tmp_path, "new")
 
@@ -155,8 +155,8 @@ def test_what_can_not_be_put_back_is_finished_by_the_next_reader(
         raise OSError(errno.EIO, "broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "sync_names", fails)
-        patch.setattr(steps, "take_back", fails)
+        patch.setattr(record, "sync_names", fails)
+        patch.setattr(record, "take_back", fails)
         with pytest.raises(OSError, match="broken"):
             write(tmp_path, "new")
     assert pending(tmp_path)

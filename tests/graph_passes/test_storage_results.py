@@ -12,7 +12,7 @@ from test_storage import PLAN, _all_weights_external, _rewrite, saved
 from written_files import all_data_of, data_of
 
 from graph_passes import OnnxFileError, prune_graph
-from graph_passes.files import steps, storage
+from graph_passes.files import record, storage
 from graph_passes.files.exchange import put
 from graph_passes.files.hashing import sha256_file
 from graph_passes.files.storage import data_files, load_model, save_model
@@ -88,7 +88,7 @@ def test_an_interrupted_move_puts_the_earlier_result_back(
         moves += 1
         put(staged, final)
 
-    monkeypatch.setattr(steps, "put", interrupted)
+    monkeypatch.setattr(record, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
     assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before

@@ -18,11 +18,10 @@ from exporter.models.graph_facts import CACHE_INPUT
 from exporter.models.model_folder import find_model
 from graph_passes.files.storage import load_model
 from graph_passes.finding.dataflow import CONTRACTIONS
-from graph_passes.finding.liveness import own_parameters
 from graph_passes.finding.operators import is_fused_attention
 from graph_passes.finding.shapes import head_count, head_size
-from graph_passes.finding.value_facts import float_type, width
-from graph_passes.finding.weights import constant_weight, is_weight
+from graph_passes.finding.sharing import own_parameters
+from graph_passes.finding.weights import constant_weight, float_type, is_weight, width
 from graph_passes.locate import Findings, FoundSite, survey
 from graph_passes.pipeline import graph_size
 from graph_passes.replacement_nodes import spare_input

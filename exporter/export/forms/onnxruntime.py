@@ -34,9 +34,9 @@ from graph_passes import CleanupPass
 from graph_passes.errors import FusionError
 from graph_passes.files.storage import own_data
 from graph_passes.fusing import fuse_decoder
+from graph_passes.fusing.decoder import fuse_skip_norms
 from graph_passes.fusing.embedding import fuse_embedding
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
-from graph_passes.fusing.skip_norms import fuse_skip_norms
 
 _PLAIN = "so this is the plain export, whose cache grows"
 _Write = Callable[[Path], WrittenForm]

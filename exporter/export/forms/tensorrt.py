@@ -15,7 +15,7 @@ from exporter.export.options import USUAL_ROOM
 from exporter.progress import QUIET, Progress
 from graph_passes.errors import FusionError
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
-from graph_passes.fusing.onnx_attention import GroupedAttentionPass
+from graph_passes.fusing.grouped import GroupedAttentionPass
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel

@@ -30,7 +30,7 @@ from exporter.errors import (
     UnsafeInputError,
 )
 from graph_passes.files import exchange as exchanging
-from graph_passes.files import steps, storage
+from graph_passes.files import record, storage
 from graph_passes.files.storage import data_files, load_model, save_model
 from tests.exporter.cut_models import PLAN, content, source
 from tests.raising import raises
@@ -154,7 +154,7 @@ def test_a_failed_move_brings_all_back_from_two_file_systems(
 
     monkeypatch.setattr(Path, "rename", renamed)
     monkeypatch.setattr(exchanging, "_exchange", exchanged)
-    monkeypatch.setattr(steps, "sync_names", interrupted)  # after the last move
+    monkeypatch.setattr(record, "sync_names", interrupted)  # after the last move
     for weights in ("compact", "share"):
         with pytest.raises(KeyboardInterrupt):
             prune_file(
@@ -172,7 +172,7 @@ def test_one_failing_step_back_does_not_stop_the_others(
     target = tmp_path / "o" / "m.onnx"
     prune_file(source, target, PLAN, CutOptions(verify="none"))
     before = content(target.parent)
-    exchange, taken_back = exchanging._exchange, steps.take_back
+    exchange, taken_back = exchanging._exchange, record.take_back
 
     def fails(staged: Path, final: Path) -> None:
         if final.name == target.name:
@@ -185,7 +185,7 @@ def test_one_failing_step_back_does_not_stop_the_others(
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(exchanging, "_exchange", fails)
-    monkeypatch.setattr(steps, "take_back", fails_once)
+    monkeypatch.setattr(record, "take_back", fails_once)
     with raises(OnnxFileError, "write-failed", "Input/output error"):
         prune_file(source, target, PLAN[:1], CutOptions(verify="none"))
     assert content(target.parent) == before

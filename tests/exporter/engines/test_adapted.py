@@ -17,7 +17,7 @@ from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings, Phase
 from graph_passes import save_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
-from graph_passes.fusing.onnx_attention import GroupedAttentionPass
+from graph_passes.fusing.grouped import GroupedAttentionPass
 from tests.attention_alone import attention_in_place
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 

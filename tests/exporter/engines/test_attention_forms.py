@@ -14,7 +14,7 @@ from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.errors import UsageError
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.fusing.cache_in_place import CacheInPlacePass
-from graph_passes.fusing.onnx_attention import GroupedAttentionPass
+from graph_passes.fusing.grouped import GroupedAttentionPass
 from tests.graph_passes.decoder_graphs import decoder_model
 from tests.raising import raises
 

@@ -15,7 +15,7 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError, UsageError
 from exporter.models.genai_config import GenaiConfig, find_config, rewritten
-from graph_passes.files import steps
+from graph_passes.files import record
 from graph_passes.files.storage import save_model
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -165,7 +165,7 @@ def test_the_config_appears_with_the_result_or_not_at_all(
     def fails(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(steps, "sync_names", fails)  # after the last move
+    monkeypatch.setattr(record, "sync_names", fails)  # after the last move
     with pytest.raises(OnnxFileError):
         prune_file(
             source, target, [PlannedDeletion(layer=0, kind="mlp")], CutOptions(verify="none")
