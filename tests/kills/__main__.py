@@ -1,8 +1,8 @@
 """Kills commands at random: ``python -m tests.kills --kills 1000 --seed 1``.
 
 Each kill follows from its command and its number: ``--replay prune:17`` makes one again and tells
-what was done; ``--replay prune:full-disk`` does so with what ``--troubles`` tries. Ends with 1 if
-anything was mixed, stale, lost or different, and with 2 if the harness itself failed.
+what was done. Ends with 1 if anything was mixed, stale, lost or different, and with 2 if the
+harness itself failed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from typing import Any, TextIO, cast
 from tests.kills.bench import warm_up
 from tests.kills.killing import Killing, Outcome
 from tests.kills.scenarios import SCENARIOS, names
-from tests.kills.troubles import TROUBLES, troubles
 
 KINDS = ("mixed", "stale", "lost", "different")
 _COLUMNS = ("command", "kills", *KINDS, "seconds")
 
-Work = Sequence[tuple[str, str]]
-"""Commands, and what is done to each: the number of a kill, or a trouble's name."""
+Work = Sequence[tuple[str, int]]
+"""Commands, and the number of each one's kill."""
 
 
 def main() -> int:
@@ -39,9 +38,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first number")
     parser.add_argument("--commands", help="NAME,NAME=SHARE: one is killed as often as its share")
     parser.add_argument("--states", type=int, help="what a command finds there: at most so many")
-    parser.add_argument(
-        "--troubles", metavar="NAME,NAME", default="", help="commands to try full disks on"
-    )
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--told", metavar="FILE", help="takes what came of each, as JSON lines")
     parser.add_argument("--replay", metavar="COMMAND:NUMBER")
@@ -57,18 +53,16 @@ def main() -> int:
 def _work(options: argparse.Namespace) -> Work:
     if options.replay:
         command, _, what = options.replay.partition(":")
-        return [(command, what)]
+        return [(command, int(what))]
     asked = options.commands.split(",") if options.commands else names()
     shares = {name: int(share or 1) for name, _, share in (each.partition("=") for each in asked)}
     rounds = -(-options.kills // sum(shares.values()))
-    found = [
-        (name, str(number * share + each + options.seed))
+    return [
+        (name, number * share + part + options.seed)
         for number in range(rounds)
         for name, share in shares.items()
-        for each in range(share)
+        for part in range(share)
     ]
-    tried = filter(None, options.troubles.split(","))
-    return [*found, *((name, each) for name in tried for each in troubles(name))]
 
 
 def _run(root: Path, work: Work, options: argparse.Namespace) -> int:
@@ -76,15 +70,15 @@ def _run(root: Path, work: Work, options: argparse.Namespace) -> int:
     counts = {command: Counter[str]() for command in commands}
     with Path(options.told or os.devnull).open("w", encoding="utf-8", buffering=1) as told:
         for entry in _shared(root, commands, work, options):
-            seconds, what = entry.pop("seconds"), entry.pop("what")
-            told.write(json.dumps({**entry, "what": what}) + "\n")
+            seconds = entry.pop("seconds")
+            told.write(json.dumps(entry) + "\n")
             outcome = Outcome(**entry)
             count = counts[outcome.command]
             count.update({kind for kind, _ in outcome.problems})
             count["kills"] += outcome.kills
             count["seconds"] += seconds
             if outcome.problems or options.replay:
-                print(_words(outcome, what), flush=True)
+                print(_words(outcome), flush=True)
     print(_table(counts))
     return int(any(count[kind] for count in counts.values() for kind in KINDS))
 
@@ -101,8 +95,8 @@ def _shared(
             try:
                 with os.fdopen(write, "w", encoding="utf-8") as told:
                     killing = Killing(root / str(job), commands, most_beginnings=options.states)
-                    for command, what in work[job :: options.jobs]:
-                        told.write(json.dumps(_done(killing, command, what)) + "\n")
+                    for command, number in work[job :: options.jobs]:
+                        told.write(json.dumps(_done(killing, command, number)) + "\n")
                         told.flush()
                 code = 0
             except Exception:
@@ -119,13 +113,9 @@ def _shared(
             raise SystemExit(2)
 
 
-def _done(killing: Killing, command: str, what: str) -> dict[str, Any]:
+def _done(killing: Killing, command: str, number: int) -> dict[str, Any]:
     begin = time.monotonic()
-    if what in TROUBLES:
-        outcome = TROUBLES[what](killing, command)
-    else:
-        outcome = killing.kill(command, int(what))
-    return {**asdict(outcome), "what": what, "seconds": time.monotonic() - begin}
+    return {**asdict(killing.kill(command, number)), "seconds": time.monotonic() - begin}
 
 
 def _heard(pipes: Sequence[TextIO]) -> Iterator[dict[str, Any]]:
@@ -141,8 +131,8 @@ def _heard(pipes: Sequence[TextIO]) -> Iterator[dict[str, Any]]:
                     waiting.unregister(key.fileobj)
 
 
-def _words(outcome: Outcome, what: str) -> str:
-    lines = [f"{outcome.command}:{what}: {'; '.join(outcome.story)}"]
+def _words(outcome: Outcome) -> str:
+    lines = [f"{outcome.command}:{outcome.seed}: {'; '.join(outcome.story)}"]
     return "\n".join([*lines, *(f"  {kind}: {each}" for kind, each in outcome.problems)])
 
 

@@ -86,9 +86,7 @@ class Bench:
         shutil.copytree(template, self.work, symlinks=True)
         self.temporary.mkdir()
 
-    def run(
-        self, task: Task, kill: Kill | None = None, instead: Callable[[], object] | None = None
-    ) -> Ended:
+    def run(self, task: Task, kill: Kill | None = None) -> Ended:
         """Runs a command, and waits until it and all that it has started are gone."""
         self.ticks.reset()
         begin = time.monotonic()
@@ -96,7 +94,7 @@ class Bench:
         sys.stderr.flush()
         pid = os.fork()
         if not pid:
-            self._child(task, kill, instead)
+            self._child(task, kill)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(pid, pid)
         status = self._waited(pid, kill)
@@ -106,7 +104,7 @@ class Bench:
         code = os.waitstatus_to_exitcode(status)
         return Ended(code, self.ticks.count, self.ticks.late, seconds, said, left)
 
-    def _child(self, task: Task, kill: Kill | None, instead: Callable[[], object] | None) -> None:
+    def _child(self, task: Task, kill: Kill | None) -> None:
         code = 99
         try:
             os.setpgid(0, 0)
@@ -122,7 +120,7 @@ class Bench:
             )
             tempfile.tempdir = str(self.temporary)  # else Python tries it out, and may die at it
             fork_workers()
-            self.ticks.begin(kill, instead)
+            self.ticks.begin(kill)
             code = done(task)
             sys.stdout.flush()
             sys.stderr.flush()

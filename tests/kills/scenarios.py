@@ -37,7 +37,6 @@ class Scenario:
     growing: Sequence[str] = ()
     may_vary: str = "$"
     inside: Mapping[str, str] = field(default_factory=dict)
-    tells_in_a_table: bool = False
     needs: Sequence[str] = ("torch", "onnxruntime")
 
     @property
@@ -244,7 +243,6 @@ SCENARIOS: dict[str, Scenario] = {
             *(rf"out/res/plans/{plan}" for plan in ("attention", "mlp")),
         ),
         growing=(r"out/res/sweep\.",),
-        tells_in_a_table=True,
         inside={"notes.txt": "mine", ".env.prod.old": "TOKEN=secret"},
     ),
     "plan": Scenario(

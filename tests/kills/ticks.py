@@ -50,7 +50,6 @@ class Ticks:
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, _HEAD.size + _MOST)
-        self._instead: Callable[[], object] | None = None
 
     def reset(self) -> None:
         """Begins anew."""
@@ -69,9 +68,8 @@ class Ticks:
         placing = [number for number, mark in enumerate(marks, start=1) if mark]
         return sorted({*placing, *range(max(1, self.count - 12), self.count + 1)})
 
-    def begin(self, kill: Kill | None, instead: Callable[[], object] | None = None) -> None:
+    def begin(self, kill: Kill | None) -> None:
         """Counts in this process from now on, which can't be ended."""
-        self._instead = instead
         victim = os.getpid() | (_ALL if kill is not None and kill.group else 0)
         _HEAD.pack_into(self._shared, 0, 0, kill.at if kill else 0, victim, 0)
         for name in _CALLS:
@@ -132,8 +130,6 @@ class Ticks:
         count += 1
         _HEAD.pack_into(self._shared, 0, count, at, victim, depth)
         self._shared[_HEAD.size + min(count, _MOST) - 1] = int(depth > 0)
-        if count == at and self._instead is not None:
-            self._instead()
-        elif count == at:
+        if count == at:
             pid = victim & ~_ALL
             os.killpg(pid, signal.SIGKILL) if victim & _ALL else os.kill(pid, signal.SIGKILL)
