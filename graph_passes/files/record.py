@@ -54,11 +54,6 @@ class ChangeRecord:
     removals: list[Removal]
 
     @property
-    def folders(self) -> set[Path]:
-        """Those whose names change."""
-        return {path.parent for path, _ in self.before}
-
-    @property
     def before(self) -> list[tuple[Path, Identity | None]]:
         """Every place, and what tells what was there before."""
         changed = [(change.final, change.old) for change in self.changes]
@@ -212,9 +207,14 @@ def carry_out(home: Path, record: ChangeRecord) -> None:
             gone.parent.mkdir(exist_ok=True)
             removal.final.rename(gone)
             undo.callback(gone.rename, removal.final)
-        for folder in record.folders:
-            sync_names(folder)
+        sync_folders(record)
         undo.pop_all()
+
+
+def sync_folders(record: ChangeRecord) -> None:
+    """Waits until all names that have changed are on the disk."""
+    for folder in {path.parent for path, _ in record.before}:
+        sync_names(folder)
 
 
 def _take_back(change: Change, *, was_there: bool) -> None:
@@ -236,8 +236,7 @@ def carry_on(home: Path, record: ChangeRecord) -> None:
         if removal.old is not None and identity(removal.final) == removal.old:
             gone_of(home).mkdir(exist_ok=True)
             removal.final.rename(gone_of(home) / str(number))
-    for folder in record.folders:
-        sync_names(folder)
+    sync_folders(record)
     close(home, record)
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from clean import check_clean as check_clean
 from clean import check_tidy as check_tidy
-from fused_graphs import fused_feed
+from fused_graphs import FUSED, fused_feed, fused_model
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
 from graph_passes.testing import masked_model
@@ -39,6 +39,8 @@ SPECS = {
     "router": TinySpec(router=True),
     "unannotated": TinySpec(annotated=False),
 }
+GRAPHS = (*SPECS, *FUSED)
+"""Plain operators, and those of ONNX Runtime."""
 
 
 def session(model: ir.Model, folder: Path | None = None, *, optimise: bool) -> Any:
@@ -107,6 +109,8 @@ def sites_of(model: ir.Model) -> list[ResidualSite]:
 
 def smaller(name: str) -> ir.Model:
     """The same form with two layers, for tests that go through all subsets."""
+    if name in FUSED:
+        return fused_model(FUSED[name])
     spec = SPECS[name]
     return tiny_model(replace(spec, layers=2, past_from=min(spec.past_from, 1)))
 
@@ -125,4 +129,12 @@ def text(model: ir.Model) -> str:
 
 
 def tiny(name: str) -> ir.Model:
+    """A graph of three layers, in plain operators or in fused ones."""
+    if name in FUSED:
+        return fused_model(replace(FUSED[name], layers=3))
     return tiny_model(SPECS[name])
+
+
+def tolerance(name: str) -> float:
+    """A plain norm and a fused one round differently; the largest logit is about 0.7."""
+    return 1e-6 if name in FUSED else 0.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from killed import contents, without_exchange
+from killed import contents
 
 from graph_passes.files import exchange
 from graph_passes.files.exchange import (
@@ -17,7 +17,6 @@ from graph_passes.files.exchange import (
     can_exchange,
     identity,
     put,
-    settle,
     sync,
     take_back,
 )
@@ -72,19 +71,6 @@ def test_two_change_places_and_back(
     assert {path.name for path in tmp_path.iterdir()} == {"staged", "final"}
 
 
-@pytest.mark.parametrize("make", [a_file, a_folder])
-def test_what_has_an_empty_place_takes_it_and_leaves_it(
-    tmp_path: Path, file_system: str, make: Make
-) -> None:
-    staged, final = tmp_path / "staged", tmp_path / "final"
-    make(staged, "new")
-    put(staged, final)
-    assert not os.path.lexists(staged)
-    take_back(staged, final, was_there=False)
-    assert not os.path.lexists(final)
-    assert staged.exists()
-
-
 @pytest.mark.parametrize(
     ("new", "old"), [(a_file, a_folder), (a_folder, a_file), (a_folder, a_link)]
 )
@@ -124,42 +110,6 @@ def test_other_errors_are_told_and_change_nothing(
     assert contents(tmp_path) == {"staged": b"new", "final": b"old"}
     with pytest.raises(OSError, match="other"):
         can_exchange(tmp_path / "tried")
-
-
-@pytest.mark.parametrize("failing", [1, 2, 3])
-def test_each_half_of_three_moves_is_undone_or_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    without_exchange(monkeypatch)
-    rename = Path.rename
-    for finishes in (True, False):
-        staged, final = tmp_path / str(finishes) / "staged", tmp_path / str(finishes) / "final"
-        staged.parent.mkdir()
-        a_file(staged, "new")
-        a_file(final, "old")
-        calls = []
-
-        def fails(self: Path, target: Path) -> Path:
-            calls.append(self)  # noqa: B023
-            if len(calls) == failing:  # noqa: B023
-                raise KeyboardInterrupt
-            return rename(self, target)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", fails)
-            with pytest.raises(KeyboardInterrupt):
-                put(staged, final)
-        if finishes:
-            put(staged, final) if staged.exists() else settle(staged)
-            assert contents(staged.parent) == {"staged": b"old", "final": b"new"}
-        elif failing > 1:  # else nothing was done yet
-            take_back(staged, final, was_there=True)
-            assert contents(staged.parent) == {"staged": b"new", "final": b"old"}
-
-
-def test_whether_names_can_be_exchanged_is_found_out(tmp_path: Path, file_system: str) -> None:
-    assert can_exchange(tmp_path / "tried") == (file_system == "exchange")
-    assert [path.name for path in tmp_path.iterdir()] == ["tried"]
 
 
 def test_what_tells_a_file_from_others(tmp_path: Path) -> None:

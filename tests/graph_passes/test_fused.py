@@ -35,7 +35,6 @@ from graph_passes import (
     fused_norms,
     prune_graph,
 )
-from graph_passes.delete_sublayers import DeleteSublayersPass
 from graph_passes.files.storage import save_model
 from graph_passes.finding.shapes import head_size
 from graph_passes.testing import masked_model
@@ -109,33 +108,6 @@ def test_everything_equals_the_masked_original_where_it_is_allowed(name: str) ->
     assert oracle_error(model, all_deletions(model), allow_all=True) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_all_subsets_equal_the_masked_original(name: str) -> None:
-    model = fused_model(FUSED[name])
-    subsets = proper_subsets(all_deletions(model))
-    assert len(subsets) == 14
-    assert max(oracle_error(model, subset) for subset in subsets) <= TOLERANCE
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_subsets_of_three_layers_with_optimisations(name: str) -> None:
-    model = fused_model(replace(FUSED[name], layers=3))
-    subsets = proper_subsets(all_deletions(model))[::7]
-    assert max(oracle_error(model, subset, optimise=True) for subset in subsets) <= TOLERANCE
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_the_oracle_catches_the_wrong_layer(name: str) -> None:
-    model = fused_model(FUSED[name])
-    for asked, done in ((0, 1), (1, 0)):
-        for kind in ("attention", "mlp"):
-            expected = session(masked_model(model, [Deletion(asked, kind)]), optimise=False)
-            wrong = session(prune_graph(model, [Deletion(done, kind)])[0], optimise=False)
-            for feed in feeds(model):
-                want, have = run(expected, feed)["logits"], run(wrong, feed)["logits"]
-                assert largest_difference({"logits": want}, {"logits": have}) > 1e-3
-
-
 @pytest.mark.parametrize("name", PRE_NORM)
 def test_neighbours_stay_fused(name: str) -> None:
     model = fused_model(replace(FUSED[name], layers=3))
@@ -157,20 +129,6 @@ def test_of_a_post_norm_sum_the_norm_stays() -> None:
         assert after["SkipLayerNormalization"] == 4 - len(subset)
         assert after["LayerNormalization"] == len(subset)
         assert after["Add"] == 0
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_results_are_tidy_and_the_report_adds_up(name: str) -> None:
-    model = fused_model(FUSED[name])
-    before = text(model)
-    for subset in proper_subsets(all_deletions(model)):
-        pruned, report = prune_graph(model, subset)
-        check_tidy(pruned)
-        nodes = report.before.nodes - report.after.nodes
-        weights = report.before.parameters - report.after.parameters
-        assert sum(entry.nodes_removed for entry in report.deleted) == nodes
-        assert sum(entry.parameters_removed for entry in report.deleted) == weights
-    assert text(model) == before
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -261,39 +219,6 @@ def test_a_weight_that_is_computed_too_late_leaves_the_sum_plain() -> None:
     assert oracle_error(model, plan) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_in_two_steps_or_twice_is_the_same(name: str) -> None:
-    plan = [Deletion(0, "mlp"), Deletion(1, "attention")]
-    once, _ = prune_graph(fused_model(FUSED[name]), plan)
-    twice = fused_model(FUSED[name])
-    for deletion in plan:
-        twice, _ = prune_graph(twice, [deletion])
-    assert [site.ref for site in sites_of(once)] == [site.ref for site in sites_of(twice)]
-    for feed in feeds(once):
-        one, other = (run(session(model, optimise=False), feed) for model in (once, twice))
-        assert largest_difference(one, other) == 0.0
-    before = text(once)
-    assert not DeleteSublayersPass(plan)(once).modified
-    assert text(once) == before
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_the_same_call_gives_the_same_bytes(name: str) -> None:
-    first, second = (
-        ir.to_proto(prune_graph(fused_model(FUSED[name]), plan)[0]).SerializeToString()
-        for plan in ([Deletion(0, "mlp")], [Deletion(0, "mlp"), Deletion(0, "mlp")])
-    )
-    assert first == second
-
-
-def test_the_pass_refuses_before_it_takes_anything_apart() -> None:
-    model = fused_model(FUSED["genai"])
-    before = text(model)
-    with raises(SurgeryError, "sublayer-missing", "mlp 9"):
-        DeleteSublayersPass([Deletion(0, "mlp"), Deletion(9, "mlp")])(model)
-    assert text(model) == before
-
-
 @pytest.mark.parametrize("name", CACHED)
 def test_caches_go_and_are_renumbered(name: str) -> None:
     plan = [Deletion(0, "attention")]
@@ -302,16 +227,6 @@ def test_caches_go_and_are_renumbered(name: str) -> None:
     assert report.deleted[0].inputs_removed == ("past_key_values.0.key", "past_key_values.0.value")
     assert "past_key_values.0.key" in names
     assert not any(".1." in (name or "") for name in names)
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_a_file_is_cut_and_verified(name: str, tmp_path: Path) -> None:
-    source, target = tmp_path / "source.onnx", tmp_path / "out" / "m.onnx"
-    save_model(fused_model(FUSED[name]), source)
-    plan = [PlannedDeletion(layer=0, kind="attention"), PlannedDeletion(layer=1, kind="mlp")]
-    verification = prune_file(source, target, plan).verification
-    assert verification.passed
-    assert verification.runs == (1 if FUSED[name].form == "bert" else 2)
 
 
 def test_verification_catches_a_wrong_fused_graph(

@@ -80,26 +80,6 @@ def test_a_second_process_says_who_is_there_and_changes_nothing(tmp_path: Path) 
     assert rests(tmp_path) == []
 
 
-def test_a_second_process_that_waits_gets_its_turn(tmp_path: Path) -> None:
-    target = tmp_path / "out" / "m"
-    with another_process(target, tmp_path) as process, ThreadPoolExecutor(1) as jobs:
-
-        def write() -> str:
-            with staging(target, wait_s=60) as stage:
-                before = target.read_text()
-                (stage.folder / "m").write_text("ours")
-                stage.place([(stage.folder / "m", target)])
-                return before
-
-        job = jobs.submit(write)
-        time.sleep(0.3)
-        assert not job.done()
-        assert ended(process) == 0
-        assert job.result(timeout=60) == "theirs"
-    assert target.read_text() == "ours"
-    assert rests(tmp_path) == []
-
-
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     target = tmp_path / "out" / "m"
     with another_process(target, tmp_path) as process:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from graph_support import (
+    GRAPHS,
     SPECS,
     all_deletions,
     check_clean,
+    check_tidy,
     feeds,
     largest_difference,
     oracle_error,
@@ -16,6 +18,7 @@ from graph_support import (
     sites_of,
     smaller,
     tiny,
+    tolerance,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,12 +29,13 @@ from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_all_subsets_are_bit_exact(name: str) -> None:
+@pytest.mark.parametrize("name", GRAPHS)
+def test_all_subsets_equal_the_masked_original(name: str) -> None:
+    """To the bit, where no norm is taken apart."""
     model = smaller(name)
     subsets = proper_subsets(all_deletions(model))
     assert len(subsets) == 14
-    assert max(oracle_error(model, subset) for subset in subsets) == 0.0
+    assert max(oracle_error(model, subset) for subset in subsets) <= tolerance(name)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -53,7 +57,7 @@ def test_all_subsets_of_three_layers_are_bit_exact(name: str) -> None:
     assert max(oracle_error(model, subset) for subset in subsets) == 0.0
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_with_the_runtimes_optimisations_on(name: str) -> None:
     model = smaller(name)
     subsets = proper_subsets(all_deletions(model))[::4]
@@ -61,11 +65,18 @@ def test_with_the_runtimes_optimisations_on(name: str) -> None:
     assert max(oracle_error(model, subset, optimise=True) for subset in subsets) <= 1e-5
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_every_result_is_clean(name: str) -> None:
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_result_is_clean_and_its_report_adds_up(name: str) -> None:
     model = smaller(name)
     for subset in proper_subsets(all_deletions(model)):
-        check_clean(prune_graph(model, subset)[0])
+        pruned, report = prune_graph(model, subset)
+        (check_clean if name in SPECS else check_tidy)(pruned)
+        weights = report.before.parameters - report.after.parameters
+        assert sum(entry.parameters_removed for entry in report.deleted) == weights
+        nodes = report.before.nodes - report.after.nodes
+        assert sum(entry.nodes_removed for entry in report.deleted) == pytest.approx(
+            nodes, abs=2 if name in SPECS else 0
+        )
 
 
 _forms = st.sampled_from(
@@ -92,7 +103,7 @@ def test_any_model_any_subset(spec: TinySpec, data: st.DataObject) -> None:
     check_clean(prune_graph(model, subset)[0])
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_the_oracle_catches_the_wrong_layer(name: str) -> None:
     model = smaller(name)
     for asked, done in ((0, 1), (1, 0)):

@@ -112,39 +112,6 @@ def test_a_move_that_fails_puts_all_back(
     assert len(calls) == failing + 1
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-@pytest.mark.usefixtures("file_system")
-def test_a_failure_after_the_last_move_puts_all_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException],
-    writer: Callable[[Path, str], None],
-) -> None:  # fmt: skip
-    prepared(tmp_path, writer)
-
-    def fails(_: Path) -> None:
-        raise error
-
-    monkeypatch.setattr(record, "sync_names", fails)
-    with nothing_changes(tmp_path, error):
-        writer(tmp_path, "new")
-
-
-def test_a_removal_that_fails_puts_all_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared(tmp_path)
-    rename = Path.rename
-
-    def fails(self: Path, target: Path) -> Path:
-        if self.name == "stale":
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with nothing_changes(tmp_path, OSError):
-        write(tmp_path, "new")
-
-
 @pytest.mark.usefixtures("file_system")
 def test_what_can_not_be_put_back_is_finished_by_the_next_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -155,7 +122,7 @@ def test_what_can_not_be_put_back_is_finished_by_the_next_reader(
         raise OSError(errno.EIO, "broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(record, "sync_names", fails)
+        patch.setattr(record, "sync_folders", fails)
         patch.setattr(record, "take_back", fails)
         with pytest.raises(OSError, match="broken"):
             write(tmp_path, "new")
@@ -249,23 +216,6 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
 
     assert not killed(limited, step=1 << 30)
     assert (tmp_path / "m").read_text() == "new"
-
-
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_folder_that_can_only_be_read_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int,
-    writer: Callable[[Path, str], None],
-) -> None:  # fmt: skip
-    prepared(tmp_path, writer)
-
-    def refuses(*_: Any, **__: Any) -> None:
-        raise OSError(number, os.strerror(number), str(tmp_path))
-
-    for call in ("mkdir", "rename", "unlink", "rmdir"):
-        monkeypatch.setattr(os, call, refuses)
-    with nothing_changes(tmp_path, OSError):
-        writer(tmp_path, "new")
 
 
 def test_what_was_cut_off_can_not_be_finished_in_a_folder_that_can_only_be_read(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from written_files import all_data_of, data_of, names_in
 
 from graph_passes import Deletion, OnnxFileError, prune_graph
 from graph_passes.errors import UnsafeInputError, UnsafeOnnxFileError
-from graph_passes.files import storage, weight_file
+from graph_passes.files import storage
 from graph_passes.files.storage import Weights, data_files, load_model, save_model
 from tests.raising import raises
 
@@ -124,20 +123,6 @@ def test_one_weight_under_two_names_is_written_once(tmp_path: Path) -> None:
     }
     assert places[first.name or ""] == places[second.name or ""]
     assert len(set(places.values())) == len(places) - 1
-
-
-def test_copying_works_without_the_kernels_help(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unsupported(*_: Any) -> int:
-        raise OSError(errno.EXDEV, "cross-device")
-
-    save_model(load_model(saved), tmp_path / "kernel.onnx")
-    monkeypatch.setattr(os, "copy_file_range", unsupported, raising=False)
-    monkeypatch.setattr(weight_file, "_PIECE_BYTES", 100)
-    save_model(load_model(saved), tmp_path / "plain.onnx")
-    kernel, plain = (data_of(tmp_path / f"{n}.onnx").read_bytes() for n in ("kernel", "plain"))
-    assert kernel == plain
 
 
 def test_a_data_file_with_two_hard_links_is_read_all_the_same(saved: Path, tmp_path: Path) -> None:
@@ -329,14 +314,6 @@ def test_data_that_is_not_whole_is_a_mistake(saved: Path, spoil: Callable[[Path]
     with pytest.raises(OnnxFileError) as caught:
         load_model(saved)
     assert not isinstance(caught.value, UnsafeOnnxFileError)
-
-
-@pytest.mark.parametrize("spoil", [_no_number, _no_opset, _value_given_twice])
-def test_only_what_may_be_cut_off_is_said_to_be(saved: Path, spoil: Callable[[Path], None]) -> None:
-    spoil(saved)
-    with pytest.raises(OnnxFileError) as caught:
-        load_model(saved)
-    assert "cut off" not in str(caught.value)
 
 
 @pytest.mark.parametrize("cut", range(1, 40))

@@ -154,7 +154,7 @@ def test_a_failed_move_brings_all_back_from_two_file_systems(
 
     monkeypatch.setattr(Path, "rename", renamed)
     monkeypatch.setattr(exchanging, "_exchange", exchanged)
-    monkeypatch.setattr(record, "sync_names", interrupted)  # after the last move
+    monkeypatch.setattr(record, "sync_folders", interrupted)  # after the last move
     for weights in ("compact", "share"):
         with pytest.raises(KeyboardInterrupt):
             prune_file(

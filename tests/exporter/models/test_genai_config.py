@@ -165,7 +165,7 @@ def test_the_config_appears_with_the_result_or_not_at_all(
     def fails(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(record, "sync_names", fails)  # after the last move
+    monkeypatch.setattr(record, "sync_folders", fails)  # after the last move
     with pytest.raises(OnnxFileError):
         prune_file(
             source, target, [PlannedDeletion(layer=0, kind="mlp")], CutOptions(verify="none")
