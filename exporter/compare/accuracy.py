@@ -497,7 +497,7 @@ class _Passages:
 
     def clusters(self, *, in_pairs: bool) -> Clusters:
         """Of which document each text is, or each two."""
-        return self.documents[1::2] if in_pairs and self.documents is not None else self.documents
+        return self.documents[::2] if in_pairs and self.documents is not None else self.documents
 
 
 def _pairs(pair: Pair, texts: TextSource) -> _Passages | None:

@@ -57,6 +57,7 @@ def measured_text(
     afters: list[Any] = []
     fewest = {"embeddings": TEXTS_TOGETHER, "classes": TWO_TEXTS}
     batch_size = max(batch_size, fewest.get(judged_by(model), 1))
+    batch_size += batch_size % 2 if judged_by(model) == "classes" else 0
     starts = range(0, len(text.input_ids), batch_size)
     with progress.task("measure the healed cut", total=len(starts), unit="batches") as task:
         for start in starts:

@@ -31,7 +31,7 @@ _OF_WHOLES = ("ForSequenceClassification", OF_IMAGES)
 MULTI_LABEL = "multi_label_classification"
 _OF_TEXTS = 2  # the rank of logits of one distribution for each text
 TWO_TEXTS = 2
-"""In one batch at least, so that a reranker has something to order."""
+"""Of which a batch has one or several, as a reranker orders each two."""
 
 
 def classifies_tokens(model: Any) -> bool:
@@ -134,7 +134,7 @@ class ClassMeter(CutMeter[ClassDamage]):
         sources: Sources | None = None,
     ) -> None:
         separate, size = has_separate_labels(model), max(batch_size, TWO_TEXTS)
-        found = batches_of(input_ids, mask, size, sources, types)
+        found = batches_of(input_ids, mask, size + size % TWO_TEXTS, sources, types)
         batches = (each.trimmed() for each in found)
         asked = [_Classified(each, separate) for each in batches]
         super().__init__(model, asked, kept_bytes=kept_bytes, within=within, runs="all")

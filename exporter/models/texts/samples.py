@@ -96,6 +96,11 @@ class Batch:
         return given
 
 
+def in_couples(size: int, types: NDArray[np.int64] | None) -> int:
+    """So many samples in a batch: of pairs an even number, as a reranker orders each two."""
+    return size if types is None else size + size % 2
+
+
 def batches_of(
     ids: NDArray[np.int64],
     mask: NDArray[np.bool_],
@@ -104,7 +109,7 @@ def batches_of(
     types: NDArray[np.int64] | None = None,
 ) -> list[Batch]:
     """A text in its order, ``size`` samples at a time."""
-    found = []
+    found, size = [], in_couples(size, types)
     for number, start in enumerate(range(0, len(ids), size)):
         rows = slice(start, start + size)
         own = None if sources is None else sources.rows(rows)

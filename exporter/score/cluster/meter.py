@@ -18,6 +18,7 @@ from exporter.models.ablation.damage import AnyDamage, D, joined
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter
 from exporter.models.loading.model_source import LoadedModel, load_model
+from exporter.models.texts.batches import in_couples
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from exporter.score.cluster.pool import Pool, WorkerGroup
@@ -94,7 +95,7 @@ def cluster_meter(
     """Workers with the model that measure until the block ends."""
     setup = partial(_meter, model, text, batch_size, positions, embeds)
     with pool.group(setup) as group:
-        starts = range(0, len(text.input_ids), batch_size)
+        starts = range(0, len(text.input_ids), in_couples(batch_size, text.types))
         yield ClusterMeter(group, starts, num_layers)
 
 

@@ -192,7 +192,7 @@ class ScoringWorker:
         """
         scored = self._scored
         first = job.sample if isinstance(job, GradientJob) else job.start
-        batch = scored.batches[first // scored.batch_size]
+        batch = scored.batches[first // len(scored.batches[0].ids)]
         if isinstance(job, StreamJob):
             return stream_sums(scored, self._of_stream, batch)
         try:

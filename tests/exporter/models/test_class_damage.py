@@ -124,6 +124,22 @@ def test_an_order_that_changes_is_seen_beside_a_large_bias() -> None:
     assert damage.kl > 1e-4  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_two_texts_that_a_reranker_orders_are_in_one_batch_of_any_size(
+    batch_size: int, told: bool
+) -> None:
+    model = tiny_model("bert", head="SequenceClassification", num_labels=1)
+    texts = (_IDS[:4], _MASK[:4])
+    types = np.zeros_like(_IDS[:4]) if told else None
+    whole, found = (
+        meter_of(model, *texts, batch_size=size, types=types).measure(_CUT)
+        for size in (4, batch_size)
+    )
+    assert vars(found)["positions"].tolist() == [1, 0, 1, 0]
+    assert found.distance == pytest.approx(whole.distance, rel=1e-5)
+
+
 def test_nothing_cut_costs_nothing() -> None:
     damage = meter_of(tiny_model("bert", head="SequenceClassification"), _IDS, _MASK).measure({})
     assert damage.kl == pytest.approx(0, abs=1e-7)
