@@ -42,7 +42,6 @@ class Candidate:
     high: float
     cost: float
     tip: str = ""
-    beaten: bool = False
 
 
 def series_mark(index: int) -> str:
@@ -99,7 +98,7 @@ class TradeOff:
         return scale_over([0.0, *kept], _BOTTOM, TOP, margin=0.1)
 
     def _front(self, drawing: Drawing, right: Scale, up: Scale, series: int) -> None:
-        points = [p for p in self.points if p.series == series and not p.beaten]
+        points = [p for p in self.points if p.series == series]
         if len(points) > 1:
             best = [(p.gain, p.cost) for p in pareto_front(points) if p.cost >= 0]
             line = [(right(gain), up(cost)) for gain, cost in [(self.start, 0.0), *best]]
@@ -107,9 +106,7 @@ class TradeOff:
 
     def _words(self) -> str:
         told = "; ".join(
-            f"{p.letter or p.tip}: {p.gain:.4g}, {p.cost:.4g}{self.cost[1]}"
-            for p in self.points
-            if not p.beaten
+            f"{p.letter or p.tip}: {p.gain:.4g}, {p.cost:.4g}{self.cost[1]}" for p in self.points
         )
         return f"{self.whole}: {self.start:g}, 0. {told}."
 
@@ -118,8 +115,7 @@ def _draw_point(drawing: Drawing, right: Scale, point: Candidate, x: float, y: f
     if point.high > point.low:
         drawing.line(right(point.low), y, right(point.high), y, "bar candidate")
     tip = point.tip or f"{point.letter} {point.gain:.3f} times as fast"
-    cls, radius = ("even", 3.0) if point.beaten else ("candidate", 4.5)
-    drawing.mark(x, y, cls, tip, radius=radius, shape=series_mark(point.series))
+    drawing.mark(x, y, "candidate", tip, shape=series_mark(point.series))
 
 
 def _placed_names(

@@ -43,8 +43,8 @@ def markdown(document: Document) -> str:
         "",
         escaped(document.lead),
     ]
-    if document.statements:
-        lines += ["", *(f"- {escaped(statement)}" for statement in document.statements)]
+    if document.notices:
+        lines += ["", *(f"- {escaped(notice)}" for notice in document.notices)]
     written = [section_markdown(section) for section in document.sections if section.blocks]
     return printable("\n\n".join(["\n".join(lines), *written]) + "\n")
 

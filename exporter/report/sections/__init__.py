@@ -15,7 +15,7 @@ from exporter.report.sections.model import (
     parity_section,
     size_section,
 )
-from exporter.report.sections.summary import answers_section, glance, tiles
+from exporter.report.sections.summary import answers_section, tiles
 from exporter.report.sections.tradeoff import tradeoff_section
 from exporter.report.sections.use import use_section
 from exporter.report.sections.verdict import (
@@ -23,7 +23,6 @@ from exporter.report.sections.verdict import (
     notices,
     quality_sign,
     speed_sign,
-    statements,
     verdict_sentence,
 )
 
@@ -58,9 +57,7 @@ def comparison_document(
         subject=importance.model.source if importance else report.arms.baseline.path,
         lead=verdict_sentence(report),
         sections=present(sections),
-        statements=statements(report),
         notices=notices(report),
         signs=[speed_sign(report), quality_sign(report)],
         tiles=[*tiles(report)],
-        glance=glance(report),
     )

@@ -118,11 +118,9 @@ class Document:
     subject: str
     lead: str
     sections: Sequence[Section]
-    statements: Sequence[str] = ()
     notices: Sequence[str] = ()
     signs: Sequence[Sign] = ()
     tiles: Sequence[Tile] = ()
-    glance: Sequence[Grid] = ()
 
 
 _TONES: dict[str, Tone] = {

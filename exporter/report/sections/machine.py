@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from exporter.artifacts import (
     Arm,
@@ -13,7 +13,6 @@ from exporter.artifacts import (
 )
 from exporter.printable import counted
 from exporter.report.sections.blocks import Block, Command, Grid, Note, Section
-from exporter.report.sections.model import CPU
 from exporter.report.words import named_arms
 
 _MUCH = 0.1
@@ -108,35 +107,20 @@ def _cpus_words(cpus: float | None) -> str:
 
 def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     machine, arms = report.environment, report.arms
-    load = machine.load_average_1m
+    others, settings = machine.other_cpu_share, machine.gpu_settings
+    told = ", ".join(f"{name} {value}" for name, value in settings.items())
     yield ["processor", f"{machine.processor}, {machine.cpu_count} CPUs, {machine.machine}"]
     yield ["threads", str(machine.threads)]
-    if machine.affinity is not None:
-        yield ["CPUs allowed", ", ".join(map(str, machine.affinity))]
-    if machine.governor is not None:
-        yield ["frequency governor", machine.governor]
-    yield ["GPU", machine.gpu or "none used"]
-    if machine.gpu_settings:
-        told = ", ".join(f"{name} {value}" for name, value in machine.gpu_settings.items())
-        yield ["GPU's settings (W, MHz)", told]
+    yield ["GPU", f"{machine.gpu or 'none used'}{told and f' ({told})'}"]
     yield ["memory", f"{machine.memory_bytes / 2**30:.1f} GiB"]
-    yield ["other processes while timing", _share(machine.other_cpu_share)]
-    yield [
-        "load before measuring",
-        "unknown" if load is None else f"{load:.2f}, this run included",
-    ]
-    yield from _states(report)
+    busy = "unknown" if others is None else f"{100 * others:.0f} % of all CPU time"
+    yield ["other processes while timing", busy]
+    throttled = [state.throttled for state in machine.states if state.throttled is not None]
+    if throttled:
+        yield ["throttled", f"in {sum(throttled)} of {len(throttled)} looks"]
     yield ["platform", f"{machine.platform}, Python {machine.python}"]
     yield ["backend", _each(report, lambda arm: f"{arm.backend}, {arm.provider}")]
-    yield from _left_to_the_cpu(report)
     yield ["precision", f"{arms.baseline.precision} / {arms.candidate.precision}"]
-    if any(arm.huge_page_bytes for arm in named_arms(report).values()):
-        huge = _each(report, lambda arm: f"{arm.huge_page_bytes / 1e6:,.0f} MB")
-        yield ["of the process on huge pages, once loaded", huge]
-    if any(arm.prefill_chunk_tokens for arm in named_arms(report).values()):
-        yield ["timed prompts of one row", _each(report, _prompt_chunks)]
-    if any(arm.device_memory_bytes is not None for arm in named_arms(report).values()):
-        yield ["device memory", _each(report, _device_memory)]
     yield ["versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())]
 
 
@@ -146,55 +130,6 @@ def _each(report: ComparisonReport, fact: Callable[[Arm], str]) -> str:
     if len(set(values.values())) == 1:
         return values["baseline"]
     return "; ".join(f"{name}: {value}" for name, value in values.items())
-
-
-def _prompt_chunks(arm: Arm) -> str:
-    tokens = arm.prefill_chunk_tokens
-    return f"run in chunks of {tokens} tokens or more" if tokens else "run whole"
-
-
-def _device_memory(arm: Arm) -> str:
-    taken = arm.device_memory_bytes
-    return "unknown" if taken is None else f"{taken / 1e6:,.0f} MB"
-
-
-def _states(report: ComparisonReport) -> Iterator[list[str]]:
-    """The range of what was seen of the machine while it measured."""
-    states = report.environment.states
-    for what, unit, values in (
-        ("load while measuring", "", [s.load_average_1m for s in states]),
-        ("CPU clock while measuring", " MHz", [s.cpu_mhz for s in states]),
-        ("CPU quota", " CPUs", [s.quota_cpus for s in states]),
-        ("taken by other virtual machines", " %", _percent(s.steal_share for s in states)),
-        ("waiting for the quota", " %", _percent(s.quota_waiting_share for s in states)),
-        ("GPU clock while measuring", " MHz", [s.gpu_sm_mhz for s in states]),
-        ("GPU temperature", " °C", [s.gpu_celsius for s in states]),
-    ):
-        if known := [value for value in values if value is not None]:
-            yield [what, f"{min(known):,.4g} to {max(known):,.4g}{unit}"]
-    throttled = [state.throttled for state in states if state.throttled is not None]
-    if throttled:
-        yield ["throttled", f"in {sum(throttled)} of {len(throttled)} looks"]
-
-
-def _percent(shares: Iterable[float | None]) -> list[float | None]:
-    return [None if share is None else 100 * share for share in shares]
-
-
-def _share(share: float | None) -> str:
-    return "unknown" if share is None else f"{100 * share:.0f} % of all CPU time"
-
-
-def _left_to_the_cpu(report: ComparisonReport) -> Iterator[list[str]]:
-    arms = report.arms
-    if arms.baseline.provider != CPU:
-        counts = f"{_on_cpu(arms.baseline)} / {_on_cpu(arms.candidate)}"
-        yield ["arithmetic on shapes, on the CPU", counts]
-
-
-def _on_cpu(arm: Arm) -> str:
-    counts = ", ".join(f"{number} {name}" for name, number in sorted(arm.cpu_nodes.items()))
-    return f"{sum(arm.cpu_nodes.values())} nodes ({counts})" if counts else "no node"
 
 
 def reproduce_section(report: ComparisonReport) -> Section:

@@ -16,7 +16,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.accuracy import Compared
 from exporter.printable import counted, one_line
-from exporter.report.sections.blocks import Block, Cell, Grid, Note, Section, Tile, verdict_sign
+from exporter.report.sections.blocks import Block, Grid, Note, Section, Tile
 from exporter.report.sections.verdict import quality_sign, speed_sign
 from exporter.report.words import (
     interval_words,
@@ -148,30 +148,6 @@ def accuracy_grid(report: ComparisonReport, caption: str) -> Grid:
 def size_grid(report: ComparisonReport, caption: str) -> Grid:
     """The rows of sizes as a table."""
     return Grid(caption, HEADER[:4], [row[:4] for row in size_rows(report)], right=(1, 2, 3))
-
-
-def glance(report: ComparisonReport) -> list[Grid]:
-    """Speed, accuracy, tasks and size, each a table of one form; none without a row."""
-    tasks = Grid("Tasks", HEADER[:4], [row[:4] for row in task_rows(report)], right=(1, 2, 3))
-    accuracy, size = accuracy_grid(report, "Accuracy"), size_grid(report, "Size")
-    grids = [_speed(report), accuracy, tasks, size]
-    return [grid for grid in grids if grid.rows]
-
-
-def _speed(report: ComparisonReport) -> Grid:
-    names = list(dict.fromkeys(name for row in report.latency for name in row.references))
-    with_floor = any(row.noise_floor for row in report.latency)
-    floor = ["noise floor"] * with_floor
-    rows: list[list[Cell]] = []
-    for told, row in zip(latency_rows(report), report.latency, strict=True):
-        what, baseline, candidate, change = told[:4]
-        times = row.references
-        others = [milliseconds(times[n].median_ms) if n in times else "-" for n in names]
-        noise = "-" if row.noise_floor is None else f"{row.noise_floor.ratio:.3f}x"
-        sign = verdict_sign(row.verdict)
-        rows.append([what, change, sign, baseline, candidate, *others, *[noise] * with_floor])
-    header = ["", "speedup", "verdict", "baseline", "candidate", *names, *floor]
-    return Grid("Speed, median times", header, rows, right=[1, *range(3, len(header))])
 
 
 def tiles(report: ComparisonReport) -> Iterator[Tile]:

@@ -6,23 +6,18 @@ import math
 from collections import Counter
 
 from exporter.artifacts import (
-    FEWEST_ROUNDS,
     RUN_IN_FP32,
     Accuracy,
     ComparisonReport,
     Interval,
-    LatencyRow,
     PerplexityPair,
 )
 from exporter.report.sections.blocks import Sign, verdict_sign
 from exporter.report.sections.latency import corners_sentence
 from exporter.report.words import (
     counted_kind,
-    has_too_few_rounds,
     kinds_and_layers,
     listed,
-    percent,
-    read_by,
     relative_change,
     shape_words,
     significant,
@@ -139,22 +134,6 @@ def _quality(accuracy: Accuracy | None) -> str:
     return "its accuracy was not measured"
 
 
-def statements(report: ComparisonReport) -> list[str]:
-    """The result in single sentences, the most important first."""
-    read = read_by(report).several
-    sentences = notices(report) + [_latency_sentence(row, read) for row in report.latency]
-    sentences += _accuracy_sentences(report)
-    before, after = (
-        arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)
-    )
-    if before and before != after:
-        change = relative_change(before, after)
-        sentences.append(
-            f"The KV cache takes {after:,} bytes per token, not {before:,} ({change})."
-        )
-    return sentences
-
-
 def notices(report: ComparisonReport) -> list[str]:
     """Whose the figures are, where they aren't those of the files as they are."""
     arms = {"baseline": report.arms.baseline, "candidate": report.arms.candidate}
@@ -173,65 +152,8 @@ def notices(report: ComparisonReport) -> list[str]:
     return found
 
 
-def _latency_sentence(row: LatencyRow, read: str) -> str:
-    low, high = row.speedup.ci95
-    what, ratio = shape_words(row).capitalize(), f"{row.speedup.ratio:.3f} times as fast"
-    if has_too_few_rounds(row):
-        return (
-            f"{what} gets no verdict: that takes {FEWEST_ROUNDS} rounds, and it was timed in "
-            f"{row.rounds} ({ratio})."
-        )
-    limit = f"{100 * row.threshold:.3g} %"
-    spent = "in its time budget " if row.stopped == "budget" else ""
-    verdicts = {
-        "faster": "is faster",
-        "slower": "is slower",
-        "same": f"takes the same time to within {limit}",
-        "inconclusive": f"gets no verdict: {spent}it couldn't be told to be at least {limit} "
-        f"faster, at least {limit} slower, or the same to within {limit}",
-    }
-    interval = f"95 % interval {low:.3f} to {high:.3f}"
-    return f"{what} {verdicts[row.verdict]} ({ratio}, {interval}{_throughput(row, read)})."
-
-
-def _throughput(row: LatencyRow, read: str) -> str:
-    """Of both arms the tokens of whole generations in a second, or what is read of a batch."""
-    if row.phase == "generate":
-        done, what = row.batch * row.new_tokens, "tokens/s"
-    elif row.phase == "encode" and row.batch > 1:
-        done, what = row.batch, f"{read}/s"
-    else:
-        return ""
-    speeds = [significant(1000 * done / a.median_ms, 3) for a in (row.baseline, row.candidate)]
-    return f"; {speeds[0]} and {speeds[1]} {what}"
-
-
 def why_no_accuracy(report: ComparisonReport) -> str:
     """Why a report has none."""
     if not report.latency and report.arms.baseline.not_run is not None:
         return "nothing was run"
     return "the models have no output called logits"
-
-
-def _accuracy_sentences(report: ComparisonReport) -> list[str]:
-    accuracy = report.accuracy
-    if accuracy is None:
-        return [f"Accuracy was not measured: {why_no_accuracy(report)}."]
-    sentences = []
-    if (pair := accuracy.perplexity) is not None:
-        sentences.append(
-            f"Perplexity goes from {significant(pair.baseline)} to {significant(pair.candidate)} "
-            f"({relative_change(pair.baseline, pair.candidate)}; lower is better)."
-        )
-    if accuracy.top1_agreement is not None:
-        sentences.append(_agreement(accuracy, percent(accuracy.top1_agreement)))
-    return sentences
-
-
-def _agreement(accuracy: Accuracy, share: str) -> str:
-    if accuracy.images is not None:
-        return f"Both find the same class most likely for {share} of {accuracy.images:,} images."
-    if accuracy.compared == "order":
-        return f"Both put the same text first in {share} of {accuracy.tokens:,} comparisons of two."
-    what, where = ("token", "positions") if accuracy.compared == "tokens" else ("class", "answers")
-    return f"Both find the same {what} most likely at {share} of {accuracy.tokens:,} {where}."

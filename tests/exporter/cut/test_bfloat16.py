@@ -28,7 +28,7 @@ from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.sessions import WidenedCopy, has_bfloat16, in_float32
 from exporter.errors import BackendError, VerificationError
-from exporter.report.sections.verdict import statements
+from exporter.report.sections.verdict import notices
 from exporter.report.terminal import comparison_title
 from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage
@@ -209,7 +209,7 @@ def test_a_comparison_says_what_was_measured(source: Path) -> None:
     assert report.arms.baseline.file_bytes < 2 * source.stat().st_size + 4096
     assert report.accuracy is not None
     assert len(report.latency) == 1
-    assert "Both arms are in bfloat16" in statements(report)[0]
+    assert "Both arms are in bfloat16" in notices(report)[0]
     assert "bf16 as fp32" in comparison_title(report)
 
 
@@ -221,7 +221,7 @@ def test_a_comparison_in_float32_says_nothing_of_it(tmp_path: Path) -> None:
     )  # fmt: skip
     report = compare(tmp_path / "wide.onnx", tmp_path / "wide.onnx", options)
     assert report.arms.baseline.precision == "fp32"
-    assert not any("bfloat16" in sentence for sentence in statements(report))
+    assert not any("bfloat16" in sentence for sentence in notices(report))
 
 
 def test_a_text_is_continued(source: Path) -> None:
