@@ -18,7 +18,7 @@ from exporter.models.ablation.damage import AnyDamage, D, joined
 from exporter.models.ablation.embeddings import meter_here
 from exporter.models.ablation.meter import CutMeter
 from exporter.models.loading.model_source import LoadedModel, load_model
-from exporter.models.texts.batches import in_couples
+from exporter.models.texts.samples import in_couples
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from exporter.score.cluster.pool import Pool, WorkerGroup
