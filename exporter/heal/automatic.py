@@ -10,7 +10,6 @@ from exporter.heal.distill.workers import Workers
 from exporter.heal.memory import free_bytes, needed_bytes
 from exporter.heal.options import TRAINED, HealOptions
 from exporter.models.ablation.meter import predicts_tokens
-from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 
@@ -106,4 +105,4 @@ def operations_per_second() -> float:
 
     if torch.cuda.is_available():
         return _RATES["cuda"]
-    return _RATES["cpu"] * IDLE_THREADS.most
+    return _RATES["cpu"] * torch.get_num_threads()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.model_folder import image_shape
 
 if TYPE_CHECKING:
@@ -101,7 +100,6 @@ def run_backbone(model: Any, inputs: dict[str, Any]) -> Any:
     backbone = model.base_model
     if "use_cache" in inspect.signature(backbone.forward).parameters:
         inputs = {**inputs, "use_cache": False}
-    IDLE_THREADS.fit()
     with torch.inference_mode():
         return backbone(**in_own_dtype(model, inputs))
 

@@ -24,7 +24,6 @@ from exporter.heal.memory import telling_memory
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.meter import Judged, predicts_tokens
 from exporter.models.changed_weights import bfloat16_where_fast
-from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 
@@ -316,7 +315,6 @@ class Trainer:
         """One step of the optimizer; the loss before it."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * group["share"] * rate_share(self._done)
-        IDLE_THREADS.fit()
         lesson = self._lesson(self._state.steps)
         answers = self._teacher.answers(lesson)
         with self._student.healed():

@@ -18,7 +18,6 @@ from exporter.models.architectures import (
     stacked_layers,
     sublayers_of,
 )
-from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.residual_stream import (
     LayerModules,
     class_logits,
@@ -120,14 +119,12 @@ class StreamRunner:
         import torch
 
         if self._runs == "all":
-            IDLE_THREADS.fit()
             with torch.inference_mode():
                 return class_logits(self._model, inputs)
         if self._head is None:
             states = run_backbone(self._model, inputs).last_hidden_state
             with torch.inference_mode():
                 return asked(states)
-        IDLE_THREADS.fit()
         stack.enter_context(head_at(self._head, asked))
         with torch.inference_mode():
             given = in_own_dtype(self._model, inputs)

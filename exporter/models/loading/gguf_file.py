@@ -113,26 +113,15 @@ def _no_init_weights() -> contextlib.AbstractContextManager[None]:
 def header_read_once() -> Iterator[None]:
     """Lets gguf's readers and tables of names take over what an equal one has worked out before.
 
-    Nothing is kept past the end. A gguf whose classes are not as expected works as ever, slowly.
-    Loads in several threads wait for each other.
+    Nothing is kept past the end. Loads in several threads wait for each other.
     """
     gguf = require("gguf", extra="gguf")
     with _CHANGED, contextlib.ExitStack() as stack:
-        for name in ("GGUFReader", "TensorNameMap"):
-            kind = getattr(gguf, name, None)
-            if _is_plain_class(kind):
-                stack.enter_context(_replaced(kind, "__init__", _once(kind)))
-                stack.enter_context(_replaced(kind, "__setattr__", _set_without_memmap))
+        for kind in (gguf.GGUFReader, gguf.TensorNameMap):
+            stack.callback(setattr, kind, "__init__", kind.__init__)
+            stack.callback(delattr, kind, "__setattr__")
+            kind.__init__, kind.__setattr__ = _once(kind), _set_without_memmap
         yield
-
-
-def _is_plain_class(kind: Any) -> bool:
-    """Whether all that an instance knows stands in its ``__dict__``."""
-    if not isinstance(kind, type) or kind.__dictoffset__ == 0:
-        return False
-    return not any(
-        own in vars(base) for base in kind.__mro__[:-1] for own in ("__slots__", "__setattr__")
-    )
 
 
 def _once(kind: Any) -> Any:
@@ -142,9 +131,6 @@ def _once(kind: Any) -> Any:
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         key = (args, tuple(kwargs.items()))
-        if type(self) is not kind or not _is_hashable(key):
-            real(self, *args, **kwargs)
-            return
         if key not in known:
             real(self, *args, **kwargs)
             known[key] = vars(self).copy()
@@ -153,28 +139,7 @@ def _once(kind: Any) -> Any:
     return init
 
 
-def _is_hashable(key: Any) -> bool:
-    try:
-        hash(key)
-    except TypeError:
-        return False
-    return True
-
-
 def _set_without_memmap(self: Any, name: str, value: Any) -> None:
     # Slicing numpy's memmap costs several times what slicing a plain array over the same bytes
     # does, and a vocabulary is hundreds of thousands of slices.
     object.__setattr__(self, name, np.asarray(value) if isinstance(value, np.memmap) else value)
-
-
-@contextlib.contextmanager
-def _replaced(kind: Any, name: str, value: Any) -> Iterator[None]:
-    own = vars(kind).get(name)
-    setattr(kind, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(kind, name)
-        else:
-            setattr(kind, name, own)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from exporter.errors import BackendError, CalibrationError, ScoringError
 from exporter.files import write_text
-from exporter.models.idle_threads import IDLE_THREADS
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.chat_template import ChatTemplate
 from exporter.models.texts.tokenizer import tokenizer_of
@@ -179,7 +178,6 @@ def _sample_run(
     if prefix:
         ends = ends[:0]
     for position in range(1, length):
-        IDLE_THREADS.fit()
         last = ids[:, position - 1 : position]
         logits = model(input_ids=last, use_cache=True, **cache).logits[:, -1]
         if position >= len(forced):

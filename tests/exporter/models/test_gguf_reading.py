@@ -131,19 +131,6 @@ def test_nothing_is_kept_for_the_next_load(tmp_path: Path, monkeypatch: pytest.M
     assert second == _plainly(monkeypatch, path)
 
 
-def test_two_files_in_one_reading_stay_apart(tmp_path: Path) -> None:
-    import gguf
-
-    paths = [_tiny_gguf(tmp_path / f"{seed}.gguf", seed) for seed in range(2)]
-    with header_read_once():
-        readers = [gguf.GGUFReader(path) for path in (*paths, *paths)]
-    held = [reader.tensors[0].data.tobytes() for reader in readers]
-    assert held[:2] == held[2:]
-    assert held[0] != held[1]
-    assert readers[2].fields is readers[0].fields
-    assert not isinstance(readers[0].data, np.memmap)
-
-
 def test_gguf_is_as_before_whatever_happens() -> None:
     import gguf
 
@@ -166,57 +153,3 @@ def test_what_fails_fails_each_time(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(ValueError, match="version"):
                 gguf.GGUFReader(path)
-
-
-class _Slotted:
-    __slots__ = ("data",)
-
-
-class _PartlySlotted(_Slotted):
-    pass
-
-
-class _Setting:
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-
-@pytest.mark.parametrize("odd", [None, len, _Slotted, _PartlySlotted, _Setting, dict])
-def test_a_gguf_that_is_not_as_expected_is_left_alone(
-    odd: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import gguf
-
-    monkeypatch.setattr(gguf, "GGUFReader", odd)
-    monkeypatch.delattr(gguf, "TensorNameMap")
-    before = dict(vars(odd)) if isinstance(odd, type) else None
-    with header_read_once():
-        assert before is None or dict(vars(odd)) == before
-
-
-def test_arguments_that_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gguf
-
-    class Table:
-        def __init__(self, names: list[str]) -> None:
-            self.names = names
-
-    monkeypatch.setattr(gguf, "TensorNameMap", Table)
-    with header_read_once():
-        assert [gguf.TensorNameMap([name]).names for name in "ab"] == [["a"], ["b"]]
-
-
-def test_subclasses_work_out_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gguf
-
-    class Table:
-        def __init__(self) -> None:
-            self.made = object()
-
-    class Own(Table):
-        pass
-
-    monkeypatch.setattr(gguf, "TensorNameMap", Table)
-    with header_read_once():
-        assert Table().made is Table().made
-        assert Own().made is not Own().made
