@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import os
+import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from exporter.errors import ModelSourceError, UnsafeModelError, first_line
-from graph_passes.files.reading import TABLE_BYTES, opened, parse_json, read_json
+from graph_passes.files.reading import TABLE_BYTES, opened, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LENGTH_BYTES = 8
-# The format's own limit: a longer one is no header.
-_LONGEST_HEADER = 100_000_000
-_ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
-    "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8, "C64": 8,
-}  # fmt: skip
 _TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -204,78 +199,27 @@ def _agreed(
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Where each tensor of one file lies."""
+    """Where each tensor of one file lies; the library holds the header against the file."""
     try:
-        text, size = _header_text(file)
+        with opened(file) as stream:
+            with safe_open(file, "np"):
+                length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            header: dict[str, Any] = json.loads(stream.read(length))
     except OSError as error:
         raise ModelSourceError(
             f"{file} can't be read: {first_line(error)}.", code="unreadable"
         ) from error
-    start = _LENGTH_BYTES + len(text)
-    try:
-        entries = dict(_entries(file, parse_json(text, f"The header of {file}"), start))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise ModelSourceError(
-            f"{file} has a broken header: {first_line(error)}.", _AGAIN, code="broken-header"
+            f"{file} is cut short or no whole safetensors file: {first_line(error)}.",
+            _AGAIN,
+            code="broken-header",
         ) from error
-    _check_length(file, entries, start, size)
-    return entries
-
-
-def _header_text(file: Path) -> tuple[bytes, int]:
-    """The JSON at a shard's beginning, and how long the whole file is."""
-    with opened(file) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        if length > _LONGEST_HEADER or size < _LENGTH_BYTES + length:
-            raise UnsafeModelError(
-                f"{file} is cut short or not a safetensors file: its {size} bytes don't hold the "
-                "header.",
-                _AGAIN,
-                code="no-header",
-            )
-        return stream.read(length), size
-
-
-def _entries(file: Path, header: Any, start: int) -> Iterator[tuple[str, TensorEntry]]:
-    for name, told in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = _counts(told["data_offsets"])
-        shape = _counts(told["shape"])
-        dtype = str(told["dtype"])
-        item = _ITEM_BYTES.get(dtype)
-        if item is not None and math.prod(shape) * item != end - begin:
-            raise ValueError(f"{name} of the shape {list(shape)} can't take {end - begin} bytes")
-        if end < begin:
-            raise ValueError(f"{name} ends before it begins")
-        yield name, TensorEntry(file, dtype, shape, start + begin, start + end)
-
-
-def _counts(numbers: Any) -> tuple[int, ...]:
-    if isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers):
-        return tuple(numbers)
-    raise ValueError(f"{str(numbers)[:60]} are no sizes")
-
-
-def _check_length(file: Path, entries: Mapping[str, TensorEntry], start: int, size: int) -> None:
-    """The tensors lie one behind the other and end where the file ends."""
-    here = start
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != here:
-            raise ModelSourceError(
-                f"{file} has a gap or an overlap before {name}.", _AGAIN, code="gap-or-overlap"
-            )
-        here = entry.end
-    if here > size:
-        raise ModelSourceError(
-            f"{file} is cut short: its header asks for {here} bytes and there are {size}.",
-            _AGAIN,
-            code="cut-short",
+    start = _LENGTH_BYTES + length
+    return {
+        name: TensorEntry(
+            file, told["dtype"], tuple(told["shape"]), *(start + n for n in told["data_offsets"])
         )
-    if here < size:
-        raise ModelSourceError(
-            f"{file} is {size} bytes long, and its header tells of {here} only.",
-            _AGAIN,
-            code="bytes-left-over",
-        )
+        for name, told in header.items()
+        if name != "__metadata__"
+    }

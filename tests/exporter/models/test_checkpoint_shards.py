@@ -130,38 +130,28 @@ def test_a_shard_that_is_not_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "code", "named"),
+    "damage",
     [
-        (lambda raw: raw[:-1], "cut-short", ()),
-        (lambda raw: raw + b"x", "bytes-left-over", ()),
-        (lambda raw: raw[:20], "no-header", ()),
-        (lambda raw: b"", "no-header", ()),
-        (lambda raw: b"\xff" * len(raw), "no-header", ()),
-        (lambda raw: raw[:8] + b"[" + raw[9:], "broken-header", ()),
-        (lambda raw: raw.replace(b"[5]", b"[6]"), "broken-header", ("c", "[6]")),
-        (lambda raw: raw.replace(b"[0,10]", b"[2,12]"), "gap-or-overlap", ("c",)),
-        (lambda raw: raw.replace(b"[5]", b"5.0"), "broken-header", ("5.0",)),
-        (
-            lambda raw: raw.replace(b'F16","shape":[5]', b'X","shape":[-5] '),
-            "broken-header",
-            ("[-5]",),
-        ),
-        (
-            lambda raw: raw.replace(b'F16","', b'X"  ,"').replace(b"[0,10]", b"[10,0]"),
-            "broken-header",
-            (),
-        ),
-        (lambda raw: (99_999).to_bytes(8, "little") + b"[" * 99_999, "nested-too-deep", (64,)),
+        lambda raw: raw[:-1],
+        lambda raw: raw + b"x",
+        lambda raw: raw[:20],
+        lambda raw: b"",
+        lambda raw: b"\xff" * len(raw),
+        lambda raw: raw[:8] + b"[" + raw[9:],
+        lambda raw: raw.replace(b"[5]", b"[6]"),
+        lambda raw: raw.replace(b"[0,10]", b"[2,12]"),
+        lambda raw: raw.replace(b"[5]", b"5.0"),
+        lambda raw: raw.replace(b'F16","shape":[5]', b'X","shape":[-5] '),
+        lambda raw: raw.replace(b'F16","', b'X"  ,"').replace(b"[0,10]", b"[10,0]"),
+        lambda raw: (99_999).to_bytes(8, "little") + b"[" * 99_999,
     ],
 )
-def test_a_shard_that_is_not_whole(
-    folder: Path, damage: Callable[[bytes], bytes], code: str, named: tuple[object, ...]
-) -> None:
+def test_a_shard_that_is_not_whole(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     path = folder / SECOND
     raw = path.read_bytes()
     path.write_bytes(damage(raw))
     assert path.read_bytes() != raw
-    _refused(folder, code, path, *named)
+    _refused(folder, "broken-header", path)
 
 
 @pytest.mark.parametrize(
