@@ -28,9 +28,6 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # else 15: anything else that runs here would come first
 }
 _AUTH = "RAY_AUTH_"
-_FRAME_HEADER_BYTES = 9
-_SETTINGS = b"\x04"  # a frame's type; each side's first is of it
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 _NO_ANSWER_HINT = (
     "Start one with `ray start --head`, give its host:port, and run depthcut on one of its "
     "machines; --ray alone starts one here."
@@ -100,28 +97,11 @@ def _refuse_silence(address: str) -> None:
     if not host or not port.isdecimal():
         return
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_S) as there:
-            if "RAY_USE_TLS" not in os.environ and not _speaks_grpc(there):
-                raise ClusterError(
-                    f"What answers at {address} is not Ray's head.",
-                    "Its port is 6379, if `ray start --head` was told no other; 8265 is the "
-                    "dashboard's.",
-                    code="not-ray",
-                )
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_S).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"Nothing answers at {address}: {first_line(error)}.", _NO_ANSWER_HINT, code="no-answer"
         ) from error
-
-
-def _speaks_grpc(there: socket.socket) -> bool:
-    """Whether the answer to a greeting in HTTP/2, which gRPC is made of, is one in HTTP/2."""
-    there.settimeout(_PATIENCE_S)
-    there.sendall(_GREETING)
-    try:
-        return there.recv(_FRAME_HEADER_BYTES)[3:4] == _SETTINGS
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 from tiny_families import tiny_model
 
-from exporter.errors import ScoringError
 from exporter.heal.distill.student import Student
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
-    BranchReplacement,
     branches_replaced,
 )
 from exporter.models.ablation.damage import ClassDamage, Damage, EmbeddingDamage, damage_of_numbers
 from exporter.models.ablation.embeddings import MULTI_LABEL, meter_of
 from exporter.models.ablation.meter import judged_by
 from exporter.models.texts.samples import batches_of
-from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -140,12 +137,6 @@ def test_two_texts_that_a_reranker_orders_are_in_one_batch_of_any_size(
     assert found.distance == pytest.approx(whole.distance, rel=1e-5)
 
 
-def test_nothing_cut_costs_nothing() -> None:
-    damage = meter_of(tiny_model("bert", head="SequenceClassification"), _IDS, _MASK).measure({})
-    assert damage.kl == pytest.approx(0, abs=1e-7)
-    assert damage.top1_agreement == 1
-
-
 @pytest.mark.parametrize(
     ("family", "head", "judged", "kind"),
     [
@@ -165,16 +156,3 @@ def test_what_is_measured_goes_by_the_model_and_is_read_again(
     again = damage_of_numbers({name: each.tolist() for name, each in vars(damage).items()})
     assert type(again) is kind
     assert again.distance == damage.distance
-
-
-def test_a_classifier_is_judged_by_embeddings_if_they_are_asked_for() -> None:
-    model = tiny_model("bert", head="SequenceClassification")
-    meter = meter_of(model, _IDS, _MASK, embeds=True)
-    assert isinstance(meter.measure(_CUT), EmbeddingDamage)
-
-
-def test_classes_that_are_not_finite() -> None:
-    nan = torch.full((32,), float("nan"))
-    meter = meter_of(tiny_model("bert", head="SequenceClassification"), _IDS, _MASK)
-    with raises(ScoringError, "not-finite", 0, "mlp 1"):
-        meter.measure({(1, "mlp"): BranchReplacement(nan)})

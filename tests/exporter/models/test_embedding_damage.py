@@ -22,7 +22,6 @@ from exporter.models.ablation.damage import (
     ratio_std_error,
 )
 from exporter.models.ablation.embeddings import EmbeddingMeter, EmbeddingReference, meter_of
-from exporter.models.sentence_folder import MEAN
 from tests.exporter.sentence_folders import write_sentence_files
 from tests.raising import raises
 
@@ -66,19 +65,6 @@ def test_the_cosines_are_those_of_texts_alone(model_type: str) -> None:
         assert damage.cosines.tolist() == pytest.approx(_cosines(model, cut), abs=1e-5)
         assert damage.cosine < 0.9999
     assert hook_count(model) == 0
-
-
-def test_nothing_cut_costs_nothing() -> None:
-    damage = EmbeddingMeter(tiny_model("bert"), _IDS, _MASK).measure({})
-    assert damage.cosine == pytest.approx(1, abs=1e-6)
-    assert len(damage.cosines) == 5
-
-
-def test_the_standard_error_is_that_of_texts() -> None:
-    damage = EmbeddingMeter(tiny_model("bert"), _IDS, _MASK).measure({(1, "mlp"): NOTHING})
-    expected = damage.cosines.std(ddof=1) / np.sqrt(5)
-    assert damage.cosine_std_error == pytest.approx(expected, rel=1e-9)
-    assert damage.of(np.arange(5) < 1).cosine_std_error is None
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4, 4), (13, 1, 1, 1)])
@@ -141,13 +127,6 @@ def test_a_text_alone_has_no_pairs() -> None:
     assert alone.finite.all()
 
 
-def test_padding_is_left_out_of_the_mean() -> None:
-    states, mask = np.arange(12.0).reshape(2, 3, 2), np.array([[1, 1, 0], [1, 1, 1]])
-    assert MEAN(states, mask).tolist() == [[1, 2], [8, 9]]
-    tensors = MEAN(torch.tensor(states), torch.tensor(mask).bool())
-    assert tensors.tolist() == [[1, 2], [8, 9]]
-
-
 def test_states_are_pooled_as_the_model_s_folder_says(tmp_path: Path) -> None:
     model, cut = tiny_model("bert"), {(1, "mlp"): NOTHING}
     by_mean = EmbeddingMeter(model, _IDS, _MASK).measure(cut)
@@ -158,22 +137,6 @@ def test_states_are_pooled_as_the_model_s_folder_says(tmp_path: Path) -> None:
         _cosines(model, cut, lambda states: states[-1]), abs=1e-5
     )
     assert by_last.cosines != pytest.approx(by_mean.cosines, abs=1e-3)
-
-
-def test_embeddings_that_are_not_finite() -> None:
-    nan = torch.full((_HIDDEN,), float("nan"))
-    meter = EmbeddingMeter(tiny_model("bert"), _IDS, _MASK)
-    with raises(ScoringError, "not-finite", 0, "mlp 1"):
-        meter.measure({(1, "mlp"): BranchReplacement(nan)})
-
-
-def test_a_whole_model_that_is_not_finite_is_not_blamed_on_the_cut() -> None:
-    model = tiny_model("bert")
-    with torch.no_grad():
-        model.embeddings.word_embeddings.weight.fill_(float("nan"))
-    with pytest.raises(ScoringError) as caught:
-        EmbeddingMeter(model, _IDS, _MASK).measure({(1, "mlp"): NOTHING})
-    assert "mlp 1" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("family", "kind"), [("bert", EmbeddingDamage), ("llama", Damage)])

@@ -14,7 +14,7 @@ from exporter.cli import run
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError, UsageError
-from exporter.models.genai_config import GenaiConfig, find_config, rewritten
+from exporter.models.genai_config import GenaiConfig, rewritten
 from graph_passes.files import record
 from graph_passes.files.storage import save_model
 from tests.raising import raises
@@ -77,12 +77,6 @@ def test_the_config_follows_the_decoder_and_all_else_stays(source: Path, tmp_pat
     assert written == expected
     assert list(written["model"]["decoder"]) == list(CONFIG["model"]["decoder"])
     assert source.with_name("genai_config.json").read_bytes() == before
-
-
-def test_without_a_cut_of_caches_only_the_name_changes(source: Path, tmp_path: Path) -> None:
-    prune_file(source, tmp_path / "o" / "c.onnx", [PlannedDeletion(layer=0, kind="mlp")])
-    written = json.loads((tmp_path / "o" / "genai_config.json").read_text())
-    assert written == with_decoder(filename="c.onnx")
 
 
 def test_a_config_of_another_file_is_left_alone(source: Path, tmp_path: Path) -> None:
@@ -238,12 +232,6 @@ def test_lists_of_layers_follow_the_numbers() -> None:
     assert paged["state_groups"] == [{"kind": "paged_kv", "layer_ids": [0, 1]}]
 
 
-def test_a_window_over_no_layer_goes() -> None:
-    """An empty list would stand for all layers."""
-    window = {"window_size": 8, "slide_key_value_cache": False, "layers": [1]}
-    assert "sliding_window" not in decoder_of(with_decoder(sliding_window=window), GONE, {})
-
-
 def test_a_list_of_layers_that_is_none_is_refused() -> None:
     window = {"slide_key_value_cache": False, "layers": "all"}
     with raises(SurgeryError, "not-numbers"):
@@ -255,7 +243,3 @@ def test_a_decoder_with_an_encoder_keeps_its_attentions() -> None:
     with raises(SurgeryError, "encoder-keys"):
         decoder_of(with_decoder(inputs=inputs), GONE, DENSE)
     assert decoder_of(with_decoder(inputs=inputs), [], {})["num_hidden_layers"] == 3
-
-
-def test_no_config_is_no_error(tmp_path: Path) -> None:
-    assert find_config(tmp_path / "model.onnx") is None

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import CalibrationRef
-from exporter.errors import CalibrationError, HealingError
 from exporter.models.texts.calibration import CalibrationText
-from exporter.models.texts.mixtures import joined, refuse_same, samples_of, seed_of_all, specs_of
-from tests.raising import raises
+from exporter.models.texts.mixtures import joined, samples_of, seed_of_all, specs_of
 
 
 def _text(name: str, samples: int, first: int = 0) -> CalibrationText:
@@ -55,16 +53,6 @@ def test_a_single_text_is_its_only_part() -> None:
     assert text.ref.texts == [text.ref]
     assert text.part.ids_sha256 == text.ids_sha256
     assert text.part.model_copy(update={"ids_sha256": None}) == text.ref
-
-
-@pytest.mark.parametrize("error", [CalibrationError, HealingError])
-def test_one_text_under_two_names_is_refused(error: type[CalibrationError | HealingError]) -> None:
-    other = _text("a", 3)
-    again = CalibrationText(other.ref.model_copy(update={"source": "z"}), other.input_ids,
-                            other.mask)  # fmt: skip
-    with raises(error, "named-twice", "a", "z"):
-        refuse_same([other, again], error)
-    refuse_same([other, _text("b", 3)], error)
 
 
 def test_a_mixture_is_read_again_by_the_names_of_its_texts() -> None:

@@ -67,14 +67,6 @@ def test_bad_jsonl_is_refused_by_line(
         read_texts(str(path), part="calibration")
 
 
-def test_missing_file_and_folder_are_named_with_what_may_be_given(tmp_path: Path) -> None:
-    with raises(TextSourceError, "file-missing", "nowhere.txt") as caught:
-        read_texts(str(tmp_path / "nowhere.txt"), part="evaluation")
-    assert "pydoc" in (caught.value.hint or "")
-    with raises(TextSourceError, "folder-for-text", tmp_path):
-        read_texts(str(tmp_path), part="evaluation")
-
-
 def test_the_halves_of_docstrings_are_much_text_and_hold_what_has_a_source() -> None:
     first, second = (read_texts("docstrings", part=part) for part in ("calibration", "evaluation"))
     assert first.source.startswith("docstrings (calibration half")
@@ -190,11 +182,6 @@ def test_packing_joins_short_documents_and_leaves_the_tail_out() -> None:
     assert documents.tolist() == [0, 0, 0]
     again = pack_tokens(encode_words, other, sequence_length=2, separator_id=0).ids
     assert {*map(tuple, again.tolist())} <= {(1, 2), (3, 0), (4, 1), (4, 1), (0, 1), (2, 3)}
-
-
-def test_packing_a_short_text_gives_no_row() -> None:
-    packed = pack_tokens(encode_words, units_of("a b", length=3), sequence_length=3)
-    assert packed.ids.shape == (0, 3)
 
 
 def story(name: str, lines: int = 40) -> str:

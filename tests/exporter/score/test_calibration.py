@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_families import tiny_loaded, tiny_tokenizer
 
-from exporter.errors import CalibrationError, ScoringError, TextSourceError
+from exporter.errors import CalibrationError, ScoringError
 from exporter.files import sha256_bytes
-from exporter.models.texts.calibration import default_cache_dir, usable_length
+from exporter.models.texts.calibration import usable_length
 from exporter.score import calibration_text
 from tests.heard import Heard
 from tests.raising import raises, tells
@@ -60,20 +60,6 @@ def test_fewer_samples_than_asked_for_are_told(words: Path) -> None:
         loaded, str(words), samples=5, sequence_length=20, part="evaluation", progress=judging
     )
     assert not any("warning" in line for line in judging.lines), "its intervals tell"
-
-
-@pytest.mark.torch
-def test_too_few_tokens(words: Path) -> None:
-    loaded = tiny_loaded("llama", tiny_tokenizer(), max_position_embeddings=256)
-    with raises(CalibrationError, "too-few-tokens", "words.txt", 100, 200):
-        calibration_text(loaded, str(words), sequence_length=200)
-
-
-@pytest.mark.torch
-def test_a_missing_file(tmp_path: Path) -> None:
-    loaded = tiny_loaded("llama", tiny_tokenizer())
-    with raises(TextSourceError, "file-missing", tmp_path / "none.txt"):
-        calibration_text(loaded, str(tmp_path / "none.txt"))
 
 
 @pytest.mark.torch
@@ -125,17 +111,6 @@ def test_the_most_tokens_that_a_model_takes(
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(("asked", "length"), [(62, 62), (63, 62), (64, 62), (20, 20)])
-def test_a_length_between_the_limits_is_cut(words: Path, asked: int, length: int) -> None:
-    heard = Heard()
-    loaded = tiny_loaded("camembert", tiny_tokenizer(special_ends=True), pad_token_id=1)
-    text = calibration_text(loaded, str(words), samples=1, sequence_length=asked, progress=heard)
-    assert text.input_ids.shape == (1, length)
-    cut = [line for line in heard.lines if line.startswith("calibration:")]
-    assert [tells(line, 62) for line in cut] == [True] * (asked > 62)
-
-
-@pytest.mark.torch
 @pytest.mark.parametrize("length", [1, 2])
 def test_samples_without_room_for_text(words: Path, length: int) -> None:
     loaded = tiny_loaded("bert", tiny_tokenizer(special_ends=True))
@@ -143,12 +118,6 @@ def test_samples_without_room_for_text(words: Path, length: int) -> None:
         calibration_text(loaded, str(words), sequence_length=length)
     text = calibration_text(loaded, str(words), samples=2, sequence_length=3)
     assert [(first, last) for first, _, last in text.input_ids.tolist()] == [(1, 2)] * 2
-
-
-@pytest.mark.torch
-def test_samples_of_no_tokens(tmp_path: Path) -> None:
-    with raises(CalibrationError, "length-out-of-range", 0):
-        calibration_text(tiny_loaded("llama"), sequence_length=0, cache_dir=tmp_path)
 
 
 @pytest.mark.torch
@@ -271,11 +240,3 @@ def test_sampling_uses_the_cache_rightly(model_type: str, tmp_path: Path) -> Non
         drawn = _draw(logits, generator)
         ended = ids[:, position - 1] == 2
         assert ids[:, position].tolist() == torch.where(ended, 1, drawn).tolist()
-
-
-def test_the_cache_lies_where_caches_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "depthcut"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_dir() == tmp_path / "home" / ".cache" / "depthcut"

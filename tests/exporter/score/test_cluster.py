@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -250,7 +249,6 @@ class TestOneCrew:
 
     def test_a_result_that_can_not_be_sent_is_no_lost_worker(self, group: Any) -> None:
         def work(_state: Any, job: str) -> Any:
-            import threading
 
             return threading.Lock()
 
@@ -296,20 +294,6 @@ def test_a_piece_that_kills_every_worker_is_given_up(pool: Any) -> None:
         list(pool.run(nothing_here(), work, ["bad"]))
 
 
-@pytest.mark.usefixtures("two_attempts")
-def test_a_setup_that_kills_every_worker_is_given_up(pool: Any) -> None:
-    def setup() -> None:
-        import os
-
-        os._exit(7)
-
-    def work(_state: None, job: int) -> int:
-        return job
-
-    with raises(ClusterError, "workers-lost", 2):
-        list(pool.run(setup, work, [1]))
-
-
 def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from exporter.score.cluster.worker import versions
 
@@ -339,22 +323,6 @@ def test_silence_is_told_at_once() -> None:
 
     with raises(ClusterError, "no-answer", "127.0.0.1:1"):
         _refuse_silence("127.0.0.1:1")
-
-
-def test_another_server_than_rays_is_told_at_once(pool: Any) -> None:
-    from exporter.score.cluster.connection import _refuse_silence
-
-    def answer_as_the_web_does(listening: socket.socket) -> None:
-        connection, _ = listening.accept()
-        with connection:
-            connection.recv(1024)
-            connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=answer_as_the_web_does, args=(listening,), daemon=True).start()
-        with raises(ClusterError, "not-ray", 6379):
-            _refuse_silence(f"127.0.0.1:{listening.getsockname()[1]}")
-    _refuse_silence(ray.get_runtime_context().gcs_address)
 
 
 def test_a_sweep_s_cell_runs_on_a_worker_and_comes_back(pool: Any, tmp_path: Path) -> None:

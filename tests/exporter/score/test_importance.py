@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plain_scores import KINDS, largest_difference, plain_scores, stored, table
+from plain_scores import largest_difference, plain_scores, stored, table
 from scored_texts import made_text, random_text
 from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import ImportanceReport
-from exporter.errors import ScoringError, UnknownArchitectureError
+from exporter.errors import UnknownArchitectureError
 from exporter.progress import Quiet
 from exporter.score import ScoreOptions, score, score_on
 from tests.raising import raises
@@ -114,34 +114,6 @@ def test_large_activations_that_cancel_stay_exact() -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("model_type", ["llama", "bert"])
-def test_padding_does_not_count(model_type: str) -> None:
-    """A padded batch scores as its samples do alone, weighted by their tokens."""
-    loaded = tiny_loaded(model_type)
-    long, short = random_text(1, 12).input_ids, random_text(1, 7, seed=1).input_ids
-    padded = np.concatenate([long, np.pad(short, ((0, 0), (0, 5)))])
-    mask = np.arange(12)[None] < np.array([[12], [7]])
-    together = table(score_on(loaded, made_text(padded, mask)))
-    alone = [table(score_on(loaded, made_text(ids))) for ids in (long, short)]
-    expected = {
-        kind: [(12 * a + 7 * b) / 19 for a, b in zip(alone[0][kind], alone[1][kind], strict=True)]
-        for kind in KINDS
-    }
-    assert largest_difference(together, expected) <= 1e-6
-    unmasked = table(score_on(loaded, made_text(padded)))
-    assert largest_difference(unmasked, expected) > 1e-4
-
-
-@pytest.mark.torch
-def test_the_batch_size_does_not_matter() -> None:
-    loaded, text = tiny_loaded("llama"), random_text(7)
-    one, three = (score_on(loaded, text, batch_size=size) for size in (1, 3))
-    assert largest_difference(table(one), table(three)) <= 1e-7
-    pairs = zip(one.scores, three.scores, strict=True)
-    assert max(abs((a.std_error or 9) - (b.std_error or 0)) for a, b in pairs) <= 1e-7
-
-
-@pytest.mark.torch
 def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
     loaded, text = tiny_loaded("llama"), random_text(6)
     report = score_on(loaded, text)
@@ -150,39 +122,6 @@ def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
         values = [table[found.kind][found.layer] for table in single]
         assert found.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(6), rel=1e-3)
     assert all(s.std_error is None for s in score_on(loaded, random_text(1)).scores)
-
-
-@pytest.mark.torch
-def test_a_branch_that_adds_nothing_scores_zero() -> None:
-    import torch
-
-    loaded = tiny_loaded("llama")
-    with torch.no_grad():
-        loaded.model.model.layers[1].self_attn.o_proj.weight.zero_()
-    scores = table(score_on(loaded, random_text()))["attention"]
-    assert scores[1] == pytest.approx(0, abs=1e-9)
-    assert scores[0] > 1e-3
-
-
-@pytest.mark.torch
-def test_activations_that_are_not_finite_are_named() -> None:
-    import torch
-
-    loaded, text = tiny_loaded("llama"), random_text(5)
-    text.input_ids[3, 4] = 63
-    text.input_ids[text.input_ids == 63] = 62
-    text.input_ids[3, 4] = 63
-    with torch.no_grad():
-        loaded.model.model.embed_tokens.weight[63] = float("inf")
-    with raises(ScoringError, "not-finite", "attention", 0, 3):
-        score_on(loaded, text, batch_size=2)
-    assert hook_count(loaded.model) == 0
-
-
-@pytest.mark.torch
-def test_text_without_tokens_is_refused() -> None:
-    with raises(ScoringError, "no-tokens"):
-        score_on(tiny_loaded("llama"), made_text(np.zeros((0, 8))))
 
 
 @pytest.mark.torch

@@ -16,7 +16,6 @@ from exporter.artifacts import ImportanceReport, Score
 from exporter.errors import CalibrationError
 from exporter.models.architectures import sublayers
 from exporter.models.residual_stream import first_tensor, tapped
-from exporter.progress import Quiet, Task
 from exporter.score import METRICS, ScoreOptions, score, score_on
 from tests.raising import raises
 
@@ -82,14 +81,6 @@ def test_metrics_of_the_stream(model_type: str) -> None:
             # float32 dot products; no angle here is below a hundredth.
             assert found[name] == pytest.approx(_plain(metric, x, y), abs=1e-6)
         assert min(found.values()) > 1e-3
-
-
-def test_another_metric_gives_other_scores() -> None:
-    report = score_on(tiny_loaded("llama"), random_text(), metrics=TEXT, blocks=True)
-    tables = [_table(report, metric) for metric in TEXT]
-    for number, one in enumerate(tables):
-        for other in tables[number + 1 :]:
-            assert max(abs(one[name] - other[name]) for name in one) > 1e-3
 
 
 @contextmanager
@@ -183,12 +174,6 @@ def test_answers_are_compared_with_each_sublayer_skipped(positions: int) -> None
         assert _table(report, "perplexity")[name] == pytest.approx(float(increase), abs=1e-6)
 
 
-def test_positions_matter() -> None:
-    loaded, text = tiny_loaded("llama"), random_text(3, 12)
-    tables = [_table(score_on(loaded, text, metrics=["kl"], kl_positions=n), "kl") for n in (1, 2)]
-    assert tables[0] != tables[1]
-
-
 def test_blocks_are_skipped_only_when_asked_for() -> None:
     loaded, text = tiny_loaded("llama"), random_text()
     plain = score_on(loaded, text, metrics=ANSWERS)
@@ -205,48 +190,6 @@ def test_all_at_once_are_what_each_is_alone() -> None:
         alone = score_on(loaded, text, metrics=[metric], seed=3)
         assert alone.further == []
         assert alone.scores == scores
-
-
-def test_each_dot_product_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, text = tiny_loaded("llama"), random_text(2)
-    plain, calls = torch.linalg.vecdot, []
-    monkeypatch.setattr(torch.linalg, "vecdot", lambda *a, **k: calls.append(1) or plain(*a, **k))
-    counts = []
-    for metrics in (["cosine"], STREAM):
-        calls.clear()
-        score_on(loaded, text, metrics=metrics)
-        counts.append(len(calls) / 3)
-    # Three lengths of states and three products; and the lengths of three differences.
-    assert counts == [6, 9]
-
-
-def test_what_is_kept_does_not_grow_with_the_text() -> None:
-    from exporter.score.metric import StreamMetric, of_kind
-    from exporter.score.passes import StreamBatch, StreamSums
-
-    def kept(batches: int) -> int:
-        metrics = of_kind(METRICS.values(), StreamMetric)
-        running = StreamSums(3, metrics)
-        for _ in range(batches):
-            batch = StreamBatch(3, metrics, torch.ones(2, 5, dtype=torch.bool))
-            running.add(batch.sums, batch.counts)
-        arrays = [array for sums in running._sums for array in vars(sums).values()]
-        return sum(np.asarray(array).nbytes for array in arrays)
-
-    assert kept(1) == kept(50)
-
-
-def test_standard_errors_are_those_of_the_mean_over_samples() -> None:
-    loaded, text = tiny_loaded("llama"), random_text(5)
-    together = _scores(score_on(loaded, text, metrics=TEXT))
-    single = [score_on(loaded, made_text(row[None]), metrics=TEXT) for row in text.input_ids]
-    for metric in TEXT:
-        tables = [_table(report, metric) for report in single]
-        for found in together[metric]:
-            values = [table[found.layer, found.kind] for table in tables]
-            assert found.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(5), rel=1e-3)
-            assert found.std_error > 1e-6
-        assert all(found.std_error is None for found in _scores(single[0])[metric])
 
 
 def test_padding_does_not_count() -> None:
@@ -325,11 +268,6 @@ def test_what_reads_no_text_needs_none() -> None:
         score(tiny_loaded("bert"), ScoreOptions(("depth", "cosine")))
 
 
-def test_a_metric_named_twice_is_scored_once() -> None:
-    report = score_on(tiny_loaded("llama"), random_text(), metrics=["depth", "cosine", "depth"])
-    assert list(_scores(report)) == ["depth", "cosine"]
-
-
 def test_taylor_of_bfloat16_sums_in_float32() -> None:
     from exporter.score.metric import taylor
 
@@ -343,12 +281,6 @@ def test_taylor_of_bfloat16_sums_in_float32() -> None:
     tables = [_table(score_on(m, text, metrics=["taylor"]), "taylor") for m in (exact, rough)]
     # bfloat16 has 8 bits, and gradients pass many roundings.
     assert tables[1] == pytest.approx(tables[0], rel=0.1)
-
-
-def test_gradients_are_off_again_after_taylor() -> None:
-    loaded = tiny_loaded("llama")
-    score_on(loaded, random_text(), metrics=["taylor"])
-    assert not loaded.model(torch.from_numpy(random_text().input_ids)).logits.requires_grad
 
 
 def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,34 +297,6 @@ def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.Monke
     assert {found.kind for found in report.scores} == set(KINDS)
     assert command_line.run([*call, "--metric", "gone"]) == 2
     assert ImportanceReport.read(out) == report
-
-
-def test_an_interruption_between_two_samples_ends_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Listening(Quiet):
-        def __init__(self) -> None:
-            self.open = list[str]()
-
-        @contextmanager
-        def task(
-            self, description: str, total: int | None = None, unit: str = ""
-        ) -> Iterator[Task]:
-            self.open.append(description)
-            with super().task(description) as task:
-                try:
-                    yield task
-                finally:
-                    self.open.remove(description)
-
-    def interrupt(*_: object) -> None:
-        assert progress.open == ["follow gradients"]
-        raise KeyboardInterrupt
-
-    progress = Listening()
-    monkeypatch.setattr("exporter.score.passes.RatioSums.add", interrupt)
-    with pytest.raises(KeyboardInterrupt) as kept:
-        score_on(tiny_loaded("llama"), random_text(), metrics=["taylor"], progress=progress)
-    assert progress.open == []
-    del kept  # until here it held all frames
 
 
 def test_taylor_leaves_no_gradients_in_weights_that_want_some() -> None:

@@ -19,7 +19,7 @@ from exporter.artifacts import (
     Score,
     ScoreComparison,
 )
-from exporter.errors import ArtifactError, ScoringError, UsageError
+from exporter.errors import ScoringError, UsageError
 from exporter.report.files import page as render
 from exporter.report.files import scores_document
 from exporter.score.comparison import compare_files
@@ -104,24 +104,6 @@ def test_every_pair_of_two_files(tmp_path: Path) -> None:
     assert result.agreements[1].spearman == pytest.approx(_spearman(COSINE, COSINE[::-1]))
 
 
-def test_kinds_that_only_one_metric_scores_are_left_out(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
-    report = ImportanceReport.read(path)
-    mlp = _scores(KL, "mlp")
-    report.model_copy(update={"scores": [*report.scores, *mlp]}).write(path)
-    assert [found.kind for found in compare_files([path, path]).agreements] == ["attention"]
-    further = [MetricScores(metric="kl", scores=[*_scores(KL), *mlp])]
-    both = report.model_copy(update={"scores": [*report.scores, *mlp], "further": further})
-    both.write(path)
-    assert [found.kind for found in compare_files([path, path]).agreements] == ["attention", "mlp"]
-
-
-def test_a_ranking_that_tells_nothing_apart(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": [1.0] * 6})
-    (found,) = compare_files([path, path]).agreements
-    assert (found.spearman, found.kendall) == (None, None)
-
-
 def test_scores_of_another_model(tmp_path: Path) -> None:
     one = _write(tmp_path / "a.json", {"cosine": COSINE})
     two = _write(tmp_path / "b.json", {"cosine": COSINE}, sha="b")
@@ -156,26 +138,6 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize(
-    ("names", "more", "cells"),
-    [
-        (("a.json", "b.json"), {}, ["a", "b"]),
-        (("x/s.json", "y/s.json"), {}, ["x", "y"]),
-        (("x/s.json", "y/x/s.json"), {}, ["{}/x/s.json", "{}/y/x/s.json"]),
-        (("a.json", "b.json"), {"cosine": COSINE}, ["kl (a)", "cosine (a)"]),
-    ],
-)
-def test_the_table_names_the_files(
-    names: tuple[str, str], more: dict[str, Sequence[float]], cells: list[str], tmp_path: Path
-) -> None:
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-    one = _write(tmp_path / names[0], {"kl": KL, **more}, text="here")
-    two = _write(tmp_path / names[1], {"kl": KL}, text="there")
-    (grid, _note) = scores_document(compare_files([one, two])).sections[0].blocks
-    assert grid.rows[0][1:3] == [cell.format(tmp_path) for cell in cells]  # type: ignore[union-attr]
-
-
 def test_the_command_prints_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,12 +148,6 @@ def test_the_command_prints_and_writes_json(
     printed = json.loads(capsys.readouterr().out)
     assert printed["agreements"][0]["shared_first"] == {"4": 4}
     assert ScoreComparison.read(out).agreements == compare_files([path, path]).agreements
-
-
-@pytest.mark.parametrize("call", [[], ["model", "--compare", "{}"]])
-def test_scoring_and_comparing_are_two_calls(call: list[str], tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE})
-    assert command_line.run(["score", *(word.format(path) for word in call)]) == 2
 
 
 @pytest.mark.parametrize(
@@ -247,35 +203,12 @@ def test_hostile_names_stay_text_on_the_page(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in text
 
 
-@pytest.mark.parametrize(
-    "option", ["--checkpoints", "--revisions", "--vary-calibration", "--vary-samples"]
-)
-def test_a_removed_option_names_what_replaces_it(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command_line.run(["score", "model", option]) == 2
-    assert "score --compare" in capsys.readouterr().err
-    (tmp_path / "old.yaml").write_text(f"{option[2:].replace('-', '_')}: x\n")
-    assert command_line.run(["score", "model", "--config", str(tmp_path / "old.yaml")]) == 2
-    assert "score --compare" in capsys.readouterr().err
-
-
 def test_the_comparison_does_not_overwrite_the_scores(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
     before = path.read_text()
     with ends_in(UsageError, "overwrites-input", path):
         assert command_line.run(["score", "--compare", *[str(path)] * 2, "-o", str(path)]) == 2
     assert path.read_text() == before
-
-
-def test_a_report_with_another_metric_first(tmp_path: Path) -> None:
-    report = ImportanceReport.read(_write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL}))
-    chosen = report.of_metric("kl")
-    assert (chosen.metric, chosen.scores) == ("kl", _scores(KL))
-    assert [other.metric for other in chosen.further] == ["cosine"]
-    assert report.of_metric(None) == report.of_metric("cosine") == report
-    with raises(ArtifactError, "not-scored", "taylor", "cosine, kl"):
-        report.of_metric("taylor")
 
 
 def test_a_plan_by_another_metric(tmp_path: Path) -> None:
@@ -294,12 +227,6 @@ def test_a_plan_by_another_metric(tmp_path: Path) -> None:
     assert command_line.run(["plan", str(path), "-o", str(out), "--metric", "depth",
                              "--drop-attn", "2"]) == 2  # fmt: skip
     assert out.read_text() == before
-
-
-def test_a_ranking_alone_is_held_against_nothing(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.json", {"cosine": COSINE})
-    with raises(ScoringError, "no-two-rankings", path):
-        compare_files([path, path])
 
 
 @pytest.mark.parametrize("option", [["--calibration", "pydoc"], ["--blocks"], ["--samples", "3"]])

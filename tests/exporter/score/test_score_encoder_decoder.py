@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from exporter.errors import (
-    CalibrationError,
-    HealingError,
     PlanError,
     UnknownArchitectureError,
     UsageError,
@@ -19,7 +16,6 @@ from exporter.models.ablation.branch_replacements import NOTHING, branches_repla
 from exporter.models.architectures import (
     every_sublayer,
     layer_modules,
-    named_in,
     stacked_layers,
 )
 from exporter.models.residual_stream import probe, probe_inputs, run_backbone
@@ -28,14 +24,10 @@ from exporter.models.texts.pairs import read_pairs
 from exporter.score import ScoreOptions, score
 from graph_passes.types import SublayerRef
 from tests.exporter.encoder_decoders import (
-    RATE,
     made_loaded,
     made_model,
-    write_sound,
-    write_source,
 )
 from tests.exporter.tiny_families import hook_count
-from tests.heard import Heard
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -118,15 +110,6 @@ def test_each_branch_that_is_skipped_changes_the_answer(family: str) -> None:
     assert hook_count(model) == 0
 
 
-def test_names_are_those_of_both_stacks() -> None:
-    model = made_model("t5")
-    assert named_in(model, [(2, "block")]) == [
-        SublayerRef(2, "attention"), SublayerRef(2, "cross_attention"), SublayerRef(2, "mlp"),
-    ]  # fmt: skip
-    with raises(PlanError, "sublayer-missing", 0):
-        named_in(model, [(0, "cross_attention")])
-
-
 def test_a_score_is_one_minus_the_cosine_over_real_tokens() -> None:
     """The first MLP of the encoder, of sources padded to one length."""
     import torch
@@ -172,29 +155,6 @@ def test_padding_of_the_source_does_not_count() -> None:
     assert scores(9) == pytest.approx(scores(14), abs=1e-6)
 
 
-def test_recordings_of_another_rate_are_resampled_and_that_is_told(tmp_path: Path) -> None:
-    from exporter.models.loading.model_source import load_model
-
-    loaded = load_model(str(write_source(tmp_path / "source", "whisper")))
-    reader = PairReader.of(loaded)
-
-    def features(rate: int) -> tuple[Any, list[str]]:
-        folder = tmp_path / str(rate)
-        folder.mkdir()
-        write_sound(folder / "a.wav", 0.5, rate)
-        heard = Heard()
-        pairs = read_pairs(str(folder), part="evaluation", sound=True)
-        return reader.sources(pairs, 1, part="evaluation", progress=heard), heard.lines
-
-    (same, quiet), (other, told) = features(RATE), features(44_100)
-    assert not quiet
-    assert len(told) == 1
-    assert all(rate in told[0] for rate in ("44,100", "16,000"))
-    assert same.mask.sum() == other.mask.sum() == 25  # of 50 positions, half a second
-    apart = same.arrays["input_features"] - other.arrays["input_features"]
-    assert np.abs(apart[:, :, :50]).mean() < 0.05
-
-
 @pytest.mark.parametrize("family", ["whisper", "bart"])
 def test_damage_is_that_of_a_whole_run_without_the_branches(family: str) -> None:
     """The runs that begin at the first changed layer, of both stacks, against plain ones."""
@@ -226,14 +186,6 @@ def test_damage_is_that_of_a_whole_run_without_the_branches(family: str) -> None
         assert damage.distance == pytest.approx(kl, rel=1e-3)
 
 
-def test_scores_by_answers_are_of_every_sublayer() -> None:
-    report = score(made_loaded("whisper"), ScoreOptions(("kl",), ("random",), samples=2))
-    kinds = [(each.layer, each.kind) for each in report.scores]
-    assert kinds[:2] == [(0, "attention"), (0, "mlp")]
-    assert kinds[-3:] == [(3, "attention"), (3, "cross_attention"), (3, "mlp")]
-    assert all(each.score > 0 for each in report.scores)
-
-
 def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
     from exporter.artifacts.plans import plan_drop
     from exporter.artifacts.stacks import Stacks
@@ -257,22 +209,6 @@ def test_greedy_drops_no_worse_than_the_lowest_scores() -> None:
     assert [len(option.names) for option in blocks] == [2, 3, 3]
     with raises(PlanError, "too-many", 5):
         greedy_in_stacks(meter, report, stacks, {"mlp": 5}, (), search)
-
-
-def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
-    loaded, file = made_loaded("t5"), tmp_path / "pairs.jsonl"
-    file.write_text('{"source": "w1 w2", "target": "w3"}')
-    with raises(CalibrationError, "no-tokenizer", "t5"):
-        score(loaded, ScoreOptions(calibration=(str(file),)))
-
-
-def test_healing_a_plan_alone_is_for_models_of_one_stack() -> None:
-    from exporter.artifacts import PlannedDeletion, PruningPlan
-    from exporter.heal.healed import heal
-
-    plan = PruningPlan(deletions=[PlannedDeletion(layer=2, kind="mlp")], encoder_layers=2)
-    with raises(HealingError, "two-stacks", "t5"):
-        heal(made_loaded("t5"), plan)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,7 @@ from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_m
 from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
 from exporter.progress import Quiet
-from exporter.score import METRICS, CalibrationText, ScoreOptions, score, score_on
-from exporter.score import metric as similarity
-from exporter.score.metric import StreamMetric
+from exporter.score import CalibrationText, ScoreOptions, score, score_on
 from exporter.score.streaming import _is_memory, filled_in_turn, states_in_file
 from tests.raising import raises
 
@@ -94,38 +92,6 @@ def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
     assert not (tmp_path / "states").exists()
 
 
-def test_the_largest_over_tokens(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    values: list[Any] = []
-
-    def negative(change: Any) -> Any:
-        """Below zero, which padding must not stand for."""
-        values.append(similarity.angular(change) - 1.0)
-        return values[-1]
-
-    text = padded_text()
-    monkeypatch.setitem(METRICS, "angular", StreamMetric("angular", negative, over="largest"))
-    whole = score_on(load_model(llama), text, metrics=["angular"], batch_size=5)
-    expected = [
-        [float(v[m].max()) for v, m in zip(each, text.mask, strict=True)] for each in values
-    ]
-    assert [score.score for score in whole.scores] == pytest.approx(np.mean(expected, axis=1))
-    errors = np.std(expected, axis=1, ddof=1) / np.sqrt(5)
-    assert [score.std_error for score in whole.scores] == pytest.approx(errors)
-    expect_equal(score_on(load_meta(llama), text, metrics=["angular"], batch_size=5), whole)
-
-
-@pytest.mark.parametrize(("stored", "dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
-def test_other_dtypes(tmp_path: Path, stored: str, dtype: str) -> None:
-    import torch
-
-    with quiet_transformers():
-        tiny_model("llama").to(getattr(torch, stored)).save_pretrained(tmp_path)
-    whole, meta = (load(str(tmp_path), dtype=dtype) for load in (load_model, load_meta))
-    assert str(whole.model.dtype) == f"torch.{dtype}"
-    expected = score_on(whole, padded_text(), metrics=ALL)
-    expect_equal(score_on(meta, padded_text(), metrics=ALL), expected)
-
-
 def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     meta = load_meta(llama)
     layers = [f"model.layers.{number}" for number in range(3)]
@@ -181,15 +147,6 @@ def test_a_layout_that_does_not_add_up_is_refused_at_once(tmp_path: Path) -> Non
         score_on(meta, random_text(), stream_dir=tmp_path / "states")
     expect_empty(meta)
     assert not (tmp_path / "states").exists()  # no text went through any layer
-
-
-def test_pictures_are_ranked_by_what_reads_none(tmp_path: Path) -> None:
-    source = saved(tmp_path, "vit")
-    options = ScoreOptions(("depth", "random"))
-    expected = score(load_model(source), options)
-    meta = load_meta(source)
-    expect_equal(score(meta, options), expected)
-    expect_empty(meta)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
