@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
-from pathlib import Path
 from typing import Annotated, Literal
 
 from exporter.cli.command import command
@@ -51,13 +49,6 @@ class BuildCall(Options):
     )
     ranges: Ranges = part(Ranges())
     settings: BuildSettings = part(BuildSettings())
-    timing_cache: OutputPath | None = option(
-        None,
-        "TensorRT: file for the timings of tactics; builds with the same cache give similar "
-        "engines.",
-        section=ENGINES,
-        rare=True,
-    )
 
 
 @command(BuildCall)
@@ -74,8 +65,6 @@ def build(call: BuildCall, progress: ConsoleProgress) -> None:
         ranges=call.ranges,
         backend=usual_backend(call.library.engine, call.settings.compute_capabilities),
         settings=call.settings,
-        timing_cache=call.timing_cache,
-        beside=partial(_use, call),
         progress=progress,
     )
     if progress.as_json:
@@ -83,19 +72,6 @@ def build(call: BuildCall, progress: ConsoleProgress) -> None:
         return
     for path, record in built:
         echo(_line(record), path)
-
-
-def _use(
-    call: BuildCall, built: list[tuple[Path, EngineRecord]], stage: Path
-) -> list[tuple[Path, Path]]:
-    """How the engines are run, where a folder was named for them."""
-    from exporter.engines.usage import write_built_use
-
-    paths = [path for path, _ in built]
-    if paths[0].parent != call.output:
-        return []
-    phases = {profile.phase for _, record in built for profile in record.profiles}
-    return write_built_use(call.model, paths, stage, generates="decode" in phases)
 
 
 def _json(records: list[EngineRecord]) -> str:

@@ -250,6 +250,7 @@ REMOVED = {
     "build --hardware-compatibility": _TRTEXEC,
     "build --version-compatible": _TRTEXEC,
     "build --tf32": _TRTEXEC,
+    "build --timing-cache": _TRTEXEC,
     "generate --seed": _SERVER,
     "generate --temperature": _SERVER,
     "generate --top-k": _SERVER,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ HERE = "."
 """The folder in its own file: the lines are run in it."""
 _PROMPT, _NEW_TOKENS = "The capital of France is", 20
 _LEFT_OUT = 8  # room for the prompt
-_PLAIN, _IN_QUOTES = re.compile(r"[\w.+-]+"), re.compile(r"[\w ./+-]+")
+_PLAIN = re.compile(r"[\w.+-]+")
 _PLAIN_TARGETS = ("portable", "onnxruntime-cpu")
 _OF_ITS_OWN = frozenset({"bloom", "falcon", "gpt_bigcode"})
 """Whose caches optimum expects in other shapes."""
@@ -68,7 +67,6 @@ _NO_CONFIG = (
     "onnxruntime-genai: there is no genai_config.json here. `depthcut export --target "
     "onnxruntime-cpu` writes one where onnxruntime-genai can run the model."
 )
-_NEEDS_GPU = "This needs an NVIDIA GPU, and the library that built the engines."
 _BUILDS_ANYWHERE = (
     "Running an engine needs an NVIDIA GPU; building one needs none with TensorRT-RTX."
 )
@@ -222,20 +220,6 @@ depthcut generate "$FOLDER/{{ m.file }}" "{{ prompt }}" -n {{ m.new_tokens }}
 depthcut build "$FOLDER/{{ m.file }}" -o engines --engine {{ m.target }}
 {% if m.pasts and m.has_tokenizer %}
 depthcut generate engines "{{ prompt }}" --tokenizer "$FOLDER"
-{% endif %}
-""",
-    "engines": """\
-{% if tokenizer is none %}
-from pathlib import Path
-from exporter.engines.runners.registry import open_model
-
-_, runner = open_model(Path(FOLDER{% if file %}, {{ file.__repr__() }}{% endif %}))
-with runner:
-    print([(each.name, each.dtype, each.shape) for each in runner.inputs])
-    # runner.run(arrays by these names) gives the outputs by theirs
-{% else %}
-{% set engine = "/" ~ file if file else "" %}
-depthcut generate "$FOLDER{{ engine }}" "{{ prompt }}" --tokenizer "$FOLDER/{{ tokenizer }}"
 {% endif %}
 """,
 }  # fmt: skip
@@ -446,35 +430,6 @@ def graph_uses(graph: Path, beside: Sequence[Path] = (), *, folder: str = HERE) 
     notes = [_NO_CHECKPOINT] * bool(model.config)
     notes += [_NO_CONFIG] * bool(model.pasts and not model.for_genai)
     return FolderUses(folder=folder, uses=model.uses(), notes=notes)
-
-
-def engine_uses(tokenizer: str | None, *, file: str = "", folder: str = HERE) -> FolderUses:
-    """How engines are run: ``file`` of a folder or all, text where there is a tokenizer."""
-    use = Use(
-        library="Engines",
-        needs="",
-        text=lines("engines", tokenizer=tokenizer, file=file),
-        language="python" if tokenizer is None else "sh",
-        remark=_NEEDS_GPU,
-    )
-    return FolderUses(folder=folder, uses=[use])
-
-
-def write_built_use(
-    graph: Path, engines: Sequence[Path], stage: Path, *, generates: bool
-) -> list[tuple[Path, Path]]:
-    """Writes how the engines of a graph are run; gives the file and its place.
-
-    Nothing where their names could not stand in a shell's line.
-    """
-    folder, file = engines[0].parent, engines[0].name if len(engines) == 1 else ""
-    home = os.path.relpath(graph.parent, folder)
-    if not _IN_QUOTES.fullmatch(home + file):
-        return []
-    speaks = generates and (graph.parent / TOKENIZER).is_file()
-    name = file or folder.resolve().name
-    write_use(name, engine_uses(home if speaks else None, file=file), stage)
-    return [(stage / USE_FILE, use_place(folder, name))]
 
 
 def stage_graph_use(output: Path, stage: Path) -> list[tuple[Path, Path]]:

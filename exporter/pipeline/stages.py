@@ -25,11 +25,8 @@ from exporter.engines.build.libraries import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.usage import (
     USE_FILE,
-    UsedModel,
-    engine_uses,
     graph_uses,
     write_graph_use,
-    write_use,
 )
 from exporter.errors import VerificationError
 from exporter.export.forms.targets import TARGETS, write_form
@@ -168,20 +165,10 @@ def folder_uses(run: Run) -> list[FolderUses]:
     found = [
         graph_uses(run.ledger.path(name) / "model.onnx", folder=name) for name in (*names, *_ARMS)
     ]
-    if run.request.engines is not None:
-        found = [arm_engine_uses(run, arm, folder=f"{ENGINES}/{arm}") for arm in _ARMS] + found
     if run.request.checkpoint:
         facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
         found.append(checkpoint_uses(facts, folder=f"candidate/{CHECKPOINT}"))
     return found
-
-
-def arm_engine_uses(run: Run, arm: str, *, folder: str = ".") -> FolderUses:
-    """Those of one model's engines, whose tokenizer lies with the graph that they are made from."""
-    source = run.built_from()[arm]
-    model = UsedModel.read(source / "model.onnx", [source])
-    speaks = model.generates and model.has_tokenizer
-    return engine_uses(f"../../{source.name}" if speaks else None, folder=folder)
 
 
 WRITTEN_ANEW = ("model.onnx", "model.onnx*.data", USE_FILE)
@@ -427,7 +414,6 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
                     f"engines: {arm}, {path.name}: {record.engine_bytes / 1e6:.1f} MB, "
                     f"{layers} layers, in {record.total_s:.1f} s"
                 )
-            write_use(arm, arm_engine_uses(run, arm), stage / arm)
     return files_below(folder), run.sources()
 
 

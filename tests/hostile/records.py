@@ -125,6 +125,6 @@ def spots_of(told: Any) -> Iterator[tuple[Any, Any]]:
 def engine_elsewhere(spoilt: Spoilt, rng: random.Random) -> None:
     if not (spoilt.folder / "m.engine.json").is_file():
         return any_value(spoilt, rng)
-    key = rng.choice(("engine", "engine_sha256", "engine_bytes", "backend", "timing_cache_sha256"))
+    key = rng.choice(("engine", "engine_sha256", "engine_bytes", "backend"))
     spoilt.change("m.engine.json", key, rng.choice((*_LEADING_OUT, 2**63)))
     return None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -40,7 +37,7 @@ from exporter.engines.build.profiles import (
 from exporter.engines.build.settings import BuildSettings, Logits, Phase, Profile
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import EngineError, UsageError
-from exporter.files import refuse_overwriting, scratch_folder, sha256_file
+from exporter.files import refuse_overwriting
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import staging
 from graph_passes.fusing.cache_in_place import SCATTER
@@ -172,7 +169,7 @@ def ignored_inputs(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 _DEFAULT = BuildSettings()
 _RANGES = Ranges()
-_NEW_ENGINE, _NEW_CACHE = "engine", "timing.cache"
+_NEW_ENGINE = "engine"
 _SHORT = {"attention": "attn", "cross_attention": "cross"}
 
 
@@ -189,27 +186,17 @@ class Marks:
         return path.with_name("-".join(parts) + path.suffix)
 
 
-Beside = Callable[[list[tuple[Path, EngineRecord]], Path], list[tuple[Path, Path]]]
-"""From engines with their records, and a folder to write in, to files there and their places."""
-
-
-def _nothing_beside(*_: Any) -> list[tuple[Path, Path]]:
-    return []
-
-
 def build_engines(
     onnx: Path,
     target: Path,
     *,
     phases: Sequence[str] | None = None,  # all that the graph has when None
     split: bool | None = None,
-    builds: int = 1,  # TensorRT's share a timing cache, `timing_cache` or one for the occasion
+    builds: int = 1,
     ranges: Ranges = _RANGES,
     profiles: Sequence[Profile] | None = None,
     backend: Backend = "tensorrt-rtx",
     settings: BuildSettings = _DEFAULT,
-    timing_cache: Path | None = None,
-    beside: Beside = _nothing_beside,
     progress: Progress = QUIET,
 ) -> list[tuple[Path, EngineRecord]]:
     """Builds an engine for each phase, or one with a profile for each.
@@ -217,20 +204,17 @@ def build_engines(
     Each appears with its record, or not at all. The builder runs in a process of its own. Precision
     comes from the graph: the network is strongly typed.
     """
-    refuse_unbuildable(backend, settings, timing_cache)
+    refuse_unbuildable(backend, settings)
     source, numbers = read_source(onnx), [f"b{number + 1}" for number in range(builds)]
     groups = [list(profiles)] if profiles else _groups(source.inputs, phases, ranges, split=split)
     whole = sum(map(len, groups)) == len(phases_of(source.inputs))
     named = len(groups) > 1 or bool(split) or (_is_folder(target) and not whole)
     wanted = list(itertools.product(groups, numbers if builds > 1 else [""]))
-    graph = _BuiltGraph(onnx, source, LIBRARIES[backend], settings, timing_cache, progress)
-    done: list[tuple[Path, EngineRecord]] = []
-    with _alike(graph, builds) as graph:
-        for place, (group, number) in enumerate(wanted, 1):
-            marks = Marks("+".join(profile.phase for profile in group if named), number)
-            more = beside if place == len(wanted) else _nothing_beside
-            done.append(graph.build(target, group, marks, more, done))
-    return done
+    graph = _BuiltGraph(onnx, source, LIBRARIES[backend], settings, progress)
+    return [
+        graph.build(target, group, Marks("+".join(p.phase for p in group if named), number))
+        for group, number in wanted
+    ]
 
 
 @dataclass(frozen=True)
@@ -241,7 +225,6 @@ class _BuiltGraph:
     source: EngineSource
     library: EngineLibrary
     settings: BuildSettings
-    timing_cache: Path | None
     progress: Progress
 
     @cached_property
@@ -249,12 +232,7 @@ class _BuiltGraph:
         return graph_hashes(self.onnx, self.source)
 
     def build(
-        self,
-        target: Path,
-        profiles: Sequence[Profile],
-        marks: Marks,
-        beside: Beside,
-        earlier: Sequence[tuple[Path, EngineRecord]],
+        self, target: Path, profiles: Sequence[Profile], marks: Marks
     ) -> tuple[Path, EngineRecord]:
         """One engine, by a process of its own."""
         in_folder, begun = _is_folder(target), time.perf_counter()
@@ -270,11 +248,7 @@ class _BuiltGraph:
             told = {"engine": name, "total_s": time.perf_counter() - begun}
             record = record.model_copy(update=told)
             sidecar = record.write(staged.folder / "engine.json")
-            if self.timing_cache is not None:  # first: a cache without an engine does no harm
-                self._keep_cache(staged.folder / _NEW_CACHE, self.timing_cache)
-            more = beside([*earlier, (path, record)], staged.folder)
-            built = staged.folder / _NEW_ENGINE
-            staged.place([*more, (sidecar, sidecar_path(path)), (built, path)])
+            staged.place([(sidecar, sidecar_path(path)), (staged.folder / _NEW_ENGINE, path)])
         return path, record
 
     def _built(self, stage: Path, profiles: Sequence[Profile]) -> EngineRecord:
@@ -284,7 +258,7 @@ class _BuiltGraph:
             raise self._not_parsed(Obstacle(node.name, node.op_type, PASSED_OVER), version)
         phases = [profile.phase for profile in profiles]
         adapted = adapt(model, self.settings, phases, has_lengths=self.library.has_lengths(version))
-        built, cache = stage.resolve() / _NEW_ENGINE, self.timing_cache
+        built = stage.resolve() / _NEW_ENGINE
         graph = adapted.write(stage.resolve() / "graph.onnx")
         request = {
             "job": "build",
@@ -294,8 +268,6 @@ class _BuiltGraph:
             "engine": str(built),
             "settings": asdict(self.settings),
             "profiles": [profile.model_dump() for profile in profiles],
-            "timing_cache": cache
-            and {"read": str(cache.resolve()), "write": str(built.with_name(_NEW_CACHE))},
         }
         what = f"build {' and '.join(phases)} with {self.library.backend}"
         result = run_job(self.library, request, self.progress, what)
@@ -313,7 +285,6 @@ class _BuiltGraph:
             profiles=list(profiles),
             attention=adapted.attention,
             logits=adapted.logits,
-            timing_cache_sha256=_hash_of(stage / _NEW_CACHE),
             total_s=0.0,
             **result,
         )
@@ -326,17 +297,6 @@ class _BuiltGraph:
             f"depthcut check-engine {self.onnx} lists all obstacles, and what to do.",
             code="not-parsed",
         )
-
-    def _keep_cache(self, new: Path, timing_cache: Path) -> None:
-        """It may lie on another file system than the engine."""
-        if not new.is_file():
-            self.progress.say(
-                f"{self.library.backend} gives no timing cache: {timing_cache} stays as it was, "
-                "and engines that are built later may differ"
-            )
-            return
-        with staging(timing_cache) as staged:
-            staged.place([(shutil.copyfile(new, staged.folder / "cache"), timing_cache)])
 
     def _refuse_own_source(self, path: Path) -> None:
         refuse_overwriting(path, [self.onnx, *self.source.weights])
@@ -374,20 +334,6 @@ def _groups(
     wanted = [profile(inputs, phase, ranges) for phase in names]
     for_each = has_fixed_caches(inputs) if split is None else split
     return [[each] for each in wanted] if for_each else [wanted]
-
-
-@contextlib.contextmanager
-def _alike(graph: _BuiltGraph, builds: int) -> Iterator[_BuiltGraph]:
-    """The graph with a timing cache, where several builds need one to be alike."""
-    if builds < 2 or graph.timing_cache is not None or not graph.library.has_timing_cache:
-        yield graph
-        return
-    with scratch_folder("timing-cache") as folder:
-        yield replace(graph, timing_cache=folder / _NEW_CACHE)
-
-
-def _hash_of(path: Path) -> str | None:
-    return sha256_file(path) if path.is_file() else None
 
 
 def _this_card() -> dict[str, str]:

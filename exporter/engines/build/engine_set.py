@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import model_validator
 
 from exporter.artifacts import Artifact, Record
 from exporter.engines.build.libraries import LIBRARIES, Device, EngineLibrary
@@ -19,10 +19,11 @@ from exporter.errors import BackendError, EngineError
 from exporter.files import sha256_file
 from exporter.models.graph_facts import CACHE_INPUT
 
-_REMOVED = (
+_REMOVED = frozenset({
     "strip_weights", "refittable", "hardware_compatibility", "version_compatible", "tf32",
-)  # fmt: skip
-"""Settings that records of earlier versions have."""
+    "timing_cache_sha256",
+})  # fmt: skip
+"""What records of earlier versions have."""
 
 
 class EngineTensor(Record):
@@ -76,7 +77,6 @@ class EngineRecord(Artifact):
             the card, else by the builder's log.
         fixed_addresses: Whether the builder's process had them. TensorRT-RTX then gives the same
             bytes for a small graph again, as a rule; for a large one it need not.
-        timing_cache_sha256: Of the timing cache that it was built with; None without one.
         parse_s: Seconds for reading the graph.
         build_s: Seconds that the builder took.
         total_s: Seconds for everything, starting the process and writing the files included.
@@ -101,17 +101,17 @@ class EngineRecord(Artifact):
     layers: dict[str, int]
     memory_bytes: dict[str, int]
     fixed_addresses: bool
-    timing_cache_sha256: str | None = None
     parse_s: float
     build_s: float
     total_s: float
 
-    @field_validator("settings", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _without_removed(cls, settings: Any) -> Any:
-        if not isinstance(settings, dict):
-            return settings
-        return {name: value for name, value in settings.items() if name not in _REMOVED}
+    def _without_removed(cls, told: Any) -> Any:
+        if not isinstance(told, dict) or not isinstance(told.get("settings"), dict):
+            return told
+        settings = {name: told["settings"][name] for name in told["settings"].keys() - _REMOVED}
+        return {n: v for n, v in told.items() if n not in _REMOVED} | {"settings": settings}
 
     @property
     def phases(self) -> list[Phase]:

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
@@ -182,11 +181,6 @@ class EngineLibrary:
         return tuple(int(number) for number in version.split(".")[:2]) >= self.lengths_since
 
     @property
-    def has_timing_cache(self) -> bool:
-        """TensorRT-RTX chooses its kernels on the card, when the engine is loaded."""
-        return not self.builds_without_gpu
-
-    @property
     def compiles_on_card(self) -> bool:
         """TensorRT-RTX compiles kernels when a context is made, and makes CUDA graphs by itself."""
         return self.builds_without_gpu
@@ -230,19 +224,13 @@ def load(library: EngineLibrary) -> ModuleType:
         ) from error
 
 
-def refuse_unbuildable(
-    backend: Backend, settings: BuildSettings, timing_cache: Path | None = None
-) -> None:
+def refuse_unbuildable(backend: Backend, settings: BuildSettings) -> None:
     """Refuses what can be told without a graph: a build takes long."""
     library = LIBRARIES[backend]
-    # Measured with RTX 1.7: the builder fails deep inside, for want of a driver.
-    cache = timing_cache is not None and not library.has_timing_cache
-    cards = bool(settings.compute_capabilities) and not library.builds_without_gpu
-    for option in ["--timing-cache"] * cache + ["--compute-capability"] * cards:
-        other = next(name for name in LIBRARIES if name != backend)
+    if settings.compute_capabilities and not library.builds_without_gpu:
         raise UsageError(
-            f"{backend} has no {option}.",
-            f"Leave it out, or build with {other}.",
+            f"{backend} has no --compute-capability.",
+            "Leave it out, or build with tensorrt-rtx.",
             code="unsupported-option",
         )
     refuse_without_driver(library)

@@ -171,25 +171,3 @@ def _unknown_targets(module: ModuleType, wrong: Sequence[str]) -> EngineError:
         f"It knows {', '.join(cards)}.",
         code="unknown-card",
     )
-
-
-def read_timing_cache(config: Any, path: Path) -> None:
-    """Gives the builder a cache; an empty one where there is no file yet.
-
-    Builds of TensorRT differ from run to run unless they use the same cache.
-    """
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        raise EngineError(
-            f"{path} is not a timing cache of this card and version.",
-            "Name another file: a new cache is written there. This one stays as it is.",
-            code="no-timing-cache",
-        )
-
-
-def write_timing_cache(config: Any, path: Path) -> None:
-    """Writes what the builder knows now; no file where it doesn't tell: the engine is there."""
-    cache = config.get_timing_cache()
-    content = None if cache is None else cache.serialize()
-    if content is not None:
-        path.write_bytes(memoryview(content))

@@ -23,8 +23,6 @@ from exporter.engines.build.logs import inspected, no_engine, read_layers
 from exporter.engines.build.network import (
     Builder,
     builder_config,
-    read_timing_cache,
-    write_timing_cache,
 )
 from exporter.errors import DepthcutError, first_line
 from exporter.files import write_through
@@ -77,9 +75,6 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
     network = parsed.network
     settings: Any = SimpleNamespace(**request["settings"])
     config = builder_config(builder, settings, _profiles(request))
-    cache = request["timing_cache"]
-    if cache:
-        read_timing_cache(config, Path(cache["read"]))
     begun = time.perf_counter()
     engine = builder.builder.build_serialized_network(network, config)
     built = time.perf_counter()
@@ -89,8 +84,6 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
     table = read_layers(builder.listener.messages())
     if not library.builds_without_gpu:  # the card is here, and the log has no table
         table = inspected(module, builder.listener, memoryview(engine), table)
-    if cache:
-        write_timing_cache(config, Path(cache["write"]))
     return {
         "obstacles": [],
         "backend_version": module.__version__,

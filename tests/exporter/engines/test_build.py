@@ -134,8 +134,6 @@ def test_options_of_the_other_library_are_refused(
 ) -> None:
     with raises(UsageError, "unsupported-option", "--compute-capability"):
         build_engines(models[0], tmp_path, backend="tensorrt", settings=SM89)
-    with raises(UsageError, "unsupported-option", "--timing-cache"):
-        build_engines(models[0], tmp_path, timing_cache=tmp_path / "cache")
 
 
 def test_a_target_that_is_the_source_is_refused_before_the_build(
@@ -199,7 +197,6 @@ def test_the_command_prints_one_json_document(
         ["--workspace", "0"],
         ["--workspace", "99999999TB"],
         ["--dim", "nosuch=3"],
-        ["--timing-cache", "cache"],
     ],
 )
 def test_options_that_make_no_sense_are_wrong_calls(

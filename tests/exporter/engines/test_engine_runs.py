@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from exporter.artifacts.latency import Shape
 from exporter.engines.build.engine_set import EngineRecord, find_engines, sidecar_path
 from exporter.engines.build.libraries import Device, Driver
-from exporter.engines.build.network import read_timing_cache, write_timing_cache
 from exporter.engines.build.session import Session, cache_path
 from exporter.engines.decoding.open_decoder import decoder_on
 from exporter.engines.decoding.tensorrt_decoder import CachePlan, TensorRtDecoder
@@ -286,33 +284,3 @@ def test_another_driver_or_card_has_another_runtime_cache(tmp_path: Path) -> Non
     cards = [Device("A", "sm89", 1), Device("B", "sm89", 1)]
     drivers = [Driver("", version, (card,)) for version in ("13.0", "13.1") for card in cards]
     assert len({cache_path(record, driver) for driver in drivers}) == 4
-
-
-@pytest.mark.parametrize("given", [None, SimpleNamespace(serialize=lambda: None)])
-def test_a_builder_without_a_timing_cache_loses_no_engine(given: object, tmp_path: Path) -> None:
-    config = SimpleNamespace(get_timing_cache=lambda: given)
-    write_timing_cache(config, tmp_path / "new.cache")
-    assert not any(tmp_path.iterdir())
-    config.get_timing_cache = lambda: SimpleNamespace(serialize=lambda: b"known")
-    write_timing_cache(config, tmp_path / "new.cache")
-    assert (tmp_path / "new.cache").read_bytes() == b"known"
-
-
-@pytest.mark.parametrize("made", [None, object()])
-def test_a_broken_timing_cache_is_refused_and_stays(made: object, tmp_path: Path) -> None:
-    path = tmp_path / "timing.cache"
-    path.write_bytes(b"broken")
-    given: list[bytes] = []
-
-    def create(content: bytes) -> object:
-        given.append(content)
-        return made
-
-    config = SimpleNamespace(create_timing_cache=create, set_timing_cache=lambda *_, **__: False)
-    with raises(EngineError, "no-timing-cache", path):
-        read_timing_cache(config, path)
-    assert given == [path.read_bytes()] == [b"broken"]
-    config.set_timing_cache = lambda *_, **__: True
-    if made is not None:
-        read_timing_cache(config, tmp_path / "new.cache")  # there is none yet: an empty one
-        assert given[-1] == b""

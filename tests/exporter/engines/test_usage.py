@@ -22,10 +22,8 @@ from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.runners.cache_form import CacheForm
 from exporter.engines.usage import (
     UsedModel,
-    engine_uses,
     graph_uses,
     use_place,
-    write_built_use,
     write_graph_use,
 )
 from exporter.export.forms.genai import write_genai_config
@@ -220,47 +218,6 @@ def test_a_graph_for_tensorrt_is_built_first(cut: Path, capsys: pytest.CaptureFi
         if builds:
             text = next(use.text for use in uses.uses if use.library == target)
             assert_commands(text.replace("$FOLDER", str(cut)), cut, capsys)
-
-
-@pytest.mark.parametrize("tokenizer", ["../../cut", None])
-def test_engines_are_run_by_depthcut(
-    cut: Path, tokenizer: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Syntax only: there is no GPU here to run an engine on."""
-    (use,) = engine_uses(tokenizer).uses
-    if tokenizer is None:
-        compile(use.text, "USE.md", "exec")
-    else:
-        (cut / "engines" / "candidate").mkdir(parents=True)
-        (cut / "cut").mkdir()
-        text = use.text.replace("$FOLDER", str(cut / "engines" / "candidate"))
-        assert_commands(text, cut, capsys)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_engines_in_a_folder_have_a_line_with_their_tokenizer_s_place(
-    cut: Path, count: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Syntax only: there is no GPU here to run an engine on."""
-    folder = cut.with_name("built")
-    folder.mkdir()
-    engines = [folder / f"{number}.engine" for number in range(count)]
-    for engine in engines:
-        engine.touch()
-    stage = folder / "stage"
-    stage.mkdir()
-    ((written, path),) = write_built_use(cut / "model.onnx", engines, stage, generates=True)
-    assert path == folder / "USE.md"
-    assert written.parent == stage
-    line = lines_of(written.read_text())["Engines"].splitlines()[1]
-    assert ("0.engine" in line) is (count == 1)
-    assert "../cut" in line
-    assert_commands(line.replace("$FOLDER", str(folder)), folder, capsys)
-    ((written, encoder),) = write_built_use(cut / "model.onnx", engines, stage, generates=False)
-    assert encoder == path
-    compile(lines_of(written.read_text())["Engines"], "USE.md", "exec")
-    odd = folder / 'a"$(id).engine'
-    assert write_built_use(cut / "model.onnx", [odd], stage, generates=True) == []
 
 
 def assert_commands(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

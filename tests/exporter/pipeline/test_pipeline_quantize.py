@@ -20,7 +20,6 @@ from exporter.pipeline.quantizing import quantize, quantize_key
 from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
-from exporter.pipeline.stages import arm_engine_uses
 from exporter.progress import Quiet
 from exporter.quantize.quantize import RoundingDifference
 from exporter.quantize.settings import QuantizeSettings
@@ -94,15 +93,6 @@ def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
         assert {"model.onnx", "tokenizer.json", "config.json", "genai_config.json"} <= names
     assert len(files) == 2 * len(names)
     assert notes == run.sources()
-
-
-def test_engines_are_run_with_the_tokenizer_beside_their_graph(exported: Path) -> None:
-    run = run_in(exported, quantize=None)
-    (use,) = arm_engine_uses(run, "candidate").uses
-    assert (use.language, "../../candidate" in use.text) == ("sh", True)
-    (exported / "candidate" / "tokenizer.json").unlink()
-    (use,) = arm_engine_uses(run, "candidate").uses
-    assert use.language == "python"
 
 
 def test_it_is_stale_when_graphs_settings_or_text_are_others(
