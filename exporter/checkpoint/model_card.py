@@ -55,20 +55,18 @@ _USES_PLAIN = "It is a plain model with fewer layers; whatever loads the base lo
 def checkpoint_uses(facts: CheckpointFacts, *, folder: str = HERE) -> FolderUses:
     """All ways to load a checkpoint."""
     if facts.servers:
-        return FolderUses(folder=folder, uses=_by_servers(facts), notes=[_DECILM])
+        known = [_SERVERS[name] for name in facts.servers if name in _SERVERS]
+        uses = [Use(library=needs, needs=needs, text=text) for needs, text in known]
+        return FolderUses(folder=folder, uses=uses, notes=[_DECILM])
     if not facts.plain:
         return FolderUses(
             folder=folder, uses=[_own(facts)], notes=[_REFUSED.format(facts.transformers)]
         )
     uses = [_by_transformers(facts)]
     if facts.has_modules:
-        uses.append(_by_sentence_transformers())
+        name = "sentence-transformers"
+        uses.append(Use(library=name, needs=name, text=lines("sentences", m=None)))
     return FolderUses(folder=folder, uses=uses)
-
-
-def _by_servers(facts: CheckpointFacts) -> list[Use]:
-    known = [_SERVERS[name] for name in facts.servers if name in _SERVERS]
-    return [Use(library=needs, needs=needs, text=text) for needs, text in known]
 
 
 def _own(facts: CheckpointFacts) -> Use:
@@ -97,11 +95,6 @@ def _filled(facts: CheckpointFacts) -> dict[str, Any]:
         "has_tokenizer": facts.has_tokenizer,
         "task": task if facts.has_tokenizer else None,
     }
-
-
-def _by_sentence_transformers() -> Use:
-    name = "sentence-transformers"
-    return Use(library=name, needs=name, text=lines("sentences", m=None))
 
 
 _NAMED_SOURCES = ("hf:", "pydoc", "self")

@@ -89,17 +89,14 @@ def write_checkpoint(
                 copy_processor_files(loaded.path, stage)
         facts = _facts(loaded, plan, before, pruned, kept, stage)
         if after is not None:
-            facts = _as_decilm(facts, after, server)
+            servers = [server] if server else list(CHECKPOINT_SERVERS)
+            told = {"after": after, "servers": servers, "plain": False}
+            facts = facts.model_copy(update=told)
         if card is not None:
             with telling_full_disk(stage):
                 write_text(stage / CARD, card(facts))
     _say(facts, progress)
     return facts
-
-
-def _as_decilm(facts: CheckpointFacts, after: Weights, server: Server | None) -> CheckpointFacts:
-    servers = [server] if server else list(CHECKPOINT_SERVERS)
-    return facts.model_copy(update={"after": after, "servers": servers, "plain": False})
 
 
 def _pruned(

@@ -35,11 +35,7 @@ def quota() -> Quota:
     """The lowest quota of this process's control groups, of version 2 or 1."""
     found = [_quota_at(folder) for folder in _groups()]
     limited = [each for each in found if each.cpus is not None]
-    return min(limited, key=_cpus) if limited else Quota(None, None)
-
-
-def _cpus(found: Quota) -> float:
-    return found.cpus or 0.0
+    return min(limited, key=lambda limit: limit.cpus or 0.0, default=Quota(None, None))
 
 
 def _groups() -> list[Path]:

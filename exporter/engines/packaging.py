@@ -168,11 +168,11 @@ def _engine_model(
         raise PackagingError("An engine runs on a GPU only.", "Leave --device cpu out.")
     copy_file(source, version / "model.plan", named=True)
     copy_file(sidecar_path(source), version / "model.plan.json")
-    preferred = _batches(record)
+    preferred, phases = _batches(record), ",".join(entry.phase for entry in record.profiles)
     return TritonModel(
         name, "tensorrt", "model.plan", record.inputs, record.outputs,
         "gpu", instances, max(preferred, default=0), preferred, len(record.profiles),
-        _triton_notes(record),
+        (("depthcut.profiles", phases), ("depthcut.engine_sha256", record.engine_sha256)),
     )  # fmt: skip
 
 
@@ -189,11 +189,6 @@ def _batches(record: EngineRecord) -> tuple[int, ...]:
     return tuple(sorted({usual, high} - {1})) if low == 1 < high else ()
 
 
-def _triton_notes(record: EngineRecord) -> tuple[tuple[str, str], ...]:
-    phases = ",".join(entry.phase for entry in record.profiles)
-    return (("depthcut.profiles", phases), ("depthcut.engine_sha256", record.engine_sha256))
-
-
 def _copy_beside(source: Path, stage: Path) -> None:
     """The tokenizer and configs, for clients; Triton passes them over."""
     for name in _TRITON_BESIDE:
@@ -207,12 +202,14 @@ def triton_config(model: TritonModel) -> str:
     Triton puts waiting requests of one shape together; the batch's size is then left out of each
     tensor's shape. An engine names the sizes that its kernels were chosen for.
     """
+    sizes = ", ".join(map(str, model.preferred))
+    preferred = f"preferred_batch_size: [ {sizes} ] " if sizes else ""
     lines = [
         f"name: {_quoted(model.name)}",
         f"backend: {_quoted(model.backend)}",
         f"default_model_filename: {_quoted(model.file)}",
         f"max_batch_size: {model.batch}",
-        *([_batching(model)] if model.batch else []),
+        *([f"dynamic_batching {{ {preferred}}}"] if model.batch else []),
         *(_tensor("input", tensor, model) for tensor in model.inputs),
         *(_tensor("output", tensor, model) for tensor in model.outputs),
         _instances(model),
@@ -222,11 +219,6 @@ def triton_config(model: TritonModel) -> str:
             f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
         )
     return "\n".join(lines) + "\n"
-
-
-def _batching(model: TritonModel) -> str:
-    sizes = ", ".join(map(str, model.preferred))
-    return f"dynamic_batching {{ {f'preferred_batch_size: [ {sizes} ] ' if sizes else ''}}}"
 
 
 def _tensor(what: str, tensor: EngineTensor, model: TritonModel) -> str:

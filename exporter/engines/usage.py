@@ -339,7 +339,10 @@ class UsedModel:
         """The ways to run it that hold for what lies there."""
         cuda, task = self.target == "onnxruntime-cuda", auto_task(self.architecture)
         runtime = f"onnxruntime{'-gpu' if cuda else ''} numpy"
-        own = ("decoder", self._decodes) if self.generates else ("encoder", self._encodes)
+        others, given = set(self.others), set(self.inputs)
+        decodes = self.cache is not None and others <= _STEP.keys() and "input_ids" in others
+        encodes = self.has_tokenizer and bool(given) and given <= _ENCODED.keys()
+        own = ("decoder", decodes) if self.generates else ("encoder", encodes)
         is_plain, known = self.target in _PLAIN_TARGETS, {*_STEP, *_ENCODED, *self.pasts}
         told = bool(self.pasts and self.has_tokenizer) and set(self.inputs) <= known
         sentences = is_plain and self.has_modules and not self.pasts
@@ -375,15 +378,6 @@ class UsedModel:
             for holds, way, library, needs in ways
             if holds
         ]
-
-    @property
-    def _decodes(self) -> bool:
-        others = set(self.others)
-        return self.cache is not None and others <= _STEP.keys() and "input_ids" in others
-
-    @property
-    def _encodes(self) -> bool:
-        return self.has_tokenizer and bool(self.inputs) and set(self.inputs) <= _ENCODED.keys()
 
     @property
     def _has_usual_caches(self) -> bool:

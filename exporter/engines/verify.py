@@ -73,7 +73,8 @@ def verify_engine(
     allowed = tolerance or TOLERANCE.get(facts.precision, TOLERANCE["bf16"])
     other, shapes = _opened(engine, onnx, threads)
     with OnnxRuntimeRunner(onnx, threads=threads) as runner:
-        shapes = shapes or _shapes_of(runner)
+        sizes = {"prefill": (_TOKENS, 0), "decode": (1, _PAST), "encode": (_TOKENS, 0)}
+        shapes = shapes or [Shape(phase, 1, *sizes[phase]) for phase in phases_of(runner.inputs)]
         tokens = {shape: random_tokens(shape, facts.vocabulary or 2) for shape in shapes}
         feeds = {shape: make_inputs(runner.inputs, shape, tokens[shape]) for shape in shapes}
         wanted = {shape: runner.run(feeds[shape], phase=shape.phase) for shape in shapes}
@@ -99,11 +100,6 @@ def _opened(engine: Path, onnx: Path, threads: int) -> tuple[Runner, list[Shape]
             code="not-built-from",
         )
     return TensorRtRunner(engines), [_shape(slot.profile) for slot in engines.slots]
-
-
-def _shapes_of(runner: Runner) -> list[Shape]:
-    sizes = {"prefill": (_TOKENS, 0), "decode": (1, _PAST), "encode": (_TOKENS, 0)}
-    return [Shape(phase, 1, *sizes[phase]) for phase in phases_of(runner.inputs)]
 
 
 def _save(stage: Path, shape: Shape, **arrays: Mapping[str, Array]) -> None:

@@ -34,7 +34,8 @@ def save_onnx(
     folder.mkdir(parents=True, exist_ok=True)
     size, target = weight_bytes(model), folder / name
     with telling_full_disk(folder), staging(target) as staged:
-        if any(map(_is_lazy, model.graph.initializers.values())):
+        held = (value.const_value for value in model.graph.initializers.values())
+        if any(isinstance(tensor, ir.LazyTensor) for tensor in held):
             _require_room(folder, size)
         with ByteCount.large(progress, f"write the weights of {target}", size) as count:
             written = write_files(
@@ -69,10 +70,6 @@ def _require_room(folder: Path, size: int) -> None:
     """Tells a full disk before an hour of writing, not after."""
     if size > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
-
-def _is_lazy(value: ir.Value) -> bool:
-    return isinstance(value.const_value, ir.LazyTensor)
 
 
 def _is_new(value: ir.Value) -> bool:

@@ -209,7 +209,9 @@ def quantise_activations(
         ) from error
     result = load_model(stage / _INT8)
     result.metadata_props.update(model.metadata_props)
-    done = Quantised.of_result(found, result, 8, _why_left)
+    done = Quantised.of_result(
+        found, result, 8, lambda p: _TIED if _is_turned(p) else "the quantiser left it out"
+    )
     if not done.bits[8]:
         name, why = next(iter(done.in_float.items()))
         raise QuantizationError(
@@ -273,10 +275,6 @@ def _named(product: Product) -> str:
     """Its name; its node gets it, where it has none."""
     product.node.name = product.name
     return product.name
-
-
-def _why_left(product: Product) -> str:
-    return _TIED if _is_turned(product) else "the quantiser left it out"
 
 
 @contextmanager

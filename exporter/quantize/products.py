@@ -167,19 +167,14 @@ def _constant(value: ir.Value | None) -> ir.Value | None:
     producer = value.producer()
     if producer is not None and producer.op_type == "Transpose":
         value = producer.inputs[0]
-    if value is not None and (value.is_initializer() or _is_constant_node(value)):
-        return value
-    return None
+    made = value.producer() if value is not None else None
+    constant = made is not None and made.op_type == "Constant"
+    return value if value is not None and (value.is_initializer() or constant) else None
 
 
 def _is_weight(value: ir.Value | None) -> bool:
     tensor = value.const_value if value is not None and value.is_initializer() else None
     return tensor is not None and len(tensor.shape) > 1 and tensor.dtype.name in _FLOATS
-
-
-def _is_constant_node(value: ir.Value) -> bool:
-    producer = value.producer()
-    return producer is not None and producer.op_type == "Constant"
 
 
 def _weight_of(node: ir.Node) -> tuple[ir.Value | None, bool]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.artifacts.comparison import QUANTIZATION_KEY
-from exporter.engines.runners.sessions import new_session
-from exporter.errors import QuantizationError, first_line
-from exporter.optional import require
+from exporter.errors import QuantizationError
 from exporter.quantize.products import Products
-from exporter.quantize.rewrite import DOMAIN, matmul_nbits
 from exporter.quantize.settings import QuantizeSettings
 
 _QUANTISED = frozenset(
@@ -26,8 +22,7 @@ _QUANTISED = frozenset(
         "QAttention", "QGemm", "QEmbedLayerNormalization",
     }
 )  # fmt: skip
-_PROBE_DEPTH = 64
-_ACTIVATIONS_BESIDE = {"int8-dynamic": ("FLOAT",), "int8-qdq": ("FLOAT", "FLOAT16")}
+_BESIDE = {"int8-dynamic": ("FLOAT",)}
 
 
 def refuse_quantised(model: ir.Model, source: Path) -> None:
@@ -59,32 +54,10 @@ def refuse_nothing_to_do(found: Products, source: Path) -> None:
 
 
 def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:
-    """Asks the installed ONNX Runtime to load and run one small product of each type and width.
-
-    What computes in int8 is known beforehand, and not tried.
-    """
-    ort = require("onnxruntime", extra="cpu")
-    if not settings.weight_only:
-        if settings.modelopt is None:
-            _refuse_type(settings, kinds)
+    """Refuses weights of types beside which ONNX Runtime has no kernels for a scheme."""
+    if settings.modelopt is not None:
         return
-    widths = {settings.bits, settings.head_bits or settings.bits}
-    for kind in sorted(set(kinds)):
-        for bits in sorted(widths):
-            try:
-                session = new_session(_probe(kind, bits, settings))
-                session.run(None, {"x": np.zeros((1, _PROBE_DEPTH), kind.numpy())})
-            except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
-                raise QuantizationError(
-                    f"onnxruntime {ort.__version__} can't run {bits}-bit weights in blocks of "
-                    f"{settings.block} beside {kind.name}: {first_line(error)}.",
-                    "Update onnxruntime, export the model in float32, or choose another scheme.",
-                    code="no-kernel",
-                ) from error
-
-
-def _refuse_type(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:
-    possible = _ACTIVATIONS_BESIDE[settings.scheme]
+    possible = _BESIDE.get(settings.scheme, ("FLOAT", "FLOAT16"))
     wrong = next((kind.name for kind in kinds if kind.name not in possible), None)
     if wrong is not None:
         raise QuantizationError(
@@ -102,28 +75,3 @@ def refuse_not_finite(matrix: NDArray[np.float32], name: str) -> None:
             "Export the model again.",
             code="not-finite",
         )
-
-
-def _probe(kind: ir.DataType, bits: int, settings: QuantizeSettings) -> bytes:
-    """A model with one MatMulNBits and nothing else, serialised."""
-    block = settings.block
-    blocks = -(-_PROBE_DEPTH // block)
-    x = ir.Value(name="x", shape=ir.Shape([None, _PROBE_DEPTH]), type=ir.TensorType(kind))
-    quants = _initializer("b", np.zeros((1, blocks, block * bits // 8), np.uint8))
-    scales = _initializer("s", np.ones((1, blocks), kind.numpy()))
-    size = (_PROBE_DEPTH, 1)
-    node = matmul_nbits([x, quants, scales], "probe", size, bits, block, settings.level)
-    y = node.outputs[0]
-    y.name, y.shape, y.type = "y", ir.Shape([None, 1]), ir.TensorType(kind)
-    graph = ir.Graph(
-        [x], [y], nodes=[node], initializers=[quants, scales],
-        opset_imports={"": 20, DOMAIN: 1}, name="probe",
-    )  # fmt: skip
-    data: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    return data
-
-
-def _initializer(name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
-    return ir.Value(name=name, shape=shape, type=kind, const_value=tensor)

@@ -174,9 +174,6 @@ class IRuntimeConfig:
         self._cache = cache
         return True
 
-    def get_runtime_cache(self) -> IRuntimeCache | None:
-        return self._cache
-
     def compile(self, what: Any) -> None:
         """Takes its time, but for what the cache knows."""
         known = set() if self._cache is None else self._cache.known
@@ -276,9 +273,6 @@ class IExecutionContext:
         if self.infer_shapes():
             return tuple(-1 for _ in ends.outputs[name][1])
         return ends.output_shape(name, shapes)
-
-    def is_stream_capturable(self, stream: int) -> bool:
-        return self.engine.file.capturable
 
     def execute_async_v3(self, stream: int) -> bool:
         """Puts a run on the stream: the shapes and the addresses are those of now."""

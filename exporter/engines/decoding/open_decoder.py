@@ -65,7 +65,9 @@ def _runs_engines(model: Path, backend: str | None) -> bool:
     """Whether engines are what runs of a file or folder."""
     if not model.is_file():
         return backend == "engine" or (backend is None and holds_engines_alone(model))
-    is_engine = _is_engine(model)
+    is_engine = model.suffix in SUFFIXES or (
+        model.suffix != ".onnx" and sidecar_path(model).is_file()
+    )
     if backend is not None and is_engine != (backend == "engine"):
         raise UsageError(
             f"{model} is {'an' if is_engine else 'no'} engine.",
@@ -97,8 +99,3 @@ def own_decoder(runner: Runner) -> Decoder | None:
         own = LlamaCppRunner(runner.model, threads=runner.threads, last_logits=True)
         return LoadingDecoder(own)
     return None
-
-
-def _is_engine(file: Path) -> bool:
-    named = file.suffix in SUFFIXES
-    return named or (file.suffix != ".onnx" and sidecar_path(file).is_file())

@@ -172,6 +172,7 @@ def plan_cache(engines: EngineSet, *, batch: int | None = None, begins: bool = T
     longest = room or max(prompt.high, context.high + 1)
     shapes = {name: _cache_shape(each, rows.high, longest) for name, each in caches.items()}
     dtypes = {name: numpy_dtype(each.dtype) for name, each in caches.items()}
+    mask = next((each for each in engines.inputs if each.name == MASK), None)
     return CachePlan(
         name=engines.name,
         prefill=prefill,
@@ -188,7 +189,9 @@ def plan_cache(engines: EngineSet, *, batch: int | None = None, begins: bool = T
             name: rounded_up(byte_count(dtypes[name], shape)) for name, shape in shapes.items()
         },
         room=room,
-        mask_bytes=_mask_bytes(engines) if room else 0,
+        mask_bytes=byte_count(numpy_dtype(mask.dtype), mask.shape[_SEQUENCE:])
+        if room and mask
+        else 0,
     )
 
 
@@ -204,11 +207,6 @@ def _room(engines: EngineSet, caches: Iterable[EngineTensor]) -> int | None:
             code="cache-lengths-differ",
         )
     return found.pop()
-
-
-def _mask_bytes(engines: EngineSet) -> int:
-    (mask,) = (each for each in engines.inputs if each.name == MASK)
-    return byte_count(numpy_dtype(mask.dtype), mask.shape[_SEQUENCE:])
 
 
 def _lengths(

@@ -131,14 +131,15 @@ def in_chunks(inputs: Mapping[str, Array], least: int) -> list[dict[str, Array]]
     if batch > 1 or not np.all(mask):
         return whole
     past = mask.shape[1] - new
+    along = [name for name in ALONG_TOKENS if name in inputs]
     return [
-        {**inputs, **_along_tokens(inputs, span), MASK: mask[:, : past + span.stop]}
+        {
+            **inputs,
+            **{name: inputs[name][:, span] for name in along},
+            MASK: mask[:, : past + span.stop],
+        }
         for span in chunks(new, least)
     ]
-
-
-def _along_tokens(inputs: Mapping[str, Array], span: slice) -> dict[str, Array]:
-    return {name: inputs[name][:, span] for name in ALONG_TOKENS if name in inputs}
 
 
 class OnnxRuntimeRunner(Runner):

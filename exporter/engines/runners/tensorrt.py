@@ -352,12 +352,11 @@ class _Queue:
         self._cuda.record(self._end)
         self._cuda.wait()
         run_ms = self._cuda.elapsed_ms(self._begin, self._end) / self._timed
-        self._ahead, self._timed = (_runs_in(span, run_ms) for span in (_AHEAD_MS, _TIMED_MS))
+        self._ahead, self._timed = (
+            max(1, min(_MOST_RUNS, math.ceil(span_ms / max(run_ms, 1e-3))))
+            for span_ms in (_AHEAD_MS, _TIMED_MS)
+        )
         return run_ms
-
-
-def _runs_in(span_ms: float, run_ms: float) -> int:
-    return max(1, min(_MOST_RUNS, math.ceil(span_ms / max(run_ms, 1e-3))))
 
 
 def checked_input(engine: str, spec: TensorSpec, array: Array) -> Array:
