@@ -247,20 +247,13 @@ def _whole_graph(run: Run, baseline: Path, stage: Path) -> Iterator[tuple[Path, 
     Healing that changed weights wants a whole graph with those, of the baseline's form. It is not
     kept.
     """
-    changes, folder = run.plan.changed_weights, stage / "whole"
-    if not changes:
+    folder = stage / "whole"
+    if not run.plan.changed_weights:
         yield baseline, run.loaded
         return
-    from exporter.export.new_weights import weight_places, write_with_weights
-
-    places = weight_places(baseline, run.loaded.model, changes.keys())
     loaded = run.healed_model()
     folder.mkdir()
-    if places is None:
-        model, _ = _written_form(run, loaded, folder)
-    else:
-        run.ledger.copy("export", "baseline", folder, leave_out=WRITTEN_ANEW)
-        model = write_with_weights(baseline, folder, loaded.model, places, run.progress)
+    model, _ = _written_form(run, loaded, folder)
     yield model, loaded
     remove_tree(folder)
 
