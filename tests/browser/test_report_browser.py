@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser_page import check_page
-from made_reports import as_page, full_importance, full_report
+from made_reports import as_page, full_importance, full_report, gate_accuracy, narrow
 
 from exporter.report.files import rendered, write_study
 from exporter.score.comparison import compare_files
@@ -22,6 +22,15 @@ def test_a_full_page_has_no_problem(tmp_path: Path) -> None:
     found = check_page(page, tmp_path)
     assert found.problems == []
     assert len(found.pictures) == 5
+
+
+def test_the_longest_sign_fits_a_narrow_screen(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    unclear = gate_accuracy(17.0, log_perplexity_increase=narrow(0.06, 0.1))
+    text = as_page(full_report().model_copy(update={"accuracy": unclear}))
+    assert "can&#39;t tell whether it is less accurate" in text
+    page.write_text(text, encoding="utf-8")
+    assert check_page(page).problems == []
 
 
 def test_hostile_names_run_nothing_and_several_reports_share_a_page(tmp_path: Path) -> None:

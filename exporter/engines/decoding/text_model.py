@@ -42,6 +42,12 @@ class TextModel:
         if in_gguf and tokenizer is None and not file.is_file():
             file = model
         if not file.is_file():
+            if not model.exists():
+                raise BackendError(
+                    f"{model} does not exist.",
+                    "Name a model's file or folder.",
+                    code="file-missing",
+                )
             beside = f"beside {model}" if tokenizer is None else f"at {tokenizer}"
             raise BackendError(
                 f"There is no {_FILE} {beside}.",

@@ -112,7 +112,7 @@ def _floor(row: LatencyRow) -> str:
 def _how(rows: Sequence[LatencyRow]) -> str:
     limits = " or ".join(f"{100 * limit:.3g} %" for limit in sorted({r.threshold for r in rows}))
     return (
-        "Both arms took turns in one process, twice in each round, in an order that was drawn. The "
+        "The arms took turns in one process, twice in each round, in an order that was drawn. The "
         "speedup compares the arms within each turn and is the mean of the middle half of these "
         "ratios, so it is not exactly the ratio of the two medians in the table; above 1 the "
         "candidate is faster. In brackets is its 95 % interval, Student's t over loads (or "

@@ -75,6 +75,8 @@ def test_a_missing_tokenizer_is_told(tmp_path: Path) -> None:
         TextModel.of(tmp_path)
     with raises(BackendError, "no-tokenizer", tmp_path / "nowhere"):
         TextModel.of(tmp_path, tmp_path / "nowhere")
+    with raises(BackendError, "file-missing", tmp_path / "nowhere"):
+        TextModel.of(tmp_path / "nowhere" / "model.onnx")
 
 
 def test_a_prompt_is_neither_cut_nor_padded(tmp_path: Path) -> None:

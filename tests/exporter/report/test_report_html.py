@@ -30,7 +30,7 @@ TEXT_COLOURS = (
 def bare(report: ComparisonReport) -> ComparisonReport:
     """What no part of it was measured of."""
     none = {"accuracy": None, "calibration": None}
-    empty = {name: [] for name in ("latency", "parity", "plan", "corners")}
+    empty = {name: [] for name in ("latency", "parity", "plan", "corners", "uses")}
     return report.model_copy(update={**none, **empty})
 
 
@@ -129,12 +129,13 @@ def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None
     titles = (
         "All models", "Latency", "What speed costs", "Error by position", "Tasks",
         "Generation agreement", "Embeddings", "What was dropped", "Importance",
-        "Engines", "Parity",
+        "Engines", "Parity", "Use it",
     )  # fmt: skip
     without = PAGES["bare"]()
     for title in titles:
         assert f">{title}</h2>" in full
         assert f">{title}</h2>" not in without or title in ("What was dropped", "Engines")
+    assert "<li>transformers: <code>from_pretrained</code> doesn" in full
     assert "its speed was not measured" in without
     assert "accuracy not measured" in without
 
