@@ -36,8 +36,7 @@ from exporter.models.texts.sources import TextSource, read_texts
 from exporter.models.texts.tokenizer import tokenizer_in
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
-from exporter.quantize.products import Product, Products, Quantised
-from exporter.quantize.refusals import refuse_not_finite
+from exporter.quantize.products import Product, Products, Quantised, refuse_not_finite
 from graph_passes.files.storage import load_model, write_files
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.errors import QuantizationError
 from graph_passes.replacements import array_of
 
 if TYPE_CHECKING:
@@ -270,3 +271,13 @@ def _origins(value: ir.Value | None) -> Iterator[ir.Value]:
 def _sizes(weight: ir.Value) -> tuple[int, ...]:
     tensor = weight.const_value
     return tuple(tensor.shape.numpy()) if tensor is not None else ()
+
+
+def refuse_not_finite(matrix: NDArray[np.float32], name: str) -> None:
+    """Refuses numbers that have no rounding."""
+    if not np.isfinite(matrix).all():
+        raise QuantizationError(
+            f"The weight of {name} holds NaN or infinite numbers, which have no rounding.",
+            "Export the model again.",
+            code="not-finite",
+        )

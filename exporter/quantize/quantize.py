@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,6 @@ from exporter.quantize.calibration import calibration_beside, quantise_activatio
 from exporter.quantize.gguf_blocks import GgufBlocks
 from exporter.quantize.modelopt import method_of, quantise_with_modelopt, refuse_caches_in_place
 from exporter.quantize.products import Products, Quantised, find_products
-from exporter.quantize.refusals import (
-    refuse_nothing_to_do,
-    refuse_quantised,
-    refuse_unrunnable,
-)
 from exporter.quantize.settings import QuantizeSettings
 from exporter.quantize.weight_only import WeightOnly
 from graph_passes.files import storage
@@ -48,6 +44,59 @@ if TYPE_CHECKING:
 
 # No model knows what follows random tokens: int4 alone gave 1.5 there on SmolLM2, a broken graph 8.
 _FAR_NATS = 4.0
+
+
+_QUANTISED = frozenset(
+    {
+        "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "GatherBlockQuantized", "QMoE",
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger",
+        "QAttention", "QGemm", "QEmbedLayerNormalization",
+    }
+)  # fmt: skip
+_BESIDE = {"int8-dynamic": ("FLOAT",)}
+
+
+def refuse_quantised(model: ir.Model, source: Path) -> None:
+    """Refuses a graph with quantised weights: a second rounding can't bring back the loss."""
+    hint = "Quantise the float model. A quantised graph is cut as it is: depthcut prune."
+    if QUANTIZATION_KEY in model.metadata_props:
+        raise QuantizationError(
+            f"{source} was quantised by depthcut already.", hint, code="already-quantized"
+        )
+    for node in model.graph.all_nodes():
+        if node.op_type in _QUANTISED or node.op_type.startswith("QLinear"):
+            where = node.name or node.outputs[0].name
+            raise QuantizationError(
+                f"{source} is quantised already: {where} is a {node.op_type}.",
+                hint,
+                code="already-quantized",
+            )
+
+
+def refuse_nothing_to_do(found: Products, source: Path) -> None:
+    """Refuses a graph in which no product has a weight of its own."""
+    if found.products:
+        return
+    first = next((f": {name}: {why}" for name, why in found.in_float.items()), "")
+    raise QuantizationError(
+        f"There is nothing to quantise in {source}: no product has a weight that can be{first}.",
+        code="nothing-to-quantize",
+    )
+
+
+def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:
+    """Refuses weights of types beside which ONNX Runtime has no kernels for a scheme."""
+    if settings.modelopt is not None:
+        return
+    possible = _BESIDE.get(settings.scheme, ("FLOAT", "FLOAT16"))
+    wrong = next((kind.name for kind in kinds if kind.name not in possible), None)
+    if wrong is not None:
+        raise QuantizationError(
+            f"{settings.scheme} takes weights in {' or '.join(possible)}, not in {wrong}.",
+            "Export the model in float32.",
+            code="wrong-dtype",
+        )
 
 
 @dataclass(frozen=True)

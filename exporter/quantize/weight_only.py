@@ -14,8 +14,7 @@ import onnx_ir as ir
 from exporter.errors import QuantizationError
 from exporter.progress import Progress
 from exporter.quantize.gguf_blocks import GgufBlocks
-from exporter.quantize.products import Product, Products, Quantised, Table
-from exporter.quantize.refusals import refuse_not_finite
+from exporter.quantize.products import Product, Products, Quantised, Table, refuse_not_finite
 from exporter.quantize.rewrite import (
     Blocks,
     Floats,

@@ -42,3 +42,18 @@ def random_replacements(
                 tensors = ReplacementTensors(bias, factors=factors)
             found[SublayerRef(deletion.layer, kind)] = tensors
     return Replacements(Path("replacements.safetensors"), "0" * 64, found)
+
+
+def ids_of(batch: int = 2, tokens: int = 12) -> Any:
+    """The same tokens for whoever is asked."""
+    import torch
+
+    return torch.randint(1, 120, (batch, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def answer(model: Any) -> Any:
+    """What a model says to them."""
+    import torch
+
+    with torch.inference_mode():
+        return model(ids_of())[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
 
 from exporter.engines.build.profiles import Ranges, Span
 from graph_passes import save_model
@@ -43,3 +45,31 @@ def split_engines(folder: Path, **facts: Any) -> Path:
     for phase in ("prefill", "decode"):
         write_engine(onnx, folder / f"model-{phase}.engine", [phase], RANGES, **facts)
     return folder
+
+
+class Scripted:
+    """A decoder that says what it is told, whatever it reads."""
+
+    backend = "scripted"
+
+    def __init__(self, *texts: Sequence[int]) -> None:
+        self.texts, self.at, self.batches = np.array(texts), 0, []  # type: ignore[var-annotated]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        pass
+
+    def prefill(self, token_ids: Any, *, context: int | None = None) -> Any:
+        self.at, self.first = 0, int(token_ids[0, 0])
+        self.batches.append(len(token_ids))
+        return self.step(token_ids)
+
+    def step(self, token_ids: Any) -> Any:
+        rows = self.texts[self.first : self.first + len(token_ids), self.at]
+        self.at += 1
+        return np.eye(10, dtype=np.float32)[rows]

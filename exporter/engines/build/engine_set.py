@@ -57,29 +57,10 @@ class AttentionRecord(Record):
 class EngineRecord(Artifact):
     """The file beside an engine.
 
-    Attributes:
-        engine: The engine's file name.
-        engine_sha256: Its hash; another file of that name is refused.
-        engine_bytes: Its size.
-        backend: ``tensorrt`` or ``tensorrt-rtx``.
-        backend_version: Of the library that built it.
-        built_on: The card and the driver's CUDA version where there was one; else empty.
-        settings: What it was built with.
-        precision: The float type that the graph computes in.
-        plan: What was cut out of the graph, as its metadata say; empty for an uncut one.
-        profiles: The shapes that it serves, by profile number.
-        attention: How caches of fixed length are told; None where there are none.
-        logits: Of which positions a decoder gives logits; None where there are none.
-        network_layers: Layers of the parsed network.
-        layers: By type, the layers that the builder made and that do real work.
-        memory_bytes: By kind, what it needs: ``weights``, those of each profile counted, and
-            ``activation``, its scratch memory. By the engine's own figures where it was built on
-            the card, else by the builder's log.
-        fixed_addresses: Whether the builder's process had them. TensorRT-RTX then gives the same
-            bytes for a small graph again, as a rule; for a large one it need not.
-        parse_s: Seconds for reading the graph.
-        build_s: Seconds that the builder took.
-        total_s: Seconds for everything, starting the process and writing the files included.
+    ``built_on`` is the card and the driver's CUDA version, if there was one; ``plan`` what was cut
+    out of the graph. ``layers`` counts those that the builder made and that do real work, by type.
+    ``memory_bytes`` has the ``weights``, those of each profile counted, and the scratch memory
+    ``activation``. With ``fixed_addresses`` TensorRT-RTX gives a small graph's bytes again.
     """
 
     kind: Literal["engine"] = "engine"

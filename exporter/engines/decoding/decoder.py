@@ -19,15 +19,10 @@ IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 
 
 class Decoder(ABC):
-    """A decoder between ``__enter__`` and ``__exit__``. The cache stays where the model runs.
-
-    Attributes:
-        backend: What runs it, such as ``onnxruntime`` or ``tensorrt-rtx``.
-        capabilities: What it can do and what it takes; complete once it was entered.
-    """
+    """A decoder between ``__enter__`` and ``__exit__``. The cache stays where the model runs."""
 
     backend: str
-    capabilities: Capabilities
+    capabilities: Capabilities  # complete once it was entered
 
     @abstractmethod
     def __enter__(self) -> Self:
@@ -39,40 +34,19 @@ class Decoder(ABC):
 
     @abstractmethod
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
-        """Refuses what the backend has no room for, before anything runs.
-
-        Args:
-            batch: Sequences.
-            prompt: Tokens of each prompt.
-            new_tokens: The most tokens to generate; the last of them is not run.
-
-        Raises:
-            BackendError: It says what is asked for and what there is room for.
-        """
+        """Refuses what the backend has no room for; the last new token is not run."""
 
     @abstractmethod
     def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
-        """Empties the cache and runs a prompt.
+        """Empties the cache and runs a prompt ``[batch, sequence]`` without padding.
 
-        Args:
-            token_ids: ``[batch, sequence]``, no padding.
-            context: Positions that the text will reach, for a cache that doesn't grow; None for
-                the prompt alone, unless the decoder was made for more.
-
-        Returns:
-            The logits of the last position, ``[batch, vocabulary]``, float32.
+        Gives the last position's logits ``[batch, vocabulary]``, float32. A cache that doesn't grow
+        has room for ``context`` positions, or the prompt's.
         """
 
     @abstractmethod
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
-        """Runs one more token of each sequence.
-
-        Args:
-            token_ids: ``[batch, 1]``.
-
-        Returns:
-            Its logits, ``[batch, vocabulary]``, float32.
-        """
+        """Runs one more token of each sequence, ``[batch, 1]``; gives its logits likewise."""
 
 
 def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str]:

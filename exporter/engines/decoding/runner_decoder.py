@@ -27,12 +27,7 @@ from exporter.errors import BackendError
 
 
 class Cache(ABC):
-    """The caches of one text after another.
-
-    Args:
-        runner: Entered.
-        pairs: By cache input, the output that is its next content.
-    """
+    """The caches of one text after another, on an entered runner."""
 
     def __init__(self, runner: Runner, pairs: Mapping[str, str]) -> None:
         self._pairs = pairs
@@ -40,30 +35,13 @@ class Cache(ABC):
 
     @abstractmethod
     def begin(self, batch: int, positions: int) -> None:
-        """Empties them.
-
-        Args:
-            batch: Sequences.
-            positions: The most that the text will reach.
-
-        Raises:
-            BackendError: A cache's size is not known.
-        """
+        """Empties them, for a text of so many positions at most."""
 
     @abstractmethod
     def run(self, tokens: Mapping[str, Array], total: int) -> Array:
-        """Runs the model on new tokens and keeps their keys and values.
+        """Runs the model on new tokens and keeps their keys and values; ``total`` are filled then.
 
-        Args:
-            tokens: The other inputs.
-            total: Positions that are filled afterwards.
-
-        Returns:
-            The logits, ``[batch, new tokens, vocabulary]``, or those of the last token alone; good
-            until the next run.
-
-        Raises:
-            BackendError: The run fails, or there is no room.
+        Gives logits ``[batch, new or 1, vocabulary]``, which are good until the next run.
         """
 
     @abstractmethod

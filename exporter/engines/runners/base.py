@@ -73,22 +73,13 @@ def refuse_cuda(backend: str, provider: str) -> None:
 
 
 class Runner(ABC):
-    """A model, ready to run between ``__enter__`` and ``__exit__``.
-
-    Attributes:
-        backend: The backend's name, such as ``onnxruntime``.
-        name: The model, as messages call it: its file, as a rule.
-        provider: The device path that really runs, as the backend calls it.
-        threads: CPU threads that the backend may use for one operator, from when it is entered on.
-        capabilities: What it can do and what it takes.
-        has_device_clock: Whether what it prepares tells times by the device's own clock.
-    """
+    """A model, ready to run between ``__enter__`` and ``__exit__``."""
 
     has_device_clock: ClassVar[bool] = False
     backend: str
-    name: str
-    provider: str
-    threads: int
+    name: str  # the model, as messages call it: its file, as a rule
+    provider: str  # the device path that really runs, as the backend calls it
+    threads: int  # for one operator, from when it is entered on
     capabilities: Capabilities = Capabilities()
 
     @abstractmethod
@@ -119,32 +110,18 @@ class Runner(ABC):
     ) -> dict[str, Array]:
         """Runs once and returns the named outputs, or all of them.
 
-        Args:
-            inputs: By name.
-            outputs: Which; None for all.
-            phase: What it is a run of, for engines that are built for each; None where the caller
-                can't know.
-
-        Raises:
-            BackendError: When the run fails.
+        ``phase`` is for engines that are built for each; None where the caller can't know.
         """
 
     @abstractmethod
     def prepare(self, inputs: Mapping[str, Array], *, phase: Phase | None = None) -> BoundCall:
         """Binds inputs and preallocated outputs, so that a call costs the engine's work alone.
 
-        The model runs once to learn the shapes of its outputs. ``phase`` is as in :meth:`run`.
-
-        Raises:
-            BackendError: When that run fails; so does the call that is returned, when it fails.
+        The model runs once to learn the shapes of its outputs.
         """
 
     def refuse_missing(self, inputs: Mapping[str, Array]) -> None:
-        """Refuses a call that lacks an input.
-
-        Raises:
-            BackendError: With the input's name.
-        """
+        """Refuses a call that lacks an input."""
         missing = next((spec.name for spec in self.inputs if spec.name not in inputs), None)
         if missing is not None:
             raise BackendError(
@@ -160,11 +137,7 @@ class Runner(ABC):
     def refuse_shapes(  # noqa: B027
         self, shapes: Mapping[str, tuple[int, ...]], *, phase: Phase | None = None
     ) -> None:
-        """Refuses inputs of such shapes; a runner that takes any refuses none.
-
-        Raises:
-            BackendError: It says which input is outside, and what would fit.
-        """
+        """Refuses inputs of such shapes; a runner that takes any refuses none."""
 
 
 HUGE_PAGE_BYTES = 2 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import RANK, planned, random_replacements
+from healed_models import RANK, answer, ids_of, planned, random_replacements
 from made_reports import full_importance, full_report
 from tiny_torch import tiny_loaded
 
@@ -25,19 +25,6 @@ GAPS = planned(("attention", 0, "none"), ("mlp", 1, "none"))
 BLOCK = planned(("block", 1, "none"))
 LAYERS = {"gpt2": "n_layer"}
 FAMILIES = ["llama_tied", "gemma2", "gpt2", "gpt_neox", "mixtral"]
-
-
-def ids() -> Any:
-    import torch
-
-    return torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
-
-
-def answer(model: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return model(ids())[0]
 
 
 def three_layers(family: str = "llama", **changes: Any) -> Any:
@@ -276,7 +263,7 @@ def test_it_trains_and_is_written_again(tmp_path: Path) -> None:
     step = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = []
     for _ in range(5):
-        loss = model(ids(), labels=ids()).loss
+        loss = model(ids_of(), labels=ids_of()).loss
         loss.backward()
         assert all(weight.grad is not None for weight in model.parameters())
         step.step()

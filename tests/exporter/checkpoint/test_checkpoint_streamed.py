@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import RANK, planned, random_replacements
-from test_checkpoint import BLOCK, GAPS, Heard, answer, plain, tensors, three_layers
+from healed_models import RANK, answer, planned, random_replacements
+from test_checkpoint import BLOCK, GAPS, Heard, plain, tensors, three_layers
 
 from exporter.artifacts import PruningPlan
 from exporter.errors import ModelSourceError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from healed_models import RANK, planned, random_replacements
+from healed_models import RANK, answer, ids_of, planned, random_replacements
 from tiny_torch import tiny_loaded
 
 from exporter.errors import ModelSourceError, PlanError, UnknownArchitectureError, UsageError
@@ -20,19 +20,6 @@ BARE = planned(("attention", 0, "none"), ("mlp", 1, "none"))
 FAMILIES = ["llama", "llama_tied", "gemma2", "gpt2", "gpt_neox", "bloom", "mixtral", "bert"]
 REPLACEMENT = "replacement_"
 PARTS = ("replacement_bias", "replacement_weight_down", "replacement_weight_up")
-
-
-def ids_of(batch: int = 2, tokens: int = 12) -> Any:
-    import torch
-
-    return torch.randint(1, 120, (batch, tokens), generator=torch.Generator().manual_seed(0))
-
-
-def answer(loaded: Any, ids: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return loaded.model(ids)[0]
 
 
 def size(loaded: Any) -> int:
@@ -49,7 +36,7 @@ def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int 
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank, seed=seed)
     cut = branch_replacements_of(plan, given, loaded.model)
     with branches_replaced(loaded.model, cut):
-        wanted = answer(loaded, ids_of())
+        wanted = answer(loaded.model)
     before = size(loaded)
     prune_model(loaded, plan, cut)
     return loaded, wanted, before
@@ -68,17 +55,17 @@ def test_modules_do_what_the_cut_does_and_no_hook_is_left(family: str, tmp_path:
     from exporter.checkpoint.pruned_model import load_pruned, save_pruned
 
     loaded, wanted, before = pruned(family)
-    assert answer(loaded, ids_of()).equal(wanted)
+    assert answer(loaded.model).equal(wanted)
     hooks = [m for m in loaded.model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert hooks == []
     assert size(loaded) < before
     save_pruned(loaded, tmp_path / "checkpoint")
     again = load_pruned(tmp_path / "checkpoint")
     assert type(again.model).__name__ == type(loaded.model).__name__
-    assert answer(again, ids_of()).equal(wanted)
+    assert answer(again.model).equal(wanted)
     assert size(again) == size(loaded)
     other, _, _ = pruned(family, seed=1)
-    assert not answer(other, ids_of()).equal(wanted)
+    assert not answer(other.model).equal(wanted)
 
 
 def test_the_files_are_smaller_by_exactly_what_was_dropped(tmp_path: Path) -> None:
@@ -144,7 +131,7 @@ def test_it_computes_what_the_pruned_onnx_file_computes(
     loaded = load_pruned(saved(tmp_path, plan=plan)[0])
     checks = check_export(loaded, cut_file(exported, tmp_path / "cut", plan))
     assert [check.phase for check in checks] == ["prefill"] * 2 + ["decode"] * 2
-    largest = float(answer(loaded, ids_of()).abs().max())
+    largest = float(answer(loaded.model).abs().max())
     assert all(check.passed for check in checks)
     assert all(check.tolerance <= 2e-4 * max(1.0, largest) for check in checks)
     if plan is PLAN:
@@ -274,7 +261,7 @@ def test_a_missing_replacement_is_refused(tmp_path: Path) -> None:
     with raises(ModelSourceError, "weights-missing", 1, "replacement_bias"):
         load_pruned(folder)
     save_file({**tensors, name: kept + 1}, path, metadata={"format": "pt"})
-    assert not answer(load_pruned(folder), ids_of()).equal(wanted)
+    assert not answer(load_pruned(folder).model).equal(wanted)
 
 
 def test_only_an_earlier_checkpoint_is_written_over(tmp_path: Path) -> None:
@@ -322,6 +309,6 @@ def test_weights_in_half_are_rounded_as_the_models_are(tmp_path: Path) -> None:
     folder, wanted = saved(tmp_path)
     half = load_pruned(folder, dtype="bfloat16")
     assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
-    error = (answer(half, ids_of()).float() - wanted).abs().max()
+    error = (answer(half.model).float() - wanted).abs().max()
     # Eight bits of mantissa through two layers; a wrong replacement is off by more than 0.3.
     assert 0 < error < 0.1

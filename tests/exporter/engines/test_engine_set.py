@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import CONTENT, decoder_record, written_as
+from engine_support import decoder_record, written_as
 
-from exporter.engines.build.engine_set import find_builds, find_engines, has_engines, sidecar_path
+from exporter.engines.build.engine_set import find_builds, find_engines, has_engines
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
@@ -39,13 +39,6 @@ def test_a_phase_keeps_its_number_within_its_engine(tmp_path: Path) -> None:
     assert find_engines(path).shapes(slot, "low")["input_ids"] == (1, 1)
 
 
-def test_two_models_in_a_folder_are_not_guessed_between(tmp_path: Path) -> None:
-    written_as(tmp_path / "a.engine", phases=("prefill", "decode"))
-    written_as(tmp_path / "b.engine", phases=("decode",))
-    with raises(EngineError, "several-engines", "decode", "a.engine", "b.engine"):
-        find_engines(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -62,37 +55,33 @@ def test_halves_of_different_models_are_refused(
         find_engines(pair(tmp_path, **change))
 
 
+@pytest.mark.parametrize(
+    ("files", "code", "named"),
+    [
+        ({"a": ("prefill", "decode"), "b": ("decode",)}, "several-engines",
+         ("decode", "a.engine", "b.engine")),
+        ({"m": ()}, "no-profile", ("m.engine",)),
+        ({}, "no-engine", ()),
+        ({"m-b1": ("prefill",), "m-b2": ("prefill",)}, "several-engines", ()),
+    ],
+)  # fmt: skip
+def test_a_folder_that_does_not_hold_one_model_is_refused(
+    files: dict[str, tuple[str, ...]], code: str, named: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    for name, phases in files.items():
+        written_as(tmp_path / f"{name}.engine", phases=phases)
+    assert has_engines(tmp_path) == bool(files)
+    with raises(EngineError, code, *named):
+        find_engines(tmp_path)
+
+
 def test_engines_can_be_named_one_by_one(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         pair(tmp_path / name)
     paths = [tmp_path / "a" / "m-prefill.engine", tmp_path / "b" / "m-decode.engine"]
     assert find_engines(paths).paths == tuple(paths)
-
-
-def test_a_folder_without_engines_says_so(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"")
-    assert not has_engines(tmp_path)
-    with raises(EngineError, "no-engine"):
-        find_engines(tmp_path)
-
-
-def test_an_engine_without_profiles_is_refused(tmp_path: Path) -> None:
-    with raises(EngineError, "no-profile", "m.engine"):
-        find_engines(written_as(tmp_path / "m.engine", phases=()))
-
-
-def test_broken_files_are_told_before_the_driver_is_asked(tmp_path: Path) -> None:
-    path = written_as(tmp_path / "m.engine", phases=("decode",))
-    path.write_bytes(CONTENT[:-1])
-    with raises(EngineError, "wrong-size"):
-        open_engine(path)
-    path.write_bytes(CONTENT[::-1])
-    with raises(EngineError, "wrong-hash", "m.engine.json"):
-        open_engine(path)
-    sidecar_path(path).unlink()
-    with raises(EngineError, "sidecar-missing", "m.engine.json"):
-        open_engine(path)
 
 
 def test_a_type_that_numpy_lacks_is_told(tmp_path: Path) -> None:
@@ -140,21 +129,8 @@ def test_engines_that_were_built_otherwise_are_no_builds_of_one(
         find_builds(builds(tmp_path, **change))
 
 
-def test_half_a_build_is_none(tmp_path: Path) -> None:
-    builds(tmp_path)
-    (tmp_path / "m-decode-b2.engine").unlink()
-    with raises(EngineError, "built-differently", "numbers"):
-        find_builds(tmp_path)
-
-
 def test_the_first_of_several_builds_generates(tmp_path: Path) -> None:
     decoder = open_decoder(builds(tmp_path))
     assert isinstance(decoder, TensorRtDecoder)
     assert "m-decode-b1.engine and" in decoder.plan.name
     assert "-b2" not in decoder.plan.name
-
-
-def test_a_single_engine_is_not_chosen_among_builds_unasked(tmp_path: Path) -> None:
-    with raises(EngineError, "several-engines") as caught:
-        open_engine(builds(tmp_path))
-    assert "builds of one model" in caught.value.hint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +16,11 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError
 from graph_passes import Deletion, prune_graph, save_model
 from tests.raising import raises
+from tests.stand_in.decoders import Scripted
 from tests.tiny_graphs import HEAD_DIM, HEADS, TinySpec, tiny_model
 
 PROMPT = [3, 1, 4, 1, 5]
+COUNTING = range(1, 9)
 
 
 def saved(folder: Path, *cuts: Deletion, renumber: bool = False) -> Path:
@@ -56,40 +58,14 @@ def test_the_cache_changes_nothing(cut: bool, renumber: bool, tmp_path: Path) ->
     assert not done.ended
 
 
-class Scripted:
-    """A decoder that wants to say 1, 2, 3 ..."""
-
-    backend = "scripted"
-
-    def __init__(self) -> None:
-        self.at = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
-        pass
-
-    def prefill(self, token_ids: Any, *, context: int | None = None) -> Any:
-        self.at = 0
-        return self.step(token_ids)
-
-    def step(self, token_ids: Any) -> Any:
-        self.at += 1
-        return np.eye(9, dtype=np.float32)[[self.at]]
-
-
 def test_it_ends_where_the_model_does() -> None:
-    done = generate(Scripted(), [5], new_tokens=8, stop_ids=frozenset({4}))
+    done = generate(Scripted(COUNTING), [0], new_tokens=8, stop_ids=frozenset({4}))
     assert (done.token_ids, done.ended) == ((1, 2, 3), True)
 
 
 def test_it_ends_where_enough_is_there() -> None:
-    decoder = Scripted()
-    done = generate(decoder, [5], new_tokens=2, stop_ids=frozenset({4}))
+    decoder = Scripted(COUNTING)
+    done = generate(decoder, [0], new_tokens=2, stop_ids=frozenset({4}))
     assert (done.token_ids, done.ended) == ((1, 2), False)
     assert decoder.at == 2  # no step more than was asked for
 
@@ -98,10 +74,10 @@ def test_an_empty_prompt_and_logits_that_are_no_numbers_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with raises(BackendError, "no-tokens"):
-        generate(Scripted(), [], new_tokens=1)
+        generate(Scripted(COUNTING), [], new_tokens=1)
     monkeypatch.setattr(Scripted, "step", lambda *_: np.array([[0.0, np.nan]]))
     with raises(BackendError, "not-finite"):
-        generate(Scripted(), [5], new_tokens=1)
+        generate(Scripted(COUNTING), [0], new_tokens=1)
 
 
 def test_a_graph_without_a_cache_cannot_generate(tmp_path: Path) -> None:

@@ -34,22 +34,16 @@ def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> dict[st
     return {name: list(map(Span, s.low, s.usual, s.high)) for name, s in shapes.items()}
 
 
-def test_a_decode_step_takes_one_token_and_a_filled_cache() -> None:
+def test_a_profile_has_the_sizes_of_its_phase() -> None:
     found = profile([IDS, MASK, CACHE], "decode", RANGES)
     assert found["input_ids"] == [Span(1, 2, 4), Span(1, 1, 1)]
     assert found["attention_mask"][1] == Span(1, 33, 65)
     assert found["past_key_values.0.key"] == [
         Span(1, 2, 4), Span(2, 2, 2), Span(0, 32, 64), Span(16, 16, 16),
     ]  # fmt: skip
-
-
-def test_a_prefill_takes_the_prompt_and_an_empty_cache() -> None:
     found = profile([IDS, MASK, CACHE], "prefill", RANGES)
     assert found["input_ids"][1] == found["attention_mask"][1] == Span(1, 8, 16)
     assert found["past_key_values.0.key"][2] == Span(0, 0, 0)
-
-
-def test_an_encoders_mask_is_as_long_as_its_tokens() -> None:
     assert phases_of([IDS, MASK]) == ("encode",)
     assert profile([IDS, MASK], "encode", RANGES)["attention_mask"][1] == Span(1, 8, 16)
 
@@ -100,6 +94,7 @@ def test_a_range_for_an_axis_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "1:2", "3:2:1", "1:2:3:4", "-1:0:1"])
 def test_what_is_no_range_is_refused(text: str) -> None:
+    assert Span.parse("7") == Span(7, 7, 7)
     with pytest.raises(UsageError):
         Span.parse(text)
 
@@ -108,10 +103,6 @@ def test_what_is_no_range_is_refused(text: str) -> None:
 def test_ranges_that_make_no_sense_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         Ranges(**bad)  # type: ignore[arg-type]
-
-
-def test_one_number_is_a_fixed_size() -> None:
-    assert Span.parse("7") == Span(7, 7, 7)
 
 
 def test_sizes_that_are_digits_in_a_name_are_numbers(tmp_path: Path) -> None:

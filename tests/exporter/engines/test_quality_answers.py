@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,36 +27,8 @@ from exporter.errors import BackendError, ComparisonError, UsageError
 from exporter.models.model_folder import ModelFolder
 from graph_passes import save_model
 from tests.raising import raises
+from tests.stand_in.decoders import Scripted
 from tests.tiny_graphs import TinySpec, tiny_model
-
-
-class Scripted:
-    """A decoder that says what it is told, whatever it reads."""
-
-    backend = "scripted"
-
-    def __init__(self, *texts: Sequence[int]) -> None:
-        self.texts, self.at, self.batches = np.array(texts), 0, []  # type: ignore[var-annotated]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
-        pass
-
-    def prefill(self, token_ids: Any, *, context: int | None = None) -> Any:
-        self.at, self.first = 0, int(token_ids[0, 0])
-        self.batches.append(len(token_ids))
-        return self.step(token_ids)
-
-    def step(self, token_ids: Any) -> Any:
-        rows = self.texts[self.first : self.first + len(token_ids), self.at]
-        self.at += 1
-        return np.eye(10, dtype=np.float32)[rows]
-
 
 PROMPTS = np.array([[0, 5], [1, 5], [2, 5]])
 

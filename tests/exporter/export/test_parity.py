@@ -102,29 +102,45 @@ def test_values_that_are_not_finite_do_not_pass(
         check_export(loaded, changed(poison))
 
 
-def test_a_missing_output_is_an_error(loaded: Any, changed: Callable[..., Path]) -> None:
+def shows_probabilities(model: ir.Model) -> None:
+    node = next(node for node in model.graph if node.op_type == "Softmax")
+    node.outputs[0].name = "probabilities"
+    model.graph.outputs.append(node.outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda model: model.graph.outputs.pop(), "present.1"),
+        (shows_probabilities, "probabilities"),
+    ],
+)
+def test_other_outputs_are_an_error(
+    change: Any, name: str, loaded: Any, changed: Callable[..., Path]
+) -> None:
     from exporter.export.parity import check_export
 
-    with raises(ExportError, "other-outputs", "present.1"):
-        check_export(loaded, changed(lambda model: model.graph.outputs.pop()))
+    with raises(ExportError, "other-outputs", name):
+        check_export(loaded, changed(change))
 
 
-def test_an_additional_output_is_an_error(loaded: Any, changed: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("told", "code", "named"),
+    [((2, "mlp"), "layer-missing", (2,)), ((1, "mlp", "bias"), "numbers-missing", ("mlp 1",))],
+)
+def test_a_cut_that_the_model_can_not_have_is_refused(
+    told: Any, code: str, named: tuple[object, ...], loaded: Any, exported: Path
+) -> None:
     from exporter.export.parity import check_export
 
-    def add(model: ir.Model) -> None:
-        node = next(node for node in model.graph if node.op_type == "Softmax")
-        node.outputs[0].name = "probabilities"
-        model.graph.outputs.append(node.outputs[0])
-
-    with raises(ExportError, "other-outputs", "probabilities"):
-        check_export(loaded, changed(add))
+    with raises(PlanError, code, *named):
+        check_export(loaded, exported, deletions=[deletion(*told)])
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp", "block"])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_cut_is_checked_with_the_same_sublayers_skipped(
-    loaded: Any, pruned: Callable[..., Path], layer: int, kind: str
+    loaded: Any, exported: Path, pruned: Callable[..., Path], layer: int, kind: str
 ) -> None:
     from exporter.export.parity import check_export
 
@@ -132,6 +148,7 @@ def test_a_cut_is_checked_with_the_same_sublayers_skipped(
     checks = check_export(loaded, pruned(cut), deletions=[cut])
     assert {check.phase for check in checks} == {"prefill", "decode"}
     assert all(check.passed and check.max_abs_error < 1e-5 for check in checks)
+    assert all(check.passed for check in check_export(loaded, exported))  # it is whole again
 
 
 def test_the_wrong_mlp_skipped_does_not_pass(loaded: Any, pruned: Callable[..., Path]) -> None:
@@ -149,30 +166,6 @@ def test_the_wrong_attention_skipped_is_told_by_its_cache(
     cut, told = deletion(0, "attention"), deletion(1, "attention")
     with raises(ExportError, "other-outputs", "present.0"):
         check_export(loaded, pruned(cut), deletions=[told])
-
-
-def test_the_model_is_whole_again_after_a_check(
-    loaded: Any, exported: Path, pruned: Callable[..., Path]
-) -> None:
-    from exporter.export.parity import check_export
-
-    cut = deletion(1, "block")
-    check_export(loaded, pruned(cut), deletions=[cut])
-    assert all(check.passed for check in check_export(loaded, exported))
-
-
-def test_a_layer_that_is_not_there_is_refused(loaded: Any, exported: Path) -> None:
-    from exporter.export.parity import check_export
-
-    with pytest.raises(PlanError):
-        check_export(loaded, exported, deletions=[deletion(2, "mlp")])
-
-
-def test_a_replacement_without_its_numbers_is_refused(loaded: Any, exported: Path) -> None:
-    from exporter.export.parity import check_export
-
-    with raises(PlanError, "numbers-missing", "mlp 1", "bias"):
-        check_export(loaded, exported, deletions=[deletion(1, "mlp", "bias")])
 
 
 def test_float16_passes_with_its_own_tolerance(tmp_path: Path) -> None:

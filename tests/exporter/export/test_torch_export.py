@@ -119,16 +119,6 @@ def test_opset_20_is_plain_and_23_has_the_fused_operators(export: Export) -> Non
     assert fused.total() < plain.total()
 
 
-def test_a_mixture_of_experts_is_left_as_it_was() -> None:
-    from exporter.export.torch_export import exportable_experts
-
-    model = tiny_loaded("mixtral").model
-    before = model.get_experts_implementation()
-    with exportable_experts(model):
-        assert set(model.get_experts_implementation().values()) == {"batched_mm"}
-    assert model.get_experts_implementation() == before
-
-
 def test_the_same_model_gives_the_same_files_and_nothing_is_printed(
     export: Export,
     tmp_path: Path,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,36 +26,12 @@ FOLD = HealOptions(kind="fold", calibration=("self",), sequence_length=16, sampl
 
 
 @pytest.fixture(scope="module")
-def exported() -> Iterator[list[Path]]:
-    """The folders that PyTorch's exporter was asked to write to."""
-    folders: list[Path] = []
-
-    def export(loaded: Any, folder: Path, **options: Any) -> Path:
-        folders.append(folder)
-        return export_onnx(loaded, folder, **options)
-
-    from exporter.export import torch_export
-
-    export_onnx = torch_export.export_onnx
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_export, "export_onnx", export)
-        yield folders
-
-
-@pytest.fixture(scope="module")
-def walked(
-    checkpoint: Path, exported: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Any]:
+def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     out = tmp_path_factory.mktemp("folded") / "out"
     drops = DropRequest(Budget(block=1))
     request = replace(_request(checkpoint, out, heal=FOLD, drops=drops), checkpoint=True)
     report, _ = _walk(request)
     return out, report
-
-
-def test_the_healed_weights_need_no_export_of_their_own(walked: Any, exported: list[Path]) -> None:
-    assert len(exported) == 1
-    assert not (walked[0] / "candidate" / "whole").exists()
 
 
 def parameters(model: Path) -> int:
@@ -69,6 +44,7 @@ def test_the_candidate_has_nodes_and_parameters_of_the_bare_cut(
     walked: Any, tmp_path: Path
 ) -> None:
     out, report = walked
+    assert not (out / "candidate" / "whole").exists()
     plan, cut = PruningPlan.read(out / "plan.json"), tmp_path / "model.onnx"
     prune_file(out / "baseline" / "model.onnx", cut, plan.deletions)
     found = out / "candidate" / "model.onnx"

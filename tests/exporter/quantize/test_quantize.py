@@ -17,9 +17,8 @@ from exporter.artifacts.comparison import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.surgery import NOT_VERIFIED
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import OptionError, QuantizationError, UsageError
-from exporter.quantize import refusals
 from exporter.quantize.products import find_products, read_array
-from exporter.quantize.quantize import quantize_file
+from exporter.quantize.quantize import quantize_file, refuse_quantised
 from exporter.quantize.rewrite import (
     already_rounded,
     pack_bits,
@@ -228,7 +227,7 @@ def test_a_quantised_graph_is_not_quantised_again(tied: Path, tmp_path: Path) ->
     model = load_model(ours)
     del model.metadata_props[QUANTIZATION_KEY]
     with raises(QuantizationError, "already-quantized", "GatherBlockQuantized"):
-        refusals.refuse_quantised(model, ours)
+        refuse_quantised(model, ours)
 
 
 def test_a_graph_without_weights_is_refused(tmp_path: Path) -> None:
