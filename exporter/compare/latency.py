@@ -12,7 +12,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import LatencyRow, MachineState, TimedPhase
+from exporter.artifacts import Environment, LatencyRow, MachineState, TimedPhase
 from exporter.artifacts.base import IMAGES, Parts
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
@@ -49,6 +49,11 @@ class Timed:
     states: list[MachineState] = field(default_factory=list)
     order_seed: int = field(default_factory=lambda: secrets.randbits(32))
     other_cpu_share: float | None = None
+
+    def seen_on(self, machine: Environment) -> Environment:
+        """The machine with what was seen of it meanwhile."""
+        seen = ("other_cpu_share", "states", "order_seed")
+        return machine.model_copy(update={name: getattr(self, name) for name in seen})
 
 
 class TimingSession:

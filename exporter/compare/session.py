@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,11 @@ from exporter.artifacts import (
     CalibrationRef,
     ComparisonReport,
     Environment,
-    LatencyRow,
     ParityCheck,
     PlannedDeletion,
     PlanParts,
 )
 from exporter.artifacts.latency import Shape
-from exporter.artifacts.store import Store
 from exporter.compare.accuracy import (
     AccuracyResult,
     measure_accuracy,
@@ -38,7 +35,7 @@ from exporter.compare.kinds import (
     reads_images,
     same_kind,
 )
-from exporter.compare.latency import time_all
+from exporter.compare.latency import Timed, time_all
 from exporter.compare.options import CompareOptions
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.inputs import make_inputs, random_tokens, whole_phase
@@ -151,44 +148,42 @@ def compare(
     scored = {} if calibration is None else {"what importance was measured on": calibration.texts}
     images = any(map(reads_images, names))
     texts = evaluation_texts(options, scored | decided_on(parts), images=images)
-    further = _Further(references, also, floats, onnx)
-    pair = _open((baseline, candidate), options, further, progress)
+    pair = _open(
+        (baseline, candidate), options, (also, references), floats, onnx=onnx, progress=progress
+    )
     for text in texts:
         for name, arm in pair.judged.items():
             refuse_noted(text, arm.facts.metadata, name)
-    known = _Known(list(parity), list(plan) or pair.dropped(), calibration, parts)
-    return _run(pair, texts, known, resume) if pair.runs else _described(pair, known)
-
-
-@dataclass(frozen=True)
-class _Further:
-    """What stands beside the two arms; see :func:`compare`."""
-
-    references: Sequence[Path | str]
-    also: Sequence[Path | str]
-    floats: tuple[Path | str, Path | str] | None
-    onnx: tuple[Path, Path] | None
+    measured, checks = _measured(pair, texts, resume) if pair.runs else (_described(pair), [])
+    told = {
+        "plan": list(plan) or pair.dropped(),
+        "calibration": calibration,
+        "parts": parts,
+        "parity": [*parity, *checks],
+    }
+    return measured.model_copy(update=told)
 
 
 def _open(
     arms: tuple[Path | str, Path | str],
     options: CompareOptions,
-    asked: _Further,
+    further: tuple[Sequence[Path | str], Sequence[Path | str]],  # judged, too; timed alone
+    floats: tuple[Path | str, Path | str] | None,
+    *,
+    onnx: tuple[Path, Path] | None,
     progress: Progress,
 ) -> Pair:
     """The arms, and what stands beside them; none of them runs yet."""
     threads = options.threads or default_threads()
-    floats = asked.floats
-    first, second = open_pair(*arms, options, threads=threads, onnx=asked.onnx)
+    first, second = open_pair(*arms, options, threads=threads, onnx=onnx)
     options = _for_texts(options, first, progress)
     beside = open_floats(floats, (first, second), options, threads=threads) if floats else {}
     whole = beside.get(FLOAT_BASELINE, first)
-    named = (*asked.also, *asked.references)
-    further = open_references(named, whole, options, threads=threads)
-    also = tuple(further)[: len(asked.also)]
+    named = open_references((*further[0], *further[1]), whole, options, threads=threads)
+    also = tuple(named)[: len(further[0])]
     if first.facts.sha256 == second.facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
-    pair = Pair(options, first, second, progress, beside | further, bool(beside), also)
+    pair = Pair(options, first, second, progress, beside | named, bool(beside), also)
     refuse_no_grid(pair)
     pair.refuse_foreign_inputs()
     return pair
@@ -209,63 +204,32 @@ def _for_texts(
     return found
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What the caller knows and the report repeats."""
-
-    parity: list[ParityCheck]
-    plan: list[PlannedDeletion]
-    calibration: CalibrationRef | None
-    parts: PlanParts
-
-
-def _described(pair: Pair, known: _Known) -> ComparisonReport:
+def _described(pair: Pair) -> ComparisonReport:
     """The report of arms that can't run here."""
     pair.progress.say(f"compare: {pair.baseline.not_run or pair.candidate.not_run}")
     threads = pair.options.threads or default_threads()
-    return _report(pair, known, environment(threads=threads, gpu=False))
-
-
-def _run(
-    pair: Pair, texts: Sequence[TextSource], known: _Known, resume: Path | None
-) -> ComparisonReport:
-    """The report of arms that run here."""
-    store = open_store(pair, resume)
-    machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
-    with pair.running():
-        return _measured(pair, texts, known, store, machine)
+    return _report(pair, environment(threads=threads, gpu=False), Timed(), AccuracyResult())
 
 
 def _measured(
-    pair: Pair,
-    texts: Sequence[TextSource],
-    known: _Known,
-    store: Store,
-    machine: Environment,
-) -> ComparisonReport:
-    pair.refuse_other_interface()
-    tell_notes((each.capabilities for each in pair.runners), pair.progress)
-    checks = witness_checks(pair)
-    with pair.judging() as judges:
-        answers = measure_accuracy(judges, *texts, store=store)
-    timed = time_all(pair, store)
-    seen = {
-        "other_cpu_share": timed.other_cpu_share,
-        "states": timed.states,
-        "order_seed": timed.order_seed,
-    }
-    known = replace(known, parity=[*known.parity, *checks])
-    return _report(pair, known, machine.model_copy(update=seen), timed.rows, answers)
+    pair: Pair, texts: Sequence[TextSource], resume: Path | None
+) -> tuple[ComparisonReport, list[ParityCheck]]:
+    """The report of arms that run here, and the checks against their witnesses."""
+    store = open_store(pair, resume)
+    machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
+    with pair.running():
+        pair.refuse_other_interface()
+        tell_notes((each.capabilities for each in pair.runners), pair.progress)
+        checks = witness_checks(pair)
+        with pair.judging() as judges:
+            answers = measure_accuracy(judges, *texts, store=store)
+        timed = time_all(pair, store)
+        return _report(pair, timed.seen_on(machine), timed, answers), checks
 
 
 def _report(
-    pair: Pair,
-    known: _Known,
-    machine: Environment,
-    latency: Sequence[LatencyRow] = (),
-    answers: AccuracyResult | None = None,
+    pair: Pair, machine: Environment, timed: Timed, answers: AccuracyResult
 ) -> ComparisonReport:
-    answers = answers or AccuracyResult()
     parents = {name: arm.facts.sha256 for name, arm in pair.arms.items()}
     if answers.accuracy is not None:
         parents["evaluation_text"] = answers.accuracy.text_sha256
@@ -273,12 +237,9 @@ def _report(
         made_from=parents,
         environment=machine,
         arms=pair.records(),
-        plan=known.plan,
-        calibration=known.calibration,
-        parts=known.parts,
-        parity=known.parity,
-        latency=list(latency),
+        parity=[],
+        latency=timed.rows,
         accuracy=answers.accuracy,
-        corners=quantization_grid(pair, latency, answers.grid),
+        corners=quantization_grid(pair, timed.rows, answers.grid),
         longest_text=longest_text(pair.baseline.folder.home),
     )

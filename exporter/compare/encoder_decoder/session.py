@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from exporter.artifacts import (
 )
 from exporter.compare.encoder_decoder.answers import Judged, judge_answers
 from exporter.compare.encoder_decoder.arms import StackFolder
-from exporter.compare.encoder_decoder.timing import StackTiming, open_stack_store
+from exporter.compare.encoder_decoder.timing import open_stack_store, time_stacks
 from exporter.compare.kept import decided_on, refuse_noted
 from exporter.compare.kinds import ArmName
 from exporter.compare.options import CompareOptions
@@ -143,30 +144,32 @@ def compare_stacks(
     refuse_deciding(pairs, calibration, parts)
     for facts in folders["candidate"].facts.values():
         refuse_noted(as_text(pairs), facts.metadata)
-    timing = _timing(folders, reader, pairs, options, resume, progress)
-    found = _run(timing, reader, pairs)
-    told = {"plan": dropped or _dropped(folders), "calibration": calibration, "parts": parts}
-    return found.model_copy(update={**told, "parity": parity or []})
-
-
-def _run(timing: StackTiming, reader: PairReader, pairs: Pairs) -> ComparisonReport:
-    """The report of what was measured, without what the caller knows."""
-    folders, options, progress = timing.folders, timing.options, timing.progress
-    threads = timing.runners["baseline"].threads
-    machine = environment(threads=threads, gpu=options.provider == "cuda")
-    with timing.running() as runners:
+    threads = options.threads or default_threads()
+    runners = {
+        name: EncoderDecoderRunner(each.path, provider=options.provider, threads=threads)
+        for name, each in folders.items()
+    }
+    first = reader.sources(pairs, 1, part="evaluation").arrays
+    store = open_stack_store(folders, first, options, resume, progress)
+    machine = environment(threads=runners["baseline"].threads, gpu=options.provider == "cuda")
+    with ExitStack() as stack:
+        for runner in runners.values():
+            stack.enter_context(runner)
         tell_notes((each for arm in runners.values() for each in arm.capabilities), progress)
         judged = _judged(runners["baseline"], reader, pairs, options.eval_tokens, progress)
         accuracy = judge_answers(runners, judged, progress)
-        machine, rows = timing.timed(machine)
+        timed = time_stacks(folders, runners, first, options, store, progress)
         arms = Arms(**{name: each.record(runners[name]) for name, each in folders.items()})  # type: ignore[arg-type]
     parents = {"baseline": arms.baseline.sha256, "candidate": arms.candidate.sha256}
     return ComparisonReport(
         made_from={**parents, "evaluation_text": accuracy.text_sha256},
-        environment=machine,
+        environment=timed.seen_on(machine),
         arms=arms,
-        parity=[],
-        latency=rows,
+        plan=dropped or _dropped(folders),
+        calibration=calibration,
+        parts=parts,
+        parity=parity or [],
+        latency=timed.rows,
         accuracy=accuracy,
     )
 
@@ -175,30 +178,6 @@ def _dropped(folders: Mapping[str, StackFolder]) -> list[PlannedDeletion]:
     """What the candidate's graphs note that was cut, and the baseline's don't."""
     already = folders["baseline"].dropped()
     return [each for each in folders["candidate"].dropped() if each not in already]
-
-
-def _timing(
-    folders: Mapping[str, StackFolder],
-    reader: PairReader,
-    pairs: Pairs,
-    options: CompareOptions,
-    resume: Path | None,
-    progress: Progress,
-) -> StackTiming:
-    """What is timed, on the first of the sources."""
-    threads = options.threads or default_threads()
-    first = reader.sources(pairs, 1, part="evaluation")
-    return StackTiming(
-        folders,
-        {
-            name: EncoderDecoderRunner(each.path, provider=options.provider, threads=threads)
-            for name, each in folders.items()
-        },
-        first.arrays,
-        options,
-        open_stack_store(folders, first.arrays, options, resume, progress),
-        progress,
-    )
 
 
 def reader_of(folder: StackFolder) -> PairReader:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.artifacts import Environment, LatencyRow
 from exporter.artifacts.base import RECORDINGS
 from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.encoder_decoder.arms import StackArm, StackFolder
 from exporter.compare.kept import store_of
-from exporter.compare.latency import GenerationCell, TimingSession
+from exporter.compare.latency import GenerationCell, Timed, TimingSession
 from exporter.compare.options import CompareOptions
 from exporter.compare.timing.subjects import TimedCell
 from exporter.engines.decoding.encoder_decoder import EncoderDecoderRunner
@@ -22,55 +20,27 @@ from exporter.files import sha256_bytes
 from exporter.progress import Progress
 
 
-@dataclass(frozen=True)
-class StackTiming:
-    """Both arms, what is timed of them, and where what is measured is kept."""
-
-    folders: Mapping[str, StackFolder]
-    runners: Mapping[str, EncoderDecoderRunner]
-    source: Mapping[str, Array]  # what the encoder reads, `[1, ...]`, by its inputs' names
-    options: CompareOptions
-    store: Store
-    progress: Progress
-
-    @contextmanager
-    def running(self) -> Iterator[Mapping[str, EncoderDecoderRunner]]:
-        """Enters both runners."""
-        with ExitStack() as stack:
-            for runner in self.runners.values():
-                stack.enter_context(runner)
-            yield self.runners
-
-    def timed(self, machine: Environment) -> tuple[Environment, list[LatencyRow]]:
-        """The machine meanwhile, and a row for each graph and shape; the runners are entered."""
-        cells, threads = self._cells(tell=True), self.runners["baseline"].threads
-        arms = {name: self._arm(name) for name in self.runners}
-        with TimingSession(
-            self.options, threads, on_gpu=self._on_gpu, store=self.store, progress=self.progress
-        ) as session:
-            session.measure(arms, cells)
-        found = session.timed
-        seen = {
-            "other_cpu_share": found.other_cpu_share,
-            "states": found.states,
-            "order_seed": found.order_seed,
-        }
-        return machine.model_copy(update=seen), found.rows
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.options.provider == "cuda"
-
-    def _arm(self, name: str) -> StackArm:
-        whole = self.folders["baseline"]
-        return StackArm(self.runners[name], whole.rules, self.source, whole.vocabulary)
-
-    def _cells(self, *, tell: bool) -> list[TimedCell]:
-        cells = Cells(self.folders["baseline"], self.source, self.options)
-        if tell:
-            for words in cells.shortened():
-                self.progress.say(words)
-        return cells.all()
+def time_stacks(
+    folders: Mapping[str, StackFolder],
+    runners: Mapping[str, EncoderDecoderRunner],  # entered
+    source: Mapping[str, Array],  # what the encoder reads, `[1, ...]`, by its inputs' names
+    options: CompareOptions,
+    store: Store,
+    progress: Progress,
+) -> Timed:
+    """A row for each graph and shape, and the machine meanwhile."""
+    whole = folders["baseline"]
+    cells = Cells(whole, source, options)
+    for words in cells.shortened():
+        progress.say(words)
+    arms = {
+        name: StackArm(runner, whole.rules, source, whole.vocabulary)
+        for name, runner in runners.items()
+    }
+    threads, on_gpu = runners["baseline"].threads, options.provider == "cuda"
+    with TimingSession(options, threads, on_gpu=on_gpu, store=store, progress=progress) as session:
+        session.measure(arms, cells.all())
+    return session.timed
 
 
 def open_stack_store(

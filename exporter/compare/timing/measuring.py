@@ -233,7 +233,7 @@ class _Measurement:
         warm = bound.warm
         calls = calls_per_visit(warm.call_ms) if like is None else like.calls
         wanted = self._wanted(like, number, warm.call_ms, calls)
-        label = f"{row.cell}{row.part_words(number)}" + ("" if self.together else f", {names[0]}")
+        label = f"{row.cell}, part {number + 1}" + ("" if self.together else f", {names[0]}")
         begin = self._clocks.now()
         with no_garbage_collection():
             taken, dropped = self._rounds(

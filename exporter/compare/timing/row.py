@@ -181,11 +181,6 @@ class MeasuredRow:
         """How many chunks there are at the most."""
         return self._planned if self._budget is None else 2 * self._planned
 
-    def part_words(self, number: int) -> str:
-        """Which chunk is taken, from 0: ``, part 2 of at most 6``; empty for an only one."""
-        most = "at most " if self._budget is not None else ""
-        return f", part {number + 1} of {most}{self.most}" if self.most > 1 else ""
-
     @property
     def seconds(self) -> float:
         """What its rounds have taken."""

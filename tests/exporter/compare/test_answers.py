@@ -13,7 +13,6 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 from exporter.artifacts import Accuracy, ComparisonReport
 from exporter.cli import run
 from exporter.compare.evaluation import questions
-from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
 from exporter.errors import BackendError, ComparisonError, TextSourceError
@@ -21,13 +20,9 @@ from tests.made_reports import as_markdown, as_page, as_text
 from tests.raising import ends_in, raises
 
 pytest.importorskip("tokenizers")
+pytestmark = pytest.mark.usefixtures("no_timing")
 TEMPLATE = "the list {{ messages[0]['content'] }} is"
 CHAT = {"chat_template.jinja": TEMPLATE}
-
-
-@pytest.fixture(autouse=True)
-def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
 
 
 def arms(folder: Path, files: dict[str, str] | None = None, **config: Any) -> list[Path]:

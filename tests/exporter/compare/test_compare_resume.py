@@ -24,7 +24,6 @@ from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.cli import run
 from exporter.compare.kept import forget
-from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare
 from exporter.compare.timing.measuring import TimingBudget
@@ -126,14 +125,13 @@ def stopped_while_timing(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **how
 
 
 @pytest.fixture
-def judged(arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def judged(arms: tuple[Path, Path], no_timing: None) -> tuple[Path, Path]:
     """Arms with text and a task, where nothing is timed but for a moment."""
     for folder in arms:
         write_tokenizer(folder)
         (folder / "config.json").write_text('{"eos_token_id": 0}')
     item = {"query": "the value", "choices": ["of", "a list"], "gold": 1}
     (arms[0].parent / "words.jsonl").write_text(json.dumps(item))
-    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
     return arms
 
 

@@ -14,7 +14,6 @@ import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, QuantizationRecord
-from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.compare.timing.statistics import estimate_between, verdict_of_interval
@@ -62,11 +61,6 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         if name.endswith("-q"):
             note(folder, EIGHT)
     return made
-
-
-@pytest.fixture
-def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ import pytest
 from tiny_lm import write_tiny_lm
 from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTime, virtual_pair
 
-from exporter import progress
 from exporter.artifacts import LatencyRow
 from exporter.artifacts.latency import Shape
 from exporter.compare.arms import ComparedArm
@@ -113,13 +111,6 @@ def test_a_row_has_one_clock() -> None:
     assert [probe.sample(clock) for probe in mixed] == [(7.0,), (5.0,)]
 
 
-def test_three_arms_have_two_turns_each() -> None:
-    clock = FakeClock()
-    take(clock, [clock.probe(name, lambda _: 10.0) for name in "ABC"], 1, 1)
-    assert clock.calls == clock.calls[::-1]
-    assert set(clock.calls[:3]) == set("ABC")
-
-
 def test_short_calls_come_in_turns_whose_first_is_not_timed() -> None:
     clock = FakeClock()
 
@@ -133,30 +124,22 @@ def test_short_calls_come_in_turns_whose_first_is_not_timed() -> None:
     assert times[:, 1:4].tolist() == np.full((2, 3, 1), 5.0).tolist()
 
 
-def test_warm_up_ends_when_all_arms_have_settled() -> None:
+@pytest.mark.parametrize(
+    ("call_ms", "seconds", "stable", "calls"),
+    [
+        (lambda n: max(100.0, 1000.0 - 300 * n), 60, True, 6),  # 1000 700 400, three times 100
+        (lambda n: 100.0 * (1 + n % 2), 60, True, 8),  # noise without a trend
+        (lambda n: 100.0 * 1.1**n, 2, False, 9),  # bounded by the time
+    ],
+)
+def test_warm_up_ends_when_all_arms_have_settled_or_its_time_is_up(
+    call_ms: Callable[[int], float], seconds: float, stable: bool, calls: int
+) -> None:
     clock = FakeClock()
-    falling = clock.probe("A", lambda n: max(100.0, 1000.0 - 300 * n))
-    steady = clock.probe("B", lambda _: 100.0)
-    found = warm_up([falling, steady], seconds=60, clock=clock)
-    assert found.stable
-    assert found.calls == 6  # 1000 700 400 and then three times 100
-    assert found.call_ms == 100.0
-
-
-def test_warm_up_ends_where_noise_has_no_trend() -> None:
-    clock = FakeClock()
-    wild = clock.probe("A", lambda n: 100.0 * (1 + n % 2))
-    found = warm_up([wild, clock.probe("B", lambda _: 100.0)], seconds=60, clock=clock)
-    assert found.stable
-    assert found.calls < 20
-
-
-def test_warm_up_is_bounded_and_says_that_times_had_not_settled() -> None:
-    clock = FakeClock()
-    growing = clock.probe("A", lambda n: 100.0 * 1.1**n)
-    found = warm_up([growing, clock.probe("B", lambda _: 100.0)], seconds=2, clock=clock)
-    assert not found.stable
-    assert 2.0 <= clock.now_ns / 1e9 < 2.6
+    probes = [clock.probe("A", call_ms), clock.probe("B", lambda _: 100.0)]
+    found = warm_up(probes, seconds=seconds, clock=clock)
+    assert (found.stable, found.calls) == (stable, calls)
+    assert clock.now_ns / 1e9 < seconds + 0.6
 
 
 def test_warm_up_has_two_windows_even_where_one_call_takes_too_long() -> None:
@@ -246,41 +229,6 @@ def test_rounds_that_divide_into_no_equal_parts_tell_how_loads_differ() -> None:
     kind: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
     rows = [measured(TimingBudget(rounds=17), seed=seed, **kind) for seed in range(8)]
     assert all(row.speedup.ci95[0] < 1 < row.speedup.ci95[1] for row in rows)
-
-
-class Heard(progress.Quiet):
-    """Keeps what tasks are called."""
-
-    def __init__(self) -> None:
-        self.tasks: list[str] = []
-
-    def task(self, description: str, total: int | None = None, unit: str = "") -> Any:
-        self.tasks.append(description)
-        return super().task(description, total)
-
-
-def test_no_part_is_counted_beyond_the_most() -> None:
-    time, arms = virtual_pair(Quiet())
-    heard, sampling = Heard(), TimingBudget(seconds=2.5, reload=False)
-    measure_rows(
-        arms, [VirtualCell()], sampling, clocks=time.clocks, progress=heard, enough=lambda _: False
-    )
-    counts = [re.search(r"(\d+) of at most (\d+)", task) for task in heard.tasks]
-    parts = [(int(found[1]), int(found[2])) for found in counts if found]
-    assert len(parts) > CHUNKS  # short ones leave room for more than was planned
-    assert all(number <= most for number, most in parts)
-
-
-@pytest.mark.parametrize(("rounds", "parts"), [(2, 0), (24, 12)])
-def test_parts_are_numbered_where_there_are_several(rounds: int, parts: int) -> None:
-    time, arms = virtual_pair(Quiet())
-    heard = Heard()
-    measure_rows(
-        arms, [VirtualCell()], TimingBudget(rounds=rounds), clocks=time.clocks, progress=heard
-    )
-    told = [re.search(r"part (\d+) of (\d+)", task) for task in heard.tasks]
-    assert [found[1] for found in told if found] == [str(1 + part) for part in range(parts)]
-    assert "1 of at most 1" not in "".join(heard.tasks)
 
 
 def test_equal_arms_that_loading_makes_unlike_are_not_told_apart() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from exporter.compare.options import TaskOptions
@@ -133,31 +132,6 @@ def test_of_other_tasks_there_is_the_figure_alone(
     [found] = score_tasks(_given(monkeypatch, MockClassificationTask()), embedder(), folder)
     assert found.metrics["accuracy"].shape == (1,)
     assert 0 <= found.metrics["accuracy"][0] <= 1
-
-
-def test_embeddings_have_the_length_that_the_folder_gives_them(
-    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task, seen = _sts(), []
-    own = task._calculate_scores
-
-    def keep(scores: Any, right: Any) -> Any:
-        seen.append(scores)
-        return own(scores, right)
-
-    task._calculate_scores = keep
-    score_tasks(_given(monkeypatch, task), embedder(), folder)
-    distances = np.array(seen[0]["euclidean_distances"])
-    means = [(np.array([0.5, 0.5]), np.array([0.5, 0.5]))]
-    assert distances[0] == pytest.approx(np.linalg.norm(means[0][0] - means[0][1]))
-    assert -distances[2] == pytest.approx(1.0)  # unit lengths would be further apart: 1.41
-
-
-def test_what_mteb_refuses_is_an_error_with_its_words(
-    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with raises(TaskError, "mteb-failed", "MockSTSTask", "CrossEncoder"):
-        score_tasks(_given(monkeypatch, _sts()), one_logit("the"), folder)
 
 
 def test_an_unknown_task_names_the_nearest(tmp_path: Path) -> None:

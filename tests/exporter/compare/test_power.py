@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,15 @@ from exporter.compare.timing.statistics import PowerGoal, SpeedupEstimate
 from exporter.errors import UsageError
 from tests.made_reports import gate_report
 from tests.raising import raises
-from tests.virtual_time import BusyMachine, VirtualCell, virtual_pair
+from tests.virtual_time import (
+    HELD_OUT,
+    RECORDED,
+    BusyMachine,
+    Noise,
+    Replayed,
+    VirtualCell,
+    virtual_pair,
+)
 
 GOAL = PowerGoal(power=0.95, smallest=0.03, threshold=0.01)
 
@@ -155,3 +166,55 @@ def test_demands_that_contradict_each_other_are_refused(
         CompareOptions(**changes, timing=TimingOptions(**timing))
     CompareOptions(**changes)
     CompareOptions(timing=TimingOptions(power=0.95))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """Each trial collects garbage; conftest.py puts aside what was imported before."""
+    importlib.import_module("scipy.stats")
+
+
+def recorded(seed: int) -> Noise:
+    with np.load(RECORDED, allow_pickle=False) as file:
+        return Replayed(file["2_threads"].astype(np.float64), seed)
+
+
+def generated(seed: int) -> Noise:
+    return BusyMachine(seed)
+
+
+def verdicts(make: Callable[[int], Noise], slowdown: float, trials: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for seed in range(trials):
+        time, arms = virtual_pair(make(seed), slowdown=slowdown, seed=seed, lottery=0.002)
+        (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=60), clocks=time.clocks)
+        assert row.seconds is not None
+        assert row.seconds < 64
+        found[row.verdict] += 1
+    return found
+
+
+@pytest.mark.parametrize("make", [recorded, generated])
+def test_equal_arms_are_hardly_ever_told_apart(make: Callable[[int], Noise]) -> None:
+    found = verdicts(make, 1.0, 24)
+    assert found["faster"] + found["slower"] <= 2, found
+
+
+@pytest.mark.parametrize("make", [recorded, generated])
+def test_a_slowdown_of_three_percent_is_found(make: Callable[[int], Noise]) -> None:
+    found = verdicts(make, 1.03, 16)
+    assert found["slower"] >= 13, found
+    assert found["faster"] + found["same"] == 0, found
+
+
+def test_the_recorded_machine_was_busy() -> None:
+    with np.load(RECORDED, allow_pickle=False) as file:
+        steps = file["2_threads"]
+    assert 1.5 < np.median(steps) / steps.min() < 4
+
+
+def test_six_recordings_of_five_minutes_are_held_out() -> None:
+    with np.load(HELD_OUT, allow_pickle=False) as file:
+        seconds = [file[name].astype(np.float64).sum() / 1000 for name in file.files]
+    assert len(seconds) >= 6
+    assert min(seconds) > 295

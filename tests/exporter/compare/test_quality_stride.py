@@ -18,7 +18,6 @@ from exporter.artifacts import ComparisonReport
 from exporter.artifacts.latency import Shape
 from exporter.cli import run
 from exporter.compare.evaluation import random_ids, tokenize
-from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, BoundCall, Runner
@@ -118,8 +117,8 @@ def test_each_token_is_predicted_from_what_stands_before_it(
         assert len(found.documents) == samples
 
 
-def test_the_command_takes_a_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+@pytest.mark.usefixtures("no_timing")
+def test_the_command_takes_a_stride(tmp_path: Path) -> None:
     folder = write_tiny_lm(tmp_path / "a")
     write_tokenizer(folder)
     other = write_tiny_lm(tmp_path / "b", layers=(1,), noise=0.3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 
 from exporter.artifacts.latency import Shape
 from exporter.compare.encoder_decoder.arms import StackFolder
-from exporter.compare.encoder_decoder.timing import Cells
+from exporter.compare.encoder_decoder.timing import Cells, open_stack_store
 from exporter.compare.latency import GenerationCell
 from exporter.compare.options import CompareOptions, TimingOptions
+from exporter.progress import QUIET
 
 ASKED = CompareOptions(
     prefill_lengths=(600,), decode_past_lengths=(700,), timing=TimingOptions(generate=((600, 8),))
@@ -56,3 +58,29 @@ def test_a_source_is_of_tokens_or_a_recording_of_frames(
     encode, prefill, *_ = replace(made, source={source: np.ones((1, 4, 100), np.int64)}).all()
     assert (encode.counts, prefill.counts) == (counts, "tokens")
     assert (encode.sequence_length == 100) is (counts == "frames")
+
+
+FOLDERS: Any = {name: SimpleNamespace(sha256=name) for name in ("baseline", "candidate")}
+IDS, MASK = np.arange(6)[None], np.ones((1, 6), np.int64)
+SOURCE: dict[str, Any] = {"input_ids": IDS, "attention_mask": MASK}
+
+
+def kept(folder: Path, source: dict[str, Any]) -> int:
+    return open_stack_store(FOLDERS, source, CompareOptions(), folder, QUIET).count
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ({"attention_mask": MASK.copy(), "input_ids": IDS.copy()}, 1),
+        ({"input_ids": IDS[:, :5], "attention_mask": MASK[:, :5]}, 0),  # a shorter one
+        ({"input_ids": IDS + 1, "attention_mask": MASK}, 0),
+        ({"input_features": IDS, "attention_mask": MASK}, 0),
+    ],
+)
+def test_times_count_for_the_source_that_they_were_taken_on(
+    source: dict[str, Any], count: int, tmp_path: Path
+) -> None:
+    store = open_stack_store(FOLDERS, SOURCE, CompareOptions(), tmp_path, QUIET)
+    store.keep("a", 1)
+    assert kept(tmp_path, source) == count

@@ -17,11 +17,10 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 from exporter.artifacts import ComparisonReport, EvaluationReport
 from exporter.artifacts.latency import Shape
 from exporter.cli import run
-from exporter.compare.latency import Timed
 from exporter.compare.options import TaskOptions
 from exporter.compare.tasks import choosing as lm_eval_tasks
 from exporter.compare.tasks.choosing import score_tasks
-from exporter.compare.tasks.items import TaskScores, compare_scores, read_task
+from exporter.compare.tasks.items import TaskScores, compare_scores, failing_as_task, read_task
 from exporter.compare.tasks.likelihood import (
     ContinuationRequest,
     LikelihoodScorer,
@@ -244,10 +243,8 @@ def test_spaces_between_text_and_choice_go_with_the_choice(tmp_path: Path) -> No
     assert codec.decode(codec.encode("the list")) == "the list"
 
 
-def test_compare_scores_both_arms_on_the_same_items(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+@pytest.mark.usefixtures("no_timing")
+def test_compare_scores_both_arms_on_the_same_items(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     items = [
         {
@@ -388,3 +385,32 @@ def test_one_model_is_scored_item_by_item(
     assert run([*call[:3], "words,,", "--task-data", str(tmp_path)]) == 2
     with ends_in(TaskError, "unknown-task", "'wordz'", "words?"):
         assert run([*call, "--task-data", str(tmp_path), "--tasks", "wordz"]) == 2
+
+
+def test_a_librarys_own_error_is_one_of_the_task() -> None:
+    with (
+        raises(TaskError, "mteb-failed", "STS12", "no route"),
+        failing_as_task("mteb", "STS12", ""),
+    ):
+        raise RuntimeError("no route\nto the hub")
+
+
+@pytest.mark.parametrize("error", [UsageError("ours", code="ours"), KeyboardInterrupt()])
+def test_other_errors_pass_as_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, failing_as_task("mteb", "STS12", ""):
+        raise error
+    assert caught.value is error
+
+
+def test_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in [name for name in sys.modules if name.startswith("lm_eval.")]:
+        monkeypatch.delitem(sys.modules, name)
+    write_tokenizer(write_tiny_lm(tmp_path))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
+    compare = ["compare", str(tmp_path), str(tmp_path), "-o", str(tmp_path / "o"), "-q"]
+    for call in (["lm-eval", "ls"], [*compare, "--eval-tokens", "64", "--tasks", "arc_easy"]):
+        assert run(call) == 2
+        assert "depthcut[eval]" in capsys.readouterr().err

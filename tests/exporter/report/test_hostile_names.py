@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -60,14 +59,6 @@ def hostile(tmp_path: Path) -> Path:
     return path
 
 
-def broken(hostile: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
-    model = onnx.load(hostile)
-    change(model)
-    path = hostile.with_name("broken.onnx")
-    onnx.save(model, path)
-    return path
-
-
 def told(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     code = run(list(map(str, arguments)))
     out, err = capfd.readouterr()
@@ -80,36 +71,41 @@ def test_what_is_to_be_found_would_be() -> None:
     assert not unsafe_lines("std::vector\nname: 1")
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_inspect(hostile: Path, capfd: pytest.CaptureFixture[str], options: tuple[str]) -> None:
-    code, text = told(capfd, "inspect", hostile, *options)
-    assert code == 0
-    assert "error" in text
-    assert unsafe_lines(text) == []
-    if options:
-        assert ACTIVE in json.loads(text)["sites"][0]["residual_add"]
+CALLS: dict[str, tuple[str, ...]] = {
+    "inspect": ("inspect", "{model}"),
+    "inspect --json": ("inspect", "{model}", "--json"),
+    "inspect what can't be cut": ("inspect", "{broken}"),
+    "prune what can't be cut": ("prune", "{broken}", "--drop", "attention:0", "-o", "{out}", "-v"),
+    "prune": ("prune", "{model}", "--drop", "mlp:1", "-o", "{out}", "-v"),
+    "score a config of an unknown type": ("score", "{folder}", "-o", "{out}", "-v"),
+    "plan": ("plan", "{scores}", "--drop-joint", "1", "-o", "{out}", "-v"),
+}
 
 
-@pytest.mark.parametrize("command", ["inspect", "prune"])
-def test_what_can_t_be_cut(
-    hostile: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str
+@pytest.mark.parametrize("name", CALLS)
+def test_no_command_passes_on_what_a_model_names(
+    name: str, hostile: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def forget_an_add(model: onnx.ModelProto) -> None:
-        node = next(node for node in model.graph.node if node.op_type == "Add")
-        node.op_type = "Sub"
-
-    path = broken(hostile, forget_an_add)
-    options = {"inspect": (), "prune": ("--drop", "attention:0", "-o", tmp_path / "out.onnx")}
-    _, text = told(capfd, command, path, *options[command], *(("-v",) * (command == "prune")))
+    broken = onnx.load(hostile)
+    next(node for node in broken.graph.node if node.op_type == "Add").op_type = "Sub"
+    onnx.save(broken, tmp_path / "broken.onnx")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    config = {"model_type": f"gone{ACTIVE}", "architectures": [f"Gone{ACTIVE}"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
+    scores = {"schema": ACTIVE, "scores": [{"kind": ACTIVE}], ACTIVE: 1}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    places = {
+        "model": hostile, "broken": tmp_path / "broken.onnx", "folder": folder,
+        "scores": tmp_path / "scores.json", "out": tmp_path / "out" / "out.onnx",
+    }  # fmt: skip
+    code, text = told(capfd, *(word.format(**places) for word in CALLS[name]))
     assert text
     assert unsafe_lines(text) == []
-
-
-def test_prune(hostile: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out" / "model.onnx"
-    _, text = told(capfd, "prune", hostile, "--drop", "mlp:1", "-o", out, "-v")
-    assert text
-    assert unsafe_lines(text) == []
+    assert (code == 0) == (name == "prune" or name.startswith("inspect"))
+    if name == "inspect --json":
+        assert ACTIVE in json.loads(text)["sites"][0]["residual_add"]
 
 
 def test_a_name_that_the_caller_gives(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -127,30 +123,6 @@ def test_a_name_that_the_caller_gives(tmp_path: Path, capfd: pytest.CaptureFixtu
         assert code in (1, 2)
         assert text
         assert unsafe_lines(text) == [], command
-
-
-def config(**more: object) -> str:
-    return json.dumps({"model_type": f"gone{ACTIVE}", "architectures": [f"Gone{ACTIVE}"], **more})
-
-
-def test_a_config_of_an_unknown_type(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text(config())
-    (tmp_path / "model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
-    for command in (("score", tmp_path, "-o", tmp_path / "s.json", "-v"),):
-        code, text = told(capfd, *command)
-        assert code in (1, 2)
-        assert unsafe_lines(text) == []
-
-
-def test_plan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    scores = tmp_path / "importance.json"
-    scores.write_text(json.dumps({"schema": ACTIVE, "scores": [{"kind": ACTIVE}], ACTIVE: 1}))
-    code, text = told(
-        capfd, "plan", scores, "--drop-joint", "1", "-o", tmp_path / "plan.json", "-v"
-    )
-    assert code in (1, 2)
-    assert text
-    assert unsafe_lines(text) == []
 
 
 def test_check_and_report(

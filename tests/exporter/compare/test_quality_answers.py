@@ -16,7 +16,6 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
 from exporter.compare.encoder_quality import compare_embeddings, embed, refuse_few_texts
-from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.session import compare
 from exporter.compare.tasks.likelihood import task_texts
@@ -65,11 +64,6 @@ def test_a_runner_s_decoder_says_what_the_backend_s_own_says(tmp_path: Path) -> 
         raises(BackendError, "no-kv-cache"),
     ):
         RunnerDecoder(runner).__enter__()
-
-
-@pytest.fixture
-def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
 
 
 def language_models(folder: Path, config: dict[str, Any]) -> list[str]:
