@@ -29,7 +29,6 @@ from exporter.heal.distill.student import adapter_library
 from exporter.heal.distill.workers import is_alone
 from exporter.heal.domains import (
     Lost,
-    Measured,
     gain_warnings,
     measured_text,
     predicted_by,
@@ -54,7 +53,6 @@ from exporter.heal.texts import (
     judged_on,
 )
 from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
-from exporter.models.ablation.meter import Within
 from exporter.models.architectures import named_in, named_sublayers
 from exporter.models.changed_weights import refuse_quantized
 from exporter.models.loading.model_source import LoadedModel
@@ -145,41 +143,37 @@ def heal(
     hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
     names = healed_sublayers(plan, ref)
     parents = {**(made_from or {}), "model": ref.sha256}
-    *others, last = (
-        _Asked(loaded, plan, names, options, work, texts, lost, progress)
-        for options in in_turn(asked, loaded, progress)
-    )
-    for each in others:
+
+    def attempt(options: HealOptions) -> Healed:
+        return _healed(loaded, plan, names, options, parents, work, texts, lost, progress)
+
+    *others, last = in_turn(asked, loaded, progress)
+    for way in others:
         try:
-            return _healed(each, parents)
+            return attempt(way)
         except (CalibrationError, HealingError, MissingDependencyError) as error:
             if error.code == "out-of-memory" and not is_alone():
                 raise  # the other processes would wait for this one
             progress.say(f"heal: {error.message} Another way is taken instead.")
-    return _healed(last, parents)
+    return attempt(last)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What is healed, and how; see :func:`heal`."""
-
-    loaded: LoadedModel
-    plan: PruningPlan
-    names: list[SublayerRef]
-    options: HealOptions
-    work: Path | None
-    texts: HealingTexts | None
-    lost: Lost | None
-    progress: Progress
-
-
-def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
+def _healed(
+    loaded: LoadedModel,
+    plan: PruningPlan,
+    names: list[SublayerRef],
+    options: HealOptions,
+    parents: Mapping[str, str],
+    work: Path | None,
+    texts: HealingTexts | None,
+    lost: Lost | None,
+    progress: Progress,
+) -> Healed:
     """Heals by one kind, and measures what that gains."""
-    loaded, options, progress = asked.loaded, asked.options, asked.progress
-    refuse_early(options, loaded, asked.plan)
-    decided = [*asked.plan.chosen_on, *asked.plan.stopped_on]
-    texts = asked.texts or healing_texts(loaded, options, progress, chosen_on=decided)
-    with _made(Fitting(loaded, texts, asked.names, options, asked.work, progress)) as made:
+    refuse_early(options, loaded, plan)
+    decided = [*plan.chosen_on, *plan.stopped_on]
+    texts = texts or healing_texts(loaded, options, progress, chosen_on=decided)
+    with _made(Fitting(loaded, texts, names, options, work, progress)) as made:
         healing = measured_healing(
             loaded,
             made.branch_replacements,
@@ -189,13 +183,25 @@ def _healed(asked: _Asked, parents: Mapping[str, str]) -> Healed:
             made.fits,
             choice_warnings(options, texts),
             made=made,
-            lost=asked.lost,
+            lost=lost,
             progress=progress,
         )
     sources = {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
     parents = {**parents, **sources}
+    measured = bool(healing.measured)
+    healed = PruningPlan(
+        deletions=healed_deletions(plan.deletions, made.branch_replacements),
+        budget=plan.budget,
+        importance_sha256=plan.importance_sha256,
+        chosen_on=plan.chosen_on,
+        predicted=predicted_by(healing),
+        predicted_on=figures_from(options, texts) if measured else None,
+        fitted_on=texts.fitting.parts,
+        stopped_on=[] if made.deciding is None else made.deciding.parts,
+        judged_on=judged_on(made.held_out, texts.other) if measured else [],
+        made_from={**plan.made_from, **parents},
+    )
     report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
-    healed = _healed_plan(asked.plan, made, healing, parents, texts, options)
     return Healed(healed, made.branch_replacements, report, made.weights)
 
 
@@ -220,32 +226,9 @@ def _made(fitting: Fitting) -> Iterator[Made]:
         yield Made(fitting.texts.held_out, *fitting.alike(kind))
 
 
-def _healed_plan(
-    plan: PruningPlan,
-    made: Made,
-    healing: Healing,
-    parents: Mapping[str, str],
-    texts: HealingTexts,
-    options: HealOptions,
-) -> PruningPlan:
-    measured = bool(healing.measured)
-    return PruningPlan(
-        deletions=healed_deletions(plan.deletions, made.branch_replacements),
-        budget=plan.budget,
-        importance_sha256=plan.importance_sha256,
-        chosen_on=plan.chosen_on,
-        predicted=predicted_by(healing),
-        predicted_on=figures_from(options, texts) if measured else None,
-        fitted_on=texts.fitting.parts,
-        stopped_on=[] if made.deciding is None else made.deciding.parts,
-        judged_on=judged_on(made.held_out, texts.other) if measured else [],
-        made_from={**plan.made_from, **parents},
-    )
-
-
 def measured_healing(
     loaded: LoadedModel,
-    found: Mapping[SublayerRef, BranchReplacement],
+    replaced: Mapping[SublayerRef, BranchReplacement],
     texts: tuple[CalibrationText, CalibrationText | None],  # None where there is none
     options: HealOptions,
     sources: Sequence[CalibrationRef],
@@ -255,22 +238,33 @@ def measured_healing(
     lost: Lost | None = None,
     progress: Progress = QUIET,
 ) -> Healing:
-    """Measures what replacements gain in both domains, and warns where the two disagree."""
-    within = None if made is None else made.within
-    measured = _measured(loaded, texts, found, options.batch_size, within, lost, progress)
+    """Measures what replacements gain in both domains, and warns where the two disagree.
+
+    The second is left out where the first shows the cut to be lost.
+    """
+    own, other = texts
+    measure = partial(
+        measured_text,
+        loaded.model,
+        dropped=dict.fromkeys(replaced, NOTHING),
+        healed=replaced,
+        batch_size=options.batch_size,
+        within=None if made is None else made.within,
+        progress=progress,
+    )
+    measured = [measure("calibration", own, lost=lost)]
+    is_lost = lost is not None and lost(measured[0])
+    if other is not None and not is_lost:
+        measured.append(measure("other", other))
     answers = [each for each in measured if isinstance(each, HealedText)]
     embeddings = [each for each in measured if isinstance(each, HealedEmbeddings)]
     classes = [each for each in measured if isinstance(each, HealedClasses)]
     told = list(warnings)
-    if lost is None or not lost(measured[0]):
-        told = [
-            *told,
-            *warnings_of(answers, texts[0].read),
-            *gain_warnings([*embeddings, *classes]),
-        ]
+    if not is_lost:
+        told += [*warnings_of(answers, own.read), *gain_warnings([*embeddings, *classes])]
     for warning in told:
         progress.say(f"heal: warning: {warning}")
-    branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
+    branches = [_branch(name, replaced[name], (fits or {}).get(name)) for name in sorted(replaced)]
     return Healing(
         asked=options.decided,
         rank=options.used_rank,
@@ -286,44 +280,13 @@ def measured_healing(
     )
 
 
-def _measured(
-    loaded: LoadedModel,
-    texts: tuple[CalibrationText, CalibrationText | None],
-    found: Mapping[SublayerRef, BranchReplacement],
-    batch_size: int,
-    within: Within | None,
-    lost: Lost | None,
-    progress: Progress,
-) -> list[Measured]:
-    """The damage in both domains; in the first alone where that shows the cut to be lost."""
-    measured = partial(
-        measured_text,
-        loaded.model,
-        dropped=dict.fromkeys(found, NOTHING),
-        healed=found,
-        batch_size=batch_size,
-        within=within,
-        progress=progress,
-    )
-    own, other = texts
-    first = measured("calibration", own, lost=lost)
-    if other is None or (lost is not None and lost(first)):
-        return [first]
-    return [first, measured("other", other)]
-
-
-def _branch(
-    name: SublayerRef, branch_replacement: BranchReplacement, fit: Fit | None
-) -> HealedBranch:
-    tensors = [
-        *branch_replacement.maps,
-        *([] if branch_replacement.bias is None else [branch_replacement.bias]),
-    ]
+def _branch(name: SublayerRef, replacement: BranchReplacement, fit: Fit | None) -> HealedBranch:
+    bias = 0 if replacement.bias is None else replacement.bias.numel()
     return HealedBranch(
         layer=name[0],
         kind=name[1],
-        replacement=kind_of(branch_replacement),
-        parameters=sum(tensor.numel() for tensor in tensors),
+        replacement=kind_of(replacement),
+        parameters=bias + sum(tensor.numel() for tensor in replacement.maps),
         ridge=None if fit is None else fit.ridge,
         bias_explained=None if fit is None else fit.bias_explained,
         linear_explained=None if fit is None else fit.linear_explained,

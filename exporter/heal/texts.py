@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,16 +190,9 @@ def healing_texts(
         least=math.ceil(fewest / len(specs)) + FEWEST_HELD_OUT if fewest else 0,
         together=together_in(loaded.model),
     )
+    reading = partial(_read, loaded, options=options, chosen_on=chosen_on, progress=progress)
     read = [
-        _read(
-            loaded,
-            spec,
-            wanted,
-            held if spec in SAMPLED else max(held + more, split.room),
-            options,
-            chosen_on,
-            progress,
-        )
+        reading(spec, wanted, held if spec in SAMPLED else max(held + more, split.room))
         for spec, (wanted, held) in zip(specs, few, strict=True)
     ]
     whole = [text.whole for text in read]
@@ -207,14 +201,13 @@ def healing_texts(
     if fewest and sum(len(part.held.input_ids) - FEWEST_HELD_OUT for part in parts) < fewest:
         # A longer text must not show less than a shorter one, which is used again.
         parts = [split.parts(text, reuse=True) for text in read]
+    held = sum(len(part.held.input_ids) for part in parts)
     choosing = None
     if fewest:
-        spare = sum(len(part.held.input_ids) for part in parts) - fewest
-        choosing = max(FEWEST_HELD_OUT, min(_MOST_PASSAGES // 2, spare // len(specs)))
+        choosing = max(FEWEST_HELD_OUT, min(_MOST_PASSAGES // 2, (held - fewest) // len(specs)))
     elif judging and tokens:
         choosing = min(held for _, held in few) // 2
-    few_sampled = bool(options.trains or judging)
-    samples = sum(held for _, held in few)
+    few_sampled, samples = bool(options.trains or judging), sum(held for _, held in few)
     other = _other_text(loaded, specs, samples, options, few_sampled, whole, progress)
     return HealingTexts(
         joined([part.fitting for part in parts]),

@@ -221,7 +221,7 @@ class ExportRequest(Options):
     stream_dir: OutputFolder | None = option(
         None,
         "For --stream: folder for a file with the hidden states.",
-        usual="in memory if they fit, otherwise in the system's temporary folder",
+        usual="in memory if they fit, otherwise in TMPDIR or /var/tmp",
         section=LOADING,
         config_only=True,
     )

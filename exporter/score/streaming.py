@@ -65,7 +65,6 @@ if TYPE_CHECKING:
 # Of the memory that is left, activations and the runs' scratch take the other half.
 _SHARE = 0.5
 _LASTING = Path("/var/tmp")  # noqa: S108 - the file there has no name
-_MOUNTS = Path("/proc/self/mountinfo")
 # File systems that can't reserve; a full disk then shows while it is written.
 _CANT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
@@ -243,27 +242,10 @@ def room_for_states(
 
 
 def _folder_on_disk() -> Path:
-    usual = Path(tempfile.gettempdir())
-    for folder in (usual, _LASTING):
-        if folder.is_dir() and os.access(folder, os.W_OK) and not _is_memory(folder):
-            return folder
-    raise ScoringError(
-        f"The hidden states don't fit into memory, and {usual} is kept in memory as well.",
-        "Name a folder on a disk with --stream-dir or the variable TMPDIR.",
-        code="kept-in-memory",
-    )
-
-
-def _is_memory(folder: Path) -> bool:
-    """Whether what is written there takes memory (tmpfs), as far as the system tells."""
-    number = folder.stat().st_dev
-    device = f"{os.major(number)}:{os.minor(number)}"
-    try:
-        mounts = [line.split() for line in _MOUNTS.read_text(encoding="utf-8").splitlines()]
-    except OSError:  # not Linux
-        return False
-    kinds = {mount[mount.index("-") + 1] for mount in mounts if mount[2] == device}
-    return bool(kinds & {"tmpfs", "ramfs"})
+    """The one that TMPDIR names, else the one for large files: /tmp is often kept in memory."""
+    if os.environ.get("TMPDIR") is None and os.access(_LASTING, os.W_OK):
+        return _LASTING
+    return Path(tempfile.gettempdir())
 
 
 class AnswerCuts:

@@ -230,7 +230,7 @@ class StreamOptions(Options):
     stream_dir: OutputFolder | None = option(
         None,
         "For --stream: folder for a file with the hidden states.",
-        usual="in memory if they fit, otherwise in the system's temporary folder",
+        usual="in memory if they fit, otherwise in TMPDIR or /var/tmp",
         section=LOADING,
         rare=True,
     )

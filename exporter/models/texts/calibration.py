@@ -24,7 +24,6 @@ from exporter.models.texts.pairs import RANDOM
 from exporter.models.texts.passages import (
     LONGEST_PAIR,
     LONGEST_PASSAGE,
-    Passages,
     drawn_pairs,
     drawn_paragraphs,
     pack_pairs,
@@ -47,12 +46,12 @@ _SEED = re.compile(r"seed ([0-9]{1,18})")
 
 def calibration_text(
     loaded: LoadedModel,
-    spec: str | None = None,
+    spec: str | None = None,  # None: :func:`default_calibration`
     *,
-    samples: int | None = None,
-    sequence_length: int = DEFAULT_LENGTH,
-    seed: int = 0,
-    cache_dir: Path | None = None,
+    samples: int | None = None,  # None: as many as make about 10,000 tokens
+    sequence_length: int = DEFAULT_LENGTH,  # cut to what the model can take
+    seed: int = 0,  # of text that the model samples
+    cache_dir: Path | None = None,  # keeps that text; None: :func:`default_cache_dir`
     part: Part = "calibration",
     passages: bool = False,
     apart_from: Sequence[CalibrationRef] = (),
@@ -60,26 +59,11 @@ def calibration_text(
 ) -> CalibrationText:
     """Makes the samples that a user asked for, drawn at random over the whole text.
 
-    The first of them are the same however many are asked for.
-
-    Args:
-        loaded: The model.
-        spec: ``self`` (text that the model samples), ``chat`` (the same behind its chat template),
-            or what :func:`exporter.models.texts.sources.read_texts` takes; of a model of images
-            what :func:`exporter.models.texts.images.read_images` takes. None: ``self`` for a
-            model that generates, noise for one of images, else ``pydoc``.
-        samples: How many; None: as many as make about 10,000 tokens.
-        sequence_length: Tokens in each; cut to what the model can take.
-        seed: For ``self``.
-        cache_dir: Where sampled text is kept; None: ``$XDG_CACHE_HOME/depthcut``.
-        part: What the samples are for; see :func:`exporter.models.texts.sources.read_texts`.
-        passages: Makes a sample of each paragraph, of at most 128 tokens and padded, as encoders
-            embed them; as many as have the tokens of so many samples. Sampled text has none. A
-            reranker has samples of pairs in any case, of at most 256 tokens, and so has each
-            classifier of texts for a file of pairs.
-        apart_from: Parts of the same text that serve other ends: nothing is taken of their
-            documents.
-        progress: Told what goes on.
+    The first of them are the same however many are asked for. ``passages`` makes a sample of each
+    paragraph, as encoders embed them, as many as have the tokens of so many samples; a reranker has
+    samples of pairs in any case, and so has each classifier of texts for a file of pairs.
+    ``apart_from`` names parts of the same text that serve other ends: nothing is taken of their
+    documents.
     """
     if reads_images(loaded.model):
         return image_samples(
@@ -92,24 +76,20 @@ def calibration_text(
     length = _fitting_length(loaded.model, sequence_length, progress)
     wanted = samples or math.ceil(DEFAULT_TOKENS / length)
     spec = spec or default_calibration(loaded)
-    texts = None if spec in SAMPLED else read_texts(spec, part=part)
-    if texts is not None and _reads_pairs(loaded, texts, progress):
-        longest = min(length, LONGEST_PAIR)
-        units = _units(texts, longest, apart_from, progress)
-        return _paired(loaded, texts, units, wanted * length, longest)
-    if passages and texts is not None:
-        longest = min(length, LONGEST_PASSAGE)
-        units = _units(texts, longest, apart_from, progress)
-        return _passages(loaded, texts, units, wanted * length, longest)
-    if texts is None:
-        ids = sampled_tokens(
-            loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress, spec=spec
-        )
+    if spec in SAMPLED:
+        folder = cache_dir or default_cache_dir()
+        ids = sampled_tokens(loaded, wanted, length, seed, folder, progress, spec=spec)
         label = f"{spec} (text sampled by the model, seed {seed})"
         text = CalibrationText.unpadded(ids, label, sha256_bytes(ids.astype("<i8").tobytes()))
     else:
-        units = _units(texts, length, apart_from, progress)
-        text = _packed(loaded, texts, units, wanted, length)
+        texts = read_texts(spec, part=part)
+        by_pairs = _reads_pairs(loaded, texts, progress)
+        if by_pairs or passages:
+            longest = min(length, LONGEST_PAIR if by_pairs else LONGEST_PASSAGE)
+            units = _units(texts, longest, apart_from, progress)
+            tokens = wanted * length
+            return _padded_samples(loaded, texts, units, tokens, longest, by_pairs=by_pairs)
+        text = _packed(loaded, texts, _units(texts, length, apart_from, progress), wanted, length)
     check_text(loaded, text.input_ids, text.mask)
     _tell_if_short(text.input_ids, wanted, text.ref.source, part, progress)
     return text
@@ -242,40 +222,31 @@ def _reads_pairs(loaded: LoadedModel, texts: TextSource, progress: Progress) -> 
     return bool(pairs_to_read(texts, scores_pairs=scores_pairs(loaded.model), progress=progress))
 
 
-def _paired(
-    loaded: LoadedModel, texts: TextSource, units: Units, tokens: int, longest: int
+def _padded_samples(
+    loaded: LoadedModel,
+    texts: TextSource,
+    units: Units,
+    tokens: int,
+    longest: int,
+    *,
+    by_pairs: bool,
 ) -> CalibrationText:
-    """Pairs as samples."""
+    """Pairs or paragraphs as samples."""
     tokenizer = tokenizer_of(loaded)
     with quiet_transformers():
-        _inner_length(longest, 1 + len(tokenizer.pair("a", "a", longest)[0]))
-        drawn = drawn_pairs(texts, units)
-        packed = pack_pairs(tokenizer, drawn, longest=longest, tokens=tokens)
-    return _samples(loaded, texts, units, packed)
-
-
-def _passages(
-    loaded: LoadedModel, texts: TextSource, units: Units, tokens: int, longest: int
-) -> CalibrationText:
-    """A text's paragraphs as samples."""
-    tokenizer = tokenizer_of(loaded)
-    with quiet_transformers():
-        _inner_length(longest, sum(map(len, tokenizer.ends)))
-        drawn = drawn_paragraphs(units)
-        packed = pack_passages(tokenizer, drawn, longest=longest, tokens=tokens)
-    return _samples(loaded, texts, units, packed)
-
-
-def _samples(
-    loaded: LoadedModel, texts: TextSource, units: Units, passages: Passages
-) -> CalibrationText:
-    """Padded samples with what a report says of them."""
-    if not len(passages.ids) and any(units.parts):
+        if by_pairs:
+            _inner_length(longest, 1 + len(tokenizer.pair("a", "a", longest)[0]))
+            drawn = drawn_pairs(texts, units)
+            made = pack_pairs(tokenizer, drawn, longest=longest, tokens=tokens)
+        else:
+            _inner_length(longest, sum(map(len, tokenizer.ends)))
+            made = pack_passages(tokenizer, drawn_paragraphs(units), longest=longest, tokens=tokens)
+    if not len(made.ids) and any(units.parts):
         raise CalibrationError(
             f"{texts.source} gives no tokens.", "Give another text.", code="too-few-tokens"
         )
-    check_text(loaded, passages.ids, passages.mask)
-    return passages.text(texts)
+    check_text(loaded, made.ids, made.mask)
+    return made.text(texts)
 
 
 def _inner_length(length: int, ends: int) -> int:

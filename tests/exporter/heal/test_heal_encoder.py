@@ -229,22 +229,6 @@ def test_the_best_replacements_are_those_of_the_embeddings(text: str) -> None:
     assert own.healed == pytest.approx(after, abs=1e-5)  # float32
 
 
-def test_a_report_tells_the_cosine_before_and_after(text: str) -> None:
-    told = healed(text, "bias", loaded_encoder()).report.healing
-    (own,) = told.embeddings
-    row, pairs = healing_grid(told).rows
-    assert row[3:5] == [f"{own.dropped:.4f}", f"{own.healed:.4f}"]
-    both = (own.dropped_correlation, own.healed_correlation)
-    assert pairs[3:5] == [f"{each:.4f}" for each in both]
-
-
-def test_a_fifth_of_the_paragraphs_is_held_out(text: str) -> None:
-    found = healing_texts(loaded_encoder(), options(text, "bias"))
-    held, fitted = len(found.held_out.input_ids), len(found.fitting.input_ids)
-    assert abs(held - (held + fitted) // 5) <= 4  # documents stay whole
-    assert not found.fitting.mask.all()
-
-
 def test_the_loss_is_that_of_the_mean_states() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 2, 4, 8).unbind()
@@ -256,16 +240,6 @@ def test_the_loss_is_that_of_the_mean_states() -> None:
     expected = 1 - (rows[0] + rows[1]) / 2
     assert float(embedding_loss(student, teacher, mask)) == pytest.approx(float(expected), abs=1e-6)
     assert float(embedding_loss(teacher, teacher, mask)) == pytest.approx(0, abs=1e-6)
-
-
-def test_a_lesson_has_no_column_of_padding() -> None:
-    ids, mask = np.arange(12).reshape(3, 4), np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
-    text = CalibrationText.unpadded(ids, "made", "0" * 64)
-    text = CalibrationText(text.ref, ids, mask.astype(bool))
-    lesson = Lesson.of_rows(text, [0, 1])
-    assert lesson.ids.tolist() == [[0, 1], [4, 5]]
-    assert lesson.mask.tolist() == [[True, True], [True, False]]
-    assert Lesson.of_rows(text, [2, 0]).ids.shape == (2, 4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])

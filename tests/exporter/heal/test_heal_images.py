@@ -6,30 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from healed_models import planned
 from tiny_families import skipped, tiny_loaded
 
 from exporter.artifacts import PruningPlan
-from exporter.artifacts.base import IMAGES, TEXTS, Nouns
-from exporter.errors import HealingError
 from exporter.heal.options import HealOptions
 from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
 from exporter.models.changed_weights import change_weights
-from exporter.models.texts.calibration import CalibrationText, calibration_text
-from exporter.progress import QUIET
-from graph_passes.types import SublayerRef
+from exporter.models.texts.calibration import calibration_text
 from tests.exporter.image_folders import write_images, write_processor
-from tests.raising import raises
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal.distill.distilled import distilled  # noqa: E402
-from exporter.heal.fitting import Fitting  # noqa: E402
 from exporter.heal.healed import heal  # noqa: E402
-from exporter.heal.texts import HealingTexts, healing_texts  # noqa: E402
+from exporter.heal.texts import healing_texts  # noqa: E402
 from exporter.models.ablation.embeddings import meter_here  # noqa: E402
 
 PLAN = PruningPlan(deletions=planned(("attention", 1, "none"), ("mlp", 2, "none")))
@@ -108,19 +100,6 @@ def test_healing_is_measured_on_the_model_that_it_makes(how: dict[str, Any]) -> 
     assert told.healed_kl < told.dropped_kl
 
 
-def test_what_chose_is_not_fitted_on_again() -> None:
-    loaded = classifier()
-    chosen = calibration_text(loaded, "random", samples=8)
-    options = HealOptions(samples=8, calibration=("random",))
-    texts = healing_texts(loaded, options, chosen_on=[chosen.ref])
-    assert not texts.again
-    assert texts.fitting.sources is not None
-    assert chosen.sources is not None
-    first = chosen.sources.arrays["pixel_values"]
-    for image in texts.fitting.sources.arrays["pixel_values"]:
-        assert not (first == image).all(axis=(1, 2, 3)).any()
-
-
 @pytest.mark.parametrize(("chosen", "again"), [(12, False), (16, True)])
 def test_what_chose_is_not_fitted_on_again_where_few_are_held_out(
     tmp_path: Path, chosen: int, again: bool
@@ -136,24 +115,3 @@ def test_what_chose_is_not_fitted_on_again_where_few_are_held_out(
     rest = whole.rows(slice(0 if again else chosen, 30 - len(texts.held_out.input_ids)))
     assert texts.fitting.ids_sha256 == rest.ids_sha256
     assert len(texts.held_out.input_ids) == (6 if again else 3)
-
-
-@pytest.mark.parametrize("read", [IMAGES, TEXTS])
-def test_a_training_that_gains_nothing_asks_for_other_samples_of_the_kind(read: Nouns) -> None:
-    loaded = classifier() if read == IMAGES else tiny_loaded("llama")
-    ids = np.arange(96).reshape(16, 6) % 16
-    text = CalibrationText.unpadded(ids, "t", "0" * 64)
-    text = calibration_text(loaded, "random", samples=16) if read == IMAGES else text
-    fitting, held_out = text.rows(slice(0, 12)), text.rows(slice(12, 16))
-    options = HealOptions(
-        kind="distill", tokens=160, step_tokens=40, sequence_length=6, train="all",
-        learning_rate=30.0,
-    )  # fmt: skip
-    texts = HealingTexts(fitting, (fitting.ref,), (held_out,), None)
-    asked = Fitting(loaded, texts, {SublayerRef(*name) for name in NAMES}, options, None, QUIET)
-    with (
-        raises(HealingError, "distillation-gained-nothing", f"other {read.much}") as caught,
-        distilled(asked),
-    ):
-        pass
-    assert ("text" in str(caught.value)) is (read == TEXTS)

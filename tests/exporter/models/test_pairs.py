@@ -28,12 +28,20 @@ def written(folder: Path, *lines: Any) -> str:
     return str(file)
 
 
-def test_a_recording_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_recording_is_read_as_it_is_whatever_its_channels_and_bits(tmp_path: Path) -> None:
+    from scipy.io import wavfile
+
     sound = read_sound(write_sound(tmp_path / "a.wav", 0.5), RATE, 1)
-    assert sound.samples.shape == (RATE // 2,)
-    assert sound.samples.dtype == np.float32
+    assert (sound.samples.shape, sound.samples.dtype) == ((RATE // 2,), np.float32)
     assert 0.3 < np.abs(sound.samples).max() < 0.4
     assert sound.file_rate == RATE
+    two = read_sound(write_sound(tmp_path / "b.wav", 0.5, channels=2), RATE, 1)
+    assert np.allclose(sound.samples, two.samples, atol=1e-6)
+    wavfile.write(tmp_path / "c.wav", RATE, np.full(100, 128, np.uint8))
+    assert not read_sound(tmp_path / "c.wav", RATE, 1).samples.any()
+    wavfile.write(tmp_path / "d.wav", RATE, np.full(100, np.nan, np.float32))
+    with raises(TextSourceError, "not-finite"):
+        read_sound(tmp_path / "d.wav", RATE, 1)
 
 
 def test_another_rate_keeps_pitch_and_length(tmp_path: Path) -> None:
@@ -42,19 +50,6 @@ def test_another_rate_keeps_pitch_and_length(tmp_path: Path) -> None:
     assert len(sound.samples) == RATE // 2
     spectrum = np.abs(np.fft.rfft(sound.samples))
     assert abs(spectrum.argmax() * 2 - 440) <= 2
-
-
-def test_channels_become_their_mean(tmp_path: Path) -> None:
-    one = read_sound(write_sound(tmp_path / "a.wav"), RATE, 1)
-    two = read_sound(write_sound(tmp_path / "b.wav", channels=2), RATE, 1)
-    assert np.allclose(one.samples, two.samples, atol=1e-6)
-
-
-def test_eight_bits_are_centred(tmp_path: Path) -> None:
-    from scipy.io import wavfile
-
-    wavfile.write(tmp_path / "a.wav", RATE, np.full(100, 128, np.uint8))
-    assert not read_sound(tmp_path / "a.wav", RATE, 1).samples.any()
 
 
 @pytest.mark.parametrize(
@@ -123,22 +118,6 @@ def test_a_compressed_recording_is_read_as_a_plain_one(tmp_path: Path) -> None:
     assert np.array_equal(one.samples, other.samples)
 
 
-def test_samples_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    from scipy.io import wavfile
-
-    wavfile.write(tmp_path / "a.wav", RATE, np.full(100, np.nan, np.float32))
-    with raises(TextSourceError, "not-finite"):
-        read_sound(tmp_path / "a.wav", RATE, 1)
-
-
-def test_recordings_have_their_words(tmp_path: Path) -> None:
-    found = read_pairs(str(write_recordings(tmp_path / "r", 0)), part="evaluation", sound=True)
-    assert found.has_targets
-    targets = {Path(pair.source).name: pair.target for pair in found.pairs}
-    assert sorted(targets) == [f"{n}.wav" for n in range(4)]
-    assert targets["1.wav"] == "w1 w8 w21"
-
-
 def test_a_folder_gives_its_recordings_and_the_texts_beside(tmp_path: Path) -> None:
     for name in ("b", "a"):
         write_sound(tmp_path / f"{name}.wav")
@@ -149,19 +128,22 @@ def test_a_folder_gives_its_recordings_and_the_texts_beside(tmp_path: Path) -> N
     (tmp_path / "a.txt").unlink()
     (tmp_path / "b.txt").unlink()
     assert not read_pairs(str(tmp_path), part="calibration", sound=True).has_targets
-
-
-def test_other_recordings_have_another_hash(tmp_path: Path) -> None:
-    file = write_recordings(tmp_path / "r", 0)
-    before = read_pairs(str(file), part="evaluation", sound=True).sha256
-    assert before == read_pairs(str(file), part="evaluation", sound=True).sha256
-    write_sound(tmp_path / "r" / "0.wav", 0.7)
-    assert before != read_pairs(str(file), part="evaluation", sound=True).sha256
+    (tmp_path / "a.txt").symlink_to(Path(__file__))  # elsewhere
+    with raises(UnsafeInputError, "", "a.txt"):
+        read_pairs(str(tmp_path), part="evaluation", sound=True)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "b.txt").write_text("some text")
+    for spec in (str(tmp_path / "r" / "b.txt"), str(tmp_path / "r"), "pydoc"):
+        with raises(TextSourceError, "no-recordings"):
+            read_pairs(spec, part="evaluation", sound=True)
 
 
 def test_the_same_sources_have_one_hash_in_whatever_form(tmp_path: Path) -> None:
     listed = write_recordings(tmp_path / "a", 0)
     found = read_pairs(str(listed), part="evaluation", sound=True)
+    targets = {Path(pair.source).name: pair.target for pair in found.pairs}
+    assert sorted(targets) == [f"{n}.wav" for n in range(4)]
+    assert targets["1.wav"] == "w1 w8 w21"
     folder = read_pairs(str(listed.parent), part="calibration", sound=True)
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join(reversed(lines)).replace("w0", "w1"))
@@ -170,6 +152,9 @@ def test_the_same_sources_have_one_hash_in_whatever_form(tmp_path: Path) -> None
     # What is made of them depends on their words and their order, too.
     assert len({each.content_sha256 for each in (found, folder, turned)}) == 3
     listed.write_text("\n".join(lines[:-1]))
+    assert read_pairs(str(listed), part="evaluation", sound=True).sha256 != found.sha256
+    listed.write_text("\n".join(lines))
+    write_sound(listed.parent / "0.wav", 0.7)
     assert read_pairs(str(listed), part="evaluation", sound=True).sha256 != found.sha256
 
 
@@ -265,23 +250,6 @@ def test_only_recordings_of_the_folder_are_read(tmp_path: Path, place: str) -> N
             read_pairs(str(folder), part="evaluation", sound=True)
 
 
-def test_a_text_beside_a_recording_is_no_link_to_elsewhere(tmp_path: Path) -> None:
-    folder = tmp_path / "r"
-    folder.mkdir()
-    write_sound(folder / "a.wav")
-    (tmp_path / "secret").write_text("secret")
-    (folder / "a.txt").symlink_to(tmp_path / "secret")
-    with raises(UnsafeInputError, "", "a.txt"):
-        read_pairs(str(folder), part="evaluation", sound=True)
-
-
-def test_a_text_is_no_recording(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("some text")
-    for spec in (str(tmp_path / "a.txt"), str(tmp_path), "pydoc"):
-        with raises(TextSourceError, "no-recordings"):
-            read_pairs(spec, part="evaluation", sound=True)
-
-
 WHISPER = {
     "decoder_start_token_id": 50, "eos_token_id": 57, "pad_token_id": 57,
     "suppress_tokens": [3, 4], "begin_suppress_tokens": [5],
@@ -307,9 +275,18 @@ def test_a_target_begins_as_the_configs_say(told: dict[str, Any], prompt: tuple[
     assert DecodingRules.of(told, {"eos_token_id": None}).prompt == prompt
 
 
-def test_a_model_that_does_not_say_how_a_target_begins_is_refused() -> None:
-    with raises(ModelSourceError, "no-start-token", "decoder_start_token_id"):
-        DecodingRules.of({"eos_token_id": 1}, {})
+@pytest.mark.parametrize(
+    ("told", "code", "named"),
+    [
+        ({"eos_token_id": 1}, "no-start-token", "decoder_start_token_id"),
+        (WHISPER | {"task": "translate"}, "unknown-task", "translate"),
+    ],
+)
+def test_a_prompt_that_nothing_tells_is_refused(
+    told: dict[str, Any], code: str, named: str
+) -> None:
+    with raises(ModelSourceError, code, named):
+        DecodingRules.of({}, told)
 
 
 @pytest.mark.torch
@@ -317,11 +294,6 @@ def test_a_language_may_be_told_by_its_name() -> None:
     assert DecodingRules.of({}, WHISPER | {"language": "German"}).prompt == (50, 61, 62, 63)
     with raises(ModelSourceError, "unknown-language", "french", "<|de|>"):
         DecodingRules.of({}, WHISPER | {"language": "french"})
-
-
-def test_a_task_that_the_model_has_not_is_refused() -> None:
-    with raises(ModelSourceError, "unknown-task", "translate"):
-        DecodingRules.of({}, WHISPER | {"task": "translate"})
 
 
 @pytest.mark.parametrize(

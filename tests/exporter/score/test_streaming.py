@@ -27,7 +27,8 @@ from exporter.models.loading.model_class import quiet_transformers
 from exporter.models.loading.model_source import load_model
 from exporter.progress import Quiet
 from exporter.score import CalibrationText, ScoreOptions, score, score_on
-from exporter.score.streaming import _is_memory, filled_in_turn, states_in_file
+from exporter.score.streaming import filled_in_turn, states_in_file
+from tests.heard import Heard
 from tests.raising import raises
 
 pytestmark = pytest.mark.torch
@@ -240,11 +241,24 @@ def test_a_disk_that_can_not_reserve_is_written_all_the_same(
     expect_equal(score_on(load_meta(llama), random_text(), stream_dir=tmp_path), expected)
 
 
-def test_a_folder_that_can_not_be(llama: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_states_that_do_not_fit_go_to_the_disk(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    lasting, own, heard = tmp_path / "var", tmp_path / "own", Heard()
+    for folder in (lasting, own):
+        folder.mkdir()
+    monkeypatch.setattr(f"{STATES}.available_bytes", lambda: 1000)
+    monkeypatch.setattr(f"{STATES}._LASTING", lasting)
+    monkeypatch.setattr("tempfile.tempdir", str(own))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if named:
+        monkeypatch.setenv("TMPDIR", str(own))
+    score_on(load_meta(llama), random_text(), progress=heard)
+    assert any(str(own if named else lasting) in line for line in heard.lines)
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file" / "x", tmp_path / "file" / ("x" * 300)):
-        with raises(ScoringError, "not-kept", folder):
-            score_on(load_meta(llama), random_text(), stream_dir=folder)
+    with raises(ScoringError, "not-kept", tmp_path / "file" / "x"):
+        score_on(load_meta(llama), random_text(), stream_dir=tmp_path / "file" / "x")
 
 
 def test_only_folders_that_it_made_are_removed(tmp_path: Path) -> None:
@@ -257,54 +271,6 @@ def test_only_folders_that_it_made_are_removed(tmp_path: Path) -> None:
                 (tmp_path / name / "another's").touch()
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert found == {"there", "new", "new/kept", "new/kept/another's"}
-
-
-def test_states_that_do_not_fit_go_to_the_disk(
-    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-
-    class Saying(Quiet):
-        def say(self, message: str) -> None:
-            said.append(message)
-
-    monkeypatch.setattr(f"{STATES}.available_bytes", lambda: 1000)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    score_on(load_meta(llama), random_text(), progress=Saying())
-    assert any(str(tmp_path) in line for line in said)
-
-
-def test_a_temporary_folder_that_is_memory_is_not_taken(
-    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory, disk, meta = tmp_path / "tmp", tmp_path / "var", load_meta(llama)
-    memory.mkdir()
-    monkeypatch.setattr(f"{STATES}.available_bytes", lambda: 1000)
-    monkeypatch.setattr(f"{STATES}._is_memory", lambda folder: folder == memory)
-    monkeypatch.setattr(f"{STATES}._LASTING", disk)
-    monkeypatch.setattr("tempfile.tempdir", str(memory))
-    with raises(ScoringError, "kept-in-memory", memory, "--stream-dir"):
-        score_on(meta, random_text())
-    expect_empty(meta)
-    disk.mkdir()
-    said: list[str] = []
-    progress = Quiet()
-    monkeypatch.setattr(progress, "say", said.append)
-    score_on(meta, random_text(), progress=progress)
-    assert any(str(disk) in line for line in said)
-
-
-def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mounts, number = tmp_path / "mounts", tmp_path.stat().st_dev
-    monkeypatch.setattr(f"{STATES}._MOUNTS", mounts)
-    assert not _is_memory(tmp_path)
-    device = f"{os.major(number)}:{os.minor(number)}"
-    line = "36 35 {} / /tmp rw,nosuid shared:1 - {} none rw\n"
-    for kind, place, expected in (
-        ("tmpfs", device, True), ("ext4", device, False), ("tmpfs", "1000:7", False)
-    ):  # fmt: skip
-        mounts.write_text(line.format(place, kind))
-        assert _is_memory(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
