@@ -24,7 +24,7 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.trial_runs import HIGH, is_hopeless, rung_of
+from exporter.choose.budgets.limits import HIGH, is_hopeless, rung_of
 from exporter.choose.costs.cost_runners import OnnxCostRunner
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.choose.costs.request_shape import RequestShape

@@ -5,27 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporter.artifacts import HealKind, ImportanceReport, PlannedDeletion
 from exporter.artifacts.servers import Server, places_of
 from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
+from exporter.choose.budgets.limits import QualityLimits, Rung, held_figures, rung_of
 from exporter.choose.budgets.units import Unit
 from exporter.choose.selection.meters import Meter, RememberingMeter
 from exporter.choose.selection.options import Option, Step, cut_of_options, standing_options
-from exporter.compare.intervals import fewest_to_show, mean_interval, share_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import (
     AnyDamage,
     ClassDamage,
     Clusters,
-    Damage,
-    DistributionDamage,
-    EmbeddingDamage,
-    ratio,
 )
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
@@ -224,115 +219,20 @@ class QualityCheck:
 
     def holds(self, candidate: PlanCandidate) -> bool:
         """Whether a candidate keeps the floors."""
-        return not self.floors or not self.broken(candidate)
+        return not self.floors or self.rung(candidate).holds
 
-    def broken(self, candidate: PlanCandidate) -> list[str]:
-        """The floors that a candidate doesn't keep, in words; clearly lost, on the first tokens."""
-        return self._lost_by(candidate) or self.broken_by(self.damage(candidate))
+    def rung(self, candidate: PlanCandidate) -> Rung:
+        """What of the floors a candidate uses up; of one that is clearly lost, on the first."""
+        if self._first is not None:
+            few = self.rung_with(self._measured(*self._first, candidate.cut))
+            if few.is_beyond:
+                return few
+        return self.rung_with(self.damage(candidate))
 
-    def _lost_by(self, candidate: PlanCandidate) -> list[str]:
-        """A floor of classes that all of the interval on the first tokens is beyond, in words."""
-        if self._first is None:
-            return []
-        damage = self._measured(*self._first, candidate.cut)
-        if isinstance(damage, ClassDamage) and self.is_beyond(damage):
-            return self._broken_by_agreement(damage)
-        return []
+    def rung_with(self, damage: AnyDamage) -> Rung:
+        """What of the floors so much damage uses up."""
+        return rung_of(0, held_figures(damage), self.floors)
 
-    def is_beyond(self, damage: AnyDamage) -> bool:
-        """Whether all of an interval is beyond a floor: more text would not keep it."""
-        floors, finite = self.floors, damage.finite
-        if finite.all() and len(finite) < 2:  # which have no interval
-            return False
-        if isinstance(damage, EmbeddingDamage):
-            found = damage.cosines, damage.correlations
-            asked = zip((floors.embedding_cosine, floors.similarity), found, strict=True)
-            return any(f is not None and _end(values, damage.texts, 1) < f for f, values in asked)
-        same = share_interval(damage.agreements, damage.positions)
-        floor = floors.top1_agreement
-        if floor is not None and same is not None and same.ci95[1] < floor:
-            return True
-        if isinstance(damage, ClassDamage):
-            return False
-        rise = damage.nll_sums - damage.baseline_nll_sums
-        least = _end(rise, damage.positions, 0)
-        return math.isnan(least) or least > floors.log_perplexity_increase
-
-    def broken_by(self, damage: AnyDamage) -> list[str]:
-        """The floors that so much damage doesn't keep, in words."""
-        if isinstance(damage, EmbeddingDamage):
-            return self._broken_by_embeddings(damage)
-        found = [] if isinstance(damage, ClassDamage) else self._broken_by_perplexity(damage)
-        return [*found, *self._broken_by_agreement(damage)]
-
-    def _broken_by_perplexity(self, damage: Damage) -> list[str]:
-        floors = self.floors
-        most = _end(damage.nll_sums - damage.baseline_nll_sums, damage.positions, 1)
-        if math.isnan(most):
-            return ["the perplexity is not a number"]
-        if most <= floors.log_perplexity_increase:
-            return []
-        return [
-            f"the perplexity rises by {percent(damage.log_perplexity_increase)}, "
-            f"95 % interval up to {percent(most)} "
-            f"(allowed: {(floors.perplexity_increase or 0):.1%})"
-        ]
-
-    def _broken_by_agreement(self, damage: DistributionDamage) -> list[str]:
-        floor = self.floors.top1_agreement
-        if floor is None:
-            return []
-        interval = share_interval(damage.agreements, damage.positions)
-        least = damage.top1_agreement if interval is None else interval.ci95[0]
-        if least >= floor:
-            return []
-        what = "classes" if isinstance(damage, ClassDamage) else "tokens"
-        return [
-            f"{damage.top1_agreement:.1%} of {damage.positions.sum():.0f} likeliest {what} stay "
-            f"the same, 95 % interval down to {least:.1%} (at least: {floor:.1%}, which takes "
-            f"{fewest_to_show(floor)} or more)"
-        ]
-
-    def _broken_by_embeddings(self, damage: EmbeddingDamage) -> list[str]:
-        asked = {
-            "the embeddings' mean cosine": (self.floors.embedding_cosine, damage.cosines),
-            "the correlation of similarities": (self.floors.similarity, damage.correlations),
-        }
-        found = []
-        for what, (floor, values) in asked.items():
-            least = _end(values, damage.texts, 0)
-            if floor is not None and not least >= floor:
-                found.append(
-                    f"{what} is {ratio(values, damage.texts):.3f}, "
-                    f"95 % interval down to {least:.3f} (at least: {floor:.3f})"
-                )
-        return found
-
-
-def _end(sums: NDArray[np.float64], counts: NDArray[np.float64], end: Literal[0, 1]) -> float:
-    """The lower or upper end of a mean's 95 % interval; the mean where the samples give none."""
-    interval = mean_interval(sums, counts)
-    return float(sums.sum() / counts.sum()) if interval is None else interval.ci95[end]
-
-
-def percent(log_increase: float) -> str:
-    """A rise of a log as a share: ``4.9%``."""
-    return f"{math.expm1(min(log_increase, 50.0)):.1%}"
-
-
-def damage_words(damage: AnyDamage) -> str:
-    """What a candidate costs, in a few words."""
-    if isinstance(damage, EmbeddingDamage):
-        return (
-            f"mean cosine of the embeddings {damage.cosine:.3f}, "
-            f"correlation of similarities {damage.correlation:.3f}"
-        )
-    if isinstance(damage, ClassDamage):
-        return (
-            f"KL divergence of the classes {damage.kl:.3f} nats, "
-            f"same likeliest class {damage.top1_agreement:.1%}"
-        )
-    return (
-        f"perplexity {math.expm1(min(damage.log_perplexity_increase, 50.0)):+.1%}, "
-        f"KL divergence {damage.kl:.3f} nats, same top-1 token {damage.top1_agreement:.1%}"
-    )
+    def outcome(self, candidate: PlanCandidate) -> str:
+        """What a candidate costs, in words, beside the floors."""
+        return QualityLimits(self.floors).outcome(held_figures(self.damage(candidate)))

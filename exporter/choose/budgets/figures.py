@@ -14,7 +14,8 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.candidates import PlanCandidate, damage_words
+from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.limits import damage_figures, damage_words
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostTable
 from exporter.errors import CostError
@@ -23,11 +24,7 @@ from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
 from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.ablation.damage import (
-    SIMILARITY,
     AnyDamage,
-    ClassDamage,
-    Clusters,
-    EmbeddingDamage,
 )
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
@@ -95,35 +92,6 @@ def _change(figures: Mapping[str, float]) -> str:
     if "log_perplexity_increase" not in figures:
         return f"same likeliest class {figures['top1_agreement']:.1%}"
     return _rise(figures)
-
-
-_ANSWER_FIGURES = (
-    *("kl", "log_perplexity_increase", "top1_agreement"),
-    *("kl_std_error", "log_perplexity_increase_std_error"),
-)
-_CLASS_FIGURES = ("kl", "kl_std_error", "top1_agreement")
-_EMBEDDING_FIGURES = {
-    "cosine": "cosine",
-    "cosine_std_error": "cosine_std_error",
-    SIMILARITY: "correlation",
-    f"{SIMILARITY}_std_error": "correlation_std_error",
-}
-
-
-def damage_figures(damage: AnyDamage, clusters: Clusters = None) -> dict[str, float]:
-    """What a plan says of its damage, with standard errors over documents where they are known."""
-    damage = damage if clusters is None else damage.by_document(clusters)
-    names = {name: name for name in _ANSWER_FIGURES}
-    if isinstance(damage, EmbeddingDamage):
-        names = _EMBEDDING_FIGURES
-    elif isinstance(damage, ClassDamage):
-        names = {name: name for name in _CLASS_FIGURES}
-    found = {name: getattr(damage, of) for name, of in names.items()}
-    return {
-        name: float(value)
-        for name, value in found.items()
-        if value is not None and not math.isnan(value)
-    }
 
 
 def judged_apart(damage: AnyDamage, text: CalibrationText) -> list[JudgedText]:

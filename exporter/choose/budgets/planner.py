@@ -15,28 +15,28 @@ from exporter.choose.budgets.budget import USUAL_FLOORS
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.figures import (
     Outcome,
-    damage_figures,
     elsewhere,
     healing_of,
     judged_apart,
     size_figures,
 )
-from exporter.choose.budgets.healed_limits import (
-    Candidate,
-    QualityLimits,
-    cost_of,
-    largest_within,
-    refuse_all,
-)
 from exporter.choose.budgets.inputs import DAMAGES, PlanInputs
 from exporter.choose.budgets.judges import Judges
+from exporter.choose.budgets.limits import (
+    QualityLimits,
+    Rung,
+    damage_figures,
+    is_hopeless,
+)
 from exporter.choose.budgets.refusals import gains_of, refuse_more_than_scores, refuse_nothing
 from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.target_speedup import reach_speedup
 from exporter.choose.budgets.trial_runs import (
-    Rung,
+    Candidate,
     TrialRuns,
-    is_hopeless,
+    cost_of,
+    largest_within,
+    refuse_all,
     time_of,
     trial_options,
 )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
+from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
+from exporter.choose.budgets.limits import damage_words
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import Goal
 from exporter.choose.costs.graph_sizes import GraphSizes
@@ -59,7 +60,7 @@ def refuse_floors(
     wanted = " and ".join(goal.words() for goal in goals)
     kind, undecided = _kind(checker, candidate)
     raise kind(
-        f"The budget can't be met: with {wanted}, " + " and ".join(checker.broken(candidate)) + ".",
+        f"The budget can't be met: with {wanted}, " + checker.outcome(candidate) + ".",
         f"Within the limits on quality, this is possible: {gains_of(nearest, goals)} "
         f"({damage_words(checker.damage(nearest))}). Ask for that, allow more damage, let more "
         "be dropped or replaced (--heal best), or score on more text, which makes the "
@@ -79,7 +80,7 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
     kind, undecided = _kind(checker, candidate)
     raise kind(
         f"Nothing can be dropped within the limits on quality: with {candidate.options[0]} alone, "
-        + " and ".join(checker.broken(candidate))
+        + checker.outcome(candidate)
         + ".",
         f"The nearest plan costs: {damage_words(checker.damage(candidate))}. Allow more, take "
         "--heal best, or score on more text, which makes the intervals narrower.",
@@ -89,7 +90,7 @@ def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
 
 def _kind(checker: QualityCheck, candidate: PlanCandidate) -> tuple[type[UnmetGoalError], str]:
     """By whether a cut is shown to break the floors, and what its code begins with."""
-    if checker.is_beyond(checker.damage(candidate)):
+    if checker.rung(candidate).is_beyond:
         return UnmetGoalError, ""
     return UndecidedGoalError, "undecided-"
 

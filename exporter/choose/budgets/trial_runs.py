@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from scipy import stats
@@ -20,9 +22,20 @@ from exporter.artifacts.loaded_plan import LoadedPlan
 from exporter.artifacts.replacement_file import ChangedWeight
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Floors
+from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.judges import Judges
+from exporter.choose.budgets.limits import (
+    BETTER_ENDS,
+    QualityLimits,
+    Rung,
+    damage_figures,
+    damage_words,
+    ends_of,
+    rung_of,
+)
+from exporter.choose.budgets.units import Goal
 from exporter.cut.branch_replacements import branch_replacements_of
-from exporter.errors import CalibrationError, HealingError
+from exporter.errors import CalibrationError, HealingError, UndecidedGoalError, UnmetGoalError
 from exporter.heal.automatic import (
     USUAL_TIME_S,
     operations_per_second,
@@ -35,73 +48,24 @@ from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import FOLDER_PLAN, FOLDER_REPORT
 from exporter.heal.texts import HealingTexts, healing_texts, on_text_of
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import SIMILARITY
+from exporter.models.ablation.damage import SIMILARITY, AnyDamage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.models.texts.mixtures import specs_of
 from exporter.models.texts.self_text import SELF
 from exporter.models.texts.sources import PYDOC
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import remove_tree
 from graph_passes.replacements import array_of
+from graph_passes.types import Replacement
 
-HIGH, LOW, SAME = "log_perplexity_increase_high", "cosine_low", "top1_agreement_low"
-ENDS = {
-    "log_perplexity_increase": HIGH, "cosine": LOW, "top1_agreement": SAME,
-    SIMILARITY: f"{SIMILARITY}_low",
-}  # fmt: skip
-"""By figure, what the end of its 95 % interval is called that is further from the whole model."""
-BETTER_ENDS = {
-    "log_perplexity_increase": "log_perplexity_increase_low", "cosine": "cosine_high",
-    "top1_agreement": "top1_agreement_high", SIMILARITY: f"{SIMILARITY}_high",
-}  # fmt: skip
-"""The other end of each."""
 SHARES = {"distill": 0.25, "fold": 0.4, "best": 0.5}
 """What is expected to remain of a bare cut's cost after each kind of healing."""
-LEAST_SHARE = 0.08
-"""No healing is expected to leave less than this share of a cut's cost."""
 TRIALS = 3
 _LEAST = 1e-6
 _CAUTION = 0.1
 """After each cut that failed the next has to leave so much more room: few may be tried."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A cut that was healed and measured."""
-
-    number: int  # its place among the cuts, from 0 on
-    cost: float
-    high: float  # the upper end of its 95 % interval
-    low: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        """Whether the limit is kept for certain."""
-        return self.high <= 1.0
-
-    @property
-    def is_beyond(self) -> bool:
-        """Whether the limit is broken for certain."""
-        return self.low > 1.0
-
-
-def rung_of(number: int, figures: Mapping[str, float], floors: Floors) -> Rung:
-    """A cut by the share of the limits that it uses up: the one rule of what holds them."""
-
-    def used_up(ends: Mapping[str, str], rise: float, share: float) -> float:
-        unknown = {name: rise if name == "log_perplexity_increase" else share for name in ends}
-        return floors.used_up(
-            {name: figures.get(ends[name], value) for name, value in unknown.items()}
-        )
-
-    worse, better = used_up(ENDS, math.inf, -math.inf), used_up(BETTER_ENDS, 0.0, 1.0)
-    return Rung(number, floors.used_up(figures), worse, better)
-
-
-def is_hopeless(figures: Mapping[str, float], floors: Floors) -> bool:
-    """Whether no healing can be expected to bring a bare cut within the limits."""
-    return floors.used_up(figures) * LEAST_SHARE > 1
 
 
 class Ladder:
@@ -159,11 +123,8 @@ def figures_of(healing: Healing) -> tuple[dict[str, float], dict[str, float]]:
     ``log_perplexity_increase_high`` or ``cosine_low``.
     """
     held_out = held_out_of(healing)
-    intervals = _intervals(held_out)
-    ends = {ENDS[name]: worse for name, (_, worse) in intervals.items()}
-    ends |= {BETTER_ENDS[name]: better for name, (better, _) in intervals.items()}
     bare, healed = _figures(held_out)
-    return bare, healed | ends
+    return bare, healed | ends_of(_intervals(held_out))
 
 
 def held_out_of(healing: Healing) -> Measured:
@@ -189,9 +150,11 @@ def is_lost(measured: Measured, floors: Floors, looks: int = 1) -> bool:
         return False
     figures = _figures(measured)[1]
     wider = float(np.divide(*stats.t.ppf([1 - 0.025 / looks, 0.975], degrees_of(measured))))
+    ends = ends_of(_intervals(measured))
     best = {
-        BETTER_ENDS[name]: figures[name] + wider * (better - figures[name])
-        for name, (better, _) in _intervals(measured).items()
+        end: figures[name] + wider * (ends[end] - figures[name])
+        for name, end in BETTER_ENDS.items()
+        if end in ends
     }
     return rung_of(0, figures | best, floors).is_beyond
 
@@ -215,18 +178,17 @@ def _figures(measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _intervals(measured: Measured) -> dict[str, tuple[float, float]]:
-    """By figure the 95 % interval of what the healed cut costs, the better end first."""
-    rise, shares = None, dict[str, tuple[float, float] | None]()
+    """By figure the 95 % interval of what the healed cut costs."""
     if isinstance(measured, HealedText):
-        rise = measured.healed.log_perplexity_increase_ci95
-        shares["top1_agreement"] = measured.healed.top1_agreement_ci95
+        found = {
+            "log_perplexity_increase": measured.healed.log_perplexity_increase_ci95,
+            "top1_agreement": measured.healed.top1_agreement_ci95,
+        }
     elif isinstance(measured, HealedClasses):
-        shares["top1_agreement"] = measured.healed_same_ci95
+        found = {"top1_agreement": measured.healed_same_ci95}
     else:
-        shares["cosine"] = measured.healed_ci95
-        shares[SIMILARITY] = measured.healed_correlation_ci95
-    better_first = {name: ends[::-1] for name, ends in shares.items() if ends is not None}
-    return better_first if rise is None else {"log_perplexity_increase": rise, **better_first}
+        found = {"cosine": measured.healed_ci95, SIMILARITY: measured.healed_correlation_ci95}
+    return {name: ends for name, ends in found.items() if ends is not None}
 
 
 def _of_answers(damage: AnswerDamage) -> dict[str, float]:
@@ -497,3 +459,84 @@ def _tensor(numbers: object) -> object:
     import torch
 
     return torch.from_numpy(np.asarray(array_of(numbers), np.float32))  # type: ignore[arg-type]
+
+
+_REPLACED: dict[Replacement, str] = {"linear": "linear map", "bias": "mean"}
+
+
+def healed_words(tried: TriedCut) -> str:
+    """What healed a cut: ``folded weights, 2 linear maps``."""
+    if tried.changed_weights is None:  # of an older version, which knew only what was asked
+        return tried.healed_by
+    counts = Counter(deletion.replacement for deletion in tried.deletions)
+    replaced = [counted(counts[kind], noun) for kind, noun in _REPLACED.items() if counts[kind]]
+    changed = "trained weights" if tried.healed_by == "distill" else "folded weights"
+    return ", ".join([*([changed] if tried.changed_weights else []), *replaced]) or "nothing put in"
+
+
+Candidate = tuple[PlanCandidate, AnyDamage]
+"""A cut that may be healed, and what it costs bare."""
+
+
+def cost_of(damage: AnyDamage, floors: Floors) -> float:
+    """The share of the limits that a bare cut uses up."""
+    return floors.used_up(damage_figures(damage))
+
+
+def largest_within(
+    candidates: Sequence[Candidate],  # the cuts, from small to large; one at least
+    limits: QualityLimits,
+    runs: TrialRuns,
+    plan_of: Callable[[PlanCandidate], PruningPlan],
+    progress: Progress = QUIET,
+) -> Ladder:
+    """Heals some of ever larger cuts, and takes the largest that keeps the limits."""
+    costs = [cost_of(damage, limits.floors) for _, damage in candidates]
+    ladder = Ladder(costs, SHARES.get(runs.first.decided, 0.5))
+    while (number := ladder.next) is not None:
+        if not runs.has_time:
+            progress.say(f"plan: no time is left for the cut {number + 1} (--time)")
+            break
+        candidate, bare = candidates[number]
+        plan = plan_of(candidate)
+        progress.say(
+            f"plan: try the cut {number + 1} of {len(candidates)}: without {plan.describe()} "
+            f"(bare: {damage_words(bare)})"
+        )
+        ladder.tried.append(runs.run(number, plan))
+        told = runs.cuts[-1].tried
+        outcome = limits.outcome(told.healed, healed_words(told))
+        progress.say(f"plan: {'holds' if told.holds else 'fails'}: {outcome}")
+    return ladder
+
+
+def refuse_all(
+    tried: Sequence[TriedCut],
+    limits: QualityLimits,
+    goals: Sequence[Goal] = (),
+    reach: str = "",
+    smaller: bool = False,
+    gained: Sequence[str] = (),
+) -> NoReturn:
+    """Says that nothing is worth cutting, or that the goals cost too much, and how much."""
+    rungs = [rung_of(0, cut.healed, limits.floors) for cut in tried]
+    costs = [rung.cost for rung in rungs]
+    least = tried[costs.index(min(costs))]
+    dropped = PruningPlan(deletions=least.deletions).describe()
+    dropped += f" ({gained[costs.index(min(costs))]})" if gained else ""
+    wanted = " and ".join(goal.words() for goal in goals)
+    lead = f"With {wanted} too much quality is lost" if goals else "Nothing is worth cutting"
+    code = "goals-beyond-limits" if goals else "nothing-within-limits"
+    kind: type[UnmetGoalError] = UnmetGoalError
+    if smaller or not all(rung.is_beyond for rung in rungs):
+        kind, code = UndecidedGoalError, f"undecided-{code}"
+        lead = f"It isn't shown that {wanted} keeps" if goals else "It isn't shown that a cut keeps"
+        lead += " the limits on quality"
+    recovering = "a training may recover more: --heal distill, or without --quick."
+    if least.healed_by == "distill":
+        recovering = f"more --time or more {limits.read.several} may recover more."
+    raise kind(
+        f"{lead}: without {dropped}, {limits.outcome(least.healed, healed_words(least))}.",
+        f"{reach}{limits.allowing(least.healed)}{recovering}",
+        code=code,
+    )

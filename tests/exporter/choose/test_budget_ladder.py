@@ -8,16 +8,15 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.trial_runs import (
+from exporter.choose.budgets.limits import (
     HIGH,
     LEAST_SHARE,
     LOW,
-    TRIALS,
-    Ladder,
     Rung,
     is_hopeless,
     rung_of,
 )
+from exporter.choose.budgets.trial_runs import TRIALS, Ladder
 
 COSTS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 

@@ -81,28 +81,27 @@ def _damage(rises: list[float], agreements: list[float]) -> Damage:
 
 
 @pytest.mark.parametrize(
-    ("rises", "agreements", "broken", "beyond"),
+    ("rises", "agreements", "holds", "beyond"),
     [
-        ([0.03, 0.03, 0.03, 0.03], [0.95] * 4, 0, False),
-        ([0.00, 0.06, 0.01, 0.05], [0.95] * 4, 1, False),  # 0.03 ± 0.047
-        ([0.02, 0.09, 0.04, 0.06], [0.95] * 4, 1, False),  # the estimate is beyond, too
-        ([0.03] * 4, [1.0, 0.86, 0.97, 0.97], 1, False),  # 0.95 ± 0.098
-        ([0.00, 0.06, 0.01, 0.05], [1.0, 0.86, 0.97, 0.97], 2, False),
-        ([0.06] * 4, [0.85] * 4, 2, True),
-        ([0.03] * 4, [0.83, 0.84, 0.83, 0.84], 1, True),
-        ([0.06], [0.85], 2, False),
-        ([0.00, math.nan, 0.00, 0.00], [0.95] * 4, 1, True),
-        ([0.00] * 4, [0.95, math.nan, 0.95, 0.95], 1, False),
+        ([0.03, 0.03, 0.03, 0.03], [0.95] * 4, True, False),
+        ([0.00, 0.06, 0.01, 0.05], [0.95] * 4, False, False),  # 0.03 ± 0.047
+        ([0.02, 0.09, 0.04, 0.06], [0.95] * 4, False, False),  # the estimate is beyond, too
+        ([0.03] * 4, [1.0, 0.86, 0.97, 0.97], False, False),  # 0.95 ± 0.098
+        ([0.00, 0.06, 0.01, 0.05], [1.0, 0.86, 0.97, 0.97], False, False),
+        ([0.06] * 4, [0.85] * 4, False, True),
+        ([0.03] * 4, [0.83, 0.84, 0.83, 0.84], False, True),
+        ([0.06], [0.85], False, False),
+        ([0.00, math.nan, 0.00, 0.00], [0.95] * 4, False, True),
     ],
 )
 def test_a_floor_is_kept_or_broken_where_all_of_the_interval_is_on_one_side(
-    rises: list[float], agreements: list[float], broken: int, beyond: bool
+    rises: list[float], agreements: list[float], holds: bool, beyond: bool
 ) -> None:
     meter, _, _ = made_case(0)
     checker = QualityCheck(meter, Floors(perplexity_increase=0.05, top1_agreement=0.9))
     damage = _damage(rises, agreements)
-    assert len(checker.broken_by(damage)) == broken
-    assert checker.is_beyond(damage) == beyond
+    rung = checker.rung_with(damage)
+    assert (rung.holds, rung.is_beyond) == (holds, beyond)
 
 
 def test_two_goals_hold_together() -> None:

@@ -23,13 +23,8 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 from exporter.choose.budgets.budget import Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck  # noqa: E402
 from exporter.choose.budgets.judges import Judges  # noqa: E402
-from exporter.choose.budgets.trial_runs import (  # noqa: E402
-    BETTER_ENDS,
-    ENDS,
-    TrialRuns,
-    figures_of,
-    rung_of,
-)
+from exporter.choose.budgets.limits import BETTER_ENDS, ENDS, rung_of  # noqa: E402
+from exporter.choose.budgets.trial_runs import TrialRuns, figures_of  # noqa: E402
 from exporter.compare.intervals import mean_interval, share_interval  # noqa: E402
 from exporter.heal.domains import _told  # noqa: E402
 from exporter.models.ablation.damage import (  # noqa: E402

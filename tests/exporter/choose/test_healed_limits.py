@@ -31,19 +31,16 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose.budgets.budget import USUAL_FLOORS, Budget, Floors  # noqa: E402
 from exporter.choose.budgets.candidates import PlanCandidate  # noqa: E402
-from exporter.choose.budgets.healed_limits import (  # noqa: E402
-    Candidate,
-    QualityLimits,
-    largest_within,
-)
+from exporter.choose.budgets.limits import QualityLimits, rung_of  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
 from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
 from exporter.choose.budgets.trial_runs import (  # noqa: E402
     JUDGED,
+    Candidate,
     TrialRuns,
     is_lost,
+    largest_within,
     on_all_samples,
-    rung_of,
 )
 from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.options import Option  # noqa: E402

@@ -8,8 +8,8 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion, TriedCut
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.healed_limits import QualityLimits, refuse_all
-from exporter.choose.budgets.trial_runs import BETTER_ENDS, ENDS, HIGH, LOW, SAME
+from exporter.choose.budgets.limits import BETTER_ENDS, ENDS, HIGH, LOW, SAME, QualityLimits
+from exporter.choose.budgets.trial_runs import refuse_all
 from exporter.errors import UndecidedGoalError, UnmetGoalError
 from exporter.models.ablation.damage import SIMILARITY
 from graph_passes.types import Replacement

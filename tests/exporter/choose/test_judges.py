@@ -15,7 +15,7 @@ from tiny_families import tiny_loaded, tiny_tokenizer
 from exporter.artifacts.store import FOLDER
 from exporter.choose.budgets.budget import Budget, Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
-from exporter.choose.budgets.figures import damage_figures
+from exporter.choose.budgets.limits import damage_figures
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
@@ -303,7 +303,7 @@ def test_a_cut_that_is_clearly_lost_is_not_measured_on_all(kept: int, asked: int
     check = QualityCheck(meter(100, 100), Floors(top1_agreement=LIMIT), (meter(8, kept), None))
     assert check.holds(PlanCandidate()) is (kept == 8)
     assert len(runs) == asked
-    assert bool(check.broken(PlanCandidate())) is (kept == 0)
+    assert check.rung(PlanCandidate()).is_beyond is (kept == 0)
 
 
 _SAME = np.array([0] * 10 + [1] * 30, float)
