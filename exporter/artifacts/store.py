@@ -116,13 +116,11 @@ class Store:
         value: Any,
         key: Any = None,
         files: Iterable[Path] = (),
-        *,
-        at_once: bool = True,
     ) -> None:
         """Writes an entry down, and through to the disk."""
         entry = StoreEntry.of(self._key(key), self._folder, files, value)
         self._entries[name] = entry
-        if self._path is None or not (at_once or self._begun):
+        if self._path is None:
             return
         if self._begun:
             append(self._path, _line(name, entry))

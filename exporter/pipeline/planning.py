@@ -15,11 +15,11 @@ from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.units import with_request
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.engines.environment import default_threads, gpu_name, processor_name
-from exporter.errors import UsageError
 from exporter.files import sha256_file, staged_directory
 from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
@@ -134,13 +134,14 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
     Costs and fits are kept in the output folder's memory, where an interrupted run finds them.
     """
     work = run.request.out / FOLDER / _PLACE
-    graph = weighed = None
+    weighed = stopwatch = None
     if run.request.plans_on_graph:
         graph = run.ledger.path("baseline") / "model.onnx"
         weighed = sizes(graph)
         budget = with_request(budget, weighed, run.progress)
-    if budget.at is not None:
-        run.free_model()  # costs are measured first, and want the machine for themselves
+        if budget.at is not None:
+            run.free_model()  # costs are measured first, and want the machine for themselves
+            stopwatch = _stopwatch(run, budget, budget.at, graph, work)
     settings = _settings(run, budget)
     planner = Planner(
         run.importance,
@@ -149,7 +150,7 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
         settings,
         work=work,
         sizes=weighed,
-        stopwatch=None if budget.at is None else _stopwatch(run, budget, graph, work),
+        stopwatch=stopwatch,
         importance_sha256=sha256_file(run.ledger.path("importance.json")),
         progress=run.progress,
     )
@@ -174,13 +175,11 @@ def _settings(run: Run, budget: Budget) -> PlanSettings:
     return replace(settings, heal=settings.heal if by_plan else None)
 
 
-def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Path) -> Stopwatch:
-    if budget.at is None or graph is None:
-        raise UsageError("No request is named.", "Name it with --at.")
+def _stopwatch(run: Run, budget: Budget, at: RequestShape, graph: Path, work: Path) -> Stopwatch:
     compare = run.request.compare
     return Stopwatch(
         graph,
-        budget.at,
+        at,
         work / COSTS,
         work / SCRATCH,
         provider=compare.provider,

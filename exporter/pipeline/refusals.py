@@ -64,7 +64,12 @@ def refuse_contradictions(request: ExportRequest) -> None:
         engine=None if request.engines is None else request.engines.backend,
         cache_length=request.cache_length,
     )
-    _refuse_short_caches(request)
+    room, needed = request.cache_length, request.compare.longest
+    if room and needed > room:  # a measurement would find out at the end that its text has no room
+        raise UsageError(
+            f"Caches of {room} positions are too short for what is measured: {needed}.",
+            f"Say --cache-length {needed} or more, or measure shorter texts.",
+        )
     refuse_unstreamable(request)
     if request.quantize is not None:
         _refuse_quantization(request, request.quantize)
@@ -80,7 +85,8 @@ def refuse_bad_options(request: ExportRequest) -> None:
     if request.exporter == "optimum":
         require("optimum.exporters.onnx", extra="optimum")
     if request.drops.plan is not None:
-        _refuse_plan(request.drops.plan)
+        path = request.drops.plan
+        refuse_reserved_replacements(LoadedPlan.read(path).plan, path)
     if request.engines is not None:
         _refuse_engines(request.engines)
     if request.quantize is not None and request.quantize.modelopt is not None:
@@ -92,20 +98,6 @@ def refuse_bad_options(request: ExportRequest) -> None:
     questions(request.compare.quality.prompts)
     for path in request.also:
         find_model(path)
-
-
-def _refuse_plan(path: Path) -> None:
-    refuse_reserved_replacements(LoadedPlan.read(path).plan, path)
-
-
-def _refuse_short_caches(request: ExportRequest) -> None:
-    """Keeps a measurement from finding out at the end that its text has no room."""
-    room, needed = request.cache_length, request.compare.longest
-    if room and needed > room:
-        raise UsageError(
-            f"Caches of {room} positions are too short for what is measured: {needed}.",
-            f"Say --cache-length {needed} or more, or measure shorter texts.",
-        )
 
 
 def _refuse_engines(wanted: EngineRequest) -> None:
@@ -167,25 +159,21 @@ def _refuse_steering_items(request: ExportRequest) -> None:
 def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:
     """Refuses what can't be quantised so."""
     settings.refuse_missing_text()
-    if settings.modelopt is not None:
-        _refuse_modelopt(request)
-    elif request.engines is not None or request.target.startswith("tensorrt"):
-        raise UsageError(
-            f"TensorRT's parser takes no graph that depthcut or ONNX Runtime put into "
-            f"{settings.scheme}; NVIDIA's ModelOpt makes {', '.join(sorted(MODELOPT))}.",
-            MODELOPT_HINT,
-            code="needs-modelopt",
-        )
-
-
-def _refuse_modelopt(request: ExportRequest) -> None:
-    if request.target.startswith("onnxruntime"):
+    if settings.modelopt is None:
+        if request.engines is not None or request.target.startswith("tensorrt"):
+            raise UsageError(
+                f"TensorRT's parser takes no graph that depthcut or ONNX Runtime put into "
+                f"{settings.scheme}; NVIDIA's ModelOpt makes {', '.join(sorted(MODELOPT))}.",
+                MODELOPT_HINT,
+                code="needs-modelopt",
+            )
+    elif request.target.startswith("onnxruntime"):
         raise UsageError(
             f"ModelOpt quantises for TensorRT, not for --target {request.target}.",
             "Leave --modelopt-python out, or take --target tensorrt or tensorrt-rtx.",
             code="other-target",
         )
-    if request.cache_length:
+    elif request.cache_length:
         raise UsageError(
             "ModelOpt's ONNX Runtime can't run caches that are updated in place.",
             "Leave --cache-length out: the caches then grow.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,14 +55,8 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     When it fails or is cut short, the folder holds what it held before, and the next run finds the
     stages that were finished.
     """
-    refuse_bad_options(request)
-    with locked(request.out):
-        run = _started(request, progress)
-        _write_models(run)
-        _stage(run, "measure", keys.measure_key(run), _of_kind(run).measure)
-        _card(run)
-        run.ledger.publish()
-        return ComparisonReport.read(request.out / "report.json")
+    _walk(request, progress)
+    return ComparisonReport.read(request.out / "report.json")
 
 
 def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneReport:
@@ -69,16 +64,31 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
 
     There is no report then; one of an earlier run goes where it speaks of other models.
     """
+    _walk(replace(request, compared=False), progress)
+    return PruneReport.read(request.out / "prune.json")
+
+
+def _walk(request: ExportRequest, progress: Progress) -> None:
     refuse_bad_options(request)
     with locked(request.out):
         run = _started(request, progress)
-        _write_models(run)
-        if run.ledger.has("measure") and not run.ledger.valid("measure", keys.measure_key(run)):
+        checkpoint.refuse_early(run)
+        refuse_unpooled(run)
+        _score(run)
+        _plan_and_export(run)
+        _stage(run, "prune", keys.prune_key(run), _of_kind(run).prune)
+        _checkpoint(run)
+        run.free_model()
+        _quantize(run)
+        _engines(run)
+        if run.request.compared:
+            _stage(run, "measure", keys.measure_key(run), _of_kind(run).measure)
+        elif run.ledger.has("measure") and not run.ledger.valid("measure", keys.measure_key(run)):
             progress.say("report: it compares something else than is asked for now, and is removed")
             run.ledger.forget("measure")
-        _card(run)
+        if request.checkpoint:
+            _stage(run, checkpoint.CARD_STAGE, checkpoint.card_key(run), checkpoint.write_card)
         run.ledger.publish()
-        return PruneReport.read(request.out / "prune.json")
 
 
 def _started(request: ExportRequest, progress: Progress) -> Run:
@@ -101,34 +111,18 @@ def _of_kind(run: Run) -> _Graphs:
     return encoder_decoder if run.is_encoder_decoder else stages
 
 
-def _write_models(run: Run) -> None:
-    checkpoint.refuse_early(run)
-    refuse_unpooled(run)
-    _score(run)
-    _plan_and_export(run)
-    _stage(run, "prune", keys.prune_key(run), _of_kind(run).prune)
-    _checkpoint(run)
-    run.free_model()
-    _quantize(run)
-    _engines(run)
-
-
 def _score(run: Run) -> None:
     if run.request.scored:
         if not run.request.stream and not run.ledger.valid("score", keys.score_key(run)):
             refuse_foreign_goals(run)
-            _say_faster_form(run)
+            if run.request.target == "portable" and find_spec("onnxruntime_genai") is None:
+                run.progress.say(
+                    "export: the graphs are portable; the extra genai and --target "
+                    "onnxruntime-cpu would give faster ones"
+                )
         _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     elif run.ledger.has("score") and not run.ledger.valid("score", keys.score_key(run)):
         run.ledger.forget("score")
-
-
-def _say_faster_form(run: Run) -> None:
-    if run.request.target == "portable" and find_spec("onnxruntime_genai") is None:
-        run.progress.say(
-            "export: the graphs are portable; the extra genai and --target onnxruntime-cpu would "
-            "give faster ones"
-        )
 
 
 def _plan_and_export(run: Run) -> None:
@@ -161,11 +155,6 @@ def _checkpoint(run: Run) -> None:
     if run.request.checkpoint:
         _stage(run, CHECKPOINT, checkpoint.checkpoint_key(run), checkpoint.write)
         checkpoint.keep_with_candidate(run)
-
-
-def _card(run: Run) -> None:
-    if run.request.checkpoint:
-        _stage(run, checkpoint.CARD_STAGE, checkpoint.card_key(run), checkpoint.write_card)
 
 
 def _quantize(run: Run) -> None:

@@ -64,11 +64,11 @@ def damage_figures(damage: AnyDamage, clusters: Clusters = None) -> dict[str, fl
 
 def ends_of(intervals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     """Both ends of each figure's interval, by their names."""
-    found = {}
+    ends: dict[str, float] = {}
     for name, (low, high) in intervals.items():
         worse, better = (high, low) if name == "log_perplexity_increase" else (low, high)
-        found |= {ENDS[name]: worse, BETTER_ENDS[name]: better}
-    return found
+        ends |= {ENDS[name]: worse, BETTER_ENDS[name]: better}
+    return ends
 
 
 def held_figures(damage: AnyDamage) -> dict[str, float]:

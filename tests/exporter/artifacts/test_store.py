@@ -163,12 +163,3 @@ def test_what_is_found_once_is_not_made_again(path: Path) -> None:
 def test_nothing_that_is_empty_is_kept(path: Path) -> None:
     assert Store(path, ABOUT).once("a", TypeAdapter(list[int]), list) == []
     assert not path.exists()
-
-
-def test_what_is_not_worth_a_file_is_written_with_the_next_entry(path: Path) -> None:
-    store = Store(path, ABOUT)
-    store.keep("small", 1, at_once=False)
-    assert store.find("small") == 1
-    assert not path.exists()
-    store.keep("large", 2)
-    assert Store(path, ABOUT).find("small") == 1
