@@ -21,10 +21,10 @@ from exporter.artifacts.plans import plan_drop
 from exporter.artifacts.store import Store
 from exporter.choose.budgets.budget import Increase
 from exporter.choose.budgets.inputs import module_sizes
-from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.depths_answer import Judged, Place, Question, answered, depth_damage
 from exporter.choose.selection.meters import RememberingMeter
+from exporter.choose.selection.options import refuse_another_model
 from exporter.choose.selection.search_options import DROPPING
 from exporter.compare.options import ACCURACY, TaskOptions
 from exporter.compare.tasks.choosing import local_tasks, score_tasks
@@ -232,26 +232,29 @@ def measure_depths(
     so; the others are measured all the same.
     """
     refuse_encoder(loaded.model)
-    _check_model(loaded, report)
+    refuse_another_model(report, loaded)
     local_tasks(options.tasks)  # what can't be read is told before hours of measuring
     text, reported = _held_out(loaded, report.calibration, options, progress)
-    cells = _planned(report, options)
+    cells = {place: _plan(report, *place) for place in options.asked(report.model.num_layers)}
     cuts = {
-        _place(cell): without_branches(cell.deletions, loaded.model)
-        for cell in cells
+        place: without_branches(cell.deletions, loaded.model)
+        for place, cell in cells.items()
         if not cell.refused
     }
     meter = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
     whole, measured = _measured(loaded, text, meter, cells, cuts, options, kept, progress)
-    cells = [measured.get(_place(cell), cell) for cell in cells]
     found = DepthsReport(
         model=report.model,
         metric=report.metric,
         calibration=report.calibration,
         text=text.ref,
         baseline_perplexity=whole.baseline_perplexity,
-        cells=cells,
-        made_from=_made_from(report, text, importance_sha256),
+        cells=list((cells | measured).values()),
+        made_from={
+            "model": report.model.sha256,
+            "importance": importance_sha256,
+            "text": text.ref.sha256,
+        },
     )
     if not options.recommends:
         return found
@@ -276,20 +279,6 @@ def _looks(cuts: Mapping[Place, BranchReplacements]) -> int:
     return max(1, 2 * len(cuts))
 
 
-def _made_from(
-    report: ImportanceReport, text: CalibrationText, importance_sha256: str
-) -> dict[str, str]:
-    return {
-        "model": report.model.sha256,
-        "importance": importance_sha256,
-        "text": text.ref.sha256,
-    }
-
-
-def _place(cell: DepthCell) -> Place:
-    return cell.way, cell.number
-
-
 def refuse_encoder(model: Any) -> None:
     """Refuses a model whose cuts have no perplexity to raise."""
     if not predicts_tokens(model):
@@ -297,16 +286,6 @@ def refuse_encoder(model: Any) -> None:
             f"{type(model).__name__} predicts no next token, so it has no perplexity.",
             "depthcut export MODEL -o out finds the largest cut that keeps its embeddings.",
             code="no-next-token",
-        )
-
-
-def _check_model(loaded: LoadedModel, report: ImportanceReport) -> None:
-    if loaded.ref.sha256 != report.model.sha256:
-        raise ScoringError(
-            f"The scores are of {report.model.source} ({report.model.sha256[:12]}), the model is "
-            f"{loaded.ref.source} ({loaded.ref.sha256[:12]}).",
-            "Give the model that was scored; its files must not have changed since.",
-            code="another-model",
         )
 
 
@@ -327,10 +306,6 @@ def _held_out(
     return text.in_turn() if options.recommends and len(text.input_ids) > 1 else (text, None)
 
 
-def _planned(report: ImportanceReport, options: DepthOptions) -> list[DepthCell]:
-    return [_plan(report, way, number) for way, number in options.asked(report.model.num_layers)]
-
-
 def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
     try:
         plan = plan_drop(
@@ -349,7 +324,7 @@ def _measured(
     loaded: LoadedModel,
     text: CalibrationText,
     meter: DamageMeter,
-    cells: Sequence[DepthCell],
+    cells: Mapping[Place, DepthCell],
     cuts: Mapping[Place, BranchReplacements],
     options: DepthOptions,
     kept: Path | None,
@@ -365,16 +340,17 @@ def _measured(
         kept=None if kept is None else kept / "tasks.jsonl",
         progress=progress,
     )
-    found = {
-        place: {
-            "damage": depth_damage(damage, text, _looks(cuts)),
-            "parameters_removed": _share(cuts[place], sizes),
-            "tasks": scored.get(place, []),
-        }
+    return whole, {
+        place: cells[place].model_copy(
+            update={
+                "damage": depth_damage(damage, text, _looks(cuts)),
+                "parameters_removed": sum(sizes.sublayers[ref].parameters for ref in cuts[place])
+                / sizes.parameters,
+                "tasks": scored.get(place, []),
+            }
+        )
         for place, damage in damages.items()
     }
-    own = {_place(cell): cell for cell in cells}
-    return whole, {place: own[place].model_copy(update=told) for place, told in found.items()}
 
 
 def _damages(
@@ -402,8 +378,3 @@ def _damages(
         found.update(zip(some, damages, strict=True))
     any_cut = next(iter(found.values()), None)  # each knows the whole model's losses too
     return any_cut or remembering.measure_many({}, [], progress)[0], found
-
-
-def _share(cut: BranchReplacements, sizes: GraphSizes) -> float:
-    """Of all parameters, what the cut branches' modules hold."""
-    return sum(sizes.sublayers[name].parameters for name in cut) / sizes.parameters

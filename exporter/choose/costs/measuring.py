@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,53 +41,59 @@ _LIBRARIES = (
 )
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Under what costs are measured."""
+Conditions = dict[str, Any]
+"""Under what costs are measured; without the threads where those don't matter."""
 
-    sha256: str
-    at: RequestShape
-    backend: str
-    provider: str
-    threads: int | None  # CPU threads; None takes any
-    environment: Environment
 
-    def differences(self, table: CostTable) -> Iterator[tuple[str, Any, Any]]:
-        """Where a table was measured under others: what differs, there and here."""
-        yield from _differing("model", table.made_from.get(MODEL), self.sha256)
-        yield from _differing("request", str(table.at), str(self.at))
-        yield from _differing("backend", table.backend, self.backend)
-        yield from _differing("provider", table.provider, self.provider)
-        if self.threads is not None:
-            yield from _differing("threads", table.environment.threads, self.threads)
-        for name in _MACHINE:
-            there, here = (getattr(each, name) for each in (table.environment, self.environment))
-            yield from _differing(name, there, here)
-        versions = library_versions()
-        for name in _LIBRARIES if self.backend else ():
-            if _decides(name, self.backend):
-                yield from _differing(name, table.versions.get(name), versions.get(name))
+def conditions(cost_runner: CostRunner, at: RequestShape, threads: int | None) -> Conditions:
+    """What costs are measured under on a cost_runner, here and now."""
+    here = environment(threads=threads or cost_runner.threads, gpu=cost_runner.on_gpu)
+    model, engine = cost_runner.sha256, (cost_runner.backend, cost_runner.provider)
+    told = _conditions(model, at, engine, here, library_versions())
+    return told | ({} if threads is None else {"threads": threads})
 
-    def refuse_other(self, table: CostTable, name: str) -> None:
-        """Refuses costs that say nothing of this model here."""
-        for what, there, here in self.differences(table):
-            if what == "model":
-                raise CostError(
-                    f"{name} holds the costs of another model: its SHA-256 is {there}, and that "
-                    f"of the model here {here}.",
-                    "Measure this model's: depthcut costs.",
-                    code="another-model",
-                )
+
+def _conditions(
+    model: str | None,
+    at: RequestShape,
+    engine: tuple[str, str],
+    machine: Environment,
+    versions: Mapping[str, str],
+) -> Conditions:
+    return {
+        "model": model,
+        "request": str(at),
+        **dict(zip(("backend", "provider"), engine, strict=True)),
+        **{name: getattr(machine, name) for name in _MACHINE},
+        **{name: versions.get(name) for name in _LIBRARIES if _decides(name, engine[0])},
+    }
+
+
+def _differences(here: Conditions, table: CostTable) -> list[tuple[str, Any, Any]]:
+    """Where a table was measured under other conditions: what differs, there and here."""
+    engine = table.backend, table.provider
+    there = _conditions(
+        table.made_from.get(MODEL), table.at, engine, table.environment, table.versions
+    )
+    there["threads"] = table.environment.threads
+    return [(n, there.get(n), value) for n, value in here.items() if there.get(n) != value]
+
+
+def _refuse_other(here: Conditions, table: CostTable, name: str) -> None:
+    """Refuses costs that say nothing of this model here."""
+    for what, there, value in _differences(here, table):
+        if what == "model":
             raise CostError(
-                f"{name} was measured under other conditions: {what} {there}, and here {here}.",
-                "Measure again: depthcut costs; or ask for what was measured.",
-                code="other-conditions",
+                f"{name} holds the costs of another model: its SHA-256 is {there}, and that of "
+                f"the model here {value}.",
+                "Measure this model's: depthcut costs.",
+                code="another-model",
             )
-
-
-def _differing(what: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
-    if there != here:
-        yield what, there, here
+        raise CostError(
+            f"{name} was measured under other conditions: {what} {there}, and here {value}.",
+            "Measure again: depthcut costs; or ask for what was measured.",
+            code="other-conditions",
+        )
 
 
 def _decides(library: str, backend: str) -> bool:
@@ -97,18 +103,6 @@ def _decides(library: str, backend: str) -> bool:
     if backend == "llama.cpp":
         return library == "llama-cpp-python"
     return library.removesuffix("-gpu") == backend
-
-
-def conditions(cost_runner: CostRunner, at: RequestShape, threads: int | None) -> Conditions:
-    """What costs are measured under on a cost_runner, here and now."""
-    return Conditions(
-        sha256=cost_runner.sha256,
-        at=at,
-        backend=cost_runner.backend,
-        provider=cost_runner.provider,
-        threads=threads,
-        environment=environment(threads=threads or cost_runner.threads, gpu=cost_runner.on_gpu),
-    )
 
 
 def refuse_too_long(name: str, longest: int | None, at: RequestShape) -> None:
@@ -299,13 +293,13 @@ class CostRun:
         trials: dict[str, list[Trial]] = {signature: [] for signature in self.groups}
         for variant, rows in self.rows.items():
             trials[variant.group].append(_trial(variant, rows, counts, baselines))
-        found = conditions(self.cost_runner, self.settings.at, self.cost_runner.threads)
+        runner = self.cost_runner
         return CostTable(
-            made_from={MODEL: found.sha256},
-            at=found.at,
-            backend=found.backend,
-            provider=found.provider,
-            environment=found.environment,
+            made_from={MODEL: runner.sha256},
+            at=self.settings.at,
+            backend=runner.backend,
+            provider=runner.provider,
+            environment=environment(threads=runner.threads, gpu=runner.on_gpu),
             baseline_ms=math.fsum(c * ms for c, ms in zip(counts, baselines, strict=True)),
             groups=[
                 group.model_copy(update={"trials": trials[signature]})
@@ -361,8 +355,8 @@ def usable(settings: CostSettings, here: Conditions, progress: Progress) -> Cost
             code="not-ours",
         ) from error
     if not settings.may_replace:
-        here.refuse_other(table, str(kept))
-    for what, _, _ in here.differences(table):
+        _refuse_other(here, table, str(kept))
+    for what, _, _ in _differences(here, table):
         progress.say(
             f"costs: {kept} was measured with another {what}, so everything is measured again"
         )

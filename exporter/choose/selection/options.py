@@ -31,7 +31,6 @@ cosine with the whole model's lacks of 1."""
 Group = DeletionKind | Literal["joint"]
 """Of what a number is asked for; ``joint``: attentions and MLPs together."""
 
-_ENDS = {"first": 0, "last": -1}
 _SLACK = 1e-9  # gains are summed in floats
 
 
@@ -169,72 +168,50 @@ def protected_names(
     texts: Iterable[str], num_layers: int, encoder_layers: int | None = None
 ) -> frozenset[SublayerRef]:
     """Reads what is to stay."""
-    found: set[SublayerRef] = set()
-    for text in texts:
-        if encoder_layers is None:
-            found.update(_names(text.strip(), num_layers))
+    ends: dict[str, Sequence[int]] = {"first": [0], "last": [num_layers - 1]}
+    if encoder_layers is not None:
+        ends = {
+            "first": [0, encoder_layers],
+            "last": [encoder_layers - 1, num_layers - 1],
+            "encoder": range(encoder_layers),
+            "decoder": range(encoder_layers, num_layers),
+        }
+    kept: set[SublayerRef] = set()
+    for text in map(str.strip, texts):
+        if text in ends:
+            named: list[tuple[int, str]] = [(layer, "block") for layer in ends[text]]
+        elif ":" in text:
+            named = [(each.layer, each.kind) for each in parse_drops([text]).deletions]
         else:
-            stacks = Stacks(encoder_layers, num_layers - encoder_layers)
-            found.update(_names_in(text.strip(), stacks))
-    return frozenset(found)
-
-
-def _names_in(text: str, stacks: Stacks) -> Iterator[SublayerRef]:
-    """The same of an encoder-decoder."""
-    ends = {
-        "first": [range(1), range(stacks.encoder, stacks.encoder + 1)],
-        "last": [range(stacks.encoder - 1, stacks.encoder), range(stacks.layers)[-1:]],
-        "encoder": [range(stacks.encoder)],
-        "decoder": [range(stacks.encoder, stacks.layers)],
-    }
-    if text in ends:
-        for layer in (layer for part in ends[text] for layer in part):
-            yield from stacks.named(layer, "block")
-    elif ":" in text:
-        for deletion in parse_drops([text]).deletions:
-            yield from stacks.named(deletion.layer, deletion.kind)
-    else:
-        raise UsageError(
-            f"--protect {text}: this is not a set of sublayers.",
-            "Give encoder, decoder, first, last, or kind:layers such as cross_attention:7.",
-            code="no-sublayers",
-        )
-
-
-def _names(text: str, num_layers: int) -> Iterable[SublayerRef]:
-    if ":" not in text and text not in _ENDS:
-        raise UsageError(
-            f"--protect {text}: this is not a set of sublayers.",
-            "Give first, last, or kind:layers such as attention:0,29.",
-            code="no-sublayers",
-        )
-    if text in _ENDS:
-        layer = range(num_layers)[_ENDS[text]]
-        return [SublayerRef(layer, kind) for kind in BLOCK_KINDS]
-    found: list[SublayerRef] = []
-    for deletion in parse_drops([text]).deletions:
-        if deletion.layer >= num_layers:
             raise UsageError(
-                f"{text!r} protects layer {deletion.layer}, but the model has only layers 0 to "
-                f"{num_layers - 1}.",
-                "Name layers of this model, or say first or last.",
-                code="layer-missing",
+                f"--protect {text}: this is not a set of sublayers.",
+                f"Give {', '.join(ends)}, or kind:layers such as attention:0,29.",
+                code="no-sublayers",
             )
-        found += [SublayerRef(deletion.layer, kind) for kind in _parts(deletion.kind, text)]
-    return found
+        for layer, kind in named:
+            if encoder_layers is None:
+                kept.update(_named(layer, kind, num_layers, text))
+            else:
+                kept.update(Stacks(encoder_layers, num_layers - encoder_layers).named(layer, kind))
+    return frozenset(kept)
 
 
-def _parts(kind: str, text: str) -> tuple[SublayerKind, ...]:
-    if kind == "block":
-        return BLOCK_KINDS
-    parts = tuple(part for part in BLOCK_KINDS if part == kind)
+def _named(layer: int, kind: str, num_layers: int, text: str) -> list[SublayerRef]:
+    if layer >= num_layers:
+        raise UsageError(
+            f"{text!r} protects layer {layer}, but the model has only layers 0 to "
+            f"{num_layers - 1}.",
+            "Name layers of this model, or say first or last.",
+            code="layer-missing",
+        )
+    parts = [part for part in BLOCK_KINDS if kind in (part, "block")]
     if not parts:
         raise UsageError(
             f"{text!r}: {kind} can't be protected by name.",
             "Protect attention, mlp or block.",
             code="unprotected-kind",
         )
-    return parts
+    return [SublayerRef(layer, part) for part in parts]
 
 
 _GROUPS: tuple[Group, ...] = ("attention", "cross_attention", "mlp", "block", "joint")

@@ -17,7 +17,7 @@ from html_page import Page
 
 import exporter.cli as command_line
 from exporter.artifacts import DepthsReport, ImportanceReport
-from exporter.errors import CalibrationError, ComparisonError, ScoringError
+from exporter.errors import CalibrationError, ComparisonError, PlanError, ScoringError
 from tests.raising import ends_in, raises, tells
 
 pytestmark = pytest.mark.torch
@@ -146,8 +146,8 @@ def test_what_the_model_does_not_have_is_a_cell_that_says_so(
     assert "block" in str(refused["block", 1])
     assert report.of_way("joint")[1].damage is not None
     told = capsys.readouterr().out
-    assert "Block Drop of 1:" in told
-    assert "| Joint Layer Drop | 1 |" in out.with_suffix(".md").read_text()
+    assert "block of 1:" in told
+    assert "| joint | 1 |" in out.with_suffix(".md").read_text()
     page = Page(out.with_suffix(".html").read_text())
     assert "Pruning at several depths" in page.words
     assert not out.with_name("depths.json.journal").exists()
@@ -396,7 +396,7 @@ def test_depths_are_judged_on_other_text_and_by_own_scores(
     with raises(CalibrationError, "same-text", "own.txt", "--eval-text"):
         measure_depths(loaded, own, options, importance_sha256="")
     stranger = scores.model.model_copy(update={"sha256": "b" * 64})
-    with raises(ScoringError, "another-model", "bbbbbbbbbbbb"):
+    with raises(PlanError, "another-model", "bbbbbbbbbbbb"):
         measure_depths(
             loaded, scores.model_copy(update={"model": stranger}), options, importance_sha256=""
         )
