@@ -43,16 +43,10 @@ BASELINE_MS = (
 
 
 @pytest.fixture(autouse=True, scope="module")
-def frozen() -> Iterator[None]:
-    """Each row collects garbage, which takes long where much was imported since the last freeze.
-
-    And draws a bootstrap for its own interval, on which no cost rests.
-    """
+def frozen() -> None:
+    """Each row collects garbage, which takes long where much was imported since the last freeze."""
     for late in ("scipy.stats", "exporter.engines.runners.onnxruntime", "exporter.compare.kinds"):
         import_module(late)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.compare.timing.statistics._RESAMPLES", 500)
-        yield
 
 
 @dataclass
