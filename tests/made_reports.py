@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,6 +258,23 @@ def _healing(text: str) -> Healing:
         asked="best", rank=None, calibration=[ref], branches=[branch],
         parameters=332_352, texts=texts, warnings=[f"The domains disagree: {text}."],
     )  # fmt: skip
+
+
+def importance_of(scores: Mapping[str, Sequence[float]], source: str = "m") -> ImportanceReport:
+    """Cosine scores of a model, by kind those of its layers."""
+    count = len(next(iter(scores.values())))
+    return ImportanceReport(
+        model=ModelRef(source=source, architecture="X", num_layers=count, sha256="0" * 64),
+        metric="cosine",
+        calibration=CalibrationRef(
+            source="pydoc", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
+        ),
+        scores=[
+            Score(layer=layer, kind=kind, score=value, std_error=None)  # type: ignore[arg-type]
+            for kind, values in scores.items()
+            for layer, value in enumerate(values)
+        ],
+    )
 
 
 def full_importance(*, layers: int = 30, text: str = "model", seed: int = 0) -> ImportanceReport:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_reports import importance_of
 
-from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, PruningPlan, Score
+from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.artifacts.plans import parse_drops, plan_drop, read_plan, validate_plan
 from exporter.errors import ArtifactError, PlanError, UsageError
 from tests.raising import raises
@@ -22,19 +23,7 @@ BLOCK = [0.95, 0.3, 0.35, 0.25, 0.7]
 def _report(
     attention: list[float] = ATTENTION, mlp: list[float] = MLP, block: list[float] = BLOCK
 ) -> ImportanceReport:
-    kinds = {"attention": attention, "mlp": mlp, "block": block}
-    return ImportanceReport(
-        model=ModelRef(source="m", architecture="A", num_layers=len(ATTENTION), sha256="0" * 64),
-        metric="cosine",
-        calibration=CalibrationRef(
-            source="t", samples=1, sequence_length=2, tokens=2, sha256="1" * 64
-        ),
-        scores=[
-            Score(layer=layer, kind=kind, score=value, std_error=None)  # type: ignore[arg-type]
-            for kind, values in kinds.items()
-            for layer, value in enumerate(values)
-        ],
-    )
+    return importance_of({"attention": attention, "mlp": mlp, "block": block})
 
 
 def test_the_lowest_scores_are_chosen_on_their_text() -> None:

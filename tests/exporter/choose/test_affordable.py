@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
+from made_reports import importance_of
 
-from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, Score
+from exporter.artifacts import ImportanceReport
 from exporter.choose.selection.by_scores import (
     FEWEST_TOKENS,
     SEARCH_S,
@@ -21,19 +21,7 @@ from exporter.choose.selection.search_options import SearchOptions
 
 
 def report(layers: int) -> ImportanceReport:
-    kinds: Any = ("attention", "mlp")
-    return ImportanceReport(
-        model=ModelRef(source="m", architecture="X", num_layers=layers, sha256="0" * 64),
-        metric="cosine",
-        calibration=CalibrationRef(
-            source="pydoc", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
-        ),
-        scores=[
-            Score(layer=layer, kind=kind, score=0.1, std_error=None)
-            for layer in range(layers)
-            for kind in kinds
-        ],
-    )
+    return importance_of({kind: [0.1] * layers for kind in ("attention", "mlp")})
 
 
 @pytest.mark.parametrize(

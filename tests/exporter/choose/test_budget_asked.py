@@ -7,21 +7,19 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from cost_tables import made_table
-from made_reports import full_report
+from made_reports import full_report, importance_of
 
 from exporter.artifacts import (
-    CalibrationRef,
     HealingReport,
-    ImportanceReport,
     ModelRef,
     PlannedDeletion,
     PruningPlan,
     ReplacementsRef,
-    Score,
 )
 from exporter.choose.budgets.budget import USUAL_REQUEST, Budget, Floors, Memory
 from exporter.choose.budgets.candidates import PlanCandidate
@@ -173,16 +171,16 @@ def test_what_fits_as_it_is_needs_no_plan() -> None:
 
 
 def _importance(folder: Path) -> Path:
-    scores = [Score(layer=n, kind=k, score=0.1 * n, std_error=None) for n, k in NAMES]
-    report = ImportanceReport(
-        model=ModelRef(source="gone", architecture="X", num_layers=3, sha256="0" * 64),
-        metric="cosine",
-        calibration=CalibrationRef(
-            source="pydoc", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
-        ),
-        scores=scores,
-    )
+    rising = [0.0, 0.1, 0.2]
+    report = importance_of({"attention": rising, "mlp": rising}, "gone")
     return report.write(folder / "importance.json")
+
+
+def _invoked(*call: str) -> Result:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    return CliRunner().invoke(cli, call, obj=ConsoleProgress())
 
 
 @pytest.mark.parametrize(
@@ -219,13 +217,10 @@ def _importance(folder: Path) -> Path:
     ],
 )
 def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: str) -> None:
-    from exporter.cli import cli
-    from exporter.cli.console import ConsoleProgress
-
     path = _importance(tmp_path)
     options = [str(path) if option == "GRAPH" else option for option in options]
     call = ["plan", str(path), "-o", str(tmp_path / "plan.json"), *options]
-    done = CliRunner().invoke(cli, call, obj=ConsoleProgress())
+    done = _invoked(*call)
     assert done.exit_code != 0
     told = done.output + (str(done.exception) if isinstance(done.exception, DepthcutError) else "")
     assert words in re.sub(r"\s+", " ", told)
@@ -276,9 +271,6 @@ def test_a_mixture_names_each_text_once(schema: Any) -> None:
 
 
 def test_a_bare_plan_takes_along_what_a_healed_one_had_beside_it(tmp_path: Path) -> None:
-    from exporter.cli import cli
-    from exporter.cli.console import ConsoleProgress
-
     out, numbers = tmp_path / "plan.json", tmp_path / "plan.safetensors"
     call = ["plan", str(_importance(tmp_path)), "-o", str(out), "--drop-attn", "1"]
     copy, report = tmp_path / "copy.json", tmp_path / "plan.report.json"
@@ -294,7 +286,7 @@ def test_a_bare_plan_takes_along_what_a_healed_one_had_beside_it(tmp_path: Path)
         )
         healed.write(out)
         healed.write(copy) if is_copied else copy.unlink()
-        assert CliRunner().invoke(cli, call, obj=ConsoleProgress()).exception is None
+        assert _invoked(*call).exception is None
         assert PruningPlan.read(out).replacements is None
         # A copy of the healed plan may still want them.
         assert numbers.exists() is report.exists() is is_copied
@@ -317,19 +309,11 @@ def test_a_plan_beside_a_copy_of_an_earlier_one_leaves_its_numbers(tmp_path: Pat
 
 
 def test_numbers_of_several_kinds_combine(tmp_path: Path) -> None:
-    from exporter.cli import cli
-    from exporter.cli.console import ConsoleProgress
-
     out = tmp_path / "plan.json"
     call = ["plan", str(_importance(tmp_path)), "-o", str(out)]
-    done = CliRunner().invoke(
-        cli, [*call, "--drop-attn", "2", "--drop-mlp", "1"], obj=ConsoleProgress()
-    )
-    assert done.exception is None
+    assert _invoked(*call, "--drop-attn", "2", "--drop-mlp", "1").exception is None
     assert PruningPlan.read(out).budget == {"attention": 2, "mlp": 1}
-    done = CliRunner().invoke(
-        cli, [*call, "--drop-joint", "2", "--drop-mlp", "1"], obj=ConsoleProgress()
-    )
+    done = _invoked(*call, "--drop-joint", "2", "--drop-mlp", "1")
     assert "--drop-joint" in str(done.exception)
 
 
@@ -345,16 +329,13 @@ def test_numbers_of_several_kinds_combine(tmp_path: Path) -> None:
 def test_no_file_of_a_plan_takes_an_inputs_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str], code: str
 ) -> None:
-    from exporter.cli import cli
-    from exporter.cli.console import ConsoleProgress
-
     monkeypatch.chdir(tmp_path)
     if "--calibration" in options:
         Path(options[1]).write_text("a text to search on")
     Path("folder").mkdir()
     call = ["plan", str(_importance(tmp_path)), "-o", name, "--parameters", "10%", *options]
     before = sorted(tmp_path.rglob("*"))
-    done = CliRunner().invoke(cli, call, obj=ConsoleProgress())
+    done = _invoked(*call)
     assert isinstance(done.exception, UsageError)
     assert done.exception.code == code
     assert sorted(tmp_path.rglob("*")) == before
@@ -366,12 +347,7 @@ def test_no_file_of_a_plan_takes_an_inputs_place(
      ["--at", "prompts=3"], ["--context", "x"]],
 )  # fmt: skip
 def test_options_that_can_not_be_read(tmp_path: Path, options: list[str]) -> None:
-    from exporter.cli import cli
-    from exporter.cli.console import ConsoleProgress
-
-    done = CliRunner().invoke(cli, ["plan", str(_importance(tmp_path)), *options],
-                              obj=ConsoleProgress())  # fmt: skip
-    assert done.exit_code == 2
+    assert _invoked("plan", str(_importance(tmp_path)), *options).exit_code == 2
 
 
 def _timed_plan(*ci95: float) -> PruningPlan:
@@ -406,12 +382,9 @@ def test_a_required_speedup_is_told_by_the_exit_code(
 ) -> None:
     plan = _timed_plan(*ci95)
     plan.write(tmp_path / "out" / "plan.json")
-    for name in (
-        "choose.budgets.making.make_plan",
-        "cli.export.print_models",
-        "pipeline.road.write_models",
-    ):
-        monkeypatch.setattr(f"exporter.{name}", lambda *_: plan)
+    makers = "exporter.choose.budgets.making.make_plan", "exporter.pipeline.road.write_models"
+    for name in (*makers, "exporter.cli.export.print_models"):
+        monkeypatch.setattr(name, lambda *_: plan)
     graph = tmp_path / "g.onnx"
     graph.touch()
     call = ["--faster", "1.25", "--at", str(AT)]
@@ -424,28 +397,12 @@ def test_a_required_speedup_is_told_by_the_exit_code(
     assert words in (told := capsys.readouterr()).err
     assert bool(told.err) == bool(code)
     assert run(call) == 0, "only who asks for it is told by the exit code"
-
-    def fail(*_: object) -> None:
-        raise PlanError("no such plan.")
-
-    for name in ("choose.budgets.making.make_plan", "pipeline.road.write_models"):
-        monkeypatch.setattr(f"exporter.{name}", fail)
+    for error, ends in ((PlanError, 2), (UnmetGoalError, 1), (UndecidedGoalError, 3)):
+        for name in makers:
+            monkeypatch.setattr(name, Mock(side_effect=error("no such plan.")))
+        assert run(call) == ends
+    monkeypatch.setattr(makers[command == "export"], Mock(side_effect=PlanError("no such plan.")))
     assert run([*call, "--require-speedup"]) == 2, "1 says that there is a plan"
-    assert run(call) == 2
-
-    def answer(*_: object) -> None:
-        raise UnmetGoalError("nothing keeps it.")
-
-    for name in ("choose.budgets.making.make_plan", "pipeline.road.write_models"):
-        monkeypatch.setattr(f"exporter.{name}", answer)
-    assert run(call) == 1, "the answer is no"
-
-    def undecided(*_: object) -> None:
-        raise UndecidedGoalError("nothing is shown to keep it.")
-
-    for name in ("choose.budgets.making.make_plan", "pipeline.road.write_models"):
-        monkeypatch.setattr(f"exporter.{name}", undecided)
-    assert run(call) == 3
 
 
 @pytest.mark.parametrize(
