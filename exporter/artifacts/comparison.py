@@ -172,18 +172,15 @@ class Arm(Record):
     parameters: Count
     nodes: Count
     kv_cache_bytes_per_token: Count
-    cpu_nodes: dict[str, Count] = Field(default_factory=dict)
     engines: list[EngineFacts] = Field(default_factory=list)
     not_run: str | None = None
     device_memory_bytes: Count | None = None
     layers: Layers | None = None
     form: FormRecord | None = None
     quantization: QuantizationRecord | None = None
-    huge_page_bytes: Count = 0
-    prefill_chunk_tokens: Count = 0
     notes: list[str] = Field(default_factory=list)
 
-    _earlier = ignoring("work")
+    _earlier = ignoring("work", "cpu_nodes", "huge_page_bytes", "prefill_chunk_tokens")
 
 
 class Arms(Record):

@@ -92,7 +92,6 @@ class MachineState(Record):
     """
 
     seconds: float
-    load_average_1m: float | None = None
     cpu_mhz: float | None = None
     throttled: bool | None = None
     gpu_sm_mhz: float | None = None
@@ -101,7 +100,7 @@ class MachineState(Record):
     quota_waiting_share: float | None = None
     steal_share: float | None = None
 
-    _earlier = ignoring("pressure_share", "on_battery")
+    _earlier = ignoring("load_average_1m", "pressure_share", "on_battery")
 
 
 class Environment(Record):
@@ -116,14 +115,13 @@ class Environment(Record):
     python: str
     gpu: str | None = None
     gpu_settings: dict[str, str] = Field(default_factory=dict)
-    load_average_1m: float | None = None
     other_cpu_share: float | None = None
     affinity: list[Count] | None = None
     governor: str | None = None
     states: list[MachineState] = Field(default_factory=list)
     order_seed: int | None = None
 
-    _earlier = ignoring("thread_probe", "pinning")
+    _earlier = ignoring("load_average_1m", "thread_probe", "pinning")
 
 
 class LatencySamples(Record):

@@ -43,7 +43,6 @@ def environment(*, threads: int, gpu: bool) -> Environment:
         python=platform.python_version(),
         gpu=gpu_name() if gpu else None,
         gpu_settings=gpu_settings() if gpu else {},
-        load_average_1m=os.getloadavg()[0],
         affinity=sorted(os.sched_getaffinity(0)),
         governor=kernel_text(_CPUS / "cpu0/cpufreq/scaling_governor"),
     )
@@ -59,7 +58,6 @@ def machine_state(
     clocks = watch.seen() if watch else None
     return MachineState(
         seconds=seconds,
-        load_average_1m=os.getloadavg()[0],
         cpu_mhz=_cpu_mhz(),
         throttled=clocks.throttled if clocks else throttle.rose(),
         gpu_sm_mhz=clocks.sm_mhz if clocks else None,

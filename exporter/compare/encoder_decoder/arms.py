@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,9 +120,7 @@ class StackFolder:
             kv_cache_bytes_per_token=_bytes_per_token(runner),
             layers=self.stacks.layers,
             form=None if note is None else FormRecord.model_validate_json(note),
-            cpu_nodes=dict(sum((Counter(each.cpu_nodes) for each in able), Counter[str]())),
             device_memory_bytes=_together(each.gpu_memory_bytes for each in able),
-            huge_page_bytes=max(each.huge_page_bytes for each in able),
             notes=self._told(),
         )
 

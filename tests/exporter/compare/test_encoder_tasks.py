@@ -245,13 +245,6 @@ def test_the_name_of_a_single_logit_is_that_of_the_yes(folder: ModelFolder) -> N
     assert scored(folder, one_logit("the"), *texts)["acc"] == [1, 0]
 
 
-def test_three_classes_rank_nothing(folder: ModelFolder) -> None:
-    line = {"query": "value", "passages": ["of in", "the a"], "relevant": [1]}
-    three = Encoder("logits", np.zeros((len(WORDS) + 1, 3)), pools=True)
-    with raises(ComparisonError, "no-reranker", 3):
-        scored(folder, three, line)
-
-
 def test_classes_of_pairs(folder: ModelFolder) -> None:
     pairs = [("the", "the", "good"), ("of", "in", "bad")]
     keys = ("sentence1", "sentence2", "label")

@@ -207,12 +207,6 @@ def test_a_slowdown_of_three_percent_is_found(make: Callable[[int], Noise]) -> N
     assert found["faster"] + found["same"] == 0, found
 
 
-def test_the_recorded_machine_was_busy() -> None:
-    with np.load(RECORDED, allow_pickle=False) as file:
-        steps = file["2_threads"]
-    assert 1.5 < np.median(steps) / steps.min() < 4
-
-
 def test_six_recordings_of_five_minutes_are_held_out() -> None:
     with np.load(HELD_OUT, allow_pickle=False) as file:
         seconds = [file[name].astype(np.float64).sum() / 1000 for name in file.files]

@@ -11,14 +11,11 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts.latency import Shape
-from exporter.compare.arms import ComparedArm
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, SharedCache
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners import onnxruntime as prefill_chunks
 from exporter.engines.runners.base import Capabilities
 from exporter.engines.runners.onnxruntime import CHUNK_TOKENS, OnnxRuntimeRunner, chunks, in_chunks
-from exporter.models.graph_facts import read_facts
-from exporter.models.model_folder import find_model
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
@@ -170,15 +167,6 @@ def test_judging_asks_for_all_positions_at_once(tmp_path: Path) -> None:
         assert runner.capabilities.prefill_chunk_tokens == LEAST
         inputs = make_inputs(runner.inputs, Shape("prefill", 1, 11), IDS)
         assert runner.run(inputs, ["logits"])["logits"].shape[1] == 11
-
-
-def test_the_record_of_an_arm_tells_it(tmp_path: Path) -> None:
-    plain = tmp_path / "plain" / "model.onnx"
-    save_model(tiny_model(TinySpec(layers=2)), plain)
-    for path, tokens in ((written(tmp_path), LEAST), (plain, 0)):
-        with OnnxRuntimeRunner(path, threads=1) as runner:
-            arm = ComparedArm((runner,), find_model(path), read_facts(path))
-            assert arm.record().prefill_chunk_tokens == tokens
 
 
 def test_forms_whose_prompts_run_whole(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -250,12 +249,6 @@ def test_a_check_tells_the_step_its_run_and_draws_it(tmp_path: Path) -> None:
     assert CheckReport.model_validate_json(found.to_json()) == found
 
 
-def test_without_a_step_nothing_warns(tmp_path: Path) -> None:
-    found, _ = checked_history(tmp_path, slower=0)
-    assert found.curves[0].points == []
-    assert annotation_lines(found) == []
-
-
 def test_an_old_step_is_told_and_no_longer_warned_of(tmp_path: Path) -> None:
     found, _ = checked_history(tmp_path, slower=20)
     assert len(found.curves[0].points) == 1
@@ -276,11 +269,6 @@ def test_a_line_that_is_cut_off_is_told_and_stays(tmp_path: Path, end: bytes) ->
     report = gate_report().write(tmp_path / "report.json")
     notes = run_check(CheckRequest(report, limits=Limits(max_kl=1), history=path))[0].notes
     assert len([note for note in notes if str(path) in note]) == 2  # cut off, another machine's
-
-
-def test_every_line_of_a_history_is_one_json_object(tmp_path: Path) -> None:
-    _, path = checked_history(tmp_path, slower=0)
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 41
 
 
 def test_a_curve_as_text_has_a_bar_a_run() -> None:

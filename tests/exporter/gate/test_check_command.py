@@ -326,13 +326,8 @@ def test_a_regression_that_isn_t_there_the_second_time_is_none(
 
 
 FOREIGN_COMMANDS = [
-    ["depthcut", "compare", "--help"],
-    ["depthcut", "compare", "--show-config"],
-    ["depthcut", "compare", "x", "y", "-o", "z", "--eval-text", "hf:someone/else"],
-    ["depthcut", "compare", "/proc/self/environ", "/etc/passwd", "-o", "out"],
+    ["depthcut", "compare", "/etc/passwd", "y", "-o", "z", "--eval-text", "hf:someone/else"],
     ["depthcut", "compare", "--config", "/etc/passwd"],
-    ["depthcut", "export", "someone/else", "-o", "out", "--drop-joint", "1"],
-    ["pytest"],
     [],
 ]
 
@@ -433,13 +428,6 @@ def test_what_would_take_the_machine_is_not_measured_again(
         call = ["check", str(path), "--min-speedup", "1.2", *CONFIRM, "1"]
         assert command_line.run(call) == 2
     assert again.calls == []
-
-
-def test_a_regression_that_is_there_each_time_is_one(measured: Path, again: Again) -> None:
-    again.left += [gate_report([SLOW])] * 2
-    call = ["check", str(measured), "--min-speedup", "1.2", *CONFIRM, "2"]
-    assert command_line.run(call) == 1
-    assert again.left == []
 
 
 def test_other_files_confirm_nothing(

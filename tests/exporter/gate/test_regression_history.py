@@ -237,17 +237,6 @@ def test_a_limit_of_no_slowdown_is_one_for_drift_too(
     assert len(found) == told
 
 
-def test_a_report_that_is_checked_twice_is_one_point_of_a_trend(tmp_path: Path) -> None:
-    path, found = tmp_path / "history.jsonl", []
-    for number in [*range(12), 11]:
-        row = gate_row(candidate_ms=80 + number)
-        report = gate_report([row]).write(tmp_path / "report.json")
-        request = CheckRequest(report=report, limits=Limits(max_kl=1), history=path)
-        found.append(run_check(request)[0].drift)
-    assert found[-1] == found[-2]
-    assert found[-1][0].entries == 12
-
-
 def test_a_history_that_is_a_link_is_not_written(tmp_path: Path) -> None:
     kept, secret = tmp_path / "kept", tmp_path / "secret.txt"
     kept.mkdir()
