@@ -174,47 +174,30 @@ def refuse_no_grid(pair: Pair) -> None:
         return
     arms = pair.judged
     for name in (FLOAT_BASELINE, FLOAT_CANDIDATE):
-        _refuse_quantized(name, arms[name])
-    for quantized, original in (("baseline", FLOAT_BASELINE), ("candidate", FLOAT_CANDIDATE)):
-        _refuse_same_file(quantized, arms[quantized], arms[original])
-        _refuse_other_plan(quantized, arms[quantized], arms[original])
-    _refuse_unlike(pair.baseline, pair.candidate)
-
-
-def _refuse_quantized(name: str, arm: ComparedArm) -> None:
-    record = arm.quantization
-    if record is not None:
-        raise ComparisonError(
-            f"The {name} {arm.folder.onnx} is quantised ({record.scheme}).",
-            "Give the model that it was quantised from.",
-            code="baseline-quantized",
-        )
-
-
-def _refuse_same_file(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
-    if quantized.facts.sha256 == original.facts.sha256:
-        raise ComparisonError(
-            f"The {name} {quantized.folder.onnx} and its float form are the same file.",
-            "Name the quantised models first, and what they were quantised from behind --float.",
-            code="same-file",
-        )
-
-
-def _refuse_other_plan(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
-    if quantized.plan() != original.plan():
-        raise ComparisonError(
-            f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} "
-            "lack different sublayers, by their own metadata.",
-            "Give the model that it was quantised from.",
-            code="other-sublayers",
-        )
-
-
-def _refuse_unlike(baseline: ComparedArm, candidate: ComparedArm) -> None:
-    records = baseline.quantization, candidate.quantization
-    if records[0] is None or records[1] is None:
-        return
-    for field in _ALIKE:
+        if record := arms[name].quantization:
+            raise ComparisonError(
+                f"The {name} {arms[name].folder.onnx} is quantised ({record.scheme}).",
+                "Give the model that it was quantised from.",
+                code="baseline-quantized",
+            )
+    for name, of in (("baseline", FLOAT_BASELINE), ("candidate", FLOAT_CANDIDATE)):
+        quantized, original = arms[name], arms[of]
+        if quantized.facts.sha256 == original.facts.sha256:
+            raise ComparisonError(
+                f"The {name} {quantized.folder.onnx} and its float form are the same file.",
+                "Name the quantised models first, and what they were quantised from behind "
+                "--float.",
+                code="same-file",
+            )
+        if quantized.plan() != original.plan():
+            raise ComparisonError(
+                f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} "
+                "lack different sublayers, by their own metadata.",
+                "Give the model that it was quantised from.",
+                code="other-sublayers",
+            )
+    records = [pair.baseline.quantization, pair.candidate.quantization]
+    for field in _ALIKE if all(records) else ():
         first, second = (getattr(record, field) for record in records)
         if first != second:
             raise ComparisonError(
