@@ -128,6 +128,11 @@ def gate_arm(name: str, **changes: Any) -> Arm:
     return Arm(**{**values, **changes})
 
 
+def arms_of(candidate: str, **changes: Any) -> Arms:
+    """The base, and a candidate of this name."""
+    return Arms(baseline=gate_arm("base"), candidate=gate_arm(candidate, **changes))
+
+
 def made_environment(machine: str = "Test CPU", **changes: Any) -> Environment:
     """A machine of two cores."""
     values: dict[str, Any] = {
@@ -177,7 +182,7 @@ def gate_report(
         "versions": {"depthcut": "0.1.0", "onnxruntime": "1.32.0", "torch": "2.13"},
         "command": ["depthcut", "compare", "base", "cand", "-o", "out"],
         "environment": made_environment(machine),
-        "arms": Arms(baseline=gate_arm("base"), candidate=gate_arm("cand")),
+        "arms": arms_of("cand"),
         "parity": [],
         "latency": [gate_row(n) for n in LENGTHS] if rows is None else list(rows),
         "accuracy": gate_accuracy(),

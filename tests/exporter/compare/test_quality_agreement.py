@@ -84,13 +84,6 @@ def test_all_three_agree_with_a_plain_computation(
     assert found.tokens == ids.size
 
 
-def test_kl_is_of_the_candidate_from_the_baseline_and_not_the_reverse() -> None:
-    first, second, ids = table(0), table(1), tokens()
-    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
-    back = compare_pair(TableRunner(second), TableRunner(first), ids, causal=True)
-    assert abs(found.kl_divergence - back.kl_divergence) > 0.01
-
-
 def test_equal_arms_differ_by_exactly_nothing() -> None:
     arm = TableRunner(table(0))
     found = compare_pair(arm, arm, tokens(), causal=True)

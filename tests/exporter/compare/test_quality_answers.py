@@ -111,14 +111,6 @@ def test_generation_beyond_what_a_runner_holds_is_left_out(
     assert accuracy.top1_agreement is not None
 
 
-@pytest.mark.usefixtures("no_timing")
-def test_what_the_model_has_no_positions_for_is_left_out(tmp_path: Path) -> None:
-    arms = language_models(tmp_path, {"max_position_embeddings": 100})
-    accuracy = compare(*map(Path, arms), CompareOptions(eval_tokens=96, threads=1)).accuracy
-    assert accuracy is not None
-    assert accuracy.generation is None
-
-
 @pytest.mark.parametrize("wrong", [{"agreement_prompts": -1}, {"agreement_tokens": 0}])
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -17,9 +17,8 @@ from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort
 from exporter.cli import run
-from exporter.compare.options import CompareOptions, QualityOptions, TaskOptions, TimingOptions
+from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.compare.session import compare
-from exporter.compare.tasks.choosing import evaluate_model
 from exporter.cut.gguf_surgery import cut_gguf
 from exporter.errors import ComparisonError, GgufFileError, UsageError
 from exporter.gate.keys import key_of
@@ -124,17 +123,6 @@ def test_arms_of_two_runtimes_are_no_pair(stand_in: LlamaCpp, files: tuple[Path,
         compare(f"llama.cpp:{files[0]}", f"llama.cpp:{broken}", OPTIONS)
     with raises(UsageError, "onnx-without-engine", "--engine-onnx"):
         compare(*(f"llama.cpp:{file}" for file in files), OPTIONS, onnx=files)
-
-
-def test_tasks_on_llama_cpp(stand_in: LlamaCpp, files: tuple[Path, Path], tmp_path: Path) -> None:
-    task = [{"query": "one two", "choices": ["three", "four five"], "gold": 0}] * 4
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, task)))
-    asked = TaskOptions(tasks=("mine",), task_data=tmp_path)
-    for file in files:
-        report = evaluate_model(f"llama.cpp:{file}", asked, threads=1)
-        assert report.backend == "llama.cpp"
-        assert len(report.scores[0].items) == 4
-    assert not stand_in.alive
 
 
 def test_commands_take_it(

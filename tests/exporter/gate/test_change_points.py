@@ -16,7 +16,7 @@ from exporter.gate.limits import Limits
 from exporter.gate.request import CheckRequest, run_check
 from exporter.report.checks import sparkline
 from exporter.report.ci import annotation_lines, comment, junit
-from tests.made_reports import gate_arm, gate_report, gate_row
+from tests.made_reports import arms_of, gate_arm, gate_report, gate_row
 
 SERIES, NOISE, RUNS = "s" * 64, 0.02, 60
 
@@ -197,7 +197,7 @@ def test_gaps_and_other_machines_leave_the_rest() -> None:
     ],
 )
 def test_a_comment_is_named_by_the_folder_of_its_own(path: str, name: str) -> None:
-    arms = Arms(baseline=gate_arm("base"), candidate=gate_arm("cand", path=path))
+    arms = arms_of("cand", path=path)
     report = gate_report(arms=arms)
     _, title, *_ = comment(check(report, Limits(max_kl=1)), report).splitlines()
     assert title.endswith(f": {name}")

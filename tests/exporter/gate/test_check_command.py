@@ -12,7 +12,6 @@ import pytest
 
 import exporter.cli as command_line
 from exporter.artifacts import (
-    Arms,
     CheckReport,
     ComparisonReport,
 )
@@ -24,7 +23,7 @@ from exporter.gate.keys import FIELDS
 from exporter.gate.limits import Limits
 from exporter.options import value_at
 from exporter.report.checks import model_lines
-from tests.made_reports import gate_arm, gate_report, gate_row
+from tests.made_reports import arms_of, gate_arm, gate_report, gate_row
 from tests.raising import ends_in
 
 TIME = ("--max-slowdown", "3%")
@@ -207,7 +206,7 @@ def test_the_judged_models_are_named(
 
 
 def test_the_earlier_report_s_candidate_is_told_apart() -> None:
-    old = gate_report(arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("then")))
+    old = gate_report(arms=arms_of("then"))
     found = check(gate_report(), Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
     assert found.models is not None
     assert found.models.candidate == "cand/model.onnx"
@@ -433,7 +432,7 @@ def test_what_would_take_the_machine_is_not_measured_again(
 def test_other_files_confirm_nothing(
     measured: Path, again: Again, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arms = Arms(baseline=gate_arm("base"), candidate=gate_arm("other"))
+    arms = arms_of("other")
     again.left.append(gate_report([FAST], arms=arms))
     call = ["check", str(measured), "--min-speedup", "1.2", *CONFIRM, "1"]
     with ends_in(RegressionError, "other-files"):

@@ -36,6 +36,7 @@ from exporter.gate.limits import LIMIT_ON, Figure, Limits, figures
 from exporter.report.checks import interval_words, limit_words
 from exporter.report.words import short_shape
 from tests.made_reports import (
+    arms_of,
     gate_accuracy,
     gate_arm,
     gate_report,
@@ -61,7 +62,7 @@ def timed(ms: float, width: float = 0.01, **more: Any) -> ComparisonReport:
 
 
 def judged(candidate: float = 20.0, arm: str = "cand", **figures: Any) -> ComparisonReport:
-    arms = Arms(baseline=gate_arm("base"), candidate=gate_arm(arm))
+    arms = arms_of(arm)
     return gate_report(accuracy=gate_accuracy(candidate, **figures), arms=arms)
 
 
@@ -84,9 +85,7 @@ def known(reach: float) -> dict[str, Any]:
 
 
 def built(*sizes: int) -> ComparisonReport:
-    arms = Arms(
-        baseline=gate_arm("base"), candidate=gate_arm("c", engines=list(map(engine, sizes)))
-    )
+    arms = arms_of("c", engines=list(map(engine, sizes)))
     return gate_report(arms=arms)
 
 
@@ -152,7 +151,7 @@ def test_a_figure_gets_the_word_that_its_interval_allows(row: int) -> None:
     ("nodes", "word"), [(101, "regressed"), (100, "within_limit"), (99, "improved")]
 )
 def test_nodes_are_counted_and_one_more_is_beyond_a_limit_of_none(nodes: int, word: str) -> None:
-    arms = Arms(baseline=gate_arm("base"), candidate=gate_arm("cand", nodes=nodes))
+    arms = arms_of("cand", nodes=nodes)
     found = against(gate_report(arms=arms), gate_report(), Limits(max_node_increase=0.0))
     assert verdicts(found) == {"nodes graph": word}
 
@@ -250,7 +249,7 @@ def test_perplexity_on_the_same_samples_is_compared_sample_by_sample() -> None:
         accuracy = gate_accuracy(
             perplexity=pair, log_perplexity_increase=spread, sample_losses=losses, **changes
         )
-        arms = Arms(baseline=gate_arm("base"), candidate=gate_arm(name))
+        arms = arms_of(name)
         return gate_report(accuracy=accuracy, arms=arms)
 
     noise = np.random.default_rng(0).normal(0, 0.01, 16)
@@ -431,18 +430,14 @@ OTHERS: dict[str, ComparisonReport] = {
         arms=Arms(baseline=gate_arm("base", backend="b"), candidate=gate_arm("c", backend="b")),
         versions={"onnxruntime": "1.32.0"},
     ),
-    "provider": gate_report(
-        arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("c", provider="CUDA"))
-    ),
-    "precision": gate_report(
-        arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("c", precision="fp16"))
-    ),
+    "provider": gate_report(arms=arms_of("c", provider="CUDA")),
+    "precision": gate_report(arms=arms_of("c", precision="fp16")),
     "device": gate_report(machine="Another CPU"),
     "threads": gate_report(environment=gate_report().environment.model_copy(update={"threads": 1})),
     "shapes": gate_report([gate_row(128)]),
     "text": gate_report(accuracy=gate_accuracy(tokens=512)),
     "versions": gate_report(versions={"onnxruntime": "1.25.0"}),
-    "form": gate_report(arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("c", form=FUSED))),
+    "form": gate_report(arms=arms_of("c", form=FUSED)),
     "quantization": gate_report(
         arms=Arms(
             baseline=gate_arm("base", quantization=EIGHT),
