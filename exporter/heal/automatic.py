@@ -51,11 +51,15 @@ def settled(options: HealOptions, loaded: LoadedModel, progress: Progress = QUIE
 
 
 def _settled(options: HealOptions, loaded: LoadedModel, progress: Progress) -> HealOptions:
-    time_s = options.time_s or USUAL_TIME_S
-    per_token = _OPERATIONS * _multiplied(loaded.model)
-    tokens = int(time_s * operations_per_second() / per_token)
-    reason = _why_no_training(loaded.model, options, tokens, time_s)
-    if reason is None:
+    model, time_s = loaded.model, options.time_s or USUAL_TIME_S
+    tokens = int(time_s * operations_per_second() / (_OPERATIONS * _multiplied(model)))
+    trained = trained_numbers(model, (), options.train, options.used_rank)  # whatever is dropped
+    needed, free = needed_bytes(model, options, trained), free_bytes(model)
+    if free is not None and needed > free:
+        reason = f"training needs about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} are free"
+    elif tokens < _FEWEST_TOKENS:
+        reason = f"about {tokens:,} tokens could be trained on in {time_s / 60:.0f} minutes"
+    else:
         # No more than the time allows: what the model samples takes its time before that.
         tokens = min(options.trained_tokens, tokens)
         progress.say(
@@ -72,9 +76,9 @@ def _multiplied(model: Any) -> int:
 
     A decoder's embedding counts for its head, which is as large.
     """
-    found: int = model.num_parameters()
+    count: int = model.num_parameters()
     table = getattr(model.get_input_embeddings(), "weight", None)  # images have none
-    return found if table is None or predicts_tokens(model) else found - table.numel()
+    return count if table is None or predicts_tokens(model) else count - table.numel()
 
 
 def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold") -> HealOptions:
@@ -84,19 +88,6 @@ def without_training(options: HealOptions, kind: Literal["fold", "best"] = "fold
     if kind == "best":
         kept["replacements"] = usual.replacements
     return replace(options, kind=kind, **kept)
-
-
-def _why_no_training(model: Any, options: HealOptions, tokens: int, time_s: float) -> str | None:
-    trained = trained_numbers(model, (), options.train, options.used_rank)  # whatever is dropped
-    needed, available = needed_bytes(model, options, trained), free_bytes(model)
-    if available is not None and needed > available:
-        return (
-            f"training needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} "
-            "are free"
-        )
-    if tokens < _FEWEST_TOKENS:
-        return f"about {tokens:,} tokens could be trained on in {time_s / 60:.0f} minutes"
-    return None
 
 
 def operations_per_second() -> float:

@@ -219,76 +219,46 @@ _ONE_DOMAIN = "The gain was measured in the calibration's domain only; others ma
 
 def warnings_of(texts: Sequence[HealedText], read: Nouns = TEXTS) -> list[str]:
     """What a reader must know before trusting the gain: domains disagree, or no gain at all."""
-    found = {text.role: text for text in texts}
-    own, other = found.get("calibration"), found.get("other")
+    gains = {text.role: _Gain(text) for text in texts}
+    own, other = gains.get("calibration"), gains.get("other")
     if own is None:
         return []
     if other is None:
         return [_ONE_DOMAIN]
-    unsure = [text for text in (own, other) if _is_unsure(text)]
-    if unsure and all(_is_unsure(text) or _has_gained(text) for text in (own, other)):
-        told = " and ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)
+    unsure = [gain for gain in (own, other) if gain.seems and not gain.is_sure]
+    if unsure and own.seems and other.seems:
+        told = " and ".join(
+            f"on {gain.name} ({gain.text.gain:+.3f} ± {gain.text.gain_std_error or 0.0:.3f} nats)"
+            for gain in unsure
+        )
         return [
             f"The gain may be chance {told}. Measure on more {read.much}: more --samples, or for a "
             "budget more samples of the scores."
         ]
-    if not _has_gained(own) and not _has_gained(other):
+    if not own.is_sure and not other.is_sure:
         return ["Healing gained almost nothing in either domain."]
-    if _has_gained(own) and _has_gained(other) and _alike(own, other):
+    worse, better = sorted((own, other), key=lambda gain: (gain.is_sure, gain.amount))
+    shares = worse.text.gained_share, better.text.gained_share
+    if worse.is_sure and (None in shares or worse.amount >= _ALIKE * better.amount):
         return []
-    worse, better = sorted((own, other), key=_gained)
     return [
-        f"The domains disagree: on {_name(better)} healing recovers {_share(better)} of the "
-        f"lost log-perplexity, on {_name(worse)} {_share(worse)}. Calibrate on {read.much} "
+        f"The domains disagree: on {better.name} healing recovers {better.words} of the "
+        f"lost log-perplexity, on {worse.name} {worse.words}. Calibrate on {read.much} "
         "as in the intended use, or on a mixture."
     ]
 
 
-def _has_gained(text: HealedText) -> bool:
-    return _seems_gained(text) and text.gain > _noise(text)
+class _Gain:
+    """What healing took back on one text."""
 
-
-def _is_unsure(text: HealedText) -> bool:
-    """Whether there seems to be a gain, and more samples may tell."""
-    return _seems_gained(text) and text.gain <= _noise(text)
-
-
-def _seems_gained(text: HealedText) -> bool:
-    share = text.gained_share
-    return text.gain > 0 and (share is None or share >= _LEAST_SHARE) and not _is_further(text)
-
-
-def _is_further(text: HealedText) -> bool:
-    """Whether the answers are further from the whole model's, however likely the text may be."""
-    return text.healed.kl > text.dropped.kl
-
-
-def _noise(text: HealedText) -> float:
-    return _STD_ERRORS * (text.gain_std_error or 0.0)
-
-
-def _gain(text: HealedText) -> str:
-    return f"{text.gain:+.3f} ± {text.gain_std_error or 0.0:.3f} nats"
-
-
-def _gained(text: HealedText) -> tuple[bool, float]:
-    share = text.gained_share
-    return _has_gained(text), text.gain if share is None else share
-
-
-def _alike(one: HealedText, two: HealedText) -> bool:
-    shares = one.gained_share, two.gained_share
-    known = [share for share in shares if share is not None]
-    return len(known) < len(shares) or min(known) >= _ALIKE * max(known)
-
-
-def _name(text: HealedText) -> str:
-    return f"{text.text.source} ({'held out' if text.role == 'calibration' else 'other domain'})"
-
-
-def _share(text: HealedText) -> str:
-    share = text.gained_share
-    told = f"{text.gain:+.3f} nats" if share is None else f"{100 * share:.0f} %"
-    if not _is_further(text):
-        return told
-    return f"{told} (and KL rises from {text.dropped.kl:.3g} to {text.healed.kl:.3g} nats)"
+    def __init__(self, text: HealedText) -> None:
+        share, ends = text.gained_share, {"calibration": "held out", "other": "other domain"}
+        # However likely the text may be, the answers may be further from the whole model's.
+        further = text.healed.kl > text.dropped.kl
+        self.text, self.amount = text, text.gain if share is None else share
+        self.name = f"{text.text.source} ({ends[text.role]})"
+        self.seems = text.gain > 0 and (share is None or share >= _LEAST_SHARE) and not further
+        self.is_sure = self.seems and text.gain > _STD_ERRORS * (text.gain_std_error or 0.0)
+        self.words = f"{text.gain:+.3f} nats" if share is None else f"{100 * share:.0f} %"
+        if further:
+            self.words += f" (and KL rises from {text.dropped.kl:.3g} to {text.healed.kl:.3g} nats)"

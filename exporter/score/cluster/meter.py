@@ -8,7 +8,6 @@ import math
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,10 @@ def cluster_meter(
     embeds: bool | None = None,  # None: where the model predicts no next token
 ) -> Iterator[ClusterMeter]:
     """Workers with the model that measure until the block ends."""
-    setup = partial(_meter, model, text, batch_size, positions, embeds)
+
+    def setup() -> CutMeter[Any]:
+        return meter_here(model.load(), text, batch_size, positions, embeds)
+
     with pool.group(setup) as group:
         starts = range(0, len(text.input_ids), in_couples(batch_size, text.types))
         yield ClusterMeter(group, starts, num_layers)
@@ -151,16 +153,6 @@ def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[D]]) -> list
         whole.setdefault(job.start, first)  # each part of a batch has run it
         rest.setdefault(job.start, []).extend(others)
     return [joined(list(whole.values())), *map(joined, map(list, zip(*rest.values(), strict=True)))]
-
-
-def _meter(
-    model: ModelAddress,
-    text: CalibrationText,
-    batch_size: int,
-    positions: int,
-    embeds: bool | None,
-) -> CutMeter[Any]:
-    return meter_here(model.load(), text, batch_size, positions, embeds)
 
 
 def measured(meter: CutMeter[D], job: CutJob) -> list[D]:

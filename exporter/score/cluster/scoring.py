@@ -140,17 +140,12 @@ class ScoringSetup:
     batch_size: int
     positions: int
 
-    def begin(self) -> ScoringWorker:
+    def begin(self) -> tuple[ScoredModel, list[Metric]]:
         """Loads the model, in the worker."""
         model = self.model.load().model
-        scored = ScoredModel(
-            model,
-            layer_modules(model),
-            self.text,
-            batch_size=self.batch_size,
-            positions=self.positions,
-        )
-        return ScoringWorker(scored, metrics_named(self.metrics))
+        layers, size = layer_modules(model), self.batch_size
+        scored = ScoredModel(model, layers, self.text, size, positions=self.positions)
+        return scored, metrics_named(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -176,34 +171,23 @@ class GradientJob:
 ScoringJob = StreamJob | GradientJob | CutJob
 
 
-class ScoringWorker:
-    """A worker's model, and what it is scored by."""
+def work(
+    state: tuple[ScoredModel, list[Metric]], job: ScoringJob
+) -> tuple[Floats, Floats] | Floats | list[Damage]:
+    """Does one piece, in the worker.
 
-    def __init__(self, scored: ScoredModel, metrics: Sequence[Metric]) -> None:
-        self._scored = scored
-        self._of_stream = of_kind(metrics, StreamMetric)
-        self._of_gradients = of_kind(metrics, GradientMetric)
-
-    def do(self, job: ScoringJob) -> tuple[Floats, Floats] | Floats | list[Damage]:
-        """Does one piece.
-
-        Of a stream its sums ``[metrics, layers, units, batch]`` and counts ``[batch]``; of
-        gradients ``[metrics, layers, units]``; of cuts their damages.
-        """
-        scored = self._scored
-        first = job.sample if isinstance(job, GradientJob) else job.start
-        batch = scored.batches[first // len(scored.batches[0].ids)]
-        if isinstance(job, StreamJob):
-            return stream_sums(scored, self._of_stream, batch)
-        try:
-            if isinstance(job, GradientJob):
-                return gradient_sums(scored, self._of_gradients, job.sample)
-            return measured(answer_meter(scored), job)
-        except ScoringError:
-            refuse_not_finite(scored, [batch])
-            raise
-
-
-def work(worker: ScoringWorker, job: ScoringJob) -> Any:
-    """Does one piece, in the worker."""
-    return worker.do(job)
+    Of a stream its sums ``[metrics, layers, units, batch]`` and counts ``[batch]``; of gradients
+    ``[metrics, layers, units]``; of cuts their damages.
+    """
+    scored, metrics = state
+    first = job.sample if isinstance(job, GradientJob) else job.start
+    batch = scored.batches[first // scored.batch_size]
+    if isinstance(job, StreamJob):
+        return stream_sums(scored, of_kind(metrics, StreamMetric), batch)
+    try:
+        if isinstance(job, GradientJob):
+            return gradient_sums(scored, of_kind(metrics, GradientMetric), job.sample)
+        return measured(answer_meter(scored), job)
+    except ScoringError:
+        refuse_not_finite(scored, [batch])
+        raise
