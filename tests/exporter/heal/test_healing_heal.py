@@ -153,13 +153,6 @@ def test_domains_that_share_nothing_are_warned_of(loaded: Any, texts: tuple[str,
     assert alike.warnings == []
 
 
-def test_a_mixture_takes_alike_much_of_each_text(loaded: Any, texts: tuple[str, str]) -> None:
-    found = healed(loaded, texts, calibration=texts, check_text="pydoc").report.healing
-    assert all(11 <= ref.samples <= 12 for ref in found.calibration)  # documents stay whole
-    assert found.texts[0].text.samples == 32 - sum(ref.samples for ref in found.calibration)
-    assert len({ref.sha256 for ref in found.calibration}) == 2
-
-
 def test_both_halves_of_what_is_held_out_are_mixtures(loaded: Any, texts: tuple[str, str]) -> None:
     """`best` would else choose on one text alone and be judged on the other."""
     from exporter.heal.fit import held_out_tokens

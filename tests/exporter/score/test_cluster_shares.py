@@ -11,7 +11,7 @@ import pytest
 from exporter import cli
 from exporter.errors import ClusterError, MissingDependencyError
 from exporter.models.ablation.damage import Damage
-from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages
+from exporter.score.cluster.meter import cut_jobs, joined_damages
 from exporter.score.cluster.pool import allocate, open_pool
 from tests.raising import raises
 
@@ -37,11 +37,6 @@ def test_machines_are_divided(
     assert room.threads == room.cpus
 
 
-def test_threads_are_what_the_caller_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert allocate([8], None, local=True).threads == 3
-
-
 def test_whole_machines_are_not_shared() -> None:
     room = allocate([16, 16, 8], None, local=False, whole_nodes=True)
     assert (room.workers, room.cpus) == (2, 16)
@@ -63,12 +58,6 @@ def test_cuts_are_shared_out_where_batches_are_too_few(workers: int, parts: int)
     for start in (0, 4):
         told = [cut for job in jobs if job.start == start for cut in job.others]
         assert told == others
-
-
-def test_few_cuts_stay_together() -> None:
-    others = [((layer, "mlp"),) for layer in range(7)]
-    assert len(cut_jobs([0], 8, (), others)) == 1
-    assert cut_jobs([0, 4], 3, (), []) == [CutJob(0, (), ()), CutJob(4, (), ())]
 
 
 def test_damages_are_joined_in_the_order_of_the_text() -> None:
