@@ -103,14 +103,11 @@ def _add_calls(log: Path, lines: Sequence[Try], place: Place) -> None:
     from tests.hostile.judge import without_races
     from tests.hostile.watch import Rules
 
-    seen = system_calls.by_process(log)
-    seen.pop(next(iter(seen)))  # the job itself, which clears up; numbers of processes begin anew
-    ends = [*(line["pid"] for line in lines[1:]), sys.maxsize]
-    for line, end in zip(lines, ends, strict=False):
+    by_try = system_calls.by_try(log, [line["pid"] for line in lines])
+    for line, calls in zip(lines, by_try, strict=True):
         rules = Rules(
             place, place.work / line["folder"], own_code="--trust-remote-code" in line["arguments"]
         )
-        calls = [call for pid in sorted(seen) if line["pid"] <= pid < end for call in seen[pid]]
         line["calls"] = len(calls)
         found = sorted(set(system_calls.faults(calls, rules)))
         line["faults"] += without_races(found, line["kinds"], line["code"])[:20]

@@ -76,7 +76,7 @@ def _faults(
     yield from ended.told
     yield from _ending(ended, several=command.name == "sweep", meanwhile=bool(spoilt.changing))
     yield from _printed(ended)
-    yield from _active_results(ended, spoilt.place, earlier)
+    yield from _active_results(ended, spoilt, earlier)
     if (
         ended.code not in (0, REFUSED)
         and spoilt.must_be_refused
@@ -125,11 +125,16 @@ def _printed(ended: Ended) -> Iterator[str]:
             yield f"outside: a secret is printed: {text[max(0, text.find(CANARY) - 80) :][:160]!r}"
 
 
-def _active_results(ended: Ended, place: Place, earlier: Mapping[str, Told]) -> Iterator[str]:
-    """Control characters and commands in what others read: JSON has escapes, text has none left."""
-    for name in results(place):
-        path = place.out / name
+def _active_results(ended: Ended, spoilt: Spoilt, earlier: Mapping[str, Told]) -> Iterator[str]:
+    """Control characters and commands in what others read: JSON has escapes, text has none left.
+
+    The model's own files are copied as they are.
+    """
+    for name in results(spoilt.place):
+        path, own = spoilt.place.out / name, spoilt.folder / Path(name).name
         if ended.code < 0 or name in earlier or path.suffix not in _TEXTS or not path.is_file():
+            continue
+        if own.is_file() and own.read_bytes() == path.read_bytes():
             continue
         for line in path.read_bytes().decode("utf-8", "surrogateescape").split("\n"):
             if _ACTIVE.search(line) or line.lstrip().startswith(("::", "##[", "##vso[")):

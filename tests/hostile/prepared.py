@@ -43,7 +43,8 @@ def links_of_ours(spoilt: Spoilt, rng: random.Random) -> None:
     spoilt.note(kind)
     if kind in ("folder", "above"):
         target = (
-            home if kind == "folder" else home.parent if home.parent != spoilt.place.out else home
+            # What -o names is the user's own, be it a link.
+            home.parent if kind == "above" and ".depthcut" in home.parent.parts else home
         )
         if not os.path.lexists(target):
             _made(target.parent)

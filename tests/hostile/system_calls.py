@@ -7,8 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tests.hostile.watch import Rules
@@ -29,23 +28,32 @@ def command(log: Path) -> list[str]:
     "-e", "signal=none", "-o", str(log)]  # fmt: skip
 
 
-def by_process(log: Path) -> dict[int, list[str]]:
-    """Each process's and thread's lines; those of a call that was interrupted are put together."""
-    found: dict[int, list[str]] = defaultdict(list)
+def by_try(log: Path, pids: Sequence[int]) -> list[list[str]]:
+    """The lines of each try, which begin with the first of its process; an interrupted call is one.
+
+    Numbers of processes begin anew when all were used, so the order counts. The first line is that
+    of the job itself, which prepares and clears up.
+    """
+    lines_of: list[list[str]] = [[] for _ in pids]
+    job, current = 0, -1
     begun: dict[int, str] = {}
     with log.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             pid, _, rest = line.rstrip("\n").partition(" ")
             rest = rest.strip()
-            if not pid.isdigit():
+            job = job or int(pid)
+            if not pid.isdigit() or int(pid) == job:
                 continue
+            if current + 1 < len(pids) and int(pid) == pids[current + 1]:
+                current += 1
             if rest.endswith("<unfinished ...>"):
                 begun[int(pid)] = rest.removesuffix("<unfinished ...>").rstrip()
                 continue
             if rest.startswith("<... "):
                 rest = begun.pop(int(pid), "") + rest.partition(" resumed>")[2]
-            found[int(pid)].append(rest)
-    return found
+            if current >= 0:
+                lines_of[current].append(rest)
+    return lines_of
 
 
 def faults(lines: Iterable[str], rules: Rules) -> Iterator[str]:

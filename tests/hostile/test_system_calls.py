@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.place import Place
-from tests.hostile.system_calls import by_process, faults
+from tests.hostile.system_calls import by_try, faults
 from tests.hostile.watch import Rules
 
 ROOT = "/tmp/place"
@@ -56,10 +56,15 @@ def test_what_is_wrong(rules: Rules, line: str) -> None:
     assert len(list(faults([line], rules))) == 1
 
 
-def test_calls_that_were_interrupted_are_put_together(tmp_path: Path) -> None:
+def test_calls_go_to_the_try_that_runs(tmp_path: Path) -> None:
+    """The job has 5; the second try uses the number 8 of the first one's helper again."""
     log = tmp_path / "log"
     log.write_text(
-        '7 open("/a", O_RDONLY <unfinished ...>\n8 mkdir("/b", 0700) = 0\n'
-        '7 <... open resumed>) = 3</a>\n8 rmdir("/b" <unfinished ...>\n'
+        '5 chmod("/x", 0700) = 0\n7 open("/a", O_RDONLY <unfinished ...>\n8 mkdir("/b", 0700) = 0\n'
+        '7 <... open resumed>) = 3</a>\n5 chmod("/x", 0) = 0\n6 mkdir("/c", 0700) = 0\n'
+        '8 rmdir("/c") = 0\n'
     )
-    assert by_process(log) == {7: ['open("/a", O_RDONLY) = 3</a>'], 8: ['mkdir("/b", 0700) = 0']}
+    assert by_try(log, [7, 6]) == [
+        ['mkdir("/b", 0700) = 0', 'open("/a", O_RDONLY) = 3</a>'],
+        ['mkdir("/c", 0700) = 0', 'rmdir("/c") = 0'],
+    ]
