@@ -67,17 +67,81 @@ def tiny_feed(
     return feed
 
 
-class _Builder:
-    def __init__(self, spec: TinySpec, seed: int) -> None:
-        self._spec = spec
+class GraphBuilder:
+    """Collects the nodes, weights and ends of a graph."""
+
+    def __init__(self, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
         self._nodes: list[ir.Node] = []
         self._weights: list[ir.Value] = []
-        self._inputs = [
-            _input("input_ids", ir.DataType.INT64, "batch", "seq"),
-            _input("attention_mask", ir.DataType.INT64, "batch", "total"),
-        ]
+        self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
+
+    def _model(self, name: str, logits: ir.Value, **opsets: int) -> ir.Model:
+        """The graph; ``default`` is the opset of ONNX's own operators."""
+        imports = {domain.replace("_", "."): version for domain, version in opsets.items()}
+        imports[""] = imports.pop("default")
+        graph = ir.Graph(
+            self._inputs,
+            [logits, *self._outputs],
+            nodes=self._nodes,
+            initializers=self._weights,
+            opset_imports=imports,
+            name=name,
+        )
+        return ir.Model(graph, ir_version=10, producer_name="depthcut tests")
+
+    def _length(self, value: ir.Value, axis: int) -> ir.Value:
+        return self._op("Squeeze", self._op("Shape", value, start=axis, end=axis + 1))
+
+    def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
+        value.name = name
+        declare(value, ir.DataType.FLOAT, *dims)
+
+    def _constant(self, data: Any) -> ir.Value:
+        return self._initializer(np.asarray(data))
+
+    def _number(self, data: float) -> ir.Value:
+        return self._initializer(np.array(data, np.float32))
+
+    def _initializer(self, data: np.ndarray[Any, Any]) -> ir.Value:
+        name = f"w{len(self._weights)}"
+        tensor = ir.tensor(data, name=name)
+        value = declared(name, tensor.dtype, *data.shape)
+        value.const_value = tensor
+        self._weights.append(value)
+        return value
+
+    def _op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        return self._add(ir.node(op_type, list(inputs), attributes or None))[0]
+
+    def _add(self, node: ir.Node) -> Sequence[ir.Value]:
+        number = len(self._nodes)
+        node.name = f"n{number}"
+        for place, value in enumerate(node.outputs):
+            value.name = f"v{number}.{place}" if place else f"v{number}"
+        self._nodes.append(node)
+        return node.outputs
+
+
+def declare(value: ir.Value, dtype: ir.DataType, *dims: int | str) -> None:
+    """Gives a value a type and a shape."""
+    value.type, value.shape = ir.TensorType(dtype), ir.Shape(dims)
+
+
+def declared(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
+    """A new value with a type and a shape."""
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
+
+
+class _Builder(GraphBuilder):
+    def __init__(self, spec: TinySpec, seed: int) -> None:
+        super().__init__(seed)
+        self._spec = spec
+        self._inputs = [
+            declared("input_ids", ir.DataType.INT64, "batch", "seq"),
+            declared("attention_mask", ir.DataType.INT64, "batch", "total"),
+        ]
         self._pasts: list[tuple[ir.Value, ir.Value]] = []
         if spec.cache:
             for layer in range(spec.layers):
@@ -94,15 +158,7 @@ class _Builder:
         head = table if table is not None else self._weight(HIDDEN, VOCABULARY)
         logits = self._op("MatMul", self._norm(x), head)
         self._publish(logits, "logits", "batch", "seq", VOCABULARY)
-        graph = ir.Graph(
-            self._inputs,
-            [logits, *self._outputs],
-            nodes=self._nodes,
-            initializers=self._weights,
-            opset_imports={"": 23 if self._spec.fused else 18},
-            name="tiny",
-        )
-        return ir.Model(graph, ir_version=10, producer_name="depthcut tests")
+        return self._model("tiny", logits, default=23 if self._spec.fused else 18)
 
     def _layer(self, x: ir.Value, layer: int) -> ir.Value:
         form = self._spec.form
@@ -201,9 +257,6 @@ class _Builder:
             return self._length(key, 2)
         return self._op("Gather", self._op("Shape", key), self._constant(np.int64(2)))
 
-    def _length(self, value: ir.Value, axis: int) -> ir.Value:
-        return self._op("Squeeze", self._op("Shape", value, start=axis, end=axis + 1))
-
     def _heads(self, x: ir.Value) -> ir.Value:
         projected = self._op("MatMul", x, self._weight(HIDDEN, HIDDEN))
         size = self._constant(np.array([0, 0, HEADS, HEAD_DIM]))
@@ -214,7 +267,7 @@ class _Builder:
 
     def _past(self, layer: int, part: str) -> ir.Value:
         name = f"past_key_values.{layer}.{part}"
-        value = _input(name, ir.DataType.FLOAT, "batch", HEADS, "past", HEAD_DIM)
+        value = declared(name, ir.DataType.FLOAT, "batch", HEADS, "past", HEAD_DIM)
         self._inputs.append(value)
         return value
 
@@ -223,35 +276,5 @@ class _Builder:
             self._publish(cache, f"present.{layer}.{part}", "batch", HEADS, "total", HEAD_DIM)
             self._outputs.append(cache)
 
-    def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
-        value.name, value.shape = name, ir.Shape(dims)
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-
     def _weight(self, *shape: int) -> ir.Value:
-        data = self._rng.standard_normal(shape).astype(np.float32)
-        return self._initializer(data)
-
-    def _constant(self, data: Any) -> ir.Value:
-        return self._initializer(np.asarray(data))
-
-    def _initializer(self, data: np.ndarray[Any, Any]) -> ir.Value:
-        name = f"w{len(self._weights)}"
-        tensor = ir.tensor(data, name=name)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(data.shape),
-            const_value=tensor,
-        )
-        self._weights.append(value)
-        return value
-
-    def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        made = ir.node(op_type, list(inputs), attributes or None, name=f"n{len(self._nodes)}")
-        made.outputs[0].name = f"v{len(self._nodes)}"
-        self._nodes.append(made)
-        return made.outputs[0]
-
-
-def _input(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
+        return self._initializer(self._rng.standard_normal(shape).astype(np.float32))

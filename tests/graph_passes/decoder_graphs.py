@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from tests.tiny_graphs import GraphBuilder, declare, declared
+
 HIDDEN, HEADS, KV_HEADS, SIZE, VOCABULARY, POSITIONS = 32, 4, 2, 32, 11, 32
 _FAR_BELOW = float(np.finfo(np.float32).min)
 
@@ -59,21 +61,18 @@ def decoder_feed(
     return feed
 
 
-class _Builder:
+class _Builder(GraphBuilder):
     def __init__(self, spec: DecoderSpec, seed: int) -> None:
+        super().__init__(seed)
         self._spec = spec
-        self._rng = np.random.default_rng(seed)
-        self._nodes: list[ir.Node] = []
-        self._weights: list[ir.Value] = []
         tokens = (
             ("input_ids", "sequence"),
             ("attention_mask", "total"),
             ("position_ids", "sequence"),
         )
         self._ids, self._told, self._positions = self._inputs = [
-            _value(name, ir.DataType.INT64, "batch", dim) for name, dim in tokens
+            declared(name, ir.DataType.INT64, "batch", dim) for name, dim in tokens
         ]
-        self._outputs: list[ir.Value] = []
 
     def build(self) -> ir.Model:
         x = self._op("Gather", self._weight(VOCABULARY, HIDDEN), self._ids)
@@ -93,12 +92,8 @@ class _Builder:
             inner = self._op("Relu", self._project(self._norm(x, HIDDEN), 48))
             x = self._op("Add", x, self._project(inner, HIDDEN, 48))
         logits = self._op("MatMul", self._norm(x, HIDDEN), self._weight(HIDDEN, VOCABULARY))
-        _publish(logits, "logits", "batch", "sequence", VOCABULARY)
-        graph = ir.Graph(
-            self._inputs, [logits, *self._outputs], nodes=self._nodes,
-            initializers=self._weights, opset_imports={"": 23}, name="decoder",
-        )  # fmt: skip
-        return ir.Model(graph, ir_version=10, producer_name="depthcut tests")
+        self._publish(logits, "logits", "batch", "sequence", VOCABULARY)
+        return self._model("decoder", logits, default=23)
 
     def _attention(
         self, x: ir.Value, pasts: list[ir.Value], mask: ir.Value, layer: int
@@ -110,7 +105,7 @@ class _Builder:
             for past, new in zip(pasts, (key, value), strict=True)
         ]
         for cache, part in zip(caches, ("key", "value"), strict=True):
-            _publish(cache, f"present.{layer}.{part}", "batch", KV_HEADS, "total", SIZE)
+            self._publish(cache, f"present.{layer}.{part}", "batch", KV_HEADS, "total", SIZE)
             self._outputs.append(cache)
         keys, values = (self._repeated(cache) for cache in caches)
         found = self._attended(query, keys, values, mask)
@@ -160,7 +155,7 @@ class _Builder:
         sizes[axis] = HEADS // KV_HEADS
         wide = self._op("Expand", wide, self._constant(sizes))
         made = self._op("Reshape", wide, self._constant([0, HEADS, -1, SIZE]))
-        _declare(made, ir.DataType.FLOAT, "batch", HEADS, "total", SIZE)  # an exporter knows it
+        declare(made, ir.DataType.FLOAT, "batch", HEADS, "total", SIZE)  # an exporter knows it
         return made
 
     @property
@@ -221,18 +216,15 @@ class _Builder:
         told = self._op("Cast", self._told, to=ir.DataType.BOOL.value)
         told = self._op("Unsqueeze", told, self._constant([1, 2]))
         seen = self._op("And", seen, told)
-        _declare(seen, ir.DataType.BOOL, "batch", 1, "sequence", "total")
+        declare(seen, ir.DataType.BOOL, "batch", 1, "sequence", "total")
         if self._spec.mask != "alibi":
             return seen
         slope = self._op("Mul", self._op("Cast", keys, to=1), self._number(0.1))
         return self._op("Where", seen, slope, self._number(_FAR_BELOW))
 
-    def _length(self, value: ir.Value, axis: int) -> ir.Value:
-        return self._op("Squeeze", self._op("Shape", value, start=axis, end=axis + 1))
-
     def _past(self, layer: int, part: str) -> ir.Value:
         name = f"past_key_values.{layer}.{part}"
-        return _value(name, ir.DataType.FLOAT, "batch", KV_HEADS, "past", SIZE)
+        return declared(name, ir.DataType.FLOAT, "batch", KV_HEADS, "past", SIZE)
 
     def _project(self, x: ir.Value, width: int, source: int = HIDDEN) -> ir.Value:
         made = self._op("MatMul", x, self._weight(source, width))
@@ -248,38 +240,3 @@ class _Builder:
 
     def _weight(self, *shape: int) -> ir.Value:
         return self._initializer(self._rng.normal(0, 0.3, shape).astype(np.float32))
-
-    def _constant(self, data: int | list[int]) -> ir.Value:
-        return self._initializer(np.array(data, np.int64))
-
-    def _number(self, data: float) -> ir.Value:
-        return self._initializer(np.array(data, np.float32))
-
-    def _initializer(self, data: np.ndarray[Any, Any]) -> ir.Value:
-        name = f"w{len(self._weights)}"
-        tensor = ir.tensor(data, name=name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape),
-            const_value=tensor,
-        )  # fmt: skip
-        self._weights.append(value)
-        return value
-
-    def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        made = ir.node(op_type, list(inputs), attributes or None, name=f"n{len(self._nodes)}")
-        made.outputs[0].name = f"v{len(self._nodes)}"
-        self._nodes.append(made)
-        return made.outputs[0]
-
-
-def _value(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
-
-
-def _publish(value: ir.Value, name: str, *dims: int | str) -> None:
-    value.name = name
-    _declare(value, ir.DataType.FLOAT, *dims)
-
-
-def _declare(value: ir.Value, dtype: ir.DataType, *dims: int | str) -> None:
-    value.type, value.shape = ir.TensorType(dtype), ir.Shape(dims)

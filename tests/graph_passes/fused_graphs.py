@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from tests.tiny_graphs import GraphBuilder, declared
+
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY, INNER = 32, 2, 16, 11, 48
 _BLOCK, _MAX_POSITIONS = 16, 16
 
@@ -69,15 +71,14 @@ def fused_feed(
     return feed
 
 
-class _Builder:
+class _Builder(GraphBuilder):
     def __init__(self, spec: FusedSpec, seed: int) -> None:
+        super().__init__(seed)
         self._spec = spec
-        self._rng = np.random.default_rng(seed)
-        self._nodes: list[ir.Node] = []
-        self._weights: list[ir.Value] = []
-        ids = _value("input_ids", ir.DataType.INT32, "batch", "seq")
-        mask = _value("attention_mask", ir.DataType.INT32, "batch", "total")
-        self._inputs, self._outputs = [ids, mask], list[ir.Value]()
+        self._inputs = [
+            declared("input_ids", ir.DataType.INT32, "batch", "seq"),
+            declared("attention_mask", ir.DataType.INT32, "batch", "total"),
+        ]
 
     def build(self) -> ir.Model:
         stream, normed = self._embed()
@@ -91,16 +92,8 @@ class _Builder:
                 self._publish(stream, "hidden_states", "batch", "seq", HIDDEN)
             stream, normed = self._join(stream, self._mlp(normed))
         logits = self._op("MatMul", normed, self._weight(HIDDEN, VOCABULARY))
-        self._publish(logits, "logits", "batch", "seq", VOCABULARY)
-        graph = ir.Graph(
-            self._inputs,
-            [logits, *self._outputs[:-1]],
-            nodes=self._nodes,
-            initializers=self._weights,
-            opset_imports={"": 21, "com.microsoft": 1},
-            name="fused",
-        )
-        return ir.Model(graph, ir_version=10, producer_name="depthcut tests")
+        super()._publish(logits, "logits", "batch", "seq", VOCABULARY)
+        return self._model("fused", logits, default=21, com_microsoft=1)
 
     def _embed(self) -> tuple[ir.Value, ir.Value]:
         """The stream, and what the first sublayer reads: its norm, or for BERT the same."""
@@ -194,28 +187,16 @@ class _Builder:
         )[0]  # fmt: skip
 
     def _past(self, name: str, *packed: int, head: int | str = HEAD_DIM) -> ir.Value:
-        value = _value(name, ir.DataType.FLOAT, *packed, "batch", HEADS, "past", head)
+        value = declared(name, ir.DataType.FLOAT, *packed, "batch", HEADS, "past", head)
         self._inputs.append(value)
         return value
 
     def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
-        value.name, value.shape = name, ir.Shape(dims)
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+        super()._publish(value, name, *dims)
         self._outputs.append(value)
 
     def _weight(self, *shape: int, scale: float = 0.2) -> ir.Value:
         return self._constant((self._rng.standard_normal(shape) * scale).astype(np.float32))
-
-    def _constant(self, data: np.ndarray[Any, Any]) -> ir.Value:
-        name = f"w{len(self._weights)}"
-        tensor = ir.tensor(data, name=name)
-        value = _value(name, tensor.dtype, *data.shape)
-        value.const_value = tensor
-        self._weights.append(value)
-        return value
-
-    def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        return self._add(ir.node(op_type, list(inputs), attributes or None))[0]
 
     def _ms(
         self, op_type: str, inputs: list[Any], outputs: int, **attributes: Any
@@ -223,19 +204,8 @@ class _Builder:
         node = ir.node(
             op_type, inputs, attributes or None, domain="com.microsoft", num_outputs=outputs
         )
-        made = self._add(node)
+        made = list(self._add(node))
         if op_type.startswith("Skip"):
             for value in made[1:3]:
                 value.name = ""
         return made
-
-    def _add(self, node: ir.Node) -> list[ir.Value]:
-        node.name = f"n{len(self._nodes)}"
-        for i, value in enumerate(node.outputs):
-            value.name = f"v{len(self._nodes)}.{i}"
-        self._nodes.append(node)
-        return list(node.outputs)
-
-
-def _value(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
