@@ -1,4 +1,4 @@
-"""Tiny random models of several families: export, cut, compare with PyTorch."""
+"""One exported graph at every size of its inputs, against PyTorch."""
 
 from __future__ import annotations
 
@@ -11,48 +11,6 @@ from tiny_torch import tiny_loaded
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 TOLERANCE = 1e-5
-
-
-@pytest.mark.parametrize(
-    ("family", "opset"),
-    [("mixtral", 20), ("llama", 23)],
-)
-def test_export_and_cuts_equal_pytorch(family: str, opset: int, tmp_path: Path) -> None:
-    from exporter.artifacts import PlannedDeletion
-    from exporter.cut.options import CutOptions
-    from exporter.cut.surgery import prune_file
-    from exporter.export.parity import check_export
-    from exporter.export.torch_export import export_onnx
-
-    loaded = tiny_loaded(family)
-    baseline = export_onnx(loaded, tmp_path / "baseline", opset=opset)
-    checks = check_export(loaded, baseline)
-    for layer, kind in ((0, "attention"), (1, "mlp"), (1, "block")):
-        cut = [PlannedDeletion(layer=layer, kind=kind)]
-        path = tmp_path / f"{kind}{layer}" / "model.onnx"
-        prune_file(baseline, path, cut, CutOptions(verify="oracle"))
-        checks += check_export(loaded, path, deletions=cut)
-    assert len(checks) == 16
-    assert max(check.max_abs_error for check in checks) < TOLERANCE
-
-
-def test_an_encoder_and_its_cuts_equal_pytorch(tmp_path: Path) -> None:
-    from exporter.artifacts import PlannedDeletion
-    from exporter.cut.options import CutOptions
-    from exporter.cut.surgery import prune_file
-    from exporter.export.parity import check_export
-    from exporter.export.torch_export import export_onnx
-
-    loaded = tiny_loaded("bert")
-    baseline = export_onnx(loaded, tmp_path / "baseline")
-    checks = check_export(loaded, baseline)
-    for layer, kind in ((0, "attention"), (1, "mlp")):
-        cut = [PlannedDeletion(layer=layer, kind=kind)]
-        path = tmp_path / f"{kind}{layer}" / "model.onnx"
-        prune_file(baseline, path, cut, CutOptions(verify="oracle"))
-        checks += check_export(loaded, path, deletions=cut)
-    assert [check.phase for check in checks] == ["encode"] * 3
-    assert max(check.max_abs_error for check in checks) < TOLERANCE
 
 
 def test_one_graph_serves_every_size(tmp_path: Path) -> None:
