@@ -24,8 +24,8 @@ from tests.architectures.catalogue import Architecture
 from tests.architectures.exports import Exported, export
 from tests.architectures.graphs import subject_of
 from tests.architectures.models import Silenced, build, silenced, sublayer_modules
-from tests.architectures.rows import COUNTS, TOLERANCE, Row
 from tests.architectures.subjects import Step, Subject
+from tests.architectures.table import COUNTS, TOLERANCE, Row
 
 Arrays = dict[str, NDArray[Any]]
 Cut = frozenset[SublayerRef]

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.architectures.catalogue import CATALOGUE, Architecture
-from tests.architectures.rows import TOLERANCE, Row
-from tests.architectures.table import table
+from tests.architectures.table import TOLERANCE, Row, table
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "out" / "architectures.json"

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.architectures.catalogue import CATALOGUE
-from tests.architectures.rows import TOLERANCE, Row
-from tests.architectures.table import table
+from tests.architectures.table import TOLERANCE, Row, table
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "graph_passes" / "docs" / "architectures.md"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.dialects import tiny
+from tests.exporter.tiny_families import tiny_tokenizer
 from tests.tiny_torch import tiny_loaded
 
 
@@ -61,7 +61,7 @@ def dynamo(family: str, opset: int, dtype: str = "float32") -> Maker:
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
         from exporter.export.torch_export import export_onnx
 
-        return export_onnx(tiny.loaded(family, layers, dtype=dtype), folder, opset=opset)
+        return export_onnx(loaded(family, layers, dtype=dtype), folder, opset=opset)
 
     return make
 
@@ -72,17 +72,17 @@ def torchscript(family: str, opset: int) -> Maker:
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
         import torch
 
-        made = tiny.loaded(family, layers, eager=True)
+        made = loaded(family, layers, eager=True)
         if family == "bert":
-            module, example = tiny.flat_encoder(made)
-            inputs, outputs = tiny.ENCODER_INPUTS, ["last_hidden_state"]
+            module, example = flat_encoder(made)
+            inputs, outputs = ENCODER_INPUTS, ["last_hidden_state"]
         else:
-            module, example, interface = tiny.flat_decoder(made)
+            module, example, interface = flat_decoder(made)
             inputs, outputs = interface.input_names, interface.output_names
         path = folder / "model.onnx"
         torch.onnx.export(
             module, example, str(path), dynamo=False, opset_version=opset, input_names=inputs,
-            output_names=outputs, dynamic_axes=tiny.axes(inputs, outputs),
+            output_names=outputs, dynamic_axes=axes(inputs, outputs),
         )  # fmt: skip
         return path
 
@@ -95,7 +95,7 @@ def transformers_exporter(shop: Workshop, folder: Path, layers: int) -> Path:
     from transformers import DynamicCache
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    model = tiny.loaded("llama", layers).model
+    model = loaded("llama", layers).model
     past = DynamicCache(config=model.config)
     model(input_ids=torch.ones(2, 5, dtype=torch.long), past_key_values=past, use_cache=True)
     inputs = {
@@ -115,7 +115,7 @@ def optimum(family: str) -> Maker:
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
         from exporter.export.forms.portable import export_with_optimum
 
-        return export_with_optimum(tiny.loaded(family, layers), folder)
+        return export_with_optimum(loaded(family, layers), folder)
 
     return make
 
@@ -137,8 +137,8 @@ def genai(precision: str, family: str = "llama") -> Maker:
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
         from onnxruntime_genai.models import builder
 
-        checkpoint = str(tiny.checkpoint(folder / "checkpoint", family, layers))
-        place = [checkpoint, "", str(folder / "built"), precision, "cpu", str(folder / "cache")]
+        written = str(checkpoint(folder / "checkpoint", family, layers))
+        place = [written, "", str(folder / "built"), precision, "cpu", str(folder / "cache")]
         builder.create_model(*place, **builder.parse_extra_options(*place, []))
         return folder / "built" / "model.onnx"
 
@@ -157,8 +157,8 @@ def transformers_optimizer(
         options = FusionOptions(model_type)
         options.use_multi_head_attention = multi_head
         fused = optimize_model(
-            str(shop.make(name, source, layers)), model_type=model_type, num_heads=tiny.HEADS,
-            hidden_size=tiny.HIDDEN, optimization_options=options, opt_level=0,
+            str(shop.make(name, source, layers)), model_type=model_type, num_heads=HEADS,
+            hidden_size=HIDDEN, optimization_options=options, opt_level=0,
         )  # fmt: skip
         fused.save_model_to_file(str(folder / "model.onnx"))
         return folder / "model.onnx"
@@ -229,3 +229,96 @@ def quantised_int4(source: Maker, name: str) -> Maker:
         return folder / "model.onnx"
 
     return make
+
+
+HEADS, HIDDEN = 4, 64
+ENCODER_INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
+_SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"num_hidden_layers": 0, "vocab_size": 96, "hidden_size": HIDDEN},
+    "bert": {"num_hidden_layers": 0, "hidden_size": HIDDEN},
+    "gpt2": {"n_layer": 0},
+    "gemma2": {"num_hidden_layers": 0, "vocab_size": 96, "hidden_size": HIDDEN, "head_dim": 16}
+    | {"sliding_window": 8},
+}
+
+
+def loaded(family: str, layers: int, *, dtype: str = "float32", eager: bool = False) -> Any:
+    """A model of a family, as the loader gives it."""
+    changes = {k: layers if "layer" in k else v for k, v in _SIZES[family].items()}
+    if eager:
+        changes["attn_implementation"] = "eager"
+    made = tiny_loaded(family, dtype=dtype, initializer_range=0.2, **changes)
+    for name, weight in made.model.named_parameters():
+        if name.endswith("bias"):  # zero by default, which would hide whose bias goes where
+            weight.normal_(std=0.1)
+    return made
+
+
+def checkpoint(folder: Path, family: str, layers: int) -> Path:
+    """A folder with a decoder and a tokenizer, for builders that read one."""
+    made = loaded(family, layers)
+    made.model.generation_config.max_length = None
+    made.model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def flat_decoder(made: Any) -> tuple[Any, tuple[Any, ...], Any]:
+    """A decoder as a module of plain tensors, an example of its inputs, and its interface."""
+    import torch
+
+    from exporter.models.onnx_interface import InterfaceModule, interface_of
+
+    interface = interface_of(made.model)
+    inner = InterfaceModule(made.model, interface)
+    count = len(interface.token_inputs)
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *values: Any) -> Any:
+            tokens = dict(zip(interface.token_inputs, values[:count], strict=True))
+            return tuple(self.inner(tokens, values[count:]))
+
+    ids = torch.ones(2, 3, dtype=torch.long)
+    positions = torch.arange(5, 8).expand(2, -1).contiguous()
+    tokens = {
+        "input_ids": ids,
+        "attention_mask": torch.ones(2, 8, dtype=torch.long),
+        "position_ids": positions,
+    }
+    example = [tokens[name] for name in interface.token_inputs]
+    return Flat(), (*example, *interface.random_past(2, 5)), interface
+
+
+def flat_encoder(made: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An encoder as a module of plain tensors, and an example of its inputs."""
+    import torch
+
+    model = made.model
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, *inputs: Any) -> Any:
+            named = dict(zip(ENCODER_INPUTS, inputs, strict=True))
+            return self.inner(**named).last_hidden_state
+
+    return Encoder(), (torch.ones(2, 6, dtype=torch.long),) * len(ENCODER_INPUTS)
+
+
+def axes(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Named dimensions, as TorchScript's exporter takes them."""
+    found: dict[str, dict[int, str]] = {}
+    for name in (*inputs, *outputs):
+        if name.startswith("past"):
+            found[name] = {0: "batch", 2: "past"}
+        elif name.startswith("present") or name == "attention_mask":
+            found[name] = {0: "batch", 2 if name.startswith("present") else 1: "total"}
+        else:
+            found[name] = {0: "batch", 1: "sequence"}
+    return found

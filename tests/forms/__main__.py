@@ -10,8 +10,7 @@ import warnings
 from pathlib import Path
 
 from exporter.files import write_text
-from tests.forms.subjects import SUBJECTS
-from tests.forms.table import read_lines, render, rows
+from tests.forms.table import SUBJECTS, read_lines, render, rows
 
 
 def main(arguments: list[str]) -> int:

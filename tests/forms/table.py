@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from tests.forms.fusers import FUSERS, Fuser
-from tests.forms.subjects import SUBJECTS, Subject
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -106,3 +103,124 @@ def _with_note(made: Row, error: Exception, folder: Path) -> Row:
     note = f"{text[:_LONGEST_NOTE]}…" if len(text) > _LONGEST_NOTE else text
     kind = "" if type(error).__name__.endswith("ExportError") else f"{type(error).__name__}: "
     return Row(made.subject, made.fuser, made.fused, made.in_place, None, kind + note)
+
+
+Fuser = Callable[["Subject", "LoadedModel", Path], Path]
+"""Writes into an empty folder, and gives the graph's path."""
+
+
+def builder(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
+    """onnxruntime-genai's model builder."""
+    from exporter.export.forms.genai import build_decoder
+
+    build_decoder(loaded, folder, "cpu")
+    return folder / "model.onnx"
+
+
+def own(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
+    """What depthcut does: its own passes for decoders, onnxscript's rules and more for encoders."""
+    import onnx_ir as ir
+
+    from exporter.errors import ExportError
+    from exporter.export.forms.onnxruntime import fuse_encoder
+    from graph_passes import save_model
+    from graph_passes.fusing import fuse_decoder
+
+    if subject.kind == "encoder":
+        fused = fuse_encoder(ir.load(_exported(loaded, folder, 20)))
+    else:
+        try:
+            source = _exported(loaded, folder, 23)
+        except ExportError:
+            source = _exported(loaded, folder, 20)
+        fused, _ = fuse_decoder(ir.load(source), positions=POSITIONS)
+    save_model(fused, folder / "fused.onnx")
+    return folder / "fused.onnx"
+
+
+def _exported(loaded: LoadedModel, folder: Path, opset: int) -> Path:
+    """Our export of a model, made once for all fusers."""
+    from exporter.export.torch_export import export_onnx
+
+    place = folder.parent / f"plain {loaded.ref.source} {opset}"
+    made = place / "model.onnx"
+    return made if made.exists() else export_onnx(loaded, place, opset=opset)
+
+
+FUSERS: dict[str, Fuser] = {
+    "genai builder": builder,
+    "depthcut": own,
+}
+
+
+HEADS, SIZE, POSITIONS = 4, 64, 128
+# A vocabulary as wide as no other layer: the builder would take that for the head.
+_SIZES: dict[str, Any] = {
+    "vocab_size": 130, "num_hidden_layers": 2, "hidden_size": HEADS * SIZE,
+    "num_attention_heads": HEADS, "intermediate_size": 96, "max_position_embeddings": POSITIONS,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.1,
+}  # fmt: skip
+_GROUPED = {"num_key_value_heads": 2}
+_WINDOW = _GROUPED | {"head_dim": SIZE, "sliding_window": 8}
+_GPT2 = {"n_embd": HEADS * SIZE, "n_layer": 2, "n_head": HEADS, "n_positions": POSITIONS}
+_OPT = {"ffn_dim": 96, "word_embed_proj_dim": HEADS * SIZE}
+_DISTILBERT = {"dim": HEADS * SIZE, "n_layers": 2, "n_heads": HEADS, "hidden_dim": 96}
+_GRANITE = {"residual_multiplier": 0.3, "embedding_multiplier": 3.0, "logits_scaling": 2.0}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to write."""
+
+    name: str
+    prefix: str
+    kind: Literal["decoder", "encoder"] = "decoder"
+    settings: dict[str, Any] = field(default_factory=dict)
+    config_prefix: str = ""
+    refused: str = ""
+
+    def loaded(self) -> Any:
+        """The model as the loader gives it, its norms and biases off their usual 1 and 0."""
+        import torch
+        import transformers
+
+        from exporter.artifacts import ModelRef
+        from exporter.models.loading.model_source import LoadedModel
+
+        config = getattr(transformers, f"{self.config_prefix or self.prefix}Config")(
+            **_SIZES | self.settings
+        )
+        classes = ("ForCausalLM", "LMHeadModel") if self.kind == "decoder" else ("Model",)
+        names = [self.prefix + suffix for suffix in classes]
+        kind = next(filter(None, (getattr(transformers, name, None) for name in names)))
+        torch.manual_seed(0)
+        model = kind(config).eval().requires_grad_(False)
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.add_(torch.randn_like(weight) * 0.1)
+        ref = ModelRef(source=self.name, architecture=kind.__name__, num_layers=2, sha256="0" * 64)
+        return LoadedModel(model, None, ref, Path(self.name))
+
+
+SUBJECTS = (
+    Subject("llama", "Llama", settings=_GROUPED),
+    Subject("mistral", "Mistral", settings=_WINDOW),
+    Subject("qwen2", "Qwen2", settings=_GROUPED),
+    Subject("qwen3", "Qwen3", settings=_GROUPED | {"head_dim": SIZE}),
+    Subject("gemma2", "Gemma2", settings=_WINDOW),
+    Subject("gemma3_text", "Gemma3", settings=_WINDOW, config_prefix="Gemma3Text"),
+    Subject("phi3", "Phi3", settings=_GROUPED),
+    Subject("gpt2", "GPT2", settings=_GPT2),
+    Subject("gpt_neox", "GPTNeoX"),
+    Subject("falcon", "Falcon"),
+    Subject("olmo2", "Olmo2", settings=_GROUPED),
+    Subject("granite", "Granite", settings=_GROUPED | _GRANITE),
+    Subject("smollm3", "SmolLM3", settings=_GROUPED | {"no_rope_layer_interval": 2}),
+    Subject("opt", "OPT", settings=_OPT),
+    Subject("mixtral", "Mixtral", settings=_GROUPED | {"num_local_experts": 4}),
+    Subject("bloom", "Bloom", settings={"n_layer": 2, "n_head": HEADS}, refused="no attention"),
+    Subject("bert", "Bert", "encoder"),
+    Subject("roberta", "Roberta", "encoder", {"pad_token_id": 1}),
+    Subject("distilbert", "DistilBert", "encoder", _DISTILBERT),
+    Subject("modernbert", "ModernBert", "encoder", {"local_attention": 8}),
+)

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forms.fusers import FUSERS
-from tests.forms.subjects import SUBJECTS, Subject
-from tests.forms.table import INTRODUCTION, read_lines
+from tests.forms.table import FUSERS, INTRODUCTION, SUBJECTS, Subject, read_lines
 
 PAGE = (Path(__file__).parents[2] / "exporter" / "docs" / "fusers.md").read_text()
 LINES = [line for lines in read_lines(PAGE).values() for line in lines]

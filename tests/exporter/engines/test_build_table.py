@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.bench_engines import BuildRow, pairs, read_rows, render
 from tests.benchmarks.engine_subjects import SUBJECTS
-from tests.benchmarks.engine_table import BuildRow, pairs, read_rows, render
 
 PAGE = Path(__file__).parents[3] / "exporter" / "engines" / "build" / "docs" / "builds.md"
 
