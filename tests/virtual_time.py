@@ -108,23 +108,6 @@ class BusyMachine:
         return self._level * drift * scatter * burst
 
 
-class Beating:
-    """Noise with a regular disturbance on top, about once in a round."""
-
-    def __init__(
-        self, noise: Noise, *, period_s: float = 0.24, share: float = 0.25, slower: float = 1.4
-    ) -> None:
-        self._noise = noise
-        self._period_s = period_s
-        self._share = share
-        self._slower = slower
-
-    def factor(self, now_s: float) -> float:
-        """See :class:`Noise`."""
-        beat = now_s / self._period_s % 1 < self._share
-        return self._noise.factor(now_s) * (self._slower if beat else 1.0)
-
-
 class Replayed:
     """Recorded steps, from a place that is drawn, again and again.
 
