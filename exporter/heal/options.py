@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from exporter.artifacts import HealKind, Train
 from exporter.artifacts.servers import SERVERS, Server
-from exporter.option_types import Amount, Count, Duration, PositiveNumber, Seed, Several, Tokens
+from exporter.option_types import Count, Duration, PositiveNumber, Seed, Several, Tokens
 from exporter.options import Options, Rule, dataclass, option
 from exporter.score.options import NAMED_ONCE, SCORING
 
@@ -39,11 +39,11 @@ def _only_for(kind: str, *names: str) -> tuple[Rule, ...]:
 
 
 _USUAL = {
-    "train": "adapters", "rank": 16, "step_tokens": 512, "states_weight": 0.0,
+    "train": "adapters", "rank": 16, "step_tokens": 512,
 }  # fmt: skip
 """Defaults other than None."""
 TRAINED = (
-    "tokens", "time_s", "train", "rank", "learning_rate", "step_tokens", "states_weight",
+    "tokens", "time_s", "train", "rank", "learning_rate", "step_tokens",
 )  # fmt: skip
 """The options of a training alone."""
 
@@ -131,12 +131,6 @@ class HealOptions(Options):
     step_tokens: Tokens = option(
         512, "Tokens in one training step.", section=HEALING, config_only=True
     )
-    states_weight: Amount = option(
-        0.0,
-        "Train on the hidden states too, with this weight relative to the answers.",
-        section=HEALING,
-        config_only=True,
-    )
     replacements: Literal["none", "bias", "linear"] = option(
         "none",
         "What takes the dropped branches' places in a training, is fitted before it and trained "
@@ -164,15 +158,9 @@ class HealOptions(Options):
         ),
         Rule(
             ("ridge", "kind"),
-            lambda told: told.kind == "distill" and told.ridge is not None,
-            "{1} distill fits no maps, so {0} has no effect.",
+            lambda told: told.kind in ("distill", "bias") and told.ridge is not None,
+            "{0} is for linear maps, which {1} distill and bias don't fit.",
             "Leave {0} out.",
-        ),
-        Rule(
-            ("ridge", "kind"),
-            lambda told: told.kind == "bias" and told.ridge is not None,
-            "A bias has no ridge: {0} is for linear maps.",
-            "Leave it out, or use {1} linear or best.",
         ),
         NAMED_ONCE,
         Rule(

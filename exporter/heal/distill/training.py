@@ -215,7 +215,8 @@ class Trainer:
         self._workers = Workers()
         self._schedule = schedule = Schedule(text, options, self._workers.count)
         self._step_tokens, self._total_steps = schedule.step_tokens, schedule.total_steps
-        states = _states_weight(student, options)
+        # An embedding alone is too little to learn from.
+        states = 0.0 if predicts_tokens(student.model) else 1.0
         self._teacher = Teacher(student, keeps=schedule.reads_steps_again, states=states)
         self._judges = Lesson.of(held_out, options.batch_size)
         wanted = self._total_steps * self._step_tokens / _TOKENS_PER_CHECKED
@@ -495,9 +496,3 @@ class Trainer:
 _LOSSES: dict[Judged, Literal["answers", "classes", "embeddings"]] = {
     "tokens": "answers", "classes": "classes", "embeddings": "embeddings",
 }  # fmt: skip
-
-
-def _states_weight(student: Student, options: HealOptions) -> float:
-    """Of the hidden states' error; an embedding alone is too little to learn from."""
-    usual = 0.0 if predicts_tokens(student.model) else 1.0
-    return options.states_weight or usual

@@ -351,7 +351,6 @@ LESS: dict[str, Callable[[], dict[str, Any]]] = {
     "heal.train": lambda: heal(train="all"),
     "heal.learning_rate": lambda: heal(learning_rate=0.1),
     "heal.step_tokens": lambda: heal(step_tokens=64),
-    "heal.states_weight": lambda: heal(states_weight=0.5),
     "heal.replacements": lambda: heal(replacements="bias"),
     "score.sequence_length": lambda: {"score": ScoreOptions(sequence_length=64)},
     "score.seed": lambda: {"score": ScoreOptions(seed=1)},
