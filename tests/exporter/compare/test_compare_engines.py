@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import TensorRtRunner
-from exporter.errors import BackendError, ComparisonError, DepthcutError, EngineError, UsageError
+from exporter.errors import BackendError, ComparisonError, DepthcutError, EngineError
 from exporter.files import sha256_file, sha256_files
 from tests.engine_support import CONTENT, written_as
 from tests.made_reports import as_markdown
@@ -195,31 +194,15 @@ def test_engines_that_are_not_there_are_told(tmp_path: Path, path: str, code: st
         compare(tmp_path / path, tmp_path / path, OPTIONS)
 
 
-Arms = Callable[[Path], tuple[Path, Path]]
-
-
-@pytest.mark.parametrize(
-    "arms",
-    [
-        lambda root: (root / "baseline", root / "engines/candidate"),
-        lambda root: (root / "engines/baseline", root / "candidate/model.onnx"),
-    ],
-)
-def test_an_engine_against_an_onnx_file_is_no_pair(exported: Path, arms: Arms) -> None:
+def test_an_engine_against_an_onnx_file_is_no_pair(exported: Path) -> None:
     with raises(ComparisonError, "different-kinds"):
-        compare(*arms(exported), OPTIONS)
+        compare(exported / "engines/baseline", exported / "candidate/model.onnx", OPTIONS)
 
 
 def test_an_engine_that_cannot_run_is_no_reference(exported: Path) -> None:
     onnx = (exported / "baseline", exported / "candidate")
     with raises(ComparisonError, "engine-not-runnable", "reference"):
         compare(*onnx, OPTIONS, references=[exported / "engines/baseline"])
-
-
-def test_onnx_is_for_engines_alone(exported: Path) -> None:
-    onnx = (exported / "baseline", exported / "candidate")
-    with raises(UsageError, "onnx-without-engine", "--engine-onnx"):
-        compare(*onnx, OPTIONS, onnx=onnx)
 
 
 def test_a_folder_with_both_means_its_onnx_file(exported: Path) -> None:

@@ -47,16 +47,6 @@ def verdicts(slowdown: float, noise: float, trials: int = TRIALS) -> Counter[str
     return found
 
 
-@pytest.mark.parametrize("noise", [0.02, 0.3])
-def test_equal_arms_are_hardly_ever_called_different(noise: float) -> None:
-    found = verdicts(1.0, noise, trials=200)
-    assert found["faster"] + found["slower"] <= 4, found
-
-
-def test_a_slowdown_of_five_percent_is_found_on_a_quiet_machine() -> None:
-    assert verdicts(1.05, noise=0.02) == {"slower": TRIALS}
-
-
 def test_a_speedup_of_a_tenth_is_found_on_a_noisy_machine() -> None:
     found = verdicts(1 / 1.1, noise=0.1)
     assert found["faster"] >= TRIALS - 1, found
@@ -209,8 +199,10 @@ def test_equal_arms_have_to_be_excluded_more_strictly_than_the_threshold() -> No
     ("interval", "word"),
     [
         ((1.011, 1.2), "faster"),
+        ((1.0101, 1.03), "faster"),
         ((1.009, 1.2), "inconclusive"),
         ((0.8, 0.98), "slower"),
+        ((1 / 1.03, 1 / 1.0101), "slower"),
         ((0.8, 0.995), "inconclusive"),
         ((0.995, 1.005), "same"),
         ((0.95, 1.05), "inconclusive"),
@@ -221,12 +213,6 @@ def test_verdict_goes_by_where_the_whole_interval_lies(
     interval: tuple[float, float], word: str
 ) -> None:
     assert verdict_of_interval(interval, ROUNDS) == word
-
-
-def test_the_verdict_is_symmetric_in_the_arms() -> None:
-    bounds = (1.0101, 1.03), (1 / 1.03, 1 / 1.0101)
-    words = [verdict_of_interval(interval, ROUNDS) for interval in bounds]
-    assert words == ["faster", "slower"]
 
 
 def test_unpaired_or_single_rounds_are_refused() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +19,8 @@ from exporter.cli import run
 from exporter.compare.evaluation import random_ids, tokenize
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.engines.inputs import make_inputs
-from exporter.engines.runners.base import Array, BoundCall, Runner
+from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError, OptionError
 from exporter.models.texts.sources import read_texts
 from graph_passes import Deletion, prune_graph, save_model
@@ -139,66 +137,3 @@ def test_the_command_takes_a_stride(tmp_path: Path) -> None:
 def test_a_stride_is_a_length(stride: int) -> None:
     with raises(OptionError, "", "--stride"):
         CompareOptions(quality=QualityOptions(stride=stride))
-
-
-class TorchRunner(Runner):
-    """A PyTorch model behind the protocol."""
-
-    backend, provider, threads = "torch", "cpu", 1
-    inputs = (TensorSpec("input_ids", np.dtype(np.int64), ("batch", "seq")),)
-    outputs = (TensorSpec("logits", np.dtype(np.float32), ("batch", "seq", 128)),)
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def run(
-        self,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str] | None = None,
-        *,
-        phase: Any = None,
-    ) -> dict[str, Array]:
-        import torch
-
-        return {"logits": self.model(torch.from_numpy(inputs["input_ids"].copy())).logits.numpy()}
-
-    def prepare(self, inputs: Mapping[str, Array], *, phase: Any = None) -> BoundCall:
-        raise NotImplementedError
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("stride", [8, 15])
-def test_pytorch_s_own_losses_say_the_same(stride: int) -> None:
-    import torch
-    from tiny_torch import tiny_loaded
-    from torch.nn import functional
-
-    models = [tiny_loaded("llama", seed=seed).model for seed in (0, 1)]
-    ids = random_ids(128, sequence_length=16, tokens=64, stride=stride)
-    found = compare_pair(*map(TorchRunner, models), ids.token_ids, causal=True, overlap=ids.overlap)
-    losses, divergences, seen = [[], []], [], 0
-    for number, sample in enumerate(torch.from_numpy(ids.token_ids.copy())):
-        begin = number * stride
-        new = begin + 16 - max(seen, 1)  # targets that no earlier sample had
-        seen = begin + 16
-        logits = [model(sample[None]).logits[0, :-1][-new:] for model in models]
-        for arm in (0, 1):
-            losses[arm].append(
-                functional.cross_entropy(logits[arm], sample[-new:], reduction="sum")
-            )
-        logs = [functional.log_softmax(each, dim=-1) for each in logits]
-        divergences.append(functional.kl_div(logs[1], logs[0], log_target=True, reduction="sum"))
-    want = [float(torch.stack(each).sum()) / (seen - 1) for each in losses]
-    assert found.perplexity is not None
-    assert found.tokens == seen - 1
-    assert np.log(found.perplexity.baseline) == pytest.approx(want[0], rel=1e-5)
-    assert np.log(found.perplexity.candidate) == pytest.approx(want[1], rel=1e-5)
-    assert found.kl_divergence == pytest.approx(
-        float(torch.stack(divergences).sum()) / (seen - 1), rel=1e-5
-    )

@@ -186,10 +186,6 @@ def test_every_table_is_one_to_a_reader_of_markdown(report: ComparisonReport) ->
         assert tokens.count("tr_open") == rows - rules
 
 
-def test_foreign_text_can_t_break_the_page(report: ComparisonReport) -> None:
-    assert "wiki \\| &lt;b>text" in as_markdown(report)
-
-
 CUDA = {"provider": "CUDAExecutionProvider"}
 LAUNCHES = {"whole-arm": "", "cut-arm": "CUDA graph"}
 SETTLED = row("decode", 1, 512, 1.0, "same")

@@ -116,9 +116,3 @@ def test_foreign_words_stay_words(tmp_path: Path) -> None:
     write_sweep(made_sweep([failure]), tmp_path)
     assert "<script>" not in (tmp_path / "sweep.html").read_text()
     assert "&lt;script>\\|x" in (tmp_path / "sweep.md").read_text()
-
-
-def test_the_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    report = made_sweep([made_cell("m", "a", "int8", made_result(1.1, 15.0, scheme="int8"))])
-    write_sweep(report, tmp_path)
-    assert SweepReport.read(tmp_path / "sweep.json") == report
