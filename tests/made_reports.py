@@ -62,11 +62,11 @@ _WORDS: tuple[Any, ...] = ("faster", "same", "inconclusive", "slower")
 
 
 def as_markdown(report: ComparisonReport, importance: ImportanceReport | None = None) -> str:
-    return rendered({"report": report}, importance, "md")
+    return rendered({"report": report}, importance, as_page=False)
 
 
 def as_page(report: ComparisonReport, importance: ImportanceReport | None = None) -> str:
-    return rendered({"report": report}, importance, "html")
+    return rendered({"report": report}, importance)
 
 
 def as_text(report: ComparisonReport) -> str:

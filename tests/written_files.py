@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _DATA = re.compile(r"(.+\.onnx)\.[0-9a-f]{16}\.data")
@@ -28,3 +29,14 @@ def plain(name: str) -> str:
 def names_in(folder: Path) -> list[str]:
     """The names of all that is in a folder, sorted, as :func:`plain` says them."""
     return sorted(plain(path.name) for path in folder.iterdir())
+
+
+def in_file(folder: Path, words: Iterable[str]) -> list[str]:
+    """The words of a call; those that are lines of YAML, such as ``opset: 20``, go into a file."""
+    words, path = list(words), folder / "keys.yaml"
+    lines = [word for word in words if re.match(r"\w+: ", word)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return [
+        *(word for word in words if word not in lines),
+        *(["--config", str(path)] * bool(lines)),
+    ]

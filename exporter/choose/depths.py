@@ -168,6 +168,7 @@ class DepthOptions(Options):
         "Also measure the speed, the loss in a second domain and with healed weights, and "
         "recommend a number. Always on without -n.",
         section=ANSWER,
+        config_only=True,
     )
     other_text: str | None = option(
         None,

@@ -102,6 +102,7 @@ class PackageCall(Options):
     max_batch: Count = option(
         MAX_BATCH,
         "The largest batch that Triton makes of requests to an ONNX file; an engine's is built in.",
+        config_only=True,
     )
 
 

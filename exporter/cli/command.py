@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import gc
@@ -201,7 +202,7 @@ _ALL = "help_all"
 _NEW_OBJECTS = 1_000_000
 _MOST_LINES, _GENERAL_LINES, _FEW = 60, 4, 3
 _GENERAL = "depthcut --help explains them"
-_IN_FILES = "Only in a --config file"
+_IN_FILES, _OF_FILE = "Only in a --config file", " (of a --config file)"
 _COMPARE = "score for each, and then score --compare a.json b.json c.json"
 _TASKSET = "taskset -c 2,3 before the command, with --threads 2"
 _SERVER = "the server that you deploy to: depthcut generates greedily"
@@ -265,6 +266,7 @@ REMOVED = {
     "compare --probes": _PROBES,
     "evaluate --probes": _PROBES,
     "export --probes": _PROBES,
+    "report --format": "-o FILE.md, which is written as Markdown",
     "check-engine --report": "polygraphy inspect capability MODEL",
     "export --quantize mixed": f"int4 with {_HQQ}",
     "export --quantize-method gptq": _HQQ,
@@ -320,7 +322,10 @@ class SchemaCommand(click.Command, Generic[_S]):
         check: Callable[[_S], None] = lambda _: None,
     ) -> None:
         self.schema, self.run, self._check = schema, run, check
-        self.leaves = {leaf.key: leaf for leaf in leaves(schema)}
+        found = leaves(schema)
+        keys = ((leaf, name) for leaf in found if leaf.look.config_only for name in _flags(leaf))
+        self.keys = {name: leaf.key for leaf, name in keys}
+        self.leaves = {leaf.key: self._explained(leaf) for leaf in found}
         self._made = {key: parameter(leaf) for key, leaf in self.leaves.items()}
         shown = [self._made[key] for key, leaf in self.leaves.items() if not leaf.look.config_only]
         super().__init__(name, params=shown, help=run.__doc__, add_help_option=True)
@@ -337,29 +342,38 @@ class SchemaCommand(click.Command, Generic[_S]):
             asked = error.option_name
             if instead := REMOVED.get(f"{self.name} {asked}"):
                 raise click.UsageError(f"{asked} was removed. Use {instead}.", ctx) from None
-            if line := self._as_key(asked, words):
-                raise click.UsageError(
+            if asked in self.keys:
+                line = self._line(asked, words)
+                told = (
                     f"{asked} is a key of --config files, not an option: put `{line}` into a file "
-                    "and give it as --config FILE.yaml.",
-                    ctx,
-                ) from None
+                )
+                raise click.UsageError(f"{told}and give it as --config FILE.yaml.", ctx) from None
             if others := _commands_with(asked, ctx):
                 told = f"{asked} is not an option of {self.name}, but of {', '.join(others)}."
                 raise click.UsageError(told, ctx) from None
             raise
 
-    def _as_key(self, asked: str, words: Sequence[str]) -> str:
-        """The line of a file that says what an option would; empty where no key has that name."""
-        for key, leaf in self.leaves.items():
-            names, off = leaf.names[-1].split("/"), leaf.is_flag and f"--no-{key}"
-            if not leaf.look.config_only or asked not in (*leaf.names, *names, off):
-                continue
-            if leaf.is_flag:
-                return f"{key}: {'false' if asked in (*names[1:], off) else 'true'}"
-            given = next((word for word in words if word.partition("=")[0] == asked), asked)
-            behind = [*words[words.index(given) + 1 :], "…"] if given in words else ["…"]
-            return f"{key}: {given.partition('=')[2] or behind[0]}"
-        return ""
+    def _line(self, asked: str, words: Sequence[str]) -> str:
+        """The line of a file that says what an option would that is a key alone."""
+        key = self.keys[asked]
+        if self.leaves[key].is_flag:
+            return f"{key}: {'false' if asked in _flags(self.leaves[key])[-2:] else 'true'}"
+        given = next((word for word in words if word.partition("=")[0] == asked), asked)
+        behind = [*words[words.index(given) + 1 :], "…"] if given in words else ["…"]
+        return f"{key}: {given.partition('=')[2] or behind[0]}"
+
+    def _renamed(self, words: str, suffix: str = "") -> str:
+        """A text with keys of configuration files in place of options that others have."""
+        return re.sub(
+            r"--[a-z][\w-]*",
+            lambda name: self.keys[name[0]] + suffix if name[0] in self.keys else name[0],
+            words,
+        )
+
+    def _explained(self, leaf: Leaf) -> Leaf:
+        told, brief, usual = map(self._renamed, (leaf.look.help, leaf.look.brief, leaf.look.usual))
+        look = dataclasses.replace(leaf.look, help=told, brief=brief, usual=usual)
+        return dataclasses.replace(leaf, look=look)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its own options, and those of every command, which its help names in one line."""
@@ -379,7 +393,8 @@ class SchemaCommand(click.Command, Generic[_S]):
         try:
             return self._invoked(ctx)
         except DepthcutError as error:
-            error.message, error.hint = map(self._as_named_here, (error.message, error.hint))
+            error.message = self._renamed(error.message, _OF_FILE)
+            error.hint = self._renamed(error.hint, _OF_FILE)
             raise
 
     def _invoked(self, ctx: click.Context) -> int | None:
@@ -421,13 +436,6 @@ class SchemaCommand(click.Command, Generic[_S]):
         """The keys of the options that stand on the command line."""
         given = click.core.ParameterSource.COMMANDLINE
         return [key for key in self.leaves if ctx.get_parameter_source(key) is given]
-
-    def _as_named_here(self, words: str) -> str:
-        """A message with keys of configuration files in place of options that others have."""
-        for key, leaf in self.leaves.items():
-            if leaf.look.config_only:
-                words = re.sub(rf"{flag(key)}(?![\w-])", f"{key} (of a --config file)", words)
-        return words
 
     def _configured(self, ctx: click.Context, config: YamlFile) -> dict[str, Any]:
         data = {} if config.data is None else config.data
@@ -558,6 +566,12 @@ def _lines(sections: _Sections, formatter: click.HelpFormatter) -> int:
     tried = click.HelpFormatter(width=formatter.width)
     _write(sections, tried)
     return len(tried.getvalue().splitlines())
+
+
+def _flags(leaf: Leaf) -> list[str]:
+    """All long names of an option; of a switch those that put it off last."""
+    long, _, off = leaf.names[-1].partition("/")
+    return [long, flag(leaf.key), *([off or long, f"--no-{leaf.key}"] if leaf.is_flag else [])]
 
 
 def _whole_help(ctx: click.Context) -> str:

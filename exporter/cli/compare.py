@@ -168,10 +168,13 @@ class GenerateCall(Options):
         None, "CPU threads; auto: the physical cores that the process may use.", usual="auto"
     )
     cache_length: Count | None = option(
-        None, "Length of the cache, in tokens.", usual="prompt and new tokens"
+        None, "Length of the cache, in tokens.", usual="prompt and new tokens", config_only=True
     )
     runner: Literal["onnxruntime", "engine"] | None = option(
-        None, "What to run, if the folder has both an ONNX file and engines.", usual="onnxruntime"
+        None,
+        "What to run, if the folder has both an ONNX file and engines.",
+        usual="onnxruntime",
+        config_only=True,
     )
     tokenizer: InputPath | None = option(
         None, "tokenizer.json or its folder.", usual="beside the model"

@@ -119,8 +119,8 @@ class RequiredSpeedup(Options):
         False,
         "Exit with code 1 if the plan's measured speedup misses --faster, and with 3 "
         "if the measurement can't decide; the results are written in all cases.",
-        brief="Exit code 1 or 3 if it is not proven",
         section=REACHING,
+        config_only=True,
     )
 
 
@@ -161,15 +161,15 @@ class ExportCall(Options):
         "Go on even if the perplexity more than doubles; for encoders, if the mean cosine of the "
         "embeddings falls below 0.8; for classifiers, if fewer than 0.8 of the texts keep their "
         "class.",
-        brief="Go on even if the model becomes useless",
         section=DROPPING,
+        config_only=True,
     )
     quick: bool = option(
         False,
         "A first look: fewer tokens, no training, shorter measurements.",
         brief="A first look: less text, no training",
     )
-    required: RequiredSpeedup = part(RequiredSpeedup(), rare=("require_speedup",))
+    required: RequiredSpeedup = part(RequiredSpeedup())
     rules = (only_with("required.require_speedup", "request.drops.budget.target_speedup"),)
 
     @classmethod

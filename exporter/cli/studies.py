@@ -137,6 +137,7 @@ class CostsCall(Options):
         ("none", "bias", "linear"),
         "Replacements to measure; cutting without any is always measured. Repeatable.",
         "--replacement",
+        config_only=True,
     )
     engine: Engine | None = option(
         None, "Build engines of the graph and its variants, and time them on the GPU."

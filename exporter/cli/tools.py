@@ -18,7 +18,6 @@ from exporter.engines.build.settings import EngineOption
 from exporter.engines.doctor import Place, diagnose, health
 from exporter.option_types import Count, InputFile, InputPath, OnnxFile, OutputPath, Written
 from exporter.options import Options, argument, dataclass, option, part
-from exporter.report.files import Form
 
 if TYPE_CHECKING:
     from exporter.engines.build.check import EngineCheck
@@ -171,9 +170,12 @@ class ReportCall(Options):
 
     reports: tuple[InputFile, ...] = argument("REPORTS...")
     output: OutputPath | None = option(
-        None, "The file.", "-o", "--output", usual="for one report: next to it, with its name"
+        None,
+        "The file; FILE.md is written as Markdown.",
+        "-o",
+        "--output",
+        usual="for one report: next to it, with its name",
     )
-    form: Form = option("html", "An HTML page, or Markdown.", "--format")
     importance: InputFile | None = option(
         None, "The importance.json that the plan was made from, to show all layers."
     )
@@ -187,7 +189,7 @@ def report(call: ReportCall, _progress: ConsoleProgress) -> None:
     """
     from exporter.report.files import render_saved
 
-    echo(render_saved(call.reports, importance=call.importance, output=call.output, form=call.form))
+    echo(render_saved(call.reports, importance=call.importance, output=call.output))
 
 
 @click.command(

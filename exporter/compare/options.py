@@ -97,16 +97,16 @@ class QualityOptions(TaskOptions):
         "Use overlapping samples of the evaluation text: each begins N tokens after the "
         "previous one, so that tokens are predicted from more context.",
         section=ACCURACY,
-        rare=True,
+        config_only=True,
     )
     agreement_prompts: Whole = option(
         8,
         "Number of prompts from the evaluation text that both models continue greedily.",
         section=ACCURACY,
-        rare=True,
+        config_only=True,
     )
     agreement_tokens: Count = option(
-        64, "Tokens that both models generate for each prompt.", section=ACCURACY, rare=True
+        64, "Tokens that both models generate for each prompt.", section=ACCURACY, config_only=True
     )
     prompts: InputFile | None = option(
         None,
@@ -149,22 +149,22 @@ class TimingOptions(Options):
         rare=True,
     )
     smallest: OpenShare = option(
-        0.03, "The slowdown that --power is about.", section=SPEED, rare=True
+        0.03, "The slowdown that --power is about.", section=SPEED, config_only=True
     )
     threshold: OpenShare = option(
-        0.01, "Differences below this count as none.", section=SPEED, rare=True
+        0.01, "Differences below this count as none.", section=SPEED, config_only=True
     )
     generate: Generations = option(
         (),
         "Time whole generations: time to the first token, per token, and in total.",
         section=SPEED,
-        rare=True,
+        config_only=True,
     )
     on_disturbance: Literal["stop", "warn"] = option(
         "stop",
         "What to do if a CPU quota or other virtual machines take much of the CPU time.",
         section=SPEED,
-        rare=True,
+        config_only=True,
     )
     reload: bool = option(
         True,

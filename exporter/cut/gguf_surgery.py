@@ -56,7 +56,7 @@ class GgufOptions(Options):
     """How a GGUF file is cut."""
 
     map_type: MapType = option(
-        "Q8_0", "Type of the linear maps that take the places of attentions."
+        "Q8_0", "Type of the linear maps that take the places of attentions.", config_only=True
     )
     shard_bytes: Size | None = option(
         None,

@@ -23,7 +23,7 @@ class CutOptions(Options):
         DEFAULT_LIMIT_BYTES,
         "If the weights are larger than this, verify in a way that needs little memory.",
         "--verify-limit",
-        rare=True,
+        config_only=True,
     )
     weights: Literal["compact", "share"] = option(
         "compact",
@@ -35,15 +35,16 @@ class CutOptions(Options):
         "Copy the config and tokenizer next to the original into the result's folder, if they are "
         "missing there, and write USE.md, which tells how to load the result.",
         "--copy/--no-copy",
+        config_only=True,
     )
     report_path: OutputFile | None = option(
         None, "The report's file.", "--report", usual="prune.json next to the result"
     )
-    renumber_kv: bool = option(False, "Number the remaining KV caches from 0.")
+    renumber_kv: bool = option(False, "Number the remaining KV caches from 0.", config_only=True)
     genai_config: Literal["rewrite", "none"] = option(
         "rewrite",
         "Write onnxruntime-genai's config for the result, if the original has one.",
-        rare=True,
+        config_only=True,
     )
     keep_debug: bool = option(False, "Keep the exporter's stack traces.", config_only=True)
     allow_all: bool = option(

@@ -307,7 +307,7 @@ def _contradictions(limits: Limits) -> list[str]:
     if slowdown is None or floor <= slowdown:
         return []
     return [
-        f"--noise-floor {floor:.1%} is above --max-slowdown {slowdown:.1%}: no slowdown between "
+        f"noise_floor {floor:.1%} is above --max-slowdown {slowdown:.1%}: no slowdown between "
         "them can be called a regression. Lower the one or raise the other."
     ]
 

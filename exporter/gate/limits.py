@@ -45,7 +45,7 @@ class Limits(Options):
     min_rank_agreement: _AtMostOne | None = _limit(
         "Encoders: minimum correlation (Spearman) of the similarities of pairs of texts with those "
         "in the unpruned model.",
-        rare=True,
+        config_only=True,
     )
     max_task_drop: _Share | None = _limit(
         "Limit for the drop of a task's score: 1% is 0.01.",
@@ -59,6 +59,7 @@ class Limits(Options):
         "Smaller changes of time count as noise; so do those within the measured noise.",
         usual="1%",
         section="Baselines and verdicts",
+        config_only=True,
     )
 
     @property

@@ -61,7 +61,9 @@ QUICK: Mapping[str, Any] = {
 class DropRequest(Options):
     """What to drop: whatever holds a budget, such as a number of attentions, or a plan's file."""
 
-    budget: Budget | None = part(optional=True, rare=("batch", "kinds", "top1_agreement"))
+    budget: Budget | None = part(
+        optional=True, config_only=("context", "top1_agreement", "embedding_cosine")
+    )
     plan: InputFile | None = option(None, "Drop what this plan.json lists.", section=DROPPING)
     rules = (
         Rule(
@@ -98,14 +100,12 @@ class EngineRequest(Options):
     settings: BuildSettings = part(
         BuildSettings(),
         without=("workspace_bytes",),
-        rare=("compute_capabilities", "optimization_level"),
     )
     split: bool | None = option(
         None,
         "Build one engine for each phase, or one for both, which has the weights twice.",
         usual="one for each, where caches have a fixed length",
         section=ENGINES,
-        rare=True,
     )
 
 
@@ -125,17 +125,17 @@ class ExportRequest(Options):
         None,
         "For --target portable: PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
         usual="torch",
-        rare=True,
+        config_only=True,
     )
     opset: Annotated[int, Field(ge=18, le=23), Written("N")] | None = option(
-        None, "For --target portable: the ONNX opset, 18 to 23.", usual="20", rare=True
+        None, "For --target portable: the ONNX opset, 18 to 23.", usual="20", config_only=True
     )
     cache_length: Whole | None = option(
         None,
         "For --target tensorrt and tensorrt-rtx: length of the caches, which are updated in "
         "place; 0 makes caches that grow.",
         usual="4096, or the model's maximum if that is less",
-        rare=True,
+        config_only=True,
     )
     pooling: bool = option(
         False,
@@ -178,9 +178,9 @@ class ExportRequest(Options):
         False,
         "Drop the sublayers even if no attention and no MLP is left.",
         section=DROPPING,
-        rare=True,
+        config_only=True,
     )
-    search: SearchOptions = part(SearchOptions(), config_only=("seconds",), rare=("protect",))
+    search: SearchOptions = part(SearchOptions(), config_only=("objective",), rare=("protect",))
     heal: HealOptions | None = part(
         switch="kind",
         off="none",
@@ -189,27 +189,20 @@ class ExportRequest(Options):
         section=HEALING,
     )
     score: ScoreOptions = part(
-        ScoreOptions(), config_only=("blocks",), rare=("samples", "sequence_length", "batch_size")
+        ScoreOptions(), config_only=("batch_size", "blocks"), rare=("samples", "sequence_length")
     )
     compare: CompareOptions = part(
         CompareOptions(),
-        config_only=(
-            *("stride", "agreement_tokens"),
-            *("threshold", "generate", "task_limit"),
-        ),
-        rare=(
-            *("threads", "time_budget_s", "rounds", "eval_tokens", "other_text"),
-            *("task_data", "prompts"),
-        ),
+        config_only=("batches", "time_budget_s", "power", "prompts", "task_limit"),
+        rare=("threads", "rounds", "eval_tokens", "other_text", "task_data"),
     )
     quantize: QuantizeSettings | None = part(
         switch="scheme",
         shared=("calibration",),
-        config_only=("block_size", "symmetric", "embedding_bits", "head_bits"),
-        rare=("method",),
+        config_only=("method", "gguf", "modelopt"),
     )
     engines: EngineRequest | None = part(
-        switch="backend", config_only=("split", "optimization_level"), rare=("builds",)
+        switch="backend", config_only=("builds", "compute_capabilities", "logits", "split")
     )
     load: SourceOptions = part(SourceOptions(), rare=("revision",))
     stream: bool = option(
@@ -231,7 +224,7 @@ class ExportRequest(Options):
         "Take finished stages from this folder and leave new ones there, so that a model is scored "
         "and exported once for several output folders.",
         metavar="DIR",
-        rare=True,
+        config_only=True,
     )
     refuses_useless: bool = False
     quick: bool = False

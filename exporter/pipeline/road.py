@@ -102,7 +102,7 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
     streaming.refuse_large_comparison(run)
     streaming.refuse_wide_check(run)
     if request.by_modelopt and TARGETS[request.target].fixed_caches:
-        progress.say("export: caches that grow (--cache-length 0): ModelOpt can't run others")
+        progress.say("export: caches that grow (cache_length: 0): ModelOpt can't run others")
     return run
 
 

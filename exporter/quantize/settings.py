@@ -68,7 +68,11 @@ class QuantizeSettings(Options):
         section=QUANTIZATION,
     )
     block_size: Annotated[int, AfterValidator(_possible), Written("N")] | None = option(
-        None, "Number of weights that share a scale.", usual="32", section=QUANTIZATION
+        None,
+        "Number of weights that share a scale.",
+        usual="32",
+        section=QUANTIZATION,
+        config_only=True,
     )
     symmetric: bool | None = option(
         None,
@@ -76,6 +80,7 @@ class QuantizeSettings(Options):
         "--symmetric/--zero-points",
         usual="zero points with 4 bits, symmetric with 8",
         section=QUANTIZATION,
+        config_only=True,
     )
     accuracy_level: Annotated[int, Field(ge=0, le=4), Written("N")] | None = option(
         None,
@@ -85,12 +90,16 @@ class QuantizeSettings(Options):
         config_only=True,
     )
     embedding_bits: Bits = option(
-        8, "Bits of the token embedding; none leaves it in float.", section=QUANTIZATION
+        8,
+        "Bits of the token embedding; none leaves it in float.",
+        section=QUANTIZATION,
+        config_only=True,
     )
     head_bits: Bits = option(
         8,
         "Bits of the layer that computes the logits; none uses those of the scheme.",
         section=QUANTIZATION,
+        config_only=True,
     )
     calibration: tuple[str, ...] = option(
         (),

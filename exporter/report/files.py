@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -275,8 +274,6 @@ def _kind(block: Block | Cell) -> str:
     return type(block).__name__
 
 
-Form = Literal["html", "md"]
-
 REPORTS = ("report.json", "report.md", "report.html")
 """What a comparison leaves."""
 SWEEP_REPORTS = ("sweep.json", "sweep.md", "sweep.html")
@@ -332,30 +329,31 @@ def render_saved(
     *,
     importance: Path | None = None,
     output: Path | None = None,
-    form: Form = "html",
 ) -> Path:
-    """Renders saved reports again, several of them together."""
+    """Renders saved reports again, several of them together; a file ``.md`` is Markdown."""
     if output is None and len(paths) > 1:
         raise UsageError("Several reports make one page, and it has no name.", "Give it by -o.")
-    target = output or paths[0].with_suffix(f".{form}")
+    target = output or paths[0].with_suffix(".html")
     refuse_overwriting(target, [*paths, *([importance] if importance else [])])
     reports = [ComparisonReport.read(path) for path in paths]
     scores = ImportanceReport.read(importance) if importance else None
-    write_text(target, rendered(dict(zip(_names(paths), reports, strict=True)), scores, form))
+    names = dict(zip(_names(paths), reports, strict=True))
+    write_text(target, rendered(names, scores, as_page=target.suffix != ".md"))
     return target
 
 
 def rendered(
     reports: Mapping[str, ComparisonReport],
     importance: ImportanceReport | None = None,
-    form: Form = "html",
+    *,
+    as_page: bool = True,
 ) -> str:
     """Reports by name as one page or Markdown text; several share a plot and a table."""
     sharing = len(reports)
     documents = [comparison_document(r, importance, sharing=sharing) for r in reports.values()]
     if sharing == 1:
-        return page(documents) if form == "html" else markdown(documents[0])
-    if form == "md":
+        return page(documents) if as_page else markdown(documents[0])
+    if not as_page:
         return several_markdown(documents, overview_section(reports))
     names = [f"{letter(index)}: {name}" for index, name in enumerate(reports)]
     return page(documents, names, overview_section(reports))

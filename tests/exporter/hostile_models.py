@@ -141,7 +141,8 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
         text("custom_generate/generate.py", f"open('AIM/{RAN}', 'w').close()\n"), (),
     ),
     "code of a type that nobody knows": (
-        config(model_type="kid", auto_map={"AutoConfig": "code.C"}), ("--allow-any-model-type",),
+        config(model_type="kid", auto_map={"AutoConfig": "code.C"}),
+        ("allow_any_model_type: true",),
     ),
     "code at a path": (
         config(auto_map={"AutoConfig": "../outside/evil/bb/code.C"}), ("--trust-remote-code",),

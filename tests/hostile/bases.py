@@ -17,7 +17,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "exporter"), str(TESTS / "graph_passes")
 
 TIMING = (
     *("--prefill", "8", "--decode-past", "8", "--rounds", "2", "--threads", "1"),
-    *("--eval-text", "in/other.txt", "--eval-tokens", "32", "--agreement-prompts", "0"),
+    *("--eval-text", "in/other.txt", "--eval-tokens", "32", "--config", "in/few.yaml"),
 )
 SCORING = ("--calibration", "in/text.txt", "--samples", "2", "--sequence-length", "16")
 
@@ -58,6 +58,7 @@ def _write_inputs(folder: Path) -> None:
     words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]
     (folder / "text.txt").write_text(" ".join(words[:400]))
     (folder / "other.txt").write_text(" ".join(words[150:][::-1]))
+    (folder / "few.yaml").write_text("agreement_prompts: 0\n")
     (folder / "short.yaml").write_text("eval_sequence_length: 16\n")
     (folder / "search.yaml").write_text("search_tokens: 32\nshortlist: 2\n")
     for name, layers in {"whole": 3, "cut": 2}.items():

@@ -127,7 +127,7 @@ COMMANDS: list[Command] = [
     "reports", RECORD_KINDS, ("plan.json",), 2, needs="onnx"),
     Command(("report", "reports/report.json", "-o", "out/report.html"), "reports", RECORD_KINDS,
     ("report.html",), 2, needs="onnx"),
-    Command(("report", "reports/report.json", "--format", "md", "-o", "out/report.md"), "reports",
+    Command(("report", "reports/report.json", "-o", "out/report.md"), "reports",
     RECORD_KINDS, ("report.md",), 1, needs="onnx"),
     Command(("check", "reports/report.json", "--max-perplexity-increase", "900%", "--history",
     "out/history.jsonl"), "reports", RECORD_KINDS, ("history.jsonl",), 1, needs="onnx"),
@@ -143,7 +143,5 @@ def chosen(rng: random.Random, commands: Sequence[Command]) -> tuple[Command, li
     if command.name not in ("inspect", "generate", "package", "check"):
         options += rng.choice((["-q"], ["-q"], ["-q"], []))
     if command.flags and command.name != "compare" and rng.random() < 0.12:
-        options.append(
-            rng.choice(("--trust-remote-code", "--allow-pickle", "--allow-any-model-type"))
-        )
+        options.append("--trust-remote-code")
     return command, options

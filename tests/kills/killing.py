@@ -330,6 +330,8 @@ def write_inputs(folder: Path, names: Sequence[str]) -> None:
     (folder / "text.txt").write_text(" ".join(words[:400]), encoding="utf-8")
     (folder / "other.txt").write_text(" ".join(words[150:][::-1]), encoding="utf-8")
     (folder / "search.yaml").write_text("search_tokens: 32\nshortlist: 3\n", encoding="utf-8")
+    (folder / "short.yaml").write_text("agreement_prompts: 0\n", encoding="utf-8")
+    (folder / "build.yaml").write_text("optimization_level: 0\n", encoding="utf-8")
     (folder / "budget.yaml").write_text("check_text: in/other.txt\n", encoding="utf-8")
     _write_graphs(folder)
     write_tokenizer(folder / "whole")

@@ -48,7 +48,7 @@ class Scenario:
 SCORING = ("--calibration", "in/text.txt", "--samples", "2", "--sequence-length", "16")
 _TIMING = (
     *("--prefill", "8", "--decode-past", "8", "--rounds", "2", "--threads", "1"),
-    *("--eval-text", "in/other.txt", "--eval-tokens", "32", "--agreement-prompts", "0"),
+    *("--eval-text", "in/other.txt", "--eval-tokens", "32", "--config", "in/short.yaml"),
 )
 _HEAL = ("--heal-calibration", *SCORING[1:], "--check-text", "in/other.txt")
 _SEARCH = ("--search", "greedy", "--config", "in/search.yaml")
@@ -162,7 +162,7 @@ def _build(*options: str) -> Arguments:
             "--context-range",
             "1:4:8",
         ),
-        *("--compute-capability", "sm89", "--optimization-level", "0", *options, "-q"),
+        *("--compute-capability", "sm89", "--config", "in/build.yaml", *options, "-q"),
     )
 
 

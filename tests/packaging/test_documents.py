@@ -97,19 +97,40 @@ def test_a_wrong_call_would_be_found(line: str) -> None:
         parse(call)
 
 
+def schema_commands() -> list[SchemaCommand[Any]]:
+    found = (command_line.cli.get_command(None, name) for name in command_line.cli.list_commands())
+    return [command for command in found if isinstance(command, SchemaCommand)]
+
+
+def test_every_option_stands_in_a_document_or_sample() -> None:
+    samples = [path for path in (ROOT / "samples").rglob("*") if path.suffix in (".sh", ".yml")]
+    paths = {*WRITTEN, *samples} - {ROOT / "CHANGELOG.md"}
+    told = "\n".join(path.read_text(encoding="utf-8") for path in sorted(paths))
+    named = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", told))
+    unnamed = {
+        f"{command.name} {leaf.key}"
+        for command in schema_commands()
+        for leaf in command.leaves.values()
+        if not (leaf.look.argument or leaf.look.config_only)
+        and named.isdisjoint(each for name in leaf.names for each in name.split("/"))
+    }
+    assert unnamed == set()
+
+
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_option_that_is_named_exists(path: Path) -> None:
+    commands = schema_commands()
     known = {
         option
-        for name in command_line.cli.list_commands()
-        if (command := command_line.cli.get_command(None, name)) is not None
+        for command in commands
         for param in command.get_params(click.Context(command))
         for option in (*param.opts, *param.secondary_opts)
     }
     prose = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", prose)) - FOREIGN
     named = {name for name in named if not name.startswith("--depthcut-")}
-    named -= GONE | REMOVED_OPTIONS if path.name == "CHANGELOG.md" else set()
+    keys = {name for command in commands for name in command.keys}
+    named -= GONE | REMOVED_OPTIONS | keys if path.name == "CHANGELOG.md" else set()
     assert named <= known | {"--model_args", "--model"}
 
 

@@ -65,7 +65,11 @@ class Memory(Options):
         section=REACHING,
     )
     batch: Count = option(
-        1, "For --fits: number of sequences with a cache.", "--sequences", section=REACHING
+        1,
+        "For --fits: number of sequences with a cache.",
+        "--sequences",
+        section=REACHING,
+        config_only=True,
     )
 
 
@@ -104,7 +108,7 @@ class Floors(Options):
         "as 0.98.",
         "--min-similarity",
         section=REACHING,
-        rare=True,
+        config_only=True,
     )
 
     def __bool__(self) -> bool:
@@ -232,7 +236,9 @@ class Budget(Options):
         section=REACHING,
     )
     floors: Floors = part(Floors())
-    kinds: _Kinds = option(BLOCK_KINDS, "Kinds of sublayers that may be dropped.", section=REACHING)
+    kinds: _Kinds = option(
+        BLOCK_KINDS, "Kinds of sublayers that may be dropped.", section=REACHING, config_only=True
+    )
     rules = (
         only_with("target_speedup", "at", hint="Give the request: {1} batch=1,prompt=512,new=128."),
         _leaves_out("attention"),

@@ -56,7 +56,7 @@ class PlanSettings(Options):
         usual="the text that IMPORTANCE was measured on",
         section=SCORING,
     )
-    batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
+    batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING, config_only=True)
     server: Server | None = option(
         None,
         "The runtime that the plan is for: what it can't do without stays, and only replacements "
@@ -222,9 +222,7 @@ class PlanRequest(Options):
     importance: InputFile = argument("IMPORTANCE")
     output: OutputPath = option(Path("plan.json"), "The plan.", "-o", "--output")
     budget: Budget = part(Budget())
-    settings: PlanSettings = part(
-        PlanSettings(), config_only=("seconds",), rare=("batch_size", "protect", "check_text")
-    )
+    settings: PlanSettings = part(PlanSettings(), rare=("protect",))
     onnx: OnnxFile | None = option(
         None,
         "The exported graph, to time requests and read sizes.",
@@ -236,9 +234,9 @@ class PlanRequest(Options):
         None,
         "File for the measured costs of sublayers; they are reused for the same graph, "
         "request and machine. Without --onnx they predict the speed, and nothing is measured.",
-        brief="File for the measured costs of sublayers",
         metavar="FILE",
         section=SPEED,
+        config_only=True,
     )
     run: RunOptions = part(RunOptions(), rare=("provider", "threads"))
     time_budget_s: Duration = option(

@@ -121,6 +121,7 @@ class Ranges(options.Options):
         "--dim",
         metavar="NAME=RANGE",
         section=SHAPES,
+        config_only=True,
     )
 
     @property

@@ -94,7 +94,7 @@ class BuildSettings(Options):
         section=ENGINES,
     )
     optimization_level: Annotated[int, Field(ge=0, le=5), Written("LEVEL")] | None = option(
-        None, "0 quick to 5 thorough.", section=ENGINES
+        None, "0 quick to 5 thorough.", section=ENGINES, config_only=True
     )
     workspace_bytes: Annotated[Size, Field(gt=0, lt=1 << 63)] | None = option(
         None,
@@ -102,6 +102,7 @@ class BuildSettings(Options):
         "--workspace",
         metavar="SIZE",
         section=ENGINES,
+        config_only=True,
     )
     logits: Logits = option(
         "last",

@@ -202,14 +202,14 @@ class SourceOptions(Options):
         False,
         "Dangerous: load weights from pickle files (pytorch_model.bin).",
         section=LOADING,
-        rare=True,
+        config_only=True,
     )
     allow_any_model_type: bool = option(
         False,
         "Dangerous: allow every model type of transformers, including those whose code was "
         "not reviewed for depthcut.",
         section=LOADING,
-        rare=True,
+        config_only=True,
     )
 
     @property

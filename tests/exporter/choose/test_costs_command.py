@@ -11,6 +11,7 @@ from exporter.choose.costs.table import CostTable
 from exporter.cli import run
 from exporter.engines.build.libraries import Driver
 from tests.tiny_graphs import tiny_model
+from tests.written_files import in_file
 
 pytest.importorskip("onnxruntime")
 QUICK = ("--at", "prompt=4,new=1", "--threads", "1", "--time-budget", "0.01s")
@@ -24,7 +25,7 @@ def graph(tmp_path: Path) -> Path:
 
 def test_a_table_is_written_and_printed(graph: Path, capfd: pytest.CaptureFixture[str]) -> None:
     output = graph / "costs.json"
-    call = ["costs", str(graph), "-o", str(output), *QUICK, "--replacement", "none"]
+    call = ["costs", str(graph), "-o", str(output), *QUICK, *in_file(graph, ["replacement: none"])]
     assert run(call) == 0
     told = capfd.readouterr()
     title, header, *rows, place = told.out.splitlines()

@@ -27,6 +27,7 @@ from exporter.errors import (
     UsageError,
 )
 from tests.raising import ends_in, raises
+from tests.written_files import in_file
 
 torch = pytest.importorskip("torch", reason="the planted model is PyTorch's")
 pytestmark = pytest.mark.torch
@@ -276,7 +277,8 @@ def test_export_judges_on_no_item_that_may_steer(tmp_path: Path) -> None:
     _items(tmp_path / "mixed.jsonl", first=23)
     call = [
         "export", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out"), "--drop-attn", "1",
-        "--search", "greedy", "--objective", objective, "--task-data", str(tmp_path), "--tasks",
+        "--search", "greedy", *in_file(tmp_path, [f"objective: {objective}"]),
+        "--task-data", str(tmp_path), "--tasks",
     ]  # fmt: skip
     for name in ("near", "mixed"):
         with ends_in(UsageError, "steering-items", name):

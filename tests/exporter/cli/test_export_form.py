@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from exporter.cli import export as module
 from exporter.cli.command import SchemaCommand
 from exporter.cli.export import ExportCall
 from tests.heard import Heard
+from tests.written_files import in_file
 
 
 def _target(*options: str) -> Any:
@@ -28,9 +30,9 @@ def _target(*options: str) -> Any:
         ([], "onnxruntime-cpu"),
         (["--quick"], "onnxruntime-cpu"),
         (["--at-most", "5%"], "onnxruntime-cpu"),
-        (["--min-embedding-cosine", "0.978"], "onnxruntime-cpu"),
+        (["min_embedding_cosine: 0.978"], "onnxruntime-cpu"),
         (["--at-most", "5%", "--target", "portable"], "portable"),
-        (["--at-most", "5%", "--opset", "20"], "portable"),
+        (["--at-most", "5%", "opset: 20"], "portable"),
         (["--provider", "cuda"], "portable"),
         (["--at-most", "5%", "--provider", "cuda"], "portable"),
         (["--provider", "cuda", "--dtype", "float16"], "onnxruntime-cuda"),
@@ -40,8 +42,9 @@ def _target(*options: str) -> Any:
     ],
 )
 def test_limits_on_quality_take_the_same_form_as_no_limits(
-    monkeypatch: pytest.MonkeyPatch, options: list[str], target: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], target: str
 ) -> None:
+    options = in_file(tmp_path, options)
     monkeypatch.setattr(module, "find_spec", lambda _: object())
     assert _target(*options) == target
     monkeypatch.setattr(module, "find_spec", lambda _: None)

@@ -45,6 +45,7 @@ from exporter.options import (
     values_of,
 )
 from tests.raising import raises
+from tests.written_files import in_file
 
 
 @dataclass(frozen=True)
@@ -288,20 +289,21 @@ def test_what_is_shown_is_checked_before(
 @pytest.mark.parametrize(
     ("asked", "more"),
     [
-        (["--target", "onnxruntime-cpu", "--opset", "20"], ["--target", "portable"]),
-        (["--cache-length", "512"], ["--target", "tensorrt"]),
+        (["--target", "onnxruntime-cpu", "opset: 20"], ["--target", "portable"]),
+        (["cache_length: 512"], ["--target", "tensorrt"]),
         (["--stream", "--heal", "bias"], ["--heal", "none"]),
         (["--quantize", "int4", "--target", "tensorrt"], ["--target", "portable"]),
         (["--quantize", "int8-qdq"], ["--calibration", "pydoc"]),
     ],
 )
 def test_a_contradiction_is_told_before_the_configuration_is_shown(
-    asked: list[str], more: list[str], capsys: pytest.CaptureFixture[str]
+    asked: list[str], more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["export", "m", "-o", "x", "--drop-mlp", "1", "--prefill", "8", "--decode-past", "8"]
-    assert command_line.run([*call, *asked, "--show-config"]) == 2
+    call += [*in_file(tmp_path, asked), "--show-config"]
+    assert command_line.run(call) == 2
     assert capsys.readouterr().out == ""
-    assert command_line.run([*call, *asked, *more, "--show-config"]) == 0
+    assert command_line.run([*call, *more]) == 0
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from exporter.compare.timing.measuring import TimingBudget
 from exporter.compare.timing.row import Chunk, MeasuredRow, find_chunk, joined, keep_chunk
 from exporter.errors import ComparisonError, UsageError
 from tests.raising import raises
+from tests.written_files import in_file
 
 OPTIONS = CompareOptions(
     threads=1,
@@ -74,11 +75,12 @@ def kill_once_chunks_are_kept(command: list[str], out: Path) -> bool:
 
 
 def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    threshold = in_file(tmp_path, ["threshold: 0.01%"])
     for out in (tmp_path / "out", tmp_path / "again", tmp_path / "last"):
         command = [
             sys.executable, "-m", "exporter.cli", "compare", *map(str, arms), "-o", str(out),
             "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "3s",
-            "--threshold", "0.01%", "--eval-tokens", "32",
+            *threshold, "--eval-tokens", "32",
         ]  # fmt: skip
         if kill_once_chunks_are_kept(command, out):
             break

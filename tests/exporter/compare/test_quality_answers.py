@@ -28,6 +28,7 @@ from graph_passes import save_model
 from tests.raising import raises
 from tests.stand_in.decoders import Scripted
 from tests.tiny_graphs import TinySpec, tiny_model
+from tests.written_files import in_file
 
 PROMPTS = np.array([[0, 5], [1, 5], [2, 5]])
 
@@ -80,15 +81,16 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 900)))
     call = ["compare", *arms, "-q", "--eval-tokens", "96", "--eval-text", str(text)]
-    more = ["--agreement-prompts", "1", "--agreement-tokens", "5"]
-    assert run([*call, "-o", str(tmp_path / "out"), *more]) == 0
+    more = ["agreement_prompts: 1", "agreement_tokens: 5"]
+    assert run([*call, "-o", str(tmp_path / "out"), *in_file(tmp_path, more)]) == 0
     accuracy = ComparisonReport.read(tmp_path / "out" / "report.json").accuracy
     assert accuracy is not None
     assert accuracy.generation is not None
     assert accuracy.generation.prompts == 1
     assert ComparisonReport.read(tmp_path / "out" / "report.json").arms.baseline.layers == 2
     assert len(accuracy.generation.first_divergence) == 1
-    assert run([*call, "-o", str(tmp_path / "none"), "--agreement-prompts", "0"]) == 0
+    silent = in_file(tmp_path, ["agreement_prompts: 0"])
+    assert run([*call, "-o", str(tmp_path / "none"), *silent]) == 0
     accuracy = ComparisonReport.read(tmp_path / "none" / "report.json").accuracy
     assert accuracy is not None
     assert accuracy.generation is None

@@ -26,6 +26,7 @@ from exporter.models.texts.sources import read_texts
 from graph_passes import Deletion, prune_graph, save_model
 from tests.raising import raises
 from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
+from tests.written_files import in_file
 
 WIDTH, STRIDE = 12, 5
 
@@ -121,7 +122,7 @@ def test_the_command_takes_a_stride(tmp_path: Path) -> None:
     write_tokenizer(folder)
     other = write_tiny_lm(tmp_path / "b", layers=(1,), noise=0.3)
     call = ["compare", str(folder), str(other), "-o", str(tmp_path / "out"), "-q"]
-    assert run([*call, "--eval-tokens", "600", "--stride", "64"]) == 0
+    assert run([*call, "--eval-tokens", "600", *in_file(tmp_path, ["stride: 64"])]) == 0
     accuracy = ComparisonReport.read(tmp_path / "out" / "report.json").accuracy
     assert accuracy is not None
     assert (accuracy.stride, accuracy.tokens) == (64, 511 + 64)

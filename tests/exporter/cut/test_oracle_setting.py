@@ -24,6 +24,7 @@ from graph_passes.files.storage import load_model, save_model
 from tests.llama_shaped import LlamaShape, write_llama
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
+from tests.written_files import in_file
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 GIGABYTE = 10**9
@@ -188,8 +189,8 @@ def test_the_cheaper_setting_keeps_weights_out_of_memory(tmp_path: Path) -> None
 
 def test_the_command_takes_a_limit(source: Path, tmp_path: Path, capsys: object) -> None:
     target = tmp_path / "o" / "m.onnx"
-    call = ["prune", str(source), "-o", str(target), "--drop", "mlp:1", "--verify-limit", "1 KB"]
-    assert command_line.run(call) == 0
+    call = ["prune", str(source), "-o", str(target), "--drop", "mlp:1"]
+    assert command_line.run([*call, *in_file(tmp_path, ["verify_limit: 1 KB"])]) == 0
     out, err = capsys.readouterr()  # type: ignore[attr-defined]
     assert "verifying at a cheaper setting" in err
     assert "oracle at the cheaper setting, max error" in out + err
@@ -209,7 +210,7 @@ def test_sizes_are_read(text: str, count: int) -> None:
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "8 elephants", "1e9"])
 def test_what_is_no_size_is_told(source: Path, tmp_path: Path, text: str) -> None:
     call = ["prune", str(source), "-o", str(tmp_path / "m.onnx"), "--drop", "mlp:1"]
-    assert command_line.run([*call, "--verify-limit", text]) == 2
+    assert command_line.run([*call, *in_file(tmp_path, [f"verify_limit: {text!r}"])]) == 2
 
 
 def test_free_memory_is_below_what_the_machine_has() -> None:

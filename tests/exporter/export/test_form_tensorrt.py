@@ -17,6 +17,7 @@ from exporter.export.forms.tensorrt import rewrite_decoder
 from graph_passes.files.storage import load_model as load_graph
 from tests.graph_passes.decoder_graphs import DecoderSpec, decoder_model
 from tests.raising import raises
+from tests.written_files import in_file
 
 PROMPT, NEW = [5, 9, 20, 33, 7, 11, 13], 6
 SIZES = {
@@ -91,18 +92,19 @@ def test_a_longer_cache_than_the_model_knows_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--cache-length", "64"], "caches of --target portable have no fixed length"),
+        (["cache_length: 64"], "caches of --target portable have no fixed length"),
         (
-            ["--target", "tensorrt-rtx", "--cache-length", "256", "--decode-past", "256"],
+            ["--target", "tensorrt-rtx", "cache_length: 256", "--decode-past", "256"],
             "Caches of 256 positions are too short for what is measured",
         ),
-        (["--builds", "2"], "--engine"),
+        (["builds: 2"], "--engine"),
     ],
 )
 def test_what_contradicts_is_told_before_anything_is_loaded(
     arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert run(["export", "nowhere", "-o", str(out), "--drop-attn", "1", *arguments]) == 2
+    call = ["export", "nowhere", "-o", str(out), "--drop-attn", "1"]
+    assert run([*call, *in_file(tmp_path, arguments)]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
     assert not out.exists()

@@ -45,6 +45,7 @@ from tests.made_reports import (
     samples,
 )
 from tests.raising import raises
+from tests.written_files import in_file
 
 SLOWDOWN = Limits(max_slowdown=0.03)
 
@@ -159,7 +160,7 @@ def test_nodes_are_counted_and_one_more_is_beyond_a_limit_of_none(nodes: int, wo
 @pytest.mark.parametrize(("floor", "count"), [(0.05, 1), (0.03, 0), (0.01, 0)])
 def test_a_noise_floor_above_its_limit_is_told(floor: float, count: int) -> None:
     found = against(gate_report(), gate_report(), Limits(max_slowdown=0.03, noise_floor=floor))
-    assert len([note for note in found.notes if "--noise-floor" in note]) == count
+    assert len([note for note in found.notes if "noise_floor" in note]) == count
 
 
 def test_the_measured_noise_of_both_sessions_counts() -> None:
@@ -716,8 +717,8 @@ def test_a_limit_on_what_was_not_measured_is_no_verdict(limit: str, tmp_path: Pa
     path = bare.write(tmp_path / "report.json")
     output = tmp_path / "check.json"
     number = f"{GENEROUS[limit]:{'g' if limit in ('min_speedup', 'max_kl') else '.0%'}}"
-    option = f"--{limit.replace('_', '-')}={number}"
-    assert command_line.run(["check", str(path), option, "-o", str(output)]) == 3
+    words = in_file(tmp_path, [f"{limit}: {number}"])
+    assert command_line.run(["check", str(path), "-o", str(output), *words]) == 3
     assert CheckReport.read(output).checks == [one]
 
 

@@ -19,6 +19,7 @@ from graph_passes.files import record
 from graph_passes.files.storage import save_model
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
+from tests.written_files import in_file
 
 PLAN = [PlannedDeletion(layer=1, kind="attention")]
 NAMES = {
@@ -125,7 +126,7 @@ def test_the_command_line_says_what_else_the_runtime_needs(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], copied: bool
 ) -> None:
     arguments = ["prune", str(source), "-o", str(tmp_path / "o" / "cut.onnx"), "--drop", "mlp:1"]
-    assert run([*arguments, "--verify", "none", "--copy" if copied else "--no-copy"]) == 0
+    assert run([*arguments, *in_file(tmp_path, ["--verify", "none", f"copy: {copied}"])]) == 0
     said = capsys.readouterr().err
     assert "genai_config.json" in said
     assert ("tokenizer.json" in said) is not copied

@@ -13,6 +13,8 @@ import pytest
 from hostile_models import BROKEN, RAN, REFUSED, SECRET, made, outside
 from tiny_families import tiny_loaded, tiny_tokenizer
 
+from tests.written_files import in_file
+
 RUNNER = Path(__file__).parents[1] / "hostile_runner.py"
 ROOT = Path(__file__).parents[3]
 
@@ -41,7 +43,8 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def _command(folder: Path, output: Path, options: tuple[str, ...]) -> list[str]:
     sizes = ("--samples", "2", "--sequence-length", "16", "--calibration", "pydoc")
-    return ["score", str(folder), "-o", str(output), "-q", *sizes, *options]
+    more = in_file(output.parent, options) if options else []
+    return ["score", str(folder), "-o", str(output), "-q", *sizes, *more]
 
 
 def _run(home: Path, aim: Path, calls: list[list[str]]) -> list[dict[str, Any]]:

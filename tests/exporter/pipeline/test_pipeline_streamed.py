@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from test_pipeline import RESULTS, SHIPPED, _request, checkpoint, own_cache
-from written_files import names_in
+from written_files import in_file, names_in
 
 from exporter.artifacts import ImportanceReport, PruneReport
 from exporter.choose.budgets.budget import Budget
@@ -28,7 +28,7 @@ from tests.raising import raises
 pytestmark = pytest.mark.torch
 
 __all__ = ["checkpoint", "own_cache"]  # fixtures
-SHORT = ("--samples", "4", "--sequence-length", "16", "--batch-size", "2", "--drop-attn", "1")
+SHORT = ("--samples", "4", "--sequence-length", "16", "batch_size: 2", "--drop-attn", "1")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run(checkpoint: Path, out: Path, *options: str) -> Done:
     text = out.with_name("text.txt")
     text.write_text("w1 w2 w3 w5 w8 w13 w21 w34 " * 20)
     given = ["--stream", "--calibration", str(text), *SHORT, *options]
-    arguments = ["export", str(checkpoint), "-o", str(out), *given]
+    arguments = ["export", str(checkpoint), "-o", str(out), *in_file(out.parent, given)]
     with (
         contextlib.redirect_stdout(io.StringIO()) as told,
         contextlib.redirect_stderr(io.StringIO()) as errors,

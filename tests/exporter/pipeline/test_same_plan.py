@@ -26,9 +26,11 @@ pytest.importorskip("torch")
 from cost_tables import made_table  # noqa: E402
 from tiny_lm import write_llama_folder  # noqa: E402
 
+from tests.written_files import in_file  # noqa: E402
+
 AT = "batch=1,prompt=8,new=2"
 LAYERS = range(3)
-SCORED = ["--samples", "24", "--sequence-length", "16", "--batch-size", "8"]
+SCORED = ["--samples", "24", "--sequence-length", "16", "batch_size: 8"]
 ASKED = (
     ["--drop-attn", "1"],
     ["--drop-attn", "2", "--drop-mlp", "1"],
@@ -37,17 +39,17 @@ ASKED = (
     ["--drop-joint", "9"],
     ["--parameters", "8%"],
     ["--parameters", "8%", "--drop-mlp", "1"],
-    ["--parameters", "8%", "--kinds", "mlp"],
+    ["--parameters", "8%", "kinds: mlp"],
     ["--at-most", "90%"],
-    ["--fits", "SOME", "--context", "100"],
-    ["--fits", "SOME", "--context", "100", "--sequences", "4"],
+    ["--fits", "SOME", "context: 100"],
+    ["--fits", "SOME", "context: 100", "sequences: 4"],
     ["--faster", "1.2", "--at", AT],
 )
 SEARCHES = ([], *(["--search", way] for way in ("one-shot", "greedy")))
 HEALS = ([], *(["--heal", kind] for kind in ("none", "bias", "linear", "best")))
 SIZES = ("parameters", "parameters_before", "bytes")
 """By the model's modules where no graph is named, which leaves the norms out."""
-OTHERS = ([], ["--protect", "first"], ["--objective", "perplexity"])
+OTHERS = ([], ["--protect", "first"], ["objective: perplexity"])
 
 
 class Road:
@@ -68,9 +70,10 @@ class Road:
         wants_graph = {"--fits", "--parameters", "--at", "--at-most"} & {*asked}
         graph = ["--onnx", str(self.graph)] if wants_graph else []
         runs = graph or {"greedy", "bias", "linear", "best"} & {*asked}
-        batch = ["--batch-size", "8"] if runs else []
+        batch = ["batch_size: 8"] if runs else []
         call = ["plan", str(self.scores), "-o", str(path), "-q"]
-        return path if cli.run([*call, *batch, *graph, *asked]) == 0 else None
+        words = in_file(self._folder, [*call, *batch, *graph, *asked])
+        return path if cli.run(words) == 0 else None
 
     def export(self, asked: list[str]) -> Path | None:
         """The plan that `depthcut export` would carry out; None where it is refused."""
@@ -83,7 +86,7 @@ class Road:
     def _requested(self, asked: list[str]) -> Any:
         call = [str(self.model), "-o", str(self.out), "--no-measure", *SCORED]
         try:
-            request = export.read([*call, *asked]).request
+            request = export.read(in_file(self._folder, [*call, *asked])).request
             if request.search.search == "auto":  # numbers alone go by scores in a plan
                 request = replace(request, search=replace(request.search, search=None))
             by_itself = request.heal is not None and request.heal.kind == "auto"
@@ -147,7 +150,7 @@ def _room(graph: Path, asked: list[str]) -> list[str]:
     """The options with a limit that is 10 % below what the model takes."""
     from exporter.choose.costs.weighing import sizes
 
-    sequences = int(asked[asked.index("--sequences") + 1]) if "--sequences" in asked else 1
+    sequences = 4 if "sequences: 4" in asked else 1
     whole = sizes(graph).total_bytes(context=100, batch=sequences)
     return [str(int(0.9 * whole)) if word == "SOME" else word for word in asked]
 
@@ -184,10 +187,10 @@ def test_the_same_options_give_the_same_plan(
         np.testing.assert_allclose(value, numbers[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("sequences", [[], ["--sequences", "4"]])
+@pytest.mark.parametrize("sequences", [[], ["sequences: 4"]])
 def test_the_timed_batch_says_nothing_of_the_caches(road: Road, sequences: list[str]) -> None:
-    asked = _room(road.graph, ["--fits", "SOME", "--context", "100", *sequences, "--heal", "none"])
-    exported = road.export([*asked, "--batch", "8"])
+    asked = _room(road.graph, ["--fits", "SOME", "context: 100", *sequences, "--heal", "none"])
+    exported = road.export([*asked, "batch: 8"])
     assert exported is not None
     assert PruningPlan.read(exported).budget["batch"] == (4 if sequences else 1)
     planned = road.plan(asked)

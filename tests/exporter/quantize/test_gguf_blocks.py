@@ -18,6 +18,7 @@ from graph_passes.files.storage import load_model
 from tests.exporter.gguf_files import numbers, random_rows, write_gguf
 from tests.exporter.small_graphs import INNER, TIED, VOCABULARY, WIDTH, set_weight, written
 from tests.raising import raises
+from tests.written_files import in_file
 
 # The package gguf comes with the environment that has PyTorch.
 pytestmark = pytest.mark.torch
@@ -164,13 +165,13 @@ def test_the_command_tells_what_was_kept(
 
 def test_a_model_that_is_a_gguf_file_keeps_its_own_blocks(tmp_path: Path) -> None:
     def asked(model: str, *more: str) -> Path | None:
-        words = ["--drop-attn", "1", "--quantize", "int4", "--quantize-method", "gguf", *more]
-        settings = export.read([model, "-o", "out", *words]).request.quantize
+        words = ["--drop-attn", "1", "--quantize", "int4", "quantize_method: gguf", *more]
+        settings = export.read([model, "-o", "out", *in_file(tmp_path, words)]).request.quantize
         return None if settings is None else settings.gguf
 
     (tmp_path / "b.gguf").write_text("")
     assert asked("a/model.gguf") == Path("a/model.gguf")
-    assert asked("a/model.gguf", "--gguf", str(tmp_path / "b.gguf")) == tmp_path / "b.gguf"
+    assert asked("a/model.gguf", f"gguf: {tmp_path / 'b.gguf'}") == tmp_path / "b.gguf"
     with raises(OptionError, "", "--quantize-method", "--gguf"):
         asked("a/folder")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from written_files import names_in
+from written_files import in_file, names_in
 
 from exporter.artifacts.comparison import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cli import run
@@ -162,16 +162,17 @@ def test_a_python_without_it_is_told(
         (["--quantize", "int4", "--modelopt-python", sys.executable], "--modelopt-python"),
         (["--quantize", "fp8", "--modelopt-python", sys.executable], "--calibration"),
         (
-            ["--quantize", "int8-qdq", "--modelopt-python", sys.executable, "--block-size", "64"],
-            "--block-size",
+            ["--quantize", "int8-qdq", "--modelopt-python", sys.executable, "block_size: 64"],
+            "block_size",
         ),
     ],
 )
 def test_options_that_do_not_fit(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
 ) -> None:
-    text = ["--calibration", "pydoc"] if "--block-size" in options else []
-    assert run(["quantize", str(source), "-o", str(tmp_path / "o.onnx"), *options, *text]) == 2
+    text = ["--calibration", "pydoc"] if "block_size: 64" in options else []
+    call = ["quantize", str(source), "-o", str(tmp_path / "o.onnx"), *text]
+    assert run([*call, *in_file(tmp_path, options)]) == 2
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from written_files import names_in
+from written_files import in_file, names_in
 
 from exporter.cli import run
 from exporter.engines.decoding.text_model import TextModel
@@ -93,8 +93,9 @@ def test_nothing_is_copied_unless_it_is_asked_for(folder: Path, tmp_path: Path) 
 def test_the_result_as_json(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--block-size", "128", "--quantize", "int8", "--head-bits", "none", "--json", "-q"]
-    assert run(["quantize", str(folder), "-o", str(tmp_path / "o.onnx"), *arguments]) == 0
+    arguments = ["block_size: 128", "--quantize", "int8", "head_bits: none", "--json", "-q"]
+    call = ["quantize", str(folder), "-o", str(tmp_path / "o.onnx")]
+    assert run([*call, *in_file(tmp_path, arguments)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["record"]["bits"] == {"8": 3}
     assert told["in_float"] == {"table": "its rows of 64 are no multiple of the block of 128"}
@@ -108,11 +109,11 @@ def test_the_result_as_json(
         (["--quantize", "int8-qdq"], 2, "--calibration"),
         (["--quantize-method", "gptq"], 2, "hqq"),
         (["--quantize", "mixed"], 2, "hqq"),
-        (["--block-size", "20"], 2, "--block-size"),
+        (["block_size: 20"], 2, "block_size"),
         (["--quantize", "int8-dynamic", "--quantize-method", "hqq"], 2, "--quantize-method"),
         (["--quantize", "int8-qdq", "--calibration", "gone.txt"], 2, "gone.txt"),
-        (["--block-size", "0"], 2, "--block-size"),
-        (["--quantize", "int8-dynamic", "--block-size", "64"], 2, "--block-size"),
+        (["block_size: 0"], 2, "block_size"),
+        (["--quantize", "int8-dynamic", "block_size: 64"], 2, "block_size"),
         (["--calibration", "pydoc"], 2, "--calibration"),
         (["--quantize", "int2"], 2, "Invalid value"),
     ],
@@ -126,7 +127,8 @@ def test_wrong_calls_end_in_one_line(
     told: str,
 ) -> None:
     output = tmp_path / "out" / "model.onnx"
-    assert run(["quantize", str(folder), "-o", str(output), *arguments]) == code
+    call = ["quantize", str(folder), "-o", str(output)]
+    assert run([*call, *in_file(tmp_path, arguments)]) == code
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error

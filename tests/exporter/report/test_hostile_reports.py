@@ -157,7 +157,7 @@ def test_a_model_card(report: ComparisonReport) -> None:
 
 def test_the_page_of_the_command(report: ComparisonReport, tmp_path: Path) -> None:
     report.write(tmp_path / "report.json")
-    assert run(["report", str(tmp_path / "report.json"), "--format", "md"]) == 0
+    assert run(["report", str(tmp_path / "report.json"), "-o", str(tmp_path / "report.md")]) == 0
     assert foreign((tmp_path / "report.md").read_text()) == []
 
 

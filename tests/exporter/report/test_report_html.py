@@ -221,7 +221,7 @@ def test_saved_reports_are_rendered_again(
     assert page == as_page(full_report(), full_importance())
     other = full_report(seed=1).write(tmp_path / "two" / "report.json")
     out = tmp_path / "all.md"
-    assert run(["report", str(saved), str(other), "--format", "md", "-o", str(out)]) == 0
+    assert run(["report", str(saved), str(other), "-o", str(out)]) == 0
     assert "| A | one | Without 9 attentions, 3 MLPs and 1 block, in int8 |" in out.read_text()
     assert run(["report", str(saved), str(other), "-o", str(tmp_path / "all.html")]) == 0
     assert ">A: one</h2>" in (tmp_path / "all.html").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.errors import CalibrationError, ClusterError
 from exporter.progress import Quiet
 from tests.raising import raises
+from tests.written_files import in_file
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 torch = pytest.importorskip("torch")
@@ -164,7 +165,14 @@ def test_a_search_in_pieces_makes_the_same_plan(
     scores, plans = tmp_path / "importance.json", [tmp_path / "one.json", tmp_path / "two.json"]
     size = ["--samples", "6", "--sequence-length", "16", "--batch-size", "2", "-q"]
     assert cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size]) == 0
-    search = ["--drop-joint", "2", "--search", "greedy", "--batch-size", "2", "-q"]
+    search = [
+        "--drop-joint",
+        "2",
+        "--search",
+        "greedy",
+        *in_file(tmp_path, ["batch_size: 2"]),
+        "-q",
+    ]
     assert cli.run(["plan", str(scores), "-o", str(plans[0]), *search]) == 0
     assert not crews
     spread = [*search, "--ray", "--ray-workers", "2"]

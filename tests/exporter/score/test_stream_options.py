@@ -10,6 +10,7 @@ from exporter import cli
 from exporter.artifacts import ImportanceReport
 from exporter.cli.score import score
 from exporter.errors import OptionError
+from tests.written_files import in_file
 
 WORDS = "w1 w2 w3 w5 w8 w13 w21 w34 " * 20
 
@@ -21,13 +22,13 @@ WORDS = "w1 w2 w3 w5 w8 w13 w21 w34 " * 20
         (["--device-map", "auto", "--ray=local"], "device_map"),
         (["--stream", "--device-map", "auto"], "device_map"),
         (["--stream", "--trust-remote-code"], "trust_remote_code"),
-        (["--stream", "--allow-pickle"], "allow_pickle"),
+        (["--stream", "allow_pickle: true"], "allow_pickle"),
         (["--stream", "--ray=local"], "ray"),
     ],
 )
-def test_options_that_exclude_each_other(words: list[str], key: str) -> None:
+def test_options_that_exclude_each_other(words: list[str], key: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
-        score.read(["model", *words])
+        score.read(["model", *in_file(tmp_path, words)])
     assert key in caught.value.keys
     assert caught.value.hint
 
