@@ -61,7 +61,7 @@ LLAMA_8B = LlamaShape(
     dtype=ir.DataType.BFLOAT16, **FORM,
 )  # fmt: skip
 LLAMA_70B = replace(LLAMA_8B, layers=80, hidden=8192, heads=64, intermediate=28672)
-FEW_LAYERS, WHOLE_HEAD = (replace(LLAMA_8B, layers=4, vocabulary=n) for n in (1024, 128256))
+FEW_LAYERS = replace(LLAMA_8B, layers=4, vocabulary=1024)
 SMOLLM2 = LlamaShape(
     layers=30, hidden=576, heads=9, kv_heads=3, intermediate=1536, vocabulary=49152,
     dtype=ir.DataType.FLOAT16, **FORM,
@@ -82,7 +82,6 @@ class Case:
     attention: LlamaShape = FEW_LAYERS
     pasts: tuple[int, ...] = (64, 512, 4000)
     batches: tuple[int, ...] = (1, 64)
-    head: LlamaShape = WHOLE_HEAD
     large: tuple[LlamaShape, ...] = (SMOLLM2, LLAMA_8B, LLAMA_70B)
     prompt: int = 2048
     new: int = 2048
@@ -321,26 +320,6 @@ def time_attention(bench: Bench) -> None:
             bench.measured(f"attention by {form}, batch {batch}", partial(measured, batch))
 
 
-def time_logits(bench: Bench) -> None:
-    """A prompt's logits at the last position against those at all; then both times."""
-    prompt, got = bench.case.prompt, dict[str, Any]()
-    onnx = bench.model("head", bench.case.head)
-    ranges = Ranges(batch=Span(1, 1, 1), prompt=Span(prompt, prompt, prompt))
-    for kept in ("last", "all"):
-        engines = bench.built(onnx, f"logits-{kept}", ("prefill",), ranges, logits=kept)
-
-        def measured(kept: str = kept, engines: Path = engines) -> list[Row]:
-            return [{"subject": "logits", "arm": kept} | bench.prompt_row(engines, prompt)]
-
-        bench.measured(f"logits: {kept}", measured)
-        with open_engine(engines, trial=False) as runner:
-            logits = runner.run(prompts(runner, prompt), ["logits"], phase="prefill")["logits"]
-        got[kept] = {"prefill": logits[:, -1].astype(np.float32)}
-    allowed = TOLERANCE[bench.case.dtypes[-1]]
-    compared = partial(error_rows, "logits of the last position", got["last"], got["all"], allowed)
-    bench.measured("numbers, logits", compared)
-
-
 def layers_that_fit(bench: Bench, shape: LlamaShape) -> int:
     bench.folder.mkdir(parents=True, exist_ok=True)
     limits = [
@@ -424,7 +403,6 @@ STEPS: Mapping[str, tuple[int, Callable[[Bench], None]]] = {
     "card": (5, look_at_card),
     "numbers": (10, check_numbers),
     "attention": (10, time_attention),
-    "logits": (10, time_logits),
     **{name: (80, partial(time_large, name=name)) for name in NAMES},
 }
 """By name the minutes that a step may take, in order of worth."""
