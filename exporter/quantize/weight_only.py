@@ -232,7 +232,7 @@ class _Packer:
         use_in_table(
             table, self._store.flat(weight.stored), weight.stored, weight.bits, weight.block
         )
-        self.replaced.append(table.weight)
+        self.replaced += [table.weight, weight.stored.quants]
         self.embedding_bits = weight.bits
         return {}
 

@@ -137,6 +137,7 @@ def test_a_table_of_other_bits_than_its_head_is_apart(tied: Path, tmp_path: Path
     settings = QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8)
     record = quantize_file(tied, output, settings).record
     assert (record.head_bits, record.embedding_bits) == (4, 8)
+    assert all(value.uses() for value in load_model(output).graph.initializers.values())
     left = quantize_file(tied, tmp_path / "left.onnx", QuantizeSettings(embedding_bits=None))
     assert left.record.embedding_bits is None
     assert "Gather" in operators(tmp_path / "left.onnx")
