@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,11 +107,5 @@ def license_of_base(folder: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError):
         return {}
     head = _FRONT_MATTER.match(text)
-    return dict(_license_lines(head[1])) if head else {}
-
-
-def _license_lines(head: str) -> Iterator[tuple[str, str]]:
-    for line in head.splitlines():
-        found = _LICENSE_LINE.fullmatch(line)
-        if found:
-            yield found[1], found[2]
+    lines = map(_LICENSE_LINE.fullmatch, head[1].splitlines() if head else ())
+    return {found[1]: found[2] for found in lines if found}

@@ -16,7 +16,6 @@ from exporter.artifacts import (
     Healing,
     ImportanceReport,
     PruningPlan,
-    TaskResult,
 )
 from exporter.artifacts.base import IMAGES, Nouns, nouns_of
 from exporter.artifacts.comparison import PLACE, FolderUses, Use
@@ -59,31 +58,22 @@ def checkpoint_uses(facts: CheckpointFacts, *, folder: str = HERE) -> FolderUses
         uses = [Use(library=needs, needs=needs, text=text) for needs, text in known]
         return FolderUses(folder=folder, uses=uses, notes=[_DECILM])
     if not facts.plain:
-        return FolderUses(
-            folder=folder, uses=[_own(facts)], notes=[_REFUSED.format(facts.transformers)]
+        own = Use(
+            library="depthcut",
+            needs="'depthcut[torch]'",
+            text=lines("pruned", **_filled(facts)),
+            remark="It needs depthcut with its extra torch, and runs no code from this folder.",
         )
-    uses = [_by_transformers(facts)]
-    if facts.has_modules:
-        name = "sentence-transformers"
-        uses.append(Use(library=name, needs=name, text=lines("sentences", m=None)))
-    return FolderUses(folder=folder, uses=uses)
-
-
-def _own(facts: CheckpointFacts) -> Use:
-    return Use(
-        library="depthcut",
-        needs="'depthcut[torch]'",
-        text=lines("pruned", **_filled(facts)),
-        remark="It needs depthcut with its extra torch, and runs no code from this folder.",
-    )
-
-
-def _by_transformers(facts: CheckpointFacts) -> Use:
+        return FolderUses(folder=folder, uses=[own], notes=[_REFUSED.format(facts.transformers)])
     remark = f"transformers {facts.transformers} loads it as it is."
     if facts.kept is not None:
         remark = f"{remark} {_USES_PLAIN}"
     text = lines("transformers", **_filled(facts))
-    return Use(library="transformers", needs="transformers torch", text=text, remark=remark)
+    uses = [Use(library="transformers", needs="transformers torch", text=text, remark=remark)]
+    if facts.has_modules:
+        name = "sentence-transformers"
+        uses.append(Use(library=name, needs=name, text=lines("sentences", m=None)))
+    return FolderUses(folder=folder, uses=uses)
 
 
 def _filled(facts: CheckpointFacts) -> dict[str, Any]:
@@ -255,15 +245,14 @@ def _quality(report: ComparisonReport) -> Iterator[Block]:
     yield Note(f"Quality was measured on {named}.")
     if accuracy.tasks:
         header = ["", "metric", "items", "baseline", "candidate", "95 % interval"]
-        yield Grid("Tasks", header, [_task_row(task) for task in accuracy.tasks], right=(2, 3, 4))
-
-
-def _task_row(task: TaskResult) -> list[str]:
-    low, high = task.difference.ci95
-    return [
-        task.task, task.metric, f"{task.items:,}", significant(task.baseline),
-        significant(task.candidate), f"{low:+.3g} to {high:+.3g}",
-    ]  # fmt: skip
+        rows = [
+            [
+                task.task, task.metric, f"{task.items:,}", significant(task.baseline),
+                significant(task.candidate), "{:+.3g} to {:+.3g}".format(*task.difference.ci95),
+            ]
+            for task in accuracy.tasks
+        ]  # fmt: skip
+        yield Grid("Tasks", header, rows, right=(2, 3, 4))
 
 
 def _loading(facts: CheckpointFacts) -> Section:

@@ -203,6 +203,7 @@ def require_same(
 _OTHER_LISTS = ("architectures", "mrope_section")
 _OTHER_ENDS = ("_token_id", "_token_ids", "_tokens")
 _PER_LAYER = "per_layer_config"
+_CONVERSIONS = "_weight_conversions"  # transformers' own
 _NUMBERED = ("mlp_only_layers", "full_attn_idxs", "cross_attention_layers", "dense_layers")
 """Lists of layers' numbers."""
 _FIRST_LAYERS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index")
@@ -333,19 +334,14 @@ def _made(model: Any, config: Any, weights: dict[str, torch.Tensor]) -> Any:
     lost = [*info["missing_keys"], *info["unexpected_keys"]]
     if lost:
         raise UnknownArchitectureError(f"its weights have other names, such as {sorted(lost)[0]}")
-    _save_alike(made, model)
+    # The weights get the names in the files that the whole model's have, experts' above all.
+    vars(made).pop(_CONVERSIONS, None)
+    if _CONVERSIONS in vars(model):
+        setattr(made, _CONVERSIONS, vars(model)[_CONVERSIONS])
     if model.can_generate():
         made.generation_config = model.generation_config
     made.eval().requires_grad_(False)
     return made
-
-
-def _save_alike(made: Any, model: Any) -> None:
-    """The weights get the names in the files that the whole model's have, experts' above all."""
-    name = "_weight_conversions"
-    vars(made).pop(name, None)
-    if name in vars(model):
-        setattr(made, name, vars(model)[name])
 
 
 def refuse_other_settings(model: Any, made: Any, kept: Sequence[int]) -> None:

@@ -83,7 +83,10 @@ def write_checkpoint(
                 if after is None:
                     save_pruned_into(pruned, stage)
         with telling_full_disk(stage):
-            _copy_licenses(loaded.path, stage)
+            for pattern in LICENSE_FILES if loaded.path.is_dir() else ():
+                for path in loaded.path.glob(pattern):
+                    if not path.is_dir():
+                        copy_file(path, stage / path.name)
             copy_sentence_files(loaded.path, stage)
             if reads_images(loaded.model):
                 copy_processor_files(loaded.path, stage)
@@ -174,13 +177,6 @@ def _facts(
         has_tokenizer=base.tokenizer is not None,
         has_modules=(stage / MODULES).is_file(),
     )
-
-
-def _copy_licenses(source: Path, stage: Path) -> None:
-    for pattern in LICENSE_FILES if source.is_dir() else ():
-        for path in source.glob(pattern):
-            if not path.is_dir():
-                copy_file(path, stage / path.name)
 
 
 def _say(facts: CheckpointFacts, progress: Progress) -> None:

@@ -98,7 +98,9 @@ def health(place: Place) -> Diagnosis:
 
     No session is made, and no memory is taken on a GPU: something may be measured meanwhile.
     """
-    runtime = _importable_runtime()
+    runtime = _installed_runtime()
+    if runtime.found and _output_of("import onnxruntime") is None:  # which touches no device
+        runtime = Component(runtime.name, "", runtime.serves, _BROKEN)
     if place == "cpu":
         return Diagnosis((runtime,), fit=not runtime.remedy)
     driver = ask_driver()
@@ -107,13 +109,6 @@ def health(place: Place) -> Diagnosis:
     components = [_with_driver(each, driver) for each in components]
     components += _driver_components(driver)[:1]
     return Diagnosis(tuple(components), fit=not any(each.remedy for each in components))
-
-
-def _importable_runtime() -> Component:
-    """ONNX Runtime; importing it touches no device."""
-    runtime = _installed_runtime()
-    broken = runtime.found and _output_of("import onnxruntime") is None
-    return Component(runtime.name, "", runtime.serves, _BROKEN) if broken else runtime
 
 
 def _with_driver(component: Component, driver: Driver) -> Component:
@@ -145,9 +140,11 @@ def _runtime_components() -> tuple[Component, list[Component]]:
     runtime = _installed_runtime()
     if not runtime.found:
         return runtime, []
-    loads = _loading_providers()
-    if loads is None:
+    output = _output_of(_PROVIDERS)
+    if output is None:
         return Component(runtime.name, "", runtime.serves, _BROKEN), []
+    rows = (line.split() for line in output.splitlines())
+    loads = {row[0]: row[1] == "1" for row in rows if len(row) == len(("provider", "loads"))}
     return runtime, [
         Component(
             f"  {provider}", "loads" if ok else "", "running on it",
@@ -165,15 +162,6 @@ def _installed_runtime() -> Component:
         return Component("onnxruntime", "", serves, "pip install 'depthcut[cpu]' (or [gpu])")
     remedy = "" if len(installed) == 1 else "both own one folder: uninstall both, install one"
     return Component(" and ".join(installed), ", ".join(installed.values()), serves, remedy)
-
-
-def _loading_providers() -> dict[str, bool] | None:
-    """By provider, whether a session really gets it; in a process that may crash."""
-    output = _output_of(_PROVIDERS)
-    if output is None:
-        return None
-    rows = (line.split() for line in output.splitlines())
-    return {row[0]: row[1] == "1" for row in rows if len(row) == len(("provider", "loads"))}
 
 
 def _output_of(program: str) -> str | None:

@@ -74,7 +74,11 @@ def package_triton(
             "Give it one with --name: letters, digits, - and _.",
         )
     _refuse_foreign(repository / name)
-    _refuse_within(repository / name, source)
+    if source.resolve().is_relative_to((repository / name).resolve()):
+        raise UsageError(
+            f"{source} belongs to {repository / name}, which would be replaced.",
+            "Choose another --name.",
+        )
     with staged_directory(repository / name) as stage:
         version = stage / _VERSION
         version.mkdir()
@@ -104,14 +108,6 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not (folder / _CONFIG).is_file():
         raise PackagingError(
             f"{folder} exists and is not a Triton model.", "Choose another --name."
-        )
-
-
-def _refuse_within(folder: Path, source: Path) -> None:
-    """Inputs are never changed: a model that is to be replaced can't be the source."""
-    if source.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(
-            f"{source} belongs to {folder}, which would be replaced.", "Choose another --name."
         )
 
 

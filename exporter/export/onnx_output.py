@@ -35,8 +35,9 @@ def save_onnx(
     size, target = weight_bytes(model), folder / name
     with telling_full_disk(folder), staging(target) as staged:
         held = (value.const_value for value in model.graph.initializers.values())
-        if any(isinstance(tensor, ir.LazyTensor) for tensor in held):
-            _require_room(folder, size)
+        lazy = any(isinstance(tensor, ir.LazyTensor) for tensor in held)
+        if lazy and size > shutil.disk_usage(folder).free:  # told before an hour of writing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         with ByteCount.large(progress, f"write the weights of {target}", size) as count:
             written = write_files(
                 *(model, staged.folder, name, "compact"),
@@ -64,12 +65,6 @@ def save_graph(model: ir.Model, folder: Path, name: str = MODEL_FILE) -> Path:
 def _saved(model: ir.Model, path: Path) -> Path:
     ir.save(model, path)
     return path
-
-
-def _require_room(folder: Path, size: int) -> None:
-    """Tells a full disk before an hour of writing, not after."""
-    if size > shutil.disk_usage(folder).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _is_new(value: ir.Value) -> bool:

@@ -64,7 +64,11 @@ def fake_parameters(model: torch.nn.Module) -> Iterator[FakeTensorMode]:
         for name, parameter in module._parameters.items()
         if parameter is not None and parameter.is_meta
     ]
-    fakes = {id(parameter): _fake(parameter, mode) for _, _, parameter in places}
+    with mode:
+        fakes = {
+            id(each): torch.nn.Parameter(torch.empty(each.shape, dtype=each.dtype), False)
+            for _, _, each in places
+        }
     try:
         for module, name, parameter in places:
             module._parameters[name] = fakes[id(parameter)]
@@ -76,21 +80,10 @@ def fake_parameters(model: torch.nn.Module) -> Iterator[FakeTensorMode]:
 
 def interface_without_weights(model: PreTrainedModel) -> OnnxInterface:
     """A model's interface as :func:`exporter.models.onnx_interface.interface_of` finds it."""
-    if not has_meta_parameters(model):
+    if not any(parameter.is_meta for parameter in model.parameters()):
         return interface_of(model)
     with exportable_experts(model), fake_parameters(model) as mode, mode:
         return interface_of(model)
-
-
-def has_meta_parameters(model: torch.nn.Module) -> bool:
-    """Whether some of a model's parameters have no content."""
-    return any(parameter.is_meta for parameter in model.parameters())
-
-
-def _fake(parameter: torch.nn.Parameter, mode: FakeTensorMode) -> torch.nn.Parameter:
-    with mode:
-        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-        return torch.nn.Parameter(empty, requires_grad=False)
 
 
 def read_weights_lazily(graph: ir.Graph, meta: MetaModel, prefix: str) -> None:
@@ -128,17 +121,14 @@ def fold_transposes(graph: ir.Graph) -> None:
     """
     for node in list(graph):
         value = node.inputs[0] if node.op_type == "Transpose" and not node.domain else None
-        if value is None or not _is_own_weight(value) or node.outputs[0].is_graph_output():
+        if value is None or not value.is_initializer() or value.is_graph_input():
+            continue
+        if len(value.uses()) > 1 or node.outputs[0].is_graph_output():
             continue
         turned = _turned(value, node)
         graph.register_initializer(turned)
         replace_nodes_and_values(graph, node, [node], [], node.outputs, [turned])
         del graph.initializers[value.name or ""]
-
-
-def _is_own_weight(value: ir.Value) -> bool:
-    """Whether it is a weight that one node uses."""
-    return value.is_initializer() and not value.is_graph_input() and len(value.uses()) == 1
 
 
 def _turned(value: ir.Value, node: ir.Node) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -140,7 +140,9 @@ def find_products(model: ir.Model) -> Products:
         weight, transposed = _weight_of(node)
         assert weight is not None
         found.append(Product(node, name_of(node), weight, transposed, node is last))
-    return Products(tuple(found), _token_table(model), in_float)
+    tables = [table for node in model.graph if (table := _as_table(node)) is not None]
+    largest = max(tables, key=lambda table: table.tokens, default=None)
+    return Products(tuple(found), largest, in_float)
 
 
 def name_of(node: ir.Node) -> str:
@@ -241,13 +243,8 @@ def _last_product(model: ir.Model) -> ir.Node | None:
     return None
 
 
-def _token_table(model: ir.Model) -> Table | None:
-    """The table with the most rows among those that a graph's input selects from."""
-    tables = [table for node in model.graph if (table := _as_table(node)) is not None]
-    return max(tables, key=lambda table: table.tokens, default=None)
-
-
 def _as_table(node: ir.Node) -> Table | None:
+    """A table that a graph's input selects from."""
     if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return None
     rows, ids = node.inputs[:2]
@@ -257,15 +254,10 @@ def _as_table(node: ir.Node) -> Table | None:
     transposed = weight is not rows
     if transposed and not _is_turned_over(rows):
         return None
-    selects = any(value.is_graph_input() for value in _origins(ids))
-    return Table(node, weight, transposed) if selects else None
-
-
-def _origins(value: ir.Value | None) -> Iterator[ir.Value]:
-    while value is not None:
-        yield value
-        node = value.producer()
-        value = node.inputs[0] if node is not None and node.op_type in _TOWARDS_IDS else None
+    while ids is not None and not ids.is_graph_input():
+        source = ids.producer()
+        ids = source.inputs[0] if source is not None and source.op_type in _TOWARDS_IDS else None
+    return Table(node, weight, transposed) if ids is not None else None
 
 
 def _sizes(weight: ir.Value) -> tuple[int, ...]:

@@ -127,19 +127,17 @@ def rounding_difference(source: Path, result: Path, *, threads: int) -> Rounding
         )
     rows = finite.all(axis=-1)
     gap, largest = np.abs(before - after)[finite].max(), np.abs(before[finite]).max()
-    kl = _mean_kl(before[rows], after[rows]) if "logits" in name and rows.any() else None
+    kl = None
+    if "logits" in name and rows.any():
+        no_targets = np.empty(0, np.int64)
+        arms = (Distributions(each[rows], no_targets, "The logits") for each in (before, after))
+        kl = float(divergence(*arms).mean())
     return RoundingDifference(float(gap), float(largest), kl)
 
 
 def _output(path: Path, feed: dict[str, Any], name: str, threads: int) -> NDArray[np.float64]:
     with OnnxRuntimeRunner(path, threads=threads, brief=True) as runner:
         return runner.run(feed, [name])[name].astype(np.float64)
-
-
-def _mean_kl(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    no_targets = np.empty(0, np.int64)
-    arms = (Distributions(logits, no_targets, "The logits") for logits in (before, after))
-    return float(divergence(*arms).mean())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from exporter.errors import QuantizationError
 from exporter.progress import Progress
 from exporter.quantize.gguf_blocks import GgufBlocks
-from exporter.quantize.products import Product, Products, Quantised, Table, refuse_not_finite
+from exporter.quantize.products import Product, Products, Quantised, refuse_not_finite
 from exporter.quantize.rewrite import (
     Blocks,
     Floats,
@@ -228,7 +228,14 @@ class _Packer:
         weight = self._kept(table.weight, not table.transposed, name, table.matrix, whole=True)
         if weight is None and table.depth % block:
             return {name: f"its rows of {table.depth} are no multiple of the block of {block}"}
-        weight = weight or self._rounded_table(table, name, bits)
+        if weight is None:
+
+            def blocks() -> Blocks:
+                matrix = table.matrix()
+                refuse_not_finite(matrix, name)
+                return self._rounded(matrix, bits, shared=True)
+
+            weight = self._once((table.weight, not table.transposed, bits), blocks)
         use_in_table(
             table, self._store.flat(weight.stored), weight.stored, weight.bits, weight.block
         )
@@ -250,14 +257,6 @@ class _Packer:
             return self._rounded(matrix, bits, self._work.shares_table(product))
 
         return self._once((product.weight, product.transposed, bits), blocks)
-
-    def _rounded_table(self, table: Table, name: str, bits: int) -> _Weight:
-        def blocks() -> Blocks:
-            matrix = table.matrix()
-            refuse_not_finite(matrix, name)
-            return self._rounded(matrix, bits, shared=True)
-
-        return self._once((table.weight, not table.transposed, bits), blocks)
 
     def _kept(
         self,

@@ -299,22 +299,21 @@ def find_builds(path: Path) -> list[EngineSet]:
             code="no-engine",
         )
     builds = [find_engines(numbered[number]) for number in sorted(numbered)]
-    if different := _difference_of_builds(builds):
+    first, *others = (build.records for build in builds)
+    different = "numbers of engines"
+    if all(len(other) == len(first) for other in others):
+        alike = (
+            _difference(each, _OF_ONE_MODEL | _OF_ONE_BUILD)
+            for each in zip(first, *others, strict=True)
+        )
+        different = next(filter(None, alike), "")
+    if different:
         raise EngineError(
             f"The engines in {path} are not builds of one model: their {different} differ.",
             "Put the engines of each model in a folder of their own, or name one file.",
             code="built-differently",
         )
     return builds
-
-
-def _difference_of_builds(builds: Sequence[EngineSet]) -> str:
-    first, *others = (build.records for build in builds)
-    if any(len(other) != len(first) for other in others):
-        return "numbers of engines"
-    alike: list[tuple[EngineRecord, ...]] = list(zip(first, *others, strict=True))
-    found = (_difference(records, _OF_ONE_MODEL | _OF_ONE_BUILD) for records in alike)
-    return next(filter(None, found), "")
 
 
 def is_pattern(path: Path) -> bool:

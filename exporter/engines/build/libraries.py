@@ -70,8 +70,11 @@ def _device(cuda: ctypes.CDLL, number: int) -> Device:
     name = ctypes.create_string_buffer(_NAME_BYTES)
     cuda.cuDeviceGetName(name, _NAME_BYTES, handle)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
-    major, minor = (_attribute(cuda, which, handle) for which in (_MAJOR, _MINOR))
-    told, capability = name.value.decode(errors="replace"), f"sm{major}{minor}"
+    told, capability = name.value.decode(errors="replace"), "sm"
+    for which in (_MAJOR, _MINOR):
+        part = ctypes.c_int(0)
+        cuda.cuDeviceGetAttribute(ctypes.byref(part), which, handle)
+        capability += str(part.value)
     return Device(told, capability, memory.value, _uuid(cuda, handle))
 
 
@@ -81,12 +84,6 @@ def _uuid(cuda: ctypes.CDLL, device: ctypes.c_int) -> str:
     if ask is None or ask(found, device) != 0:
         return ""
     return f"GPU-{uuid.UUID(bytes=found.raw)}"
-
-
-def _attribute(cuda: ctypes.CDLL, which: int, device: ctypes.c_int) -> int:
-    found = ctypes.c_int(0)
-    cuda.cuDeviceGetAttribute(ctypes.byref(found), which, device)
-    return found.value
 
 
 BINDINGS, ONNX_RUNTIME = "cuda-bindings", "onnxruntime-gpu"

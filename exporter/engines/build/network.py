@@ -124,7 +124,12 @@ def builder_config(
     config.clear_flag(module.BuilderFlag.TF32)  # on by default
     _set_targets(module, config, settings)
     for entry in profiles:
-        _add_profile(builder, config, entry)
+        profile = builder.builder.create_optimization_profile()
+        for name, span in entry.shapes.items():
+            profile.set_shape(name, span.low, span.usual, span.high)
+        if not profile or config.add_optimization_profile(profile) < 0:
+            reason = builder.listener.last_error()
+            raise EngineError(f"The {entry.phase} profile is refused: {reason}")
     return config
 
 
@@ -142,15 +147,6 @@ def _set_targets(module: Any, config: Any, settings: BuildSettings) -> None:
     ]
     if wrong:
         raise _unknown_targets(module, wrong)
-
-
-def _add_profile(builder: Builder, config: Any, entry: Profile) -> None:
-    profile = builder.builder.create_optimization_profile()
-    for name, span in entry.shapes.items():
-        profile.set_shape(name, span.low, span.usual, span.high)
-    if not profile or config.add_optimization_profile(profile) < 0:
-        reason = builder.listener.last_error()
-        raise EngineError(f"The {entry.phase} profile is refused: {reason}")
 
 
 def refuse_unknown_targets(module: ModuleType, names: Sequence[str]) -> None:

@@ -20,10 +20,7 @@ from typing import Any
 from exporter.engines.build.child import has_fixed_addresses
 from exporter.engines.build.libraries import LIBRARIES, load
 from exporter.engines.build.logs import inspected, no_engine, read_layers
-from exporter.engines.build.network import (
-    Builder,
-    builder_config,
-)
+from exporter.engines.build.network import Builder, builder_config
 from exporter.errors import DepthcutError, first_line
 from exporter.files import write_through
 from exporter.processes import end_with_parent

@@ -126,7 +126,11 @@ def read_cache_form(path: Path) -> CacheForm:
         for value in inputs
         if value.shape is not None and len(value.shape) == _RANK
     }
-    nodes = [node for node in graph if _is_grouped(node)]
+    nodes = [
+        node
+        for node in graph
+        if (node.domain, node.op_type) == ("com.microsoft", "GroupQueryAttention")
+    ]
     scattered = dict(filter(None, map(_scattered, graph)))
     shared = {past: present for node in nodes for past, present in _shared(node)} | scattered
     masks = [_fixed_size(value, 1) for value in inputs if value.name == _MASK]
@@ -139,10 +143,6 @@ def read_cache_form(path: Path) -> CacheForm:
         bool(nodes),
         masks[0] if scattered and masks else None,
     )
-
-
-def _is_grouped(node: ir.Node) -> bool:
-    return node.domain == "com.microsoft" and node.op_type == "GroupQueryAttention"
 
 
 def _shared(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:

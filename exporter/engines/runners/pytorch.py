@@ -70,16 +70,10 @@ class TorchRunner(Runner):
         if self._device.type == "cpu":
             moved = move_to_huge_pages()
             self.capabilities = replace(self.capabilities, huge_page_bytes=moved)
-        self._forward = self._eager_or_compiled()
-        return self
-
-    def _eager_or_compiled(self) -> _Forward:
-        """The same compiled function whenever the runner is entered: it keeps what it compiled."""
-        if not self._compiles:
-            return self._module
-        if self._compiled is None:
+        if self._compiles and self._compiled is None:  # kept from one time to the next
             self._compiled = torch.compile(self._module, dynamic=False)
-        return self._compiled
+        self._forward = self._compiled if self._compiles else self._module
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Gives back the threads, and the device's memory."""

@@ -145,19 +145,13 @@ def new_session(
         # Widens each half-precision weight just before it is needed, not all at the start.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if PROVIDERS["cuda"] in providers:
-        _load_cuda(ort)
+        # From pip's packages; it alone looks where the system keeps libraries. What it can't load
+        # it prints, and the command's own output may be JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            ort.preload_dlls()
     given = model if isinstance(model, bytes) else str(model)
     told = [_PROVIDER_OPTIONS.get(name, {}) for name in providers]
     return ort.InferenceSession(given, options, providers=list(providers), provider_options=told)
-
-
-def _load_cuda(ort: Any) -> None:
-    """Loads CUDA's and cuDNN's libraries from the packages that pip has put them in.
-
-    ONNX Runtime alone looks where the system keeps libraries. What it can't load it prints.
-    """
-    with contextlib.redirect_stdout(sys.stderr):  # the command's own output may be JSON
-        ort.preload_dlls()
 
 
 def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> dict[str, int]:

@@ -50,7 +50,9 @@ def build_decoder(
         checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")
         building = progress.task("build with onnxruntime-genai")
         with building, telling_full_disk(folder), hub_off():
-            _save_checkpoint(loaded, checkpoint)
+            save_checkpoint(loaded, checkpoint)
+            if loaded.tokenizer is None:
+                _save_stand_in_tokenizer(checkpoint)
             _run_builder(builder, loaded, checkpoint, out, provider)
         require_windows(out / MODEL_FILE, loaded.model.config.get_text_config())
         for file in (f"{MODEL_FILE}.data", MODEL_FILE, CONFIG_FILE):
@@ -90,15 +92,8 @@ def _run_builder(
         ) from error
 
 
-def _save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
-    """The model as the builder reads it; with a tokenizer, which it copies."""
-    save_checkpoint(loaded, folder)
-    if loaded.tokenizer is None:
-        _save_stand_in_tokenizer(folder)
-
-
 def _save_stand_in_tokenizer(folder: Path) -> None:
-    """One word; nothing of it comes into the result."""
+    """One word, for the builder to copy; nothing of it comes into the result."""
     tokenizers = require("tokenizers", extra="torch")
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106
     transformers = require("transformers", extra="torch")

@@ -68,7 +68,13 @@ def note_form(
 
 def fused_operators(model: ir.Model) -> dict[str, int]:
     """By name, how many nodes do at once what takes several of ONNX's basic operators."""
-    found = Counter(node.op_type for node in model.graph.all_nodes() if _is_fused(node))
+    found = Counter(
+        node.op_type
+        for node in model.graph.all_nodes()
+        if node.op_type in _FUSED_NORMS
+        or node.domain in _FUSED_DOMAINS
+        or (node.domain in ("", "ai.onnx") and node.op_type in _FUSED_IN_ONNX)
+    )
     return dict(sorted(found.items()))
 
 
@@ -86,12 +92,6 @@ def form_in_words(record: FormRecord) -> str:
 def version_of(distribution: str) -> str:
     """A library's name with its version."""
     return f"{distribution} {metadata.version(distribution)}"
-
-
-def _is_fused(node: ir.Node) -> bool:
-    if node.op_type in _FUSED_NORMS or node.domain in _FUSED_DOMAINS:
-        return True
-    return node.domain in ("", "ai.onnx") and node.op_type in _FUSED_IN_ONNX
 
 
 _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -165,10 +165,10 @@ FUSED_OPSET = 23
 def write_portable(
     loaded: LoadedModel,
     folder: Path,
+    progress: Progress = QUIET,
     *,
     exporter: ExporterName | None = None,  # None: PyTorch's
     opset: int | None = None,  # None: PORTABLE_OPSET for PyTorch's, its own choice for optimum's
-    progress: Progress = QUIET,
 ) -> WrittenForm:
     """Exports a model with PyTorch's exporter, or optimum's."""
     if exporter == "optimum":

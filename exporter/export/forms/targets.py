@@ -38,12 +38,6 @@ class TargetForm:
     fixed_caches: bool = False
 
 
-def _write_plain(
-    loaded: LoadedModel, folder: Path, progress: Progress, **options: Any
-) -> WrittenForm:
-    return write_portable(loaded, folder, progress=progress, **options)
-
-
 def _write_for_onnxruntime(
     loaded: LoadedModel, folder: Path, progress: Progress, *, provider: Provider, **options: Any
 ) -> WrittenForm:
@@ -65,7 +59,7 @@ def _write_for_tensorrt(
 
 
 TARGETS: Mapping[Target, TargetForm] = {
-    "portable": TargetForm(_write_plain, engines=get_args(Backend), plain=True),
+    "portable": TargetForm(write_portable, engines=get_args(Backend), plain=True),
     "onnxruntime-cpu": TargetForm(
         partial(_write_for_onnxruntime, provider="cpu"), provider="cpu", dtypes=("float32",)
     ),
@@ -133,13 +127,9 @@ def write_form(
 ) -> tuple[Path, FormRecord]:
     """Exports a model in the form of a target."""
     form, pools = TARGETS[target], pooling_for(loaded) if pooling else None
-    options: dict[str, Any] = {}
-    if form.plain:
-        options |= {"exporter": exporter, "opset": opset}
-        written = write_portable(loaded, folder, progress=progress, **options)
-    else:
-        options |= {"room": room} if form.fixed_caches else {}
-        written = form.write(loaded, folder, progress, **options)
+    options: dict[str, Any] = {"exporter": exporter, "opset": opset} if form.plain else {}
+    options |= {"room": room} if form.fixed_caches else {}
+    written = form.write(loaded, folder, progress, **options)
     if pools is not None:
         add_pooling(folder, pools)
     record = note_form(folder, written, target, loaded.ref.sha256)
