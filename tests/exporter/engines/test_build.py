@@ -11,18 +11,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
 from hub_cache import into_cache
 
 from exporter.cli import run
+from exporter.engines.build import build, libraries
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
 from exporter.engines.build.engine_set import read_sidecar, sidecar_path
+from exporter.engines.build.libraries import Driver
 from exporter.engines.build.profiles import Ranges, Span, read_source
 from exporter.engines.build.settings import BuildSettings
-from exporter.errors import EngineError, UsageError
+from exporter.errors import DepthcutError, EngineError, UsageError
 from graph_passes import Deletion, prune_graph, save_model
 from tests.raising import raises
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -123,25 +126,32 @@ def test_a_graph_that_does_not_parse_leaves_nothing(tmp_path: Path) -> None:
     assert found.findings[0].operator == "Odd"
 
 
-def test_an_unknown_card_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
-    with raises(EngineError, "unknown-card", "sm90") as caught:
-        build_engines(models[0], tmp_path, settings=BuildSettings(compute_capabilities=("sm90",)))
-    assert "sm89" in caught.value.hint
+@pytest.mark.parametrize(
+    ("asked", "code", "named"),
+    [
+        ({"settings": BuildSettings(compute_capabilities=("sm90",))}, "unknown-card", "sm90 sm89"),
+        ({"settings": SM89, "backend": "tensorrt"}, "unsupported-option", "--compute-capability"),
+        ({"phases": ["decode", "decode"], "split": True}, "named-twice", "decode"),
+        ({"settings": SM89, "ranges": Ranges(prompt=Span(1, 1, 1 << 31), context=Span(1, 4, 8))},
+         "library-failed", "tensorrt-rtx inconsistent"),
+        ({"backend": "tensorrt"}, "no-driver", "tensorrt tensorrt-rtx"),
+    ],
+)  # fmt: skip
+def test_what_can_t_be_built_is_refused_and_leaves_nothing(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any], code: str, named: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    with raises(DepthcutError, code) as caught:
+        build_engines(models[0], tmp_path, **asked)
+    told = f"{caught.value.message} {caught.value.hint}"
+    assert all(each in told for each in named.split())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_options_of_the_other_library_are_refused(
-    models: tuple[Path, Path], tmp_path: Path
-) -> None:
-    with raises(UsageError, "unsupported-option", "--compute-capability"):
-        build_engines(models[0], tmp_path, backend="tensorrt", settings=SM89)
 
 
 def test_a_target_that_is_the_source_is_refused_before_the_build(
     models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.engines.build import build
-
     monkeypatch.setattr(build, "run_job", lambda *_: pytest.fail("it was built all the same"))
     with raises(UsageError, "overwrites-input"):
         build_engines(models[0], models[0], phases=["decode"], ranges=SMALL, settings=SM89)
@@ -173,14 +183,7 @@ def test_nothing_of_the_current_folder_is_run(
 def test_the_command_prints_one_json_document(
     models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = [
-        "--prompt-range",
-        "1:4:8",
-        "--context-range",
-        "1:4:8",
-        "--compute-capability",
-        " sm89, sm89",
-    ]
+    sizes = ["--prompt-range=1:4:8", "--context-range=1:4:8", "--compute-capability= sm89, sm89"]
     call = ["build", str(models[1]), "-o", str(tmp_path), "--json", *sizes]
     assert run([*call, "--profile", "decode"]) == 0
     one = json.loads(capsys.readouterr().out)
@@ -218,11 +221,6 @@ def test_a_build_that_fails_is_not_called_done(
         r"^build (prefill and decode|encode) with tensorrt-rtx \.\.\.$", told, re.MULTILINE
     )
     assert "done" not in told
-
-
-def test_a_phase_that_is_named_twice_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
-    with raises(UsageError, "named-twice", "decode"):
-        build_engines(models[0], tmp_path, phases=["decode", "decode"], split=True)
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -292,27 +290,6 @@ def test_a_record_that_is_none_does_not_stop_a_check(tmp_path: Path) -> None:
     model.metadata_props["depthcut.plan"] = "[{}]"
     save_model(model, tmp_path / "m.onnx")
     assert read_source(tmp_path / "m.onnx").plan == []
-
-
-def test_what_the_library_throws_is_told_in_a_line(
-    models: tuple[Path, Path], tmp_path: Path
-) -> None:
-    wide = Ranges(prompt=Span(1, 1, 1 << 31), context=Span(1, 4, 8))
-    with raises(EngineError, "library-failed", "tensorrt-rtx", "inconsistent"):
-        build_engines(models[0], tmp_path, ranges=wide, settings=SM89)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_driver_full_tensorrt_is_refused_in_words(
-    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from exporter.engines.build import libraries
-    from exporter.engines.build.libraries import Driver
-
-    monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
-    with raises(EngineError, "no-driver", "tensorrt") as caught:
-        build_engines(models[0], tmp_path, backend="tensorrt")
-    assert "tensorrt-rtx" in caught.value.hint
 
 
 def test_the_precision_is_the_graphs_own(tmp_path: Path) -> None:
