@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from exporter.artifacts import (
     CalibrationRef,
     ImportanceReport,
@@ -27,36 +29,32 @@ REPORT = ImportanceReport(
 )  # fmt: skip
 
 
-def test_what_is_dropped_stands_in_bold_and_nothing_else() -> None:
-    text = section_markdown(
-        importance_section(REPORT, [PlannedDeletion(layer=1, kind="attention")])
-    )
-    assert "| 0 | 0.1000 | 0.2000 | 0.3000 |" in text
-    assert "| 1 | **1.1000** | - | 1.3000 |" in text
+def scaled(factor: float) -> ImportanceReport:
+    some = [each.model_copy(update={"score": each.score * factor}) for each in REPORT.scores]
+    return REPORT.model_copy(update={"scores": some})
 
 
-def test_a_dropped_block_marks_its_sublayers() -> None:
-    text = section_markdown(importance_section(REPORT, [PlannedDeletion(layer=0, kind="block")]))
-    assert "| 0 | **0.1000** | **0.2000** | **0.3000** |" in text
-    assert "| 1 | 1.1000 |" in text
+CUT = PlannedDeletion(layer=1, kind="attention")
+BLOCK = PlannedDeletion(layer=0, kind="block")
 
 
-def test_small_scores_keep_three_digits() -> None:
-    small = [s.model_copy(update={"score": s.score / 4000}) for s in REPORT.scores]
-    text = section_markdown(importance_section(REPORT.model_copy(update={"scores": small}), []))
-    assert "| 0 | 0.0000250 | 0.0000500 | 0.0000750 |" in text
-
-
-def test_scores_of_zero_and_below() -> None:
-    some = [s.model_copy(update={"score": -s.score * (s.layer == 1)}) for s in REPORT.scores]
-    report = REPORT.model_copy(update={"scores": some})
-    assert "| 1 | -1.1000 | - | -1.3000 |" in section_markdown(importance_section(report, []))
-    assert "h0" in importance_map(report, []).draw("k")
-    nothing = REPORT.model_copy(
-        update={"scores": [s.model_copy(update={"score": 0.0}) for s in REPORT.scores]}
-    )
-    assert "| 0 | 0.0000 |" in section_markdown(importance_section(nothing, []))
-    assert "h0" in importance_map(nothing, []).draw("k")
+@pytest.mark.parametrize(
+    ("factor", "plan", "rows"),
+    [
+        (1, [CUT], ["| 0 | 0.1000 | 0.2000 | 0.3000 |", "| 1 | **1.1000** | - | 1.3000 |"]),
+        (1, [BLOCK], ["| 0 | **0.1000** | **0.2000** | **0.3000** |", "| 1 | 1.1000 |"]),
+        (1 / 4000, [], ["| 0 | 0.0000250 | 0.0000500 | 0.0000750 |"]),
+        (-1, [], ["| 1 | -1.1000 | - | -1.3000 |"]),
+        (0, [], ["| 0 | 0.0000 |"]),
+    ],
+)
+def test_scores_are_told_by_layer_and_what_is_dropped_in_bold(
+    factor: float, plan: list[PlannedDeletion], rows: list[str]
+) -> None:
+    report = scaled(factor)
+    text = section_markdown(importance_section(report, plan))
+    assert all(row in text for row in rows)
+    assert "h0" in importance_map(report, plan).draw("k")
 
 
 def test_one_large_score_leavesShades_to_the_others() -> None:
