@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from tests.architectures.catalogue import CATALOGUE, Architecture
 from tests.architectures.table import TOLERANCE, Row, table
+from tests.benchmarks.frame import KeptRows
 
 ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "out" / "architectures.json"
+KEPT = ROOT / "out" / "architectures"
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
 RANDOM_SETS = 12  # over a thousand in all
 
@@ -50,12 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(names: Sequence[str], random_sets: int, *, fresh: bool = False) -> Iterator[Row]:
     """The rows of the named architectures, or of all, one after the other."""
-    kept = _Kept(random_sets, fresh=fresh)
+    kept = KeptRows(KEPT, [random_sets, versions(), _sources()])
     for architecture in CATALOGUE:
-        if not names or architecture.name in names:
-            row = kept.row(architecture) or _check(architecture, random_sets)
-            kept.add(architecture, row)
-            yield row
+        if names and architecture.name not in names:
+            continue
+        saved = None if fresh else kept.find(repr(architecture))
+        row = None if saved is None else Row(**saved)
+        if row is None or not row.holds:
+            row = _check(architecture, random_sets)
+            kept.keep(repr(architecture), asdict(row))
+        yield row
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -90,40 +94,11 @@ def _line(row: Row) -> str:
     return f"{row.name:30} {verdict} {row.seconds:6.1f} s  {found}  {reasons}".rstrip()
 
 
-class _Kept:
-    """The finished rows of earlier runs of the same code."""
-
-    def __init__(self, random_sets: int, *, fresh: bool) -> None:
-        self._common = [random_sets, versions(), _sources()]
-        self._rows: dict[str, dict[str, Any]] = {}
-        if KEPT.is_file() and not fresh:
-            self._rows = json.loads(KEPT.read_text(encoding="utf-8"))
-
-    def row(self, architecture: Architecture) -> Row | None:
-        saved = self._rows.get(architecture.name)
-        if saved is None or saved["made_by"] != self._digest(architecture):
-            return None
-        row = Row(**saved["row"])
-        return row if row.holds else None
-
-    def add(self, architecture: Architecture, row: Row) -> None:
-        from exporter.files import write_text
-
-        saved = {"made_by": self._digest(architecture), "row": row.plain()}
-        self._rows[architecture.name] = saved
-        write_text(KEPT, json.dumps(self._rows, indent=1))
-
-    def _digest(self, architecture: Architecture) -> str:
-        """Changes with everything that a row depends on."""
-        known = json.dumps([*self._common, repr(architecture)])
-        return hashlib.sha256(known.encode()).hexdigest()
-
-
 def _sources() -> str:
     """Of the code that a row depends on."""
     digest = hashlib.sha256()
     apart = {"catalogue.py", "command.py"}
-    sources = [*ROOT.glob("graph_passes/*.py"), *Path(__file__).parent.glob("[!t_]*.py")]
+    sources = [*ROOT.glob("graph_passes/**/*.py"), *Path(__file__).parent.glob("[!t_]*.py")]
     for source in sorted(source for source in sources if source.name not in apart):
         digest.update(source.read_bytes())
     return digest.hexdigest()

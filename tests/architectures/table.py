@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 COMMAND = "python -m tests.architectures --write graph_passes/docs/architectures.md"
 _COLUMNS = ("architecture", "worst relative error", "note")
@@ -98,7 +97,3 @@ class Row:
         if self.cuts_refused:
             return f"{self.cuts_refused} more refused: no input that is left has the past length"
         return ""
-
-    def plain(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return asdict(self)

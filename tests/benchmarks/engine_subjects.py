@@ -14,11 +14,6 @@ from exporter.engines.build.profiles import Ranges, Span
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DECODER = Ranges(prompt=Span(1, 128, 512), context=Span(1, 512, 1024))
 _SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-_SMOLLM2 = {
-    "vocab_size": 512, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
-    "intermediate_size": 1536, "max_position_embeddings": 8192, "rope_theta": 100_000.0,
-    "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
-}  # fmt: skip
 _PIXELS = 224
 IN_PLACE = 24
 
@@ -51,19 +46,6 @@ def smollm2(dtype: str) -> Any:
     assert spec is not None
     assert spec.submodule_search_locations
     return load_model(str(Path(spec.submodule_search_locations[0]) / _GGUF), dtype=dtype)
-
-
-def smollm2_shaped(dtype: str, layers: int) -> Any:
-    """Random weights in SmolLM2-135M's sizes, but for the words and the depth."""
-    from torch.nn.init import normal_
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(**_SMOLLM2, num_hidden_layers=layers)
-    loaded = _random(LlamaForCausalLM, config, dtype)
-    for name, weight in loaded.model.named_parameters():
-        if "norm" in name:  # equal ones would be stored once, and be a layer less of a network
-            normal_(weight, mean=1.0, std=0.1)
-    return loaded
 
 
 def bert(dtype: str, layers: int = 12) -> Any:

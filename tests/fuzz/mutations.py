@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -657,8 +657,3 @@ def spoil_locations(model: ModelProto, rng: random.Random) -> None:
         entry.value = rng.choice(paths if entry.key == "location" else numbers)
         if rng.random() < 0.1:
             entry.key = rng.choice(("offset", "length", "location", "checksum", ""))
-
-
-def all_names() -> Iterator[str]:
-    """The names of the mutations, sorted."""
-    yield from sorted(MUTATIONS)

@@ -14,6 +14,11 @@ from tests.tiny_graphs import GraphBuilder, declare, declared
 HIDDEN, HEADS, KV_HEADS, SIZE, VOCABULARY, POSITIONS = 32, 4, 2, 32, 11, 32
 _FAR_BELOW = float(np.finfo(np.float32).min)
 
+CALLS: list[dict[str, int]] = [
+    {"seq": 9}, {"seq": 9, "padding": 3}, {"seq": 1, "past": 6}, {"seq": 3, "past": 5, "batch": 1},
+]  # fmt: skip
+"""A prompt, one with padding, a step, and a few tokens at once."""
+
 
 @dataclass(frozen=True)
 class DecoderSpec:
@@ -59,6 +64,11 @@ def decoder_feed(
             shape = (batch, KV_HEADS, past, SIZE)
             feed[value.name or ""] = rng.standard_normal(shape).astype(np.float32)
     return feed
+
+
+def count(model: ir.Model, op_type: str) -> int:
+    """How many nodes are of a type."""
+    return sum(node.op_type == op_type for node in model.graph)
 
 
 class _Builder(GraphBuilder):

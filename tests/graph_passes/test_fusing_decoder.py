@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from decoder_graphs import POSITIONS, DecoderSpec, decoder_feed, decoder_model
+from decoder_graphs import (
+    CALLS,
+    POSITIONS,
+    DecoderSpec,
+    count,
+    decoder_feed,
+    decoder_model,
+)
 from graph_support import run, session
 
 from graph_passes import Deletion, ResidualSite, find_sites, masked_model, prune_graph
@@ -37,13 +44,6 @@ REFUSED = {
     "bias_on_scores": (DecoderSpec(mask="alibi"), "score-bias"),
     "keys_in_turn": (DecoderSpec(repeats="in_turn"), "keys-order"),
 }
-CALLS: list[dict[str, int]] = [
-    {"seq": 9}, {"seq": 9, "padding": 3}, {"seq": 1, "past": 6}, {"seq": 3, "past": 5, "batch": 1},
-]  # fmt: skip
-
-
-def count(model: ir.Model, op_type: str) -> int:
-    return sum(node.op_type == op_type for node in model.graph)
 
 
 def skips(counts: Mapping[str, int]) -> int:

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from decoder_graphs import HEADS, POSITIONS, DecoderSpec, decoder_feed, decoder_model
+from decoder_graphs import (
+    CALLS,
+    HEADS,
+    POSITIONS,
+    DecoderSpec,
+    count,
+    decoder_feed,
+    decoder_model,
+)
 from graph_support import run, session
 
 from graph_passes import Deletion, masked_model, prune_graph
@@ -30,14 +38,7 @@ MASKS_REFUSED = {
     "not causal": (DecoderSpec(mask="all"), "unknown-mask"),
     "biased": (DecoderSpec(mask="alibi"), "score-bias"),
 }
-CALLS: list[dict[str, int]] = [
-    {"seq": 9}, {"seq": 9, "padding": 3}, {"seq": 1, "past": 6}, {"seq": 3, "past": 5, "batch": 1},
-]  # fmt: skip
 Feed = dict[str, np.ndarray[Any, Any]]
-
-
-def count(model: ir.Model, op_type: str) -> int:
-    return sum(node.op_type == op_type for node in model.graph)
 
 
 def left_padded(feed: Feed) -> Feed:
