@@ -40,13 +40,8 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
     """Deletes sublayers in place; what it can't delete it refuses before it changes anything.
 
     What the model's own record names as deleted earlier is passed over, so a second run changes
-    nothing. :func:`graph_passes.prune_graph` wraps it so that the caller's model survives.
-
-    Args:
-        deletions: What to delete. A block stands for every sublayer of its layer.
-        replacements: The numbers for those that name a replacement.
-        renumber_kv: Whether the caches that are left get dense numbers.
-        allow_all: Whether no sublayer need be left.
+    nothing. :func:`graph_passes.prune_graph`, which explains all arguments, wraps it so that the
+    caller's model survives.
     """
 
     def __init__(
