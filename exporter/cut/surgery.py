@@ -28,7 +28,7 @@ from exporter.artifacts.plans import MODEL_KEY, note_texts
 from exporter.artifacts.stacks import Stack, Stacks, refuse_other_stacks
 from exporter.cut.options import CutOptions
 from exporter.cut.prune_files import PruneFiles, SourceHashes
-from exporter.cut.verify import PrunedFile, Setting, UncutGraph, choose, verify_candidate
+from exporter.cut.verify import PrunedFile, UncutGraph, thrifty_because, verify_candidate
 from exporter.errors import MissingDependencyError, PlanError
 from exporter.models.model_folder import ENCODER, FIRST_STEP, GRAPHS, Graph, graph_file
 from exporter.optional import require
@@ -83,11 +83,12 @@ def prune_file(
     if not model_checked:
         plan.hold_against(model.metadata_props.get(MODEL_KEY), str(source), progress)
     files = PruneFiles.choose(source, model, target, plan, options)
-    setting = choose(model, options.verify_limit_bytes) if options.verify == "oracle" else None
+    is_checked = options.verify == "oracle"
+    thrifty = thrifty_because(model, options.verify_limit_bytes) if is_checked else None
     hashes = SourceHashes(source, files.data if options.weights == "compact" else ())
     pruned, passed = _pruned(model, plan, options)
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
-    cut = _Cut(files, plan, model, pruned, passed, setting, hashes, engine_check, progress)
+    cut = _Cut(files, plan, model, pruned, passed, thrifty, hashes, engine_check, progress)
     return _publish(cut)
 
 
@@ -124,7 +125,7 @@ class _Cut:
     model: ir.Model
     pruned: ir.Model
     passed: PassReport
-    setting: Setting | None  # how closely the oracle looks; None leaves it out
+    thrifty_because: str | None  # of the oracle's check; None leaves it out
     hashes: SourceHashes
     engine_check: ParserCheck | None  # asked about the result; None: nobody is
     progress: Progress
@@ -147,12 +148,12 @@ class _Cut:
         )
 
     def _verified(self, result: Path, weights_folder: Path) -> Verification:
-        if self.setting is None:
+        if self.thrifty_because is None:
             return NOT_VERIFIED
         folder, plan = self.files.source.parent, self.plan
         original = UncutGraph(self.model, folder, plan.deletions, plan.tensors)
         pruned = PrunedFile(result, weights_folder, self.passed)
-        return verify_candidate(original, pruned, self.progress, self.setting)
+        return verify_candidate(original, pruned, self.progress, self.thrifty_because)
 
 
 def _recount_form(pruned: ir.Model) -> None:

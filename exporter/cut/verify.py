@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -33,8 +32,6 @@ from graph_passes.files.storage import runtime_form
 from graph_passes.types import Deletion, PassReport, SublayerRef
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from graph_passes.replacements import ReplacementTensors
 
 AnyArrays = Mapping[str, NDArray[Any]]
@@ -185,10 +182,10 @@ def set_apart(model: ir.Model, runtime: Any) -> dict[str, Any]:
     values = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if isinstance(tensor, onnx_ir.LazyTensor):
+        if isinstance(tensor, ir.LazyTensor):
             values[name] = _runtime_value(tensor, runtime)
-            shape = onnx_ir.Shape(tensor.shape.numpy())
-            value.const_value = onnx_ir.ExternalTensor(
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor(
                 _ELSEWHERE, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
             )
     return values
@@ -196,7 +193,7 @@ def set_apart(model: ir.Model, runtime: Any) -> dict[str, Any]:
 
 def _runtime_value(tensor: ir.TensorProtocol, runtime: Any) -> Any:
     array = tensor.numpy()
-    if tensor.dtype == onnx_ir.DataType.BFLOAT16:  # numpy has none, so its bits go
+    if tensor.dtype == ir.DataType.BFLOAT16:  # numpy has none, so its bits go
         make = runtime.OrtValue.ortvalue_from_numpy_with_onnx_type
         return make(array.view(np.uint16), tensor.dtype.value)
     whole = np.ascontiguousarray(array).reshape(array.shape)  # it gives a scalar an axis
@@ -232,19 +229,8 @@ _INLINE_COPIES = 3  # weights inside the ONNX file: ours, the serialised ones, t
 _FP32_BYTES = 4
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One of the two settings, and why it was chosen."""
-
-    thrifty: bool
-    reason: str = ""
-
-
-FULL = Setting(thrifty=False)
-
-
-def choose(model: ir.Model, limit_bytes: int) -> Setting:
-    """Chooses how a model is verified.
+def thrifty_because(model: ir.Model, limit_bytes: int) -> str:
+    """Why a model is verified at the cheaper of two settings; empty where it is not.
 
     At the full setting a session holds all weights in memory, in fp32 even where the file has fp16.
     At the cheaper one it holds one at a time, so that the model may be larger than the memory; then
@@ -259,7 +245,7 @@ def choose(model: ir.Model, limit_bytes: int) -> Setting:
     elif free is not None and (needed := _needed_in_full(weights)) > free:
         reason = f"the full check would take {_size(needed)} of memory, {_size(free)} are free"
     else:
-        return FULL
+        return ""
     needed = _needed_by_the_thrifty(weights)
     if free is not None and needed > free:
         raise TooLittleMemoryError(
@@ -268,7 +254,7 @@ def choose(model: ir.Model, limit_bytes: int) -> Setting:
             "Free some memory, use a larger machine, or leave the check out with --verify none; "
             "the report will say so.",
         )
-    return Setting(thrifty=True, reason=reason)
+    return reason
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -330,7 +316,7 @@ class PrunedFile:
 
 
 def verify_candidate(
-    original: UncutGraph, pruned: PrunedFile, progress: Progress, setting: Setting = FULL
+    original: UncutGraph, pruned: PrunedFile, progress: Progress, thrifty_because: str = ""
 ) -> Verification:
     """Runs both on ONNX Runtime's CPU provider, with random inputs of the graph's own shapes.
 
@@ -339,20 +325,24 @@ def verify_candidate(
     are compared, the caches included. The plain original is run too: the error must be small
     against what masking changes, or a wrong cut of a weak branch would pass.
     """
-    if setting.thrifty:
-        progress.say(f"verifying at a cheaper setting: {setting.reason}")
+    thrifty = bool(thrifty_because)
+    if thrifty:
+        progress.say(f"verifying at a cheaper setting: {thrifty_because}")
     rng, model = np.random.default_rng(0), original.model
-    inputs = [(case, draw(model, case, rng)) for case in cases(model, one=setting.thrifty)]
+    inputs = [(case, draw(model, case, rng)) for case in cases(model, one=thrifty)]
     widened = has_bfloat16(model)
     with progress.task("verify against the masked original", 3 * len(inputs), "runs") as task:
         # A value that is fused away is not rounded, and in int8 each rounding shows.
         optimise = not any(node.op_type == "QuantizeLinear" for node in model.graph)
-        runtime = _Runtime(optimise=optimise, thrifty=setting.thrifty, widen=widened, task=task)
+        runtime = _Runtime(optimise=optimise, thrifty=thrifty, widen=widened, task=task)
         runs = _run_all(original, pruned, [feed for _, feed in inputs], runtime)
-    found = _differences([case.name for case, _ in inputs], *runs)
-    verification = judge(
-        found, setting.reason, cut_anything=bool(pruned.made.deleted), widened=widened
-    )
+    cut_anything = bool(pruned.made.deleted)
+    differences = [
+        difference
+        for (case, _), *arrays in zip(inputs, *runs, strict=True)
+        for difference in compare_run(case.name, *arrays)
+    ]
+    verification = judge(differences, thrifty_because, cut_anything=cut_anything, widened=widened)
     if verification.passed is None:
         progress.say("the deleted branches have no measurable effect, so the check proves little")
     return verification
@@ -376,16 +366,6 @@ def _run_all(
         list(map(names.outputs, masked)),
         list(map(names.settled, cut)),
     )
-
-
-def _differences(
-    cases_: Sequence[str],
-    plain: Sequence[Arrays],
-    masked: Sequence[Arrays],
-    pruned: Sequence[Arrays],
-) -> list[MaskedDifference]:
-    runs = zip(cases_, plain, masked, pruned, strict=True)
-    return [difference for run in runs for difference in compare_run(*run)]
 
 
 class _Names:
@@ -460,7 +440,7 @@ class _Runtime:
             reason = str(error).strip().splitlines()[0][:300]
             raise VerificationError(
                 f"The result can't be verified: ONNX Runtime says {reason}",
-                "--verify none leaves this check out; the report will say so.",
+                _LEAVE_OUT,
             ) from error
         return results
 

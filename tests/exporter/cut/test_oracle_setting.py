@@ -111,8 +111,8 @@ def test_where_the_system_says_nothing_the_limit_decides(
 ) -> None:
     _free(monkeypatch, None)
     model = load_model(source)
-    assert not oracle_setting.choose(model, GIGABYTE).thrifty
-    assert oracle_setting.choose(model, 0).thrifty
+    assert not oracle_setting.thrifty_because(model, GIGABYTE)
+    assert oracle_setting.thrifty_because(model, 0)
 
 
 def test_half_precision_takes_twice_its_size_and_a_file_takes_none(
@@ -125,14 +125,14 @@ def test_half_precision_takes_twice_its_size_and_a_file_takes_none(
         pytest.skip(f"no sparse files here: {error}")
     total = sum(value.const_value.nbytes for value in model.graph.initializers.values())  # type: ignore[union-attr]
     _free(monkeypatch, 2 * total)
-    assert oracle_setting.choose(model, 10 * total).thrifty
+    assert oracle_setting.thrifty_because(model, 10 * total)
     _free(monkeypatch, 3 * total)
-    assert not oracle_setting.choose(model, 10 * total).thrifty
+    assert not oracle_setting.thrifty_because(model, 10 * total)
     _free(monkeypatch, 3 * GIGABYTE)  # the embedding in fp32, twice, is 2.1 GB
-    assert oracle_setting.choose(model, 0).thrifty
+    assert oracle_setting.thrifty_because(model, 0)
     _free(monkeypatch, 2 * GIGABYTE)
     with raises(TooLittleMemoryError):
-        oracle_setting.choose(model, 0)
+        oracle_setting.thrifty_because(model, 0)
 
 
 _WATCHED = """
