@@ -15,7 +15,7 @@ import torch
 from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import DEFAULT_LIMIT_BYTES
-from exporter.cut.verify import choose
+from exporter.cut.verify import thrifty_because
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.sessions import WidenedCopy
@@ -158,13 +158,12 @@ def _runner(
     loaded: LoadedModel, file: Path, provider: str, progress: Progress
 ) -> OnnxRuntimeRunner:
     """Runs the graph; that of a model whose weights don't come into memory with as little of it."""
-    thrifty = False
+    reason = ""
     if isinstance(loaded, MetaModel) and provider == "cpu":
-        setting = choose(load_model(file), DEFAULT_LIMIT_BYTES)
-        thrifty = setting.thrifty
-        if thrifty:
-            progress.say(f"comparing with PyTorch at a cheaper setting: {setting.reason}")
-    threads = torch.get_num_threads()
+        reason = thrifty_because(load_model(file), DEFAULT_LIMIT_BYTES)
+        if reason:
+            progress.say(f"comparing with PyTorch at a cheaper setting: {reason}")
+    threads, thrifty = torch.get_num_threads(), bool(reason)
     return OnnxRuntimeRunner(file, provider=provider, threads=threads, thrifty=thrifty, brief=True)
 
 
