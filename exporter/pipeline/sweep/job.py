@@ -36,48 +36,18 @@ from exporter.progress import Progress, Task
 from exporter.report.sections.verdict import notices
 from exporter.report.words import short_shape
 
+WORKER = ("-P", "-m", "exporter.pipeline.sweep.worker")
+"""How Python starts it; ``-P`` keeps it from importing what lies in the folder that it is called
+in."""
 _PATIENCE_S = 30.0
 
 
-@dataclass(frozen=True)
-class ChildEnd:
-    """How a process has ended."""
-
-    word: dict[str, Any]
-    code: int
-    during: str | None = None
-
-    @property
-    def told(self) -> str:
-        """How one ended that had no last word."""
-        how = f"ended with exit code {self.code}"
-        if self.code < 0:
-            how = f"was killed: {signal.strsignal(-self.code)}"
-        return how + (f", in the middle of {self.during!r}" if self.during else "")
-
-    @property
-    def hint(self) -> str | None:
-        """What may be the reason."""
-        return "Its memory may have run out." if self.code == -signal.SIGKILL else None
-
-
-def run_child(worker: Sequence[str], request: str, progress: Progress) -> ChildEnd:
-    """Runs a worker."""
-    with _child(worker) as child:
-        assert child.stdin
-        with contextlib.suppress(BrokenPipeError):  # its exit code says why
-            child.stdin.write(request + "\n")
-            child.stdin.close()
-        word, during = _listen(child, progress)
-        return ChildEnd(word, child.wait(), during)
-
-
 @contextlib.contextmanager
-def _child(worker: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+def _child() -> Iterator[subprocess.Popen[str]]:
     """A process that is gone when the block ends."""
     path = os.pathsep.join(filter(None, sys.path))
     child = subprocess.Popen(  # noqa: S603
-        child_command(worker),
+        child_command(WORKER),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
@@ -302,11 +272,6 @@ def _done(found: SweepCell, cell: Cell, report: ComparisonReport) -> SweepCell:
     return found.model_copy(update=told)
 
 
-WORKER = ("-P", "-m", "exporter.pipeline.sweep.worker")
-"""How Python starts it; ``-P`` keeps it from importing what lies in the folder that it is called
-in."""
-
-
 def run_in_children(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[int, SweepCell]]:
     """Runs jobs one after the other."""
     for place, job in enumerate(jobs):
@@ -316,10 +281,19 @@ def run_in_children(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[i
 
 def run_in_child(job: Job, progress: Progress) -> SweepCell:
     """Runs one job."""
-    end = run_child(WORKER, job.to_json(), progress)
-    if "cell" in end.word:
-        return SweepCell.model_validate(end.word["cell"])
-    if "full" in end.word:
-        raise OSError(end.word["errno"], os.strerror(end.word["errno"]), end.word["full"])
-    error = SweepError(f"The cell's process {end.told}.")
-    return failed(missing(job.cell(), job.key), error.message, error, end.hint)
+    with _child() as child:
+        assert child.stdin
+        with contextlib.suppress(BrokenPipeError):  # its exit code says why
+            child.stdin.write(job.to_json() + "\n")
+            child.stdin.close()
+        word, during = _listen(child, progress)
+        code = child.wait()
+    if "cell" in word:
+        return SweepCell.model_validate(word["cell"])
+    if "full" in word:
+        raise OSError(word["errno"], os.strerror(word["errno"]), word["full"])
+    end = f"was killed: {signal.strsignal(-code)}" if code < 0 else f"ended with exit code {code}"
+    end += f", in the middle of {during!r}" if during else ""
+    hint = "Its memory may have run out." if code == -signal.SIGKILL else None
+    error = SweepError(f"The cell's process {end}.")
+    return failed(missing(job.cell(), job.key), error.message, error, hint)
