@@ -152,6 +152,8 @@ class OptionType:
 
     def read(self, value: Any, *, strict: bool = False) -> Any:
         """A value as the option's type has it."""
+        if self.written.listed and isinstance(value, str | int) and not isinstance(value, bool):
+            value, strict = str(value), False  # a list as the command line has it
         return _validated(self.type, self.from_yaml(value) if strict else value, strict=strict)
 
     def read_item(self, text: str) -> Any:

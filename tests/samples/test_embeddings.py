@@ -19,9 +19,9 @@ def test_the_corpus_is_searched_before_and_after_the_cut(tmp_path: Path) -> None
     write_encoder(model)
     write_sentence_files(model, normalise=True)
     once = tmp_path / "once.yaml"
-    once.write_text("reload: false\n")
+    once.write_text("reload: false\nallow_damage: true\n")
     quick = [
-        *("--heal", "none", "--search", "one-shot", "--allow-damage", "--threads", "1"),
+        *("--heal", "none", "--search", "one-shot", "--threads", "1"),
         *("--config", str(once), "--prefill", "8", "--rounds", "2"),
     ]
     done = run_sample(tmp_path, "12_embeddings/run.sh", out, *quick, MODEL=str(model))

@@ -133,6 +133,17 @@ def test_the_command_line_wins_over_the_file(bake: list[Bread], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("text", "slices"), [("3", (3,)), ("3,4", (3, 4)), ("'3'", (3,)), ("[3, 4]", (3, 4))]
+)
+def test_a_list_stands_in_a_file_as_on_the_command_line(
+    bake: list[Bread], tmp_path: Path, text: str, slices: tuple[int, ...]
+) -> None:
+    path = _config(tmp_path, f"slices: {text}\n")
+    assert command_line.run(["bake", "rye", "-o", "x", "--config", path]) == 0
+    assert bake[0].slices == slices
+
+
+@pytest.mark.parametrize(
     ("text", "line", "key", "allowed"),
     [
         ("flour: rye\ndegres: 3", 2, "degres", "degrees"),
