@@ -41,7 +41,7 @@ _TOLD_VERSIONS = (
     "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu",
     "onnxruntime-genai", "onnxruntime-genai-cuda", "onnxscript", "torch", "transformers",
     "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt", "tensorrt-cu12", "tensorrt-rtx",
-    "tensorrt-rtx-cu12", "openvino", "llama-cpp-python",
+    "tensorrt-rtx-cu12", "polygraphy", "openvino", "llama-cpp-python",
 )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ class VerifyEngineCall(Options):
     model: OnnxFile = argument("MODEL")
     output: OutputPath | None = option(
         None,
-        "Write inputs and results here, as NumPy's .npz files.",
+        "Write inputs and results here, for Polygraphy.",
         "-o",
         "--output",
         metavar="FOLDER",
@@ -93,7 +93,7 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
     """Compare ENGINE's answers with ONNX Runtime's.
 
     MODEL is the ONNX file that ENGINE was built from. ENGINE may also be another ONNX file, such as
-    MODEL in another form.
+    MODEL in another form. Polygraphy runs and compares both.
 
     Exit code 0 if all outputs agree, otherwise 1.
     """
@@ -106,13 +106,14 @@ def verify_engine(call: VerifyEngineCall, progress: ConsoleProgress) -> int:
         call.output,
         tolerance=call.tolerance,
         threads=call.threads or default_threads(),
+        progress=progress,
     )
     if progress.as_json:
         echo_json(json.dumps([asdict(each) for each in results], indent=2))
     else:
         _verify_engine_print(results)
         if call.output is not None:
-            echo("inputs and results", call.output)
+            echo("files for Polygraphy", call.output)
     return 0 if all(result.agrees for result in results) else 1
 
 

@@ -1,28 +1,35 @@
-"""Holds an engine's answers against ONNX Runtime's, phase by phase."""
+"""Holds an engine's answers against ONNX Runtime's, phase by phase, by Polygraphy."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.build.engine_set import find_builds, names_engines
+from exporter.engines.build.child import run_job
+from exporter.engines.build.engine_set import EngineSet, Slot, find_builds, names_engines
+from exporter.engines.build.polygraphy_run import polygraphy
 from exporter.engines.build.profiles import graph_hashes, phases_of, read_source
 from exporter.engines.build.settings import Profile
 from exporter.engines.inputs import make_inputs, random_tokens
-from exporter.engines.runners.base import Array, Runner
+from exporter.engines.runners.base import Array
+from exporter.engines.runners.cache_form import has_fixed_length
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.engines.tensors import TOLERANCE
 from exporter.errors import EngineError
-from exporter.files import staged_directory
+from exporter.files import scratch_folder, staged_directory
 from exporter.models.graph_facts import CACHE_INPUT, read_facts
+from exporter.progress import QUIET, Progress
 
 _TOKENS, _PAST = 8, 8
+Feed = Mapping[str, Array]
+Results = Any
+"""Polygraphy's ``RunResults``: by runner, the outputs of each run."""
 
 
 @dataclass(frozen=True)
@@ -64,34 +71,39 @@ def verify_engine(
     *,
     tolerance: float | None = None,  # None for what the precision allows
     threads: int,
+    progress: Progress = QUIET,
 ) -> list[PhaseResult]:
-    """Holds an engine, or another ONNX file, against ONNX Runtime on an ONNX file.
+    """Holds an engine against ONNX Runtime on the ONNX file that it was built from.
 
-    Both get the same inputs, at the usual size of each profile. Only one is loaded at a time.
+    Both are run by Polygraphy's runners on the same inputs, at the usual size of each profile.
     """
-    facts, results = read_facts(onnx), []
-    allowed = tolerance or TOLERANCE.get(facts.precision, TOLERANCE["bf16"])
-    other, shapes = _opened(engine, onnx, threads)
-    with OnnxRuntimeRunner(onnx, threads=threads) as runner:
-        sizes = {"prefill": (_TOKENS, 0), "decode": (1, _PAST), "encode": (_TOKENS, 0)}
-        shapes = shapes or [Shape(phase, 1, *sizes[phase]) for phase in phases_of(runner.inputs)]
-        tokens = {shape: random_tokens(shape, facts.vocabulary or 2) for shape in shapes}
-        feeds = {shape: make_inputs(runner.inputs, shape, tokens[shape]) for shape in shapes}
-        wanted = {shape: runner.run(feeds[shape], phase=shape.phase) for shape in shapes}
-    with other, contextlib.ExitStack() as stack:
-        stage = None if folder is None else stack.enter_context(staged_directory(folder))
-        for shape in shapes:
-            got = other.run(feeds[shape], phase=shape.phase)
-            results.append(PhaseResult(shape.phase, differences(wanted[shape], got, allowed)))
-            if stage is not None:
-                _save(stage, shape, inputs=feeds[shape], onnxruntime=wanted[shape], engine=got)
+    allowed = tolerance or TOLERANCE.get(read_facts(onnx).precision, TOLERANCE["bf16"])
+    with scratch_folder("verify") as work:
+        results = [
+            _compared(onnx, run, shape, allowed, threads, work)
+            for run, shape in _runs(engine, onnx, threads, work, progress)
+        ]
+        if folder is not None:
+            with staged_directory(folder) as stage:
+                for file in sorted(work.iterdir()):
+                    shutil.copyfile(file, stage / file.name)
     return results
 
 
-def _opened(engine: Path, onnx: Path, threads: int) -> tuple[Runner, list[Shape]]:
-    """What runs an engine, and at which shapes; none are known of an ONNX file."""
+Run = Callable[[Feed, Path], Results]
+
+
+def _runs(
+    engine: Path, onnx: Path, threads: int, work: Path, progress: Progress
+) -> Iterator[tuple[Run, Shape]]:
+    """How the engine runs, once for each phase, with the shape to run it at."""
     if not names_engines(engine):
-        return OnnxRuntimeRunner(engine, threads=threads), []
+        with OnnxRuntimeRunner(onnx, threads=threads) as runner:
+            specs = runner.inputs
+        for phase in phases_of(specs):
+            new, past = (1, _PAST) if phase == "decode" else (_TOKENS, 0)
+            yield lambda feed, _: run_onnx(engine, feed, threads), Shape(phase, 1, new, past)
+        return
     engines = find_builds(engine)[0]
     if engines.records[0].made_from != graph_hashes(onnx, read_source(onnx)):
         raise EngineError(
@@ -99,14 +111,60 @@ def _opened(engine: Path, onnx: Path, threads: int) -> tuple[Runner, list[Shape]
             "Name the ONNX file that was given to depthcut build, or build the engine again.",
             code="not-built-from",
         )
-    return TensorRtRunner(engines), [_shape(slot.profile) for slot in engines.slots]
+    for slot in engines.slots:
+
+        def run(_: Feed, inputs: Path, slot: Slot = slot) -> Results:
+            return _run_engine(engines, slot, inputs, work / "results.json", progress)
+
+        yield run, _shape(slot.profile)
 
 
-def _save(stage: Path, shape: Shape, **arrays: Mapping[str, Array]) -> None:
-    """Writes what went in and what came out; NumPy's files know no bfloat16."""
-    for name, values in arrays.items():
-        wide = {n: a.astype("f4") if a.dtype == "bfloat16" else a for n, a in values.items()}
-        np.savez(stage / f"{name}-{shape.phase}.npz", **wide)  # type: ignore[arg-type]
+def _run_engine(
+    engines: EngineSet, slot: Slot, inputs: Path, results: Path, progress: Progress
+) -> Results:
+    """Runs a profile in a process of its own, which may crash."""
+    request = {
+        "job": "polygraphy", "engine": str(engines.paths[slot.engine].resolve()),
+        "profile": slot.number, "inputs": str(inputs), "results": str(results),
+    }  # fmt: skip
+    with polygraphy():
+        from polygraphy.comparator import RunResults
+
+        run_job(engines.library, request, progress, "run with Polygraphy")
+        found = RunResults.load(str(results))
+        results.unlink()
+        return found
+
+
+def run_onnx(model: Path, feed: Feed, threads: int) -> Results:
+    """Runs an ONNX file on ONNX Runtime's CPU by Polygraphy's runner."""
+    with polygraphy(), OnnxRuntimeRunner(model, threads=threads) as own:
+        from polygraphy.backend.onnxrt import OnnxrtRunner
+        from polygraphy.comparator import Comparator
+
+        return Comparator.run([OnnxrtRunner(own.session, "onnxruntime")], data_loader=[dict(feed)])
+
+
+def _compared(
+    onnx: Path, run: Run, shape: Shape, tolerance: float, threads: int, work: Path
+) -> PhaseResult:
+    feed, inputs = _inputs(onnx, shape, threads), work / f"inputs-{shape.phase}.json"
+    with polygraphy():
+        from polygraphy.json import save_json
+
+        save_json([dict(feed)], str(inputs))
+    wanted, got = run_onnx(onnx, feed, threads), run(feed, inputs)
+    for name, results in (("onnxruntime", wanted), ("engine", got)):
+        results.save(str(work / f"{name}-{shape.phase}.json"))
+    return PhaseResult(shape.phase, tuple(differences(wanted, got, tolerance)))
+
+
+def _inputs(onnx: Path, shape: Shape, threads: int) -> Feed:
+    with OnnxRuntimeRunner(onnx, threads=threads) as runner:
+        vocabulary = read_facts(onnx).vocabulary or 2
+        given = make_inputs(runner.inputs, shape, random_tokens(shape, vocabulary))
+        fixed = runner.cache_form.mask is not None and any(map(has_fixed_length, runner.inputs))
+        return {**given, **(runner.cache_form.with_room(given) if fixed else {})}
 
 
 def _shape(profile: Profile) -> Shape:
@@ -120,16 +178,32 @@ def _shape(profile: Profile) -> Shape:
     return Shape(profile.phase, batch, new, cache.usual[2] // (2 if in_place else 1))
 
 
-def differences(
-    wanted: Mapping[str, Array], found: Mapping[str, Array], tolerance: float
-) -> tuple[Difference, ...]:
-    """Compares the outputs that both gave; of logits of the last position alone, that one."""
-    told = []
-    for name in (name for name in wanted if name in found and wanted[name].size):
-        want, got = (each[name].astype(np.float64) for each in (wanted, found))
-        if want.ndim == got.ndim > 1 and got.shape == (len(want), 1, *want.shape[2:]):
-            want = want[:, -1:]
-        bound = tolerance * max(1.0, float(np.nan_to_num(np.abs(want), posinf=0.0).max()))
-        error = float(np.abs(want - got).max()) if want.shape == got.shape else np.inf
-        told.append(Difference(name, error if np.isfinite(error) else np.inf, bound))
-    return tuple(told)
+def differences(wanted: Results, found: Results, tolerance: float) -> list[Difference]:
+    """Compares what two runners gave for one input, by Polygraphy's comparison."""
+    from polygraphy.comparator import Comparator, SimpleCompareFunc
+
+    ((_, (want,)),), ((_, (got,)),) = wanted.items(), found.items()
+    names = [name for name in want.keys() if name in got.keys() and want[name].size]  # noqa: SIM118
+    _keep_last(want, got, names)
+    bounds = {name: tolerance * max(1.0, _largest(want[name])) for name in names}
+    judge = SimpleCompareFunc(atol={**bounds, "": tolerance}, rtol=0.0, check_error_stat="max")
+    with polygraphy(), np.errstate(all="ignore"):  # it divides by zeros for a relative error
+        (verdicts,) = Comparator.compare_accuracy([wanted, found], compare_func=judge)[0].values()
+    return [Difference(name, _error(verdicts[0].get(name)), bounds[name]) for name in names]
+
+
+def _keep_last(want: Any, got: Any, names: Sequence[str]) -> None:
+    """An engine may give the logits of the last position alone: holds those against it."""
+    for name in names:
+        shape, other = want[name].shape, got[name].shape
+        if len(shape) == len(other) > 1 and other == (shape[0], 1, *shape[2:]) != shape:
+            want[name] = np.ascontiguousarray(want[name][:, -1:])
+
+
+def _largest(array: Array) -> float:
+    return float(np.nan_to_num(np.abs(array.astype(np.float64)), posinf=0.0).max())
+
+
+def _error(verdict: Any) -> float:
+    error = getattr(verdict, "max_absdiff", None)  # there is none where the shapes differ
+    return float("inf") if error is None or not np.isfinite(error) else float(error)

@@ -120,7 +120,13 @@ def _try(request: dict[str, Any]) -> dict[str, Any]:
     return run_once([Path(path) for path in request["engines"]])
 
 
-_JOBS = {"check": _check, "build": _build, "try": _try}
+def _polygraphy(request: dict[str, Any]) -> dict[str, Any]:
+    from exporter.engines.build.polygraphy_run import run_engine
+
+    return run_engine(request)
+
+
+_JOBS = {"check": _check, "build": _build, "try": _try, "polygraphy": _polygraphy}
 
 
 if __name__ == "__main__":

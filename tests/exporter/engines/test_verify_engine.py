@@ -1,4 +1,4 @@
-"""An engine, or a second ONNX file, against ONNX Runtime."""
+"""An engine, or a second ONNX file, against ONNX Runtime by Polygraphy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from exporter.cli import run
 from exporter.engines import verify
+from exporter.engines.build import polygraphy_run
 from exporter.engines.build.engine_set import EngineRecord, sidecar_path
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.errors import EngineError
+from exporter.errors import EngineError, MissingDependencyError
 from exporter.files import sha256_file
 from graph_passes import save_model
 from graph_passes.locate import locate
@@ -22,6 +22,8 @@ from tests.raising import raises
 from tests.stand_in.decoders import decoder_engine
 from tests.stand_in.installed import stand_in
 from tests.tiny_graphs import TinySpec, tiny_model
+
+pytestmark = pytest.mark.rtx  # Polygraphy comes with that extra
 
 
 def faulty(layer: int, kind: str, file: Path) -> ir.Node:
@@ -49,21 +51,22 @@ def sound(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("layer", "kind"), [(0, "attention"), (1, "mlp"), (2, "attention")])
-def test_a_planted_fault_differs_and_inputs_and_results_are_written(
+def test_a_planted_fault_differs_and_inputs_and_results_are_written_for_polygraphy(
     layer: int, kind: str, sound: Path, tmp_path: Path
 ) -> None:
+    from polygraphy.comparator import RunResults
+    from polygraphy.json import load_json
+
     faulty(layer, kind, tmp_path / "faulty.onnx")
     out = tmp_path / "out"
     results = verify.verify_engine(tmp_path / "faulty.onnx", sound, out, threads=1)
     assert [each.phase for each in results] == ["prefill", "decode"]
     assert not any(each.agrees or each.worst.passed for each in results)
-    saved = {path.stem: dict(np.load(path)) for path in out.iterdir()}
-    names = [f"{what}-{phase}" for what in ("engine", "inputs", "onnxruntime")
-             for phase in ("decode", "prefill")]  # fmt: skip
-    assert sorted(saved) == names
-    with OnnxRuntimeRunner(sound, threads=1) as runner:
-        again = runner.run(saved["inputs-decode"])
-    assert verify.differences(again, saved["engine-decode"], 1e-3) == results[1].outputs
+    (inputs,) = load_json(str(out / "inputs-decode.json"))
+    assert verify.differences(
+        verify.run_onnx(sound, inputs, 1),
+        RunResults.load(str(out / "engine-decode.json")), 1e-3,
+    ) == list(results[1].outputs)  # fmt: skip
 
 
 def test_equal_files_agree_in_both_phases(
@@ -85,11 +88,19 @@ def test_the_command_says_no(
     assert run(["verify-engine", str(other), str(sound), "--tolerance", "1e6"]) == 0
 
 
+def results(**outputs: Any) -> Any:
+    from polygraphy.comparator import RunResults
+
+    found = RunResults()
+    found.add([outputs], runner_name="one")
+    return found
+
+
 def test_logits_of_the_last_position_are_held_against_the_last() -> None:
     whole = np.arange(12, dtype=np.float32).reshape(1, 4, 3)
-    (same,) = verify.differences({"logits": whole}, {"logits": whole[:, -1:]}, 1e-3)
+    (same,) = verify.differences(results(logits=whole), results(logits=whole[:, -1:]), 1e-3)
     assert same.max_abs_error == 0
-    (other,) = verify.differences({"logits": whole}, {"logits": whole[:, :1]}, 1e-3)
+    (other,) = verify.differences(results(logits=whole), results(logits=whole[:, :1]), 1e-3)
     assert other == verify.Difference("logits", 9.0, pytest.approx(11e-3))
 
 
@@ -97,16 +108,18 @@ def test_logits_of_the_last_position_are_held_against_the_last() -> None:
     "wrong", [np.full((1, 2), np.nan, np.float32), np.zeros((1, 5), np.float32)]
 )
 def test_no_number_or_another_shape_is_an_infinite_difference(wrong: np.ndarray[Any, Any]) -> None:
-    right = np.ones((1, 2), np.float32)
-    (found,) = verify.differences({"x": right}, {"x": wrong}, 1e-3)
+    right = results(x=np.ones((1, 2), np.float32))
+    (found,) = verify.differences(right, results(x=wrong), 1e-3)
     assert found.max_abs_error == float("inf")
     assert not found.passed
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_an_engine_is_run_phase_by_phase(in_place: bool, tmp_path: Path) -> None:
+def test_an_engine_runs_by_polygraphys_own_runner(in_place: bool, tmp_path: Path) -> None:
+    from tests.stand_in.for_polygraphy import polygraphy_on
+
     engine = decoder_engine(tmp_path, in_place=in_place)
-    with stand_in() as machine:
+    with stand_in() as machine, polygraphy_on(machine):
         found = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
         assert [each.phase for each in found] == ["prefill", "decode"]
         assert all(each.agrees for each in found)
@@ -123,13 +136,15 @@ def computes(engine: Path, onnx: Path) -> None:
 
 
 def test_a_wrong_engine_differs(tmp_path: Path) -> None:
+    from tests.stand_in.for_polygraphy import polygraphy_on
+
     engine = decoder_engine(tmp_path, in_place=False)
     model = ir.load(tmp_path / "model.onnx")
     site = next(s for s in locate(model).sites if (s.layer, s.kind) == (1, "mlp"))
     spoil([n for n in model.graph if n in site.dying and n.op_type == "MatMul"][-1])
     ir.save(model, tmp_path / "faulty.onnx")
     computes(engine, tmp_path / "faulty.onnx")
-    with stand_in():
+    with stand_in() as machine, polygraphy_on(machine):
         found = verify.verify_engine(engine, tmp_path / "model.onnx", threads=1)
     assert not any(each.agrees for each in found)
 
@@ -138,3 +153,25 @@ def test_an_engine_of_another_graph_is_refused(sound: Path, tmp_path: Path) -> N
     engine = decoder_engine(tmp_path)
     with raises(EngineError, "not-built-from", engine, sound):
         verify.verify_engine(engine, sound, threads=1)
+
+
+def test_without_polygraphy_the_extra_is_named(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(module: str, *, extra: str) -> Any:
+        raise MissingDependencyError(module, extra)
+
+    monkeypatch.setattr(polygraphy_run, "require", missing)
+    with raises(MissingDependencyError, "", "polygraphy", "rtx"):
+        verify.verify_engine(sound, sound, threads=1)
+
+
+def test_polygraphys_failure_is_one_line() -> None:
+    from polygraphy.logger import G_LOGGER
+
+    with (
+        raises(EngineError, "polygraphy-failed", "no engine") as caught,
+        polygraphy_run.polygraphy(),
+    ):
+        G_LOGGER.critical("no engine\nand much more")
+    assert "\n" not in caught.value.message
