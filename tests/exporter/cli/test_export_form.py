@@ -61,7 +61,12 @@ def test_a_form_that_an_extra_would_make_faster_is_told(
     from exporter.pipeline import road
 
     monkeypatch.setattr(road, "find_spec", lambda _: installed)
+    monkeypatch.setattr(road.keys, "score_key", lambda _: {})
+    for name in ("refuse_foreign_goals", "_stage"):
+        monkeypatch.setattr(road, name, lambda *_: None)
     heard = Heard()
-    run: Any = SimpleNamespace(request=SimpleNamespace(target=target), progress=heard)
-    road._say_faster_form(run)
+    request = SimpleNamespace(target=target, scored=True, stream=False)
+    ledger = SimpleNamespace(valid=lambda *_: False)
+    run: Any = SimpleNamespace(request=request, ledger=ledger, progress=heard)
+    road._score(run)
     assert any("genai" in line for line in heard.lines) == is_told
